@@ -1,0 +1,1 @@
+"""Fine-tune, prove, talk to and ship the GLM family."""

@@ -1,0 +1,196 @@
+"""Every setting of a run: its name, type, default and meaning, written once.
+
+Help texts and the reference page are printed from these fields. This module imports no torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TemplateName = Literal["chatglm2", "chatglm3", "glm4", "glm4_base"]
+Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
+Overlong = Literal["cut", "cut_any", "drop", "error"]
+
+
+class Settings(BaseModel):
+    """Base: read-only, refuses what it does not know, carries its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Full(Settings):
+    """Train every weight."""
+
+    name: Literal["full"] = "full"
+
+
+class Lora(Settings):
+    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arxiv.org/abs/2106.09685)."""
+
+    name: Literal["lora"] = "lora"
+    r: int = Field(8, ge=1)
+    """Rank of the two matrices added to each target."""
+    alpha: float = Field(32, gt=0)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on the adapter's input while training."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the linear layers to adapt; empty takes the family's default, `query_key_value`."""
+
+
+Method = Annotated[Full | Lora, Field(discriminator="name")]
+
+
+class Data(Settings):
+    """Which rows, how they are read, encoded and cut."""
+
+    train: Path | None = None
+    """Training file: a JSON array, JSON lines, or CSV with a header."""
+    validation: Path | None = None
+    """Rows for the evaluation loss; without it, rows are held out of `train`."""
+    test: Path | None = None
+    """Rows that `glmtune evaluate` answers and scores; without it, the validation rows."""
+    holdout_rows: int | None = Field(None, ge=1)
+    """Rows held out of `train` when no validation file is named; empty: 5 %, at least 1, at most 200."""
+    split_seed: int = 42
+    """Seed of the draw of held-out rows."""
+    max_rows: int | None = Field(None, ge=1)
+    """Use only the first so many training rows."""
+    prompt_column: str | None = None
+    """Column of the question; empty: found by looking at the rows."""
+    response_column: str | None = None
+    """Column of the answer; empty: found by looking at the rows."""
+    history_column: str | None = None
+    """Column of earlier rounds, `[[question, answer], ...]`; empty: `history` if the rows have it."""
+    source_prefix: str = ""
+    """Text put in front of the first question, in training, evaluation and chat alike."""
+    system: str | None = None
+    """System message put first, in training, evaluation and chat alike (ChatGLM3 and GLM-4)."""
+    encoding: Encoding = "chat"
+    """`chat`: what chat sends. `thudm`, `chatglm3`, `glm4`: the official scripts' preprocessing, exactly."""
+    combine: bool = False
+    """GLM-4's script setting for `encoding: glm4`: encode the whole conversation at once, learn all of it."""
+    loss: Literal["all_turns", "last_turn"] = "all_turns"
+    """Which answers of a conversation are learned."""
+    max_tokens: int | None = Field(None, ge=16)
+    """Longest example in tokens; empty: 1024, unless the two limits below are set."""
+    max_source_tokens: int | None = Field(None, ge=4)
+    """Longest question part in tokens (the official scripts' max_source_length / max_input_length)."""
+    max_target_tokens: int | None = Field(None, ge=2)
+    """Longest answer in tokens, its end token included (max_target_length / max_output_length)."""
+    overlong: Overlong = "cut"
+    """What to do with longer rows. `cut`: oldest turns, then the middle of the question, then the end of
+    the answer; an error if more than half of the rows need it. `cut_any`: the same without that error.
+    `drop`: leave them out. `error`: stop."""
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "Data":
+        pair = (self.max_source_tokens, self.max_target_tokens)
+        if (pair[0] is None) != (pair[1] is None):
+            raise ValueError("max_source_tokens and max_target_tokens go together: set both or neither")
+        if pair[0] is not None and self.max_tokens is not None:
+            raise ValueError("set either max_tokens, or max_source_tokens and max_target_tokens")
+        if self.encoding != "chat" and pair[0] is None:
+            raise ValueError(
+                f"encoding {self.encoding} needs max_source_tokens and max_target_tokens, as its script does"
+            )
+        return self
+
+
+class Train(Settings):
+    """How long, how fast, in what precision."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; empty: from `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training rows; empty: 1, unless `steps` is set."""
+    batch_size: int = Field(16, ge=1)
+    """Rows per optimizer step, over all processes: more cards make a step faster, not bigger."""
+    micro_batch_size: int = Field(1, ge=1)
+    """Rows that one device works on at once."""
+    lr: float = Field(1e-4, ge=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the learning rate after the warm-up; `linear` and `cosine` end at 0."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0 to its peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of AdamW's running mean."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of AdamW's running square."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """AdamW's denominator floor."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Clip the global gradient norm to this; 0 turns clipping off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass: auto takes the frozen weights' type. Trainable weights are fp32 always."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: about 30 % slower, far less memory."""
+    seed: int = 42
+    """Seed of the row order, the adapter's first weights and dropout."""
+    log_every: int = Field(10, ge=1)
+    """Steps between progress lines."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between evaluations; empty: ten over the run. The loss before step 1 and at the end always."""
+    save_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; empty: at each evaluation."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept; the best is kept besides."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations without a better loss; empty: never."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `tensorboard`)."""
+
+    @model_validator(mode="after")
+    def _length(self) -> "Train":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("set either steps or epochs")
+        return self
+
+
+class Samples(Settings):
+    """Fixed prompts answered at every evaluation, into samples.jsonl."""
+
+    prompts: tuple[str, ...] = ("你好",)
+    """The prompts, one turn each; empty turns it off."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest answer in tokens."""
+
+
+class Evaluation(Settings):
+    """How `glmtune evaluate` answers the test rows: greedily, in batches."""
+
+    batch_size: int = Field(16, ge=1)
+    """Rows answered at once."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest answer in tokens; empty: `data.max_target_tokens`, else 512."""
+    max_rows: int | None = Field(None, ge=1)
+    """Answer only the first so many rows."""
+
+
+class Recipe(Settings):
+    """One run, complete: running it again is the run again."""
+
+    model: str
+    """Folder of the model, run or adapter."""
+    template: TemplateName | None = None
+    """Chat format; empty: told from the model's folder."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type the frozen weights are held in."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    output: Path | None = None
+    """Folder of the run; empty: `runs/<model>-<method>`. It must be new or empty."""
+    method: Method = Lora()
+    """What is trained."""
+    data: Data = Data()
+    """The rows."""
+    train: Train = Train()
+    """The training."""
+    samples: Samples = Samples()
+    """Answers to watch."""
+    evaluate: Evaluation = Evaluation()
+    """The scoring."""

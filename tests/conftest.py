@@ -1,0 +1,22 @@
+"""Where the reference data lies, and skipping, visibly, where it does not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not (SHARED / "goldens").is_dir():
+        skip = pytest.mark.skip(reason="needs the reference data in ../shared (or $GLMTUNE_SHARED)")
+        for item in items:
+            if "shared" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    return SHARED
