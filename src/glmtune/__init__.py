@@ -1,1 +1,48 @@
-"""Fine-tune, prove, talk to and ship the GLM family."""
+"""Fine-tune, prove, talk to and ship the GLM family on your own data and your own card.
+
+Importing this loads nothing heavy: each public name is loaded at its first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glmtune.errors import GlmtuneError
+    from glmtune.evaluate.metrics import score
+    from glmtune.generate import Chat
+    from glmtune.load import load_model, load_tokenizer
+    from glmtune.recipe import Recipe
+    from glmtune.tokenizers import encode_messages
+    from glmtune.workflows import RunResult, evaluate, train
+
+_HOMES = {
+    "Chat": "glmtune.generate",
+    "GlmtuneError": "glmtune.errors",
+    "Recipe": "glmtune.recipe",
+    "RunResult": "glmtune.workflows",
+    "encode_messages": "glmtune.tokenizers",
+    "evaluate": "glmtune.workflows",
+    "load_model": "glmtune.load",
+    "load_tokenizer": "glmtune.load",
+    "score": "glmtune.evaluate.metrics",
+    "train": "glmtune.workflows",
+}
+
+__all__ = [
+    "Chat",
+    "GlmtuneError",
+    "Recipe",
+    "RunResult",
+    "encode_messages",
+    "evaluate",
+    "load_model",
+    "load_tokenizer",
+    "score",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'glmtune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,14 +1,23 @@
 """Chat formats: messages -> segments of plain text or named control tokens. One function a format.
 
-Content is only ever a text segment, so a user who types `<|assistant|>` sends seven characters, not a
+Content is only ever a text segment, so a user who types `<|assistant|>` sends those characters, not a
 control token. This module knows strings, not ids: `glmtune.tokenizers` turns segments into ids.
+
+Each text segment is encoded on its own, so where one ends and the next begins is part of the format.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+from glmtune.errors import ConfigError, DataError
+from glmtune.recipe.settings import TemplateName
 
 Role = Literal["system", "user", "assistant", "observation"]
+ROLES: tuple[str, ...] = get_args(Role)
+Loss = Literal["all_turns", "last_turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +42,379 @@ class Segment:
     is_control: bool = False
     is_target: bool = False
     """Learned in training: an answer's text, or the token that ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A chat format."""
+
+    render: Callable[[Sequence[Message], bool, str], list[Segment]]
+    """What chat sends: (messages, whether the assistant is asked to answer, the assistant's name)."""
+    examples: Callable[[Sequence[Message], str], list[list[Segment]]]
+    """The training examples of a conversation whose `loss` flags are set: (messages, assistant's name)."""
+    stop_tokens: tuple[str, ...]
+    """Control tokens at which an answer ends."""
+    end_of_text: str
+    """The control token that ends a text: eos."""
+    control_tokens: tuple[str, ...]
+    """Every control token after the plain vocabulary, in the order of their ids."""
+    assistant_name: str = ""
+    """How the tool instructions call the assistant, unless the model's folder has another name."""
+
+
+def render(
+    template: TemplateName,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    *,
+    assistant_name: str = "",
+) -> list[Segment]:
+    """What chat sends for these messages. Raises DataError for a conversation the format cannot express."""
+    chosen = find(template)
+    return chosen.render(messages, add_generation_prompt, assistant_name or chosen.assistant_name)
+
+
+def training_examples(
+    template: TemplateName, messages: Sequence[Message], loss: Loss = "all_turns", *, assistant_name: str = ""
+) -> list[list[Segment]]:
+    """The conversation as training examples: what chat would send, with the learned parts marked.
+
+    An example ends with the token that ends its last learned answer; what follows that is left out. Empty
+    when nothing is learned. Raises DataError for a conversation the format cannot express.
+    """
+    chosen = find(template)
+    return chosen.examples(_with_loss(messages, loss), assistant_name or chosen.assistant_name)
+
+
+def stop_tokens(template: TemplateName) -> tuple[str, ...]:
+    """The control tokens at which an answer in this format ends."""
+    return find(template).stop_tokens
+
+
+def find(template: str) -> Template:
+    """The format of this name. Raises ConfigError for a name nobody knows."""
+    if template not in TEMPLATES:
+        raise ConfigError(f"template: unknown chat format {template!r}", hint="choose one of " + ", ".join(TEMPLATES))
+    return TEMPLATES[template]
+
+
+def messages_from_dicts(rows: Sequence[Mapping[str, Any] | Message], place: str = "messages") -> list[Message]:
+    """Messages from dicts with `role`, `content` and optionally `metadata`, `tools`, `loss`.
+
+    Raises DataError naming the message that is wrong.
+    """
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Sequence):
+        raise DataError(f"{place}: expected a list of messages, got {_kind(rows)}", hint=_MESSAGE_HINT)
+    if not rows:
+        raise DataError(f"{place}: no message", hint=_MESSAGE_HINT)
+    return [_message(row, f"{place}[{index}]") for index, row in enumerate(rows)]
+
+
+_MESSAGE_HINT = 'a message is like {"role": "user", "content": "..."}'
+_MESSAGE_KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "role": ((str,), "text"),
+    "content": ((str,), "text"),
+    "metadata": ((str, type(None)), "text"),
+    "tools": ((list, tuple, type(None)), "a list of tool descriptions"),
+    "loss": ((bool,), "true or false"),
+}
+
+
+def _message(row: Mapping[str, Any] | Message, place: str) -> Message:
+    if isinstance(row, Message):
+        return row
+    if not isinstance(row, Mapping):
+        raise DataError(f"{place}: expected a message, got {_kind(row)}", hint=_MESSAGE_HINT)
+    unknown = sorted(set(row) - set(_MESSAGE_KEYS))
+    missing = [key for key in ("role", "content") if key not in row]
+    if unknown or missing:
+        what = f"unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+        raise DataError(f"{place}: {what}", hint="the keys are " + ", ".join(_MESSAGE_KEYS))
+    for key, value in row.items():
+        kinds, wanted = _MESSAGE_KEYS[key]
+        if not isinstance(value, kinds):
+            raise DataError(f"{place}: {key!r} must be {wanted}, got {_kind(value)}", hint=_MESSAGE_HINT)
+    return _checked(Message(**{key: value for key, value in row.items() if value is not None}), place)
+
+
+def _checked(message: Message, place: str) -> Message:
+    if message.role not in ROLES:
+        raise DataError(f"{place}: unknown role {message.role!r}", hint="the roles are " + ", ".join(ROLES))
+    if message.tools is not None and message.role != "system":
+        raise DataError(f"{place}: tools in a turn of role {message.role!r}", hint="put them in the system turn")
+    if "\n" in message.metadata:
+        raise DataError(f"{place}: a line break in 'metadata'", hint="metadata is one line, like a tool's name")
+    return message
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _with_loss(messages: Sequence[Message], loss: Loss) -> list[Message]:
+    """The messages with `loss` true exactly where the turn is learned."""
+    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    return [
+        replace(m, loss=m.role == "assistant" and m.loss and (loss == "all_turns" or i == last))
+        for i, m in enumerate(messages)
+    ]
+
+
+def _control(text: str, is_target: bool = False) -> Segment:
+    return Segment(text, is_control=True, is_target=is_target)
+
+
+def _pretty(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=4)
+
+
+# --- ChatGLM2: one text of numbered rounds -------------------------------------------------------------------
+# Source: https://huggingface.co/THUDM/chatglm2-6b tokenization_chatglm.py (build_prompt); the answer is encoded
+# on its own as https://github.com/THUDM/ChatGLM2-6B ptuning/main.py does.
+
+_ROUND = "[Round {}]\n\n问：{}\n\n答："
+_BETWEEN_ROUNDS = "\n\n"
+
+
+def chatglm2_prompt(query: str, history: Sequence[tuple[str, str]] = ()) -> str:
+    """The text that ChatGLM2 is asked with: earlier rounds of (question, answer), then the question."""
+    rounds = [_ROUND.format(n, question) + answer for n, (question, answer) in enumerate(history, 1)]
+    return _BETWEEN_ROUNDS.join([*rounds, _ROUND.format(len(history) + 1, query)])
+
+
+def rounds(messages: Sequence[Message], format_name: str = "ChatGLM2") -> list[tuple[Message, Message | None]]:
+    """The messages as (question, answer) pairs, the last answer perhaps None.
+
+    Raises DataError for anything but user and assistant in turn.
+    """
+    for index, message in enumerate(messages):
+        _check_round_role(message, ("user", "assistant")[index % 2], index, format_name)
+    answers: list[Message | None] = [*messages[1::2], None]
+    return list(zip(messages[::2], answers, strict=False))
+
+
+def _check_round_role(message: Message, expected: str, index: int, format_name: str) -> None:
+    if message.role == "system":
+        hint = "put the text into data.source_prefix, which goes in front of the first question"
+        raise DataError(f"message {index + 1}: {format_name} has no system message", hint=hint)
+    if message.role == "observation" or message.metadata:
+        raise DataError(f"message {index + 1}: {format_name} has no tool calls", hint="use a ChatGLM3 or GLM-4 model")
+    if message.role != expected:
+        raise DataError(
+            f"message {index + 1}: role {message.role!r} where {expected!r} was expected",
+            hint=f"{format_name} takes questions and answers in turn, a question first",
+        )
+
+
+def _chatglm2_render(messages: Sequence[Message], add_generation_prompt: bool, _name: str) -> list[Segment]:
+    pairs = rounds(messages)
+    prefix = [_control("[gMASK]"), _control("sop")]
+    if not pairs:
+        return prefix
+    history = [(question.content, answer.content) for question, answer in pairs[:-1] if answer]
+    question, answer = pairs[-1]
+    text = chatglm2_prompt(question.content, history)
+    if answer is not None:
+        return [*prefix, Segment(text + answer.content)]
+    return [*prefix, Segment(text if add_generation_prompt else text.removesuffix("\n\n答："))]
+
+
+def _chatglm2_examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
+    rounds(messages)
+    return [
+        [
+            *_chatglm2_render(messages[:index], True, name),
+            Segment(message.content, is_target=True),
+            _control("</s>", is_target=True),
+        ]
+        for index, message in enumerate(messages)
+        if message.role == "assistant" and message.loss
+    ]
+
+
+# --- ChatGLM3 and GLM-4: turns that begin with a role token ----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A role token and what follows it, each text encoded on its own."""
+
+    role: str
+    texts: tuple[str, ...]
+    is_learned: bool = False
+
+    def segments(self, *, ends_learned: bool = False) -> Iterator[Segment]:
+        """Its segments; `ends_learned`: its role token is the end of a learned answer before it."""
+        yield _control(f"<|{self.role}|>", is_target=ends_learned)
+        for text in self.texts:
+            yield Segment(text, is_target=self.is_learned)
+
+
+_Turns = Callable[[Sequence[Message], str], list[_Turn]]
+
+
+def _turn_format(turns_of: _Turns, prefix: Sequence[str], end: str, **facts: Any) -> Template:
+    """A format of role tokens: a turn is ended by the role token of the next, the last one by `end`."""
+    start = [_control(text) for text in prefix]
+
+    def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
+        turns = [*turns_of(messages, name), *([_Turn("assistant", ())] if add_generation_prompt else [])]
+        return [*start, *(segment for turn in turns for segment in turn.segments())]
+
+    def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
+        turns = turns_of(messages, name)
+        learned = [index for index, turn in enumerate(turns) if turn.is_learned]
+        if not learned:
+            return []
+        kept = turns[: learned[-1] + 1]
+        following = turns[len(kept)].role if len(turns) > len(kept) else None
+        segments = [*start, *kept[0].segments()]
+        for before, turn in pairwise(kept):
+            segments += turn.segments(ends_learned=before.is_learned)
+        return [[*segments, _control(f"<|{following}|>" if following else end, is_target=True)]]
+
+    return Template(render=render_turns, examples=examples, **facts)
+
+
+def _is_learned(message: Message) -> bool:
+    return message.role == "assistant" and message.loss
+
+
+def _chatglm3_turns(messages: Sequence[Message], _name: str) -> list[_Turn]:
+    """`metadata` and its line break are one text, the content another.
+
+    Source: https://huggingface.co/THUDM/chatglm3-6b tokenization_chatglm.py (build_single_message,
+    build_chat_input).
+    """
+    return [
+        _Turn(message.role, (f"{message.metadata}\n", _chatglm3_content(message)), _is_learned(message))
+        for message in messages
+    ]
+
+
+def _chatglm3_content(message: Message) -> str:
+    if message.tools is None:
+        return message.content
+    return f"{message.content}\n{_pretty(message.tools)}"
+
+
+def _glm4_turns(messages: Sequence[Message], name: str) -> list[_Turn]:
+    """`metadata`, its line break and the content are one text; a turn without content is not sent.
+
+    Source: https://huggingface.co/THUDM/glm-4-9b-chat tokenizer_config.json (chat_template; its renderer drops
+    the first line break after a block, hence one in front of a tool where the base revision has two).
+    """
+    turns = []
+    for message in messages:
+        if message.tools is not None:
+            turns.append(_Turn("system", ("\n" + _glm4_tools(message.tools, name, "\n"),)))
+        if message.content:
+            text = f"{message.metadata}\n{message.content}"
+            turns.append(_Turn(message.role, (text,), _is_learned(message)))
+    return turns
+
+
+def _glm4_base_turns(messages: Sequence[Message], name: str) -> list[_Turn]:
+    """As `_glm4_turns`, but `metadata` and its line break are encoded apart from the content.
+
+    Source: https://huggingface.co/THUDM/glm-4-9b tokenization_chatglm.py (apply_chat_template).
+    """
+    turns = []
+    for message in messages:
+        if message.tools:
+            turns.append(_Turn("system", ("\n", _glm4_tools(message.tools, name, "\n\n"))))
+        if message.content:
+            texts = (f"{message.metadata}\n", message.content)
+            turns.append(_Turn(message.role, texts, _is_learned(message)))
+    return turns
+
+
+def _glm4_tools(tools: Sequence[Mapping[str, Any]], name: str, gap: str) -> str:
+    return _GLM4_INTRODUCTION.format(name) + "".join(gap + _glm4_tool(tool) for tool in tools)
+
+
+def _glm4_tool(tool: Mapping[str, Any]) -> str:
+    kind = tool.get("type") if isinstance(tool, Mapping) else None
+    if kind in _GLM4_BUILT_IN_TOOLS:
+        return _GLM4_BUILT_IN_TOOLS[kind]
+    function = tool.get("function") if kind == "function" else None
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise DataError(
+            f"tools: a tool of type {kind!r} that GLM-4 does not know",
+            hint='use {"type": "function", "function": {"name": ...}} or type '
+            + ", ".join(_GLM4_BUILT_IN_TOOLS),
+        )
+    return f"## {function['name']}\n\n{_pretty(function)}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+
+
+_GLM4_INTRODUCTION = (
+    "你是一个名为 {} 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
+)
+
+_GLM4_BUILT_IN_TOOLS: Mapping[str, str] = {
+    "python": (
+        "## python\n\n当你向 `python` 发送包含 Python 代码的消息时，该代码将会在一个有状态的 Jupyter notebook 环境中执行。"
+        "\n`python` 返回代码执行的输出，或在执行 60 秒后返回超时。"
+        "\n`/mnt/data` 将会持久化存储你的文件。在此会话中，`python` 无法访问互联网。"
+        "不要使用 `python` 进行任何网络请求或者在线 API 调用，这些在线内容的访问将不会成功。"
+    ),
+    "simple_browser": (
+        "## simple_browser\n\n你可以使用 `simple_browser` 工具。该工具支持以下函数："
+        "\n`search(query: str, recency_days: int)`：使用搜索引擎进行查询并显示结果，"
+        "可以使用 `recency_days` 参数控制搜索内容的时效性。"
+        "\n`mclick(ids: list[int])`：获取一系列指定 id 的页面内容。每次调用时，须选择3-10个页面。"
+        "选择多个角度的页面，同时尽可能选择可信任的信息来源。"
+        "考虑到部分页面是无法加载的，你也可以多打开一些可能有用的页面而不用担心内容过多。"
+        "\n`open_url(url: str)`：打开指定的 URL。"
+        "\n\n使用 `【{引用 id}†{引用文本}】` 来引用内容。"
+        "\n\n操作步骤：1. 使用 `search` 来获得信息列表; 2. 使用 `mclick` 来获取指定 ID 页面的内容; "
+        "3. 根据获得的内容进行回复。在回复中应当引用信息来源。"
+        "\n 如果用户提供了 URL，也可以用 `open_url` 直接打开页面。"
+        "\n如果初次搜索结果没有找到合适的信息，也可以再次使用 `search` 进行搜索。"
+    ),
+    "cogview": (
+        "## cogview\n\n如果用户的请求中包含了对图像的描述，你可以使用 `cogview` 来生成图像并展示给用户。"
+        "你需要向 `cogview` 发送图像描述，规则："
+        "\n- 发送给 `cogview` 的消息必须使用英语。用户的中文描述必须完全翻译为英语。"
+        "\n- 应当尽可能详细地描述图像生成的需求，需求描述约 100 英文单词。"
+        "\n- 保持用户原始描述的意图。不要虚构内容或者没见过的人物。"
+        "\n- 如无特殊说明，所在地为中国，持有中国立场并遵循中国社会主义价值观。"
+    ),
+}
+
+_CHATGLM2_CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+_ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_GLM4_CONTROL_TOKENS = (
+    *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+    *_ROLE_TOKENS,
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+)
+_GLM4_FACTS = {
+    "prefix": ("[gMASK]", "<sop>"),
+    "end": "<|user|>",
+    "stop_tokens": ("<|endoftext|>", "<|user|>", "<|observation|>"),
+    "end_of_text": "<|endoftext|>",
+    "control_tokens": _GLM4_CONTROL_TOKENS,
+}
+
+TEMPLATES: Mapping[str, Template] = {
+    "chatglm2": Template(
+        render=_chatglm2_render,
+        examples=_chatglm2_examples,
+        stop_tokens=("</s>",),
+        end_of_text="</s>",
+        control_tokens=_CHATGLM2_CONTROL_TOKENS,
+    ),
+    "chatglm3": _turn_format(
+        _chatglm3_turns,
+        prefix=("[gMASK]", "sop"),
+        end="</s>",
+        stop_tokens=("</s>", "<|user|>", "<|observation|>"),
+        end_of_text="</s>",
+        control_tokens=(*_CHATGLM2_CONTROL_TOKENS, *_ROLE_TOKENS),
+    ),
+    "glm4": _turn_format(_glm4_turns, assistant_name="ChatGLM", **_GLM4_FACTS),
+    "glm4_base": _turn_format(_glm4_base_turns, assistant_name="GhatGLM", **_GLM4_FACTS),
+}
+"""Every chat format. The spelling `GhatGLM` is the base revision's own."""

@@ -1,0 +1,53 @@
+"""The command line: one verb a function. All printing and all exit codes are here.
+
+What a verb needs is imported inside it, so that `glmtune --help` answers at once.
+"""
+
+import sys
+
+import click
+
+from glmtune.cli.chat import chat
+from glmtune.cli.evaluate import evaluate
+from glmtune.cli.settings import settings
+from glmtune.cli.train import train
+from glmtune.errors import GlmtuneError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="glmtune")
+def glmtune() -> None:
+    """Fine-tune, evaluate and talk to ChatGLM2, ChatGLM3 and GLM-4 models.
+
+    \b
+    A first round:
+      glmtune train model=/models/chatglm3-6b data.train=my.json
+      glmtune evaluate runs/chatglm3-6b-lora --data test.json
+      glmtune chat runs/chatglm3-6b-lora
+
+    PATH is always a model folder, a run folder or an adapter folder: a run or an adapter finds its own base
+    model, chat format and settings.
+    """
+
+
+for verb in (train, evaluate, chat, settings):
+    glmtune.add_command(verb)
+
+
+def main() -> None:
+    """Run the command line; what a user can fix ends in `error:` and `hint:` and exit code 2."""
+    try:
+        glmtune(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except GlmtuneError as err:
+        click.echo(f"error: {err}", err=True)
+        if err.hint:
+            click.echo(f"hint: {err.hint}", err=True)
+        sys.exit(err.exit_code)

@@ -1,0 +1,33 @@
+"""Fine-tuning methods: each turns a loaded model into one whose intended weights can be trained."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from glmtune.methods.full import apply_full
+from glmtune.methods.lora import apply_lora
+from glmtune.recipe import Method
+
+METHODS: dict[str, Callable[[Any, Any], Any]] = {"full": apply_full, "lora": apply_lora}
+
+
+def apply_method(model: Any, settings: Method) -> Any:
+    """Return the model with exactly the method's weights trainable, and those in fp32.
+
+    The given model is changed in place (frozen, or adapters put in).
+    """
+    tuned = METHODS[settings.name](model, settings)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return tuned
+
+
+def trainable_line(model: nn.Module) -> str:
+    """`trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT prints it."""
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (
+        f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}"
+    )

@@ -1,0 +1,21 @@
+"""Native models; importing this registers them, so that transformers' Auto classes open official folders."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForSequenceClassification
+from glmtune.models.checkpoint import load_base, resolve_device, resolve_dtype
+from glmtune.models.config import ChatGLMConfig
+
+AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
+AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+AutoModelForSequenceClassification.register(ChatGLMConfig, ChatGLMForSequenceClassification, exist_ok=True)
+
+__all__ = [
+    "ChatGLMConfig",
+    "ChatGLMForConditionalGeneration",
+    "ChatGLMForSequenceClassification",
+    "load_base",
+    "resolve_device",
+    "resolve_dtype",
+]

@@ -4,7 +4,7 @@ Help texts and the reference page are printed from these fields. This module imp
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,18 @@ class Settings(BaseModel):
     """Base: read-only, refuses what it does not know, carries its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, values: Any) -> Any:
+        """YAML's `yes` and `True` would pass for the number 1."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields:
+                kind = cls.model_fields[key].annotation
+                kinds = get_args(kind) or (kind,)
+                if bool not in kinds and (int in kinds or float in kinds):
+                    raise ValueError(f"{key} must be a number, got {value}")
+        return values
 
 
 class Full(Settings):
@@ -126,7 +138,7 @@ class Train(Settings):
     max_grad_norm: float = Field(1.0, ge=0)
     """Clip the global gradient norm to this; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass: auto takes the frozen weights' type. Trainable weights are fp32 always."""
+    """Arithmetic of the forward pass; auto: the frozen weights' type. Trainable weights are fp32 always."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
     seed: int = 42

@@ -1,0 +1,108 @@
+"""Tokenizers of ChatGLM2, ChatGLM3 and GLM-4, read from the official vocabulary files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import AutoTokenizer, PretrainedConfig
+
+from glmtune.errors import CheckpointError
+from glmtune.family import identify
+from glmtune.recipe.settings import TemplateName
+from glmtune.templates import Message, find, messages_from_dicts
+from glmtune.tokenizers.base import GlmTokenizer
+from glmtune.tokenizers.chatglm import ChatGLMTokenizer
+from glmtune.tokenizers.files import VOCABULARY
+from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
+
+TOKENIZERS: Mapping[str, type[GlmTokenizer]] = {
+    "ChatGLM2/ChatGLM3": ChatGLMTokenizer,
+    "GLM-4": ChatGLM4Tokenizer,
+}
+"""The tokenizer of each family."""
+
+__all__ = [
+    "TOKENIZERS",
+    "ChatGLM4Tokenizer",
+    "ChatGLMTokenizer",
+    "GlmTokenizer",
+    "check_fits",
+    "encode_messages",
+    "load_tokenizer",
+    "register",
+]
+
+
+def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenizer:
+    """The tokenizer of a model's folder; `template` names the chat format where the folder does not tell.
+
+    Raises CheckpointError for a missing or foreign vocabulary file, ConfigError for an unfit `template`.
+    """
+    folder = Path(path).expanduser()
+    if template is not None:
+        find(template)
+    identity = identify(folder, cast("TemplateName | None", template))
+    tokenizer_class = TOKENIZERS[identity.family]
+    tokenizer: GlmTokenizer = tokenizer_class.from_pretrained(
+        str(folder), vocab_file=str(folder / VOCABULARY), template=identity.template, local_files_only=True
+    )
+    return tokenizer
+
+
+def encode_messages(
+    tokenizer: GlmTokenizer,
+    messages: Sequence[Mapping[str, Any] | Message],
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """The ids that chat sends for these messages; content is plain text and never a control token.
+
+    `messages` are dicts with `role`, `content` and optionally `metadata`, `tools`. Raises DataError.
+    """
+    segments = tokenizer.segments(messages_from_dicts(messages), add_generation_prompt)
+    return tokenizer.encode_segments(segments)
+
+
+def check_fits(
+    tokenizer: GlmTokenizer,
+    padded_vocab_size: int,
+    eos_token_id: int | Sequence[int] | None = None,
+    *,
+    place: str = "model",
+) -> None:
+    """Refuse a tokenizer of another family than the model's, by vocabulary size and the config's eos ids.
+
+    Raises CheckpointError.
+    """
+    size = len(tokenizer)
+    if size > padded_vocab_size:
+        problem = f"has {size:,} tokens, but the model only {padded_vocab_size:,} rows"
+    elif padded_vocab_size > 2 * max(size, 1024):
+        problem = f"has {size:,} tokens, but the model has {padded_vocab_size:,} rows"
+    else:
+        problem = _eos_problem(tokenizer, eos_token_id)
+    if problem:
+        raise CheckpointError(
+            f"{tokenizer.vocab_file}: this vocabulary {problem} ({place})",
+            hint="copy tokenizer.model and tokenizer_config.json from the model's own source",
+        )
+
+
+def _eos_problem(tokenizer: GlmTokenizer, eos_token_id: int | Sequence[int] | None) -> str:
+    wanted = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
+    if not wanted or tokenizer.eos_token_id in wanted:
+        return ""
+    return f"ends a text with id {tokenizer.eos_token_id}, but the model with {sorted(wanted)}"
+
+
+class _ChatGLMFolder(PretrainedConfig):  # type: ignore[misc]  # transformers has no types
+    """A key for AutoTokenizer's table; the tokenizer class itself is found by its name."""
+
+
+class _ChatGLM4Folder(PretrainedConfig):  # type: ignore[misc]
+    """The same for GLM-4."""
+
+
+def register() -> None:
+    """Let `AutoTokenizer.from_pretrained(official_folder, trust_remote_code=False)` find these classes."""
+    AutoTokenizer.register(_ChatGLMFolder, slow_tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+    AutoTokenizer.register(_ChatGLM4Folder, slow_tokenizer_class=ChatGLM4Tokenizer, exist_ok=True)

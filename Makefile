@@ -1,0 +1,39 @@
+# `make test` on a fresh machine: virtual environment, pinned packages, tests.
+PYTHON ?= python3
+# Package index of PyTorch's CPU builds, for a machine without a GPU:
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+FAST := not slow and not gpu and not weights and not browser
+
+.PHONY: setup test test-all check fix clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH_FLAGS) -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+test: setup
+	$(BIN)/pytest -q -m "$(FAST)"
+
+test-all: setup
+	$(BIN)/pytest -q -m "not gpu and not weights"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

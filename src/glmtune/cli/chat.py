@@ -1,0 +1,106 @@
+"""`glmtune chat`."""
+
+import time
+from pathlib import Path
+
+import click
+
+NAMES = {"chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3", "glm4": "GLM-4", "glm4_base": "GLM-4"}
+
+
+@click.command(short_help="Talk to a model in the terminal.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--rounds", type=click.Choice(["1", "2"]), help="1: single-turn, 2: multi-turn; asked if not given."
+)
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: no sampling."
+)
+@click.option("--top-p", type=click.FloatRange(0, 1), default=0.8, show_default=True)
+@click.option("--repetition-penalty", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--seed", type=int, help="Makes the answers repeatable.")
+@click.option("--system", help="System message; without it, the one the run was tuned with.")
+@click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.option("--template", help="Chat format, where the folder does not tell it.")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
+)
+@click.option("--device", default="auto", show_default=True)
+def chat(
+    path: Path,
+    rounds: str | None,
+    temperature: float,
+    top_p: float,
+    repetition_penalty: float,
+    max_new_tokens: int,
+    seed: int | None,
+    system: str | None,
+    base: Path | None,
+    template: str | None,
+    dtype: str,
+    device: str,
+) -> None:
+    """Talk to a model, run or adapter folder.
+
+    \b
+      glmtune chat runs/chatglm3-6b-lora
+      glmtune chat /models/chatglm3-6b --temperature 0
+    """
+    from glmtune.generate import Chat
+    from glmtune.load import open_place, open_tokenizer, resolve
+
+    place = resolve(path, base=base)
+    tokenizer = open_tokenizer(place, template=template)
+    model = open_place(place, template=template, dtype=dtype, device=device).eval()
+    click.echo("model load done...")
+    conversation = Chat(
+        model,
+        tokenizer,
+        system=system or (place.card.system if place.card else None),
+        source_prefix=place.card.source_prefix if place.card else "",
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    _talk(conversation, NAMES[tokenizer.template], rounds)
+
+
+def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Source of the lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; THUDM's cli_demo.py."""
+    click.echo(
+        f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。输入 clear 以清空对话历史，输入 stop 以终止对话。\n"
+        f"Talk to {name}: `clear` forgets the conversation, `stop` ends it."
+    )
+    if rounds is None:
+        question = "您想体验【单轮对话】还是【多轮对话】？ 请输入（1 代表单轮，2 代表多轮）"
+        rounds = click.prompt(question, type=click.Choice(["1", "2"]), show_choices=False)
+    while True:
+        try:
+            text = click.prompt("\n<|Human|>", prompt_suffix=": ", default="", show_default=False).strip()
+        except click.Abort:
+            click.echo()
+            return
+        if text == "stop":
+            return
+        if text == "clear":
+            conversation.clear()
+            click.echo("> history cleared")
+        elif text:
+            if rounds == "1":
+                conversation.clear()
+            _answer(conversation, name, text)
+
+
+def _answer(conversation: "Chat", name: str, text: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+    click.echo("> begin generated, wait a moment...")
+    start = time.perf_counter()
+    click.echo(f"<|{name}|>: ", nl=False)
+    try:
+        for piece in conversation.ask(text):
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        click.echo(" ...(interrupted, not remembered)", nl=False)
+    click.echo(f"\n> use time: {time.perf_counter() - start:.3f} s")

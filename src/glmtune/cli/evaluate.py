@@ -1,0 +1,54 @@
+"""`glmtune evaluate`."""
+
+from pathlib import Path
+
+import click
+
+from glmtune.cli.console import Lines
+
+
+@click.command(short_help="Answer and score the rows of a file.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--data", "data", type=click.Path(path_type=Path), help="Rows to answer; without it, the held-out rows."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the results.")
+def evaluate(path: Path, words: tuple[str, ...], data: Path | None, output: Path | None) -> None:
+    """Answer every row of FILE greedily and score the answers with ROUGE and BLEU-4.
+
+    PATH is a model, run or adapter folder. Each answer is written to generated_predictions.txt as it
+    finishes; run the same command again after an interruption and it goes on.
+
+    \b
+      glmtune evaluate runs/chatglm3-6b-lora --data test.json
+      glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32
+    """
+    from glmtune.workflows.evaluating import evaluating, recipe_for, scores_table
+    from glmtune.workflows.events import Answered, Note
+
+    lines = Lines()
+    extra = [f"data.test={data}"] if data else []
+    extra += [f"output={output}"] if output else []
+    events = evaluating(recipe_for(path, [*words, *extra]))
+    with lines.bar("answering"):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as stop:
+                result = stop.value
+                break
+            match event:
+                case Note(text):
+                    lines.say(text)
+                case Answered(done, total):
+                    lines.advance(done, total)
+    scores = result.scores
+    lines.say(f"{'':10} {'thudm':>10} {'chatglm3':>10}")
+    for name, thudm, chatglm3 in scores_table(scores):
+        lines.say(f"{name:10} {thudm:>10} {chatglm3:>10}")
+    lines.say(
+        f"{scores['num_rows']} rows, {scores['num_empty']} empty answers (score 0), "
+        f"{100 * scores['stopped_share']:.1f}% ended by a stop token"
+    )
+    lines.say(f"answers: {result.path / 'generated_predictions.txt'}; scores: {result.path / 'scores.json'}")

@@ -1,0 +1,96 @@
+"""`glmtune train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmtune.cli.console import Lines, indent
+
+if TYPE_CHECKING:
+    from glmtune.recipe import Recipe
+    from glmtune.workflows import RunResult
+
+
+@click.command(short_help="Fine-tune a model on your rows.")
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run's folder.")
+def train(words: tuple[str, ...], resume: bool) -> None:
+    """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
+
+    \b
+      glmtune train model=/models/chatglm3-6b data.train=my.json
+      glmtune train recipes/lora.yaml model=/models/chatglm3-6b train.lr=2e-4
+      glmtune train runs/chatglm3-6b-lora --resume
+      torchrun --nproc-per-node 2 -m glmtune train recipes/lora.yaml
+
+    `glmtune settings` lists every KEY. The run's files go to a new folder (output=...): recipe.yaml,
+    metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.
+    """
+    from glmtune.workflows import training
+
+    lines = Lines()
+    recipe = _recipe(words)
+    events = training(recipe, resume=resume)
+    with lines.bar("training"):
+        result = _show(events, lines)
+    _summary(lines, recipe, result)
+
+
+def _recipe(words: tuple[str, ...]) -> "Recipe":
+    from glmtune.errors import ConfigError
+    from glmtune.recipe import load_recipe
+
+    if not words or "=" in words[0]:
+        return load_recipe({}, words)
+    source = Path(words[0])
+    if not source.is_dir():
+        return load_recipe(source, words[1:])
+    if not (source / "recipe.yaml").exists():
+        raise ConfigError(
+            f"{source}: not the folder of a run (no recipe.yaml)",
+            hint=f"a model folder goes in as model={source}",
+        )
+    return load_recipe(source / "recipe.yaml", [f"output={source}", *words[1:]])
+
+
+def _show(events: Any, lines: Lines) -> "RunResult":
+    """Print what happens; return what the workflow returns."""
+    from glmtune.workflows.events import Evaluated, FirstRow, Note, Saved, Stepped
+
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as stop:
+            result: RunResult = stop.value
+            return result
+        match event:
+            case Note(text, is_warning):
+                (lines.warn if is_warning else lines.say)(text)
+            case FirstRow(whole, learned, place):
+                lines.say(f"first row ({place}), as the model reads it:\n{indent(whole)}")
+                lines.say(f"what is learned of it:\n{indent(learned)}")
+            case Stepped(log, steps, line):
+                lines.advance(log.step, steps)
+                if line:
+                    lines.say(line)
+            case Evaluated(step, loss, best_before, is_best):
+                lines.say(f"Evaluation Loss: {loss:.5f} (step {step})")
+                if is_best and best_before is not None:
+                    lines.say(f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}")
+            case Saved(path, is_best):
+                lines.say(f"{'Best model' if is_best else 'Model'} has saved at {path}")
+
+
+def _summary(lines: Lines, recipe: "Recipe", result: "RunResult") -> None:
+    run = result.path
+    metrics = result.metrics
+    if "eval_loss" in metrics:
+        lines.say(
+            f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
+            f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
+        )
+    test = recipe.data.test or recipe.data.validation or "FILE"
+    lines.say(f"loss curve: {run / 'loss.png'}; sample answers: {run / 'samples.jsonl'}")
+    lines.say(f"next: glmtune chat {run}")
+    lines.say(f"      glmtune evaluate {run} --data {test}")

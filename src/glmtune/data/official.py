@@ -1,0 +1,260 @@
+"""The official scripts' preprocessing, exactly: what they learn, what they ask with, where they cut.
+
+Rows are not padded; the scripts' padding changes neither loss nor answer. Where a script raises, this
+raises DataError.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glmtune.errors import ConfigError, DataError
+from glmtune.recipe.settings import Data
+from glmtune.templates import Message, chatglm2_prompt, rounds
+from glmtune.tokenizers import GlmTokenizer
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A training row as a script makes it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    uncut_tokens: int
+    """How long it was before the script's cuts."""
+    is_question_cut: bool = False
+    is_answer_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question as a script's evaluation puts it, and the answer it compares with."""
+
+    prompt: list[int]
+    reference: list[int]
+    end: int
+    """Id that ends the reference where it is not cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialEncoding:
+    """One script's preprocessing."""
+
+    train: Callable[[GlmTokenizer, Sequence[Message], Data], Learned | None]
+    """A conversation's row; None where the script leaves it out."""
+    evaluate: Callable[[GlmTokenizer, Sequence[Message], Data], list[Asked]]
+    """A conversation's questions, in order."""
+    templates: tuple[str, ...]
+
+
+def find_encoding(name: str, tokenizer: GlmTokenizer) -> OfficialEncoding:
+    """The encoding of this name. Raises ConfigError where the tokenizer is another family's."""
+    encoding = ENCODINGS[name]
+    if tokenizer.template not in encoding.templates:
+        raise ConfigError(
+            f"data.encoding: {name!r} is for {' or '.join(encoding.templates)}, but the model is {tokenizer.template}",
+            hint="use encoding=chat, or the encoding of the model's own script",
+        )
+    return encoding
+
+
+def _limits(settings: Data) -> tuple[int, int]:
+    if settings.max_source_tokens is None or settings.max_target_tokens is None:
+        raise ConfigError(
+            f"data.encoding: {settings.encoding} needs both limits",
+            hint="set data.max_source_tokens and data.max_target_tokens, as its script does",
+        )
+    return settings.max_source_tokens, settings.max_target_tokens
+
+
+# --- thudm: https://github.com/THUDM/ChatGLM2-6B ptuning/main.py, preprocess_function_train and _eval ---------
+
+
+def _thudm_texts(messages: Sequence[Message], settings: Data) -> tuple[str, str] | None:
+    """The prompt of the last question and its answer; None where the script skips the row."""
+    pairs = rounds(messages, "encoding thudm")
+    answered = [(question.content, answer.content) for question, answer in pairs if answer is not None]
+    if not answered:
+        raise DataError("no answer to learn or compare with", hint="give every row an answer")
+    query, answer = answered[-1]
+    if not (query and answer):
+        return None
+    return settings.source_prefix + chatglm2_prompt(query, answered[:-1]), answer
+
+
+def _thudm_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
+    max_source, max_target = _limits(settings)
+    texts = _thudm_texts(messages, settings)
+    if texts is None:
+        return None
+    prefix = tokenizer.get_prefix_tokens()
+    prompt, answer = (tokenizer.encode_plain(text) for text in texts)
+    source = [*prefix, *prompt[: max_source - len(prefix)]]
+    target = [*answer[:max_target], tokenizer.eos_token_id]
+    # the script turns every pad id in the labels into "not learned", answer included
+    learned = [IGNORED if index == tokenizer.pad_token_id else index for index in target]
+    return Learned(
+        [*source, *target],
+        [IGNORED] * len(source) + learned,
+        uncut_tokens=len(prefix) + len(prompt) + len(answer) + 1,
+        is_question_cut=len(source) < len(prefix) + len(prompt),
+        is_answer_cut=len(answer) > max_target,
+    )
+
+
+def _thudm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
+    max_source, max_target = _limits(settings)
+    texts = _thudm_texts(messages, settings)
+    if texts is None:
+        return []
+    prefix = tokenizer.get_prefix_tokens()
+    prompt, answer = ([*prefix, *tokenizer.encode_plain(text)] for text in texts)
+    return [Asked(prompt[:max_source], answer[:max_target], tokenizer.eos_token_id)]
+
+
+# --- chatglm3: https://github.com/THUDM/ChatGLM3 finetune_demo/finetune_hf.py, process_batch and _eval --------
+# --- glm4: https://github.com/THUDM/GLM-4 finetune_demo/finetune.py, process_batch and _eval ------------------
+
+
+def _chatglm3_turn(tokenizer: GlmTokenizer, message: Message) -> list[int]:
+    if message.tools is not None:
+        raise DataError("tools: the official script does not take them", hint="use encoding=chat")
+    texts = ("\n", message.content)
+    role = tokenizer.control_id(f"<|{message.role}|>")
+    return [role, *(index for text in texts for index in tokenizer.encode_plain(text))]
+
+
+def _glm4_turn(tokenizer: GlmTokenizer, message: Message) -> list[int]:
+    """A turn by the official chat template, in which control tokens spelled in content are control tokens."""
+    return _glm4_conversation(tokenizer, [_without_unset(message)])[len(tokenizer.get_prefix_tokens()) :]
+
+
+def _glm4_conversation(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> list[int]:
+    rows = []
+    for message in messages:
+        row: dict[str, Any] = {"role": message.role, "content": message.content}
+        row |= {"metadata": message.metadata} if message.metadata else {}
+        row |= {"tools": message.tools} if message.tools is not None else {}
+        rows.append(row)
+    return list(tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False))
+
+
+def _without_unset(message: Message) -> Message:
+    """The script drops the unset properties of a tool's parameters (process_message)."""
+    if message.tools is None:
+        return message
+    tools = []
+    for tool in message.tools:
+        try:
+            function = dict(tool["function"])
+            properties = {k: v for k, v in function["parameters"]["properties"].items() if v is not None}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                "tools: the official script needs function.parameters.properties in every tool",
+                hint="use encoding=chat for other tools",
+            ) from error
+        function["parameters"] = {**function["parameters"], "properties": properties}
+        tools.append({**tool, "function": function})
+    return Message(message.role, message.content, message.metadata, tools, message.loss)
+
+
+_Turn = Callable[[GlmTokenizer, Message], list[int]]
+
+
+def _learn_turns(
+    turn: _Turn, unlearned: frozenset[str], end: str, tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data
+) -> Learned:
+    """All turns, then `end`. The mask is one late: a role token is not learned, what follows the turn is."""
+    input_ids = tokenizer.get_prefix_tokens()
+    mask = [False] * len(input_ids)
+    for message in messages:
+        ids = turn(tokenizer, message)
+        input_ids += ids
+        mask += [message.role not in unlearned] * len(ids)
+    return _shift_and_cut([*input_ids, tokenizer.control_id(end)], mask, data)
+
+
+def _shift_and_cut(input_ids: list[int], mask: list[bool], data: Data) -> Learned:
+    labels = [index if learned else IGNORED for index, learned in zip(input_ids, [False, *mask], strict=True)]
+    limit = sum(_limits(data)) + 1
+    return Learned(
+        input_ids[:limit], labels[:limit], uncut_tokens=len(input_ids), is_answer_cut=len(input_ids) > limit
+    )
+
+
+def _ask_turns(
+    turn: _Turn, end: str, tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data
+) -> list[Asked]:
+    """One question for each answer, until the conversation is longer than the source limit."""
+    max_source, max_target = _limits(data)
+    end_id = tokenizer.control_id(end)
+    input_ids = tokenizer.get_prefix_tokens()
+    asked = []
+    for message in messages:
+        if len(input_ids) >= max_source:
+            break
+        ids = turn(tokenizer, message)
+        if message.role == "assistant":
+            asked.append(Asked([*input_ids[:max_source], *ids[:1]], [*ids[1:], end_id][:max_target], end_id))
+        input_ids += ids
+    return asked
+
+
+_CHATGLM3_UNLEARNED = frozenset({"system", "user"})
+_GLM4_UNLEARNED = frozenset({"system", "user", "observation"})
+
+
+def _chatglm3_train(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> Learned:
+    return _learn_turns(_chatglm3_turn, _CHATGLM3_UNLEARNED, "</s>", tokenizer, messages, data)
+
+
+def _chatglm3_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
+    return _ask_turns(_chatglm3_turn, "</s>", tokenizer, messages, data)
+
+
+def _glm4_train(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> Learned:
+    if not data.combine:
+        return _learn_turns(_glm4_turn, _GLM4_UNLEARNED, "<|user|>", tokenizer, messages, data)
+    input_ids = _glm4_conversation(tokenizer, messages)
+    start = _last_answer(tokenizer, input_ids)
+    mask = [index > start for index in range(len(input_ids))]
+    return _shift_and_cut([*input_ids, tokenizer.control_id("<|user|>")], mask, data)
+
+
+def _glm4_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
+    if data.combine:
+        return _glm4_evaluate_combined(tokenizer, messages, data)
+    asked = _ask_turns(_glm4_turn, "<|user|>", tokenizer, messages, data)
+    if not asked:
+        raise DataError(
+            "no answer begins within max_source_tokens", hint="raise data.max_source_tokens, or leave the row out"
+        )
+    return asked
+
+
+def _glm4_evaluate_combined(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
+    """As the script does it: the prompt holds the answer and ends with [gMASK], so its scores mean nothing."""
+    max_source, max_target = _limits(data)
+    input_ids = _glm4_conversation(tokenizer, messages)
+    end_id = tokenizer.control_id("<|user|>")
+    reference = [*input_ids[_last_answer(tokenizer, input_ids) :], end_id]
+    return [Asked([*input_ids[:max_source], input_ids[0]], reference[:max_target], end_id)]
+
+
+def _last_answer(tokenizer: GlmTokenizer, input_ids: Sequence[int]) -> int:
+    """Where the last <|assistant|> stands."""
+    role = tokenizer.control_id("<|assistant|>")
+    found = max((place for place, index in enumerate(input_ids) if index == role), default=None)
+    if found is None:
+        raise DataError("no answer in this conversation", hint="give every row an answer")
+    return found
+
+
+ENCODINGS: Mapping[str, OfficialEncoding] = {
+    "thudm": OfficialEncoding(_thudm_train, _thudm_evaluate, ("chatglm2",)),
+    "chatglm3": OfficialEncoding(_chatglm3_train, _chatglm3_evaluate, ("chatglm3",)),
+    "glm4": OfficialEncoding(_glm4_train, _glm4_evaluate, ("glm4", "glm4_base")),
+}
+"""Every official script's preprocessing, by the name of the `encoding` setting."""

@@ -1,0 +1,43 @@
+"""Rows held out for the evaluation loss where no validation file is named."""
+
+import random
+from collections.abc import Sequence
+
+from glmtune.data.example import Example
+from glmtune.errors import ConfigError, DataError
+from glmtune.recipe.settings import Data
+
+HOLDOUT_SHARE = 20
+"""One row in so many is held out by default: 5 %."""
+MOST_HOLDOUT_ROWS = 200
+
+
+def count_holdout(num_rows: int, settings: Data) -> int:
+    """How many of so many rows are held out: `data.holdout_rows`, else 5 %, at least 1, at most 200.
+
+    Raises an error if that leaves nothing to train on.
+    """
+    if num_rows < 2:
+        raise DataError(
+            f"{settings.train or 'data.train'}: {num_rows} row{'' if num_rows == 1 else 's'} "
+            "cannot be split into training and validation rows",
+            hint="add rows, or name a validation file: data.validation=FILE",
+        )
+    wanted = settings.holdout_rows or min(max(num_rows // HOLDOUT_SHARE, 1), MOST_HOLDOUT_ROWS)
+    if wanted >= num_rows:
+        raise ConfigError(
+            f"data.holdout_rows: {wanted} of {num_rows} rows leaves none to train on",
+            hint=f"hold out at most {num_rows - 1}, or name a validation file: data.validation=FILE",
+        )
+    return wanted
+
+
+def split_holdout(examples: Sequence[Example], settings: Data) -> tuple[list[Example], list[Example]]:
+    """Training and validation rows, both in file order; the same `data.split_seed` draws the same rows."""
+    num_holdout = count_holdout(len(examples), settings)
+    # Only `random()` itself is promised to give the same numbers in every Python version.
+    draw = random.Random(settings.split_seed)
+    ranks = [draw.random() for _ in examples]
+    held = set(sorted(range(len(examples)), key=ranks.__getitem__)[:num_holdout])
+    train = [example for index, example in enumerate(examples) if index not in held]
+    return train, [examples[index] for index in sorted(held)]

@@ -1,0 +1,114 @@
+"""Answers to the rows of a file, each written when it is finished, so that a second run goes on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import ConfigError
+from glmtune.evaluate.metrics import VARIANTS, score
+from glmtune.generate import Sampling, answer_text, decode
+from glmtune.runs import append_json, read_json_lines, write_json, write_text
+
+PREDICTIONS_FILE = "generated_predictions.txt"
+SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row to answer."""
+
+    row: int
+    prompt_ids: list[int]
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One line of generated_predictions.txt; `labels` and `predict` are the official script's names."""
+
+    row: int
+    labels: str
+    predict: str
+    stopped: bool
+    """Ended by a stop token, not by the length limit."""
+
+
+def predict(
+    model: Any, tokenizer: Any, questions: Sequence[Question], *, max_new_tokens: int, batch_size: int
+) -> Iterator[Prediction]:
+    """Answer greedily, in batches of similar length; yield each row as it finishes."""
+    stop_ids = frozenset(tokenizer.stop_ids)
+    sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
+    ordered = sorted(questions, key=lambda question: len(question.prompt_ids))
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        answers: list[list[int]] = [[] for _ in batch]
+        for pairs in decode(model, [q.prompt_ids for q in batch], sampling, stop_ids=stop_ids):
+            for i, token in pairs:
+                if token not in stop_ids:
+                    answers[i].append(token)
+                if token in stop_ids or len(answers[i]) == max_new_tokens:
+                    text = answer_text(tokenizer, answers[i])
+                    yield Prediction(batch[i].row, batch[i].reference, text, token in stop_ids)
+
+
+class PredictionFile:
+    """generated_predictions.txt of one folder, and the settings it belongs to."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Open or begin the file. Raises `ConfigError` if it belongs to other settings."""
+        self.path = folder / PREDICTIONS_FILE
+        known = folder / SETTINGS_FILE
+        if known.exists():
+            _require_same(folder, known, settings)
+        elif folder.exists() and any(folder.iterdir()):
+            raise ConfigError(
+                f"{folder}: this folder is not empty and will not be overwritten",
+                hint="name another: output=...",
+            )
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(known, dict(settings))
+        self.done = {line["row"]: Prediction(**line) for line in read_json_lines(self.path)}
+        self._write_all()  # drops the half line of a run that was killed
+
+    def add(self, prediction: Prediction) -> None:
+        """Append one finished row."""
+        append_json(self.path, asdict(prediction))
+        self.done[prediction.row] = prediction
+
+    def finish(self) -> list[Prediction]:
+        """Put the rows into the order of the data; return them."""
+        self._write_all()
+        return [self.done[row] for row in sorted(self.done)]
+
+    def _write_all(self) -> None:
+        import json
+
+        lines = (json.dumps(asdict(self.done[row]), ensure_ascii=False) for row in sorted(self.done))
+        write_text(self.path, "".join(line + "\n" for line in lines))
+
+
+def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Both variants of the scores, and how the answers ended."""
+    answers = [p.predict for p in predictions]
+    references = [p.labels for p in predictions]
+    scores: dict[str, Any] = {name: score(answers, references, variant=name) for name in VARIANTS}
+    scores["num_rows"] = len(predictions)
+    scores["num_empty"] = sum(not text.strip() for text in answers)
+    scores["stopped_share"] = sum(p.stopped for p in predictions) / len(predictions)
+    return scores
+
+
+def _require_same(folder: Path, known: Path, settings: Mapping[str, Any]) -> None:
+    import json
+
+    before = json.loads(known.read_text(encoding="utf-8"))
+    changed = [key for key in settings if before.get(key) != settings[key]]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{folder}: holds predictions of other settings ({key} was {before.get(key)!r}, now {settings[key]!r})",
+            hint="name another folder: output=...",
+        )

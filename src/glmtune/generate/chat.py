@@ -1,0 +1,87 @@
+"""Talking to a model: history, template, text that never splits a character."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from glmtune.generate.engine import complete, decode
+from glmtune.generate.sampling import Sampling
+from glmtune.tokenizers import encode_messages
+
+
+class Chat:
+    """A conversation with a model, in the template of its tokenizer.
+
+    `system` and `source_prefix` are what the model was tuned with: a system message put first, and a text
+    in front of the first question.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        system: str | None = None,
+        source_prefix: str = "",
+        **sampling: Any,
+    ) -> None:
+        """`sampling`: fields of `Sampling`, such as temperature=0.8."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.sampling = Sampling(**sampling)
+        self.system = system
+        self.source_prefix = source_prefix
+        self.messages: list[dict[str, Any]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the conversation; the system message stays."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Yield the answer piece by piece, then remember question and answer.
+
+        An answer that is abandoned half-way is not remembered.
+        """
+        is_first = all(message["role"] != "user" for message in self.messages)
+        question = {"role": "user", "content": self.source_prefix + text if is_first else text}
+        prompt = encode_messages(self.tokenizer, [*self.messages, question])
+        answer = ""
+        for piece in stream_text(self.model, self.tokenizer, prompt, self.sampling):
+            answer += piece
+            yield piece
+        self.messages += [question, {"role": "assistant", "content": answer.strip()}]
+
+
+def stream_text(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+    """Yield the text of one answer as it grows."""
+    stop_ids = frozenset(tokenizer.stop_ids)
+    ids: list[int] = []
+    sent = ""
+    for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids):
+        token = pairs[0][1]
+        if token in stop_ids:
+            break
+        ids.append(token)
+        text = answer_text(tokenizer, ids)
+        if text.endswith("\ufffd"):  # half a character: wait for the rest of its bytes
+            continue
+        yield text[len(sent) :]
+        sent = text
+    text = answer_text(tokenizer, ids)
+    if len(text) > len(sent):
+        yield text[len(sent) :]
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
+    return str(tokenizer.decode(list(ids))).lstrip()
+
+
+def answer(
+    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, Any]]], sampling: Sampling
+) -> list[str]:
+    """Answer several conversations at once, each ending with a question."""
+    prompts = [encode_messages(tokenizer, messages) for messages in conversations]
+    stop_ids = frozenset(tokenizer.stop_ids)
+    answers = complete(model, prompts, sampling, stop_ids=stop_ids)
+    return [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]

@@ -1,0 +1,15 @@
+"""Lines for the user that are not results: choices made, places found. They go to stderr."""
+
+import logging
+
+logger = logging.getLogger("glmtune")
+
+
+def tell(text: str) -> None:
+    """Say one line. `logging.getLogger("glmtune").setLevel("WARNING")` silences it."""
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.propagate = False
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+    logger.info(text)

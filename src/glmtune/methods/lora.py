@@ -1,0 +1,41 @@
+"""LoRA through PEFT."""
+
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from glmtune.errors import ConfigError
+from glmtune.recipe import Lora
+
+DEFAULT_TARGETS = ("query_key_value",)
+"""What the official LoRA recipe of ChatGLM3 adapts. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
+
+
+def apply_lora(model: Any, settings: Lora) -> Any:
+    """Freeze the model and put LoRA beside each target layer.
+
+    Raises `ConfigError` listing the valid names if a target does not exist in this model.
+    """
+    targets = settings.target_modules or DEFAULT_TARGETS
+    valid = linear_names(model)
+    for name in targets:
+        if name not in valid:
+            raise ConfigError(
+                f"method.target_modules: this model has no linear layer called {name!r}",
+                hint=f"its linear layers are {', '.join(valid)}",
+            )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+    )
+    return get_peft_model(model, config)
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Last name parts of the model's linear layers, in order of first appearance."""
+    names = (name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear))
+    return list(dict.fromkeys(names))

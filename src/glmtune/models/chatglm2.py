@@ -1,0 +1,429 @@
+"""ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B: one architecture, three configs.
+
+Parameter names are the published checkpoints' own. Two deviations from the official code, both for precision:
+rotary angles are computed in fp32 in every version (ChatGLM2 multiplies positions in the model's type, fp16),
+and the loss stays in fp32 (officially it is rounded to the hidden type).
+
+Source: huggingface.co/THUDM/chatglm2-6b, chatglm3-6b and glm-4-9b-chat, modeling_chatglm.py.
+Shapes: B batch, T new tokens, S cached + new tokens, H query heads, G key/value heads, D head size, C hidden
+size, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from glmtune.models.config import ChatGLMConfig
+
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin, (B, T, D/4) each."""
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate the first half of each head in adjacent pairs; leave the second half as it is.
+
+    Pairs are (0, 1), (2, 3), ... where Llama pairs (0, D/2), ...  x: (B, heads, T, D).
+    """
+    cos, sin = (part[:, None] for part in rotary)  # over all heads
+    turned, kept = x.chunk(2, dim=-1)
+    a, b = turned[..., 0::2], turned[..., 1::2]  # (B, heads, T, D/4) each
+    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    return torch.cat((turned, kept), dim=-1)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for `attn_implementation="eager"`: the only one that returns its weights.
+
+    query: (B, H, T, D). key, value: (B, G, S, D). Returns context (B, T, H, D) and weights (B, H, T, S).
+    """
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class ChatGLMRMSNorm(nn.Module):
+    """RMSNorm in fp32, the weight multiplied before the cast back."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.epsilon = config.layernorm_epsilon
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalise the last dimension; shape and type stay."""
+        x = hidden_states.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
+        return (self.weight * x).to(hidden_states.dtype)
+
+
+class ChatGLMRotary(nn.Module):
+    """Rotary angles of half of each head. It has no buffer: nothing to restore after a meta-device start."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.dim = config.head_dim // 2
+        self.base = 10000.0 * (config.rope_ratio if config.rope_scaling_by == "base" else 1)
+        self.divisor = config.rope_ratio if config.rope_scaling_by == "positions" else 1
+
+    @torch.no_grad()
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
+        """Cos and sin of every position, (B, T, D/4) in `dtype`; the angles are computed in fp32."""
+        steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
+        frequencies = 1.0 / self.base ** (steps / self.dim)
+        angles = (position_ids[..., None].float() / self.divisor) * frequencies
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class ChatGLMAttention(nn.Module):
+    """Causal attention with G key/value heads shared by H query heads."""
+
+    is_causal = True  # read by transformers' attention functions
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.sizes = [queries, keys, keys]
+        self.query_key_value = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.add_qkv_bias)
+        self.dense = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C) to (B, T, C), and the weights if the attention function has them."""
+        parts = self.query_key_value(hidden_states).split(self.sizes, dim=-1)
+        query, key, value = (self._heads(x) for x in parts)  # (B, H, T, D), twice (B, G, T, D)
+        query, key = rotate(query, rotary), rotate(key, rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        context, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.dense(context.flatten(2)), weights
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+
+class ChatGLMMLP(nn.Module):
+    """SwiGLU; the first projection makes gate and up side by side."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_hidden_size, bias=False)
+        self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
+        projected: Tensor = self.dense_4h_to_h(functional.silu(gate) * up)
+        return projected
+
+
+class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
+    """One layer: attention and MLP, each normalised before and added to the residual."""
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.hidden_dropout = config.hidden_dropout
+        self.input_layernorm = ChatGLMRMSNorm(config)
+        self.self_attention = ChatGLMAttention(config, layer_idx)
+        self.post_attention_layernorm = ChatGLMRMSNorm(config)
+        self.mlp = ChatGLMMLP(config)
+
+    def forward(self, hidden_states: Tensor, rotary: Rotary, mask: Tensor | None, **kwargs: Any) -> Tensor:
+        """(B, T, C) to (B, T, C); `kwargs` go to the attention."""
+        attended, _ = self.self_attention(self.input_layernorm(hidden_states), rotary, mask, **kwargs)
+        hidden_states = hidden_states + self._drop(attended)
+        return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.hidden_dropout, self.training)
+
+
+class ChatGLMEmbedding(nn.Module):
+    """Holds the word embeddings under their official name."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+
+
+class ChatGLMEncoder(nn.Module):
+    """Holds the layers and the final norm under their official names."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(ChatGLMBlock(config, i) for i in range(config.num_layers))
+        self.final_layernorm = ChatGLMRMSNorm(config)
+
+
+class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+    """What the classes below share: how transformers saves, loads, splits and checkpoints them."""
+
+    config_class = ChatGLMConfig
+    config: ChatGLMConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["ChatGLMBlock"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"rotary_pos_emb\.inv_freq$"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs: ClassVar[dict[str, type[nn.Module]]] = {
+        "hidden_states": ChatGLMBlock,
+        "attentions": ChatGLMAttention,
+    }
+
+    def __init__(self, config: ChatGLMConfig, *args: Any, **kwargs: Any) -> None:
+        config.check_supported()
+        super().__init__(config, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        embeddings: nn.Module = self.base_model.embedding.word_embeddings
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.base_model.embedding.word_embeddings = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection to the vocabulary."""
+        projection: nn.Module = self.base_model.output_layer
+        return projection
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the projection to the vocabulary."""
+        self.base_model.output_layer = value
+
+
+class ChatGLMModel(ChatGLMPreTrainedModel):
+    """Embedding, layers, final norm; `output_layer` lies here, as in the checkpoint, but is applied outside.
+
+    `hidden_states[i]` is the input of layer i and `hidden_states[-1]` the last layer's output *before* the
+    final norm, as officially; `last_hidden_state` is after it.
+    """
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__(config)
+        self.embedding = ChatGLMEmbedding(config)
+        self.rotary_pos_emb = ChatGLMRotary(config)
+        self.encoder = ChatGLMEncoder(config)
+        self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @capture_outputs(tie_last_hidden_states=False)  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (B, T, C) of ids or embeddings.
+
+        attention_mask: (B, S), 1 = a token. Missing positions are counted over pads too, as officially: who
+        pads on the left passes them (`generate` does). No cache is made while training unless asked for.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        hidden_states = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = _count_positions(hidden_states, past_key_values)
+        mask = create_causal_mask(  # None if nothing is padded: the kernels' own causal path
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        if attention_mask is not None and (past_key_values is None or not past_key_values.get_seq_length()):
+            mask = _unmask_pads(mask, attention_mask)
+        rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
+        for layer in self.encoder.layers:
+            hidden_states = layer(
+                hidden_states,
+                rotary,
+                mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,  # flash attention tells packed rows by it
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.encoder.final_layernorm(hidden_states),
+            past_key_values=past_key_values,
+        )
+
+
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """The language model: what `AutoModelForCausalLM` gives for an official folder."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_last_logit: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, kept, V), and with `labels` the loss in fp32: labels are shifted here, -100 is ignored.
+
+        logits_to_keep: so many last positions (0: all), or a 1-D tensor of positions; `return_last_logit` is
+        the official word for 1. With `num_items_in_batch` the loss is a sum divided by it. With labels no
+        cache is made unless asked for, so that packed rows (positions restarting at 0, no mask) stay apart in
+        evaluation too. `output_hidden_states`, `output_attentions`, `return_dict`: as in transformers.
+        """
+        if use_cache is None and labels is not None:
+            use_cache = False
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = _keep_positions(outputs.last_hidden_state, 1 if return_last_logit else logits_to_keep)
+        logits = self.transformer.output_layer(kept)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
+    """A classifier on the last position's hidden state: pad on the left."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = ChatGLMModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout or 0.0)
+        self.classifier_head = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Logits (B, labels) in fp32, and with `labels` (B,) the loss."""
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.classifier_head(self.dropout(outputs.last_hidden_state[:, -1])).float()
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _count_positions(hidden_states: Tensor, past_key_values: Cache | None) -> Tensor:
+    """Positions (1, T) after what the cache holds."""
+    past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    return (torch.arange(hidden_states.shape[1], device=hidden_states.device) + past)[None]
+
+
+def _unmask_pads(mask: Tensor | None, attention_mask: Tensor) -> Tensor | None:
+    """Let padded queries see everything, as officially: it shows only in the loss of a token right after pads.
+
+    mask: (B, 1, T, S), boolean (true: may see) or additive. attention_mask: (B, T).
+    """
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or attention_mask.shape[1:] != mask.shape[2:3]:
+        return mask
+    pads = attention_mask[:, None, :, None] == 0
+    return mask | pads if mask.dtype == torch.bool else mask.masked_fill(pads, 0)
+
+
+def _keep_positions(hidden_states: Tensor, kept: int | Tensor) -> Tensor:
+    """(B, T, C) cut to the last `kept` positions (0: all) or to the positions in a 1-D tensor."""
+    return hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept]

@@ -1,0 +1,140 @@
+"""YAML, dicts and `key=value` words -> a `Recipe`, every error naming the setting."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from glmtune.errors import ConfigError
+from glmtune.recipe.settings import Recipe
+
+Source = str | Path | Mapping[str, Any] | Recipe
+
+
+def load_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe:
+    """Build a recipe from a YAML file, a dict or a recipe, then apply `key=value` words.
+
+    Relative paths stay relative to the working directory. Raises `ConfigError`.
+    """
+    if isinstance(source, Recipe):
+        values = source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        values = _copy(source)
+    else:
+        values = _read_yaml(Path(source))
+    for word in overrides:
+        _apply(values, word)
+    _expand_method(values)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as err:
+        raise _explain(err) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Every setting of the recipe, spelled out, as YAML text."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(
+            f"{path}: cannot be read: {err.strerror}", hint="name a recipe file, such as recipes/lora.yaml"
+        ) from None
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {err.start})", hint="save it as UTF-8") from None
+    except yaml.MarkedYAMLError as err:
+        mark = err.problem_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        hint = "check indentation and quotes"
+        raise ConfigError(f"{place}: not valid YAML: {err.problem}", hint=hint) from None
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{path}: not valid YAML: {err}", hint="check the file's characters") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: a recipe is a list of `key: value` lines, got {type(values).__name__}",
+            hint="see recipes/ for examples",
+        )
+    return values
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _apply(values: dict[str, Any], word: str) -> None:
+    """Set one `train.lr=2e-4` word in place."""
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{word!r}: expected key=value", hint="for example train.lr=2e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        if isinstance(inner, str) and parent == "method":
+            inner = {"name": inner}
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {parent} has no settings inside", hint="`glmtune settings` lists all")
+        values[parent] = inner
+        values = inner
+    values[last] = value
+
+
+def _expand_method(values: dict[str, Any]) -> None:
+    """`method: lora` is short for `method: {name: lora}`; a method without a name is LoRA."""
+    method = values.get("method")
+    if isinstance(method, str):
+        values["method"] = {"name": method}
+    elif isinstance(method, dict):
+        method.setdefault("name", "lora")
+
+
+def _explain(err: ValidationError) -> ConfigError:
+    """The first problem as one sentence; an unknown setting gets the nearest known name."""
+    first = err.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "function-after"]
+    if place[:1] == ["method"] and len(place) > 1:
+        place.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
+    key = ".".join(place) or "recipe"
+    if first["type"] == "extra_forbidden":
+        return _unknown(key, first["loc"])
+    if first["type"] == "union_tag_invalid":
+        allowed = first["ctx"]["expected_tags"].replace("'", "")
+        return ConfigError(f"{key}: unknown {key} {first['ctx']['tag']!r}", hint=f"allowed: {allowed}")
+    if first["type"] == "missing":
+        hint = f"add it to the recipe, or write {key}=... on the command line"
+        return ConfigError(f"{key}: missing", hint=hint)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return ConfigError(f"{key}: {message}", hint="`glmtune settings` explains every setting")
+
+
+def _unknown(key: str, location: Sequence[str | int]) -> ConfigError:
+    siblings = _fields_at(location[:-1])
+    near = get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
+    return ConfigError(f"{key}: unknown setting", hint=hint)
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    """Names of the settings beside the unknown one."""
+    kind: Any = Recipe
+    for part in location:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[str(part)].annotation
+        else:  # a tagged union: the part is the tag
+            kind = next(m for m in get_args(kind) if m.model_fields["name"].default == part)
+    return list(kind.model_fields)

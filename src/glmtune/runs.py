@@ -1,0 +1,91 @@
+"""The files of a run, written so that a crash or a full disk loses nothing that was there before."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import ConfigError, OutputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it there at the end, remove it on any failure.
+
+    Works for a file and for a folder. A failing disk becomes an `OutputError` naming `path`.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        _remove(partial)
+        yield partial
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        partial.replace(path)
+    except OSError as err:
+        _remove(partial)
+        raise cannot_write(path, err) from err
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def cannot_write(path: Path, err: OSError) -> OutputError:
+    """The error for a write that failed."""
+    reason = err.strerror or str(err)
+    return OutputError(f"{path}: cannot be written: {reason}", hint="check free space and permissions there")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, in place of an older one only when complete."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document, readable."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def append_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one JSON line."""
+    try:
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(value, ensure_ascii=False) + "\n")
+    except OSError as err:
+        raise cannot_write(path, err) from err
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON-lines file of ours; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def link(path: Path, target: Path) -> None:
+    """Point the symbolic link `path` at its sibling `target`, in one step."""
+    with replacing(path) as partial:
+        partial.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
+
+
+def new_folder(path: Path, *, hint: str) -> Path:
+    """Create the folder, or take it if it is empty; anything in it is an error."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        is_used = any(path.iterdir())
+    except OSError as err:
+        raise cannot_write(path, err) from err
+    if is_used:
+        raise ConfigError(f"{path}: this folder is not empty and will not be overwritten", hint=hint)
+    return path
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""What the tokenizers of all families share: control tokens by name, plain text that stays plain, padding."""
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers.utils import PaddingStrategy
+
+from glmtune.errors import ConfigError
+from glmtune.family import require_template
+from glmtune.recipe.settings import TemplateName
+from glmtune.templates import Message, Segment, find, messages_from_dicts, render
+from glmtune.tokenizers.files import VOCABULARY
+
+
+class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers has no types
+    """A tokenizer that knows its chat format.
+
+    `tokenizer(text)` gives what the official tokenizer gives; `encode_plain` never gives a control token.
+    """
+
+    vocab_files_names = {"vocab_file": VOCABULARY}  # noqa: RUF012  # transformers' own class attribute
+    model_input_names = ["input_ids", "attention_mask", "position_ids"]  # noqa: RUF012
+    padding_side = "left"
+
+    template: TemplateName | None
+    """The chat format; None while it is not known whether a folder is ChatGLM2's or ChatGLM3's."""
+    vocab_file: str
+    assistant_name: str = ""
+    """How the folder's chat template calls the assistant where it lists tools; empty: as the format does."""
+    prefix: tuple[str, str] = ("[gMASK]", "sop")
+    """The control tokens that every text begins with."""
+
+    @abstractmethod
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is special."""
+
+    @abstractmethod
+    def control_id(self, name: str) -> int:
+        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids at which an answer ends. Raises ConfigError while the chat format is open."""
+        template = find(require_template(self.template, str(self.vocab_file)))
+        return [self.control_id(name) for name in template.stop_tokens]
+
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """The ids of segments: each text on its own, each control token by its id."""
+        ids: list[int] = []
+        for segment in segments:
+            ids += [self.control_id(segment.text)] if segment.is_control else self.encode_plain(segment.text)
+        return ids
+
+    def segments(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[Segment]:
+        """What chat sends for these messages, in this tokenizer's format."""
+        template = require_template(self.template, str(self.vocab_file))
+        return render(template, messages, add_generation_prompt, assistant_name=self.assistant_name)
+
+    def get_command(self, token: str) -> int:
+        """The id of a control token, by the official name of this call."""
+        return self.control_id(token)
+
+    def get_prefix_tokens(self) -> list[int]:
+        """The ids that every text begins with."""
+        return [self.control_id(name) for name in self.prefix]
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Prefix, text, and for a pair the second text and eos."""
+        pair = [] if token_ids_1 is None else [*token_ids_1, self.eos_token_id]
+        return [*self.get_prefix_tokens(), *token_ids_0, *pair]
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a folder without a Jinja template uses its family's own format.
+
+        With a Jinja template the ids are the official ones, in which a control token spelled in content becomes
+        that token. `encode_messages` has no such hole.
+        """
+        if args or self.chat_template or kwargs.get("chat_template"):
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        return self._apply_own_template(conversation, **kwargs)
+
+    def _apply_own_template(
+        self,
+        conversation: Any,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        **unknown: Any,
+    ) -> Any:
+        if tools or any(value for value in unknown.values()):
+            named = "tools" if tools else next(key for key, value in unknown.items() if value)
+            raise ConfigError(
+                f"apply_chat_template: {named!r} is not supported here",
+                hint="tools go into the system message" if tools else "leave it out",
+            )
+        is_batched = bool(conversation) and isinstance(conversation[0], list | tuple)
+        segments = [
+            self.segments(messages_from_dicts(messages), add_generation_prompt)
+            for messages in (conversation if is_batched else [conversation])
+        ]
+        if not tokenize:
+            texts = ["".join(segment.text for segment in parts) for parts in segments]
+            return texts if is_batched else texts[0]
+        limit = max_length if truncation else None
+        rows = [self.encode_segments(parts)[:limit] for parts in segments]
+        batched = self.pad({"input_ids": rows}, padding=padding, max_length=max_length)
+        found = dict(batched) if is_batched or return_tensors else {key: value[0] for key, value in batched.items()}
+        encoded = BatchEncoding(found, tensor_type=return_tensors)
+        return encoded if return_dict else encoded["input_ids"]
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        """Copy the vocabulary file into a folder."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        target = Path(save_directory) / (prefix + VOCABULARY)
+        if not (target.exists() and target.samefile(self.vocab_file)):
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)
+
+    def _pad(
+        self,
+        encoded_inputs: MutableMapping[str, Any],
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> MutableMapping[str, Any]:
+        """Pad one row; positions count from the first real token, pads have position 0 and mask 0."""
+        input_ids = list(encoded_inputs["input_ids"])
+        length = len(input_ids)
+        target = length if padding_strategy == PaddingStrategy.LONGEST or max_length is None else max_length
+        if pad_to_multiple_of:
+            target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
+        num_pads = max(0, target - length) if padding_strategy != PaddingStrategy.DO_NOT_PAD else 0
+        rows: dict[str, tuple[list[int], int]] = {"input_ids": (input_ids, self.pad_token_id)}
+        if return_attention_mask is not False:
+            rows["attention_mask"] = (list(encoded_inputs.get("attention_mask", [1] * length)), 0)
+        rows["position_ids"] = (list(encoded_inputs.get("position_ids", range(length))), 0)
+        for name, filler in (("token_type_ids", 0), ("special_tokens_mask", 1)):
+            if name in encoded_inputs:
+                rows[name] = (list(encoded_inputs[name]), filler)
+        is_left = (padding_side or self.padding_side) == "left"
+        for name, (values, filler) in rows.items():
+            pads = [filler] * num_pads
+            encoded_inputs[name] = pads + values if is_left else values + pads
+        return encoded_inputs

@@ -1,0 +1,154 @@
+"""The tokenizer of ChatGLM2-6B and ChatGLM3-6B: sentencepiece, control tokens after its pieces.
+
+Both have the same vocabulary file; ChatGLM3 adds four role tokens. Facts from
+https://huggingface.co/THUDM/chatglm2-6b and https://huggingface.co/THUDM/chatglm3-6b, tokenization_chatglm.py.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import BatchEncoding
+
+from glmtune.errors import ConfigError
+from glmtune.family import identify
+from glmtune.recipe.settings import TemplateName
+from glmtune.templates import ROLES, TEMPLATES, chatglm2_prompt, messages_from_dicts, render
+from glmtune.tokenizers.base import GlmTokenizer
+from glmtune.tokenizers.files import VOCABULARY, read_sentencepiece
+
+_FIXED_TOKENS = {"unk_token": "<unk>", "pad_token": "<unk>", "eos_token": "</s>"}
+
+
+class ChatGLMTokenizer(GlmTokenizer):
+    """ChatGLM2's and ChatGLM3's tokenizer; `template` says whose, and is told from the folder when not given."""
+
+    def __init__(
+        self,
+        vocab_file: str | None,
+        padding_side: str = "left",
+        clean_up_tokenization_spaces: bool = False,
+        encode_special_tokens: bool = False,
+        template: TemplateName | None = None,
+        **kwargs: Any,
+    ) -> None:
+        path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / VOCABULARY
+        self.sp_model = read_sentencepiece(path)
+        self.vocab_file = str(path)
+        self.template = template or _told_by(path.parent)
+        self.encode_special_tokens = encode_special_tokens
+        first = self.sp_model.get_piece_size()
+        names = TEMPLATES[self.template or "chatglm3"].control_tokens
+        self._control_ids = {name: first + index for index, name in enumerate(names)}
+        self._control_names = {index: name for name, index in self._control_ids.items()}
+        fixed = (self.sp_model.unk_id(), self.sp_model.bos_id(), self.sp_model.eos_id())
+        self._silent_ids = frozenset(fixed)
+        self._named_ids = {"<pad>": fixed[0], "<bos>": fixed[1], "<eos>": fixed[2], "</s>": fixed[2]}
+        # what is fixed by the vocabulary is no added token: the official `tokenizer("</s>")` is plain text
+        given = {key: value for key, value in kwargs.items() if str(value) != _FIXED_TOKENS.get(key)}
+        super().__init__(
+            padding_side=padding_side,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            encode_special_tokens=encode_special_tokens,
+            template=self.template,
+            **given,
+        )
+
+    @property
+    def unk_token(self) -> str:
+        """`<unk>`; it has no role of its own: unknown characters are encoded as bytes."""
+        return str(self._special_tokens_map.get("unk_token") or "<unk>")
+
+    @property
+    def pad_token(self) -> str:
+        """`<unk>`, unless another was set."""
+        return str(self._special_tokens_map.get("pad_token") or "<unk>")
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id of the pad token: 0."""
+        return int(self._convert_token_to_id_with_added_voc(self.pad_token))
+
+    @property
+    def eos_token(self) -> str:
+        """`</s>`, unless another was set."""
+        return str(self._special_tokens_map.get("eos_token") or "</s>")
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of the token that ends a text: 2."""
+        return int(self._convert_token_to_id_with_added_voc(self.eos_token))
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and control tokens."""
+        return int(self.sp_model.get_piece_size()) + len(self._control_ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id."""
+        size = self.sp_model.get_piece_size()
+        pieces = dict(zip(self.sp_model.id_to_piece(list(range(size))), range(size), strict=True))
+        return pieces | self._control_ids | self.added_tokens_encoder
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is special."""
+        return self.sp_model.encode(text)  # type: ignore[no-any-return]
+
+    def control_id(self, name: str) -> int:
+        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
+        found = self._control_ids.get(name, self._named_ids.get(name))
+        if found is None:
+            known = ", ".join([*self._control_ids, *self._named_ids])
+            raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
+        return found
+
+    def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
+        """ChatGLM2's prompt text: numbered rounds of question and answer."""
+        return chatglm2_prompt(query, [(question, answer) for question, answer in history or ()])
+
+    def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
+        """ChatGLM3's ids of one turn."""
+        if role not in ROLES:
+            raise ConfigError(f"unknown role {role!r}", hint="the roles are " + ", ".join(ROLES))
+        return [self.control_id(f"<|{role}|>"), *self.encode_plain(f"{metadata}\n"), *self.encode_plain(message)]
+
+    def build_chat_input(
+        self, query: str, history: Sequence[Mapping[str, Any]] | None = None, role: str = "user"
+    ) -> BatchEncoding:
+        """ChatGLM3's prompt as tensors of one row: history, the query, and the assistant's role token."""
+        rows = [*(history or ()), {"role": role, "content": query}]
+        segments = render("chatglm3", messages_from_dicts(rows, "history"))
+        ids = self.encode_segments(segments)
+        return self.pad({"input_ids": [ids]}, return_tensors="pt")
+
+    def _tokenize(self, text: str, **_kwargs: Any) -> list[str]:
+        if not self.encode_special_tokens:
+            return self.sp_model.encode_as_pieces(text)  # type: ignore[no-any-return]
+        roles = [re.escape(f"<|{role}|>") for role in ROLES if f"<|{role}|>" in self._control_ids]
+        tokens: list[str] = []
+        for part in filter(None, re.split(f"({'|'.join(roles)})" if roles else "$^", text)):
+            tokens += [part] if part in self._control_ids else self.sp_model.encode_as_pieces(part)
+        return tokens
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._control_ids[token] if token in self._control_ids else int(self.sp_model.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if index in self._control_names:
+            # ChatGLM2's official tokenizer shows control tokens as nothing, ChatGLM3's spells them
+            return "" if self.template == "chatglm2" else self._control_names[index]
+        if index in self._silent_ids or not 0 <= index < self.sp_model.get_piece_size():
+            return ""
+        return str(self.sp_model.id_to_piece(index))
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of pieces; half a character at the end becomes U+FFFD."""
+        return str(self.sp_model.decode_pieces(tokens))
+
+
+def _told_by(folder: Path) -> TemplateName | None:
+    """The chat format that a folder's files tell; a lone vocabulary file tells none."""
+    if any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
+        return identify(folder).template
+    return None

@@ -1,0 +1,141 @@
+"""The tokenizer of GLM-4-9B: byte-level BPE by tiktoken, control tokens after its ranks.
+
+Facts from https://huggingface.co/THUDM/glm-4-9b-chat and https://huggingface.co/THUDM/glm-4-9b:
+tokenization_chatglm.py and tokenizer_config.json.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+from transformers import AddedToken
+
+from glmtune.errors import ConfigError
+from glmtune.recipe.settings import TemplateName
+from glmtune.templates import ROLES, find
+from glmtune.tokenizers.base import GlmTokenizer
+from glmtune.tokenizers.files import VOCABULARY, read_ranks
+
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_NAME_IN_TEMPLATE = re.compile("你是一个名为 (.+?) 的人工智能助手")
+
+
+class ChatGLM4Tokenizer(GlmTokenizer):
+    """GLM-4's tokenizer; its chat format is the chat revision's when it has a Jinja template, else the base's."""
+
+    prefix = ("[gMASK]", "<sop>")
+
+    def __init__(
+        self,
+        vocab_file: str | None,
+        padding_side: str = "left",
+        clean_up_tokenization_spaces: bool = False,
+        encode_special_tokens: bool = False,
+        template: TemplateName | None = None,
+        **kwargs: Any,
+    ) -> None:
+        path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / VOCABULARY
+        self._ids = read_ranks(path)
+        self._tokens = {rank: token for token, rank in self._ids.items()}
+        self._encoding = tiktoken.Encoding("glm4", pat_str=_SPLIT, mergeable_ranks=self._ids, special_tokens={})
+        self.vocab_file = str(path)
+        self.template = template or ("glm4" if kwargs.get("chat_template") else "glm4_base")
+        self.assistant_name = _assistant_name(kwargs.get("chat_template"))
+        self.encode_special_tokens = encode_special_tokens
+        names = find(self.template).control_tokens
+        if not kwargs.get("added_tokens_decoder"):
+            kwargs["added_tokens_decoder"] = {
+                len(self._ids) + index: AddedToken(name, special=True, normalized=False)
+                for index, name in enumerate(names)
+            }
+        kwargs.setdefault("eos_token", "<|endoftext|>")
+        kwargs.setdefault("pad_token", "<|endoftext|>")
+        if not (kwargs.get("extra_special_tokens") or kwargs.get("additional_special_tokens")):
+            kwargs["extra_special_tokens"] = list(names)
+        super().__init__(
+            padding_side=padding_side,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            encode_special_tokens=encode_special_tokens,
+            template=self.template,
+            **kwargs,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Plain tokens; control tokens are not counted here, but in `len(tokenizer)`."""
+        return len(self._ids)
+
+    def get_vocab(self) -> dict[Any, int]:
+        """Every token and its id; plain tokens are bytes."""
+        return self._ids | self.added_tokens_encoder
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is special."""
+        return self._encoding.encode_ordinary(text)  # type: ignore[no-any-return]
+
+    def control_id(self, name: str) -> int:
+        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
+        found = self._added_tokens_encoder.get(name)
+        if found is None:
+            known = ", ".join(self._added_tokens_encoder)
+            raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
+        return int(found)
+
+    def build_single_message(self, role: str, metadata: str, message: str, tokenize: bool = True) -> list[int] | str:
+        """The ids of one turn, or with tokenize=False its text."""
+        if role not in ROLES:
+            raise ConfigError(f"unknown role {role!r}", hint="the roles are " + ", ".join(ROLES))
+        if not tokenize:
+            return f"<|{role}|>{metadata}\n{message}"
+        return [self.control_id(f"<|{role}|>"), *self.encode_plain(f"{metadata}\n"), *self.encode_plain(message)]
+
+    def _tokenize(self, text: str, **_kwargs: Any) -> list[bytes]:
+        return [self._tokens[index] for index in self.encode_plain(text)]
+
+    def _convert_token_to_id(self, token: bytes) -> int:
+        return self._ids[token]
+
+    def _convert_id_to_token(self, index: int) -> bytes:
+        return self._tokens.get(index, b"")
+
+    def convert_tokens_to_string(self, tokens: Sequence[bytes | str]) -> str:
+        """The text of tokens; half a character becomes U+FFFD."""
+        parts = [token.encode() if isinstance(token, str) else token for token in tokens]
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def _decode(
+        self,
+        token_ids: int | Sequence[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        spaces_between_special_tokens: bool = True,
+        **_kwargs: Any,
+    ) -> str:
+        """The text of ids; as in the official revision's transformers, spaces stand around control tokens."""
+        parts: list[str] = []
+        plain: list[bytes] = []
+        skipped = frozenset(self.all_special_ids) if skip_special_tokens else frozenset()
+        for index in [token_ids] if isinstance(token_ids, int) else token_ids:
+            if index in skipped:
+                continue
+            if index not in self._added_tokens_decoder:
+                plain.append(self._convert_id_to_token(index))
+                continue
+            if plain:
+                parts.append(self.convert_tokens_to_string(plain))
+                plain = []
+            parts.append(str(self._added_tokens_decoder[index]))
+        if plain:
+            parts.append(self.convert_tokens_to_string(plain))
+        text = (" " if spaces_between_special_tokens else "").join(parts)
+        return str(self.clean_up_tokenization(text)) if clean_up_tokenization_spaces else text
+
+
+def _assistant_name(chat_template: object) -> str:
+    found = _NAME_IN_TEMPLATE.search(chat_template) if isinstance(chat_template, str) else None
+    return found.group(1) if found else ""

@@ -1,0 +1,122 @@
+"""The training loop: micro-batches -> token-weighted gradient -> clip -> step. One function."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from glmtune.errors import TrainingError
+from glmtune.objectives import Batch, Objective
+from glmtune.train.memory import peak_memory_gib
+
+
+@dataclass(frozen=True, slots=True)
+class StepLog:
+    """One optimizer step, as written to metrics.jsonl."""
+
+    step: int
+    loss: float
+    """Mean loss per learned token over the whole step, all micro-batches, all processes."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    tokens: int
+    """Learned tokens of the step, all processes."""
+    tokens_per_s: float
+    """Tokens that went through the model per second, prompts included, all processes."""
+    step_s: float
+    peak_memory_gib: float
+    """Highest so far: of the GPU's allocations, or of this process's memory on a CPU."""
+
+
+def fit(
+    model: nn.Module,
+    steps: Iterable[tuple[int, Sequence[Batch]]],
+    objective: Objective,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    accelerator: Accelerator,
+    *,
+    max_grad_norm: float = 1.0,
+) -> Iterator[StepLog]:
+    """Train and yield one log per step; the caller decides when to print, evaluate and save.
+
+    `steps` gives (step number, this process's micro-batches). The sum of losses is divided once by the
+    learned tokens of the whole step, so 8 micro-batches of 1 equal 1 micro-batch of 8, and two processes
+    equal one, even when target lengths differ. `model`, `optimizer` were prepared by `accelerator`.
+    Raises `TrainingError` if the loss or the gradient is not a finite number.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for step, micro in steps:
+        start = time.perf_counter()
+        model.train()
+        items, tokens = _totals(accelerator, micro, objective)
+        total = torch.zeros((), device=accelerator.device)
+        for i, batch in enumerate(micro):
+            with accelerator.autocast(), _exchange(accelerator, model, is_last=i == len(micro) - 1):
+                batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+                loss = objective.loss(model, batch) / items
+                total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
+                accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
+        mean_loss = float(accelerator.reduce(total, "sum"))
+        _require_finite("loss", mean_loss, step)
+        norm = float(accelerator.clip_grad_norm_(trained, max_grad_norm or math.inf))
+        if accelerator.scaler is None:  # with loss scaling, an overflow is expected and skips the step
+            _require_finite("gradient norm", norm, step)
+        lr = float(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        step_s = time.perf_counter() - start
+        peak = peak_memory_gib(accelerator.device)
+        yield StepLog(step, mean_loss, norm, lr, items, tokens / step_s, step_s, peak)
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module, batches: Sequence[Batch], objective: Objective, accelerator: Accelerator
+) -> float:
+    """Mean loss per learned token over this process's batches and all other processes'."""
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    items = 0
+    for batch in batches:
+        batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+        with accelerator.autocast():
+            total += objective.loss(model, batch).double()
+        items += objective.weight(batch)
+    model.train(was_training)
+    sums = accelerator.reduce(torch.tensor([float(total), float(items)], device=accelerator.device), "sum")
+    return float(sums[0] / sums[1].clamp(min=1))
+
+
+def _totals(accelerator: Accelerator, micro: Sequence[Batch], objective: Objective) -> tuple[int, int]:
+    """Learned tokens and all tokens of the step, over all processes."""
+    mine: Tensor = torch.tensor(
+        [sum(objective.weight(b) for b in micro), sum(int(b["attention_mask"].sum()) for b in micro)],
+        device=accelerator.device,
+    )
+    items, tokens = accelerator.reduce(mine, "sum").tolist()
+    return max(int(items), 1), int(tokens)
+
+
+def _exchange(accelerator: Accelerator, model: nn.Module, *, is_last: bool) -> Any:
+    """Processes exchange gradients once a step, in the last micro-batch's backward pass."""
+    return nullcontext() if is_last else accelerator.no_sync(model)
+
+
+def _require_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"step {step}: the {what} is {value}; the last checkpoint is kept",
+            hint="lower the learning rate (train.lr), or train in higher precision (train.precision=fp32)",
+        )

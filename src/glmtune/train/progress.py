@@ -1,0 +1,48 @@
+"""The progress line, with the percentage and the time left of the whole run.
+
+Source of the form: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune/train.py.
+"""
+
+import math
+
+from glmtune.train.loop import StepLog
+
+
+class Progress:
+    """Turns step logs into lines."""
+
+    def __init__(self, *, steps: int, steps_per_epoch: int) -> None:
+        self.steps = steps
+        self.steps_per_epoch = steps_per_epoch
+        self._since: list[StepLog] = []
+
+    def add(self, log: StepLog) -> None:
+        """Take in one step."""
+        self._since.append(log)
+
+    def line(self) -> str:
+        """The line at the newest step; loss and speeds are means since the line before."""
+        logs, self._since = self._since, []
+        last, count = logs[-1], len(logs)
+        seconds = sum(log.step_s for log in logs)
+        tokens = sum(log.tokens_per_s * log.step_s for log in logs) / seconds
+        return (
+            f"global step {last.step} ( {100 * last.step / self.steps:.2f}% ) , "
+            f"epoch: {math.ceil(last.step / self.steps_per_epoch)}, "
+            f"loss: {sum(log.loss for log in logs) / count:.5f}, "
+            f"speed: {count / seconds:.2f} step/s, "
+            f"ETA: {clock_time((self.steps - last.step) * seconds / count)}, "
+            f"tokens/s: {tokens:,.0f}, peak memory: {last.peak_memory_gib:.2f} GiB"
+        )
+
+
+def clock_time(seconds: float) -> str:
+    """`00:30:57`."""
+    whole = round(seconds)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def run_time(seconds: float) -> str:
+    """`174分 34秒`, the way the write-ups print `train run time:`."""
+    whole = round(seconds)
+    return f"{whole // 60:02d}分 {whole % 60:02d}秒"

@@ -1,0 +1,75 @@
+"""What a workflow reports while it runs. The CLI prints these, the library ignores them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.train.loop import StepLog
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line worth reading."""
+
+    text: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRow:
+    """The first training row as the model sees it, and what is learned of it."""
+
+    whole: str
+    learned: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One optimizer step."""
+
+    log: StepLog
+    steps: int
+    line: str | None
+    """The progress line, at every `train.log_every` steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One evaluation of the loss on the validation rows."""
+
+    step: int
+    loss: float
+    best_before: float | None
+    """The lowest earlier loss; None at the first evaluation after step 0, and at step 0."""
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint."""
+
+    path: Path
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One row of an evaluation is answered."""
+
+    done: int
+    total: int
+
+
+Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a run's files are, and its figures."""
+
+    path: Path
+    metrics: dict[str, Any]
+    """Of a training: steps, loss, eval_loss, best_eval_loss, best_step, run_time_s, peak_memory_gib, ..."""
+    scores: dict[str, Any]
+    """Of an evaluation: the two score variants, num_rows, num_empty, stopped_share."""

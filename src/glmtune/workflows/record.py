@@ -1,0 +1,101 @@
+"""The files of a training run: who writes what, and what a resumed run takes back."""
+
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmtune.extras import require
+from glmtune.load import RECIPE_FILE
+from glmtune.recipe import Recipe, to_yaml
+from glmtune.report.plots import plot_loss
+from glmtune.runs import append_json, link, read_json_lines, replacing, write_json, write_text
+
+PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
+
+
+class RunRecord:
+    """Writes recipe.yaml, env.json, metrics.jsonl, samples.jsonl, loss.png and the links to checkpoints."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+        self.folder = folder
+        self.metrics_path = folder / "metrics.jsonl"
+        self._samples_path = folder / "samples.jsonl"
+        self._board: Any = None
+        if tensorboard:
+            require("tensorboard", extra="tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def begin(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+        """The resolved recipe and the environment: running this recipe again is the run again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "packages": {name: version(name) for name in PACKAGES},
+            **facts,
+        }
+        write_json(self.folder / "env.json", environment)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl: a step or an evaluation."""
+        append_json(self.metrics_path, line)
+        if self._board is not None:
+            for name in line.keys() & {"loss", "eval_loss", "lr", "grad_norm", "tokens_per_s"}:
+                self._board.add_scalar(name, line[name], line["step"])
+            self._board.flush()
+
+    def add_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """The fixed prompts and their answers at a step."""
+        for prompt, answer in samples:
+            append_json(self._samples_path, {"step": step, "prompt": prompt, "answer": answer})
+
+    def draw(self) -> None:
+        """Draw loss.png anew."""
+        plot_loss(read_json_lines(self.metrics_path), self.folder / "loss.png")
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.folder / "checkpoints" / f"step-{step:06d}"
+
+    def link_checkpoint(self, path: Path, *, is_best: bool) -> None:
+        """Point `last`, and `best` if it is, at a checkpoint."""
+        link(self.folder / "last", path)
+        if is_best:
+            link(self.folder / "best", path)
+
+    def prune(self, keep: int, *, best_step: int | None) -> None:
+        """Delete all checkpoints but the newest `keep` and the best."""
+        paths = sorted((self.folder / "checkpoints").glob("step-*"))
+        best = self.checkpoint_path(best_step) if best_step is not None else None
+        for path in paths[:-keep]:
+            if path != best:
+                shutil.rmtree(path)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines written after the checkpoint that a run goes on from."""
+        for path in (self.metrics_path, self._samples_path):
+            lines = [line for line in read_json_lines(path) if line["step"] <= step]
+            with replacing(path) as partial:
+                partial.touch()
+                for line in lines:
+                    append_json(partial, line)
+
+
+def with_full_paths(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths, so that it means the same from anywhere."""
+    data = {
+        name: path.resolve()
+        for name in ("train", "validation", "test")
+        if (path := getattr(recipe.data, name)) is not None
+    }
+    model = str(Path(recipe.model).resolve()) if Path(recipe.model).exists() else recipe.model
+    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=data)})

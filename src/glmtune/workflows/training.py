@@ -1,0 +1,371 @@
+"""A training run from recipe to checkpoints: read top to bottom."""
+
+import math
+import shutil
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from glmtune.data.batches import Steps, collate
+from glmtune.data.encode import Row
+from glmtune.errors import ConfigError
+from glmtune.generate import Sampling, answer
+from glmtune.load import RECIPE_FILE, Place, open_place, open_tokenizer, resolve
+from glmtune.methods import apply_method, trainable_line
+from glmtune.methods.adapter import Card, restore_trained, save_trained
+from glmtune.objectives import Batch, Sft
+from glmtune.recipe import Recipe, load_recipe
+from glmtune.recipe.parse import Source
+from glmtune.runs import new_folder, read_json_lines, replacing, write_json
+from glmtune.train.loop import fit, mean_loss
+from glmtune.train.optim import build_optimizer, build_schedule
+from glmtune.train.progress import Progress, run_time
+from glmtune.train.state import STATE_FILE, collect_state, restore_state
+from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
+from glmtune.workflows.record import RunRecord
+from glmtune.workflows.rows import Rows, file_hash, first_row, training_rows
+
+COPIED_SUFFIXES = {".json", ".py", ".model", ".txt"}
+"""Small files of a base folder that a fully trained model needs beside its own weights."""
+
+
+@dataclass
+class _Standing:
+    """How the run stands; saved with every checkpoint."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+
+
+@dataclass
+class _Run:
+    """The parts of a run, put together once."""
+
+    recipe: Recipe
+    place: Place
+    tokenizer: Any
+    rows: Rows
+    accelerator: Accelerator
+    model: Any
+    """With DDP around it where there are several processes."""
+    bare_model: Any
+    optimizer: Any
+    schedule: Any
+    steps: Steps
+    num_steps: int
+    validation: list[Batch]
+    record: RunRecord
+    standing: _Standing = field(default_factory=_Standing)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+
+def train(source: Source) -> RunResult:
+    """Run a recipe (a path, a dict or a `Recipe`); return where its files are and its figures."""
+    return drain(training(load_recipe(source)))
+
+
+def drain(events: Generator[Event, None, RunResult]) -> RunResult:
+    """Run a workflow to its end without looking at its events."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as stop:
+            result: RunResult = stop.value
+            return result
+
+
+def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
+    """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
+    folder = run_folder(recipe)
+    if not resume and folder.exists() and any(folder.iterdir()):
+        new_folder(folder, hint="name another with output=..., or go on with it: --resume")
+    if resume:
+        _require_same_recipe(recipe, folder)
+    run = yield from _prepare(recipe, folder)
+    if resume:
+        yield _resume(run)
+    elif run.is_main:
+        run.record.begin(recipe, {"data_sha256": file_hash(Path(str(recipe.data.train)))})
+    yield from _train(run)
+    return _result(run)
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """`output`, or `runs/<model>-<method>`."""
+    return recipe.output or Path("runs") / f"{Path(recipe.model).resolve().name}-{recipe.method.name}"
+
+
+def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
+    """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
+    place = resolve(recipe.model)
+    if place.adapter:
+        raise ConfigError(f"model: {recipe.model} is an adapter", hint=f"train its base: model={place.base}")
+    state = _processes(recipe.device)
+    tokenizer = open_tokenizer(place, template=recipe.template)
+    rows = training_rows(tokenizer, recipe.data)
+    yield from rows.notes
+    base = open_place(place, template=recipe.template, dtype=recipe.dtype, device=str(state.device))
+    precision = _precision(recipe, next(base.parameters()).dtype, state.device)
+    torch.manual_seed(recipe.train.seed)
+    bare_model = apply_method(base, recipe.method)
+    if recipe.train.gradient_checkpointing:
+        bare_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    yield Note(trainable_line(bare_model))
+    yield first_row(tokenizer, rows.train.rows)
+    AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
+    torch.manual_seed(recipe.train.seed + accelerator.process_index)  # dropout differs between processes
+    steps = Steps(
+        rows.train.rows,
+        batch_size=recipe.train.batch_size,
+        micro_batch_size=recipe.train.micro_batch_size,
+        seed=recipe.train.seed,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or 1) * steps.per_epoch)
+    optimizer = build_optimizer(bare_model, recipe.train)
+    schedule = build_schedule(optimizer, recipe.train, num_steps)
+    several = accelerator.num_processes > 1
+    model = accelerator.prepare_model(bare_model) if several else bare_model
+    yield Note(_plan_line(recipe, steps, num_steps, accelerator, precision))
+    return _Run(
+        recipe=recipe,
+        place=place,
+        tokenizer=tokenizer,
+        rows=rows,
+        accelerator=accelerator,
+        model=model,
+        bare_model=bare_model,
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        schedule=schedule,
+        steps=steps,
+        num_steps=num_steps,
+        validation=_validation_batches(rows.validation.rows, recipe, tokenizer, accelerator),
+        record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
+    )
+
+
+def _train(run: _Run) -> Iterator[Event]:
+    """The loop with what happens around it."""
+    settings, standing = run.recipe.train, run.standing
+    eval_every = settings.eval_every or max(1, run.num_steps // 10)
+    save_every = settings.save_every or eval_every
+    progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
+    start = time.perf_counter()
+    if standing.step == 0:
+        yield from _evaluate(run)
+    logs = fit(
+        run.model,
+        _micro_batches(run),
+        Sft(),
+        run.optimizer,
+        run.schedule,
+        run.accelerator,
+        max_grad_norm=settings.max_grad_norm,
+    )
+    for log in logs:
+        standing.step = log.step
+        is_last = log.step == run.num_steps
+        progress.add(log)
+        if run.is_main:
+            run.record.add({**asdict(log), "epoch": log.step / run.steps.per_epoch})
+        is_due = log.step % settings.log_every == 0 or is_last
+        yield Stepped(log, run.num_steps, progress.line() if is_due else None)
+        is_best = False
+        if log.step % eval_every == 0 or is_last:
+            is_best = yield from _evaluate(run)
+        is_stopping = settings.patience and standing.evaluations_since_best >= settings.patience
+        if is_best or is_stopping or is_last or log.step % save_every == 0:
+            yield _save(run, is_best=is_best)
+        if is_stopping and not is_last:
+            yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
+            break
+    yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
+
+
+def _evaluate(run: _Run) -> Generator[Event, None, bool]:
+    """Evaluation loss, sample answers, picture. Returns whether this is the best so far."""
+    standing = run.standing
+    loss = mean_loss(run.model, run.validation, Sft(), run.accelerator)
+    before = standing.best_loss
+    is_best = standing.step > 0 and (before is None or loss < before)
+    if is_best:
+        standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
+    elif standing.step > 0:
+        standing.evaluations_since_best += 1
+    if run.is_main:
+        run.record.add({"step": standing.step, "eval_loss": loss})
+        run.record.add_samples(standing.step, _samples(run))
+        run.record.draw()
+    run.accelerator.wait_for_everyone()
+    yield Evaluated(standing.step, loss, before, is_best)
+    return is_best
+
+
+def _samples(run: _Run) -> list[tuple[str, str]]:
+    """The fixed prompts and the model's most likely answers."""
+    settings = run.recipe.samples
+    if not settings.prompts:
+        return []
+    sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
+    data = run.recipe.data
+    system = [{"role": "system", "content": data.system}] if data.system else []
+    conversations = [
+        [*system, {"role": "user", "content": data.source_prefix + prompt}] for prompt in settings.prompts
+    ]
+    answers = answer(run.bare_model, run.tokenizer, conversations, sampling)
+    return list(zip(settings.prompts, answers, strict=True))
+
+
+def _save(run: _Run, *, is_best: bool) -> Saved:
+    """A checkpoint: weights, card, and all that an exact continuation needs."""
+    state = collect_state(run.optimizer, run.schedule, run.accelerator)
+    state["standing"] = asdict(run.standing)
+    path = run.record.checkpoint_path(run.standing.step)
+    if run.is_main:
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as partial:
+            partial.mkdir()
+            if run.recipe.method.name == "full":
+                _copy_small_files(run.place.base, partial)
+            save_trained(run.bare_model, partial, _card(run))
+            with (partial / STATE_FILE).open("wb") as file:
+                torch.save(state, file)
+        run.record.link_checkpoint(path, is_best=is_best)
+        run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
+    run.accelerator.wait_for_everyone()
+    return Saved(path, is_best)
+
+
+def _resume(run: _Run) -> Note:
+    """Weights, optimizer, schedule, random numbers and standing of the last checkpoint."""
+    last = (run.record.folder / "last").resolve()
+    if not last.exists():
+        raise ConfigError(
+            f"{run.record.folder}: no checkpoint to resume from", hint="train anew without --resume"
+        )
+    restore_trained(run.bare_model, last)
+    state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
+    run.standing = _Standing(**state["standing"])
+    if run.is_main:
+        run.record.forget_after(run.standing.step)
+    return Note(
+        f"resumed from {last.name}: {run.num_steps - run.standing.step} of {run.num_steps} steps to go"
+    )
+
+
+def _micro_batches(run: _Run) -> Iterator[tuple[int, list[Batch]]]:
+    pad_id = run.tokenizer.pad_token_id
+    for step in range(run.standing.step + 1, run.num_steps + 1):
+        yield step, [collate(rows, pad_id) for rows in run.steps.micro_batches(step)]
+
+
+def _validation_batches(
+    rows: list[Row], recipe: Recipe, tokenizer: Any, accelerator: Accelerator
+) -> list[Batch]:
+    """This process's share of the validation rows, in micro-batches of similar length."""
+    mine = sorted(rows, key=lambda row: len(row.input_ids))[
+        accelerator.process_index :: accelerator.num_processes
+    ]
+    size = recipe.train.micro_batch_size
+    return [collate(mine[i : i + size], tokenizer.pad_token_id) for i in range(0, len(mine), size)]
+
+
+def _processes(device: str) -> PartialState:
+    """This process among those that `torchrun` started, and its device."""
+    if device.startswith("cuda:"):
+        raise ConfigError(
+            f"device: {device}: training takes auto, cpu or cuda",
+            hint=f"choose the card outside: CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...",
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device: cuda: PyTorch sees no GPU here", hint="device=cpu, or install PyTorch for CUDA"
+        )
+    return PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+
+
+def _precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) -> str:
+    """The name accelerate has for the arithmetic of the forward pass."""
+    names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    wanted = recipe.train.precision
+    name = names[base_dtype] if wanted == "auto" else wanted.replace("fp32", "no")
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=bf16, or dtype=bf16")
+    return name
+
+
+def _plan_line(recipe: Recipe, steps: Steps, num_steps: int, accelerator: Accelerator, precision: str) -> str:
+    """What the settings mean, before the start."""
+    samples = num_steps * recipe.train.batch_size
+    processes = accelerator.num_processes
+    arithmetic = "fp32" if precision == "no" else precision
+    return (
+        f"plan: {num_steps} steps x {recipe.train.batch_size} rows = {samples} samples, "
+        f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
+        f"{processes} process{'es' if processes > 1 else ''} on {accelerator.device.type}, {arithmetic}"
+    )
+
+
+def _card(run: _Run) -> Card:
+    data = run.recipe.data
+    return Card(
+        base=str(run.place.base.resolve()),
+        template=run.tokenizer.template,
+        method=run.recipe.method.model_dump(mode="json"),
+        system=data.system,
+        source_prefix=data.source_prefix,
+        glmtune_version=version("glmtune"),
+    )
+
+
+def _copy_small_files(base: Path, folder: Path) -> None:
+    """Tokenizer and code files, so that a fully trained model is as complete as its base."""
+    for path in sorted(base.iterdir()):
+        if path.suffix in COPIED_SUFFIXES and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _require_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Going on with other settings would be neither run."""
+    known = folder / RECIPE_FILE
+    if not known.exists():
+        raise ConfigError(f"{folder}: no run to resume here", hint="train anew without --resume")
+    before, now = (r.model_dump(mode="json") for r in (load_recipe(known), recipe))
+    changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
+    if changed:
+        raise ConfigError(
+            f"{folder}: its {changed} settings differ from this recipe's",
+            hint=f"resume with the run's own recipe: glmtune train {folder} --resume",
+        )
+
+
+def _result(run: _Run) -> RunResult:
+    lines = read_json_lines(run.record.metrics_path) if run.is_main else []
+    trained = [line for line in lines if "loss" in line]
+    evaluated = [line for line in lines if "eval_loss" in line]
+    metrics: dict[str, Any] = {"steps": run.standing.step, "best_step": run.standing.best_step}
+    if trained and evaluated:
+        metrics |= {
+            "loss": trained[-1]["loss"],
+            "first_eval_loss": evaluated[0]["eval_loss"],
+            "eval_loss": evaluated[-1]["eval_loss"],
+            "best_eval_loss": run.standing.best_loss,
+            "train_s": sum(line["step_s"] for line in trained),
+            "peak_memory_gib": trained[-1]["peak_memory_gib"],
+        }
+        write_json(run.record.folder / "eval.json", metrics)
+    return RunResult(run.record.folder, metrics, {})

@@ -1,0 +1,167 @@
+"""Every verb as a user types it, in processes of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models import tiny_folder
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PROGRESS = re.compile(
+    r"global step \d+ \( \d+\.\d\d% \) , epoch: \d+, loss: \d+\.\d{5}, speed: \d+\.\d\d step/s, "
+    r"ETA: \d\d:\d\d:\d\d, tokens/s: [\d,]+, peak memory: \d+\.\d\d GiB"
+)
+
+
+def glmtune(
+    *words: object, cwd: Path, typed: str = "", launcher: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+    command = [sys.executable, *(launcher or ("-m",)), "glmtune", *map(str, words)]
+    return subprocess.run(
+        command, cwd=cwd, input=typed, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def train_words(model: Path, *more: str) -> list[str]:
+    return [
+        f"model={model}", f"data.train={EXAMPLES / 'adverts.jsonl'}", "data.max_tokens=256", "train.steps=4",
+        "train.batch_size=4", "train.eval_every=2", "train.log_every=1", "train.lr=1e-2", "samples.max_new_tokens=8",
+        "output=run", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, and a run trained on it."""
+    folder = tmp_path_factory.mktemp("work")
+    tiny_folder(folder / "model")
+    done = glmtune("train", *train_words(folder / "model"), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "train.txt").write_text(done.stdout, encoding="utf-8")
+    return folder
+
+
+def test_training_says_what_it_does(work: Path) -> None:
+    text = (work / "train.txt").read_text(encoding="utf-8")
+    assert re.search(r"trainable params: [\d,]+ \|\| all params: [\d,]+ \|\| trainable%: \d+\.\d{4}", text)
+    assert "[gMASK]sop<|user|>" in text  # the first row, decoded
+    assert len(PROGRESS.findall(text)) == 4
+    assert "global step 4 ( 100.00% )" in text
+    assert text.count("Evaluation Loss: ") == 3
+    assert "train run time: " in text
+    assert "glmtune chat run" in text
+
+
+def test_a_run_leaves_its_files(work: Path) -> None:
+    run = work / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "recipe.yaml", "env.json", "metrics.jsonl", "loss.png", "samples.jsonl", "checkpoints", "best", "last", "eval.json",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 2, 4]
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [sample["step"] for sample in samples] == [0, 2, 4]
+    assert not list(run.rglob("*.partial"))
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(work: Path) -> None:
+    before = (work / "run" / "metrics.jsonl").read_bytes()
+    done = glmtune("train", *train_words(work / "model"), cwd=work)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-2:] == [
+        "error: run: this folder is not empty and will not be overwritten",
+        "hint: name another with output=..., or go on with it: --resume",
+    ]
+    assert (work / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_run_folders_recipe_is_the_run_again(work: Path) -> None:
+    done = glmtune("train", "run/recipe.yaml", "output=again", cwd=work)
+    assert done.returncode == 0, done.stderr
+    first, again = (
+        [
+            json.loads(line)
+            for line in (work / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        for name in ("run", "again")
+    )
+    assert [line.get("loss") for line in again] == [line.get("loss") for line in first]
+
+
+def test_evaluation_scores_and_goes_on_where_it_was_stopped(work: Path) -> None:
+    words = ("evaluate", "run", "--data", EXAMPLES / "adverts.jsonl", "evaluate.max_rows=6", "evaluate.max_new_tokens=8",
+             "evaluate.batch_size=4", "--output", "scores")  # fmt: skip
+    done = glmtune(*words, cwd=work)
+    assert done.returncode == 0, done.stderr
+    path = work / "scores" / "generated_predictions.txt"
+    whole = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["row"] for line in whole] == list(range(6))
+    assert "6 rows, " in done.stdout
+    assert "ended by a stop token" in done.stdout
+    path.write_text("\n".join(whole[:2]) + '\n{"row": 2, "la', encoding="utf-8")  # killed while writing
+    again = glmtune(*words, cwd=work)
+    assert "2 of 6 rows are already answered" in again.stdout
+    assert path.read_text(encoding="utf-8").splitlines() == whole
+    other = glmtune(*words, "data.loss=last_turn", cwd=work)
+    assert other.returncode == 2
+    assert "holds predictions of other settings" in other.stderr
+
+
+@pytest.mark.parametrize("path", ["run", "run/best", "run/checkpoints/step-000002", "model"])
+def test_chat_takes_a_model_a_run_or_an_adapter(work: Path, path: str) -> None:
+    done = glmtune("chat", path, "--max-new-tokens", 4, cwd=work, typed="2\n你好\nclear\n你是谁\nstop\n")
+    assert done.returncode == 0, done.stderr
+    assert "输入 clear 以清空对话历史，输入 stop 以终止对话。" in done.stdout
+    assert done.stdout.count("> use time: ") == 2
+    assert "> history cleared" in done.stdout
+
+
+def test_resuming_a_finished_run_trains_nothing_more(work: Path) -> None:
+    done = glmtune("train", "again", "--resume", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step-000004: 0 of 4 steps to go" in done.stdout
+
+
+def test_settings_are_listed_with_their_meaning(work: Path) -> None:
+    done = glmtune("settings", "train.lr", cwd=work)
+    assert done.stdout.startswith("train.lr (float; default 0.0001)")
+
+
+BAD = [
+    (["train.lrr=1"], "train.lrr: unknown setting", "did you mean 'lr'?"),
+    (["data.train=none.json"], "none.json: cannot be read", "no such file"),
+    (["model=nowhere"], "nowhere: no such folder", "folder of a model"),
+    (["method.target_modules=[q_proj]"], "no linear layer called 'q_proj'", "query_key_value"),
+    (["template=glm4"], "template: 'glm4'", "chatglm2, chatglm3"),
+    (["data.response_column=summery"], "summery", "summary"),
+    (["train.precision=fp16"], "train.precision: fp16 needs a GPU", "bf16"),
+]
+
+
+@pytest.mark.parametrize(("words", "message", "hint"), BAD, ids=[b[0][0] for b in BAD])
+def test_bad_input_ends_in_one_line_a_hint_and_code_2(
+    work: Path, words: list[str], message: str, hint: str
+) -> None:
+    before = sorted(work.rglob("*"))
+    done = glmtune("train", *train_words(work / "model", "output=bad", *words), cwd=work)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    error, said = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert message in error
+    assert said.startswith("hint: ")
+    assert hint in said
+    assert sorted(work.rglob("*")) == before
+
+
+def test_help_loads_no_torch(work: Path) -> None:
+    code = "import sys; sys.argv = ['glmtune', '--help']\nfrom glmtune.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,135 @@
+"""Our loop against transformers' Trainer, and the ways of cutting a step that must not matter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import Trainer, TrainingArguments
+
+from glmtune.data.batches import Steps, collate
+from glmtune.data.encode import Row
+from glmtune.errors import TrainingError
+from glmtune.objectives import Sft
+from glmtune.recipe import Train
+from glmtune.train.loop import StepLog, fit, mean_loss
+from glmtune.train.optim import build_optimizer, build_schedule
+from models import random_rows, tiny_model
+
+
+def run(model: torch.nn.Module, rows: list[Row], settings: Train, steps: int) -> list[StepLog]:
+    accelerator = Accelerator(cpu=True)
+    batches = Steps(
+        rows, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
+    )
+    optimizer = build_optimizer(model, settings)
+    return list(
+        fit(
+            model,
+            ((n, [collate(part, 0) for part in batches.micro_batches(n)]) for n in range(1, steps + 1)),
+            Sft(),
+            accelerator.prepare_optimizer(optimizer),
+            build_schedule(optimizer, settings, steps),
+            accelerator,
+            max_grad_norm=settings.max_grad_norm,
+        )
+    )
+
+
+def figures(logs: list[StepLog]) -> torch.Tensor:
+    return torch.tensor([(log.loss, log.grad_norm) for log in logs], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_loop_equals_the_trainer_step_by_step(tmp_path: Path, schedule: str) -> None:
+    settings = Train(
+        batch_size=8, micro_batch_size=2, lr=1e-3, schedule=schedule, warmup_steps=2, weight_decay=0.1
+    )
+    rows, ours, theirs = random_rows(48), tiny_model(), tiny_model()
+    steps = Steps(rows, batch_size=8, micro_batch_size=2, seed=settings.seed)
+    in_our_order = [row for n in range(1, 7) for part in steps.micro_batches(n) for row in part]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=6,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        warmup_steps=2,
+        weight_decay=0.1,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        train_sampling_strategy="sequential",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        theirs, arguments, train_dataset=in_our_order, data_collator=lambda batch: collate(batch, 0)
+    )
+    trainer.train()
+    history = [line for line in trainer.state.log_history if "grad_norm" in line]
+    logs = run(ours, rows, settings, 6)
+    expected = torch.tensor([(line["loss"], line["grad_norm"]) for line in history], dtype=torch.float64)
+    torch.testing.assert_close(
+        figures(logs), expected, rtol=2e-4, atol=2e-4
+    )  # theirs are rounded to 4 places
+    assert [log.lr for log in logs] == pytest.approx([line["learning_rate"] for line in history])
+    for mine, his in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, his, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 8])
+def test_the_size_of_the_micro_batches_does_not_matter(micro_batch_size: int) -> None:
+    rows = random_rows(48)
+    whole = run(tiny_model(), rows, Train(batch_size=8, micro_batch_size=8, lr=1e-3), 6)
+    parts = run(tiny_model(), rows, Train(batch_size=8, micro_batch_size=micro_batch_size, lr=1e-3), 6)
+    torch.testing.assert_close(figures(parts), figures(whole), rtol=1e-5, atol=0)
+
+
+def test_padding_does_not_change_loss_or_gradient() -> None:
+    rows = random_rows(6)
+    model, objective = tiny_model(), Sft()
+    together = collate(rows, 0)
+    objective.loss(model, together).backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for row in rows:
+        objective.loss(model, collate([row], 0)).backward()
+    for batched, single in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(batched, single.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_objective_equals_the_models_own_loss() -> None:
+    model, batch = tiny_model(), collate(random_rows(5), 0)
+    expected = model(**batch).loss * Sft().weight(batch)
+    torch.testing.assert_close(Sft().loss(model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    rows = random_rows(24)
+    plain, checkpointed = tiny_model(), tiny_model()
+    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    settings = Train(batch_size=4, lr=1e-3)
+    assert run(plain, rows, settings, 4)[-1].loss == run(checkpointed, rows, settings, 4)[-1].loss
+
+
+def test_a_step_with_nothing_to_learn_has_loss_and_gradient_zero() -> None:
+    rows = [Row(row.input_ids, row.labels * 0 - 100, row.place) for row in random_rows(4)]
+    logs = run(tiny_model(), rows, Train(batch_size=4, lr=1e-3), 1)
+    assert (logs[0].loss, logs[0].grad_norm) == (0.0, 0.0)
+
+
+def test_a_loss_that_is_not_a_number_stops_at_once() -> None:
+    model = tiny_model()
+    model.transformer.output_layer.weight.data[5, 0] = float("nan")
+    with pytest.raises(TrainingError, match="step 1: the loss is nan"):
+        run(model, random_rows(8), Train(batch_size=4), 2)
+
+
+def test_the_mean_loss_is_over_tokens_whatever_the_batches() -> None:
+    rows, accelerator = random_rows(10), Accelerator(cpu=True)
+    one = mean_loss(tiny_model(), [collate(rows, 0)], Sft(), accelerator)
+    many = mean_loss(tiny_model(), [collate([row], 0) for row in rows], Sft(), accelerator)
+    assert one == pytest.approx(many, rel=1e-6)

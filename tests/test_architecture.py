@@ -1,0 +1,95 @@
+"""Who may import whom, checked from the source text."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "glmtune"
+LAYERS = [  # a module imports its own package and the lines above it, nothing else
+    {"errors"},
+    {"extras", "log"},
+    {"recipe", "runs"},
+    {"family", "templates"},
+    {"tokenizers"},
+    {"models"},
+    {"data", "methods", "objectives"},
+    {"load"},
+    {"generate"},
+    {"train"},
+    {"evaluate"},
+    {"export", "migrate", "report"},
+    {"workflows"},
+    {"serve"},
+    {"cli"},
+]
+RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
+FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not path.name.startswith("__"))
+ONLY_IN = {
+    "peft": ("methods",),
+    "accelerate": ("train", "workflows"),
+    "matplotlib": ("report",),
+    "click": ("cli",),
+    "sentencepiece": ("tokenizers",),
+    "tiktoken": ("tokenizers",),
+}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_imports_point_down(path: Path) -> None:
+    here = part(path)
+    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        if name.startswith("glmtune."):
+            there = name.split(".")[1]
+            assert there == here or RANK[there] < RANK[here], f"{here} may not import {there}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
+    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        homes = ONLY_IN.get(name.split(".")[0])
+        assert homes is None or part(path) in homes, f"{name} belongs in {homes}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_only_the_command_line_prints_and_exits(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and part(path) != "cli":
+            called = ast.unparse(node.func)
+            assert called not in {"print", "exit", "quit", "sys.exit"}, f"line {node.lineno}: {called}"
+
+
+TORCH_FREE = [
+    "glmtune",
+    "glmtune.cli",
+    "glmtune.recipe",
+    "glmtune.recipe.describe",
+    "glmtune.templates",
+    "glmtune.family",
+    "glmtune.runs",
+    "glmtune.data.formats",
+    "glmtune.data.source",
+    "glmtune.data.split",
+    "glmtune.evaluate.metrics",
+    "glmtune.report.plots",
+]
+
+
+def test_these_modules_load_without_torch() -> None:
+    code = f"import sys\nfor name in {TORCH_FREE}:\n    __import__(name)\n    assert 'torch' not in sys.modules, name"
+    subprocess.run([sys.executable, "-c", code], check=True)

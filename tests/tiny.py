@@ -1,0 +1,100 @@
+"""Tiny tokenizers in the official layout, trained on the spot from this project's own words.
+
+`tiny_sentencepiece` makes a ChatGLM2/ChatGLM3 tokenizer, `tiny_tiktoken` a GLM-4 one; add a config.json and
+weights for a whole model folder. Both hold every byte, so any text can be encoded.
+"""
+
+import base64
+import io
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from glmtune.templates import TEMPLATES
+
+TEXT = """
+今天天气很好，我们一起去公园散步。 你好，请问图书馆怎么走？
+一直往前走，过了桥就到了。 谢谢你的帮助！ 不客气，祝你愉快。
+这件衬衫是白色的，料子柔软，适合夏天穿。 它的价格是多少？
+我想学习怎么训练一个语言模型。 先准备数据，再选择方法，然后开始训练。
+The weather is fine today, so we walk to the park. How do I get to the library?
+Go straight on and cross the bridge. Thank you for your help! You are welcome.
+This shirt is white, soft and good for summer. How much does it cost?
+I want to learn how to train a language model. First prepare the data.
+1 2 3 4 5 6 7 8 9 10 问： 答： [Round 1] # * : ; ( ) { } " ' - + = / def return x y
+"""
+
+GLM4_CHAT_TEMPLATE = (
+    "[gMASK]<sop>{% for item in messages %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}\n"
+    "{{ item['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tiny_sentencepiece(folder: Path, template: str | None = "chatglm3") -> Path:
+    """Write tokenizer.model and tokenizer_config.json of a tiny ChatGLM2 or ChatGLM3; None: of either."""
+    names = {"chatglm2": "THUDM/chatglm2-6b", "chatglm3": "THUDM/chatglm3-6b"}
+    config: dict[str, Any] = {"tokenizer_class": "ChatGLMTokenizer", "remove_space": False, "do_lower_case": False}
+    if template is not None:
+        config["name_or_path"] = names[template]
+    return _write(folder, _sentencepiece(), config)
+
+
+def tiny_tiktoken(folder: Path, template: str = "glm4") -> Path:
+    """Write tokenizer.model and tokenizer_config.json of a tiny GLM-4: chat revision, or "glm4_base"."""
+    ranks, names = _ranks(), TEMPLATES[template].control_tokens
+    first = len(ranks.splitlines())
+    facts = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    config: dict[str, Any] = {
+        "added_tokens_decoder": {str(first + i): {"content": name, **facts} for i, name in enumerate(names)},
+        "additional_special_tokens": list(names),
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "padding_side": "left",
+        "tokenizer_class": "ChatGLM4Tokenizer",
+    }
+    if template == "glm4":
+        config["chat_template"] = GLM4_CHAT_TEMPLATE
+    return _write(folder, ranks, config)
+
+
+def _write(folder: Path, vocabulary: bytes, config: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(vocabulary)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+@cache
+def _sentencepiece() -> bytes:
+    """420 pieces: <unk>, <s>, </s>, 256 bytes, and the commonest characters and words."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.strip().splitlines() * 4),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=420,
+        character_coverage=0.98,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@cache
+def _ranks() -> bytes:
+    """The 256 bytes, then pairs that build whole Chinese characters and short English words."""
+    tokens = [bytes([value]) for value in range(256)]
+    known = set(tokens)
+    for word in sorted(set(TEXT.split()), key=lambda word: (-TEXT.count(word), word))[:60]:
+        data = (" " + word if word.isascii() else word[:2]).encode()
+        for end in range(2, len(data) + 1):
+            if data[:end] not in known:
+                known.add(data[:end])
+                tokens.append(data[:end])
+    return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))

@@ -1,0 +1,327 @@
+"""Files become examples, or one error that names file, line and cure."""
+
+import errno
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmtune.data.source import read_examples, read_rows
+from glmtune.errors import DataError
+from glmtune.recipe.settings import Data
+
+GOOD = '{"content": "类型#裤", "summary": "一条好裤子"}'
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(content: str | bytes, name: str = "train.jsonl") -> Path:
+    path = Path(name)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read(content: str | bytes, name: str = "train.jsonl", **options: object) -> list:
+    return read_examples(write(content, name), Data(**options))
+
+
+def refusal(content: str | bytes, name: str = "train.jsonl") -> DataError:
+    with pytest.raises(DataError) as caught:
+        read(content, name)
+    assert caught.value.hint
+    assert "\n" not in f"{caught.value}{caught.value.hint}"
+    return caught.value
+
+
+# What is read
+
+
+def test_json_lines_and_an_array_of_the_same_rows_give_the_same_messages():
+    lines, array = read(f"{GOOD}\n{GOOD}\n", "a.jsonl"), read(f"[\n{GOOD},\n{GOOD}\n]", "b.json")
+    assert [e.messages for e in lines] == [e.messages for e in array]
+
+
+def test_json_lines_in_a_json_file_are_told_by_content():
+    assert len(read(f"{GOOD}\n{GOOD}", "train.json")) == 2
+
+
+def test_an_array_in_a_jsonl_file_is_told_by_content():
+    assert len(read(f"[{GOOD},{GOOD}]", "train.jsonl")) == 2
+
+
+def test_csv_without_a_csv_suffix_is_told_by_content():
+    assert read("content,summary\na,b\n", "train.txt")[0].messages[1].content == "b"
+
+
+def test_csv_cells_may_hold_commas_quotes_and_line_breaks():
+    example = read('prompt,response\n"a, ""b""","c\nd"\n', "a.csv")[0]
+    assert [m.content for m in example.messages] == ['a, "b"', "c\nd"]
+
+
+def test_tab_separated_values_are_read():
+    assert read("prompt\tresponse\na\tb\n", "a.tsv")[0].messages[0].content == "a"
+
+
+def test_digits_in_csv_are_text():
+    assert read("prompt,response\n1+1,2\n", "a.csv")[0].messages[1].content == "2"
+
+
+def test_windows_line_ends_and_blank_lines_change_nothing():
+    assert [e.place for e in read(f"{GOOD}\r\n\r\n{GOOD}\r\n")] == ["train.jsonl:1", "train.jsonl:3"]
+
+
+def test_a_unicode_line_separator_inside_text_ends_no_line():
+    assert len(read('{"prompt": "a\u2028b", "response": "c\x85d"}')) == 1
+
+
+def test_places_in_an_array_are_the_line_of_the_brace_and_the_row_number():
+    pretty = json.dumps([{"prompt": "a", "response": "b"}] * 2, indent=2)
+    assert [e.place for e in read(pretty, "a.json")] == ["a.json:2 (row 1)", "a.json:6 (row 2)"]
+
+
+def test_places_in_csv_are_the_first_line_of_the_record():
+    text = 'prompt,response\n"a\nb",c\nd,e\n'
+    assert [e.place for e in read(text, "a.csv")] == ["a.csv:2", "a.csv:4"]
+
+
+row = st.fixed_dictionaries({"prompt": st.text(), "response": st.text().filter(str.strip)})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(row, min_size=1, max_size=5), st.booleans(), st.sampled_from([None, 2]))
+def test_whatever_json_wrote_is_read_back_with_the_right_lines(rows, is_ascii, indent):
+    array = json.dumps(rows, ensure_ascii=is_ascii, indent=indent)
+    lines = "\n".join(json.dumps(row, ensure_ascii=is_ascii) for row in rows)
+    for text, name in ((array, "a.json"), (lines, "a.jsonl")):
+        found = read_rows(write(text, name))
+        assert [r.value for r in found] == rows
+        for r in found:
+            line = int(r.place.split(":")[1].split(" ")[0])
+            assert "{" in text.split("\n")[line - 1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60) | st.text(alphabet='[]{}",:\\ab“”\n1 ', max_size=40).map(str.encode))
+def test_any_bytes_give_rows_or_a_data_error(content):
+    try:
+        read_examples(write(content), Data())
+    except DataError as err:
+        assert err.hint
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"content": "a", "summary": " "}', "'summary' must be non-empty text, got ' '"),
+        ('{"content": "a", "summary": 95}', "'summary' must be text, got 95"),
+        (
+            '{"content": "a", "sumary": "b"}',
+            "column 'summary' is missing; columns found: 'content', 'sumary'",
+        ),
+        ("[1]", "a row must be an object with named columns, got [1]"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(text, message):
+    assert str(refusal(f"{GOOD}\n{text}")) == f"train.jsonl:2: {message}"
+
+
+def test_a_bad_row_of_an_array_is_named_by_line_and_row_number():
+    text = f'[\n\n{GOOD},\n\n{{"content": "a",\n"summary": ""}}]'
+    assert str(refusal(text, "a.json")).startswith("a.json:5 (row 2): 'summary' must be")
+
+
+def test_further_rows_with_the_same_fault_are_counted():
+    rows = [GOOD, *('{"content": "a", "summary": ""}', '{"content": "a", "summary": " "}') * 2]
+    assert str(refusal("\n".join(rows))).endswith("got '' (and 3 more rows like it)")
+
+
+def test_rows_with_another_fault_are_not_counted_as_like_it():
+    error = refusal('{"content": "a", "summary": ""}\n{"content": "a", "summary": 1}\n' + GOOD)
+    assert "more row" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{“content”: “a”}", 'column 2: broken JSON: a curly quote “ where JSON needs a straight "'),
+        ('{"content”: "a", "summary": "b"}', "column 10: broken JSON: a curly quote ”"),
+        ('{"content": “a", "summary": "b"}', "column 13: broken JSON: a curly quote “"),
+        ('{"content": "a", "summary": "b”}', "column 31: broken JSON: a curly quote ”"),
+        ("{'content': 'a'}", "column 2: broken JSON: a single quote ' where JSON needs a double \""),
+        ('{"content": "a"， "summary": "b"}', "column 16: broken JSON: a full-width comma"),
+        ('{"content"： "a"}', "column 11: broken JSON: a full-width colon"),
+        (f"\ufeff{GOOD}", "column 1: broken JSON: a byte-order mark (BOM) inside the file"),
+        ('{"content": "a\tb"}', r"column 15: broken JSON: invalid control character, at '\tb"),
+        ('{"content": "a', "column 13: broken JSON: unterminated string"),
+        ('{"content": "a" "summary"}', "column 17: broken JSON: expecting ',' delimiter, at '\"summary\"}'"),
+        ('{"content"', "column 11: broken JSON: expecting ':' delimiter, at the end of the line"),
+        (f"{GOOD},", f"column {len(GOOD) + 1}: text after the row's end: ','"),
+        (f"{GOOD}{GOOD}", f"column {len(GOOD) + 1}: text after the row's end: "),
+    ],
+)
+def test_broken_json_is_named_by_line_column_and_text(line, message):
+    assert str(refusal(f"{GOOD}\n{line}\n{GOOD}")).startswith(f"train.jsonl:2: {message}")
+
+
+def test_curly_quotes_inside_text_are_not_blamed():
+    error = refusal('{"content": "他说：“好”，再见", "summary": "a" "b"}')
+    assert str(error) == """train.jsonl:1: column 41: broken JSON: expecting ',' delimiter, at '"b"}'"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"[\n{GOOD}\n{GOOD}\n]", "a.json:3: column 1: a comma is missing between rows 1 and 2"),
+        (f"[\n{GOOD},\n]", "a.json:3: column 1: a comma after the last row"),
+        (f"[\n{GOOD}\n", "a.json:3: column 1: the array is not closed after row 1"),
+        (f"[\n{GOOD},\n", "a.json:3: column 1: the file ends inside row 2"),
+        (f"[{GOOD}]\n{GOOD}", "a.json:2: column 1: text after the array's end: "),
+        (f"[{GOOD},\n{{“content”: 1}}]", "a.json:2: column 2: broken JSON: a curly quote “"),
+        ("[]", "a.json: holds no rows"),
+        ("", "a.json: is empty"),
+        (" \n\n", "a.json: is empty"),
+        (f'{{"data": [{GOOD}]}}', "a.json:1: one object around everything, with 1 objects under 'data'"),
+        (f'{{\n"data": [\n{GOOD}\n]\n}}', "a.json:1: one object around everything"),
+        ('{\n"content": "a",\n"summary": "b"\n}\n', "a.json:1: an object spread over several lines"),
+        ("hello", "a.json:1: column 1: broken JSON: expecting value, at 'hello'"),
+        ("[" * 100_000, "a.json:1 (row 1): lists or objects nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_row_of_objects_says_what_it_is(text, message):
+    assert str(refusal(text, "a.json")).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,response\na,b,c\n", "a.csv:2: 3 cells, but the header names 2 columns"),
+        ("prompt,response\na\n", "a.csv:2: 1 cells, but the header names 2 columns"),
+        ('prompt,response\na,b\n"a,b\n', "a.csv:3: broken CSV"),
+        ('prompt,response\n"a"b,c\n', "a.csv:2: broken CSV"),
+        ("prompt,prompt\na,b\n", "a.csv:1: the header names 'prompt' twice"),
+        ("prompt\na\n", "a.csv:1: neither JSON nor a CSV header with several columns: 'prompt'"),
+        ("prompt,response\n", "a.csv: holds no rows"),
+        ("prompt,response\na,b\na, \n", "a.csv:3: 'response' must be non-empty text, got ' '"),
+    ],
+)
+def test_bad_csv_is_named_by_line(text, message):
+    assert str(refusal(text, "a.csv")).startswith(message)
+
+
+def test_a_byte_order_mark_is_named_with_the_cure():
+    error = refusal(b"\xef\xbb\xbf" + GOOD.encode())
+    assert "byte-order mark (BOM)" in str(error)
+    assert "without BOM" in error.hint
+
+
+def test_utf16_is_named():
+    assert "UTF-16" in str(refusal(GOOD.encode("utf-16")))
+
+
+def test_gbk_is_named_by_line_and_byte_with_the_command_that_converts_it():
+    error = refusal(b"{}\n" + GOOD.encode("gbk"))
+    assert str(error).startswith(
+        "train.jsonl:2: byte 17 of the file (0xc0) is not UTF-8; as GBK it can be read"
+    )
+    assert error.hint == "convert it: iconv -f GB18030 -t UTF-8 train.jsonl > train.utf8.jsonl"
+
+
+def test_the_converted_gbk_file_is_read():
+    converted = GOOD.encode("gbk").decode("gb18030").encode()
+    assert read(converted)[0].messages[0].content == "类型#裤"
+
+
+def test_bytes_that_are_no_text_are_refused():
+    assert "is not UTF-8" in str(refusal(b"PAR1\xff\xff\xff\x80"))
+
+
+def test_a_missing_file_is_answered_with_the_nearest_name():
+    write(GOOD, "train.jsonl")
+    with pytest.raises(DataError, match=r"tran\.jsonl: cannot be read: No such file") as caught:
+        read_examples(Path("tran.jsonl"), Data())
+    assert caught.value.hint == "did you mean train.jsonl?"
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(DataError) as caught:
+        read_examples(Path("nowhere/train.jsonl"), Data())
+    assert caught.value.hint == "there is no folder nowhere"
+
+
+def test_a_folder_is_answered_with_its_files():
+    Path("data").mkdir()
+    write(GOOD, "data/train.jsonl")
+    with pytest.raises(DataError, match="data: is a folder") as caught:
+        read_examples(Path("data"), Data())
+    assert caught.value.hint == "name one of its files: train.jsonl"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_an_unreadable_file_is_a_data_error_with_the_systems_words(monkeypatch, number):
+    path = write(GOOD)
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(number, "the system says no")
+
+    monkeypatch.setattr(io, "open", fail)
+    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read: the system says no") as caught:
+        read_examples(path, Data())
+    assert caught.value.hint
+
+
+def test_reading_imports_no_torch():
+    code = "import sys, glmtune.data.source, glmtune.data.split; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "num_rows"), [("adverts.jsonl", 60), ("alpaca.json", 30), ("chat_history.jsonl", 20)]
+)
+def test_the_projects_own_examples_are_read_whole(name, num_rows):
+    examples = read_examples(EXAMPLES / name, Data())
+    assert len({example.messages for example in examples}) == num_rows
+
+
+# Real files
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "num_rows", "num_rounds"),
+    [
+        ("AdvertiseGen/dev.json", 1070, 1070),
+        ("AdvertiseGen/train_first5000.json", 5000, 5000),
+        ("llamafactory/alpaca_zh_demo.json", 1000, 1000),
+        ("llamafactory/alpaca_en_demo.json", 999, 999),
+        ("llamafactory/identity.json", 91, 91),
+        ("self_cognition.json", 80, 80),
+        ("chat_history_car_repair.jsonl", 3, 6),
+        ("oaast_sft_zh.json", 689, 1138),
+        ("chatglm6b_improve_data_sample.jsonl", 100, 100),
+    ],
+)
+def test_real_files_are_read_whole(shared, name, num_rows, num_rounds):
+    examples = read_examples(shared / "data" / name, Data())
+    assert len(examples) == num_rows
+    assert sum(m.role == "assistant" for e in examples for m in e.messages) == num_rounds
+
+
+@pytest.mark.shared
+def test_real_csv_is_read_by_line_with_named_columns_and_its_digits_as_text(shared):
+    named = Data(prompt_column="review", response_column="label")
+    examples = read_examples(shared / "data/sentiment/ChnSentiCorp_htl_all.csv", named)
+    assert {e.messages[1].content for e in examples} == {"0", "1"}

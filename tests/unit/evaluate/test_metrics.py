@@ -1,0 +1,100 @@
+"""Scores: an example worked by hand, the libraries as oracle, and what an empty answer counts."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmtune.errors import ConfigError, DataError
+from glmtune.evaluate.metrics import SCORE_NAMES, VARIANTS, score, score_pair
+
+
+def test_a_pair_worked_by_hand():
+    # jieba: 我 爱 北京 / 我 爱 上海. Words: 2 of 3 match, so F1 = 2/3. Word pairs: 1 of 2.
+    # Longest common subsequence: 2 of 3.
+    # Characters: 我爱北京 / 我爱上海 share 2 of 4 single, 1 of 3 double, 0 of 2 triple (smoothed to 1/(2*2)),
+    # 0 of 1 quadruple (1/(4*1)): BLEU-4 = (2/4 * 1/3 * 1/4 * 1/4) ** (1/4).
+    scores = score_pair("我爱北京", "我爱上海", "thudm")
+    assert scores["rouge-1"] == pytest.approx(200 / 3, abs=1e-4)
+    assert scores["rouge-2"] == pytest.approx(50, abs=1e-4)
+    assert scores["rouge-l"] == pytest.approx(200 / 3, abs=1e-4)
+    assert scores["bleu-4"] == round(100 * (1 / 96) ** 0.25, 4)
+
+
+def test_bleu_of_the_chatglm3_variant_is_over_words_from_0_to_1():
+    # Words: 2 of 3, pairs 1 of 2, triples 0 of 1 (1/(2*1)), quadruples 0 of none (counted as 1: 1/(4*1)).
+    assert score_pair("我爱北京", "我爱上海", "chatglm3")["bleu-4"] == pytest.approx((1 / 24) ** 0.25)
+
+
+@pytest.mark.parametrize(("variant", "best_bleu"), [("thudm", 100.0), ("chatglm3", 1.0)])
+def test_the_reference_itself_scores_best(variant, best_bleu):
+    text = "这条裤子版型宽松，走路带风。"
+    assert score([text], [text], variant) == {
+        "rouge-1": 100.0,
+        "rouge-2": 100.0,
+        "rouge-l": 100.0,
+        "bleu-4": best_bleu,
+        "num_empty": 0,
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("empty", ["", " ", "\n", "\t\n ", "\u3000", "\x1c"])
+def test_an_empty_prediction_scores_0(variant, empty):
+    assert score_pair(empty, "你好", variant) == dict.fromkeys(SCORE_NAMES, 0.0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_empty_prediction_is_counted_and_lowers_the_mean(variant):
+    full, half = score(["你好"], ["你好"], variant), score(["你好", ""], ["你好", "你好"], variant)
+    assert half["num_empty"] == 1
+    assert all(half[name] == full[name] / 2 for name in SCORE_NAMES)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_empty_reference_is_an_error_with_its_place(variant):
+    with pytest.raises(DataError, match=r"references\[1\]: is empty"):
+        score(["a", "b"], ["a", " "], variant)
+
+
+def test_lists_of_different_lengths_are_refused():
+    with pytest.raises(DataError, match="2 predictions for 1 references"):
+        score(["a", "b"], ["a"])
+
+
+def test_empty_lists_are_refused():
+    with pytest.raises(DataError, match="no predictions"):
+        score([], [])
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="'bleu'") as caught:
+        score(["a"], ["a"], "bleu")
+    assert caught.value.hint == "choose one of: thudm, chatglm3"
+
+
+def test_only_the_chatglm3_variant_strips_the_texts():
+    assert score_pair("你好\n", "你好", "chatglm3") == score_pair("你好", "你好", "chatglm3")
+    assert score_pair("你好\n", "你好", "thudm")["bleu-4"] < score_pair("你好", "你好", "thudm")["bleu-4"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=30), st.text(max_size=30).filter(str.strip), st.sampled_from(sorted(VARIANTS)))
+def test_any_pair_of_texts_is_scored_between_0_and_100(prediction, reference, variant):
+    assert all(0 <= value <= 100 for value in score_pair(prediction, reference, variant).values())
+
+
+def test_scoring_writes_nothing_to_the_terminal():
+    code = "from glmtune.evaluate.metrics import score; score(['你好'], ['你好'])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_the_scoring_packages_are_loaded_at_the_first_score_only():
+    code = (
+        "import sys, glmtune.evaluate.metrics;"
+        "assert not {'jieba', 'nltk', 'rouge_chinese', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

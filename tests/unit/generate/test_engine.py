@@ -1,0 +1,102 @@
+"""The decoder against `model.generate` and against itself."""
+
+import math
+
+import pytest
+import torch
+
+from glmtune.generate import Sampling, complete, decode
+from glmtune.generate.sampling import next_tokens
+from models import VOCABULARY, tiny_model
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [30, 31, 32, 33]]
+GREEDY = Sampling(do_sample=False, max_new_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    """Random weights scaled up, so that its greedy answers do not repeat one token."""
+    model = tiny_model(seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
+
+
+def generated(model: torch.nn.Module, prompt: list[int], **settings: object) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **settings)
+    return out[0, len(prompt) :].tolist()
+
+
+def test_greedy_answers_equal_generate(model: torch.nn.Module) -> None:
+    ours = complete(model, PROMPTS, GREEDY, stop_ids=[])
+    theirs = [generated(model, p, max_new_tokens=24, eos_token_id=None) for p in PROMPTS]
+    assert ours == theirs
+    assert all(len(set(answer)) > 3 for answer in ours)
+
+
+def test_a_batch_equals_its_rows_one_by_one(model: torch.nn.Module) -> None:
+    batch = complete(model, PROMPTS, GREEDY, stop_ids=[4, 40])
+    assert batch == [complete(model, [p], GREEDY, stop_ids=[4, 40])[0] for p in PROMPTS]
+
+
+def test_every_stop_token_stops_its_row_and_only_that(model: torch.nn.Module) -> None:
+    free = complete(model, PROMPTS, GREEDY, stop_ids=[])
+    stops = {free[0][3], free[1][7]}
+    stopped = complete(model, PROMPTS, GREEDY, stop_ids=stops)
+    for whole, cut in zip(free, stopped, strict=True):
+        end = next((i for i, token in enumerate(whole) if token in stops), len(whole) - 1)
+        assert cut == whole[: end + 1]
+
+
+def test_a_repetition_penalty_equals_generate(model: torch.nn.Module) -> None:
+    sampling = Sampling(do_sample=False, max_new_tokens=16, repetition_penalty=1.3)
+    ours = complete(model, PROMPTS[1:2], sampling, stop_ids=[])[0]
+    assert ours == generated(model, PROMPTS[1], max_new_tokens=16, eos_token_id=None, repetition_penalty=1.3)
+
+
+def test_a_seed_makes_the_draw_repeatable(model: torch.nn.Module) -> None:
+    sampling = Sampling(max_new_tokens=12, temperature=1.0, top_p=1.0, seed=7)
+    first, second = (complete(model, PROMPTS, sampling, stop_ids=[]) for _ in range(2))
+    assert first == second
+    assert first != complete(
+        model, PROMPTS, Sampling(max_new_tokens=12, temperature=1.0, seed=8), stop_ids=[]
+    )
+
+
+def test_the_model_is_left_in_the_mode_it_was_in(model: torch.nn.Module) -> None:
+    model.train()
+    steps = decode(model, PROMPTS[:1], GREEDY, stop_ids=[])
+    next(steps)
+    assert not model.training
+    steps.close()
+    assert model.training
+    model.eval()
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(top_p=0.6, temperature=1.0), Sampling(top_p=1.0, top_k=5, temperature=0.7)]
+)
+def test_draws_follow_the_exact_probabilities(sampling: Sampling) -> None:
+    """Chi-square against the distribution computed by hand; 4.5 standard deviations allowed."""
+    logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(0)) * 2
+    probability = (logits / sampling.temperature).softmax(0)
+    ordered, order = probability.sort(descending=True)
+    kept = sampling.top_k or int(((ordered.cumsum(0) - ordered) < sampling.top_p).sum())
+    expected = torch.zeros(VOCABULARY)
+    expected[order[:kept]] = ordered[:kept] / ordered[:kept].sum()
+    draws = 20000
+    drawn = next_tokens(
+        logits.expand(draws, -1),
+        torch.zeros(draws, 1, dtype=torch.long),
+        sampling,
+        torch.Generator().manual_seed(1),
+    )
+    counts = drawn.bincount(minlength=VOCABULARY).float()
+    assert counts[expected == 0].sum() == 0
+    likely = expected * draws >= 5
+    chi_square = float(((counts - expected * draws)[likely] ** 2 / (expected * draws)[likely]).sum())
+    freedom = int(likely.sum()) - 1
+    assert chi_square < freedom + 4.5 * math.sqrt(2 * freedom)

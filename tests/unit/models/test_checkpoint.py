@@ -1,0 +1,541 @@
+"""Opening folders: every layout gives the same weights, and every broken one is refused by name."""
+
+import io
+import json
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.models import ChatGLMConfig, load_base, resolve_device, resolve_dtype
+
+GOLDENS = Path(__file__).parents[2] / "goldens"
+QKV = "transformer.encoder.layers.1.self_attention.query_key_value.weight"
+LAYOUTS = ("single safetensors", "sharded safetensors", "single bin", "sharded bin")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole, writable official folder."""
+    shutil.copytree(GOLDENS / "v3" / "ckpt", tmp_path / "chatglm")
+    return tmp_path / "chatglm"
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    return load_file(GOLDENS / "v3" / "ckpt" / "model.safetensors")
+
+
+def write(folder: Path, tensors: dict[str, Tensor], layout: str = "single safetensors") -> list[Path]:
+    """Replace the folder's weights by these, in this layout; returns the files of weights."""
+    (folder / "model.safetensors").unlink()
+    count, kind = (1 if layout.startswith("single") else 3), layout.split()[1]
+    stem, suffix = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
+    names = [f"{stem}-{i + 1:05}-of-{count:05}.{suffix}" for i in range(count)]
+    names = names if count > 1 else [f"{stem}.{suffix}"]
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for i, (name, tensor) in enumerate(sorted(tensors.items())):
+        parts[names[i * count // len(tensors)]][name] = tensor
+    for name, part in parts.items():
+        save_file(part, folder / name) if kind == "safetensors" else torch.save(part, folder / name)
+    if count > 1:
+        weight_map = {tensor: name for name, part in parts.items() for tensor in part}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return [folder / name for name in names]
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refusal(folder: Path, kind: type[GlmtuneError] = CheckpointError, **kwargs: Any) -> str:
+    """The one line that opening the folder is refused with; it always has a hint beside it."""
+    with pytest.raises(kind) as caught:
+        load_base(folder, device="cpu", **kwargs)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    return str(caught.value)
+
+
+# What opens
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_every_layout_opens_with_the_stored_values_in_the_asked_type(
+    folder: Path, tensors: dict[str, Tensor], layout: str, dtype: str
+) -> None:
+    write(folder, tensors, layout)
+    model = load_base(folder, dtype=dtype, device="cpu")
+    wanted = resolve_dtype(dtype, torch.float16, torch.device("cpu"))
+    weights = model.state_dict()
+    assert weights.keys() == {name for name in tensors if not name.endswith("inv_freq")}
+    for name, tensor in weights.items():
+        assert tensor.dtype == wanted
+        assert torch.equal(tensor, tensors[name].to(wanted)), name
+
+
+def test_an_opened_model_is_ready_to_use(folder: Path) -> None:
+    model = load_base(folder, dtype="fp32", device="cpu")
+    assert not model.training
+    assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+    assert model.config.name_or_path == str(folder)
+    assert model.config.dtype == torch.float32
+    assert model.generation_config.eos_token_id == 2
+
+
+def test_all_eos_ids_of_glm4_reach_the_generation_config() -> None:
+    model = load_base(GOLDENS / "glm4" / "ckpt", device="cpu")
+    assert model.generation_config.eos_token_id == [308, 314, 316]
+
+
+def test_without_a_generation_config_the_eos_id_comes_from_config_json(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    assert load_base(folder, device="cpu").generation_config.eos_token_id == 2
+
+
+def test_progress_is_told_after_each_tensor_and_ends_at_the_whole(folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    model = load_base(folder, dtype="fp32", device="cpu", progress=lambda *now: told.append(now))
+    assert len(told) == len(model.state_dict())
+    assert told == sorted(told)
+    assert told[-1] == (4 * model.num_parameters(), 4 * model.num_parameters())
+
+
+def test_a_bar_appears_on_a_terminal_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("glmtune.models.checkpoint._SHOW_BAR_AFTER_S", 0.0)
+    load_base(folder, device="cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    load_base(folder, device="cpu")
+    assert "loading weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("requested", "stored", "device", "expected"),
+    [
+        ("auto", torch.float16, "cuda", torch.float16),
+        ("auto", torch.bfloat16, "cuda", torch.bfloat16),
+        ("auto", torch.float32, "cuda", torch.float32),
+        ("auto", torch.float16, "cpu", torch.bfloat16),
+        ("auto", torch.bfloat16, "cpu", torch.bfloat16),
+        ("auto", torch.float32, "cpu", torch.float32),
+        ("fp16", torch.bfloat16, "cpu", torch.float16),
+        ("bfloat16", torch.float16, "cuda", torch.bfloat16),
+        ("float32", torch.float16, "cpu", torch.float32),
+        (torch.float32, torch.float16, "cpu", torch.float32),
+    ],
+)
+def test_the_type_of_the_weights_follows_request_file_and_device(
+    requested: str | torch.dtype, stored: torch.dtype, device: str, expected: torch.dtype
+) -> None:
+    assert resolve_dtype(requested, stored, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("requested", ["int8", "half", torch.int8, torch.float64])
+def test_a_type_that_is_none_for_weights_is_refused(requested: str | torch.dtype) -> None:
+    with pytest.raises(ConfigError, match="dtype: .* is not a type for weights"):
+        resolve_dtype(requested, torch.float16, torch.device("cpu"))
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="device: 'warp' is unknown"):
+        resolve_device("warp")
+    with pytest.raises(ConfigError, match="device: cuda:99 is not there"):
+        resolve_device("cuda:99")
+
+
+# What rope_ratio scales
+
+
+@pytest.mark.parametrize(("template", "scaled"), [("chatglm2", "positions"), ("chatglm3", "base")])
+def test_the_template_decides_what_rope_ratio_scales(folder: Path, template: str, scaled: str) -> None:
+    edit_config(folder, rope_ratio=50)
+    rotary = load_base(folder, device="cpu", template=template).transformer.rotary_pos_emb
+    assert (rotary.base, rotary.divisor) == ((10000, 50) if scaled == "positions" else (500000, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "base", "divisor"),
+    [
+        ({"_name_or_path": "THUDM/chatglm3-6b-32k"}, 500000, 1),
+        ({"_name_or_path": "THUDM/chatglm2-6b-32k"}, 10000, 50),
+        ({"eos_token_id": [2, 64795]}, 500000, 1),
+        ({"layernorm_epsilon": 1.5625e-07}, 500000, 1),
+    ],
+)
+def test_the_folder_itself_may_tell_what_rope_ratio_scales(
+    folder: Path, changes: dict[str, Any], base: float, divisor: float
+) -> None:
+    edit_config(folder, rope_ratio=50, **changes)
+    rotary = load_base(folder, device="cpu").transformer.rotary_pos_emb
+    assert (rotary.base, rotary.divisor) == (base, divisor)
+
+
+def test_an_open_rope_ratio_asks_for_the_template_whatever_the_folder_is_called(folder: Path) -> None:
+    edit_config(folder, rope_ratio=50)
+    named = folder.rename(folder.parent / "chatglm3-6b-32k")
+    with pytest.raises(ConfigError) as caught:
+        load_base(named, device="cpu")
+    assert "rope_ratio = 50" in str(caught.value)
+    assert 'template="chatglm2"' in caught.value.hint
+
+
+# What does not open: config.json
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("add_bias_linear", True),
+        ("rmsnorm", False),
+        ("post_layer_norm", False),
+        ("apply_residual_connection_post_layernorm", True),
+        ("fp32_residual_connection", True),
+        ("multi_query_attention", False),
+        ("quantization_bit", 4),
+        ("pre_seq_len", 128),
+    ],
+)
+def test_a_setting_the_model_cannot_express_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
+    edit_config(folder, **{key: value})
+    assert refusal(folder, ConfigError).startswith(f"config.json: {key} = {value}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_layers", "2"), ("hidden_size", 0), ("multi_query_group_num", 3), ("kv_channels", 18)],
+)
+def test_a_size_that_cannot_be_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
+    edit_config(folder, **{key: value})
+    with pytest.raises(ConfigError, match=f"config.json: .*{key}"):
+        load_base(folder, device="cpu")
+
+
+def test_two_names_of_one_setting_must_agree(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=5)
+    with pytest.raises(ConfigError, match="num_hidden_layers = 5 contradicts num_layers = 2"):
+        load_base(folder, device="cpu")
+
+
+def test_a_chatglm_6b_v1_config_is_refused_by_name(folder: Path) -> None:
+    v1 = {
+        "model_type": "chatglm",
+        "hidden_size": 64,
+        "inner_hidden_size": 256,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "position_encoding_2d": True,
+        "max_sequence_length": 2048,
+    }
+    (folder / "config.json").write_text(json.dumps(v1))
+    assert "ChatGLM-6B (v1) is not supported yet" in refusal(folder)
+
+
+def test_a_config_that_mixes_v1_and_later_keys_is_refused(folder: Path) -> None:
+    edit_config(folder, position_encoding_2d=True)
+    assert "mixes keys of ChatGLM-6B v1 (position_encoding_2d)" in refusal(folder)
+
+
+def test_a_config_without_the_family_s_keys_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "chatglm", "hidden_size": 64}')
+    assert "no key ffn_hidden_size, kv_channels" in refusal(folder)
+
+
+def test_another_model_type_is_refused(folder: Path) -> None:
+    edit_config(folder, model_type="llama")
+    assert "model_type is 'llama'" in refusal(folder)
+
+
+# What does not open: files
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such folder"
+
+
+def test_a_missing_config_is_refused(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert refusal(folder) == f"{folder / 'config.json'}: no such file"
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_broken_json_is_refused_with_line_and_column(folder: Path, name: str) -> None:
+    (folder / name).write_text('{\n  "a": 1,\n  oops\n}')
+    assert refusal(folder).startswith(f"{folder / name}:3:3: broken JSON")
+
+
+def test_json_that_is_no_object_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text("[1]")
+    assert "holds a list, expected an object" in refusal(folder)
+
+
+def test_a_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "no weights; looked for model.safetensors.index.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("layout", ["sharded safetensors", "sharded bin"])
+def test_a_missing_shard_is_refused_by_name(folder: Path, tensors: dict[str, Tensor], layout: str) -> None:
+    shard = write(folder, tensors, layout)[1]
+    shard.unlink()
+    assert refusal(folder).startswith(f"{shard}: missing, but listed in ")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_git_lfs_pointer_is_refused_by_name(folder: Path, tensors: dict[str, Tensor], layout: str) -> None:
+    shard = write(folder, tensors, layout)[-1]
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1827781090\n")
+    with pytest.raises(CheckpointError) as caught:
+        load_base(folder, device="cpu")
+    assert str(caught.value).startswith(f"{shard}: a git-lfs pointer")
+    assert "git lfs pull" in caught.value.hint
+
+
+@pytest.mark.parametrize("keep", [0, 5, 2000, -100])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_truncated_file_is_refused_by_name(
+    folder: Path, tensors: dict[str, Tensor], layout: str, keep: int
+) -> None:
+    shard = write(folder, tensors, layout)[-1]
+    shard.write_bytes(shard.read_bytes()[:keep])
+    assert refusal(folder).startswith(f"{shard}: truncated or damaged")
+
+
+def test_a_truncated_tensor_in_a_safetensors_file_is_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header[QKV]["data_offsets"][1] -= 2
+    new = json.dumps(header).encode()
+    file.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + length :])
+    assert refusal(folder).startswith(f"{file}: truncated or damaged")
+
+
+def test_a_truncated_tensor_in_a_bin_file_is_refused(folder: Path, tensors: dict[str, Tensor]) -> None:
+    storage = torch.UntypedStorage(8)
+
+    class Short(Tensor):
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            typed = torch.TypedStorage(wrap_storage=storage, dtype=torch.float16, _internal=True)
+            return torch._utils._rebuild_tensor_v2, (typed, 0, (128, 64), (64, 1), False, {})
+
+    [file] = write(folder, tensors | {QKV: torch.zeros(128, 64).as_subclass(Short)}, "single bin")
+    assert refusal(folder).startswith(f"{file}: truncated or damaged")
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(folder: Path, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (pathlib.Path.touch, (tmp_path / "ran",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"transformer.x": Payload()}, folder / "pytorch_model.bin")
+    assert "holds more than tensors" in refusal(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bare_pickle_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    assert refusal(folder).startswith(f"{folder / 'pytorch_model.bin'}: ")
+
+
+def test_a_bin_file_of_something_else_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    assert "holds a list, expected a dict of tensors" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+def test_an_unreadable_file_is_refused_by_name(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised where the file is opened: whoever runs this as root could read everything."""
+    system_open = io.open
+
+    def deny(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file).endswith(f"/{name}"):
+            raise PermissionError(13, "Permission denied", str(file))
+        return system_open(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", deny)
+    assert refusal(folder) == f"{folder / name}: cannot be read: Permission denied"
+
+
+def test_a_disk_that_fails_while_reading_is_told_by_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system_open = io.open
+
+    class Failing(io.BytesIO):
+        def read(self, *_: Any) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    def fail(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file).endswith("model.safetensors"):
+            return Failing()
+        return system_open(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", fail)
+    assert refusal(folder) == f"{folder / 'model.safetensors'}: cannot be read: Input/output error"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{}", "no weight_map"),
+        ('{"weight_map": []}', "no weight_map"),
+        ('{"weight_map": {"a": "../elsewhere.safetensors"}}', "is not the name of a file beside it"),
+        ("{", "broken JSON"),
+    ],
+)
+def test_a_broken_index_is_refused(folder: Path, content: str, told: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(content)
+    message = refusal(folder)
+    assert message.startswith(str(index))
+    assert told in message
+
+
+# What does not open: tensors
+
+
+Change = Callable[[dict[str, Tensor]], None]
+
+
+def drop(tensors: dict[str, Tensor]) -> None:
+    del tensors[QKV]
+
+
+def add(tensors: dict[str, Tensor]) -> None:
+    tensors["transformer.encoder.layers.2.input_layernorm.weight"] = torch.ones(64, dtype=torch.float16)
+
+
+def reshape(tensors: dict[str, Tensor]) -> None:
+    tensors[QKV] = tensors[QKV][:-1].clone()
+
+
+def quantise(tensors: dict[str, Tensor]) -> None:
+    tensors[QKV] = torch.zeros(128, 64, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (drop, f"tensor {QKV} is missing"),
+        (add, "tensor transformer.encoder.layers.2.input_layernorm.weight is not part of this model"),
+        (reshape, f"tensor {QKV} has shape [127, 64], config.json makes it [128, 64]"),
+        (quantise, f"{QKV} belongs to a pre-quantised model"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_name_and_file(
+    folder: Path, tensors: dict[str, Tensor], layout: str, change: Change, told: str
+) -> None:
+    change(tensors)
+    files = write(folder, tensors, layout)
+    message = refusal(folder)
+    assert told in message
+    place = message.split(": ")[0]
+    assert place in {str(folder), *map(str, files)}
+
+
+def test_a_tensor_that_its_indexed_shard_lacks_is_refused(folder: Path, tensors: dict[str, Tensor]) -> None:
+    shards = write(folder, tensors, "sharded safetensors")
+    kept = load_file(shards[1])
+    lost = sorted(kept)[0]
+    del kept[lost]
+    save_file(kept, shards[1])
+    assert refusal(folder) == f"{shards[1]}: tensor {lost} is missing, though the index lists it"
+
+
+def test_a_tensor_in_two_shards_is_refused(folder: Path, tensors: dict[str, Tensor]) -> None:
+    shards = write(folder, tensors, "sharded safetensors")
+    twice = load_file(shards[1])
+    save_file(twice | load_file(shards[0]), shards[1])
+    assert "is also in model-00001-of-00003.safetensors" in refusal(folder)
+
+
+def test_every_tensor_is_checked_before_the_first_is_copied(folder: Path, tensors: dict[str, Tensor]) -> None:
+    reshape(tensors)
+    write(folder, tensors, "sharded bin")
+    copied: list[int] = []
+    refusal(folder, progress=lambda done, total: copied.append(done))
+    assert copied == []
+
+
+# Memory
+
+
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+from glmtune.models import load_base
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+load_base(sys.argv[2], dtype=sys.argv[3], device="cpu")  # whatever torch sets up once
+before, peak, running = anonymous(), 0, True
+
+def watch():
+    global peak
+    while running:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = load_base(sys.argv[1], dtype=sys.argv[3], device="cpu")
+peak = max(peak, anonymous())
+running = False
+watcher.join()
+weights = sum(p.nbytes for p in model.parameters())
+print(weights, peak - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
+@pytest.mark.parametrize("layout", ["sharded safetensors", "sharded bin"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_loading_takes_no_more_anonymous_memory_than_the_weights_and_a_tenth(
+    folder: Path, tmp_path: Path, layout: str, dtype: str
+) -> None:
+    large = tmp_path / "large"
+    shutil.copytree(folder, large)
+    edit_config(large, hidden_size=1024, ffn_hidden_size=4096, padded_vocab_size=20000, num_layers=8)
+    write(large, zeros_like_config(large), layout)
+    command = [sys.executable, "-c", MEASURE, str(large), str(folder), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    weights, grown = map(int, done.stdout.split())
+    assert weights > 250e6
+    assert weights * 0.9 < grown <= weights * 1.1
+
+
+def zeros_like_config(folder: Path) -> dict[str, Tensor]:
+    from glmtune.models.checkpoint import _build_empty, read_config
+
+    empty = _build_empty(read_config(folder), torch.float16)
+    return {name: torch.zeros(x.shape, dtype=torch.float16) for name, x in empty.state_dict().items()}
+
+
+def test_a_config_can_be_made_in_code() -> None:
+    config = ChatGLMConfig(num_hidden_layers=3, multi_query_attention=True, num_key_value_heads=2)
+    assert (config.num_layers, config.multi_query_group_num) == (3, 2)

@@ -1,0 +1,79 @@
+"""Recipes from YAML, dicts and words."""
+
+from pathlib import Path
+
+import pytest
+
+from glmtune.errors import ConfigError
+from glmtune.recipe import Full, Lora, load_recipe, to_yaml
+from glmtune.recipe.describe import describe
+
+BAD = [
+    (["train.lrr=1"], "train.lrr: unknown setting", "did you mean 'lr'?"),
+    (["method.alpa=1"], "method.alpa: unknown setting", "did you mean 'alpha'?"),
+    (["sample.prompts=[a]"], "sample: unknown setting", "did you mean 'samples'?"),
+    (["method=full", "method.r=3"], "method.r: unknown setting", "known here: name"),
+    (["method=lorra"], "method: unknown method 'lorra'", "allowed: full, lora"),
+    (["train.steps=yes"], "steps must be a number, got True", "glmtune settings"),
+    (["train.steps=1.5"], "train.steps: input should be a valid integer", "glmtune settings"),
+    (["train.steps=0"], "train.steps: input should be greater than or equal to 1, got 0", "glmtune settings"),
+    (["train.steps=5", "train.epochs=1"], "set either steps or epochs", "glmtune settings"),
+    (["data.max_source_tokens=64"], "max_target_tokens go together", "glmtune settings"),
+    (["data.encoding=thudm"], "needs max_source_tokens", "glmtune settings"),
+    (["train"], "expected key=value", "train.lr=2e-4"),
+    (["model.x=1"], "model has no settings inside", "glmtune settings"),
+]
+
+
+@pytest.mark.parametrize(("words", "message", "hint"), BAD, ids=[b[0][-1] for b in BAD])
+def test_a_bad_setting_is_named_with_what_is_allowed(words: list[str], message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe({"model": "m"}, words)
+    assert message in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_a_recipe_without_a_model_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="model: missing"):
+        load_recipe({})
+
+
+def test_words_come_on_top_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ntrain: {lr: 1e-5, steps: 7}\nmethod: {name: lora, r: 4}\n", encoding="utf-8")
+    recipe = load_recipe(path, ["train.lr=2e-4", "method.alpha=16"])
+    assert (recipe.train.lr, recipe.train.steps) == (2e-4, 7)
+    assert recipe.method == Lora(r=4, alpha=16)
+    assert load_recipe(path, ["method=full"]).method == Full()
+
+
+def test_a_number_without_a_point_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ntrain: {lr: 1e-5}\n", encoding="utf-8")
+    assert load_recipe(path).train.lr == 1e-5
+
+
+def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    recipe = load_recipe({"model": "m", "data": {"train": "a.json"}}, ["method.r=4", "samples.prompts=[你好]"])
+    path = tmp_path / "r.yaml"
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+
+
+def test_broken_yaml_is_named_by_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ntrain: [1\nlr: 2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"r\.yaml:3:3: not valid YAML"):
+        load_recipe(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no.yaml: cannot be read"):
+        load_recipe(tmp_path / "no.yaml")
+
+
+def test_every_setting_has_words_and_appears_once() -> None:
+    rows = list(describe())
+    assert all(row.text for row in rows)
+    keys = [row.key for row in rows if not row.key.endswith("method.name")]
+    assert len(keys) == len(set(keys))

@@ -1,0 +1,62 @@
+"""Writing files so that nothing is lost."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from glmtune.errors import ConfigError, OutputError
+from glmtune.runs import append_json, link, new_folder, read_json_lines, replacing, write_json, write_text
+
+
+def full_disk(*_args: object, **_kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    monkeypatch.setattr(os, "replace", full_disk)
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OutputError, match=r"a\.json: cannot be written: No space left on device"):
+        write_json(path, {"new": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert "old" in path.read_text(encoding="utf-8")
+
+
+def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
+    path = tmp_path / "step"
+    with pytest.raises(RuntimeError), replacing(path) as partial:
+        partial.mkdir()
+        (partial / "half").touch()
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with replacing(path) as partial:
+        partial.mkdir()
+        (partial / "whole").touch()
+    assert [p.name for p in path.iterdir()] == ["whole"]
+
+
+def test_a_half_written_last_line_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_json(path, {"step": 1})
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    assert read_json_lines(path) == [{"step": 1}]
+
+
+def test_a_link_moves_to_another_target(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_text(tmp_path / name / "name", name)
+        link(tmp_path / "best", tmp_path / name)
+        assert (tmp_path / "best" / "name").read_text(encoding="utf-8") == name
+    assert os.readlink(tmp_path / "best") == "two"
+
+
+def test_a_folder_with_something_in_it_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="not empty and will not be overwritten"):
+        new_folder(tmp_path, hint="")
