@@ -28,15 +28,20 @@ I want to learn how to train a language model. First prepare the data.
 """
 
 GLM4_CHAT_TEMPLATE = (
-    "[gMASK]<sop>{% for item in messages %}{% if item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}\n"
-    "{{ item['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "[gMASK]<sop>{% for item in messages %}{% if item['content'] %}<|{{ item['role'] }}|>"
+    "{{ item['metadata'] }}\n{{ item['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
 def tiny_sentencepiece(folder: Path, template: str | None = "chatglm3") -> Path:
     """Write tokenizer.model and tokenizer_config.json of a tiny ChatGLM2 or ChatGLM3; None: of either."""
     names = {"chatglm2": "THUDM/chatglm2-6b", "chatglm3": "THUDM/chatglm3-6b"}
-    config: dict[str, Any] = {"tokenizer_class": "ChatGLMTokenizer", "remove_space": False, "do_lower_case": False}
+    config: dict[str, Any] = {
+        "tokenizer_class": "ChatGLMTokenizer",
+        "remove_space": False,
+        "do_lower_case": False,
+    }
     if template is not None:
         config["name_or_path"] = names[template]
     return _write(folder, _sentencepiece(), config)

@@ -35,7 +35,7 @@ class Identity:
 def identify(folder: Path, template: TemplateName | None = None) -> Identity:
     """The identity of a model's or tokenizer's folder; `template` is the user's word and comes first.
 
-    Raises CheckpointError for a folder of no family known here, ConfigError for a `template` of another family.
+    Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
     """
     family = _family(folder)
     if template is not None:

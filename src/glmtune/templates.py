@@ -94,11 +94,15 @@ def stop_tokens(template: TemplateName) -> tuple[str, ...]:
 def find(template: str) -> Template:
     """The format of this name. Raises ConfigError for a name nobody knows."""
     if template not in TEMPLATES:
-        raise ConfigError(f"template: unknown chat format {template!r}", hint="choose one of " + ", ".join(TEMPLATES))
+        raise ConfigError(
+            f"template: unknown chat format {template!r}", hint="choose one of " + ", ".join(TEMPLATES)
+        )
     return TEMPLATES[template]
 
 
-def messages_from_dicts(rows: Sequence[Mapping[str, Any] | Message], place: str = "messages") -> list[Message]:
+def messages_from_dicts(
+    rows: Sequence[Mapping[str, Any] | Message], place: str = "messages"
+) -> list[Message]:
     """Messages from dicts with `role`, `content` and optionally `metadata`, `tools`, `loss`.
 
     Raises DataError naming the message that is wrong.
@@ -141,9 +145,13 @@ def _checked(message: Message, place: str) -> Message:
     if message.role not in ROLES:
         raise DataError(f"{place}: unknown role {message.role!r}", hint="the roles are " + ", ".join(ROLES))
     if message.tools is not None and message.role != "system":
-        raise DataError(f"{place}: tools in a turn of role {message.role!r}", hint="put them in the system turn")
+        raise DataError(
+            f"{place}: tools in a turn of role {message.role!r}", hint="put them in the system turn"
+        )
     if "\n" in message.metadata:
-        raise DataError(f"{place}: a line break in 'metadata'", hint="metadata is one line, like a tool's name")
+        raise DataError(
+            f"{place}: a line break in 'metadata'", hint="metadata is one line, like a tool's name"
+        )
     return message
 
 
@@ -168,9 +176,9 @@ def _pretty(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=4)
 
 
-# --- ChatGLM2: one text of numbered rounds -------------------------------------------------------------------
-# Source: https://huggingface.co/THUDM/chatglm2-6b tokenization_chatglm.py (build_prompt); the answer is encoded
-# on its own as https://github.com/THUDM/ChatGLM2-6B ptuning/main.py does.
+# --- ChatGLM2: one text of numbered rounds ---
+# Source: https://huggingface.co/THUDM/chatglm2-6b tokenization_chatglm.py (build_prompt); the answer is
+# encoded on its own as https://github.com/THUDM/ChatGLM2-6B ptuning/main.py does.
 
 _ROUND = "[Round {}]\n\n问：{}\n\n答："
 _BETWEEN_ROUNDS = "\n\n"
@@ -182,7 +190,9 @@ def chatglm2_prompt(query: str, history: Sequence[tuple[str, str]] = ()) -> str:
     return _BETWEEN_ROUNDS.join([*rounds, _ROUND.format(len(history) + 1, query)])
 
 
-def rounds(messages: Sequence[Message], format_name: str = "ChatGLM2") -> list[tuple[Message, Message | None]]:
+def rounds(
+    messages: Sequence[Message], format_name: str = "ChatGLM2"
+) -> list[tuple[Message, Message | None]]:
     """The messages as (question, answer) pairs, the last answer perhaps None.
 
     Raises DataError for anything but user and assistant in turn.
@@ -198,7 +208,9 @@ def _check_round_role(message: Message, expected: str, index: int, format_name: 
         hint = "put the text into data.source_prefix, which goes in front of the first question"
         raise DataError(f"message {index + 1}: {format_name} has no system message", hint=hint)
     if message.role == "observation" or message.metadata:
-        raise DataError(f"message {index + 1}: {format_name} has no tool calls", hint="use a ChatGLM3 or GLM-4 model")
+        raise DataError(
+            f"message {index + 1}: {format_name} has no tool calls", hint="use a ChatGLM3 or GLM-4 model"
+        )
     if message.role != expected:
         raise DataError(
             f"message {index + 1}: role {message.role!r} where {expected!r} was expected",
@@ -232,7 +244,7 @@ def _chatglm2_examples(messages: Sequence[Message], name: str) -> list[list[Segm
     ]
 
 
-# --- ChatGLM3 and GLM-4: turns that begin with a role token ----------------------------------------------------
+# --- ChatGLM3 and GLM-4: turns that begin with a role token ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +271,10 @@ def _turn_format(turns_of: _Turns, prefix: Sequence[str], end: str, **facts: Any
 
     def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
         turns = [*turns_of(messages, name), *([_Turn("assistant", ())] if add_generation_prompt else [])]
-        return [*start, *(segment for turn in turns for segment in turn.segments())]
+        return [
+            *start,
+            *(segment for turn in turns for segment in replace(turn, is_learned=False).segments()),
+        ]
 
     def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
         turns = turns_of(messages, name)
@@ -301,8 +316,8 @@ def _chatglm3_content(message: Message) -> str:
 def _glm4_turns(messages: Sequence[Message], name: str) -> list[_Turn]:
     """`metadata`, its line break and the content are one text; a turn without content is not sent.
 
-    Source: https://huggingface.co/THUDM/glm-4-9b-chat tokenizer_config.json (chat_template; its renderer drops
-    the first line break after a block, hence one in front of a tool where the base revision has two).
+    Source: https://huggingface.co/THUDM/glm-4-9b-chat tokenizer_config.json (chat_template; its renderer
+    drops the first line break after a block, hence one in front of a tool where the base revision has two).
     """
     turns = []
     for message in messages:
@@ -334,7 +349,7 @@ def _glm4_tools(tools: Sequence[Mapping[str, Any]], name: str, gap: str) -> str:
 
 
 def _glm4_tool(tool: Mapping[str, Any]) -> str:
-    kind = tool.get("type") if isinstance(tool, Mapping) else None
+    kind = str(tool.get("type")) if isinstance(tool, Mapping) else ""
     if kind in _GLM4_BUILT_IN_TOOLS:
         return _GLM4_BUILT_IN_TOOLS[kind]
     function = tool.get("function") if kind == "function" else None
@@ -354,7 +369,8 @@ _GLM4_INTRODUCTION = (
 
 _GLM4_BUILT_IN_TOOLS: Mapping[str, str] = {
     "python": (
-        "## python\n\n当你向 `python` 发送包含 Python 代码的消息时，该代码将会在一个有状态的 Jupyter notebook 环境中执行。"
+        "## python\n\n当你向 `python` 发送包含 Python 代码的消息时，"
+        "该代码将会在一个有状态的 Jupyter notebook 环境中执行。"
         "\n`python` 返回代码执行的输出，或在执行 60 秒后返回超时。"
         "\n`/mnt/data` 将会持久化存储你的文件。在此会话中，`python` 无法访问互联网。"
         "不要使用 `python` 进行任何网络请求或者在线 API 调用，这些在线内容的访问将不会成功。"
@@ -390,7 +406,7 @@ _GLM4_CONTROL_TOKENS = (
     *_ROLE_TOKENS,
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
 )
-_GLM4_FACTS = {
+_GLM4_FACTS: dict[str, Any] = {
     "prefix": ("[gMASK]", "<sop>"),
     "end": "<|user|>",
     "stop_tokens": ("<|endoftext|>", "<|user|>", "<|observation|>"),

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.shared
 @pytest.fixture(scope="module")
 def tokenizers(shared, tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("official")
-    return {name: load_tokenizer(official_folder(shared, folder / name, name)) for name in ("v2", "v3", "glm4")}
+    return {
+        name: load_tokenizer(official_folder(shared, folder / name, name)) for name in ("v2", "v3", "glm4")
+    }
 
 
 def cases(shared, revision: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ What a verb needs is imported inside it, so that `glmtune --help` answers at onc
 """
 
 import sys
+import warnings
 
 import click
 
@@ -36,6 +37,7 @@ for verb in (train, evaluate, chat, settings):
 
 def main() -> None:
     """Run the command line; what a user can fix ends in `error:` and `hint:` and exit code 2."""
+    warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries' developers
     try:
         glmtune(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -54,7 +54,7 @@ def find_encoding(name: str, tokenizer: GlmTokenizer) -> OfficialEncoding:
     encoding = ENCODINGS[name]
     if tokenizer.template not in encoding.templates:
         raise ConfigError(
-            f"data.encoding: {name!r} is for {' or '.join(encoding.templates)}, but the model is {tokenizer.template}",
+            f"data.encoding: {name!r} is for {' or '.join(encoding.templates)}, not for {tokenizer.template}",
             hint="use encoding=chat, or the encoding of the model's own script",
         )
     return encoding
@@ -69,7 +69,7 @@ def _limits(settings: Data) -> tuple[int, int]:
     return settings.max_source_tokens, settings.max_target_tokens
 
 
-# --- thudm: https://github.com/THUDM/ChatGLM2-6B ptuning/main.py, preprocess_function_train and _eval ---------
+# --- thudm: https://github.com/THUDM/ChatGLM2-6B ptuning/main.py, preprocess_function_train and _eval ---
 
 
 def _thudm_texts(messages: Sequence[Message], settings: Data) -> tuple[str, str] | None:
@@ -114,8 +114,8 @@ def _thudm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settin
     return [Asked(prompt[:max_source], answer[:max_target], tokenizer.eos_token_id)]
 
 
-# --- chatglm3: https://github.com/THUDM/ChatGLM3 finetune_demo/finetune_hf.py, process_batch and _eval --------
-# --- glm4: https://github.com/THUDM/GLM-4 finetune_demo/finetune.py, process_batch and _eval ------------------
+# --- chatglm3: https://github.com/THUDM/ChatGLM3 finetune_demo/finetune_hf.py, process_batch and _eval ---
+# --- glm4: https://github.com/THUDM/GLM-4 finetune/finetune.py, process_batch and _eval ---
 
 
 def _chatglm3_turn(tokenizer: GlmTokenizer, message: Message) -> list[int]:
@@ -164,7 +164,12 @@ _Turn = Callable[[GlmTokenizer, Message], list[int]]
 
 
 def _learn_turns(
-    turn: _Turn, unlearned: frozenset[str], end: str, tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data
+    turn: _Turn,
+    unlearned: frozenset[str],
+    end: str,
+    tokenizer: GlmTokenizer,
+    messages: Sequence[Message],
+    data: Data,
 ) -> Learned:
     """All turns, then `end`. The mask is one late: a role token is not learned, what follows the turn is."""
     input_ids = tokenizer.get_prefix_tokens()
@@ -229,13 +234,14 @@ def _glm4_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], data: D
     asked = _ask_turns(_glm4_turn, "<|user|>", tokenizer, messages, data)
     if not asked:
         raise DataError(
-            "no answer begins within max_source_tokens", hint="raise data.max_source_tokens, or leave the row out"
+            "no answer begins within max_source_tokens",
+            hint="raise data.max_source_tokens, or leave the row out",
         )
     return asked
 
 
 def _glm4_evaluate_combined(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
-    """As the script does it: the prompt holds the answer and ends with [gMASK], so its scores mean nothing."""
+    """As the script: the prompt holds the answer and ends with [gMASK], so its scores mean nothing."""
     max_source, max_target = _limits(data)
     input_ids = _glm4_conversation(tokenizer, messages)
     end_id = tokenizer.control_id("<|user|>")

@@ -5,7 +5,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForSequenceClassification
 from glmtune.models.checkpoint import load_base, resolve_device, resolve_dtype
 from glmtune.models.config import ChatGLMConfig
+from glmtune.tokenizers import register as register_tokenizers
 
+register_tokenizers()
 AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
 AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)

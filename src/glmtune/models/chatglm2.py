@@ -28,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from glmtune.models.chat_calls import OfficialChat
 from glmtune.models.config import ChatGLMConfig
 
 Rotary = tuple[Tensor, Tensor]
@@ -307,7 +308,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
 
 
-class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin, OfficialChat):  # type: ignore[misc]
     """The language model: what `AutoModelForCausalLM` gives for an official folder."""
 
     def __init__(self, config: ChatGLMConfig) -> None:
@@ -414,7 +415,7 @@ def _count_positions(hidden_states: Tensor, past_key_values: Cache | None) -> Te
 
 
 def _unmask_pads(mask: Tensor | None, attention_mask: Tensor) -> Tensor | None:
-    """Let padded queries see everything, as officially: it shows only in the loss of a token right after pads.
+    """Let padded queries see everything, as officially; it shows only in the loss of a token after pads.
 
     mask: (B, 1, T, S), boolean (true: may see) or additive. attention_mask: (B, T).
     """

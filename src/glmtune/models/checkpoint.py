@@ -49,6 +49,7 @@ _SAFETENSORS_DTYPES = {
 }
 _IGNORED = re.compile(r"rotary_pos_emb\.inv_freq$")  # a buffer that the model computes itself
 _LFS_POINTER = b"version https://git-lfs"
+_ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
 _SHOW_BAR_AFTER_S = 1.0
 _AGAIN = "copy or download the file again"
 
@@ -224,6 +225,11 @@ def _open_shard(file: Path) -> Iterator[Shard]:
     if start.startswith(_LFS_POINTER):
         raise CheckpointError(
             f"{file}: a git-lfs pointer, not the weights themselves", hint="run `git lfs pull` in the folder"
+        )
+    if file.suffix == ".bin" and start and not start.startswith(_ZIP):
+        raise CheckpointError(
+            f"{file}: damaged, or written by torch before 1.6 (such files cannot be mapped)",
+            hint="copy the file again, or load and torch.save it once with a current torch",
         )
     opened = _SafetensorsShard if file.suffix == ".safetensors" else _PickleShard
     with _explain_damage(file):

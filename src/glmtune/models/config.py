@@ -102,6 +102,8 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
         stated = getattr(self, official)
         if value is None or value == stated:
             return
+        if alias == "vocab_size" and stated != type(self).padded_vocab_size:
+            return  # the official code reads padded_vocab_size only
         if stated != getattr(type(self), official):
             raise ConfigError(f"config.json: {alias} = {value!r} contradicts {official} = {stated!r}")
         setattr(self, official, value)
@@ -155,6 +157,8 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"config.json: num_attention_heads = {self.num_attention_heads} is not a multiple of "
                 f"multi_query_group_num = {self.multi_query_group_num}"
             )
+        if not isinstance(self.rope_ratio, int | float) or self.rope_ratio <= 0:
+            raise ConfigError(f"config.json: rope_ratio must be a positive number, got {self.rope_ratio!r}")
         if self.kv_channels % 4:
             raise ConfigError(f"config.json: kv_channels must be a multiple of 4, got {self.kv_channels}")
 

@@ -78,8 +78,8 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a folder without a Jinja template uses its family's own format.
 
-        With a Jinja template the ids are the official ones, in which a control token spelled in content becomes
-        that token. `encode_messages` has no such hole.
+        With a Jinja template the ids are the official ones, in which a control token spelled in content
+        becomes that token. `encode_messages` has no such hole.
         """
         if args or self.chat_template or kwargs.get("chat_template"):
             return super().apply_chat_template(conversation, *args, **kwargs)
@@ -116,7 +116,11 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
         limit = max_length if truncation else None
         rows = [self.encode_segments(parts)[:limit] for parts in segments]
         batched = self.pad({"input_ids": rows}, padding=padding, max_length=max_length)
-        found = dict(batched) if is_batched or return_tensors else {key: value[0] for key, value in batched.items()}
+        found = (
+            dict(batched)
+            if is_batched or return_tensors
+            else {key: value[0] for key, value in batched.items()}
+        )
         encoded = BatchEncoding(found, tensor_type=return_tensors)
         return encoded if return_dict else encoded["input_ids"]
 

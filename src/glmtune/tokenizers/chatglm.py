@@ -1,7 +1,7 @@
 """The tokenizer of ChatGLM2-6B and ChatGLM3-6B: sentencepiece, control tokens after its pieces.
 
-Both have the same vocabulary file; ChatGLM3 adds four role tokens. Facts from
-https://huggingface.co/THUDM/chatglm2-6b and https://huggingface.co/THUDM/chatglm3-6b, tokenization_chatglm.py.
+Both have the same vocabulary file; ChatGLM3 adds four role tokens. Facts from tokenization_chatglm.py in
+https://huggingface.co/THUDM/chatglm2-6b and https://huggingface.co/THUDM/chatglm3-6b.
 """
 
 import re
@@ -22,7 +22,7 @@ _FIXED_TOKENS = {"unk_token": "<unk>", "pad_token": "<unk>", "eos_token": "</s>"
 
 
 class ChatGLMTokenizer(GlmTokenizer):
-    """ChatGLM2's and ChatGLM3's tokenizer; `template` says whose, and is told from the folder when not given."""
+    """ChatGLM2's and ChatGLM3's tokenizer; `template` says whose, else the folder's files do."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class ChatGLMTokenizer(GlmTokenizer):
         """Every token and its id."""
         size = self.sp_model.get_piece_size()
         pieces = dict(zip(self.sp_model.id_to_piece(list(range(size))), range(size), strict=True))
-        return pieces | self._control_ids | self.added_tokens_encoder
+        return {**pieces, **self._control_ids, **self.added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is special."""
@@ -101,7 +101,7 @@ class ChatGLMTokenizer(GlmTokenizer):
         if found is None:
             known = ", ".join([*self._control_ids, *self._named_ids])
             raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
-        return found
+        return int(found)
 
     def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
         """ChatGLM2's prompt text: numbered rounds of question and answer."""
@@ -111,7 +111,11 @@ class ChatGLMTokenizer(GlmTokenizer):
         """ChatGLM3's ids of one turn."""
         if role not in ROLES:
             raise ConfigError(f"unknown role {role!r}", hint="the roles are " + ", ".join(ROLES))
-        return [self.control_id(f"<|{role}|>"), *self.encode_plain(f"{metadata}\n"), *self.encode_plain(message)]
+        return [
+            self.control_id(f"<|{role}|>"),
+            *self.encode_plain(f"{metadata}\n"),
+            *self.encode_plain(message),
+        ]
 
     def build_chat_input(
         self, query: str, history: Sequence[Mapping[str, Any]] | None = None, role: str = "user"
@@ -132,7 +136,9 @@ class ChatGLMTokenizer(GlmTokenizer):
         return tokens
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self._control_ids[token] if token in self._control_ids else int(self.sp_model.piece_to_id(token))
+        return (
+            self._control_ids[token] if token in self._control_ids else int(self.sp_model.piece_to_id(token))
+        )
 
     def _convert_id_to_token(self, index: int) -> str:
         if index in self._control_names:

@@ -23,7 +23,9 @@ def read_sentencepiece(path: Path) -> Any:
     try:
         processor = SentencePieceProcessor(model_file=str(path))
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: not a sentencepiece model, or a damaged one", hint=_COPY_HINT) from error
+        raise CheckpointError(
+            f"{path}: not a sentencepiece model, or a damaged one", hint=_COPY_HINT
+        ) from error
     # ChatGLM2's and 3's has its 256 byte pieces right after <unk>, <s>, </s>; ChatGLM-6B's and GLM's do not
     if processor.get_piece_size() < 259 or not processor.is_byte(3):
         raise _wrong_family(path, "another model's sentencepiece vocabulary", "ChatGLM2/ChatGLM3")
@@ -43,7 +45,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
-            raise CheckpointError(f"{path}: line {number}: not a token and its rank", hint=_COPY_HINT) from error
+            raise CheckpointError(
+                f"{path}: line {number}: not a token and its rank", hint=_COPY_HINT
+            ) from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise CheckpointError(f"{path}: ranks are missing or doubled: the file is cut off", hint=_COPY_HINT)
     return ranks

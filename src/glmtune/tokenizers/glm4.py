@@ -26,7 +26,7 @@ _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.+?) 的人工智能助手")
 
 
 class ChatGLM4Tokenizer(GlmTokenizer):
-    """GLM-4's tokenizer; its chat format is the chat revision's when it has a Jinja template, else the base's."""
+    """GLM-4's tokenizer; its chat format is the chat revision's if it has a Jinja template."""
 
     prefix = ("[gMASK]", "<sop>")
 
@@ -42,7 +42,9 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / VOCABULARY
         self._ids = read_ranks(path)
         self._tokens = {rank: token for token, rank in self._ids.items()}
-        self._encoding = tiktoken.Encoding("glm4", pat_str=_SPLIT, mergeable_ranks=self._ids, special_tokens={})
+        self._encoding = tiktoken.Encoding(
+            "glm4", pat_str=_SPLIT, mergeable_ranks=self._ids, special_tokens={}
+        )
         self.vocab_file = str(path)
         self.template = template or ("glm4" if kwargs.get("chat_template") else "glm4_base")
         self.assistant_name = _assistant_name(kwargs.get("chat_template"))
@@ -72,7 +74,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
 
     def get_vocab(self) -> dict[Any, int]:
         """Every token and its id; plain tokens are bytes."""
-        return self._ids | self.added_tokens_encoder
+        return {**self._ids, **self.added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is special."""
@@ -86,13 +88,19 @@ class ChatGLM4Tokenizer(GlmTokenizer):
             raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
         return int(found)
 
-    def build_single_message(self, role: str, metadata: str, message: str, tokenize: bool = True) -> list[int] | str:
+    def build_single_message(
+        self, role: str, metadata: str, message: str, tokenize: bool = True
+    ) -> list[int] | str:
         """The ids of one turn, or with tokenize=False its text."""
         if role not in ROLES:
             raise ConfigError(f"unknown role {role!r}", hint="the roles are " + ", ".join(ROLES))
         if not tokenize:
             return f"<|{role}|>{metadata}\n{message}"
-        return [self.control_id(f"<|{role}|>"), *self.encode_plain(f"{metadata}\n"), *self.encode_plain(message)]
+        return [
+            self.control_id(f"<|{role}|>"),
+            *self.encode_plain(f"{metadata}\n"),
+            *self.encode_plain(message),
+        ]
 
     def _tokenize(self, text: str, **_kwargs: Any) -> list[bytes]:
         return [self._tokens[index] for index in self.encode_plain(text)]

@@ -148,7 +148,7 @@ def test_the_type_of_the_weights_follows_request_file_and_device(
 
 @pytest.mark.parametrize("requested", ["int8", "half", torch.int8, torch.float64])
 def test_a_type_that_is_none_for_weights_is_refused(requested: str | torch.dtype) -> None:
-    with pytest.raises(ConfigError, match="dtype: .* is not a type for weights"):
+    with pytest.raises(ConfigError, match="is not a type for weights"):
         resolve_dtype(requested, torch.float16, torch.device("cpu"))
 
 
@@ -218,7 +218,13 @@ def test_a_setting_the_model_cannot_express_is_refused_by_name(folder: Path, key
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_layers", "2"), ("hidden_size", 0), ("multi_query_group_num", 3), ("kv_channels", 18)],
+    [
+        ("num_layers", "2"),
+        ("hidden_size", 0),
+        ("multi_query_group_num", 3),
+        ("kv_channels", 18),
+        ("rope_ratio", None),
+    ],
 )
 def test_a_size_that_cannot_be_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
     edit_config(folder, **{key: value})
@@ -350,10 +356,24 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(folder: Path, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_old_torch_files_are_refused_and_new_ones_open(
+    folder: Path, tensors: dict[str, Tensor], zipped: bool
+) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    if zipped:
+        load_base(folder, device="cpu")
+    else:
+        assert "written by torch before 1.6" in refusal(folder)
+
+
 def test_a_bare_pickle_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
-    assert refusal(folder).startswith(f"{folder / 'pytorch_model.bin'}: ")
+    assert refusal(folder).startswith(
+        f"{folder / 'pytorch_model.bin'}: damaged, or written by torch before 1.6"
+    )
 
 
 def test_a_bin_file_of_something_else_is_refused(folder: Path) -> None:
@@ -514,7 +534,7 @@ print(weights, peak - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
 @pytest.mark.parametrize("layout", ["sharded safetensors", "sharded bin"])
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", ["bf16"])
 def test_loading_takes_no_more_anonymous_memory_than_the_weights_and_a_tenth(
     folder: Path, tmp_path: Path, layout: str, dtype: str
 ) -> None:

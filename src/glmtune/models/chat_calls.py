@@ -1,0 +1,302 @@
+"""`model.chat` and `model.stream_chat` with the official signatures and results.
+
+Which family's rules apply is the tokenizer's `template`. Prompts are encoded by `glmtune.tokenizers`, so text
+never becomes a control token, and the tool calls that the official ChatGLM3 code runs with `eval` are parsed.
+
+Source: modeling_chatglm.py in https://huggingface.co/THUDM/chatglm2-6b, THUDM/chatglm3-6b and
+THUDM/glm-4-9b-chat.
+"""
+
+import ast
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers.generation import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from glmtune.tokenizers import GlmTokenizer, encode_messages
+
+_HALF_CHARACTER = "�"
+_TOP_K = 50
+"""What the official transformers version samples from when top_k is not given."""
+_FALLBACK_ID = 5
+"""The official code's token when the logits are not finite."""
+
+
+class InvalidScoreLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """Go on with one fixed token where a score is NaN or infinite, as the official code does."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, V), replaced where any is not finite."""
+        if not bool(torch.isnan(scores).any() or torch.isinf(scores).any()):
+            return scores
+        fixed = torch.zeros_like(scores)
+        fixed[..., _FALLBACK_ID] = 5e4
+        return fixed
+
+
+class OfficialChat:
+    """Adds the official chat calls to a model that has `generate` and a forward pass with a cache."""
+
+    @torch.inference_mode()
+    def chat(
+        self: Any,
+        tokenizer: GlmTokenizer,
+        query: str,
+        history: Sequence[Any] | None = None,
+        role: str = "user",
+        max_length: int = 8192,
+        num_beams: int = 1,
+        do_sample: bool = True,
+        top_p: float = 0.8,
+        temperature: float = 0.8,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, list[Any]]:
+        """The answer and the new history.
+
+        ChatGLM2's history is a list of (question, answer), ChatGLM3's and GLM-4's a list of message dicts;
+        their answer is a dict where the model calls a tool. `kwargs` go to `generate`.
+        """
+        style = _STYLES[_template(tokenizer)]
+        prompt = encode_messages(tokenizer, style.messages(query, history, role))
+        input_ids = torch.tensor([prompt], device=self.device)
+        sampling = {"top_p": top_p, "temperature": temperature} if do_sample else {}
+        settings = {
+            "max_length": max_length,
+            "num_beams": num_beams,
+            "do_sample": do_sample,
+            "eos_token_id": tokenizer.stop_ids,
+            "pad_token_id": tokenizer.pad_token_id,
+            "logits_processor": _with_finite_scores(logits_processor),
+            **sampling,
+            **kwargs,
+        }
+        output = self.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **settings)
+        return style.result(tokenizer, output[0, len(prompt) :].tolist(), query, history, role)
+
+    @torch.inference_mode()
+    def stream_chat(
+        self: Any,
+        tokenizer: GlmTokenizer,
+        query: str,
+        history: Sequence[Any] | None = None,
+        role: str = "user",
+        past_key_values: Any = None,
+        max_length: int = 8192,
+        do_sample: bool = True,
+        top_p: float = 0.8,
+        temperature: float = 0.8,
+        logits_processor: LogitsProcessorList | None = None,
+        return_past_key_values: bool = False,
+        **kwargs: Any,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield the answer so far and the history with it, token by token.
+
+        With `return_past_key_values` a third item is the cache; given back as `past_key_values` with the next
+        query it saves reading the history again. `kwargs`: max_new_tokens, top_k, repetition_penalty,
+        eos_token_id.
+        """
+        style = _STYLES[_template(tokenizer)]
+        if past_key_values is None:
+            prompt = encode_messages(tokenizer, style.messages(query, history, role))
+        else:
+            prompt = style.continuation(tokenizer, query, history, role)
+        sampling = (top_p, temperature) if do_sample else None
+        processors = _processors(sampling, logits_processor, kwargs)
+        cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
+        stop_ids = _as_set(kwargs.pop("eos_token_id", None) or tokenizer.stop_ids)
+        room = max_length - len(prompt) - cache.get_seq_length()
+        steps = kwargs.pop("max_new_tokens", None) or room
+        if kwargs:
+            raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
+        answer: list[int] = []
+        for token in _tokens(self, prompt, cache, processors, do_sample, stop_ids, steps):
+            answer.append(token)
+            if not style.is_whole(tokenizer, answer):
+                continue
+            found = style.result(tokenizer, answer, query, history, role)
+            yield (*found, cache) if return_past_key_values else found
+
+    def process_response(self, output: str, history: Sequence[Mapping[str, Any]] | None = None) -> Any:
+        """What the official code makes of an answer's text: with a history as ChatGLM3, else as ChatGLM2."""
+        return process_chatglm2(output) if history is None else process_turns(output, history)
+
+
+def process_chatglm2(response: str) -> str:
+    """ChatGLM2's answer text, tidied as officially."""
+    return _with_year(response.strip())
+
+
+def process_turns(output: str, history: Sequence[Mapping[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
+    """ChatGLM3's or GLM-4's answer and the history with it; a tool call is a dict of its name and parameters.
+
+    A call that cannot be read is given as its name and its text in `content`.
+    """
+    messages = deepcopy([dict(message) for message in history])
+    has_tools = bool(messages) and messages[0]["role"] == "system" and "tools" in messages[0]
+    content: Any = ""
+    for turn in output.split("<|assistant|>"):
+        metadata, separator, content = turn.partition("\n")
+        if not separator:
+            metadata, content = "", turn
+        name = metadata.strip()
+        if not name:
+            content = content.strip()
+        messages.append({"role": "assistant", "metadata": metadata, "content": content})
+        content = _tool_call(name, content, has_tools) if name else _with_year(content)
+    return content, messages
+
+
+def _tool_call(name: str, content: str, has_tools: bool) -> dict[str, Any]:
+    parameters = _parameters(content) if has_tools else None
+    if parameters is None:
+        return {"name": name, "content": content}
+    return {"name": name, "parameters": parameters}
+
+
+def _parameters(content: str) -> dict[str, Any] | None:
+    """GLM-4's JSON object, or the keyword arguments of ChatGLM3's tool_call(x=1) in a code block."""
+    try:
+        found = json.loads(content)
+        return found if isinstance(found, dict) else None
+    except json.JSONDecodeError:
+        pass
+    try:
+        call = ast.parse("\n".join(content.split("\n")[1:-1]).strip(), mode="eval").body
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
+            return None
+        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what literal_eval is documented to raise
+        return None
+
+
+def _with_year(text: str) -> str:
+    return text.replace("[[训练时间]]", "2023年")
+
+
+def _template(tokenizer: GlmTokenizer) -> str:
+    assert tokenizer.stop_ids, "asks for a template while it is open"
+    return str(tokenizer.template)
+
+
+class _RoundsStyle:
+    """ChatGLM2: history is (question, answer) pairs, an answer is text."""
+
+    def messages(self, query: str, history: Sequence[Any] | None, _role: str) -> list[dict[str, Any]]:
+        rounds = [
+            {"role": role, "content": content}
+            for pair in history or ()
+            for role, content in zip(("user", "assistant"), pair, strict=True)
+        ]
+        return [*rounds, {"role": "user", "content": query}]
+
+    def continuation(
+        self, tokenizer: GlmTokenizer, query: str, history: Sequence[Any] | None, _role: str
+    ) -> list[int]:
+        """The new round alone, without the space that sentencepiece puts in front of a text."""
+        number = len(history or ()) + 1
+        return tokenizer.encode_plain(f"\n\n[Round {number}]\n\n问：{query}\n\n答：")[1:]
+
+    def is_whole(self, tokenizer: GlmTokenizer, answer: list[int]) -> bool:
+        text = tokenizer.decode(answer)
+        return bool(text) and not text.endswith(_HALF_CHARACTER)
+
+    def result(
+        self,
+        tokenizer: GlmTokenizer,
+        answer: list[int],
+        query: str,
+        history: Sequence[Any] | None,
+        _role: str,
+    ) -> tuple[str, list[Any]]:
+        response = process_chatglm2(tokenizer.decode(answer))
+        return response, [*(history or ()), (query, response)]
+
+
+class _TurnsStyle:
+    """ChatGLM3 and GLM-4: history is message dicts; the last id, a stop token, is not part of the answer."""
+
+    def messages(self, query: str, history: Sequence[Any] | None, role: str) -> list[dict[str, Any]]:
+        return [*(history or ()), {"role": role, "content": query}]
+
+    def continuation(
+        self, tokenizer: GlmTokenizer, query: str, _history: Sequence[Any] | None, role: str
+    ) -> list[int]:
+        """The new turn alone; the official code repeats the prefix here, in the middle of the text."""
+        ids = encode_messages(tokenizer, [{"role": role, "content": query}])
+        return ids[len(tokenizer.get_prefix_tokens()) :]
+
+    def is_whole(self, tokenizer: GlmTokenizer, answer: list[int]) -> bool:
+        text = tokenizer.decode(answer[:-1])
+        return bool(text) and not text.endswith(_HALF_CHARACTER)
+
+    def result(
+        self, tokenizer: GlmTokenizer, answer: list[int], query: str, history: Sequence[Any] | None, role: str
+    ) -> tuple[Any, list[Any]]:
+        return process_turns(tokenizer.decode(answer[:-1]), self.messages(query, history, role))
+
+
+_STYLES: Mapping[str, _RoundsStyle | _TurnsStyle] = {
+    "chatglm2": _RoundsStyle(),
+    "chatglm3": _TurnsStyle(),
+    "glm4": _TurnsStyle(),
+    "glm4_base": _TurnsStyle(),
+}
+
+
+def _with_finite_scores(given: LogitsProcessorList | None) -> LogitsProcessorList:
+    return LogitsProcessorList([*(given or ()), InvalidScoreLogitsProcessor()])
+
+
+def _processors(
+    sampling: tuple[float, float] | None, given: LogitsProcessorList | None, settings: dict[str, Any]
+) -> LogitsProcessorList:
+    """What `generate` would apply, in its order; takes its words out of `settings`."""
+    penalty, top_k = settings.pop("repetition_penalty", None), settings.pop("top_k", _TOP_K)
+    processors = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty else []
+    processors += _with_finite_scores(given)
+    if sampling is None:
+        return LogitsProcessorList(processors)
+    top_p, temperature = sampling
+    processors += [TemperatureLogitsWarper(temperature)]
+    processors += [TopKLogitsWarper(top_k)] if top_k else []
+    processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return LogitsProcessorList(processors)
+
+
+def _as_set(ids: int | Sequence[int]) -> frozenset[int]:
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _tokens(
+    model: Any,
+    prompt: Sequence[int],
+    cache: Any,
+    processors: LogitsProcessorList,
+    do_sample: bool,
+    stop_ids: frozenset[int],
+    steps: int,
+) -> Iterator[int]:
+    """The ids of one answer, the stop token included; the cache ends before the last of them."""
+    seen = torch.tensor([prompt], device=model.device)
+    new = seen
+    for _ in range(steps):
+        logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        scores = processors(seen, logits[:, -1].float())
+        drawn = torch.multinomial(scores.softmax(-1), 1) if do_sample else scores.argmax(-1, keepdim=True)
+        seen = torch.cat([seen, drawn], dim=1)
+        new = drawn
+        token = int(drawn)
+        yield token
+        if token in stop_ids:
+            return

@@ -1,0 +1,149 @@
+"""Laws of whole runs: resumed == uninterrupted, two processes == one, the best is kept, nothing is lost."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glmtune.errors import ConfigError
+from glmtune.recipe import Recipe, load_recipe
+from glmtune.workflows.events import Note, Saved
+from glmtune.workflows.training import drain, training
+from models import tiny_folder
+
+ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def recipe(model: Path, output: Path, *words: str) -> Recipe:
+    values = {
+        "model": str(model),
+        "output": output,
+        "data": {"train": ADVERTS, "max_tokens": 400, "max_rows": 40, "holdout_rows": 4},
+        "train": {"steps": 10, "batch_size": 4, "lr": 1e-2, "eval_every": 5},
+        "samples": {"prompts": []},
+    }
+    return load_recipe(values, words)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def figures(folder: Path) -> list[tuple[float, ...]]:
+    names = ("step", "loss", "grad_norm", "lr", "eval_loss")
+    return [tuple(line[name] for name in names if name in line) for line in metrics(folder)]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
+    model: Path, tmp_path: Path, method: str
+) -> None:
+    whole, parts = (recipe(model, tmp_path / name, f"method={method}") for name in ("whole", "parts"))
+    drain(training(whole))
+    interrupted = training(parts)
+    while not isinstance(next(interrupted), Saved):  # the checkpoint at step 5
+        pass
+    for _ in range(2):  # two more steps that the resumed run must forget
+        next(interrupted)
+    interrupted.close()
+    assert len(metrics(tmp_path / "parts")) == 9
+    result = drain(training(parts, resume=True))
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    assert result.metrics["steps"] == 10
+    files = [
+        sorted((tmp_path / name / "last").resolve().glob("*.safetensors")) for name in ("whole", "parts")
+    ]
+    for mine, theirs in zip(*files, strict=True):
+        first, second = load_file(mine), load_file(theirs)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
+    settings = recipe(model, tmp_path / "one", "method.dropout=0", "train.batch_size=5")
+    drain(training(settings))
+    words = [
+        f"model={model}", f"output={tmp_path / 'two'}", f"data.train={ADVERTS}", "data.max_tokens=400",
+        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=5", "train.lr=1e-2",
+        "train.eval_every=5", "samples.prompts=[]", "method.dropout=0",
+    ]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "glmtune",
+    ]
+    done = subprocess.run(
+        [*command, "train", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        encoding="utf-8", timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("global step 10 ( 100.00% )") == 1  # one process prints, of the whole
+    one, two = ([line for line in metrics(tmp_path / name) if "loss" in line] for name in ("one", "two"))
+    assert len(one) == 10
+    for single, double in zip(one, two, strict=True):
+        assert double["loss"] == pytest.approx(single["loss"], rel=1e-6)
+        assert double["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-6)
+        assert double["tokens"] == single["tokens"]
+
+
+def test_early_stopping_keeps_the_best_checkpoint(model: Path, tmp_path: Path) -> None:
+    settings = recipe(
+        model, tmp_path / "run", "train.lr=0", "train.steps=40", "train.eval_every=2", "train.patience=3",
+        "train.keep_checkpoints=1",
+    )  # fmt: skip
+    notes = [event.text for event in training(settings) if isinstance(event, Note)]
+    assert "stopped early: no better evaluation loss in 3 evaluations" in notes
+    evaluated = [line["step"] for line in metrics(tmp_path / "run") if "eval_loss" in line]
+    assert evaluated == [0, 2, 4, 6, 8]  # with learning rate 0, the first is the best
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000008"]
+    assert (tmp_path / "run" / "best").resolve().name == "step-000002"
+    assert (tmp_path / "run" / "last").resolve().name == "step-000008"
+
+
+def test_a_full_disk_ends_the_run_with_its_checkpoints_intact(model: Path, tmp_path: Path) -> None:
+    """A real one, of sorts: the kernel refuses to let any file grow beyond 8 KiB."""
+    words = [f"model={model}", f"data.train={ADVERTS}", "output=run", "train.steps=4", "data.max_tokens=400"]
+    done = subprocess.run(
+        [sys.executable, "-m", "glmtune", "train", *words], cwd=tmp_path, capture_output=True, text=True,
+        encoding="utf-8", timeout=300, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),  # noqa: PLW1509
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    error, hint = done.stderr.splitlines()[-2:]
+    assert "cannot be written: " in error
+    assert hint.startswith("hint: check free space")
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(model: Path, tmp_path: Path) -> None:
+    drain(training(recipe(model, tmp_path / "run", "train.steps=2")))
+    with pytest.raises(ConfigError, match="its train settings differ from this recipe's"):
+        drain(training(recipe(model, tmp_path / "run", "train.steps=2", "train.lr=1"), resume=True))
+    with pytest.raises(ConfigError, match="no run to resume here"):
+        drain(training(recipe(model, tmp_path / "other"), resume=True))
+
+
+def test_the_trained_set_of_rows_covers_every_epoch_once(model: Path, tmp_path: Path) -> None:
+    settings = recipe(model, tmp_path / "run", "train.steps=null", "train.epochs=2", "train.batch_size=7")
+    drain(training(settings))
+    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert len(lines) == 12  # 40 rows in steps of 7: 6 a pass, the last with 5
+    assert sum(line["tokens"] for line in lines[:6]) == sum(line["tokens"] for line in lines[6:])

@@ -1,0 +1,203 @@
+"""Chat formats as strings: what is sent, and what of it is learned."""
+
+import json
+
+import pytest
+
+from glmtune.errors import ConfigError, DataError
+from glmtune.templates import (
+    TEMPLATES,
+    Message,
+    Segment,
+    messages_from_dicts,
+    render,
+    stop_tokens,
+    training_examples,
+)
+
+TALK = [
+    Message("user", "早"),
+    Message("assistant", "早上好"),
+    Message("user", "去哪"),
+    Message("assistant", "公园"),
+]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"city": "城市"}}}
+
+
+def text(segments: list[Segment]) -> str:
+    return "".join(segment.text for segment in segments)
+
+
+def target(segments: list[Segment]) -> list[str]:
+    return [segment.text for segment in segments if segment.is_target]
+
+
+def test_chatglm2_numbers_its_rounds():
+    sent = render("chatglm2", TALK[:3])
+    assert [segment.text for segment in sent] == [
+        "[gMASK]",
+        "sop",
+        "[Round 1]\n\n问：早\n\n答：早上好\n\n[Round 2]\n\n问：去哪\n\n答：",
+    ]
+    assert [segment.is_control for segment in sent] == [True, True, False]
+
+
+def test_chatglm2_learns_one_answer_an_example():
+    first, second = training_examples("chatglm2", TALK)
+    assert target(first) == ["早上好", "</s>"]
+    assert target(second) == ["公园", "</s>"]
+    assert second[: -len(target(second))] == render("chatglm2", TALK[:3])
+    assert training_examples("chatglm2", TALK, "last_turn") == [second]
+
+
+def test_chatglm3_encodes_metadata_and_content_apart():
+    sent = render("chatglm3", TALK[:1])
+    assert [segment.text for segment in sent] == ["[gMASK]", "sop", "<|user|>", "\n", "早", "<|assistant|>"]
+
+
+def test_chatglm3_learns_answers_and_the_tokens_that_end_them():
+    (example,) = training_examples("chatglm3", TALK)
+    assert target(example) == ["\n", "早上好", "<|user|>", "\n", "公园", "</s>"]
+    assert text(example) == text(render("chatglm3", TALK, False)) + "</s>"
+
+
+@pytest.mark.parametrize(("template", "newline"), [("glm4", ["\n早上好"]), ("glm4_base", ["\n", "早上好"])])
+def test_glm4_answers_end_with_the_users_token(template, newline):
+    (example,) = training_examples(template, TALK[:2])
+    assert target(example) == [*newline, "<|user|>"]
+    assert text(example) == "[gMASK]<sop><|user|>\n早<|assistant|>\n早上好<|user|>"
+
+
+@pytest.mark.parametrize("template", ["chatglm3", "glm4", "glm4_base"])
+def test_what_is_learned_is_what_chat_sends(template):
+    (example,) = training_examples(template, TALK)
+    asked = render(template, [*TALK, Message("user", "再见")])
+    plain = [Segment(segment.text, segment.is_control) for segment in example]
+    assert plain[:-1] == asked[: len(plain) - 1]
+    assert example[-1].is_control
+    assert example[-1].is_target
+
+
+@pytest.mark.parametrize("template", ["chatglm3", "glm4"])
+def test_a_tool_call_is_ended_by_the_observation(template):
+    call = [Message("user", "天气"), Message("assistant", "{}", "weather"), Message("observation", "晴")]
+    (example,) = training_examples(template, [*call, Message("assistant", "晴天")])
+    ends = [segment.text for segment in example if segment.is_control and segment.is_target]
+    assert ends == ["<|observation|>", stop_tokens(template)[0] if template == "chatglm3" else "<|user|>"]
+
+
+def test_an_answer_before_another_answer_is_ended_by_its_role():
+    (example,) = training_examples("chatglm3", [*TALK[:2], Message("assistant", "吃了吗")])
+    assert target(example) == ["\n", "早上好", "<|assistant|>", "\n", "吃了吗", "</s>"]
+
+
+def test_a_question_at_the_end_is_not_learned_nor_sent():
+    (example,) = training_examples("chatglm3", TALK[:3])
+    assert target(example) == ["\n", "早上好", "<|user|>"]
+    assert example[-1].text == "<|user|>"
+
+
+def test_a_turn_without_loss_is_not_learned_nor_is_its_end():
+    messages = [TALK[0], Message("assistant", "早上好", loss=False), *TALK[2:]]
+    (example,) = training_examples("chatglm3", messages)
+    assert target(example) == ["\n", "公园", "</s>"]
+    assert len(training_examples("chatglm2", messages)) == 1
+    assert training_examples("chatglm3", messages[:2]) == []
+    assert training_examples("chatglm3", messages, "last_turn") == [example]
+
+
+def test_only_the_last_answer_is_learned_where_asked():
+    (example,) = training_examples("glm4", TALK, "last_turn")
+    assert target(example) == ["\n公园", "<|user|>"]
+
+
+def test_content_is_never_a_control_token():
+    for template in TEMPLATES:
+        for segment in render(template, [Message("user", "<|assistant|></s>[gMASK]")]):
+            assert not segment.is_control or segment.text != "<|assistant|></s>[gMASK]"
+            assert segment.is_control == (segment.text in {*TEMPLATES[template].control_tokens, "</s>"})
+
+
+def test_chatglm3_puts_tools_behind_the_system_text():
+    system = Message("system", "Use tools.", tools=[TOOL])
+    content = render("chatglm3", [system])[4].text
+    assert content == "Use tools.\n" + json.dumps([TOOL], ensure_ascii=False, indent=4)
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "gap"), [("glm4", "ChatGLM", "\n"), ("glm4_base", "GhatGLM", "\n\n")]
+)
+def test_glm4_introduces_its_tools(template, name, gap):
+    sent = text(render(template, [Message("system", "", tools=[TOOL])], False))
+    assert sent.startswith(f"[gMASK]<sop><|system|>\n你是一个名为 {name} 的人工智能助手。")
+    assert f'# 可用工具{gap}## weather\n\n{{\n    "name": "weather"' in sent
+    assert "名为 小助手 的" in text(
+        render(template, [Message("system", "", tools=[TOOL])], assistant_name="小助手")
+    )
+
+
+def test_glm4_knows_its_built_in_tools_and_no_others():
+    tools = [{"type": kind} for kind in ("python", "simple_browser", "cogview")]
+    sent = text(render("glm4", [Message("system", "", tools=tools)], False))
+    assert sent.count("\n## ") == 3
+    with pytest.raises(DataError, match="'magic'"):
+        render("glm4", [Message("system", "", tools=[{"type": "magic"}])])
+
+
+def test_glm4_does_not_send_a_turn_without_content():
+    assert render("glm4", [Message("system", ""), *TALK[:1]]) == render("glm4", TALK[:1])
+
+
+@pytest.mark.parametrize(
+    ("messages", "words", "hint"),
+    [
+        ([Message("system", "s"), *TALK], "no system message", "source_prefix"),
+        ([TALK[0], TALK[0]], "'assistant' was expected", "in turn"),
+        ([TALK[1]], "'user' was expected", "a question first"),
+        ([TALK[0], Message("observation", "x")], "no tool calls", "ChatGLM3"),
+    ],
+)
+def test_what_chatglm2_cannot_express_is_an_error(messages, words, hint):
+    with pytest.raises(DataError, match=words) as caught:
+        training_examples("chatglm2", messages)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "no message"),
+        ("hello", "a list of messages, got str"),
+        ({"role": "user"}, "a list of messages, got dict"),
+        (["hello"], r"messages\[0\]: expected a message, got str"),
+        ([{"role": "user"}], r"messages\[0\]: no 'content'"),
+        ([{"role": "user", "content": None}], "'content' must be text, got nothing"),
+        ([{"role": "user", "content": 3}], "'content' must be text, got int"),
+        ([{"role": "tool", "content": ""}], "unknown role 'tool'"),
+        ([{"role": "user", "content": "", "name": "x"}], "unknown key 'name'"),
+        ([{"role": "user", "content": "", "tools": []}], "tools in a turn of role 'user'"),
+        ([{"role": "assistant", "content": "", "metadata": "a\nb"}], "a line break in 'metadata'"),
+        ([{"role": "assistant", "content": "", "loss": 1}], "'loss' must be true or false, got int"),
+    ],
+)
+def test_a_wrong_message_is_named(rows, words):
+    with pytest.raises(DataError, match=words):
+        messages_from_dicts(rows)
+
+
+def test_messages_come_from_dicts_and_messages():
+    rows = [
+        {"role": "system", "content": "s", "tools": [TOOL]},
+        TALK[0],
+        {"role": "assistant", "content": "a"},
+    ]
+    assert messages_from_dicts(rows) == [
+        Message("system", "s", tools=[TOOL]),
+        TALK[0],
+        Message("assistant", "a"),
+    ]
+
+
+def test_an_unknown_format_is_an_error():
+    with pytest.raises(ConfigError, match="chatglm9"):
+        render("chatglm9", TALK)
