@@ -1,7 +1,7 @@
 """The main job on real data: ADGEN rows, the genuine ChatGLM3 tokenizer, a random model of 20 M parameters.
 
-Trains, evaluates and talks through the public commands, and prints the figures of docs/results.md as JSON. The
-data and the tokenizer are third-party and lie outside this repository: in ../shared, or where
+Trains, evaluates and talks through the public commands, and prints the figures of docs/results.md as JSON.
+The data and the tokenizer are third-party and lie outside this repository: in ../shared, or where
 $GLMTUNE_SHARED says.
 
     .venv/bin/python benchmarks/adgen.py --work /tmp/adgen
@@ -96,7 +96,7 @@ def main(work: Path, *, steps: int, rows: int) -> dict[str, Any]:
         "evaluate_command_s": round(evaluate_s, 1),
         "scores": scores,
         "chat_command_s": round(chat_s, 1),
-        "chat_answer_characters": len(talk.split("> begin generated, wait a moment...")[1].split("> use time")[0]),
+        "chat_answer_characters": len(talk.partition("wait a moment...")[2].partition("> use time")[0]),
     }
 
 

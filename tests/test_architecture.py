@@ -91,5 +91,10 @@ TORCH_FREE = [
 
 
 def test_these_modules_load_without_torch() -> None:
-    code = f"import sys\nfor name in {TORCH_FREE}:\n    __import__(name)\n    assert 'torch' not in sys.modules, name"
+    code = f"""
+import sys
+for name in {TORCH_FREE}:
+    __import__(name)
+    assert "torch" not in sys.modules, name
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -32,15 +32,14 @@ class Identity:
     family: str = "ChatGLM2/ChatGLM3"
 
 
-def identify(folder: Path, template: TemplateName | None = None) -> Identity:
+def identify(folder: Path, template: str | None = None) -> Identity:
     """The identity of a model's or tokenizer's folder; `template` is the user's word and comes first.
 
     Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
     """
     family = _family(folder)
     if template is not None:
-        _check_template(folder, template, family)
-        return Identity(template, "the template setting", family)
+        return Identity(_checked(folder, template, family), "the template setting", family)
     for rule, look in _RULES[family]:
         found = look(folder)
         if found is not None:
@@ -129,13 +128,14 @@ def _unsupported(folder: Path, what: str) -> CheckpointError:
     )
 
 
-def _check_template(folder: Path, template: TemplateName, family: str) -> None:
-    allowed = FAMILIES[family]
-    if template not in allowed:
-        raise ConfigError(
-            f"template: {template!r} is not a chat format of {folder}, which holds a {family} model",
-            hint="choose one of " + ", ".join(allowed),
-        )
+def _checked(folder: Path, template: str, family: str) -> TemplateName:
+    for allowed in FAMILIES[family]:
+        if template == allowed:
+            return allowed
+    raise ConfigError(
+        f"template: {template!r} is not a chat format of {folder}, which holds a {family} model",
+        hint="choose one of " + ", ".join(FAMILIES[family]),
+    )
 
 
 def _saved_template(folder: Path) -> TemplateName | None:

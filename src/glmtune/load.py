@@ -124,11 +124,9 @@ def open_place(place: Place, *, template: str | None, dtype: str | torch.dtype, 
     """The model of a place, with its adapter on it."""
     known = identify(place.base, template or place.template)
     model = load_base(place.base, dtype=dtype, device=device, template=known.template)
-    parameter = next(model.parameters())
-    kind = str(parameter.dtype).removeprefix("torch.")
-    tell(
-        f"{place.base}: {known.template or 'chatglm2 or chatglm3'} ({known.rule}), {kind} on {parameter.device}"
-    )
+    first = next(model.parameters())
+    what = f"{known.template or known.family} ({known.rule})"
+    tell(f"{place.base}: {what}, {str(first.dtype).removeprefix('torch.')} on {first.device}")
     if place.adapter:
         model = load_adapter(model, place.adapter)
         tell(f"{place.adapter}: adapter loaded")

@@ -32,8 +32,8 @@ def glmtune(
 def train_words(model: Path, *more: str) -> list[str]:
     return [
         f"model={model}", f"data.train={EXAMPLES / 'adverts.jsonl'}", "data.max_tokens=400", "train.steps=4",
-        "train.batch_size=4", "train.eval_every=2", "train.log_every=1", "train.lr=1e-2", "samples.max_new_tokens=8",
-        "output=run", *more,
+        "train.batch_size=4", "train.eval_every=2", "train.log_every=1", "train.lr=1e-2",
+        "samples.max_new_tokens=8", "output=run", *more,
     ]  # fmt: skip
 
 
@@ -63,7 +63,9 @@ def test_a_run_leaves_its_files(work: Path) -> None:
     run = work / "run"
     names = {path.name for path in run.iterdir()}
     assert names >= {
-        "recipe.yaml", "env.json", "metrics.jsonl", "loss.png", "samples.jsonl", "checkpoints", "best", "last", "eval.json",
+        "recipe.yaml", "env.json", "metrics.jsonl", "loss.png", "samples.jsonl", "checkpoints", "best",
+        "last",
+        "eval.json",
     }  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -98,8 +100,8 @@ def test_the_run_folders_recipe_is_the_run_again(work: Path) -> None:
 
 
 def test_evaluation_scores_and_goes_on_where_it_was_stopped(work: Path) -> None:
-    words = ("evaluate", "run", "--data", EXAMPLES / "adverts.jsonl", "evaluate.max_rows=6", "evaluate.max_new_tokens=8",
-             "evaluate.batch_size=4", "--output", "scores")  # fmt: skip
+    words = ("evaluate", "run", "--data", EXAMPLES / "adverts.jsonl", "evaluate.max_rows=6",
+             "evaluate.max_new_tokens=8", "evaluate.batch_size=4", "--output", "scores")  # fmt: skip
     done = glmtune(*words, cwd=work)
     assert done.returncode == 0, done.stderr
     path = work / "scores" / "generated_predictions.txt"
@@ -171,5 +173,14 @@ def test_bad_input_ends_in_one_line_a_hint_and_code_2(
 
 
 def test_help_loads_no_torch(work: Path) -> None:
-    code = "import sys; sys.argv = ['glmtune', '--help']\nfrom glmtune.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    code = """
+import sys
+from glmtune.cli import main
+sys.argv = ["glmtune", "--help"]
+try:
+    main()
+except SystemExit:
+    pass
+assert not {"torch", "pydantic"} & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

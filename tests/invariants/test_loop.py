@@ -10,11 +10,12 @@ from transformers import Trainer, TrainingArguments
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import TrainingError
-from glmtune.objectives import Sft
-from glmtune.recipe import Train
+from glmtune.methods import apply_method
+from glmtune.objectives import Sft, sft
+from glmtune.recipe import Lora, Train
 from glmtune.train.loop import StepLog, fit, mean_loss
 from glmtune.train.optim import build_optimizer, build_schedule
-from models import random_rows, tiny_model
+from models import VOCABULARY, random_rows, tiny_model
 
 
 def run(model: torch.nn.Module, rows: list[Row], settings: Train, steps: int) -> list[StepLog]:
@@ -23,11 +24,12 @@ def run(model: torch.nn.Module, rows: list[Row], settings: Train, steps: int) ->
         rows, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
     )
     optimizer = build_optimizer(model, settings)
+    objective = Sft(model)
     return list(
         fit(
-            model,
+            objective,
+            objective,
             ((n, [collate(part, 0) for part in batches.micro_batches(n)]) for n in range(1, steps + 1)),
-            Sft(),
             accelerator.prepare_optimizer(optimizer),
             build_schedule(optimizer, settings, steps),
             accelerator,
@@ -92,21 +94,40 @@ def test_the_size_of_the_micro_batches_does_not_matter(micro_batch_size: int) ->
 
 def test_padding_does_not_change_loss_or_gradient() -> None:
     rows = random_rows(6)
-    model, objective = tiny_model(), Sft()
+    model = tiny_model()
+    objective = Sft(model)
     together = collate(rows, 0)
-    objective.loss(model, together).backward()
+    objective(together).backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     for row in rows:
-        objective.loss(model, collate([row], 0)).backward()
+        objective(collate([row], 0)).backward()
     for batched, single in zip(gradients, model.parameters(), strict=True):
         torch.testing.assert_close(batched, single.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_the_objective_equals_the_models_own_loss() -> None:
+@pytest.mark.parametrize("chunk_logits", [VOCABULARY, 5 * VOCABULARY, 2**24])
+@pytest.mark.parametrize("is_lora", [False, True])
+def test_the_objective_equals_the_models_own_loss_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, chunk_logits: int, is_lora: bool
+) -> None:
+    monkeypatch.setattr(sft, "CHUNK_LOGITS", chunk_logits)
     model, batch = tiny_model(), collate(random_rows(5), 0)
-    expected = model(**batch).loss * Sft().weight(batch)
-    torch.testing.assert_close(Sft().loss(model, batch), expected, rtol=1e-5, atol=1e-5)
+    if is_lora:
+        model = apply_method(model, Lora(dropout=0.0, target_modules=("query_key_value", "output_layer")))
+    objective = Sft(model)
+    (model(**batch).loss * objective.weight(batch)).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    ours = objective(batch)
+    torch.testing.assert_close(ours, model(**batch).loss * objective.weight(batch), rtol=1e-5, atol=1e-5)
+    (ours * 3).backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], 3 * expected[name], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(objective(batch), ours, rtol=1e-6, atol=0)
 
 
 def test_checkpointing_changes_no_gradient() -> None:
@@ -132,6 +153,6 @@ def test_a_loss_that_is_not_a_number_stops_at_once() -> None:
 
 def test_the_mean_loss_is_over_tokens_whatever_the_batches() -> None:
     rows, accelerator = random_rows(10), Accelerator(cpu=True)
-    one = mean_loss(tiny_model(), [collate(rows, 0)], Sft(), accelerator)
-    many = mean_loss(tiny_model(), [collate([row], 0) for row in rows], Sft(), accelerator)
+    one = mean_loss(Sft(tiny_model()), [collate(rows, 0)], accelerator)
+    many = mean_loss(Sft(tiny_model()), [collate([row], 0) for row in rows], accelerator)
     assert one == pytest.approx(many, rel=1e-6)

@@ -89,8 +89,8 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
         "glmtune",
     ]
     done = subprocess.run(
-        [*command, "train", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        encoding="utf-8", timeout=300, check=False,
+        [*command, "train", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, encoding="utf-8", timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("global step 10 ( 100.00% )") == 1  # one process prints, of the whole
@@ -123,7 +123,7 @@ def test_a_full_disk_ends_the_run_with_its_checkpoints_intact(model: Path, tmp_p
     done = subprocess.run(
         [sys.executable, "-m", "glmtune", "train", *words], cwd=tmp_path, capture_output=True, text=True,
         encoding="utf-8", timeout=300, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),  # noqa: PLW1509
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

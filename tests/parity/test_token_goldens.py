@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from glmtune.errors import CheckpointError
+from glmtune.family import identify
 from glmtune.models.chat_calls import process_chatglm2, process_turns
-from glmtune.tokenizers import encode_messages, load_tokenizer, register
+from glmtune.tokenizers import check_fits, encode_messages, load_tokenizer, register
 
 pytestmark = pytest.mark.shared
 
@@ -251,3 +253,70 @@ def test_answers_are_read_as_the_official_code_reads_them(golden):
             assert process_chatglm2(case["response"]) == case["result"]
         else:
             assert list(process_turns(case["output"], case["history"])) == case["result"]
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "look", "description": "看 & <b>", "parameters": {"a": [1, None]}},
+    },
+    {"type": "python"},
+    {"type": "simple_browser"},
+    {"type": "cogview"},
+]
+TOOL_TALK = [
+    {"role": "system", "content": "短", "tools": TOOLS},
+    {"role": "user", "content": "\n 你好 "},
+    {"role": "assistant", "metadata": "look", "content": "{}"},
+    {"role": "observation", "content": "晴"},
+    {"role": "assistant", "content": ""},
+]
+
+
+@pytest.mark.parametrize("revision", ["glm-4-9b-chat", "glm-4-9b-chat-1m"])
+def test_our_tool_instructions_are_those_of_the_official_jinja_template(shared, tmp_path, revision):
+    shutil.copyfile(shared / "tokenizers/glm4.tokenizer.model", tmp_path / "tokenizer.model")
+    for path in (shared / "tokenizers/configs" / revision).glob("*config.json"):
+        shutil.copyfile(path, tmp_path / path.name)
+    tokenizer = load_tokenizer(tmp_path)
+    for count in range(len(TOOLS) + 1):
+        talk = [{**TOOL_TALK[0], "tools": TOOLS[:count]}, *TOOL_TALK[1:]]
+        official = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+        assert encode_messages(tokenizer, talk) == official
+
+
+def test_the_32k_folder_is_told_by_its_chat_template(shared, tmp_path):
+    for name in ("config.json", "tokenizer_config.json"):
+        shutil.copyfile(shared / f"tokenizers/configs/chatglm3-6b-32k_{name}", tmp_path / name)
+    shutil.copyfile(shared / "tokenizers/chatglm2_3.tokenizer.model", tmp_path / "tokenizer.model")
+    assert identify(tmp_path).rule == "its chat_template"
+    assert load_tokenizer(tmp_path).template == "chatglm3"
+
+
+def test_auto_tokenizer_does_not_ask_whether_to_trust(golden):
+    register()
+    assert AutoTokenizer.from_pretrained(golden.folder).template == golden.template
+
+
+@pytest.mark.parametrize(
+    "name", ["ice_text.model", "ice_text.early.model", "cog-pretrain.model", "glm4.tokenizer.model"]
+)
+def test_genuine_vocabularies_of_other_models_are_refused(shared, tmp_path, name):
+    folder = official_folder(shared, tmp_path, "v3")
+    shutil.copyfile(shared / "tokenizers" / name, folder / "tokenizer.model")
+    with pytest.raises(CheckpointError, match="vocabulary"):
+        load_tokenizer(folder)
+
+
+def test_genuine_tokenizers_fit_their_models_and_no_others(golden):
+    rows = json.loads((golden.folder / "config.json").read_text())
+    check_fits(golden.tokenizer, rows["padded_vocab_size"], rows["eos_token_id"])
+    other = 151552 if rows["padded_vocab_size"] == 65024 else 65024
+    with pytest.raises(CheckpointError, match="this vocabulary"):
+        check_fits(golden.tokenizer, other)
+
+
+@pytest.mark.parametrize("revision", ["chatglm-6b_20230319", "chatglm-6b_20230405", "chatglm-6b_20230904"])
+def test_chatglm_6b_folders_are_refused_by_name(shared, revision):
+    with pytest.raises(CheckpointError, match="first version"):
+        identify(shared / "tokenizers/configs" / revision)

@@ -71,7 +71,8 @@ def chat(
 def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:  # type: ignore[name-defined]  # noqa: F821
     """Source of the lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; THUDM's cli_demo.py."""
     click.echo(
-        f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。输入 clear 以清空对话历史，输入 stop 以终止对话。\n"
+        f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。"
+        "输入 clear 以清空对话历史，输入 stop 以终止对话。\n"
         f"Talk to {name}: `clear` forgets the conversation, `stop` ends it."
     )
     if rounds is None:

@@ -1,0 +1,1 @@
+"""Rows: files to examples, examples to ids and labels, ids to batches."""

@@ -52,7 +52,10 @@ class Steps:
         """All rows of a step (from 1), over all processes."""
         epoch, place = divmod(step - 1, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+            self._epoch, self._order = (
+                epoch,
+                np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)),
+            )
         start = place * self.batch_size
         return [self.rows[i] for i in self._order[start : start + self.batch_size]]
 

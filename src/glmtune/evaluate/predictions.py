@@ -109,6 +109,7 @@ def _require_same(folder: Path, known: Path, settings: Mapping[str, Any]) -> Non
     if changed:
         key = changed[0]
         raise ConfigError(
-            f"{folder}: holds predictions of other settings ({key} was {before.get(key)!r}, now {settings[key]!r})",
+            f"{folder}: holds predictions of other settings "
+            f"({key} was {before.get(key)!r}, now {settings[key]!r})",
             hint="name another folder: output=...",
         )

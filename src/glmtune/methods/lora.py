@@ -9,7 +9,7 @@ from glmtune.errors import ConfigError
 from glmtune.recipe import Lora
 
 DEFAULT_TARGETS = ("query_key_value",)
-"""What the official LoRA recipe of ChatGLM3 adapts. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
+"""What the official LoRA recipe adapts. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
 
 
 def apply_lora(model: Any, settings: Lora) -> Any:

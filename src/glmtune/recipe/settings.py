@@ -82,7 +82,8 @@ class Data(Settings):
     encoding: Encoding = "chat"
     """`chat`: what chat sends. `thudm`, `chatglm3`, `glm4`: the official scripts' preprocessing, exactly."""
     combine: bool = False
-    """GLM-4's script setting for `encoding: glm4`: encode the whole conversation at once, learn all of it."""
+    """GLM-4's script setting for `encoding: glm4`: encode the conversation as a whole, learn the last
+    answer."""
     loss: Literal["all_turns", "last_turn"] = "all_turns"
     """Which answers of a conversation are learned."""
     max_tokens: int | None = Field(None, ge=16)

@@ -1,0 +1,1 @@
+"""The loop, its optimizer, and what an exact continuation needs."""

@@ -38,9 +38,9 @@ class StepLog:
 
 
 def fit(
-    model: nn.Module,
-    steps: Iterable[tuple[int, Sequence[Batch]]],
     objective: Objective,
+    module: nn.Module,
+    steps: Iterable[tuple[int, Sequence[Batch]]],
     optimizer: Optimizer,
     schedule: LRScheduler,
     accelerator: Accelerator,
@@ -51,19 +51,20 @@ def fit(
 
     `steps` gives (step number, this process's micro-batches). The sum of losses is divided once by the
     learned tokens of the whole step, so 8 micro-batches of 1 equal 1 micro-batch of 8, and two processes
-    equal one, even when target lengths differ. `model`, `optimizer` were prepared by `accelerator`.
+    equal one, even when target lengths differ. `module` is the objective, or the objective inside
+    DistributedDataParallel; it and `optimizer` were prepared by `accelerator`.
     Raises `TrainingError` if the loss or the gradient is not a finite number.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in module.parameters() if p.requires_grad]
     for step, micro in steps:
         start = time.perf_counter()
-        model.train()
+        module.train()
         items, tokens = _totals(accelerator, micro, objective)
         total = torch.zeros((), device=accelerator.device)
         for i, batch in enumerate(micro):
-            with accelerator.autocast(), _exchange(accelerator, model, is_last=i == len(micro) - 1):
+            with accelerator.autocast(), _exchange(accelerator, module, is_last=i == len(micro) - 1):
                 batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-                loss = objective.loss(model, batch) / items
+                loss = module(batch) / items
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
         mean_loss = float(accelerator.reduce(total, "sum"))
@@ -81,22 +82,20 @@ def fit(
 
 
 @torch.no_grad()
-def mean_loss(
-    model: nn.Module, batches: Sequence[Batch], objective: Objective, accelerator: Accelerator
-) -> float:
+def mean_loss(objective: Any, batches: Sequence[Batch], accelerator: Accelerator) -> float:
     """Mean loss per learned token over this process's batches and all other processes'."""
-    was_training = model.training
-    model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    items = 0
+    was_training = objective.training
+    objective.eval()
+    total, items = 0.0, 0
     for batch in batches:
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         with accelerator.autocast():
-            total += objective.loss(model, batch).double()
+            total += float(objective(batch))
         items += objective.weight(batch)
-    model.train(was_training)
-    sums = accelerator.reduce(torch.tensor([float(total), float(items)], device=accelerator.device), "sum")
-    return float(sums[0] / sums[1].clamp(min=1))
+    objective.train(was_training)
+    sums = torch.tensor([total, items], dtype=torch.float64, device=accelerator.device)
+    loss, count = accelerator.reduce(sums, "sum").tolist()
+    return float(loss / max(count, 1))
 
 
 def _totals(accelerator: Accelerator, micro: Sequence[Batch], objective: Objective) -> tuple[int, int]:
@@ -109,9 +108,9 @@ def _totals(accelerator: Accelerator, micro: Sequence[Batch], objective: Objecti
     return max(int(items), 1), int(tokens)
 
 
-def _exchange(accelerator: Accelerator, model: nn.Module, *, is_last: bool) -> Any:
+def _exchange(accelerator: Accelerator, module: nn.Module, *, is_last: bool) -> Any:
     """Processes exchange gradients once a step, in the last micro-batch's backward pass."""
-    return nullcontext() if is_last else accelerator.no_sync(model)
+    return nullcontext() if is_last else accelerator.no_sync(module)
 
 
 def _require_finite(what: str, value: float, step: int) -> None:

@@ -55,7 +55,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
 
 
 def recipe_for(path: Path, words: Sequence[str]) -> Recipe:
-    """Recipe of an evaluation of `path`: a run's own settings, or the defaults, with `key=value` words on top."""
+    """Recipe of an evaluation of `path`: a run's own settings or the defaults, `key=value` words on top."""
     place = resolve(path)
     values: dict[str, Any] = {}
     if place.run:

@@ -56,8 +56,9 @@ class _Run:
     rows: Rows
     accelerator: Accelerator
     model: Any
-    """With DDP around it where there are several processes."""
-    bare_model: Any
+    objective: Sft
+    module: Any
+    """The objective, with DDP around it where there are several processes."""
     optimizer: Any
     schedule: Any
     steps: Steps
@@ -68,7 +69,7 @@ class _Run:
 
     @property
     def is_main(self) -> bool:
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
 
 def train(source: Source) -> RunResult:
@@ -119,10 +120,10 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     base = open_place(place, template=recipe.template, dtype=recipe.dtype, device=str(state.device))
     precision = _precision(recipe, next(base.parameters()).dtype, state.device)
     torch.manual_seed(recipe.train.seed)
-    bare_model = apply_method(base, recipe.method)
+    model = apply_method(base, recipe.method)
     if recipe.train.gradient_checkpointing:
-        bare_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    yield Note(trainable_line(bare_model))
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    yield Note(trainable_line(model))
     yield first_row(tokenizer, rows.train.rows)
     AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
@@ -136,10 +137,10 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
         num_processes=accelerator.num_processes,
     )
     num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or 1) * steps.per_epoch)
-    optimizer = build_optimizer(bare_model, recipe.train)
+    optimizer = build_optimizer(model, recipe.train)
     schedule = build_schedule(optimizer, recipe.train, num_steps)
+    objective = Sft(model)
     several = accelerator.num_processes > 1
-    model = accelerator.prepare_model(bare_model) if several else bare_model
     yield Note(_plan_line(recipe, steps, num_steps, accelerator, precision))
     return _Run(
         recipe=recipe,
@@ -148,7 +149,8 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
         rows=rows,
         accelerator=accelerator,
         model=model,
-        bare_model=bare_model,
+        objective=objective,
+        module=accelerator.prepare_model(objective) if several else objective,
         optimizer=accelerator.prepare_optimizer(optimizer),
         schedule=schedule,
         steps=steps,
@@ -168,9 +170,9 @@ def _train(run: _Run) -> Iterator[Event]:
     if standing.step == 0:
         yield from _evaluate(run)
     logs = fit(
-        run.model,
+        run.objective,
+        run.module,
         _micro_batches(run),
-        Sft(),
         run.optimizer,
         run.schedule,
         run.accelerator,
@@ -199,7 +201,7 @@ def _train(run: _Run) -> Iterator[Event]:
 def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     """Evaluation loss, sample answers, picture. Returns whether this is the best so far."""
     standing = run.standing
-    loss = mean_loss(run.model, run.validation, Sft(), run.accelerator)
+    loss = mean_loss(run.objective, run.validation, run.accelerator)
     before = standing.best_loss
     is_best = standing.step > 0 and (before is None or loss < before)
     if is_best:
@@ -226,7 +228,7 @@ def _samples(run: _Run) -> list[tuple[str, str]]:
     conversations = [
         [*system, {"role": "user", "content": data.source_prefix + prompt}] for prompt in settings.prompts
     ]
-    answers = answer(run.bare_model, run.tokenizer, conversations, sampling)
+    answers = answer(run.model, run.tokenizer, conversations, sampling)
     return list(zip(settings.prompts, answers, strict=True))
 
 
@@ -241,7 +243,7 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
             partial.mkdir()
             if run.recipe.method.name == "full":
                 _copy_small_files(run.place.base, partial)
-            save_trained(run.bare_model, partial, _card(run))
+            save_trained(run.model, partial, _card(run))
             with (partial / STATE_FILE).open("wb") as file:
                 torch.save(state, file)
         run.record.link_checkpoint(path, is_best=is_best)
@@ -257,7 +259,7 @@ def _resume(run: _Run) -> Note:
         raise ConfigError(
             f"{run.record.folder}: no checkpoint to resume from", hint="train anew without --resume"
         )
-    restore_trained(run.bare_model, last)
+    restore_trained(run.model, last)
     state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
     run.standing = _Standing(**state["standing"])
     if run.is_main:

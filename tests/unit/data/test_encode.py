@@ -128,6 +128,16 @@ def test_the_oldest_turns_go_first_and_the_system_message_stays(four):
     assert encoded.report.cuts == {"turns": 1}
 
 
+def test_the_source_prefix_stays_when_the_first_turn_goes(four):
+    talk = [Message(role, "Z" * 30) for _ in range(5) for role in ("user", "assistant")]
+    data = {"max_tokens": 120, "source_prefix": "写："}
+    for name, tokenizer in four.items():
+        row = encode_examples(tokenizer, [example(*talk)], Data(**data, overlong="cut_any")).rows[-1]
+        text = decode(tokenizer, row.input_ids)
+        assert text.count("写：Z") == 1, name
+        assert text.index("写：") < text.index("Z"), name
+
+
 def test_a_question_loses_its_middle_before_the_answer_loses_its_end(four):
     tokenizer = four["glm4"]
     question = "Q" * 20 + "Z" * 200 + "J" * 20

@@ -54,7 +54,9 @@ def test_a_number_without_a_point_that_yaml_reads_as_text_is_a_number(tmp_path: 
 
 
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
-    recipe = load_recipe({"model": "m", "data": {"train": "a.json"}}, ["method.r=4", "samples.prompts=[你好]"])
+    recipe = load_recipe(
+        {"model": "m", "data": {"train": "a.json"}}, ["method.r=4", "samples.prompts=[你好]"]
+    )
     path = tmp_path / "r.yaml"
     path.write_text(to_yaml(recipe), encoding="utf-8")
     assert load_recipe(path) == recipe
@@ -68,7 +70,7 @@ def test_broken_yaml_is_named_by_line_and_column(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read"):
         load_recipe(tmp_path / "no.yaml")
 
 
