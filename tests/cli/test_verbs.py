@@ -1,10 +1,13 @@
 """Every verb as a user types it, in processes of their own."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,14 +22,44 @@ PROGRESS = re.compile(
 )
 
 
-def glmtune(
-    *words: object, cwd: Path, typed: str = "", launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess:
-    command = [sys.executable, *(launcher or ("-m",)), "glmtune", *map(str, words)]
+@dataclass
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def glmtune(*words: object, cwd: Path, typed: str = "") -> Done:
+    """Run the command line in this process: starting one for each command would take seconds."""
+    out, err, before = io.StringIO(), io.StringIO(), (Path.cwd(), sys.argv, sys.stdin)
+    os.chdir(cwd)
+    sys.argv, sys.stdin = ["glmtune", *map(str, words)], io.StringIO(typed)
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        os.chdir(before[0])
+        sys.argv, sys.stdin = before[1:]
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def glmtune_process(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user's shell does."""
     return subprocess.run(
-        command, cwd=cwd, input=typed, capture_output=True, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}, timeout=300, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "glmtune", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
 
 
 def train_words(model: Path, *more: str) -> list[str]:
@@ -42,7 +75,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, and a run trained on it."""
     folder = tmp_path_factory.mktemp("work")
     tiny_folder(folder / "model")
-    done = glmtune("train", *train_words(folder / "model"), cwd=folder)
+    done = glmtune_process("train", *train_words(folder / "model"), cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "train.txt").write_text(done.stdout, encoding="utf-8")
     return folder
@@ -151,20 +184,12 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "message", "hint"), BAD, ids=[b[0][0] for b in BAD])
 def test_bad_input_ends_in_one_line_a_hint_and_code_2(
-    work: Path,
-    words: list[str],
-    message: str,
-    hint: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    work: Path, words: list[str], message: str, hint: str
 ) -> None:
     before = sorted(work.rglob("*"))
-    monkeypatch.chdir(work)
-    monkeypatch.setattr(sys, "argv", ["glmtune", "train", *train_words(work / "model", "output=bad", *words)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    error, said = capfd.readouterr().err.splitlines()[-2:]
+    done = glmtune("train", *train_words(work / "model", "output=bad", *words), cwd=work)
+    assert done.returncode == 2
+    error, said = done.stderr.splitlines()[-2:]
     assert error.startswith("error: ")
     assert message in error
     assert said.startswith("hint: ")

@@ -9,6 +9,7 @@ import warnings
 import click
 
 from glmtune.cli.chat import chat
+from glmtune.cli.console import is_main_process
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -49,7 +50,8 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except GlmtuneError as err:
-        click.echo(f"error: {err}", err=True)
-        if err.hint:
-            click.echo(f"hint: {err.hint}", err=True)
+        if is_main_process():
+            click.echo(f"error: {err}", err=True)
+            if err.hint:
+                click.echo(f"hint: {err.hint}", err=True)
         sys.exit(err.exit_code)

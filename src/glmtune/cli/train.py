@@ -35,8 +35,11 @@ def train(words: tuple[str, ...], resume: bool) -> None:
     lines = Lines()
     recipe = _recipe(words)
     events = training(recipe, resume=resume)
-    with lines.bar("training"):
-        result = _show(events, lines)
+    try:
+        with lines.bar("training"):
+            result = _show(events, lines)
+    finally:
+        _leave_group()
     _summary(lines, recipe, result)
 
 
@@ -83,6 +86,14 @@ def _show(events: Any, lines: Lines) -> "RunResult":
                     lines.say(f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}")
             case Saved(path, is_best):
                 lines.say(f"{'Best model' if is_best else 'Model'} has saved at {path}")
+
+
+def _leave_group() -> None:
+    """Processes that `torchrun` started part in order; one that just exits can crash in a waiting thread."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _summary(lines: Lines, recipe: "Recipe", result: "RunResult") -> None:

@@ -59,11 +59,12 @@ def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Te
     """
     trained = [p for p in head.parameters() if p.requires_grad]
     if torch.is_grad_enabled():
-        total: Tensor = _ChunkedLoss.apply(hidden, targets, head, *trained)
-        return total
-    return sum(
-        (_chunk_loss(*part, head) for part in _chunks(hidden, targets, head)), hidden.new_zeros(()).float()
-    )
+        apply: Callable[..., Tensor] = _ChunkedLoss.apply
+        return apply(hidden, targets, head, *trained)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for part, wanted in _chunks(hidden, targets, head):
+        total += _chunk_loss(part, wanted, head)
+    return total
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -100,6 +100,7 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
     elif run.is_main:
         run.record.begin(recipe, {"data_sha256": file_hash(Path(str(recipe.data.train)))})
     yield from _train(run)
+    run.accelerator.wait_for_everyone()
     return _result(run)
 
 
