@@ -19,8 +19,8 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"data", "methods", "objectives"},
     {"load"},
     {"generate"},
-    {"train"},
-    {"evaluate"},
+    {"training"},
+    {"evaluation"},
     {"export", "migrate", "report"},
     {"workflows"},
     {"serve"},
@@ -30,7 +30,7 @@ RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not path.name.startswith("__"))
 ONLY_IN = {
     "peft": ("methods",),
-    "accelerate": ("train", "workflows"),
+    "accelerate": ("training", "workflows"),
     "matplotlib": ("report",),
     "click": ("cli",),
     "sentencepiece": ("tokenizers",),
@@ -85,7 +85,7 @@ TORCH_FREE = [
     "glmtune.data.formats",
     "glmtune.data.source",
     "glmtune.data.split",
-    "glmtune.evaluate.metrics",
+    "glmtune.evaluation.metrics",
     "glmtune.report.plots",
 ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glmtune.errors import GlmtuneError
-    from glmtune.evaluate.metrics import score
+    from glmtune.evaluation.metrics import score
     from glmtune.generate import Chat
     from glmtune.load import load_model, load_tokenizer
     from glmtune.recipe import Recipe
@@ -24,7 +24,7 @@ _HOMES = {
     "evaluate": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
-    "score": "glmtune.evaluate.metrics",
+    "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
 }
 

@@ -13,8 +13,8 @@ from glmtune.errors import TrainingError
 from glmtune.methods import apply_method
 from glmtune.objectives import Sft, sft
 from glmtune.recipe import Lora, Train
-from glmtune.train.loop import StepLog, fit, mean_loss
-from glmtune.train.optim import build_optimizer, build_schedule
+from glmtune.training.loop import StepLog, fit, mean_loss
+from glmtune.training.optim import build_optimizer, build_schedule
 from models import VOCABULARY, random_rows, tiny_model
 
 

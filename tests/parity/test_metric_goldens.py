@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from glmtune.evaluate.metrics import SCORE_NAMES, score, score_pair
+from glmtune.evaluation.metrics import SCORE_NAMES, score, score_pair
 
 SCRIPTS = {"thudm": "ptuning", "chatglm3": "chatglm3"}
 pytestmark = [pytest.mark.shared, pytest.mark.parametrize("variant", SCRIPTS)]

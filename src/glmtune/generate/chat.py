@@ -63,10 +63,10 @@ def stream_text(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sam
             break
         ids.append(token)
         text = answer_text(tokenizer, ids)
-        if text.endswith("\ufffd"):  # half a character: wait for the rest of its bytes
-            continue
-        yield text[len(sent) :]
-        sent = text
+        is_whole = not text.endswith("\ufffd")  # else half a character: wait for the rest of its bytes
+        if is_whole and len(text) > len(sent):
+            yield text[len(sent) :]
+            sent = text
     text = answer_text(tokenizer, ids)
     if len(text) > len(sent):
         yield text[len(sent) :]

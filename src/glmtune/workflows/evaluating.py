@@ -4,7 +4,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmtune.evaluate.predictions import PredictionFile, predict, score_all
+from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.load import RECIPE_FILE, Place, open_place, open_tokenizer, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source

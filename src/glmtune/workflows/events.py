@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.train.loop import StepLog
+from glmtune.training.loop import StepLog
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from glmtune.data.example import Example
 from glmtune.data.source import read_examples
 from glmtune.data.split import split_holdout
 from glmtune.errors import ConfigError
-from glmtune.evaluate.predictions import Question
+from glmtune.evaluation.predictions import Question
 from glmtune.recipe import Data
 from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note

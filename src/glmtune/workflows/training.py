@@ -24,10 +24,10 @@ from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
 from glmtune.runs import new_folder, read_json_lines, replacing, write_json
-from glmtune.train.loop import fit, mean_loss
-from glmtune.train.optim import build_optimizer, build_schedule
-from glmtune.train.progress import Progress, run_time
-from glmtune.train.state import STATE_FILE, collect_state, restore_state
+from glmtune.training.loop import fit, mean_loss
+from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.progress import Progress, run_time
+from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Rows, file_hash, first_row, training_rows

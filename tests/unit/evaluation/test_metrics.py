@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.evaluate.metrics import SCORE_NAMES, VARIANTS, score, score_pair
+from glmtune.evaluation.metrics import SCORE_NAMES, VARIANTS, score, score_pair
 
 
 def test_a_pair_worked_by_hand():
@@ -87,14 +87,14 @@ def test_any_pair_of_texts_is_scored_between_0_and_100(prediction, reference, va
 
 
 def test_scoring_writes_nothing_to_the_terminal():
-    code = "from glmtune.evaluate.metrics import score; score(['你好'], ['你好'])"
+    code = "from glmtune.evaluation.metrics import score; score(['你好'], ['你好'])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_the_scoring_packages_are_loaded_at_the_first_score_only():
     code = (
-        "import sys, glmtune.evaluate.metrics;"
+        "import sys, glmtune.evaluation.metrics;"
         "assert not {'jieba', 'nltk', 'rouge_chinese', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ Source of the form: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune/tr
 
 import math
 
-from glmtune.train.loop import StepLog
+from glmtune.training.loop import StepLog
 
 
 class Progress:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from glmtune.train.loop import StepLog
-from glmtune.train.progress import Progress, clock_time, run_time
+from glmtune.training.loop import StepLog
+from glmtune.training.progress import Progress, clock_time, run_time
 
 
 def log(step: int, loss: float, step_s: float = 0.5) -> StepLog:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from glmtune.errors import TrainingError
 from glmtune.objectives import Batch, Objective
-from glmtune.train.memory import peak_memory_gib
+from glmtune.training.memory import peak_memory_gib
 
 
 @dataclass(frozen=True, slots=True)

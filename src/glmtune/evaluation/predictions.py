@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.evaluate.metrics import VARIANTS, score
+from glmtune.evaluation.metrics import VARIANTS, score
 from glmtune.generate import Sampling, answer_text, decode
 from glmtune.runs import append_json, read_json_lines, write_json, write_text
 

@@ -1,0 +1,98 @@
+"""The public names and their signatures: changing one is a decision, not an accident."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import glmtune
+from models import tiny_folder
+
+SIGNATURES = {
+    "load_model": "(path, adapter=None, quant=None, template=None, dtype='auto', device='auto')",
+    "load_tokenizer": "(path, template=None)",
+    "encode_messages": "(tokenizer, messages, add_generation_prompt=True)",
+    "score": "(predictions, references, variant='thudm')",
+    "train": "(source)",
+    "evaluate": "(source)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_functions_have_their_signatures(name: str) -> None:
+    found = inspect.signature(getattr(glmtune, name))
+    bare = found.replace(
+        parameters=[p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()],
+        return_annotation=inspect.Signature.empty,
+    )
+    assert str(bare) == SIGNATURES[name]
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(glmtune.__all__) == sorted(["Chat", "GlmtuneError", "Recipe", "RunResult", *SIGNATURES])
+    assert all(getattr(glmtune, name) for name in glmtune.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = glmtune.nothing
+
+
+@pytest.fixture(scope="module", params=["chatglm2", "chatglm3", "glm4", "glm4_base"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_a_chat_keeps_its_history_until_it_is_cleared(folder: Path) -> None:
+    model, tokenizer = glmtune.load_model(folder), glmtune.load_tokenizer(folder)
+    chat = glmtune.Chat(model, tokenizer, temperature=0, max_new_tokens=6)
+    first = "".join(chat.ask("你好"))
+    assert [m["content"] for m in chat.messages] == ["你好", first.strip()]
+    second = "".join(chat.ask("再见"))
+    prompt = glmtune.encode_messages(tokenizer, chat.messages[:3])
+    ids = model.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=6, eos_token_id=tokenizer.stop_ids
+    )
+    answer = [i for i in ids[0, len(prompt) :].tolist() if i not in tokenizer.stop_ids]
+    assert second == tokenizer.decode(answer).lstrip()
+    chat.clear()
+    assert chat.messages == []
+    assert "".join(chat.ask("你好")) == first
+
+
+def test_streamed_text_is_the_decoded_answer_and_never_splits_a_character(folder: Path) -> None:
+    model, tokenizer = glmtune.load_model(folder), glmtune.load_tokenizer(folder)
+    chat = glmtune.Chat(model, tokenizer, temperature=1.5, top_p=1.0, max_new_tokens=40, seed=3)
+    pieces = list(chat.ask("你好"))
+    assert all(pieces)
+    assert not any(piece.endswith("\ufffd") for piece in pieces[:-1])
+
+
+def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        "prompt,response\n" + "".join(f"问题{i},答案{i}。\n" for i in range(12)), encoding="utf-8"
+    )
+    recipe = {
+        "model": str(folder),
+        "output": tmp_path / "run",
+        "data": {"train": rows},
+        "train": {"steps": 2, "batch_size": 4},
+        "samples": {"prompts": []},
+    }
+    result = glmtune.train(recipe)
+    assert result.path == tmp_path / "run"
+    assert result.metrics["steps"] == 2
+    scores = glmtune.evaluate(
+        {
+            "model": str(result.path),
+            "data": {"test": rows},
+            "evaluate": {"max_rows": 3, "max_new_tokens": 4},
+            "output": tmp_path / "scores",
+        }
+    ).scores
+    assert scores["num_rows"] == 3
+    assert set(scores["thudm"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "num_empty"}
+
+
+def test_quantisation_is_refused_by_name_until_it_is_there(folder: Path) -> None:
+    with pytest.raises(glmtune.GlmtuneError, match="quant: 'int4' is not supported yet"):
+        glmtune.load_model(folder, quant="int4")
