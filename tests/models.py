@@ -49,7 +49,9 @@ def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
     return rows
 
 
-def tiny_folder(folder: Path, template: str = "chatglm3", **settings: object) -> Path:
+def tiny_folder(
+    folder: Path, template: str = "chatglm3", *, dtype: torch.dtype = torch.float32, **settings: object
+) -> Path:
     """A complete official-layout folder: tokenizer, config and random weights."""
     is_glm4 = template.startswith("glm4")
     (tiny_tiktoken if is_glm4 else tiny_sentencepiece)(folder, template)
@@ -58,5 +60,5 @@ def tiny_folder(folder: Path, template: str = "chatglm3", **settings: object) ->
         settings = {"eos_token_id": tokenizer.stop_ids, "layernorm_epsilon": 1.5625e-07, **settings}
         settings = {"pad_token_id": tokenizer.pad_token_id, **settings}
     model = tiny_model(padded_vocab_size=len(tokenizer) + 3, **settings)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return folder

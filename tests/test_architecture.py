@@ -12,7 +12,7 @@ SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
     {"extras", "log"},
-    {"recipe", "runs"},
+    {"files", "recipe", "runs"},
     {"family", "templates"},
     {"tokenizers"},
     {"models"},
@@ -85,6 +85,8 @@ TORCH_FREE = [
     "glmtune.data.formats",
     "glmtune.data.source",
     "glmtune.data.split",
+    "glmtune.data.convert",
+    "glmtune.data.stats",
     "glmtune.evaluation.metrics",
     "glmtune.report.plots",
 ]

@@ -75,3 +75,8 @@ def test_a_recipe_trains_a_tiny_model(path: Path, tmp_path: Path) -> None:
         "train.steps=1", "samples.max_new_tokens=4", "data.max_rows=8", cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_settings_page_is_what_the_program_prints() -> None:
+    printed = glmtune("settings", "--markdown", cwd=ROOT).stdout
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").endswith(printed)

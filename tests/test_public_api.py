@@ -14,8 +14,8 @@ SIGNATURES = {
     "load_tokenizer": "(path, template=None)",
     "encode_messages": "(tokenizer, messages, add_generation_prompt=True)",
     "score": "(predictions, references, variant='thudm')",
-    "train": "(source)",
-    "evaluate": "(source)",
+    "train": "(recipe, *, resume=False)",
+    "evaluate": "(recipe)",
 }
 
 
@@ -96,3 +96,10 @@ def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
 def test_quantisation_is_refused_by_name_until_it_is_there(folder: Path) -> None:
     with pytest.raises(glmtune.GlmtuneError, match="quant: 'int4' is not supported yet"):
         glmtune.load_model(folder, quant="int4")
+    with pytest.raises(glmtune.GlmtuneError, match="quant: unknown 'foo'"):
+        glmtune.load_model(folder, quant="foo")
+
+
+def test_a_whole_model_is_no_adapter(folder: Path) -> None:
+    with pytest.raises(glmtune.GlmtuneError, match="not an adapter"):
+        glmtune.load_model(folder, adapter=folder)

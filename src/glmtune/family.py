@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.files import read_json_if_there, read_text
 from glmtune.recipe.settings import TemplateName
 
 GLM4_EPSILON = 1.5625e-07
@@ -57,32 +58,11 @@ def require_template(template: TemplateName | None, place: str) -> TemplateName:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty when there is no such file.
-
-    Raises CheckpointError with the line and column when it is broken.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path}: line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})",
-            hint="copy the file again from the model's source",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 text", hint="copy it again from its source") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found a {type(found).__name__}")
-    return found
-
-
 def read_chat_template(folder: Path) -> str:
     """The text of the folder's Jinja chat template; empty when it has none."""
-    found = read_json(folder / "tokenizer_config.json").get("chat_template")
+    found = read_json_if_there(folder / "tokenizer_config.json").get("chat_template")
     if found is None and (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja")
     return found if isinstance(found, str) else json.dumps(found or "", ensure_ascii=False)
 
 
@@ -91,10 +71,10 @@ def _family(folder: Path) -> str:
         raise CheckpointError(
             f"{folder}: no such folder", hint="give the folder that holds config.json and tokenizer.model"
         )
-    config = read_json(folder / "config.json")
+    config = read_json_if_there(folder / "config.json")
     if config:
         return _family_of_config(folder, config)
-    tokenizer_class = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    tokenizer_class = read_json_if_there(folder / "tokenizer_config.json").get("tokenizer_class")
     for family, known in (("GLM-4", "ChatGLM4Tokenizer"), ("ChatGLM2/ChatGLM3", "ChatGLMTokenizer")):
         if tokenizer_class == known:
             return family
@@ -140,9 +120,10 @@ def _checked(folder: Path, template: str, family: str) -> TemplateName:
 
 def _saved_template(folder: Path) -> TemplateName | None:
     for name in ("tokenizer_config.json", "config.json"):
-        found = read_json(folder / name).get("template")
-        if found in ("chatglm2", "chatglm3", "glm4", "glm4_base"):
-            return found  # type: ignore[no-any-return]  # narrowed by the line above
+        found = read_json_if_there(folder / name).get("template")
+        for template in (name for names in FAMILIES.values() for name in names):
+            if found == template:
+                return template
     return None
 
 
@@ -158,7 +139,7 @@ def _from_chat_template(folder: Path) -> TemplateName | None:
 
 def _from_tokenizer_code(folder: Path) -> TemplateName | None:
     path = folder / "tokenization_chatglm.py"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = read_text(path) if path.is_file() else ""
     if "<|user|>" in text or "build_single_message" in text:
         return "chatglm3"
     return "chatglm2" if "[Round" in text else None
@@ -176,27 +157,28 @@ def _from_names(folder: Path) -> TemplateName | None:
 
 def _recorded_names(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*config.json")):
-        found = read_json(path)
+        found = read_json_if_there(path)
         for key in ("name_or_path", "_name_or_path"):
             if isinstance(found.get(key), str):
                 yield found[key].lower()
 
 
-def _glm4_revision(folder: Path) -> TemplateName:
-    return "glm4" if read_chat_template(folder) not in ("", '""') else "glm4_base"
+def _glm4_chat_revision(folder: Path) -> TemplateName | None:
+    return "glm4" if read_chat_template(folder) not in ("", '""') else None
 
 
 _Rule = tuple[str, Callable[[Path], TemplateName | None]]
 
 _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "ChatGLM2/ChatGLM3": (
-        ("the template written when it was saved", _saved_template),
         ("its chat_template", _from_chat_template),
         ("its tokenization_chatglm.py", _from_tokenizer_code),
         ("the name_or_path in its JSON files", _from_names),
+        ("the template written when it was saved", _saved_template),
     ),
     "GLM-4": (
+        ("its eos ids and its chat_template", _glm4_chat_revision),
         ("the template written when it was saved", _saved_template),
-        ("having a chat_template, or none", _glm4_revision),
+        ("its eos ids and no chat_template", lambda _: "glm4_base"),
     ),
 }

@@ -1,6 +1,5 @@
 """Open what a path means: a model folder, a run, an adapter. The rest of the program takes any of them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,12 @@ from typing import Any
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import identify, read_json, require_template
+from glmtune.family import identify, require_template
+from glmtune.files import read_json
 from glmtune.log import tell
 from glmtune.methods.adapter import ADAPTER_FILE, Card, load_adapter, read_card
 from glmtune.models import load_base
+from glmtune.models.checkpoint import read_config
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
@@ -56,6 +57,8 @@ def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
     card = read_card(folder)
     if (folder / ADAPTER_FILE).exists():
         return Place(_base_of(folder, card, base), folder, card, run)
+    if base is not None:
+        raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
     if (folder / "config.json").exists():
         return Place(folder, None, card, run)
     raise CheckpointError(
@@ -76,21 +79,12 @@ def _best_checkpoint(run: Path) -> Path:
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> Path:
     if base is not None:
         return Path(base).expanduser()
-    if card:
-        recorded = card.base
-    else:
-        try:
-            config = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as err:
-            raise CheckpointError(
-                f"{adapter / ADAPTER_FILE}: cannot be read: {err}", hint="copy it again"
-            ) from err
-        recorded = config.get("base_model_name_or_path") or ""
+    recorded = card.base if card else read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
     if recorded and (Path(recorded) / "config.json").exists():
         return Path(recorded)
     raise CheckpointError(
         f"{adapter}: its base model is not at {recorded or '(no place recorded)'}",
-        hint="name the base's folder with --base, or load_model(base, adapter=...)",
+        hint="name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)",
     )
 
 
@@ -108,8 +102,7 @@ def load_model(
     CPU bf16 for half-precision checkpoints, else fp32. `template` says which chat format a ChatGLM2/3
     folder has where its files do not. Raises `CheckpointError` or `ConfigError`.
     """
-    if quant is not None:
-        raise ConfigError(f"quant: {quant!r} is not supported yet", hint="leave it out: quant=None")
+    _refuse_quant(quant)
     place = resolve(path)
     if adapter is not None:
         if place.adapter:
@@ -118,6 +111,14 @@ def load_model(
             )
         place = resolve(adapter, base=place.base)
     return open_place(place, template=template, dtype=dtype, device=device).eval()
+
+
+def _refuse_quant(quant: str | None) -> None:
+    later = ("int8", "int4", "nf4")
+    if quant in later:
+        raise ConfigError(f"quant: {quant!r} is not supported yet", hint="leave it out: quant=None")
+    if quant is not None:
+        raise ConfigError(f"quant: unknown {quant!r}", hint=f"None; later versions: {', '.join(later)}")
 
 
 def open_place(place: Place, *, template: str | None, dtype: str | torch.dtype, device: str) -> Any:
@@ -143,6 +144,6 @@ def open_tokenizer(place: Place, *, template: str | None) -> Any:
     """The tokenizer of a place, for encoding chats: its template is known, and it fits the model."""
     tokenizer = load_folder_tokenizer(place.base, template or place.template)
     require_template(tokenizer.template, str(place.base))
-    config = read_json(place.base / "config.json")
-    check_fits(tokenizer, config["padded_vocab_size"], config.get("eos_token_id"), place=str(place.base))
+    config = read_config(place.base)
+    check_fits(tokenizer, config.padded_vocab_size, config.eos_token_id, place=str(place.base))
     return tokenizer

@@ -72,16 +72,23 @@ def link(path: Path, target: Path) -> None:
         partial.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
 
 
-def new_folder(path: Path, *, hint: str) -> Path:
-    """Create the folder, or take it if it is empty; anything in it is an error."""
+def require_new(path: Path, *, hint: str) -> None:
+    """Raise `ConfigError` unless a folder can be begun here: the path is free, or an empty folder."""
+    for parent in (path, *path.parents):
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(
+                f"{path}: {parent} is a file, not a folder", hint="name another folder: output=..."
+            )
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(f"{path}: this folder is not empty and will not be overwritten", hint=hint)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        is_used = any(path.iterdir())
     except OSError as err:
         raise cannot_write(path, err) from err
-    if is_used:
-        raise ConfigError(f"{path}: this folder is not empty and will not be overwritten", hint=hint)
-    return path
 
 
 def _remove(path: Path) -> None:

@@ -10,7 +10,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from keyword import iskeyword
 from typing import Any, Literal, get_args
+from unicodedata import normalize
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import TemplateName
@@ -32,6 +34,8 @@ class Message:
     """Tool descriptions, in a system turn."""
     loss: bool = True
     """Whether this turn, if it is the assistant's, is learned."""
+    arguments: Mapping[str, Any] | None = None
+    """In an assistant turn without content: the arguments of the call of the tool that `metadata` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,12 @@ class Template:
     """The control token that ends a text: eos."""
     control_tokens: tuple[str, ...]
     """Every control token after the plain vocabulary, in the order of their ids."""
+    title: str
+    """What people call the model."""
     assistant_name: str = ""
     """How the tool instructions call the assistant, unless the model's folder has another name."""
+    prefixes_prompt: bool = False
+    """A source prefix goes in front of the whole prompt text, not of the first question."""
 
 
 def render(
@@ -68,14 +76,23 @@ def render(
     add_generation_prompt: bool = True,
     *,
     assistant_name: str = "",
+    source_prefix: str = "",
 ) -> list[Segment]:
     """What chat sends for these messages. Raises DataError for a conversation the format cannot express."""
     chosen = find(template)
-    return chosen.render(messages, add_generation_prompt, assistant_name or chosen.assistant_name)
+    if not chosen.prefixes_prompt:
+        messages = with_question_prefix(messages, source_prefix)
+    segments = chosen.render(messages, add_generation_prompt, assistant_name or chosen.assistant_name)
+    return _with_prompt_prefix(segments, source_prefix) if chosen.prefixes_prompt else segments
 
 
 def training_examples(
-    template: TemplateName, messages: Sequence[Message], loss: Loss = "all_turns", *, assistant_name: str = ""
+    template: TemplateName,
+    messages: Sequence[Message],
+    loss: Loss = "all_turns",
+    *,
+    assistant_name: str = "",
+    source_prefix: str = "",
 ) -> list[list[Segment]]:
     """The conversation as training examples: what chat would send, with the learned parts marked.
 
@@ -83,7 +100,29 @@ def training_examples(
     when nothing is learned. Raises DataError for a conversation the format cannot express.
     """
     chosen = find(template)
-    return chosen.examples(_with_loss(messages, loss), assistant_name or chosen.assistant_name)
+    if not chosen.prefixes_prompt:
+        messages = with_question_prefix(messages, source_prefix)
+    examples = chosen.examples(_with_loss(messages, loss), assistant_name or chosen.assistant_name)
+    if chosen.prefixes_prompt:
+        return [_with_prompt_prefix(segments, source_prefix) for segments in examples]
+    return examples
+
+
+def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
+    """The messages with a text in front of the first question."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    return [
+        replace(message, content=source_prefix + message.content) if i == first else message
+        for i, message in enumerate(messages)
+    ]
+
+
+def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list[Segment]:
+    first = next((i for i, segment in enumerate(segments) if not segment.is_control), None)
+    return [
+        replace(segment, text=source_prefix + segment.text) if i == first else segment
+        for i, segment in enumerate(segments)
+    ]
 
 
 def stop_tokens(template: TemplateName) -> tuple[str, ...]:
@@ -205,7 +244,7 @@ def rounds(
 
 def _check_round_role(message: Message, expected: str, index: int, format_name: str) -> None:
     if message.role == "system":
-        hint = "put the text into data.source_prefix, which goes in front of the first question"
+        hint = "put the text into data.source_prefix, which goes in front of the prompt"
         raise DataError(f"message {index + 1}: {format_name} has no system message", hint=hint)
     if message.role == "observation" or message.metadata:
         raise DataError(
@@ -308,9 +347,24 @@ def _chatglm3_turns(messages: Sequence[Message], _name: str) -> list[_Turn]:
 
 
 def _chatglm3_content(message: Message) -> str:
+    if message.arguments is not None:
+        return f"```python\n{_python_call(message.arguments)}\n```"
     if message.tools is None:
         return message.content
     return f"{message.content}\n{_pretty(message.tools)}"
+
+
+def _python_call(arguments: Mapping[str, Any]) -> str:
+    """A call of `tool_call`; an argument whose name is no Python name stands in a dict."""
+    plain = {key: value for key, value in arguments.items() if _is_python_name(key)}
+    odd = {key: value for key, value in arguments.items() if key not in plain}
+    words = [f"{key}={value!r}" for key, value in plain.items()]
+    return f"tool_call({', '.join([*words, *([f'**{odd!r}'] if odd else [])])})"
+
+
+def _is_python_name(name: str) -> bool:
+    """Python reads a name in its NFKC form, so another spelling would not come back."""
+    return name.isidentifier() and not iskeyword(name) and normalize("NFKC", name) == name
 
 
 def _glm4_turns(messages: Sequence[Message], name: str) -> list[_Turn]:
@@ -323,8 +377,9 @@ def _glm4_turns(messages: Sequence[Message], name: str) -> list[_Turn]:
     for message in messages:
         if message.tools is not None:
             turns.append(_Turn("system", ("\n" + _glm4_tools(message.tools, name, "\n"),)))
-        if message.content:
-            text = f"{message.metadata}\n{message.content}"
+        content = _glm4_content(message)
+        if content:
+            text = f"{message.metadata}\n{content}"
             turns.append(_Turn(message.role, (text,), _is_learned(message)))
     return turns
 
@@ -338,10 +393,17 @@ def _glm4_base_turns(messages: Sequence[Message], name: str) -> list[_Turn]:
     for message in messages:
         if message.tools:
             turns.append(_Turn("system", ("\n", _glm4_tools(message.tools, name, "\n\n"))))
-        if message.content:
-            texts = (f"{message.metadata}\n", message.content)
+        content = _glm4_content(message)
+        if content:
+            texts = (f"{message.metadata}\n", content)
             turns.append(_Turn(message.role, texts, _is_learned(message)))
     return turns
+
+
+def _glm4_content(message: Message) -> str:
+    if message.arguments is None:
+        return message.content
+    return json.dumps(message.arguments, ensure_ascii=False)
 
 
 def _glm4_tools(tools: Sequence[Mapping[str, Any]], name: str, gap: str) -> str:
@@ -349,10 +411,10 @@ def _glm4_tools(tools: Sequence[Mapping[str, Any]], name: str, gap: str) -> str:
 
 
 def _glm4_tool(tool: Mapping[str, Any]) -> str:
-    kind = str(tool.get("type")) if isinstance(tool, Mapping) else ""
+    kind = str(tool.get("type", "function")) if isinstance(tool, Mapping) else ""
     if kind in _GLM4_BUILT_IN_TOOLS:
         return _GLM4_BUILT_IN_TOOLS[kind]
-    function = tool.get("function") if kind == "function" else None
+    function = tool.get("function", tool) if kind == "function" else None  # ChatGLM3's have no wrapper
     if not isinstance(function, Mapping) or "name" not in function:
         raise DataError(
             f"tools: a tool of type {kind!r} that GLM-4 does not know",
@@ -412,6 +474,7 @@ _GLM4_FACTS: dict[str, Any] = {
     "stop_tokens": ("<|endoftext|>", "<|user|>", "<|observation|>"),
     "end_of_text": "<|endoftext|>",
     "control_tokens": _GLM4_CONTROL_TOKENS,
+    "title": "GLM-4",
 }
 
 TEMPLATES: Mapping[str, Template] = {
@@ -421,6 +484,8 @@ TEMPLATES: Mapping[str, Template] = {
         stop_tokens=("</s>",),
         end_of_text="</s>",
         control_tokens=_CHATGLM2_CONTROL_TOKENS,
+        title="ChatGLM2",
+        prefixes_prompt=True,
     ),
     "chatglm3": _turn_format(
         _chatglm3_turns,
@@ -429,6 +494,7 @@ TEMPLATES: Mapping[str, Template] = {
         stop_tokens=("</s>", "<|user|>", "<|observation|>"),
         end_of_text="</s>",
         control_tokens=(*_CHATGLM2_CONTROL_TOKENS, *_ROLE_TOKENS),
+        title="ChatGLM3",
     ),
     "glm4": _turn_format(_glm4_turns, assistant_name="ChatGLM", **_GLM4_FACTS),
     "glm4_base": _turn_format(_glm4_base_turns, assistant_name="GhatGLM", **_GLM4_FACTS),

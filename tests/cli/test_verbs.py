@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from commands import glmtune, glmtune_process
+from glmtune.workflows import evaluate
 from models import tiny_folder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -102,9 +104,10 @@ def test_evaluation_scores_and_goes_on_where_it_was_stopped(work: Path) -> None:
     again = glmtune(*words, cwd=work)
     assert "2 of 6 rows are already answered" in again.stdout
     assert path.read_text(encoding="utf-8").splitlines() == whole
-    other = glmtune(*words, "data.loss=last_turn", cwd=work)
-    assert other.returncode == 2
-    assert "holds predictions of other settings" in other.stderr
+    for word in ("data.loss=last_turn", "dtype=bf16"):
+        other = glmtune(*words, word, cwd=work)
+        assert other.returncode == 2
+        assert "holds predictions of other settings" in other.stderr
 
 
 @pytest.mark.parametrize("path", ["run", "run/best", "run/checkpoints/step-000002", "model"])
@@ -134,6 +137,8 @@ BAD = [
     (["method.target_modules=[q_proj]"], "no linear layer called 'q_proj'", "query_key_value"),
     (["template=glm4"], "template: 'glm4'", "chatglm2, chatglm3"),
     (["data.prompt_column=content", "data.response_column=summery"], "summery", "summary"),
+    (["device=gpu"], "device: 'gpu' is unknown", "cpu"),
+    (["output=model/config.json"], "is a file, not a folder", "output="),
     (["train.precision=fp16"], "train.precision: fp16 needs a GPU", "bf16"),
 ]
 
@@ -165,3 +170,48 @@ except SystemExit:
 assert not {"torch", "pydantic"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_an_adapter_whose_base_has_moved_is_told_where_it_is(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "run", tmp_path / "run", symlinks=True)
+    shutil.copytree(work / "model", tmp_path / "base")
+    for card in (tmp_path / "run" / "checkpoints").glob("*/glmtune.json"):
+        card.write_text(card.read_text(encoding="utf-8").replace(str(work), "/moved"), encoding="utf-8")
+    words = ("evaluate", "run", "evaluate.max_rows=1", "evaluate.max_new_tokens=2")
+    lost = glmtune(*words, cwd=tmp_path)
+    assert lost.returncode == 2
+    assert "its base model is not at /moved/model" in lost.stderr
+    found = glmtune(*words, "--base", tmp_path / "base", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    chat = glmtune(
+        "chat", "run", "--base", tmp_path / "base", "--max-new-tokens", 2, cwd=tmp_path, typed="1\nhi\n"
+    )
+    assert chat.returncode == 0, chat.stderr
+
+
+def test_python_evaluates_a_run_with_the_runs_own_settings(work: Path, tmp_path: Path) -> None:
+    tuned = [
+        "data.system=你是客服",
+        "data.source_prefix=问题：",
+        "train.steps=1",
+        f"output={tmp_path / 'run'}",
+    ]
+    assert glmtune("train", *train_words(work / "model"), *tuned, cwd=work).returncode == 0
+    result = evaluate(
+        {
+            "model": str(tmp_path / "run"),
+            "evaluate": {"max_rows": 1, "max_new_tokens": 2},
+            "output": tmp_path / "s",
+        }
+    )
+    assert result.scores["num_rows"] == 1
+    known = json.loads((tmp_path / "s" / "settings.json").read_text(encoding="utf-8"))
+    assert (known["encoding"]["system"], known["encoding"]["source_prefix"]) == ("你是客服", "问题：")
+
+
+def test_chat_with_a_system_text_that_the_format_lacks_fails_before_the_talk(tmp_path: Path) -> None:
+    tiny_folder(tmp_path / "m", "chatglm2")
+    done = glmtune("chat", "m", "--system", "你是客服", "--rounds", 1, cwd=tmp_path, typed="hi\n")
+    assert done.returncode == 2
+    assert "ChatGLM2 has no system message" in done.stderr
+    assert "Human" not in done.stdout

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, TrainingError
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.workflows.events import Note, Saved
+from glmtune.workflows.events import Evaluated, Note, Saved
 from glmtune.workflows.training import drain, training
 from models import tiny_folder
 
@@ -117,19 +117,21 @@ def test_early_stopping_keeps_the_best_checkpoint(model: Path, tmp_path: Path) -
     assert (tmp_path / "run" / "last").resolve().name == "step-000008"
 
 
-def test_a_full_disk_ends_the_run_with_its_checkpoints_intact(model: Path, tmp_path: Path) -> None:
-    """A real one, of sorts: the kernel refuses to let any file grow beyond 8 KiB."""
-    words = [f"model={model}", f"data.train={ADVERTS}", "output=run", "train.steps=4", "data.max_tokens=400"]
+@pytest.mark.parametrize("limit", [8192, 150_000])
+def test_a_full_disk_ends_the_run_with_what_was_there_intact(model: Path, tmp_path: Path, limit: int) -> None:
+    """A real one, of sorts: the kernel lets no file grow beyond the picture, or beyond half the weights."""
+    words = [f"model={model}", f"data.train={ADVERTS}", "output=run", "train.steps=2", "data.max_tokens=400"]
     done = subprocess.run(
-        [sys.executable, "-m", "glmtune", "train", *words], cwd=tmp_path, capture_output=True, text=True,
-        encoding="utf-8", timeout=300, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)),
+        [sys.executable, "-m", "glmtune", "train", *words, "method=full"], cwd=tmp_path, capture_output=True,
+        text=True, encoding="utf-8", timeout=300, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     error, hint = done.stderr.splitlines()[-2:]
     assert "cannot be written: " in error
     assert hint.startswith("hint: check free space")
+    assert ("step-000001" in error) == (limit > 8192)
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -139,6 +141,73 @@ def test_a_run_is_resumed_with_its_own_settings_only(model: Path, tmp_path: Path
         drain(training(recipe(model, tmp_path / "run", "train.steps=2", "train.lr=1"), resume=True))
     with pytest.raises(ConfigError, match="no run to resume here"):
         drain(training(recipe(model, tmp_path / "other"), resume=True))
+
+
+def test_a_run_is_not_resumed_with_other_rows(model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ADVERTS.read_text(encoding="utf-8"), encoding="utf-8")
+    words = ("train.steps=2", f"data.train={rows}")
+    drain(training(recipe(model, tmp_path / "run", *words)))
+    rows.write_text("\n".join(ADVERTS.read_text(encoding="utf-8").splitlines()[:50]), encoding="utf-8")
+    with pytest.raises(ConfigError, match="the train file has changed"):
+        drain(training(recipe(model, tmp_path / "run", *words), resume=True))
+
+
+def test_a_run_without_a_checkpoint_says_what_to_do(model: Path, tmp_path: Path) -> None:
+    settings = recipe(model, tmp_path / "run")
+    begun = training(settings)
+    while not isinstance(next(begun), Evaluated):
+        pass
+    begun.close()
+    for resume, message in ((True, "has no checkpoint to resume from"), (False, "not empty")):
+        with pytest.raises(ConfigError, match=message) as caught:
+            drain(training(settings, resume=resume))
+        assert "delete it" in caught.value.hint
+
+
+def test_an_early_stopped_run_has_nothing_to_resume(model: Path, tmp_path: Path) -> None:
+    settings = recipe(model, tmp_path / "run", "train.lr=0", "train.eval_every=1", "train.patience=2")
+    drain(training(settings))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    drain(training(settings, resume=True))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(model: Path, tmp_path: Path) -> None:
+    settings = recipe(model, tmp_path / "run", "train.lr=1e30", "train.eval_every=1", "train.max_grad_norm=0")
+    with pytest.raises(TrainingError):
+        drain(training(settings))
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_full_training_reads_half_precision_weights_unrounded(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "half", dtype=torch.float16)
+    drain(training(recipe(folder, tmp_path / "run", "method=full", "train.lr=0", "train.steps=1")))
+    (before,), (after,) = (list(path.glob("*.safetensors")) for path in (folder, tmp_path / "run" / "last"))
+    stored, trained = load_file(before), load_file(after)
+    assert all(torch.equal(stored[name].float(), trained[name]) for name in stored)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_plan_names_the_arithmetic_that_is_done(model: Path, tmp_path: Path, precision: str) -> None:
+    settings = recipe(model, tmp_path / "run", "train.steps=1", f"train.precision={precision}")
+    notes = [event.text for event in training(settings) if isinstance(event, Note)]
+    assert any(note.startswith("plan: ") and note.endswith(precision) for note in notes)
+    with pytest.raises(ConfigError, match="precision: fp32, but the weights are held in bfloat16"):
+        drain(training(recipe(model, tmp_path / "other", "dtype=bf16", "train.precision=fp32")))
+
+
+def test_the_plan_counts_the_rows_of_small_last_steps(model: Path, tmp_path: Path) -> None:
+    settings = recipe(model, tmp_path / "run", "train.batch_size=500", "train.steps=2")
+    notes = [event.text for event in training(settings) if isinstance(event, Note)]
+    assert any("2 steps of up to 500 rows, 80 samples in all, 2.00 epochs" in note for note in notes)
+
+
+def test_tensorboard_gets_the_curves(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    drain(training(recipe(model, tmp_path / "run", "train.steps=2", "train.tensorboard=true")))
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"eval_loss" in events.read_bytes()
 
 
 def test_the_trained_set_of_rows_covers_every_epoch_once(model: Path, tmp_path: Path) -> None:

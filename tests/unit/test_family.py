@@ -117,7 +117,7 @@ def test_other_models_are_refused_by_name(tmp_path, config, words):
 
 
 def test_a_broken_config_is_an_error_with_line_and_column(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config.json: line 2, column"):
+    with pytest.raises(CheckpointError, match=r"config\.json:2:2: broken JSON"):
         identify(folder(tmp_path, config__json='{"model_type": "chatglm",\n oops}'))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import ConfigError, OutputError
-from glmtune.runs import append_json, link, new_folder, read_json_lines, replacing, write_json, write_text
+from glmtune.runs import append_json, link, read_json_lines, replacing, require_new, write_json, write_text
 
 
 def full_disk(*_args: object, **_kwargs: object) -> None:
@@ -57,6 +57,14 @@ def test_a_link_moves_to_another_target(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_something_in_it_is_not_taken(tmp_path: Path) -> None:
+    require_new(tmp_path / "free", hint="")
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ConfigError, match="not empty and will not be overwritten"):
-        new_folder(tmp_path, hint="")
+        require_new(tmp_path, hint="")
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=r"file is a file, not a folder"):
+            require_new(path, hint="")

@@ -10,6 +10,7 @@ import click
 
 from glmtune.cli.chat import chat
 from glmtune.cli.console import is_main_process
+from glmtune.cli.data import data
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -32,7 +33,7 @@ def glmtune() -> None:
     """
 
 
-for verb in (train, evaluate, chat, settings):
+for verb in (train, evaluate, chat, data, settings):
     glmtune.add_command(verb)
 
 

@@ -2,10 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-NAMES = {"chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3", "glm4": "GLM-4", "glm4_base": "GLM-4"}
+if TYPE_CHECKING:
+    from glmtune.generate import Chat
 
 
 @click.command(short_help="Talk to a model in the terminal.")
@@ -13,12 +15,10 @@ NAMES = {"chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3", "glm4": "GLM-4", "glm4_
 @click.option(
     "--rounds", type=click.Choice(["1", "2"]), help="1: single-turn, 2: multi-turn; asked if not given."
 )
-@click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: no sampling."
-)
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.8, show_default=True)
-@click.option("--repetition-penalty", type=click.FloatRange(min=0.1), default=1.0, show_default=True)
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option("--temperature", type=float, help="Below 1 sharpens, 0: no sampling; default 0.8.")
+@click.option("--top-p", type=float, help="Draw from the likeliest tokens of this total; default 0.8.")
+@click.option("--repetition-penalty", type=float, help="Above 1 repeats less; default 1.")
+@click.option("--max-new-tokens", type=int, help="Longest answer in tokens; default 512.")
 @click.option("--seed", type=int, help="Makes the answers repeatable.")
 @click.option("--system", help="System message; without it, the one the run was tuned with.")
 @click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
@@ -30,10 +30,10 @@ NAMES = {"chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3", "glm4": "GLM-4", "glm4_
 def chat(
     path: Path,
     rounds: str | None,
-    temperature: float,
-    top_p: float,
-    repetition_penalty: float,
-    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    repetition_penalty: float | None,
+    max_new_tokens: int | None,
     seed: int | None,
     system: str | None,
     base: Path | None,
@@ -49,26 +49,31 @@ def chat(
     """
     from glmtune.generate import Chat
     from glmtune.load import open_place, open_tokenizer, resolve
+    from glmtune.templates import find
 
     place = resolve(path, base=base)
     tokenizer = open_tokenizer(place, template=template)
     model = open_place(place, template=template, dtype=dtype, device=device).eval()
-    click.echo("model load done...")
+    card = place.card
+    named = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
     conversation = Chat(
         model,
         tokenizer,
-        system=system or (place.card.system if place.card else None),
-        source_prefix=place.card.source_prefix if place.card else "",
-        temperature=temperature,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+        system=system if system is not None else card.system if card else None,
+        source_prefix=card.source_prefix if card else "",
+        **{name: value for name, value in named.items() if value is not None},
     )
-    _talk(conversation, NAMES[tokenizer.template], rounds)
+    click.echo("model load done...")
+    _talk(conversation, find(tokenizer.template).title, rounds)
 
 
-def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:
     """Source of the lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; THUDM's cli_demo.py."""
     click.echo(
         f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。"
@@ -95,7 +100,7 @@ def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:  # type:
             _answer(conversation, name, text)
 
 
-def _answer(conversation: "Chat", name: str, text: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _answer(conversation: "Chat", name: str, text: str) -> None:
     click.echo("> begin generated, wait a moment...")
     start = time.perf_counter()
     click.echo(f"<|{name}|>: ", nl=False)

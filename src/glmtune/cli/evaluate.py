@@ -14,7 +14,10 @@ from glmtune.cli.console import Lines
     "--data", "data", type=click.Path(path_type=Path), help="Rows to answer; without it, the held-out rows."
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the results.")
-def evaluate(path: Path, words: tuple[str, ...], data: Path | None, output: Path | None) -> None:
+@click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+def evaluate(
+    path: Path, words: tuple[str, ...], data: Path | None, output: Path | None, base: Path | None
+) -> None:
     """Answer every row of FILE greedily and score the answers with ROUGE and BLEU-4.
 
     PATH is a model, run or adapter folder. Each answer is written to generated_predictions.txt as it
@@ -28,9 +31,9 @@ def evaluate(path: Path, words: tuple[str, ...], data: Path | None, output: Path
     from glmtune.workflows.events import Answered, Note
 
     lines = Lines()
-    extra = [f"data.test={data}"] if data else []
-    extra += [f"output={output}"] if output else []
-    events = evaluating(recipe_for(path, [*words, *extra]))
+    named = {"data.test": data, "output": output, "base": base}
+    words += tuple(f"{key}={value}" for key, value in named.items() if value)
+    events = evaluating(recipe_for({"model": str(path)}, words))
     with lines.bar("answering"):
         while True:
             try:
@@ -39,8 +42,8 @@ def evaluate(path: Path, words: tuple[str, ...], data: Path | None, output: Path
                 result = stop.value
                 break
             match event:
-                case Note(text):
-                    lines.say(text)
+                case Note(text, is_warning):
+                    (lines.warn if is_warning else lines.say)(text)
                 case Answered(done, total):
                     lines.advance(done, total)
     scores = result.scores

@@ -1,5 +1,7 @@
 """`glmtune settings`."""
 
+from difflib import get_close_matches
+
 import click
 
 
@@ -13,7 +15,9 @@ def settings(part: str | None, markdown: bool) -> None:
 
     rows = [row for row in describe() if part is None or (row.key + ".").startswith(part + ".")]
     if not rows:
-        raise ConfigError(f"{part}: no such setting", hint="`glmtune settings` without a word lists all")
+        near = get_close_matches(str(part), [row.key for row in describe()], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`glmtune settings` without a word lists all"
+        raise ConfigError(f"{part}: no such setting", hint=hint)
     if markdown:
         click.echo("| setting | type | default | meaning |\n|---|---|---|---|")
         for row in rows:

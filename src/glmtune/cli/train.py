@@ -105,6 +105,7 @@ def _summary(lines: Lines, recipe: "Recipe", result: "RunResult") -> None:
             f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
         )
     test = recipe.data.test or recipe.data.validation or "FILE"
-    lines.say(f"loss curve: {run / 'loss.png'}; sample answers: {run / 'samples.jsonl'}")
+    samples = f"; sample answers: {run / 'samples.jsonl'}" if recipe.samples.prompts else ""
+    lines.say(f"loss curve: {run / 'loss.png'}{samples}")
     lines.say(f"next: glmtune chat {run}")
     lines.say(f"      glmtune evaluate {run} --data {test}")

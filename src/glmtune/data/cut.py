@@ -7,10 +7,9 @@ encoded, so no character is broken and what the format puts around the text stay
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from glmtune.recipe.settings import Data
+from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
 from glmtune.templates import Message
 
-DEFAULT_MAX_TOKENS = 1024
 _QUESTION_SHARE = 4
 """A question is cut to no less than this fraction of `max_tokens`; then it is the answer's turn."""
 
@@ -71,14 +70,8 @@ class Cutter:
         limits: Limits,
         encode: Callable[[list[Message]], Piece],
         count: Callable[[str], int],
-        *,
-        source_prefix: str = "",
     ) -> None:
-        """`encode` gives the example of a conversation, `count` the tokens of a text.
-
-        `source_prefix` stands in front of the first question, whichever that is after the cut.
-        """
-        self.source_prefix = source_prefix
+        """`encode` gives the example of a conversation, `count` the tokens of a text."""
         self.limits = limits
         self.encode = encode
         self.count = count
@@ -94,7 +87,7 @@ class Cutter:
 
     def _drop_rounds(self, unit: list[Message], cuts: list[str]) -> list[Message]:
         while not self.limits.is_source_met(self.encode(unit)):
-            shorter = _without_oldest_round(unit, self.source_prefix)
+            shorter = _without_oldest_round(unit)
             if shorter is None:
                 break
             unit = shorter
@@ -175,15 +168,14 @@ def _without_end(text: str, count: int) -> str:
     return text[:count]
 
 
-def _without_oldest_round(unit: list[Message], source_prefix: str) -> list[Message] | None:
+def _without_oldest_round(unit: list[Message]) -> list[Message] | None:
     """The unit without its oldest question and what follows it; None for a single round. System stays."""
     end = _last_learned(unit)
     starts = [i for i in range(end) if unit[i].role == "user" and (i == 0 or unit[i - 1].role != "user")]
     if len(starts) < 2:
         return None
     system = [message for message in unit[: starts[1]] if message.role == "system"]
-    first = unit[starts[1]]
-    return [*system, replace(first, content=source_prefix + first.content), *unit[starts[1] + 1 :]]
+    return [*system, *unit[starts[1] :]]
 
 
 def _last_learned(unit: Sequence[Message]) -> int:

@@ -17,7 +17,7 @@ from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.errors import DataError
 from glmtune.family import require_template
 from glmtune.recipe.settings import Data, TemplateName
-from glmtune.templates import Message, training_examples
+from glmtune.templates import Message, training_examples, with_question_prefix
 from glmtune.tokenizers import GlmTokenizer
 
 
@@ -30,6 +30,17 @@ class Row:
     """The ids to learn, -100 elsewhere; not shifted."""
     place: str
     """Where the conversation was read, like `train.jsonl:2`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as ids, what it was cut from, and the answer to compare with."""
+
+    ids: list[int]
+    reference: str = ""
+    uncut_tokens: int = 0
+    cuts: tuple[str, ...] = ()
+    """Kinds of cuts, as in a `LengthReport`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +70,31 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     return Encoded(rows, report)
 
 
-def encode_prompt(tokenizer: GlmTokenizer, example: Example, settings: Data) -> tuple[list[int], str]:
-    """The prompt of a conversation's last answer, and that answer to compare with.
+def encode_prompts(
+    tokenizer: GlmTokenizer, examples: Sequence[Example], settings: Data
+) -> tuple[list[Prompt], LengthReport]:
+    """The prompt of each conversation's last answer, with that answer, and what was cut of the prompts.
 
-    The question part is cut as in training. Raises DataError where there is no answer, or it cannot be cut.
+    Raises DataError where there is no answer, or a prompt cannot be cut.
     """
-    with _At(example.place):
-        messages = _with_settings(example.messages, settings)
-        if settings.encoding != "chat":
-            return _official_prompt(tokenizer, messages, settings)
-        last = last_index(messages, lambda message: message.role == "assistant")
-        if last is None:
-            raise DataError("no answer to compare with", hint="give every test row an answer")
-        return _cut_prompt(tokenizer, messages[:last], settings), messages[last].content
+    limits = Limits.of(settings)
+    report = LengthReport(limit=f"{limits} (the question part)")
+    prompts = []
+    for example in examples:
+        with _At(example.place):
+            prompt = _prompt(tokenizer, _with_settings(example.messages, settings), settings)
+        report.add(prompt.uncut_tokens, len(prompt.ids), prompt.cuts)
+        prompts.append(prompt)
+    return prompts, report
+
+
+def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Prompt:
+    if settings.encoding != "chat":
+        return _official_prompt(tokenizer, messages, settings)
+    last = last_index(messages, lambda message: message.role == "assistant")
+    if last is None:
+        raise DataError("no answer to compare with", hint="give every test row an answer")
+    return replace(_cut_prompt(tokenizer, messages[:last], settings), reference=messages[last].content)
 
 
 class _At:
@@ -97,11 +120,12 @@ def _with_settings(messages: Sequence[Message], settings: Data) -> list[Message]
     found = list(messages)
     if settings.system and not any(message.role == "system" for message in found):
         found.insert(0, Message("system", settings.system))
-    first = next((i for i, message in enumerate(found) if message.role == "user"), None)
-    # the thudm script puts its prefix in front of the whole prompt, not of the question
-    if settings.source_prefix and settings.encoding != "thudm" and first is not None:
-        found[first] = replace(found[first], content=settings.source_prefix + found[first].content)
-    return found
+    # chat's format knows where the prefix goes; the thudm script's encoding sees to it itself
+    return (
+        found
+        if settings.encoding in ("chat", "thudm")
+        else with_question_prefix(found, settings.source_prefix)
+    )
 
 
 def _check(report: LengthReport, rows: Sequence[Row], settings: Data) -> None:
@@ -133,7 +157,7 @@ def _encode_chat(
     if not units:
         report.drop(0, "unlearned")
     for unit in units:
-        uncut = _encode(tokenizer, unit)
+        uncut = _encode(tokenizer, unit, settings)
         size = len(uncut.ids)
         if not size:
             report.drop(0, "unlearned")
@@ -178,9 +202,14 @@ def _template(tokenizer: GlmTokenizer) -> TemplateName:
     return require_template(tokenizer.template, tokenizer.vocab_file)
 
 
-def _encode(tokenizer: GlmTokenizer, unit: Sequence[Message]) -> Piece:
+def _encode(tokenizer: GlmTokenizer, unit: Sequence[Message], settings: Data) -> Piece:
     """The training example of a unit; empty where nothing in it is learned."""
-    examples = training_examples(_template(tokenizer), unit, assistant_name=tokenizer.assistant_name)
+    examples = training_examples(
+        _template(tokenizer),
+        unit,
+        assistant_name=tokenizer.assistant_name,
+        source_prefix=settings.source_prefix,
+    )
     segments = examples[0] if examples else ()
     ids: list[int] = []
     labels: list[int] = []
@@ -196,33 +225,35 @@ def _encode(tokenizer: GlmTokenizer, unit: Sequence[Message]) -> Piece:
 def _cutter(tokenizer: GlmTokenizer, limits: Limits, settings: Data) -> Cutter:
     return Cutter(
         limits,
-        lambda unit: _encode(tokenizer, unit),
+        lambda unit: _encode(tokenizer, unit, settings),
         lambda text: len(tokenizer.encode_plain(text)),
-        source_prefix=settings.source_prefix,
     )
 
 
-def _cut_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> list[int]:
-    """The prompt that asks for the next answer, its question part cut as in training."""
+def _cut_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Prompt:
+    """The prompt that asks for the next answer; its question part may fill the whole limit."""
+
+    def encode(asked: Sequence[Message]) -> list[int]:
+        return tokenizer.encode_segments(tokenizer.segments(asked, source_prefix=settings.source_prefix))
+
     limits = Limits.of(settings)
     source = limits.total if limits.total is not None else limits.source
-    prompt = tokenizer.encode_segments(tokenizer.segments(messages))
-    if len(prompt) <= source:
-        return prompt
-    _refuse_overlong(settings, len(prompt), f"{source:,} for the question part")
-    asked = Cutter(
+    ids = encode(messages)
+    if len(ids) <= source:
+        return Prompt(ids, uncut_tokens=len(ids))
+    _refuse_overlong(settings, len(ids), f"{source:,} for the question part")
+    cutter = Cutter(
         Limits(None, source, target=0),
-        lambda unit: Piece(tokenizer.encode_segments(tokenizer.segments(unit[:-1])), [], 0),
+        lambda unit: Piece(encode(unit[:-1]), [], 0),
         lambda text: len(tokenizer.encode_plain(text)),
-        source_prefix=settings.source_prefix,
     )
-    found = asked.cut([*messages, Message("assistant", "")])
+    found = cutter.cut([*messages, Message("assistant", "")])
     if found is None:
         raise DataError(
-            f"the question part has {len(prompt):,} tokens and cannot be cut to {source:,}",
+            f"the question part has {len(ids):,} tokens and cannot be cut to {source:,}",
             hint="raise the limit, or shorten the system message",
         )
-    return found[0].ids
+    return Prompt(found[0].ids, uncut_tokens=len(ids), cuts=tuple(found[1]))
 
 
 # --- the official scripts' encodings ---
@@ -249,9 +280,7 @@ def _official_cuts(row: Learned) -> list[str]:
     return ["question"] * row.is_question_cut + ["answer"] * row.is_answer_cut
 
 
-def _official_prompt(
-    tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data
-) -> tuple[list[int], str]:
+def _official_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Prompt:
     # GLM-4's combined evaluation shows the model the answer, so its other form asks here
     uncombined = settings.model_copy(update={"combine": False})
     asked = find_encoding(settings.encoding, tokenizer).evaluate(tokenizer, messages, uncombined)
@@ -263,4 +292,6 @@ def _official_prompt(
         )
     last = asked[-1]
     reference = [index for index in last.reference if index != last.end]
-    return last.prompt, str(tokenizer.decode(reference, skip_special_tokens=True)).strip()
+    text = str(tokenizer.decode(reference, skip_special_tokens=True)).strip()
+    cuts = ("question",) * (len(last.prompt) < last.uncut_tokens)
+    return Prompt(last.prompt, text, last.uncut_tokens, cuts)

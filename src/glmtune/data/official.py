@@ -36,6 +36,8 @@ class Asked:
     reference: list[int]
     end: int
     """Id that ends the reference where it is not cut."""
+    uncut_tokens: int
+    """How long the prompt was before the script's cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def _thudm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settin
         return []
     prefix = tokenizer.get_prefix_tokens()
     prompt, answer = ([*prefix, *tokenizer.encode_plain(text)] for text in texts)
-    return [Asked(prompt[:max_source], answer[:max_target], tokenizer.eos_token_id)]
+    return [Asked(prompt[:max_source], answer[:max_target], tokenizer.eos_token_id, len(prompt))]
 
 
 # --- chatglm3: https://github.com/THUDM/ChatGLM3 finetune_demo/finetune_hf.py, process_batch and _eval ---
@@ -202,7 +204,8 @@ def _ask_turns(
             break
         ids = turn(tokenizer, message)
         if message.role == "assistant":
-            asked.append(Asked([*input_ids[:max_source], *ids[:1]], [*ids[1:], end_id][:max_target], end_id))
+            prompt = [*input_ids[:max_source], *ids[:1]]
+            asked.append(Asked(prompt, [*ids[1:], end_id][:max_target], end_id, len(input_ids) + 1))
         input_ids += ids
     return asked
 
@@ -246,7 +249,8 @@ def _glm4_evaluate_combined(tokenizer: GlmTokenizer, messages: Sequence[Message]
     input_ids = _glm4_conversation(tokenizer, messages)
     end_id = tokenizer.control_id("<|user|>")
     reference = [*input_ids[_last_answer(tokenizer, input_ids) :], end_id]
-    return [Asked([*input_ids[:max_source], input_ids[0]], reference[:max_target], end_id)]
+    prompt = [*input_ids[:max_source], input_ids[0]]
+    return [Asked(prompt, reference[:max_target], end_id, len(input_ids) + 1)]
 
 
 def _last_answer(tokenizer: GlmTokenizer, input_ids: Sequence[int]) -> int:

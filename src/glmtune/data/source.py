@@ -1,7 +1,8 @@
 """Files -> examples, with every error naming file and line.
 
-JSON arrays, JSON lines and CSV are told apart by their content. Nothing is skipped: a row that cannot be
-used is an error that says where it stands and what to do about it.
+JSON arrays, JSON lines and CSV are told apart by their content. A row that cannot be used is an error that
+says where it stands and what to do about it. What a dialogue holds after its last answer is left out, and
+counted; nothing else is.
 """
 
 import csv
@@ -9,18 +10,21 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from glmtune.data import tables
 from glmtune.data.example import Example
-from glmtune.data.formats import Parse, find_format
+from glmtune.data.formats import RowParser, find_format, up_to_last_answer
+from glmtune.data.tables import Row
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 
 CONTEXT_CHARACTERS = 20
 CSV_DELIMITERS = ",\t;"
 SPACE = re.compile(r"[ \t\r\n]*")
+INDEX = re.compile(r"\[\d+\]")
 # A curly quote that stands where JSON has a straight one: around a key, or at either end of a value.
 CURLY_QUOTE = re.compile(
     r"""[{,]\s*(?:[“”„‟][^"“”]*["“”]|"[^"“”]*[“”])\s*:|"\s*:\s*[“”„‟]|[“”]\s*\}\s*,?\s*$""", re.MULTILINE
@@ -47,18 +51,47 @@ BYTE_ORDER_MARKS = {
 }
 
 
-class Row(NamedTuple):
-    """One raw row and where it begins."""
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The examples of a file, in file order."""
 
-    place: str
-    value: Any
+    examples: list[Example]
+    format: str
+    """Name of the row format found."""
+    num_cut: int = 0
+    """Dialogues whose turns after the last answer were left out."""
+    num_unanswered: int = 0
+    """Rows left out whole: dialogues without any answer."""
+
+    @property
+    def num_empty_questions(self) -> int:
+        """User turns without text; they are kept."""
+        return sum(
+            message.role == "user" and not message.content.strip()
+            for example in self.examples
+            for message in example.messages
+        )
+
+    def notes(self) -> list[str]:
+        """What was found or left out that a user should know, a sentence each."""
+        counts = {
+            "dialogues cut after their last answer": self.num_cut,
+            "dialogues without any answer left out": self.num_unanswered,
+            "empty questions kept": self.num_empty_questions,
+        }
+        return [f"{what}: {count:,}" for what, count in counts.items() if count]
 
 
 def read_examples(path: Path, settings: Data) -> list[Example]:
-    """Read every row of a JSON array, JSON lines or CSV file as one example, in file order.
+    """Read every row of a file, or of a data set folder or Hub name, as one example, in file order.
 
     Raises `DataError` with the place of the first thing that cannot be used, and how many rows are like it.
     """
+    return read_dataset(path, settings).examples
+
+
+def read_dataset(path: Path, settings: Data) -> Dataset:
+    """Read the examples with the format they were found in; errors as of `read_examples`."""
     rows = read_rows(path)
     if not rows:
         raise DataError(f"{path}: holds no rows", hint="write one row for each example")
@@ -73,7 +106,13 @@ def read_examples(path: Path, settings: Data) -> list[Example]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the raw rows of a file, whatever their columns."""
+    """Read the raw rows of a file, a saved data set or a Hub data set, whatever their columns."""
+    if tables.is_hub_name(path):
+        return tables.hub_rows(path)
+    if tables.is_saved_dataset(path):
+        return tables.saved_rows(path)
+    if tables.is_parquet(path):
+        return tables.parquet_rows(path)
     text = _read_text(path)
     start = text.lstrip()[:1]
     if not start:
@@ -87,23 +126,35 @@ def read_rows(path: Path) -> list[Row]:
     return list(_csv_rows(text, path))
 
 
-def _parse_rows(rows: list[Row], parse: Parse) -> list[Example]:
+def _parse_rows(rows: list[Row], parse: RowParser) -> Dataset:
     examples: list[Example] = []
     bad: list[tuple[str, DataError]] = []
+    num_cut = num_unanswered = 0
     for row in rows:
         try:
-            examples.append(Example(parse(row.value), row.place))
+            whole = parse.parse_whole(row.value)
         except DataError as err:
             bad.append((row.place, err))
+            continue
+        messages = up_to_last_answer(whole)
+        if messages:
+            examples.append(Example(messages, row.place))
+        num_unanswered += not messages
+        num_cut += 0 < len(messages) < len(whole)
     if bad:
         raise _first_of(bad)
-    return examples
+    if not examples:
+        raise DataError(
+            f"{rows[0].place}: no assistant turn, here or in any other row",
+            hint="give the dialogues answers: there is nothing to learn in questions alone",
+        )
+    return Dataset(examples, parse.format, num_cut, num_unanswered)
 
 
 def _first_of(bad: list[tuple[str, DataError]]) -> DataError:
     """Name the first bad row, and count those with the same fault (the same words up to what was found)."""
     place, first = bad[0]
-    faults = [str(err).partition(", got ")[0] for _, err in bad]
+    faults = [INDEX.sub("[]", str(err).partition(", got ")[0]) for _, err in bad]
     others = faults.count(faults[0]) - 1
     more = f" (and {others} more row{'s' if others > 1 else ''} like it)" if others else ""
     return DataError(f"{place}: {first}{more}", hint=first.hint)
@@ -170,7 +221,7 @@ def _reading_hint(path: Path, err: OSError) -> str:
     if not isinstance(err, FileNotFoundError):
         return "check its permissions and the disk"
     if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
+        return f"there is no folder {path.parent}{tables.hub_hint(path)}"
     near = get_close_matches(path.name, _names_in(path.parent), n=1)
     return f"did you mean {path.with_name(near[0])}?" if near else f"there is no such file in {path.parent}"
 

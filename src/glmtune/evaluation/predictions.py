@@ -1,5 +1,6 @@
 """Answers to the rows of a file, each written when it is finished, so that a second run goes on."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import VARIANTS, score
 from glmtune.generate import Sampling, answer_text, decode
-from glmtune.runs import append_json, read_json_lines, write_json, write_text
+from glmtune.runs import append_json, make_folder, read_json_lines, require_new, write_json, write_text
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 SETTINGS_FILE = "settings.json"
@@ -62,13 +63,9 @@ class PredictionFile:
         known = folder / SETTINGS_FILE
         if known.exists():
             _require_same(folder, known, settings)
-        elif folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"{folder}: this folder is not empty and will not be overwritten",
-                hint="name another: output=...",
-            )
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            require_new(folder, hint="name another: output=...")
+            make_folder(folder)
             write_json(known, dict(settings))
         self.done = {line["row"]: Prediction(**line) for line in read_json_lines(self.path)}
         self._write_all()  # drops the half line of a run that was killed
@@ -84,8 +81,6 @@ class PredictionFile:
         return [self.done[row] for row in sorted(self.done)]
 
     def _write_all(self) -> None:
-        import json
-
         lines = (json.dumps(asdict(self.done[row]), ensure_ascii=False) for row in sorted(self.done))
         write_text(self.path, "".join(line + "\n" for line in lines))
 
@@ -102,8 +97,6 @@ def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _require_same(folder: Path, known: Path, settings: Mapping[str, Any]) -> None:
-    import json
-
     before = json.loads(known.read_text(encoding="utf-8"))
     changed = [key for key in settings if before.get(key) != settings[key]]
     if changed:

@@ -5,7 +5,7 @@ from typing import Any
 
 from glmtune.generate.engine import complete, decode
 from glmtune.generate.sampling import Sampling
-from glmtune.tokenizers import encode_messages
+from glmtune.templates import messages_from_dicts
 
 
 class Chat:
@@ -24,7 +24,7 @@ class Chat:
         source_prefix: str = "",
         **sampling: Any,
     ) -> None:
-        """`sampling`: fields of `Sampling`, such as temperature=0.8."""
+        """`sampling`: fields of `Sampling`, such as temperature=0.8. Raises `ConfigError`, `DataError`."""
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = Sampling(**sampling)
@@ -32,6 +32,7 @@ class Chat:
         self.source_prefix = source_prefix
         self.messages: list[dict[str, Any]] = []
         self.clear()
+        self._prompt("")  # a system message that the format cannot express is an error now, not later
 
     def clear(self) -> None:
         """Forget the conversation; the system message stays."""
@@ -42,14 +43,27 @@ class Chat:
 
         An answer that is abandoned half-way is not remembered.
         """
-        is_first = all(message["role"] != "user" for message in self.messages)
-        question = {"role": "user", "content": self.source_prefix + text if is_first else text}
-        prompt = encode_messages(self.tokenizer, [*self.messages, question])
         answer = ""
-        for piece in stream_text(self.model, self.tokenizer, prompt, self.sampling):
+        for piece in stream_text(self.model, self.tokenizer, self._prompt(text), self.sampling):
             answer += piece
             yield piece
-        self.messages += [question, {"role": "assistant", "content": answer.strip()}]
+        self.messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": answer.strip()},
+        ]
+
+    def _prompt(self, text: str) -> list[int]:
+        conversation = [*self.messages, {"role": "user", "content": text}]
+        return encode_conversation(self.tokenizer, conversation, source_prefix=self.source_prefix)
+
+
+def encode_conversation(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, source_prefix: str = ""
+) -> list[int]:
+    """The ids that ask for the next answer, with the text that a run put in front of its prompts."""
+    segments = tokenizer.segments(messages_from_dicts(messages), source_prefix=source_prefix)
+    ids: list[int] = tokenizer.encode_segments(segments)
+    return ids
 
 
 def stream_text(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
@@ -77,11 +91,8 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids))).lstrip()
 
 
-def answer(
-    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Mapping[str, Any]]], sampling: Sampling
-) -> list[str]:
-    """Answer several conversations at once, each ending with a question."""
-    prompts = [encode_messages(tokenizer, messages) for messages in conversations]
+def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+    """Answer several prompts at once."""
     stop_ids = frozenset(tokenizer.stop_ids)
     answers = complete(model, prompts, sampling, stop_ids=stop_ids)
     return [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]

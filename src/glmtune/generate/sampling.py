@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glmtune.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -24,6 +26,20 @@ class Sampling:
     """Above 1 makes tokens of the prompt and the answer so far less likely (Keskar et al. 2019)."""
     seed: int | None = None
     """Makes the draw repeatable."""
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value that no distribution comes from."""
+        for name, is_valid, allowed in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not is_valid:
+                raise ConfigError(
+                    f"{name}: must be {allowed}, got {getattr(self, name)}", hint="see Sampling"
+                )
 
     @property
     def is_greedy(self) -> bool:
@@ -57,5 +73,7 @@ def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:
     """Keep the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al. 2019)."""
     ordered, order = scores.sort(dim=-1, descending=True)
     before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-    ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+    is_out = before >= top_p
+    is_out[:, 0] = False  # the most likely token always stays
+    ordered = ordered.masked_fill(is_out, -torch.inf)
     return ordered.gather(1, order.argsort(dim=-1))

@@ -3,7 +3,7 @@
 Nothing is held but the weights: on a CPU the anonymous memory at the peak is the weights' own size.
 """
 
-import json
+import errno
 import os
 import pickle
 import re
@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.config import ChatGLMConfig
 
@@ -48,10 +49,8 @@ _SAFETENSORS_DTYPES = {
     "BF16": torch.bfloat16,
 }
 _IGNORED = re.compile(r"rotary_pos_emb\.inv_freq$")  # a buffer that the model computes itself
-_LFS_POINTER = b"version https://git-lfs"
 _ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
 _SHOW_BAR_AFTER_S = 1.0
-_AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def read_config(folder: Path, *, template: str | None = None) -> ChatGLMConfig:
     """The folder's `config.json`, checked; `template` settles what `rope_ratio` scales."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", hint="give the folder that holds config.json")
-    content = _read_json(folder / "config.json", hint="give the folder that holds config.json and weights")
+    content = read_json(folder / "config.json")
     if content.get("model_type") != ChatGLMConfig.model_type:
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type is {content.get('model_type')!r}, not 'chatglm'",
@@ -146,6 +145,11 @@ def read_config(folder: Path, *, template: str | None = None) -> ChatGLMConfig:
     return config
 
 
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type of most weights of a folder."""
+    return _main_dtype(scan_tensors(folder))
+
+
 def scan_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the folder's checkpoint by name, from the files' headers alone."""
     found: dict[str, Stored] = {}
@@ -154,11 +158,15 @@ def scan_tensors(folder: Path) -> dict[str, Stored]:
         with _open_shard(file) as shard:
             for name, (shape, dtype) in shard.headers().items():
                 if name in found:
-                    raise CheckpointError(f"{file}: {name} is also in {found[name].file.name}", hint=_AGAIN)
+                    raise CheckpointError(
+                        f"{file}: {name} is also in {found[name].file.name}", hint=COPY_AGAIN
+                    )
                 found[name] = Stored(file, shape, dtype)
     for name, file in listed.items():
         if name and name not in found:
-            raise CheckpointError(f"{file}: tensor {name} is missing, though the index lists it", hint=_AGAIN)
+            raise CheckpointError(
+                f"{file}: tensor {name} is missing, though the index lists it", hint=COPY_AGAIN
+            )
     return found
 
 
@@ -174,12 +182,12 @@ def _list_shards(folder: Path) -> dict[str, Path]:
 
 
 def _read_index(file: Path) -> dict[str, Path]:
-    weight_map = _read_json(file, hint=_AGAIN).get("weight_map")
+    weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{file}: no weight_map, an object of tensor name to file", hint=_AGAIN)
+        raise CheckpointError(f"{file}: no weight_map, an object of tensor name to file", hint=COPY_AGAIN)
     for shard in sorted({str(name) for name in weight_map.values()}):
         if Path(shard).name != shard:
-            raise CheckpointError(f"{file}: {shard!r} is not the name of a file beside it", hint=_AGAIN)
+            raise CheckpointError(f"{file}: {shard!r} is not the name of a file beside it", hint=COPY_AGAIN)
         if not (file.parent / shard).exists():
             raise CheckpointError(
                 f"{file.parent / shard}: missing, but listed in {file.name}", hint="download this shard"
@@ -187,45 +195,15 @@ def _read_index(file: Path) -> dict[str, Path]:
     return {name: file.parent / shard for name, shard in weight_map.items()}
 
 
-def _read_json(file: Path, *, hint: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file", hint=hint) from None
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{file}: not UTF-8 text (byte {error.start})", hint=_AGAIN) from None
-    except json.JSONDecodeError as error:
-        place = f"{file}:{error.lineno}:{error.colno}"
-        raise CheckpointError(f"{place}: broken JSON: {error.msg}", hint=_AGAIN) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}, expected an object", hint=_AGAIN)
-    return content
-
-
 def _read_generation_config(folder: Path) -> GenerationConfig | None:
     file = folder / "generation_config.json"
-    return GenerationConfig.from_dict(_read_json(file, hint=_AGAIN)) if file.exists() else None
-
-
-def _unreadable(file: Path, error: OSError) -> CheckpointError:
-    why = error.strerror or str(error) or type(error).__name__
-    return CheckpointError(f"{file}: cannot be read: {why}", hint="check the file's owner, mode and disk")
+    return GenerationConfig.from_dict(read_json(file)) if file.exists() else None
 
 
 @contextmanager
 def _open_shard(file: Path) -> Iterator[Shard]:
     """Map a file of weights; whatever is wrong with it becomes a CheckpointError that names it."""
-    try:
-        with file.open("rb") as raw:
-            start = raw.read(64)
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    if start.startswith(_LFS_POINTER):
-        raise CheckpointError(
-            f"{file}: a git-lfs pointer, not the weights themselves", hint="run `git lfs pull` in the folder"
-        )
+    start = read_start(file)
     if file.suffix == ".bin" and start and not start.startswith(_ZIP):
         raise CheckpointError(
             f"{file}: damaged, or written by torch before 1.6 (such files cannot be mapped)",
@@ -243,14 +221,18 @@ def _explain_damage(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _unreadable(file, error) from error
+        if error.errno == errno.EINVAL:  # how mapping a cut-off file fails
+            raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
+        raise unreadable(file, error) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: holds more than tensors, and is not loaded for safety: {_first_line(error)}",
             hint="only weights are ever unpickled; get the safetensors files or re-save the state dict",
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: truncated or damaged: {_first_line(error)}", hint=_AGAIN) from None
+        raise CheckpointError(
+            f"{file}: truncated or damaged: {_first_line(error)}", hint=COPY_AGAIN
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -67,6 +67,11 @@ def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Te
     return total
 
 
+_HEADROOM = 1024.0
+"""Each chunk's gradient is taken of the loss times this, lest an fp16 head lose its smallest parts. A power
+of two changes no bit otherwise."""
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Takes the gradient of each chunk in the forward pass, and scales it in the backward pass."""
 
@@ -80,7 +85,7 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 part = part.requires_grad_()
                 loss = _chunk_loss(part, part_targets, head)
-                part_gradient, *rest = torch.autograd.grad(loss, [part, *trained])
+                part_gradient, *rest = torch.autograd.grad(loss * _HEADROOM, [part, *trained])
             gradient[start : start + len(part)] = part_gradient
             for known, new in zip(head_gradients, rest, strict=True):
                 known += new
@@ -93,7 +98,13 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
         hidden, *trained = ctx.saved_tensors
-        return scale * hidden, None, None, *(scale * gradient for gradient in trained)
+        scale = scale / _HEADROOM
+        return (
+            (scale * hidden.float()).to(hidden.dtype),
+            None,
+            None,
+            *(scale * gradient for gradient in trained),
+        )
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

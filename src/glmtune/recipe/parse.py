@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,6 +20,11 @@ def load_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe:
 
     Relative paths stay relative to the working directory. Raises `ConfigError`.
     """
+    return build_recipe(read_values(source, overrides))
+
+
+def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that a source and the words on top of it name; nothing is checked or filled in yet."""
     if isinstance(source, Recipe):
         values = source.model_dump(exclude_unset=True)
     elif isinstance(source, Mapping):
@@ -28,6 +34,14 @@ def load_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe:
     for word in overrides:
         _apply(values, word)
     _expand_method(values)
+    return values
+
+
+def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
+    """A recipe from layers of settings, later ones on top of earlier ones. Raises `ConfigError`."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        _lay_over(values, layer)
     try:
         return Recipe.model_validate(values)
     except ValidationError as err:
@@ -69,15 +83,21 @@ def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
 
+def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        below = values.get(key)
+        if isinstance(value, Mapping) and isinstance(below, dict) and key != "method":
+            _lay_over(below, value)
+        else:
+            values[key] = _copy(value) if isinstance(value, Mapping) else value
+
+
 def _apply(values: dict[str, Any], word: str) -> None:
     """Set one `train.lr=2e-4` word in place."""
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise ConfigError(f"{word!r}: expected key=value", hint="for example train.lr=2e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = _read_value(key, text)
     *parents, last = key.split(".")
     for parent in parents:
         inner = values.get(parent)
@@ -90,6 +110,33 @@ def _apply(values: dict[str, Any], word: str) -> None:
         values[parent] = inner
         values = inner
     values[last] = value
+
+
+def _read_value(key: str, text: str) -> Any:
+    """Text settings take the word as it is; of the others YAML says what it means."""
+    kinds = _kinds_of(key)
+    if kinds & {str, Path}:
+        return None if text == "null" and type(None) in kinds else text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    is_list = any(get_origin(kind) is tuple for kind in kinds)
+    return [value] if is_list and isinstance(value, str) else value
+
+
+def _kinds_of(key: str) -> set[Any]:
+    """The types that a setting may have; empty for one that nobody knows."""
+    kinds: set[Any] = {Recipe}
+    for part in key.split("."):
+        found: set[Any] = set()
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
+                annotation = kind.model_fields[part].annotation
+                is_union = get_origin(annotation) in (Union, UnionType)
+                found.update(get_args(annotation) if is_union else (annotation,))
+        kinds = found
+    return kinds
 
 
 def _expand_method(values: dict[str, Any]) -> None:
@@ -123,9 +170,14 @@ def _explain(err: ValidationError) -> ConfigError:
 
 
 def _unknown(key: str, location: Sequence[str | int]) -> ConfigError:
-    siblings = _fields_at(location[:-1])
-    near = get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.5)
+    name, siblings = str(location[-1]), _fields_at(location[:-1])
+    near = get_close_matches(name, siblings, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
+    groups = Recipe.model_fields.items() if len(location) == 1 else ()
+    inside = [
+        f"{group}.{name}" for group, field in groups if name in getattr(field.annotation, "model_fields", {})
+    ]
+    hint = f"did you mean {inside[0]!r}?" if inside else hint
     return ConfigError(f"{key}: unknown setting", hint=hint)
 
 

@@ -6,7 +6,11 @@ Help texts and the reference page are printed from these fields. This module imp
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DEFAULT_EPOCHS = 1
+DEFAULT_MAX_TOKENS = 1024
+DEFAULT_NEW_TOKENS = 512
 
 TemplateName = Literal["chatglm2", "chatglm3", "glm4", "glm4_base"]
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
@@ -17,6 +21,11 @@ class Settings(BaseModel):
     """Base: read-only, refuses what it does not know, carries its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return value.expanduser() if isinstance(value, Path) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +67,8 @@ class Data(Settings):
     """Which rows, how they are read, encoded and cut."""
 
     train: Path | None = None
-    """Training file: a JSON array, JSON lines, or CSV with a header."""
+    """Training rows: a JSON array, JSON lines, CSV or parquet file, a folder saved by `datasets`, or a Hub data set
+    as hf:OWNER/NAME."""
     validation: Path | None = None
     """Rows for the evaluation loss; without it, rows are held out of `train`."""
     test: Path | None = None
@@ -76,7 +86,8 @@ class Data(Settings):
     history_column: str | None = None
     """Column of earlier rounds, `[[question, answer], ...]`; empty: `history` if the rows have it."""
     source_prefix: str = ""
-    """Text put in front of the first question, in training, evaluation and chat alike."""
+    """Text put in front of the first question (ChatGLM2: of the whole prompt, as the official scripts do), in
+    training, evaluation and chat alike."""
     system: str | None = None
     """System message put first, in training, evaluation and chat alike (ChatGLM3 and GLM-4)."""
     encoding: Encoding = "chat"
@@ -142,7 +153,7 @@ class Train(Settings):
     """Arithmetic of the forward pass; auto: the frozen weights' type. Trainable weights are fp32 always."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
-    seed: int = 42
+    seed: int = Field(42, ge=0)
     """Seed of the row order, the adapter's first weights and dropout."""
     log_every: int = Field(10, ge=1)
     """Steps between progress lines."""
@@ -189,10 +200,12 @@ class Recipe(Settings):
 
     model: str
     """Folder of the model, run or adapter."""
+    base: Path | None = None
+    """Base model of an adapter that is evaluated, if it has moved from its recorded place."""
     template: TemplateName | None = None
     """Chat format; empty: told from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type the frozen weights are held in."""
+    """Type the frozen weights are held in; auto: as stored, on a CPU bf16 for half precision, else fp32."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     output: Path | None = None

@@ -55,10 +55,18 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
             ids += [self.control_id(segment.text)] if segment.is_control else self.encode_plain(segment.text)
         return ids
 
-    def segments(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[Segment]:
+    def segments(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, *, source_prefix: str = ""
+    ) -> list[Segment]:
         """What chat sends for these messages, in this tokenizer's format."""
         template = require_template(self.template, str(self.vocab_file))
-        return render(template, messages, add_generation_prompt, assistant_name=self.assistant_name)
+        return render(
+            template,
+            messages,
+            add_generation_prompt,
+            assistant_name=self.assistant_name,
+            source_prefix=source_prefix,
+        )
 
     def get_command(self, token: str) -> int:
         """The id of a control token, by the official name of this call."""

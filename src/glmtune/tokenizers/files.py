@@ -9,11 +9,11 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from glmtune.errors import CheckpointError
+from glmtune.files import read_start, unreadable
 
 VOCABULARY = "tokenizer.model"
 _COPY_HINT = "copy tokenizer.model from the model's own source"
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_sentencepiece(path: Path) -> Any:
@@ -22,6 +22,8 @@ def read_sentencepiece(path: Path) -> Any:
         raise _wrong_family(path, "a GLM-4 vocabulary (tiktoken ranks)", "ChatGLM2/ChatGLM3")
     try:
         processor = SentencePieceProcessor(model_file=str(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: not a sentencepiece model, or a damaged one", hint=_COPY_HINT
@@ -40,7 +42,11 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         what = "a sentencepiece vocabulary" if is_sentencepiece else "not a list of tiktoken ranks"
         raise _wrong_family(path, what, "GLM-4")
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -62,12 +68,7 @@ def _first_bytes(path: Path) -> bytes:
                 hint="a ChatGLM2, ChatGLM3 or GLM-4 folder has a tokenizer.model",
             )
         raise CheckpointError(f"{path}: the vocabulary file is missing", hint=_COPY_HINT)
-    with path.open("rb") as file:
-        first = file.read(512)
-    if first.startswith(_LFS_POINTER):
-        raise CheckpointError(
-            f"{path}: a git-lfs pointer, not the file itself", hint="run `git lfs pull` in that folder"
-        )
+    first = read_start(path)
     if not first:
         raise CheckpointError(f"{path}: the file is empty", hint=_COPY_HINT)
     return first

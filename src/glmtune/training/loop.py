@@ -68,10 +68,10 @@ def fit(
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
         mean_loss = float(accelerator.reduce(total, "sum"))
-        _require_finite("loss", mean_loss, step)
+        require_finite("loss", mean_loss, step)
         norm = float(accelerator.clip_grad_norm_(trained, max_grad_norm or math.inf))
         if accelerator.scaler is None:  # with loss scaling, an overflow is expected and skips the step
-            _require_finite("gradient norm", norm, step)
+            require_finite("gradient norm", norm, step)
         lr = float(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
@@ -113,9 +113,10 @@ def _exchange(accelerator: Accelerator, module: nn.Module, *, is_last: bool) -> 
     return nullcontext() if is_last else accelerator.no_sync(module)
 
 
-def _require_finite(what: str, value: float, step: int) -> None:
+def require_finite(what: str, value: float, step: int) -> None:
+    """Raise `TrainingError` for a figure that no training goes on from."""
     if not math.isfinite(value):
         raise TrainingError(
             f"step {step}: the {what} is {value}; the last checkpoint is kept",
-            hint="lower the learning rate (train.lr), or train in higher precision (train.precision=fp32)",
+            hint="lower the learning rate (train.lr), or train in higher precision (dtype=fp32)",
         )

@@ -7,39 +7,38 @@ from typing import Any
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.load import RECIPE_FILE, Place, open_place, open_tokenizer, resolve
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.recipe.parse import Source
+from glmtune.recipe.parse import Source, build_recipe, read_values
+from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.runs import write_json
 from glmtune.workflows.events import Answered, Event, Note, RunResult
-from glmtune.workflows.rows import file_hash, test_questions
+from glmtune.workflows.rows import data_hash, full_path, test_questions
 from glmtune.workflows.training import drain
 
-DEFAULT_NEW_TOKENS = 512
+WEIGHTS = {".bin", ".safetensors"}
 
 
-def evaluate(source: Source) -> RunResult:
-    """Answer and score the test rows of a recipe whose `model` is a model, run or adapter folder."""
-    return drain(evaluating(load_recipe(source)))
+def evaluate(recipe: Source) -> RunResult:
+    """Answer and score the test rows of a recipe (a path, a dict or a `Recipe`).
+
+    Its `model` is a model, run or adapter folder; a run brings its own settings, the recipe's come on top.
+    """
+    return drain(evaluating(recipe_for(recipe)))
 
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     """Evaluate; yield each answered row. Rows that the folder already holds are not answered again."""
-    place = resolve(recipe.model)
+    place = resolve(recipe.model, base=recipe.base)
     tokenizer = open_tokenizer(place, template=recipe.template)
     data, settings = recipe.data, recipe.evaluate
-    path, questions = test_questions(tokenizer, data, max_rows=settings.max_rows)
+    asked = test_questions(tokenizer, data, max_rows=settings.max_rows)
+    yield from asked.notes
     max_new_tokens = settings.max_new_tokens or data.max_target_tokens or DEFAULT_NEW_TOKENS
-    folder = recipe.output or _default_folder(recipe, place, path)
-    facts = {
-        "model": str((place.adapter or place.base).resolve()),
-        "data": str(path.resolve()),
-        "data_sha256": file_hash(path),
-        "encoding": data.model_dump(mode="json", exclude={"train", "validation", "test"}),
-        "max_new_tokens": max_new_tokens,
-    }
-    file = PredictionFile(folder, facts)
-    todo = [question for question in questions if question.row not in file.done]
-    if len(todo) < len(questions):
-        yield Note(f"{file.path}: {len(questions) - len(todo)} of {len(questions)} rows are already answered")
+    folder = recipe.output or _default_folder(recipe, place, asked.path)
+    file = PredictionFile(folder, _facts(recipe, place, asked.path, tokenizer.template, max_new_tokens))
+    todo = [question for question in asked.questions if question.row not in file.done]
+    total = len(asked.questions)
+    if len(todo) < total:
+        yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         model = open_place(place, template=recipe.template, dtype=recipe.dtype, device=recipe.device).eval()
         answers = predict(
@@ -47,23 +46,42 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         )
         for prediction in answers:
             file.add(prediction)
-            yield Answered(len(file.done), len(questions))
-    wanted = {question.row for question in questions}
+            yield Answered(total - len(todo) + len(file.done.keys() & {q.row for q in todo}), total)
+    wanted = {question.row for question in asked.questions}
     scores = score_all([p for p in file.finish() if p.row in wanted])
     write_json(folder / "scores.json", scores)
     return RunResult(folder, {}, scores)
 
 
-def recipe_for(path: Path, words: Sequence[str]) -> Recipe:
-    """Recipe of an evaluation of `path`: a run's own settings or the defaults, `key=value` words on top."""
-    place = resolve(path)
-    values: dict[str, Any] = {}
+def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
+    """The recipe of an evaluation: the run's or adapter's own settings, with the source's on top."""
+    values = read_values(source, words)
+    if not values.get("model"):
+        return build_recipe(values)  # says what is missing
+    place = resolve(values["model"], base=values.get("base"))
+    own: dict[str, Any] = {}
     if place.run:
         known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
-        values = {key: known[key] for key in ("template", "dtype", "data", "evaluate")}
+        own = {key: known[key] for key in ("template", "dtype", "data", "evaluate")}
     elif place.card:
-        values["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
-    return load_recipe({**values, "model": str(path)}, words)
+        own["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
+    return build_recipe(own, values)
+
+
+def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_tokens: int) -> dict[str, Any]:
+    """All that an answer depends on: a second run with other facts is another evaluation."""
+    folders = [folder for folder in (place.base, place.adapter) if folder]
+    weights = sorted(file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHTS)
+    return {
+        "model": str((place.adapter or place.base).resolve()),
+        "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
+        "template": template,
+        "dtype": recipe.dtype,
+        "data": str(full_path(path)),
+        "data_sha256": data_hash(path),
+        "encoding": recipe.data.model_dump(mode="json", exclude={"train", "validation", "test"}),
+        "max_new_tokens": max_new_tokens,
+    }
 
 
 def _default_folder(recipe: Recipe, place: Place, path: Path) -> Path:

@@ -41,7 +41,7 @@ class Evaluated:
     step: int
     loss: float
     best_before: float | None
-    """The lowest earlier loss; None at the first evaluation after step 0, and at step 0."""
+    """The lowest earlier loss after a step; None where there is none."""
     is_best: bool
 
 
@@ -70,6 +70,7 @@ class RunResult:
 
     path: Path
     metrics: dict[str, Any]
-    """Of a training: steps, loss, eval_loss, best_eval_loss, best_step, run_time_s, peak_memory_gib, ..."""
+    """Of a training: steps, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
+    peak_memory_gib."""
     scores: dict[str, Any]
     """Of an evaluation: the two score variants, num_rows, num_empty, stopped_share."""

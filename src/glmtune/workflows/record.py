@@ -13,8 +13,18 @@ from glmtune.extras import require
 from glmtune.load import RECIPE_FILE
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.plots import plot_loss
-from glmtune.runs import append_json, link, read_json_lines, replacing, write_json, write_text
+from glmtune.runs import (
+    append_json,
+    link,
+    make_folder,
+    read_json_lines,
+    replacing,
+    write_json,
+    write_text,
+)
+from glmtune.workflows.rows import full_path
 
+ENVIRONMENT_FILE = "env.json"
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
 
 
@@ -25,16 +35,25 @@ class RunRecord:
         self.folder = folder
         self.metrics_path = folder / "metrics.jsonl"
         self._samples_path = folder / "samples.jsonl"
+        self._wants_board = tensorboard
         self._board: Any = None
         if tensorboard:
             require("tensorboard", extra="tensorboard")
+
+    def begin(self, recipe: Recipe, facts: Mapping[str, Any], *, is_new: bool) -> None:
+        """Open the run's folder; a new one gets the resolved recipe and the environment.
+
+        Running that recipe again is the run again.
+        """
+        make_folder(self.folder)
+        if is_new:
+            self._describe(recipe, facts)
+        if self._wants_board:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
 
-    def begin(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
-        """The resolved recipe and the environment: running this recipe again is the run again."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _describe(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
         environment = {
             "python": platform.python_version(),
@@ -43,7 +62,7 @@ class RunRecord:
             "packages": {name: version(name) for name in PACKAGES},
             **facts,
         }
-        write_json(self.folder / "env.json", environment)
+        write_json(self.folder / ENVIRONMENT_FILE, environment)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl: a step or an evaluation."""
@@ -93,7 +112,7 @@ class RunRecord:
 def with_full_paths(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, so that it means the same from anywhere."""
     data = {
-        name: path.resolve()
+        name: full_path(path)
         for name in ("train", "validation", "test")
         if (path := getattr(recipe.data, name)) is not None
     }

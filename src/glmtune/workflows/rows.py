@@ -7,10 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.encode import Encoded, Row, encode_examples, encode_prompt
+from glmtune.data.encode import Encoded, Row, encode_examples, encode_prompts
 from glmtune.data.example import Example
-from glmtune.data.source import read_examples
+from glmtune.data.source import read_dataset
 from glmtune.data.split import split_holdout
+from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
 from glmtune.evaluation.predictions import Question
 from glmtune.recipe import Data
@@ -31,8 +32,7 @@ def training_rows(tokenizer: Any, data: Data) -> Rows:
     """Read, split and encode. Raises `ConfigError` and `DataError`."""
     if data.train is None:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
-    train, validation, split_note = _split(data, data.train)
-    notes = [split_note]
+    train, validation, notes = _split(data, data.train)
     if data.max_rows:
         train = train[: data.max_rows]
     encoded = encode_examples(tokenizer, train, data)
@@ -44,30 +44,48 @@ def training_rows(tokenizer: Any, data: Data) -> Rows:
     return Rows(encoded, held_out, tuple(notes))
 
 
-def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], Note]:
-    examples = read_examples(path, data)
+def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[Note]]:
+    read = read_dataset(path, data)
+    notes = [Note(f"{path}: {text}") for text in read.notes()]
     if data.validation is None:
-        train, validation = split_holdout(examples, data)
+        train, validation = split_holdout(read.examples, data)
         text = f"{path}: {len(train)} rows to train on, {len(validation)} held out (seed {data.split_seed})"
-        return list(train), list(validation), Note(text)
-    validation = read_examples(data.validation, data)
-    if data.validation.resolve() == path.resolve():
+        return list(train), list(validation), [Note(text), *notes]
+    other = read_dataset(data.validation, data)
+    notes += [Note(f"{data.validation}: {text}") for text in other.notes()]
+    if full_path(data.validation) == full_path(path):
         text = "the validation file is the training file: its loss will not show forgetting or overfitting"
-        return examples, validation, Note(text, is_warning=True)
-    text = f"{path}: {len(examples)} rows to train on; {data.validation}: {len(validation)} to validate"
-    return examples, validation, Note(text)
+        notes.append(Note(text, is_warning=True))
+    text = (
+        f"{path}: {len(read.examples)} rows to train on; {data.validation}: {len(other.examples)} to validate"
+    )
+    return read.examples, other.examples, [Note(text), *notes]
 
 
-def test_questions(tokenizer: Any, data: Data, *, max_rows: int | None) -> tuple[Path, list[Question]]:
-    """The rows an evaluation answers: `data.test`, else `data.validation`, else the held-out rows."""
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The rows an evaluation answers."""
+
+    path: Path
+    questions: list[Question]
+    notes: tuple[Note, ...]
+
+
+def test_questions(tokenizer: Any, data: Data, *, max_rows: int | None) -> Questions:
+    """`data.test`, else `data.validation`, else the held-out rows, encoded."""
     path = data.test or data.validation or data.train
     if path is None:
         raise ConfigError("data.test: missing", hint="name the file: --data FILE")
-    examples: Sequence[Example] = read_examples(path, data)
+    read = read_dataset(path, data)
+    examples: Sequence[Example] = read.examples
     if path == data.train and data.test is None:
         examples = split_holdout(list(examples), data)[1]
-    examples = examples[:max_rows]
-    return path, [Question(i, *encode_prompt(tokenizer, example, data)) for i, example in enumerate(examples)]
+    prompts, report = encode_prompts(tokenizer, examples[:max_rows], data)
+    notes = [Note(f"test rows: {line}") for line in (*read.notes(), *report.lines())]
+    if report.warning:
+        notes.append(Note(f"test rows: {report.warning}", is_warning=True))
+    questions = [Question(i, prompt.ids, prompt.reference) for i, prompt in enumerate(prompts)]
+    return Questions(path, questions, tuple(notes))
 
 
 def first_row(tokenizer: Any, rows: Sequence[Row]) -> FirstRow:
@@ -88,7 +106,19 @@ def show_ids(tokenizer: Any, ids: Sequence[int]) -> str:
     return "".join(shown)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def full_path(path: Path) -> Path:
+    """The path from anywhere; the name of a Hub data set stays as it is."""
+    return path if is_hub_name(path) else path.resolve()
+
+
+def data_hash(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files; of a Hub data set its name is all there is."""
+    if is_hub_name(path):
+        return str(path)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -16,23 +16,26 @@ from accelerate.state import AcceleratorState
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
-from glmtune.generate import Sampling, answer
+from glmtune.files import read_json
+from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import RECIPE_FILE, Place, open_place, open_tokenizer, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import Card, restore_trained, save_trained
+from glmtune.models.checkpoint import resolve_device, resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
-from glmtune.runs import new_folder, read_json_lines, replacing, write_json
-from glmtune.training.loop import fit, mean_loss
+from glmtune.recipe.settings import DEFAULT_EPOCHS
+from glmtune.runs import read_json_lines, replacing, require_new, write_json
+from glmtune.training.loop import fit, mean_loss, require_finite
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
-from glmtune.workflows.record import RunRecord
-from glmtune.workflows.rows import Rows, file_hash, first_row, training_rows
+from glmtune.workflows.record import ENVIRONMENT_FILE, RunRecord, with_full_paths
+from glmtune.workflows.rows import Rows, data_hash, first_row, training_rows
 
-COPIED_SUFFIXES = {".json", ".py", ".model", ".txt"}
+COPIED_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Small files of a base folder that a fully trained model needs beside its own weights."""
 
 
@@ -72,9 +75,12 @@ class _Run:
         return bool(self.accelerator.is_main_process)
 
 
-def train(source: Source) -> RunResult:
-    """Run a recipe (a path, a dict or a `Recipe`); return where its files are and its figures."""
-    return drain(training(load_recipe(source)))
+def train(recipe: Source, *, resume: bool = False) -> RunResult:
+    """Run a recipe (a path, a dict or a `Recipe`); return where its files are and its figures.
+
+    With `resume`, go on from the last checkpoint of the recipe's `output`.
+    """
+    return drain(training(load_recipe(recipe), resume=resume))
 
 
 def drain(events: Generator[Event, None, RunResult]) -> RunResult:
@@ -90,15 +96,17 @@ def drain(events: Generator[Event, None, RunResult]) -> RunResult:
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
     folder = run_folder(recipe)
-    if not resume and folder.exists() and any(folder.iterdir()):
-        new_folder(folder, hint="name another with output=..., or go on with it: --resume")
     if resume:
-        _require_same_recipe(recipe, folder)
+        _require_resumable(recipe, folder)
+    else:
+        is_begun = (folder / RECIPE_FILE).exists() and not (folder / "last").exists()
+        goes_on = "delete it: that run has no checkpoint yet" if is_begun else "go on with it: --resume"
+        require_new(folder, hint=f"name another with output=..., or {goes_on}")
     run = yield from _prepare(recipe, folder)
     if resume:
         yield _resume(run)
-    elif run.is_main:
-        run.record.begin(recipe, {"data_sha256": file_hash(Path(str(recipe.data.train)))})
+    if run.is_main:
+        run.record.begin(recipe, _data_hashes(recipe), is_new=not resume)
     yield from _train(run)
     run.accelerator.wait_for_everyone()
     return _result(run)
@@ -118,8 +126,11 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data)
     yield from rows.notes
-    base = open_place(place, template=recipe.template, dtype=recipe.dtype, device=str(state.device))
-    precision = _precision(recipe, next(base.parameters()).dtype, state.device)
+    held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
+    precision = _precision(recipe, held, state.device)
+    # all weights trained: read as fp32, the type they are trained in, not rounded on the way
+    dtype = torch.float32 if recipe.method.name == "full" else held
+    base = open_place(place, template=recipe.template, dtype=dtype, device=str(state.device))
     torch.manual_seed(recipe.train.seed)
     model = apply_method(base, recipe.method)
     if recipe.train.gradient_checkpointing:
@@ -137,12 +148,16 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
-    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or 1) * steps.per_epoch)
+    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
     optimizer = build_optimizer(model, recipe.train)
     schedule = build_schedule(optimizer, recipe.train, num_steps)
     objective = Sft(model)
     several = accelerator.num_processes > 1
     yield Note(_plan_line(recipe, steps, num_steps, accelerator, precision))
+    if recipe.train.warmup_steps >= num_steps:
+        warmup = recipe.train.warmup_steps
+        text = f"train.warmup_steps: {warmup} of {num_steps} steps, so the peak rate is never reached"
+        yield Note(text, is_warning=True)
     return _Run(
         recipe=recipe,
         place=place,
@@ -164,12 +179,14 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
 def _train(run: _Run) -> Iterator[Event]:
     """The loop with what happens around it."""
     settings, standing = run.recipe.train, run.standing
-    eval_every = settings.eval_every or max(1, run.num_steps // 10)
+    eval_every = settings.eval_every or math.ceil(run.num_steps / 10)
     save_every = settings.save_every or eval_every
     progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
     start = time.perf_counter()
     if standing.step == 0:
         yield from _evaluate(run)
+    if _is_out_of_patience(run):
+        return
     logs = fit(
         run.objective,
         run.module,
@@ -190,7 +207,7 @@ def _train(run: _Run) -> Iterator[Event]:
         is_best = False
         if log.step % eval_every == 0 or is_last:
             is_best = yield from _evaluate(run)
-        is_stopping = settings.patience and standing.evaluations_since_best >= settings.patience
+        is_stopping = _is_out_of_patience(run)
         if is_best or is_stopping or is_last or log.step % save_every == 0:
             yield _save(run, is_best=is_best)
         if is_stopping and not is_last:
@@ -199,10 +216,16 @@ def _train(run: _Run) -> Iterator[Event]:
     yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
 
 
+def _is_out_of_patience(run: _Run) -> bool:
+    patience = run.recipe.train.patience
+    return patience is not None and run.standing.evaluations_since_best >= patience
+
+
 def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     """Evaluation loss, sample answers, picture. Returns whether this is the best so far."""
     standing = run.standing
     loss = mean_loss(run.objective, run.validation, run.accelerator)
+    require_finite("evaluation loss", loss, standing.step)
     before = standing.best_loss
     is_best = standing.step > 0 and (before is None or loss < before)
     if is_best:
@@ -226,10 +249,13 @@ def _samples(run: _Run) -> list[tuple[str, str]]:
     sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
     data = run.recipe.data
     system = [{"role": "system", "content": data.system}] if data.system else []
-    conversations = [
-        [*system, {"role": "user", "content": data.source_prefix + prompt}] for prompt in settings.prompts
+    asked = [
+        encode_conversation(
+            run.tokenizer, [*system, {"role": "user", "content": prompt}], source_prefix=data.source_prefix
+        )
+        for prompt in settings.prompts
     ]
-    answers = answer(run.model, run.tokenizer, conversations, sampling)
+    answers = answer(run.model, run.tokenizer, asked, sampling)
     return list(zip(settings.prompts, answers, strict=True))
 
 
@@ -256,10 +282,6 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
 def _resume(run: _Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint."""
     last = (run.record.folder / "last").resolve()
-    if not last.exists():
-        raise ConfigError(
-            f"{run.record.folder}: no checkpoint to resume from", hint="train anew without --resume"
-        )
     restore_trained(run.model, last)
     state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
     run.standing = _Standing(**state["standing"])
@@ -289,16 +311,12 @@ def _validation_batches(
 
 def _processes(device: str) -> PartialState:
     """This process among those that `torchrun` started, and its device."""
-    if device.startswith("cuda:"):
+    if resolve_device(device).index is not None:
         raise ConfigError(
             f"device: {device}: training takes auto, cpu or cuda",
             hint=f"choose the card outside: CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...",
         )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "device: cuda: PyTorch sees no GPU here", hint="device=cpu, or install PyTorch for CUDA"
-        )
-    return PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    return PartialState(cpu=resolve_device(device).type == "cpu")
 
 
 def _precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) -> str:
@@ -306,6 +324,11 @@ def _precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) ->
     names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
     wanted = recipe.train.precision
     name = names[base_dtype] if wanted == "auto" else wanted.replace("fp32", "no")
+    if name == "no" and base_dtype != torch.float32:
+        raise ConfigError(
+            f"train.precision: fp32, but the weights are held in {str(base_dtype).removeprefix('torch.')}",
+            hint="hold them in fp32 too: dtype=fp32",
+        )
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=bf16, or dtype=bf16")
     return name
@@ -313,11 +336,12 @@ def _precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) ->
 
 def _plan_line(recipe: Recipe, steps: Steps, num_steps: int, accelerator: Accelerator, precision: str) -> str:
     """What the settings mean, before the start."""
-    samples = num_steps * recipe.train.batch_size
+    passes, rest = divmod(num_steps, steps.per_epoch)
+    samples = passes * len(steps.rows) + min(rest * steps.batch_size, len(steps.rows))
     processes = accelerator.num_processes
     arithmetic = "fp32" if precision == "no" else precision
     return (
-        f"plan: {num_steps} steps x {recipe.train.batch_size} rows = {samples} samples, "
+        f"plan: {num_steps} steps of up to {steps.batch_size} rows, {samples} samples in all, "
         f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
         f"{processes} process{'es' if processes > 1 else ''} on {accelerator.device.type}, {arithmetic}"
     )
@@ -342,12 +366,32 @@ def _copy_small_files(base: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def _require_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Going on with other settings would be neither run."""
+def _data_hashes(recipe: Recipe) -> dict[str, str]:
+    data = recipe.data
+    return {
+        f"{name}_sha256": data_hash(p)
+        for name, p in (("train", data.train), ("validation", data.validation))
+        if p
+    }
+
+
+def _require_resumable(recipe: Recipe, folder: Path) -> None:
+    """Going on with other settings or other rows would be neither run."""
     known = folder / RECIPE_FILE
     if not known.exists():
         raise ConfigError(f"{folder}: no run to resume here", hint="train anew without --resume")
-    before, now = (r.model_dump(mode="json") for r in (load_recipe(known), recipe))
+    if not (folder / "last").exists():
+        raise ConfigError(
+            f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
+        )
+    hashes = read_json(folder / ENVIRONMENT_FILE)
+    for name, digest in _data_hashes(recipe).items():
+        if hashes.get(name) != digest:
+            raise ConfigError(
+                f"{folder}: the {name.removesuffix('_sha256')} file has changed since this run began",
+                hint="train anew, with another output=",
+            )
+    before, now = (with_full_paths(r).model_dump(mode="json") for r in (load_recipe(known), recipe))
     changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
     if changed:
         raise ConfigError(

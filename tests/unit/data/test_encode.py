@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.encode import encode_examples, encode_prompt
+from glmtune.data.encode import encode_examples, encode_prompts
 from glmtune.data.example import Example
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
@@ -134,7 +134,8 @@ def test_the_source_prefix_stays_when_the_first_turn_goes(four):
     for name, tokenizer in four.items():
         row = encode_examples(tokenizer, [example(*talk)], Data(**data, overlong="cut_any")).rows[-1]
         text = decode(tokenizer, row.input_ids)
-        assert text.count("写：Z") == 1, name
+        assert text.count("写：") == 1, name
+        assert ("写：[Round 1]" if name == "chatglm2" else "写：Z") in text
         assert text.index("写：") < text.index("Z"), name
 
 
@@ -196,6 +197,12 @@ def test_what_no_cut_can_fit_is_dropped_and_counted(four):
     rows = [pair("短", "短"), example(Message("system", "规则" * 200), *TALK)]
     report = encode_examples(four["glm4"], rows, Data(max_tokens=100, overlong="cut_any")).report
     assert report.drops == {"uncuttable": 1}
+
+
+def encode_prompt(tokenizer, asked, data):
+    """Ids and reference of one conversation."""
+    (prompt,), _ = encode_prompts(tokenizer, [asked], data)
+    return prompt.ids, prompt.reference
 
 
 def test_every_row_is_in_the_report(four):
@@ -294,3 +301,25 @@ def test_combining_learns_the_last_answer_and_asks_without_showing_it(four):
     assert decode(four["glm4"], row.labels).strip() == "公园 <|user|>"
     prompt, _ = encode_prompt(four["glm4"], example(*TALK), data)
     assert prompt == encode_messages(four["glm4"], TALK[:3])
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_prompts_that_are_cut_are_counted(four, name):
+    short, long = example(*TALK), pair("中" * 200, "好")
+    prompts, report = encode_prompts(four[name], [short, long], Data(max_tokens=90))
+    assert [bool(prompt.cuts) for prompt in prompts] == [False, True]
+    assert report.rows_cut == 1
+    assert report.warning is not None
+    assert report.tokens_lost == prompts[1].uncut_tokens - len(prompts[1].ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("chatglm2", "thudm"), ("chatglm3", "chatglm3"), ("glm4", "glm4")]
+)
+def test_the_prefix_stands_in_training_where_chat_puts_it(four, name, encoding):
+    tokenizer = four[name]
+    data = Data(encoding=encoding, source_prefix="写广告：", max_source_tokens=90, max_target_tokens=40)
+    (row,) = encode_examples(tokenizer, [pair("早", "早上好")], data).rows
+    segments = tokenizer.segments([Message("user", "早")], source_prefix="写广告：")
+    sent = tokenizer.encode_segments(segments)
+    assert row.input_ids.tolist()[: len(sent)] == sent

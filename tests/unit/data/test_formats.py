@@ -9,6 +9,8 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 
+PAIRS = [name for name, known in FORMATS.items() if not known.is_dialogue]
+
 
 def parse(row: dict, **settings: object) -> list[tuple[str, str]]:
     return [(m.role, m.content) for m in find_format([row], Data(**settings))(row)]
@@ -21,14 +23,14 @@ def refusal(row: dict, **settings: object) -> DataError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_format_is_found_by_its_columns(name):
     row = {column: f"text of {column}" for column in FORMATS[name].columns}
     question, answer = (f"text of {column}" for column in FORMATS[name].columns)
     assert parse({**row, "id": 7}) == [("user", question), ("assistant", answer)]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_format_refuses_an_empty_answer(name):
     question, answer = FORMATS[name].columns
     assert str(refusal({question: "q", answer: " "})) == f"{answer!r} must be non-empty text, got ' '"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from glmtune.errors import ConfigError
 from glmtune.generate import Sampling, complete, decode
 from glmtune.generate.sampling import next_tokens
 from models import VOCABULARY, tiny_model
@@ -100,3 +101,18 @@ def test_draws_follow_the_exact_probabilities(sampling: Sampling) -> None:
     chi_square = float(((counts - expected * draws)[likely] ** 2 / (expected * draws)[likely]).sum())
     freedom = int(likely.sum()) - 1
     assert chi_square < freedom + 4.5 * math.sqrt(2 * freedom)
+
+
+def test_a_top_p_of_zero_is_greedy(model: torch.nn.Module) -> None:
+    sampling = Sampling(top_p=0.0, temperature=1.0, max_new_tokens=8)
+    assert complete(model, PROMPTS, sampling, stop_ids=[]) == [
+        answer[:8] for answer in complete(model, PROMPTS, GREEDY, stop_ids=[])
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}]
+)
+def test_a_sampling_that_means_nothing_is_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        Sampling(**settings)

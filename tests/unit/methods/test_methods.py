@@ -73,24 +73,62 @@ def test_trained_weights_are_put_back_into_a_model_of_the_same_method(tmp_path: 
     torch.testing.assert_close(fresh(IDS).logits, tuned_model()(IDS).logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("fault", ["missing", "renamed", "misshapen", "truncated"])
-def test_an_adapter_file_with_a_fault_is_refused(tmp_path: Path, fault: str) -> None:
-    save_trained(tuned_model(), tmp_path, CARD)
-    path = tmp_path / "adapter_model.safetensors"
-    tensors = load_file(path)
+def damage(tensors: dict[str, torch.Tensor], fault: str) -> dict[str, torch.Tensor]:
     name = next(iter(tensors))
     tensor = tensors.pop(name)
     if fault == "renamed":
         tensors["base_model.model.nowhere.lora_A.weight"] = tensor
     if fault == "misshapen":
         tensors[name] = tensor[:, :-1].contiguous()
-    save_file(tensors, path)
+    return tensors
+
+
+FAULTS = ["missing", "renamed", "misshapen", "truncated"]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_adapter_file_with_a_fault_is_refused(tmp_path: Path, fault: str, suffix: str) -> None:
+    save_trained(tuned_model(), tmp_path, CARD)
+    tensors = damage(load_file(tmp_path / "adapter_model.safetensors"), fault)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    path = tmp_path / f"adapter_model.{suffix}"
+    save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
     if fault == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError) as caught:
         load_adapter(tiny_model(), tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("settings", [Lora(r=4, dropout=0.0), Full()])
+def test_a_checkpoint_with_a_fault_is_not_resumed_from(
+    tmp_path: Path, fault: str, settings: Lora | Full
+) -> None:
+    save_trained(apply_method(tiny_model(), settings), tmp_path, CARD)
+    (path,) = tmp_path.glob("*.safetensors")
+    save_file(damage(load_file(path), fault), path)
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError):
+        restore_trained(apply_method(tiny_model(), settings), tmp_path)
+
+
+def test_an_adapter_without_weights_is_refused_and_nobody_is_asked_for_them(tmp_path: Path) -> None:
+    save_trained(tuned_model(), tmp_path, CARD)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        load_adapter(tiny_model(), tmp_path)
+
+
+def test_an_adapter_of_another_kind_is_named(tmp_path: Path) -> None:
+    save_trained(tuned_model(), tmp_path, CARD)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("LORA", "FOO"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="peft_type is 'FOO'"):
+        load_adapter(tiny_model(), tmp_path)
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:

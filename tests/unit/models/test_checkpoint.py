@@ -276,7 +276,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_config_is_refused(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert refusal(folder) == f"{folder / 'config.json'}: no such file"
+    assert refusal(folder) == f"{folder / 'config.json'}: cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

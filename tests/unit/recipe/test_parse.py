@@ -20,6 +20,8 @@ BAD = [
     (["train.steps=5", "train.epochs=1"], "set either steps or epochs", "glmtune settings"),
     (["data.max_source_tokens=64"], "max_target_tokens go together", "glmtune settings"),
     (["data.encoding=thudm"], "needs max_source_tokens", "glmtune settings"),
+    (["lr=1"], "lr: unknown setting", "did you mean 'train.lr'?"),
+    (["train.seed=-1"], "train.seed: input should be greater than or equal to 0", "glmtune settings"),
     (["train"], "expected key=value", "train.lr=2e-4"),
     (["model.x=1"], "model has no settings inside", "glmtune settings"),
 ]
@@ -79,3 +81,26 @@ def test_every_setting_has_words_and_appears_once() -> None:
     assert all(row.text for row in rows)
     keys = [row.key for row in rows if not row.key.endswith("method.name")]
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    "text", ["a # b", "#1 seller", "Translate: ", "yes", "1e3", "[x]", "null hypothesis"]
+)
+def test_a_text_setting_takes_the_word_as_it_is(text: str) -> None:
+    recipe = load_recipe({"model": "m"}, [f"data.source_prefix={text}", f"data.train={text}"])
+    assert recipe.data.source_prefix == text
+    assert recipe.data.train == Path(text)
+
+
+def test_null_empties_a_setting_that_may_be_empty() -> None:
+    assert load_recipe({"model": "m", "data": {"system": "x"}}, ["data.system=null"]).data.system is None
+
+
+def test_one_word_is_a_list_of_one() -> None:
+    recipe = load_recipe({"model": "m"}, ["samples.prompts=你好", "method.target_modules=dense"])
+    assert recipe.samples.prompts == ("你好",)
+    assert recipe.method == Lora(target_modules=("dense",))
+
+
+def test_a_path_in_the_home_folder_is_found() -> None:
+    assert load_recipe({"model": "m"}, ["data.train=~/x.json"]).data.train == Path.home() / "x.json"

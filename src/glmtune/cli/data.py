@@ -1,0 +1,124 @@
+"""`glmtune data`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from glmtune.data.example import Example
+    from glmtune.data.stats import Stats
+    from glmtune.recipe import Data
+
+COLUMN_SETTINGS = ("prompt_column", "response_column", "history_column")
+UNLIMITED_TOKENS = 1_000_000_000
+
+
+@click.group(short_help="Look at your rows, and write them in another format.")
+def data() -> None:
+    """Look at files of rows, and write them in another format. No model is needed.
+
+    FILE and IN are a JSON array, JSON lines, CSV or parquet; a folder written by save_to_disk; or a data set
+    of the Hub, hf:OWNER/NAME.
+    """
+
+
+@data.command(short_help="Write rows in another format.")
+@click.argument("source", type=click.Path(path_type=Path), metavar="IN")
+@click.argument("target", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--to", required=True, metavar="FORMAT", help="alpaca, prompt_response, messages, sharegpt, ..."
+)
+def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None:
+    """Write the rows of IN to the new file OUT in another format.
+
+    OUT's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. A row that FORMAT cannot
+    hold is an error, and nothing is written. KEY is prompt_column, response_column or history_column.
+
+    \b
+      glmtune data convert chats.json chats.jsonl --to messages
+      glmtune data convert faq.csv faq.json --to alpaca prompt_column=q response_column=a
+    """
+    from glmtune.data.convert import convert as convert_rows
+
+    dataset = convert_rows(source, target, to, _settings(words))
+    click.echo(f"{len(dataset.examples):,} rows of {source} ({dataset.format}) written to {target} ({to})")
+    for note in dataset.notes():
+        click.echo(note)
+
+
+@data.command(short_help="Count what a file of rows holds.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="Also count tokens, with this model's tokenizer."
+)
+def stats(file: Path, words: tuple[str, ...], model: Path | None) -> None:
+    """Count the rows of FILE: format, turns, systems and tools, empty questions, lengths, duplicates.
+
+    \b
+      glmtune data stats my.json
+      glmtune data stats my.json --model /models/chatglm3-6b
+    """
+    from glmtune.data.stats import measure
+
+    found, dataset = measure(file, _settings(words))
+    click.echo(file)
+    for name, value in _lines(found):
+        click.echo(f"  {name:<24} {value}")
+    if model is not None:
+        click.echo(f"  {'tokens':<24} {_tokens(model, dataset.examples)}")
+
+
+def _settings(words: tuple[str, ...]) -> "Data":
+    """The settings that say how rows are read; `prompt_column=q` is short for `data.prompt_column=q`."""
+    from glmtune.errors import ConfigError
+    from glmtune.recipe import load_recipe
+
+    for word in words:
+        key = word.partition("=")[0].removeprefix("data.")
+        if key not in COLUMN_SETTINGS:
+            raise ConfigError(
+                f"{key}: not a setting of this command", hint="allowed: " + ", ".join(COLUMN_SETTINGS)
+            )
+    return load_recipe({"model": "-"}, [f"data.{word.removeprefix('data.')}" for word in words]).data
+
+
+def _lines(found: "Stats") -> list[tuple[str, str]]:
+    """What is counted, by name; what does not occur is left out, but for the first lines."""
+    counts = {
+        "with history": found.with_history,
+        "with a system text": found.with_system,
+        "with tools": found.with_tools,
+        "with tool calls": found.with_calls,
+        "with unlearned answers": found.unlearned,
+        "same as an earlier row": found.repeated,
+        "same question as earlier": found.contradicting,
+    }
+    plain = {
+        "empty questions kept": found.empty_questions,
+        "cut after last answer": found.cut,
+        "left out: no answer": found.unanswered,
+    }
+    return [
+        ("rows", f"{found.rows:,}"),
+        ("format", found.format),
+        ("answers in a row", str(found.answers)),
+        ("characters in a row", str(found.characters)),
+        ("... in its last answer", str(found.answer_characters)),
+        *((name, f"{count:,} ({count / found.rows:.1%})") for name, count in counts.items()),
+        *((name, f"{count:,}") for name, count in plain.items()),
+    ]
+
+
+def _tokens(model: Path, examples: "list[Example]") -> str:
+    """Lengths of the training rows as this model reads them, uncut."""
+    from glmtune.data.encode import encode_examples
+    from glmtune.load import open_tokenizer, resolve
+    from glmtune.recipe import Data
+
+    tokenizer = open_tokenizer(resolve(model), template=None)
+    report = encode_examples(tokenizer, examples, Data(max_tokens=UNLIMITED_TOKENS)).report
+    lengths = f"p50 {report.p50:,}, p95 {report.p95:,}, p99 {report.p99:,}, longest {report.longest:,}"
+    return f"{lengths} ({tokenizer.template})"

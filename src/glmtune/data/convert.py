@@ -1,0 +1,278 @@
+"""Rows of one format written as rows of another: each format's writer, and the files they go into.
+
+Every row is read back as the target's format before it is written: what would come back as another
+conversation is an error that names the row, never a silent loss.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glmtune.data.example import Example
+from glmtune.data.formats import FORMATS, Messages, find_format
+from glmtune.data.source import Dataset, read_dataset
+from glmtune.data.tools import wrapped
+from glmtune.errors import ConfigError, DataError, OutputError
+from glmtune.extras import require
+from glmtune.recipe.settings import Data
+from glmtune.runs import replacing
+from glmtune.templates import Message, Role
+
+Row = dict[str, Any]
+Write = Callable[[Messages], Row]
+
+DIALOGUES = "messages, sharegpt or chatglm3"
+DIALOGUE_COLUMNS = ("messages", "conversations")
+
+
+def convert(source: Path, target: Path, to: str, settings: Data) -> Dataset:
+    """Write the rows of `source` to the new file `target` in the format `to`; return what was read.
+
+    The target's suffix says what kind of file: .json, .jsonl, .csv, .tsv or .parquet. Raises `DataError`
+    naming the row that the format cannot hold, and `OutputError` where the target exists.
+    """
+    if to not in WRITERS:
+        raise ConfigError(f"--to: unknown format {to!r}", hint="choose one of " + ", ".join(WRITERS))
+    write_file = FILES.get(target.suffix.lower())
+    if write_file is None:
+        raise ConfigError(f"{target}: not a kind of file for rows", hint="end it with " + ", ".join(FILES))
+    _check_new(target)
+    dataset = read_dataset(source, settings)
+    rows = [_written(example, to) for example in dataset.examples]
+    with replacing(target) as partial:
+        write_file(partial, rows)
+        _check_new(target)  # reading a large file takes a while
+    return dataset
+
+
+def _check_new(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise OutputError(f"{target}: exists already", hint="choose a new name, or remove it first")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: there is no folder {target.parent}", hint="create it first")
+
+
+def _written(example: Example, to: str) -> Row:
+    try:
+        row = WRITERS[to](example.messages)
+        if find_format([row], Data())(row) != example.messages:
+            raise _cannot(to, "this conversation: it would come back as another one")
+    except DataError as err:
+        raise DataError(f"{example.place}: {err}", hint=err.hint) from None
+    return row
+
+
+def _cannot(to: str, what: str) -> DataError:
+    return DataError(f"{to} rows cannot hold {what}", hint=f"choose another format, such as {DIALOGUES}")
+
+
+# Rows of two columns
+
+
+def _pair(name: str) -> Write:
+    question, answer = FORMATS[name].columns
+
+    def write(messages: Messages) -> Row:
+        system, turns = _split_system(messages)
+        _check_rounds(name, turns)
+        texts = [message.content for message in turns]
+        row: Row = {question: texts[-2], answer: texts[-1]}
+        if len(texts) > 2:
+            row["history"] = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
+        if system is not None:
+            row["system"] = system.content
+            if system.tools is not None:
+                raise _cannot(name, "tools")
+        return row
+
+    return write
+
+
+def _split_system(messages: Messages) -> tuple[Message | None, Messages]:
+    return (messages[0], messages[1:]) if messages[0].role == "system" else (None, messages)
+
+
+def _check_rounds(name: str, turns: Sequence[Message]) -> None:
+    for index, message in enumerate(turns):
+        if message.role == "observation" or message.metadata:
+            raise _cannot(name, "tool calls and observations")
+        if message.role != ("user", "assistant")[index % 2]:
+            raise _cannot(name, f"a turn of role {message.role!r} at this place (turn {index + 1})")
+        if not message.loss:
+            raise _cannot(name, "an answer that is not learned (loss: false)")
+
+
+# Rows of turns
+
+
+def _sharegpt(messages: Messages) -> Row:
+    system, turns = _split_system(messages)
+    row: Row = {"conversations": [_sharegpt_turn(message) for message in turns]}
+    if system is not None and system.content:
+        row["system"] = system.content
+    if system is not None and system.tools is not None:
+        row["tools"] = json.dumps(system.tools, ensure_ascii=False)
+    return row
+
+
+SHAREGPT_NAMES: Mapping[Role, str] = {
+    "system": "system",
+    "user": "human",
+    "assistant": "gpt",
+    "observation": "observation",
+}
+
+
+def _sharegpt_turn(message: Message) -> Row:
+    if message.arguments is not None:
+        call = {"name": message.metadata, "arguments": message.arguments}
+        turn: Row = {"from": "function_call", "value": json.dumps(call, ensure_ascii=False)}
+    elif message.metadata:
+        raise _cannot("sharegpt", f"a call of {message.metadata!r} whose arguments are not named")
+    else:
+        turn = {"from": SHAREGPT_NAMES[message.role], "value": message.content}
+    return turn if message.loss else {**turn, "loss": False}
+
+
+def _chatglm3(messages: Messages) -> Row:
+    """A call and its observation are one turn, as in ChatGLM3's script."""
+    turns: list[Row] = []
+    for index, message in enumerate(messages):
+        if message.role == "observation" and messages[index - 1].arguments is not None:
+            turns[-1]["observation"] = message.content
+        else:
+            turns.append(_chatglm3_turn(message))
+    return _with_tools(messages, turns, wrap=False)
+
+
+def _chatglm3_turn(message: Message) -> Row:
+    if message.arguments is None:
+        return _plain_turn(message)
+    turn: Row = {"role": "tool", "name": message.metadata, "parameters": message.arguments}
+    return turn if message.loss else {**turn, "loss": False}
+
+
+def _plain_turn(message: Message) -> Row:
+    named = {"metadata": message.metadata} if message.metadata else {}
+    turn: Row = {"role": message.role, **named, "content": message.content}
+    return turn if message.loss else {**turn, "loss": False}
+
+
+def _messages(messages: Messages) -> Row:
+    turns: list[Row] = []
+    for index, message in enumerate(messages):
+        turn = _plain_turn(message)
+        if message.arguments is not None:
+            turn = {**turn, "content": None, "tool_calls": [_openai_call(message, index)]}
+            del turn["metadata"]
+        if message.role == "observation":
+            turn["role"] = "tool"
+            if messages[index - 1].arguments is not None:
+                turn["tool_call_id"] = f"call_{index - 1}"
+        turns.append(turn)
+    return _with_tools(messages, turns, wrap=True)
+
+
+def _openai_call(message: Message, index: int) -> Row:
+    arguments = json.dumps(message.arguments, ensure_ascii=False)
+    function = {"name": message.metadata, "arguments": arguments}
+    return {"id": f"call_{index}", "type": "function", "function": function}
+
+
+def _with_tools(messages: Messages, turns: list[Row], *, wrap: bool) -> Row:
+    """A row of turns; a system turn that holds nothing but the tools is not written."""
+    system, _ = _split_system(messages)
+    column = "messages" if wrap else "conversations"
+    if system is None or system.tools is None:
+        return {column: turns}
+    tools = [wrapped(tool) for tool in system.tools] if wrap else list(system.tools)
+    return {column: turns if system.content else turns[1:], "tools": tools}
+
+
+WRITERS: Mapping[str, Write] = {
+    **{name: _pair(name) for name, known in FORMATS.items() if not known.is_dialogue},
+    "messages": _messages,
+    "sharegpt": _sharegpt,
+    "chatglm3": _chatglm3,
+}
+"""What writes a conversation as a row, by the name of the format."""
+
+
+# Files
+
+
+def _write_array(path: Path, rows: Sequence[Row]) -> None:
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    _write_text(path, f"[\n{lines}\n]\n")
+
+
+def _write_lines(path: Path, rows: Sequence[Row]) -> None:
+    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_csv(path: Path, rows: Sequence[Row], *, delimiter: str = ",") -> None:
+    columns = _columns(rows)
+    if len(columns) == 1:  # one column alone could be any text file
+        columns = [*columns, "tools"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow(_csv_cell(row.get(name)) for name in columns)
+
+
+def _write_tsv(path: Path, rows: Sequence[Row]) -> None:
+    _write_csv(path, rows, delimiter="\t")
+
+
+def _csv_cell(value: Any) -> str:
+    cell = _cell(value)
+    if len(cell) > csv.field_size_limit():
+        raise DataError(
+            f"a cell of {len(cell):,} characters, readers of CSV take at most {csv.field_size_limit():,}",
+            hint="write a .jsonl or .parquet file",
+        )
+    return cell
+
+
+def _cell(value: Any) -> str:
+    """Text as it is, lists as JSON, nothing as no text."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    pyarrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
+    table = {name: [_typed(name, row.get(name)) for row in rows] for name in _columns(rows)}
+    parquet.write_table(pyarrow.table(table), str(path))
+
+
+def _typed(name: str, value: Any) -> Any:
+    """What a column of one type can hold: descriptions and arguments, each of its own shape, as JSON text."""
+    if name in ("tools", "parameters") and value is not None:
+        return _cell(value)
+    if isinstance(value, list) and value and isinstance(value[0], dict) and name in DIALOGUE_COLUMNS:
+        return [{key: _typed(key, item) for key, item in turn.items()} for turn in value]
+    return value
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """Every column of any row, in the order of their first row."""
+    return list({name: None for row in rows for name in row})
+
+
+FILES: Mapping[str, Callable[[Path, Sequence[Row]], None]] = {
+    ".json": _write_array,
+    ".jsonl": _write_lines,
+    ".csv": _write_csv,
+    ".tsv": _write_tsv,
+    ".parquet": _write_parquet,
+}
+"""What writes rows, by the file's suffix."""

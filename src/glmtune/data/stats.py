@@ -1,0 +1,110 @@
+"""What a file of rows holds, in numbers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from glmtune.data.example import Example
+from glmtune.data.source import Dataset, read_dataset
+from glmtune.recipe.settings import Data
+from glmtune.templates import Message
+
+PERCENTS = (50, 95, 99, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Percentiles of lengths: half of the rows have at most `p50`."""
+
+    p50: int
+    p95: int
+    p99: int
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> "Lengths":
+        """The percentiles of at least one length."""
+        ordered = sorted(lengths)
+        return cls(*(ordered[-(-len(ordered) * percent // 100) - 1] for percent in PERCENTS))
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50:,}, p95 {self.p95:,}, p99 {self.p99:,}, longest {self.longest:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts over the rows of a file; a row is one conversation."""
+
+    rows: int
+    format: str
+    """Name of the row format found."""
+    answers: Lengths
+    """Assistant turns of a row."""
+    with_history: int
+    """Rows with more than one answer."""
+    with_system: int
+    with_tools: int
+    with_calls: int
+    unlearned: int
+    """Rows with an answer that is not learned."""
+    empty_questions: int
+    cut: int
+    """Dialogues that lost what came after their last answer."""
+    unanswered: int
+    """Dialogues left out: nobody answers."""
+    repeated: int
+    """Rows whose whole conversation stood earlier in the file."""
+    contradicting: int
+    """Rows whose question stood earlier in the file with another answer."""
+    characters: Lengths
+    """All texts of a row."""
+    answer_characters: Lengths
+    """The last answer of a row."""
+
+
+def measure(path: Path, settings: Data) -> tuple[Stats, Dataset]:
+    """Read a file and count what it holds; give the rows too. Raises `DataError` as reading does."""
+    dataset = read_dataset(path, settings)
+    rows = [example.messages for example in dataset.examples]
+    repeated, contradicting = _duplicates(dataset.examples)
+    stats = Stats(
+        rows=len(rows),
+        format=dataset.format,
+        answers=Lengths.of([sum(message.role == "assistant" for message in row) for row in rows]),
+        with_history=sum(sum(message.role == "user" for message in row) > 1 for row in rows),
+        with_system=sum(any(m.role == "system" and m.content.strip() for m in row) for row in rows),
+        with_tools=sum(any(message.tools for message in row) for row in rows),
+        with_calls=sum(any(message.metadata for message in row) for row in rows),
+        unlearned=sum(any(m.role == "assistant" and not m.loss for m in row) for row in rows),
+        empty_questions=dataset.num_empty_questions,
+        cut=dataset.num_cut,
+        unanswered=dataset.num_unanswered,
+        repeated=repeated,
+        contradicting=contradicting,
+        characters=Lengths.of([sum(map(_num_characters, row)) for row in rows]),
+        answer_characters=Lengths.of([_num_characters(row[-1]) for row in rows]),
+    )
+    return stats, dataset
+
+
+def _num_characters(message: Message) -> int:
+    """Characters of a turn; those of a call as JSON."""
+    called = "" if message.arguments is None else json.dumps(message.arguments, ensure_ascii=False)
+    return len(message.content) + len(message.metadata) + len(called)
+
+
+def _duplicates(examples: Sequence[Example]) -> tuple[int, int]:
+    """How many rows repeat an earlier row, and how many its question with another answer."""
+    answers: dict[str, set[str]] = {}
+    repeated = contradicting = 0
+    for example in examples:
+        *asked, answer = (
+            json.dumps(asdict(message), ensure_ascii=False, sort_keys=True, default=str)
+            for message in example.messages
+        )
+        known = answers.setdefault("\n".join(asked), set())
+        repeated += answer in known
+        contradicting += bool(known) and answer not in known
+        known.add(answer)
+    return repeated, contradicting

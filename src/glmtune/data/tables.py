@@ -1,0 +1,123 @@
+"""Rows that other packages read: parquet through `pyarrow`, data sets through `datasets`. Both are extras."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from glmtune.errors import DataError
+from glmtune.extras import require
+
+HUB_PREFIX = "hf:"
+HUB_FORM = "hf:OWNER/NAME, hf:OWNER/NAME:SPLIT or hf:OWNER/NAME:CONFIG:SPLIT"
+DEFAULT_SPLIT = "train"
+SAVED = "state.json"
+SAVED_SPLITS = "dataset_dict.json"
+
+
+class Row(NamedTuple):
+    """One raw row and where it begins."""
+
+    place: str
+    value: Any
+
+
+# Parquet
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether this is the name of a parquet file."""
+    return path.suffix.lower() == ".parquet" and path.is_file()
+
+
+def parquet_rows(path: Path) -> list[Row]:
+    """The rows of a parquet file. Raises `DataError` for a broken one."""
+    pyarrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
+    try:
+        values = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as err:
+        raise DataError(
+            f"{path}: cannot be read as parquet: {_first_line(err)}",
+            hint="write it again, or convert it to JSON lines",
+        ) from None
+    return _rows(values, str(path))
+
+
+# Data sets
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether the folder was written by `save_to_disk` of the `datasets` package."""
+    return path.is_dir() and any((path / name).is_file() for name in (SAVED, SAVED_SPLITS))
+
+
+def saved_rows(path: Path) -> list[Row]:
+    """The rows of a saved data set; of one with several splits, those of `train`."""
+    datasets = require("datasets", extra="datasets")
+    try:
+        found = datasets.load_from_disk(str(path))
+        if (path / SAVED_SPLITS).is_file():
+            found = found[_split(path, list(found))]
+        return _rows(list(found), str(path))
+    except (OSError, ValueError) as err:
+        raise DataError(
+            f"{path}: cannot be read as a saved data set: {_first_line(err)}",
+            hint="save it again with save_to_disk",
+        ) from None
+
+
+def _split(path: Path, splits: list[str]) -> str:
+    if DEFAULT_SPLIT in splits:
+        return DEFAULT_SPLIT
+    if len(splits) == 1:
+        return splits[0]
+    raise DataError(
+        f"{path}: holds several splits: {', '.join(splits)}",
+        hint=f"name one of their folders, such as {path / splits[0]}",
+    )
+
+
+def is_hub_name(path: Path) -> bool:
+    """Whether this names a data set of the Hugging Face Hub: `hf:OWNER/NAME`."""
+    return path.as_posix().startswith(HUB_PREFIX)
+
+
+def hub_rows(name: Path) -> list[Row]:
+    """The rows of a Hub data set, downloaded or from the cache. Raises `DataError`."""
+    place = name.as_posix()
+    dataset, *rest = place.removeprefix(HUB_PREFIX).split(":")
+    if not dataset or len(rest) > 2 or not all(rest):
+        raise DataError(f"{place}: not the name of a Hub data set", hint=f"write {HUB_FORM}")
+    datasets = require("datasets", extra="datasets")
+    try:
+        found = datasets.load_dataset(dataset, *rest[:-1], split=rest[-1] if rest else DEFAULT_SPLIT)
+        return _rows(list(found), place)
+    except (OSError, ValueError, RuntimeError) as err:  # offline, unknown name, unknown split or config
+        raise DataError(
+            f"{place}: cannot be loaded: {_first_line(err)}",
+            hint=f"check name and network ({HUB_FORM}), or download the data set and name its file",
+        ) from None
+
+
+def hub_hint(path: Path) -> str:
+    """What to add where a missing file looks like a name of the Hub."""
+    is_like_one = len(path.parts) == 2 and not path.suffix and not path.is_absolute()
+    return f"; a data set of the Hub is {HUB_PREFIX}{path.as_posix()}" if is_like_one else ""
+
+
+def _rows(values: list[Any], place: str) -> list[Row]:
+    return [
+        Row(f"{place} (row {number})", {name: _without_unset(cell) for name, cell in value.items()})
+        for number, value in enumerate(values, start=1)
+    ]
+
+
+def _without_unset(value: Any) -> Any:
+    """Leave out the unset fields: in a table's column every object has the fields of all others, as null."""
+    if isinstance(value, dict):
+        return {key: _without_unset(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_unset(item) for item in value]
+    return value
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).strip() or type(err).__name__).split("\n", 1)[0]

@@ -1,0 +1,64 @@
+"""Read the files of a model's folder; what is wrong with one is said once, by its name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import CheckpointError
+
+LFS_POINTER = b"version https://git-lfs"
+"""How the text begins that git leaves for a large file. Source: github.com/git-lfs/git-lfs, docs/spec.md."""
+
+COPY_AGAIN = "copy or download the file again"
+
+
+def read_start(path: Path, size: int = 512) -> bytes:
+    """The first bytes of a file that is there and no git-lfs pointer. Raises `CheckpointError`."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(size)
+    except OSError as err:
+        raise unreadable(path, err) from err
+    if start.startswith(LFS_POINTER):
+        raise CheckpointError(
+            f"{path}: a git-lfs pointer, not the file itself", hint="run `git lfs pull` in that folder"
+        )
+    return start
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, without a byte-order mark. Raises `CheckpointError`."""
+    read_start(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as err:
+        raise unreadable(path, err) from err
+    except UnicodeDecodeError as err:
+        raise CheckpointError(f"{path}: not UTF-8 text (byte {err.start})", hint=COPY_AGAIN) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `CheckpointError` with line and column if it is broken."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as err:
+        place = f"{path}:{err.lineno}:{err.colno}"
+        raise CheckpointError(f"{place}: broken JSON: {err.msg}", hint=COPY_AGAIN) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(content).__name__}, expected an object", hint=COPY_AGAIN
+        )
+    return content
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """As `read_json`; empty where there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def unreadable(path: Path, err: OSError) -> CheckpointError:
+    """The error for a file that could not be read."""
+    reason = err.strerror or str(err) or type(err).__name__
+    return CheckpointError(
+        f"{path}: cannot be read: {reason}", hint="check the path, its owner and mode, and the disk"
+    )

@@ -1,0 +1,122 @@
+"""`glmtune data`, as a user types it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commands import glmtune
+from glmtune.data.formats import FORMATS
+from glmtune.data.source import read_dataset
+from glmtune.recipe.settings import Data
+from models import tiny_folder
+
+ROW = {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "你好"}]}
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "my.jsonl"
+    path.write_text(f"{json.dumps(ROW)}\n" * 2, encoding="utf-8")
+    return path
+
+
+def test_convert_says_what_it_wrote(rows, tmp_path):
+    done = glmtune("data", "convert", "my.jsonl", "out.json", "--to", "alpaca", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "2 rows of my.jsonl (messages) written to out.json (alpaca)",
+        "empty questions kept: 2",
+    ]
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert written == [{"instruction": "", "output": "你好"}] * 2
+    again = glmtune("data", "convert", "my.jsonl", "out.json", "--to", "alpaca", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (
+        2,
+        "error: out.json: exists already\nhint: choose a new name, or remove it first\n",
+    )
+
+
+def test_columns_are_named_as_in_a_recipe(tmp_path):
+    (tmp_path / "a.csv").write_text("q,a\n早,早上好\n", encoding="utf-8")
+    for word in ("prompt_column=q", "data.prompt_column=q"):
+        done = glmtune("data", "stats", "a.csv", word, "response_column=a", cwd=tmp_path)
+        assert "  format                   q/a" in done.stdout.splitlines(), done.stderr
+    done = glmtune("data", "stats", "a.csv", "system=x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "allowed: prompt_column, response_column, history_column" in done.stderr
+
+
+def test_stats_are_counted_and_tokens_where_a_model_is_named(rows, tmp_path):
+    tiny_folder(tmp_path / "model")
+    done = glmtune("data", "stats", "my.jsonl", "--model", "model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["my.jsonl", "  rows                     2", "  format                   messages"]
+    assert "  same as an earlier row   1 (50.0%)" in lines
+    assert lines[-1].startswith("  tokens                   p50 ")
+    assert lines[-1].endswith(" (chatglm3)")
+
+
+def test_a_bad_row_is_an_error_and_a_hint(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user"}]}', encoding="utf-8")
+    done = glmtune("data", "stats", "a.jsonl", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: a.jsonl:1: 'messages[0]' has no 'content', got 'role'\n"
+        'hint: a turn is like {"role": "...", "content": "..."}\n',
+    )
+
+
+def test_both_verbs_work_without_torch(rows, tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None; from glmtune.cli import main; "
+        "sys.argv = ['glmtune', 'data', *sys.argv[1:]]; main()"
+    )
+    for words in (["stats", "my.jsonl"], ["convert", "my.jsonl", "b.json", "--to", "sharegpt"]):
+        subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=True)
+
+
+# The guide
+
+ROOT = Path(__file__).parents[2]
+GUIDES = [ROOT / "docs" / "data.md", ROOT / "docs" / "data.zh.md"]
+
+
+def guide_blocks(path: Path) -> list[str]:
+    return re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_both_guides_show_the_same():
+    english, chinese = (guide_blocks(path) for path in GUIDES)
+    assert english == chinese
+    words = [set(re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))) for path in GUIDES]
+    assert words[0] == words[1]
+
+
+def test_the_guide_shows_a_row_of_every_format_that_loads(tmp_path):
+    rows = [block for block in guide_blocks(GUIDES[0]) if block.startswith("{")]
+    found = []
+    for row in rows:
+        (tmp_path / "row.jsonl").write_text(row, encoding="utf-8")
+        found.append(read_dataset(tmp_path / "row.jsonl", Data()))
+    assert {dataset.format for dataset in found} == set(FORMATS)
+    assert all(f"`{name}`" in GUIDES[0].read_text(encoding="utf-8") for name in FORMATS)
+    assert len({repr(dataset.examples[0].messages) for dataset in found[-3:]}) == 1
+
+
+def test_the_guides_commands_run(tmp_path):
+    tiny_folder(tmp_path / "model")
+    row = {"prompt": "早", "response": "早上好"}
+    (tmp_path / "my.json").write_text(json.dumps([row]), encoding="utf-8")
+    lines = [line for block in guide_blocks(GUIDES[0]) for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("glmtune ")]
+    assert len(commands) == 4
+    for _, *words in commands:
+        words = [word.replace("/models/chatglm3-6b", str(tmp_path / "model")) for word in words]
+        done = glmtune(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,75 @@
+"""The public data sets load and encode with the genuine tokenizers; what was cut or left out is counted."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from glmtune.data.encode import encode_examples
+from glmtune.data.source import read_dataset
+from glmtune.recipe.settings import Data
+from glmtune.tokenizers import load_tokenizer
+from parity.test_token_goldens import official_folder
+
+pytestmark = pytest.mark.shared
+
+FILES = {
+    "llamafactory/glaive_toolcall_zh_demo.json": ("sharegpt", 300, []),
+    "sharegpt_zh_1K_format.jsonl": (
+        "sharegpt",
+        999,
+        [
+            "dialogues cut after their last answer: 6",
+            "dialogues without any answer left out: 1",
+            "empty questions kept: 17",
+        ],
+    ),
+    "llamafactory/alpaca_zh_demo.json": ("alpaca", 1000, []),
+    "llamafactory/alpaca_en_demo.json": ("alpaca", 999, []),
+    "self_cognition.json": ("alpaca", 80, []),
+    "llamafactory/identity.json": ("alpaca", 91, []),
+    "chat_history_car_repair.jsonl": ("prompt_response", 3, []),
+    "oaast_sft_zh.json": ("alpaca", 689, []),
+}
+LONG = Data(max_tokens=2048, overlong="cut_any")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(shared, tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("official")
+    return {name: load_tokenizer(official_folder(shared, folder / name, name)) for name in ("v3", "glm4")}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_real_file_is_read_and_what_was_left_out_is_counted(shared, name):
+    dataset = read_dataset(shared / "data" / name, Data())
+    assert (dataset.format, len(dataset.examples), dataset.notes()) == FILES[name]
+
+
+@pytest.mark.parametrize("model", ["v3", "glm4"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_real_file_is_encoded_with_every_row_counted(shared, tokenizers, name, model):
+    examples = read_dataset(shared / "data" / name, Data()).examples[:120]
+    encoded = encode_examples(tokenizers[model], examples, LONG)
+    assert len(encoded.rows) + encoded.report.rows_dropped == encoded.report.rows == len(examples)
+    assert encoded.report.rows_dropped <= 2
+    assert all(len(row.input_ids) <= 2048 and (row.labels != -100).any() for row in encoded.rows)
+
+
+def test_real_tool_calls_become_calls_of_both_models(shared, tokenizers):
+    examples = read_dataset(shared / "data/llamafactory/glaive_toolcall_zh_demo.json", Data()).examples
+    counts = Counter(
+        "call" if message.arguments is not None else message.role
+        for example in examples
+        for message in example.messages
+    )
+    assert counts == {"user": 722, "assistant": 724, "observation": 218, "call": 216, "system": 200}
+    called = next(e for e in examples if any(m.arguments for m in e.messages))
+    learned = {
+        name: tokenizers[name].decode([i for i in row.labels.tolist() if i != -100])
+        for name in tokenizers
+        for row in encode_examples(tokenizers[name], [called], LONG).rows
+    }
+    assert "```python\ntool_call(" in learned["v3"]
+    assert '{"' in learned["glm4"]
+    assert "tool_call(" not in learned["glm4"]
