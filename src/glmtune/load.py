@@ -18,6 +18,9 @@ from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
 RECIPE_FILE = "recipe.yaml"
 
+BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
+"""Models that come with the package, by the name that stands for their folder."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -31,6 +34,11 @@ class Place:
     """The run the path is, or lies in."""
 
     @property
+    def is_bundled(self) -> bool:
+        """Whether the model came with the package: it is then known by its name, wherever that lies."""
+        return self.base in BUNDLED.values()
+
+    @property
     def template(self) -> str | None:
         """The chat format it was trained with, if that is known."""
         return self.card.template if self.card else None
@@ -42,7 +50,7 @@ def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
     A run means its best checkpoint by evaluation loss. `base` overrides the recorded place of the base.
     Raises `CheckpointError`.
     """
-    folder = Path(path).expanduser()
+    folder = find_folder(path)
     if not folder.exists():
         raise CheckpointError(
             f"{folder}: no such folder", hint="give the folder of a model, a run (runs/...) or an adapter"
@@ -57,9 +65,9 @@ def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
     card = read_card(folder)
     if (folder / ADAPTER_FILE).exists():
         return Place(_base_of(folder, card, base), folder, card, run)
-    if base is not None:
-        raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
     if (folder / "config.json").exists():
+        if base is not None:
+            raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
         return Place(folder, None, card, run)
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
@@ -67,6 +75,12 @@ def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
         if list(folder.glob("*.bin"))
         else "check the path",
     )
+
+
+def find_folder(path: str | Path) -> Path:
+    """The folder that a path means: a bundled model by its name, unless a folder of that name is here."""
+    folder = Path(path).expanduser()
+    return folder if folder.exists() else BUNDLED.get(str(path), folder)
 
 
 def _best_checkpoint(run: Path) -> Path:
@@ -78,10 +92,10 @@ def _best_checkpoint(run: Path) -> Path:
 
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> Path:
     if base is not None:
-        return Path(base).expanduser()
+        return find_folder(base)
     recorded = card.base if card else read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
-    if recorded and (Path(recorded) / "config.json").exists():
-        return Path(recorded)
+    if recorded and (find_folder(recorded) / "config.json").exists():
+        return find_folder(recorded)
     raise CheckpointError(
         f"{adapter}: its base model is not at {recorded or '(no place recorded)'}",
         hint="name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)",

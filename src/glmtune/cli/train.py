@@ -27,13 +27,17 @@ def train(words: tuple[str, ...], resume: bool) -> None:
     `glmtune settings` lists every KEY. The run's files go to a new folder (output=...): recipe.yaml,
     metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.
     """
+    run_recipe(_recipe(words), resume=resume)
+
+
+def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
+    """Train and print what happens."""
     from transformers.utils.logging import disable_progress_bar
 
     from glmtune.workflows import training
 
     disable_progress_bar()  # one bar is enough
     lines = Lines()
-    recipe = _recipe(words)
     events = training(recipe, resume=resume)
     try:
         with lines.bar("training"):

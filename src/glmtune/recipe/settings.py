@@ -67,7 +67,7 @@ class Data(Settings):
     """Which rows, how they are read, encoded and cut."""
 
     train: Path | None = None
-    """Training rows: a JSON array, JSON lines, CSV or parquet file, a folder saved by `datasets`, or a Hub data
+    """Training rows: a JSON array, JSON lines, CSV or parquet file, a folder of `datasets`, or a Hub data
     set as hf:OWNER/NAME."""
     validation: Path | None = None
     """Rows for the evaluation loss; without it, rows are held out of `train`."""

@@ -10,30 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
-from glmtune.files import read_json
 from glmtune.generate import Sampling, answer, encode_conversation
-from glmtune.load import RECIPE_FILE, Place, open_place, open_tokenizer, resolve
+from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import Card, restore_trained, save_trained
-from glmtune.models.checkpoint import resolve_device, resolve_dtype, stored_dtype
+from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import read_json_lines, replacing, require_new, write_json
+from glmtune.runs import make_folder, read_json_lines, replacing, write_json
 from glmtune.training.loop import fit, mean_loss, require_finite
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
-from glmtune.workflows.record import ENVIRONMENT_FILE, RunRecord, with_full_paths
-from glmtune.workflows.rows import Rows, data_hash, first_row, training_rows
+from glmtune.workflows.plan import (
+    choose_precision,
+    data_hashes,
+    plan_line,
+    require_resumable,
+    require_startable,
+    run_folder,
+    start_processes,
+)
+from glmtune.workflows.record import RunRecord
+from glmtune.workflows.rows import Rows, first_row, training_rows
 
 COPIED_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Small files of a base folder that a fully trained model needs beside its own weights."""
@@ -96,25 +104,15 @@ def drain(events: Generator[Event, None, RunResult]) -> RunResult:
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
     folder = run_folder(recipe)
-    if resume:
-        _require_resumable(recipe, folder)
-    else:
-        is_begun = (folder / RECIPE_FILE).exists() and not (folder / "last").exists()
-        goes_on = "delete it: that run has no checkpoint yet" if is_begun else "go on with it: --resume"
-        require_new(folder, hint=f"name another with output=..., or {goes_on}")
+    (require_resumable if resume else require_startable)(recipe, folder)
     run = yield from _prepare(recipe, folder)
     if resume:
         yield _resume(run)
     if run.is_main:
-        run.record.begin(recipe, _data_hashes(recipe), is_new=not resume)
+        run.record.begin(recipe, data_hashes(recipe), is_new=not resume)
     yield from _train(run)
     run.accelerator.wait_for_everyone()
     return _result(run)
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """`output`, or `runs/<model>-<method>`."""
-    return recipe.output or Path("runs") / f"{Path(recipe.model).resolve().name}-{recipe.method.name}"
 
 
 def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
@@ -122,12 +120,12 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     place = resolve(recipe.model)
     if place.adapter:
         raise ConfigError(f"model: {recipe.model} is an adapter", hint=f"train its base: model={place.base}")
-    state = _processes(recipe.device)
+    state = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data)
     yield from rows.notes
     held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
-    precision = _precision(recipe, held, state.device)
+    precision = choose_precision(recipe, held, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
     dtype = torch.float32 if recipe.method.name == "full" else held
     base = open_place(place, template=recipe.template, dtype=dtype, device=str(state.device))
@@ -153,7 +151,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     schedule = build_schedule(optimizer, recipe.train, num_steps)
     objective = Sft(model)
     several = accelerator.num_processes > 1
-    yield Note(_plan_line(recipe, steps, num_steps, accelerator, precision))
+    yield Note(plan_line(steps, num_steps, accelerator.device, precision))
     if recipe.train.warmup_steps >= num_steps:
         warmup = recipe.train.warmup_steps
         text = f"train.warmup_steps: {warmup} of {num_steps} steps, so the peak rate is never reached"
@@ -186,6 +184,7 @@ def _train(run: _Run) -> Iterator[Event]:
     if standing.step == 0:
         yield from _evaluate(run)
     if _is_out_of_patience(run):
+        yield Note("this run had stopped early; there is nothing to go on with")
         return
     logs = fit(
         run.objective,
@@ -265,7 +264,7 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
     state["standing"] = asdict(run.standing)
     path = run.record.checkpoint_path(run.standing.step)
     if run.is_main:
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
             if run.recipe.method.name == "full":
@@ -309,48 +308,10 @@ def _validation_batches(
     return [collate(mine[i : i + size], tokenizer.pad_token_id) for i in range(0, len(mine), size)]
 
 
-def _processes(device: str) -> PartialState:
-    """This process among those that `torchrun` started, and its device."""
-    if resolve_device(device).index is not None:
-        raise ConfigError(
-            f"device: {device}: training takes auto, cpu or cuda",
-            hint=f"choose the card outside: CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...",
-        )
-    return PartialState(cpu=resolve_device(device).type == "cpu")
-
-
-def _precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) -> str:
-    """The name accelerate has for the arithmetic of the forward pass."""
-    names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    wanted = recipe.train.precision
-    name = names[base_dtype] if wanted == "auto" else wanted.replace("fp32", "no")
-    if name == "no" and base_dtype != torch.float32:
-        raise ConfigError(
-            f"train.precision: fp32, but the weights are held in {str(base_dtype).removeprefix('torch.')}",
-            hint="hold them in fp32 too: dtype=fp32",
-        )
-    if name == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=bf16, or dtype=bf16")
-    return name
-
-
-def _plan_line(recipe: Recipe, steps: Steps, num_steps: int, accelerator: Accelerator, precision: str) -> str:
-    """What the settings mean, before the start."""
-    passes, rest = divmod(num_steps, steps.per_epoch)
-    samples = passes * len(steps.rows) + min(rest * steps.batch_size, len(steps.rows))
-    processes = accelerator.num_processes
-    arithmetic = "fp32" if precision == "no" else precision
-    return (
-        f"plan: {num_steps} steps of up to {steps.batch_size} rows, {samples} samples in all, "
-        f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
-        f"{processes} process{'es' if processes > 1 else ''} on {accelerator.device.type}, {arithmetic}"
-    )
-
-
 def _card(run: _Run) -> Card:
     data = run.recipe.data
     return Card(
-        base=str(run.place.base.resolve()),
+        base=run.recipe.model if run.place.is_bundled else str(run.place.base.resolve()),
         template=run.tokenizer.template,
         method=run.recipe.method.model_dump(mode="json"),
         system=data.system,
@@ -364,40 +325,6 @@ def _copy_small_files(base: Path, folder: Path) -> None:
     for path in sorted(base.iterdir()):
         if path.suffix in COPIED_SUFFIXES and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
-
-
-def _data_hashes(recipe: Recipe) -> dict[str, str]:
-    data = recipe.data
-    return {
-        f"{name}_sha256": data_hash(p)
-        for name, p in (("train", data.train), ("validation", data.validation))
-        if p
-    }
-
-
-def _require_resumable(recipe: Recipe, folder: Path) -> None:
-    """Going on with other settings or other rows would be neither run."""
-    known = folder / RECIPE_FILE
-    if not known.exists():
-        raise ConfigError(f"{folder}: no run to resume here", hint="train anew without --resume")
-    if not (folder / "last").exists():
-        raise ConfigError(
-            f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
-        )
-    hashes = read_json(folder / ENVIRONMENT_FILE)
-    for name, digest in _data_hashes(recipe).items():
-        if hashes.get(name) != digest:
-            raise ConfigError(
-                f"{folder}: the {name.removesuffix('_sha256')} file has changed since this run began",
-                hint="train anew, with another output=",
-            )
-    before, now = (with_full_paths(r).model_dump(mode="json") for r in (load_recipe(known), recipe))
-    changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
-    if changed:
-        raise ConfigError(
-            f"{folder}: its {changed} settings differ from this recipe's",
-            hint=f"resume with the run's own recipe: glmtune train {folder} --resume",
-        )
 
 
 def _result(run: _Run) -> RunResult:

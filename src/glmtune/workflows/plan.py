@@ -1,0 +1,101 @@
+"""What a training run's settings mean, settled and checked before anything is loaded."""
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from glmtune.data.batches import Steps
+from glmtune.errors import ConfigError
+from glmtune.files import read_json
+from glmtune.load import RECIPE_FILE
+from glmtune.models.checkpoint import resolve_device
+from glmtune.recipe import Recipe, load_recipe
+from glmtune.runs import require_new
+from glmtune.workflows.record import ENVIRONMENT_FILE, with_full_paths
+from glmtune.workflows.rows import data_hash
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """`output`, or `runs/<model>-<method>`."""
+    return recipe.output or Path("runs") / f"{Path(recipe.model).resolve().name}-{recipe.method.name}"
+
+
+def require_startable(recipe: Recipe, folder: Path) -> None:
+    """Raise `ConfigError` unless a new run can begin in the folder."""
+    is_begun = (folder / RECIPE_FILE).exists() and not (folder / "last").exists()
+    goes_on = "delete it: that run has no checkpoint yet" if is_begun else "go on with it: --resume"
+    require_new(folder, hint=f"name another with output=..., or {goes_on}")
+
+
+def data_hashes(recipe: Recipe) -> dict[str, str]:
+    """Hashes of the rows, as env.json keeps them."""
+    data = recipe.data
+    return {
+        f"{name}_sha256": data_hash(p)
+        for name, p in (("train", data.train), ("validation", data.validation))
+        if p
+    }
+
+
+def require_resumable(recipe: Recipe, folder: Path) -> None:
+    """Going on with other settings or other rows would be neither run."""
+    known = folder / RECIPE_FILE
+    if not known.exists():
+        raise ConfigError(f"{folder}: no run to resume here", hint="train anew without --resume")
+    if not (folder / "last").exists():
+        raise ConfigError(
+            f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
+        )
+    hashes = read_json(folder / ENVIRONMENT_FILE)
+    for name, digest in data_hashes(recipe).items():
+        if hashes.get(name) != digest:
+            raise ConfigError(
+                f"{folder}: the {name.removesuffix('_sha256')} file has changed since this run began",
+                hint="train anew, with another output=",
+            )
+    before, now = (with_full_paths(r).model_dump(mode="json") for r in (load_recipe(known), recipe))
+    changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
+    if changed:
+        raise ConfigError(
+            f"{folder}: its {changed} settings differ from this recipe's",
+            hint=f"resume with the run's own recipe: glmtune train {folder} --resume",
+        )
+
+
+def start_processes(device: str) -> PartialState:
+    """This process among those that `torchrun` started, and its device."""
+    if resolve_device(device).index is not None:
+        raise ConfigError(
+            f"device: {device}: training takes auto, cpu or cuda",
+            hint=f"choose the card outside: CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...",
+        )
+    return PartialState(cpu=resolve_device(device).type == "cpu")
+
+
+def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) -> str:
+    """The name accelerate has for the arithmetic of the forward pass."""
+    names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    wanted = recipe.train.precision
+    name = names[base_dtype] if wanted == "auto" else wanted.replace("fp32", "no")
+    if name == "no" and base_dtype != torch.float32:
+        raise ConfigError(
+            f"train.precision: fp32, but the weights are held in {str(base_dtype).removeprefix('torch.')}",
+            hint="hold them in fp32 too: dtype=fp32",
+        )
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=bf16, or dtype=bf16")
+    return name
+
+
+def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str) -> str:
+    """What the settings mean, before the start."""
+    passes, rest = divmod(num_steps, steps.per_epoch)
+    samples = passes * len(steps.rows) + min(rest * steps.batch_size, len(steps.rows))
+    processes = steps.num_processes
+    arithmetic = "fp32" if precision == "no" else precision
+    return (
+        f"plan: {num_steps} steps of up to {steps.batch_size} rows, {samples} samples in all, "
+        f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
+        f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {arithmetic}"
+    )

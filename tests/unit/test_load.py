@@ -1,0 +1,96 @@
+"""What a path means."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.load import load_model, load_tokenizer, resolve
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import Card, save_trained
+from glmtune.recipe import Lora
+from models import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def adapter(base: Path, tmp_path: Path) -> Path:
+    """A LoRA adapter that changes something, with a card that names its base."""
+    tuned = apply_method(load_model(base), Lora(r=2, dropout=0.0))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    save_trained(tuned, tmp_path / "adapter", Card(base=str(base), template="chatglm3", method={}))
+    return tmp_path / "adapter"
+
+
+IDS = torch.tensor([[5, 6, 7]])
+
+
+def test_an_adapter_finds_its_base_and_changes_its_answers(base: Path, adapter: Path) -> None:
+    assert (resolve(adapter).base, resolve(adapter).adapter) == (base, adapter)
+    tuned = load_model(adapter)(IDS).logits
+    torch.testing.assert_close(tuned, load_model(base, adapter=adapter)(IDS).logits)
+    assert not torch.allclose(tuned, load_model(base)(IDS).logits, atol=1e-3)
+    assert load_tokenizer(adapter).template == "chatglm3"
+
+
+def test_two_adapters_are_not_combined(adapter: Path) -> None:
+    with pytest.raises(ConfigError, match="already an adapter"):
+        load_model(adapter, adapter=adapter)
+
+
+def test_a_lost_base_is_asked_for(base: Path, adapter: Path) -> None:
+    card = adapter / "glmtune.json"
+    card.write_text(card.read_text(encoding="utf-8").replace(str(base), "/gone"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="its base model is not at /gone"):
+        resolve(adapter)
+    assert resolve(adapter, base=base).base == base
+
+
+def test_what_is_no_model_is_named(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="a file, not a folder"):
+        resolve(base / "config.json")
+    with pytest.raises(CheckpointError, match="neither a model"):
+        resolve(tmp_path)
+
+
+def test_an_official_p_tuning_folder_is_named_until_it_is_supported(base: Path, tmp_path: Path) -> None:
+    torch.save(
+        {"transformer.prefix_encoder.embedding.weight": torch.zeros(8, 64)}, tmp_path / "pytorch_model.bin"
+    )
+    with pytest.raises(CheckpointError) as caught:
+        load_model(base, adapter=tmp_path)
+    assert "P-Tuning" in caught.value.hint
+
+
+def test_the_chosen_type_is_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("glmtune")
+    logger.addHandler(caplog.handler)
+    try:
+        load_model(base, dtype="bf16")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert any("bfloat16 on cpu" in record.getMessage() for record in caplog.records)
+
+
+def test_a_folder_of_either_family_opens_and_asks_for_the_template_only_to_chat(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "m")
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("chatglm3-6b", "somebody"), encoding="utf-8")
+    assert resolve(folder).base == folder
+    assert load_model(folder)(IDS).logits.isfinite().all()
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer("你好")["input_ids"]
+    with pytest.raises(ConfigError, match="ChatGLM2's or ChatGLM3's") as caught:
+        _ = tokenizer.stop_ids
+    assert "template=chatglm2" in caught.value.hint
+    assert load_tokenizer(folder, template="chatglm2").template == "chatglm2"
