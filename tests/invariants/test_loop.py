@@ -74,9 +74,7 @@ def test_the_loop_equals_the_trainer_step_by_step(tmp_path: Path, schedule: str)
     history = [line for line in trainer.state.log_history if "grad_norm" in line]
     logs = run(ours, rows, settings, 6)
     expected = torch.tensor([(line["loss"], line["grad_norm"]) for line in history], dtype=torch.float64)
-    torch.testing.assert_close(
-        figures(logs), expected, rtol=2e-4, atol=2e-4
-    )  # theirs are rounded to 4 places
+    torch.testing.assert_close(figures(logs), expected, rtol=1e-6, atol=0)
     assert [log.lr for log in logs] == pytest.approx([line["learning_rate"] for line in history])
     for mine, his in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(
