@@ -94,7 +94,17 @@ def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data
     last = last_index(messages, lambda message: message.role == "assistant")
     if last is None:
         raise DataError("no answer to compare with", hint="give every test row an answer")
-    return replace(_cut_prompt(tokenizer, messages[:last], settings), reference=messages[last].content)
+    prompt = _cut_prompt(tokenizer, messages[:last], settings)
+    return replace(prompt, reference=_reference(tokenizer, messages[: last + 1]))
+
+
+def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
+    """The text of the last turn; a tool call as the model's format writes it."""
+    if messages[-1].arguments is None:
+        return messages[-1].content
+    segments = tokenizer.segments(messages, add_generation_prompt=False)
+    role = max(i for i, segment in enumerate(segments) if segment.is_control)
+    return "".join(segment.text for segment in segments[role + 1 :])
 
 
 class _At:

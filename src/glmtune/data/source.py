@@ -423,6 +423,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[Row]:
     """Yield a dict a record, columns named by the first; the place is the record's first line."""
     header_line = text.split("\n", 1)[0]
     delimiter = max(CSV_DELIMITERS, key=header_line.count)
+    csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is below a long document
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1

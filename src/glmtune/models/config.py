@@ -1,11 +1,12 @@
 """The `config.json` of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B, read and written with its official keys."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import GLM4_EPSILON
 
 RopeScaling = Literal["base", "positions"]
 
@@ -17,11 +18,17 @@ ROPE_SCALING: dict[str, RopeScaling] = {
 }
 """What `rope_ratio` scales, by template: it multiplies the rotary base, or divides the positions."""
 
-_GLM4_EPSILON = 1.5625e-07
 _V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
 _V1_TOO_KEYS = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
 _REQUIRED_KEYS = _V1_TOO_KEYS | {"padded_vocab_size", "ffn_hidden_size", "kv_channels"}
 _SIZES = (*sorted(_REQUIRED_KEYS), "multi_query_group_num", "seq_length")
+_PUBLISHED = "take config.json from the published folder again"
+_NUMBERS: dict[str, Callable[[float], bool]] = {
+    "layernorm_epsilon": lambda value: value > 0,
+    "rope_ratio": lambda value: value > 0,
+    "hidden_dropout": lambda value: 0 <= value < 1,
+    "attention_dropout": lambda value: 0 <= value < 1,
+}
 _ONLY_VALUES: dict[str, Any] = {
     "add_bias_linear": False,
     "rmsnorm": True,
@@ -110,7 +117,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def _told_rope_scaling(self) -> RopeScaling | None:
         """Decide from the config alone: GLM-4 by its eos list or epsilon, else by the published name."""
-        if isinstance(self.eos_token_id, list) or self.layernorm_epsilon == _GLM4_EPSILON:
+        if isinstance(self.eos_token_id, list) or self.layernorm_epsilon == GLM4_EPSILON:
             return ROPE_SCALING["glm4"]
         named = [t for t in ("chatglm2", "chatglm3") if t in self._official_name.lower()]
         return ROPE_SCALING[named[0]] if len(named) == 1 else None
@@ -151,7 +158,13 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
         for key in _SIZES:
             value = getattr(self, key)
             if type(value) is not int or value < 1:
-                raise ConfigError(f"config.json: {key} must be a positive integer, got {value!r}")
+                raise ConfigError(
+                    f"config.json: {key} must be a positive integer, got {value!r}", hint=_PUBLISHED
+                )
+        for key, is_valid in _NUMBERS.items():
+            value = getattr(self, key)
+            if type(value) not in (int, float) or not is_valid(value):
+                raise ConfigError(f"config.json: {key} cannot be {value!r}", hint=_PUBLISHED)
         if self.num_attention_heads % self.multi_query_group_num:
             raise ConfigError(
                 f"config.json: num_attention_heads = {self.num_attention_heads} is not a multiple of "
@@ -210,11 +223,11 @@ def _check_family(keys: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"config.json mixes keys of ChatGLM-6B v1 ({', '.join(v1)}) with keys of ChatGLM2/3 and GLM-4 "
             f"({', '.join(own_only)})",
-            hint="take config.json from the published folder again",
+            hint=_PUBLISHED,
         )
     _refuse_v1(keys)
     if missing := sorted(_REQUIRED_KEYS - stated):
         raise CheckpointError(
             f"config.json: no key {', '.join(missing)}: this is not a ChatGLM2, ChatGLM3 or GLM-4 config",
-            hint="take config.json from the published folder again",
+            hint=_PUBLISHED,
         )

@@ -323,3 +323,17 @@ def test_the_prefix_stands_in_training_where_chat_puts_it(four, name, encoding):
     segments = tokenizer.segments([Message("user", "早")], source_prefix="写广告：")
     sent = tokenizer.encode_segments(segments)
     assert row.input_ids.tolist()[: len(sent)] == sent
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("chatglm3", "get_time\n```python\ntool_call(city='上海')\n```"),
+        ("glm4", 'get_time\n{"city": "上海"}'),
+        ("glm4_base", 'get_time\n{"city": "上海"}'),
+    ],
+)
+def test_an_answer_that_is_a_call_is_compared_as_the_model_writes_it(four, name, text):
+    call = Message("assistant", "", metadata="get_time", arguments={"city": "上海"})
+    prompts, _ = encode_prompts(four[name], [example(Message("user", "几点？"), call)], Data())
+    assert prompts[0].reference == text

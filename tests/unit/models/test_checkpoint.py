@@ -559,3 +559,18 @@ def zeros_like_config(folder: Path) -> dict[str, Tensor]:
 def test_a_config_can_be_made_in_code() -> None:
     config = ChatGLMConfig(num_hidden_layers=3, multi_query_attention=True, num_key_value_heads=2)
     assert (config.num_layers, config.multi_query_group_num) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("layernorm_epsilon", "a"), ("hidden_dropout", 2.0), ("rope_ratio", 0), ("num_layers", "2")],
+)
+def test_a_config_with_a_value_that_cannot_be_is_refused_by_name(
+    folder: Path, key: str, value: object
+) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, key: value}), encoding="utf-8")
+    with pytest.raises((ConfigError, CheckpointError), match=key) as caught:
+        load_base(folder)
+    assert caught.value.hint
