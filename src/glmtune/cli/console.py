@@ -18,6 +18,7 @@ class Lines:
     """Prints lines, above the progress bar while there is one."""
 
     def __init__(self) -> None:
+        self._what: str | None = None
         self._bar: Any = None
         self._task: Any = None
 
@@ -36,24 +37,32 @@ class Lines:
 
     @contextmanager
     def bar(self, what: str) -> Iterator[None]:
-        """Show a progress bar inside, if this is a terminal."""
-        if not (sys.stdout.isatty() and is_main_process()):
-            yield
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        """Inside, show a progress bar from the first `advance` on, if this is a terminal.
 
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-        with Progress(*columns, transient=True) as self._bar:
-            self._task = self._bar.add_task(what, total=None)
-            try:
-                yield
-            finally:
-                self._bar = None
+        Not earlier: loading a model shows a bar of its own.
+        """
+        self._what = what if sys.stdout.isatty() and is_main_process() else None
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+            self._bar = self._what = None
 
     def advance(self, done: int, total: int) -> None:
         """Move the bar."""
+        if self._bar is None and self._what:
+            self._start(self._what, total)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar.update(self._task, completed=done)
+
+    def _start(self, what: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+        self._bar = Progress(*columns, transient=True)
+        self._task = self._bar.add_task(what, total=total)
+        self._bar.start()
 
 
 def indent(text: str) -> str:
