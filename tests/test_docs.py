@@ -52,7 +52,8 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
     row = next(json.loads(block) for block in blocks(READMES[0]) if block.startswith("{"))
     for name in ("my.json", "test.json"):
         (tmp_path / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for name in ("recipes", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     ran = 0
     for line in commands():
         if line.endswith("--resume") or "recipes/" in line:
