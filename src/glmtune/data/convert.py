@@ -20,6 +20,9 @@ from glmtune.recipe.settings import Data
 from glmtune.runs import replacing
 from glmtune.templates import Message, Role
 
+CSV_CELL_LIMIT = 131_072
+"""What Python's csv module reads in one cell unless told otherwise; ours reads longer ones."""
+
 Row = dict[str, Any]
 Write = Callable[[Messages], Row]
 
@@ -233,9 +236,9 @@ def _write_tsv(path: Path, rows: Sequence[Row]) -> None:
 
 def _csv_cell(value: Any) -> str:
     cell = _cell(value)
-    if len(cell) > csv.field_size_limit():
+    if len(cell) > CSV_CELL_LIMIT:
         raise DataError(
-            f"a cell of {len(cell):,} characters, readers of CSV take at most {csv.field_size_limit():,}",
+            f"a cell of {len(cell):,} characters, readers of CSV take at most {CSV_CELL_LIMIT:,}",
             hint="write a .jsonl or .parquet file",
         )
     return cell

@@ -118,12 +118,12 @@ def read_rows(path: Path) -> list[Row]:
     if not start:
         raise DataError(f"{path}: is empty", hint="write one row for each example")
     if path.suffix.lower() in {".csv", ".tsv"}:
-        return list(_csv_rows(text, path))
+        return _csv_rows(text, path)
     if start == "[":
         return list(_array_rows(text, path))
     if start == "{" or path.suffix.lower() in {".json", ".jsonl"}:
         return list(_line_rows(text, path))
-    return list(_csv_rows(text, path))
+    return _csv_rows(text, path)
 
 
 def _parse_rows(rows: list[Row], parse: RowParser) -> Dataset:
@@ -419,11 +419,18 @@ def _shortened(text: str) -> str:
 # CSV
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[Row]:
-    """Yield a dict a record, columns named by the first; the place is the record's first line."""
+def _csv_rows(text: str, path: Path) -> list[Row]:
+    """A dict a record, columns named by the first; the place is the record's first line."""
+    before = csv.field_size_limit(2**31 - 1)  # the module's own limit is below a long document
+    try:
+        return list(_csv_records(text, path))
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_records(text: str, path: Path) -> Iterator[Row]:
     header_line = text.split("\n", 1)[0]
     delimiter = max(CSV_DELIMITERS, key=header_line.count)
-    csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters is below a long document
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1

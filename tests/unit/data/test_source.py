@@ -1,5 +1,6 @@
 """Files become examples, or one error that names file, line and cure."""
 
+import csv
 import errno
 import io
 import json
@@ -325,3 +326,10 @@ def test_real_csv_is_read_by_line_with_named_columns_and_its_digits_as_text(shar
     named = Data(prompt_column="review", response_column="label")
     examples = read_examples(shared / "data/sentiment/ChnSentiCorp_htl_all.csv", named)
     assert {e.messages[1].content for e in examples} == {"0", "1"}
+
+
+def test_a_cell_longer_than_pythons_own_limit_is_read_and_the_limit_left_alone():
+    before = csv.field_size_limit()
+    (example,) = read(f"prompt,response\na,{'b' * 140_000}\n", "rows.csv")
+    assert len(example.messages[1].content) == 140_000
+    assert csv.field_size_limit() == before
