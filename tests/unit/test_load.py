@@ -94,3 +94,18 @@ def test_a_folder_of_either_family_opens_and_asks_for_the_template_only_to_chat(
         _ = tokenizer.stop_ids
     assert "template=chatglm2" in caught.value.hint
     assert load_tokenizer(folder, template="chatglm2").template == "chatglm2"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.model"])
+def test_a_file_that_cannot_be_read_is_named(base: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *args: object, **kwargs: object) -> object:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read: Permission denied") as caught:
+        load_tokenizer(base)
+    assert caught.value.hint
