@@ -17,20 +17,26 @@ from glmtune.recipe.settings import TemplateName
 GLM4_EPSILON = 1.5625e-07
 """`layernorm_epsilon` of every GLM-4-9B. Source: https://huggingface.co/THUDM/glm-4-9b-chat config.json."""
 
-FAMILIES: Mapping[str, tuple[TemplateName, ...]] = {
-    "ChatGLM2/ChatGLM3": ("chatglm2", "chatglm3"),
-    "GLM-4": ("glm4", "glm4_base"),
-}
-"""The chat formats of each family; a format of one cannot be used with a folder of the other."""
+Config = Mapping[str, Any]
+"""The content of a config.json."""
+
+_V1_SIGNS = ("position_encoding_2d", "inner_hidden_size")
+_FIRST_GLM_SIGNS = ("block_position_encoding", "attention_scale")
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a folder is: its chat format (None while open) and the rule that decided."""
+    """What a folder is, and which rules decided."""
 
     template: TemplateName | None
+    """Its chat format; None while that is open."""
     rule: str
+    """What told the chat format."""
     family: str = "ChatGLM2/ChatGLM3"
+    revision: str = ""
+    """Which of the family's published revisions, where they differ in more than numbers."""
+    family_rule: str = ""
+    """What told the family and the revision."""
 
 
 def identify(folder: Path, template: str | None = None) -> Identity:
@@ -38,14 +44,16 @@ def identify(folder: Path, template: str | None = None) -> Identity:
 
     Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
     """
-    family = _family(folder)
+    family, config = _family(folder)
+    row = FAMILIES[family]
+    facts = {"family": family, "revision": row.revision(config), "family_rule": row.sign}
     if template is not None:
-        return Identity(_checked(folder, template, family), "the template setting", family)
-    for rule, look in _RULES[family]:
+        return Identity(_checked(folder, template, family), "the template setting", **facts)
+    for rule, look in row.rules:
         found = look(folder)
         if found is not None:
-            return Identity(found, rule, family)
-    return Identity(None, "nothing in the folder tells ChatGLM2 from ChatGLM3", family)
+            return Identity(found, rule, **facts)
+    return Identity(None, "nothing in the folder tells ChatGLM2 from ChatGLM3", **facts)
 
 
 def require_template(template: TemplateName | None, place: str) -> TemplateName:
@@ -66,62 +74,53 @@ def read_chat_template(folder: Path) -> str:
     return found if isinstance(found, str) else json.dumps(found or "", ensure_ascii=False)
 
 
-def _family(folder: Path) -> str:
+def _family(folder: Path) -> tuple[str, Config]:
+    """The family and the config that told it; a folder of a tokenizer alone has no config."""
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder}: no such folder", hint="give the folder that holds config.json and tokenizer.model"
         )
     config = read_json_if_there(folder / "config.json")
     if config:
-        return _family_of_config(folder, config)
+        return _family_of_config(folder, config), config
     tokenizer_class = read_json_if_there(folder / "tokenizer_config.json").get("tokenizer_class")
     for family, known in (("GLM-4", "ChatGLM4Tokenizer"), ("ChatGLM2/ChatGLM3", "ChatGLMTokenizer")):
         if tokenizer_class == known:
-            return family
+            return family, {}
     raise CheckpointError(
-        f"{folder}: neither a config.json nor a tokenizer_config.json of a GLM model",
-        hint="give the folder of a ChatGLM2, ChatGLM3 or GLM-4 model",
+        f"{folder}: neither a config.json nor a tokenizer_config.json of a GLM model", hint=_KNOWN
     )
 
 
-def _family_of_config(folder: Path, config: Mapping[str, Any]) -> str:
-    model_type = config.get("model_type")
-    if "position_encoding_2d" in config or "inner_hidden_size" in config:
-        raise _unsupported(folder, "a ChatGLM-6B (first version) model")
-    if "block_position_encoding" in config or "attention_scale" in config:
-        raise _unsupported(folder, "an original GLM model")
-    if model_type in ("glm", "glm4"):
-        raise _unsupported(folder, f"a model in the transformers layout of {model_type!r}")
-    if model_type != "chatglm":
+def _family_of_config(folder: Path, config: Config) -> str:
+    if any(key in config for key in _FIRST_GLM_SIGNS):
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {model_type!r}, expected 'chatglm'",
-            hint="give the folder of a ChatGLM2, ChatGLM3 or GLM-4 model",
+            f"{folder / 'config.json'}: an original GLM model: not supported yet", hint=_KNOWN
         )
-    is_glm4 = isinstance(config.get("eos_token_id"), list) or config.get("layernorm_epsilon") == GLM4_EPSILON
-    return "GLM-4" if is_glm4 else "ChatGLM2/ChatGLM3"
-
-
-def _unsupported(folder: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{folder / 'config.json'}: {what}: not supported yet",
-        hint="ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B in the chatglm layout are",
-    )
+    found = next((name for name, family in FAMILIES.items() if family.is_told_by(config)), None)
+    if found is None:
+        types = ", ".join(sorted({repr(family.model_type) for family in FAMILIES.values()}))
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, known are {types}",
+            hint=_KNOWN,
+        )
+    return found
 
 
 def _checked(folder: Path, template: str, family: str) -> TemplateName:
-    for allowed in FAMILIES[family]:
+    for allowed in FAMILIES[family].templates:
         if template == allowed:
             return allowed
     raise ConfigError(
         f"template: {template!r} is not a chat format of {folder}, which holds a {family} model",
-        hint="choose one of " + ", ".join(FAMILIES[family]),
+        hint="choose one of " + ", ".join(FAMILIES[family].templates),
     )
 
 
 def _saved_template(folder: Path) -> TemplateName | None:
     for name in ("tokenizer_config.json", "config.json"):
         found = read_json_if_there(folder / name).get("template")
-        for template in (name for names in FAMILIES.values() for name in names):
+        for template in (name for family in FAMILIES.values() for name in family.templates):
             if found == template:
                 return template
     return None
@@ -169,16 +168,79 @@ def _glm4_chat_revision(folder: Path) -> TemplateName | None:
 
 _Rule = tuple[str, Callable[[Path], TemplateName | None]]
 
-_RULES: Mapping[str, tuple[_Rule, ...]] = {
-    "ChatGLM2/ChatGLM3": (
-        ("its chat_template", _from_chat_template),
-        ("its tokenization_chatglm.py", _from_tokenizer_code),
-        ("the name_or_path in its JSON files", _from_names),
-        ("the template written when it was saved", _saved_template),
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row of the table: how a folder of the family is known, and what follows from that."""
+
+    templates: tuple[TemplateName, ...]
+    """Its chat formats; a format of one family cannot be used with a folder of another."""
+    rules: tuple[_Rule, ...]
+    """What tells the chat format, in order: the rule in words, and where it looks."""
+    sign: str
+    """In words, what in a config.json says that it is this family."""
+    is_told_by: Callable[[Config], bool]
+    model_type: str = "chatglm"
+    revision: Callable[[Config], str] = lambda _: ""
+    context_key: str = "seq_length"
+    """Key of the longest context in config.json."""
+    lora_targets: tuple[str, ...] = ("query_key_value",)
+    """What LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
+
+
+def v1_revision(config: Config) -> str:
+    """`early`, `mid` or `late`: the three revisions of ChatGLM-6B in circulation.
+
+    They differ in ids, masks and tokenizer. Source: huggingface.co/THUDM/chatglm-6b, revisions up to
+    2023-03-28 (early), from then (mid), and from 2023-04-06 (late).
+    """
+    if "gmask_token_id" in config:
+        return "late"
+    return "mid" if "pad_token_id" in config else "early"
+
+
+def _is_v1(config: Config) -> bool:
+    return config.get("model_type") == "chatglm" and any(key in config for key in _V1_SIGNS)
+
+
+def _is_glm4(config: Config) -> bool:
+    has_signs = isinstance(config.get("eos_token_id"), list) or (
+        config.get("layernorm_epsilon") == GLM4_EPSILON
+    )
+    return config.get("model_type") == "chatglm" and has_signs
+
+
+FAMILIES: Mapping[str, Family] = {
+    "ChatGLM-6B": Family(
+        templates=("chatglm",),
+        rules=(("its config's keys", lambda _: "chatglm"),),
+        sign=f"config.json has {' or '.join(_V1_SIGNS)}",
+        is_told_by=_is_v1,
+        revision=v1_revision,
+        context_key="max_sequence_length",
     ),
-    "GLM-4": (
-        ("its eos ids and its chat_template", _glm4_chat_revision),
-        ("the template written when it was saved", _saved_template),
-        ("its eos ids and no chat_template", lambda _: "glm4_base"),
+    "GLM-4": Family(
+        templates=("glm4", "glm4_base"),
+        rules=(
+            ("its eos ids and its chat_template", _glm4_chat_revision),
+            ("the template written when it was saved", _saved_template),
+            ("its eos ids and no chat_template", lambda _: "glm4_base"),
+        ),
+        sign=f"config.json has a list of eos ids, or layernorm_epsilon {GLM4_EPSILON}",
+        is_told_by=_is_glm4,
+    ),
+    "ChatGLM2/ChatGLM3": Family(
+        templates=("chatglm2", "chatglm3"),
+        rules=(
+            ("its chat_template", _from_chat_template),
+            ("its tokenization_chatglm.py", _from_tokenizer_code),
+            ("the name_or_path in its JSON files", _from_names),
+            ("the template written when it was saved", _saved_template),
+        ),
+        sign="config.json has model_type chatglm and no sign of ChatGLM-6B or GLM-4",
+        is_told_by=lambda config: config.get("model_type") == "chatglm",
     ),
 }
+"""Every family, in the order in which a config.json is looked at."""
+
+_KNOWN = f"give the folder of one of {', '.join(FAMILIES)}"

@@ -105,15 +105,22 @@ def test_a_format_of_another_family_is_refused(tmp_path, config, template):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "chatglm", "position_encoding_2d": True}, "first version"),
         ({"model_type": "glm", "block_position_encoding": True}, "original GLM"),
-        ({"model_type": "glm4", "num_key_value_heads": 2}, "transformers layout"),
         ({"model_type": "llama"}, "'llama'"),
     ],
 )
 def test_other_models_are_refused_by_name(tmp_path, config, words):
     with pytest.raises(CheckpointError, match=words):
         identify(folder(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    ("keys", "revision"),
+    [({}, "early"), ({"pad_token_id": 3}, "mid"), ({"pad_token_id": 3, "gmask_token_id": 301}, "late")],
+)
+def test_the_revisions_of_chatglm_6b_are_told_by_the_ids_that_the_config_names(tmp_path, keys, revision):
+    found = identify(folder(tmp_path, {"model_type": "chatglm", "position_encoding_2d": True, **keys}))
+    assert (found.family, found.revision, found.template) == ("ChatGLM-6B", revision, "chatglm")
 
 
 def test_a_broken_config_is_an_error_with_line_and_column(tmp_path):
