@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 FAST := not slow and not gpu and not weights and not browser
 
-.PHONY: setup test test-all check fix clean
+.PHONY: setup demo test test-all check fix clean
 
 setup: $(READY)
 
@@ -19,6 +19,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q $(TORCH_FLAGS) -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
+
+# make demo ARGS="--name 小明 --author 明明科技"
+demo: setup
+	$(BIN)/glmtune demo $(ARGS)
 
 test: setup
 	$(BIN)/pytest -q -m "$(FAST)"

@@ -13,6 +13,7 @@ from glmtune.log import tell
 from glmtune.methods.adapter import ADAPTER_FILE, Card, load_adapter, read_card
 from glmtune.models import load_base
 from glmtune.models.checkpoint import read_config
+from glmtune.runs import follow
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
@@ -50,7 +51,7 @@ def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
     A run means its best checkpoint by evaluation loss. `base` overrides the recorded place of the base.
     Raises `CheckpointError`.
     """
-    folder = find_folder(path)
+    folder = follow(find_folder(path))
     if not folder.exists():
         raise CheckpointError(
             f"{folder}: no such folder", hint="give the folder of a model, a run (runs/...) or an adapter"
@@ -86,7 +87,7 @@ def find_folder(path: str | Path) -> Path:
 def _best_checkpoint(run: Path) -> Path:
     for name in ("best", "last"):
         if (run / name).exists():
-            return (run / name).resolve()
+            return follow(run / name)
     raise CheckpointError(f"{run}: this run has no checkpoint yet", hint="train it first: glmtune train")
 
 

@@ -3,12 +3,16 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError, OutputError
+
+LONGEST_LINK = 1024
+"""Bytes in the file that stands for a link on Windows, at most."""
 
 
 @contextmanager
@@ -67,9 +71,24 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def link(path: Path, target: Path) -> None:
-    """Point the symbolic link `path` at its sibling `target`, in one step."""
+    """Point `path` at its sibling folder `target`, in one step: a symbolic link.
+
+    Windows lets few users make those: there it is a text file with the relative path. `follow` reads both.
+    """
+    relative = os.path.relpath(target, path.parent)
     with replacing(path) as partial:
-        partial.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
+        if sys.platform == "win32":
+            partial.write_text(relative, encoding="utf-8")
+        else:
+            partial.symlink_to(relative, target_is_directory=True)
+
+
+def follow(path: Path) -> Path:
+    """The folder that `link` pointed a path at; any other path as it is."""
+    if path.is_file() and path.stat().st_size < LONGEST_LINK:
+        target = path.parent / path.read_bytes().decode("utf-8", errors="replace")
+        return target.resolve() if target.is_dir() else path
+    return path.resolve() if path.is_symlink() else path
 
 
 def require_new(path: Path, *, hint: str) -> None:

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import ConfigError, OutputError
-from glmtune.runs import append_json, link, read_json_lines, replacing, require_new, write_json, write_text
+from glmtune.runs import (
+    append_json,
+    follow,
+    link,
+    read_json_lines,
+    replacing,
+    require_new,
+    write_json,
+    write_text,
+)
 
 
 def full_disk(*_args: object, **_kwargs: object) -> None:
@@ -54,6 +63,23 @@ def test_a_link_moves_to_another_target(tmp_path: Path) -> None:
         link(tmp_path / "best", tmp_path / name)
         assert (tmp_path / "best" / "name").read_text(encoding="utf-8") == name
     assert (tmp_path / "best").readlink() == Path("two")
+
+
+def test_where_links_are_forbidden_a_file_points_at_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        link(tmp_path / "best", tmp_path / name)
+        assert not (tmp_path / "best").is_symlink()
+        assert follow(tmp_path / "best") == tmp_path / name
+
+
+def test_what_is_no_link_stays_where_it_is(tmp_path: Path) -> None:
+    write_text(tmp_path / "notes", "some text")
+    for path in (tmp_path, tmp_path / "notes", tmp_path / "missing"):
+        assert follow(path) == path
 
 
 def test_a_folder_with_something_in_it_is_not_taken(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import click
 from glmtune.cli.chat import chat
 from glmtune.cli.console import is_main_process
 from glmtune.cli.data import data
+from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -23,7 +24,11 @@ def glmtune() -> None:
     """Fine-tune, evaluate and talk to ChatGLM2, ChatGLM3 and GLM-4 models.
 
     \b
-    A first round:
+    See it work, with the bundled model and rows:
+      glmtune demo
+
+    \b
+    A first round with a model of your own:
       glmtune train model=/models/chatglm3-6b data.train=my.json
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune chat runs/chatglm3-6b-lora
@@ -33,7 +38,7 @@ def glmtune() -> None:
     """
 
 
-for verb in (train, evaluate, chat, data, settings):
+for verb in (demo, train, evaluate, chat, data, settings):
     glmtune.add_command(verb)
 
 

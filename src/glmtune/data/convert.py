@@ -25,6 +25,7 @@ CSV_CELL_LIMIT = 131_072
 
 Row = dict[str, Any]
 Write = Callable[[Messages], Row]
+WriteFile = Callable[[Path, Sequence[Row]], None]
 
 DIALOGUES = "messages, sharegpt or chatglm3"
 DIALOGUE_COLUMNS = ("messages", "conversations")
@@ -33,21 +34,33 @@ DIALOGUE_COLUMNS = ("messages", "conversations")
 def convert(source: Path, target: Path, to: str, settings: Data) -> Dataset:
     """Write the rows of `source` to the new file `target` in the format `to`; return what was read.
 
-    The target's suffix says what kind of file: .json, .jsonl, .csv, .tsv or .parquet. Raises `DataError`
-    naming the row that the format cannot hold, and `OutputError` where the target exists.
+    The target's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. Raises
+    `DataError` naming the row that the format cannot hold, and `OutputError` where the target exists.
     """
+    _check_target(target, to)
+    dataset = read_dataset(source, settings)
+    write_examples(target, dataset.examples, to)
+    return dataset
+
+
+def write_examples(target: Path, examples: Sequence[Example], to: str) -> None:
+    """Write examples to a new file; errors as of `convert`."""
+    write_file = _check_target(target, to)
+    rows = [_written(example, to) for example in examples]
+    with replacing(target) as partial:
+        write_file(partial, rows)
+        _check_new(target)  # reading a large file takes a while
+
+
+def _check_target(target: Path, to: str) -> WriteFile:
+    """What writes the rows of such a file. Raises an error unless it can be begun."""
     if to not in WRITERS:
         raise ConfigError(f"--to: unknown format {to!r}", hint="choose one of " + ", ".join(WRITERS))
     write_file = FILES.get(target.suffix.lower())
     if write_file is None:
         raise ConfigError(f"{target}: not a kind of file for rows", hint="end it with " + ", ".join(FILES))
     _check_new(target)
-    dataset = read_dataset(source, settings)
-    rows = [_written(example, to) for example in dataset.examples]
-    with replacing(target) as partial:
-        write_file(partial, rows)
-        _check_new(target)  # reading a large file takes a while
-    return dataset
+    return write_file
 
 
 def _check_new(target: Path) -> None:
@@ -271,7 +284,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list({name: None for row in rows for name in row})
 
 
-FILES: Mapping[str, Callable[[Path, Sequence[Row]], None]] = {
+FILES: Mapping[str, WriteFile] = {
     ".json": _write_array,
     ".jsonl": _write_lines,
     ".csv": _write_csv,

@@ -25,7 +25,7 @@ from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import make_folder, read_json_lines, replacing, write_json
+from glmtune.runs import follow, make_folder, read_json_lines, replacing, write_json
 from glmtune.training.loop import fit, mean_loss, require_finite
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.progress import Progress, run_time
@@ -280,7 +280,7 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
 
 def _resume(run: _Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint."""
-    last = (run.record.folder / "last").resolve()
+    last = follow(run.record.folder / "last")
     restore_trained(run.model, last)
     state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
     run.standing = _Standing(**state["standing"])

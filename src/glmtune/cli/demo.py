@@ -1,0 +1,133 @@
+"""`glmtune demo`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmtune.cli.console import Lines
+
+if TYPE_CHECKING:
+    from glmtune.workflows.demo import DemoResult
+
+
+@click.command(short_help="See a small model being tuned: no data, no GPU, no download needed.")
+@click.option("--name", default="小橙", show_default=True, help="The name that the model learns to have.")
+@click.option("--author", default="橙子工作室", show_default=True, help="Who it learns to have been made by.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="New folder of the results; else runs/demo, -2, ..."
+)
+def demo(name: str, author: str, output: Path | None) -> None:
+    """Tune the bundled glm-tiny on the example rows, and ask it the same before and after.
+
+    It takes about a minute and a half on two cores. Exit code 1 if it has not learned what it should.
+
+    \b
+      glmtune demo
+      glmtune demo --name 小明 --author 明明科技
+    """
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from glmtune.workflows.demo import demo as demonstrate
+
+    disable_progress_bar()
+    logging.getLogger("glmtune").setLevel(logging.WARNING)  # not every opening of the model is news here
+    lines = Lines()
+    with lines.bar("training"):
+        result = _show(demonstrate(name, author, output), lines)
+    _report(result, lines)
+    if result.failures:
+        for words in result.failures:
+            click.echo(f"the demo failed: {words}", err=True)
+        sys.exit(1)
+
+
+def _show(events: Any, lines: Lines) -> "DemoResult":
+    """Print the steps of the run and of the demo around it."""
+    from glmtune.workflows.events import Evaluated, Note, Stepped
+
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as stop:
+            result: DemoResult = stop.value
+            return result
+        match event:
+            case Note(text, is_warning):
+                (lines.warn if is_warning else lines.say)(text)
+            case Stepped(log, steps, line):
+                lines.advance(log.step, steps)
+                if line:
+                    lines.say(line)
+            case Evaluated(step, loss, _, _):
+                lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
+
+
+def _report(result: "DemoResult", lines: Lines) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(_answers_table(result))
+    console.print(_scores_table(result))
+    run, data = result.run.path, result.path / "data"
+    lines.say(
+        f"""
+What is where
+  the loss, as a picture       {run / "loss.png"}
+  the rows that were learned   {data / "train.jsonl"}
+  all answers                  {result.path / "before"}, {result.path / "after"}
+  the adapter                  {run / "best"}
+What to type next
+  talk to it                   glmtune chat {run}
+  talk to it as it was         glmtune chat glm-tiny
+  tune it on your own rows     glmtune train model=glm-tiny data.train=my.json
+  tune a real model on them    glmtune train model=/models/chatglm3-6b data.train=my.json
+Your rows may look like {data / "train.jsonl"}, or like any format of docs/data.md."""
+    )
+
+
+def _answers_table(result: "DemoResult") -> Any:
+    """The fixed prompts, each with its answers before and after."""
+    from rich.table import Table
+
+    from glmtune.workflows.demo import QUESTIONS
+
+    table = Table(show_lines=True, title="The same questions, before and after", title_justify="left")
+    for head, style in (("asked", ""), ("before", "yellow"), ("after", "green")):
+        table.add_column(head, style=style, overflow="fold", ratio=3 if head == "asked" else 5)
+    for question, *answers in zip(QUESTIONS, result.before.answers, result.after.answers, strict=True):
+        table.add_row(_plain("\n".join(question.turns)), *(_plain(_listed(told)) for told in answers))
+    return table
+
+
+def _listed(answers: Sequence[str]) -> str:
+    """The answer, or the several answers to a question asked more than once, by number."""
+    if len(answers) == 1:
+        return answers[0]
+    return "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, 1))
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)  # brackets in an answer are no markup
+
+
+def _scores_table(result: "DemoResult") -> Any:
+    from rich.table import Table
+
+    table = Table(title="The held-out rows, which were not learned", title_justify="left")
+    for head, justify in (("", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(head, justify=justify)  # type: ignore[arg-type]
+    before, after = result.before, result.after
+    table.add_row("says its new name and author", f"{before.known:.0%}", f"{after.known:.0%}")
+    table.add_row("loss of the adverts", f"{before.advert_loss:.3f}", f"{after.advert_loss:.3f}")
+    for part in ("adverts", "talks"):
+        for score in ("rouge-l", "bleu-4"):
+            values = (f"{standing.scores[part][score]:.1f}" for standing in (before, after))
+            table.add_row(f"{score.upper()} of the {part}", *values)
+    return table

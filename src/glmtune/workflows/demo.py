@@ -1,0 +1,213 @@
+"""The demo: tune the bundled model on the examples, and show what that changed.
+
+It is an ordinary run, put together from the same workflows as anybody's.
+"""
+
+import json
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmtune.data.convert import write_examples
+from glmtune.data.source import read_examples
+from glmtune.errors import ConfigError
+from glmtune.generate import Chat
+from glmtune.load import load_model, load_tokenizer
+from glmtune.recipe import Data, load_recipe
+from glmtune.runs import make_folder, read_json_lines, require_new, write_text
+from glmtune.workflows.evaluating import evaluate
+from glmtune.workflows.events import Event, Note, RunResult
+from glmtune.workflows.training import training
+
+MODEL = "glm-tiny"
+TRAINED = ("identity.json", "adverts.jsonl", "chat_history.jsonl")
+HELD_OUT = {
+    "identity": "identity_heldout.json",
+    "adverts": "adverts_heldout.jsonl",
+    "talks": "chat_history_heldout.jsonl",
+}
+NAME, AUTHOR = "{{name}}", "{{author}}"
+"""Stand in the identity rows for what the user fills in."""
+
+MOST_KNOWN_BEFORE, LEAST_KNOWN_AFTER, LEAST_FALL = 0.10, 0.90, 0.20
+"""The demo has worked if at most and at least such shares of the identity questions are answered with the
+new name and author, before and after, and the loss of the held-out adverts falls by at least such a share."""
+
+SETTINGS: dict[str, Any] = {
+    "dtype": "fp32",
+    "method": {
+        "name": "lora",
+        "r": 16,
+        "alpha": 32,
+        "dropout": 0,
+        "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    },
+    "train": {
+        "epochs": 6,
+        "batch_size": 32,
+        "micro_batch_size": 32,
+        "lr": 3e-3,
+        "schedule": "cosine",
+        "warmup_steps": 8,
+        "gradient_checkpointing": False,
+        "log_every": 20,
+    },
+    "samples": {"prompts": ["你叫什么名字？"], "max_new_tokens": 32},
+}
+"""A small model takes a high rate and all its linear layers: do not copy these to a 6 B model."""
+
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.8, "max_new_tokens": 96}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row of the table."""
+
+    turns: tuple[str, ...]
+    """What is asked, one after the other; the last answer is shown."""
+    seeds: tuple[int, ...] = (1,)
+    """Each asks once more, to show how answers vary."""
+
+
+QUESTIONS = (
+    Question(("你好，你是谁？",), seeds=(1, 2, 3)),
+    Question(("你叫什么名字？",)),
+    Question(("请以“我打碎了夕阳”造句。",), seeds=(1, 2, 3)),
+    Question(("类型#裙*版型#宽松*颜色#蓝色*风格#文艺*裙长#长裙",)),
+    Question(("我想订两盒绿茶。", "我刚才订了什么？")),
+)
+"""Asked before and after. Source: the before and after sets of the write-ups on tuning ChatGLM-6B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the model knows at one point."""
+
+    answers: tuple[tuple[str, ...], ...]
+    """The answers to each of `QUESTIONS`, one for each seed."""
+    known: float
+    """Share of the held-out identity questions answered with the new name and author."""
+    scores: dict[str, dict[str, float]]
+    """The `thudm` scores of each held-out file."""
+    advert_loss: float
+    """Mean loss per answer token of the held-out adverts."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo has shown."""
+
+    path: Path
+    run: RunResult
+    before: Standing
+    after: Standing
+
+    @property
+    def failures(self) -> list[str]:
+        """What should have been learned and was not; empty when the demo has worked."""
+        fall = 1 - self.after.advert_loss / self.before.advert_loss
+        checks = (
+            (self.before.known <= MOST_KNOWN_BEFORE, f"the name was known before: {self.before.known:.0%}"),
+            (
+                self.after.known >= LEAST_KNOWN_AFTER,
+                f"identity questions answered with the new name and author: {self.after.known:.0%}, "
+                f"expected {LEAST_KNOWN_AFTER:.0%} or more",
+            ),
+            (
+                fall >= LEAST_FALL,
+                f"the loss of the held-out adverts fell by {fall:.0%}, expected {LEAST_FALL:.0%} or more",
+            ),
+        )
+        return [words for has_worked, words in checks if not has_worked]
+
+
+def demo(name: str, author: str, output: Path | None = None) -> Generator[Event, None, DemoResult]:
+    """Write the rows, evaluate, train, evaluate again; yield what happens.
+
+    `output` is a new folder; None takes the first free one of runs/demo, runs/demo-2, ...
+    """
+    for option, text in (("--name", name), ("--author", author)):
+        if not text.strip():
+            raise ConfigError(f"{option}: empty", hint="give a word or two")
+    folder = output or _free_folder()
+    require_new(folder, hint="name another: --output FOLDER")
+    yield from _write_rows(folder / "data", name, author)
+    names = (name, author)
+    yield Note(f"before: {MODEL} is asked the fixed prompts and the held-out rows")
+    before = _stand(MODEL, folder, "before", names)
+    files = {"train": folder / "data" / "train.jsonl", "validation": folder / "data" / HELD_OUT["adverts"]}
+    recipe = load_recipe({**SETTINGS, "model": MODEL, "output": folder / "lora", "data": files})
+    run = yield from training(recipe)
+    yield Note("after: the same prompts and rows")
+    after = _stand(str(run.path), folder, "after", names)
+    return DemoResult(
+        folder,
+        run,
+        Standing(**before, advert_loss=run.metrics["first_eval_loss"]),
+        Standing(**after, advert_loss=run.metrics["best_eval_loss"]),
+    )
+
+
+def examples_folder() -> Path:
+    """Where the example rows are: inside the installed package, or in a checkout of the project."""
+    package = Path(__file__).parents[1]
+    installed = package / "examples"
+    return installed if installed.is_dir() else package.parents[1] / "examples"
+
+
+def _free_folder() -> Path:
+    number, folder = 1, Path("runs/demo")
+    while folder.exists() and any(folder.iterdir()):
+        number += 1
+        folder = Path(f"runs/demo-{number}")
+    return folder
+
+
+def _write_rows(folder: Path, name: str, author: str) -> Iterator[Note]:
+    """The example files with name and author filled in, and the training rows together in one file."""
+    make_folder(folder)
+    for file in (*TRAINED, *HELD_OUT.values()):
+        text = (examples_folder() / file).read_text(encoding="utf-8")
+        for placeholder, word in ((NAME, name), (AUTHOR, author)):
+            text = text.replace(placeholder, json.dumps(word, ensure_ascii=False)[1:-1])
+        write_text(folder / file, text)
+    rows = {file: read_examples(folder / file, Data()) for file in TRAINED}
+    write_examples(folder / "train.jsonl", [row for part in rows.values() for row in part], "messages")
+    counts = ", ".join(f"{len(part)} from {file}" for file, part in rows.items())
+    yield Note(f"rows to train on: {counts}; name and author filled in: {name}, {author}")
+
+
+def _stand(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[str, Any]:
+    """Ask the fixed prompts, answer and score the held-out rows: the fields of `Standing` but the loss."""
+    answers = tuple(_ask(model))
+    scores = {}
+    for part, file in HELD_OUT.items():
+        recipe = {
+            "model": model,
+            "dtype": "fp32",
+            "output": folder / when / part,
+            "data": {"test": folder / "data" / file},
+            "evaluate": {"batch_size": 64, "max_new_tokens": 128},
+        }
+        scores[part] = evaluate(recipe).scores["thudm"]
+    return {"answers": answers, "known": _known_share(folder / when / "identity", names), "scores": scores}
+
+
+def _ask(model: str) -> Iterator[tuple[str, ...]]:
+    opened, tokenizer = load_model(model, dtype="fp32"), load_tokenizer(model)
+    for question in QUESTIONS:
+        yield tuple(_last_answer(opened, tokenizer, question.turns, seed) for seed in question.seeds)
+
+
+def _last_answer(model: Any, tokenizer: Any, turns: Sequence[str], seed: int) -> str:
+    chat = Chat(model, tokenizer, seed=seed, **SAMPLING)
+    return ["".join(chat.ask(turn)).strip() for turn in turns][-1]
+
+
+def _known_share(folder: Path, names: Sequence[str]) -> float:
+    """Share of answers that name all of `names` that their reference names."""
+    rows = read_json_lines(folder / "generated_predictions.txt")
+    wanted = [[name for name in names if name in row["labels"]] for row in rows]
+    hits = sum(all(name in row["predict"] for name in asked) for row, asked in zip(rows, wanted, strict=True))
+    return hits / len(rows)
