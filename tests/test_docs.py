@@ -3,13 +3,20 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from commands import glmtune
+from commands import Done, glmtune
+from glmtune.files import LFS_POINTER
 from glmtune.recipe import load_recipe
+from glmtune.templates import TEMPLATES, Message, training_examples
 from models import tiny_folder
+from tiny import tiny_sentencepiece
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
@@ -21,8 +28,45 @@ SMALL = {
 }
 
 
-def blocks(path: Path) -> list[str]:
-    return re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+GUIDES = ("quickstart", "data", "limits", "models", "methods", "generations", "glm-tiny", "troubleshooting")
+ENGLISH_ONLY = {"settings", "results", "sources"}
+"""Pages made by a program, and lists of figures and links."""
+NOT_RUN = {
+    "glmtune demo": "takes a minute, and has tests of its own",
+    "hf ": "downloads",
+    "HF_ENDPOINT=": "downloads",
+    "modelscope ": "downloads",
+    "pip ": "installs",
+    "make ": "installs",
+    "source ": "installs",
+    "python -m tools.glm_tiny.build ": "takes half an hour",
+}
+SHOWN = ("error: ", "hint: ", "warning: ", "training rows: ", "trainable params: ", "  tokens ", "/models/")
+"""How lines begin that a program prints."""
+GUIDE_WORDS = {
+    "train": [
+        "train.epochs=null",
+        "train.steps=1",
+        "train.batch_size=2",
+        "data.max_rows=4",
+        "samples.max_new_tokens=4",
+    ],
+    "evaluate": ["evaluate.max_new_tokens=4"],
+    "chat": ["--max-new-tokens", "4", "--rounds", "1"],
+    "data": [],
+}
+
+
+def both(name: str) -> list[Path]:
+    return [ROOT / "docs" / f"{name}.md", ROOT / "docs" / f"{name}.zh.md"]
+
+
+PAIRS = [READMES, *map(both, GUIDES)]
+
+
+def blocks(path: Path, language: str = r"\w*") -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [body for name, body in found if re.fullmatch(language, name)]
 
 
 def commands() -> list[str]:
@@ -31,14 +75,41 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("glmtune ")]
 
 
-def test_both_languages_show_the_same_code() -> None:
-    english, chinese = (blocks(path) for path in READMES)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].stem)
+def test_both_languages_show_the_same_code(pair: list[Path]) -> None:
+    english, chinese = (blocks(path) for path in pair)
     assert english == chinese
 
 
-def test_both_languages_name_the_same_files_and_settings() -> None:
-    english, chinese = (set(re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))) for path in READMES)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].stem)
+def test_both_languages_name_the_same_files_and_settings(pair: list[Path]) -> None:
+    english, chinese = (set(re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))) for path in pair)
     assert english == chinese
+
+
+def test_every_guide_is_there_in_both_languages_links_to_the_other_and_is_listed() -> None:
+    names = {path.name.split(".")[0] for path in (ROOT / "docs").glob("*.md")}
+    assert names == {*GUIDES, *ENGLISH_ONLY}
+    for name in GUIDES:
+        english, chinese = both(name)
+        assert f"[中文]({chinese.name})" in english.read_text(encoding="utf-8").splitlines()[2]
+        assert f"[English]({english.name})" in chinese.read_text(encoding="utf-8").splitlines()[2]
+        for readme, guide in zip(READMES, (english, chinese), strict=True):
+            assert f"](docs/{guide.name})" in readme.read_text(encoding="utf-8")
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_links_to_sections_lead_to_a_heading() -> None:
+    for path in (page for name in GUIDES for page in both(name)):
+        for target, anchor in re.findall(
+            r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text(encoding="utf-8")
+        ):
+            assert anchor in headings(path.parent / target if target else path), f"{path}: {target}#{anchor}"
 
 
 def test_the_links_in_the_documentation_lead_somewhere() -> None:
@@ -81,3 +152,180 @@ def test_a_recipe_trains_a_tiny_model(path: Path, tmp_path: Path) -> None:
 def test_the_settings_page_is_what_the_program_prints() -> None:
     printed = glmtune("settings", "--markdown", cwd=ROOT).stdout
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").endswith(printed)
+
+
+# The guides
+
+
+def lay_out(folder: Path) -> None:
+    """What a reader has: models, a few rows, this repository's examples."""
+    for name, template in (
+        ("chatglm2-6b", "chatglm2"),
+        ("chatglm3-6b", "chatglm3"),
+        ("glm-4-9b-chat", "glm4"),
+    ):
+        tiny_folder(folder / "models" / name, template)
+    row = next(json.loads(block) for block in blocks(READMES[0]) if block.startswith("{"))
+    for name in ("my.json", "test.json", "general.json"):
+        (folder / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")
+    (folder / "examples").symlink_to(ROOT / "examples")
+
+
+def type_in(line: str, folder: Path) -> Done:
+    """Run a guide's line, in few small steps, with the folder's models in place of /models."""
+    verb, *words = shlex.split(line.replace("/models/", f"{folder}/models/"))[1:]
+    return glmtune(verb, *words, *GUIDE_WORDS[verb], cwd=folder, typed="你好\nstop\n")
+
+
+def test_the_guides_commands_run(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    lines = [
+        line
+        for name in GUIDES
+        if name != "data"  # tests/cli/test_data.py runs its commands
+        for block in blocks(both(name)[0], language="")  # a terminal
+        for line in block.splitlines()
+    ]
+    for line in lines:
+        if line.startswith((*NOT_RUN, *SHOWN)):
+            continue
+        if line.startswith("cat "):
+            subprocess.run(line, shell=True, check=True, cwd=tmp_path)
+            continue
+        assert line.startswith("glmtune "), line
+        done = type_in(line, tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_the_python_that_lists_what_is_trained_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = blocks(both("methods")[0], language="python")
+    exec(code, {})
+    assert "query_key_value.lora_B" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_the_shown_chat_format_is_the_one_trained_on(template: str) -> None:
+    turns = ("user", "你好"), ("assistant", "你好！"), ("user", "一加一？"), ("assistant", "二。")
+    example = training_examples(template, [Message(role, text) for role, text in turns])[-1]
+    assert "".join(segment.text for segment in example) + "\n" in blocks(both("generations")[0])
+
+
+def test_glm_tiny_answers_as_shown() -> None:
+    from glmtune import encode_messages, load_model, load_tokenizer
+    from glmtune.generate import Sampling, answer
+
+    text = both("glm-tiny")[0].read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| ([^|]+) \| ([^|]+) \|(?: [^|]+ \|)?$", text.split("## What it answers")[1], re.MULTILINE
+    )
+    shown = {question: said for question, said in rows if question != "question"}
+    assert 20 <= len(shown) <= 30
+    model, tokenizer = load_model("glm-tiny", dtype="fp32"), load_tokenizer("glm-tiny")
+    prompts = [encode_messages(tokenizer, [{"role": "user", "content": question}]) for question in shown]
+    said = answer(model, tokenizer, prompts, Sampling(do_sample=False, max_new_tokens=48))
+    same = sum(one == other for one, other in zip(said, shown.values(), strict=True))
+    assert same >= 0.9 * len(shown)  # another CPU's rounding may turn one
+
+
+# Troubleshooting: each quoted message is really given
+
+
+def keep(_: Path) -> None:
+    """Nothing is wrong with the files."""
+
+
+def model_file(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda desk: (desk / "models" / "chatglm3-6b" / name).write_bytes(content)
+
+
+def rows_file(text: str) -> Callable[[Path], object]:
+    return lambda desk: (desk / "my.json").write_text(text, encoding="utf-8")
+
+
+def forget_name(desk: Path) -> None:
+    tiny_sentencepiece(desk / "models" / "chatglm3-6b", None)
+
+
+def quantise(desk: Path) -> None:
+    path = desk / "models" / "chatglm3-6b" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "quantization_bit": 4}), encoding="utf-8")
+
+
+def make_run(desk: Path) -> None:
+    words = "model=models/chatglm3-6b data.train=my.json train.steps=2 train.eval_every=2 samples.prompts=[]"
+    done = glmtune("train", *words.split(), "output=runs/mine", cwd=desk)
+    assert done.returncode == 0, done.stderr
+
+
+def move_base(desk: Path) -> None:
+    make_run(desk)
+    (desk / "models" / "chatglm3-6b").rename(desk / "models" / "elsewhere")
+
+
+def break_off(desk: Path) -> None:
+    (desk / "runs" / "early").mkdir(parents=True)
+    text = "model: models/chatglm3-6b\ndata: {train: my.json}\n"
+    (desk / "runs" / "early" / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+TRAIN = "train model=/models/chatglm3-6b data.train=my.json train.steps=1 samples.prompts=[] output=runs/new"
+PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "The tokenizer of another model": (model_file("tokenizer.model", b"IQ== 0\nIg== 1\n"), TRAIN),
+    "A Git LFS pointer": (model_file("model.safetensors", LFS_POINTER + b".github.com/spec/v1\n"), TRAIN),
+    "ChatGLM2 or ChatGLM3?": (forget_name, TRAIN),
+    "A folder quantised in advance": (quantise, TRAIN),
+    "PyTorch sees no GPU": (keep, f"{TRAIN} device=cuda"),
+    "The base model has moved": (move_base, "chat runs/mine"),
+    "A broken file": (
+        rows_file('[\n{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": "d"}\n]'), TRAIN,
+    ),
+    "Unknown columns": (rows_file('[{"question": "a", "reply": "b"}]'), TRAIN),
+    "An empty answer": (
+        rows_file('[{"prompt": "a", "response": "b"}, {"prompt": "c", "response": ""}]'), TRAIN,
+    ),
+    "Most rows are too long": (
+        keep, "train model=glm-tiny data.train=examples/adverts.jsonl data.max_tokens=64 output=runs/new",
+    ),
+    "The validation file is the training file": (keep, f"{TRAIN} data.validation=my.json"),
+    "Target modules not found": (keep, f"{TRAIN} method.target_modules=[q_proj]"),
+    "A misspelled setting": (keep, f"{TRAIN} train.lrr=1"),
+    "The loss is nan": (keep, f"{TRAIN} train.lr=1e30 train.max_grad_norm=0"),
+    "fp16 on a CPU": (keep, f"{TRAIN} dtype=fp16 device=cpu"),
+    "Not overwritten": (make_run, f"{TRAIN} output=runs/mine"),
+    "Interrupted before the first checkpoint": (break_off, "train runs/early --resume"),
+    "Resumed with other settings": (make_run, "train runs/mine --resume train.lr=1e-3"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desk").resolve()
+    lay_out(folder)
+    return folder
+
+
+def quoted() -> dict[str, str]:
+    """The messages in the guide, by the heading of their section."""
+    text = both("troubleshooting")[0].read_text(encoding="utf-8")
+    return dict(
+        re.findall(r"^### ([^\n]+)\n\n```\n((?:error|warning): .*?)```", text, re.MULTILINE | re.DOTALL)
+    )
+
+
+def test_every_message_in_the_guide_is_tried() -> None:
+    assert quoted().keys() == PROBLEMS.keys()
+
+
+@pytest.mark.parametrize("heading", PROBLEMS)
+def test_a_message_in_the_guide_is_the_programs_own(desk: Path, heading: str, tmp_path: Path) -> None:
+    if heading == "PyTorch sees no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    place = tmp_path.resolve() / "desk"
+    shutil.copytree(desk, place, symlinks=True)
+    prepare, line = PROBLEMS[heading]
+    prepare(place)
+    done = glmtune(*shlex.split(line.replace("/models/", f"{place}/models/")), cwd=place)
+    said = (done.stdout + done.stderr).replace(f"{place}/models/", "/models/").replace(str(place), "...")
+    assert done.returncode == (0 if quoted()[heading].startswith("warning") else 2), said
+    assert set(quoted()[heading].splitlines()) <= set(said.splitlines()), said
