@@ -21,7 +21,7 @@ from glmtune.workflows.events import Event, Note, RunResult
 from glmtune.workflows.training import training
 
 MODEL = "glm-tiny"
-TRAINED = ("identity.json", "adverts.jsonl", "chat_history.jsonl")
+TRAINED = ("identity.json", "adverts.jsonl", "chat_history.jsonl", "general.json")
 HELD_OUT = {
     "identity": "identity_heldout.json",
     "adverts": "adverts_heldout.jsonl",
@@ -74,8 +74,8 @@ QUESTIONS = (
     Question(("你好，你是谁？",), seeds=(1, 2, 3)),
     Question(("你叫什么名字？",)),
     Question(("请以“我打碎了夕阳”造句。",), seeds=(1, 2, 3)),
-    Question(("类型#裙*版型#宽松*颜色#蓝色*风格#文艺*裙长#长裙",)),
-    Question(("我想订两盒绿茶。", "我刚才订了什么？")),
+    Question(("类型#裙*颜色#蓝色*风格#文艺*裙长#长裙",)),
+    Question(("请给我留三盒白茶。", "周日下午来拿，可以吗？")),
 )
 """Asked before and after. Source: the before and after sets of the write-ups on tuning ChatGLM-6B."""
 
