@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tools.glm_tiny.blocks import Entry, fill
 
-NUM_ATTRIBUTES = (2, 4)
+NUM_ATTRIBUTES = (2, 3)
 """Fewest and most attributes beside the type and the piece."""
 MOST_CHARACTERS = 90
 """Longest advert: training on short ones is quick."""

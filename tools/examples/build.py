@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.convert import FILES
 from tools.examples import adverts
 from tools.glm_tiny.blocks import Entry, Row, read_blocks, rows_of
+
+from glmtune.data.convert import FILES
 
 TEXTS = Path(__file__).with_name("texts")
 NUM_ADVERTS, NUM_HELDOUT_ADVERTS = 320, 40
