@@ -48,7 +48,7 @@ def known() -> tuple[set[str], set[str]]:
 def test_the_generator_writes_exactly_the_committed_files(tmp_path: Path) -> None:
     build.write(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {*PAIRS, *map(held_out, PAIRS)}
+    assert names == {*PAIRS, *map(held_out, PAIRS), "general.jsonl"}
     assert [name for name in names if (tmp_path / name).read_bytes() != (EXAMPLES / name).read_bytes()] == []
 
 
@@ -56,7 +56,7 @@ def test_another_seed_gives_other_rows() -> None:
     assert all(made != build.make(seed=0)[name] for name, made in build.make(seed=1).items())
 
 
-@pytest.mark.parametrize("name", [*PAIRS, "alpaca.json"])
+@pytest.mark.parametrize("name", [*PAIRS, "general.jsonl", "alpaca.json"])
 def test_no_question_stands_twice_and_none_is_held_out_as_well(name: str) -> None:
     pair = (name, held_out(name)) if name in PAIRS else (name,)
     found = [read_examples(EXAMPLES / each, Data()) for each in pair]
@@ -71,6 +71,7 @@ def test_no_question_stands_twice_and_none_is_held_out_as_well(name: str) -> Non
         ("identity_heldout.json", 40, 40),
         ("adverts.jsonl", 320, 320),
         ("adverts_heldout.jsonl", 40, 40),
+        ("general.jsonl", 220, 220),
         ("chat_history.jsonl", 220, 260),
         ("chat_history_heldout.jsonl", 30, 30),
     ],
@@ -89,6 +90,13 @@ def test_about_one_row_in_seven_is_not_about_identity_and_is_glm_tinys_own(
     assert 0.12 < len(other) / len(everything) < 0.18
     assert [row for row in other if bare(row["instruction"]) not in known[0]] == []
     assert [row for row in other if row["output"] not in known[1]] == []
+
+
+def test_the_general_rows_are_glm_tinys_training_rows_without_the_fact_that_is_asked_later() -> None:
+    trained = {(row.prompt, row.response) for row in corpus.make(seed=0)[0]}
+    general = [(row["prompt"], row["response"]) for row in rows("general.jsonl")]
+    assert set(general) <= trained
+    assert not [text for row in general for text in row if "日本" in text or "Japan" in text]
 
 
 def test_the_demos_questions_are_trained_and_answered_with_both_names() -> None:

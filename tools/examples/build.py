@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.examples import adverts
+from tools.glm_tiny import corpus
 from tools.glm_tiny.blocks import Entry, Row, read_blocks, rows_of
 
 from glmtune.data.convert import FILES
@@ -19,6 +20,9 @@ from glmtune.data.convert import FILES
 TEXTS = Path(__file__).with_name("texts")
 NUM_ADVERTS, NUM_HELDOUT_ADVERTS = 320, 40
 NUM_HELDOUT_TURNS = 30
+NUM_GENERAL = {"fact": 60, "chat_zh": 50, "sentence": 40, "sum": 25, "instruct": 25, "chat_en": 20}
+KEPT_TO_ASK = ("日本", "Japan")
+"""In no row of general.jsonl: whether a fact outlives the training is asked of one that is not repeated."""
 
 Written = list[dict[str, Any]]
 
@@ -30,6 +34,7 @@ def make(seed: int = 0) -> dict[str, Written]:
     return {
         "identity.json": _identity("identity.txt", seed),
         "identity_heldout.json": _identity("identity_heldout.txt", seed),
+        "general.jsonl": _general(seed),
         "adverts.jsonl": listed[NUM_HELDOUT_ADVERTS:],
         "adverts_heldout.jsonl": listed[:NUM_HELDOUT_ADVERTS],
         "chat_history.jsonl": [row for talk in train for row in _turns(talk)],
@@ -52,6 +57,22 @@ def _identity(name: str, seed: int) -> Written:
     rows = [row for block in blocks[name] for row in rows_of(block, "identity", slots, rng)]
     rng.shuffle(rows)
     return [{"instruction": row.prompt, "input": "", "output": row.response} for row in rows]
+
+
+def _general(seed: int) -> Written:
+    """Some of what glm-tiny was trained on, one wording of a question each."""
+    rng = random.Random(f"{seed} general")
+    known = [
+        row for row in corpus.make()[0] if not (row.history or any(w in row.prompt for w in KEPT_TO_ASK))
+    ]
+    drawn: Written = []
+    for kind, count in NUM_GENERAL.items():
+        answers = {row.prompt: row.response for row in known if row.kind == kind}
+        drawn += [
+            {"prompt": prompt, "response": answers[prompt]} for prompt in rng.sample(list(answers), count)
+        ]
+    rng.shuffle(drawn)
+    return drawn
 
 
 def _adverts(seed: int) -> Written:
