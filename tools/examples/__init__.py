@@ -1,0 +1,1 @@
+"""Makes the data sets of `examples/`, from text written for this project."""
