@@ -69,11 +69,11 @@ def test_no_question_stands_twice_and_none_is_held_out_as_well(name: str) -> Non
     [
         ("identity.json", 200, 240),
         ("identity_heldout.json", 40, 40),
-        ("adverts.jsonl", 320, 320),
+        ("adverts.jsonl", 240, 240),
         ("adverts_heldout.jsonl", 40, 40),
         ("general.jsonl", 220, 220),
-        ("chat_history.jsonl", 220, 260),
-        ("chat_history_heldout.jsonl", 30, 30),
+        ("chat_history.jsonl", 180, 260),
+        ("chat_history_heldout.jsonl", 28, 30),
     ],
 )
 def test_a_file_has_the_rows_that_the_readme_tells(name: str, least: int, most: int) -> None:
@@ -127,10 +127,11 @@ def test_held_out_adverts_combine_known_attributes_anew() -> None:
     assert {pair for listed in test for pair in listed} <= {pair for listed in train for pair in listed}
 
 
-def test_every_advert_is_short_and_names_its_piece() -> None:
+def test_every_advert_is_short_and_says_its_attributes_in_the_shops_voice() -> None:
     for row in [*rows("adverts.jsonl"), *rows("adverts_heldout.jsonl")]:
         assert len(row["summary"]) <= adverts.MOST_CHARACTERS
-        assert adverts.values(row["content"])[-1][1] in row["summary"]
+        assert all(value in row["summary"] for _, value in adverts.values(row["content"])[1:])
+        assert row["summary"].startswith(("上新啦！", "小店新到", "朋友们，"))
 
 
 def test_every_turn_of_a_talk_is_a_row_with_the_turns_before_it() -> None:

@@ -1,26 +1,26 @@
-"""Adverts in the form of ADGEN: an attribute list, and a text with a phrase for each value."""
+"""Adverts of one shop: an attribute list in the form of ADGEN, and a text in the shop's own voice.
+
+What is said of an attribute is what glm-tiny's adverts say (`tools/glm_tiny/texts/adverts.txt`), so that what
+there is to learn is the voice: how an advert opens, how it lists, how it ends.
+"""
 
 import random
 from collections.abc import Mapping, Sequence
 
-from tools.glm_tiny.blocks import Entry, fill
+from tools.glm_tiny import adverts
+from tools.glm_tiny.blocks import Entry, Row, fill
 
-NUM_ATTRIBUTES = (2, 3)
-"""Fewest and most attributes beside the type and the piece."""
-MOST_CHARACTERS = 90
+MOST_CHARACTERS = 75
 """Longest advert: training on short ones is quick."""
 
 Slots = Mapping[str, Sequence[Entry]]
 
 
-def rows(slots: Slots, count: int, rng: random.Random) -> list[dict[str, str]]:
-    """So many adverts, `content` and `summary`, each with an attribute list of its own."""
-    found: dict[str, str] = {}
-    while len(found) < count:
-        content, summary = _advert(slots, rng)
-        if len(summary) <= MOST_CHARACTERS:
-            found.setdefault(content, summary)
-    return [{"content": content, "summary": summary} for content, summary in found.items()]
+def rows(slots: Slots, rng: random.Random) -> list[dict[str, str]]:
+    """Short adverts, `content` and `summary`, no attribute list twice."""
+    plain = [row for row in adverts.rows(slots, rng) if row.prompt.startswith("类型#")]
+    voiced = [{"content": row.prompt, "summary": _in_voice(row, slots, rng)} for row in plain]
+    return [row for row in voiced if len(row["summary"]) <= MOST_CHARACTERS]
 
 
 def values(content: str) -> list[tuple[str, str]]:
@@ -29,24 +29,9 @@ def values(content: str) -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in pairs]
 
 
-def _advert(slots: Slots, rng: random.Random) -> tuple[str, str]:
-    goods = rng.choice(slots["goods"])
-    kind, _, piece_key, keys = goods
-    piece = rng.choice(slots[piece_key])
-    drawn = [(key, rng.choice(_phrases(slots, kind, key))) for key in _draw_keys(keys.split(), rng)]
-    listed = [("类型", kind), *((key, entry[0]) for key, entry in drawn), (piece_key, piece[0])]
-    own = {name: rng.choice(slots[kind + name]) for name in ("配", "去")}
-    filling = {"goods": goods, "piece": piece, **own}
-    opening, ending = (fill(rng.choice(slots[name])[0], filling) for name in ("opening", "ending"))
-    said = "；".join(entry[1] for _, entry in drawn)
-    return "*".join(f"{key}#{value}" for key, value in listed), f"{opening}{said}。{ending}"
-
-
-def _draw_keys(keys: Sequence[str], rng: random.Random) -> list[str]:
-    """Some of the attributes, in their order."""
-    chosen = rng.sample(keys, rng.randint(*NUM_ATTRIBUTES))
-    return [key for key in keys if key in chosen]
-
-
-def _phrases(slots: Slots, kind: str, key: str) -> Sequence[Entry]:
-    return slots[kind + key] if kind + key in slots else slots[key]
+def _in_voice(row: Row, slots: Slots, rng: random.Random) -> str:
+    """The advert told by the shop: `这条裙子，一，二，好。` becomes an opening, `一；二`, and an ending."""
+    goods, *said = row.response.removesuffix("。").split("，")
+    filling = {"goods": (goods, goods.removeprefix("这"))}
+    opening, ending = (fill(rng.choice(slots[name])[0], filling) for name in ("shop_opening", "shop_ending"))
+    return f"{opening}{'；'.join(said[:-1])}。{ending}"

@@ -18,7 +18,7 @@ from tools.glm_tiny.blocks import Entry, Row, read_blocks, rows_of
 from glmtune.data.convert import FILES
 
 TEXTS = Path(__file__).with_name("texts")
-NUM_ADVERTS, NUM_HELDOUT_ADVERTS = 320, 40
+NUM_ADVERTS, NUM_HELDOUT_ADVERTS = 240, 40
 NUM_HELDOUT_TURNS = 30
 NUM_GENERAL = {"fact": 60, "chat_zh": 50, "sentence": 40, "sum": 25, "instruct": 25, "chat_en": 20}
 KEPT_TO_ASK = ("日本", "Japan")
@@ -30,13 +30,13 @@ Written = list[dict[str, Any]]
 def make(seed: int = 0) -> dict[str, Written]:
     """The rows of every file, by its name."""
     train, held_out = _talks(seed)
-    listed = _adverts(seed)
+    train_adverts, heldout_adverts = _adverts(seed)
     return {
         "identity.json": _identity("identity.txt", seed),
         "identity_heldout.json": _identity("identity_heldout.txt", seed),
         "general.jsonl": _general(seed),
-        "adverts.jsonl": listed[NUM_HELDOUT_ADVERTS:],
-        "adverts_heldout.jsonl": listed[:NUM_HELDOUT_ADVERTS],
+        "adverts.jsonl": train_adverts,
+        "adverts_heldout.jsonl": heldout_adverts,
         "chat_history.jsonl": [row for talk in train for row in _turns(talk)],
         "chat_history_heldout.jsonl": [row for talk in held_out for row in _turns(talk)],
     }
@@ -75,10 +75,16 @@ def _general(seed: int) -> Written:
     return drawn
 
 
-def _adverts(seed: int) -> Written:
+def _adverts(seed: int) -> tuple[Written, Written]:
+    """Adverts to train on, and adverts held out: other lists of attributes, each of which is known."""
     slots: dict[str, list[Entry]] = {}
-    read_blocks(TEXTS / "adverts.txt", slots)
-    return list(adverts.rows(slots, NUM_ADVERTS + NUM_HELDOUT_ADVERTS, random.Random(f"{seed} adverts")))
+    for path in (corpus.TEXTS / "adverts.txt", TEXTS / "adverts.txt"):
+        read_blocks(path, slots)
+    drawn = adverts.rows(slots, random.Random(f"{seed} adverts"))
+    train, others = drawn[:NUM_ADVERTS], drawn[NUM_ADVERTS:]
+    known = {pair for row in train for pair in adverts.values(row["content"])}
+    fitting = [row for row in others if known.issuperset(adverts.values(row["content"]))]
+    return train, fitting[:NUM_HELDOUT_ADVERTS]
 
 
 def _talks(seed: int) -> tuple[list[Row], list[Row]]:

@@ -21,7 +21,7 @@ from glmtune.workflows.events import Event, Note, RunResult
 from glmtune.workflows.training import training
 
 MODEL = "glm-tiny"
-TRAINED = ("identity.json", "adverts.jsonl", "chat_history.jsonl", "general.json")
+TRAINED = ("identity.json", "adverts.jsonl", "chat_history.jsonl", "general.jsonl")
 HELD_OUT = {
     "identity": "identity_heldout.json",
     "adverts": "adverts_heldout.jsonl",
