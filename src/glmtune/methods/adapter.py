@@ -29,12 +29,14 @@ class Card:
     """What the weights in a folder are, and how the model was talked to while it learned them."""
 
     base: str
-    """Folder of the model that was trained."""
+    """The model that was trained: its folder, or its name on a hub or in the package."""
     template: str
     method: dict[str, Any]
     system: str | None = None
     source_prefix: str = ""
     glmtune_version: str = ""
+    base_revision: str | None = None
+    """The base's revision on its hub."""
 
     def save(self, folder: Path) -> None:
         """Write glmtune.json."""
