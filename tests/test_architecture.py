@@ -18,6 +18,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"models"},
     {"data", "methods", "objectives"},
     {"load"},
+    {"info"},
     {"generate"},
     {"training"},
     {"evaluation"},

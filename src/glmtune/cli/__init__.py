@@ -12,6 +12,7 @@ from glmtune.cli.chat import chat
 from glmtune.cli.console import is_main_process
 from glmtune.cli.data import data
 from glmtune.cli.evaluate import evaluate
+from glmtune.cli.info import info
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
@@ -24,16 +25,18 @@ def glmtune() -> None:
 
     \b
     A first round:
+      glmtune info /models/chatglm3-6b
       glmtune train model=/models/chatglm3-6b data.train=my.json
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune chat runs/chatglm3-6b-lora
 
     PATH is always a model folder, a run folder or an adapter folder: a run or an adapter finds its own base
-    model, chat format and settings.
+    model, chat format and settings. It may also be a model's name on a hub: OWNER/NAME or hf:OWNER/NAME
+    (Hugging Face), modelscope:OWNER/NAME.
     """
 
 
-for verb in (train, evaluate, chat, data, settings):
+for verb in (train, evaluate, chat, info, data, settings):
     glmtune.add_command(verb)
 
 

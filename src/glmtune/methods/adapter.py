@@ -79,7 +79,7 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Pef
 
     Raises `CheckpointError` if a tensor is missing, left over, or of another shape.
     """
-    stored = _stored_shapes(folder)
+    stored = stored_shapes(folder)
     kind = read_json(folder / ADAPTER_FILE).get("peft_type")
     if kind not in KINDS:
         raise CheckpointError(
@@ -97,7 +97,7 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Pef
     return tuned
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in the adapter's weights. Looked at first: PEFT asks the hub for missing files."""
     if not (folder / ADAPTER_FILE).exists():
         raise CheckpointError(
