@@ -17,7 +17,11 @@ from glmtune.models.checkpoint import Stored, build_outline, check_stored, has_w
 from glmtune.models.outline import Parameter, Part, count_parts, list_parameters, list_stored
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
+from glmtune.templates import find
 from glmtune.tokenizers import check_fits, load_tokenizer
+
+PEFT_KEYS: tuple[str, ...] = ("peft_type", "r", "lora_alpha", "target_modules")
+"""What is shown of an adapter that is not ours, by PEFT's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class StopToken:
 
     id: int
     text: str
-    """Empty where there is no tokenizer to tell it."""
+    """Empty where no tokenizer or no chat format tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,10 @@ class Info:
     num_rows: int | None
     """Of the embedding: how many tokens the model knows."""
     has_weights: bool
+    weight_files: tuple[str, ...]
+    """Files of weights that a load would read; none where there are none, or they cannot be read."""
     dtype: str
-    """Of most weights; without weights, what config.json says."""
+    """Of most weights; where none are read, what config.json says."""
     parameters: tuple[Parameter, ...]
     parts: tuple[Part, ...]
     files: Mapping[str, int]
@@ -144,7 +150,8 @@ def inspect(
         tokenizer=_tokenizer_facts(tokenizer),
         tokenizer_problem=problem,
         num_rows=num_rows,
-        has_weights=bool(stored),
+        has_weights=has_weights(place.base),
+        weight_files=tuple(sorted({held.file.name for held in stored.values()})),
         dtype=_main_dtype(stored, config),
         parameters=tuple(parameters),
         parts=tuple(count_parts(parameters)),
@@ -208,11 +215,11 @@ def _within(folder: Path, err: GlmtuneError) -> str:
 def _stop_tokens(tokenizer: Any, config: Mapping[str, Any]) -> tuple[StopToken, ...]:
     """From the chat format; from config.json's eos where that is open."""
     if tokenizer is not None and tokenizer.template is not None:
-        ids = tokenizer.stop_ids
-    else:
-        stated = config.get("eos_token_id")
-        ids = [] if stated is None else [stated] if isinstance(stated, int) else stated
-    return tuple(StopToken(i, tokenizer.convert_ids_to_tokens(i) if tokenizer else "") for i in ids)
+        texts = find(tokenizer.template).stop_tokens
+        return tuple(StopToken(i, text) for i, text in zip(tokenizer.stop_ids, texts, strict=True))
+    stated = config.get("eos_token_id")
+    ids = [] if stated is None else [stated] if isinstance(stated, int) else stated
+    return tuple(StopToken(i, "") for i in ids)
 
 
 def _tokenizer_facts(tokenizer: Any) -> TokenizerFacts | None:
@@ -236,9 +243,7 @@ def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
     if card is None and place.adapter is None:
         return None
     theirs = read_json_if_there(folder / ADAPTER_FILE)
-    foreign = {
-        key: theirs[key] for key in ("peft_type", "r", "lora_alpha", "target_modules") if key in theirs
-    }
+    foreign = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
     return AdapterFacts(
         folder=folder,
         method=card.method if card else foreign,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 KEY_WIDTH = 16
+ROW_WIDTH = 20
 
 
 @click.command(short_help="Say what a model, run or adapter is.")
@@ -133,8 +134,10 @@ def _tokenizer(found: "Info") -> str:
 def _weights(found: "Info") -> str:
     if not found.has_weights:
         return f"no weights here; config.json says {found.dtype}"
-    sizes = [size for name, size in found.files.items() if _is_weights(name)]
-    return f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, mostly {found.dtype}"
+    sizes = [found.files[name] for name in found.weight_files]
+    unread = [name for name in found.files if _is_weights(name) and name not in found.weight_files]
+    read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, mostly {found.dtype}"
+    return "; ".join([*([read] if sizes else []), *([f"not read: {', '.join(unread)}"] if unread else [])])
 
 
 def _is_weights(name: str) -> bool:
@@ -144,14 +147,15 @@ def _is_weights(name: str) -> bool:
 def _total(found: "Info") -> str:
     if not found.parameters:
         return "unknown"
-    source = "counted in the files" if found.has_weights else "counted from config.json"
-    return f"{found.num_parameters:,} in {len(found.parameters)} tensors ({source})"
+    source = "" if found.weight_files else ", counted from config.json"
+    return f"{found.num_parameters:,} in {len(found.parameters)} tensors{source}"
 
 
 def _parts(found: "Info") -> Iterator[str]:
     for part in found.parts:
         size = _size(part.num_bytes) if part.num_bytes else ""
-        yield f"    {part.name:<{KEY_WIDTH - 2}} {part.count:>15,} {part.share:>6.1%} {size:>10}"
+        line = f"    {part.name:<{KEY_WIDTH - 2}} {part.count:>15,} {part.share:>6.1%} {size:>10}"
+        yield line.rstrip()
 
 
 def _names(found: "Info", *, in_full: bool) -> Iterator[str]:
@@ -160,21 +164,21 @@ def _names(found: "Info", *, in_full: bool) -> Iterator[str]:
 
     if in_full:
         for parameter in found.parameters:
-            yield f"{_row(parameter)}  {parameter.name}"
+            yield f"{_row(parameter)} {parameter.name}"
         return
     above = ""
     for parameter in collapse(found.parameters):
         layer, brace, rest = parameter.name.partition("}.")
         if brace and layer != above:
-            yield f"{'':24}{layer}}}"
+            yield f"{'':{ROW_WIDTH}}{layer}}}"
         above = layer if brace else ""
-        yield f"{_row(parameter)}  {f'  {rest}' if brace else parameter.name}"
+        yield f"{_row(parameter)} {f'  {rest}' if brace else parameter.name}"
 
 
 def _row(parameter: "Parameter") -> str:
     mark = "*" if parameter.is_trained else " "
     shape = " x ".join(map(str, parameter.shape))
-    return f"{mark} {shape:<13} {_short(parameter.dtype):<5}"
+    return f"{mark} {shape:<12} {_short(parameter.dtype):<4}"
 
 
 def _short(dtype: str) -> str:

@@ -147,7 +147,8 @@ def read_config(folder: Path, *, template: str | None = None) -> ChatGLMConfig:
 
 def build_outline(folder: Path, *, template: str | None = None) -> torch.nn.Module:
     """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
-    return _build_empty(read_config(folder, template=template), torch.float32)
+    config = read_config(folder, template=template)
+    return _build_empty(config, config.dtype or torch.float32)
 
 
 def check_stored(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
