@@ -24,6 +24,9 @@ PEFT_KEYS: tuple[str, ...] = ("peft_type", "r", "lora_alpha", "target_modules")
 """What is shown of an adapter that is not ours, by PEFT's names."""
 
 
+CARD_RULE = "the format it was trained with, in its glmtune.json"
+
+
 @dataclass(frozen=True, slots=True)
 class StopToken:
     """A token that ends an answer."""
@@ -50,6 +53,8 @@ class AdapterFacts:
     """What a run or adapter says of itself."""
 
     folder: Path
+    base: str
+    """The model that was trained, as it was written down; empty if it was not."""
     method: dict[str, Any]
     system: str | None
     source_prefix: str
@@ -143,7 +148,7 @@ def inspect(
         family_revision=known.revision,
         family_rule=known.family_rule,
         template=known.template,
-        template_rule=known.rule,
+        template_rule=CARD_RULE if place.template and not template else known.rule,
         context=config.get(key),
         context_key=key,
         stop_tokens=_stop_tokens(tokenizer, config),
@@ -246,6 +251,7 @@ def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
     foreign = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
     return AdapterFacts(
         folder=folder,
+        base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
         method=card.method if card else foreign,
         system=card.system if card else None,
         source_prefix=card.source_prefix if card else "",

@@ -145,6 +145,7 @@ def load_model(
     template: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
+    *,
     revision: str | None = None,
 ) -> Any:
     """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
@@ -180,13 +181,15 @@ def open_place(place: Place, *, template: str | None, dtype: str | torch.dtype, 
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
     tell(f"{place.base}: {what}, {str(first.dtype).removeprefix('torch.')} on {first.device}")
+    if place.snapshot and place.snapshot.name.hub == "hf":
+        model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
     if place.adapter:
         model = load_adapter(model, place.adapter)
         tell(f"{place.adapter}: adapter loaded")
     return model
 
 
-def load_tokenizer(path: str | Path, template: str | None = None, revision: str | None = None) -> Any:
+def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:
     """The tokenizer of a model, run or adapter. Raises `CheckpointError` or `ConfigError`."""
     place = resolve(path, revision=revision)
     return load_folder_tokenizer(place.base, template or place.template)

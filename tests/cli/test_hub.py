@@ -34,6 +34,8 @@ def test_a_run_on_a_hubs_model_pins_its_revision_and_finds_it_again(
     assert (known["name"], known["revision"], Path(known["folder"]).name) == ("hf:A/tiny", COMMIT, COMMIT)
     card = json.loads((run / "last" / "glmtune.json").read_text(encoding="utf-8"))
     assert (card["base"], card["base_revision"]) == ("hf:A/tiny", COMMIT)
+    theirs = json.loads((run / "last" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert theirs["base_model_name_or_path"] == "A/tiny"
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = glmtune_process("info", "runs/tiny-lora", cwd=tmp_path)

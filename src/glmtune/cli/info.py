@@ -108,6 +108,8 @@ def _adapter(found: "Info") -> Iterator[tuple[str, str]]:
     )
     if facts.num_trained is not None:
         yield "trained", f"{facts.num_trained:,} parameters"
+    if facts.base:
+        yield "trained from", facts.base
     if facts.system:
         yield "system", facts.system
     if facts.source_prefix:
