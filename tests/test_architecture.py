@@ -12,12 +12,13 @@ SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
     {"extras", "log"},
-    {"files", "recipe", "runs"},
+    {"files", "hub", "recipe", "runs"},
     {"family", "templates"},
     {"tokenizers"},
     {"models"},
     {"data", "methods", "objectives"},
     {"load"},
+    {"info"},
     {"generate"},
     {"training"},
     {"evaluation"},
@@ -35,6 +36,7 @@ ONLY_IN = {
     "click": ("cli",),
     "sentencepiece": ("tokenizers",),
     "tiktoken": ("tokenizers",),
+    "modelscope": ("hub",),
 }
 
 
@@ -81,6 +83,7 @@ TORCH_FREE = [
     "glmtune.recipe.describe",
     "glmtune.templates",
     "glmtune.family",
+    "glmtune.hub",
     "glmtune.runs",
     "glmtune.data.formats",
     "glmtune.data.source",

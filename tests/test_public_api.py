@@ -10,8 +10,10 @@ import glmtune
 from models import tiny_folder
 
 SIGNATURES = {
-    "load_model": "(path, adapter=None, quant=None, template=None, dtype='auto', device='auto')",
-    "load_tokenizer": "(path, template=None)",
+    "load_model": (
+        "(path, adapter=None, quant=None, template=None, dtype='auto', device='auto', *, revision=None)"
+    ),
+    "load_tokenizer": "(path, template=None, *, revision=None)",
     "encode_messages": "(tokenizer, messages, add_generation_prompt=True)",
     "score": "(predictions, references, variant='thudm')",
     "train": "(recipe, *, resume=False)",

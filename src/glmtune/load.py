@@ -9,6 +9,7 @@ import torch
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import identify, require_template
 from glmtune.files import read_json
+from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.log import tell
 from glmtune.methods.adapter import ADAPTER_FILE, Card, load_adapter, read_card
 from glmtune.models import load_base
@@ -33,11 +34,21 @@ class Place:
     card: Card | None = None
     run: Path | None = None
     """The run the path is, or lies in."""
+    snapshot: Snapshot | None = None
+    """Where the model came from, if that is a hub."""
 
     @property
-    def is_bundled(self) -> bool:
-        """Whether the model came with the package: it is then known by its name, wherever that lies."""
-        return self.base in BUNDLED.values()
+    def name(self) -> str:
+        """What finds the model again from anywhere: its name, on a hub or of a bundled one; its full path."""
+        if self.snapshot:
+            return str(self.snapshot.name)
+        bundled = (name for name, folder in BUNDLED.items() if folder == self.base)
+        return next(bundled, str(self.base.resolve()))
+
+    @property
+    def revision(self) -> str | None:
+        """The model's revision on its hub."""
+        return self.snapshot.revision if self.snapshot else None
 
     @property
     def template(self) -> str | None:
@@ -45,16 +56,18 @@ class Place:
         return self.card.template if self.card else None
 
 
-def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
-    """Tell a model, run or adapter folder and find the base of the last two.
+def resolve(path: str | Path, *, base: str | Path | None = None, revision: str | None = None) -> Place:
+    """Tell a model, run or adapter and find the base of the last two; what a hub's name means is fetched.
 
     A run means its best checkpoint by evaluation loss. `base` overrides the recorded place of the base.
-    Raises `CheckpointError`.
+    `revision` is that of a `path` on a hub. Raises `CheckpointError` and `ConfigError`.
     """
-    folder = follow(find_folder(path))
+    folder, snapshot = find_folder(path, revision)
+    folder = follow(folder)
     if not folder.exists():
         raise CheckpointError(
-            f"{folder}: no such folder", hint="give the folder of a model, a run (runs/...) or an adapter"
+            f"{folder}: no such folder",
+            hint="give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME",
         )
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
@@ -65,11 +78,12 @@ def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
         run = folder.resolve().parent.parent
     card = read_card(folder)
     if (folder / ADAPTER_FILE).exists():
-        return Place(_base_of(folder, card, base), folder, card, run)
+        found, snapshot = _base_of(folder, card, base)
+        return Place(found, folder, card, run, snapshot)
     if (folder / "config.json").exists():
         if base is not None:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
-        return Place(folder, None, card, run)
+        return Place(folder, None, card, run, snapshot)
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
         hint="official P-Tuning folders are not supported yet"
@@ -78,10 +92,30 @@ def resolve(path: str | Path, *, base: str | Path | None = None) -> Place:
     )
 
 
-def find_folder(path: str | Path) -> Path:
-    """The folder that a path means: a bundled model by its name, unless a folder of that name is here."""
+def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Snapshot | None]:
+    """The folder that a path means, and the snapshot of a hub that it is.
+
+    A folder that is here comes first, then the name of a bundled model, then a hub's. Raises `ConfigError`
+    for a `revision` of what is on no hub.
+    """
     folder = Path(path).expanduser()
-    return folder if folder.exists() else BUNDLED.get(str(path), folder)
+    name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
+    if name:
+        snapshot = fetch(name, revision)
+        return snapshot.folder, snapshot
+    if revision is not None:
+        raise ConfigError(
+            f"revision: {path} is not a hub's name, so it has no revisions", hint="leave revision out"
+        )
+    return (folder if folder.exists() else BUNDLED.get(str(path), folder)), None
+
+
+def lasting_name(path: str | Path) -> str:
+    """What a path means, said so that it means the same from anywhere."""
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return str(folder.resolve())
+    return str(path if str(path) in BUNDLED else parse_name(path) or path)
 
 
 def _best_checkpoint(run: Path) -> Path:
@@ -91,12 +125,15 @@ def _best_checkpoint(run: Path) -> Path:
     raise CheckpointError(f"{run}: this run has no checkpoint yet", hint="train it first: glmtune train")
 
 
-def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> Path:
+def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:
     if base is not None:
         return find_folder(base)
-    recorded = card.base if card else read_json(adapter / ADAPTER_FILE).get("base_model_name_or_path")
-    if recorded and (find_folder(recorded) / "config.json").exists():
-        return find_folder(recorded)
+    theirs = {} if card else read_json(adapter / ADAPTER_FILE)
+    recorded = card.base if card else theirs.get("base_model_name_or_path")
+    if recorded:
+        found = find_folder(recorded, card.base_revision if card else theirs.get("revision"))
+        if (found[0] / "config.json").exists():
+            return found
     raise CheckpointError(
         f"{adapter}: its base model is not at {recorded or '(no place recorded)'}",
         hint="name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)",
@@ -110,15 +147,18 @@ def load_model(
     template: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
+    *,
+    revision: str | None = None,
 ) -> Any:
-    """Open a model folder, run or adapter, in evaluation mode.
+    """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
     `adapter` puts an adapter folder on the model at `path`. dtype "auto" is the stored type on a GPU; on a
     CPU bf16 for half-precision checkpoints, else fp32. `template` says which chat format a ChatGLM2/3
-    folder has where its files do not. Raises `CheckpointError` or `ConfigError`.
+    folder has where its files do not. `revision` is that of a `path` on a hub; without it, the hub's main
+    one. Raises `CheckpointError` or `ConfigError`.
     """
     _refuse_quant(quant)
-    place = resolve(path)
+    place = resolve(path, revision=revision)
     if adapter is not None:
         if place.adapter:
             raise ConfigError(
@@ -143,15 +183,17 @@ def open_place(place: Place, *, template: str | None, dtype: str | torch.dtype, 
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
     tell(f"{place.base}: {what}, {str(first.dtype).removeprefix('torch.')} on {first.device}")
+    if place.snapshot and place.snapshot.name.hub == "hf":
+        model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
     if place.adapter:
         model = load_adapter(model, place.adapter)
         tell(f"{place.adapter}: adapter loaded")
     return model
 
 
-def load_tokenizer(path: str | Path, template: str | None = None) -> Any:
-    """The tokenizer of a model, run or adapter folder. Raises `CheckpointError` or `ConfigError`."""
-    place = resolve(path)
+def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:
+    """The tokenizer of a model, run or adapter. Raises `CheckpointError` or `ConfigError`."""
+    place = resolve(path, revision=revision)
     return load_folder_tokenizer(place.base, template or place.template)
 
 

@@ -13,6 +13,7 @@ from glmtune.cli.console import is_main_process
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
+from glmtune.cli.info import info
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
@@ -29,16 +30,18 @@ def glmtune() -> None:
 
     \b
     A first round with a model of your own:
+      glmtune info /models/chatglm3-6b
       glmtune train model=/models/chatglm3-6b data.train=my.json
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune chat runs/chatglm3-6b-lora
 
     PATH is always a model folder, a run folder or an adapter folder: a run or an adapter finds its own base
-    model, chat format and settings.
+    model, chat format and settings. It may also be a model's name on a hub: OWNER/NAME or hf:OWNER/NAME
+    (Hugging Face), modelscope:OWNER/NAME.
     """
 
 
-for verb in (demo, train, evaluate, chat, data, settings):
+for verb in (demo, train, evaluate, chat, info, data, settings):
     glmtune.add_command(verb)
 
 

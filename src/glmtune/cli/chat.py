@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Makes the answers repeatable.")
 @click.option("--system", help="System message; without it, the one the run was tuned with.")
 @click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @click.option(
     "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
@@ -37,6 +38,7 @@ def chat(
     seed: int | None,
     system: str | None,
     base: Path | None,
+    revision: str | None,
     template: str | None,
     dtype: str,
     device: str,
@@ -51,7 +53,7 @@ def chat(
     from glmtune.load import open_place, open_tokenizer, resolve
     from glmtune.templates import find
 
-    place = resolve(path, base=base)
+    place = resolve(path, base=base, revision=revision)
     tokenizer = open_tokenizer(place, template=template)
     model = open_place(place, template=template, dtype=dtype, device=device).eval()
     card = place.card

@@ -15,8 +15,14 @@ from glmtune.cli.console import Lines
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the results.")
 @click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 def evaluate(
-    path: Path, words: tuple[str, ...], data: Path | None, output: Path | None, base: Path | None
+    path: Path,
+    words: tuple[str, ...],
+    data: Path | None,
+    output: Path | None,
+    base: Path | None,
+    revision: str | None,
 ) -> None:
     """Answer every row of FILE greedily and score the answers with ROUGE and BLEU-4.
 
@@ -31,7 +37,7 @@ def evaluate(
     from glmtune.workflows.events import Answered, Note
 
     lines = Lines()
-    named = {"data.test": data, "output": output, "base": base}
+    named = {"data.test": data, "output": output, "base": base, "revision": revision}
     words += tuple(f"{key}={value}" for key, value in named.items() if value)
     events = evaluating(recipe_for({"model": str(path)}, words))
     with lines.bar("answering"):

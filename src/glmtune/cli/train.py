@@ -32,11 +32,13 @@ def train(words: tuple[str, ...], resume: bool) -> None:
 
 def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     """Train and print what happens."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     from glmtune.workflows import training
 
     disable_progress_bar()  # one bar is enough
+    enable_progress_bars()  # but a download, which comes before it, shows its own
     lines = Lines()
     events = training(recipe, resume=resume)
     try:

@@ -29,12 +29,14 @@ class Card:
     """What the weights in a folder are, and how the model was talked to while it learned them."""
 
     base: str
-    """Folder of the model that was trained."""
+    """The model that was trained: its folder, or its name on a hub or in the package."""
     template: str
     method: dict[str, Any]
     system: str | None = None
     source_prefix: str = ""
     glmtune_version: str = ""
+    base_revision: str | None = None
+    """The base's revision on its hub."""
 
     def save(self, folder: Path) -> None:
         """Write glmtune.json."""
@@ -77,7 +79,7 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Pef
 
     Raises `CheckpointError` if a tensor is missing, left over, or of another shape.
     """
-    stored = _stored_shapes(folder)
+    stored = stored_shapes(folder)
     kind = read_json(folder / ADAPTER_FILE).get("peft_type")
     if kind not in KINDS:
         raise CheckpointError(
@@ -95,7 +97,7 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Pef
     return tuned
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in the adapter's weights. Looked at first: PEFT asks the hub for missing files."""
     if not (folder / ADAPTER_FILE).exists():
         raise CheckpointError(

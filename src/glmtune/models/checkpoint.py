@@ -145,6 +145,22 @@ def read_config(folder: Path, *, template: str | None = None) -> ChatGLMConfig:
     return config
 
 
+def build_outline(folder: Path, *, template: str | None = None) -> torch.nn.Module:
+    """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
+    config = read_config(folder, template=template)
+    return _build_empty(config, config.dtype or torch.float32)
+
+
+def check_stored(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
+    """Raise CheckpointError unless the checkpoint has just the model's tensors, in their shapes."""
+    _check_tensors(model, stored)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's file is in the folder, in any layout."""
+    return any((folder / name).exists() for layout in _LAYOUTS for name in layout)
+
+
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type of most weights of a folder."""
     return _main_dtype(scan_tensors(folder))

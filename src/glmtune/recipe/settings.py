@@ -199,7 +199,10 @@ class Recipe(Settings):
     """One run, complete: running it again is the run again."""
 
     model: str
-    """Folder of the model, run or adapter."""
+    """Folder of the model, run or adapter; or a model's name on a hub: OWNER/NAME or hf:OWNER/NAME (Hugging
+    Face), modelscope:OWNER/NAME."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on a hub; empty: the hub's main one. A run records the commit."""
     base: Path | None = None
     """Base model of an adapter that is evaluated, if it has moved from its recorded place."""
     template: TemplateName | None = None

@@ -27,7 +27,7 @@ def evaluate(recipe: Source) -> RunResult:
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     """Evaluate; yield each answered row. Rows that the folder already holds are not answered again."""
-    place = resolve(recipe.model, base=recipe.base)
+    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     tokenizer = open_tokenizer(place, template=recipe.template)
     data, settings = recipe.data, recipe.evaluate
     asked = test_questions(tokenizer, data, max_rows=settings.max_rows)
@@ -58,7 +58,7 @@ def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
     values = read_values(source, words)
     if not values.get("model"):
         return build_recipe(values)  # says what is missing
-    place = resolve(values["model"], base=values.get("base"))
+    place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
     own: dict[str, Any] = {}
     if place.run:
         known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
-from glmtune.load import RECIPE_FILE
+from glmtune.load import RECIPE_FILE, Place
 from glmtune.models.checkpoint import resolve_device
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import require_new
@@ -36,6 +36,19 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
         for name, p in (("train", data.train), ("validation", data.validation))
         if p
     }
+
+
+def model_facts(place: Place) -> dict[str, str | None]:
+    """Which model it is and where it lay, as env.json keeps it."""
+    return {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
+
+
+def with_begun_revision(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe, with the model's revision that its run began with where it names none itself."""
+    known = folder / RECIPE_FILE
+    if recipe.revision is not None or not known.exists():
+        return recipe
+    return recipe.model_copy(update={"revision": load_recipe(known).revision})
 
 
 def require_resumable(recipe: Recipe, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from glmtune.extras import require
-from glmtune.load import RECIPE_FILE
+from glmtune.load import RECIPE_FILE, lasting_name
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.plots import plot_loss
 from glmtune.runs import (
@@ -116,5 +116,5 @@ def with_full_paths(recipe: Recipe) -> Recipe:
         for name in ("train", "validation", "test")
         if (path := getattr(recipe.data, name)) is not None
     }
-    model = str(Path(recipe.model).resolve()) if Path(recipe.model).exists() else recipe.model
+    model = lasting_name(recipe.model)
     return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=data)})

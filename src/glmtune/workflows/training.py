@@ -34,11 +34,13 @@ from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, S
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
+    model_facts,
     plan_line,
     require_resumable,
     require_startable,
     run_folder,
     start_processes,
+    with_begun_revision,
 )
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Rows, first_row, training_rows
@@ -104,12 +106,16 @@ def drain(events: Generator[Event, None, RunResult]) -> RunResult:
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
     folder = run_folder(recipe)
+    if resume:
+        recipe = with_begun_revision(recipe, folder)
     (require_resumable if resume else require_startable)(recipe, folder)
     run = yield from _prepare(recipe, folder)
     if resume:
         yield _resume(run)
     if run.is_main:
-        run.record.begin(recipe, data_hashes(recipe), is_new=not resume)
+        pinned = recipe.model_copy(update={"revision": run.place.revision})
+        facts = {"model": model_facts(run.place), **data_hashes(recipe)}
+        run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
     run.accelerator.wait_for_everyone()
     return _result(run)
@@ -117,7 +123,7 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
 
 def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
-    place = resolve(recipe.model)
+    place = resolve(recipe.model, revision=recipe.revision)
     if place.adapter:
         raise ConfigError(f"model: {recipe.model} is an adapter", hint=f"train its base: model={place.base}")
     state = start_processes(recipe.device)
@@ -311,7 +317,8 @@ def _validation_batches(
 def _card(run: _Run) -> Card:
     data = run.recipe.data
     return Card(
-        base=run.recipe.model if run.place.is_bundled else str(run.place.base.resolve()),
+        base=run.place.name,
+        base_revision=run.place.revision,
         template=run.tokenizer.template,
         method=run.recipe.method.model_dump(mode="json"),
         system=data.system,

@@ -1,0 +1,268 @@
+"""What a model, run or adapter is: told in seconds, from names, headers and small files alone."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import GlmtuneError
+from glmtune.family import FAMILIES, Identity, identify
+from glmtune.files import read_json_if_there
+from glmtune.load import Place, resolve
+from glmtune.methods import apply_method, trainable_line
+from glmtune.methods.adapter import ADAPTER_FILE, stored_shapes
+from glmtune.models.checkpoint import Stored, build_outline, check_stored, has_weights, scan_tensors
+from glmtune.models.outline import Parameter, Part, count_parts, list_parameters, list_stored
+from glmtune.recipe import Method
+from glmtune.recipe.parse import build_recipe
+from glmtune.templates import find
+from glmtune.tokenizers import check_fits, load_tokenizer
+
+PEFT_KEYS: tuple[str, ...] = ("peft_type", "r", "lora_alpha", "target_modules")
+"""What is shown of an adapter that is not ours, by PEFT's names."""
+
+
+CARD_RULE = "the format it was trained with, in its glmtune.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StopToken:
+    """A token that ends an answer."""
+
+    id: int
+    text: str
+    """Empty where no tokenizer or no chat format tells it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """What a folder's tokenizer is."""
+
+    kind: str
+    """The name of its class."""
+    vocab_size: int
+    num_tokens: int
+    """With the control tokens."""
+    padding_side: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What a run or adapter says of itself."""
+
+    folder: Path
+    base: str
+    """The model that was trained, as it was written down; empty if it was not."""
+    method: dict[str, Any]
+    system: str | None
+    source_prefix: str
+    glmtune_version: str
+    num_trained: int | None
+    """Numbers in an adapter's file; None where the whole model was trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a path means and what is there."""
+
+    path: str
+    kind: str
+    """`model`, `run` or `adapter`."""
+    folder: Path
+    """Of the model; for an adapter, of its base."""
+    name: str
+    revision: str | None
+    """Of a hub, where the model came from one."""
+    family: str
+    family_revision: str
+    family_rule: str
+    template: str | None
+    template_rule: str
+    context: int | None
+    """Longest context in tokens."""
+    context_key: str
+    stop_tokens: tuple[StopToken, ...]
+    tokenizer: TokenizerFacts | None
+    tokenizer_problem: str
+    """Why there is no tokenizer."""
+    num_rows: int | None
+    """Of the embedding: how many tokens the model knows."""
+    has_weights: bool
+    weight_files: tuple[str, ...]
+    """Files of weights that a load would read; none where there are none, or they cannot be read."""
+    dtype: str
+    """Of most weights; where none are read, what config.json says."""
+    parameters: tuple[Parameter, ...]
+    parts: tuple[Part, ...]
+    files: Mapping[str, int]
+    """The folder's files and their bytes."""
+    adapter: AdapterFacts | None
+    method: str | None
+    """What the parameters are shown wrapped in."""
+    trainable: str | None
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, those of the method's own included."""
+        return sum(part.count for part in self.parts)
+
+
+def inspect(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    revision: str | None = None,
+    template: str | None = None,
+    method: Method | None = None,
+) -> Info:
+    """Tell what a path means; `method` shows the parameters as that method would train them.
+
+    An adapter or run is shown with its own method. What is odd or missing in a folder is a warning; raises
+    `CheckpointError` and `ConfigError` for what is no model at all.
+    """
+    place = resolve(path, base=base, revision=revision)
+    known = identify(place.base, template or place.template)
+    warnings: list[str] = []
+    stored = _scan(place.base, warnings)
+    method = method or _own_method(place)
+    model = _outline(place.base, known.template, stored, warnings)
+    if model is not None and method is not None:
+        model = apply_method(model, method)
+    parameters = list_stored(stored) if model is None else list_parameters(model, stored)
+    num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
+    config = read_json_if_there(place.base / "config.json")
+    tokenizer, problem = _open_tokenizer(place.base, known)
+    if tokenizer is not None and num_rows is not None:
+        warnings += _misfit(tokenizer, num_rows, config, place.base)
+    key = FAMILIES[known.family].context_key
+    return Info(
+        path=str(path),
+        kind="adapter" if place.adapter and not place.run else "run" if place.run else "model",
+        folder=place.base.resolve(),
+        name=place.name,
+        revision=place.revision,
+        family=known.family,
+        family_revision=known.revision,
+        family_rule=known.family_rule,
+        template=known.template,
+        template_rule=CARD_RULE if place.template and not template else known.rule,
+        context=config.get(key),
+        context_key=key,
+        stop_tokens=_stop_tokens(tokenizer, config),
+        tokenizer=_tokenizer_facts(tokenizer),
+        tokenizer_problem=problem,
+        num_rows=num_rows,
+        has_weights=has_weights(place.base),
+        weight_files=tuple(sorted({held.file.name for held in stored.values()})),
+        dtype=_main_dtype(stored, config),
+        parameters=tuple(parameters),
+        parts=tuple(count_parts(parameters)),
+        files={file.name: file.stat().st_size for file in sorted(place.base.iterdir()) if file.is_file()},
+        adapter=_adapter_facts(place, warnings),
+        method=method.name if method and model is not None else None,
+        trainable=trainable_line(model) if method and model is not None else None,
+        warnings=tuple(warnings),
+    )
+
+
+def _own_method(place: Place) -> Method | None:
+    """The method that a run or adapter was trained with."""
+    if place.card is None or not place.card.method:
+        return None
+    return build_recipe({"model": place.name, "method": place.card.method}).method
+
+
+def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:
+    if not has_weights(folder):
+        return {}
+    try:
+        return scan_tensors(folder)
+    except GlmtuneError as err:
+        warnings.append(f"these weights cannot be read: {_within(folder, err)}")
+        return {}
+
+
+def _outline(folder: Path, template: str | None, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
+    """The model on the meta device, None where this version cannot build it."""
+    try:
+        model = build_outline(folder, template=template)
+        if stored:
+            check_stored(model, stored)
+    except GlmtuneError as err:
+        warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
+        return None
+    return model.requires_grad_(False)
+
+
+def _open_tokenizer(folder: Path, known: Identity) -> tuple[Any, str]:
+    try:
+        return load_tokenizer(folder, known.template), ""
+    except GlmtuneError as err:
+        return None, _within(folder, err)
+
+
+def _misfit(tokenizer: Any, num_rows: int, config: Mapping[str, Any], folder: Path) -> list[str]:
+    try:
+        check_fits(tokenizer, num_rows, config.get("eos_token_id"), place=folder.name)
+    except GlmtuneError as err:
+        return [f"the tokenizer is not this model's: {_within(folder, err)}"]
+    return []
+
+
+def _within(folder: Path, err: GlmtuneError) -> str:
+    """The error as it reads inside the folder, which is named already."""
+    return str(err).replace(f"{folder}/", "").replace(f"{folder}: ", "")
+
+
+def _stop_tokens(tokenizer: Any, config: Mapping[str, Any]) -> tuple[StopToken, ...]:
+    """From the chat format; from config.json's eos where that is open."""
+    if tokenizer is not None and tokenizer.template is not None:
+        texts = find(tokenizer.template).stop_tokens
+        return tuple(StopToken(i, text) for i, text in zip(tokenizer.stop_ids, texts, strict=True))
+    stated = config.get("eos_token_id")
+    ids = [] if stated is None else [stated] if isinstance(stated, int) else stated
+    return tuple(StopToken(i, "") for i in ids)
+
+
+def _tokenizer_facts(tokenizer: Any) -> TokenizerFacts | None:
+    if tokenizer is None:
+        return None
+    return TokenizerFacts(
+        type(tokenizer).__name__, tokenizer.vocab_size, len(tokenizer), tokenizer.padding_side
+    )
+
+
+def _main_dtype(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
+    sizes: Counter[str] = Counter()
+    for held in stored.values():
+        sizes[str(held.dtype).removeprefix("torch.")] += prod(held.shape)
+    stated = config.get("dtype") or config.get("torch_dtype") or "unknown"
+    return sizes.most_common(1)[0][0] if sizes else str(stated)
+
+
+def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
+    card, folder = place.card, place.adapter or place.base
+    if card is None and place.adapter is None:
+        return None
+    theirs = read_json_if_there(folder / ADAPTER_FILE)
+    foreign = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
+    return AdapterFacts(
+        folder=folder,
+        base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
+        method=card.method if card else foreign,
+        system=card.system if card else None,
+        source_prefix=card.source_prefix if card else "",
+        glmtune_version=card.glmtune_version if card else "",
+        num_trained=_count_stored(place.adapter, warnings) if place.adapter else None,
+    )
+
+
+def _count_stored(adapter: Path, warnings: list[str]) -> int | None:
+    try:
+        return sum(prod(shape) for shape in stored_shapes(adapter).values())
+    except GlmtuneError as err:
+        warnings.append(f"this adapter cannot be loaded: {_within(adapter, err)}")
+        return None

@@ -1,0 +1,88 @@
+"""`glmtune info`, as a user types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands import glmtune
+from glmtune.family import FAMILIES
+from models import tiny_folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    tiny_folder(folder / "model")
+    return folder
+
+
+def test_a_folder_is_told_within_80_columns(work: Path) -> None:
+    done = glmtune("info", "model", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "  template         chatglm3 (" in done.stdout
+    assert "</s> 2, <|user|> " in done.stdout
+    assert "transformer.encoder.layers.{0..1}" in done.stdout
+    assert "    attention" in done.stdout
+    assert " ".join(FAMILIES["ChatGLM2/ChatGLM3"].sign.split()[:4]) in done.stdout
+
+
+def test_every_name_is_listed_and_what_is_trained_is_marked(work: Path) -> None:
+    done = glmtune("info", "model", "method.r=2", "--names", cwd=work)
+    assert done.returncode == 0, done.stderr
+    marked = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("* ")]
+    assert marked == [
+        f"base_model.model.transformer.encoder.layers.{layer}.self_attention.query_key_value.lora_{ab}.default.weight"
+        for layer in (0, 1)
+        for ab in "AB"
+    ]
+    assert done.stdout.splitlines()[-1].startswith("trainable params: ")
+    plain = glmtune("info", "model", cwd=work).stdout
+    assert "*" not in plain
+    assert "trainable" not in plain
+
+
+def test_a_recipes_method_is_shown_too(work: Path) -> None:
+    (work / "full.yaml").write_text("method: full\nmodel: elsewhere\n", encoding="utf-8")
+    done = glmtune("info", "model", "--recipe", "full.yaml", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "trainable%: 100.0000" in done.stdout
+
+
+def test_json_says_the_same(work: Path) -> None:
+    done = glmtune("info", "model", "method=lora", "--json", cwd=work)
+    found = json.loads(done.stdout)
+    assert (found["family"], found["template"], found["kind"]) == ("ChatGLM2/ChatGLM3", "chatglm3", "model")
+    assert found["trainable"] == glmtune("info", "model", "method=lora", cwd=work).stdout.splitlines()[-1]
+    assert sum(part["count"] for part in found["parts"]) == found["num_parameters"]
+
+
+def test_a_folder_without_weights_and_tokenizer_says_so(work: Path) -> None:
+    (work / "bare").mkdir()
+    (work / "bare" / "config.json").write_bytes((work / "model" / "config.json").read_bytes())
+    done = glmtune("info", "bare", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "no weights here" in done.stdout
+    assert "none: tokenizer.model: the vocabulary file is missing" in done.stdout
+    assert "counted from config.json" in done.stdout
+
+
+def test_a_foreign_tokenizer_is_a_warning(work: Path) -> None:
+    other = tiny_folder(work / "other")
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps(config | {"eos_token_id": 77}), encoding="utf-8")
+    done = glmtune("info", "other", cwd=work)
+    assert done.returncode == 0
+    assert "warning: the tokenizer is not this model's: " in done.stdout
+
+
+def test_only_method_settings_are_taken(work: Path) -> None:
+    done = glmtune("info", "model", "train.lr=1", cwd=work)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        2,
+        "error: train.lr=1: not a setting of this command",
+    )
+    done = glmtune("info", "model", "method.target_modules=q_proj", cwd=work)
+    assert done.returncode == 2
+    assert "hint: its linear layers are query_key_value, " in done.stderr
