@@ -98,7 +98,7 @@ def _family(folder: Path) -> tuple[str, Config]:
 
 
 def _has_v1_tokenizer(folder: Path, tokenizer: Config) -> bool:
-    """ChatGLM-6B's tokenizer class has the name of ChatGLM2's; its vocabulary file and its tokens have not."""
+    """ChatGLM-6B's tokenizer class has the name of ChatGLM2's; its vocabulary file and tokens differ."""
     has_ice_alone = (folder / "ice_text.model").is_file() and not (folder / "tokenizer.model").is_file()
     return has_ice_alone or "gmask_token" in tokenizer
 

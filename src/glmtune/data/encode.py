@@ -54,8 +54,8 @@ class Encoded:
 def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settings: Data) -> Encoded:
     """Encode conversations for training, in the order given.
 
-    A conversation gives one row; with ChatGLM-6B's and ChatGLM2's format one for each learned answer. Raises DataError
-    for a row that the format cannot express, and as `settings.overlong` says.
+    A conversation gives one row; with ChatGLM-6B's and ChatGLM2's chat format one for each learned answer.
+    Raises DataError for a row that the format cannot express, and as `settings.overlong` says.
     """
     limits = Limits.of(settings)
     report = LengthReport(limit=str(limits))

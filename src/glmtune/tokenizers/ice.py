@@ -1,9 +1,9 @@
-"""The tokenizer of ChatGLM-6B, the first version: sentencepiece, with line breaks and runs of spaces as pieces.
+"""The tokenizer of ChatGLM-6B, the first version: sentencepiece, line breaks and runs of spaces being pieces.
 
 Its three revisions (`early`, `mid`, `late`) differ in ids, in what is put around a text, and in what padding
 gives. The vocabulary of the first two has no control tokens; icetk, which they needed, appended them while
-loading. Facts from tokenization_chatglm.py in https://huggingface.co/THUDM/chatglm-6b (revisions of 2023-03-20,
-551a50e and 8b7d335) and https://github.com/THUDM/icetk text_tokenizer.py.
+loading. Facts from tokenization_chatglm.py in https://huggingface.co/THUDM/chatglm-6b (revisions of
+2023-03-20, 551a50e and 8b7d335) and https://github.com/THUDM/icetk text_tokenizer.py.
 """
 
 import re
