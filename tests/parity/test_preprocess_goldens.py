@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from glmtune.data.encode import encode_examples
 from glmtune.data.official import find_encoding
+from glmtune.data.source import read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import messages_from_dicts
@@ -88,6 +90,27 @@ def test_thudm_questions_are_the_official_ones(shared, tokenizers, revision):
         for one, ids, labels in zip(asked, truth["input_ids"], truth["labels"], strict=True):
             assert [tokenizer.pad_token_id] * (len(ids) - len(one.prompt)) + one.prompt == ids
             assert one.reference == [index for index in labels if index != tokenizer.pad_token_id]
+
+
+def test_real_rows_are_prompts_that_decode_to_their_text(shared, tokenizers):
+    tokenizer = tokenizers["v1_late"]
+    settings = Data(max_tokens=512, prompt_column="content", response_column="summary")
+    read = read_dataset(shared / "data/AdvertiseGen/dev.json", settings)
+    examples = read.examples[:50]
+    rows = encode_examples(tokenizer, examples, settings).rows
+    asks = [tokenizer.control_id("[gMASK]"), tokenizer.control_id("<sop>")]
+    for row, example in zip(rows, examples, strict=True):
+        ids = row.input_ids.tolist()
+        start = ids.index(asks[1]) + 1
+        question, answer = (message.content for message in example.messages)
+        assert ids[start - 2 : start] == asks
+        assert tokenizer.decode(ids[: start - 2]) == normal(tokenizer, question)
+        assert tokenizer.decode(ids[start:-1]) == normal(tokenizer, answer)
+        assert ids[-1] == tokenizer.end_id
+
+
+def normal(tokenizer: Any, text: str) -> str:
+    return tokenizer.sp_model.normalize(text).replace("▁", " ").removeprefix(" ")
 
 
 @pytest.mark.parametrize(("revision", "encoding"), [("v3", "chatglm3"), ("glm4", "glm4")])

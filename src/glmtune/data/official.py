@@ -125,7 +125,7 @@ def _chatglm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], sett
 
 
 def _encode_v1(tokenizer: GlmTokenizer, text: str) -> list[int]:
-    """A text by the official tokenizer's rule, in which some control tokens spelled in it are control tokens."""
+    """A text's ids by the official tokenizer, to which `<sop>` spelled in a text is the control token."""
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

@@ -95,8 +95,7 @@ class IceTokenizer(GlmTokenizer):
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
             template=self.template,
             ice_revision=self.ice_revision,
-            model_input_names=list(self._facts.inputs),
-            **kwargs,
+            **{**kwargs, "model_input_names": list(self._facts.inputs)},
         )
 
     @property
