@@ -101,9 +101,7 @@ def tiny_ice(folder: Path, revision: str = "late") -> Path:
     return folder
 
 
-def _write(
-    folder: Path, vocabulary: bytes, config: dict[str, Any], name: str = "tokenizer.model"
-) -> Path:
+def _write(folder: Path, vocabulary: bytes, config: dict[str, Any], name: str = "tokenizer.model") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(vocabulary)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")

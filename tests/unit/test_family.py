@@ -133,7 +133,9 @@ def test_the_revisions_of_chatglm_6b_are_told_by_the_ids_that_the_config_names(t
     ],
 )
 def test_a_tokenizers_folder_is_told_by_its_vocabulary_file(tmp_path, files, family):
-    found = identify(folder(tmp_path, tokenizer_config__json={"tokenizer_class": "ChatGLMTokenizer"}, **files))
+    found = identify(
+        folder(tmp_path, tokenizer_config__json={"tokenizer_class": "ChatGLMTokenizer"}, **files)
+    )
     assert (found.family, found.revision) == (family, "")
 
 

@@ -53,7 +53,7 @@ class OfficialEncoding:
 def find_encoding(name: str, tokenizer: GlmTokenizer) -> OfficialEncoding:
     """The encoding of this name. Raises ConfigError where the tokenizer is another family's."""
     scripts = ENCODINGS[name]
-    if tokenizer.template not in scripts:
+    if tokenizer.template is None or tokenizer.template not in scripts:
         raise ConfigError(
             f"data.encoding: {name!r} is for {' or '.join(scripts)}, not for {tokenizer.template}",
             hint="use encoding=chat, or the encoding of the model's own script",

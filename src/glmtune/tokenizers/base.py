@@ -31,7 +31,7 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
     vocab_file: str
     assistant_name: str = ""
     """How the folder's chat template calls the assistant where it lists tools; empty: as the format does."""
-    prefix: tuple[str, str] = ("[gMASK]", "sop")
+    prefix: tuple[str, ...] = ("[gMASK]", "sop")
     """The control tokens that every text begins with."""
 
     @abstractmethod

@@ -35,7 +35,7 @@ def read_ice(path: Path) -> tuple[Any, bool]:
     Raises CheckpointError.
     """
     processor, content = _read_processor(path, "ChatGLM-6B")
-    if processor.id_to_piece([3, 4]) != ["<pad>", "<n>"]:
+    if processor.get_piece_size() < 5 or processor.id_to_piece([3, 4]) != ["<pad>", "<n>"]:
         raise _wrong_family(path, "another model's sentencepiece vocabulary", "ChatGLM-6B")
     if processor.piece_to_id("[gMASK]") != processor.unk_id():
         return processor, True

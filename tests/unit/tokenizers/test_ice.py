@@ -232,7 +232,9 @@ def test_another_revisions_vocabulary_is_refused(tmp_path):
     contents = [(folder / "ice_text.model").read_bytes() for folder in (early, late)]
     for folder, content in zip((late, early), contents, strict=True):
         (folder / "ice_text.model").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"ice_text\.model: the vocabulary of .* revision") as caught:
+        with pytest.raises(
+            CheckpointError, match=r"ice_text\.model: the vocabulary of .* revision"
+        ) as caught:
             load_tokenizer(folder)
         assert caught.value.hint
 
