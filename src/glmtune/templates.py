@@ -303,7 +303,7 @@ def _round_format(render_rounds: _Render, end: str, **facts: Any) -> Template:
 
 # --- ChatGLM-6B: a bare question, or numbered rounds; what asks for the answer stands behind the text ---
 # Source: https://huggingface.co/THUDM/chatglm-6b modeling_chatglm.py (chat), tokenization_chatglm.py
-# (build_inputs_with_special_tokens). Earlier text is bidirectional context: there a loss would see the answer.
+# (build_inputs_with_special_tokens). Earlier text is two-way context: a loss there would see the answer.
 
 _V1_ROUND = "[Round {}]\n问：{}\n答："
 
