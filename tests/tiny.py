@@ -1,7 +1,8 @@
 """Tiny tokenizers in the official layout, trained on the spot from this project's own words.
 
-`tiny_sentencepiece` makes a ChatGLM2/ChatGLM3 tokenizer, `tiny_tiktoken` a GLM-4 one; add a config.json and
-weights for a whole model folder. Both hold every byte, so any text can be encoded.
+`tiny_sentencepiece` makes a ChatGLM2/ChatGLM3 tokenizer, `tiny_tiktoken` a GLM-4 one, `tiny_ice` that of a
+ChatGLM-6B; add a config.json and weights for a whole model folder. All hold every byte, so any text can be
+encoded.
 """
 
 import base64
@@ -14,6 +15,7 @@ from typing import Any
 import sentencepiece
 
 from glmtune.templates import TEMPLATES
+from glmtune.tokenizers.files import icetk_pieces
 
 TEXT = """
 今天天气很好，我们一起去公园散步。 你好，请问图书馆怎么走？
@@ -66,9 +68,42 @@ def tiny_tiktoken(folder: Path, template: str = "glm4") -> Path:
     return _write(folder, ranks, config)
 
 
-def _write(folder: Path, vocabulary: bytes, config: dict[str, Any]) -> Path:
+NUM_IMAGES = {"early": 20_000, "mid": 20_000, "late": 0}
+"""Ids in front of ChatGLM-6B's vocabulary."""
+
+
+def tiny_ice(folder: Path, revision: str = "late") -> Path:
+    """Write the tokenizer's files of a tiny ChatGLM-6B, and a config.json that tells the revision.
+
+    The config has the ids of the revision's layout, but no sizes of a model.
+    """
+    is_late = revision == "late"
+    vocabulary = _ice_pieces() + (icetk_pieces() if is_late else b"")
+    first = NUM_IMAGES[revision]
+    control = first + sentencepiece.SentencePieceProcessor(model_proto=_ice_pieces()).get_piece_size()
+    ids = {"bos_token_id": control + 4, "eos_token_id": control + 5}
+    ids |= {"pad_token_id": first + 3} if revision != "early" else {}
+    ids |= {"mask_token_id": control, "gmask_token_id": control + 1} if is_late else {}
+    config = {"model_type": "chatglm", "position_encoding_2d": True, "vocab_size": control + 512, **ids}
+    tokenizer: dict[str, Any] = {
+        "tokenizer_class": "ChatGLMTokenizer",
+        "bos_token": "<sop>",
+        "gmask_token": "[gMASK]",
+        "mask_token": "[MASK]",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        **({"eos_token": "<eop>", "end_token": "</s>"} if is_late else {"eos_token": "</s>"}),
+        "remove_space": False,
+        "do_lower_case": False,
+    }
+    _write(folder, vocabulary, tokenizer, "ice_text.model")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def _write(folder: Path, vocabulary: bytes, config: dict[str, Any], name: str = "tokenizer.model") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(vocabulary)
+    (folder / name).write_bytes(vocabulary)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
     return folder
 
@@ -86,6 +121,24 @@ def _sentencepiece() -> bytes:
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@cache
+def _ice_pieces() -> bytes:
+    """180 pieces: <unk>, <s>, </s>, <pad>, <n>, and the commonest characters and words; no control tokens."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.strip().splitlines() * 4),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=180,
+        character_coverage=0.98,
+        pad_id=3,
+        user_defined_symbols=["<n>"],
+        normalization_rule_name="nmt_nfkc",
         minloglevel=2,
     )
     return model.getvalue()

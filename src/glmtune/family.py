@@ -34,7 +34,8 @@ class Identity:
     """What told the chat format."""
     family: str = "ChatGLM2/ChatGLM3"
     revision: str = ""
-    """Which of the family's published revisions, where they differ in more than numbers."""
+    """Which of the family's published revisions, where they differ in more than numbers; empty where no
+    config.json tells it."""
     family_rule: str = ""
     """What told the family and the revision."""
 
@@ -46,7 +47,8 @@ def identify(folder: Path, template: str | None = None) -> Identity:
     """
     family, config = _family(folder)
     row = FAMILIES[family]
-    facts = {"family": family, "revision": row.revision(config), "family_rule": row.sign}
+    revision = row.revision(config) if config else ""
+    facts = {"family": family, "revision": revision, "family_rule": row.sign if config else "its tokenizer"}
     if template is not None:
         return Identity(_checked(folder, template, family), "the template setting", **facts)
     for rule, look in row.rules:
@@ -83,13 +85,22 @@ def _family(folder: Path) -> tuple[str, Config]:
     config = read_json_if_there(folder / "config.json")
     if config:
         return _family_of_config(folder, config), config
-    tokenizer_class = read_json_if_there(folder / "tokenizer_config.json").get("tokenizer_class")
+    tokenizer = read_json_if_there(folder / "tokenizer_config.json")
+    tokenizer_class = tokenizer.get("tokenizer_class")
+    if tokenizer_class == "ChatGLMTokenizer" and _has_v1_tokenizer(folder, tokenizer):
+        return "ChatGLM-6B", {}
     for family, known in (("GLM-4", "ChatGLM4Tokenizer"), ("ChatGLM2/ChatGLM3", "ChatGLMTokenizer")):
         if tokenizer_class == known:
             return family, {}
     raise CheckpointError(
         f"{folder}: neither a config.json nor a tokenizer_config.json of a GLM model", hint=_KNOWN
     )
+
+
+def _has_v1_tokenizer(folder: Path, tokenizer: Config) -> bool:
+    """ChatGLM-6B's tokenizer class has the name of ChatGLM2's; its vocabulary file and tokens differ."""
+    has_ice_alone = (folder / "ice_text.model").is_file() and not (folder / "tokenizer.model").is_file()
+    return has_ice_alone or "gmask_token" in tokenizer
 
 
 def _family_of_config(folder: Path, config: Config) -> str:

@@ -48,11 +48,14 @@ class Segment:
     """Learned in training: an answer's text, or the token that ends it."""
 
 
+_Render = Callable[[Sequence[Message], bool, str], list[Segment]]
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A chat format."""
 
-    render: Callable[[Sequence[Message], bool, str], list[Segment]]
+    render: _Render
     """What chat sends: (messages, whether the assistant is asked to answer, the assistant's name)."""
     examples: Callable[[Sequence[Message], str], list[list[Segment]]]
     """The training examples of a conversation whose `loss` flags are set: (messages, assistant's name)."""
@@ -68,6 +71,8 @@ class Template:
     """How the tool instructions call the assistant, unless the model's folder has another name."""
     prefixes_prompt: bool = False
     """A source prefix goes in front of the whole prompt text, not of the first question."""
+    splits_answers: bool = False
+    """Each learned answer is a training example of its own; what comes before it is only its context."""
 
 
 def render(
@@ -270,17 +275,63 @@ def _chatglm2_render(messages: Sequence[Message], add_generation_prompt: bool, _
     return [*prefix, Segment(text if add_generation_prompt else text.removesuffix("\n\n答："))]
 
 
-def _chatglm2_examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
-    rounds(messages)
-    return [
-        [
-            *_chatglm2_render(messages[:index], True, name),
-            Segment(message.content, is_target=True),
-            _control("</s>", is_target=True),
+def _round_format(render_rounds: _Render, end: str, **facts: Any) -> Template:
+    """A format of rounds: each learned answer is an example, which `end` ends."""
+
+    def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
+        render_rounds(messages, False, name)  # refuses what the format cannot express, up to its end
+        return [
+            [
+                *render_rounds(messages[:index], True, name),
+                Segment(message.content, is_target=True),
+                _control(end, is_target=True),
+            ]
+            for index, message in enumerate(messages)
+            if message.role == "assistant" and message.loss
         ]
-        for index, message in enumerate(messages)
-        if message.role == "assistant" and message.loss
-    ]
+
+    return Template(
+        render=render_rounds,
+        examples=examples,
+        stop_tokens=(end,),
+        end_of_text=end,
+        prefixes_prompt=True,
+        splits_answers=True,
+        **facts,
+    )
+
+
+# --- ChatGLM-6B: a bare question, or numbered rounds; what asks for the answer stands behind the text ---
+# Source: https://huggingface.co/THUDM/chatglm-6b modeling_chatglm.py (chat), tokenization_chatglm.py
+# (build_inputs_with_special_tokens). Earlier text is two-way context: a loss there would see the answer.
+
+_V1_ROUND = "[Round {}]\n问：{}\n答："
+
+
+def chatglm_prompt(query: str, history: Sequence[tuple[str, str]] = (), *, is_numbered: bool = False) -> str:
+    """The text that ChatGLM-6B is asked with; without earlier rounds it is the question alone.
+
+    `is_numbered`: write the first round like the others.
+    """
+    if not (history or is_numbered):
+        return query
+    earlier = [_V1_ROUND.format(n, question) + answer + "\n" for n, (question, answer) in enumerate(history)]
+    return "".join([*earlier, _V1_ROUND.format(len(history), query)])
+
+
+def _chatglm_render(messages: Sequence[Message], add_generation_prompt: bool, _name: str) -> list[Segment]:
+    pairs = rounds(messages, "ChatGLM-6B")
+    asks = [_control("[gMASK]"), _control("<sop>")]
+    if not pairs:
+        return asks if add_generation_prompt else []
+    history = [(question.content, answer.content) for question, answer in pairs[:-1] if answer]
+    question, answer = pairs[-1]
+    text = chatglm_prompt(question.content, history)
+    if answer is not None:
+        return [Segment(text), *asks, Segment(answer.content)]
+    if add_generation_prompt:
+        return [Segment(text), *asks]
+    return [Segment(text.removesuffix("\n答：") if history else text)]
 
 
 # --- ChatGLM3 and GLM-4: turns that begin with a role token ---
@@ -461,6 +512,16 @@ _GLM4_BUILT_IN_TOOLS: Mapping[str, str] = {
     ),
 }
 
+_CHATGLM_CONTROL_TOKENS = (
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<unused_0>",
+    "<sop>",
+    "<eop>",
+    "<ENC>",
+    "<dBLOCK>",
+)
 _CHATGLM2_CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 _GLM4_CONTROL_TOKENS = (
@@ -478,14 +539,11 @@ _GLM4_FACTS: dict[str, Any] = {
 }
 
 TEMPLATES: Mapping[str, Template] = {
-    "chatglm2": Template(
-        render=_chatglm2_render,
-        examples=_chatglm2_examples,
-        stop_tokens=("</s>",),
-        end_of_text="</s>",
-        control_tokens=_CHATGLM2_CONTROL_TOKENS,
-        title="ChatGLM2",
-        prefixes_prompt=True,
+    "chatglm": _round_format(
+        _chatglm_render, end="<eop>", control_tokens=_CHATGLM_CONTROL_TOKENS, title="ChatGLM-6B"
+    ),
+    "chatglm2": _round_format(
+        _chatglm2_render, end="</s>", control_tokens=_CHATGLM2_CONTROL_TOKENS, title="ChatGLM2"
     ),
     "chatglm3": _turn_format(
         _chatglm3_turns,

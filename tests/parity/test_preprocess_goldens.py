@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from glmtune.data.official import ENCODINGS
+from glmtune.data.encode import encode_examples
+from glmtune.data.official import find_encoding
+from glmtune.data.source import read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import messages_from_dicts
@@ -19,7 +21,8 @@ pytestmark = pytest.mark.shared
 def tokenizers(shared, tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("official")
     return {
-        name: load_tokenizer(official_folder(shared, folder / name, name)) for name in ("v2", "v3", "glm4")
+        name: load_tokenizer(official_folder(shared, folder / name, name))
+        for name in ("v1_late", "v2", "v3", "glm4")
     }
 
 
@@ -37,47 +40,77 @@ def conversation(row: dict[str, Any], arguments: dict[str, Any]) -> list[dict[st
     ]
 
 
-def test_thudm_rows_are_the_official_ones(shared, tokenizers):
-    for case in cases(shared, "v2"):
+@pytest.mark.parametrize("revision", ["v1_late", "v2"])
+def test_thudm_rows_are_the_official_ones(shared, tokenizers, revision):
+    tokenizer = tokenizers[revision]
+    pad = tokenizer.pad_token_id
+    for case in cases(shared, revision):
         arguments = case["args"]
         settings = Data(
             encoding="thudm",
             source_prefix=arguments["source_prefix"],
+            history_column=arguments["history_column"],
             max_source_tokens=arguments["max_source_length"],
             max_target_tokens=arguments["max_target_length"],
         )
         rows = [messages_from_dicts(conversation(row, arguments)) for row in case["rows"]]
-        made = [ENCODINGS["thudm"].train(tokenizers["v2"], row, settings) for row in rows]
-        made = [row for row in made if row is not None]
-        assert len(made) == len(case["train"]["input_ids"])
-        for row, ids, labels in zip(made, case["train"]["input_ids"], case["train"]["labels"], strict=True):
+        rows_made = [find_encoding("thudm", tokenizer).train(tokenizer, row, settings) for row in rows]
+        rows_made = [row for row in rows_made if row is not None]
+        assert len(rows_made) == len(case["train"]["input_ids"])
+        for row, ids, labels in zip(
+            rows_made, case["train"]["input_ids"], case["train"]["labels"], strict=True
+        ):
             length = len(row.input_ids)
             assert row.input_ids == ids[:length]
-            assert set(ids[length:]) <= {0}
+            assert set(ids[length:]) <= {pad}
             if arguments["ignore_pad_token_for_loss"]:
                 assert row.labels == labels[:length]
                 assert set(labels[length:]) <= {-100}
             else:  # there, the script learns the pads; what is learned of the answer is the same
-                assert [max(label, 0) for label in row.labels] == labels[:length]
+                found, truth = ([max(label, pad) for label in made] for made in (row.labels, labels[:length]))
+                assert found == truth
 
 
-def test_thudm_questions_are_the_official_ones(shared, tokenizers):
-    for case in cases(shared, "v2"):
+@pytest.mark.parametrize("revision", ["v1_late", "v2"])
+def test_thudm_questions_are_the_official_ones(shared, tokenizers, revision):
+    tokenizer = tokenizers[revision]
+    official = find_encoding("thudm", tokenizer)
+    for case in cases(shared, revision):
         arguments = case["args"]
         settings = Data(
             encoding="thudm",
             source_prefix=arguments["source_prefix"],
+            history_column=arguments["history_column"],
             max_source_tokens=arguments["max_source_length"],
             max_target_tokens=arguments["val_max_target_length"],
         )
         rows = [messages_from_dicts(conversation(row, arguments)) for row in case["rows"]]
-        asked = [one for row in rows for one in ENCODINGS["thudm"].evaluate(tokenizers["v2"], row, settings)]
+        asked = [one for row in rows for one in official.evaluate(tokenizer, row, settings)]
         truth = case["eval"]
-        for one, ids, mask, labels in zip(
-            asked, truth["input_ids"], truth["attention_mask"], truth["labels"], strict=True
-        ):
-            assert one.prompt == [index for index, real in zip(ids, mask, strict=True) if real]
-            assert one.reference == labels
+        for one, ids, labels in zip(asked, truth["input_ids"], truth["labels"], strict=True):
+            assert [tokenizer.pad_token_id] * (len(ids) - len(one.prompt)) + one.prompt == ids
+            assert one.reference == [index for index in labels if index != tokenizer.pad_token_id]
+
+
+def test_real_rows_are_prompts_that_decode_to_their_text(shared, tokenizers):
+    tokenizer = tokenizers["v1_late"]
+    settings = Data(max_tokens=512, prompt_column="content", response_column="summary")
+    read = read_dataset(shared / "data/AdvertiseGen/dev.json", settings)
+    examples = read.examples[:50]
+    rows = encode_examples(tokenizer, examples, settings).rows
+    asks = [tokenizer.control_id("[gMASK]"), tokenizer.control_id("<sop>")]
+    for row, example in zip(rows, examples, strict=True):
+        ids = row.input_ids.tolist()
+        start = ids.index(asks[1]) + 1
+        question, answer = (message.content for message in example.messages)
+        assert ids[start - 2 : start] == asks
+        assert tokenizer.decode(ids[: start - 2]) == normal(tokenizer, question)
+        assert tokenizer.decode(ids[start:-1]) == normal(tokenizer, answer)
+        assert ids[-1] == tokenizer.end_id
+
+
+def normal(tokenizer: Any, text: str) -> str:
+    return tokenizer.sp_model.normalize(text).replace("▁", " ").removeprefix(" ")
 
 
 @pytest.mark.parametrize(("revision", "encoding"), [("v3", "chatglm3"), ("glm4", "glm4")])
@@ -91,7 +124,7 @@ def test_conversations_are_the_official_ones(shared, tokenizers, revision, encod
             combine=arguments.get("combine", False),
         )
         messages = messages_from_dicts(case["messages"])
-        official = ENCODINGS[encoding]
+        official = find_encoding(encoding, tokenizers[revision])
         if "raises" in case["train"]:
             with pytest.raises(DataError):
                 official.train(tokenizers[revision], messages, settings)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.family import identify
 from glmtune.models.chat_calls import process_chatglm2, process_turns
+from glmtune.templates import TEMPLATES
 from glmtune.tokenizers import check_fits, encode_messages, load_tokenizer, register
 
 pytestmark = pytest.mark.shared
@@ -22,6 +23,9 @@ REVISIONS = {
     "v3": ("chatglm3-6b_20231207", "chatglm2_3.tokenizer.model", "chatglm3"),
     "glm4": ("glm-4-9b-chat", "glm4.tokenizer.model", "glm4"),
     "glm4_base": ("glm-4-9b", "glm4.tokenizer.model", "glm4_base"),
+    "v1_early": ("chatglm-6b_20230319", "ice_text.early.model", "chatglm"),
+    "v1_mid": ("chatglm-6b_20230405", "ice_text.early.model", "chatglm"),
+    "v1_late": ("chatglm-6b_20230904", "ice_text.model", "chatglm"),
 }
 
 
@@ -31,14 +35,25 @@ def official_folder(shared: Path, folder: Path, revision: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for path in (shared / "tokenizers/configs" / configs).glob("*config.json"):
         shutil.copyfile(path, folder / path.name)
-    shutil.copyfile(shared / "tokenizers" / vocabulary, folder / "tokenizer.model")
+    name = "ice_text.model" if revision.startswith("v1") else "tokenizer.model"
+    shutil.copyfile(shared / "tokenizers" / vocabulary, folder / name)
     return folder
+
+
+SAME_IDS = {
+    "chatglm2-6b_20230908": "chatglm3-6b_20231207",
+    "glm-4-9b": "glm-4-9b-chat",
+    "chatglm-6b_20230319": "chatglm-6b_20230405",
+}
 
 
 class Golden:
     def __init__(self, shared: Path, folder: Path, revision: str) -> None:
         self.revision = revision
-        self.template = REVISIONS[revision][2]
+        self.configs, _, self.template = REVISIONS[revision]
+        self.folders = shared / "tokenizers/configs"
+        # the tokenizer is the question here, not whether the model's config can be read
+        self.auto = {"config": PretrainedConfig()} if self.template == "chatglm" else {}
         self.folder = official_folder(shared, folder, revision)
         self.tokenizer: Any = load_tokenizer(self.folder)
         self.truth = json.loads((shared / f"goldens/tokens/{revision}.json").read_text(encoding="utf-8"))
@@ -63,7 +78,7 @@ def test_the_template_is_told_from_the_folder(golden):
 
 def test_auto_tokenizer_opens_the_official_folder_without_remote_code(golden):
     register()
-    found = AutoTokenizer.from_pretrained(golden.folder, trust_remote_code=False)
+    found = AutoTokenizer.from_pretrained(golden.folder, trust_remote_code=False, **golden.auto)
     assert type(found) is type(golden.tokenizer)
     assert found.template == golden.template
 
@@ -77,6 +92,8 @@ def test_attributes_are_the_official_ones(golden):
 
 def test_lookups_are_the_official_ones(golden):
     for spelling, value in golden.truth["special_lookup"].items():
+        if golden.revision == "v1_late" and spelling == "<image_12>":
+            continue  # officially id 12, which is another token there
         if not raises(value):
             assert golden.tokenizer.convert_tokens_to_ids(spelling) == value, spelling
     for spelling, value in golden.truth.get("get_command", {}).items():
@@ -93,7 +110,7 @@ def test_every_text_has_the_official_ids_and_decodes_alike(golden):
         assert tokenizer.tokenize(text) == [token(value) for value in case["tokens"]], text
         assert tokenizer.encode(text, add_special_tokens=False) == ids, text
         assert tokenizer(text)["input_ids"] == case["ids_special"], text
-        assert tokenizer.decode(ids) == case["decode"], text
+        assert tokenizer.decode(ids) == ("" if raises(case["decode"]) else case["decode"]), text
         assert tokenizer.decode(case["ids_special"]) == case["decode_special"], text
         skipped = tokenizer.decode(case["ids_special"], skip_special_tokens=True)
         assert skipped == case["decode_special_skip"], text
@@ -103,11 +120,11 @@ def test_every_text_has_the_official_ids_and_decodes_alike(golden):
 
 def test_plain_encoding_never_gives_a_control_token_and_equals_the_official_where_that_does_not(golden):
     tokenizer = golden.tokenizer
-    first = tokenizer.vocab_size if golden.revision.startswith("glm4") else tokenizer.control_id("[MASK]")
+    control = control_ids(tokenizer)
     for case in golden.truth["texts"]:
         ids = tokenizer.encode_plain(case["text"])
-        assert max(ids, default=0) < first
-        if max(case["ids"], default=0) < first:
+        assert not control.intersection(ids)
+        if not control.intersection(case["ids"]):
             assert ids == case["ids"], case["text"]
 
 
@@ -134,11 +151,22 @@ PADDING = {
 }
 
 
+def control_ids(tokenizer: Any) -> set[int]:
+    if tokenizer.template == "chatglm":
+        first = tokenizer.control_id("<unk>")
+        return {*range(first, first + 4), *map(tokenizer.control_id, TEMPLATES["chatglm"].control_tokens)}
+    is_glm4 = tokenizer.template.startswith("glm4")
+    return set(range(tokenizer.vocab_size if is_glm4 else tokenizer.control_id("[MASK]"), len(tokenizer)))
+
+
 def plain(encoded: Any) -> dict[str, Any]:
-    return {
-        key: value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
-        for key, value in dict(encoded).items()
-    }
+    return {key: listed(value) for key, value in dict(encoded).items()}
+
+
+def listed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [listed(item) for item in value]
+    return value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
 
 
 def test_padding_and_truncation_are_the_official_ones(golden):
@@ -155,8 +183,10 @@ def test_decoding_is_the_official_one(golden):
     ids = tokenizer(truth["batch_texts"])["input_ids"]
     # recorded with skip_special_tokens=True
     assert tokenizer.batch_decode(ids, skip_special_tokens=True) == truth["batch_decode"]
+    # officially the default there; it takes the space out of `a ? b` and ` .5`
+    options = {"clean_up_tokenization_spaces": True} if golden.revision == "v1_late" else {}
     for case in truth["decode_ids"]:
-        assert tokenizer.decode(case["ids"]) == case["text"]
+        assert tokenizer.decode(case["ids"], **options) == ("" if raises(case["text"]) else case["text"])
 
 
 def test_decoding_one_id_is_decoding_a_list_of_one(golden):
@@ -187,12 +217,13 @@ def test_chat_encodings_are_the_official_ones(golden):
         CHATS[golden.template](golden.tokenizer, case)
 
 
-def check_chatglm2(tokenizer: Any, case: dict[str, Any]) -> None:
+def check_rounds(tokenizer: Any, case: dict[str, Any]) -> None:
     if case["error"]:
         return
     history = [tuple(pair) for pair in case["history"]]
-    assert tokenizer.build_prompt(case["query"], history) == case["build_prompt"]
-    assert tokenizer.build_prompt(case["query"]) == case["build_prompt_none"]
+    if "build_prompt" in case:
+        assert tokenizer.build_prompt(case["query"], history) == case["build_prompt"]
+        assert tokenizer.build_prompt(case["query"]) == case["build_prompt_none"]
     messages = [
         {"role": role, "content": content}
         for pair in history
@@ -232,7 +263,8 @@ def check_glm4(tokenizer: Any, case: dict[str, Any]) -> None:
 
 
 CHATS = {
-    "chatglm2": check_chatglm2,
+    "chatglm": check_rounds,
+    "chatglm2": check_rounds,
     "chatglm3": check_chatglm3,
     "glm4": check_glm4,
     "glm4_base": check_glm4,
@@ -248,6 +280,8 @@ def test_a_batch_of_conversations_is_padded_as_the_official_one(golden):
 
 
 def test_answers_are_read_as_the_official_code_reads_them(golden):
+    if golden.template == "chatglm":
+        pytest.skip("how ChatGLM-6B's answers are read is its model's part")
     for case in golden.truth.get("process_response", []):
         if "response" in case:
             assert process_chatglm2(case["response"]) == case["result"]
@@ -295,7 +329,33 @@ def test_the_32k_folder_is_told_by_its_chat_template(shared, tmp_path):
 
 def test_auto_tokenizer_does_not_ask_whether_to_trust(golden):
     register()
-    assert AutoTokenizer.from_pretrained(golden.folder).template == golden.template
+    assert AutoTokenizer.from_pretrained(golden.folder, **golden.auto).template == golden.template
+
+
+@pytest.mark.parametrize("name", ["chatglm2_3.tokenizer.model", "cog-pretrain.model", "glm4.tokenizer.model"])
+def test_genuine_vocabularies_of_other_models_are_no_ice_text(shared, tmp_path, name):
+    folder = official_folder(shared, tmp_path, "v1_late")
+    shutil.copyfile(shared / "tokenizers" / name, folder / "ice_text.model")
+    with pytest.raises(CheckpointError, match=r"ice_text\.model.*vocabulary.*ChatGLM-6B"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("revision", "name"), [("v1_late", "ice_text.early.model"), ("v1_mid", "ice_text.model")]
+)
+def test_another_revisions_vocabulary_is_refused(shared, tmp_path, revision, name):
+    folder = official_folder(shared, tmp_path, revision)
+    shutil.copyfile(shared / "tokenizers" / name, folder / "ice_text.model")
+    with pytest.raises(CheckpointError, match="revision"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(("name", "revision"), [("ice_text.model", "late"), ("ice_text.early.model", "mid")])
+def test_without_a_config_the_vocabulary_tells_the_revision(shared, tmp_path, name, revision):
+    folder = official_folder(shared, tmp_path, f"v1_{revision}")
+    (folder / "config.json").unlink()
+    shutil.copyfile(shared / "tokenizers" / name, folder / "ice_text.model")
+    assert load_tokenizer(folder).ice_revision == revision
 
 
 @pytest.mark.parametrize(
@@ -309,14 +369,11 @@ def test_genuine_vocabularies_of_other_models_are_refused(shared, tmp_path, name
 
 
 def test_genuine_tokenizers_fit_their_models_and_no_others(golden):
-    rows = json.loads((golden.folder / "config.json").read_text())
-    check_fits(golden.tokenizer, rows["padded_vocab_size"], rows["eos_token_id"])
-    other = 151552 if rows["padded_vocab_size"] == 65024 else 65024
-    with pytest.raises(CheckpointError, match="this vocabulary"):
-        check_fits(golden.tokenizer, other)
-
-
-@pytest.mark.parametrize("revision", ["chatglm-6b_20230319", "chatglm-6b_20230405", "chatglm-6b_20230904"])
-def test_chatglm_6b_folders_are_refused_by_name(shared, revision):
-    with pytest.raises(CheckpointError, match="first version"):
-        identify(shared / "tokenizers/configs" / revision)
+    for configs in sorted({row[0] for row in REVISIONS.values()}):
+        config = json.loads((golden.folders / configs / "config.json").read_text())
+        rows = config.get("padded_vocab_size") or config["vocab_size"]
+        if SAME_IDS.get(configs, configs) == SAME_IDS.get(golden.configs, golden.configs):
+            check_fits(golden.tokenizer, rows, config["eos_token_id"])
+        else:
+            with pytest.raises(CheckpointError, match="this vocabulary"):
+                check_fits(golden.tokenizer, rows, config["eos_token_id"])

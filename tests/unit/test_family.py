@@ -123,6 +123,27 @@ def test_the_revisions_of_chatglm_6b_are_told_by_the_ids_that_the_config_names(t
     assert (found.family, found.revision, found.template) == ("ChatGLM-6B", revision, "chatglm")
 
 
+@pytest.mark.parametrize(
+    ("files", "family"),
+    [
+        ({"ice_text__model": ""}, "ChatGLM-6B"),
+        ({"tokenizer__model": ""}, "ChatGLM2/ChatGLM3"),
+        ({"tokenizer__model": "", "ice_text__model": ""}, "ChatGLM2/ChatGLM3"),
+        ({}, "ChatGLM2/ChatGLM3"),
+    ],
+)
+def test_a_tokenizers_folder_is_told_by_its_vocabulary_file(tmp_path, files, family):
+    found = identify(
+        folder(tmp_path, tokenizer_config__json={"tokenizer_class": "ChatGLMTokenizer"}, **files)
+    )
+    assert (found.family, found.revision) == (family, "")
+
+
+def test_a_tokenizers_folder_without_a_vocabulary_is_told_by_its_tokens(tmp_path):
+    tokenizer = {"tokenizer_class": "ChatGLMTokenizer", "gmask_token": "[gMASK]"}
+    assert identify(folder(tmp_path, tokenizer_config__json=tokenizer)).family == "ChatGLM-6B"
+
+
 def test_a_broken_config_is_an_error_with_line_and_column(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json:2:2: broken JSON"):
         identify(folder(tmp_path, config__json='{"model_type": "chatglm",\n oops}'))

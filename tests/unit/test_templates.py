@@ -42,6 +42,27 @@ def test_chatglm2_numbers_its_rounds():
     assert [segment.is_control for segment in sent] == [True, True, False]
 
 
+def test_chatglm_6b_asks_with_the_bare_question_or_with_rounds_from_0():
+    asks = ["[gMASK]", "<sop>"]
+    assert [segment.text for segment in render("chatglm", TALK[:1])] == ["早", *asks]
+    sent = render("chatglm", TALK[:3])
+    assert [segment.text for segment in sent] == [
+        "[Round 0]\n问：早\n答：早上好\n[Round 1]\n问：去哪\n答：",
+        *asks,
+    ]
+    assert [segment.is_control for segment in sent] == [False, True, True]
+    assert text(render("chatglm", TALK[:3], False)).endswith("[Round 1]\n问：去哪")
+    assert text(render("chatglm", TALK[:2], False)) == "早[gMASK]<sop>早上好"
+    assert text(render("chatglm", TALK[:3], source_prefix="写：")).startswith("写：[Round 0]")
+
+
+def test_chatglm_6b_learns_one_answer_an_example():
+    first, second = training_examples("chatglm", TALK)
+    assert text(first) == "早[gMASK]<sop>早上好<eop>"
+    assert target(second) == ["公园", "<eop>"]
+    assert second[:-2] == render("chatglm", TALK[:3])
+
+
 def test_chatglm2_learns_one_answer_an_example():
     first, second = training_examples("chatglm2", TALK)
     assert target(first) == ["早上好", "</s>"]
@@ -157,9 +178,10 @@ def test_glm4_does_not_send_a_turn_without_content():
         ([TALK[0], Message("observation", "x")], "no tool calls", "ChatGLM3"),
     ],
 )
-def test_what_chatglm2_cannot_express_is_an_error(messages, words, hint):
+@pytest.mark.parametrize("template", ["chatglm", "chatglm2"])
+def test_what_rounds_cannot_express_is_an_error(messages, words, hint, template):
     with pytest.raises(DataError, match=words) as caught:
-        training_examples("chatglm2", messages)
+        training_examples(template, messages)
     assert hint in caught.value.hint
 
 

@@ -17,7 +17,7 @@ from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.errors import DataError
 from glmtune.family import require_template
 from glmtune.recipe.settings import Data, TemplateName
-from glmtune.templates import Message, training_examples, with_question_prefix
+from glmtune.templates import Message, find, training_examples, with_question_prefix
 from glmtune.tokenizers import GlmTokenizer
 
 
@@ -54,8 +54,8 @@ class Encoded:
 def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settings: Data) -> Encoded:
     """Encode conversations for training, in the order given.
 
-    A conversation gives one row; with ChatGLM2's chat format one for each learned answer. Raises DataError
-    for a row that the format cannot express, and as `settings.overlong` says.
+    A conversation gives one row; with ChatGLM-6B's and ChatGLM2's chat format one for each learned answer.
+    Raises DataError for a row that the format cannot express, and as `settings.overlong` says.
     """
     limits = Limits.of(settings)
     report = LengthReport(limit=str(limits))
@@ -200,7 +200,7 @@ def _units(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data)
     if settings.loss == "last_turn":
         last = last_index(messages, lambda message: message.role == "assistant")
         answers = [i for i in answers if i == last]
-    if _template(tokenizer) != "chatglm2":
+    if not find(_template(tokenizer)).splits_answers:
         flagged = [replace(message, loss=i in answers) for i, message in enumerate(messages)]
         yield flagged
         return

@@ -10,7 +10,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message, chatglm2_prompt, rounds
+from glmtune.templates import Message, chatglm2_prompt, chatglm_prompt, rounds
 from glmtune.tokenizers import GlmTokenizer
 
 IGNORED = -100
@@ -48,18 +48,17 @@ class OfficialEncoding:
     """A conversation's row; None where the script leaves it out."""
     evaluate: Callable[[GlmTokenizer, Sequence[Message], Data], list[Asked]]
     """A conversation's questions, in order."""
-    templates: tuple[str, ...]
 
 
 def find_encoding(name: str, tokenizer: GlmTokenizer) -> OfficialEncoding:
     """The encoding of this name. Raises ConfigError where the tokenizer is another family's."""
-    encoding = ENCODINGS[name]
-    if tokenizer.template not in encoding.templates:
+    scripts = ENCODINGS[name]
+    if tokenizer.template is None or tokenizer.template not in scripts:
         raise ConfigError(
-            f"data.encoding: {name!r} is for {' or '.join(encoding.templates)}, not for {tokenizer.template}",
+            f"data.encoding: {name!r} is for {' or '.join(scripts)}, not for {tokenizer.template}",
             hint="use encoding=chat, or the encoding of the model's own script",
         )
-    return encoding
+    return scripts[tokenizer.template]
 
 
 def _limits(settings: Data) -> tuple[int, int]:
@@ -71,10 +70,13 @@ def _limits(settings: Data) -> tuple[int, int]:
     return settings.max_source_tokens, settings.max_target_tokens
 
 
-# --- thudm: https://github.com/THUDM/ChatGLM2-6B ptuning/main.py, preprocess_function_train and _eval ---
+# --- thudm: preprocess_function_train and _eval of ptuning/main.py in https://github.com/THUDM/ChatGLM-6B ---
+# --- and, below, of that in https://github.com/THUDM/ChatGLM2-6B ---
 
 
-def _thudm_texts(messages: Sequence[Message], settings: Data) -> tuple[str, str] | None:
+def _thudm_texts(
+    messages: Sequence[Message], settings: Data, prompt_text: Callable[..., str], **options: Any
+) -> tuple[str, str] | None:
     """The prompt of the last question and its answer; None where the script skips the row."""
     pairs = rounds(messages, "encoding thudm")
     answered = [(question.content, answer.content) for question, answer in pairs if answer is not None]
@@ -83,12 +85,57 @@ def _thudm_texts(messages: Sequence[Message], settings: Data) -> tuple[str, str]
     query, answer = answered[-1]
     if not (query and answer):
         return None
-    return settings.source_prefix + chatglm2_prompt(query, answered[:-1]), answer
+    return settings.source_prefix + prompt_text(query, answered[:-1], **options), answer
 
 
-def _thudm_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
+def _chatglm_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
+    """Learned are `<sop>`, the answer and `<eop>`; a history column numbers every round."""
     max_source, max_target = _limits(settings)
-    texts = _thudm_texts(messages, settings)
+    is_numbered = settings.history_column is not None
+    texts = _thudm_texts(messages, settings, chatglm_prompt, is_numbered=is_numbered)
+    if texts is None:
+        return None
+    prompt, answer = (_encode_v1(tokenizer, text) for text in texts)
+    source = [*prompt[: max_source - 1], *_v1_asks(tokenizer)]
+    input_ids = [*source, *answer[: max_target - 2], tokenizer.control_id("<eop>")]
+    start = input_ids.index(tokenizer.control_id("<sop>"))
+    # as with ChatGLM2, a pad id in the labels is not learned
+    learned = [IGNORED if index == tokenizer.pad_token_id else index for index in input_ids[start:]]
+    return Learned(
+        input_ids,
+        [IGNORED] * start + learned,
+        uncut_tokens=len(prompt) + len(answer) + 3,
+        is_question_cut=len(prompt) > max_source - 1,
+        is_answer_cut=len(answer) > max_target - 2,
+    )
+
+
+def _chatglm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
+    """Of both texts the script keeps two tokens less than allowed, and puts the prompt's end behind both."""
+    texts = _thudm_texts(messages, settings, chatglm_prompt)
+    if texts is None:
+        return []
+    asks = _v1_asks(tokenizer)
+    prompt, answer = (_encode_v1(tokenizer, text) for text in texts)
+    cut_prompt, reference = (
+        [*ids[: limit - len(asks)], *asks]
+        for ids, limit in zip((prompt, answer), _limits(settings), strict=True)
+    )
+    return [Asked(cut_prompt, reference, tokenizer.control_id("<eop>"), len(prompt) + len(asks))]
+
+
+def _encode_v1(tokenizer: GlmTokenizer, text: str) -> list[int]:
+    """A text's ids by the official tokenizer, to which `<sop>` spelled in a text is the control token."""
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _v1_asks(tokenizer: GlmTokenizer) -> list[int]:
+    return [tokenizer.control_id("[gMASK]"), tokenizer.control_id("<sop>")]
+
+
+def _chatglm2_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
+    max_source, max_target = _limits(settings)
+    texts = _thudm_texts(messages, settings, chatglm2_prompt)
     if texts is None:
         return None
     prefix = tokenizer.get_prefix_tokens()
@@ -106,9 +153,9 @@ def _thudm_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settings:
     )
 
 
-def _thudm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
+def _chatglm2_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
     max_source, max_target = _limits(settings)
-    texts = _thudm_texts(messages, settings)
+    texts = _thudm_texts(messages, settings, chatglm2_prompt)
     if texts is None:
         return []
     prefix = tokenizer.get_prefix_tokens()
@@ -262,9 +309,12 @@ def _last_answer(tokenizer: GlmTokenizer, input_ids: Sequence[int]) -> int:
     return found
 
 
-ENCODINGS: Mapping[str, OfficialEncoding] = {
-    "thudm": OfficialEncoding(_thudm_train, _thudm_evaluate, ("chatglm2",)),
-    "chatglm3": OfficialEncoding(_chatglm3_train, _chatglm3_evaluate, ("chatglm3",)),
-    "glm4": OfficialEncoding(_glm4_train, _glm4_evaluate, ("glm4", "glm4_base")),
+ENCODINGS: Mapping[str, Mapping[str, OfficialEncoding]] = {
+    "thudm": {
+        "chatglm": OfficialEncoding(_chatglm_train, _chatglm_evaluate),
+        "chatglm2": OfficialEncoding(_chatglm2_train, _chatglm2_evaluate),
+    },
+    "chatglm3": {"chatglm3": OfficialEncoding(_chatglm3_train, _chatglm3_evaluate)},
+    "glm4": dict.fromkeys(("glm4", "glm4_base"), OfficialEncoding(_glm4_train, _glm4_evaluate)),
 }
-"""Every official script's preprocessing, by the name of the `encoding` setting."""
+"""Every official script's preprocessing, by the name of the `encoding` setting and the chat format."""

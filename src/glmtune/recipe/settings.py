@@ -84,10 +84,11 @@ class Data(Settings):
     response_column: str | None = None
     """Column of the answer; empty: found by looking at the rows."""
     history_column: str | None = None
-    """Column of earlier rounds, `[[question, answer], ...]`; empty: `history` if the rows have it."""
+    """Column of earlier rounds, `[[question, answer], ...]`; empty: `history` if the rows have it. Naming it
+    makes ChatGLM-6B's `encoding: thudm` train on `[Round 0]` where a row has none, as its script does."""
     source_prefix: str = ""
-    """Text put in front of the first question (ChatGLM2: of the whole prompt, as the official scripts do), in
-    training, evaluation and chat alike."""
+    """Text put in front of the first question (ChatGLM-6B, ChatGLM2: of the whole prompt, as the official
+    scripts do), in training, evaluation and chat alike."""
     system: str | None = None
     """System message put first, in training, evaluation and chat alike (ChatGLM3 and GLM-4)."""
     encoding: Encoding = "chat"

@@ -1,4 +1,4 @@
-"""Tokenizers of ChatGLM2, ChatGLM3 and GLM-4, read from the official vocabulary files."""
+"""Tokenizers of ChatGLM-6B, ChatGLM2, ChatGLM3 and GLM-4, read from the official vocabulary files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,11 @@ from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, find, messages_from_dicts
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
-from glmtune.tokenizers.files import VOCABULARY
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
+from glmtune.tokenizers.ice import IceTokenizer
 
 TOKENIZERS: Mapping[str, type[GlmTokenizer]] = {
+    "ChatGLM-6B": IceTokenizer,
     "ChatGLM2/ChatGLM3": ChatGLMTokenizer,
     "GLM-4": ChatGLM4Tokenizer,
 }
@@ -26,6 +27,7 @@ __all__ = [
     "ChatGLM4Tokenizer",
     "ChatGLMTokenizer",
     "GlmTokenizer",
+    "IceTokenizer",
     "check_fits",
     "encode_messages",
     "load_tokenizer",
@@ -43,8 +45,9 @@ def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenize
         find(template)
     identity = identify(folder, cast("TemplateName | None", template))
     tokenizer_class = TOKENIZERS[identity.family]
+    vocab_file = folder / tokenizer_class.vocab_files_names["vocab_file"]
     tokenizer: GlmTokenizer = tokenizer_class.from_pretrained(
-        str(folder), vocab_file=str(folder / VOCABULARY), template=identity.template, local_files_only=True
+        str(folder), vocab_file=str(vocab_file), template=identity.template, local_files_only=True
     )
     return tokenizer
 
@@ -83,15 +86,15 @@ def check_fits(
     if problem:
         raise CheckpointError(
             f"{tokenizer.vocab_file}: this vocabulary {problem} ({place})",
-            hint="copy tokenizer.model and tokenizer_config.json from the model's own source",
+            hint="copy the tokenizer's files from the model's own source",
         )
 
 
 def _eos_problem(tokenizer: GlmTokenizer, eos_token_id: int | Sequence[int] | None) -> str:
     wanted = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
-    if not wanted or tokenizer.eos_token_id in wanted:
+    if not wanted or tokenizer.end_id in wanted:
         return ""
-    return f"ends a text with id {tokenizer.eos_token_id}, but the model with {sorted(wanted)}"
+    return f"ends a text with id {tokenizer.end_id}, but the model with {sorted(wanted)}"
 
 
 class _ChatGLMFolder(PretrainedConfig):  # type: ignore[misc]  # transformers has no types

@@ -31,7 +31,7 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
     vocab_file: str
     assistant_name: str = ""
     """How the folder's chat template calls the assistant where it lists tools; empty: as the format does."""
-    prefix: tuple[str, str] = ("[gMASK]", "sop")
+    prefix: tuple[str, ...] = ("[gMASK]", "sop")
     """The control tokens that every text begins with."""
 
     @abstractmethod
@@ -47,6 +47,11 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
         """The ids at which an answer ends. Raises ConfigError while the chat format is open."""
         template = find(require_template(self.template, str(self.vocab_file)))
         return [self.control_id(name) for name in template.stop_tokens]
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends an answer for the model: its config's eos id, or one of them."""
+        return int(self.eos_token_id)
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
         """The ids of segments: each text on its own, each control token by its id."""
@@ -135,7 +140,7 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Copy the vocabulary file into a folder."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
-        target = Path(save_directory) / (prefix + VOCABULARY)
+        target = Path(save_directory) / (prefix + self.vocab_files_names["vocab_file"])
         if not (target.exists() and target.samefile(self.vocab_file)):
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
@@ -152,10 +157,7 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
         """Pad one row; positions count from the first real token, pads have position 0 and mask 0."""
         input_ids = list(encoded_inputs["input_ids"])
         length = len(input_ids)
-        target = length if padding_strategy == PaddingStrategy.LONGEST or max_length is None else max_length
-        if pad_to_multiple_of:
-            target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
-        num_pads = max(0, target - length) if padding_strategy != PaddingStrategy.DO_NOT_PAD else 0
+        num_pads = count_pads(length, max_length, padding_strategy, pad_to_multiple_of)
         rows: dict[str, tuple[list[int], int]] = {"input_ids": (input_ids, self.pad_token_id)}
         if return_attention_mask is not False:
             rows["attention_mask"] = (list(encoded_inputs.get("attention_mask", [1] * length)), 0)
@@ -168,3 +170,15 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
             pads = [filler] * num_pads
             encoded_inputs[name] = pads + values if is_left else values + pads
         return encoded_inputs
+
+
+def count_pads(
+    length: int, max_length: int | None, padding_strategy: PaddingStrategy, multiple_of: int | None
+) -> int:
+    """How many pads a row of this length gets, by transformers' settings."""
+    if padding_strategy == PaddingStrategy.DO_NOT_PAD:
+        return 0
+    target = length if padding_strategy == PaddingStrategy.LONGEST or max_length is None else max_length
+    if multiple_of:
+        target = -(-target // multiple_of) * multiple_of
+    return max(0, target - length)

@@ -16,13 +16,19 @@ from glmtune.family import identify
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, TEMPLATES, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer
-from glmtune.tokenizers.files import VOCABULARY, read_sentencepiece
+from glmtune.tokenizers.files import ICE_VOCABULARY, VOCABULARY, read_sentencepiece
+from glmtune.tokenizers.ice import IceTokenizer
 
 _FIXED_TOKENS = {"unk_token": "<unk>", "pad_token": "<unk>", "eos_token": "</s>"}
 
 
 class ChatGLMTokenizer(GlmTokenizer):
-    """ChatGLM2's and ChatGLM3's tokenizer; `template` says whose, else the folder's files do."""
+    """ChatGLM2's and ChatGLM3's tokenizer; `template` says whose, else the folder's files do.
+
+    ChatGLM-6B's folders name this class too: opened by `from_pretrained`, they give an `IceTokenizer`.
+    """
+
+    vocab_files_names = {"vocab_file": VOCABULARY, "ice_file": ICE_VOCABULARY}  # noqa: RUF012
 
     def __init__(
         self,
@@ -54,6 +60,16 @@ class ChatGLMTokenizer(GlmTokenizer):
             template=self.template,
             **given,
         )
+
+    @classmethod
+    def _from_pretrained(
+        cls, resolved_vocab_files: dict[str, str | None], name: str | Path, *args: Any, **kwargs: Any
+    ) -> GlmTokenizer:
+        ice_file = resolved_vocab_files.pop("ice_file", None)
+        if _is_ice(Path(name), ice_file, resolved_vocab_files.get("vocab_file")):
+            files = {**resolved_vocab_files, "vocab_file": ice_file}
+            return IceTokenizer._from_pretrained(files, name, *args, **kwargs)  # type: ignore[no-any-return]
+        return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)  # type: ignore[no-any-return]
 
     @property
     def unk_token(self) -> str:
@@ -151,6 +167,13 @@ class ChatGLMTokenizer(GlmTokenizer):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of pieces; half a character at the end becomes U+FFFD."""
         return str(self.sp_model.decode_pieces(tokens))
+
+
+def _is_ice(folder: Path, ice_file: str | None, vocab_file: str | None) -> bool:
+    """Whether it is ChatGLM-6B's tokenizer: by the folder's files, or by which vocabulary was downloaded."""
+    if any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
+        return identify(folder).family == "ChatGLM-6B"
+    return ice_file is not None and vocab_file is None
 
 
 def _told_by(folder: Path) -> TemplateName | None:

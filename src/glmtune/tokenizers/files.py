@@ -10,28 +10,75 @@ from sentencepiece import SentencePieceProcessor
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_start, unreadable
+from glmtune.templates import TEMPLATES
 
 VOCABULARY = "tokenizer.model"
-_COPY_HINT = "copy tokenizer.model from the model's own source"
+ICE_VOCABULARY = "ice_text.model"
+"""ChatGLM-6B's."""
+
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
 
 
 def read_sentencepiece(path: Path) -> Any:
     """The sentencepiece processor of a ChatGLM2/ChatGLM3 vocabulary. Raises CheckpointError."""
-    if _is_rank_file(_first_bytes(path)):
-        raise _wrong_family(path, "a GLM-4 vocabulary (tiktoken ranks)", "ChatGLM2/ChatGLM3")
-    try:
-        processor = SentencePieceProcessor(model_file=str(path))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: not a sentencepiece model, or a damaged one", hint=_COPY_HINT
-        ) from error
+    processor, _ = _read_processor(path, "ChatGLM2/ChatGLM3")
     # ChatGLM2's and 3's has its 256 byte pieces right after <unk>, <s>, </s>; ChatGLM-6B's and GLM's do not
     if processor.get_piece_size() < 259 or not processor.is_byte(3):
         raise _wrong_family(path, "another model's sentencepiece vocabulary", "ChatGLM2/ChatGLM3")
     return processor
+
+
+def read_ice(path: Path) -> tuple[Any, bool]:
+    """The sentencepiece processor of a ChatGLM-6B vocabulary, and whether its file has the control tokens.
+
+    Where it has none they are appended, as icetk did: ids and texts are then those of the later file.
+    Raises CheckpointError.
+    """
+    processor, content = _read_processor(path, "ChatGLM-6B")
+    if processor.get_piece_size() < 5 or processor.id_to_piece([3, 4]) != ["<pad>", "<n>"]:
+        raise _wrong_family(path, "another model's sentencepiece vocabulary", "ChatGLM-6B")
+    if processor.piece_to_id("[gMASK]") != processor.unk_id():
+        return processor, True
+    return SentencePieceProcessor(model_proto=content + icetk_pieces()), False
+
+
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
+"""Kinds of pieces. Source: https://github.com/google/sentencepiece src/sentencepiece_model.proto."""
+
+
+def icetk_pieces() -> bytes:
+    """What icetk appends to a model: control tokens, white space, bytes, and the use of the bytes.
+
+    Serialized messages that follow each other are one message, their repeated fields joined.
+    """
+    blanks = ("<|tab|>", *(f"<|blank_{count}|>" for count in range(2, 81)))
+    pieces = [_piece(name, _CONTROL) for name in TEMPLATES["chatglm"].control_tokens]
+    pieces += [_piece(name, _USER_DEFINED) for name in blanks]
+    pieces += [_piece(f"<0x{value:02X}>", _BYTE) for value in range(256)]
+    byte_fallback = b"\x12\x03\x98\x02\x01"  # field 35 of the trainer_spec, which is field 2: true
+    return b"".join(pieces) + byte_fallback
+
+
+def _piece(name: str, kind: int) -> bytes:
+    """A serialized piece: field 1 of the model, with its name, a score of 0.0 and its kind."""
+    text = name.encode()
+    fields = bytes([10, len(text)]) + text + bytes([21, 0, 0, 0, 0, 24, kind])
+    return bytes([10, len(fields)]) + fields
+
+
+def _read_processor(path: Path, family: str) -> tuple[Any, bytes]:
+    """A file's sentencepiece processor and its bytes. Raises CheckpointError."""
+    if _is_rank_file(_first_bytes(path)):
+        raise _wrong_family(path, "a GLM-4 vocabulary (tiktoken ranks)", family)
+    try:
+        content = path.read_bytes()
+        return SentencePieceProcessor(model_proto=content), content
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: not a sentencepiece model, or a damaged one", hint=_copy_hint(path)
+        ) from error
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
@@ -52,25 +99,23 @@ def read_ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise CheckpointError(
-                f"{path}: line {number}: not a token and its rank", hint=_COPY_HINT
+                f"{path}: line {number}: not a token and its rank", hint=_copy_hint(path)
             ) from error
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise CheckpointError(f"{path}: ranks are missing or doubled: the file is cut off", hint=_COPY_HINT)
+        raise CheckpointError(
+            f"{path}: ranks are missing or doubled: the file is cut off", hint=_copy_hint(path)
+        )
     return ranks
 
 
 def _first_bytes(path: Path) -> bytes:
     if not path.is_file():
-        beside = path.parent / "ice_text.model"
-        if beside.is_file():
-            raise CheckpointError(
-                f"{beside}: the vocabulary of ChatGLM-6B (first version), which is not supported yet",
-                hint="a ChatGLM2, ChatGLM3 or GLM-4 folder has a tokenizer.model",
-            )
-        raise CheckpointError(f"{path}: the vocabulary file is missing", hint=_COPY_HINT)
+        other = VOCABULARY if path.name == ICE_VOCABULARY else ICE_VOCABULARY
+        beside = f"; {other} beside it is another family's" if (path.parent / other).is_file() else ""
+        raise CheckpointError(f"{path}: the vocabulary file is missing{beside}", hint=_copy_hint(path))
     first = read_start(path)
     if not first:
-        raise CheckpointError(f"{path}: the file is empty", hint=_COPY_HINT)
+        raise CheckpointError(f"{path}: the file is empty", hint=_copy_hint(path))
     return first
 
 
@@ -79,4 +124,8 @@ def _is_rank_file(first: bytes) -> bool:
 
 
 def _wrong_family(path: Path, found: str, expected: str) -> CheckpointError:
-    return CheckpointError(f"{path}: {found}, where a {expected} model needs its own", hint=_COPY_HINT)
+    return CheckpointError(f"{path}: {found}, where a {expected} model needs its own", hint=_copy_hint(path))
+
+
+def _copy_hint(path: Path) -> str:
+    return f"copy {path.name} from the model's own source"

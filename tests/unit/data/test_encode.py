@@ -13,7 +13,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import TEMPLATES, Message
 from glmtune.tokenizers import encode_messages, load_tokenizer
-from tiny import tiny_sentencepiece, tiny_tiktoken
+from tiny import tiny_ice, tiny_sentencepiece, tiny_tiktoken
 
 TURNS = ["chatglm3", "glm4", "glm4_base"]
 TALK = [
@@ -31,9 +31,15 @@ def four(tmp_path_factory) -> dict[str, Any]:
         | dict.fromkeys(TURNS, tiny_tiktoken)
         | {"chatglm3": tiny_sentencepiece}
     )
-    return {
+    found = {
         name: load_tokenizer(build(tmp_path_factory.mktemp(name), name)) for name, build in builders.items()
     }
+    return {**found, "chatglm": load_tokenizer(tiny_ice(tmp_path_factory.mktemp("chatglm")))}
+
+
+@pytest.fixture(scope="module", params=["early", "mid", "late"])
+def ice(request, tmp_path_factory) -> Any:
+    return load_tokenizer(tiny_ice(tmp_path_factory.mktemp(request.param), request.param))
 
 
 def example(*messages: Message) -> Example:
@@ -65,9 +71,10 @@ def test_a_row_is_the_prompt_of_chat_and_the_answer(four, name):
     assert row.place == "train.jsonl:2"
 
 
-def test_chatglm2_gives_a_row_for_each_answer(four):
-    rows = encode_examples(four["chatglm2"], [example(*TALK)], Data()).rows
-    assert [decode(four["chatglm2"], row.labels) for row in rows] == ["早上好", "公园"]
+@pytest.mark.parametrize("name", ["chatglm", "chatglm2"])
+def test_formats_of_rounds_give_a_row_for_each_answer(four, name):
+    rows = encode_examples(four[name], [example(*TALK)], Data()).rows
+    assert [decode(four[name], row.labels) for row in rows] == ["早上好", "公园"]
 
 
 CHARACTERS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=120)
@@ -89,7 +96,8 @@ def test_every_row_ends_with_its_learned_stop_token_and_fits(four, rounds, limit
         for role, text in zip(("user", "assistant"), texts, strict=True)
     ]
     for name, tokenizer in four.items():
-        system = [Message("system", "短")] if has_system and name != "chatglm2" else []
+        is_rounds = TEMPLATES[name].splits_answers
+        system = [Message("system", "短")] if has_system and not is_rounds else []
         data = Data(**limit, loss=loss, overlong="cut_any")
         rows = encode_examples(tokenizer, [example(*system, *talk)], data).rows
         assert rows
@@ -109,8 +117,31 @@ def test_every_row_ends_with_its_learned_stop_token_and_fits(four, rounds, limit
                 assert target <= limit["max_target_tokens"]
             # every control token opens a turn or the text, or ends it; content gives none
             turns = sum(index in specials for index in ids[len(prefix) :])
-            assert name == "chatglm2" or turns <= len(system) + len(talk) + 1
+            assert is_rounds or turns <= len(system) + len(talk) + 1
             assert "�" not in decode(tokenizer, ids) or "�" in "".join(map("".join, rounds))
+
+
+@settings(max_examples=150)
+@given(CONVERSATIONS, LIMITS, st.sampled_from(["", "写：", "<sop>[gMASK]"]))
+def test_what_asks_chatglm_6b_stands_behind_every_prompt_however_it_is_cut(ice, rounds, limit, prefix):
+    talk = [
+        Message(role, text)
+        for texts in rounds
+        for role, text in zip(("user", "assistant"), texts, strict=True)
+    ]
+    data = Data(**limit, overlong="cut_any", source_prefix=prefix)
+    asks = [ice.control_id("[gMASK]"), ice.control_id("<sop>")]
+    controls = {ice.control_id(name) for name in TEMPLATES["chatglm"].control_tokens}
+    for row in encode_examples(ice, [example(*talk)], data).rows:
+        ids, labels = row.input_ids.tolist(), row.labels.tolist()
+        start = ids.index(asks[1]) + 1
+        assert [index for index in ids if index in controls] == [*asks, ice.end_id]
+        assert ids[start - 2 : start] == asks
+        assert labels == [-100] * start + ids[start:]
+        assert ids[-1] == ice.end_id
+    prompts, _ = encode_prompts(ice, [example(*talk)], data)
+    assert prompts[0].ids[-2:] == asks
+    assert not controls.intersection(prompts[0].ids[:-2])
 
 
 def test_the_oldest_turns_go_first_and_the_system_message_stays(four):
@@ -130,13 +161,13 @@ def test_the_oldest_turns_go_first_and_the_system_message_stays(four):
 
 def test_the_source_prefix_stays_when_the_first_turn_goes(four):
     talk = [Message(role, "Z" * 30) for _ in range(5) for role in ("user", "assistant")]
-    data = {"max_tokens": 120, "source_prefix": "写："}
+    data = {"max_tokens": 120, "source_prefix": "写"}
     for name, tokenizer in four.items():
         row = encode_examples(tokenizer, [example(*talk)], Data(**data, overlong="cut_any")).rows[-1]
         text = decode(tokenizer, row.input_ids)
-        assert text.count("写：") == 1, name
-        assert ("写：[Round 1]" if name == "chatglm2" else "写：Z") in text
-        assert text.index("写：") < text.index("Z"), name
+        assert text.count("写") == 1, name
+        assert ("写[Round 1]" if name == "chatglm2" else "写Z") in text
+        assert text.index("写") < text.index("Z"), name
 
 
 def test_a_question_loses_its_middle_before_the_answer_loses_its_end(four):
@@ -250,10 +281,26 @@ def test_a_prompt_is_cut_as_the_source_part(four, name):
     prompt, reference = encode_prompt(tokenizer, example(*TALK, Message("user", "中" * 200), TALK[1]), data)
     assert len(prompt) in (58, 59, 60)
     assert reference == "早上好"
-    assert prompt[:2] == tokenizer.get_prefix_tokens()
+    prefix = tokenizer.get_prefix_tokens()
+    assert prompt[: len(prefix)] == prefix
     assert prompt[-1] == encode_messages(tokenizer, TALK[:1])[-1]
     with pytest.raises(DataError, match="no answer to compare"):
         encode_prompt(tokenizer, example(TALK[0]), data)
+
+
+def test_the_thudm_encoding_of_chatglm_6b_is_its_own_scripts(ice):
+    settings = {"encoding": "thudm", "max_source_tokens": 24, "max_target_tokens": 8}
+    gmask, start = ice.control_id("[gMASK]"), ice.control_id("<sop>")
+    encode = ice.encode_plain
+    row = one(ice, pair("Z" * 90, "Q" * 90), **settings)
+    prompt, answer = encode("Z" * 90)[:23], encode("Q" * 90)[:6]
+    assert row.input_ids.tolist() == [*prompt, gmask, start, *answer, ice.end_id]
+    assert row.labels.tolist() == [-100] * 24 + [start, *answer, ice.end_id]
+    ids, reference = encode_prompt(ice, pair("Z" * 90, "公园"), Data(**settings))
+    assert ids == [*prompt[:22], gmask, start]
+    assert reference == "公园"
+    numbered = one(ice, pair("早", "早上好"), **settings, history_column="history")
+    assert decode(ice, numbered.input_ids).startswith("[Round 0]\n问:早\n答:")
 
 
 NAMED = {"thudm": "chatglm2", "chatglm3": "chatglm3", "glm4": "glm4"}
@@ -281,7 +328,7 @@ def test_a_row_of_which_the_official_cut_leaves_nothing_to_learn_is_counted(four
 @pytest.mark.parametrize("encoding", list(NAMED))
 def test_named_encodings_belong_to_their_family(four, encoding):
     data = Data(encoding=encoding, max_source_tokens=24, max_target_tokens=8)
-    wrong = next(name for name in four if not name.startswith(NAMED[encoding]))
+    wrong = "chatglm2" if encoding != "thudm" else "chatglm3"
     with pytest.raises(ConfigError, match=r"data\.encoding"):
         encode_examples(four[wrong], [pair("早", "好")], data)
 
@@ -314,7 +361,8 @@ def test_prompts_that_are_cut_are_counted(four, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "encoding"), [("chatglm2", "thudm"), ("chatglm3", "chatglm3"), ("glm4", "glm4")]
+    ("name", "encoding"),
+    [("chatglm", "thudm"), ("chatglm2", "thudm"), ("chatglm3", "chatglm3"), ("glm4", "glm4")],
 )
 def test_the_prefix_stands_in_training_where_chat_puts_it(four, name, encoding):
     tokenizer = four[name]

@@ -1,0 +1,287 @@
+"""The tokenizer of ChatGLM-6B, the first version: sentencepiece, line breaks and runs of spaces being pieces.
+
+Its three revisions (`early`, `mid`, `late`) differ in ids, in what is put around a text, and in what padding
+gives. The vocabulary of the first two has no control tokens; icetk, which they needed, appended them while
+loading. Facts from tokenization_chatglm.py in https://huggingface.co/THUDM/chatglm-6b (revisions of
+2023-03-20, 551a50e and 8b7d335) and https://github.com/THUDM/icetk text_tokenizer.py.
+"""
+
+import re
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AddedToken
+from transformers.utils import PaddingStrategy
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import v1_revision
+from glmtune.files import read_json_if_there
+from glmtune.recipe.settings import TemplateName
+from glmtune.templates import chatglm_prompt
+from glmtune.tokenizers.base import GlmTokenizer, count_pads
+from glmtune.tokenizers.files import ICE_VOCABULARY, read_ice
+
+_LONGEST_BLANK = 80
+_SHAPES = {
+    "<n>": "\n",
+    "<|tab|>": "\t",
+    **{f"<|blank_{n}|>": " " * n for n in range(2, _LONGEST_BLANK + 1)},
+}
+"""Pieces that stand for white space, which sentencepiece itself would normalise away."""
+_SHAPE_PIECE = re.compile("|".join(map(re.escape, _SHAPES)))
+_BLANKS = re.compile(f" {{2,{_LONGEST_BLANK}}}")
+_IMAGE = re.compile(r"<image_(\d+)>")
+
+
+@dataclass(frozen=True, slots=True)
+class _Revision:
+    """What the tokenizers of the revisions do not have in common."""
+
+    num_images: int
+    """Ids in front of the vocabulary: image tokens, never used with text."""
+    eos_token: str
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask", "position_ids")
+
+
+_REVISIONS = {
+    "early": _Revision(20_000, "</s>", ("input_ids",)),
+    "mid": _Revision(20_000, "</s>"),
+    "late": _Revision(0, "<eop>"),
+}
+
+
+class IceTokenizer(GlmTokenizer):
+    """ChatGLM-6B's tokenizer, called so for its vocabulary file ice_text.model.
+
+    `ice_revision` says which revision's it is, else the config.json beside the vocabulary does, else the
+    vocabulary itself: without control tokens `mid` (whose ids are also those of `early`), else `late`.
+    """
+
+    vocab_files_names = {"vocab_file": ICE_VOCABULARY}  # noqa: RUF012  # transformers' own class attribute
+    prefix = ()
+
+    def __init__(
+        self,
+        vocab_file: str | None,
+        padding_side: str = "left",
+        clean_up_tokenization_spaces: bool = False,
+        template: TemplateName | None = None,
+        ice_revision: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / ICE_VOCABULARY
+        self.sp_model, is_late = read_ice(path)
+        self.vocab_file = str(path)
+        self.template = template or "chatglm"
+        self.ice_revision = _revision(path, is_late, ice_revision)
+        self._facts = _REVISIONS[self.ice_revision]
+        # the official classes fix these tokens, whatever a folder says
+        kwargs.pop("model_specific_special_tokens", None)
+        kwargs |= {"bos_token": "<sop>", "eos_token": self._facts.eos_token, "unk_token": "<unk>"}
+        kwargs |= {"pad_token": "<pad>", "mask_token": "[MASK]"}
+        added = {
+            self._convert_token_to_id(name): AddedToken(
+                name, lstrip=True, rstrip=True, normalized=False, special=True
+            )
+            for key, name in kwargs.items()
+            if key in self.SPECIAL_TOKENS_ATTRIBUTES
+        }
+        kwargs["added_tokens_decoder"] = {**added, **(kwargs.get("added_tokens_decoder") or {})}
+        super().__init__(
+            padding_side=padding_side,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            template=self.template,
+            ice_revision=self.ice_revision,
+            **{**kwargs, "model_input_names": list(self._facts.inputs)},
+        )
+
+    @property
+    def gmask_token_id(self) -> int:
+        """Id of `[gMASK]`, by its official name."""
+        return self.control_id("[gMASK]")
+
+    @property
+    def eop_token_id(self) -> int:
+        """Id of `<eop>`, by its official name; it ends an answer in every revision."""
+        return self.control_id("<eop>")
+
+    @property
+    def end_id(self) -> int:
+        """Id of `<eop>`: before `late`, the tokenizer's eos is not the model's."""
+        return self.eop_token_id
+
+    @property
+    def end_token_id(self) -> int:
+        """Id of `</s>`, by its official name."""
+        return self.control_id("</s>")
+
+    @property
+    def vocab_size(self) -> int:
+        """Image tokens, pieces and control tokens."""
+        return self._facts.num_images + int(self.sp_model.get_piece_size())
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id."""
+        first, size = self._facts.num_images, self.sp_model.get_piece_size()
+        images = {f"<image_{index}>": index for index in range(first)}
+        names = self.sp_model.id_to_piece(list(range(size)))
+        pieces = dict(zip(names, range(first, first + size), strict=True))
+        return {**images, **pieces, **self.added_tokens_encoder}
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is special but the pieces for white space."""
+        first = self._facts.num_images
+        return [first + index for index in self.sp_model.encode(_shape(text))]
+
+    def control_id(self, name: str) -> int:
+        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
+        index = int(self.sp_model.piece_to_id(name))
+        if not (self.sp_model.is_control(index) or name == "<unk>"):
+            known = ", ".join(["<unk>", *_control_names(self.sp_model)])
+            raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
+        return self._facts.num_images + index
+
+    def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
+        """The text that chat sends: the bare query, or numbered rounds from 0."""
+        return chatglm_prompt(query, [(question, answer) for question, answer in history or ()])
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Text, `[gMASK]`, `<sop>`, and for a pair the second text and `<eop>`.
+
+        Before `late`, a text with a mask token of its own gets no `[gMASK]`; if it does not end with that
+        token, `</s>` follows. `early` only joins the texts of a pair.
+        """
+        text, answer = list(token_ids_0), None if token_ids_1 is None else list(token_ids_1)
+        if self.ice_revision == "early":
+            text, answer = [*text, *(answer or ())], None
+        built = [*text, *self._asking(text)]
+        if answer is None:
+            return built
+        is_ended = self.ice_revision == "mid" and answer[-1:] == [self.eop_token_id]
+        return [*built, *answer, *([] if is_ended else [self.eop_token_id])]
+
+    def _asking(self, text: Sequence[int]) -> list[int]:
+        """What asks for the text that follows."""
+        masks = {self.control_id("[MASK]"), self.control_id("[gMASK]")}
+        start = self.control_id("<sop>")
+        if self.ice_revision == "late" or not masks.intersection(text):
+            return [self.control_id("[gMASK]"), start]
+        return [start] if text[-1] in masks else [self.control_id("</s>"), start]
+
+    def _tokenize(self, text: str, **_kwargs: Any) -> list[str]:
+        return self.sp_model.encode_as_pieces(_shape(text))  # type: ignore[no-any-return]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        image = _IMAGE.fullmatch(token)
+        if image and int(image[1]) < self._facts.num_images:
+            return int(image[1])
+        return self._facts.num_images + int(self.sp_model.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if 0 <= index < self._facts.num_images:
+            return f"<image_{index}>"
+        piece = index - self._facts.num_images
+        return str(self.sp_model.id_to_piece(piece)) if 0 <= piece < self.sp_model.get_piece_size() else ""
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of pieces; half a character at the end becomes U+FFFD."""
+        text = str(self.sp_model.decode_pieces(tokens))
+        return _SHAPE_PIECE.sub(lambda found: _SHAPES[found[0]], text)
+
+    def _decode(
+        self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **kwargs: Any
+    ) -> str:
+        """The text of ids; images and pads have none. Before `late`, nothing else is skipped, `<unk>` too."""
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        shown = [index for index in ids if index >= self._facts.num_images and index != self.pad_token_id]
+        skips = skip_special_tokens and self.ice_revision == "late"
+        return str(super()._decode(shown, skip_special_tokens=skips, **kwargs))
+
+    def _pad(
+        self,
+        encoded_inputs: MutableMapping[str, Any],
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> MutableMapping[str, Any]:
+        """Pad one row; with a length given, or padding asked for, also the mask and positions of its text.
+
+        After `early` the mask is (1, S, S), true where attention is not allowed, pads included; positions
+        are (2, S): the place in the context, and the place in the answer.
+        """
+        input_ids = list(encoded_inputs["input_ids"])
+        if padding_strategy == PaddingStrategy.LONGEST:
+            max_length = len(input_ids)
+        num_pads = count_pads(len(input_ids), max_length, padding_strategy, pad_to_multiple_of)
+        pads = (num_pads, 0) if (padding_side or self.padding_side) == "left" else (0, num_pads)
+        filled = {"input_ids": self.pad_token_id, "token_type_ids": 0, "special_tokens_mask": 1}
+        if max_length is not None and self.ice_revision != "early":
+            if return_attention_mask is not False:
+                mask = encoded_inputs.get("attention_mask", self._mask(input_ids))
+                encoded_inputs["attention_mask"] = np.pad(
+                    np.asarray(mask, dtype=bool), [(0, 0), pads, pads], constant_values=True
+                )
+            positions = np.asarray(encoded_inputs.get("position_ids", self._positions(input_ids)))
+            encoded_inputs["position_ids"] = np.pad(positions, [(0, 0), pads])
+        for name, filler in filled.items():
+            if name in encoded_inputs:
+                row = list(encoded_inputs[name])
+                encoded_inputs[name] = [filler] * pads[0] + row + [filler] * pads[1]
+        return encoded_inputs
+
+    def _context_length(self, input_ids: Sequence[int]) -> int:
+        """Tokens before `<sop>`; all of them where there is none."""
+        start = self.control_id("<sop>")
+        return input_ids.index(start) if start in input_ids else len(input_ids)
+
+    def _mask(self, input_ids: Sequence[int]) -> Any:
+        """True where attention is not allowed, (1, S, S): all see the context, the rest is causal."""
+        mask = np.triu(np.ones((1, len(input_ids), len(input_ids)), dtype=bool), k=1)
+        mask[:, :, : self._context_length(input_ids)] = False
+        return mask
+
+    def _positions(self, input_ids: Sequence[int]) -> Any:
+        """Two rows, (2, S): from `<sop>` on the first stays at the mask token, the second counts from 1."""
+        length, context = len(input_ids), self._context_length(input_ids)
+        place = np.arange(length)
+        masks = [name for name in ("[MASK]", "[gMASK]") if self.control_id(name) in input_ids]
+        if masks:
+            place[context:] = input_ids.index(self.control_id(masks[0]))
+        return np.stack([place, np.maximum(np.arange(length) - context + 1, 0)])
+
+
+# official folders name their tokenizer's class so, and `save_pretrained` writes this name
+IceTokenizer.__name__ = "ChatGLMTokenizer"
+
+
+def _shape(text: str) -> str:
+    """The text with its line breaks, tabs and runs of spaces as pieces."""
+    text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+    return _BLANKS.sub(lambda found: f"<|blank_{len(found[0])}|>", text)
+
+
+def _control_names(processor: Any) -> list[str]:
+    size = processor.get_piece_size()
+    return [processor.id_to_piece(index) for index in range(size) if processor.is_control(index)]
+
+
+def _revision(path: Path, is_late: bool, given: str | None) -> str:
+    """Which revision a vocabulary belongs to. Raises CheckpointError where it is another revision's."""
+    config = read_json_if_there(path.parent / "config.json")
+    told = given or (v1_revision(config) if config else "")
+    if not told:
+        return "late" if is_late else "mid"
+    if (told == "late") == is_late:
+        return told
+    found = "late" if is_late else "early and mid"
+    raise CheckpointError(
+        f"{path}: the vocabulary of ChatGLM-6B's {found} revision, but the model is of the {told} one",
+        hint="copy ice_text.model from the model's own source, of the same revision",
+    )
