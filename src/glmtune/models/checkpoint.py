@@ -349,7 +349,7 @@ def _check_kinds(expected: Mapping[str, Tensor], stored: Mapping[str, Stored]) -
             continue
         if is_quantised:
             raise CheckpointError(
-                f"{tensor.file}: {name} belongs to a pre-quantised model, but config.json makes it a dense one",
+                f"{tensor.file}: {name} belongs to a pre-quantised model, but config.json makes it dense",
                 hint='"quantization_bit" in config.json must be 8 or 4 then; only the linear layers of the '
                 "blocks can be quantised, no embeddings (int4-qe)",
             )

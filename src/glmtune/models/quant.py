@@ -1,9 +1,12 @@
 """The official INT8 and INT4 weights: one scale a row, the linear layers of the blocks only.
 
-A row's scale is its largest magnitude / (2**(bits - 1) - 1) and its codes are round(weight / scale). INT4 puts
-two codes in a byte: column 2j in the high four bits, column 2j + 1 in the low four, two's complement each.
+A row's scale is its largest magnitude / (2**(bits - 1) - 1) and its codes are round(weight / scale). INT4
+puts two codes in a byte: column 2j in the high four bits, column 2j + 1 in the low four, two's complement.
 A weight is worth code * scale, rounded in the scale's type. Nothing is compiled at run time: the weights are
 expanded to the activations' type for each product, and again in the backward pass.
+
+One deviation: codes stay within -127..127 and -7..7. In bf16 the largest weight of a row can come out as
+127.5 scales, which officially is rounded to 128 and wraps to -128, the sign lost.
 
 Source: huggingface.co/THUDM/chatglm-6b and chatglm3-6b, quantization.py.
 Shapes: B batch, T tokens, I inputs of a layer, O its outputs.
@@ -62,7 +65,7 @@ def quantise(
     """
     parts = [
         _quantise_rows(rows.to(device or weight.device), bits, scale_dtype or weight.dtype)
-        for rows in weight.split(_ROWS_AT_ONCE)
+        for rows in torch.split(weight, _ROWS_AT_ONCE)
     ]
     return torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts])
 
@@ -71,7 +74,6 @@ def _quantise_rows(rows: Tensor, bits: int, scale_dtype: torch.dtype) -> tuple[T
     largest = 2 ** (bits - 1) - 1
     scale = (rows.abs().amax(dim=-1) / largest).to(scale_dtype)
     divisor = scale.masked_fill(scale == 0, 1)  # a row below the type's smallest number is a row of zeros
-    # the clamp changes nothing unless a tiny scale was rounded down by much: officially the code then wraps
     codes = (rows / divisor[:, None]).round_().clamp_(-largest, largest).to(torch.int8)
     return (codes if bits == 8 else pack(codes)), scale
 
@@ -118,8 +120,8 @@ class _Product(torch.autograd.Function):
 class QuantizedLinear(nn.Linear):
     """A linear layer held as codes (`weight`, int8) and scales (`weight_scale`); its bias stays as it is.
 
-    Casts (`half`, `float`, `to`) reach the scales and the bias, never the codes. Made from a dense layer; one on
-    the meta device gives an empty one, to be filled.
+    Casts (`half`, `float`, `to`) reach the scales and the bias, never the codes. Made from a dense layer; one
+    on the meta device gives an empty one, to be filled.
     """
 
     weight_scale: nn.Parameter
@@ -144,12 +146,12 @@ class QuantizedLinear(nn.Linear):
         """The weight (O, I) that this layer computes with, in the scales' type."""
         return dequantise(self.weight, self.weight_scale, self.bits)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, T, I) to (B, T, O), in the input's type or autocast's."""
-        kind = input.device.type
+        kind = x.device.type
         if torch.is_autocast_enabled(kind):
-            input = input.to(torch.get_autocast_dtype(kind))
-        product: Tensor = _Product.apply(input, self.weight, self.weight_scale, self.bias, self.bits)  # type: ignore[no-untyped-call]
+            x = x.to(torch.get_autocast_dtype(kind))
+        product: Tensor = _Product.apply(x, self.weight, self.weight_scale, self.bias, self.bits)
         return product
 
     def extra_repr(self) -> str:
@@ -207,7 +209,7 @@ class Quantizable:
             assert isinstance(self, nn.Module)
             name = next(name for name, part in self.named_modules() if part is module)
             raise CheckpointError(
-                f"{self.config.name_or_path or 'checkpoint'}: a tensor of the quantised layer {name} is missing",
+                f"{self.config.name_or_path or 'checkpoint'}: {name} is quantised and lacks a tensor",
                 hint="config.json and weights must be of the same model, and complete",
             )
         super()._init_weights(module)  # type: ignore[misc]
