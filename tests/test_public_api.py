@@ -93,9 +93,9 @@ def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
     assert set(scores["thudm"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "num_empty"}
 
 
-def test_quantisation_is_refused_by_name_until_it_is_there(folder: Path) -> None:
-    with pytest.raises(glmtune.GlmtuneError, match="quant: 'int4' is not supported yet"):
-        glmtune.load_model(folder, quant="int4")
+def test_a_quantisation_that_is_not_there_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(glmtune.GlmtuneError, match="quant: 'nf4' comes in a later version"):
+        glmtune.load_model(folder, quant="nf4")
     with pytest.raises(glmtune.GlmtuneError, match="quant: unknown 'foo'"):
         glmtune.load_model(folder, quant="foo")
 

@@ -151,7 +151,8 @@ class QuantizedLinear(nn.Linear):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        product: Tensor = _Product.apply(x, self.weight, self.weight_scale, self.bias, self.bits)
+        held = (self.weight, self.weight_scale, self.bias, self.bits)
+        product: Tensor = _Product.apply(x, *held)  # type: ignore[no-untyped-call]
         return product
 
     def extra_repr(self) -> str:
