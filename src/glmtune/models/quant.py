@@ -214,3 +214,14 @@ class Quantizable:
                 hint="config.json and weights must be of the same model, and complete",
             )
         super()._init_weights(module)  # type: ignore[misc]
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Called by transformers with what did not match; it would only warn, and cast codes to weights."""
+        odd = next((name for name in loading_info.unexpected_keys if name.endswith(".weight_scale")), None)
+        if odd:
+            raise CheckpointError(
+                f"{self.config.name_or_path or 'checkpoint'}: {odd} belongs to a pre-quantised model, but "
+                "config.json makes it dense",
+                hint='"quantization_bit" in config.json must be 8 or 4 then',
+            )
+        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
