@@ -1,6 +1,7 @@
 """The public names and their signatures: changing one is a decision, not an accident."""
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,34 @@ def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
     assert set(scores["thudm"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "num_empty"}
 
 
-def test_quantisation_is_refused_by_name_until_it_is_there(folder: Path) -> None:
-    with pytest.raises(glmtune.GlmtuneError, match="quant: 'int4' is not supported yet"):
-        glmtune.load_model(folder, quant="int4")
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_a_run_on_a_quantised_base_is_trained_resumed_and_evaluated_on_it(
+    folder: Path, tmp_path: Path, quant: str
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt,response\n" + "问题,答案。\n" * 12, encoding="utf-8")
+    recipe = {
+        "model": str(folder),
+        "quant": quant,
+        "output": tmp_path / "run",
+        "data": {"train": rows},
+        "train": {"steps": 4, "batch_size": 4, "lr": 0.01},
+        "samples": {"prompts": []},
+    }
+    metrics = glmtune.train(recipe).metrics
+    assert metrics["eval_loss"] < metrics["first_eval_loss"]
+    assert json.loads((tmp_path / "run" / "last" / "glmtune.json").read_text())["quant"] == quant
+    assert glmtune.load_model(tmp_path / "run").config.quantization_bit == int(quant[3:])
+    assert glmtune.train(recipe, resume=True).metrics["steps"] == 4
+    asked = {"evaluate": {"max_rows": 2, "max_new_tokens": 2}, "output": tmp_path / "scores"}
+    glmtune.evaluate({"model": str(tmp_path / "run"), **asked})
+    facts = (tmp_path / "scores").glob("*.json")
+    assert any(f'"quant": "{quant}"' in path.read_text(encoding="utf-8") for path in facts)
+
+
+def test_a_quantisation_that_is_not_there_is_refused_by_name(folder: Path) -> None:
+    with pytest.raises(glmtune.GlmtuneError, match="quant: 'nf4' comes in a later version"):
+        glmtune.load_model(folder, quant="nf4")
     with pytest.raises(glmtune.GlmtuneError, match="quant: unknown 'foo'"):
         glmtune.load_model(folder, quant="foo")
 

@@ -14,6 +14,7 @@ from glmtune.log import tell
 from glmtune.methods.adapter import ADAPTER_FILE, Card, load_adapter, read_card
 from glmtune.models import load_base
 from glmtune.models.checkpoint import read_config
+from glmtune.models.quant import name_bits
 from glmtune.runs import follow
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
@@ -54,6 +55,11 @@ class Place:
     def template(self) -> str | None:
         """The chat format it was trained with, if that is known."""
         return self.card.template if self.card else None
+
+    @property
+    def quant(self) -> str | None:
+        """How the base was quantised while its adapter was trained, None if it was not."""
+        return self.card.quant if self.card else None
 
 
 def resolve(path: str | Path, *, base: str | Path | None = None, revision: str | None = None) -> Place:
@@ -153,11 +159,11 @@ def load_model(
     """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
     `adapter` puts an adapter folder on the model at `path`. dtype "auto" is the stored type on a GPU; on a
-    CPU bf16 for half-precision checkpoints, else fp32. `template` says which chat format a ChatGLM2/3
-    folder has where its files do not. `revision` is that of a `path` on a hub; without it, the hub's main
-    one. Raises `CheckpointError` or `ConfigError`.
+    CPU bf16 for half-precision checkpoints, else fp32. `quant`, int8 or int4, quantises the blocks' weights
+    while loading; an adapter trained on such a base opens it so by itself. `template` says which chat format
+    a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without it, the
+    hub's main one. Raises `CheckpointError` or `ConfigError`.
     """
-    _refuse_quant(quant)
     place = resolve(path, revision=revision)
     if adapter is not None:
         if place.adapter:
@@ -165,24 +171,22 @@ def load_model(
                 f"{path}: already an adapter; two cannot be combined", hint="give the base model"
             )
         place = resolve(adapter, base=place.base)
-    return open_place(place, template=template, dtype=dtype, device=device).eval()
+    return open_place(place, template=template, dtype=dtype, device=device, quant=quant).eval()
 
 
-def _refuse_quant(quant: str | None) -> None:
-    later = ("int8", "int4", "nf4")
-    if quant in later:
-        raise ConfigError(f"quant: {quant!r} is not supported yet", hint="leave it out: quant=None")
-    if quant is not None:
-        raise ConfigError(f"quant: unknown {quant!r}", hint=f"None; later versions: {', '.join(later)}")
-
-
-def open_place(place: Place, *, template: str | None, dtype: str | torch.dtype, device: str) -> Any:
-    """The model of a place, with its adapter on it."""
+def open_place(
+    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None = None
+) -> Any:
+    """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does."""
     known = identify(place.base, template or place.template)
-    model = load_base(place.base, dtype=dtype, device=device, template=known.template)
+    model = load_base(
+        place.base, dtype=dtype, device=device, template=known.template, quant=quant or place.quant
+    )
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
-    tell(f"{place.base}: {what}, {str(first.dtype).removeprefix('torch.')} on {first.device}")
+    bits = model.config.quantization_bit
+    held = f"{name_bits(bits)} and " if bits else ""
+    tell(f"{place.base}: {what}, {held}{str(first.dtype).removeprefix('torch.')} on {first.device}")
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
     if place.adapter:

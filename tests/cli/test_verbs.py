@@ -119,6 +119,14 @@ def test_chat_takes_a_model_a_run_or_an_adapter(work: Path, path: str) -> None:
     assert "> history cleared" in done.stdout
 
 
+def test_chat_quantises_a_model_on_demand(work: Path) -> None:
+    done = glmtune(
+        "chat", "model", "--quant", "int8", "--max-new-tokens", 2, cwd=work, typed="1\n你好\nstop\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "int8 and " in done.stderr
+
+
 def test_resuming_a_finished_run_trains_nothing_more(work: Path) -> None:
     done = glmtune("train", "again", "--resume", cwd=work)
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
 )
+@click.option(
+    "--quant", type=click.Choice(["int8", "int4"]), help="Quantise while loading; else as stored or trained."
+)
 @click.option("--device", default="auto", show_default=True)
 def chat(
     path: Path,
@@ -41,6 +44,7 @@ def chat(
     revision: str | None,
     template: str | None,
     dtype: str,
+    quant: str | None,
     device: str,
 ) -> None:
     """Talk to a model, run or adapter folder.
@@ -55,7 +59,7 @@ def chat(
 
     place = resolve(path, base=base, revision=revision)
     tokenizer = open_tokenizer(place, template=template)
-    model = open_place(place, template=template, dtype=dtype, device=device).eval()
+    model = open_place(place, template=template, dtype=dtype, device=device, quant=quant).eval()
     card = place.card
     named = {
         "temperature": temperature,

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import COPY_AGAIN, read_json, read_json_if_there, read_start
+from glmtune.models.quant import QuantizedLinear
 
 CARD_FILE = "glmtune.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -34,6 +36,8 @@ class Card:
     method: dict[str, Any]
     system: str | None = None
     source_prefix: str = ""
+    quant: str | None = None
+    """How the base was quantised while it was loaded: int8, int4 or not at all."""
     glmtune_version: str = ""
     base_revision: str | None = None
     """The base's revision on its hub."""
@@ -94,7 +98,25 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Pef
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     _require_same(folder, stored, _shapes(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
+    refuse_merging(tuned)
     return tuned
+
+
+def refuse_merging(tuned: PeftModel) -> None:
+    """Make PEFT's merging raise ConfigError where a layer's base is quantised.
+
+    PEFT would add the adapter's weights to the integer codes, in a safe merge rounded to integers first.
+    """
+    for part in tuned.modules():
+        if isinstance(part, BaseTunerLayer) and isinstance(part.get_base_layer(), QuantizedLinear):
+            part.merge = _raise_merging
+
+
+def _raise_merging(*_: Any, **__: Any) -> None:
+    raise ConfigError(
+        "merge: the base is quantised (int8 or int4), an adapter cannot be merged into its codes",
+        hint="put the adapter on the original base, opened without quant, and merge it there",
+    )
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

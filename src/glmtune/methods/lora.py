@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from glmtune.errors import ConfigError
+from glmtune.methods.adapter import refuse_merging
 from glmtune.recipe import Lora
 
 DEFAULT_TARGETS = ("query_key_value",)
@@ -32,7 +33,9 @@ def apply_lora(model: Any, settings: Lora) -> Any:
         lora_dropout=settings.dropout,
         target_modules=list(targets),
     )
-    return get_peft_model(model, config)
+    tuned = get_peft_model(model, config)
+    refuse_merging(tuned)
+    return tuned
 
 
 def linear_names(model: nn.Module) -> list[str]:

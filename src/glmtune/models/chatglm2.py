@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.chat_calls import OfficialChat
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.quant import Quantizable, quantise_linears
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, (B, T, D/4) each."""
@@ -201,7 +202,7 @@ class ChatGLMEncoder(nn.Module):
         self.final_layernorm = ChatGLMRMSNorm(config)
 
 
-class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class ChatGLMPreTrainedModel(Quantizable, PreTrainedModel):  # type: ignore[misc]
     """What the classes below share: how transformers saves, loads, splits and checkpoints them."""
 
     config_class = ChatGLMConfig
@@ -256,6 +257,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.rotary_pos_emb = ChatGLMRotary(config)
         self.encoder = ChatGLMEncoder(config)
         self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.quantization_bit:
+            quantise_linears(self, config.quantization_bit, self.scale_dtype)
         self.post_init()
 
     @capture_outputs(tie_last_hidden_states=False)  # type: ignore[untyped-decorator]

@@ -25,6 +25,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.quant import QuantizedLinear, find_bits, name_bits, quantised_layers
 
 Progress = Callable[[int, int], None]
 """Called after each tensor with the bytes copied so far and the bytes in all."""
@@ -47,6 +48,7 @@ _SAFETENSORS_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "I8": torch.int8,
 }
 _IGNORED = re.compile(r"rotary_pos_emb\.inv_freq$")  # a buffer that the model computes itself
 _ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
@@ -78,10 +80,13 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     template: str | None = None,
+    quant: str | None = None,
     progress: Progress | None = None,
 ) -> ChatGLMForConditionalGeneration:
     """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
 
+    `quant`, int8 or int4, quantises the blocks' linear layers from their stored values while they are read;
+    a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
     `template` is the chat format if it is known; only a config with `rope_ratio` != 1 needs it. Without
     `progress` a bar appears on a terminal when loading takes long. Raises CheckpointError (files, names,
     shapes) and ConfigError (settings, `dtype`, `device`).
@@ -89,16 +94,31 @@ def load_base(
     place = resolve_device(device)
     folder = Path(folder)
     config = read_config(folder, template=template)
+    bits = _bits_to_make(config, quant, folder)
     generation = _read_generation_config(folder)
     stored = scan_tensors(folder)
     wanted = resolve_dtype(dtype, _main_dtype(stored), place)
     model = _build_empty(config, wanted)
     _check_tensors(model, stored)
-    _fill(model, stored, wanted, place, progress)
+    if bits:
+        model.quantize(bits)
+    _set_scale_types(model, stored)
+    _fill(model, stored, place, progress)
     if generation is not None:
         model.generation_config = generation
     model.eval()
     return model
+
+
+def _bits_to_make(config: ChatGLMConfig, quant: str | None, folder: Path) -> int:
+    """Bits to quantise to while loading; 0 for none, or if the folder has them. ConfigError for others."""
+    bits, held = find_bits(quant), config.quantization_bit
+    if bits and held and bits != held:
+        raise ConfigError(
+            f"quant: {quant}, but {folder} is {name_bits(held)} already",
+            hint="leave quant out, or open the original, unquantised folder",
+        )
+    return 0 if held else bits
 
 
 def resolve_device(requested: str | torch.device) -> torch.device:
@@ -264,7 +284,7 @@ class _SafetensorsShard:
     def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 it is no dict
         return {
-            name: (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.int8))
+            name: (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8))
             for name, part in slices.items()
         }
 
@@ -294,10 +314,11 @@ class _PickleShard:
 
 
 def _main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
-    """The type of most weights."""
+    """The type of most weights that are not quantised."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in stored.values():
-        sizes[tensor.dtype] += torch.Size(tensor.shape).numel()
+        if tensor.dtype.is_floating_point:
+            sizes[tensor.dtype] += torch.Size(tensor.shape).numel()
     return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
@@ -312,12 +333,7 @@ def _build_empty(config: ChatGLMConfig, dtype: torch.dtype) -> ChatGLMForConditi
 def _check_tensors(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, tensor in stored.items():
-        if name.endswith(".weight_scale") or not tensor.dtype.is_floating_point:
-            raise CheckpointError(
-                f"{tensor.file}: {name} belongs to a pre-quantised model; these come in a later version",
-                hint="open the original, unquantised folder of this model",
-            )
+    _check_kinds(model.state_dict(), stored)
     extra = [name for name in stored if name not in expected and not _IGNORED.search(name)]
     missing = [name for name in expected if name not in stored]
     if extra:
@@ -335,8 +351,28 @@ def _check_tensors(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None
             raise CheckpointError(
                 f"{stored[name].file}: tensor {name} has shape {list(stored[name].shape)}, "
                 f"config.json makes it {list(shape)}",
-                hint="config.json and weights must be of the same model",
+                hint="config.json, its quantization_bit too, and weights must be of the same model",
             )
+
+
+def _check_kinds(expected: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> None:
+    """Raise CheckpointError for the first tensor that is quantised where the model is not, or the reverse."""
+    for name, tensor in stored.items():
+        wanted = expected.get(name)
+        is_scale = wanted is None and name.endswith(".weight_scale")
+        is_quantised = is_scale or not tensor.dtype.is_floating_point
+        if is_quantised == (wanted is not None and wanted.dtype == torch.int8):
+            continue
+        if is_quantised:
+            raise CheckpointError(
+                f"{tensor.file}: {name} belongs to a pre-quantised model, but config.json makes it dense",
+                hint='"quantization_bit" in config.json must be 8 or 4 then; only the linear layers of the '
+                "blocks can be quantised, no embeddings (int4-qe)",
+            )
+        raise CheckpointError(
+            f"{tensor.file}: {name} is not quantised, though config.json has a quantization_bit",
+            hint='for a dense folder it is 0; quant="int8" or "int4" then quantises while loading',
+        )
 
 
 def _and_more(names: list[str]) -> str:
@@ -348,16 +384,23 @@ def _whereabouts(stored: Mapping[str, Stored]) -> str:
     return str(files[0] if len(files) == 1 else files[0].parent if files else "checkpoint")
 
 
+def _set_scale_types(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
+    """Scales keep the type they are stored in, or that of the weights they are made from."""
+    for name, layer in quantised_layers(model).items():
+        source = stored.get(f"{name}.weight_scale", stored[f"{name}.weight"])
+        layer.weight_scale.data = layer.weight_scale.data.to(source.dtype)
+
+
 def _fill(
     model: torch.nn.Module,
     stored: Mapping[str, Stored],
-    dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None,
 ) -> None:
     """Give every parameter its memory on `device` and its values, file by file."""
-    names = dict(model.named_parameters())
-    total = sum(parameter.numel() for parameter in names.values()) * dtype.itemsize
+    parameters = dict(model.named_parameters())
+    names = [name for name in parameters if name in stored]  # scales may be made here
+    total = sum(parameter.nbytes for parameter in parameters.values())
     done = 0
     with _bar(total) if progress is None else _given(progress) as report:
         for file in sorted({stored[name].file for name in names}):
@@ -366,15 +409,20 @@ def _fill(
                     if stored[name].file == file:
                         with _explain_damage(file):
                             source = shard.read(name)
-                        values = torch.empty(source.shape, dtype=dtype, device=device)
-                        done += _place(model, name, values.copy_(source))
+                        done += _place(model, name, source, device)
                         report(done, total)
 
 
-def _place(model: torch.nn.Module, name: str, values: Tensor) -> int:
-    """Replace one meta parameter by its values; returns their bytes."""
+def _place(model: torch.nn.Module, name: str, source: Tensor, device: torch.device) -> int:
+    """Replace one meta parameter by its values, quantised where the model is; returns their bytes."""
     path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, torch.nn.Parameter(values))
+    module = model.get_submodule(path)
+    if isinstance(module, QuantizedLinear) and leaf == "weight" and source.is_floating_point():
+        module.fill(source, device)
+        return module.weight.nbytes + module.weight_scale.nbytes
+    empty = module.get_parameter(leaf)
+    values = torch.empty(source.shape, dtype=empty.dtype, device=device).copy_(source)
+    setattr(module, leaf, torch.nn.Parameter(values, requires_grad=empty.requires_grad))
     return values.nbytes
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import GLM4_EPSILON
+from glmtune.models.quant import check_bits
 
 RopeScaling = Literal["base", "positions"]
 
@@ -177,11 +178,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
     def _check_later_versions(self) -> None:
         if self.quantization_bit:
-            raise ConfigError(
-                f"config.json: quantization_bit = {self.quantization_bit}: pre-quantised folders come in a "
-                "later version",
-                hint="open the original, unquantised folder of this model",
-            )
+            check_bits(self.quantization_bit, "config.json: quantization_bit")
         if self.pre_seq_len:
             raise ConfigError(
                 f"config.json: pre_seq_len = {self.pre_seq_len}: P-Tuning folders come in a later version",

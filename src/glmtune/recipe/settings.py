@@ -210,6 +210,9 @@ class Recipe(Settings):
     """Chat format; empty: told from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type the frozen weights are held in; auto: as stored, on a CPU bf16 for half precision, else fp32."""
+    quant: Literal["int8", "int4"] | None = None
+    """Quantise the frozen blocks while loading, to a half (`int8`) or a quarter (`int4`) of their memory;
+    empty: as stored. A folder that is quantised opens without it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     output: Path | None = None
@@ -224,3 +227,16 @@ class Recipe(Settings):
     """Answers to watch."""
     evaluate: Evaluation = Evaluation()
     """The scoring."""
+
+    @field_validator("quant", mode="before")
+    @classmethod
+    def _no_later_quant(cls, value: Any) -> Any:
+        if value == "nf4":
+            raise ValueError("nf4 comes in a later version; int8 and int4 are there")
+        return value
+
+    @model_validator(mode="after")
+    def _frozen_if_quantised(self) -> "Recipe":
+        if self.quant and self.method.name == "full":
+            raise ValueError(f"quant: {self.quant} weights cannot be trained: take method lora, or no quant")
+        return self

@@ -40,7 +40,9 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     if len(todo) < total:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
-        model = open_place(place, template=recipe.template, dtype=recipe.dtype, device=recipe.device).eval()
+        model = open_place(
+            place, template=recipe.template, dtype=recipe.dtype, device=recipe.device, quant=recipe.quant
+        ).eval()
         answers = predict(
             model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
@@ -62,7 +64,7 @@ def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
     own: dict[str, Any] = {}
     if place.run:
         known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
-        own = {key: known[key] for key in ("template", "dtype", "data", "evaluate")}
+        own = {key: known[key] for key in ("template", "dtype", "quant", "data", "evaluate")}
     elif place.card:
         own["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
     return build_recipe(own, values)
@@ -77,6 +79,7 @@ def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_toke
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "template": template,
         "dtype": recipe.dtype,
+        "quant": recipe.quant or place.quant,
         "data": str(full_path(path)),
         "data_sha256": data_hash(path),
         "encoding": recipe.data.model_dump(mode="json", exclude={"train", "validation", "test"}),

@@ -134,7 +134,9 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     precision = choose_precision(recipe, held, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
     dtype = torch.float32 if recipe.method.name == "full" else held
-    base = open_place(place, template=recipe.template, dtype=dtype, device=str(state.device))
+    base = open_place(
+        place, template=recipe.template, dtype=dtype, device=str(state.device), quant=recipe.quant
+    )
     torch.manual_seed(recipe.train.seed)
     model = apply_method(base, recipe.method)
     if recipe.train.gradient_checkpointing:
@@ -323,6 +325,7 @@ def _card(run: _Run) -> Card:
         method=run.recipe.method.model_dump(mode="json"),
         system=data.system,
         source_prefix=data.source_prefix,
+        quant=run.recipe.quant,
         glmtune_version=version("glmtune"),
     )
 

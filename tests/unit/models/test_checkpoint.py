@@ -207,7 +207,7 @@ def test_an_open_rope_ratio_asks_for_the_template_whatever_the_folder_is_called(
         ("apply_residual_connection_post_layernorm", True),
         ("fp32_residual_connection", True),
         ("multi_query_attention", False),
-        ("quantization_bit", 4),
+        ("quantization_bit", 3),
         ("pre_seq_len", 128),
     ],
 )
@@ -523,7 +523,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-model = load_base(sys.argv[1], dtype=sys.argv[3], device="cpu")
+model = load_base(sys.argv[1], dtype=sys.argv[3], device="cpu", quant=sys.argv[4] or None)
 peak = max(peak, anonymous())
 running = False
 watcher.join()
@@ -534,19 +534,35 @@ print(weights, peak - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
 @pytest.mark.parametrize("layout", ["sharded safetensors", "sharded bin"])
-@pytest.mark.parametrize("dtype", ["bf16"])
+@pytest.mark.parametrize(("dtype", "quant"), [("bf16", ""), ("fp16", "int8"), ("bf16", "int4")])
 def test_loading_takes_no_more_anonymous_memory_than_the_weights_and_a_tenth(
-    folder: Path, tmp_path: Path, layout: str, dtype: str
+    folder: Path, tmp_path: Path, layout: str, dtype: str, quant: str
 ) -> None:
     large = tmp_path / "large"
     shutil.copytree(folder, large)
     edit_config(large, hidden_size=1024, ffn_hidden_size=4096, padded_vocab_size=20000, num_layers=8)
     write(large, zeros_like_config(large), layout)
-    command = [sys.executable, "-c", MEASURE, str(large), str(folder), dtype]
+    weights, grown = measure(large, folder, dtype, quant)
+    assert weights > (120e6 if quant else 250e6)
+    assert weights * 0.9 < grown <= weights * 1.1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
+def test_a_quantised_folder_takes_no_more_than_its_quantised_weights(folder: Path, tmp_path: Path) -> None:
+    edit_config(folder, hidden_size=1024, ffn_hidden_size=4096, padded_vocab_size=20000, num_layers=8)
+    write(folder, zeros_like_config(folder))
+    load_base(folder, dtype="fp16", device="cpu", quant="int4").save_pretrained(tmp_path / "int4")
+    weights, grown = measure(tmp_path / "int4", GOLDENS / "v3" / "ckpt", "fp16", "")
+    assert 120e6 < weights < 180e6
+    assert weights * 0.9 < grown <= weights * 1.1
+
+
+def measure(large: Path, small: Path, dtype: str, quant: str) -> tuple[int, int]:
+    """Bytes of the weights, and what anonymous memory grew by at most while they were loaded."""
+    command = [sys.executable, "-c", MEASURE, str(large), str(small), dtype, quant]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     weights, grown = map(int, done.stdout.split())
-    assert weights > 250e6
-    assert weights * 0.9 < grown <= weights * 1.1
+    return weights, grown
 
 
 def zeros_like_config(folder: Path) -> dict[str, Tensor]:

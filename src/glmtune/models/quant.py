@@ -1,0 +1,227 @@
+"""The official INT8 and INT4 weights: one scale a row, the linear layers of the blocks only.
+
+A row's scale is its largest magnitude / (2**(bits - 1) - 1) and its codes are round(weight / scale). INT4
+puts two codes in a byte: column 2j in the high four bits, column 2j + 1 in the low four, two's complement.
+A weight is worth code * scale, rounded in the scale's type. Nothing is compiled at run time: the weights are
+expanded to the activations' type for each product, and again in the backward pass.
+
+One deviation: codes stay within -127..127 and -7..7. In bf16 the largest weight of a row can come out as
+127.5 scales, which officially is rounded to 128 and wraps to -128, the sign lost.
+
+Source: huggingface.co/THUDM/chatglm-6b and chatglm3-6b, quantization.py.
+Shapes: B batch, T tokens, I inputs of a layer, O its outputs.
+"""
+
+import re
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from glmtune.errors import CheckpointError, ConfigError
+
+BITS = {"int8": 8, "int4": 4}
+"""Bits of a weight, by the name of the quantisation."""
+
+_QUANTISED = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$")
+_ROWS_AT_ONCE = 1024  # what is held beyond the result while quantising
+_LATER = ("nf4",)
+
+
+def find_bits(quant: str | None) -> int:
+    """Bits of a weight for a `quant` setting; 0 if it is None. Raises ConfigError for an unknown one."""
+    if quant is None:
+        return 0
+    if quant in _LATER:
+        raise ConfigError(f"quant: {quant!r} comes in a later version", hint=f"one of {', '.join(BITS)}")
+    if quant not in BITS:
+        raise ConfigError(f"quant: unknown {quant!r}", hint=f"one of {', '.join(BITS)}, or leave it out")
+    return BITS[quant]
+
+
+def name_bits(bits: int) -> str:
+    """The name of a quantisation: `int8` or `int4`."""
+    return f"int{bits}"
+
+
+def check_bits(bits: int, place: str) -> None:
+    """Raise ConfigError, naming the place, unless weights of so many bits exist."""
+    if type(bits) is not int or bits not in BITS.values():
+        raise ConfigError(f"{place} = {bits!r}: weights have 8 or 4 bits", hint="official folders say 8 or 4")
+
+
+@torch.no_grad()
+def quantise(
+    weight: Tensor,
+    bits: int,
+    *,
+    scale_dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Codes, int8 (O, I) or packed (O, I/2), and scales (O,) of a weight (O, I), on `device`.
+
+    The scales' type is the weight's unless given. A row of zeros gets scale 0 and codes 0.
+    """
+    parts = [
+        _quantise_rows(rows.to(device or weight.device), bits, scale_dtype or weight.dtype)
+        for rows in torch.split(weight, _ROWS_AT_ONCE)
+    ]
+    return torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts])
+
+
+def _quantise_rows(rows: Tensor, bits: int, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    largest = 2 ** (bits - 1) - 1
+    scale = (rows.abs().amax(dim=-1) / largest).to(scale_dtype)
+    divisor = scale.masked_fill(scale == 0, 1)  # a row below the type's smallest number is a row of zeros
+    codes = (rows / divisor[:, None]).round_().clamp_(-largest, largest).to(torch.int8)
+    return (codes if bits == 8 else pack(codes)), scale
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Two codes of -8..7 in a byte, int8 (O, I) to (O, I/2): even columns high, odd columns low."""
+    if codes.shape[-1] % 2:
+        raise ConfigError(
+            f"int4: a layer has {codes.shape[-1]} inputs, an odd number: they go in pairs", hint="use int8"
+        )
+    return (codes[..., 0::2] << 4) | (codes[..., 1::2] & 15)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The codes that `pack` put together, int8 (O, I/2) to (O, I)."""
+    return torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(-2)
+
+
+def dequantise(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The weight (O, I) that codes and scales are worth, in the scales' type."""
+    weight = (codes if bits == 8 else unpack(codes)).to(scale.dtype)
+    return weight.mul_(scale[:, None])
+
+
+class _Product(torch.autograd.Function):
+    """`functional.linear` on codes; what it keeps for the backward pass are the codes, not the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        ctx.bits = bits
+        weight = dequantise(codes, scale, bits).to(x.dtype)
+        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, (codes, scale) = grads[0], ctx.saved_tensors
+        needs_x, _, _, needs_bias, _ = ctx.needs_input_grad
+        to_x = grad @ dequantise(codes, scale, ctx.bits).to(grad.dtype) if needs_x else None
+        to_bias = grad.flatten(0, -2).sum(dim=0) if needs_bias else None
+        return to_x, None, None, to_bias, None
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer held as codes (`weight`, int8) and scales (`weight_scale`); its bias stays as it is.
+
+    Casts (`half`, `float`, `to`) reach the scales and the bias, never the codes. Made from a dense layer; one
+    on the meta device gives an empty one, to be filled.
+    """
+
+    weight_scale: nn.Parameter
+
+    def __init__(self, dense: nn.Linear, bits: int, scale_dtype: torch.dtype | None = None) -> None:
+        super().__init__(dense.in_features, dense.out_features, bias=False, device="meta")
+        self.bits = bits
+        self.bias = dense.bias
+        self._hold(*quantise(dense.weight, bits, scale_dtype=scale_dtype))
+        # read by transformers: a layer with values is not drawn anew
+        self._is_hf_initialized = not dense.weight.is_meta
+
+    def fill(self, weight: Tensor, device: torch.device) -> None:
+        """Quantise a dense weight (O, I) into this layer, on `device`; the scales keep their type."""
+        self._hold(*quantise(weight, self.bits, scale_dtype=self.weight_scale.dtype, device=device))
+
+    def _hold(self, codes: Tensor, scale: Tensor) -> None:
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.weight_scale = nn.Parameter(scale, requires_grad=False)
+
+    def dequantise(self) -> Tensor:
+        """The weight (O, I) that this layer computes with, in the scales' type."""
+        return dequantise(self.weight, self.weight_scale, self.bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, I) to (B, T, O), in the input's type or autocast's."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        held = (self.weight, self.weight_scale, self.bias, self.bits)
+        product: Tensor = _Product.apply(x, *held)  # type: ignore[no-untyped-call]
+        return product
+
+    def extra_repr(self) -> str:
+        """What printing the model shows of this layer."""
+        return f"{super().extra_repr()}, bits={self.bits}"
+
+
+def quantise_linears(model: nn.Module, bits: int, scale_dtype: torch.dtype | None = None) -> None:
+    """Replace the linear layers of the model's blocks by quantised ones, one after the other, in place."""
+    for name in [name for name, _ in model.named_modules() if _QUANTISED.search(name)]:
+        path, _, leaf = name.rpartition(".")
+        dense = getattr(model.get_submodule(path), leaf)
+        if not isinstance(dense, nn.Linear):
+            raise ConfigError(
+                f"quantize: {name} is a {type(dense).__name__}, not a plain linear layer",
+                hint="quantise the model first, then put the adapter on it",
+            )
+        setattr(model.get_submodule(path), leaf, QuantizedLinear(dense, bits, scale_dtype))
+        del dense
+
+
+def quantised_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
+    """The model's quantised layers by name; none if it is dense."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
+
+
+class Quantizable:
+    """What a native model class needs to be quantised; comes before PreTrainedModel among its bases."""
+
+    config: Any
+    scale_dtype: ClassVar[torch.dtype | None] = None
+    """Type of the scales if it is not the weight's: ChatGLM-6B's are always half."""
+
+    def quantize(self, weight_bit_width: int) -> Self:
+        """Quantise the blocks to 8 or 4 bits in place; returns the model, as the official method does.
+
+        A model that already has so many bits stays as it is. Raises ConfigError for other numbers of bits.
+        """
+        check_bits(weight_bit_width, "quantize: weight_bit_width")
+        held = self.config.quantization_bit
+        if held and held != weight_bit_width:
+            raise ConfigError(
+                f"quantize: this model is {name_bits(held)} already, not {name_bits(weight_bit_width)}",
+                hint="open the original, unquantised model",
+            )
+        if not held:
+            assert isinstance(self, nn.Module)
+            quantise_linears(self, weight_bit_width, self.scale_dtype)
+            self.config.quantization_bit = weight_bit_width
+        return self
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Called by transformers for what a checkpoint lacks."""
+        if isinstance(module, QuantizedLinear):
+            assert isinstance(self, nn.Module)
+            name = next(name for name, part in self.named_modules() if part is module)
+            raise CheckpointError(
+                f"{self.config.name_or_path or 'checkpoint'}: {name} is quantised and lacks a tensor",
+                hint="config.json and weights must be of the same model, and complete",
+            )
+        super()._init_weights(module)  # type: ignore[misc]
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        """Called by transformers with what did not match; it would only warn, and cast codes to weights."""
+        odd = next((name for name in loading_info.unexpected_keys if name.endswith(".weight_scale")), None)
+        if odd:
+            raise CheckpointError(
+                f"{self.config.name_or_path or 'checkpoint'}: {odd} belongs to a pre-quantised model, but "
+                "config.json makes it dense",
+                hint='"quantization_bit" in config.json must be 8 or 4 then',
+            )
+        super()._adjust_missing_and_unexpected_keys(loading_info)  # type: ignore[misc]
