@@ -22,7 +22,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import capture_outputs
 
-from glmtune.errors import ConfigError
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.chat_calls import process_chatglm
 from glmtune.models.chatglm2 import Rotary, eager_attention
@@ -157,11 +156,7 @@ class ChatGLM6BPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     }
 
     def __init__(self, config: ChatGLM6BConfig, *args: Any, **kwargs: Any) -> None:
-        if not isinstance(config, ChatGLM6BConfig):
-            raise ConfigError(
-                f"a {type(config).__name__} is no config of ChatGLM-6B (v1)",
-                hint="AutoModelForCausalLM and load_model choose the class by the folder",
-            )
+        check_kind(config, ChatGLM6BConfig)
         config.check_supported()
         super().__init__(config, *args, **kwargs)
 

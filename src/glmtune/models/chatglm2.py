@@ -29,6 +29,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.config_checks import check_kind
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, (B, T, D/4) each."""
@@ -223,6 +224,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     }
 
     def __init__(self, config: ChatGLMConfig, *args: Any, **kwargs: Any) -> None:
+        check_kind(config, ChatGLMConfig)
         config.check_supported()
         super().__init__(config, *args, **kwargs)
 

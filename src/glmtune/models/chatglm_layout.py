@@ -27,9 +27,9 @@ def count_positions(
     places = (real.long().cumsum(dim=-1) - 1).clamp(min=0)  # (B, T), over the tokens alone
     steps = torch.arange(input_ids.shape[1], device=input_ids.device)
     bos, has_bos = _find(input_ids, config.bos_token_id, real)  # (B, 1) each
-    _require(has_bos, f"no <sop> (id {config.bos_token_id})")
     is_context = steps < bos
-    mask_at, fills_gmask = _find_mask_token(config, input_ids, real & is_context)
+    mask_at, has_mask, fills_gmask = _find_mask_token(config, input_ids, real & is_context)
+    _require(config, has_bos & has_mask, has_bos)
     filled = places.gather(1, mask_at)
     if not config.position_encoding_2d:
         # officially a [gMASK]'s answer counts on when it is read whole, and stands still when it is written
@@ -42,17 +42,16 @@ def count_positions(
     return rows, torch.stack((filled, block[:, -1:] + 1), dim=1)
 
 
-def _find_mask_token(config: ChatGLM6BConfig, input_ids: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the mask token that is filled, and whether that is [gMASK]; (B, 1) each.
+def _find_mask_token(
+    config: ChatGLM6BConfig, input_ids: Tensor, context: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Index of the mask token that is filled, whether there is one, and whether it is [gMASK]; (B, 1) each.
 
     Where both are in the context late takes the first [gMASK], early and mid the first [MASK].
     """
     (mask_at, has_mask), (gmask_at, has_gmask) = (_find(input_ids, i, context) for i in config.mask_ids)
-    _require(
-        has_mask | has_gmask, "no [MASK] or [gMASK] (ids {} and {}) before <sop>".format(*config.mask_ids)
-    )
     fills_gmask = has_gmask if config.revision == "late" else ~has_mask
-    return gmask_at.where(fills_gmask, mask_at), fills_gmask
+    return gmask_at.where(fills_gmask, mask_at), has_mask | has_gmask, fills_gmask
 
 
 def _find(input_ids: Tensor, token: int, allowed: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,13 +60,17 @@ def _find(input_ids: Tensor, token: int, allowed: Tensor) -> tuple[Tensor, Tenso
     return found.indices, found.values
 
 
-def _require(found: Tensor, problem: str) -> None:
-    if not bool(found.all()):
-        row = int(found[:, 0].long().argmin())
-        raise DataError(
-            f"input_ids, row {row}: {problem}, so its positions cannot be told",
-            hint="encode with the folder's own tokenizer; when decoding step by step pass position_ids",
-        )
+def _require(config: ChatGLM6BConfig, is_told: Tensor, has_bos: Tensor) -> None:
+    if bool(is_told.all()):
+        return
+    row = int(is_told[:, 0].long().argmin())
+    problem = f"no <sop> (id {config.bos_token_id})"
+    if bool(has_bos[row]):
+        problem = "no [MASK] or [gMASK] (ids {} and {}) before <sop>".format(*config.mask_ids)
+    raise DataError(
+        f"input_ids, row {row}: {problem}, so its positions cannot be told",
+        hint="encode with the folder's own tokenizer; when decoding step by step pass position_ids",
+    )
 
 
 def build_mask(

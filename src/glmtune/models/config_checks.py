@@ -9,6 +9,15 @@ PUBLISHED = "take config.json from the published folder again"
 """Hint for a config that no published folder has."""
 
 
+def check_kind(config: Any, kind: type) -> None:
+    """Raise ConfigError for another family's config: two families have the `model_type` chatglm."""
+    if not isinstance(config, kind):
+        raise ConfigError(
+            f"config.json: a {type(config).__name__}, and this model's class takes a {kind.__name__}",
+            hint="AutoModelForCausalLM and load_model choose the class by the folder",
+        )
+
+
 def check_sizes(config: Any, keys: Iterable[str]) -> None:
     """Raise ConfigError for the first of these keys that is no positive integer."""
     for key in keys:
