@@ -27,6 +27,7 @@ from glmtune.models.chat_calls import process_chatglm
 from glmtune.models.chatglm2 import Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.chatglm_layout import build_mask, count_positions, official_tokens, read_official_mask
+from glmtune.models.config_checks import check_kind
 
 ALPHA = (2 * 28) ** 0.5
 """Weight of the residual. It does not depend on the depth: the official layer is never told it."""
@@ -274,11 +275,15 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
         return positions + is_block * steps
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a mask and positions as the official tokenizer makes them are taken too."""
+        """As in transformers; a mask and positions as the official tokenizer makes them are taken too.
+
+        Early counts positions itself whatever is given, as officially.
+        """
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 4:
             kwargs["attention_mask"] = official_tokens(mask)
-        if (given := kwargs.pop("position_ids", None)) is not None:
+        given = kwargs.pop("position_ids", None)
+        if given is not None and self.config.revision != "early":
             kwargs |= {"prompt_positions": given, "new_positions": self.advance_positions(given[..., -1:])}
         return super().generate(*args, **kwargs)
 
