@@ -206,5 +206,5 @@ def open_tokenizer(place: Place, *, template: str | None) -> Any:
     tokenizer = load_folder_tokenizer(place.base, template or place.template)
     require_template(tokenizer.template, str(place.base))
     config = read_config(place.base)
-    check_fits(tokenizer, config.padded_vocab_size, config.eos_token_id, place=str(place.base))
+    check_fits(tokenizer, config.vocab_size, config.eos_token_id, place=str(place.base))
     return tokenizer

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from glmtune.generate.sampling import Sampling, next_tokens
+from glmtune.models.positions import positions_of
 
 
 @torch.inference_mode()
@@ -20,8 +21,8 @@ def decode(
     """Yield, step by step, the new (row, token id) pairs; the stop token that ends a row is among them.
 
     A row leaves the batch when it stops, so the slowest answer does not slow down the others' steps more
-    than it must. Prompts are padded on the left with positions counted from the first real token, which
-    makes a batch equal to its rows one by one.
+    than it must. Prompts are padded on the left and the model's own rules count positions from the first
+    real token, which makes a batch equal to its rows one by one.
     """
     was_training = model.training
     model.eval()
@@ -51,7 +52,8 @@ def _decode(
         generator = torch.Generator(device).manual_seed(sampling.seed)
     seen, mask = _pad_left(prompts, device)
     rows = list(range(len(prompts)))
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    counter = positions_of(model)
+    positions, following = counter.count_positions(seen, mask)
     cache = DynamicCache()
     new = seen
     is_padded = bool((mask == 0).any())
@@ -72,13 +74,12 @@ def _decode(
             return
         seen = torch.cat([seen, drawn[:, None]], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
-        positions = positions[:, -1:] + 1
         if len(going) < len(tokens):
             keep = torch.tensor(going, device=device)
             cache.batch_select_indices(keep)
-            seen, mask, positions = seen[keep], mask[keep], positions[keep]
+            seen, mask, following = seen[keep], mask[keep], following[keep]
             rows = [rows[i] for i in going]
-        new = seen[:, -1:]
+        new, positions, following = seen[:, -1:], following, counter.advance_positions(following)
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

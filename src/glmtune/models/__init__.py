@@ -2,7 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForSequenceClassification
+from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.checkpoint import load_base, resolve_device, resolve_dtype
 from glmtune.models.config import ChatGLMConfig
 from glmtune.tokenizers import register as register_tokenizers
@@ -11,9 +13,13 @@ register_tokenizers()
 AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
 AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+AutoModel.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
 AutoModelForSequenceClassification.register(ChatGLMConfig, ChatGLMForSequenceClassification, exist_ok=True)
 
 __all__ = [
+    "ChatGLM6BConfig",
+    "ChatGLM6BForConditionalGeneration",
     "ChatGLMConfig",
     "ChatGLMForConditionalGeneration",
     "ChatGLMForSequenceClassification",

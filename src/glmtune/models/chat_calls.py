@@ -3,14 +3,16 @@
 Which family's rules apply is the tokenizer's `template`. Prompts are encoded by `glmtune.tokenizers`, so text
 never becomes a control token, and the tool calls that the official ChatGLM3 code runs with `eval` are parsed.
 
-Source: modeling_chatglm.py in https://huggingface.co/THUDM/chatglm2-6b, THUDM/chatglm3-6b and
-THUDM/glm-4-9b-chat.
+Source: modeling_chatglm.py in https://huggingface.co/THUDM/chatglm-6b, THUDM/chatglm2-6b,
+THUDM/chatglm3-6b and THUDM/glm-4-9b-chat.
 """
 
 import ast
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,29 +25,41 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from glmtune.models.positions import positions_of
 from glmtune.tokenizers import GlmTokenizer, encode_messages
 
 _HALF_CHARACTER = "�"
 _TOP_K = 50
 """What the official transformers version samples from when top_k is not given."""
-_FALLBACK_ID = 5
-"""The official code's token when the logits are not finite."""
+_FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
+_HALF_WIDTH = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 
 
 class InvalidScoreLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
     """Go on with one fixed token where a score is NaN or infinite, as the official code does."""
+
+    def __init__(self, token: int = 5) -> None:
+        """`token`: its id, 5 in most official code."""
+        self.token = token
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores (B, V), replaced where any is not finite."""
         if not bool(torch.isnan(scores).any() or torch.isinf(scores).any()):
             return scores
         fixed = torch.zeros_like(scores)
-        fixed[..., _FALLBACK_ID] = 5e4
+        fixed[..., self.token] = 5e4
         return fixed
 
 
 class OfficialChat:
-    """Adds the official chat calls to a model that has `generate` and a forward pass with a cache."""
+    """Adds the official chat calls to a model that has `generate` and a forward pass with a cache.
+
+    Settings left at None are the official ones of the family: max_length 8192, top_p 0.8 and temperature 0.8,
+    or ChatGLM-6B's 2048, 0.7 and 0.95.
+    """
+
+    fallback_id = 5
+    """The token to go on with when the scores are not finite."""
 
     @torch.inference_mode()
     def chat(
@@ -54,30 +68,30 @@ class OfficialChat:
         query: str,
         history: Sequence[Any] | None = None,
         role: str = "user",
-        max_length: int = 8192,
+        max_length: int | None = None,
         num_beams: int = 1,
         do_sample: bool = True,
-        top_p: float = 0.8,
-        temperature: float = 0.8,
+        top_p: float | None = None,
+        temperature: float | None = None,
         logits_processor: LogitsProcessorList | None = None,
         **kwargs: Any,
     ) -> tuple[Any, list[Any]]:
         """The answer and the new history.
 
-        ChatGLM2's history is a list of (question, answer), ChatGLM3's and GLM-4's a list of message dicts;
-        their answer is a dict where the model calls a tool. `kwargs` go to `generate`.
+        ChatGLM-6B's and ChatGLM2's history is a list of (question, answer), ChatGLM3's and GLM-4's a list of
+        message dicts; their answer is a dict where the model calls a tool. `kwargs` go to `generate`.
         """
         style = _STYLES[_template(tokenizer)]
         prompt = encode_messages(tokenizer, style.messages(query, history, role))
         input_ids = torch.tensor([prompt], device=self.device)
-        sampling = {"top_p": top_p, "temperature": temperature} if do_sample else {}
+        sampling = style.sampling(top_p, temperature) if do_sample else {}
         settings = {
-            "max_length": max_length,
+            "max_length": max_length or style.max_length,
             "num_beams": num_beams,
             "do_sample": do_sample,
             "eos_token_id": tokenizer.stop_ids,
             "pad_token_id": tokenizer.pad_token_id,
-            "logits_processor": _with_finite_scores(logits_processor),
+            "logits_processor": _with_finite_scores(logits_processor, self.fallback_id),
             **sampling,
             **kwargs,
         }
@@ -92,10 +106,10 @@ class OfficialChat:
         history: Sequence[Any] | None = None,
         role: str = "user",
         past_key_values: Any = None,
-        max_length: int = 8192,
+        max_length: int | None = None,
         do_sample: bool = True,
-        top_p: float = 0.8,
-        temperature: float = 0.8,
+        top_p: float | None = None,
+        temperature: float | None = None,
         logits_processor: LogitsProcessorList | None = None,
         return_past_key_values: bool = False,
         **kwargs: Any,
@@ -111,11 +125,11 @@ class OfficialChat:
             prompt = encode_messages(tokenizer, style.messages(query, history, role))
         else:
             prompt = style.continuation(tokenizer, query, history, role)
-        sampling = (top_p, temperature) if do_sample else None
-        processors = _processors(sampling, logits_processor, kwargs)
+        sampling = style.sampling(top_p, temperature) if do_sample else {}
+        processors = _processors(sampling, _with_finite_scores(logits_processor, self.fallback_id), kwargs)
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         stop_ids = _as_set(kwargs.pop("eos_token_id", None) or tokenizer.stop_ids)
-        room = max_length - len(prompt) - cache.get_seq_length()
+        room = (max_length or style.max_length) - len(prompt) - cache.get_seq_length()
         steps = kwargs.pop("max_new_tokens", None) or room
         if kwargs:
             raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
@@ -135,6 +149,11 @@ class OfficialChat:
 def process_chatglm2(response: str) -> str:
     """ChatGLM2's answer text, tidied as officially."""
     return _with_year(response.strip())
+
+
+def process_chatglm(response: str) -> str:
+    """ChatGLM-6B's answer text, tidied as officially: punctuation beside a Chinese letter is full width."""
+    return _HALF_WIDTH.sub(lambda found: _FULL_WIDTH[found.group()], process_chatglm2(response))
 
 
 def process_turns(output: str, history: Sequence[Mapping[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
@@ -189,8 +208,26 @@ def _template(tokenizer: GlmTokenizer) -> str:
     return str(tokenizer.template)
 
 
-class _RoundsStyle:
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """How a family's official chat goes; the fields are its defaults."""
+
+    max_length: int = 8192
+    top_p: float = 0.8
+    temperature: float = 0.8
+
+    def sampling(self, top_p: float | None, temperature: float | None) -> dict[str, float]:
+        """The given settings, or else the family's."""
+        return {
+            "top_p": self.top_p if top_p is None else top_p,
+            "temperature": self.temperature if temperature is None else temperature,
+        }
+
+
+class _RoundsStyle(_Style):
     """ChatGLM2: history is (question, answer) pairs, an answer is text."""
+
+    tidy = staticmethod(process_chatglm2)
 
     def messages(self, query: str, history: Sequence[Any] | None, _role: str) -> list[dict[str, Any]]:
         rounds = [
@@ -219,11 +256,22 @@ class _RoundsStyle:
         history: Sequence[Any] | None,
         _role: str,
     ) -> tuple[str, list[Any]]:
-        response = process_chatglm2(tokenizer.decode(answer))
+        response = self.tidy(tokenizer.decode(answer))
         return response, [*(history or ()), (query, response)]
 
 
-class _TurnsStyle:
+class _FirstStyle(_RoundsStyle):
+    """ChatGLM-6B: as ChatGLM2, but every question is read anew with all before it."""
+
+    tidy = staticmethod(process_chatglm)
+
+    def continuation(
+        self, tokenizer: GlmTokenizer, query: str, history: Sequence[Any] | None, _role: str
+    ) -> list[int]:
+        raise TypeError("ChatGLM-6B cannot go on from past_key_values: its whole history is one context")
+
+
+class _TurnsStyle(_Style):
     """ChatGLM3 and GLM-4: history is message dicts; the last id, a stop token, is not part of the answer."""
 
     def messages(self, query: str, history: Sequence[Any] | None, role: str) -> list[dict[str, Any]]:
@@ -247,6 +295,7 @@ class _TurnsStyle:
 
 
 _STYLES: Mapping[str, _RoundsStyle | _TurnsStyle] = {
+    "chatglm": _FirstStyle(max_length=2048, top_p=0.7, temperature=0.95),
     "chatglm2": _RoundsStyle(),
     "chatglm3": _TurnsStyle(),
     "glm4": _TurnsStyle(),
@@ -254,20 +303,20 @@ _STYLES: Mapping[str, _RoundsStyle | _TurnsStyle] = {
 }
 
 
-def _with_finite_scores(given: LogitsProcessorList | None) -> LogitsProcessorList:
-    return LogitsProcessorList([*(given or ()), InvalidScoreLogitsProcessor()])
+def _with_finite_scores(given: LogitsProcessorList | None, fallback: int) -> LogitsProcessorList:
+    return LogitsProcessorList([*(given or ()), InvalidScoreLogitsProcessor(fallback)])
 
 
 def _processors(
-    sampling: tuple[float, float] | None, given: LogitsProcessorList | None, settings: dict[str, Any]
+    sampling: Mapping[str, float], given: LogitsProcessorList, settings: dict[str, Any]
 ) -> LogitsProcessorList:
     """What `generate` would apply, in its order; takes its words out of `settings`."""
     penalty, top_k = settings.pop("repetition_penalty", None), settings.pop("top_k", _TOP_K)
     processors = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty else []
-    processors += _with_finite_scores(given)
-    if sampling is None:
+    processors += given
+    if not sampling:
         return LogitsProcessorList(processors)
-    top_p, temperature = sampling
+    top_p, temperature = sampling["top_p"], sampling["temperature"]
     processors += [TemperatureLogitsWarper(temperature)]
     processors += [TopKLogitsWarper(top_k)] if top_k else []
     processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
@@ -290,12 +339,16 @@ def _tokens(
     """The ids of one answer, the stop token included; the cache ends before the last of them."""
     seen = torch.tensor([prompt], device=model.device)
     new = seen
+    counter = positions_of(model)
+    positions, following = (x + cache.get_seq_length() for x in counter.count_positions(seen))
     for _ in range(steps):
-        logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(
+            input_ids=new, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        ).logits
         scores = processors(seen, logits[:, -1].float())
         drawn = torch.multinomial(scores.softmax(-1), 1) if do_sample else scores.argmax(-1, keepdim=True)
         seen = torch.cat([seen, drawn], dim=1)
-        new = drawn
+        new, positions, following = drawn, following, counter.advance_positions(following)
         token = int(drawn)
         yield token
         if token in stop_ids:

@@ -21,15 +21,15 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from glmtune.models.chat_calls import OfficialChat
+from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.config_checks import check_kind
 from glmtune.models.quant import Quantizable, quantise_linears
 
 Rotary = tuple[Tensor, Tensor]
@@ -60,12 +60,15 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention written out, for `attn_implementation="eager"`: the only one that returns its weights.
 
-    query: (B, H, T, D). key, value: (B, G, S, D). Returns context (B, T, H, D) and weights (B, H, T, S).
+    query: (B, H, T, D). key, value: (B, G, S, D). attention_mask: (B or 1, 1, T, S), boolean (true: may see)
+    or additive. Returns context (B, T, H, D) and weights (B, H, T, S).
     """
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = functional.dropout(weights, dropout, module.training)
@@ -222,6 +225,7 @@ class ChatGLMPreTrainedModel(Quantizable, PreTrainedModel):  # type: ignore[misc
     }
 
     def __init__(self, config: ChatGLMConfig, *args: Any, **kwargs: Any) -> None:
+        check_kind(config, ChatGLMConfig)
         config.check_supported()
         super().__init__(config, *args, **kwargs)
 
@@ -311,58 +315,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
 
 
-class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin, OfficialChat):  # type: ignore[misc]
+class ChatGLMForConditionalGeneration(CausalLanguageModel, ChatGLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The language model: what `AutoModelForCausalLM` gives for an official folder."""
 
     def __init__(self, config: ChatGLMConfig) -> None:
         super().__init__(config)
         self.transformer = ChatGLMModel(config)
         self.post_init()
-
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        return_last_logit: bool = False,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits (B, kept, V), and with `labels` the loss in fp32: labels are shifted here, -100 is ignored.
-
-        logits_to_keep: so many last positions (0: all), or a 1-D tensor of positions; `return_last_logit` is
-        the official word for 1. With `num_items_in_batch` the loss is a sum divided by it. With labels no
-        cache is made unless asked for, so that packed rows (positions restarting at 0, no mask) stay apart in
-        evaluation too. `output_hidden_states`, `output_attentions`, `return_dict`: as in transformers.
-        """
-        if use_cache is None and labels is not None:
-            use_cache = False
-        outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        kept = _keep_positions(outputs.last_hidden_state, 1 if return_last_logit else logits_to_keep)
-        logits = self.transformer.output_layer(kept)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
 
 class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
@@ -426,8 +385,3 @@ def _unmask_pads(mask: Tensor | None, attention_mask: Tensor) -> Tensor | None:
         return mask
     pads = attention_mask[:, None, :, None] == 0
     return mask | pads if mask.dtype == torch.bool else mask.masked_fill(pads, 0)
-
-
-def _keep_positions(hidden_states: Tensor, kept: int | Tensor) -> Tensor:
-    """(B, T, C) cut to the last `kept` positions (0: all) or to the positions in a 1-D tensor."""
-    return hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept]

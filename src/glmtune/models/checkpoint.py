@@ -23,9 +23,19 @@ from transformers import GenerationConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
+from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
+from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.quant import QuantizedLinear, find_bits, name_bits, quantised_layers
+
+Config = ChatGLMConfig | ChatGLM6BConfig
+Model = ChatGLMForConditionalGeneration | ChatGLM6BForConditionalGeneration
+MODELS: Mapping[type[Config], type[Model]] = {
+    ChatGLMConfig: ChatGLMForConditionalGeneration,
+    ChatGLM6BConfig: ChatGLM6BForConditionalGeneration,
+}
+"""The model of each config."""
 
 Progress = Callable[[int, int], None]
 """Called after each tensor with the bytes copied so far and the bytes in all."""
@@ -50,7 +60,7 @@ _SAFETENSORS_DTYPES = {
     "BF16": torch.bfloat16,
     "I8": torch.int8,
 }
-_IGNORED = re.compile(r"rotary_pos_emb\.inv_freq$")  # a buffer that the model computes itself
+_IGNORED = re.compile(r"rotary(_pos)?_emb\.inv_freq$")  # buffers that the models compute themselves
 _ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
 _SHOW_BAR_AFTER_S = 1.0
 
@@ -60,6 +70,8 @@ class Stored:
     """Where a tensor lies and what its header says."""
 
     file: Path
+    name: str
+    """Its name there."""
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -82,7 +94,7 @@ def load_base(
     template: str | None = None,
     quant: str | None = None,
     progress: Progress | None = None,
-) -> ChatGLMForConditionalGeneration:
+) -> Model:
     """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
 
     `quant`, int8 or int4, quantises the blocks' linear layers from their stored values while they are read;
@@ -99,11 +111,13 @@ def load_base(
     stored = scan_tensors(folder)
     wanted = resolve_dtype(dtype, _main_dtype(stored), place)
     model = _build_empty(config, wanted)
+    stored = _without_copies(model, stored)
     _check_tensors(model, stored)
     if bits:
         model.quantize(bits)
     _set_scale_types(model, stored)
     _fill(model, stored, place, progress)
+    model.tie_weights()
     if generation is not None:
         model.generation_config = generation
     model.eval()
@@ -148,7 +162,7 @@ def resolve_dtype(requested: str | torch.dtype, stored: torch.dtype, device: tor
     return dtype
 
 
-def read_config(folder: Path, *, template: str | None = None) -> ChatGLMConfig:
+def read_config(folder: Path, *, template: str | None = None) -> Config:
     """The folder's `config.json`, checked; `template` settles what `rope_ratio` scales."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", hint="give the folder that holds config.json")
@@ -156,9 +170,9 @@ def read_config(folder: Path, *, template: str | None = None) -> ChatGLMConfig:
     if content.get("model_type") != ChatGLMConfig.model_type:
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type is {content.get('model_type')!r}, not 'chatglm'",
-            hint="supported are ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B in the chatglm layout",
+            hint="supported are ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B in the chatglm layout",
         )
-    config = ChatGLMConfig.from_dict(content)
+    config: Config = ChatGLMConfig.from_dict(content)
     config.set_template(template)
     config.check_supported()
     config.name_or_path = str(folder)
@@ -197,7 +211,7 @@ def scan_tensors(folder: Path) -> dict[str, Stored]:
                     raise CheckpointError(
                         f"{file}: {name} is also in {found[name].file.name}", hint=COPY_AGAIN
                     )
-                found[name] = Stored(file, shape, dtype)
+                found[name] = Stored(file, name, shape, dtype)
     for name, file in listed.items():
         if name and name not in found:
             raise CheckpointError(
@@ -322,18 +336,32 @@ def _main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
     return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
-def _build_empty(config: ChatGLMConfig, dtype: torch.dtype) -> ChatGLMForConditionalGeneration:
+def _build_empty(config: Config, dtype: torch.dtype) -> Model:
     """The model without memory: every parameter on the meta device."""
     with torch.device("meta"):
-        model = ChatGLMForConditionalGeneration._from_config(config, dtype=dtype)
-    assert isinstance(model, ChatGLMForConditionalGeneration)
+        model: Model = MODELS[type(config)]._from_config(config, dtype=dtype)
     return model
 
 
-def _check_tensors(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
+def _without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Each tied weight once, under the name of the parameter that is filled, whichever copies are stored.
+
+    Where both are, the output's copy is left unread, as the official code leaves it.
+    """
+    found = dict(stored)
+    for copy, source in model.all_tied_weights_keys.items():
+        tensor = found.pop(copy, None)
+        if tensor is not None and source not in found:
+            found[source] = tensor
+    return found
+
+
+def _check_tensors(model: Model, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _check_kinds(model.state_dict(), stored)
+    tied = model.all_tied_weights_keys
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    _check_kinds(state, stored)
     extra = [name for name in stored if name not in expected and not _IGNORED.search(name)]
     missing = [name for name in expected if name not in stored]
     if extra:
@@ -408,7 +436,7 @@ def _fill(
                 for name in names:
                     if stored[name].file == file:
                         with _explain_damage(file):
-                            source = shard.read(name)
+                            source = shard.read(stored[name].name)
                         done += _place(model, name, source, device)
                         report(done, total)
 

@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import GLM4_EPSILON
-from glmtune.models.quant import check_bits
+from glmtune.models.chatglm_config import V1_KEYS, ChatGLM6BConfig
+from glmtune.models.config_checks import PUBLISHED, check_later_versions, check_numbers, check_sizes
 
 RopeScaling = Literal["base", "positions"]
 
@@ -19,11 +20,9 @@ ROPE_SCALING: dict[str, RopeScaling] = {
 }
 """What `rope_ratio` scales, by template: it multiplies the rotary base, or divides the positions."""
 
-_V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
 _V1_TOO_KEYS = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
 _REQUIRED_KEYS = _V1_TOO_KEYS | {"padded_vocab_size", "ffn_hidden_size", "kv_channels"}
 _SIZES = (*sorted(_REQUIRED_KEYS), "multi_query_group_num", "seq_length")
-_PUBLISHED = "take config.json from the published folder again"
 _NUMBERS: dict[str, Callable[[float], bool]] = {
     "layernorm_epsilon": lambda value: value > 0,
     "rope_ratio": lambda value: value > 0,
@@ -125,8 +124,12 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Config from a `config.json`'s content; CheckpointError if that is not of this family."""
-        _check_family(config_dict)
+        """Config from a `config.json`'s content, ChatGLM-6B's `ChatGLM6BConfig` if it has that family's keys.
+
+        CheckpointError if it is of no family with this `model_type`.
+        """
+        if _is_v1(config_dict):
+            return ChatGLM6BConfig.from_dict(config_dict, **kwargs)
         config: Self = super().from_dict(config_dict, **kwargs)
         return config
 
@@ -147,7 +150,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
                     hint="no published ChatGLM2, ChatGLM3 or GLM-4 checkpoint sets it so",
                 )
         self._check_sizes()
-        self._check_later_versions()
+        check_later_versions(self)
         if self.rope_ratio != 1 and self.rope_scaling_by is None:
             raise ConfigError(
                 f"config.json: rope_ratio = {self.rope_ratio} multiplies the rotary base in ChatGLM3 and "
@@ -156,16 +159,8 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
             )
 
     def _check_sizes(self) -> None:
-        for key in _SIZES:
-            value = getattr(self, key)
-            if type(value) is not int or value < 1:
-                raise ConfigError(
-                    f"config.json: {key} must be a positive integer, got {value!r}", hint=_PUBLISHED
-                )
-        for key, is_valid in _NUMBERS.items():
-            value = getattr(self, key)
-            if type(value) not in (int, float) or not is_valid(value):
-                raise ConfigError(f"config.json: {key} cannot be {value!r}", hint=_PUBLISHED)
+        check_sizes(self, _SIZES)
+        check_numbers(self, _NUMBERS)
         if self.num_attention_heads % self.multi_query_group_num:
             raise ConfigError(
                 f"config.json: num_attention_heads = {self.num_attention_heads} is not a multiple of "
@@ -175,15 +170,6 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
             raise ConfigError(f"config.json: rope_ratio must be a positive number, got {self.rope_ratio!r}")
         if self.kv_channels % 4:
             raise ConfigError(f"config.json: kv_channels must be a multiple of 4, got {self.kv_channels}")
-
-    def _check_later_versions(self) -> None:
-        if self.quantization_bit:
-            check_bits(self.quantization_bit, "config.json: quantization_bit")
-        if self.pre_seq_len:
-            raise ConfigError(
-                f"config.json: pre_seq_len = {self.pre_seq_len}: P-Tuning folders come in a later version",
-                hint="open the base model's own folder",
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """Official keys plus the transformers names that PEFT and `generate` look up."""
@@ -205,26 +191,27 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 def _refuse_v1(keys: Mapping[str, Any]) -> None:
-    if found := sorted(_V1_KEYS & keys.keys()):
+    if found := sorted(V1_KEYS & keys.keys()):
         raise CheckpointError(
-            f"config.json: ChatGLM-6B (v1) is not supported yet (it has the keys {', '.join(found)})",
-            hint="supported are ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B",
+            f"config.json is ChatGLM-6B's (v1): it has the keys {', '.join(found)}",
+            hint="its class is ChatGLM6BConfig; from_dict and from_pretrained find that themselves",
         )
 
 
-def _check_family(keys: Mapping[str, Any]) -> None:
+def _is_v1(keys: Mapping[str, Any]) -> bool:
+    """Whether the keys are ChatGLM-6B's; CheckpointError for a mix, and for neither family's."""
     stated = set(keys) | {ChatGLMConfig.attribute_map.get(key, key) for key in keys}
-    v1 = sorted(_V1_KEYS & stated)
+    v1 = sorted(V1_KEYS & set(keys))
     own_only = sorted((_REQUIRED_KEYS - _V1_TOO_KEYS) & set(keys))
     if v1 and own_only:
         raise CheckpointError(
             f"config.json mixes keys of ChatGLM-6B v1 ({', '.join(v1)}) with keys of ChatGLM2/3 and GLM-4 "
             f"({', '.join(own_only)})",
-            hint=_PUBLISHED,
+            hint=PUBLISHED,
         )
-    _refuse_v1(keys)
-    if missing := sorted(_REQUIRED_KEYS - stated):
+    if not v1 and (missing := sorted(_REQUIRED_KEYS - stated)):
         raise CheckpointError(
             f"config.json: no key {', '.join(missing)}: this is not a ChatGLM2, ChatGLM3 or GLM-4 config",
-            hint=_PUBLISHED,
+            hint=PUBLISHED,
         )
+    return bool(v1)

@@ -1,15 +1,23 @@
 """The official chat calls, on tiny random models."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmtune.models.chat_calls import InvalidScoreLogitsProcessor, process_chatglm2, process_turns
+from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration, load_base
+from glmtune.models.chat_calls import (
+    InvalidScoreLogitsProcessor,
+    process_chatglm,
+    process_chatglm2,
+    process_turns,
+)
 from glmtune.tokenizers import encode_messages, load_tokenizer
+from golden import GOLDENS
 from tiny import tiny_sentencepiece, tiny_tiktoken
 
 TEMPLATES = ["chatglm2", "chatglm3", "glm4"]
@@ -133,6 +141,36 @@ def test_scores_that_are_not_finite_give_the_official_fallback():
     scores = torch.tensor([[0.0] * 8, [1.0] * 7 + [float("nan")]])
     assert InvalidScoreLogitsProcessor()(torch.zeros(2, 1), scores).argmax(-1).tolist() == [5, 5]
     assert torch.equal(InvalidScoreLogitsProcessor()(torch.zeros(1, 1), scores[:1]), scores[:1])
+
+
+@pytest.mark.parametrize(
+    ("answer", "tidy"),
+    [
+        (" 早,安!真的?对:好; ", "早，安！真的？对：好；"),
+        ("[[训练时间]]年底", "2023年年底"),
+        ("yes, it is: 1,2;3!", "yes, it is: 1,2;3!"),
+        ("a,好 好,a 1:好", "a，好 好，a 1：好"),
+        ("好,,好", "好，，好"),
+    ],
+)
+def test_chatglm_6b_s_punctuation_is_full_width_beside_chinese_letters(answer: str, tidy: str):
+    assert process_chatglm(answer) == tidy
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("revision", ["v1_mid", "v1_late"])
+def test_chatglm_6b_s_answers_are_tidied_as_officially(revision: str, shared: Path):
+    model = load_base(GOLDENS / revision / "ckpt", device="cpu")
+    cases = json.loads((shared / "goldens" / "tokens" / f"{revision}.json").read_text())["process_response"]
+    for case in cases:
+        assert model.process_response(case["response"]) == case["result"]
+
+
+@pytest.mark.parametrize(("revision", "token"), [("early", 20005), ("mid", 20005), ("late", 5)])
+def test_chatglm_6b_s_fallback_is_its_revision_s(revision: str, token: int):
+    assert load_base(GOLDENS / f"v1_{revision}" / "ckpt", device="cpu").fallback_id == token
+    scores = torch.full((1, 20010), float("inf"))
+    assert InvalidScoreLogitsProcessor(token)(torch.zeros(1, 1), scores).argmax(-1).tolist() == [token]
 
 
 def test_a_tool_call_is_parsed():

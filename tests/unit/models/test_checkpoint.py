@@ -238,20 +238,6 @@ def test_two_names_of_one_setting_must_agree(folder: Path) -> None:
         load_base(folder, device="cpu")
 
 
-def test_a_chatglm_6b_v1_config_is_refused_by_name(folder: Path) -> None:
-    v1 = {
-        "model_type": "chatglm",
-        "hidden_size": 64,
-        "inner_hidden_size": 256,
-        "num_layers": 2,
-        "num_attention_heads": 4,
-        "position_encoding_2d": True,
-        "max_sequence_length": 2048,
-    }
-    (folder / "config.json").write_text(json.dumps(v1))
-    assert "ChatGLM-6B (v1) is not supported yet" in refusal(folder)
-
-
 def test_a_config_that_mixes_v1_and_later_keys_is_refused(folder: Path) -> None:
     edit_config(folder, position_encoding_2d=True)
     assert "mixes keys of ChatGLM-6B v1 (position_encoding_2d)" in refusal(folder)

@@ -19,7 +19,7 @@ from transformers import (
     StaticCache,
 )
 
-from glmtune.errors import CheckpointError, ConfigError
+from glmtune.errors import ConfigError
 from glmtune.models import (
     ChatGLMConfig,
     ChatGLMForConditionalGeneration,
@@ -77,13 +77,6 @@ def test_from_pretrained_and_load_base_give_the_same_model(family: str) -> None:
     assert ours.generation_config.eos_token_id == theirs.generation_config.eos_token_id
     assert ours.config.to_dict() == theirs.config.to_dict()
     assert type(ours.transformer.encoder.layers[0]).__name__ in ours._no_split_modules
-
-
-def test_auto_config_refuses_chatglm_6b_v1_by_name(tmp_path: Path) -> None:
-    content = {"model_type": "chatglm", "position_encoding_2d": True, "inner_hidden_size": 16384}
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="ChatGLM-6B"):
-        AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
 
 
 def test_an_auto_class_refuses_an_open_rope_ratio_and_takes_its_answer(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""What the language models of every family share: logits, loss, and the official chat calls."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from glmtune.models.chat_calls import OfficialChat
+from glmtune.models.positions import Positions
+
+
+class CausalLanguageModel(GenerationMixin, OfficialChat, Positions):  # type: ignore[misc]  # untyped base
+    """Logits and loss on top of a `transformer`; a family's class names this before its PreTrainedModel."""
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self: Any,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_last_logit: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, kept, V), and with `labels` the loss in fp32: labels are shifted here, -100 is ignored.
+
+        logits_to_keep: so many last positions (0: all), or a 1-D tensor of positions; `return_last_logit` is
+        the official word for 1. With `num_items_in_batch` the loss is a sum divided by it. With labels no
+        cache is made unless asked for, so that packed rows (positions restarting at 0, no mask) stay apart in
+        evaluation too. `output_hidden_states`, `output_attentions`, `return_dict`: as in transformers.
+        """
+        if use_cache is None and labels is not None:
+            use_cache = False
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = _keep_positions(outputs.last_hidden_state, 1 if return_last_logit else logits_to_keep)
+        logits = self.get_output_embeddings()(kept)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def _keep_positions(hidden_states: Tensor, kept: int | Tensor) -> Tensor:
+    """(B, T, C) cut to the last `kept` positions (0: all) or to the positions in a 1-D tensor."""
+    return hidden_states[:, slice(-kept, None) if isinstance(kept, int) else kept]

@@ -1,0 +1,162 @@
+"""The `config.json` of ChatGLM-6B (v1), read and written with its official keys.
+
+Its `model_type` is ChatGLM2's too: `ChatGLMConfig.from_dict` hands over to this class by the keys.
+"""
+
+from typing import Any, ClassVar, Self
+
+from transformers import PreTrainedConfig
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import v1_revision
+from glmtune.models.config_checks import PUBLISHED, check_later_versions, check_numbers, check_sizes
+
+V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
+"""Keys that no other family has."""
+
+_REQUIRED = (
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "inner_hidden_size",
+    "vocab_size",
+    "bos_token_id",
+)
+_SIZES = (*_REQUIRED, "max_sequence_length")
+_OFFICIAL = (*_SIZES, "position_encoding_2d", "layernorm_epsilon", "use_cache", "eos_token_id")
+_IDS_BY_REVISION = {
+    "early": (),
+    "mid": ("pad_token_id",),
+    "late": ("pad_token_id", "mask_token_id", "gmask_token_id"),
+}
+"""Which ids a revision's config names; its keys are how a revision is told."""
+
+
+class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers has no types
+    """Config of ChatGLM-6B; field names and defaults are the late revision's official class's.
+
+    Unknown keys are kept and written back. `from_dict` tells the revision by the keys it is given, and what
+    is written has the keys of the same revision again.
+    Source: huggingface.co/THUDM/chatglm-6b configuration_chatglm.py.
+    """
+
+    model_type = "chatglm"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "num_hidden_layers": "num_layers",
+        "num_key_value_heads": "num_attention_heads",
+        "intermediate_size": "inner_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+        "layer_norm_eps": "layernorm_epsilon",
+    }
+
+    vocab_size: int = 130528
+    hidden_size: int = 4096
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    inner_hidden_size: int = 16384
+    max_sequence_length: int = 2048
+    layernorm_epsilon: float = 1e-5
+    position_encoding_2d: bool = True
+    bos_token_id: int = 130004
+    eos_token_id: int = 130005
+    mask_token_id: int | None = 130000
+    gmask_token_id: int | None = 130001
+    pad_token_id: int | None = 3
+    quantization_bit: int = 0
+    pre_seq_len: int | None = None
+    prefix_projection: bool = False
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Take the keys that are no fields: transformers' names for our fields, and what is unknown."""
+        self._revision: str = kwargs.pop("_revision", None) or self._told_revision()
+        for alias in self.attribute_map.keys() & kwargs.keys():
+            self._adopt(alias, kwargs.pop(alias))
+        super().__post_init__(**kwargs)
+
+    def _adopt(self, alias: str, value: Any) -> None:
+        official = self.attribute_map[alias]
+        default = getattr(type(self), official)
+        if value is None or value == getattr(self, official):
+            return
+        if getattr(self, official) != default:
+            raise ConfigError(
+                f"config.json: {alias} = {value!r} contradicts {official} = {getattr(self, official)!r}"
+            )
+        setattr(self, official, value)
+
+    def _told_revision(self) -> str:
+        if self.gmask_token_id is not None:
+            return "late"
+        return "early" if self.pad_token_id is None else "mid"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Config from a `config.json`'s content; CheckpointError if that is not ChatGLM-6B's."""
+        stated = set(config_dict) | {cls.attribute_map.get(key, key) for key in config_dict}
+        if missing := sorted(set(_REQUIRED) - stated):
+            raise CheckpointError(
+                f"config.json: no key {', '.join(missing)}: this is not a ChatGLM-6B config", hint=PUBLISHED
+            )
+        unnamed = dict.fromkeys(_IDS_BY_REVISION["late"])
+        revision = {"_revision": v1_revision(config_dict)}
+        config: Self = super().from_dict(unnamed | config_dict | revision, **kwargs)
+        return config
+
+    @property
+    def revision(self) -> str:
+        """`early`, `mid` or `late`: which of the published revisions' rules apply."""
+        return self._revision
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mask_ids(self) -> tuple[int, int]:
+        """Ids of [MASK] and [gMASK]; where the config does not name them they lie 4 and 3 before bos."""
+        named = (self.mask_token_id, self.gmask_token_id)
+        counted = (self.bos_token_id - 4, self.bos_token_id - 3)
+        mask, gmask = (c if n is None else n for n, c in zip(named, counted, strict=True))
+        return mask, gmask
+
+    def set_template(self, template: str | None) -> None:
+        """Refuse the chat format of another family; nothing here depends on it."""
+        if template not in (None, "chatglm"):
+            raise ConfigError(f"template: {template!r} is not ChatGLM-6B's", hint="template=chatglm")
+
+    def check_supported(self) -> None:
+        """Raise ConfigError, naming the key, for a setting that the model cannot express."""
+        check_sizes(self, _SIZES)
+        check_numbers(self, {"layernorm_epsilon": lambda value: value > 0})
+        check_later_versions(self)
+        rotated = 4 if self.position_encoding_2d else 2
+        if self.hidden_size % (rotated * self.num_attention_heads):
+            raise ConfigError(
+                f"config.json: hidden_size = {self.hidden_size} is not a multiple of {rotated} times "
+                f"num_attention_heads = {self.num_attention_heads}",
+                hint=PUBLISHED,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Official keys plus the transformers names that PEFT and `generate` look up."""
+        content: dict[str, Any] = super().to_dict()
+        content.pop("_revision", None)
+        for key in _IDS_BY_REVISION["late"]:
+            content.pop(key, None)
+        content |= {key: getattr(self, key) for key in _IDS_BY_REVISION[self._revision]}
+        content |= {"num_hidden_layers": self.num_layers, "head_dim": self.head_dim}
+        return content | {"num_key_value_heads": self.num_attention_heads}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `config.json` gets: the official keys, readable by the official code and older libraries."""
+        content: dict[str, Any] = super().to_diff_dict()
+        for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"):
+            content.pop(key, None)
+        content |= {key: getattr(self, key) for key in (*_OFFICIAL, *_IDS_BY_REVISION[self._revision])}
+        if "dtype" in content:
+            content["torch_dtype"] = content["dtype"]  # transformers before 4.56 knows this name only
+        return content

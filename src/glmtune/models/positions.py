@@ -1,0 +1,35 @@
+"""Where tokens stand: one interface for every family, for whoever decodes step by step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Positions:
+    """Positions that count the tokens, 0, 1, 2, ...: ChatGLM2, ChatGLM3, GLM-4 and most other models.
+
+    A model with other rules inherits and overrides both methods.
+    """
+
+    def count_positions(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions of a batch of prompts, and those of the one new token that follows in each row.
+
+        input_ids and attention_mask (1 = a token; None = all are): (B, T), padded on the left. The last
+        dimension of the results is T and 1, the first B; pads are at 0.
+        """
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = (real.long().cumsum(dim=-1) - 1).clamp(min=0)
+        return positions, positions[:, -1:] + 1
+
+    def advance_positions(self, positions: Tensor, steps: int | Tensor = 1) -> Tensor:
+        """Positions of the token `steps` after a new token's, (B, 1)."""
+        return positions + steps
+
+
+def positions_of(model: Any) -> Positions:
+    """How a model counts: its own rules if it has any, wrapped by PEFT or not, else one after the other."""
+    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    return causal if isinstance(causal, Positions) else Positions()
