@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import identify, require_template
+from glmtune.family import FAMILIES, identify, require_own_model, require_template
 from glmtune.files import read_json
 from glmtune.log import tell
 from glmtune.methods.adapter import ADAPTER_FILE, Card, load_adapter, read_card
-from glmtune.models import load_base
+from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
+from glmtune.models.upstream import read_upstream_config
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
@@ -116,8 +117,10 @@ def load_model(
     CPU bf16 for half-precision checkpoints, else fp32. `template` says which chat format a ChatGLM2/3
     folder has where its files do not. Raises `CheckpointError` or `ConfigError`.
     """
-    _refuse_quant(quant)
     place = resolve(path)
+    if quant is not None:
+        require_own_model(identify(place.base, template or place.template).family, f"quant: {quant!r}")
+    _refuse_quant(quant)
     if adapter is not None:
         if place.adapter:
             raise ConfigError(
@@ -138,7 +141,8 @@ def _refuse_quant(quant: str | None) -> None:
 def open_place(place: Place, *, template: str | None, dtype: str | torch.dtype, device: str) -> Any:
     """The model of a place, with its adapter on it."""
     known = identify(place.base, template or place.template)
-    model = load_base(place.base, dtype=dtype, device=device, template=known.template)
+    load = load_in_transformers if FAMILIES[known.family].is_in_transformers else load_base
+    model = load(place.base, dtype=dtype, device=device, template=known.template)
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
     tell(f"{place.base}: {what}, {str(first.dtype).removeprefix('torch.')} on {first.device}")
@@ -158,6 +162,7 @@ def open_tokenizer(place: Place, *, template: str | None) -> Any:
     """The tokenizer of a place, for encoding chats: its template is known, and it fits the model."""
     tokenizer = load_folder_tokenizer(place.base, template or place.template)
     require_template(tokenizer.template, str(place.base))
-    config = read_config(place.base)
-    check_fits(tokenizer, config.padded_vocab_size, config.eos_token_id, place=str(place.base))
+    family = FAMILIES[identify(place.base, tokenizer.template).family]
+    config = (read_upstream_config if family.is_in_transformers else read_config)(place.base)
+    check_fits(tokenizer, config.vocab_size, config.eos_token_id, place=str(place.base))
     return tokenizer

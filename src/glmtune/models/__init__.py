@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForSequenceClassification
 from glmtune.models.checkpoint import load_base, resolve_device, resolve_dtype
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.upstream import load_in_transformers
 from glmtune.tokenizers import register as register_tokenizers
 
 register_tokenizers()
@@ -18,6 +19,7 @@ __all__ = [
     "ChatGLMForConditionalGeneration",
     "ChatGLMForSequenceClassification",
     "load_base",
+    "load_in_transformers",
     "resolve_device",
     "resolve_dtype",
 ]

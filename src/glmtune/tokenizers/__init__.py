@@ -7,11 +7,12 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.family import identify
+from glmtune.family import FAMILIES, identify
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, find, messages_from_dicts
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
+from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.files import VOCABULARY
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
 
@@ -25,6 +26,7 @@ __all__ = [
     "TOKENIZERS",
     "ChatGLM4Tokenizer",
     "ChatGLMTokenizer",
+    "FastGlmTokenizer",
     "GlmTokenizer",
     "check_fits",
     "encode_messages",
@@ -42,6 +44,8 @@ def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenize
     if template is not None:
         find(template)
     identity = identify(folder, cast("TemplateName | None", template))
+    if FAMILIES[identity.family].is_in_transformers:
+        return read_fast(folder, identity)
     tokenizer_class = TOKENIZERS[identity.family]
     tokenizer: GlmTokenizer = tokenizer_class.from_pretrained(
         str(folder), vocab_file=str(folder / VOCABULARY), template=identity.template, local_files_only=True
@@ -83,7 +87,7 @@ def check_fits(
     if problem:
         raise CheckpointError(
             f"{tokenizer.vocab_file}: this vocabulary {problem} ({place})",
-            hint="copy tokenizer.model and tokenizer_config.json from the model's own source",
+            hint="copy the tokenizer's files from the model's own source",
         )
 
 
