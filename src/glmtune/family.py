@@ -263,8 +263,8 @@ def _in_transformers(
 ) -> Family:
     """A family whose model is transformers' own class.
 
-    PEFT 0.21's TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING has no entry for these types, so LoRA adapts
-    all attention projections, as hiyouga/LLaMA-Factory's and modelscope/ms-swift's examples do.
+    PEFT 0.21 names no LoRA targets for them (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING in its
+    utils/constants.py), so all four attention projections are adapted.
     """
     unless_first = f" and none of {', '.join(_FIRST_GLM_SIGNS)}" if model_type == "glm" else ""
     return Family(

@@ -7,7 +7,6 @@ tokens, https://huggingface.co/zai-org/GLM-4.5.
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -15,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import Identity, read_chat_template
 from glmtune.files import read_json
-from glmtune.recipe.settings import TemplateName
 from glmtune.templates import find
 from glmtune.tokenizers.base import ChatTokenizer
 
@@ -32,11 +30,7 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
 
     prefix = ("[gMASK]", "<sop>")
 
-    def __init__(self, *args: Any, template: TemplateName | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, template=template, **kwargs)
-        self.template = template
-        self.vocab_file = str(Path(self.name_or_path) / FAST_VOCABULARY)
-        self.padding_side = "left"
+    # no __init__ here: transformers 5 builds a class that has one anew, without the file's pre-tokenizer
 
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is special."""
@@ -68,6 +62,7 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
     tokenizer: FastGlmTokenizer = FastGlmTokenizer.from_pretrained(
         str(folder), template=identity.template, local_files_only=True
     )
+    tokenizer.template, tokenizer.vocab_file, tokenizer.padding_side = identity.template, str(path), "left"
     tokenizer.chat_template = tokenizer.chat_template or read_chat_template(folder) or None
     names = find(identity.template).control_tokens if identity.template else tokenizer.prefix
     missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
