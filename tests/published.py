@@ -139,7 +139,7 @@ For each function call, output the function name and arguments within the follow
 {{- '\\n<tool_response>\\n' }}
 {{- m.content }}
 {{- '\\n</tool_response>' }}
-{% endif -%}
+{%- endif -%}
 {%- elif m.role == 'system' -%}
 <|system|>
 {{ visible_text(m.content) }}

@@ -66,9 +66,9 @@ def require_template(template: TemplateName | None, place: str) -> TemplateName:
     )
 
 
-def lora_targets(model_type: str) -> tuple[str, ...]:
-    """What LoRA adapts by default in a model whose config has this model_type."""
-    return next(row.lora_targets for row in FAMILIES.values() if row.model_type == model_type)
+def find_family(model_type: str) -> "Family":
+    """The first family of this model_type; those that share one also share LoRA's targets and the loader."""
+    return next(row for row in FAMILIES.values() if row.model_type == model_type)
 
 
 def require_own_model(family: str, what: str) -> None:

@@ -1,6 +1,7 @@
-"""The families whose models are transformers' own classes: told, loaded, encoded, decoded, trained, talked to."""
+"""The families whose models are transformers' own classes: told, loaded, encoded, trained, talked to."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from glmtune.objectives import Sft
 from glmtune.recipe import Full, Lora
 from glmtune.templates import Message, render, training_examples
 from glmtune.tokenizers import FastGlmTokenizer, encode_messages
+from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 from models import HF_FAMILIES, random_rows, tiny_hf_folder
 from published import PUBLISHED
 from tiny import tiny_json
@@ -144,13 +146,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = tiny_json(tmp_path_factory.mktemp(request.param), request.param)
     model_type = {"glm4": "glm", "glm45": "glm4_moe", "glm45_nothink": "glm4_moe"}.get(request.param, "glm4")
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-    return load_tokenizer(folder, request.param) if False else _load(folder, request.param)
-
-
-def _load(folder: Path, template: str) -> Any:
-    from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
-
-    return load_folder_tokenizer(folder, template)
+    return load_folder_tokenizer(folder, request.param)
 
 
 CONVERSATIONS = {
@@ -171,8 +167,6 @@ CONVERSATIONS = {
 def test_ids_equal_those_of_the_published_template(tokenizer: Any, name: str, ask: bool) -> None:
     messages = CONVERSATIONS[name]
     theirs = published(tokenizer, tokenizer.template, messages, ask)
-    if "</think>" in str(messages) and tokenizer.template.startswith("glm45") and name == "a question":
-        pytest.skip("never")
     assert encode_messages(tokenizer, messages, ask) == theirs
 
 
@@ -421,7 +415,7 @@ def test_missing_shards_and_pointers_are_named(copied: Path) -> None:
     weights = copied / "model.safetensors"
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="model-00001-of-00001.safetensors: missing, but listed"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00001\.safetensors: missing, but listed"):
         load_model(copied, device="cpu")
     (copied / "model.safetensors.index.json").unlink()
     weights.write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
@@ -433,20 +427,20 @@ def test_prequantised_weights_are_refused_by_name(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "fp8"}
     (copied / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="pre-quantised weights .fp8."):
+    with pytest.raises(CheckpointError, match=r"pre-quantised weights \(fp8\)"):
         load_model(copied, device="cpu")
 
 
 def test_a_tokenizer_of_another_family_is_refused(copied: Path) -> None:
     raw = json.loads((copied / "tokenizer.json").read_text(encoding="utf-8"))
     for text, words in (
-        (json.dumps(raw | {"added_tokens": []}), "no token '<|endoftext|>'"),
+        (json.dumps(raw | {"added_tokens": []}), "no token '[MASK]'"),
         (json.dumps({"model": {"type": "WordLevel"}}), "not a byte-pair vocabulary"),
         ("{", "broken JSON"),
         ("version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
     ):
         (copied / "tokenizer.json").write_text(text, encoding="utf-8")
-        with pytest.raises(CheckpointError, match=words.replace("|", r"\|")):
+        with pytest.raises(CheckpointError, match=re.escape(words)):
             load_tokenizer(copied)
     (copied / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="vocabulary file is missing"):
@@ -467,7 +461,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(copied: Path) ->
 def test_it_trains_resumes_evaluates_and_chats(folder: Path, tmp_path: Path, method: str) -> None:
     rows = EXAMPLES / "adverts.jsonl"
     words = [
-        f"model={folder}", f"data.train={rows}", "data.max_tokens=300", "train.steps=1", "train.batch_size=2",
+        f"model={folder}", f"data.train={rows}", "data.max_tokens=400", "train.steps=1", "train.batch_size=2",
         f"method.name={method}", "samples.max_new_tokens=4", "output=run",
     ]  # fmt: skip
     done = glmtune("train", *words, cwd=tmp_path)

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from glmtune.errors import ConfigError
-from glmtune.family import lora_targets
+from glmtune.family import find_family
 from glmtune.recipe import Lora
 
 
@@ -15,7 +15,7 @@ def apply_lora(model: Any, settings: Lora) -> Any:
 
     Raises `ConfigError` listing the valid names if a target does not exist in this model.
     """
-    targets = settings.target_modules or lora_targets(model.config.model_type)
+    targets = settings.target_modules or find_family(model.config.model_type).lora_targets
     valid = linear_names(model)
     for name in targets:
         if name not in valid:
