@@ -3,12 +3,15 @@
 Every file's header is read first, so a missing shard or a git-lfs pointer is named before anything is loaded.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json
@@ -31,18 +34,32 @@ def load_in_transformers(
     place = resolve_device(device)
     config = read_upstream_config(folder)
     wanted = resolve_dtype(dtype, stored_dtype(folder), place)
-    model, found = AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        config=config,
-        dtype=wanted,
-        device_map=None if place.type == "cpu" else {"": place},
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported in `found`, and refused below
-    )
+    with _bar_on_a_terminal():
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=wanted,
+            device_map=None if place.type == "cpu" else {"": place},
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in `found`, and refused below
+        )
     _check_found(folder, found)
     return model.eval()
+
+
+@contextmanager
+def _bar_on_a_terminal() -> Iterator[None]:
+    """Keep transformers' bar off a stderr that nobody looks at."""
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def read_upstream_config(folder: Path) -> Any:
