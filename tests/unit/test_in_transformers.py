@@ -282,6 +282,7 @@ def test_auto_tokenizer_stays_transformers_own(folder: Path) -> None:
     found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     assert not isinstance(found, FastGlmTokenizer)
     assert isinstance(load_tokenizer(folder), FastGlmTokenizer)
+    assert load_tokenizer(folder).chat_template == found.chat_template == PUBLISHED[identify(folder).template]
 
 
 # --- model ---

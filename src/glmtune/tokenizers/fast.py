@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import Identity, read_chat_template
+from glmtune.family import Identity
 from glmtune.files import read_json
 from glmtune.templates import find
 from glmtune.tokenizers.base import ChatTokenizer
@@ -63,7 +63,6 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
         str(folder), template=identity.template, local_files_only=True
     )
     tokenizer.template, tokenizer.vocab_file, tokenizer.padding_side = identity.template, str(path), "left"
-    tokenizer.chat_template = tokenizer.chat_template or read_chat_template(folder) or None
     names = find(identity.template).control_tokens if identity.template else tokenizer.prefix
     missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
     if missing:
