@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from glmtune.data.encode import Row
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.tokenizers import load_tokenizer
-from tiny import tiny_sentencepiece, tiny_tiktoken
+from tiny import tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 VOCABULARY = 97
 
@@ -62,3 +63,58 @@ def tiny_folder(
     model = tiny_model(padded_vocab_size=len(tokenizer) + 3, **settings)
     model.to(dtype).save_pretrained(folder)
     return folder
+
+
+HF_FAMILIES = {
+    "GLM-4-hf": ("glm", "glm4"),
+    "GLM-4-0414": ("glm4", "glm4_0414"),
+    "GLM-4.5": ("glm4_moe", "glm45"),
+}
+"""model_type and chat format of the families whose models are transformers' own."""
+
+_EXPERTS = {
+    "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "use_qk_norm": True, "norm_topk_prob": True, "num_mtp_layers": 0,
+}  # fmt: skip
+
+
+def tiny_hf_folder(
+    folder: Path,
+    family: str,
+    template: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **settings: object,
+) -> Path:
+    """A complete folder of a family in transformers: tokenizer, chat template, config, random weights."""
+    model_type, default = HF_FAMILIES[family]
+    tokenizer = load_tokenizer_of(tiny_json(folder, template or default))
+    size = len(tokenizer)
+    stops = [
+        tokenizer.convert_tokens_to_ids(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")
+    ]
+    config = AutoConfig.for_model(
+        model_type,
+        **{
+            "vocab_size": size + 3, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+            "attention_bias": True, "eos_token_id": stops, "pad_token_id": stops[0],
+            **(_EXPERTS if model_type == "glm4_moe" else {}),
+            **settings,
+        },
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(12)  # so that greedy answers do not repeat one token
+    model.generation_config.eos_token_id = stops
+    model.save_pretrained(folder)
+    return folder
+
+
+def load_tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    """transformers' own tokenizer of a folder that has no config yet."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)

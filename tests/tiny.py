@@ -1,8 +1,8 @@
 """Tiny tokenizers in the official layout, trained on the spot from this project's own words.
 
 `tiny_sentencepiece` makes a ChatGLM2/ChatGLM3 tokenizer, `tiny_tiktoken` a GLM-4 one, `tiny_ice` that of a
-ChatGLM-6B; add a config.json and weights for a whole model folder. All hold every byte, so any text can be
-encoded.
+ChatGLM-6B, `tiny_json` one of the families in transformers; add a config.json and weights for a whole model
+folder. All hold every byte, so any text can be encoded.
 """
 
 import base64
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from glmtune.templates import TEMPLATES
 from glmtune.tokenizers.files import icetk_pieces
@@ -66,6 +67,28 @@ def tiny_tiktoken(folder: Path, template: str = "glm4") -> Path:
     if template == "glm4":
         config["chat_template"] = GLM4_CHAT_TEMPLATE
     return _write(folder, ranks, config)
+
+
+def tiny_json(folder: Path, template: str = "glm4_0414") -> Path:
+    """Write tokenizer.json, tokenizer_config.json and the chat template of a family in transformers."""
+    from published import PUBLISHED
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_str(_byte_pairs())
+    thinking = ("<think>", "<tool", "</", "<arg")  # as published, these are added tokens but not special ones
+    for name in TEMPLATES[template].control_tokens:
+        tokenizer.add_tokens([AddedToken(name, normalized=False, special=not name.startswith(thinking))])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "padding_side": "left",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(PUBLISHED[template], encoding="utf-8")
+    return folder
 
 
 NUM_IMAGES = {"early": 20_000, "mid": 20_000, "late": 0}
@@ -156,3 +179,25 @@ def _ranks() -> bytes:
                 known.add(data[:end])
                 tokens.append(data[:end])
     return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))
+
+
+@cache
+def _byte_pairs() -> str:
+    """A tokenizer.json of the bytes and the commonest pairs, split as GLM-4's."""
+    tokenizer = Tokenizer(models.BPE())
+    split = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(split, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT.strip().splitlines() * 4, trainer)
+    return str(tokenizer.to_str())

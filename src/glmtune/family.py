@@ -55,7 +55,7 @@ def identify(folder: Path, template: str | None = None) -> Identity:
         found = look(folder)
         if found is not None:
             return Identity(found, rule, **facts)
-    return Identity(None, "nothing in the folder tells ChatGLM2 from ChatGLM3", **facts)
+    return Identity(None, row.open_rule, **facts)
 
 
 def require_template(template: TemplateName | None, place: str) -> TemplateName:
@@ -66,6 +66,20 @@ def require_template(template: TemplateName | None, place: str) -> TemplateName:
         f"{place}: cannot tell which chat format this model speaks, ChatGLM2's or ChatGLM3's",
         hint="say it: template=chatglm2 or template=chatglm3",
     )
+
+
+def find_family(model_type: str) -> "Family":
+    """The first family of this model_type; those that share one also share LoRA's targets and the loader."""
+    return next(row for row in FAMILIES.values() if row.model_type == model_type)
+
+
+def require_own_model(family: str, what: str) -> None:
+    """Raise ConfigError where transformers' own class holds the model, which cannot do `what`."""
+    if FAMILIES[family].is_in_transformers:
+        raise ConfigError(
+            f"{what}: not possible with a {family} model, which is held by transformers' own class",
+            hint="LoRA and full fine-tuning of the unquantised weights are possible",
+        )
 
 
 def read_chat_template(folder: Path) -> str:
@@ -104,7 +118,7 @@ def _has_v1_tokenizer(folder: Path, tokenizer: Config) -> bool:
 
 
 def _family_of_config(folder: Path, config: Config) -> str:
-    if any(key in config for key in _FIRST_GLM_SIGNS):
+    if _is_first(config):
         raise CheckpointError(
             f"{folder / 'config.json'}: an original GLM model: not supported yet", hint=_KNOWN
         )
@@ -116,6 +130,10 @@ def _family_of_config(folder: Path, config: Config) -> str:
             hint=_KNOWN,
         )
     return found
+
+
+def _is_first(config: Config) -> bool:
+    return any(key in config for key in _FIRST_GLM_SIGNS)
 
 
 def _checked(folder: Path, template: str, family: str) -> TemplateName:
@@ -177,6 +195,32 @@ def _glm4_chat_revision(folder: Path) -> TemplateName | None:
     return "glm4" if read_chat_template(folder) not in ("", '""') else None
 
 
+def _reads(template: TemplateName, *words: str, lacks: str = "\0") -> Callable[[Path], TemplateName | None]:
+    """Tells `template` from a chat_template with all these words and without `lacks`."""
+
+    def look(folder: Path) -> TemplateName | None:
+        text = read_chat_template(folder).replace("\\n", "\n")
+        return template if all(word in text for word in words) and lacks not in text else None
+
+    return look
+
+
+def _base_template(template: TemplateName) -> Callable[[Path], TemplateName | None]:
+    """Tells `template` where there is no chat_template; one that is not known is a ConfigError."""
+
+    def look(folder: Path) -> TemplateName | None:
+        if read_chat_template(folder) in ("", '""'):
+            return template
+        raise ConfigError(
+            f"{folder}: its chat_template is none of the formats that this version knows",
+            hint=f"if it is one of {', '.join(TEMPLATES_IN_TRANSFORMERS)}, say so: template=...",
+        )
+
+    return look
+
+
+TEMPLATES_IN_TRANSFORMERS: tuple[TemplateName, ...] = ("glm4", "glm4_0414", "glmz1", "glm45", "glm45_nothink")
+
 _Rule = tuple[str, Callable[[Path], TemplateName | None]]
 
 
@@ -197,6 +241,10 @@ class Family:
     """Key of the longest context in config.json."""
     lora_targets: tuple[str, ...] = ("query_key_value",)
     """What LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
+    open_rule: str = "nothing in the folder tells ChatGLM2 from ChatGLM3"
+    """What is said where no rule told the chat format."""
+    is_in_transformers: bool = False
+    """Its model is transformers' own class and its tokenizer a tokenizer.json."""
 
 
 def v1_revision(config: Config) -> str:
@@ -220,6 +268,36 @@ def _is_glm4(config: Config) -> bool:
     )
     return config.get("model_type") == "chatglm" and has_signs
 
+
+def _in_transformers(
+    model_type: str, templates: tuple[TemplateName, ...], rules: tuple[_Rule, ...], base: TemplateName
+) -> Family:
+    """A family whose model is transformers' own class.
+
+    PEFT 0.21 names no LoRA targets for them (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING in its
+    utils/constants.py), so all four attention projections are adapted.
+    """
+    unless_first = f" and none of {', '.join(_FIRST_GLM_SIGNS)}" if model_type == "glm" else ""
+    return Family(
+        templates=templates,
+        rules=(
+            *rules,
+            ("the template written when it was saved", _saved_template),
+            ("that it has no chat_template", _base_template(base)),
+        ),
+        sign=f"config.json has model_type {model_type}{unless_first}",
+        is_told_by=lambda config: config.get("model_type") == model_type and not _is_first(config),
+        model_type=model_type,
+        context_key="max_position_embeddings",
+        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+        is_in_transformers=True,
+    )
+
+
+_GLM4_RULE: _Rule = (
+    "item['metadata'] in its chat_template",
+    _reads("glm4", "[gMASK]<sop>", "item['metadata']"),
+)
 
 FAMILIES: Mapping[str, Family] = {
     "ChatGLM-6B": Family(
@@ -250,6 +328,34 @@ FAMILIES: Mapping[str, Family] = {
         ),
         sign="config.json has model_type chatglm and no sign of ChatGLM-6B or GLM-4",
         is_told_by=lambda config: config.get("model_type") == "chatglm",
+    ),
+    "GLM-4-hf": _in_transformers("glm", ("glm4", "glm4_base"), (_GLM4_RULE,), base="glm4_base"),
+    "GLM-4-0414": _in_transformers(
+        "glm4",
+        ("glm4_0414", "glmz1", "glm4"),
+        (
+            _GLM4_RULE,
+            (
+                "<|assistant|> and <think> at the end of its chat_template",
+                _reads("glmz1", "<|assistant|>\n<think>"),
+            ),
+            (
+                "message.role != 'system' and no </think> in its chat_template",
+                _reads("glm4_0414", "message.role != 'system'", lacks="</think>"),
+            ),
+        ),
+        base="glm4_0414",
+    ),
+    "GLM-4.5": _in_transformers(
+        "glm4_moe",
+        ("glm45", "glm45_nothink"),
+        (
+            (
+                "/nothink and <tool_response> in its chat_template",
+                _reads("glm45", "/nothink", "\n<tool_response>"),
+            ),
+        ),
+        base="glm45",
     ),
 }
 """Every family, in the order in which a config.json is looked at."""

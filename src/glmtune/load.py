@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import identify, require_template
+from glmtune.family import FAMILIES, identify, require_own_model, require_template
 from glmtune.files import read_json
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.log import tell
 from glmtune.methods.adapter import ADAPTER_FILE, Card, load_adapter, read_card
-from glmtune.models import load_base
+from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
-from glmtune.models.quant import name_bits
+from glmtune.models.quant import name_bits, quantised_layers
+from glmtune.models.upstream import read_upstream_config
 from glmtune.runs import follow
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
@@ -179,13 +180,16 @@ def open_place(
 ) -> Any:
     """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does."""
     known = identify(place.base, template or place.template)
-    model = load_base(
-        place.base, dtype=dtype, device=device, template=known.template, quant=quant or place.quant
-    )
+    quant = quant or place.quant
+    if FAMILIES[known.family].is_in_transformers:
+        if quant is not None:
+            require_own_model(known.family, f"quant: {quant!r}")
+        model: Any = load_in_transformers(place.base, dtype=dtype, device=device, template=known.template)
+    else:
+        model = load_base(place.base, dtype=dtype, device=device, template=known.template, quant=quant)
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
-    bits = model.config.quantization_bit
-    held = f"{name_bits(bits)} and " if bits else ""
+    held = "".join({f"{name_bits(layer.bits)} and " for layer in quantised_layers(model).values()})
     tell(f"{place.base}: {what}, {held}{str(first.dtype).removeprefix('torch.')} on {first.device}")
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
@@ -205,6 +209,7 @@ def open_tokenizer(place: Place, *, template: str | None) -> Any:
     """The tokenizer of a place, for encoding chats: its template is known, and it fits the model."""
     tokenizer = load_folder_tokenizer(place.base, template or place.template)
     require_template(tokenizer.template, str(place.base))
-    config = read_config(place.base)
+    family = FAMILIES[identify(place.base, tokenizer.template).family]
+    config = (read_upstream_config if family.is_in_transformers else read_config)(place.base)
     check_fits(tokenizer, config.vocab_size, config.eos_token_id, place=str(place.base))
     return tokenizer

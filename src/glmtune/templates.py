@@ -9,7 +9,8 @@ Each text segment is encoded on its own, so where one ends and the next begins i
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import groupby, pairwise
 from keyword import iskeyword
 from typing import Any, Literal, get_args
 from unicodedata import normalize
@@ -73,6 +74,8 @@ class Template:
     """A source prefix goes in front of the whole prompt text, not of the first question."""
     splits_answers: bool = False
     """Each learned answer is a training example of its own; what comes before it is only its context."""
+    thought_end: str = ""
+    """What ends the thought in front of an answer; empty where the model does not think aloud."""
 
 
 def render(
@@ -128,6 +131,12 @@ def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list
         replace(segment, text=source_prefix + segment.text) if i == first else segment
         for i, segment in enumerate(segments)
     ]
+
+
+def visible_text(template: TemplateName, answer: str) -> str:
+    """An answer without the thought in front of it."""
+    mark = find(template).thought_end
+    return answer.rpartition(mark)[2].strip() if mark and mark in answer else answer
 
 
 def stop_tokens(template: TemplateName) -> tuple[str, ...]:
@@ -210,6 +219,14 @@ def _with_loss(messages: Sequence[Message], loss: Loss) -> list[Message]:
         replace(m, loss=m.role == "assistant" and m.loss and (loss == "all_turns" or i == last))
         for i, m in enumerate(messages)
     ]
+
+
+def _parse_object(text: str) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _control(text: str, is_target: bool = False) -> Segment:
@@ -342,14 +359,18 @@ class _Turn:
     """A role token and what follows it, each text encoded on its own."""
 
     role: str
-    texts: tuple[str, ...]
+    texts: tuple[str | Segment, ...]
+    """Plain texts, and control tokens as segments."""
     is_learned: bool = False
+    num_asked: int = 0
+    """How many of the texts are part of the question, and so not learned."""
 
     def segments(self, *, ends_learned: bool = False) -> Iterator[Segment]:
         """Its segments; `ends_learned`: its role token is the end of a learned answer before it."""
         yield _control(f"<|{self.role}|>", is_target=ends_learned)
-        for text in self.texts:
-            yield Segment(text, is_target=self.is_learned)
+        for index, text in enumerate(self.texts):
+            part = Segment(text) if isinstance(text, str) else text
+            yield replace(part, is_target=self.is_learned and index >= self.num_asked)
 
 
 _Turns = Callable[[Sequence[Message], str], list[_Turn]]
@@ -472,6 +493,10 @@ def _glm4_tool(tool: Mapping[str, Any]) -> str:
             hint='use {"type": "function", "function": {"name": ...}} or type '
             + ", ".join(_GLM4_BUILT_IN_TOOLS),
         )
+    return _glm4_function(function)
+
+
+def _glm4_function(function: Mapping[str, Any]) -> str:
     return f"## {function['name']}\n\n{_pretty(function)}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 
 
@@ -522,12 +547,226 @@ _CHATGLM_CONTROL_TOKENS = (
     "<ENC>",
     "<dBLOCK>",
 )
+# --- GLM-4-0414: GLM-4's turns, with the system messages first ---
+# Source: modelscope/ms-swift swift/plugin/agent_template/glm4.py (GLM4_0414AgentTemplate) for the tools, and
+# the template of its thinking revision below, which introduces them otherwise and changes the content.
+
+
+def _glm4_0414_turns(messages: Sequence[Message], _name: str) -> list[_Turn]:
+    return _turns_0414(messages, "# 可用工具\n", lambda content: content)
+
+
+def _turns_0414(messages: Sequence[Message], introduction: str, shown: Callable[[str], str]) -> list[_Turn]:
+    """Tools, then every system message, then the others; `shown` is what is sent of their content."""
+    tools = [tool for message in messages for tool in message.tools or ()]
+    turns = []
+    if tools:
+        texts = [introduction, *(_glm4_function(_unwrapped(tool)) for tool in tools)]
+        turns.append(_Turn("system", ("\n" + "\n".join(texts),)))
+    turns += [
+        _Turn("system", (f"\n{message.content}",))
+        for message in messages
+        if message.role == "system" and (message.content or message.tools is None)
+    ]
+    for message in messages:
+        if message.role != "system":
+            text = f"{message.metadata}\n{shown(_glm4_content(message))}"
+            turns.append(_Turn(message.role, (text,), _is_learned(message)))
+    return turns
+
+
+def _unwrapped(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function") or tool if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise DataError("tools: a tool without a name", hint='use {"type": "function", "function": {...}}')
+    return function
+
+
+# --- Formats of models that think aloud: an answer is learned as it is generated, an earlier one is sent
+# without its thought; so each learned answer is an example of its own ---
+
+
+def _thinking_format(
+    turns_of: _Turns,
+    learned_turn: Callable[[Message], _Turn],
+    *,
+    ask: Sequence[str | Segment],
+    prefix: Sequence[str],
+    end: str,
+    **facts: Any,
+) -> Template:
+    """A format of role tokens; `ask` is what stands behind the assistant's role token in a prompt."""
+    start = [_control(text) for text in prefix]
+
+    def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
+        turns = [replace(turn, is_learned=False) for turn in turns_of(messages, name)]
+        if add_generation_prompt:
+            turns.append(_Turn("assistant", tuple(ask)))
+        return [*start, *(segment for turn in turns for segment in turn.segments())]
+
+    def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
+        turns_of(messages, name)  # refuses what the format cannot express, up to its end
+        return [
+            [
+                *render_turns(messages[:index], False, name),
+                *learned_turn(message).segments(),
+                _control("<|observation|>" if message.metadata else end, is_target=True),
+            ]
+            for index, message in enumerate(messages)
+            if _is_learned(message)
+        ]
+
+    return Template(
+        render=render_turns, examples=examples, splits_answers=True, thought_end="</think>", **facts
+    )
+
+
+# --- GLM-Z1: the thought is plain text, begun by the prompt ---
+# Source: https://huggingface.co/zai-org/GLM-Z1-9B-0414 chat_template.jinja.
+
+_GLMZ1_ASK = "\n<think>"
+_GLMZ1_INTRODUCTION = (
+    "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
+)
+
+
+def _glmz1_turns(messages: Sequence[Message], _name: str) -> list[_Turn]:
+    return _turns_0414(messages, _GLMZ1_INTRODUCTION, _without_thought)
+
+
+def _without_thought(content: str) -> str:
+    return content.rpartition("</think>")[2].strip()
+
+
+def _glmz1_learned(message: Message) -> _Turn:
+    """An answer without a thought is learned with an empty one.
+
+    Source of the empty one: hiyouga/LLaMA-Factory src/llamafactory/data/template.py (ReasoningTemplate).
+    """
+    if message.metadata:
+        raise DataError(
+            "GLM-Z1: a tool call cannot be learned: the prompt already begins a thought",
+            hint='take the call out of what is learned: "loss": false',
+        )
+    content = message.content
+    if "</think>" not in content:
+        content = f"\n\n</think>\n\n{content.strip()}"
+    return _Turn("assistant", (_GLMZ1_ASK, content.removeprefix("<think>")), True, num_asked=1)
+
+
+# --- GLM-4.5 and 4.6: thoughts, tool calls and their results stand between control tokens of their own ---
+# Source: https://huggingface.co/zai-org/GLM-4.6 chat_template.jinja, in ggml-org/llama.cpp
+# models/templates/GLM-4.6.jinja. Its enable_thinking=False is the format glm45_nothink.
+
+
+def _glm45_turns(messages: Sequence[Message], _name: str, end_of_question: str = "") -> list[_Turn]:
+    """Only answers behind the last question keep their thought; results in a row share one role token."""
+    tools = [tool for message in messages for tool in message.tools or ()]
+    turns = [_Turn("system", _glm45_tools(tools))] if tools else []
+    last_question = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+    for role, group in groupby(enumerate(messages), key=lambda numbered: numbered[1].role):
+        if role == "observation":
+            texts = tuple(text for _, message in group for text in _glm45_result(message))
+            turns.append(_Turn(role, texts))
+            continue
+        for index, message in group:
+            if role == "assistant":
+                texts = _glm45_answer(message, keeps_thought=index > last_question)
+            elif role == "user":
+                texts = _glm45_question(message, end_of_question)
+            elif message.content or message.tools is None:
+                texts = (f"\n{message.content}",)
+            else:
+                continue
+            turns.append(_Turn(role, texts))
+    return turns
+
+
+def _glm45_question(message: Message, end: str) -> tuple[str | Segment, ...]:
+    if not end:
+        return (f"\n{message.content}",)
+    return f"\n{message.content.removesuffix(end)}", _control(end)
+
+
+def _glm45_answer(message: Message, *, keeps_thought: bool) -> tuple[str | Segment, ...]:
+    if message.metadata:
+        return (*_GLM45_NO_THOUGHT, *_glm45_call(message))
+    thought, mark, content = message.content.rpartition("</think>")
+    thought = message.content.partition("</think>")[0].rpartition("<think>")[2].strip() if mark else ""
+    beginning = _GLM45_NO_THOUGHT
+    if keeps_thought and thought:
+        beginning = ("\n", _control("<think>"), thought, _control("</think>"))
+    return (*beginning, f"\n{content.strip()}") if content.strip() else beginning
+
+
+def _glm45_call(message: Message) -> tuple[str | Segment, ...]:
+    arguments = message.arguments
+    if arguments is None:
+        arguments = _parse_object(message.content or "{}")
+    if arguments is None:
+        raise DataError(
+            f"a call of {message.metadata!r}: its content is no JSON object of GLM-4.5's named arguments",
+            hint='write the arguments as {"name": value}',
+        )
+    texts: list[str | Segment] = ["\n", _control("<tool_call>"), f"{message.metadata}\n"]
+    for key, value in arguments.items():
+        written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for tag, text in (("arg_key", key), ("arg_value", written)):
+            texts += [_control(f"<{tag}>"), *([text] if text else []), _control(f"</{tag}>"), "\n"]
+    return (*texts, _control("</tool_call>"))
+
+
+def _glm45_result(message: Message) -> tuple[str | Segment, ...]:
+    return "\n", _control("<tool_response>"), f"\n{message.content}\n", _control("</tool_response>")
+
+
+def _glm45_learned(message: Message) -> _Turn:
+    return _Turn("assistant", _glm45_answer(message, keeps_thought=True), True)
+
+
+def _glm45_learned_unthinking(message: Message) -> _Turn:
+    """What follows the empty thought that the prompt holds; the answer's own thought is left out."""
+    texts = _glm45_answer(message, keeps_thought=False)
+    return _Turn("assistant", texts, True, num_asked=len(_GLM45_NO_THOUGHT))
+
+
+def _glm45_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[str | Segment, ...]:
+    listed = "".join(json.dumps(tool, ensure_ascii=False) + "\n" for tool in tools)
+    return _GLM45_TOOLS_BEGIN + listed + _GLM45_TOOLS_END, *_GLM45_CALL_FORM
+
+
+_GLM45_NO_THOUGHT: tuple[str | Segment, ...] = ("\n", _control("<think>"), _control("</think>"))
+_GLM45_TOOLS_BEGIN = (
+    "\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+)
+_GLM45_TOOLS_END = (
+    "</tools>\n\nFor each function call, output the function name and arguments within the following "
+    "XML format:\n"
+)
+_GLM45_CALL_FORM: tuple[str | Segment, ...] = (
+    *(_control("<tool_call>"), "{function-name}\n"),
+    *(_control("<arg_key>"), "{arg-key-1}", _control("</arg_key>"), "\n"),
+    *(_control("<arg_value>"), "{arg-value-1}", _control("</arg_value>"), "\n"),
+    *(_control("<arg_key>"), "{arg-key-2}", _control("</arg_key>"), "\n"),
+    *(_control("<arg_value>"), "{arg-value-2}", _control("</arg_value>"), "\n...\n"),
+    _control("</tool_call>"),
+)
+
 _CHATGLM2_CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 _GLM4_CONTROL_TOKENS = (
     *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
     *_ROLE_TOKENS,
     *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+)
+_GLM45_CONTROL_TOKENS = (
+    *_GLM4_CONTROL_TOKENS,
+    *("<|begin_of_audio|>", "<|end_of_audio|>", "<|begin_of_transcription|>", "<|end_of_transcription|>"),
+    *("<|code_prefix|>", "<|code_middle|>", "<|code_suffix|>", "<think>", "</think>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink"),
 )
 _GLM4_FACTS: dict[str, Any] = {
     "prefix": ("[gMASK]", "<sop>"),
@@ -537,6 +776,7 @@ _GLM4_FACTS: dict[str, Any] = {
     "control_tokens": _GLM4_CONTROL_TOKENS,
     "title": "GLM-4",
 }
+_GLM45_FACTS: dict[str, Any] = {**_GLM4_FACTS, "control_tokens": _GLM45_CONTROL_TOKENS, "title": "GLM-4.5"}
 
 TEMPLATES: Mapping[str, Template] = {
     "chatglm": _round_format(
@@ -556,5 +796,16 @@ TEMPLATES: Mapping[str, Template] = {
     ),
     "glm4": _turn_format(_glm4_turns, assistant_name="ChatGLM", **_GLM4_FACTS),
     "glm4_base": _turn_format(_glm4_base_turns, assistant_name="GhatGLM", **_GLM4_FACTS),
+    "glm4_0414": _turn_format(_glm4_0414_turns, **_GLM4_FACTS),
+    "glmz1": _thinking_format(
+        _glmz1_turns, _glmz1_learned, ask=(_GLMZ1_ASK,), **_GLM4_FACTS | {"title": "GLM-Z1"}
+    ),
+    "glm45": _thinking_format(_glm45_turns, _glm45_learned, ask=(), **_GLM45_FACTS),
+    "glm45_nothink": _thinking_format(
+        partial(_glm45_turns, end_of_question="/nothink"),
+        _glm45_learned_unthinking,
+        ask=_GLM45_NO_THOUGHT,
+        **_GLM45_FACTS,
+    ),
 }
 """Every chat format. The spelling `GhatGLM` is the base revision's own."""

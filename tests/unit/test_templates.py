@@ -13,6 +13,7 @@ from glmtune.templates import (
     render,
     stop_tokens,
     training_examples,
+    visible_text,
 )
 
 TALK = [
@@ -130,6 +131,12 @@ def test_a_turn_without_loss_is_not_learned_nor_is_its_end():
 def test_only_the_last_answer_is_learned_where_asked():
     (example,) = training_examples("glm4", TALK, "last_turn")
     assert target(example) == ["\n公园", "<|user|>"]
+
+
+def test_a_thought_is_no_part_of_the_visible_answer():
+    assert visible_text("glm45", "<think>怎么</think>\n早") == "早"
+    assert visible_text("glmz1", "\n怎么\n</think>\n\n早") == "早"
+    assert visible_text("glm4", "</think> 早") == "</think> 早"
 
 
 def test_content_is_never_a_control_token():

@@ -17,7 +17,7 @@ from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.errors import DataError
 from glmtune.family import require_template
 from glmtune.recipe.settings import Data, TemplateName
-from glmtune.templates import Message, find, training_examples, with_question_prefix
+from glmtune.templates import Message, find, training_examples, visible_text, with_question_prefix
 from glmtune.tokenizers import GlmTokenizer
 
 
@@ -101,7 +101,7 @@ def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data
 def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
     """The text of the last turn; a tool call as the model's format writes it."""
     if messages[-1].arguments is None:
-        return messages[-1].content
+        return visible_text(_template(tokenizer), messages[-1].content)
     segments = tokenizer.segments(messages, add_generation_prompt=False)
     role = max(i for i, segment in enumerate(segments) if segment.is_control)
     return "".join(segment.text for segment in segments[role + 1 :])

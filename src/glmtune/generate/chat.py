@@ -5,7 +5,7 @@ from typing import Any
 
 from glmtune.generate.engine import complete, decode
 from glmtune.generate.sampling import Sampling
-from glmtune.templates import messages_from_dicts
+from glmtune.templates import messages_from_dicts, visible_text
 
 
 class Chat:
@@ -92,7 +92,8 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
-    """Answer several prompts at once."""
+    """Answer several prompts at once; a thought in front of an answer is left out."""
     stop_ids = frozenset(tokenizer.stop_ids)
     answers = complete(model, prompts, sampling, stop_ids=stop_ids)
-    return [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]
+    texts = [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]
+    return [visible_text(tokenizer.template, text) for text in texts]

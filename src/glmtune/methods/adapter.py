@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_json_if_there, read_start
+from glmtune.models import load_in_transformers
 from glmtune.models.quant import QuantizedLinear
 
 CARD_FILE = "glmtune.json"
@@ -171,6 +173,10 @@ def restore_trained(model: Any, folder: Path) -> None:
 
     Raises `CheckpointError` unless every one is there and fits.
     """
+    if not isinstance(model, PeftModel) and find_family(model.config.model_type).is_in_transformers:
+        # its files hold other tensors than the model does: GLM-4.5's experts one by one
+        model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
+        return
     tensors: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -6,11 +6,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from glmtune.errors import ConfigError
+from glmtune.family import find_family
 from glmtune.methods.adapter import refuse_merging
 from glmtune.recipe import Lora
-
-DEFAULT_TARGETS = ("query_key_value",)
-"""What the official LoRA recipe adapts. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
 
 
 def apply_lora(model: Any, settings: Lora) -> Any:
@@ -18,7 +16,7 @@ def apply_lora(model: Any, settings: Lora) -> Any:
 
     Raises `ConfigError` listing the valid names if a target does not exist in this model.
     """
-    targets = settings.target_modules or DEFAULT_TARGETS
+    targets = settings.target_modules or find_family(model.config.model_type).lora_targets
     valid = linear_names(model)
     for name in targets:
         if name not in valid:

@@ -7,6 +7,7 @@ from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForS
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.checkpoint import load_base, resolve_device, resolve_dtype
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.upstream import load_in_transformers
 from glmtune.tokenizers import register as register_tokenizers
 
 register_tokenizers()
@@ -24,6 +25,7 @@ __all__ = [
     "ChatGLMForConditionalGeneration",
     "ChatGLMForSequenceClassification",
     "load_base",
+    "load_in_transformers",
     "resolve_device",
     "resolve_dtype",
 ]

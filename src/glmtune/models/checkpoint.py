@@ -179,13 +179,13 @@ def read_config(folder: Path, *, template: str | None = None) -> Config:
     return config
 
 
-def build_outline(folder: Path, *, template: str | None = None) -> torch.nn.Module:
+def build_outline(folder: Path, *, template: str | None = None) -> Model:
     """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
     config = read_config(folder, template=template)
     return _build_empty(config, config.dtype or torch.float32)
 
 
-def check_stored(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
+def check_stored(model: Model, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError unless the checkpoint has just the model's tensors, in their shapes."""
     _check_tensors(model, stored)
 

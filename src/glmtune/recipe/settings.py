@@ -12,7 +12,9 @@ DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 512
 
-TemplateName = Literal["chatglm", "chatglm2", "chatglm3", "glm4", "glm4_base"]
+TemplateName = Literal[
+    "chatglm", "chatglm2", "chatglm3", "glm4", "glm4_base", "glm4_0414", "glmz1", "glm45", "glm45_nothink"
+]  # fmt: skip
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
 

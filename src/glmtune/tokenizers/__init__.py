@@ -7,11 +7,12 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.family import identify
+from glmtune.family import FAMILIES, identify
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, find, messages_from_dicts
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
+from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
 from glmtune.tokenizers.ice import IceTokenizer
 
@@ -26,6 +27,7 @@ __all__ = [
     "TOKENIZERS",
     "ChatGLM4Tokenizer",
     "ChatGLMTokenizer",
+    "FastGlmTokenizer",
     "GlmTokenizer",
     "IceTokenizer",
     "check_fits",
@@ -44,6 +46,8 @@ def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenize
     if template is not None:
         find(template)
     identity = identify(folder, cast("TemplateName | None", template))
+    if FAMILIES[identity.family].is_in_transformers:
+        return read_fast(folder, identity)
     tokenizer_class = TOKENIZERS[identity.family]
     vocab_file = folder / tokenizer_class.vocab_files_names["vocab_file"]
     tokenizer: GlmTokenizer = tokenizer_class.from_pretrained(

@@ -16,16 +16,10 @@ from glmtune.templates import Message, Segment, find, messages_from_dicts, rende
 from glmtune.tokenizers.files import VOCABULARY
 
 
-class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers has no types
-    """A tokenizer that knows its chat format.
+class ChatTokenizer:
+    """What every tokenizer knows of chats: its format, its control tokens, plain text that stays plain."""
 
-    `tokenizer(text)` gives what the official tokenizer gives; `encode_plain` never gives a control token.
-    """
-
-    vocab_files_names = {"vocab_file": VOCABULARY}  # noqa: RUF012  # transformers' own class attribute
-    model_input_names = ["input_ids", "attention_mask", "position_ids"]  # noqa: RUF012
     padding_side = "left"
-
     template: TemplateName | None
     """The chat format; None while it is not known whether a folder is ChatGLM2's or ChatGLM3's."""
     vocab_file: str
@@ -33,6 +27,8 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
     """How the folder's chat template calls the assistant where it lists tools; empty: as the format does."""
     prefix: tuple[str, ...] = ("[gMASK]", "sop")
     """The control tokens that every text begins with."""
+    eos_token_id: Any
+    """The id that ends a text, as transformers has it."""
 
     @abstractmethod
     def encode_plain(self, text: str) -> list[int]:
@@ -80,6 +76,16 @@ class GlmTokenizer(PreTrainedTokenizer):  # type: ignore[misc]  # transformers h
     def get_prefix_tokens(self) -> list[int]:
         """The ids that every text begins with."""
         return [self.control_id(name) for name in self.prefix]
+
+
+class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  # transformers has no types
+    """A tokenizer that knows its chat format.
+
+    `tokenizer(text)` gives what the official tokenizer gives; `encode_plain` never gives a control token.
+    """
+
+    vocab_files_names = {"vocab_file": VOCABULARY}  # noqa: RUF012  # transformers' own class attribute
+    model_input_names = ["input_ids", "attention_mask", "position_ids"]  # noqa: RUF012
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

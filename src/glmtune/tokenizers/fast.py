@@ -1,0 +1,72 @@
+"""The tokenizer of the families in transformers: a tokenizer.json, control tokens among its added tokens.
+
+Facts from https://huggingface.co/THUDM/glm-4-9b-chat-hf tokenizer_config.json and, for the later control
+tokens, https://huggingface.co/zai-org/GLM-4.5.
+"""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import Identity
+from glmtune.files import read_json
+from glmtune.templates import find
+from glmtune.tokenizers.base import ChatTokenizer
+
+FAST_VOCABULARY = "tokenizer.json"
+_COPY_HINT = f"copy {FAST_VOCABULARY} and tokenizer_config.json from the model's own source"
+
+
+class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[misc]  # transformers has no types
+    """transformers' fast tokenizer, with its chat format.
+
+    `tokenizer(text)` and `apply_chat_template` are transformers' own, in which control tokens spelled in a
+    text become those tokens; `encode_plain` never gives one.
+    """
+
+    prefix = ("[gMASK]", "<sop>")
+
+    # no __init__ here: transformers 5 builds a class that has one anew, without the file's pre-tokenizer
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is special."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def control_id(self, name: str) -> int:
+        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
+        found = self.added_tokens_encoder.get(name)
+        if found is None:
+            known = ", ".join(self.added_tokens_encoder)
+            raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
+        return int(found)
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The same vocabulary without its added tokens."""
+        content = json.loads(self.backend_tokenizer.to_str())
+        return Tokenizer.from_str(json.dumps(content | {"added_tokens": [], "post_processor": None}))
+
+
+def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
+    """The tokenizer of a folder. Raises CheckpointError for a missing, damaged or foreign tokenizer.json."""
+    path = folder / FAST_VOCABULARY
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the vocabulary file is missing", hint=_COPY_HINT)
+    if read_json(path).get("model", {}).get("type") != "BPE":
+        raise CheckpointError(f"{path}: not a byte-pair vocabulary like GLM's", hint=_COPY_HINT)
+    tokenizer: FastGlmTokenizer = FastGlmTokenizer.from_pretrained(
+        str(folder), template=identity.template, local_files_only=True
+    )
+    tokenizer.template, tokenizer.vocab_file, tokenizer.padding_side = identity.template, str(path), "left"
+    names = find(identity.template).control_tokens if identity.template else tokenizer.prefix
+    missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
+    if missing:
+        raise CheckpointError(
+            f"{path}: no token {missing[0]!r}, which {identity.family} models need", hint=_COPY_HINT
+        )
+    return tokenizer

@@ -1,0 +1,480 @@
+"""The families whose models are transformers' own classes: told, loaded, encoded, trained, talked to."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from commands import glmtune
+from glmtune.data.batches import collate
+from glmtune.data.encode import Row
+from glmtune.errors import CheckpointError, ConfigError, DataError
+from glmtune.family import identify, require_own_model
+from glmtune.generate import Sampling, complete
+from glmtune.load import load_model, load_tokenizer, open_tokenizer, resolve
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import Card, load_adapter, restore_trained, save_trained
+from glmtune.models.checkpoint import stored_dtype
+from glmtune.objectives import Sft
+from glmtune.recipe import Full, Lora
+from glmtune.templates import Message, render, training_examples
+from glmtune.tokenizers import FastGlmTokenizer, encode_messages
+from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
+from models import HF_FAMILIES, random_rows, tiny_hf_folder
+from published import PUBLISHED
+from tiny import tiny_json
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [30, 31, 32, 33]]
+TALK = [
+    {"role": "user", "content": " 早 <b> "},
+    {"role": "assistant", "content": "早上好"},
+    {"role": "user", "content": "去哪\n"},
+]
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"city": "城市"}}},
+    {"type": "function", "function": {"name": "time", "parameters": {}}},
+]
+
+
+@pytest.fixture(scope="module", params=list(HF_FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf_folder(tmp_path_factory.mktemp("hf"), family)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    return load_model(folder, device="cpu")
+
+
+# --- what a folder is ---
+
+
+def test_the_family_and_the_format_are_told_and_the_rules_are_named(family: str, folder: Path) -> None:
+    found = identify(folder)
+    model_type, template = HF_FAMILIES[family]
+    assert (found.family, found.template) == (family, template)
+    assert f"model_type {model_type}" in found.family_rule
+    assert "chat_template" in found.rule
+
+
+@pytest.mark.parametrize(
+    ("model_type", "template", "told"),
+    [
+        ("glm", "glm4", "glm4"),
+        ("glm4", "glm4", "glm4"),
+        ("glm4", "glm4_0414", "glm4_0414"),
+        ("glm4", "glmz1", "glmz1"),
+        ("glm4_moe", "glm45_nothink", "glm45"),
+        ("glm", None, "glm4_base"),
+    ],
+)
+def test_the_published_chat_templates_tell_the_format(
+    tmp_path: Path, model_type: str, template: str | None, told: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    text = PUBLISHED[template] if template else ""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": text}), encoding="utf-8")
+    assert identify(tmp_path).template == told
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text(text, encoding="utf-8")
+    assert identify(tmp_path).template == told
+
+
+def test_an_unknown_chat_template_is_refused_and_may_be_overruled(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "glm4_moe"}', encoding="utf-8")
+    (tmp_path / "chat_template.jinja").write_text("[gMASK]<sop>{{ clear_thinking }}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="none of the formats") as caught:
+        identify(tmp_path)
+    assert "template=" in caught.value.hint
+    assert identify(tmp_path, "glm45").template == "glm45"
+    with pytest.raises(ConfigError, match="not a chat format of"):
+        identify(tmp_path, "glmz1")
+
+
+def test_the_original_glm_is_not_taken_for_the_later_one(tmp_path: Path) -> None:
+    config = {"model_type": "glm", "block_position_encoding": True}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="original GLM"):
+        identify(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["glm4v", "glm4_moe_lite", "glm_moe_dsa"])
+def test_other_types_of_transformers_are_refused_by_name(tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"'{model_type}'"):
+        identify(tmp_path)
+
+
+def test_what_transformers_classes_cannot_do_is_refused_by_name(family: str, folder: Path) -> None:
+    for quant in ("int8", "int4"):
+        with pytest.raises(ConfigError, match=f"{quant}.*not possible with a {family} model") as caught:
+            load_model(folder, quant=quant)
+        assert "LoRA" in caught.value.hint
+    require_own_model("ChatGLM2/ChatGLM3", "anything")
+
+
+# --- formats ---
+
+
+def published(tokenizer: Any, template: str, messages: list[dict[str, Any]], ask: bool, **kwargs: Any) -> Any:
+    """transformers' own rendering of the published template, as ids."""
+    if template == "glm45_nothink":
+        kwargs["enable_thinking"] = False
+    return tokenizer.apply_chat_template(
+        messages,
+        chat_template=PUBLISHED[template],
+        add_generation_prompt=ask,
+        return_dict=False,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module", params=list(PUBLISHED))
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tiny_json(tmp_path_factory.mktemp(request.param), request.param)
+    model_type = {"glm4": "glm", "glm45": "glm4_moe", "glm45_nothink": "glm4_moe"}.get(request.param, "glm4")
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    return load_folder_tokenizer(folder, request.param)
+
+
+CONVERSATIONS = {
+    "a question": TALK[:1],
+    "a history": TALK,
+    "a system message": [{"role": "system", "content": "简短"}, *TALK],
+    "a late system message": [*TALK[:2], {"role": "system", "content": "简短"}, TALK[2]],
+    "an earlier thought": [
+        TALK[0], {"role": "assistant", "content": "<think>\n怎么\n</think>\n\n早上好"}, TALK[2],
+    ],
+    "an answer at the end": [*TALK, {"role": "assistant", "content": "<think>想</think>\n公园"}],
+    "an empty answer": [TALK[0], {"role": "assistant", "content": "</think>"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CONVERSATIONS))
+@pytest.mark.parametrize("ask", [True, False])
+def test_ids_equal_those_of_the_published_template(tokenizer: Any, name: str, ask: bool) -> None:
+    messages = CONVERSATIONS[name]
+    theirs = published(tokenizer, tokenizer.template, messages, ask)
+    assert encode_messages(tokenizer, messages, ask) == theirs
+
+
+def test_tools_calls_and_results_equal_the_published_template(tokenizer: Any) -> None:
+    template = tokenizer.template
+    if template == "glm4":
+        pytest.skip("its tools are compared with the whole published template elsewhere")
+    arguments = {"city": "上海", "days": 2}
+    ours = [
+        Message("system", "简短", tools=TOOLS),
+        Message("user", "天气"),
+        Message("assistant", "", "weather", arguments=arguments),
+        Message("observation", "晴"),
+        Message("observation", "风"),
+        Message("assistant", "晴天"),
+        Message("user", "谢谢"),
+    ]
+    call: dict[str, Any] = {"metadata": "weather", "content": json.dumps(arguments, ensure_ascii=False)}
+    result = "observation"
+    if template.startswith("glm45"):
+        call = {"content": "", "tool_calls": [{"function": {"name": "weather", "arguments": arguments}}]}
+        result = "tool"
+    theirs = [
+        {"role": "system", "content": "简短"},
+        {"role": "user", "content": "天气"},
+        {"role": "assistant", **call},
+        {"role": result, "content": "晴"},
+        {"role": result, "content": "风"},
+        {"role": "assistant", "content": "晴天"},
+        {"role": "user", "content": "谢谢"},
+    ]
+    assert tokenizer.encode_segments(tokenizer.segments(ours)) == published(
+        tokenizer, template, theirs, True, tools=TOOLS
+    )
+
+
+def learned(template: str, messages: list[Message]) -> list[str]:
+    return [
+        "".join(segment.text for segment in segments if segment.is_target)
+        for segments in training_examples(template, messages)
+    ]
+
+
+THOUGHT = [
+    Message("user", "早"),
+    Message("assistant", "<think>\n怎么\n</think>\n早上好"),
+    Message("user", "去哪"),
+    Message("assistant", "公园"),
+]
+
+
+def test_glm_z1_learns_the_thought_that_its_prompt_begins() -> None:
+    assert learned("glmz1", THOUGHT) == ["\n怎么\n</think>\n早上好<|user|>", "\n\n</think>\n\n公园<|user|>"]
+    last = training_examples("glmz1", THOUGHT)[1]
+    sent = "".join(segment.text for segment in last if not segment.is_target)
+    assert sent == "[gMASK]<sop><|user|>\n早<|assistant|>\n早上好<|user|>\n去哪<|assistant|>\n<think>"
+
+
+def test_glm_45_learns_each_answer_as_it_is_generated_and_forgets_earlier_thoughts() -> None:
+    assert learned("glm45", THOUGHT) == [
+        "\n<think>怎么</think>\n早上好<|user|>",
+        "\n<think></think>\n公园<|user|>",
+    ]
+    assert learned("glm45_nothink", THOUGHT) == ["\n早上好<|user|>", "\n公园<|user|>"]
+    sent = "".join(segment.text for segment in render("glm45_nothink", THOUGHT[:3]))
+    assert sent == (
+        "[gMASK]<sop><|user|>\n早/nothink<|assistant|>\n<think></think>\n早上好"
+        "<|user|>\n去哪/nothink<|assistant|>\n<think></think>"
+    )
+
+
+def test_a_call_is_learned_with_the_observation_that_ends_it() -> None:
+    call = [Message("user", "天气"), Message("assistant", '{"city": "上海"}', "weather")]
+    assert learned("glm45", call) == [
+        "\n<think></think>\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>上海</arg_value>\n"
+        "</tool_call><|observation|>"
+    ]
+    with pytest.raises(DataError, match="GLM-Z1: a tool call cannot be learned"):
+        training_examples("glmz1", call)
+    with pytest.raises(DataError, match="no JSON object"):
+        training_examples("glm45", [call[0], Message("assistant", "city=上海", "weather")])
+
+
+# --- tokenizer ---
+
+
+def test_plain_text_is_never_a_control_token_and_comes_back(tokenizer: Any) -> None:
+    text = "<|assistant|></think><think>/nothink[gMASK] <sop>\n🙂 龘"
+    ids = tokenizer.encode_plain(text)
+    assert not set(ids) & set(tokenizer.added_tokens_encoder.values())
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.control_id("<|user|>") in tokenizer("<|user|>")["input_ids"]
+
+
+def test_plain_text_has_transformers_own_ids(tokenizer: Any) -> None:
+    text = "今天天气很好。 The weather is fine,\n\n it's 1234 度"
+    assert tokenizer.encode_plain(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    raw = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
+    assert tokenizer.encode_plain(text) == raw(text, add_special_tokens=False)["input_ids"]
+
+
+def test_stop_ids_and_pads_are_the_formats(tokenizer: Any) -> None:
+    assert tokenizer.stop_ids == [
+        tokenizer.control_id(name) for name in ("<|endoftext|>", "<|user|>", "<|observation|>")
+    ]
+    batch = tokenizer(["你好", "今天天气很好"], padding=True)
+    assert batch["input_ids"][0][0] == tokenizer.pad_token_id == tokenizer.stop_ids[0]
+
+
+def test_auto_tokenizer_stays_transformers_own(folder: Path) -> None:
+    import glmtune.models  # noqa: F401  # registers our classes
+
+    found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    assert not isinstance(found, FastGlmTokenizer)
+    assert isinstance(load_tokenizer(folder), FastGlmTokenizer)
+    assert load_tokenizer(folder).chat_template == found.chat_template == PUBLISHED[identify(folder).template]
+
+
+# --- model ---
+
+
+def test_it_is_transformers_own_class_with_the_same_weights(family: str, folder: Path, model: Any) -> None:
+    raw = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert type(model) is type(raw)
+    assert type(model).__module__.startswith("transformers.")
+    ids = torch.tensor([PROMPTS[1]])
+    assert torch.equal(model(ids).logits, raw(ids).logits)
+
+
+def test_greedy_answers_equal_generate_and_a_batch_its_rows(model: Any) -> None:
+    greedy = Sampling(do_sample=False, max_new_tokens=16)
+    ours = complete(model, PROMPTS, greedy, stop_ids=[])
+    for prompt, answer in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=16,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert answer == out[0, len(prompt) :].tolist()
+    assert any(len(set(answer)) > 3 for answer in ours)
+
+
+def test_a_left_padded_batch_equals_its_rows_and_cached_steps_the_whole(model: Any) -> None:
+    width = max(map(len, PROMPTS))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in PROMPTS])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    batch = model(ids, attention_mask=mask, position_ids=positions).logits
+    for row, prompt in zip(batch, PROMPTS, strict=True):
+        whole = model(torch.tensor([prompt])).logits[0]
+        torch.testing.assert_close(row[-len(prompt) :], whole, rtol=1e-4, atol=1e-4)
+    first = model(torch.tensor([PROMPTS[1][:4]]), use_cache=True)
+    rest = model(torch.tensor([PROMPTS[1][4:]]), past_key_values=first.past_key_values)
+    whole = model(torch.tensor([PROMPTS[1]])).logits
+    torch.testing.assert_close(rest.logits, whole[:, 4:], rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_is_transformers_own(model: Any) -> None:
+    rows: list[Row] = random_rows(4)
+    batch = collate(rows, 0)
+    objective = Sft(model)
+    theirs = model(**batch).loss
+    torch.testing.assert_close(objective(batch) / objective.weight(batch), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "held"), [("auto", torch.bfloat16), ("fp32", torch.float32)])
+def test_weights_are_held_in_the_type_asked_for(tmp_path: Path, dtype: str, held: torch.dtype) -> None:
+    folder = tiny_hf_folder(tmp_path, "GLM-4-0414", dtype=torch.bfloat16)
+    assert stored_dtype(folder) == torch.bfloat16
+    assert {p.dtype for p in load_model(folder, dtype=dtype, device="cpu").parameters()} == {held}
+
+
+# --- methods ---
+
+
+def test_lora_adapts_the_attention_projections_and_its_adapter_loads_back(
+    folder: Path, tmp_path: Path
+) -> None:
+    tuned = apply_method(load_model(folder, device="cpu"), Lora(r=2, dropout=0.0)).eval()
+    adapted = {
+        name.split(".lora_")[0].rpartition(".")[2] for name, _ in tuned.named_parameters() if "lora_" in name
+    }
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    save_trained(tuned, tmp_path, Card(base=str(folder), template="glm4", method={}))
+    ids = torch.tensor([PROMPTS[1]])
+    again = load_adapter(load_model(folder, device="cpu"), tmp_path).eval()
+    torch.testing.assert_close(again(ids).logits, tuned(ids).logits)
+    assert not torch.allclose(again(ids).logits, load_model(folder, device="cpu")(ids).logits, atol=1e-3)
+
+
+def test_an_unknown_target_is_answered_with_the_valid_names(model: Any) -> None:
+    with pytest.raises(ConfigError, match="no linear layer called 'query_key_value'") as caught:
+        apply_method(model, Lora(target_modules=("query_key_value",)))
+    assert "q_proj, k_proj, v_proj, o_proj" in caught.value.hint
+
+
+def test_a_wholly_trained_model_is_saved_for_transformers_and_restored(folder: Path, tmp_path: Path) -> None:
+    tuned = apply_method(load_model(folder, device="cpu"), Full())
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.01)
+    save_trained(tuned, tmp_path, Card(base=str(folder), template="glm4", method={}))
+    fresh = apply_method(load_model(folder, device="cpu"), Full())
+    restore_trained(fresh, tmp_path)
+    ids = torch.tensor([PROMPTS[1]])
+    assert torch.equal(fresh(ids).logits, tuned(ids).logits)
+    raw = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(raw(ids).logits, tuned.eval()(ids).logits)
+
+
+# --- what is wrong with a folder ---
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def change_weights(folder: Path, change: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("model.norm.weight"), "model.norm.weight is missing"),
+        (lambda t: t.update({"model.extra": torch.zeros(2)}), "model.extra is not part of this model"),
+        (lambda t: t.update({"model.norm.weight": torch.ones(7)}), r"model.norm.weight has shape \[7\]"),
+    ],
+)
+def test_weights_of_another_model_are_refused(copied: Path, change: Any, words: str) -> None:
+    change_weights(copied, change)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(copied, device="cpu")
+
+
+def test_missing_shards_and_pointers_are_named(copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (copied / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00001\.safetensors: missing, but listed"):
+        load_model(copied, device="cpu")
+    (copied / "model.safetensors.index.json").unlink()
+    weights.write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="a git-lfs pointer"):
+        load_model(copied, device="cpu")
+
+
+def test_prequantised_weights_are_refused_by_name(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (copied / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"pre-quantised weights \(fp8\)"):
+        load_model(copied, device="cpu")
+
+
+def test_a_tokenizer_of_another_family_is_refused(copied: Path) -> None:
+    raw = json.loads((copied / "tokenizer.json").read_text(encoding="utf-8"))
+    for text, words in (
+        (json.dumps(raw | {"added_tokens": []}), "no token '[MASK]'"),
+        (json.dumps({"model": {"type": "WordLevel"}}), "not a byte-pair vocabulary"),
+        ("{", "broken JSON"),
+        ("version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
+    ):
+        (copied / "tokenizer.json").write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=re.escape(words)):
+            load_tokenizer(copied)
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="vocabulary file is missing"):
+        load_tokenizer(copied)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
+    (copied / "config.json").write_text(json.dumps(config | {"vocab_size": 100}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="but the model only 100 rows"):
+        open_tokenizer(resolve(copied), template=None)
+
+
+# --- the command line ---
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_it_trains_resumes_evaluates_and_chats(folder: Path, tmp_path: Path, method: str) -> None:
+    rows = EXAMPLES / "adverts.jsonl"
+    words = [
+        f"model={folder}", f"data.train={rows}", "data.max_tokens=400", "train.steps=1", "train.batch_size=2",
+        f"method.name={method}", "samples.max_new_tokens=4", "output=run",
+    ]  # fmt: skip
+    done = glmtune("train", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "[gMASK]<sop><|user|>" in done.stdout
+    done = glmtune("train", "run", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 1 steps to go" in done.stdout
+    done = glmtune(
+        "evaluate", "run", "--data", rows, "evaluate.max_rows=2", "evaluate.max_new_tokens=4", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    done = glmtune("chat", "run", "--max-new-tokens", 4, cwd=tmp_path, typed="2\n你好\nstop\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("> use time: ") == 1
