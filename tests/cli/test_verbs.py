@@ -1,6 +1,7 @@
 """Every verb as a user types it, in processes of their own."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -119,12 +120,16 @@ def test_chat_takes_a_model_a_run_or_an_adapter(work: Path, path: str) -> None:
     assert "> history cleared" in done.stdout
 
 
-def test_chat_quantises_a_model_on_demand(work: Path) -> None:
-    done = glmtune(
-        "chat", "model", "--quant", "int8", "--max-new-tokens", 2, cwd=work, typed="1\n你好\nstop\n"
-    )
+def test_chat_quantises_a_model_on_demand(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("glmtune")
+    logger.addHandler(caplog.handler)
+    try:
+        words = ("chat", "model", "--quant", "int8", "--max-new-tokens", 2)
+        done = glmtune(*words, cwd=work, typed="1\n你好\nstop\n")
+    finally:
+        logger.removeHandler(caplog.handler)
     assert done.returncode == 0, done.stderr
-    assert "int8 and " in done.stderr
+    assert any("int8 and float32 on cpu" in record.getMessage() for record in caplog.records)
 
 
 def test_resuming_a_finished_run_trains_nothing_more(work: Path) -> None:

@@ -25,7 +25,7 @@ BITS = {"int8": 8, "int4": 4}
 """Bits of a weight, by the name of the quantisation."""
 
 _QUANTISED = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$")
-_ROWS_AT_ONCE = 1024  # what is held beyond the result while quantising
+_ROWS_AT_ONCE = 256  # what is held beyond the result while quantising
 _LATER = ("nf4",)
 
 
@@ -63,11 +63,22 @@ def quantise(
 
     The scales' type is the weight's unless given. A row of zeros gets scale 0 and codes 0.
     """
-    parts = [
-        _quantise_rows(rows.to(device or weight.device), bits, scale_dtype or weight.dtype)
-        for rows in torch.split(weight, _ROWS_AT_ONCE)
-    ]
-    return torch.cat([codes for codes, _ in parts]), torch.cat([scale for _, scale in parts])
+    device = device or weight.device
+    outputs, inputs = weight.shape
+    _require_pairs(inputs, bits)
+    codes = torch.empty(outputs, inputs * bits // 8, dtype=torch.int8, device=device)
+    scale = torch.empty(outputs, dtype=scale_dtype or weight.dtype, device=device)
+    for start in range(0, outputs, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        codes[rows], scale[rows] = _quantise_rows(weight[rows].to(device), bits, scale.dtype)
+    return codes, scale
+
+
+def _require_pairs(inputs: int, bits: int) -> None:
+    if bits == 4 and inputs % 2:
+        raise ConfigError(
+            f"int4: a layer has {inputs} inputs, an odd number: they go in pairs", hint="use int8"
+        )
 
 
 def _quantise_rows(rows: Tensor, bits: int, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -80,10 +91,6 @@ def _quantise_rows(rows: Tensor, bits: int, scale_dtype: torch.dtype) -> tuple[T
 
 def pack(codes: Tensor) -> Tensor:
     """Two codes of -8..7 in a byte, int8 (O, I) to (O, I/2): even columns high, odd columns low."""
-    if codes.shape[-1] % 2:
-        raise ConfigError(
-            f"int4: a layer has {codes.shape[-1]} inputs, an odd number: they go in pairs", hint="use int8"
-        )
     return (codes[..., 0::2] << 4) | (codes[..., 1::2] & 15)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -498,7 +499,8 @@ def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
-load_base(sys.argv[2], dtype=sys.argv[3], device="cpu")  # whatever torch sets up once
+quant = sys.argv[4] or None
+load_base(sys.argv[2], dtype=sys.argv[3], device="cpu", quant=quant)  # whatever torch sets up once
 before, peak, running = anonymous(), 0, True
 
 def watch():
@@ -509,7 +511,7 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-model = load_base(sys.argv[1], dtype=sys.argv[3], device="cpu", quant=sys.argv[4] or None)
+model = load_base(sys.argv[1], dtype=sys.argv[3], device="cpu", quant=quant)
 peak = max(peak, anonymous())
 running = False
 watcher.join()
@@ -546,7 +548,9 @@ def test_a_quantised_folder_takes_no_more_than_its_quantised_weights(folder: Pat
 def measure(large: Path, small: Path, dtype: str, quant: str) -> tuple[int, int]:
     """Bytes of the weights, and what anonymous memory grew by at most while they were loaded."""
     command = [sys.executable, "-c", MEASURE, str(large), str(small), dtype, quant]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # else glibc keeps freed scratch of up to 32 MiB, which is much only for so small a model
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     weights, grown = map(int, done.stdout.split())
     return weights, grown
 

@@ -318,7 +318,7 @@ def test_a_folder_of_other_bits_than_it_says_is_refused(int4: Path) -> None:
     [
         ("ckpt_int8", load_base),
         ("ckpt_int4", load_base),
-        # the shapes of int8 are a dense model's: transformers would cast the codes and only warn of scales
+        # int8 has a dense model's shapes: transformers would cast the codes and only warn of the scales
         ("ckpt_int8", AutoModelForCausalLM.from_pretrained),
     ],
 )
