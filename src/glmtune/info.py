@@ -15,6 +15,7 @@ from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import ADAPTER_FILE, stored_shapes
 from glmtune.models.checkpoint import Stored, build_outline, check_stored, has_weights, scan_tensors
 from glmtune.models.outline import Parameter, Part, count_parts, list_parameters, list_stored
+from glmtune.models.upstream import build_upstream_outline
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
 from glmtune.templates import find
@@ -128,7 +129,7 @@ def inspect(
     warnings: list[str] = []
     stored = _scan(place.base, warnings)
     method = method or _own_method(place)
-    model = _outline(place.base, known.template, stored, warnings)
+    model = _outline(place.base, known, stored, warnings)
     if model is not None and method is not None:
         model = apply_method(model, method)
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)
@@ -185,10 +186,12 @@ def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:
         return {}
 
 
-def _outline(folder: Path, template: str | None, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
+def _outline(folder: Path, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
     """The model on the meta device, None where this version cannot build it."""
+    if FAMILIES[known.family].is_in_transformers:  # loading it checks its tensors: their names may differ
+        return build_upstream_outline(folder).requires_grad_(False)
     try:
-        model = build_outline(folder, template=template)
+        model = build_outline(folder, template=known.template)
         if stored:
             check_stored(model, stored)
     except GlmtuneError as err:

@@ -49,6 +49,13 @@ def load_in_transformers(
     return model.eval()
 
 
+def build_upstream_outline(folder: Path) -> Any:
+    """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
+    config = read_upstream_config(folder)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+
+
 @contextmanager
 def _bar_on_a_terminal() -> Iterator[None]:
     """Keep transformers' bar off a stderr that nobody looks at."""
