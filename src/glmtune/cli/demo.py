@@ -112,9 +112,11 @@ def _listed(answers: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> Any:
+    """Text whose brackets are no markup. Chinese breaks anywhere, not only at its few spaces."""
     from rich.text import Text
 
-    return Text(text)  # brackets in an answer are no markup
+    is_chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
+    return Text(text.replace(" ", "\u00a0") if is_chinese else text)
 
 
 def _scores_table(result: "DemoResult") -> Any:

@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {
         "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
     },
     "train": {
-        "epochs": 6,
+        "epochs": 7,
         "batch_size": 32,
         "micro_batch_size": 32,
         "lr": 3e-3,

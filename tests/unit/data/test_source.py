@@ -290,7 +290,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.mark.parametrize(
-    ("name", "num_rows"), [("adverts.jsonl", 60), ("alpaca.json", 30), ("chat_history.jsonl", 20)]
+    ("name", "num_rows"), [("adverts.jsonl", 240), ("alpaca.json", 30), ("chat_history.jsonl", 191)]
 )
 def test_the_projects_own_examples_are_read_whole(name, num_rows):
     examples = read_examples(EXAMPLES / name, Data())

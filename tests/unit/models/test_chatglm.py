@@ -127,7 +127,7 @@ def test_peft_and_generate_find_the_names_they_look_up(model: ChatGLM6BForCondit
         ({"layernorm_epsilon": -1}, "layernorm_epsilon cannot be -1"),
         ({"num_attention_heads": 5}, "hidden_size = 64 is not a multiple of 4 times num_attention_heads = 5"),
         ({"num_hidden_layers": 5}, "num_hidden_layers = 5 contradicts num_layers = 3"),
-        ({"quantization_bit": 4}, "quantization_bit = 4"),
+        ({"quantization_bit": 3}, "quantization_bit = 3"),
         ({"pre_seq_len": 8}, "pre_seq_len = 8"),
     ],
 )
