@@ -1,7 +1,7 @@
 """`glmtune demo`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +112,31 @@ def _listed(answers: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> Any:
-    """Text whose brackets are no markup. Chinese breaks anywhere, not only at its few spaces."""
+    """Text whose brackets are no markup; if it is Chinese, it breaks anywhere, not at spaces only."""
     from rich.text import Text
 
     is_chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
-    return Text(text.replace(" ", "\u00a0") if is_chinese else text)
+    return _Folded(text) if is_chinese else Text(text)
+
+
+class _Folded:
+    """Text that fills each line of a cell."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.cells import chop_cells
+        from rich.text import Text
+
+        for line in self.text.split("\n"):
+            yield from (Text(part) for part in chop_cells(line, options.max_width))
+
+    def __rich_measure__(self, console: Any, options: Any) -> Any:
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
 
 
 def _scores_table(result: "DemoResult") -> Any:
