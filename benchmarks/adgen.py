@@ -1,4 +1,6 @@
-"""The main job on real data: ADGEN rows, the genuine ChatGLM3 tokenizer, a random model of 20 M parameters.
+"""The main job on real data: ADGEN rows, a genuine tokenizer, a random model of some 20 M parameters.
+
+`--family` chooses ChatGLM3's architecture and tokenizer, or those of ChatGLM-6B.
 
 Trains, evaluates and talks through the public commands, and prints the figures of docs/results.md as JSON.
 The data and the tokenizer are third-party and lie outside this repository: in ../shared, or where
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", Path(__file__).parents[2] / "shared"))
-SIZES = {
+SIZES: dict[str, Any] = {
     "num_layers": 12,
     "padded_vocab_size": 65024,
     "hidden_size": 128,
@@ -35,18 +37,38 @@ SIZES = {
 }
 
 
-def make_model(folder: Path) -> int:
+V1_SIZES: dict[str, Any] = {
+    "num_layers": 12,
+    "hidden_size": 128,
+    "inner_hidden_size": 512,
+    "num_attention_heads": 4,
+    "max_sequence_length": 2048,
+}
+
+
+def make_model(folder: Path, family: str) -> int:
     """A folder in the official layout with random weights; returns the number of parameters."""
     import torch
+    from transformers import AutoModelForCausalLM
 
-    from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
+    from glmtune.models import ChatGLM6BConfig, ChatGLMConfig
 
+    config, vocabulary, configs = {
+        "chatglm": (ChatGLM6BConfig, ("ice_text.model", "ice_text.model"), "chatglm-6b_20230904"),
+        "chatglm3": (
+            ChatGLMConfig,
+            ("chatglm2_3.tokenizer.model", "tokenizer.model"),
+            "chatglm3-6b_20231207",
+        ),
+    }[family]
     torch.manual_seed(0)
-    model = ChatGLMForConditionalGeneration(ChatGLMConfig(**SIZES))
+    sizes = V1_SIZES if family == "chatglm" else SIZES
+    model = AutoModelForCausalLM.from_config(config(**sizes), dtype=torch.float32)
     model.save_pretrained(folder, max_shard_size="40MB")
-    shutil.copyfile(SHARED / "tokenizers/chatglm2_3.tokenizer.model", folder / "tokenizer.model")
-    configs = SHARED / "tokenizers/configs/chatglm3-6b_20231207"
-    shutil.copyfile(configs / "tokenizer_config.json", folder / "tokenizer_config.json")
+    shutil.copyfile(SHARED / "tokenizers" / vocabulary[0], folder / vocabulary[1])
+    shutil.copyfile(
+        SHARED / "tokenizers/configs" / configs / "tokenizer_config.json", folder / "tokenizer_config.json"
+    )
     return sum(p.numel() for p in model.parameters())
 
 
@@ -60,11 +82,11 @@ def timed(words: list[str], typed: str = "") -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
-def main(work: Path, *, steps: int, rows: int) -> dict[str, Any]:
+def main(work: Path, *, family: str, steps: int, rows: int) -> dict[str, Any]:
     """Train, evaluate, chat; return the figures."""
     data = SHARED / "data/AdvertiseGen"
     run, model = work / "run", work / "model"
-    parameters = make_model(model)
+    parameters = make_model(model, family)
     train_s, _ = timed(
         [
             "train", f"model={model}", f"output={run}", "method=full", "dtype=fp32",
@@ -85,6 +107,7 @@ def main(work: Path, *, steps: int, rows: int) -> dict[str, Any]:
     trained = [line for line in lines if "loss" in line]
     scores = json.loads((work / "scores/scores.json").read_text(encoding="utf-8"))
     return {
+        "family": family,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "parameters": parameters,
         "steps": len(trained),
@@ -103,7 +126,8 @@ def main(work: Path, *, steps: int, rows: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder for model, run and scores")
+    parser.add_argument("--family", choices=("chatglm3", "chatglm"), default="chatglm3")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rows", type=int, default=1070)
     options = parser.parse_args()
-    print(json.dumps(main(options.work, steps=options.steps, rows=options.rows), indent=2))
+    print(json.dumps(main(**vars(options)), indent=2))

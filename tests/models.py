@@ -1,5 +1,6 @@
 """Tiny random models and rows of random ids."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from glmtune.data.encode import Row
-from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
+from glmtune.models import (
+    ChatGLM6BConfig,
+    ChatGLM6BForConditionalGeneration,
+    ChatGLMConfig,
+    ChatGLMForConditionalGeneration,
+)
 from glmtune.tokenizers import load_tokenizer
-from tiny import tiny_json, tiny_sentencepiece, tiny_tiktoken
+from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 VOCABULARY = 97
 
@@ -65,6 +71,26 @@ def tiny_folder(
     return folder
 
 
+def tiny_v1_folder(folder: Path, revision: str = "late", **settings: object) -> Path:
+    """A complete folder of a ChatGLM-6B revision: ice_text.model, config and random weights."""
+    told = json.loads((tiny_ice(folder, revision) / "config.json").read_text(encoding="utf-8"))
+    sizes = {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 64, "num_attention_heads": 4}
+    config = ChatGLM6BConfig.from_dict({**told, **sizes, "max_sequence_length": 512, **settings})
+    torch.manual_seed(0)
+    model = ChatGLM6BForConditionalGeneration(config)
+    _make_lively(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _make_lively(model: torch.nn.Module) -> None:
+    """Larger weights, so that greedy answers do not repeat one token."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(12)
+
+
 HF_FAMILIES = {
     "GLM-4-hf": ("glm", "glm4"),
     "GLM-4-0414": ("glm4", "glm4_0414"),
@@ -106,10 +132,7 @@ def tiny_hf_folder(
     )  # fmt: skip
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(12)  # so that greedy answers do not repeat one token
+    _make_lively(model)
     model.generation_config.eos_token_id = stops
     model.save_pretrained(folder)
     return folder
