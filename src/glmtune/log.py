@@ -1,6 +1,8 @@
 """Lines for the user that are not results: choices made, places found. They go to stderr."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("glmtune")
 
@@ -10,6 +12,17 @@ def tell(text: str) -> None:
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
         logger.propagate = False
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.INFO)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     logger.info(text)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, `tell` says nothing."""
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -280,7 +280,7 @@ def test_a_batch_of_conversations_is_padded_as_the_official_one(golden):
 
 def test_answers_are_read_as_the_official_code_reads_them(golden):
     process = process_chatglm if golden.template == "chatglm" else process_chatglm2
-    for case in golden.truth.get("process_response", []):
+    for case in golden.truth.get("process_response") or []:
         if "response" in case:
             assert process(case["response"]) == case["result"]
         else:

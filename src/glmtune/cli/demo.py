@@ -28,16 +28,14 @@ def demo(name: str, author: str, output: Path | None) -> None:
       glmtune demo
       glmtune demo --name 小明 --author 明明科技
     """
-    import logging
-
     from transformers.utils.logging import disable_progress_bar
 
+    from glmtune.log import quiet
     from glmtune.workflows.demo import demo as demonstrate
 
     disable_progress_bar()
-    logging.getLogger("glmtune").setLevel(logging.WARNING)  # not every opening of the model is news here
     lines = Lines()
-    with lines.bar("training"):
+    with lines.bar("training"), quiet():  # not every opening of the model is news here
         result = _show(demonstrate(name, author, output), lines)
     _report(result, lines)
     if result.failures:
