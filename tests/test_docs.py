@@ -35,6 +35,8 @@ NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
     "hf ": "downloads",
     "HF_ENDPOINT=": "downloads",
+    "glmtune train model=THUDM/": "downloads",
+    "glmtune chat modelscope:": "downloads",
     "modelscope ": "downloads",
     "pip ": "installs",
     "make ": "installs",
@@ -54,6 +56,7 @@ GUIDE_WORDS = {
     "evaluate": ["evaluate.max_new_tokens=4"],
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
     "data": [],
+    "info": [],
 }
 
 
@@ -160,6 +163,7 @@ def test_the_settings_page_is_what_the_program_prints() -> None:
 def lay_out(folder: Path) -> None:
     """What a reader has: models, a few rows, this repository's examples."""
     for name, template in (
+        ("chatglm-6b", "chatglm"),
         ("chatglm2-6b", "chatglm2"),
         ("chatglm3-6b", "chatglm3"),
         ("glm-4-9b-chat", "glm4"),
