@@ -1,0 +1,201 @@
+"""Chat formats: messages -> segments of plain text or named control tokens. One function a format.
+
+Content is only ever a text segment, so a user who types `<|assistant|>` sends those characters, not a
+control token. This module knows strings, not ids: `glmtune.tokenizers` turns segments into ids.
+
+Each text segment is encoded on its own, so where one ends and the next begins is part of the format.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from glmtune.errors import ConfigError
+from glmtune.recipe.settings import TemplateName
+from glmtune.templates.messages import (
+    ROLES,
+    Loss,
+    Message,
+    Role,
+    Segment,
+    Template,
+    messages_from_dicts,
+)
+from glmtune.templates.rounds import (
+    CHATGLM2_CONTROL_TOKENS,
+    CHATGLM_CONTROL_TOKENS,
+    chatglm2_prompt,
+    chatglm2_render,
+    chatglm_prompt,
+    chatglm_render,
+    round_format,
+    rounds,
+)
+from glmtune.templates.thinking import (
+    GLM45_CONTROL_TOKENS,
+    GLM45_NO_THOUGHT,
+    GLMZ1_ASK,
+    glm45_learned,
+    glm45_learned_unthinking,
+    glm45_turns,
+    glmz1_learned,
+    glmz1_turns,
+    thinking_format,
+)
+from glmtune.templates.turns import (
+    GLM4_CONTROL_TOKENS,
+    ROLE_TOKENS,
+    chatglm3_turns,
+    glm4_0414_turns,
+    glm4_base_turns,
+    glm4_turns,
+    turn_format,
+)
+
+__all__ = [
+    "ROLES",
+    "TEMPLATES",
+    "Loss",
+    "Message",
+    "Role",
+    "Segment",
+    "Template",
+    "chatglm2_prompt",
+    "chatglm_prompt",
+    "find",
+    "messages_from_dicts",
+    "render",
+    "rounds",
+    "stop_tokens",
+    "training_examples",
+    "visible_text",
+    "with_question_prefix",
+]
+
+
+def render(
+    template: TemplateName,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    *,
+    assistant_name: str = "",
+    source_prefix: str = "",
+) -> list[Segment]:
+    """What chat sends for these messages. Raises DataError for a conversation the format cannot express."""
+    chosen = find(template)
+    if not chosen.prefixes_prompt:
+        messages = with_question_prefix(messages, source_prefix)
+    segments = chosen.render(messages, add_generation_prompt, assistant_name or chosen.assistant_name)
+    return _with_prompt_prefix(segments, source_prefix) if chosen.prefixes_prompt else segments
+
+
+def training_examples(
+    template: TemplateName,
+    messages: Sequence[Message],
+    loss: Loss = "all_turns",
+    *,
+    assistant_name: str = "",
+    source_prefix: str = "",
+) -> list[list[Segment]]:
+    """The conversation as training examples: what chat would send, with the learned parts marked.
+
+    An example ends with the token that ends its last learned answer; what follows that is left out. Empty
+    when nothing is learned. Raises DataError for a conversation the format cannot express.
+    """
+    chosen = find(template)
+    if not chosen.prefixes_prompt:
+        messages = with_question_prefix(messages, source_prefix)
+    examples = chosen.examples(_with_loss(messages, loss), assistant_name or chosen.assistant_name)
+    if chosen.prefixes_prompt:
+        return [_with_prompt_prefix(segments, source_prefix) for segments in examples]
+    return examples
+
+
+def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
+    """The messages with a text in front of the first question."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    return [
+        replace(message, content=source_prefix + message.content) if i == first else message
+        for i, message in enumerate(messages)
+    ]
+
+
+def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list[Segment]:
+    first = next((i for i, segment in enumerate(segments) if not segment.is_control), None)
+    return [
+        replace(segment, text=source_prefix + segment.text) if i == first else segment
+        for i, segment in enumerate(segments)
+    ]
+
+
+def visible_text(template: TemplateName, answer: str) -> str:
+    """An answer without the thought in front of it."""
+    mark = find(template).thought_end
+    return answer.rpartition(mark)[2].strip() if mark and mark in answer else answer
+
+
+def stop_tokens(template: TemplateName) -> tuple[str, ...]:
+    """The control tokens at which an answer in this format ends."""
+    return find(template).stop_tokens
+
+
+def find(template: str) -> Template:
+    """The format of this name. Raises ConfigError for a name nobody knows."""
+    if template not in TEMPLATES:
+        raise ConfigError(
+            f"template: unknown chat format {template!r}", hint="choose one of " + ", ".join(TEMPLATES)
+        )
+    return TEMPLATES[template]
+
+
+def _with_loss(messages: Sequence[Message], loss: Loss) -> list[Message]:
+    """The messages with `loss` true exactly where the turn is learned."""
+    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    return [
+        replace(m, loss=m.role == "assistant" and m.loss and (loss == "all_turns" or i == last))
+        for i, m in enumerate(messages)
+    ]
+
+
+_GLM4_FACTS: dict[str, Any] = {
+    "prefix": ("[gMASK]", "<sop>"),
+    "end": "<|user|>",
+    "stop_tokens": ("<|endoftext|>", "<|user|>", "<|observation|>"),
+    "end_of_text": "<|endoftext|>",
+    "control_tokens": GLM4_CONTROL_TOKENS,
+    "title": "GLM-4",
+}
+_GLM45_FACTS: dict[str, Any] = {**_GLM4_FACTS, "control_tokens": GLM45_CONTROL_TOKENS, "title": "GLM-4.5"}
+
+TEMPLATES: Mapping[str, Template] = {
+    "chatglm": round_format(
+        chatglm_render, end="<eop>", control_tokens=CHATGLM_CONTROL_TOKENS, title="ChatGLM-6B"
+    ),
+    "chatglm2": round_format(
+        chatglm2_render, end="</s>", control_tokens=CHATGLM2_CONTROL_TOKENS, title="ChatGLM2"
+    ),
+    "chatglm3": turn_format(
+        chatglm3_turns,
+        prefix=("[gMASK]", "sop"),
+        end="</s>",
+        stop_tokens=("</s>", "<|user|>", "<|observation|>"),
+        end_of_text="</s>",
+        control_tokens=(*CHATGLM2_CONTROL_TOKENS, *ROLE_TOKENS),
+        title="ChatGLM3",
+    ),
+    "glm4": turn_format(glm4_turns, assistant_name="ChatGLM", **_GLM4_FACTS),
+    "glm4_base": turn_format(glm4_base_turns, assistant_name="GhatGLM", **_GLM4_FACTS),
+    "glm4_0414": turn_format(glm4_0414_turns, **_GLM4_FACTS),
+    "glmz1": thinking_format(
+        glmz1_turns, glmz1_learned, ask=(GLMZ1_ASK,), **_GLM4_FACTS | {"title": "GLM-Z1"}
+    ),
+    "glm45": thinking_format(glm45_turns, glm45_learned, ask=(), **_GLM45_FACTS),
+    "glm45_nothink": thinking_format(
+        partial(glm45_turns, end_of_question="/nothink"),
+        glm45_learned_unthinking,
+        ask=GLM45_NO_THOUGHT,
+        **_GLM45_FACTS,
+    ),
+}
+"""Every chat format. The spelling `GhatGLM` is the base revision's own."""

@@ -1,0 +1,204 @@
+"""GLM-Z1, GLM-4.5 and 4.6: models that think aloud before they answer.
+
+An answer is learned as it is generated, an earlier one is sent without its thought; so each learned answer
+is an example of its own.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from glmtune.errors import DataError
+from glmtune.templates.messages import (
+    Message,
+    Segment,
+    Template,
+    control,
+    is_learned,
+    parse_object,
+)
+from glmtune.templates.turns import GLM4_CONTROL_TOKENS, Turn, Turns, turns_0414
+
+# --- Formats of models that think aloud: an answer is learned as it is generated, an earlier one is sent
+# without its thought; so each learned answer is an example of its own ---
+
+
+def thinking_format(
+    turns_of: Turns,
+    learned_turn: Callable[[Message], Turn],
+    *,
+    ask: Sequence[str | Segment],
+    prefix: Sequence[str],
+    end: str,
+    **facts: Any,
+) -> Template:
+    """A format of role tokens; `ask` is what stands behind the assistant's role token in a prompt."""
+    start = [control(text) for text in prefix]
+
+    def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
+        turns = [replace(turn, is_learned=False) for turn in turns_of(messages, name)]
+        if add_generation_prompt:
+            turns.append(Turn("assistant", tuple(ask)))
+        return [*start, *(segment for turn in turns for segment in turn.segments())]
+
+    def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
+        turns_of(messages, name)  # refuses what the format cannot express, up to its end
+        return [
+            [
+                *render_turns(messages[:index], False, name),
+                *learned_turn(message).segments(),
+                control("<|observation|>" if message.metadata else end, is_target=True),
+            ]
+            for index, message in enumerate(messages)
+            if is_learned(message)
+        ]
+
+    return Template(
+        render=render_turns, examples=examples, splits_answers=True, thought_end="</think>", **facts
+    )
+
+
+# --- GLM-Z1: the thought is plain text, begun by the prompt ---
+# Source: https://huggingface.co/zai-org/GLM-Z1-9B-0414 chat_template.jinja.
+
+GLMZ1_ASK = "\n<think>"
+_GLMZ1_INTRODUCTION = (
+    "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱 AI 公司训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
+)
+
+
+def glmz1_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
+    """GLM-Z1's turns, earlier answers without their thoughts."""
+    return turns_0414(messages, _GLMZ1_INTRODUCTION, _without_thought)
+
+
+def _without_thought(content: str) -> str:
+    return content.rpartition("</think>")[2].strip()
+
+
+def glmz1_learned(message: Message) -> Turn:
+    """An answer without a thought is learned with an empty one.
+
+    Source of the empty one: hiyouga/LLaMA-Factory src/llamafactory/data/template.py (ReasoningTemplate).
+    """
+    if message.metadata:
+        raise DataError(
+            "GLM-Z1: a tool call cannot be learned: the prompt already begins a thought",
+            hint='take the call out of what is learned: "loss": false',
+        )
+    content = message.content
+    if "</think>" not in content:
+        content = f"\n\n</think>\n\n{content.strip()}"
+    return Turn("assistant", (GLMZ1_ASK, content.removeprefix("<think>")), True, num_asked=1)
+
+
+# --- GLM-4.5 and 4.6: thoughts, tool calls and their results stand between control tokens of their own ---
+# Source: https://huggingface.co/zai-org/GLM-4.6 chat_template.jinja, in ggml-org/llama.cpp
+# models/templates/GLM-4.6.jinja. Its enable_thinking=False is the format glm45_nothink.
+
+
+def glm45_turns(messages: Sequence[Message], _name: str, end_of_question: str = "") -> list[Turn]:
+    """Only answers behind the last question keep their thought; results in a row share one role token."""
+    tools = [tool for message in messages for tool in message.tools or ()]
+    turns = [Turn("system", _glm45_tools(tools))] if tools else []
+    last_question = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+    for role, group in groupby(enumerate(messages), key=lambda numbered: numbered[1].role):
+        if role == "observation":
+            texts = tuple(text for _, message in group for text in _glm45_result(message))
+            turns.append(Turn(role, texts))
+            continue
+        for index, message in group:
+            if role == "assistant":
+                texts = _glm45_answer(message, keeps_thought=index > last_question)
+            elif role == "user":
+                texts = _glm45_question(message, end_of_question)
+            elif message.content or message.tools is None:
+                texts = (f"\n{message.content}",)
+            else:
+                continue
+            turns.append(Turn(role, texts))
+    return turns
+
+
+def _glm45_question(message: Message, end: str) -> tuple[str | Segment, ...]:
+    if not end:
+        return (f"\n{message.content}",)
+    return f"\n{message.content.removesuffix(end)}", control(end)
+
+
+def _glm45_answer(message: Message, *, keeps_thought: bool) -> tuple[str | Segment, ...]:
+    if message.metadata:
+        return (*GLM45_NO_THOUGHT, *_glm45_call(message))
+    thought, mark, content = message.content.rpartition("</think>")
+    thought = message.content.partition("</think>")[0].rpartition("<think>")[2].strip() if mark else ""
+    beginning = GLM45_NO_THOUGHT
+    if keeps_thought and thought:
+        beginning = ("\n", control("<think>"), thought, control("</think>"))
+    return (*beginning, f"\n{content.strip()}") if content.strip() else beginning
+
+
+def _glm45_call(message: Message) -> tuple[str | Segment, ...]:
+    arguments = message.arguments
+    if arguments is None:
+        arguments = parse_object(message.content or "{}")
+    if arguments is None:
+        raise DataError(
+            f"a call of {message.metadata!r}: its content is no JSON object of GLM-4.5's named arguments",
+            hint='write the arguments as {"name": value}',
+        )
+    texts: list[str | Segment] = ["\n", control("<tool_call>"), f"{message.metadata}\n"]
+    for key, value in arguments.items():
+        written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for tag, text in (("arg_key", key), ("arg_value", written)):
+            texts += [control(f"<{tag}>"), *([text] if text else []), control(f"</{tag}>"), "\n"]
+    return (*texts, control("</tool_call>"))
+
+
+def _glm45_result(message: Message) -> tuple[str | Segment, ...]:
+    return "\n", control("<tool_response>"), f"\n{message.content}\n", control("</tool_response>")
+
+
+def glm45_learned(message: Message) -> Turn:
+    """An answer as it is learned, with its thought."""
+    return Turn("assistant", _glm45_answer(message, keeps_thought=True), True)
+
+
+def glm45_learned_unthinking(message: Message) -> Turn:
+    """What follows the empty thought that the prompt holds; the answer's own thought is left out."""
+    texts = _glm45_answer(message, keeps_thought=False)
+    return Turn("assistant", texts, True, num_asked=len(GLM45_NO_THOUGHT))
+
+
+def _glm45_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[str | Segment, ...]:
+    listed = "".join(json.dumps(tool, ensure_ascii=False) + "\n" for tool in tools)
+    return _GLM45_TOOLS_BEGIN + listed + _GLM45_TOOLS_END, *_GLM45_CALL_FORM
+
+
+GLM45_NO_THOUGHT: tuple[str | Segment, ...] = ("\n", control("<think>"), control("</think>"))
+_GLM45_TOOLS_BEGIN = (
+    "\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
+)
+_GLM45_TOOLS_END = (
+    "</tools>\n\nFor each function call, output the function name and arguments within the following "
+    "XML format:\n"
+)
+_GLM45_CALL_FORM: tuple[str | Segment, ...] = (
+    *(control("<tool_call>"), "{function-name}\n"),
+    *(control("<arg_key>"), "{arg-key-1}", control("</arg_key>"), "\n"),
+    *(control("<arg_value>"), "{arg-value-1}", control("</arg_value>"), "\n"),
+    *(control("<arg_key>"), "{arg-key-2}", control("</arg_key>"), "\n"),
+    *(control("<arg_value>"), "{arg-value-2}", control("</arg_value>"), "\n...\n"),
+    control("</tool_call>"),
+)
+
+GLM45_CONTROL_TOKENS = (
+    *GLM4_CONTROL_TOKENS,
+    *("<|begin_of_audio|>", "<|end_of_audio|>", "<|begin_of_transcription|>", "<|end_of_transcription|>"),
+    *("<|code_prefix|>", "<|code_middle|>", "<|code_suffix|>", "<think>", "</think>"),
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "/nothink"),
+)

@@ -1,0 +1,246 @@
+"""ChatGLM3, GLM-4 and GLM-4-0414: turns that begin with a role token."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from keyword import iskeyword
+from typing import Any
+from unicodedata import normalize
+
+from glmtune.errors import DataError
+from glmtune.templates.messages import (
+    Message,
+    Segment,
+    Template,
+    control,
+    is_learned,
+    pretty,
+)
+
+# --- ChatGLM3 and GLM-4: turns that begin with a role token ---
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A role token and what follows it, each text encoded on its own."""
+
+    role: str
+    texts: tuple[str | Segment, ...]
+    """Plain texts, and control tokens as segments."""
+    is_learned: bool = False
+    num_asked: int = 0
+    """How many of the texts are part of the question, and so not learned."""
+
+    def segments(self, *, ends_learned: bool = False) -> Iterator[Segment]:
+        """Its segments; `ends_learned`: its role token is the end of a learned answer before it."""
+        yield control(f"<|{self.role}|>", is_target=ends_learned)
+        for index, text in enumerate(self.texts):
+            part = Segment(text) if isinstance(text, str) else text
+            yield replace(part, is_target=self.is_learned and index >= self.num_asked)
+
+
+Turns = Callable[[Sequence[Message], str], list[Turn]]
+
+
+def turn_format(turns_of: Turns, prefix: Sequence[str], end: str, **facts: Any) -> Template:
+    """A format of role tokens: a turn is ended by the role token of the next, the last one by `end`."""
+    start = [control(text) for text in prefix]
+
+    def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
+        turns = [*turns_of(messages, name), *([Turn("assistant", ())] if add_generation_prompt else [])]
+        return [
+            *start,
+            *(segment for turn in turns for segment in replace(turn, is_learned=False).segments()),
+        ]
+
+    def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
+        turns = turns_of(messages, name)
+        learned = [index for index, turn in enumerate(turns) if turn.is_learned]
+        if not learned:
+            return []
+        kept = turns[: learned[-1] + 1]
+        following = turns[len(kept)].role if len(turns) > len(kept) else None
+        segments = [*start, *kept[0].segments()]
+        for before, turn in pairwise(kept):
+            segments += turn.segments(ends_learned=before.is_learned)
+        return [[*segments, control(f"<|{following}|>" if following else end, is_target=True)]]
+
+    return Template(render=render_turns, examples=examples, **facts)
+
+
+def chatglm3_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
+    """`metadata` and its line break are one text, the content another.
+
+    Source: https://huggingface.co/THUDM/chatglm3-6b tokenization_chatglm.py (build_single_message,
+    build_chat_input).
+    """
+    return [
+        Turn(message.role, (f"{message.metadata}\n", _chatglm3_content(message)), is_learned(message))
+        for message in messages
+    ]
+
+
+def _chatglm3_content(message: Message) -> str:
+    if message.arguments is not None:
+        return f"```python\n{_python_call(message.arguments)}\n```"
+    if message.tools is None:
+        return message.content
+    return f"{message.content}\n{pretty(message.tools)}"
+
+
+def _python_call(arguments: Mapping[str, Any]) -> str:
+    """A call of `tool_call`; an argument whose name is no Python name stands in a dict."""
+    plain = {key: value for key, value in arguments.items() if _is_python_name(key)}
+    odd = {key: value for key, value in arguments.items() if key not in plain}
+    words = [f"{key}={value!r}" for key, value in plain.items()]
+    return f"tool_call({', '.join([*words, *([f'**{odd!r}'] if odd else [])])})"
+
+
+def _is_python_name(name: str) -> bool:
+    """Python reads a name in its NFKC form, so another spelling would not come back."""
+    return name.isidentifier() and not iskeyword(name) and normalize("NFKC", name) == name
+
+
+def glm4_turns(messages: Sequence[Message], name: str) -> list[Turn]:
+    """`metadata`, its line break and the content are one text; a turn without content is not sent.
+
+    Source: https://huggingface.co/THUDM/glm-4-9b-chat tokenizer_config.json (chat_template; its renderer
+    drops the first line break after a block, hence one in front of a tool where the base revision has two).
+    """
+    turns = []
+    for message in messages:
+        if message.tools is not None:
+            turns.append(Turn("system", ("\n" + _glm4_tools(message.tools, name, "\n"),)))
+        content = glm4_content(message)
+        if content:
+            text = f"{message.metadata}\n{content}"
+            turns.append(Turn(message.role, (text,), is_learned(message)))
+    return turns
+
+
+def glm4_base_turns(messages: Sequence[Message], name: str) -> list[Turn]:
+    """As `glm4_turns`, but `metadata` and its line break are encoded apart from the content.
+
+    Source: https://huggingface.co/THUDM/glm-4-9b tokenization_chatglm.py (apply_chat_template).
+    """
+    turns = []
+    for message in messages:
+        if message.tools:
+            turns.append(Turn("system", ("\n", _glm4_tools(message.tools, name, "\n\n"))))
+        content = glm4_content(message)
+        if content:
+            texts = (f"{message.metadata}\n", content)
+            turns.append(Turn(message.role, texts, is_learned(message)))
+    return turns
+
+
+def glm4_content(message: Message) -> str:
+    """A turn's text; a call is its arguments as JSON."""
+    if message.arguments is None:
+        return message.content
+    return json.dumps(message.arguments, ensure_ascii=False)
+
+
+def _glm4_tools(tools: Sequence[Mapping[str, Any]], name: str, gap: str) -> str:
+    return _GLM4_INTRODUCTION.format(name) + "".join(gap + _glm4_tool(tool) for tool in tools)
+
+
+def _glm4_tool(tool: Mapping[str, Any]) -> str:
+    kind = str(tool.get("type", "function")) if isinstance(tool, Mapping) else ""
+    if kind in _GLM4_BUILT_IN_TOOLS:
+        return _GLM4_BUILT_IN_TOOLS[kind]
+    function = tool.get("function", tool) if kind == "function" else None  # ChatGLM3's have no wrapper
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise DataError(
+            f"tools: a tool of type {kind!r} that GLM-4 does not know",
+            hint='use {"type": "function", "function": {"name": ...}} or type '
+            + ", ".join(_GLM4_BUILT_IN_TOOLS),
+        )
+    return _glm4_function(function)
+
+
+def _glm4_function(function: Mapping[str, Any]) -> str:
+    return f"## {function['name']}\n\n{pretty(function)}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+
+
+_GLM4_INTRODUCTION = (
+    "你是一个名为 {} 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
+)
+
+_GLM4_BUILT_IN_TOOLS: Mapping[str, str] = {
+    "python": (
+        "## python\n\n当你向 `python` 发送包含 Python 代码的消息时，"
+        "该代码将会在一个有状态的 Jupyter notebook 环境中执行。"
+        "\n`python` 返回代码执行的输出，或在执行 60 秒后返回超时。"
+        "\n`/mnt/data` 将会持久化存储你的文件。在此会话中，`python` 无法访问互联网。"
+        "不要使用 `python` 进行任何网络请求或者在线 API 调用，这些在线内容的访问将不会成功。"
+    ),
+    "simple_browser": (
+        "## simple_browser\n\n你可以使用 `simple_browser` 工具。该工具支持以下函数："
+        "\n`search(query: str, recency_days: int)`：使用搜索引擎进行查询并显示结果，"
+        "可以使用 `recency_days` 参数控制搜索内容的时效性。"
+        "\n`mclick(ids: list[int])`：获取一系列指定 id 的页面内容。每次调用时，须选择3-10个页面。"
+        "选择多个角度的页面，同时尽可能选择可信任的信息来源。"
+        "考虑到部分页面是无法加载的，你也可以多打开一些可能有用的页面而不用担心内容过多。"
+        "\n`open_url(url: str)`：打开指定的 URL。"
+        "\n\n使用 `【{引用 id}†{引用文本}】` 来引用内容。"
+        "\n\n操作步骤：1. 使用 `search` 来获得信息列表; 2. 使用 `mclick` 来获取指定 ID 页面的内容; "
+        "3. 根据获得的内容进行回复。在回复中应当引用信息来源。"
+        "\n 如果用户提供了 URL，也可以用 `open_url` 直接打开页面。"
+        "\n如果初次搜索结果没有找到合适的信息，也可以再次使用 `search` 进行搜索。"
+    ),
+    "cogview": (
+        "## cogview\n\n如果用户的请求中包含了对图像的描述，你可以使用 `cogview` 来生成图像并展示给用户。"
+        "你需要向 `cogview` 发送图像描述，规则："
+        "\n- 发送给 `cogview` 的消息必须使用英语。用户的中文描述必须完全翻译为英语。"
+        "\n- 应当尽可能详细地描述图像生成的需求，需求描述约 100 英文单词。"
+        "\n- 保持用户原始描述的意图。不要虚构内容或者没见过的人物。"
+        "\n- 如无特殊说明，所在地为中国，持有中国立场并遵循中国社会主义价值观。"
+    ),
+}
+
+
+# --- GLM-4-0414: GLM-4's turns, with the system messages first ---
+# Source: modelscope/ms-swift swift/plugin/agent_template/glm4.py (GLM4_0414AgentTemplate) for the tools, and
+# the template of its thinking revision below, which introduces them otherwise and changes the content.
+
+
+def glm4_0414_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
+    """GLM-4-0414's turns: tools, every system message, then the others."""
+    return turns_0414(messages, "# 可用工具\n", lambda content: content)
+
+
+def turns_0414(messages: Sequence[Message], introduction: str, shown: Callable[[str], str]) -> list[Turn]:
+    """Tools, then every system message, then the others; `shown` is what is sent of their content."""
+    tools = [tool for message in messages for tool in message.tools or ()]
+    turns = []
+    if tools:
+        texts = [introduction, *(_glm4_function(_unwrapped(tool)) for tool in tools)]
+        turns.append(Turn("system", ("\n" + "\n".join(texts),)))
+    turns += [
+        Turn("system", (f"\n{message.content}",))
+        for message in messages
+        if message.role == "system" and (message.content or message.tools is None)
+    ]
+    for message in messages:
+        if message.role != "system":
+            text = f"{message.metadata}\n{shown(glm4_content(message))}"
+            turns.append(Turn(message.role, (text,), is_learned(message)))
+    return turns
+
+
+def _unwrapped(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function") or tool if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or "name" not in function:
+        raise DataError("tools: a tool without a name", hint='use {"type": "function", "function": {...}}')
+    return function
+
+
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+GLM4_CONTROL_TOKENS = (
+    *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+    *ROLE_TOKENS,
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+)
