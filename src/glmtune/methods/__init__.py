@@ -7,6 +7,7 @@ from torch import nn
 
 from glmtune.methods.full import apply_full
 from glmtune.methods.lora import apply_lora
+from glmtune.models.quant import quantised_layers
 from glmtune.recipe import Method
 
 METHODS: dict[str, Callable[[Any, Any], Any]] = {"full": apply_full, "lora": apply_lora}
@@ -25,8 +26,13 @@ def apply_method(model: Any, settings: Method) -> Any:
 
 
 def trainable_line(model: nn.Module) -> str:
-    """`trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT prints it."""
+    """`trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT prints it.
+
+    A quantised layer counts as many weights as the dense layer that it stands for.
+    """
     total = sum(p.numel() for p in model.parameters())
+    for layer in quantised_layers(model).values():
+        total += layer.in_features * layer.out_features - layer.weight.numel() - layer.weight_scale.numel()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return (
         f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}"

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model
-from glmtune.methods import apply_method
+from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import Card, load_adapter, save_trained
 from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.quant import QuantizedLinear, dequantise, pack, quantise, quantised_layers, unpack
@@ -404,3 +404,12 @@ def test_scales_stay_in_half_where_a_family_has_them_so(bits: int, monkeypatch: 
     monkeypatch.setattr(ChatGLMForConditionalGeneration, "scale_dtype", torch.float16)
     scales = {layer.weight_scale.dtype for layer in quantised_layers(quantised(bits)).values()}
     assert scales == {torch.float16}
+
+
+def test_the_line_of_trained_parameters_counts_the_weights_that_codes_stand_for() -> None:
+    lines = {
+        trainable_line(apply_method(model if bits is None else model.quantize(bits), Lora(r=2)))
+        for bits in (None, 8, 4)
+        for model in [tiny_model()]
+    }
+    assert len(lines) == 1
