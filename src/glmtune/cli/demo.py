@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from glmtune.cli.console import Lines
 
 if TYPE_CHECKING:
     from glmtune.workflows.demo import DemoResult
+    from glmtune.workflows.events import Event
 
 
 @click.command(short_help="See a small model being tuned: no data, no GPU, no download needed.")
@@ -32,11 +34,12 @@ def demo(name: str, author: str, output: Path | None) -> None:
 
     from glmtune.log import quiet
     from glmtune.workflows.demo import demo as demonstrate
+    from glmtune.workflows.events import drain
 
     disable_progress_bar()
     lines = Lines()
     with lines.bar("training"), quiet():  # not every opening of the model is news here
-        result = _show(demonstrate(name, author, output), lines)
+        result = drain(demonstrate(name, author, output), partial(_show, lines))
     _report(result, lines)
     if result.failures:
         for words in result.failures:
@@ -44,25 +47,19 @@ def demo(name: str, author: str, output: Path | None) -> None:
         sys.exit(1)
 
 
-def _show(events: Any, lines: Lines) -> "DemoResult":
+def _show(lines: Lines, event: "Event") -> None:
     """Print the steps of the run and of the demo around it."""
     from glmtune.workflows.events import Evaluated, Note, Stepped
 
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as stop:
-            result: DemoResult = stop.value
-            return result
-        match event:
-            case Note(text, is_warning):
-                (lines.warn if is_warning else lines.say)(text)
-            case Stepped(log, steps, line):
-                lines.advance(log.step, steps)
-                if line:
-                    lines.say(line)
-            case Evaluated(step, loss, _, _):
-                lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
+    match event:
+        case Note(text, is_warning):
+            (lines.warn if is_warning else lines.say)(text)
+        case Stepped(log, steps, line):
+            lines.advance(log.step, steps)
+            if line:
+                lines.say(line)
+        case Evaluated(step, loss, _, _):
+            lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
 
 
 def _report(result: "DemoResult", lines: Lines) -> None:

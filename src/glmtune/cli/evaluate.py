@@ -1,10 +1,15 @@
 """`glmtune evaluate`."""
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from glmtune.cli.console import Lines
+
+if TYPE_CHECKING:
+    from glmtune.workflows.events import Event
 
 
 @click.command(short_help="Answer and score the rows of a file.")
@@ -34,24 +39,14 @@ def evaluate(
       glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32
     """
     from glmtune.workflows.evaluating import evaluating, recipe_for, scores_table
-    from glmtune.workflows.events import Answered, Note
+    from glmtune.workflows.events import drain
 
     lines = Lines()
     named = {"data.test": data, "output": output, "base": base, "revision": revision}
     words += tuple(f"{key}={value}" for key, value in named.items() if value)
     events = evaluating(recipe_for({"model": str(path)}, words))
     with lines.bar("answering"):
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as stop:
-                result = stop.value
-                break
-            match event:
-                case Note(text, is_warning):
-                    (lines.warn if is_warning else lines.say)(text)
-                case Answered(done, total):
-                    lines.advance(done, total)
+        result = drain(events, partial(_show, lines))
     scores = result.scores
     lines.say(f"{'':10} {'thudm':>10} {'chatglm3':>10}")
     for name, thudm, chatglm3 in scores_table(scores):
@@ -61,3 +56,13 @@ def evaluate(
         f"{100 * scores['stopped_share']:.1f}% ended by a stop token"
     )
     lines.say(f"answers: {result.path / 'generated_predictions.txt'}; scores: {result.path / 'scores.json'}")
+
+
+def _show(lines: Lines, event: "Event") -> None:
+    from glmtune.workflows.events import Answered, Note
+
+    match event:
+        case Note(text, is_warning):
+            (lines.warn if is_warning else lines.say)(text)
+        case Answered(done, total):
+            lines.advance(done, total)

@@ -1,7 +1,8 @@
 """`glmtune train`."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,7 @@ from glmtune.cli.console import Lines, indent
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
     from glmtune.workflows import RunResult
+    from glmtune.workflows.events import Event
 
 
 @click.command(short_help="Fine-tune a model on your rows.")
@@ -36,14 +38,14 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from glmtune.workflows import training
+    from glmtune.workflows.events import drain
 
     disable_progress_bar()  # one bar is enough
     enable_progress_bars()  # but a download, which comes before it, shows its own
     lines = Lines()
-    events = training(recipe, resume=resume)
     try:
         with lines.bar("training"):
-            result = _show(events, lines)
+            result = drain(training(recipe, resume=resume), partial(_show, lines))
     finally:
         _leave_group()
     _summary(lines, recipe, result)
@@ -66,32 +68,26 @@ def _recipe(words: tuple[str, ...]) -> "Recipe":
     return load_recipe(source / "recipe.yaml", [f"output={source}", *words[1:]])
 
 
-def _show(events: Any, lines: Lines) -> "RunResult":
-    """Print what happens; return what the workflow returns."""
+def _show(lines: Lines, event: "Event") -> None:
+    """Print what happens."""
     from glmtune.workflows.events import Evaluated, FirstRow, Note, Saved, Stepped
 
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as stop:
-            result: RunResult = stop.value
-            return result
-        match event:
-            case Note(text, is_warning):
-                (lines.warn if is_warning else lines.say)(text)
-            case FirstRow(whole, learned, place):
-                lines.say(f"first row ({place}), as the model reads it:\n{indent(whole)}")
-                lines.say(f"what is learned of it:\n{indent(learned)}")
-            case Stepped(log, steps, line):
-                lines.advance(log.step, steps)
-                if line:
-                    lines.say(line)
-            case Evaluated(step, loss, best_before, is_best):
-                lines.say(f"Evaluation Loss: {loss:.5f} (step {step})")
-                if is_best and best_before is not None:
-                    lines.say(f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}")
-            case Saved(path, is_best):
-                lines.say(f"{'Best model' if is_best else 'Model'} has saved at {path}")
+    match event:
+        case Note(text, is_warning):
+            (lines.warn if is_warning else lines.say)(text)
+        case FirstRow(whole, learned, place):
+            lines.say(f"first row ({place}), as the model reads it:\n{indent(whole)}")
+            lines.say(f"what is learned of it:\n{indent(learned)}")
+        case Stepped(log, steps, line):
+            lines.advance(log.step, steps)
+            if line:
+                lines.say(line)
+        case Evaluated(step, loss, best_before, is_best):
+            lines.say(f"Evaluation Loss: {loss:.5f} (step {step})")
+            if is_best and best_before is not None:
+                lines.say(f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}")
+        case Saved(path, is_best):
+            lines.say(f"{'Best model' if is_best else 'Model'} has saved at {path}")
 
 
 def _leave_group() -> None:

@@ -10,9 +10,8 @@ from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.runs import write_json
-from glmtune.workflows.events import Answered, Event, Note, RunResult
+from glmtune.workflows.events import Answered, Event, Note, RunResult, drain
 from glmtune.workflows.rows import data_hash, full_path, test_questions
-from glmtune.workflows.training import drain
 
 WEIGHTS = {".bin", ".safetensors"}
 

@@ -1,8 +1,9 @@
 """What a workflow reports while it runs. The CLI prints these, the library ignores them."""
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glmtune.training.loop import StepLog
 
@@ -74,3 +75,17 @@ class RunResult:
     peak_memory_gib."""
     scores: dict[str, Any]
     """Of an evaluation: the two score variants, num_rows, num_empty, stopped_share."""
+
+
+Result = TypeVar("Result")
+
+
+def drain(events: Generator[Event, None, Result], show: Callable[[Event], None] = lambda _: None) -> Result:
+    """Run a workflow to its end, each event shown as it comes; return the workflow's result."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        show(event)

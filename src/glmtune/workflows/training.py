@@ -30,7 +30,7 @@ from glmtune.training.loop import fit, mean_loss, require_finite
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
-from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
+from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
@@ -91,16 +91,6 @@ def train(recipe: Source, *, resume: bool = False) -> RunResult:
     With `resume`, go on from the last checkpoint of the recipe's `output`.
     """
     return drain(training(load_recipe(recipe), resume=resume))
-
-
-def drain(events: Generator[Event, None, RunResult]) -> RunResult:
-    """Run a workflow to its end without looking at its events."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as stop:
-            result: RunResult = stop.value
-            return result
 
 
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
