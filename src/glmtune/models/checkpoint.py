@@ -112,7 +112,7 @@ def load_base(
     wanted = resolve_dtype(dtype, _main_dtype(stored), place)
     model = _build_empty(config, wanted)
     stored = _without_copies(model, stored)
-    _check_tensors(model, stored)
+    check_stored(model, stored)
     if bits:
         model.quantize(bits)
     _set_scale_types(model, stored)
@@ -183,11 +183,6 @@ def build_outline(folder: Path, *, template: str | None = None) -> Model:
     """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
     config = read_config(folder, template=template)
     return _build_empty(config, config.dtype or torch.float32)
-
-
-def check_stored(model: Model, stored: Mapping[str, Stored]) -> None:
-    """Raise CheckpointError unless the checkpoint has just the model's tensors, in their shapes."""
-    _check_tensors(model, stored)
 
 
 def has_weights(folder: Path) -> bool:
@@ -356,7 +351,7 @@ def _without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Sto
     return found
 
 
-def _check_tensors(model: Model, stored: Mapping[str, Stored]) -> None:
+def check_stored(model: Model, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
