@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from commands import glmtune
+from glmtune.cli.console import program
 from glmtune.workflows import demo
 
 
@@ -42,3 +43,19 @@ def test_the_demo_learns_the_name_the_adverts_and_the_talks(name: str, author: s
     assert done.returncode == 0, done.stderr
     table = done.stdout.partition("before and after")[2]
     assert f"我是{name}" in table.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("called", "is_found", "typed"),
+    [
+        ("/here/.venv/bin/glmtune", True, "glmtune"),
+        (".venv/bin/glmtune", False, ".venv/bin/glmtune"),
+        ("/there/glmtune/__main__.py", True, "python -m glmtune"),
+    ],
+)
+def test_what_to_type_next_can_be_typed(
+    called: str, is_found: bool, typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [called])
+    monkeypatch.setattr("shutil.which", lambda name: name if is_found else None)
+    assert program() == typed

@@ -1,6 +1,7 @@
 """Lines and progress bars: the bar only on a terminal, lines the same everywhere."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,14 @@ class Lines:
         self._bar = Progress(*columns, transient=True)
         self._task = self._bar.add_task(what, total=total)
         self._bar.start()
+
+
+def program() -> str:
+    """How the user calls this program: by its name where that is found, else as it was called."""
+    called = sys.argv[0]
+    if called.endswith("__main__.py"):
+        return "python -m glmtune"
+    return "glmtune" if shutil.which("glmtune") else called
 
 
 def indent(text: str) -> str:

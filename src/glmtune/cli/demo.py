@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import Lines
+from glmtune.cli.console import Lines, program
 
 if TYPE_CHECKING:
     from glmtune.workflows.demo import DemoResult
@@ -77,10 +77,10 @@ What is where
   all answers                  {result.path / "before"}, {result.path / "after"}
   the adapter                  {run / "best"}
 What to type next
-  talk to it                   glmtune chat {run}
-  talk to it as it was         glmtune chat glm-tiny
-  tune it on your own rows     glmtune train model=glm-tiny data.train=my.json
-  tune a real model on them    glmtune train model=/models/chatglm3-6b data.train=my.json
+  talk to it                   {program()} chat {run}
+  talk to it as it was         {program()} chat glm-tiny
+  tune it on your own rows     {program()} train model=glm-tiny data.train=my.json
+  tune a real model on them    {program()} train model=/models/chatglm3-6b data.train=my.json
 Your rows may look like {data / "train.jsonl"}, or like any format of docs/data.md."""
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import Lines, indent
+from glmtune.cli.console import Lines, indent, program
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
@@ -109,5 +109,5 @@ def _summary(lines: Lines, recipe: "Recipe", result: "RunResult") -> None:
     test = recipe.data.test or recipe.data.validation or "FILE"
     samples = f"; sample answers: {run / 'samples.jsonl'}" if recipe.samples.prompts else ""
     lines.say(f"loss curve: {run / 'loss.png'}{samples}")
-    lines.say(f"next: glmtune chat {run}")
-    lines.say(f"      glmtune evaluate {run} --data {test}")
+    lines.say(f"next: {program()} chat {run}")
+    lines.say(f"      {program()} evaluate {run} --data {test}")
