@@ -1,14 +1,18 @@
 """The recipe: all settings of a run, their parsing and their description. No torch here."""
 
+from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning
 from glmtune.recipe.parse import load_recipe, to_yaml
-from glmtune.recipe.settings import Data, Evaluation, Full, Lora, Method, Recipe, Samples, Train
+from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
 
 __all__ = [
+    "AdaLora",
     "Data",
     "Evaluation",
+    "Freeze",
     "Full",
     "Lora",
     "Method",
+    "Ptuning",
     "Recipe",
     "Samples",
     "Train",

@@ -4,9 +4,12 @@ Help texts and the reference page are printed from these fields. This module imp
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from glmtune.recipe.base import Settings
+from glmtune.recipe.method import Lora, Method
 
 DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
@@ -17,52 +20,6 @@ TemplateName = Literal[
 ]  # fmt: skip
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
-
-
-class Settings(BaseModel):
-    """Base: read-only, refuses what it does not know, carries its documentation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _expand_home(cls, value: Any) -> Any:
-        return value.expanduser() if isinstance(value, Path) else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_bool_as_number(cls, values: Any) -> Any:
-        """YAML's `yes` and `True` would pass for the number 1."""
-        for key, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and key in cls.model_fields:
-                kind = cls.model_fields[key].annotation
-                kinds = get_args(kind) or (kind,)
-                if bool not in kinds and (int in kinds or float in kinds):
-                    raise ValueError(f"{key} must be a number, got {value}")
-        return values
-
-
-class Full(Settings):
-    """Train every weight."""
-
-    name: Literal["full"] = "full"
-
-
-class Lora(Settings):
-    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arxiv.org/abs/2106.09685)."""
-
-    name: Literal["lora"] = "lora"
-    r: int = Field(8, ge=1)
-    """Rank of the two matrices added to each target."""
-    alpha: float = Field(32, gt=0)
-    """Scale: the update is multiplied by alpha / r."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout on the adapter's input while training."""
-    target_modules: tuple[str, ...] | None = None
-    """Names of the linear layers to adapt; empty takes the family's default, `query_key_value`."""
-
-
-Method = Annotated[Full | Lora, Field(discriminator="name")]
 
 
 class Data(Settings):

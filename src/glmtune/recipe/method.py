@@ -1,0 +1,92 @@
+"""The settings of each fine-tuning method. This module imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from glmtune.recipe.base import Settings
+
+
+class Full(Settings):
+    """Train every weight."""
+
+    name: Literal["full"] = "full"
+
+
+class Freeze(Settings):
+    """Train some of the model's own weights, the last layers or those named, and leave the others as they
+    are.
+    """
+
+    name: Literal["freeze"] = "freeze"
+    num_layers: int | None = Field(None, ge=1)
+    """Train so many last layers; empty: 3, unless `patterns` is set."""
+    patterns: tuple[str, ...] | None = None
+    """Train the parameters whose names match one of these, `*` standing for anything, as in
+    `*.layers.27.mlp.*`."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "Freeze":
+        if self.num_layers is not None and self.patterns is not None:
+            raise ValueError("set either num_layers or patterns")
+        return self
+
+
+class LowRank(Settings):
+    """What the adapters of low rank share."""
+
+    alpha: float = Field(32, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on the adapter's input while training."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the linear layers to adapt; empty takes the family's default, `query_key_value`."""
+
+
+class Lora(LowRank):
+    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arxiv.org/abs/2106.09685)."""
+
+    name: Literal["lora"] = "lora"
+    r: int = Field(8, ge=1)
+    """Rank of the two matrices added to each target."""
+    use_rslora: bool = False
+    """Multiply the update by alpha / sqrt(r) instead, for high ranks (Kalajdzievski 2023,
+    arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """Learn the length of each row of the weight apart from its direction (Liu et al. 2024,
+    arxiv.org/abs/2402.09353)."""
+
+
+class AdaLora(LowRank):
+    """Adapters whose ranks adapt: starts with `init_r` everywhere and prunes to `target_r` on average, where
+    it matters least (Zhang et al. 2023, arxiv.org/abs/2303.10512).
+    """
+
+    name: Literal["adalora"] = "adalora"
+    init_r: int = Field(12, ge=1)
+    """Rank of every target at the start."""
+    target_r: int = Field(8, ge=1)
+    """Mean rank of the targets at the end."""
+
+    @model_validator(mode="after")
+    def _prunes(self) -> "AdaLora":
+        if self.target_r > self.init_r:
+            raise ValueError(f"target_r {self.target_r} is above init_r {self.init_r}: ranks only shrink")
+        return self
+
+
+class Ptuning(Settings):
+    """P-Tuning v2: learned keys and values in front of every layer's own (Liu et al. 2021,
+    arxiv.org/abs/2110.07602), as the official PrefixEncoder makes them.
+    """
+
+    name: Literal["ptuning"] = "ptuning"
+    num_prefix_tokens: int = Field(128, ge=1)
+    """Length of the prefix (the official scripts' pre_seq_len)."""
+    projection: bool = False
+    """Make the prefix by a two-layer network from embeddings (the official prefix_projection)."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on the prefix while training."""
+
+
+Method = Annotated[Full | Freeze | Lora | AdaLora | Ptuning, Field(discriminator="name")]
