@@ -13,8 +13,9 @@ from glmtune.files import read_json_if_there
 from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import ADAPTER_FILE, stored_shapes
-from glmtune.models.checkpoint import Stored, build_outline, check_stored, has_weights, scan_tensors
+from glmtune.models.checkpoint import build_outline, check_stored
 from glmtune.models.outline import Parameter, Part, count_parts, list_parameters, list_stored
+from glmtune.models.shards import Stored, has_weights, scan_tensors
 from glmtune.models.upstream import build_upstream_outline
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe

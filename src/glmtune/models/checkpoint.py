@@ -1,33 +1,31 @@
-"""Open an official folder: every tensor checked first, then copied once, from the mapped file to its place.
+"""Open an official folder: every tensor checked first, then brought from the mapped file to its place, once.
 
-Nothing is held but the weights: on a CPU the anonymous memory at the peak is the weights' own size.
+On a CPU, a weight that stays in its stored type stays in the mapped file too (a private mapping: training
+it changes memory, never the file). What is converted is held once: at the peak, anonymous memory is the
+converted weights' own size.
 """
 
-import errno
 import os
-import pickle
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import GenerationConfig
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
+from glmtune.files import read_json
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.quant import QuantizedLinear, find_bits, name_bits, quantised_layers
+from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
 
 Config = ChatGLMConfig | ChatGLM6BConfig
 Model = ChatGLMForConditionalGeneration | ChatGLM6BForConditionalGeneration
@@ -49,41 +47,8 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-_LAYOUTS = (
-    ("model.safetensors.index.json", "model.safetensors"),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
-)
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I8": torch.int8,
-}
 _IGNORED = re.compile(r"rotary(_pos)?_emb\.inv_freq$")  # buffers that the models compute themselves
-_ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
 _SHOW_BAR_AFTER_S = 1.0
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies and what its header says."""
-
-    file: Path
-    name: str
-    """Its name there."""
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class Shard(Protocol):
-    """One open file of tensors."""
-
-    def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of every tensor, without reading any."""
-
-    def read(self, name: str) -> Tensor:
-        """The tensor, mapped from the file."""
 
 
 def load_base(
@@ -185,141 +150,14 @@ def build_outline(folder: Path, *, template: str | None = None) -> Model:
     return _build_empty(config, config.dtype or torch.float32)
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a checkpoint's file is in the folder, in any layout."""
-    return any((folder / name).exists() for layout in _LAYOUTS for name in layout)
-
-
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type of most weights of a folder."""
     return _main_dtype(scan_tensors(folder))
 
 
-def scan_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the folder's checkpoint by name, from the files' headers alone."""
-    found: dict[str, Stored] = {}
-    listed = _list_shards(folder)
-    for file in sorted(set(listed.values())):
-        with _open_shard(file) as shard:
-            for name, (shape, dtype) in shard.headers().items():
-                if name in found:
-                    raise CheckpointError(
-                        f"{file}: {name} is also in {found[name].file.name}", hint=COPY_AGAIN
-                    )
-                found[name] = Stored(file, name, shape, dtype)
-    for name, file in listed.items():
-        if name and name not in found:
-            raise CheckpointError(
-                f"{file}: tensor {name} is missing, though the index lists it", hint=COPY_AGAIN
-            )
-    return found
-
-
-def _list_shards(folder: Path) -> dict[str, Path]:
-    """The files of the checkpoint, by tensor name; a single file has the name ''."""
-    for index, single in _LAYOUTS:
-        if (folder / index).exists():
-            return _read_index(folder / index)
-        if (folder / single).exists():
-            return {"": folder / single}
-    names = ", ".join(name for layout in _LAYOUTS for name in layout)
-    raise CheckpointError(f"{folder}: no weights; looked for {names}", hint="download the weights too")
-
-
-def _read_index(file: Path) -> dict[str, Path]:
-    weight_map = read_json(file).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{file}: no weight_map, an object of tensor name to file", hint=COPY_AGAIN)
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{file}: {shard!r} is not the name of a file beside it", hint=COPY_AGAIN)
-        if not (file.parent / shard).exists():
-            raise CheckpointError(
-                f"{file.parent / shard}: missing, but listed in {file.name}", hint="download this shard"
-            )
-    return {name: file.parent / shard for name, shard in weight_map.items()}
-
-
 def _read_generation_config(folder: Path) -> GenerationConfig | None:
     file = folder / "generation_config.json"
     return GenerationConfig.from_dict(read_json(file)) if file.exists() else None
-
-
-@contextmanager
-def _open_shard(file: Path) -> Iterator[Shard]:
-    """Map a file of weights; whatever is wrong with it becomes a CheckpointError that names it."""
-    start = read_start(file)
-    if file.suffix == ".bin" and start and not start.startswith(_ZIP):
-        raise CheckpointError(
-            f"{file}: damaged, or written by torch before 1.6 (such files cannot be mapped)",
-            hint="copy the file again, or load and torch.save it once with a current torch",
-        )
-    opened = _SafetensorsShard if file.suffix == ".safetensors" else _PickleShard
-    with _explain_damage(file):
-        shard = opened(file)
-    yield shard
-
-
-@contextmanager
-def _explain_damage(file: Path) -> Iterator[None]:
-    """Turn what the file libraries raise into a CheckpointError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # how mapping a cut-off file fails
-            raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
-        raise unreadable(file, error) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file}: holds more than tensors, and is not loaded for safety: {_first_line(error)}",
-            hint="only weights are ever unpickled; get the safetensors files or re-save the state dict",
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{file}: truncated or damaged: {_first_line(error)}", hint=COPY_AGAIN
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
-class _SafetensorsShard:
-    """A mapped safetensors file."""
-
-    def __init__(self, file: Path) -> None:
-        self._file: Any = safe_open(file, framework="pt")
-
-    def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 it is no dict
-        return {
-            name: (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8))
-            for name, part in slices.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-
-class _PickleShard:
-    """A mapped `torch.save` file; only tensors are unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if not isinstance(content, dict):
-            raise ValueError(f"holds a {type(content).__name__}, expected a dict of tensors")
-        self._tensors = content
-        for name, tensor in content.items():
-            if not isinstance(tensor, Tensor):
-                raise ValueError(f"{name} is a {type(tensor).__name__}, expected a tensor")
-
-    def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._tensors[name]
-        return tensor
 
 
 def _main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
@@ -427,10 +265,10 @@ def _fill(
     done = 0
     with _bar(total) if progress is None else _given(progress) as report:
         for file in sorted({stored[name].file for name in names}):
-            with _open_shard(file) as shard:
+            with open_shard(file) as shard:
                 for name in names:
                     if stored[name].file == file:
-                        with _explain_damage(file):
+                        with explain_damage(file):
                             source = shard.read(stored[name].name)
                         done += _place(model, name, source, device)
                         report(done, total)
@@ -444,7 +282,7 @@ def _place(model: torch.nn.Module, name: str, source: Tensor, device: torch.devi
         module.fill(source, device)
         return module.weight.nbytes + module.weight_scale.nbytes
     empty = module.get_parameter(leaf)
-    values = torch.empty(source.shape, dtype=empty.dtype, device=device).copy_(source)
+    values = source.to(device, empty.dtype)  # no copy where nothing changes
     setattr(module, leaf, torch.nn.Parameter(values, requires_grad=empty.requires_grad))
     return values.nbytes
 

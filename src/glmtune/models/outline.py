@@ -7,7 +7,7 @@ from math import prod
 
 from torch import nn
 
-from glmtune.models.checkpoint import Stored
+from glmtune.models.shards import Stored
 
 PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("adapter", re.compile(r"\.lora_")),

@@ -279,7 +279,7 @@ def test_json_that_is_no_object_is_refused(folder: Path) -> None:
 
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    assert "no weights; looked for model.safetensors.index.json" in refusal(folder)
+    assert "no weights; looked for model.safetensors, model.safetensors.index.json" in refusal(folder)
 
 
 @pytest.mark.parametrize("layout", ["sharded safetensors", "sharded bin"])
@@ -413,6 +413,7 @@ def test_a_disk_that_fails_while_reading_is_told_by_the_file(
     ],
 )
 def test_a_broken_index_is_refused(folder: Path, content: str, told: str) -> None:
+    (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
     index.write_text(content)
     message = refusal(folder)
@@ -532,17 +533,38 @@ def test_loading_takes_no_more_anonymous_memory_than_the_weights_and_a_tenth(
     write(large, zeros_like_config(large), layout)
     weights, grown = measure(large, folder, dtype, quant)
     assert weights > (120e6 if quant else 250e6)
-    assert weights * 0.9 < grown <= weights * 1.1
+    least = 0.5 if dtype == "fp16" else 0.9  # fp16 as stored: what is not quantised stays in the file
+    assert weights * least < grown <= weights * 1.1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
-def test_a_quantised_folder_takes_no_more_than_its_quantised_weights(folder: Path, tmp_path: Path) -> None:
+def test_weights_that_keep_their_stored_type_stay_in_the_file(folder: Path, tmp_path: Path) -> None:
     edit_config(folder, hidden_size=1024, ffn_hidden_size=4096, padded_vocab_size=20000, num_layers=8)
     write(folder, zeros_like_config(folder))
     load_base(folder, dtype="fp16", device="cpu", quant="int4").save_pretrained(tmp_path / "int4")
     weights, grown = measure(tmp_path / "int4", GOLDENS / "v3" / "ckpt", "fp16", "")
     assert 120e6 < weights < 180e6
-    assert weights * 0.9 < grown <= weights * 1.1
+    assert grown < weights * 0.1
+
+
+@pytest.mark.parametrize("layout", ["sharded safetensors", "sharded bin"])
+def test_a_model_is_changed_and_saved_into_its_own_folder_without_touching_what_was_mapped(
+    folder: Path, tensors: dict[str, Tensor], layout: str
+) -> None:
+    files = write(folder, tensors, layout)
+    before = {path: path.read_bytes() for path in files}
+    model = load_base(folder, dtype="fp16", device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert {path: path.read_bytes() for path in files} == before
+    changed = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder)
+    assert all(torch.equal(changed[name], tensor) for name, tensor in model.state_dict().items())
+    if "bin" in layout:
+        assert all(path.exists() for path in files)  # beside the new file, which comes first
+    again = load_base(folder, dtype="fp16", device="cpu").state_dict()
+    assert all(torch.equal(changed[name], tensor) for name, tensor in again.items())
 
 
 def measure(large: Path, small: Path, dtype: str, quant: str) -> tuple[int, int]:

@@ -1,0 +1,182 @@
+"""The files of a checkpoint: what lies in which, and its tensors, mapped; of pickles only tensors are read.
+
+Whatever is wrong with a file becomes a CheckpointError that names it.
+"""
+
+import errno
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from glmtune.errors import CheckpointError
+from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
+
+_LAYOUTS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+"""A single file and the index of several, in transformers' order: saving one file over shards leaves their
+index behind."""
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+}
+_ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies and what its header says."""
+
+    file: Path
+    name: str
+    """Its name there."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Shard(Protocol):
+    """One open file of tensors."""
+
+    def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of every tensor, without reading any."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, mapped from the file."""
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's file is in the folder, in any layout."""
+    return any((folder / name).exists() for layout in _LAYOUTS for name in layout)
+
+
+def scan_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder's checkpoint by name, from the files' headers alone."""
+    found: dict[str, Stored] = {}
+    listed = _list_shards(folder)
+    for file in sorted(set(listed.values())):
+        with open_shard(file) as shard:
+            for name, (shape, dtype) in shard.headers().items():
+                if name in found:
+                    raise CheckpointError(
+                        f"{file}: {name} is also in {found[name].file.name}", hint=COPY_AGAIN
+                    )
+                found[name] = Stored(file, name, shape, dtype)
+    for name, file in listed.items():
+        if name and name not in found:
+            raise CheckpointError(
+                f"{file}: tensor {name} is missing, though the index lists it", hint=COPY_AGAIN
+            )
+    return found
+
+
+def _list_shards(folder: Path) -> dict[str, Path]:
+    """The files of the checkpoint, by tensor name; a single file has the name ''."""
+    for single, index in _LAYOUTS:
+        if (folder / single).exists():
+            return {"": folder / single}
+        if (folder / index).exists():
+            return _read_index(folder / index)
+    names = ", ".join(name for layout in _LAYOUTS for name in layout)
+    raise CheckpointError(f"{folder}: no weights; looked for {names}", hint="download the weights too")
+
+
+def _read_index(file: Path) -> dict[str, Path]:
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{file}: no weight_map, an object of tensor name to file", hint=COPY_AGAIN)
+    for shard in sorted({str(name) for name in weight_map.values()}):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{file}: {shard!r} is not the name of a file beside it", hint=COPY_AGAIN)
+        if not (file.parent / shard).exists():
+            raise CheckpointError(
+                f"{file.parent / shard}: missing, but listed in {file.name}", hint="download this shard"
+            )
+    return {name: file.parent / shard for name, shard in weight_map.items()}
+
+
+@contextmanager
+def open_shard(file: Path) -> Iterator[Shard]:
+    """Map a file of weights; whatever is wrong with it becomes a CheckpointError that names it."""
+    start = read_start(file)
+    if file.suffix == ".bin" and start and not start.startswith(_ZIP):
+        raise CheckpointError(
+            f"{file}: damaged, or written by torch before 1.6 (such files cannot be mapped)",
+            hint="copy the file again, or load and torch.save it once with a current torch",
+        )
+    opened = _SafetensorsShard if file.suffix == ".safetensors" else _PickleShard
+    with explain_damage(file):
+        shard = opened(file)
+    yield shard
+
+
+@contextmanager
+def explain_damage(file: Path) -> Iterator[None]:
+    """Turn what the file libraries raise into a CheckpointError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # how mapping a cut-off file fails
+            raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
+        raise unreadable(file, error) from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file}: holds more than tensors, and is not loaded for safety: {_first_line(error)}",
+            hint="only weights are ever unpickled; get the safetensors files or re-save the state dict",
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{file}: truncated or damaged: {_first_line(error)}", hint=COPY_AGAIN
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+class _SafetensorsShard:
+    """A mapped safetensors file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file: Any = safe_open(file, framework="pt")
+
+    def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 it is no dict
+        return {
+            name: (tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8))
+            for name, part in slices.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+class _PickleShard:
+    """A mapped `torch.save` file; only tensors are unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}, expected a dict of tensors")
+        self._tensors = content
+        for name, tensor in content.items():
+            if not isinstance(tensor, Tensor):
+                raise ValueError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+
+    def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        tensor: Tensor = self._tensors[name]
+        return tensor
