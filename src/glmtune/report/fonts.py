@@ -1,7 +1,6 @@
 """Which of this machine's fonts can write a text."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,9 @@ NO_LETTERS = "Last Resort"
 
 def find_families(texts: Sequence[str]) -> list[str] | None:
     """Font families that together can write the texts, the usual one first; None if no font here can."""
-    return _find(frozenset(ord(letter) for text in texts for letter in text if not letter.isspace()))
-
-
-@cache
-def _find(letters: frozenset[int]) -> list[str] | None:
     from matplotlib.font_manager import findfont, fontManager
 
+    letters = frozenset(ord(letter) for text in texts for letter in text if not letter.isspace())
     missing = _lacks(findfont(USUAL), letters)
     if not missing:
         return [USUAL]
