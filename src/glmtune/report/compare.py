@@ -103,9 +103,7 @@ def compare(
     make_folder(folder)
     labels = [f"{name} ({run.recipe.method.name})" for name, run in zip(names, read, strict=True)]
     if find_families(labels) is None:
-        text = (
-            "no font on this machine can write all names of the runs: the picture has numbers in their place"
-        )
+        text = "no font here can write all names of the runs: the picture numbers them in this order"
         comparison = replace(comparison, warnings=(*comparison.warnings, text))
         labels = [f"run {i} ({run.recipe.method.name})" for i, run in enumerate(read, 1)]
     plot_comparison([_curves(*pair) for pair in zip(labels, read, strict=True)], folder / PICTURE_FILE)
@@ -140,29 +138,16 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def _compare(runs: Sequence[Run], names: Sequence[str], at: tuple[int, ...]) -> Comparison:
     for step in at:
         _require_step(step, runs, names)
-    shared = [step for step in at if all(step in run.evaluated for run in runs)]
+    shared = tuple(step for step in at if all(step in run.evaluated for run in runs))
     eval_at = shared or _largest_shared([run.evaluated for run in runs])
-    apart = _differing([_evaluated_on(run) for run in runs])
-    models = {_model(run) for run in runs}
-    warnings = [text for pair in zip(runs, names, strict=True) for text in _warnings(*pair)]
-    if apart:
-        text = (
-            "their evaluation losses cannot be compared: the evaluated rows, or how they are read, differ in"
-        )
-        warnings.append(f"{text} {', '.join(apart)}")
-    if len(models) > 1:
-        text = f"different base models ({', '.join(sorted(models))}): losses per token compare only between"
-        warnings.append(f"{text} models with the same tokenizer")
-    devices = {str(run.environment.get("device", "unknown")) for run in runs}
-    if len(devices) > 1:
-        text = f"trained on different devices ({', '.join(sorted(devices))}): times compare those too"
-        warnings.append(text)
+    incomparable = tuple(_why_incomparable(runs))
+    unready = (text for pair in zip(runs, names, strict=True) for text in _what_is_missing(*pair))
     return Comparison(
         runs=tuple(_figures(run, name, at, eval_at) for run, name in zip(runs, names, strict=True)),
         differences=_differences([run.recipe.model_dump(mode="json", exclude={"output"}) for run in runs]),
         samples=tuple(_samples(runs)),
-        leads=() if apart or len(models) > 1 else tuple(_leads(runs, names)),
-        warnings=tuple(warnings),
+        leads=() if incomparable else tuple(_leads(runs, names)),
+        warnings=(*unready, *incomparable, *_other_devices(runs)),
     )
 
 
@@ -207,7 +192,7 @@ def _figures(run: Run, name: str, at: Sequence[int], eval_at: Sequence[int]) -> 
     )
 
 
-def _warnings(run: Run, name: str) -> Iterator[str]:
+def _what_is_missing(run: Run, name: str) -> Iterator[str]:
     if not run.training:
         yield f"{name}: no step yet"
         return
@@ -215,6 +200,28 @@ def _warnings(run: Run, name: str) -> Iterator[str]:
         yield f"{name}: at step {run.num_steps}, still running or interrupted"
     if not run.evaluated:
         yield f"{name}: not evaluated yet"
+
+
+def _why_incomparable(runs: Sequence[Run]) -> Iterator[str]:
+    """Why the runs' evaluation losses do not measure the same."""
+    apart = _differing([_evaluated_on(run) for run in runs])
+    if apart:
+        yield (
+            "the evaluation losses cannot be compared: the evaluated rows, or how they are read, differ in "
+            + ", ".join(apart)
+        )
+    models = {str(run.environment.get("model", {}).get("name") or run.recipe.model) for run in runs}
+    if len(models) > 1:
+        yield (
+            f"different base models ({', '.join(sorted(models))}): their losses per token can be compared "
+            "only if their tokenizers are the same"
+        )
+
+
+def _other_devices(runs: Sequence[Run]) -> Iterator[str]:
+    devices = {str(run.environment.get("device", "unknown")) for run in runs}
+    if len(devices) > 1:
+        yield f"trained on different devices ({', '.join(sorted(devices))}): speed and memory are theirs too"
 
 
 def _evaluated_on(run: Run) -> dict[str, Any]:
@@ -227,10 +234,6 @@ def _evaluated_on(run: Run) -> dict[str, Any]:
         rows["data.split_seed"] = data.split_seed
     encoding = data.model_dump(mode="json", exclude=ROWS_ELSEWHERE)
     return rows | {"template": run.recipe.template} | {f"data.{key}": encoding[key] for key in encoding}
-
-
-def _model(run: Run) -> str:
-    return str(run.environment.get("model", {}).get("name") or run.recipe.model)
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
