@@ -91,6 +91,8 @@ def _samples_table(comparison: "Comparison", shown: slice) -> Any:
 
 def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
     """Name and one text a run of each figure."""
+    from glmtune.report.run import MEAN_STEPS
+
     runs = comparison.runs
 
     def row(name: str, show: Callable[["RunFigures"], str | None]) -> tuple[str, list[str]]:
@@ -108,7 +110,10 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
     for step in runs[0].eval_losses:
         yield f"evaluation loss at step {step}", [_loss(run.eval_losses[step]) for run in runs]
     for step in runs[0].losses:
-        yield f"loss at step {step}, mean of 10", [_loss(run.losses[step]) for run in runs]
+        yield (
+            f"loss at step {step}, mean of {min(step, MEAN_STEPS)}",
+            [_loss(run.losses[step]) for run in runs],
+        )
 
 
 def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
@@ -147,7 +152,8 @@ def _number(value: float | None, form: str, *, scale: float = 1) -> str | None:
 
 def _settings(values: Sequence[Any]) -> list[str]:
     """Each run's value; of paths the last part, where that tells them apart."""
-    texts = ["empty" if value is None else str(value) for value in values]
+    lists = [", ".join(map(str, value)) if isinstance(value, list) else value for value in values]
+    texts = ["empty" if value is None else str(value) for value in lists]
     ends = [Path(text).name for text in texts]
     return ends if len(set(ends)) == len(set(texts)) else texts
 

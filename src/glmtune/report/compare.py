@@ -40,7 +40,7 @@ class RunFigures:
     best_step: int | None
     size_bytes: int | None
     losses: dict[int, float | None]
-    """Training loss at the compared steps, each the mean over 10 steps."""
+    """Training loss at the compared steps, each the mean of up to 10 steps that end there."""
     eval_losses: dict[int, float]
     """Evaluation loss at the compared steps."""
     samples_step: int | None
