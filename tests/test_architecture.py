@@ -92,6 +92,7 @@ TORCH_FREE = [
     "glmtune.data.stats",
     "glmtune.evaluation.metrics",
     "glmtune.report.plots",
+    "glmtune.report.compare",
 ]
 
 

@@ -30,7 +30,10 @@ SMALL = {
 }
 
 
-GUIDES = ("quickstart", "data", "limits", "models", "methods", "generations", "glm-tiny", "troubleshooting")
+GUIDES = (
+    "quickstart", "data", "limits", "models", "methods", "compare", "generations", "glm-tiny",
+    "troubleshooting",
+)  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
 """Pages made by a program, and lists of figures and links."""
 NOT_RUN = {
@@ -40,6 +43,9 @@ NOT_RUN = {
     "glmtune train model=THUDM/": "downloads",
     "glmtune chat modelscope:": "downloads",
     "modelscope ": "downloads",
+    "glmtune train model=glm-tiny data.train=examples/adverts.jsonl method=ptuning": "P-Tuning is to come",
+    "glmtune evaluate runs/adverts-ptuning": "P-Tuning is to come",
+    "glmtune compare runs/adverts-lora runs/adverts-ptuning": "P-Tuning is to come",
     "pip ": "installs",
     "make ": "installs",
     "source ": "installs",
@@ -57,6 +63,7 @@ GUIDE_WORDS = {
     ],
     "evaluate": ["evaluate.max_new_tokens=4"],
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
+    "compare": [],
     "data": [],
     "info": [],
 }

@@ -19,6 +19,7 @@ SIGNATURES = {
     "score": "(predictions, references, variant='thudm')",
     "train": "(recipe, *, resume=False)",
     "evaluate": "(recipe)",
+    "compare": "(runs, *, output=None, at=())",
 }
 
 
@@ -33,7 +34,9 @@ def test_the_functions_have_their_signatures(name: str) -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    assert sorted(glmtune.__all__) == sorted(["Chat", "GlmtuneError", "Recipe", "RunResult", *SIGNATURES])
+    assert sorted(glmtune.__all__) == sorted(
+        ["Chat", "Comparison", "GlmtuneError", "Recipe", "RunResult", *SIGNATURES]
+    )
     assert all(getattr(glmtune, name) for name in glmtune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = glmtune.nothing

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from glmtune.generate import Chat
     from glmtune.load import load_model, load_tokenizer
     from glmtune.recipe import Recipe
+    from glmtune.report.compare import Comparison, compare
     from glmtune.tokenizers import encode_messages
     from glmtune.workflows import RunResult, evaluate, train
 
 _HOMES = {
     "Chat": "glmtune.generate",
+    "Comparison": "glmtune.report.compare",
     "GlmtuneError": "glmtune.errors",
     "Recipe": "glmtune.recipe",
     "RunResult": "glmtune.workflows",
+    "compare": "glmtune.report.compare",
     "encode_messages": "glmtune.tokenizers",
     "evaluate": "glmtune.workflows",
     "load_model": "glmtune.load",
@@ -30,9 +33,11 @@ _HOMES = {
 
 __all__ = [
     "Chat",
+    "Comparison",
     "GlmtuneError",
     "Recipe",
     "RunResult",
+    "compare",
     "encode_messages",
     "evaluate",
     "load_model",

@@ -16,11 +16,9 @@ from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
 from glmtune.models.quant import name_bits, quantised_layers
 from glmtune.models.upstream import read_upstream_config
-from glmtune.runs import follow
+from glmtune.runs import RECIPE_FILE, follow
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
-
-RECIPE_FILE = "recipe.yaml"
 
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
 """Models that come with the package, by the name that stands for their folder."""

@@ -11,6 +11,16 @@ from typing import Any
 
 from glmtune.errors import ConfigError, OutputError
 
+RECIPE_FILE = "recipe.yaml"
+ENVIRONMENT_FILE = "env.json"
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+RESULT_FILE = "eval.json"
+"""Written when a training has come to its end."""
+SCORES_FILE = "scores.json"
+SETTINGS_FILE = "settings.json"
+"""What the answers beside it depend on."""
+
 LONGEST_LINK = 1024
 """Bytes in the file that stands for a link on Windows, at most."""
 
@@ -100,6 +110,15 @@ def require_new(path: Path, *, hint: str) -> None:
             )
     if path.exists() and any(path.iterdir()):
         raise ConfigError(f"{path}: this folder is not empty and will not be overwritten", hint=hint)
+
+
+def free_folder(path: Path) -> Path:
+    """The path, or the first of `path-2`, `path-3`, ... that is free or an empty folder."""
+    number, folder = 1, path
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        number += 1
+        folder = path.with_name(f"{path.name}-{number}")
+    return folder
 
 
 def make_folder(path: Path) -> None:

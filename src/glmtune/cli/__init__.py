@@ -9,6 +9,7 @@ import warnings
 import click
 
 from glmtune.cli.chat import chat
+from glmtune.cli.compare import compare
 from glmtune.cli.console import is_main_process
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
@@ -41,7 +42,7 @@ def glmtune() -> None:
     """
 
 
-for verb in (demo, train, evaluate, chat, info, data, settings):
+for verb in (demo, train, evaluate, compare, chat, info, data, settings):
     glmtune.add_command(verb)
 
 

@@ -77,3 +77,31 @@ def program() -> str:
 def indent(text: str) -> str:
     """A block under a heading, line breaks kept."""
     return "\n".join(f"    {line}" for line in text.split("\n"))
+
+
+def plain(text: str) -> Any:
+    """Text whose brackets are no markup; if it is Chinese, it breaks anywhere, not at spaces only."""
+    from rich.text import Text
+
+    is_chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
+    return _Folded(text) if is_chinese else Text(text)
+
+
+class _Folded:
+    """Text that fills each line of a cell."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.cells import chop_cells
+        from rich.text import Text
+
+        for line in self.text.split("\n"):
+            yield from (Text(part) for part in chop_cells(line, options.max_width))
+
+    def __rich_measure__(self, console: Any, options: Any) -> Any:
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)

@@ -1,14 +1,14 @@
 """`glmtune demo`."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import Lines, program
+from glmtune.cli.console import Lines, plain, program
 
 if TYPE_CHECKING:
     from glmtune.workflows.demo import DemoResult
@@ -95,7 +95,7 @@ def _answers_table(result: "DemoResult") -> Any:
     for head, style in (("asked", ""), ("before", "yellow"), ("after", "green")):
         table.add_column(head, style=style, overflow="fold", ratio=3 if head == "asked" else 5)
     for question, *answers in zip(QUESTIONS, result.before.answers, result.after.answers, strict=True):
-        table.add_row(_plain("\n".join(question.turns)), *(_plain(_listed(told)) for told in answers))
+        table.add_row(plain("\n".join(question.turns)), *(plain(_listed(told)) for told in answers))
     return table
 
 
@@ -104,34 +104,6 @@ def _listed(answers: Sequence[str]) -> str:
     if len(answers) == 1:
         return answers[0]
     return "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, 1))
-
-
-def _plain(text: str) -> Any:
-    """Text whose brackets are no markup; if it is Chinese, it breaks anywhere, not at spaces only."""
-    from rich.text import Text
-
-    is_chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
-    return _Folded(text) if is_chinese else Text(text)
-
-
-class _Folded:
-    """Text that fills each line of a cell."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from rich.cells import chop_cells
-        from rich.text import Text
-
-        for line in self.text.split("\n"):
-            yield from (Text(part) for part in chop_cells(line, options.max_width))
-
-    def __rich_measure__(self, console: Any, options: Any) -> Any:
-        from rich.measure import Measurement
-        from rich.text import Text
-
-        return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
 
 
 def _scores_table(result: "DemoResult") -> Any:

@@ -9,10 +9,17 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import VARIANTS, score
 from glmtune.generate import Sampling, answer_text, decode
-from glmtune.runs import append_json, make_folder, read_json_lines, require_new, write_json, write_text
+from glmtune.runs import (
+    SETTINGS_FILE,
+    append_json,
+    make_folder,
+    read_json_lines,
+    require_new,
+    write_json,
+    write_text,
+)
 
 PREDICTIONS_FILE = "generated_predictions.txt"
-SETTINGS_FILE = "settings.json"
 
 
 @dataclass(frozen=True, slots=True)

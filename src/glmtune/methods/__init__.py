@@ -26,14 +26,19 @@ def apply_method(model: Any, settings: Method) -> Any:
 
 
 def trainable_line(model: nn.Module) -> str:
-    """`trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT prints it.
+    """`trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT prints it."""
+    trained, total = count_parameters(model)
+    return (
+        f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}"
+    )
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """How many weights are trained, and how many there are.
 
     A quantised layer counts as many weights as the dense layer that it stands for.
     """
     total = sum(p.numel() for p in model.parameters())
     for layer in quantised_layers(model).values():
         total += layer.in_features * layer.out_features - layer.weight.numel() - layer.weight_scale.numel()
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return (
-        f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}"
-    )
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), total

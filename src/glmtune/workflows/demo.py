@@ -15,7 +15,7 @@ from glmtune.errors import ConfigError
 from glmtune.generate import Chat
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Data, load_recipe
-from glmtune.runs import make_folder, read_json_lines, require_new, write_text
+from glmtune.runs import free_folder, make_folder, read_json_lines, require_new, write_text
 from glmtune.workflows.evaluating import evaluate
 from glmtune.workflows.events import Event, Note, RunResult
 from glmtune.workflows.training import training
@@ -130,7 +130,7 @@ def demo(name: str, author: str, output: Path | None = None) -> Generator[Event,
     for option, text in (("--name", name), ("--author", author)):
         if not text.strip():
             raise ConfigError(f"{option}: empty", hint="give a word or two")
-    folder = output or _free_folder()
+    folder = output or free_folder(Path("runs/demo"))
     require_new(folder, hint="name another: --output FOLDER")
     yield from _write_rows(folder / "data", name, author)
     names = (name, author)
@@ -154,14 +154,6 @@ def examples_folder() -> Path:
     package = Path(__file__).parents[1]
     installed = package / "examples"
     return installed if installed.is_dir() else package.parents[1] / "examples"
-
-
-def _free_folder() -> Path:
-    number, folder = 1, Path("runs/demo")
-    while folder.exists() and any(folder.iterdir()):
-        number += 1
-        folder = Path(f"runs/demo-{number}")
-    return folder
 
 
 def _write_rows(folder: Path, name: str, author: str) -> Iterator[Note]:

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
-from glmtune.load import RECIPE_FILE, Place, open_place, open_tokenizer, resolve
+from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
-from glmtune.runs import write_json
+from glmtune.runs import RECIPE_FILE, SCORES_FILE, write_json
 from glmtune.workflows.events import Answered, Event, Note, RunResult, drain
 from glmtune.workflows.rows import data_hash, full_path, test_questions
 
@@ -50,7 +50,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
             yield Answered(total - len(todo) + len(file.done.keys() & {q.row for q in todo}), total)
     wanted = {question.row for question in asked.questions}
     scores = score_all([p for p in file.finish() if p.row in wanted])
-    write_json(folder / "scores.json", scores)
+    write_json(folder / SCORES_FILE, scores)
     return RunResult(folder, {}, scores)
 
 

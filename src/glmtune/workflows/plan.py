@@ -8,11 +8,11 @@ from accelerate import PartialState
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
-from glmtune.load import RECIPE_FILE, Place
+from glmtune.load import Place
 from glmtune.models.checkpoint import resolve_device
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.runs import require_new
-from glmtune.workflows.record import ENVIRONMENT_FILE, with_full_paths
+from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, require_new
+from glmtune.workflows.record import with_full_paths
 from glmtune.workflows.rows import data_hash
 
 

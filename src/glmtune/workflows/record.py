@@ -10,10 +10,14 @@ from typing import Any
 import torch
 
 from glmtune.extras import require
-from glmtune.load import RECIPE_FILE, lasting_name
+from glmtune.load import lasting_name
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.plots import plot_loss
 from glmtune.runs import (
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    SAMPLES_FILE,
     append_json,
     link,
     make_folder,
@@ -24,7 +28,6 @@ from glmtune.runs import (
 )
 from glmtune.workflows.rows import full_path
 
-ENVIRONMENT_FILE = "env.json"
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
 
 
@@ -33,8 +36,8 @@ class RunRecord:
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         self.folder = folder
-        self.metrics_path = folder / "metrics.jsonl"
-        self._samples_path = folder / "samples.jsonl"
+        self.metrics_path = folder / METRICS_FILE
+        self._samples_path = folder / SAMPLES_FILE
         self._wants_board = tensorboard
         self._board: Any = None
         if tensorboard:

@@ -18,14 +18,14 @@ from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
 from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import Place, open_place, open_tokenizer, resolve
-from glmtune.methods import apply_method, trainable_line
+from glmtune.methods import apply_method, count_parameters, trainable_line
 from glmtune.methods.adapter import Card, restore_trained, save_trained
 from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import follow, make_folder, read_json_lines, replacing, write_json
+from glmtune.runs import RESULT_FILE, follow, make_folder, read_json_lines, replacing, write_json
 from glmtune.training.loop import fit, mean_loss, require_finite
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.progress import Progress, run_time
@@ -104,7 +104,7 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
         yield _resume(run)
     if run.is_main:
         pinned = recipe.model_copy(update={"revision": run.place.revision})
-        facts = {"model": model_facts(run.place), **data_hashes(recipe)}
+        facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
     run.accelerator.wait_for_everyone()
@@ -320,6 +320,12 @@ def _card(run: _Run) -> Card:
     )
 
 
+def _sizes(model: Any) -> dict[str, int]:
+    """How much is trained of how much, as env.json keeps it."""
+    trained, total = count_parameters(model)
+    return {"trainable_parameters": trained, "all_parameters": total}
+
+
 def _copy_small_files(base: Path, folder: Path) -> None:
     """Tokenizer and code files, so that a fully trained model is as complete as its base."""
     for path in sorted(base.iterdir()):
@@ -341,5 +347,5 @@ def _result(run: _Run) -> RunResult:
             "train_s": sum(line["step_s"] for line in trained),
             "peak_memory_gib": trained[-1]["peak_memory_gib"],
         }
-        write_json(run.record.folder / "eval.json", metrics)
+        write_json(run.record.folder / RESULT_FILE, metrics)
     return RunResult(run.record.folder, metrics, {})

@@ -1,16 +1,31 @@
-"""loss.png: a whole picture or the old one, whatever the losses are."""
+"""loss.png and compare.png: a whole picture or the old one, whatever the losses are."""
 
 import errno
 import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import fontManager
 
 from glmtune.errors import OutputError
-from glmtune.report.plots import BEST_COLOUR, EVALUATION_COLOUR, TRAINING_COLOUR, plot_loss
+from glmtune.report.curves import read_curve, read_seconds, smooth
+from glmtune.report.fonts import find_families
+from glmtune.report.plots import (
+    BEST_COLOUR,
+    EVALUATION_COLOUR,
+    TRAINING_COLOUR,
+    Curves,
+    draw_comparison,
+    plot_comparison,
+    plot_loss,
+)
 
 WIDTH, HEIGHT = 1200, 675
 
@@ -111,3 +126,87 @@ def test_plotting_needs_no_display_and_no_global_state(tmp_path):
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# Several runs in one picture
+
+
+def curves(label: str, num_steps: int, step_s: float) -> Curves:
+    metrics = [{**line, "step_s": step_s} if "loss" in line else line for line in run(num_steps)]
+    return Curves(
+        label=label,
+        training=read_curve(metrics, "loss"),
+        evaluation=read_curve(metrics, "eval_loss"),
+        seconds=read_seconds(metrics),
+    )
+
+
+def drawn(line: object) -> tuple[list[float], list[float]]:
+    return tuple(np.asarray(values).tolist() for values in (line.get_xdata(), line.get_ydata()))
+
+
+@pytest.mark.parametrize(("step_s", "unit", "unit_s"), [(2.0, "s", 1), (30.0, "min", 60), (400.0, "h", 3600)])
+def test_both_panels_hold_each_runs_losses_at_their_steps_and_times(step_s, unit, unit_s):
+    runs = [curves("a", 30, step_s), curves("b", 20, step_s / 2)]
+    by_step, by_time = draw_comparison(runs).axes
+    assert by_time.get_xlabel() == f"training time ({unit})"
+    for axes, places in ((by_step, [range(31)] * 2), (by_time, [one.seconds for one in runs])):
+        scale = unit_s if axes is by_time else 1
+        lines = iter(axes.lines)
+        for one, place in zip(runs, places, strict=True):
+            for curve in (one.training, one.evaluation):
+                x, y = drawn(next(lines))
+                assert x == [place[step] / scale for step in curve]
+                assert y == list(curve.values())
+        assert next(lines, None) is None
+
+
+def test_a_long_run_has_its_losses_faintly_under_their_mean():
+    one = curves("a", 60, 1.0)
+    faint, mean, _ = draw_comparison([one]).axes[0].lines
+    assert drawn(faint)[1] == list(one.training.values())
+    assert drawn(mean)[1] == smooth(list(one.training.values()))
+    assert faint.get_alpha() < 1
+
+
+def test_names_stand_in_the_legend_as_they_are_in_the_colour_of_their_run():
+    labels = ["_hidden", "a$b$c", "lora"]
+    figure = draw_comparison([curves(label, 5, 1.0) for label in labels])
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    assert not any(text.get_parse_math() for text in legend.get_texts())
+    evaluations = figure.axes[0].lines[1::2]
+    colours = [handle.get_color() for handle in legend.legend_handles]
+    assert colours == [line.get_color() for line in evaluations]
+    assert len(set(colours)) == 3
+
+
+def boxes(path: Path, letters: str) -> None:
+    """A font that has a box for each of the letters."""
+    pen = TTGlyphPen(None)
+    for i, corner in enumerate([(100, 0), (100, 700), (900, 700), (900, 0)]):
+        (pen.lineTo if i else pen.moveTo)(corner)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", "box"])
+    font.setupCharacterMap({ord(letter): "box" for letter in letters})
+    font.setupGlyf({".notdef": pen.glyph(), "box": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (1000, 100), "box": (1000, 100)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Boxes Sans", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(path)
+
+
+def test_chinese_names_are_written_in_a_font_that_has_them(tmp_path, monkeypatch):
+    names = ["甲 (lora)", "乙 (full)"]
+    monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if "DejaVu" in f.name])
+    assert find_families(names) is None
+    boxes(tmp_path / "boxes.ttf", "甲乙")
+    fontManager.addfont(tmp_path / "boxes.ttf")
+    figure = draw_comparison([curves(name, 5, 1.0) for name in names])
+    assert figure.legends[0].get_texts()[0].get_fontfamily() == ["DejaVu Sans", "Boxes Sans"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a letter that no font has
+        plot_comparison([curves(name, 5, 1.0) for name in names], tmp_path / "compare.png")

@@ -1,0 +1,168 @@
+"""`glmtune compare`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmtune.cli.console import Lines, plain
+
+if TYPE_CHECKING:
+    from glmtune.report.compare import Comparison, Lead, RunFigures
+
+HEAD_WIDTH, RUN_WIDTH = 26, 18
+"""Columns of the terminal for the names of the rows, and at least for each run."""
+NOTHING = "-"
+
+
+@click.command(short_help="Put training runs side by side.")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@click.option(
+    "--at",
+    multiple=True,
+    type=int,
+    help="Compare the loss at this step; else at the last that all have made.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="New folder of the results; else runs/compare, -2, ..."
+)
+def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) -> None:
+    """Put two or more runs side by side: speed, memory, losses, scores, answers; no model is loaded.
+
+    The tables are printed; compare.png (loss over steps and over time) and compare.json are written to a
+    new folder. Runs that are still training can be compared too.
+
+    \b
+      glmtune compare runs/lora runs/ptuning
+      glmtune compare runs/lora runs/ptuning --at 100 --at 200 --output runs/lora-or-ptuning
+    """
+    from rich.console import Console
+
+    from glmtune.report.compare import compare as put_side_by_side
+    from glmtune.runs import free_folder
+
+    folder = output or free_folder(Path("runs/compare"))
+    comparison = put_side_by_side(runs, output=folder, at=at)
+    lines, console = Lines(), Console(highlight=False)
+    size = max(1, (console.width - HEAD_WIDTH) // RUN_WIDTH)
+    for start in range(0, len(runs), size):
+        console.print(_figures_table(comparison, slice(start, start + size)))
+    for start in range(0, len(runs) if comparison.samples else 0, size):
+        console.print(_samples_table(comparison, slice(start, start + size)))
+    for lead in comparison.leads:
+        lines.say(_lead_line(lead))
+    for text in comparison.warnings:
+        lines.warn(text)
+    lines.say(f"picture: {folder / 'compare.png'}; figures: {folder / 'compare.json'}")
+
+
+def _figures_table(comparison: "Comparison", shown: slice) -> Any:
+    """Each run's figures in a column."""
+    from rich.table import Table
+
+    table = Table("")
+    for run in comparison.runs[shown]:
+        table.add_column(plain(run.name))
+    for name, values in _rows(comparison):
+        table.add_row(plain(name), *map(plain, values[shown]))
+    for title, rows in _sections(comparison):
+        table.add_section()
+        table.add_row(plain(title), style="bold")
+        for name, values in rows:
+            table.add_row(plain(f"  {name}"), *map(plain, values[shown]))
+    return table
+
+
+def _samples_table(comparison: "Comparison", shown: slice) -> Any:
+    """Each run's answers to the fixed prompts in a column."""
+    from rich.table import Table
+
+    table = Table("asked", show_lines=True, title="The fixed prompts", title_justify="left")
+    table.columns[0].ratio = 3
+    for run in comparison.runs[shown]:
+        table.add_column(plain(f"{run.name}, step {run.samples_step}"), ratio=5)
+    for sample in comparison.samples:
+        answers = [NOTHING if answer is None else answer for answer in sample.answers]
+        table.add_row(plain(sample.prompt), *map(plain, answers[shown]))
+    return table
+
+
+def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
+    """Name and one text a run of each figure."""
+    from glmtune.report.run import MEAN_STEPS
+
+    runs = comparison.runs
+
+    def row(name: str, show: Callable[["RunFigures"], str | None]) -> tuple[str, list[str]]:
+        return name, [show(run) or NOTHING for run in runs]
+
+    yield row("method", lambda run: run.method)
+    yield row("trainable parameters", _trainable)
+    yield row("size on disk", lambda run: _number(run.size_bytes, "{:,.2f} MB", scale=1e-6))
+    yield row("steps", lambda run: f"{run.steps:,}" + ("" if run.is_finished else ", not finished"))
+    yield row("training time", lambda run: str(timedelta(seconds=round(run.train_s))))
+    yield row("steps/s", lambda run: _number(run.steps_per_s, "{:.2f}"))
+    yield row("tokens/s", lambda run: _number(run.tokens_per_s, "{:,.0f}"))
+    yield row("peak memory", lambda run: _number(run.peak_memory_gib, "{:.2f} GiB"))
+    yield row("best evaluation loss", _best)
+    for step in runs[0].eval_losses:
+        yield f"evaluation loss at step {step}", [_loss(run.eval_losses[step]) for run in runs]
+    for step in runs[0].losses:
+        yield (
+            f"loss at step {step}, mean of {min(step, MEAN_STEPS)}",
+            [_loss(run.losses[step]) for run in runs],
+        )
+
+
+def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """What not every comparison has: scores by the rows they are of, and the settings that differ."""
+    kinds = {scores.key: scores for run in comparison.runs for scores in run.scores}
+    for key, example in kinds.items():
+        found = [next((s.values for s in run.scores if s.key == key), {}) for run in comparison.runs]
+        rows = [
+            (name, [_number(one.get(name), "{:.2f}") or NOTHING for one in found]) for name in example.values
+        ]
+        yield f"{Path(example.data).stem}, {example.num_rows} rows", rows
+    if comparison.differences:
+        texts = [(name, _settings(values)) for name, values in comparison.differences.items()]
+        yield "settings that differ", texts
+
+
+def _trainable(run: "RunFigures") -> str | None:
+    count, total = run.trainable_parameters, run.all_parameters
+    if count is None:
+        return None
+    share = f" ({100 * count / total:.3g} %)" if total else ""
+    return f"{count:,}{share}"
+
+
+def _best(run: "RunFigures") -> str | None:
+    return None if run.best_eval_loss is None else f"{run.best_eval_loss:.4f} at step {run.best_step}"
+
+
+def _loss(loss: float | None) -> str:
+    return _number(loss, "{:.4f}") or NOTHING
+
+
+def _number(value: float | None, form: str, *, scale: float = 1) -> str | None:
+    return None if value is None else form.format(value * scale)
+
+
+def _settings(values: Sequence[Any]) -> list[str]:
+    """Each run's value; of paths the last part, where that tells them apart."""
+    lists = [", ".join(map(str, value)) if isinstance(value, list) else value for value in values]
+    texts = ["empty" if value is None else str(value) for value in lists]
+    ends = [Path(text).name for text in texts]
+    return ends if len(set(ends)) == len(set(texts)) else texts
+
+
+def _lead_line(lead: "Lead") -> str:
+    faster = lead.other_seconds / lead.seconds
+    speed = f"{faster:.1f} times faster" if faster >= 1 else f"{1 / faster:.1f} times slower"
+    return (
+        f"{lead.run} reaches {lead.other}'s best evaluation loss ({lead.loss:.4f}) {speed}: "
+        f"after {lead.seconds:.0f} s in place of {lead.other_seconds:.0f} s, "
+        f"at step {lead.step} in place of {lead.other_step}"
+    )
