@@ -169,7 +169,8 @@ def lay_out(folder: Path) -> None:
     row = next(json.loads(block) for block in blocks(READMES[0]) if block.startswith("{"))
     for name in ("my.json", "test.json", "general.json"):
         (folder / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")
-    (folder / "examples").symlink_to(ROOT / "examples")
+    for name in ("examples", "recipes"):
+        (folder / name).symlink_to(ROOT / name)
 
 
 def type_in(line: str, folder: Path) -> Done:
