@@ -1,0 +1,72 @@
+"""Draws QLoRA: a linear layer held in 4 bits, beside it LoRA in fp32; and what a base takes in memory."""
+
+from tools.pictures.lora import fork
+from tools.pictures.shapes import FROZEN, LINE, TRAINED, Page
+
+CODES = (
+    (-3, 0, 5, -1, 2, -6, 1, 4),
+    (1, -2, 0, 3, -5, 2, -1, 0),
+    (6, -4, 1, 0, -2, 3, 7, -1),
+    (0, 2, -7, 1, 4, -1, 0, -3),
+    (-1, 5, 0, -2, 1, 0, -4, 2),
+)
+"""For show: five rows of 4-bit weights."""
+BASES = (("bf16, fp16", 12.5), ("int8", 6.8), ("nf4", 4.0), ("int4", 3.9))
+"""GB of ChatGLM3-6B's weights: 5.71 B in the blocks' linear layers, 0.53 B that stay as they are."""
+
+
+def draw() -> Page:
+    """The layer on the left, the bars of memory on the right."""
+    page = Page(11.0, 6.2)
+    _layer(page)
+    _memory(page)
+    page.legend(0.35, 0.12)
+    page.text(
+        10.7,
+        0.23,
+        "int4: 15 even levels, a scale a row;   nf4: 16 uneven levels, a scale for 64 weights",
+        size=10,
+        align="right",
+    )
+    return page
+
+
+def _layer(page: Page) -> None:
+    page.frame((0.3, 0.6, 6.4, 5.3))
+    page.text(0.5, 5.6, "query_key_value", align="left")
+    page.text(3.6, 1.0, "x   in bf16")
+    _codes(page)
+    page.trapezium((5.3, 2.0), 2.2, 0.75, 0.75, "A   r x 4096")
+    page.trapezium((5.3, 3.45), 0.75, 2.2, 0.75, "B   4608 x r")
+    page.arrow((5.3, 2.75), (5.3, 3.45))
+    page.text(5.43, 3.1, "fp32", align="left")
+    fork(page, bottom=1.2, left=1.9, right=5.3, top=4.2)
+    page.text(4.55, 4.82, "times alpha / r", colour=TRAINED)
+    page.arrow((3.6, 4.76), (3.6, 5.3))
+    page.text(3.75, 5.22, "queries, keys, values", align="left")
+
+
+def _codes(page: Page) -> None:
+    """W as codes of 4 bits, with their scales."""
+    left, bottom, cell = 0.6, 2.55, 0.27
+    page.box((left - 0.1, 2.0, 2.8, 2.2), FROZEN)
+    for row, codes in enumerate(CODES):
+        y = bottom + row * (cell + 0.04)
+        for column, code in enumerate(codes):
+            x = left + column * (cell + 0.01)
+            page.bar((x, y, cell, cell), "white", edge=LINE)
+            page.text(x + cell / 2, y + cell / 2, str(code), size=8.5)
+        page.text(left + 2.3, y + cell / 2, "x s", size=10, align="left")
+    page.text(1.9, 2.26, "W in 4 bits, scales s", size=10.5)
+
+
+def _memory(page: Page) -> None:
+    left, inch = 7.3, 3.3 / 12.5
+    page.text(left, 5.6, "ChatGLM3-6B's weights in memory", align="left")
+    for number, (name, size) in enumerate(BASES):
+        y = 4.55 - number * 0.85
+        page.text(left, y + 0.52, f"{name}:   {size} GB", align="left")
+        page.bar((left, y, size * inch, 0.3), FROZEN)
+    page.text(left, 1.62, "LoRA, r = 8, with gradients", align="left")
+    page.text(left, 1.36, "and AdamW:   0.03 GB", align="left")
+    page.bar((left, 0.92, 0.03 * inch + 0.02, 0.3), TRAINED)
