@@ -61,24 +61,12 @@ class CausalLanguageModel(GenerationMixin, OfficialChat, Positions):  # type: ig
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(
-        self: Any,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        past_key_values: Cache | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As in transformers; a prefix in a cache that is gone on from is not taken for tokens."""
-        if is_first_iteration and next_sequence_length is not None and past_key_values is not None:
-            next_sequence_length += past_key_values.get_seq_length() - self.count_cached(past_key_values)
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
+    def prepare_inputs_for_generation(self: Any, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers; the prefix in a cache that is gone on from is not taken for tokens."""
+        cache, new = kwargs.get("past_key_values"), kwargs.get("next_sequence_length")
+        if kwargs.get("is_first_iteration") and new is not None and cache is not None:
+            kwargs["next_sequence_length"] = new + cache.get_seq_length() - self.count_cached(cache)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
         return inputs
 
     def _prepare_cache_for_generation(self: Any, *args: Any) -> Any:
@@ -87,11 +75,11 @@ class CausalLanguageModel(GenerationMixin, OfficialChat, Positions):  # type: ig
         return super()._prepare_cache_for_generation(*others, max_cache_length + self.num_prefix_tokens)
 
     @staticmethod
-    def create_masks_for_generate(config: Any, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+    def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Any:
         """As in transformers; with a prefix the 2-D mask as it is, and `forward` makes the full one."""
-        if config.pre_seq_len:
+        if kwargs["config"].pre_seq_len:
             return attention_mask
-        return create_masks_for_generate(config=config, attention_mask=attention_mask, **kwargs)
+        return create_masks_for_generate(attention_mask=attention_mask, **kwargs)
 
 
 def _keep_positions(hidden_states: Tensor, kept: int | Tensor) -> Tensor:

@@ -234,7 +234,9 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         rotary = self.rotary_emb(rows, hidden_states.dtype)
         for layer, front in zip(self.layers, prefix, strict=True):
             # `front` by its place: re-entrant checkpointing takes gradients of those alone
-            hidden_states = layer(hidden_states, rotary, mask, front, past_key_values=past_key_values, **kwargs)
+            hidden_states = layer(
+                hidden_states, rotary, mask, front, past_key_values=past_key_values, **kwargs
+            )
         return BaseModelOutputWithPast(
             last_hidden_state=self.final_layernorm(hidden_states), past_key_values=past_key_values
         )

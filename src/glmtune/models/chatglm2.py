@@ -322,13 +322,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
     def _build_mask(
         self, new: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
-    ) -> Tensor | None:
+    ) -> Any:
         """What each of the new tokens (B, T, C) may see; None if nothing is padded: the kernels' causal path.
 
         A mask is always made where the prefix comes first: kernels align the causal triangle to the left.
         """
         prefix, is_first = self.num_prefix_tokens, cache is None or not cache.get_seq_length()
-        mask: Tensor | None = create_causal_mask(
+        mask: Any = create_causal_mask(
             config=self.config,
             inputs_embeds=new,
             attention_mask=attention_mask if is_first else see_prefix(attention_mask, prefix),
@@ -339,8 +339,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if not is_first:
             return mask
         if prefix and mask is not None:
-            width = mask.shape[-1] + prefix if cache is None else cache.get_mask_sizes(new.shape[1] + prefix, 0)[0]
-            return see_prefix(mask, prefix)[..., :width]  # a static cache has room for both
+            width = (
+                mask.shape[-1] + prefix
+                if cache is None
+                else cache.get_mask_sizes(new.shape[1] + prefix, 0)[0]
+            )
+            mask = see_prefix(mask, prefix)
+            return mask[..., :width]  # a static cache has room for both
         return mask if attention_mask is None else _unmask_pads(mask, attention_mask)
 
 

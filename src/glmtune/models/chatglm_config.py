@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import v1_revision
-from glmtune.models.config_checks import PUBLISHED, check_options, check_numbers, check_sizes
+from glmtune.models.config_checks import PUBLISHED, check_numbers, check_options, check_sizes
 
 V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
 """Keys that no other family has."""

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import GLM4_EPSILON
 from glmtune.models.chatglm_config import V1_KEYS, ChatGLM6BConfig
-from glmtune.models.config_checks import PUBLISHED, check_options, check_numbers, check_sizes
+from glmtune.models.config_checks import PUBLISHED, check_numbers, check_options, check_sizes
 
 RopeScaling = Literal["base", "positions"]
 

@@ -1,9 +1,9 @@
-"""P-Tuning v2: learned keys and values in front of every layer's own, as the official PrefixEncoder makes them.
+"""P-Tuning v2: learned keys and values in front of every layer's own, as the official PrefixEncoder's.
 
-The prefix is no text: its keys are not rotated, the tokens' positions do not move over it, every token sees it
-and masks do not speak of it. The first forward pass puts it in front of the tokens and so into the cache.
+The prefix is no text: its keys are not rotated, the tokens' positions do not move over it, every token sees
+it and masks do not speak of it. The first forward pass puts it in front of the tokens and so into the cache.
 
-Source: PrefixEncoder and get_prompt in modeling_chatglm.py of huggingface.co/THUDM/chatglm-6b and chatglm2-6b.
+Source: huggingface.co/THUDM/chatglm-6b and chatglm2-6b, modeling_chatglm.py: PrefixEncoder, get_prompt.
 Shapes: B batch, P prefix tokens, T new tokens, S all that is seen, L layers, G key/value heads, D head size,
 W = 2 L G D, all that one prefix token says.
 """
@@ -50,7 +50,7 @@ class PrefixEncoder(nn.Module):
         """Keys and values of each layer, L times (2, B, G, P, D) in `dtype`; each row has its own dropout."""
         rows = self.project().to(dtype).expand(batch_size, -1, -1)  # (B, P, W)
         parts = self.dropout(rows).unflatten(-1, self.sizes).permute(2, 0, 3, 1, 4)  # (2 L, B, G, P, D)
-        return parts.unflatten(0, (-1, 2)).unbind(0)
+        return tuple(parts.unflatten(0, (-1, 2)))
 
     def project(self) -> Tensor:
         """The whole prefix, (P, W) in fp32.
@@ -73,12 +73,6 @@ class PrefixEncoder(nn.Module):
             projected: Tensor = trans(self.embedding.weight)
         return projected
 
-    def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        for part in self.modules():
-            if isinstance(part, nn.Embedding | nn.Linear):
-                part.reset_parameters()
-
     def train(self, mode: bool = True) -> "PrefixEncoder":
         """As in torch; training forgets the kept prefix."""
         self._kept = None if mode else self._kept
@@ -86,7 +80,7 @@ class PrefixEncoder(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._kept = None  # moved or cast
-        return super()._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: not the kept prefix, whose mark names this object's weights."""
@@ -104,7 +98,9 @@ class Prefixable:
         """Length of the prefix, 0 without one."""
         return self.config.pre_seq_len or 0
 
-    def attach_prefix(self: Any, num_tokens: int, *, projection: bool = False, dropout: float = DROPOUT) -> None:
+    def attach_prefix(
+        self: Any, num_tokens: int, *, projection: bool = False, dropout: float = DROPOUT
+    ) -> None:
         """Give the model a new prefix, in place of the one it has; its config then says so."""
         self.config.pre_seq_len, self.config.prefix_projection = num_tokens, projection
         device = self.get_input_embeddings().weight.device
@@ -117,25 +113,29 @@ class Prefixable:
         return held - self.num_prefix_tokens if held else 0
 
     def make_prefix(self: Any, hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor | None, ...]:
-        """What goes in front of each layer's keys and values (`prepend`): nothing where a cache has it already.
+        """What goes in front of each layer's keys and values (`prepend`); None where a cache has it already.
 
-        hidden_states: (B, T, C). Raises ConfigError where the attention function takes no mask that it needs.
+        hidden_states: (B, T, C). Raises ConfigError for an attention function that takes no such mask.
         """
+        nothing: tuple[Tensor | None, ...] = (None,) * self.config.num_layers
         if self.prefix_encoder is None:
-            return (None,) * self.config.num_layers
+            return nothing
         if self.config._attn_implementation not in _MASKED_ATTENTION:
             raise ConfigError(
                 f"attn_implementation: {self.config._attn_implementation} cannot be used with a prefix",
                 hint=f"one of {', '.join(_MASKED_ATTENTION)}",
             )
         if cache is not None and cache.get_seq_length():
-            return (None,) * self.config.num_layers
+            return nothing
         made: tuple[Tensor, ...] = self.prefix_encoder(hidden_states.shape[0], hidden_states.dtype)
         return made
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # type: ignore[misc]
-        if isinstance(module, PrefixEncoder):
+    def _init_weights(self: Any, module: nn.Module) -> None:
+        """Called by transformers for what a checkpoint lacks: the prefix keeps torch's own distributions."""
+        encoder = self.base_model.prefix_encoder
+        if encoder is None or all(part is not module for part in encoder.modules()):
+            super()._init_weights(module)  # type: ignore[misc]
+        elif isinstance(module, nn.Embedding | nn.Linear):
             module.reset_parameters()
 
 
@@ -148,11 +148,13 @@ def prepend(prefix: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, 
     """A layer's keys and values (B, G, T, D) with the prefix (2, B, G, P, D) in front, (B, G, P + T, D)."""
     if prefix is None:
         return key, value
-    return torch.cat((prefix[0].to(key.dtype), key), dim=-2), torch.cat((prefix[1].to(value.dtype), value), dim=-2)
+    return torch.cat((prefix[0].to(key.dtype), key), dim=-2), torch.cat(
+        (prefix[1].to(value.dtype), value), dim=-2
+    )
 
 
 def see_prefix(mask: Tensor | None, num_tokens: int) -> Tensor | None:
-    """A mask (..., S) of what may be seen, or to be added to scores, with so many visible columns in front."""
+    """A mask (..., S) with so many visible columns in front: true, 1, or 0 where it is added to scores."""
     if mask is None or not num_tokens:
         return mask
     is_added = mask.ndim == 4 and mask.is_floating_point()
