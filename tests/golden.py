@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from glmtune.methods.adapter import load_adapter
 from glmtune.models import load_base
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -81,11 +82,30 @@ def read_golden(family: str, tolerance: float = 1e-5) -> Golden:
     return Golden(family, load_file(folder / "oracle.safetensors"), values, model, tolerance)
 
 
-def assert_committed_equals_reference(family: str, shared: Path) -> None:
+def read_prefix_golden(family: str, kind: str) -> Golden:
+    """The golden of an official P-Tuning folder, `prefix` or `prefix_proj`, its model with that prefix."""
+    tensors = load_file(GOLDENS / family / "prefix.safetensors")
+    values = json.loads((GOLDENS / family / "prefix.json").read_text())
+    model = load_adapter(
+        load_base(GOLDENS / family / "ckpt", dtype="fp32", device="cpu"),
+        GOLDENS / family / f"ckpt_{kind}",
+        is_trainable=True,
+    )
+    start = f"{kind}."
+    return Golden(
+        family,
+        {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)},
+        {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)},
+        model,
+        3e-5,
+    )
+
+
+def assert_committed_equals_reference(family: str, shared: Path, name: str = "oracle") -> None:
     """Each committed number is the reference's."""
     whole = load_file(shared / "goldens" / family / "oracle.safetensors")
-    for name, tensor in load_file(GOLDENS / family / "oracle.safetensors").items():
-        assert torch.equal(tensor, whole[name]), name
+    for key, tensor in load_file(GOLDENS / family / f"{name}.safetensors").items():
+        assert torch.equal(tensor, whole[key]), key
     values = json.loads((shared / "goldens" / family / "oracle.json").read_text())
-    committed = json.loads((GOLDENS / family / "oracle.json").read_text())
+    committed = json.loads((GOLDENS / family / f"{name}.json").read_text())
     assert committed == {name: values[name] for name in committed}

@@ -73,12 +73,17 @@ def find_family(model_type: str) -> "Family":
     return next(row for row in FAMILIES.values() if row.model_type == model_type)
 
 
+def name_family(model_type: str) -> str:
+    """The name of `find_family`'s row."""
+    return next(name for name, row in FAMILIES.items() if row.model_type == model_type)
+
+
 def require_own_model(family: str, what: str) -> None:
     """Raise ConfigError where transformers' own class holds the model, which cannot do `what`."""
     if FAMILIES[family].is_in_transformers:
         raise ConfigError(
             f"{what}: not possible with a {family} model, which is held by transformers' own class",
-            hint="LoRA and full fine-tuning of the unquantised weights are possible",
+            hint="LoRA, freeze and full fine-tuning of the unquantised weights are possible",
         )
 
 

@@ -12,13 +12,12 @@ from glmtune.family import FAMILIES, Identity, identify
 from glmtune.files import read_json_if_there
 from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
-from glmtune.methods.adapter import ADAPTER_FILE, stored_shapes
+from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_shapes
 from glmtune.models.checkpoint import build_outline, check_stored
 from glmtune.models.outline import Parameter, Part, count_parts, list_parameters, list_stored
 from glmtune.models.shards import Stored, has_weights, scan_tensors
 from glmtune.models.upstream import build_upstream_outline
 from glmtune.recipe import Method
-from glmtune.recipe.parse import build_recipe
 from glmtune.templates import find
 from glmtune.tokenizers import check_fits, load_tokenizer
 
@@ -129,7 +128,7 @@ def inspect(
     known = identify(place.base, template or place.template)
     warnings: list[str] = []
     stored = _scan(place.base, warnings)
-    method = method or _own_method(place)
+    method = method or own_method(place.adapter or place.base)
     model = _outline(place.base, known, stored, warnings)
     if model is not None and method is not None:
         model = apply_method(model, method)
@@ -168,13 +167,6 @@ def inspect(
         trainable=trainable_line(model) if method and model is not None else None,
         warnings=tuple(warnings),
     )
-
-
-def _own_method(place: Place) -> Method | None:
-    """The method that a run or adapter was trained with."""
-    if place.card is None or not place.card.method:
-        return None
-    return build_recipe({"model": place.name, "method": place.card.method}).method
 
 
 def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:
@@ -252,11 +244,13 @@ def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
     if card is None and place.adapter is None:
         return None
     theirs = read_json_if_there(folder / ADAPTER_FILE)
-    foreign = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
+    told = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
+    if card is None and not theirs and (method := own_method(folder)):
+        told = method.model_dump(mode="json")
     return AdapterFacts(
         folder=folder,
         base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
-        method=card.method if card else foreign,
+        method=card.method if card else told,
         system=card.system if card else None,
         source_prefix=card.source_prefix if card else "",
         glmtune_version=card.glmtune_version if card else "",

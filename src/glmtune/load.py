@@ -8,10 +8,10 @@ import torch
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import FAMILIES, identify, require_own_model, require_template
-from glmtune.files import read_json
+from glmtune.files import read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.log import tell
-from glmtune.methods.adapter import ADAPTER_FILE, Card, load_adapter, read_card
+from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, load_adapter, read_card
 from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
 from glmtune.models.quant import name_bits, quantised_layers
@@ -82,7 +82,7 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
     elif (folder.resolve().parent.parent / RECIPE_FILE).exists():
         run = folder.resolve().parent.parent
     card = read_card(folder)
-    if (folder / ADAPTER_FILE).exists():
+    if is_adapter(folder, has_base=base is not None):
         found, snapshot = _base_of(folder, card, base)
         return Place(found, folder, card, run, snapshot)
     if (folder / "config.json").exists():
@@ -91,9 +91,7 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
         return Place(folder, None, card, run, snapshot)
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
-        hint="official P-Tuning folders are not supported yet"
-        if list(folder.glob("*.bin"))
-        else "check the path",
+        hint="check the path",
     )
 
 
@@ -133,7 +131,7 @@ def _best_checkpoint(run: Path) -> Path:
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:
     if base is not None:
         return find_folder(base)
-    theirs = {} if card else read_json(adapter / ADAPTER_FILE)
+    theirs = {} if card else read_json_if_there(adapter / ADAPTER_FILE)
     recorded = card.base if card else theirs.get("base_model_name_or_path")
     if recorded:
         found = find_folder(recorded, card.base_revision if card else theirs.get("revision"))

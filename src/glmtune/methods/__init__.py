@@ -5,12 +5,19 @@ from typing import Any
 
 from torch import nn
 
+from glmtune.methods.freeze import apply_freeze
 from glmtune.methods.full import apply_full
 from glmtune.methods.lora import apply_lora
+from glmtune.methods.ptuning import apply_ptuning
 from glmtune.models.quant import quantised_layers
 from glmtune.recipe import Method
 
-METHODS: dict[str, Callable[[Any, Any], Any]] = {"full": apply_full, "lora": apply_lora}
+METHODS: dict[str, Callable[[Any, Any], Any]] = {
+    "full": apply_full,
+    "freeze": apply_freeze,
+    "lora": apply_lora,
+    "ptuning": apply_ptuning,
+}
 
 
 def apply_method(model: Any, settings: Method) -> Any:

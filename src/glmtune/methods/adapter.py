@@ -1,13 +1,11 @@
 """What training leaves behind: the trained weights and a card that says what they belong to."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -16,14 +14,29 @@ from safetensors.torch import load_file
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_json_if_there, read_start
+from glmtune.methods.trained import (
+    TRAINED_FILE,
+    find_trained,
+    load_weights,
+    read_pickle,
+    require_same,
+    restore_weights,
+    save_weights,
+    shapes_of,
+    tell_method,
+    trained_shapes,
+)
 from glmtune.models import load_in_transformers
 from glmtune.models.quant import QuantizedLinear
+from glmtune.recipe import Method
+from glmtune.recipe.parse import build_recipe
 
 CARD_FILE = "glmtune.json"
 ADAPTER_FILE = "adapter_config.json"
 KINDS = ("LORA",)
 """PEFT's types of adapters that this version loads."""
 
+_OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
 _ITS_BASE = "load it on the base it was trained on"
 _ANEW = "resume from a copy of this folder, or train anew"
 
@@ -64,8 +77,24 @@ def read_card(folder: Path) -> Card | None:
         ) from err
 
 
+def own_method(folder: Path) -> Method | None:
+    """The method that a folder's weights were trained with, by its card or else by a prefix's shapes."""
+    card = read_card(folder)
+    if card is None:
+        return tell_method(folder) if find_trained(folder) else None
+    return build_recipe({"model": card.base, "method": card.method}).method if card.method else None
+
+
+def is_adapter(folder: Path, *, has_base: bool = False) -> bool:
+    """Whether a folder holds trained weights for a base; `has_base`: one was named, so the folder is none."""
+    if (folder / ADAPTER_FILE).exists():
+        return True
+    found = find_trained(folder)
+    return found == "alone" or (found == "whole" and has_base)
+
+
 def save_trained(model: Any, folder: Path, card: Card) -> None:
-    """Write the trained weights (an adapter in PEFT's layout, or the whole model) and the card.
+    """Write the trained weights (an adapter in PEFT's layout, some weights, or the whole model) and the card.
 
     Raises OSError if the disk does not take them.
     """
@@ -73,6 +102,8 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
         if isinstance(model, PeftModel):
             # "auto" would look up the base on the hub to see whether its vocabulary has grown
             model.save_pretrained(str(folder), save_embedding_layers=False)
+        elif card.method.get("name") in _OWN:
+            save_weights(model, folder)
         else:
             model.save_pretrained(str(folder), max_shard_size="2GB")
     except SafetensorError as err:  # what its writer makes of a failing disk
@@ -80,11 +111,20 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     card.save(folder)
 
 
-def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> PeftModel:
-    """Put a LoRA-family adapter from PEFT's layout on a model.
+def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
+    """Put a folder's trained weights on their base: an adapter of PEFT's layout, a prefix, a model's own.
 
-    Raises `CheckpointError` if a tensor is missing, left over, or of another shape.
+    Official P-Tuning folders are opened too. Raises `CheckpointError` if a tensor is missing, left over, or
+    of another shape.
     """
+    if (folder / ADAPTER_FILE).exists() or not find_trained(folder):
+        return _load_peft(model, folder, is_trainable=is_trainable)
+    card = read_card(folder)
+    method = own_method(folder) if card else None
+    return load_weights(model, folder, method, is_trainable=is_trainable)
+
+
+def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
     stored = stored_shapes(folder)
     kind = read_json(folder / ADAPTER_FILE).get("peft_type")
     if kind not in KINDS:
@@ -99,7 +139,7 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Pef
         raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=_ITS_BASE) from err
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
-    _require_same(folder, stored, _shapes(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
+    require_same(folder, stored, shapes_of(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
     refuse_merging(tuned)
     return tuned
 
@@ -124,16 +164,18 @@ def _raise_merging(*_: Any, **__: Any) -> None:
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in the adapter's weights. Looked at first: PEFT asks the hub for missing files."""
     if not (folder / ADAPTER_FILE).exists():
+        if find_trained(folder):
+            return trained_shapes(folder)
         raise CheckpointError(
             f"{folder}: no {ADAPTER_FILE}, so not an adapter this version reads",
-            hint="LoRA adapters in PEFT's layout work; official P-Tuning folders are not supported yet",
+            hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
         )
-    for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", _load_pickle)):
+    for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", read_pickle)):
         path = folder / name
         if path.exists():
             read_start(path)
             try:
-                return _shapes(read(path))
+                return shapes_of(read(path))
             except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as err:
                 raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
     raise CheckpointError(
@@ -141,38 +183,14 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     )
 
 
-def _load_pickle(path: Path) -> dict[str, Any]:
-    tensors: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    return tensors
-
-
-def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _require_same(
-    place: Path, stored: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    """PEFT only warns about names that do not match, and the model then answers like its base."""
-    odd = sorted(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
-    if odd:
-        what = (
-            "is missing"
-            if odd[0] not in stored
-            else "is left over"
-            if odd[0] not in expected
-            else "has another shape"
-        )
-        raise CheckpointError(
-            f"{place}: {len(odd)} tensors do not match this model, the first: {odd[0]} {what}", hint=_ITS_BASE
-        )
-
-
 def restore_trained(model: Any, folder: Path) -> None:
     """Put the weights that `save_trained` wrote back into a model of the same method, in place.
 
     Raises `CheckpointError` unless every one is there and fits.
     """
+    if (folder / TRAINED_FILE).exists():
+        restore_weights(model, folder)
+        return
     if not isinstance(model, PeftModel) and find_family(model.config.model_type).is_in_transformers:
         # its files hold other tensors than the model does: GLM-4.5's experts one by one
         model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
@@ -184,10 +202,12 @@ def restore_trained(model: Any, folder: Path) -> None:
         except (OSError, SafetensorError) as err:
             raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=_ANEW) from err
     if isinstance(model, PeftModel):
-        _require_same(
-            folder, _shapes(tensors), _shapes(get_peft_model_state_dict(model, save_embedding_layers=False))
+        require_same(
+            folder,
+            shapes_of(tensors),
+            shapes_of(get_peft_model_state_dict(model, save_embedding_layers=False)),
         )
         set_peft_model_state_dict(model, tensors)
     else:
-        _require_same(folder, _shapes(tensors), _shapes(model.state_dict()))
+        require_same(folder, shapes_of(tensors), shapes_of(model.state_dict()))
         model.load_state_dict(tensors)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -59,6 +60,26 @@ class CausalLanguageModel(GenerationMixin, OfficialChat, Positions):  # type: ig
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def prepare_inputs_for_generation(self: Any, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers; the prefix in a cache that is gone on from is not taken for tokens."""
+        cache, new = kwargs.get("past_key_values"), kwargs.get("next_sequence_length")
+        if kwargs.get("is_first_iteration") and new is not None and cache is not None:
+            kwargs["next_sequence_length"] = new + cache.get_seq_length() - self.count_cached(cache)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return inputs
+
+    def _prepare_cache_for_generation(self: Any, *args: Any) -> Any:
+        """A cache of fixed size has room for the prefix too; the size is the last argument."""
+        *others, max_cache_length = args
+        return super()._prepare_cache_for_generation(*others, max_cache_length + self.num_prefix_tokens)
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Any:
+        """As in transformers; with a prefix the 2-D mask as it is, and `forward` makes the full one."""
+        if kwargs["config"].pre_seq_len:
+            return attention_mask
+        return create_masks_for_generate(attention_mask=attention_mask, **kwargs)
 
 
 def _keep_positions(hidden_states: Tensor, kept: int | Tensor) -> Tensor:

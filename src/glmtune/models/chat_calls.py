@@ -129,7 +129,7 @@ class OfficialChat:
         processors = _processors(sampling, _with_finite_scores(logits_processor, self.fallback_id), kwargs)
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         stop_ids = _as_set(kwargs.pop("eos_token_id", None) or tokenizer.stop_ids)
-        room = (max_length or style.max_length) - len(prompt) - cache.get_seq_length()
+        room = (max_length or style.max_length) - len(prompt) - self.count_cached(cache)
         steps = kwargs.pop("max_new_tokens", None) or room
         if kwargs:
             raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
@@ -340,7 +340,7 @@ def _tokens(
     seen = torch.tensor([prompt], device=model.device)
     new = seen
     counter = positions_of(model)
-    positions, following = (x + cache.get_seq_length() for x in counter.count_positions(seen))
+    positions, following = (x + model.count_cached(cache) for x in counter.count_positions(seen))
     for _ in range(steps):
         logits = model(
             input_ids=new, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1

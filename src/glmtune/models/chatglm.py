@@ -28,6 +28,7 @@ from glmtune.models.chatglm2 import Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.chatglm_layout import build_mask, count_positions, official_tokens, read_official_mask
 from glmtune.models.config_checks import check_kind
+from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
 
 ALPHA = (2 * 28) ** 0.5
@@ -85,6 +86,7 @@ class ChatGLM6BAttention(nn.Module):
         hidden_states: Tensor,
         rotary: Rotary,
         attention_mask: Tensor | None,
+        prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -93,6 +95,7 @@ class ChatGLM6BAttention(nn.Module):
         heads = heads.view(*heads.shape[:2], -1, 3 * self.head_dim)  # (B, T, H, 3 D)
         query, key, value = heads.transpose(1, 2).chunk(3, dim=-1)  # (B, H, T, D) each
         query, key = rotate(query, rotary), rotate(key, rotary)
+        key, value = prepend(prefix, key, value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -128,10 +131,17 @@ class ChatGLM6BBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # trans
         self.post_attention_layernorm = _build_norm(config)
         self.mlp = ChatGLM6BMLP(config)
 
-    def forward(self, hidden_states: Tensor, rotary: Rotary, mask: Tensor | None, **kwargs: Any) -> Tensor:
-        """(B, T, C) to (B, T, C); `kwargs` go to the attention."""
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None,
+        prefix: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, T, C) to (B, T, C); what follows `hidden_states` goes to the attention."""
         x = self.input_layernorm(hidden_states)
-        attended, _ = self.attention(x, rotary, mask, **kwargs)
+        attended, _ = self.attention(x, rotary, mask, prefix, **kwargs)
         x = self.post_attention_layernorm(x * ALPHA + attended)
         out: Tensor = x * ALPHA + self.mlp(x)
         return out
@@ -141,7 +151,7 @@ def _build_norm(config: ChatGLM6BConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
 
-class ChatGLM6BPreTrainedModel(Quantizable, PreTrainedModel):  # type: ignore[misc]
+class ChatGLM6BPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type: ignore[misc]
     """What the classes below share: how transformers saves, loads, splits and checkpoints them."""
 
     config_class = ChatGLM6BConfig
@@ -182,6 +192,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         self.rotary_emb = ChatGLM6BRotary(config)
         self.layers = nn.ModuleList(ChatGLM6BBlock(config, i) for i in range(config.num_layers))
         self.final_layernorm = _build_norm(config)
+        self.prefix_encoder = build_prefix(config)
         if config.quantization_bit:
             quantise_linears(self, config.quantization_bit, self.scale_dtype)
         self.post_init()
@@ -212,6 +223,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        prefix = self.make_prefix(hidden_states, past_key_values)
         mask = self._build_mask(input_ids, attention_mask, past_key_values, hidden_states.shape[1])
         if position_ids is None:
             if attention_mask is not None and attention_mask.ndim == 4:
@@ -220,8 +232,11 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             position_ids, _ = count_positions(self.config, _needed(input_ids), real)
         rows = position_ids if self.config.position_encoding_2d else position_ids[:, None]
         rotary = self.rotary_emb(rows, hidden_states.dtype)
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, rotary, mask, past_key_values=past_key_values, **kwargs)
+        for layer, front in zip(self.layers, prefix, strict=True):
+            # `front` by its place: re-entrant checkpointing takes gradients of those alone
+            hidden_states = layer(
+                hidden_states, rotary, mask, front, past_key_values=past_key_values, **kwargs
+            )
         return BaseModelOutputWithPast(
             last_hidden_state=self.final_layernorm(hidden_states), past_key_values=past_key_values
         )
@@ -230,11 +245,15 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None, new: int
     ) -> Tensor | None:
         """What each new token may see, (B or 1, 1, T, S), true = may; None = everything."""
-        past = cache.get_seq_length() if cache is not None else 0
-        width = cache.get_mask_sizes(new, 0)[0] if cache is not None else new  # a static cache: all its room
+        prefix = self.num_prefix_tokens
+        past = prefix + self.count_cached(cache)
+        width = past + new
+        if cache is not None:  # a static one: all its room
+            width = cache.get_mask_sizes(width - cache.get_seq_length(), 0)[0]
         if attention_mask is not None and attention_mask.ndim == 4:
-            return read_official_mask(attention_mask, width)
-        return build_mask(self.config, _needed(input_ids), attention_mask, past=past, width=width)
+            return read_official_mask(functional.pad(attention_mask, (prefix, 0)), width)
+        seen = see_prefix(attention_mask, prefix)
+        return build_mask(self.config, _needed(input_ids), seen, past=past, width=width)
 
 
 class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrainedModel, GenerationMixin):  # type: ignore[misc]

@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.config_checks import check_kind
+from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
 
 Rotary = tuple[Tensor, Tensor]
@@ -130,6 +131,7 @@ class ChatGLMAttention(nn.Module):
         hidden_states: Tensor,
         rotary: Rotary,
         attention_mask: Tensor | None,
+        prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -137,6 +139,7 @@ class ChatGLMAttention(nn.Module):
         parts = self.query_key_value(hidden_states).split(self.sizes, dim=-1)
         query, key, value = (self._heads(x) for x in parts)  # (B, H, T, D), twice (B, G, T, D)
         query, key = rotate(query, rotary), rotate(key, rotary)
+        key, value = prepend(prefix, key, value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -178,9 +181,16 @@ class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
         self.post_attention_layernorm = ChatGLMRMSNorm(config)
         self.mlp = ChatGLMMLP(config)
 
-    def forward(self, hidden_states: Tensor, rotary: Rotary, mask: Tensor | None, **kwargs: Any) -> Tensor:
-        """(B, T, C) to (B, T, C); `kwargs` go to the attention."""
-        attended, _ = self.self_attention(self.input_layernorm(hidden_states), rotary, mask, **kwargs)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None,
+        prefix: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, T, C) to (B, T, C); what follows `hidden_states` goes to the attention."""
+        attended, _ = self.self_attention(self.input_layernorm(hidden_states), rotary, mask, prefix, **kwargs)
         hidden_states = hidden_states + self._drop(attended)
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
 
@@ -205,7 +215,7 @@ class ChatGLMEncoder(nn.Module):
         self.final_layernorm = ChatGLMRMSNorm(config)
 
 
-class ChatGLMPreTrainedModel(Quantizable, PreTrainedModel):  # type: ignore[misc]
+class ChatGLMPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type: ignore[misc]
     """What the classes below share: how transformers saves, loads, splits and checkpoints them."""
 
     config_class = ChatGLMConfig
@@ -261,6 +271,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.rotary_pos_emb = ChatGLMRotary(config)
         self.encoder = ChatGLMEncoder(config)
         self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.prefix_encoder = build_prefix(config)
         if config.quantization_bit:
             quantise_linears(self, config.quantization_bit, self.scale_dtype)
         self.post_init()
@@ -289,22 +300,17 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = _count_positions(hidden_states, past_key_values)
-        mask = create_causal_mask(  # None if nothing is padded: the kernels' own causal path
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        if attention_mask is not None and (past_key_values is None or not past_key_values.get_seq_length()):
-            mask = _unmask_pads(mask, attention_mask)
+            new = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
+            position_ids = new + self.count_cached(past_key_values)
+        prefix = self.make_prefix(hidden_states, past_key_values)
+        mask = self._build_mask(hidden_states, attention_mask, past_key_values, position_ids)
         rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
-        for layer in self.encoder.layers:
+        for layer, front in zip(self.encoder.layers, prefix, strict=True):
             hidden_states = layer(
                 hidden_states,
                 rotary,
                 mask,
+                front,  # by its place: re-entrant checkpointing takes gradients of those alone
                 past_key_values=past_key_values,
                 position_ids=position_ids,  # flash attention tells packed rows by it
                 **kwargs,
@@ -313,6 +319,34 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             last_hidden_state=self.encoder.final_layernorm(hidden_states),
             past_key_values=past_key_values,
         )
+
+    def _build_mask(
+        self, new: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
+    ) -> Any:
+        """What each of the new tokens (B, T, C) may see; None if nothing is padded: the kernels' causal path.
+
+        A mask is always made where the prefix comes first: kernels align the causal triangle to the left.
+        """
+        prefix, is_first = self.num_prefix_tokens, cache is None or not cache.get_seq_length()
+        mask: Any = create_causal_mask(
+            config=self.config,
+            inputs_embeds=new,
+            attention_mask=attention_mask if is_first else see_prefix(attention_mask, prefix),
+            past_key_values=cache,
+            position_ids=position_ids,
+            allow_is_causal_skip=not prefix,
+        )
+        if not is_first:
+            return mask
+        if prefix and mask is not None:
+            width = (
+                mask.shape[-1] + prefix
+                if cache is None
+                else cache.get_mask_sizes(new.shape[1] + prefix, 0)[0]
+            )
+            mask = see_prefix(mask, prefix)
+            return mask[..., :width]  # a static cache has room for both
+        return mask if attention_mask is None else _unmask_pads(mask, attention_mask)
 
 
 class ChatGLMForConditionalGeneration(CausalLanguageModel, ChatGLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -368,12 +402,6 @@ class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _count_positions(hidden_states: Tensor, past_key_values: Cache | None) -> Tensor:
-    """Positions (1, T) after what the cache holds."""
-    past = 0 if past_key_values is None else past_key_values.get_seq_length()
-    return (torch.arange(hidden_states.shape[1], device=hidden_states.device) + past)[None]
 
 
 def _unmask_pads(mask: Tensor | None, attention_mask: Tensor) -> Tensor | None:

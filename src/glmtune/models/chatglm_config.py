@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import v1_revision
-from glmtune.models.config_checks import PUBLISHED, check_later_versions, check_numbers, check_sizes
+from glmtune.models.config_checks import PUBLISHED, check_numbers, check_options, check_sizes
 
 V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
 """Keys that no other family has."""
@@ -116,6 +116,16 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def prefix_width(self) -> int:
+        """Numbers that one token of a prefix stands for: every layer's keys and values."""
+        return 2 * self.num_layers * self.hidden_size
+
+    @property
+    def prefix_embedding_size(self) -> int:
+        """Width of the prefix's embedding."""
+        return self.hidden_size if self.prefix_projection else self.prefix_width
+
+    @property
     def mask_ids(self) -> tuple[int, int]:
         """Ids of [MASK] and [gMASK]; where the config does not name them they lie 4 and 3 before bos."""
         named = (self.mask_token_id, self.gmask_token_id)
@@ -132,7 +142,7 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
         """Raise ConfigError, naming the key, for a setting that the model cannot express."""
         check_sizes(self, _SIZES)
         check_numbers(self, {"layernorm_epsilon": lambda value: value > 0})
-        check_later_versions(self)
+        check_options(self)
         rotated = 4 if self.position_encoding_2d else 2
         if self.hidden_size % (rotated * self.num_attention_heads):
             raise ConfigError(

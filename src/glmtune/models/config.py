@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import GLM4_EPSILON
 from glmtune.models.chatglm_config import V1_KEYS, ChatGLM6BConfig
-from glmtune.models.config_checks import PUBLISHED, check_later_versions, check_numbers, check_sizes
+from glmtune.models.config_checks import PUBLISHED, check_numbers, check_options, check_sizes
 
 RopeScaling = Literal["base", "positions"]
 
@@ -133,6 +133,19 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
         config: Self = super().from_dict(config_dict, **kwargs)
         return config
 
+    @property
+    def prefix_width(self) -> int:
+        """Numbers that one token of a prefix stands for: every layer's keys and values."""
+        return 2 * self.num_layers * self.multi_query_group_num * self.kv_channels
+
+    @property
+    def prefix_embedding_size(self) -> int:
+        """Width of the prefix's embedding, with the projection too.
+
+        Source: huggingface.co/THUDM/chatglm2-6b since 2023-07-05; ChatGLM-6B's is the hidden size.
+        """
+        return self.prefix_width
+
     def set_template(self, template: str | None) -> None:
         """Settle what `rope_ratio` scales by the chat format; without effect if the ratio is 1."""
         if template is None or self.rope_ratio == 1:
@@ -150,7 +163,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
                     hint="no published ChatGLM2, ChatGLM3 or GLM-4 checkpoint sets it so",
                 )
         self._check_sizes()
-        check_later_versions(self)
+        check_options(self)
         if self.rope_ratio != 1 and self.rope_scaling_by is None:
             raise ConfigError(
                 f"config.json: rope_ratio = {self.rope_ratio} multiplies the rotary base in ChatGLM3 and "

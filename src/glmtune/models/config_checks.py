@@ -35,12 +35,14 @@ def check_numbers(config: Any, numbers: Mapping[str, Callable[[float], bool]]) -
             raise ConfigError(f"config.json: {key} cannot be {value!r}", hint=PUBLISHED)
 
 
-def check_later_versions(config: Any) -> None:
-    """Raise ConfigError for what a published config can say but this version cannot do."""
+def check_options(config: Any) -> None:
+    """Raise ConfigError for a quantisation or a prefix that cannot be."""
     if config.quantization_bit:
         check_bits(config.quantization_bit, "config.json: quantization_bit")
     if config.pre_seq_len:
+        check_sizes(config, ("pre_seq_len",))
+    if not isinstance(config.prefix_projection, bool):
         raise ConfigError(
-            f"config.json: pre_seq_len = {config.pre_seq_len}: P-Tuning folders come in a later version",
-            hint="open the base model's own folder",
+            f"config.json: prefix_projection must be true or false, got {config.prefix_projection!r}",
+            hint=PUBLISHED,
         )

@@ -128,7 +128,8 @@ def test_peft_and_generate_find_the_names_they_look_up(model: ChatGLM6BForCondit
         ({"num_attention_heads": 5}, "hidden_size = 64 is not a multiple of 4 times num_attention_heads = 5"),
         ({"num_hidden_layers": 5}, "num_hidden_layers = 5 contradicts num_layers = 3"),
         ({"quantization_bit": 3}, "quantization_bit = 3"),
-        ({"pre_seq_len": 8}, "pre_seq_len = 8"),
+        ({"pre_seq_len": -8}, "pre_seq_len must be"),
+        ({"prefix_projection": 1}, "prefix_projection must be"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused_by_key(

@@ -209,7 +209,6 @@ def test_an_open_rope_ratio_asks_for_the_template_whatever_the_folder_is_called(
         ("fp32_residual_connection", True),
         ("multi_query_attention", False),
         ("quantization_bit", 3),
-        ("pre_seq_len", 128),
     ],
 )
 def test_a_setting_the_model_cannot_express_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
@@ -217,10 +216,16 @@ def test_a_setting_the_model_cannot_express_is_refused_by_name(folder: Path, key
     assert refusal(folder, ConfigError).startswith(f"config.json: {key} = {value}")
 
 
+def test_a_config_that_names_a_prefix_needs_its_weights(folder: Path) -> None:
+    edit_config(folder, pre_seq_len=8)
+    assert "tensor transformer.prefix_encoder.embedding.weight is missing" in refusal(folder)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("num_layers", "2"),
+        ("pre_seq_len", "8"),
         ("hidden_size", 0),
         ("multi_query_group_num", 3),
         ("kv_channels", 18),

@@ -1,0 +1,96 @@
+"""Freeze: some of the model's own weights are trained, the last layers' or those named."""
+
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.errors import ConfigError
+from glmtune.recipe import Freeze
+
+NUM_LAYERS = 3
+"""How many last layers are trained where nothing is said."""
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def apply_freeze(model: Any, settings: Freeze) -> Any:
+    """Make the chosen weights trainable, and them alone. Raises ConfigError as `choose_weights`."""
+    chosen = choose_weights(model, settings)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    _bridge_types(model)
+    return model
+
+
+def choose_weights(model: nn.Module, settings: Freeze) -> list[str]:
+    """Names of the weights that the settings mean.
+
+    Raises ConfigError for a pattern that no name matches, more layers than there are, and weights that are
+    held as codes.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if settings.patterns is None:
+        chosen = _last_layers(names, settings.num_layers or NUM_LAYERS)
+    else:
+        matched = {name for pattern in settings.patterns for name in _matching(pattern, names)}
+        chosen = [name for name in names if name in matched]
+    for name in chosen:
+        _require_dense(model, name)
+    return chosen
+
+
+def _last_layers(names: Collection[str], count: int) -> list[str]:
+    numbers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
+    total = max(numbers.values()) + 1
+    if count > total:
+        raise ConfigError(
+            f"method.num_layers: {count}, but the model has {total} layers",
+            hint=f"1 to {total}, or method=full",
+        )
+    return [name for name, number in numbers.items() if number >= total - count]
+
+
+def _matching(pattern: str, names: Collection[str]) -> list[str]:
+    matched = [name for name in names if fnmatchcase(name, pattern)]
+    if not matched:
+        near = get_close_matches(pattern.strip("*."), names, n=3, cutoff=0)
+        raise ConfigError(
+            f"method.patterns: no weight of this model is called {pattern!r}",
+            hint=f"near are {', '.join(near)}; all: glmtune info MODEL --names",
+        )
+    return matched
+
+
+def _require_dense(model: nn.Module, name: str) -> None:
+    """A quantised layer's codes, and the scales that belong to them, are not trained."""
+    path, _, leaf = name.rpartition(".")
+    held = model.get_submodule(path).get_parameter("weight" if leaf == "weight_scale" else leaf)
+    if not held.is_floating_point():
+        raise ConfigError(
+            f"method.name: freeze, but {name} is quantised: its codes cannot be trained",
+            hint="choose others with method.patterns, open the base without quant, or method.name=lora",
+        )
+
+
+def _bridge_types(model: nn.Module) -> None:
+    """Let layers that are trained in fp32 stand among layers in half precision, outside of autocast too."""
+    for module in model.modules():
+        held = [p.dtype for p in module.parameters(recurse=False) if p.requires_grad]
+        # a router computes in fp32 whatever its weights are, and its choice must not be rounded
+        if held and held[0] != torch.float32 and "Router" not in type(module).__name__:
+            module.register_forward_pre_hook(_enter_fp32)
+            module.register_forward_hook(partial(_leave_fp32, held[0]))
+
+
+def _enter_fp32(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _leave_fp32(dtype: torch.dtype, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output.to(dtype)

@@ -1,0 +1,17 @@
+"""P-Tuning v2: a prefix of learned keys and values, nothing else (`models.prefix`)."""
+
+from typing import Any
+
+from glmtune.family import name_family, require_own_model
+from glmtune.recipe import Ptuning
+
+
+def apply_ptuning(model: Any, settings: Ptuning) -> Any:
+    """Freeze the model and give it a new prefix, in place of one that it has.
+
+    Raises ConfigError for a model that transformers' own class holds.
+    """
+    require_own_model(name_family(model.config.model_type), "method.name: ptuning")
+    model.requires_grad_(False)
+    model.attach_prefix(settings.num_prefix_tokens, projection=settings.projection, dropout=settings.dropout)
+    return model

@@ -1,0 +1,236 @@
+"""Trained weights that are not PEFT's: a prefix or some of the model's own, under the model's own names.
+
+Ours lie in one safetensors file beside a card. Official P-Tuning folders are opened too: a pytorch_model.bin
+of the prefix alone, or of the whole model with it.
+Source: github.com/THUDM/ChatGLM-6B, ptuning/trainer.py (what it saves) and ptuning/main.py (what it reads).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from glmtune.errors import CheckpointError
+from glmtune.family import name_family, require_own_model
+from glmtune.files import COPY_AGAIN, read_json_if_there, read_start
+from glmtune.methods.freeze import choose_weights
+from glmtune.models.checkpoint import Stored, has_weights, scan_tensors
+from glmtune.models.prefix import DROPOUT, PrefixEncoder
+from glmtune.models.quant import quantised_layers
+from glmtune.recipe import Freeze, Method, Ptuning
+
+TRAINED_FILE = "trained.safetensors"
+PREFIX = "transformer.prefix_encoder."
+"""How the names of a prefix's weights begin."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_ITS_BASE = "load it on the base it was trained on"
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write the trainable weights, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in _trainable(model).items()}
+    save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
+
+
+def restore_weights(model: nn.Module, folder: Path) -> None:
+    """Put what `save_weights` wrote back into a model of the same method, in place."""
+    tensors, trained = _read_ours(folder), _trainable(model)
+    require_same(folder / TRAINED_FILE, shapes_of(tensors), shapes_of(trained))
+    _copy(tensors, trained)
+
+
+def find_trained(folder: Path) -> Literal["", "alone", "whole"]:
+    """Whether trained weights of these kinds lie in a folder, `alone`, or in it with a `whole` model.
+
+    A model's folder whose weights cannot be read holds none.
+    """
+    if (folder / TRAINED_FILE).exists():
+        return "alone"
+    config = read_json_if_there(folder / "config.json")
+    if not has_weights(folder) or (config and not config.get("pre_seq_len") and _is_sharded(folder)):
+        return ""
+    try:
+        names = scan_tensors(folder)
+    except CheckpointError:
+        if config:
+            return ""
+        raise
+    if not any(name.startswith(PREFIX) for name in names):
+        return ""
+    return "alone" if all(name.startswith(PREFIX) for name in names) else "whole"
+
+
+def _is_sharded(folder: Path) -> bool:
+    return any(folder.glob("*.index.json"))
+
+
+def trained_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the trained weights in a folder that `find_trained` found."""
+    if (folder / TRAINED_FILE).exists():
+        with _explained(folder / TRAINED_FILE), safe_open(folder / TRAINED_FILE, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return {name: held.shape for name, held in scan_tensors(folder).items() if name.startswith(PREFIX)}
+
+
+def tell_method(folder: Path) -> Ptuning:
+    """The method that made a prefix, by its shapes. Raises CheckpointError where they tell none."""
+    shapes = trained_shapes(folder)
+    embedding = shapes.get(f"{PREFIX}embedding.weight")
+    if embedding is None or len(embedding) != 2 or not embedding[0]:
+        raise CheckpointError(
+            f"{folder}: no {PREFIX}embedding.weight of shape [prefix tokens, width], got "
+            f"{'none' if embedding is None else list(embedding)}",
+            hint="an official P-Tuning folder has one; a run names its method in glmtune.json",
+        )
+    projection = any(name.startswith(f"{PREFIX}trans.") for name in shapes)
+    return Ptuning(num_prefix_tokens=embedding[0], projection=projection, dropout=DROPOUT)
+
+
+def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainable: bool) -> Any:
+    """Put the trained weights of a folder on the base they were trained on, in the types that it computes in.
+
+    `method` is what the folder's card says, if it has one. Raises CheckpointError for anything missing, left
+    over or of another shape, and ConfigError for a model that can have no prefix.
+    """
+    model.requires_grad_(False)
+    if isinstance(method, Freeze):
+        chosen = set(choose_weights(model, method))
+        target = {name: p for name, p in model.named_parameters() if name in chosen}
+        tensors = _read_ours(folder)
+        require_same(folder / TRAINED_FILE, shapes_of(tensors), shapes_of(target))
+    else:
+        tensors = _open_prefix(model, folder, method)
+        target = {f"{PREFIX}{name}": p for name, p in model.base_model.prefix_encoder.named_parameters()}
+    _copy(tensors, target)
+    for parameter in target.values():
+        parameter.requires_grad_(is_trainable)
+    return model
+
+
+def _open_prefix(model: Any, folder: Path, method: Method | None) -> dict[str, Tensor]:
+    """Check a folder's prefix against the base, give the base an empty one like it, and read the tensors."""
+    require_own_model(name_family(model.config.model_type), f"{folder}: P-Tuning's prefix")
+    told = tell_method(folder)
+    _check_stated(folder, told, method)
+    config = copy(model.config)
+    config.pre_seq_len, config.prefix_projection = told.num_prefix_tokens, told.projection
+    expected = PrefixEncoder(config, device=torch.device("meta")).state_dict(prefix=PREFIX)
+    if (folder / TRAINED_FILE).exists():
+        tensors, place = _read_ours(folder), folder / TRAINED_FILE
+    else:
+        stored = scan_tensors(folder)
+        _check_others(model, folder, stored)
+        tensors, place = _read(stored), folder
+    require_same(place, shapes_of(tensors), shapes_of(expected))
+    dropout = method.dropout if isinstance(method, Ptuning) else DROPOUT
+    model.attach_prefix(told.num_prefix_tokens, projection=told.projection, dropout=dropout)
+    return tensors
+
+
+def _check_stated(folder: Path, told: Ptuning, method: Method | None) -> None:
+    """The folder's own words, its config.json's and its card's, against the shapes of its tensors."""
+    config = read_json_if_there(folder / "config.json")
+    stated = [("config.json: pre_seq_len", config.get("pre_seq_len") or None, told.num_prefix_tokens)]
+    if stated[0][1] is not None:
+        stated.append(
+            ("config.json: prefix_projection", config.get("prefix_projection", False), told.projection)
+        )
+    if isinstance(method, Ptuning):
+        stated += [
+            ("glmtune.json: num_prefix_tokens", method.num_prefix_tokens, told.num_prefix_tokens),
+            ("glmtune.json: projection", method.projection, told.projection),
+        ]
+    for key, said, found in stated:
+        if said is not None and said != found:
+            raise CheckpointError(
+                f"{folder}/{key} = {said}, but its tensors make it {found}",
+                hint="the folder's files are of different runs: take all of them from one",
+            )
+
+
+def _check_others(model: nn.Module, folder: Path, stored: Mapping[str, Stored]) -> None:
+    """What lies beside the prefix in an official folder is the base again: it must be this one's."""
+    quantised = quantised_layers(model)
+    known = shapes_of(model.state_dict())
+    for name, held in stored.items():
+        plain = name.removesuffix("_scale")
+        if name.startswith(PREFIX) or name.endswith("inv_freq"):
+            continue
+        is_dense = plain.rpartition(".")[0] not in quantised and f"{plain}_scale" not in stored
+        if plain not in known or (is_dense and known[plain] != held.shape):
+            problem = "is left over" if plain not in known else f"has shape {list(held.shape)}"
+            allowed = "" if plain not in known else f", this model's is {list(known[plain])}"
+            raise CheckpointError(f"{held.file}: {name} {problem}{allowed}", hint=_ITS_BASE)
+
+
+def _read_ours(folder: Path) -> dict[str, Tensor]:
+    read_start(folder / TRAINED_FILE)
+    with _explained(folder / TRAINED_FILE):
+        tensors: dict[str, Tensor] = load_file(folder / TRAINED_FILE)
+    return tensors
+
+
+def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """The prefix's tensors, from whichever files hold them."""
+    wanted = {name: held.file for name, held in stored.items() if name.startswith(PREFIX)}
+    tensors: dict[str, Tensor] = {}
+    for file in set(wanted.values()):
+        with _explained(file):
+            content = load_file(file) if file.suffix == ".safetensors" else read_pickle(file)
+        tensors |= {name: content[name] for name in wanted if wanted[name] == file}
+    return tensors
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `torch.save` file, mapped; nothing else is unpickled."""
+    tensors: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    return tensors
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as err:
+        raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in target.items():
+        parameter.copy_(tensors[name])
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shapes by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def require_same(place: Path, stored: Shapes, expected: Shapes) -> None:
+    """Raise CheckpointError unless exactly the expected tensors are stored, in the expected shapes."""
+    odd = sorted(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
+    if not odd:
+        return
+    name = odd[0]
+    problem = (
+        f"has shape {list(stored[name])}, expected is {list(expected[name])}"
+        if (name in stored and name in expected)
+        else ("is left over" if name in stored else "is missing")
+    )
+    raise CheckpointError(
+        f"{place}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=_ITS_BASE
+    )
