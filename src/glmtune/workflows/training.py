@@ -35,13 +35,17 @@ from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, S
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
+    fp16_line,
     model_facts,
     plan_line,
+    plan_warning,
+    rate_line,
     require_resumable,
     require_startable,
     run_folder,
     start_processes,
     with_begun_revision,
+    with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Rows, first_row, training_rows
@@ -96,7 +100,7 @@ def train(recipe: Source, *, resume: bool = False) -> RunResult:
 
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
-    folder = run_folder(recipe)
+    recipe, folder = with_default_rate(recipe), run_folder(recipe)
     if resume:
         recipe = with_begun_revision(recipe, folder)
     (require_resumable if resume else require_startable)(recipe, folder)
@@ -151,6 +155,11 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     objective = Sft(model)
     several = accelerator.num_processes > 1
     yield Note(plan_line(steps, num_steps, accelerator.device, precision))
+    yield Note(rate_line(recipe))
+    if fp16 := fp16_line(precision, accelerator.device):
+        yield Note(fp16)
+    if wipes := plan_warning(recipe, steps, num_steps):
+        yield Note(wipes, is_warning=True)
     if recipe.train.warmup_steps >= num_steps:
         warmup = recipe.train.warmup_steps
         text = f"train.warmup_steps: {warmup} of {num_steps} steps, so the peak rate is never reached"
