@@ -89,10 +89,12 @@ class Guard:
         where = next((words for words in found if words), "in no row when it was run once more by itself")
         broken = _broken_weight(self.objective)
         if broken:
-            where += f"; the weight {broken}"
+            name, value, is_trained = broken
+            where += f"; the weight {name} itself holds {value}"
+            hint = self._broken_hint(step, is_trained=is_trained)
         raise TrainingError(
             f"step {step}: {what}, {where}; checkpoints are left as they were",
-            hint=hint or self._safe_settings(step, is_broken=bool(broken)),
+            hint=hint or self._safe_settings(step),
         )
 
     def _first(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
@@ -107,17 +109,22 @@ class Guard:
                     return f"{words} at {place}"
         return None
 
-    def _safe_settings(self, step: int, *, is_broken: bool) -> str:
+    def _broken_hint(self, step: int, *, is_trained: bool) -> str:
+        damaged = "its file is damaged: copy the model from its source again"
+        if not is_trained or step <= 1:
+            return damaged
+        return f"a step too far broke it: train anew with {self._lower()}"
+
+    def _safe_settings(self, step: int) -> str:
         """Overrides to paste. Before anything was learned, no learning rate is to blame."""
-        lower = f"train.lr={self.lr / 10:g}"
-        if is_broken:
-            again = "its file is damaged: copy the model from its source again"
-            return again if step <= 1 else f"a step broke it: train anew with {lower}; else {again}"
         if self.accelerator.mixed_precision != "no":
-            return f"train anew with {self._precision()}; if it learned well up to here, with {lower}"
+            return f"train anew with {self._precision()}; if it learned well up to here, with {self._lower()}"
         if step > 1:
-            return f"train anew with {lower}"
+            return f"train anew with {self._lower()}"
         return "it does so before anything is learned: copy the model from its source again, or drop that row"
+
+    def _lower(self) -> str:
+        return f"train.lr={self.lr / 10:g}"
 
     def _precision(self) -> str:
         is_fp16 = self.accelerator.mixed_precision == "fp16"
@@ -217,12 +224,12 @@ def _all_known(batch: Batch) -> str | None:
     return "the output layer gives every learned token a probability of 1, first" if is_learned else None
 
 
-def _broken_weight(module: nn.Module) -> str | None:
-    """The first weight that is not finite by itself, and what it holds."""
+def _broken_weight(module: nn.Module) -> tuple[str, float, bool] | None:
+    """The first weight that is not finite by itself: its name, what it holds, whether it is trained."""
     for name, weight in module.named_parameters():
         if not _are_finite(weight):
             odd = weight[~torch.isfinite(weight)].flatten()[0]
-            return f"{_shown(name)} itself holds {float(odd.detach())}"
+            return _shown(name), float(odd.detach()), weight.requires_grad
     return None
 
 
