@@ -140,7 +140,7 @@ def test_resuming_a_finished_run_trains_nothing_more(work: Path) -> None:
 
 def test_settings_are_listed_with_their_meaning(work: Path) -> None:
     done = glmtune("settings", "train.lr", cwd=work)
-    assert done.stdout.startswith("train.lr (float; default 0.0001)")
+    assert done.stdout.startswith("train.lr (float; default empty)")
 
 
 BAD = [

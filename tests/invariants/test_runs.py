@@ -1,19 +1,24 @@
 """Laws of whole runs: resumed == uninterrupted, two processes == one, the best is kept, nothing is lost."""
 
 import json
+import math
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from glmtune import load_tokenizer
+from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError, TrainingError
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.workflows.events import Evaluated, Note, Saved
+from glmtune.workflows.rows import training_rows
 from glmtune.workflows.training import drain, training
 from models import tiny_folder
 
@@ -70,6 +75,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def on_two_processes(words: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*command, "-m", "glmtune", "train", *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, encoding="utf-8", timeout=300, check=False,
+    )  # fmt: skip
+
+
 def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
     settings = recipe(model, tmp_path / "one", "method.dropout=0", "train.batch_size=5")
     drain(training(settings))
@@ -78,20 +91,7 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
         "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=5", "train.lr=1e-2",
         "train.eval_every=5", "samples.prompts=[]", "method.dropout=0",
     ]  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "glmtune",
-    ]
-    done = subprocess.run(
-        [*command, "train", *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-        text=True, encoding="utf-8", timeout=300, check=False,
-    )  # fmt: skip
+    done = on_two_processes(words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("global step 10 ( 100.00% )") == 1  # one process prints, of the whole
     one, two = ([line for line in metrics(tmp_path / name) if "loss" in line] for name in ("one", "two"))
@@ -143,6 +143,16 @@ def test_a_run_is_resumed_with_its_own_settings_only(model: Path, tmp_path: Path
         drain(training(recipe(model, tmp_path / "other"), resume=True))
 
 
+def test_a_run_records_its_methods_rate_and_is_resumed_without_naming_it(model: Path, tmp_path: Path) -> None:
+    values = recipe(model, tmp_path / "run", "train.steps=2").model_dump(exclude_unset=True)
+    values["train"].pop("lr")
+    drain(training(load_recipe(values)))
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").train.lr == 1e-4
+    assert [line["lr"] for line in metrics(tmp_path / "run") if "lr" in line] == [1e-4, 5e-5]
+    for again in (load_recipe(values), load_recipe(tmp_path / "run" / "recipe.yaml")):
+        drain(training(again, resume=True))
+
+
 def test_a_run_is_not_resumed_with_other_rows(model: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(ADVERTS.read_text(encoding="utf-8"), encoding="utf-8")
@@ -178,6 +188,71 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(model: Path, tmp_path: Pa
     with pytest.raises(TrainingError):
         drain(training(settings))
     assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.parametrize("save_every", [1, 2])
+def test_weights_that_a_step_has_ruined_are_no_checkpoint(
+    model: Path, tmp_path: Path, save_every: int
+) -> None:
+    words = (f"train.save_every={save_every}", "train.lr=1e30", "train.max_grad_norm=0", "method=full")
+    with pytest.raises(TrainingError):
+        drain(training(recipe(model, tmp_path / "run", *words)))
+    assert not (tmp_path / "run" / "last").exists()
+
+
+@pytest.fixture
+def faulty(model: Path, tmp_path: Path) -> tuple[Path, Path, str]:
+    """A model with an embedding that is no number, rows of which one has it, in step 8; its place."""
+    rows, broken = tmp_path / "rows.jsonl", tmp_path / "model"
+    lines = ADVERTS.read_text(encoding="utf-8").splitlines()
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = load_tokenizer(model)
+    encoded = training_rows(tokenizer, recipe(model, tmp_path, f"data.train={rows}").data).train.rows
+    place = Steps(encoded, batch_size=4, micro_batch_size=1, seed=42).rows_of(8)[2].place
+    number = int(place.rpartition(":")[2]) - 1
+    row = json.loads(lines[number])
+    lines[number] = json.dumps({**row, "summary": "\N{YEN SIGN}" + row["summary"]}, ensure_ascii=False)
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    known = {int(i) for row in encoded for i in row.input_ids}
+    rare = next(i for i in tokenizer.encode_plain("\N{YEN SIGN}") if i not in known)
+    shutil.copytree(model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["transformer.embedding.word_embeddings.weight"][rare] = math.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    return broken, rows, place
+
+
+def test_a_fault_names_its_row_and_leaves_a_checkpoint_to_go_on_from(
+    model: Path, faulty: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    broken, rows, place = faulty
+    settings = recipe(broken, tmp_path / "run", f"data.train={rows}")
+    with pytest.raises(TrainingError) as caught:
+        drain(training(settings))
+    embeddings = "transformer.embedding.word_embeddings"
+    assert str(caught.value).startswith(
+        f"step 8: the loss is nan, first in {embeddings} at {place}; the weight"
+    )
+    assert caught.value.hint == "its file is damaged: copy the model from its source again"
+    assert (tmp_path / "run" / "last").resolve().name == "step-000005"
+    shutil.copyfile(model / "model.safetensors", broken / "model.safetensors")
+    drain(training(settings, resume=True))
+    drain(training(recipe(broken, tmp_path / "whole", f"data.train={rows}")))
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+def test_a_fault_in_one_process_stops_all_by_its_name(faulty: tuple[Path, Path, str], tmp_path: Path) -> None:
+    broken, rows, place = faulty
+    words = [
+        f"model={broken}", f"output={tmp_path / 'run'}", f"data.train={rows}", "data.max_tokens=400",
+        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=4",
+        "samples.prompts=[]",
+    ]  # fmt: skip
+    done = on_two_processes(words)
+    assert done.returncode != 0
+    assert (
+        f"step 8: the loss is nan, first in transformer.embedding.word_embeddings at {place};" in done.stderr
+    )
 
 
 def test_full_training_reads_half_precision_weights_unrounded(tmp_path: Path) -> None:

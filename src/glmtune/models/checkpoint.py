@@ -115,15 +115,24 @@ def resolve_device(requested: str | torch.device) -> torch.device:
     return device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself; cards older than Ampere only imitate it, slowly."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def resolve_dtype(requested: str | torch.dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The weights' type: "auto" is the stored one, but on a CPU bf16 for half precision and fp32 else."""
+    """The weights' type: "auto" is the stored one, but on a CPU bf16 for half precision and fp32 else, and
+    fp16 for bf16 on a card without it.
+    """
     if requested == "auto":
         if device.type != "cpu":
-            return stored
+            return stored if stored != torch.bfloat16 or has_bf16(device) else torch.float16
         return torch.bfloat16 if stored in (torch.float16, torch.bfloat16) else torch.float32
     dtype = DTYPES.get(requested) if isinstance(requested, str) else requested
     if dtype is None or dtype not in DTYPES.values():
         raise ConfigError(f"dtype: {requested!r} is not a type for weights", hint="auto, fp32, bf16 or fp16")
+    if dtype == torch.bfloat16 and not has_bf16(device):
+        raise ConfigError("dtype: bf16, but this card has no bf16", hint="dtype=fp16, or leave it at auto")
     return dtype
 
 

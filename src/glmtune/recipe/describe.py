@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from glmtune.recipe.method import MethodSettings
 from glmtune.recipe.settings import Recipe
 
 
@@ -32,10 +33,17 @@ def describe(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[Descr
         for member in members:
             tag = member.model_fields.get("name") if len(members) > 1 else None
             if tag is not None:
-                text = " ".join((member.__doc__ or "").split())
+                text = " ".join((member.__doc__ or "").split()) + _rate(member)
                 yield Description(f"{key}.name", "choice", str(tag.default), text)
             fields = describe(member, f"{key}.")
             yield from (d for d in fields if tag is None or d.key != f"{key}.name")
+
+
+def _rate(member: type[BaseModel]) -> str:
+    """What an empty `train.lr` means with this method."""
+    if not issubclass(member, MethodSettings):
+        return ""
+    return f" Its train.lr: {member.default_lr:g} ({member.lr_source})."
 
 
 def _is_group(kind: Any) -> bool:

@@ -1,23 +1,40 @@
 """The settings of each fine-tuning method. This module imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from glmtune.recipe.base import Settings
 
 
-class Full(Settings):
+class MethodSettings(Settings):
+    """What every method has: the learning rate it learns at where `train.lr` is empty."""
+
+    default_lr: ClassVar[float]
+    """Peak rate of AdamW, for every family: where the published rates of families differ, the scripts do."""
+    lr_source: ClassVar[str]
+    """Where that rate is from, as the run's log says it."""
+
+
+class Full(MethodSettings):
     """Train every weight."""
 
+    default_lr: ClassVar[float] = 5e-5
+    """The more careful of two published ones: ChatGLM-6B's and ChatGLM2's ds_train_finetune.sh have 1e-4.
+    Source: https://github.com/THUDM/ChatGLM3/blob/main/finetune_demo/configs/sft.yaml."""
+    lr_source: ClassVar[str] = "ChatGLM3's sft.yaml"
     name: Literal["full"] = "full"
 
 
-class Freeze(Settings):
+class Freeze(MethodSettings):
     """Train some of the model's own weights, the last layers or those named, and leave the others as they
     are.
     """
 
+    default_lr: ClassVar[float] = 1e-4
+    """Four of ChatGLM-6B's and ChatGLM2's layers, 2 epochs: "no serious catastrophic forgetting".
+    Source: https://github.com/liucongg/ChatGLM-Finetuning README."""
+    lr_source: ClassVar[str] = "liucongg/ChatGLM-Finetuning"
     name: Literal["freeze"] = "freeze"
     num_layers: int | None = Field(None, ge=1)
     """Train so many last layers; empty: 3, unless `patterns` is set."""
@@ -32,7 +49,7 @@ class Freeze(Settings):
         return self
 
 
-class LowRank(Settings):
+class LowRank(MethodSettings):
     """What the adapters of low rank share."""
 
     alpha: float = Field(32, gt=0)
@@ -46,6 +63,13 @@ class LowRank(Settings):
 class Lora(LowRank):
     """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arxiv.org/abs/2106.09685)."""
 
+    default_lr: ClassVar[float] = 1e-4
+    """With rank 16 on ChatGLM-6B and ChatGLM2, 2 epochs, in liucongg/ChatGLM-Finetuning; between ChatGLM3's
+    lora.yaml (5e-5) and the LoRA run on ADGEN of ChatGLM-6B's ptuning/README (5e-4).
+    Source: https://github.com/liucongg/ChatGLM-Finetuning README."""
+    lr_source: ClassVar[str] = (
+        "liucongg/ChatGLM-Finetuning; ChatGLM3's lora.yaml has 5e-5, the ADGEN run 5e-4"
+    )
     name: Literal["lora"] = "lora"
     r: int = Field(8, ge=1)
     """Rank of the two matrices added to each target."""
@@ -62,6 +86,10 @@ class AdaLora(LowRank):
     it matters least (Zhang et al. 2023, arxiv.org/abs/2303.10512).
     """
 
+    default_lr: ClassVar[float] = 5e-4
+    """The authors' rate for writing text (XSum, with ranks 12 -> 8 and alpha 32 too); for classification they
+    go to 1e-3 and beyond. Source: https://github.com/QingruZhang/AdaLoRA, NLG_QA/scripts/run_bart_xsum.sh."""
+    lr_source: ClassVar[str] = "QingruZhang/AdaLoRA, run_bart_xsum.sh"
     name: Literal["adalora"] = "adalora"
     init_r: int = Field(12, ge=1)
     """Rank of every target at the start."""
@@ -75,11 +103,15 @@ class AdaLora(LowRank):
         return self
 
 
-class Ptuning(Settings):
+class Ptuning(MethodSettings):
     """P-Tuning v2: learned keys and values in front of every layer's own (Liu et al. 2021,
     arxiv.org/abs/2110.07602), as the official PrefixEncoder makes them.
     """
 
+    default_lr: ClassVar[float] = 2e-2
+    """The official scripts'; for conversations (train_chat.sh) they have 1e-2.
+    Source: https://github.com/THUDM/ChatGLM2-6B/blob/main/ptuning/train.sh."""
+    lr_source: ClassVar[str] = "ChatGLM-6B's and ChatGLM2-6B's ptuning/train.sh; train_chat.sh has 1e-2"
     name: Literal["ptuning"] = "ptuning"
     num_prefix_tokens: int = Field(128, ge=1)
     """Length of the prefix (the official scripts' pre_seq_len)."""

@@ -93,8 +93,8 @@ class Train(Settings):
     """Rows per optimizer step, over all processes: more cards make a step faster, not bigger."""
     micro_batch_size: int = Field(1, ge=1)
     """Rows that one device works on at once."""
-    lr: float = Field(1e-4, ge=0)
-    """Peak learning rate of AdamW."""
+    lr: float | None = Field(None, ge=0)
+    """Peak learning rate of AdamW; empty: the method's, as `method.name` lists them. A run records it."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape of the learning rate after the warm-up; `linear` and `cosine` end at 0."""
     warmup_steps: int = Field(0, ge=0)
@@ -106,11 +106,13 @@ class Train(Settings):
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of AdamW's running square."""
     adam_epsilon: float = Field(1e-8, gt=0)
-    """AdamW's denominator floor."""
+    """AdamW's denominator floor. 1e-8 is 0 in fp16, hence the 1e-4 of half-precision recipes; here it is
+    never fp16: trained weights and AdamW's means are fp32."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Clip the global gradient norm to this; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the forward pass; auto: the frozen weights' type. Trainable weights are fp32 always."""
+    """Arithmetic of the forward pass; auto: the frozen weights' type. Trainable weights are fp32 always. bf16
+    needs a card that has it; fp16 trains with loss scaling."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
     seed: int = Field(42, ge=0)
@@ -168,7 +170,8 @@ class Recipe(Settings):
     template: TemplateName | None = None
     """Chat format; empty: told from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type the frozen weights are held in; auto: as stored, on a CPU bf16 for half precision, else fp32."""
+    """Type the frozen weights are held in; auto: as stored, but fp16 for bf16 on a card without bf16; on a
+    CPU bf16 for half precision, else fp32."""
     quant: Literal["int8", "int4"] | None = None
     """Quantise the frozen blocks while loading, to a half (`int8`) or a quarter (`int4`) of their memory;
     empty: as stored. A folder that is quantised opens without it."""

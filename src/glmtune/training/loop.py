@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from glmtune.errors import TrainingError
 from glmtune.objectives import Batch, Objective
+from glmtune.training.guard import Guard, RowsOf
 from glmtune.training.memory import peak_memory_gib
 
 
@@ -46,6 +46,7 @@ def fit(
     accelerator: Accelerator,
     *,
     max_grad_norm: float = 1.0,
+    rows_of: RowsOf | None = None,
 ) -> Iterator[StepLog]:
     """Train and yield one log per step; the caller decides when to print, evaluate and save.
 
@@ -53,8 +54,11 @@ def fit(
     learned tokens of the whole step, so 8 micro-batches of 1 equal 1 micro-batch of 8, and two processes
     equal one, even when target lengths differ. `module` is the objective, or the objective inside
     DistributedDataParallel; it and `optimizer` were prepared by `accelerator`.
-    Raises `TrainingError` if the loss or the gradient is not a finite number.
+    A step that loss scaling skips leaves the schedule where it is, as transformers' Trainer does.
+    Raises `TrainingError` before the optimizer's step if loss or gradient is not finite or exactly 0, naming
+    the row by `rows_of`, which gives a step's rows as this process's micro-batches have them.
     """
+    guard = Guard(objective, accelerator, lr=float(schedule.base_lrs[0]), rows_of=rows_of)
     trained = [p for p in module.parameters() if p.requires_grad]
     for step, micro in steps:
         start = time.perf_counter()
@@ -64,17 +68,18 @@ def fit(
         for i, batch in enumerate(micro):
             with accelerator.autocast(), _exchange(accelerator, module, is_last=i == len(micro) - 1):
                 batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-                loss = module(batch) / items
+                loss = module(batch) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
         mean_loss = float(accelerator.reduce(total, "sum"))
-        require_finite("loss", mean_loss, step)
         norm = float(accelerator.clip_grad_norm_(trained, max_grad_norm or math.inf))
-        if accelerator.scaler is None:  # with loss scaling, an overflow is expected and skips the step
-            require_finite("gradient norm", norm, step)
+        guard.check_step(step, loss=mean_loss, grad_norm=norm, items=items, batches=micro)
         lr = float(schedule.get_last_lr()[0])
         optimizer.step()
-        schedule.step()
+        if accelerator.optimizer_step_was_skipped:
+            guard.check_scale(step, batches=micro)
+        else:
+            schedule.step()
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
         peak = peak_memory_gib(accelerator.device)
@@ -105,18 +110,9 @@ def _totals(accelerator: Accelerator, micro: Sequence[Batch], objective: Objecti
         device=accelerator.device,
     )
     items, tokens = accelerator.reduce(mine, "sum").tolist()
-    return max(int(items), 1), int(tokens)
+    return int(items), int(tokens)
 
 
 def _exchange(accelerator: Accelerator, module: nn.Module, *, is_last: bool) -> Any:
     """Processes exchange gradients once a step, in the last micro-batch's backward pass."""
     return nullcontext() if is_last else accelerator.no_sync(module)
-
-
-def require_finite(what: str, value: float, step: int) -> None:
-    """Raise `TrainingError` for a figure that no training goes on from."""
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"step {step}: the {what} is {value}; the last checkpoint is kept",
-            hint="lower the learning rate (train.lr), or train in higher precision (dtype=fp32)",
-        )

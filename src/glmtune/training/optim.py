@@ -10,7 +10,8 @@ from glmtune.recipe import Train
 
 
 def build_optimizer(model: nn.Module, settings: Train) -> AdamW:
-    """AdamW over the trainable weights; no decay on norms and biases."""
+    """AdamW over the trainable weights; no decay on norms and biases. `settings.lr` must be filled in."""
+    assert settings.lr is not None
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},

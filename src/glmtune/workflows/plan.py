@@ -9,9 +9,10 @@ from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
 from glmtune.load import Place
-from glmtune.models.checkpoint import resolve_device
+from glmtune.models.checkpoint import has_bf16, resolve_device
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, require_new
+from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.record import with_full_paths
 from glmtune.workflows.rows import data_hash
 
@@ -49,6 +50,23 @@ def with_begun_revision(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.revision is not None or not known.exists():
         return recipe
     return recipe.model_copy(update={"revision": load_recipe(known).revision})
+
+
+def with_default_rate(recipe: Recipe) -> Recipe:
+    """The recipe with its method's learning rate where it names none: what a run does and records."""
+    if recipe.train.lr is not None:
+        return recipe
+    train = recipe.train.model_copy(update={"lr": recipe.method.default_lr})
+    return recipe.model_copy(update={"train": train})
+
+
+def rate_line(recipe: Recipe) -> str:
+    """The learning rate, and its method's default with where that is from."""
+    method = recipe.method
+    default = f"the default of {method.name} ({method.lr_source})"
+    if recipe.train.lr == method.default_lr:
+        return f"learning rate: {recipe.train.lr:g}, {default}"
+    return f"learning rate: {recipe.train.lr:g}; {method.default_lr:g} is {default}"
 
 
 def require_resumable(recipe: Recipe, folder: Path) -> None:
@@ -98,7 +116,22 @@ def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.devi
         )
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=bf16, or dtype=bf16")
+    if name == "bf16" and not has_bf16(device):
+        raise ConfigError(
+            "train.precision: bf16, but this card has no bf16",
+            hint="train.precision=fp16, or leave it at auto",
+        )
     return name
+
+
+def fp16_line(precision: str, device: torch.device) -> str | None:
+    """How it is kept safe that a card without bf16 trains in fp16; None where there is bf16, or no fp16."""
+    if precision != "fp16" or has_bf16(device):
+        return None
+    return (
+        "this card has no bf16: fp16 with loss scaling; what is trained, its gradients and Adam's means are "
+        "fp32, in which Adam's epsilon holds"
+    )
 
 
 def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str) -> str:
@@ -112,3 +145,10 @@ def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str
         f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
         f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {arithmetic}"
     )
+
+
+def plan_warning(recipe: Recipe, steps: Steps, num_steps: int) -> str | None:
+    """What the plan puts at risk, if it does."""
+    rows, epochs = len(steps.rows), num_steps / steps.per_epoch
+    lr = recipe.train.lr or 0.0
+    return chat_loss_warning(recipe.method, rows=rows, steps=num_steps, epochs=epochs, lr=lr)

@@ -26,7 +26,8 @@ from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import RESULT_FILE, follow, make_folder, read_json_lines, replacing, write_json
-from glmtune.training.loop import fit, mean_loss, require_finite
+from glmtune.training.guard import Guard
+from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
@@ -34,13 +35,17 @@ from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, S
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
+    fp16_line,
     model_facts,
     plan_line,
+    plan_warning,
+    rate_line,
     require_resumable,
     require_startable,
     run_folder,
     start_processes,
     with_begun_revision,
+    with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Rows, first_row, training_rows
@@ -95,7 +100,7 @@ def train(recipe: Source, *, resume: bool = False) -> RunResult:
 
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
-    folder = run_folder(recipe)
+    recipe, folder = with_default_rate(recipe), run_folder(recipe)
     if resume:
         recipe = with_begun_revision(recipe, folder)
     (require_resumable if resume else require_startable)(recipe, folder)
@@ -150,6 +155,11 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     objective = Sft(model)
     several = accelerator.num_processes > 1
     yield Note(plan_line(steps, num_steps, accelerator.device, precision))
+    yield Note(rate_line(recipe))
+    if fp16 := fp16_line(precision, accelerator.device):
+        yield Note(fp16)
+    if wipes := plan_warning(recipe, steps, num_steps):
+        yield Note(wipes, is_warning=True)
     if recipe.train.warmup_steps >= num_steps:
         warmup = recipe.train.warmup_steps
         text = f"train.warmup_steps: {warmup} of {num_steps} steps, so the peak rate is never reached"
@@ -167,7 +177,10 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
         schedule=schedule,
         steps=steps,
         num_steps=num_steps,
-        validation=_validation_batches(rows.validation.rows, recipe, tokenizer, accelerator),
+        validation=[
+            collate(part, tokenizer.pad_token_id)
+            for part in _validation_parts(rows.validation.rows, recipe, accelerator)
+        ],
         record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
     )
 
@@ -192,6 +205,7 @@ def _train(run: _Run) -> Iterator[Event]:
         run.schedule,
         run.accelerator,
         max_grad_norm=settings.max_grad_norm,
+        rows_of=run.steps.micro_batches,
     )
     for log in logs:
         standing.step = log.step
@@ -221,8 +235,7 @@ def _is_out_of_patience(run: _Run) -> bool:
 def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     """Evaluation loss, sample answers, picture. Returns whether this is the best so far."""
     standing = run.standing
-    loss = mean_loss(run.objective, run.validation, run.accelerator)
-    require_finite("evaluation loss", loss, standing.step)
+    loss = _evaluation_loss(run, run.validation)
     before = standing.best_loss
     is_best = standing.step > 0 and (before is None or loss < before)
     if is_best:
@@ -236,6 +249,16 @@ def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     run.accelerator.wait_for_everyone()
     yield Evaluated(standing.step, loss, before, is_best)
     return is_best
+
+
+def _evaluation_loss(run: _Run, batches: list[Batch]) -> float:
+    """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
+    loss = mean_loss(run.objective, batches, run.accelerator)
+    parts = _validation_parts(run.rows.validation.rows, run.recipe, run.accelerator)
+    lr = float(run.schedule.base_lrs[0])
+    guard = Guard(run.objective, run.accelerator, lr=lr, rows_of=lambda _: parts)
+    guard.check_evaluation(run.standing.step, loss, batches=batches)
+    return loss
 
 
 def _samples(run: _Run) -> list[tuple[str, str]]:
@@ -257,7 +280,11 @@ def _samples(run: _Run) -> list[tuple[str, str]]:
 
 
 def _save(run: _Run, *, is_best: bool) -> Saved:
-    """A checkpoint: weights, card, and all that an exact continuation needs."""
+    """A checkpoint: weights, card, and all that an exact continuation needs.
+
+    One batch is looked at first: weights that a step has just ruined are no checkpoint.
+    """
+    _evaluation_loss(run, run.validation[:1])
     state = collect_state(run.optimizer, run.schedule, run.accelerator)
     state["standing"] = asdict(run.standing)
     path = run.record.checkpoint_path(run.standing.step)
@@ -295,15 +322,12 @@ def _micro_batches(run: _Run) -> Iterator[tuple[int, list[Batch]]]:
         yield step, [collate(rows, pad_id) for rows in run.steps.micro_batches(step)]
 
 
-def _validation_batches(
-    rows: list[Row], recipe: Recipe, tokenizer: Any, accelerator: Accelerator
-) -> list[Batch]:
+def _validation_parts(rows: list[Row], recipe: Recipe, accelerator: Accelerator) -> list[list[Row]]:
     """This process's share of the validation rows, in micro-batches of similar length."""
-    mine = sorted(rows, key=lambda row: len(row.input_ids))[
-        accelerator.process_index :: accelerator.num_processes
-    ]
+    by_length = sorted(rows, key=lambda row: len(row.input_ids))
+    mine = by_length[accelerator.process_index :: accelerator.num_processes]
     size = recipe.train.micro_batch_size
-    return [collate(mine[i : i + size], tokenizer.pad_token_id) for i in range(0, len(mine), size)]
+    return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 
 def _card(run: _Run) -> Card:

@@ -1,0 +1,252 @@
+"""The guard against silent failure: at the first figure that no training goes on from, the run stops and says
+which layer and which row it came from.
+
+A healthy run pays nothing for it: the figures are there anyway, and only a wrong one starts the search.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from glmtune.data.encode import Row
+from glmtune.errors import TrainingError
+from glmtune.models.checkpoint import has_bf16
+from glmtune.objectives import Batch
+
+RowsOf = Callable[[int], Sequence[Sequence[Row]]]
+"""The rows that this process's batches of a step were made of; asked for only when something is wrong."""
+Search = Callable[[Batch], str | None]
+"""Where in a batch of one row the trouble first shows; None if not in this row."""
+Watch = Callable[[str, nn.Module, Any, Any], None]
+"""Sees a module's name, the module, its inputs and its outputs."""
+
+LEAST_SCALE = 1.0
+"""Below this, a gradient overflows fp16 even unmagnified, and halving the scale further only loses its small
+parts. Source: DeepSpeed's `min_loss_scale`, at which it too gives up,
+https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/fp16/loss_scaler.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Checks the figures of steps and evaluations; raises `TrainingError` in all processes alike.
+
+    It decides by figures summed over all processes, so none waits for another in vain. Each searches its own
+    rows, and all tell what the first of them found.
+    """
+
+    objective: Any
+    accelerator: Accelerator
+    lr: float
+    """The peak learning rate, to offer a lower one."""
+    rows_of: RowsOf | None = None
+    """Without it, a row is named by its number in the step."""
+
+    def check_step(
+        self, step: int, *, loss: float, grad_norm: float, items: int, batches: Sequence[Batch]
+    ) -> None:
+        """Before the optimizer's step, so that the weights are still good.
+
+        A gradient that overflows under loss scaling is expected now and then: `check_scale` sees to those.
+        """
+        if not math.isfinite(loss):
+            self._stop(step, f"the loss is {loss}", batches, self._in_forward)
+        if items == 0:
+            self._stop(step, "the loss is exactly 0", batches, _no_token, hint=_GIVE_ANSWERS)
+        if loss == 0:
+            self._stop(step, "the loss is exactly 0", batches, _all_known, hint=self._known_hint())
+        if not math.isfinite(grad_norm) and self.accelerator.scaler is None:
+            self._stop(step, f"the gradient norm is {grad_norm}", batches, self._in_backward)
+        if grad_norm == 0:
+            hint = self._no_gradient_hint()
+            self._stop(step, "the gradient is exactly 0", batches, self._where_it_ends, hint=hint)
+
+    def check_scale(self, step: int, *, batches: Sequence[Batch]) -> None:
+        """After a step that loss scaling has skipped."""
+        assert self.accelerator.scaler is not None
+        scale = self.accelerator.scaler.get_scale()
+        if scale < LEAST_SCALE:
+            what = f"the gradient overflows fp16 at every loss scale down to {2 * scale:g}"
+            self._stop(step, what, batches, self._in_backward)
+
+    def check_evaluation(self, step: int, loss: float, *, batches: Sequence[Batch]) -> None:
+        """After an evaluation at a step; 0 is before the first."""
+        if not math.isfinite(loss):
+            self.objective.eval()
+            self._stop(step, f"the evaluation loss is {loss}", batches, self._in_forward)
+
+    def _stop(
+        self, step: int, what: str, batches: Sequence[Batch], search: Search, hint: str = ""
+    ) -> NoReturn:
+        found = gather_object([self._first(step, batches, search)])
+        where = next((words for words in found if words), "in no row when it was run once more by itself")
+        broken = _broken_weight(self.objective)
+        if broken:
+            name, value, is_trained = broken
+            where += f"; the weight {name} itself holds {value}"
+            hint = self._broken_hint(step, is_trained=is_trained)
+        raise TrainingError(
+            f"step {step}: {what}, {where}; checkpoints are left as they were",
+            hint=hint or self._safe_settings(step),
+        )
+
+    def _first(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
+        """What `search` finds, and in which row, going row by row, without padding."""
+        rows = self.rows_of(step) if self.rows_of else None
+        for k, batch in enumerate(batches):
+            for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+                device = self.accelerator.device
+                words = search({name: value[i : i + 1, :length].to(device) for name, value in batch.items()})
+                if words:
+                    place = rows[k][i].place if rows else f"row {i + 1} of micro-batch {k + 1}"
+                    return f"{words} at {place}"
+        return None
+
+    def _broken_hint(self, step: int, *, is_trained: bool) -> str:
+        damaged = "its file is damaged: copy the model from its source again"
+        if not is_trained or step <= 1:
+            return damaged
+        return f"a step too far broke it: train anew with {self._lower()}"
+
+    def _safe_settings(self, step: int) -> str:
+        """Overrides to paste. Before anything was learned, no learning rate is to blame."""
+        if self.accelerator.mixed_precision != "no":
+            return f"train anew with {self._precision()}; if it learned well up to here, with {self._lower()}"
+        if step > 1:
+            return f"train anew with {self._lower()}"
+        return "it does so before anything is learned: copy the model from its source again, or drop that row"
+
+    def _lower(self) -> str:
+        return f"train.lr={self.lr / 10:g}"
+
+    def _precision(self) -> str:
+        is_fp16 = self.accelerator.mixed_precision == "fp16"
+        name = "bf16" if is_fp16 and has_bf16(self.accelerator.device) else "fp32"
+        return f"train.precision={name} dtype={name}"
+
+    def _known_hint(self) -> str:
+        return (
+            f"these rows are known by heart: stop earlier (train.patience=3), or take more rows{self._or()}"
+        )
+
+    def _no_gradient_hint(self) -> str:
+        return (
+            f"nothing that is trained reaches the loss: start from method=lora and its defaults{self._or()}"
+        )
+
+    def _or(self) -> str:
+        is_half = self.accelerator.mixed_precision != "no"
+        return f"; or it is too small for half precision: {self._precision()}" if is_half else ""
+
+    def _in_forward(self, batch: Batch) -> str | None:
+        """The first module whose output is not finite, where the row's loss is not."""
+        found: list[str] = []
+
+        def look(name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
+            if not found and not _are_finite(outputs):
+                # a layer that is given nonsense is not the one that made it: what its parent does is
+                is_leaf = next(module.children(), None) is None
+                is_given = is_leaf and not _are_finite(inputs)
+                found.append(_shown(name.rpartition(".")[0] if is_given else name))
+
+        with self._watched(look), self.accelerator.autocast(), torch.no_grad():
+            loss = self.objective(batch)
+        if torch.isfinite(loss):
+            return None
+        return f"first in {found[0] if found else 'the loss itself'}"
+
+    def _in_backward(self, batch: Batch) -> str | None:
+        return self._gradient(batch, lambda gradient: not bool(torch.isfinite(gradient).all()), "first in")
+
+    def _where_it_ends(self, batch: Batch) -> str | None:
+        return self._gradient(batch, lambda gradient: not bool(gradient.any()), "it ends at")
+
+    def _gradient(self, batch: Batch, is_bad: Callable[[Tensor], bool], words: str) -> str | None:
+        """The first place on the way back from the loss where the gradient is bad: an output, or a weight.
+
+        Takes the gradients anew, apart from those of the step: those have been clipped by what is wrong.
+        """
+        found: list[str] = []
+
+        def look(name: str, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
+            def meet(gradient: Tensor) -> None:
+                if not found and is_bad(gradient):
+                    found.append(f"the gradient of the output of {_shown(name)}")
+
+            for tensor in _tensors(outputs):
+                if tensor.requires_grad:
+                    tensor.register_hook(meet)  # type: ignore[no-untyped-call]
+
+        trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
+        with self._watched(look), self.accelerator.autocast():
+            loss = self.objective(batch)
+            gradients = torch.autograd.grad(loss * self._scale(), [*trained.values()], allow_unused=True)
+        for name, gradient in reversed([*zip(trained, gradients, strict=True)]):
+            if not found and is_bad(torch.zeros(()) if gradient is None else gradient):
+                found.append(f"the gradient of {_shown(name)}")
+        return f"{words} {found[0]}" if found else None
+
+    def _scale(self) -> float:
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else max(float(scaler.get_scale()), LEAST_SCALE)
+
+    @contextmanager
+    def _watched(self, watch: Watch) -> Iterator[None]:
+        """Inside, `watch` is called after each module's forward pass, a part before what it is a part of."""
+        handles = [
+            part.register_forward_hook(partial(watch, name)) for name, part in self.objective.named_modules()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+_GIVE_ANSWERS = (
+    "give these rows answers to learn: data.loss=all_turns, or other columns (data.response_column=...)"
+)
+
+
+def _no_token(_: Batch) -> str:
+    return "for no token is learned, first"
+
+
+def _all_known(batch: Batch) -> str | None:
+    is_learned = bool((batch["labels"] != -100).any())
+    return "the output layer gives every learned token a probability of 1, first" if is_learned else None
+
+
+def _broken_weight(module: nn.Module) -> tuple[str, float, bool] | None:
+    """The first weight that is not finite by itself: its name, what it holds, whether it is trained."""
+    for name, weight in module.named_parameters():
+        if not _are_finite(weight):
+            odd = weight[~torch.isfinite(weight)].flatten()[0]
+            return _shown(name), float(odd.detach()), weight.requires_grad
+    return None
+
+
+def _are_finite(value: Any) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in a module's inputs or outputs."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict | tuple | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def _shown(name: str) -> str:
+    """A module's or weight's name in the model's own words, without the objective and PEFT around it."""
+    return name.removeprefix("model.").removeprefix("base_model.model.") or "the loss"

@@ -1,0 +1,73 @@
+"""Whether a plan lies where ordinary chat is known to be lost, told before the start."""
+
+import math
+from dataclasses import dataclass
+
+from glmtune.recipe import Method
+
+MOST_EPOCHS = 10
+"""Passes over the same rows that need not be warned of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far a method may be taken."""
+
+    distance: float
+    """Steps x peak rate; AdamW moves no weight much further. Beyond it, rows seen again and again are learned
+    by heart and little else is kept."""
+    rate: float
+    """The highest peak rate; above it chat is lost within any number of epochs."""
+
+
+_LOW_RANK = Bounds(distance=0.1, rate=1e-2)
+_OWN_WEIGHTS = Bounds(distance=0.02, rate=1e-3)
+BOUNDS = {
+    "full": _OWN_WEIGHTS,
+    "freeze": _OWN_WEIGHTS,
+    "lora": _LOW_RANK,
+    "adalora": _LOW_RANK,
+    "ptuning": Bounds(distance=0.5, rate=5e-2),
+}
+"""By method. Runs that lost chat, as epochs and distance:
+
+- P-Tuning: 64 epochs of 1000 rows at 2e-2 (40); 500 epochs of 12 rows at 2e-4 (1.2; on two cards 0.6);
+- LoRA: 250 epochs of 12 rows at 2e-4 (0.3; on two cards 0.14), answers drifting into the rows' language;
+- full: 16 epochs of 1200 rows at about 5e-5 (0.06), https://github.com/yangjianxin1/Firefly/issues/84.
+
+Runs that kept it:
+
+- 2 epochs at 1e-4 of LoRA, P-Tuning and Freeze, https://github.com/liucongg/ChatGLM-Finetuning;
+- P-Tuning on ADGEN at 1e-4 (0.3), https://github.com/zai-org/ChatGLM-6B/issues/1148.
+
+Full tuning forgets more than LoRA (Biderman et al. 2024, https://arxiv.org/abs/2405.09673), hence its fifth.
+The highest rates are what maintainers call too large, https://github.com/zai-org/ChatGLM3/issues/532: such as
+P-Tuning's 2e-2 with another method. Not warned of is P-Tuning on ADGEN as published (0.42 epochs at 2e-2):
+many varied rows, none seen twice, although users of it miss ordinary chat too."""
+
+
+def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, lr: float) -> str | None:
+    """What rows x epochs x learning rate put at risk, and the cure to paste; None for a plan within bounds.
+
+    A plan is warned of if its rate is above the method's, or if it goes through the rows more than
+    `MOST_EPOCHS` times and beyond the method's distance.
+    """
+    bounds = BOUNDS[method.name]
+    if lr > bounds.rate:
+        return (
+            f"train.lr: {lr:g} is a rate at which {method.name} has lost ordinary chat; paste "
+            f"train.lr={method.default_lr:g}"
+        )
+    if epochs <= MOST_EPOCHS or steps * lr <= bounds.distance:
+        return None
+    return (
+        f"{epochs:.0f} epochs of {rows} rows at rate {lr:g}: runs like this have lost ordinary chat; paste "
+        f"train.steps=null train.epochs=2, or train.lr={_floor(bounds.distance / steps)}, or mix in general "
+        "conversations like examples/general.jsonl, one for each row: data.train=mixed.jsonl"
+    )
+
+
+def _floor(value: float) -> str:
+    """The next lower number of one digit, such as 2e-04."""
+    digit = 10.0 ** math.floor(math.log10(value))
+    return f"{math.floor(value / digit) * digit:.0e}"

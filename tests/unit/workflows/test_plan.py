@@ -1,0 +1,82 @@
+"""What a run's settings are settled to before anything is loaded."""
+
+import pytest
+import torch
+
+from glmtune.errors import ConfigError
+from glmtune.models import resolve_dtype
+from glmtune.recipe import Method, load_recipe
+from glmtune.recipe.method import MethodSettings
+from glmtune.workflows.plan import choose_precision, fp16_line, rate_line, with_default_rate
+
+CARD = torch.device("cuda")
+RATES = {"full": 5e-5, "freeze": 1e-4, "lora": 1e-4, "adalora": 5e-4, "ptuning": 2e-2}
+
+
+@pytest.fixture(params=[True, False], ids=["with bf16", "without bf16"])
+def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A card, as torch tells of it: an old one imitates bf16 but does not have it."""
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or request.param,
+    )
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_auto_is_fp16_in_weights_and_arithmetic_where_a_card_has_no_bf16(
+    stored: torch.dtype, has_bf16: bool
+) -> None:
+    recipe = load_recipe({"model": "m"})
+    held = resolve_dtype("auto", stored, CARD)
+    assert held == (torch.float16 if stored == torch.bfloat16 and not has_bf16 else stored)
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+    assert choose_precision(recipe, held, CARD) == names[held]
+
+
+def test_bf16_asked_of_a_card_without_it_is_refused_by_name(has_bf16: bool) -> None:
+    recipe = load_recipe({"model": "m", "train": {"precision": "bf16"}})
+    if has_bf16:
+        assert resolve_dtype("bf16", torch.float16, CARD) == torch.bfloat16
+        assert choose_precision(recipe, torch.float16, CARD) == "bf16"
+        return
+    with pytest.raises(ConfigError, match=r"^dtype: bf16, but this card has no bf16") as caught:
+        resolve_dtype("bf16", torch.float16, CARD)
+    assert "dtype=fp16" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"^train\.precision: bf16, but this card has no bf16") as caught:
+        choose_precision(recipe, torch.float16, CARD)
+    assert "train.precision=fp16" in caught.value.hint
+
+
+def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> None:
+    line = fp16_line("fp16", CARD)
+    assert (line is None) == has_bf16
+    assert has_bf16 or "fp16 with loss scaling" in str(line)
+    assert fp16_line("no", CARD) is None
+
+
+def test_a_cpu_keeps_bf16(has_bf16: bool) -> None:
+    assert resolve_dtype("auto", torch.float16, torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_an_empty_rate_is_the_methods_own_with_its_source(name: str) -> None:
+    recipe = load_recipe({"model": "m", "method": name})
+    assert recipe.train.lr is None
+    settled = with_default_rate(recipe)
+    assert settled.train.lr == RATES[name]
+    source = recipe.method.lr_source
+    assert rate_line(settled) == f"learning rate: {RATES[name]:g}, the default of {name} ({source})"
+
+
+def test_a_rate_that_is_set_stays_and_the_default_is_said() -> None:
+    settled = with_default_rate(load_recipe({"model": "m", "train": {"lr": 0.003}}))
+    assert rate_line(settled).startswith("learning rate: 0.003; 0.0001 is the default of lora (")
+    assert with_default_rate(load_recipe({"model": "m", "train": {"lr": 0}})).train.lr == 0
+
+
+def test_every_method_has_a_rate_of_its_own() -> None:
+    members = Method.__origin__.__args__  # type: ignore[attr-defined]
+    assert {member.model_fields["name"].default for member in members} == RATES.keys()
+    assert all(issubclass(member, MethodSettings) for member in members)
