@@ -32,7 +32,7 @@ def trainable_line(model: nn.Module) -> str:
     """
     total = sum(p.numel() for p in model.parameters())
     for layer in quantised_layers(model).values():
-        total += layer.in_features * layer.out_features - layer.weight.numel() - layer.weight_scale.numel()
+        total += layer.in_features * layer.out_features - sum(p.numel() for p in layer.held)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return (
         f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}"

@@ -4,9 +4,9 @@ Help texts and the reference page are printed from these fields. This module imp
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from glmtune.recipe.base import Settings
 from glmtune.recipe.method import Lora, Method
@@ -169,9 +169,10 @@ class Recipe(Settings):
     """Chat format; empty: told from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type the frozen weights are held in; auto: as stored, on a CPU bf16 for half precision, else fp32."""
-    quant: Literal["int8", "int4"] | None = None
-    """Quantise the frozen blocks while loading, to a half (`int8`) or a quarter (`int4`) of their memory;
-    empty: as stored. A folder that is quantised opens without it."""
+    quant: Literal["int8", "int4", "nf4"] | None = None
+    """Quantise the frozen blocks while loading, to a half (`int8`) or a quarter (`int4`, `nf4`) of their
+    memory; `nf4` is QLoRA's, with double quantisation (extra `bitsandbytes`); empty: as stored. A folder that
+    is quantised opens without it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     output: Path | None = None
@@ -186,13 +187,6 @@ class Recipe(Settings):
     """Answers to watch."""
     evaluate: Evaluation = Evaluation()
     """The scoring."""
-
-    @field_validator("quant", mode="before")
-    @classmethod
-    def _no_later_quant(cls, value: Any) -> Any:
-        if value == "nf4":
-            raise ValueError("nf4 comes in a later version; int8 and int4 are there")
-        return value
 
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":
