@@ -93,6 +93,8 @@ class Train(Settings):
     """Rows per optimizer step, over all processes: more cards make a step faster, not bigger."""
     micro_batch_size: int = Field(1, ge=1)
     """Rows that one device works on at once."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW; `adamw_8bit` holds its two means in 1 byte each in place of 4 (extra `bitsandbytes`)."""
     lr: float = Field(1e-4, ge=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
