@@ -160,10 +160,10 @@ def load_model(
     """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
     `adapter` puts an adapter folder on the model at `path`. dtype "auto" is the stored type on a GPU; on a
-    CPU bf16 for half-precision checkpoints, else fp32. `quant`, int8, int4 or nf4, quantises the blocks' weights
-    while loading; an adapter trained on such a base opens it so by itself. `template` says which chat format
-    a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without it, the
-    hub's main one. Raises `CheckpointError` or `ConfigError`.
+    CPU bf16 for half-precision checkpoints, else fp32. `quant`, int8, int4 or nf4, quantises the blocks'
+    weights while loading; an adapter trained on such a base opens it so by itself. `template` says which chat
+    format a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without
+    it, the hub's main one. Raises `CheckpointError` or `ConfigError`.
     """
     place = resolve(path, revision=revision)
     if adapter is not None:

@@ -9,9 +9,10 @@ from glmtune.recipe import Full
 
 def apply_full(model: Any, settings: Full) -> Any:
     """Make every weight trainable. Raises ConfigError for a quantised model: codes cannot be trained."""
-    if held_quant(model):
+    held = held_quant(model)
+    if held:
         raise ConfigError(
-            f"method.name: full, but the model is quantised ({held_quant(model)}): its codes cannot be trained",
+            f"method.name: full, but the model is quantised ({held}): its codes cannot be trained",
             hint="method.name=lora, or the original, unquantised folder without quant",
         )
     return model.requires_grad_(True)

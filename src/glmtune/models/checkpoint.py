@@ -98,8 +98,8 @@ def load_base(
 ) -> Model:
     """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    `quant`, int8, int4 or nf4, quantises the blocks' linear layers from their stored values while they are read;
-    a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
+    `quant`, int8, int4 or nf4, quantises the blocks' linear layers from their stored values while they are
+    read; a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
     `template` is the chat format if it is known; only a config with `rope_ratio` != 1 needs it. Without
     `progress` a bar appears on a terminal when loading takes long. Raises CheckpointError (files, names,
     shapes) and ConfigError (settings, `dtype`, `device`).

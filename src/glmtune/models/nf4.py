@@ -4,10 +4,10 @@ A code is one of 16 values, spaced as a normal distribution's quantiles, times t
 block of 64 weights; those magnitudes are codes of 8 bits themselves, in blocks of 256: 4.13 bits a weight.
 Codes and magnitudes are bitsandbytes' own to the last bit, and so is the product.
 
-The layer is ours and not bitsandbytes' `Linear4bit`: on a CPU that one repacks its weight at the first
-forward pass in evaluation mode, for inference alone, and training fails from then on (0.50). It keeps the
-magnitudes outside of its parameters, besides, where no outline on the meta device has them. For PEFT ours is
-a linear layer like any other, so each method treats nf4 as it does int8 and int4.
+The layer is ours and not bitsandbytes' `Linear4bit`: on a CPU with bf16 instructions that one repacks its
+weight for inference at the first forward pass in evaluation mode, and no gradient passes it from then on
+(0.50). Ours holds all that it needs in parameters, so a state dict, a copy and a move are torch's own; and
+for PEFT it is a linear layer like any other, so every method treats nf4 as it does int8 and int4.
 
 Source: QLoRA, https://arxiv.org/abs/2305.14314, sections 2 and 3; bitsandbytes, functional.quantize_4bit.
 Shapes: T tokens, I inputs of a layer, O its outputs; N = OI / 64 blocks.
@@ -72,7 +72,7 @@ class Nf4Linear(QuantizedLinear):
 
     @torch.no_grad()
     def fill(self, weight: Tensor, device: torch.device) -> None:
-        """Quantise a dense weight (O, I) into this layer, on `device`; beside it some of its rows are held."""
+        """Quantise a dense weight (O, I) into this layer, on `device`."""
         outputs, inputs = weight.shape
         codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=device)
         magnitudes = torch.empty(outputs, inputs // BLOCK, device=device)
@@ -97,9 +97,9 @@ class Nf4Linear(QuantizedLinear):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        # the bias comes after: bitsandbytes' gradient for one is of the wrong shape
-        product: Tensor = _load().matmul_4bit(x, self.weight, quant_state=self._state(x.dtype))
-        return product if self.bias is None else product + self.bias.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        product: Tensor = _load().matmul_4bit(x, self.weight, bias=bias, quant_state=self._state(x.dtype))
+        return product
 
     def _state(self, dtype: torch.dtype) -> Any:
         """What bitsandbytes needs to read the codes as weights of a type."""
@@ -158,10 +158,12 @@ def quantise_to_nf4(model: nn.Module) -> None:
     """
     _load()
     for name in name_linears(model):
-        inputs = model.get_submodule(name).in_features
-        if inputs % BLOCK:
+        dense = model.get_submodule(name)
+        assert isinstance(dense, nn.Linear)
+        if dense.in_features % BLOCK:
             raise ConfigError(
-                f"quant: nf4 needs rows of a multiple of {BLOCK} weights, but those of {name} have {inputs}",
+                f"quant: nf4 needs rows of a multiple of {BLOCK} weights, "
+                f"those of {name} have {dense.in_features}",
                 hint="quant=int4 or quant=int8",
             )
     replace_linears(model, Nf4Linear)

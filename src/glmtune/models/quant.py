@@ -234,7 +234,7 @@ class Quantizable:
         return self
 
     def save_pretrained(self, *args: Any, **settings: Any) -> None:
-        """Write the model as transformers does. Raises ConfigError for nf4, which no official folder holds."""
+        """Write the model as transformers does. Raises ConfigError for nf4: no official folder holds it."""
         assert isinstance(self, nn.Module)
         held = held_quant(self)
         if held not in (None, *BITS):

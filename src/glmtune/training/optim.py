@@ -39,13 +39,13 @@ def build_optimizer(model: nn.Module, settings: Train) -> Optimizer:
         eps=settings.adam_epsilon,
     )
     if settings.optimizer == "adamw_8bit":
-        _keep_in_32_bits(optimizer, [m.weight for m in model.modules() if isinstance(m, nn.Embedding)])
+        _keep_in_32_bits(optimizer, [part for part in model.modules() if isinstance(part, nn.Embedding)])
     return optimizer
 
 
-def _keep_in_32_bits(optimizer: Optimizer, weights: list[nn.Parameter]) -> None:
-    """Begin these weights' means in fp32. bitsandbytes' own way is a global table by the weights' ids."""
-    for weight in weights:
+def _keep_in_32_bits(optimizer: Optimizer, embeddings: list[nn.Embedding]) -> None:
+    """Begin their means in fp32. bitsandbytes' own way is a table of the whole program, by weights' ids."""
+    for weight in (embedding.weight for embedding in embeddings):
         if weight.requires_grad:
             means = {name: torch.zeros_like(weight, dtype=torch.float32) for name in ("state1", "state2")}
             optimizer.state[weight] = {"step": 0, **means}

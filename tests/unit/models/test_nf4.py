@@ -1,4 +1,4 @@
-"""NF4 layers against bitsandbytes and their dense twins, in training and evaluation; what is refused by name."""
+"""NF4 layers against bitsandbytes and their dense twins; what is refused by name."""
 
 import copy
 import sys
@@ -95,7 +95,8 @@ def test_normal_weights_are_kept_better_than_in_int4(seed: int) -> None:
     dense = nn.Linear(256, 64)
     nn.init.normal_(dense.weight)
     off = [
-        (layer.dequantise() - dense.weight).square().mean() for layer in (Nf4Linear(dense), QuantizedLinear(dense, 4))
+        (layer.dequantise() - dense.weight).square().mean()
+        for layer in (Nf4Linear(dense), QuantizedLinear(dense, 4))
     ]
     assert off[0] < 0.7 * off[1]
 
@@ -158,7 +159,9 @@ def test_autocast_decides_the_type_of_the_product(held: torch.dtype) -> None:
         y = layer(x)
     assert y.dtype == torch.bfloat16
     y.sum().backward()
-    torch.testing.assert_close(x.grad, layer.dequantise(torch.float32).sum(0).expand(2, -1), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        x.grad, layer.dequantise(torch.float32).sum(0).expand(2, -1), rtol=0.02, atol=0.02
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -205,7 +208,11 @@ def test_every_native_family_is_quantised_while_it_is_read(
         dense.weight.data = stored[f"{name}.weight"]
         made = Nf4Linear(dense)
         assert all(torch.equal(a, b) for a, b in zip(made.held, layer.held, strict=True))
-    ids = IDS if family != "chatglm" else torch.tensor([[5, read.config.gmask_token_id, read.config.bos_token_id]])
+    ids = (
+        IDS
+        if family != "chatglm"
+        else torch.tensor([[5, read.config.gmask_token_id, read.config.bos_token_id]])
+    )
     assert read(ids).logits.isfinite().all()
 
 
@@ -291,7 +298,9 @@ def test_rows_that_are_no_whole_blocks_are_refused_by_name_before_anything_is_re
     family: str, inputs: int
 ) -> None:
     told: list[tuple[int, int]] = []
-    with pytest.raises(ConfigError, match=rf"multiple of 64 .*layers.0.mlp.dense_4h_to_h have {inputs}") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"multiple of 64 .*layers.0.mlp.dense_4h_to_h have {inputs}"
+    ) as caught:
         load_base(
             GOLDENS / family / "ckpt", device="cpu", quant="nf4", progress=lambda *now: told.append(now)
         )
@@ -310,7 +319,7 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 def test_an_nf4_model_is_not_quantised_again_nor_a_quantised_folder_to_nf4() -> None:
     with pytest.raises(ConfigError, match="this model is nf4 already, not int8"):
         nf4_model().quantize(8)
-    with pytest.raises(ConfigError, match="quant: nf4, but .* is int4 already"):
+    with pytest.raises(ConfigError, match=r"quant: nf4, but .* is int4 already"):
         load_base(GOLDENS / "v3" / "ckpt_int4", device="cpu", quant="nf4")
 
 
