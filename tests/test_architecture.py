@@ -37,6 +37,7 @@ ONLY_IN = {
     "sentencepiece": ("tokenizers",),
     "tiktoken": ("tokenizers",),
     "modelscope": ("hub",),
+    "bitsandbytes": ("models", "training"),
 }
 
 

@@ -14,7 +14,7 @@ from glmtune.log import tell
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, load_adapter, read_card
 from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
-from glmtune.models.quant import name_bits, quantised_layers
+from glmtune.models.quant import held_quant
 from glmtune.models.upstream import read_upstream_config
 from glmtune.runs import RECIPE_FILE, follow
 from glmtune.tokenizers import check_fits
@@ -156,10 +156,10 @@ def load_model(
     """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
     `adapter` puts an adapter folder on the model at `path`. dtype "auto" is the stored type on a GPU; on a
-    CPU bf16 for half-precision checkpoints, else fp32. `quant`, int8 or int4, quantises the blocks' weights
-    while loading; an adapter trained on such a base opens it so by itself. `template` says which chat format
-    a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without it, the
-    hub's main one. Raises `CheckpointError` or `ConfigError`.
+    CPU bf16 for half-precision checkpoints, else fp32. `quant`, int8, int4 or nf4, quantises the blocks'
+    weights while loading; an adapter trained on such a base opens it so by itself. `template` says which chat
+    format a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without
+    it, the hub's main one. Raises `CheckpointError` or `ConfigError`.
     """
     place = resolve(path, revision=revision)
     if adapter is not None:
@@ -185,8 +185,9 @@ def open_place(
         model = load_base(place.base, dtype=dtype, device=device, template=known.template, quant=quant)
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
-    held = "".join({f"{name_bits(layer.bits)} and " for layer in quantised_layers(model).values()})
-    tell(f"{place.base}: {what}, {held}{str(first.dtype).removeprefix('torch.')} on {first.device}")
+    held = held_quant(model)
+    blocks = f"{held} and " if held else ""
+    tell(f"{place.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}")
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
     if place.adapter:

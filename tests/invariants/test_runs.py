@@ -50,11 +50,13 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(line[name] for name in names if name in line) for line in metrics(folder)]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
-    model: Path, tmp_path: Path, method: str
-) -> None:
-    whole, parts = (recipe(model, tmp_path / name, f"method={method}") for name in ("whole", "parts"))
+@pytest.mark.parametrize(
+    "words",
+    ["method=lora", "method=full", "method=lora quant=nf4", "method=full train.optimizer=adamw_8bit"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, words: str) -> None:
+    model = tiny_folder(tmp_path / "model", hidden_size=64, ffn_hidden_size=128, kv_channels=16)
+    whole, parts = (recipe(model, tmp_path / name, *words.split()) for name in ("whole", "parts"))
     drain(training(whole))
     interrupted = training(parts)
     while not isinstance(next(interrupted), Saved):  # the checkpoint at step 5

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
 )
 @click.option(
-    "--quant", type=click.Choice(["int8", "int4"]), help="Quantise while loading; else as stored or trained."
+    "--quant",
+    type=click.Choice(["int8", "int4", "nf4"]),
+    help="Quantise while loading; else as stored or trained.",
 )
 @click.option("--device", default="auto", show_default=True)
 def chat(

@@ -47,5 +47,5 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """
     total = sum(p.numel() for p in model.parameters())
     for layer in quantised_layers(model).values():
-        total += layer.in_features * layer.out_features - layer.weight.numel() - layer.weight_scale.numel()
+        total += layer.in_features * layer.out_features - sum(p.numel() for p in layer.held)
     return sum(p.numel() for p in model.parameters() if p.requires_grad), total

@@ -52,7 +52,7 @@ class Card:
     system: str | None = None
     source_prefix: str = ""
     quant: str | None = None
-    """How the base was quantised while it was loaded: int8, int4 or not at all."""
+    """How the base was quantised while it was loaded: int8, int4, nf4 or not at all."""
     glmtune_version: str = ""
     base_revision: str | None = None
     """The base's revision on its hub."""
@@ -147,7 +147,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
 def refuse_merging(tuned: PeftModel) -> None:
     """Make PEFT's merging raise ConfigError where a layer's base is quantised.
 
-    PEFT would add the adapter's weights to the integer codes, in a safe merge rounded to integers first.
+    PEFT would add the adapter's weights to the codes, in a safe merge rounded to integers first.
     """
     for part in tuned.modules():
         if isinstance(part, BaseTunerLayer) and isinstance(part.get_base_layer(), QuantizedLinear):
@@ -156,7 +156,7 @@ def refuse_merging(tuned: PeftModel) -> None:
 
 def _raise_merging(*_: Any, **__: Any) -> None:
     raise ConfigError(
-        "merge: the base is quantised (int8 or int4), an adapter cannot be merged into its codes",
+        "merge: the base is quantised (int8, int4 or nf4), an adapter cannot be merged into its codes",
         hint="put the adapter on the original base, opened without quant, and merge it there",
     )
 

@@ -24,7 +24,8 @@ from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
-from glmtune.models.quant import QuantizedLinear, find_bits, name_bits, quantised_layers
+from glmtune.models.nf4 import quantise_as
+from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
 from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
 
 Config = ChatGLMConfig | ChatGLM6BConfig
@@ -62,8 +63,8 @@ def load_base(
 ) -> Model:
     """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    `quant`, int8 or int4, quantises the blocks' linear layers from their stored values while they are read;
-    a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
+    `quant`, int8, int4 or nf4, quantises the blocks' linear layers from their stored values while they are
+    read; a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
     `template` is the chat format if it is known; only a config with `rope_ratio` != 1 needs it. Without
     `progress` a bar appears on a terminal when loading takes long. Raises CheckpointError (files, names,
     shapes) and ConfigError (settings, `dtype`, `device`).
@@ -71,15 +72,15 @@ def load_base(
     place = resolve_device(device)
     folder = Path(folder)
     config = read_config(folder, template=template)
-    bits = _bits_to_make(config, quant, folder)
+    quant = _quant_to_make(config, quant, folder)
     generation = _read_generation_config(folder)
     stored = scan_tensors(folder)
     wanted = resolve_dtype(dtype, _main_dtype(stored), place)
     model = _build_empty(config, wanted)
     stored = _without_copies(model, stored)
     check_stored(model, stored)
-    if bits:
-        model.quantize(bits)
+    if quant:
+        quantise_as(model, quant)
     _set_scale_types(model, stored)
     _fill(model, stored, place, progress)
     model.tie_weights()
@@ -89,15 +90,16 @@ def load_base(
     return model
 
 
-def _bits_to_make(config: ChatGLMConfig, quant: str | None, folder: Path) -> int:
-    """Bits to quantise to while loading; 0 for none, or if the folder has them. ConfigError for others."""
-    bits, held = find_bits(quant), config.quantization_bit
-    if bits and held and bits != held:
+def _quant_to_make(config: ChatGLMConfig, quant: str | None, folder: Path) -> str | None:
+    """How to quantise while loading; None for not, or if the folder is so. ConfigError for another one."""
+    check_quant(quant)
+    held = name_bits(config.quantization_bit) if config.quantization_bit else None
+    if quant and held and quant != held:
         raise ConfigError(
-            f"quant: {quant}, but {folder} is {name_bits(held)} already",
+            f"quant: {quant}, but {folder} is {held} already",
             hint="leave quant out, or open the original, unquantised folder",
         )
-    return 0 if held else bits
+    return None if held else quant
 
 
 def resolve_device(requested: str | torch.device) -> torch.device:
@@ -258,7 +260,8 @@ def _set_scale_types(model: torch.nn.Module, stored: Mapping[str, Stored]) -> No
     """Scales keep the type they are stored in, or that of the weights they are made from."""
     for name, layer in quantised_layers(model).items():
         source = stored.get(f"{name}.weight_scale", stored[f"{name}.weight"])
-        layer.weight_scale.data = layer.weight_scale.data.to(source.dtype)
+        if layer.weight_scale.is_floating_point():  # nf4's are codes
+            layer.weight_scale.data = layer.weight_scale.data.to(source.dtype)
 
 
 def _fill(
@@ -289,7 +292,7 @@ def _place(model: torch.nn.Module, name: str, source: Tensor, device: torch.devi
     module = model.get_submodule(path)
     if isinstance(module, QuantizedLinear) and leaf == "weight" and source.is_floating_point():
         module.fill(source, device)
-        return module.weight.nbytes + module.weight_scale.nbytes
+        return sum(parameter.nbytes for parameter in module.held)
     empty = module.get_parameter(leaf)
     values = source.to(device, empty.dtype)  # no copy where nothing changes
     setattr(module, leaf, torch.nn.Parameter(values, requires_grad=empty.requires_grad))

@@ -13,6 +13,7 @@ Shapes: B batch, T tokens, I inputs of a layer, O its outputs.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -22,26 +23,22 @@ from torch.nn import functional
 from glmtune.errors import CheckpointError, ConfigError
 
 BITS = {"int8": 8, "int4": 4}
-"""Bits of a weight, by the name of the quantisation."""
+"""Bits of a weight, by the name of the official quantisation."""
+QUANTS = (*BITS, "nf4")
+"""What a `quant` setting may say."""
 
 _QUANTISED = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$")
 _ROWS_AT_ONCE = 256  # what is held beyond the result while quantising
-_LATER = ("nf4",)
 
 
-def find_bits(quant: str | None) -> int:
-    """Bits of a weight for a `quant` setting; 0 if it is None. Raises ConfigError for an unknown one."""
-    if quant is None:
-        return 0
-    if quant in _LATER:
-        raise ConfigError(f"quant: {quant!r} comes in a later version", hint=f"one of {', '.join(BITS)}")
-    if quant not in BITS:
-        raise ConfigError(f"quant: unknown {quant!r}", hint=f"one of {', '.join(BITS)}, or leave it out")
-    return BITS[quant]
+def check_quant(quant: str | None) -> None:
+    """Raise ConfigError for a `quant` setting that is unknown."""
+    if quant is not None and quant not in QUANTS:
+        raise ConfigError(f"quant: unknown {quant!r}", hint=f"one of {', '.join(QUANTS)}, or leave it out")
 
 
 def name_bits(bits: int) -> str:
-    """The name of a quantisation: `int8` or `int4`."""
+    """The name of an official quantisation: `int8` or `int4`."""
     return f"int{bits}"
 
 
@@ -141,6 +138,16 @@ class QuantizedLinear(nn.Linear):
         # read by transformers: a layer with values is not drawn anew
         self._is_hf_initialized = not dense.weight.is_meta
 
+    @property
+    def quant(self) -> str:
+        """The name of the quantisation."""
+        return name_bits(self.bits)
+
+    @property
+    def held(self) -> list[nn.Parameter]:
+        """What stands for the weight: codes and scales."""
+        return [parameter for name, parameter in self.named_parameters(recurse=False) if name != "bias"]
+
     def fill(self, weight: Tensor, device: torch.device) -> None:
         """Quantise a dense weight (O, I) into this layer, on `device`; the scales keep their type."""
         self._hold(*quantise(weight, self.bits, scale_dtype=self.weight_scale.dtype, device=device))
@@ -169,21 +176,36 @@ class QuantizedLinear(nn.Linear):
 
 def quantise_linears(model: nn.Module, bits: int, scale_dtype: torch.dtype | None = None) -> None:
     """Replace the linear layers of the model's blocks by quantised ones, one after the other, in place."""
-    for name in [name for name, _ in model.named_modules() if _QUANTISED.search(name)]:
+    replace_linears(model, lambda dense: QuantizedLinear(dense, bits, scale_dtype))
+
+
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], QuantizedLinear]) -> None:
+    """Replace each layer that is quantised by what `make` gives for it, in place."""
+    for name in name_linears(model):
         path, _, leaf = name.rpartition(".")
-        dense = getattr(model.get_submodule(path), leaf)
-        if not isinstance(dense, nn.Linear):
+        setattr(model.get_submodule(path), leaf, make(getattr(model.get_submodule(path), leaf)))
+
+
+def name_linears(model: nn.Module) -> list[str]:
+    """Names of the layers that are quantised. Raises ConfigError if one is no plain linear layer."""
+    found = [(name, part) for name, part in model.named_modules() if _QUANTISED.search(name)]
+    for name, part in found:
+        if not isinstance(part, nn.Linear):
             raise ConfigError(
-                f"quantize: {name} is a {type(dense).__name__}, not a plain linear layer",
+                f"quantize: {name} is a {type(part).__name__}, not a plain linear layer",
                 hint="quantise the model first, then put the adapter on it",
             )
-        setattr(model.get_submodule(path), leaf, QuantizedLinear(dense, bits, scale_dtype))
-        del dense
+    return [name for name, _ in found]
 
 
 def quantised_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """The model's quantised layers by name; none if it is dense."""
     return {name: part for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
+
+
+def held_quant(model: nn.Module) -> str | None:
+    """How the model's blocks are held: `int8`, `int4`, `nf4`, or None for dense ones."""
+    return next((layer.quant for layer in quantised_layers(model).values()), None)
 
 
 class Quantizable:
@@ -199,17 +221,28 @@ class Quantizable:
         A model that already has so many bits stays as it is. Raises ConfigError for other numbers of bits.
         """
         check_bits(weight_bit_width, "quantize: weight_bit_width")
-        held = self.config.quantization_bit
-        if held and held != weight_bit_width:
+        assert isinstance(self, nn.Module)
+        held, wanted = held_quant(self), name_bits(weight_bit_width)
+        if held and held != wanted:
             raise ConfigError(
-                f"quantize: this model is {name_bits(held)} already, not {name_bits(weight_bit_width)}",
+                f"quantize: this model is {held} already, not {wanted}",
                 hint="open the original, unquantised model",
             )
         if not held:
-            assert isinstance(self, nn.Module)
             quantise_linears(self, weight_bit_width, self.scale_dtype)
             self.config.quantization_bit = weight_bit_width
         return self
+
+    def save_pretrained(self, *args: Any, **settings: Any) -> None:
+        """Write the model as transformers does. Raises ConfigError for nf4: no official folder holds it."""
+        assert isinstance(self, nn.Module)
+        held = held_quant(self)
+        if held not in (None, *BITS):
+            raise ConfigError(
+                f"save: the model is {held}, and no folder of weights holds that",
+                hint=f"save the adapter; quant={held} makes the same codes of the original folder again",
+            )
+        super().save_pretrained(*args, **settings)  # type: ignore[misc]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Called by transformers for what a checkpoint lacks."""

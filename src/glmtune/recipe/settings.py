@@ -4,9 +4,9 @@ Help texts and the reference page are printed from these fields. This module imp
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from glmtune.recipe.base import Settings
 from glmtune.recipe.method import Lora, Method
@@ -93,6 +93,8 @@ class Train(Settings):
     """Rows per optimizer step, over all processes: more cards make a step faster, not bigger."""
     micro_batch_size: int = Field(1, ge=1)
     """Rows that one device works on at once."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW; `adamw_8bit` holds its two means in 1 byte each in place of 4 (extra `bitsandbytes`)."""
     lr: float | None = Field(None, ge=0)
     """Peak learning rate of AdamW; empty: the method's, as `method.name` lists them. A run records it."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -172,9 +174,10 @@ class Recipe(Settings):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type the frozen weights are held in; auto: as stored, but fp16 for bf16 on a card without bf16; on a
     CPU bf16 for half precision, else fp32."""
-    quant: Literal["int8", "int4"] | None = None
-    """Quantise the frozen blocks while loading, to a half (`int8`) or a quarter (`int4`) of their memory;
-    empty: as stored. A folder that is quantised opens without it."""
+    quant: Literal["int8", "int4", "nf4"] | None = None
+    """Quantise the frozen blocks while loading, to a half (`int8`) or a quarter (`int4`, `nf4`) of their
+    memory; `nf4` is QLoRA's, with double quantisation (extra `bitsandbytes`); empty: as stored. A folder that
+    is quantised opens without it."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     output: Path | None = None
@@ -189,13 +192,6 @@ class Recipe(Settings):
     """Answers to watch."""
     evaluate: Evaluation = Evaluation()
     """The scoring."""
-
-    @field_validator("quant", mode="before")
-    @classmethod
-    def _no_later_quant(cls, value: Any) -> Any:
-        if value == "nf4":
-            raise ValueError("nf4 comes in a later version; int8 and int4 are there")
-        return value
 
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":

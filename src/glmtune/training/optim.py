@@ -1,28 +1,55 @@
-"""AdamW and the learning rate's course."""
+"""AdamW, in 32 or in 8 bits, and the learning rate's course."""
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from glmtune.extras import require
 from glmtune.recipe import Train
 
 
-def build_optimizer(model: nn.Module, settings: Train) -> AdamW:
-    """AdamW over the trainable weights; no decay on norms and biases. `settings.lr` must be filled in."""
+def find_optimizer(settings: Train) -> Callable[..., Optimizer]:
+    """The optimizer's class. Raises MissingDependencyError if the package it is in is not there."""
+    if settings.optimizer == "adamw":
+        return AdamW
+    found: Callable[..., Optimizer] = require("bitsandbytes", extra="bitsandbytes").optim.AdamW8bit
+    return found
+
+
+def build_optimizer(model: nn.Module, settings: Train) -> Optimizer:
+    """AdamW over the trainable weights; no decay on norms and biases. `settings.lr` must be filled in.
+
+    `adamw_8bit` holds its two means as codes of 8 bits in blocks of 256, each with its own scale; those of
+    tensors of less than 4096 numbers, and of embeddings, stay fp32.
+    Source: https://arxiv.org/abs/2110.02861, sections 2.1 and 2.3.
+    """
     assert settings.lr is not None
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return AdamW(
+    optimizer = find_optimizer(settings)(
         [group for group in groups if group["params"]],
         lr=settings.lr,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
     )
+    if settings.optimizer == "adamw_8bit":
+        _keep_in_32_bits(optimizer, [part for part in model.modules() if isinstance(part, nn.Embedding)])
+    return optimizer
+
+
+def _keep_in_32_bits(optimizer: Optimizer, embeddings: list[nn.Embedding]) -> None:
+    """Begin their means in fp32. bitsandbytes' own way is a table of the whole program, by weights' ids."""
+    for weight in (embedding.weight for embedding in embeddings):
+        if weight.requires_grad:
+            means = {name: torch.zeros_like(weight, dtype=torch.float32) for name in ("state1", "state2")}
+            optimizer.state[weight] = {"step": 0, **means}
 
 
 def build_schedule(optimizer: Optimizer, settings: Train, steps: int) -> LambdaLR:

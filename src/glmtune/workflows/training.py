@@ -28,7 +28,7 @@ from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import RESULT_FILE, follow, make_folder, read_json_lines, replacing, write_json
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
-from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
@@ -121,6 +121,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     place = resolve(recipe.model, revision=recipe.revision)
     if place.adapter:
         raise ConfigError(f"model: {recipe.model} is an adapter", hint=f"train its base: model={place.base}")
+    find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     state = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data)

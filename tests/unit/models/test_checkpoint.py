@@ -571,6 +571,19 @@ def test_a_model_is_changed_and_saved_into_its_own_folder_without_touching_what_
     assert all(torch.equal(changed[name], tensor) for name, tensor in again.items())
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
+def test_quantising_to_nf4_takes_no_more_than_the_weights_and_a_tenth(folder: Path, tmp_path: Path) -> None:
+    edit_config(folder, ffn_hidden_size=128)
+    write(folder, zeros_like_config(folder))
+    large = tmp_path / "large"
+    shutil.copytree(folder, large)
+    edit_config(large, hidden_size=1024, ffn_hidden_size=4096, padded_vocab_size=20000, num_layers=8)
+    write(large, zeros_like_config(large))
+    weights, grown = measure(large, folder, "bf16", "nf4")
+    assert 120e6 < weights < 180e6
+    assert weights * 0.9 < grown <= weights * 1.1
+
+
 def measure(large: Path, small: Path, dtype: str, quant: str) -> tuple[int, int]:
     """Bytes of the weights, and what anonymous memory grew by at most while they were loaded."""
     command = [sys.executable, "-c", MEASURE, str(large), str(small), dtype, quant]

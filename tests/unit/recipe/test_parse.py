@@ -22,9 +22,10 @@ BAD = [
     (["data.encoding=thudm"], "needs max_source_tokens", "glmtune settings"),
     (["lr=1"], "lr: unknown setting", "did you mean 'train.lr'?"),
     (["train.seed=-1"], "train.seed: input should be greater than or equal to 0", "glmtune settings"),
-    (["quant=int3"], "quant: input should be 'int8' or 'int4', got 'int3'", "glmtune settings"),
-    (["quant=nf4"], "quant: nf4 comes in a later version", "glmtune settings"),
+    (["quant=int3"], "quant: input should be 'int8', 'int4' or 'nf4', got 'int3'", "glmtune settings"),
     (["quant=int8", "method=full"], "int8 weights cannot be trained", "glmtune settings"),
+    (["quant=nf4", "method=full"], "nf4 weights cannot be trained", "glmtune settings"),
+    (["train.optimizer=adam"], "input should be 'adamw' or 'adamw_8bit', got 'adam'", "glmtune settings"),
     (["train"], "expected key=value", "train.lr=2e-4"),
     (["model.x=1"], "model has no settings inside", "glmtune settings"),
 ]

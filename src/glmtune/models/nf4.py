@@ -1,0 +1,177 @@
+"""QLoRA's base: the linear layers of the blocks in NF4 with double quantisation, through bitsandbytes.
+
+A code is one of 16 values, spaced as a normal distribution's quantiles, times the largest magnitude of its
+block of 64 weights; those magnitudes are codes of 8 bits themselves, in blocks of 256: 4.13 bits a weight.
+Codes and magnitudes are bitsandbytes' own to the last bit, and so is the product.
+
+The layer is ours and not bitsandbytes' `Linear4bit`: on a CPU with bf16 instructions that one repacks its
+weight for inference at the first forward pass in evaluation mode, and no gradient passes it from then on
+(0.50). Ours holds all that it needs in parameters, so a state dict, a copy and a move are torch's own; and
+for PEFT it is a linear layer like any other, so every method treats nf4 as it does int8 and int4.
+
+Source: QLoRA, https://arxiv.org/abs/2305.14314, sections 2 and 3; bitsandbytes, functional.quantize_4bit.
+Shapes: T tokens, I inputs of a layer, O its outputs; N = OI / 64 blocks.
+"""
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.errors import ConfigError
+from glmtune.extras import require
+from glmtune.models.quant import (
+    BITS,
+    QuantizedLinear,
+    held_quant,
+    name_linears,
+    replace_linears,
+)
+
+BLOCK = 64
+"""Weights with one magnitude in common."""
+
+_MAGNITUDES = 256  # magnitudes with one scale in common; the only number that the product takes
+_ROWS_AT_ONCE = 256  # what is held beyond the result while quantising
+
+# it advises another package, whose kernel is for the repacked weights that are never made here
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _load() -> Any:
+    return require("bitsandbytes", extra="bitsandbytes")
+
+
+class Nf4Linear(QuantizedLinear):
+    """A linear layer held as NF4 codes (`weight`, uint8, two in a byte); its bias stays as it is.
+
+    `weight_scale`, uint8 (N,), are the codes of the magnitudes; `scale_scale` (N / 256, rounded up) and
+    `scale_offset` () what those are worth, float32 held as int32: so no cast of the model rounds them.
+    Made from a dense layer; one on the meta device gives an empty one, to be filled.
+    """
+
+    scale_scale: nn.Parameter
+    scale_offset: nn.Parameter
+
+    def __init__(self, dense: nn.Linear) -> None:
+        _load()
+        nn.Linear.__init__(self, dense.in_features, dense.out_features, bias=False, device="meta")
+        self.bits = 4
+        self.bias = dense.bias
+        self.dtype = dense.weight.dtype
+        self.fill(dense.weight, dense.weight.device)
+        # read by transformers: a layer with values is not drawn anew
+        self._is_hf_initialized = not dense.weight.is_meta
+
+    @property
+    def quant(self) -> str:
+        """The name of the quantisation."""
+        return "nf4"
+
+    @torch.no_grad()
+    def fill(self, weight: Tensor, device: torch.device) -> None:
+        """Quantise a dense weight (O, I) into this layer, on `device`."""
+        outputs, inputs = weight.shape
+        codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=device)
+        magnitudes = torch.empty(outputs, inputs // BLOCK, device=device)
+        if not weight.is_meta:
+            for start in range(0, outputs, _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                codes[rows], magnitudes[rows] = _quantise_rows(weight[rows].to(device))
+        self._hold(codes, *_quantise_magnitudes(magnitudes.flatten()))
+
+    def _hold(self, codes: Tensor, *scales: Tensor) -> None:
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        for name, tensor in zip(("weight_scale", "scale_scale", "scale_offset"), scales, strict=True):
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+
+    def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight (O, I) in `dtype`; else in the type of the dense weight that the layer was made for."""
+        worth: Tensor = _load().functional.dequantize_4bit(self.weight, self._state(dtype or self.dtype))
+        return worth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, I) to (B, T, O), in the input's type or autocast's."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        product: Tensor = _load().matmul_4bit(x, self.weight, bias=bias, quant_state=self._state(x.dtype))
+        return product
+
+    def _state(self, dtype: torch.dtype) -> Any:
+        """What bitsandbytes needs to read the codes as weights of a type."""
+        functional = _load().functional
+        nested = functional.QuantState(
+            self.scale_scale.view(torch.float32),
+            code=_code_of_magnitudes(self.weight.device),
+            blocksize=_MAGNITUDES,
+            dtype=torch.float32,
+        )
+        return functional.QuantState(
+            self.weight_scale,
+            shape=torch.Size((self.out_features, self.in_features)),
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=dtype,
+            offset=self.scale_offset.view(torch.float32),
+            state2=nested,
+        )
+
+    def extra_repr(self) -> str:
+        """What printing the model shows of this layer."""
+        return f"{nn.Linear.extra_repr(self)}, quant=nf4"
+
+
+def _quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (rows, I / 2) and magnitudes (rows, I / 64), float32, of some rows of a weight."""
+    codes, state = _load().functional.quantize_4bit(rows.float(), blocksize=BLOCK, quant_type="nf4")
+    return codes.view(len(rows), -1), state.absmax.view(len(rows), -1)
+
+
+def _quantise_magnitudes(magnitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (N,), scales and offset of the magnitudes (N,), the last two as the bits of their float32."""
+    offset = magnitudes.mean()
+    if magnitudes.is_meta:
+        codes, scale = magnitudes.to(torch.uint8), magnitudes[::_MAGNITUDES].clone()
+    else:
+        codes, state = _load().functional.quantize_blockwise(
+            magnitudes - offset, code=_code_of_magnitudes(magnitudes.device), blocksize=_MAGNITUDES
+        )
+        scale = state.absmax
+    return codes, scale.view(torch.int32), offset.view(torch.int32)
+
+
+@cache
+def _code_of_magnitudes(device: torch.device) -> Tensor:
+    """The 256 values of a magnitude's code."""
+    values: Tensor = _load().functional.create_dynamic_map().to(device)
+    return values
+
+
+def quantise_to_nf4(model: nn.Module) -> None:
+    """Replace the linear layers of the model's blocks by NF4 ones, one after the other, in place.
+
+    Raises ConfigError, before the first, if a layer cannot be: its rows must be whole blocks.
+    """
+    _load()
+    for name in name_linears(model):
+        dense = model.get_submodule(name)
+        assert isinstance(dense, nn.Linear)
+        if dense.in_features % BLOCK:
+            raise ConfigError(
+                f"quant: nf4 needs rows of a multiple of {BLOCK} weights, "
+                f"those of {name} have {dense.in_features}",
+                hint="quant=int4 or quant=int8",
+            )
+    replace_linears(model, Nf4Linear)
+
+
+def quantise_as(model: Any, quant: str) -> None:
+    """Quantise a native, dense model's blocks in place, as a `quant` setting says."""
+    if quant in BITS:
+        model.quantize(BITS[quant])
+    elif held_quant(model) != quant:
+        quantise_to_nf4(model)
