@@ -5,12 +5,17 @@ from typing import Any
 
 from torch import nn
 
+from glmtune.methods.adalora import Pruning, apply_adalora
 from glmtune.methods.full import apply_full
 from glmtune.methods.lora import apply_lora
 from glmtune.models.quant import quantised_layers
-from glmtune.recipe import Method
+from glmtune.recipe import AdaLora, Method
 
-METHODS: dict[str, Callable[[Any, Any], Any]] = {"full": apply_full, "lora": apply_lora}
+METHODS: dict[str, Callable[[Any, Any], Any]] = {
+    "full": apply_full,
+    "lora": apply_lora,
+    "adalora": apply_adalora,
+}
 
 
 def apply_method(model: Any, settings: Method) -> Any:
@@ -23,6 +28,14 @@ def apply_method(model: Any, settings: Method) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return tuned
+
+
+def begin_pruning(tuned: Any, settings: Method, num_steps: int) -> Pruning | None:
+    """What AdaLoRA does within each of a run's steps; None for the other methods.
+
+    Raises `ConfigError` if its schedule does not fit so many steps.
+    """
+    return Pruning(tuned, settings, num_steps) if isinstance(settings, AdaLora) else None
 
 
 def trainable_line(model: nn.Module) -> str:

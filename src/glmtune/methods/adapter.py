@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from glmtune.errors import CheckpointError, ConfigError
+from glmtune.errors import CheckpointError
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_json_if_there, read_start
 from glmtune.models import load_in_transformers
-from glmtune.models.quant import QuantizedLinear
 
 CARD_FILE = "glmtune.json"
 ADAPTER_FILE = "adapter_config.json"
-KINDS = ("LORA",)
+KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
 
 _ITS_BASE = "load it on the base it was trained on"
@@ -100,25 +98,7 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Pef
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     _require_same(folder, stored, _shapes(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
-    refuse_merging(tuned)
     return tuned
-
-
-def refuse_merging(tuned: PeftModel) -> None:
-    """Make PEFT's merging raise ConfigError where a layer's base is quantised.
-
-    PEFT would add the adapter's weights to the integer codes, in a safe merge rounded to integers first.
-    """
-    for part in tuned.modules():
-        if isinstance(part, BaseTunerLayer) and isinstance(part.get_base_layer(), QuantizedLinear):
-            part.merge = _raise_merging
-
-
-def _raise_merging(*_: Any, **__: Any) -> None:
-    raise ConfigError(
-        "merge: the base is quantised (int8 or int4), an adapter cannot be merged into its codes",
-        hint="put the adapter on the original base, opened without quant, and merge it there",
-    )
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
