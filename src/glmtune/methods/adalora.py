@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
-from peft.tuners.adalora import RankAllocator
+from peft.tuners.adalora import AdaLoraLayer, RankAllocator
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
@@ -39,7 +39,10 @@ def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:
         orth_reg_weight=settings.orthogonality,
         total_step=1,  # PEFT wants a number; Pruning knows it
     )
-    return get_peft_model(model, config)
+    tuned = get_peft_model(model, config)
+    for layer in (part for part in tuned.modules() if isinstance(part, AdaLoraLayer)):
+        layer.ranknum.float().requires_grad_(False)  # PEFT would train the scale on a half-precision base
+    return tuned
 
 
 def plan_pruning(settings: AdaLora, num_steps: int) -> tuple[int, int, int]:
@@ -110,11 +113,17 @@ class Pruning:
         return f"ranks: {self._start_rank} -> {mean} on average (min {min(ranks)}, max {max(ranks)}){aim}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` goes on from: scores, ranks, and all weights, those of pruned triplets too."""
+        """What `load_state_dict` goes on from: scores, ranks, all weights, those of pruned triplets too."""
         weights = {name: p.detach().clone() for name, p in self._trained().items()}
         scores = [getattr(self._allocator, name) for name in _SCORES]
         pattern = self._config.rank_pattern
-        return {"step": self._step, "ranks": self.ranks, "pattern": pattern, "weights": weights, "scores": scores}
+        return {
+            "step": self._step,
+            "ranks": self.ranks,
+            "pattern": pattern,
+            "weights": weights,
+            "scores": scores,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave, the adapter's weights included."""
@@ -148,7 +157,7 @@ class _Allocator(RankAllocator):  # type: ignore[misc]
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
         """Set E to 0 outside the `budget` best triplets, and say by E's name which those are.
 
-        PEFT drops every triplet that ties with the first one below the budget: all of them where scores are 0.
+        PEFT drops every triplet that ties with the first one below the budget: all where all scores are 0.
         """
         if not self.exp_avg_ipt:  # a run so short that it prunes in its first step
             self.update_ipt(model)
@@ -157,7 +166,7 @@ class _Allocator(RankAllocator):  # type: ignore[misc]
         best = torch.cat(scores).sort(descending=True, stable=True).indices[:budget]
         kept = torch.zeros(self.init_bgt, dtype=torch.bool, device=best.device).index_fill_(0, best, True)
         pattern = {}
-        for name, mask in zip(self.name_set, kept.split([len(x) for x in scores]), strict=True):
+        for name, mask in zip(self.name_set, torch.split(kept, [len(x) for x in scores]), strict=True):
             parameters[name % "lora_E"].masked_fill_(~mask[:, None], 0.0)
             pattern[name % "lora_E"] = mask.tolist()
         return pattern

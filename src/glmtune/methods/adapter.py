@@ -1,7 +1,9 @@
 """What training leaves behind: the trained weights and a card that says what they belong to."""
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -62,6 +64,20 @@ def read_card(folder: Path) -> Card | None:
         ) from err
 
 
+@contextmanager
+def _without_false_alarms() -> Iterator[None]:
+    """PEFT takes AdaLoRA's rank pattern for LoRA's, and a target of rank 0 for weights that were lost."""
+    with warnings.catch_warnings():
+        for text in (
+            "The following rank_pattern keys did not",
+            "Adapter .* invalid shape",
+            "Initializing zero-el",
+        ):
+            warnings.filterwarnings("ignore", text)
+        yield
+
+
+@_without_false_alarms()
 def save_trained(model: Any, folder: Path, card: Card) -> None:
     """Write the trained weights (an adapter in PEFT's layout, or the whole model) and the card.
 
@@ -78,6 +94,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     card.save(folder)
 
 
+@_without_false_alarms()
 def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> PeftModel:
     """Put a LoRA-family adapter from PEFT's layout on a model.
 

@@ -23,7 +23,7 @@ class Codes(nn.Parameter):
     it, and setting it, so these stay codes. What `Module.to` sets there has moved, or is what was there.
     """
 
-    __add__ = __iadd__ = __radd__ = __sub__ = __isub__ = _refuse  # type: ignore[assignment]
+    __add__ = __iadd__ = __radd__ = __sub__ = __isub__ = _refuse
 
     def __new__(cls, codes: Tensor, requires_grad: bool = False) -> "Codes":
         """Codes in the tensor's own memory, with what loaders have noted on it."""
@@ -34,7 +34,8 @@ class Codes(nn.Parameter):
     @property
     def data(self) -> Tensor:
         """The codes, as codes."""
-        return _PLAIN.__get__(self).as_subclass(Codes)
+        held: Tensor = _PLAIN.__get__(self)
+        return held.as_subclass(Codes)
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -43,7 +44,7 @@ class Codes(nn.Parameter):
             _refuse()
         _PLAIN.__set__(self, value)
 
-    def clone(self, *, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    def clone(self, *, memory_format: torch.memory_format | None = None) -> Tensor:
         """A copy, also codes."""
         return super().clone(memory_format=memory_format).as_subclass(Codes)
 

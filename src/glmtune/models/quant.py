@@ -175,8 +175,11 @@ class QuantizedLinear(nn.Linear):
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         held = (self.weight, self.weight_scale, self.bias, self.bits)
-        product: Tensor = _Product.apply(x, *held)  # type: ignore[no-untyped-call]
-        return product
+        rows = x.reshape(
+            -1, x.shape[-1]
+        )  # of (B, T, I), `linear` makes a view, to which nothing may be added
+        product: Tensor = _Product.apply(rows, *held)  # type: ignore[no-untyped-call]
+        return product.view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """What printing the model shows of this layer."""

@@ -70,10 +70,10 @@ class AdaLora(LowRank):
     target_r: int = Field(8, ge=1)
     """Mean rank of the targets at the end."""
     warmup_steps: int | None = Field(None, ge=0)
-    """Steps before the first pruning; empty: a tenth of the run, as in the example of PEFT's documentation."""
+    """Steps before the first pruning; empty: a tenth of the run, as PEFT's documentation has it."""
     final_steps: int | None = Field(None, ge=0)
-    """Steps at the end with the ranks settled; empty: a fifth of the run (the same example's). In between,
-    the sum of ranks falls along a cubic curve, as in the paper."""
+    """Steps at the end with the ranks settled; empty: a fifth of the run (the same example). In between, the
+    sum of ranks falls along a cubic curve, as in the paper."""
     prune_every: int | None = Field(None, ge=1)
     """Steps between two prunings; what is pruned may come back until the ranks settle. Empty: a hundredth
     of the run."""
@@ -84,9 +84,7 @@ class AdaLora(LowRank):
     @model_validator(mode="after")
     def _prunes(self) -> "AdaLora":
         if self.target_r >= self.init_r:
-            raise ValueError(
-                f"target_r {self.target_r} is not below init_r {self.init_r}: nothing to prune (a fixed rank: lora)"
-            )
+            raise ValueError(f"target_r {self.target_r} is not below init_r {self.init_r}: nothing to prune")
         return self
 
 

@@ -29,7 +29,7 @@ PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencep
 
 
 class RunRecord:
-    """Writes recipe.yaml, env.json, metrics.jsonl, samples.jsonl, ranks.jsonl, loss.png and checkpoints' links."""
+    """Writes a run's recipe.yaml, env.json, lines of JSON, pictures and the links to checkpoints."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         self.folder = folder
