@@ -5,17 +5,19 @@ from typing import Any
 
 from torch import nn
 
+from glmtune.methods.adalora import Pruning, apply_adalora
 from glmtune.methods.freeze import apply_freeze
 from glmtune.methods.full import apply_full
 from glmtune.methods.lora import apply_lora
 from glmtune.methods.ptuning import apply_ptuning
 from glmtune.models.quant import quantised_layers
-from glmtune.recipe import Method
+from glmtune.recipe import AdaLora, Method
 
 METHODS: dict[str, Callable[[Any, Any], Any]] = {
     "full": apply_full,
     "freeze": apply_freeze,
     "lora": apply_lora,
+    "adalora": apply_adalora,
     "ptuning": apply_ptuning,
 }
 
@@ -30,6 +32,14 @@ def apply_method(model: Any, settings: Method) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return tuned
+
+
+def begin_pruning(tuned: Any, settings: Method, num_steps: int) -> Pruning | None:
+    """What AdaLoRA does within each of a run's steps; None for the other methods.
+
+    Raises `ConfigError` if its schedule does not fit so many steps.
+    """
+    return Pruning(tuned, settings, num_steps) if isinstance(settings, AdaLora) else None
 
 
 def trainable_line(model: nn.Module) -> str:

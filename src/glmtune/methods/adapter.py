@@ -1,17 +1,19 @@
 """What training leaves behind: the trained weights and a card that says what they belong to."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from glmtune.errors import CheckpointError, ConfigError
+from glmtune.errors import CheckpointError
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_json_if_there, read_start
 from glmtune.methods.trained import (
@@ -27,13 +29,12 @@ from glmtune.methods.trained import (
     trained_shapes,
 )
 from glmtune.models import load_in_transformers
-from glmtune.models.quant import QuantizedLinear
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
 
 CARD_FILE = "glmtune.json"
 ADAPTER_FILE = "adapter_config.json"
-KINDS = ("LORA",)
+KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
 
 _OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
@@ -93,6 +94,20 @@ def is_adapter(folder: Path, *, has_base: bool = False) -> bool:
     return found == "alone" or (found == "whole" and has_base)
 
 
+@contextmanager
+def _without_false_alarms() -> Iterator[None]:
+    """PEFT takes AdaLoRA's rank pattern for LoRA's, and a target of rank 0 for weights that were lost."""
+    with warnings.catch_warnings():
+        for text in (
+            "The following rank_pattern keys did not",
+            "Adapter .* invalid shape",
+            "Initializing zero-el",
+        ):
+            warnings.filterwarnings("ignore", text)
+        yield
+
+
+@_without_false_alarms()
 def save_trained(model: Any, folder: Path, card: Card) -> None:
     """Write the trained weights (an adapter in PEFT's layout, some weights, or the whole model) and the card.
 
@@ -111,6 +126,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     card.save(folder)
 
 
+@_without_false_alarms()
 def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
     """Put a folder's trained weights on their base: an adapter of PEFT's layout, a prefix, a model's own.
 
@@ -140,25 +156,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     require_same(folder, stored, shapes_of(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
-    refuse_merging(tuned)
     return tuned
-
-
-def refuse_merging(tuned: PeftModel) -> None:
-    """Make PEFT's merging raise ConfigError where a layer's base is quantised.
-
-    PEFT would add the adapter's weights to the codes, in a safe merge rounded to integers first.
-    """
-    for part in tuned.modules():
-        if isinstance(part, BaseTunerLayer) and isinstance(part.get_base_layer(), QuantizedLinear):
-            part.merge = _raise_merging
-
-
-def _raise_merging(*_: Any, **__: Any) -> None:
-    raise ConfigError(
-        "merge: the base is quantised (int8, int4 or nf4), an adapter cannot be merged into its codes",
-        hint="put the adapter on the original base, opened without quant, and merge it there",
-    )
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""LoRA through PEFT."""
+"""LoRA, rsLoRA and DoRA through PEFT."""
 
 from typing import Any
 
@@ -7,14 +7,31 @@ from torch import nn
 
 from glmtune.errors import ConfigError
 from glmtune.family import find_family
-from glmtune.methods.adapter import refuse_merging
 from glmtune.recipe import Lora
+from glmtune.recipe.method import LowRank
 
 
 def apply_lora(model: Any, settings: Lora) -> Any:
     """Freeze the model and put LoRA beside each target layer.
 
     Raises `ConfigError` listing the valid names if a target does not exist in this model.
+    """
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=find_targets(model, settings),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+    )
+    return get_peft_model(model, config)
+
+
+def find_targets(model: Any, settings: LowRank) -> list[str]:
+    """The names of the linear layers to adapt, the family's own if the settings leave them open.
+
+    Raises `ConfigError` listing the valid names if one does not exist in this model.
     """
     targets = settings.target_modules or find_family(model.config.model_type).lora_targets
     valid = linear_names(model)
@@ -24,16 +41,7 @@ def apply_lora(model: Any, settings: Lora) -> Any:
                 f"method.target_modules: this model has no linear layer called {name!r}",
                 hint=f"its linear layers are {', '.join(valid)}",
             )
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(targets),
-    )
-    tuned = get_peft_model(model, config)
-    refuse_merging(tuned)
-    return tuned
+    return list(targets)
 
 
 def linear_names(model: nn.Module) -> list[str]:

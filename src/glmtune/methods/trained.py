@@ -21,9 +21,9 @@ from glmtune.errors import CheckpointError
 from glmtune.family import name_family, require_own_model
 from glmtune.files import COPY_AGAIN, read_json_if_there, read_start
 from glmtune.methods.freeze import choose_weights
-from glmtune.models.checkpoint import Stored, has_weights, scan_tensors
 from glmtune.models.prefix import DROPOUT, PrefixEncoder
 from glmtune.models.quant import quantised_layers
+from glmtune.models.shards import Stored, has_weights, scan_tensors
 from glmtune.recipe import Freeze, Method, Ptuning
 
 TRAINED_FILE = "trained.safetensors"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.models.codes import Codes
 
 BITS = {"int8": 8, "int4": 4}
 """Bits of a weight, by the name of the official quantisation."""
@@ -153,12 +154,29 @@ class QuantizedLinear(nn.Linear):
         self._hold(*quantise(weight, self.bits, scale_dtype=self.weight_scale.dtype, device=device))
 
     def _hold(self, codes: Tensor, scale: Tensor) -> None:
-        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.weight = Codes(codes)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
 
     def dequantise(self) -> Tensor:
         """The weight (O, I) that this layer computes with, in the scales' type."""
         return dequantise(self.weight, self.weight_scale, self.bits)
+
+    @property
+    def W_q(self) -> Tensor:  # noqa: N802
+        """The codes, by the name that tells PEFT to ask `dequantize` for the weight (DoRA does).
+
+        Source: github.com/huggingface/peft v0.21.0, utils/integrations.py, dequantize_module_weight.
+        """
+        return self.weight
+
+    def dequantize(self) -> Tensor:
+        """`dequantise`, by the name that PEFT calls."""
+        return self.dequantise()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Every way of setting the weight (loaders', deep copies') gives codes."""
+        is_bare = name == "weight" and param is not None and not param.is_floating_point()
+        super().register_parameter(name, Codes(param) if is_bare else param)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, I) to (B, T, O), in the input's type or autocast's."""
@@ -166,8 +184,11 @@ class QuantizedLinear(nn.Linear):
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         held = (self.weight, self.weight_scale, self.bias, self.bits)
-        product: Tensor = _Product.apply(x, *held)  # type: ignore[no-untyped-call]
-        return product
+        rows = x.reshape(
+            -1, x.shape[-1]
+        )  # of (B, T, I), `linear` makes a view, to which nothing may be added
+        product: Tensor = _Product.apply(rows, *held)  # type: ignore[no-untyped-call]
+        return product.view(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """What printing the model shows of this layer."""

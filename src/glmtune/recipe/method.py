@@ -83,7 +83,9 @@ class Lora(LowRank):
 
 class AdaLora(LowRank):
     """Adapters whose ranks adapt: starts with `init_r` everywhere and prunes to `target_r` on average, where
-    it matters least (Zhang et al. 2023, arxiv.org/abs/2303.10512).
+    it matters least (Zhang et al. 2023, arxiv.org/abs/2303.10512). The update's scale stays alpha / init_r.
+
+    12 and 8 are PEFT's defaults: a script that gives PEFT's AdaLoRA an `r` trains with these, `r` is ignored.
     """
 
     default_lr: ClassVar[float] = 5e-4
@@ -91,15 +93,26 @@ class AdaLora(LowRank):
     go to 1e-3 and beyond. Source: https://github.com/QingruZhang/AdaLoRA, NLG_QA/scripts/run_bart_xsum.sh."""
     lr_source: ClassVar[str] = "QingruZhang/AdaLoRA, run_bart_xsum.sh"
     name: Literal["adalora"] = "adalora"
-    init_r: int = Field(12, ge=1)
+    init_r: int = Field(12, ge=2)
     """Rank of every target at the start."""
     target_r: int = Field(8, ge=1)
     """Mean rank of the targets at the end."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps before the first pruning; empty: a tenth of the run, as PEFT's documentation has it."""
+    final_steps: int | None = Field(None, ge=0)
+    """Steps at the end with the ranks settled; empty: a fifth of the run (the same example). In between, the
+    sum of ranks falls along a cubic curve, as in the paper."""
+    prune_every: int | None = Field(None, ge=1)
+    """Steps between two prunings; what is pruned may come back until the ranks settle. Empty: a hundredth
+    of the run."""
+    orthogonality: float = Field(0.5, ge=0)
+    """Weight in the loss of the penalty that keeps the vectors of a target orthogonal (0.5: PEFT's default;
+    the loss that is logged is without it)."""
 
     @model_validator(mode="after")
     def _prunes(self) -> "AdaLora":
-        if self.target_r > self.init_r:
-            raise ValueError(f"target_r {self.target_r} is above init_r {self.init_r}: ranks only shrink")
+        if self.target_r >= self.init_r:
+            raise ValueError(f"target_r {self.target_r} is not below init_r {self.init_r}: nothing to prune")
         return self
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +37,16 @@ class StepLog:
     """Highest so far: of the GPU's allocations, or of this process's memory on a CPU."""
 
 
+class StepPart(Protocol):
+    """What a method does within each step, besides having weights to train."""
+
+    def penalty(self) -> Tensor:
+        """Added to the mean loss once a step, of the weights alone, equal on every process. Not logged."""
+
+    def after_step(self, step: int) -> None:
+        """Called when the optimizer has changed the weights and their gradients are still there."""
+
+
 def fit(
     objective: Objective,
     module: nn.Module,
@@ -47,6 +57,7 @@ def fit(
     *,
     max_grad_norm: float = 1.0,
     rows_of: RowsOf | None = None,
+    part: StepPart | None = None,
 ) -> Iterator[StepLog]:
     """Train and yield one log per step; the caller decides when to print, evaluate and save.
 
@@ -71,6 +82,8 @@ def fit(
                 loss = module(batch) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
+        if part is not None:  # after the processes' exchange: each adds the same
+            accelerator.backward(part.penalty())
         mean_loss = float(accelerator.reduce(total, "sum"))
         norm = float(accelerator.clip_grad_norm_(trained, max_grad_norm or math.inf))
         guard.check_step(step, loss=mean_loss, grad_norm=norm, items=items, batches=micro)
@@ -80,6 +93,8 @@ def fit(
             guard.check_scale(step, batches=micro)
         else:
             schedule.step()
+        if part is not None:
+            part.after_step(step)
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
         peak = peak_memory_gib(accelerator.device)

@@ -32,12 +32,13 @@ PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencep
 
 
 class RunRecord:
-    """Writes recipe.yaml, env.json, metrics.jsonl, samples.jsonl, loss.png and the links to checkpoints."""
+    """Writes a run's recipe.yaml, env.json, lines of JSON, pictures and the links to checkpoints."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         self.folder = folder
         self.metrics_path = folder / METRICS_FILE
         self._samples_path = folder / SAMPLES_FILE
+        self._ranks_path = folder / "ranks.jsonl"
         self._wants_board = tensorboard
         self._board: Any = None
         if tensorboard:
@@ -80,6 +81,10 @@ class RunRecord:
         for prompt, answer in samples:
             append_json(self._samples_path, {"step": step, "prompt": prompt, "answer": answer})
 
+    def add_ranks(self, step: int, ranks: Mapping[str, int]) -> None:
+        """The rank of each target from a step on, by the layer's name."""
+        append_json(self._ranks_path, {"step": step, "ranks": ranks})
+
     def draw(self) -> None:
         """Draw loss.png anew."""
         plot_loss(read_json_lines(self.metrics_path), self.folder / "loss.png")
@@ -104,7 +109,8 @@ class RunRecord:
 
     def forget_after(self, step: int) -> None:
         """Drop the lines written after the checkpoint that a run goes on from."""
-        for path in (self.metrics_path, self._samples_path):
+        written = (self.metrics_path, self._samples_path, self._ranks_path)
+        for path in (path for path in written if path.exists()):
             lines = [line for line in read_json_lines(path) if line["step"] <= step]
             with replacing(path) as partial:
                 partial.touch()

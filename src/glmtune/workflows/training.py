@@ -18,7 +18,8 @@ from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
 from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import Place, open_place, open_tokenizer, resolve
-from glmtune.methods import apply_method, count_parameters, trainable_line
+from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
+from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import Card, restore_trained, save_trained
 from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
@@ -83,6 +84,8 @@ class _Run:
     num_steps: int
     validation: list[Batch]
     record: RunRecord
+    pruning: Pruning | None
+    """What AdaLoRA does within each step."""
     standing: _Standing = field(default_factory=_Standing)
 
     @property
@@ -183,6 +186,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
             for part in _validation_parts(rows.validation.rows, recipe, accelerator)
         ],
         record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
+        pruning=begin_pruning(model, recipe.method, num_steps),
     )
 
 
@@ -194,6 +198,7 @@ def _train(run: _Run) -> Iterator[Event]:
     progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
     start = time.perf_counter()
     if standing.step == 0:
+        _record_ranks(run)
         yield from _evaluate(run)
     if _is_out_of_patience(run):
         yield Note("this run had stopped early; there is nothing to go on with")
@@ -207,6 +212,7 @@ def _train(run: _Run) -> Iterator[Event]:
         run.accelerator,
         max_grad_norm=settings.max_grad_norm,
         rows_of=run.steps.micro_batches,
+        part=run.pruning,
     )
     for log in logs:
         standing.step = log.step
@@ -214,6 +220,7 @@ def _train(run: _Run) -> Iterator[Event]:
         progress.add(log)
         if run.is_main:
             run.record.add({**asdict(log), "epoch": log.step / run.steps.per_epoch})
+        _record_ranks(run)
         is_due = log.step % settings.log_every == 0 or is_last
         yield Stepped(log, run.num_steps, progress.line() if is_due else None)
         is_best = False
@@ -225,7 +232,15 @@ def _train(run: _Run) -> Iterator[Event]:
         if is_stopping and not is_last:
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
             break
+    if run.pruning:
+        yield Note(run.pruning.line())
     yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
+
+
+def _record_ranks(run: _Run) -> None:
+    """A line of ranks.jsonl at the start, and whenever a rank has changed."""
+    if run.is_main and run.pruning and (run.standing.step == 0 or run.pruning.has_changed):
+        run.record.add_ranks(run.standing.step, run.pruning.ranks)
 
 
 def _is_out_of_patience(run: _Run) -> bool:
@@ -238,10 +253,12 @@ def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     standing = run.standing
     loss = _evaluation_loss(run, run.validation)
     before = standing.best_loss
-    is_best = standing.step > 0 and (before is None or loss < before)
+    # the best is to have the ranks that were asked for, so patience begins when they have settled
+    counts = standing.step > 0 and (run.pruning is None or run.pruning.has_settled)
+    is_best = counts and (before is None or loss < before)
     if is_best:
         standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
-    elif standing.step > 0:
+    elif counts:
         standing.evaluations_since_best += 1
     if run.is_main:
         run.record.add({"step": standing.step, "eval_loss": loss})
@@ -288,6 +305,8 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
     _evaluation_loss(run, run.validation[:1])
     state = collect_state(run.optimizer, run.schedule, run.accelerator)
     state["standing"] = asdict(run.standing)
+    if run.pruning:
+        state["pruning"] = run.pruning.state_dict()
     path = run.record.checkpoint_path(run.standing.step)
     if run.is_main:
         make_folder(path.parent)
@@ -307,8 +326,11 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
 def _resume(run: _Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint."""
     last = follow(run.record.folder / "last")
-    restore_trained(run.model, last)
+    if run.pruning is None:
+        restore_trained(run.model, last)
     state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
+    if run.pruning:  # its weights too: the adapter's files are without what is pruned
+        run.pruning.load_state_dict(state["pruning"])
     run.standing = _Standing(**state["standing"])
     if run.is_main:
         run.record.forget_after(run.standing.step)

@@ -24,7 +24,7 @@ from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import Card, load_adapter, save_trained
 from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.quant import QuantizedLinear, dequantise, pack, quantise, quantised_layers, unpack
-from glmtune.recipe import Full, Lora
+from glmtune.recipe import AdaLora, Full, Lora
 from models import random_rows, tiny_folder, tiny_model
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "v3"
@@ -258,18 +258,64 @@ def test_a_quantised_model_is_not_tuned_whole() -> None:
         apply_method(quantised(8), Full())
 
 
+LOW_RANK = {
+    "lora": Lora(r=2),
+    "dora": Lora(r=2, use_dora=True, use_rslora=True),
+    "adalora": AdaLora(init_r=3, target_r=2),
+}
+
+
 @BOTH
 @pytest.mark.parametrize("safe", [True, False])
-def test_an_adapter_is_not_merged_into_codes(bits: int, safe: bool, tmp_path: Path) -> None:
-    tuned = apply_method(quantised(bits), Lora(r=2))
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_an_adapter_is_not_merged_into_codes(bits: int, safe: bool, method: str, tmp_path: Path) -> None:
+    tuned = apply_method(quantised(bits), LOW_RANK[method])
     save_trained(tuned, tmp_path, Card(base="/base", template="chatglm3", method={}))
-    for model in (tuned, load_adapter(quantised(bits), tmp_path)):
+    in_peft_alone = peft.PeftModel.from_pretrained(quantised(bits), str(tmp_path))
+    for model in (tuned, load_adapter(quantised(bits), tmp_path), in_peft_alone):
         before = {name: layer.weight.clone() for name, layer in quantised_layers(model).items()}
         with pytest.raises(ConfigError, match="cannot be merged into its codes"):
             model.merge_and_unload(safe_merge=safe)
         with pytest.raises(ConfigError, match="cannot be merged into its codes"):
             model.merge_adapter(safe_merge=safe)
         assert all(torch.equal(x.weight, before[name]) for name, x in quantised_layers(model).items())
+
+
+@BOTH
+def test_codes_stay_codes_wherever_they_come_from_and_go(bits: int, tmp_path: Path) -> None:
+    model = quantised(bits)
+    model.save_pretrained(tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
+    again = quantised(bits, seed=7)
+    again.load_state_dict(model.state_dict(), assign=True)
+    halved = copy.deepcopy(model).half().float()
+    for other in (model, opened, again, copy.deepcopy(model), halved):
+        for name, layer in quantised_layers(other).items():
+            assert torch.equal(layer.weight, quantised_layers(model)[name].weight)
+            with pytest.raises(ConfigError, match="codes"):
+                layer.weight.data = torch.zeros_like(layer.weight)
+            with pytest.raises(ConfigError, match="codes"):
+                layer.weight.data += 1
+    model.to("meta")  # moving is no arithmetic
+    assert all(type(x) is torch.Tensor for x in opened.state_dict().values())
+
+
+@BOTH
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dora_reads_what_codes_are_worth(bits: int, dropout: float) -> None:
+    settings = Lora(r=4, use_dora=True, dropout=dropout, target_modules=("query_key_value", "dense"))
+    base = quantised(bits)
+    results = []
+    for model in (base, dense_twin(base)):
+        torch.manual_seed(3)
+        tuned = apply_method(model, settings).train()
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                parameter.data += torch.rand(parameter.shape) * 0.3
+        logits = tuned(IDS).logits
+        logits.square().mean().backward()
+        results.append((logits, [p.grad for p in tuned.parameters() if p.requires_grad]))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
 
 
 def test_an_adapter_on_a_dense_base_is_still_merged() -> None:

@@ -1,0 +1,79 @@
+"""A pruned AdaLoRA adapter as plain LoRA, each target with its own rank: smaller, and known everywhere."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.adalora import AdaLoraLayer
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glmtune.errors import CheckpointError
+from glmtune.methods.adalora import ADAPTER
+from glmtune.methods.adapter import Card
+
+Factors = tuple[Tensor, Tensor]
+"""A (r, I) and B (O, r) of one target, whose product is the whole update."""
+
+
+def save_as_lora(tuned: PeftModel, folder: Path, card: Card | None = None) -> None:
+    """Write the AdaLoRA adapter on a model as a LoRA adapter in PEFT's layout, and its card if given.
+
+    The update B diag(E) A alpha / init_r becomes B A: E goes into A, the scale into B, and PEFT's own scale
+    is 1 (alpha = r, target by target). Triplets with E = 0 are left out, and so is a target without others.
+    Raises `CheckpointError` if the adapter is no AdaLoRA, or has rank 0 everywhere.
+    """
+    factors = _factors(tuned)
+    ranks = {name: len(a) for name, (a, _) in factors.items()}
+    largest = max(ranks.values())
+    if not largest:
+        raise CheckpointError("adapter: its ranks are all 0, so it changes nothing", hint="train it first")
+    theirs: Any = tuned.peft_config[ADAPTER]
+    patterns = {name: rank for name, rank in ranks.items() if 0 < rank < largest}
+    config = LoraConfig(
+        task_type=theirs.task_type,
+        base_model_name_or_path=theirs.base_model_name_or_path,
+        revision=theirs.revision,
+        inference_mode=True,
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=dict(patterns),
+        alpha_pattern=dict(patterns),
+        lora_dropout=theirs.lora_dropout,
+        target_modules=theirs.target_modules,
+        exclude_modules=[name for name, rank in ranks.items() if not rank] or None,
+    )
+    config.save_pretrained(str(folder))
+    save_file(_tensors(factors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if card is not None:
+        method = {"name": "lora", "r": largest, "alpha": largest, "dropout": theirs.lora_dropout}
+        replace(card, method={**method, "target_modules": sorted(theirs.target_modules)}).save(folder)
+
+
+@torch.no_grad()
+def _factors(tuned: PeftModel) -> dict[str, Factors]:
+    """By the layer's name."""
+    base = tuned.get_base_model()
+    layers = {name: part for name, part in base.named_modules() if isinstance(part, AdaLoraLayer)}
+    if not layers:
+        raise CheckpointError("adapter: not AdaLoRA's, so there is nothing to turn into LoRA")
+    return {name: _factors_of(layer) for name, layer in layers.items()}
+
+
+def _factors_of(layer: Any) -> Factors:
+    a, b, e = (part[ADAPTER].float() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
+    kept = e[:, 0] != 0
+    scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER].float() + 1e-5)  # as PEFT's SVDLinear scales
+    return (a * e)[kept], b[:, kept] * scale
+
+
+def _tensors(factors: dict[str, Factors]) -> dict[str, Tensor]:
+    """By the names that PEFT gives them."""
+    tensors = {}
+    for name, (a, b) in factors.items():
+        if len(a):
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a.cpu().contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b.cpu().contiguous()
+    return tensors

@@ -1,0 +1,173 @@
+"""Runs of the LoRA family: on every kind of model, resumed, on two processes; their ranks over time."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glmtune.errors import ConfigError
+from glmtune.generate import encode_conversation
+from glmtune.load import load_model, load_tokenizer
+from glmtune.recipe import Recipe, load_recipe
+from glmtune.runs import read_json_lines
+from glmtune.workflows.events import Note, Saved
+from glmtune.workflows.training import drain, training
+from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
+
+ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
+OWN = "[query_key_value,dense,dense_h_to_4h,dense_4h_to_h]"
+THEIRS = "[q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj]"
+BASES: dict[str, tuple[Callable[[Path], Any], str, int]] = {
+    "v1": (tiny_v1_folder, OWN, 8),
+    "v3": (tiny_folder, OWN, 8),
+    "glm4": (lambda folder: tiny_folder(folder, "glm4"), OWN, 8),
+    "transformers": (lambda folder: tiny_hf_folder(folder, "GLM-4-0414"), THEIRS, 12),
+    "glm-tiny": (lambda _: "glm-tiny", OWN, 0),
+}
+METHODS = {
+    "rslora": ("method=lora", "method.dropout=0", "method.r=4", "method.use_rslora=true"),
+    "dora": ("method=lora", "method.dropout=0", "method.r=4", "method.use_dora=true"),
+    "adalora": ("method=adalora", "method.dropout=0", "method.init_r=4", "method.target_r=2"),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    made: dict[str, str] = {}
+
+    def folder(name: str) -> str:
+        if name not in made:
+            made[name] = str(BASES[name][0](tmp_path_factory.mktemp("models") / name))
+        return made[name]
+
+    return folder
+
+
+def recipe(model: str, output: Path, *words: str) -> Recipe:
+    values = {
+        "model": model,
+        "output": output,
+        "data": {"train": ADVERTS, "max_tokens": 400, "max_rows": 16, "holdout_rows": 4},
+        "train": {"steps": 10, "batch_size": 4, "lr": 3e-2, "eval_every": 5},
+        "samples": {"prompts": []},
+    }
+    return load_recipe(values, words)
+
+
+def ranks(folder: Path) -> dict[int, dict[str, int]]:
+    return {line["step"]: line["ranks"] for line in read_json_lines(folder / "ranks.jsonl")}
+
+
+def figures(folder: Path) -> list[tuple[float, ...]]:
+    names = ("step", "loss", "grad_norm", "lr", "eval_loss")
+    return [tuple(x[n] for n in names if n in x) for x in read_json_lines(folder / "metrics.jsonl")]
+
+
+def logits(path: str | Path) -> torch.Tensor:
+    ids = encode_conversation(load_tokenizer(path), [{"role": "user", "content": "你好 hello"}])
+    with torch.no_grad():
+        result: torch.Tensor = load_model(path, dtype="fp32", device="cpu")(torch.tensor([ids])).logits
+    return result
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_falls_on_every_kind_of_model_and_the_adapter_opens_again(
+    folders: Callable[[str], str], tmp_path: Path, base: str, method: str
+) -> None:
+    words = (*METHODS[method], f"method.target_modules={BASES[base][1]}", "train.eval_every=10")
+    result = drain(training(recipe(folders(base), tmp_path, *words)))
+    assert result.metrics["eval_loss"] < result.metrics["first_eval_loss"] - 0.02
+    assert not torch.allclose(logits(tmp_path), logits(folders(base)))
+    if method == "adalora":
+        found = ranks(tmp_path)
+        num_targets = BASES[base][2] or len(found[0])
+        assert sum(found[0].values()) == 4 * num_targets
+        assert list(found) == sorted(found)
+        assert max(found) <= 8  # of 10; then they have settled
+        assert sum(found[max(found)].values()) == 2 * num_targets
+        stored = load_file(tmp_path / "last" / "adapter_model.safetensors")
+        assert sum(len(x) for name, x in stored.items() if name.endswith("lora_E")) == 2 * num_targets
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_falls_on_a_quantised_base(
+    folders: Callable[[str], str], tmp_path: Path, quant: str, method: str
+) -> None:
+    result = drain(
+        training(
+            recipe(
+                folders("v3"), tmp_path, *METHODS[method], f"quant={quant}", f"method.target_modules={OWN}"
+            )
+        )
+    )
+    assert result.metrics["eval_loss"] < result.metrics["first_eval_loss"] - 0.02
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_a_resumed_adalora_run_equals_an_uninterrupted_one_bit_by_bit(
+    folders: Callable[[str], str], tmp_path: Path, stop: int
+) -> None:
+    words = (*METHODS["adalora"], "train.eval_every=4", "method.dropout=0.1", f"method.target_modules={OWN}")
+    whole, parts = (recipe(folders("v3"), tmp_path / name, *words) for name in ("whole", "parts"))
+    drain(training(whole))
+    interrupted = training(parts)
+    while not (isinstance(event := next(interrupted), Saved) and event.path.name.endswith(str(stop))):
+        pass
+    next(interrupted)  # one more step, which the resumed run must forget
+    interrupted.close()
+    drain(training(parts, resume=True))
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    assert ranks(tmp_path / "parts") == ranks(tmp_path / "whole")
+    first, second = (
+        load_file(tmp_path / name / "last" / "adapter_model.safetensors") for name in ("whole", "parts")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_prune_as_one_does(folders: Callable[[str], str], tmp_path: Path) -> None:
+    words = (*METHODS["adalora"], "train.batch_size=5", "train.micro_batch_size=2")
+    drain(training(recipe(folders("v3"), tmp_path / "one", *words)))
+    file = tmp_path / "two.yaml"
+    settings = recipe(folders("v3"), tmp_path / "two", *words).model_dump(mode="json")
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "glmtune", "train", str(file)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, encoding="utf-8", timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ranks: 4 -> 2 on average" in done.stdout
+    assert ranks(tmp_path / "two") == ranks(tmp_path / "one")
+    for one, two in zip(figures(tmp_path / "one"), figures(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_the_best_checkpoint_has_the_ranks_that_were_asked_for(
+    folders: Callable[[str], str], tmp_path: Path
+) -> None:
+    words = (*METHODS["adalora"], "train.lr=0", "train.eval_every=1", "train.patience=1")
+    events = list(training(recipe(folders("v3"), tmp_path, *words)))
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert "stopped early: no better evaluation loss in 1 evaluations" in notes
+    assert "ranks: 4 -> 2 on average (min " in "\n".join(notes)
+    assert (tmp_path / "best").resolve().name == "step-000008"
+    assert (tmp_path / "last").resolve().name == "step-000009"
+
+
+def test_a_schedule_that_does_not_fit_the_run_leaves_no_trace(
+    folders: Callable[[str], str], tmp_path: Path
+) -> None:
+    words = (*METHODS["adalora"], "method.warmup_steps=10")
+    with pytest.raises(ConfigError, match=r"method.warmup_steps 10 and method.final_steps 2 leave none"):
+        drain(training(recipe(folders("v3"), tmp_path / "run", *words)))
+    assert not (tmp_path / "run").exists()
