@@ -82,7 +82,7 @@ def _samples_table(comparison: "Comparison", shown: slice) -> Any:
     table = Table("asked", show_lines=True, title="The fixed prompts", title_justify="left")
     table.columns[0].ratio = 3
     for run in comparison.runs[shown]:
-        table.add_column(plain(f"{run.name}, step {run.samples_step}"), ratio=5)
+        table.add_column(plain(f"{run.name}\nstep {run.samples_step}"), ratio=5)
     for sample in comparison.samples:
         answers = [NOTHING if answer is None else answer for answer in sample.answers]
         table.add_row(plain(sample.prompt), *map(plain, answers[shown]))
