@@ -92,13 +92,10 @@ class Nf4Linear(QuantizedLinear):
         worth: Tensor = _load().functional.dequantize_4bit(self.weight, self._state(dtype or self.dtype))
         return worth
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, I) to (B, T, O), in the input's type or autocast's."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        product: Tensor = _load().matmul_4bit(x, self.weight, bias=bias, quant_state=self._state(x.dtype))
+    def _multiply(self, rows: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(rows.dtype)
+        state = self._state(rows.dtype)
+        product: Tensor = _load().matmul_4bit(rows, self.weight, bias=bias, quant_state=state)
         return product
 
     def _state(self, dtype: torch.dtype) -> Any:

@@ -183,12 +183,16 @@ class QuantizedLinear(nn.Linear):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        held = (self.weight, self.weight_scale, self.bias, self.bits)
         rows = x.reshape(
             -1, x.shape[-1]
-        )  # of (B, T, I), `linear` makes a view, to which nothing may be added
+        )  # of (B, T, I), the product is a view, to which nothing may be added
+        return self._multiply(rows).view(*x.shape[:-1], -1)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        """(N, I) to (N, O), in the input's type."""
+        held = (self.weight, self.weight_scale, self.bias, self.bits)
         product: Tensor = _Product.apply(rows, *held)  # type: ignore[no-untyped-call]
-        return product.view(*x.shape[:-1], -1)
+        return product
 
     def extra_repr(self) -> str:
         """What printing the model shows of this layer."""

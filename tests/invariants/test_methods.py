@@ -1,0 +1,147 @@
+"""The matrix: every method x base precision x checkpointing on every family learns, changes only what it
+should, and comes back from its files as it was.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from glmtune.data.batches import collate
+from glmtune.load import open_place, open_tokenizer, resolve
+from glmtune.methods import apply_method, begin_pruning
+from glmtune.methods.adapter import Card, save_trained
+from glmtune.objectives import Sft
+from glmtune.recipe import Data, load_recipe
+from glmtune.training.loop import fit, mean_loss
+from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.workflows.rows import training_rows
+from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
+
+STEPS = 8
+SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}  # NF4 needs rows of whole blocks of 64
+FAMILIES = {
+    "ChatGLM-6B": lambda folder: tiny_v1_folder(folder, hidden_size=64, inner_hidden_size=128),
+    "ChatGLM2": lambda folder: tiny_folder(folder, "chatglm2", **SIZES),
+    "ChatGLM3": lambda folder: tiny_folder(folder, "chatglm3", **SIZES),
+    "GLM-4": lambda folder: tiny_folder(folder, "glm4", **SIZES),
+    "GLM-4-0414": lambda folder: tiny_hf_folder(folder, "GLM-4-0414"),
+}
+METHODS: dict[str, tuple[dict[str, Any], float, str]] = {
+    "full": ({"name": "full"}, 2e-3, ""),
+    "freeze": ({"name": "freeze", "num_layers": 1}, 5e-3, "layers.1."),
+    "lora": ({"name": "lora", "dropout": 0}, 1e-2, ".lora_"),
+    "rslora": ({"name": "lora", "dropout": 0, "r": 4, "use_rslora": True}, 1e-2, ".lora_"),
+    "dora": ({"name": "lora", "dropout": 0, "use_dora": True}, 1e-2, ".lora_"),
+    "adalora": ({"name": "adalora", "dropout": 0, "init_r": 6, "target_r": 4}, 5e-2, ".lora_"),
+    "ptuning": ({"name": "ptuning", "dropout": 0, "num_prefix_tokens": 8}, 5e-2, "prefix_encoder."),
+    "projection": (
+        {"name": "ptuning", "dropout": 0, "num_prefix_tokens": 8, "projection": True}, 5e-3, "prefix_encoder.",
+    ),
+}  # fmt: skip
+"""Each method's settings, a rate that shows within a few steps, and what the names of its weights hold."""
+BASES = {"fp32": ("fp32", None), "bf16": ("bf16", None), **{q: ("fp32", q) for q in ("int8", "int4", "nf4")}}
+ROWS = [
+    ("你好", "你好，请问图书馆怎么走？"),
+    ("你好，请问图书馆怎么走？", "一直往前走，过了桥就到了。"),
+    ("How much does it cost?", "This shirt is white, soft and good for summer."),
+    ("谢谢你的帮助！", "不客气，祝你愉快。"),
+]
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    for family in FAMILIES:
+        for method in METHODS:
+            for base, (_, quant) in BASES.items():
+                is_own = family != "GLM-4-0414"
+                is_there = is_own or (quant is None and method not in ("ptuning", "projection"))
+                if is_there and not (quant and method in ("full", "freeze")):
+                    yield family, method, base
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: make(tmp_path_factory.mktemp(family) / "model") for family, make in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [json.dumps({"prompt": p, "response": r}, ensure_ascii=False) for p, r in (*ROWS, ROWS[0])]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("family", "method", "base"), list(cases()))
+def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
+    family: str, method: str, base: str, folders: dict[str, Path], rows_file: Path, tmp_path: Path
+) -> None:
+    settings, rate, own = METHODS[method]
+    dtype, quant = BASES[base]
+    recipe = load_recipe(
+        {"model": "m", "method": settings, "train": {"lr": rate, "steps": STEPS, "schedule": "constant"}}
+    )
+    accelerator = make_accelerator("bf16" if dtype == "bf16" else "no")
+    place = resolve(folders[family])
+    tokenizer = open_tokenizer(place, template=None)
+    batch = encode_rows(tokenizer, rows_file)
+    losses = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = open_place(place, template=None, dtype=dtype, device="cpu", quant=quant)
+        tuned = apply_method(model, recipe.method)
+        before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+        if checkpointing:
+            tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        objective = Sft(tuned)
+        first = mean_loss(objective, [batch], accelerator)
+        optimizer = build_optimizer(tuned, recipe.train)
+        logs = fit(
+            objective,
+            objective,
+            [(step, [batch]) for step in range(1, STEPS + 1)],
+            accelerator.prepare_optimizer(optimizer),
+            build_schedule(optimizer, recipe.train, STEPS),
+            accelerator,
+            part=begin_pruning(tuned, recipe.method, STEPS),
+        )
+        losses.append([log.loss for log in logs])
+        assert losses[-1][0] == pytest.approx(first, rel=2e-2 if base == "bf16" else 1e-4)
+        assert losses[-1][-1] < first - 0.05
+
+        changed = {name for name, p in tuned.named_parameters() if not torch.equal(p, before[name])}
+        assert changed
+        assert {name for name in changed if own not in name} == set()
+        untrained = {name for name, p in tuned.named_parameters() if not p.requires_grad}
+        assert changed.isdisjoint(untrained)
+    tolerance = 5e-2 if base == "bf16" else 1e-3  # a bf16 sum's order shows, and grows from step to step
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+
+    last = mean_loss(objective, [batch], accelerator)
+    method_settings = recipe.method.model_dump(mode="json")
+    card = Card(base=str(folders[family]), template=tokenizer.template, method=method_settings, quant=quant)
+    save_trained(tuned, tmp_path / "trained", card)
+    if method == "full":
+        for path in folders[family].iterdir():
+            if not (tmp_path / "trained" / path.name).exists() and path.suffix != ".safetensors":
+                (tmp_path / "trained" / path.name).write_bytes(path.read_bytes())
+    again = open_place(resolve(tmp_path / "trained"), template=None, dtype=dtype, device="cpu")
+    assert mean_loss(Sft(again), [batch], accelerator) == pytest.approx(
+        last, rel=2e-2 if base == "bf16" else 1e-5
+    )
+    assert abs(last - first) > 0.01
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=precision, cpu=True)
+
+
+def encode_rows(tokenizer: Any, path: Path) -> dict[str, torch.Tensor]:
+    rows = training_rows(tokenizer, Data(train=path, holdout_rows=1, max_tokens=200)).train.rows
+    return collate(rows, tokenizer.pad_token_id)
