@@ -44,8 +44,8 @@ class Guard:
 
     objective: Any
     accelerator: Accelerator
-    lr: float
-    """The peak learning rate, to offer a lower one."""
+    lower_lr: float
+    """The learning rate to offer where the one in use is too high."""
     rows_of: RowsOf | None = None
     """Without it, a row is named by its number in the step."""
 
@@ -80,21 +80,30 @@ class Guard:
         """After an evaluation at a step; 0 is before the first."""
         if not math.isfinite(loss):
             self.objective.eval()
-            self._stop(step, f"the evaluation loss is {loss}", batches, self._in_forward)
+            what = f"the evaluation loss is {loss}"
+            self._stop(step, what, batches, self._in_forward, has_learned=step > 0)
 
     def _stop(
-        self, step: int, what: str, batches: Sequence[Batch], search: Search, hint: str = ""
+        self,
+        step: int,
+        what: str,
+        batches: Sequence[Batch],
+        search: Search,
+        *,
+        hint: str = "",
+        has_learned: bool | None = None,
     ) -> NoReturn:
+        has_learned = step > 1 if has_learned is None else has_learned
         found = gather_object([self._first(step, batches, search)])
         where = next((words for words in found if words), "in no row when it was run once more by itself")
         broken = _broken_weight(self.objective)
         if broken:
             name, value, is_trained = broken
             where += f"; the weight {name} itself holds {value}"
-            hint = self._broken_hint(step, is_trained=is_trained)
+            hint = self._broken_hint(is_ours=is_trained and has_learned)
         raise TrainingError(
             f"step {step}: {what}, {where}; checkpoints are left as they were",
-            hint=hint or self._safe_settings(step),
+            hint=hint or self._safe_settings(has_learned=has_learned),
         )
 
     def _first(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
@@ -109,22 +118,21 @@ class Guard:
                     return f"{words} at {place}"
         return None
 
-    def _broken_hint(self, step: int, *, is_trained: bool) -> str:
-        damaged = "its file is damaged: copy the model from its source again"
-        if not is_trained or step <= 1:
-            return damaged
-        return f"a step too far broke it: train anew with {self._lower()}"
+    def _broken_hint(self, *, is_ours: bool) -> str:
+        if is_ours:
+            return f"a step too far broke it: train anew with {self._lower()}"
+        return "its file is damaged: copy the model from its source again"
 
-    def _safe_settings(self, step: int) -> str:
+    def _safe_settings(self, *, has_learned: bool) -> str:
         """Overrides to paste. Before anything was learned, no learning rate is to blame."""
         if self.accelerator.mixed_precision != "no":
             return f"train anew with {self._precision()}; if it learned well up to here, with {self._lower()}"
-        if step > 1:
+        if has_learned:
             return f"train anew with {self._lower()}"
         return "it does so before anything is learned: copy the model from its source again, or drop that row"
 
     def _lower(self) -> str:
-        return f"train.lr={self.lr / 10:g}"
+        return f"train.lr={self.lower_lr:g}"
 
     def _precision(self) -> str:
         is_fp16 = self.accelerator.mixed_precision == "fp16"

@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
     fp16_line,
+    lower_rate,
     model_facts,
     plan_line,
     plan_warning,
@@ -82,6 +83,7 @@ class _Run:
     steps: Steps
     num_steps: int
     validation: list[Batch]
+    guard: Guard
     record: RunRecord
     standing: _Standing = field(default_factory=_Standing)
 
@@ -181,6 +183,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
             collate(part, tokenizer.pad_token_id)
             for part in _validation_parts(rows.validation.rows, recipe, accelerator)
         ],
+        guard=Guard(objective, accelerator, lower_lr=lower_rate(recipe), rows_of=steps.micro_batches),
         record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
     )
 
@@ -205,7 +208,7 @@ def _train(run: _Run) -> Iterator[Event]:
         run.schedule,
         run.accelerator,
         max_grad_norm=settings.max_grad_norm,
-        rows_of=run.steps.micro_batches,
+        guard=run.guard,
     )
     for log in logs:
         standing.step = log.step
@@ -255,8 +258,7 @@ def _evaluation_loss(run: _Run, batches: list[Batch]) -> float:
     """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
     loss = mean_loss(run.objective, batches, run.accelerator)
     parts = _validation_parts(run.rows.validation.rows, run.recipe, run.accelerator)
-    lr = float(run.schedule.base_lrs[0])
-    guard = Guard(run.objective, run.accelerator, lr=lr, rows_of=lambda _: parts)
+    guard = replace(run.guard, rows_of=lambda _: parts)
     guard.check_evaluation(run.standing.step, loss, batches=batches)
     return loss
 

@@ -42,7 +42,8 @@ def run(
     batches = ((n, [collate(part, 0) for part in order.micro_batches(n)]) for n in range(1, steps + 1))
     schedule = build_schedule(optimizer, settings, steps)
     prepared = accelerator.prepare_optimizer(optimizer)
-    return fit(objective, objective, batches, prepared, schedule, accelerator, rows_of=order.micro_batches)
+    guard = Guard(objective, accelerator, lower_lr=lr / 10, rows_of=order.micro_batches)
+    return fit(objective, objective, batches, prepared, schedule, accelerator, guard=guard)
 
 
 def stopped(logs: Iterator[StepLog], model: nn.Module) -> TrainingError:
@@ -113,7 +114,7 @@ def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str)
     accelerator.state._mixed_precision = precision
     model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
     overflow(model, limit=3e38 if precision == "bf16" else 65504)
-    guard = Guard(Sft(model), accelerator, lr=1e-4)
+    guard = Guard(Sft(model), accelerator, lower_lr=1e-5)
     with pytest.raises(TrainingError, match=f"first in {DENSE}") as caught:
         guard.check_step(2, loss=math.nan, grad_norm=1.0, items=1, batches=[collate(rows, 0)])
     safer = f"train anew with train.precision={safe} dtype={safe}; if it learned well up to here"
@@ -136,6 +137,17 @@ def test_a_loss_that_a_high_rate_has_broken_is_offered_a_lower_one(accelerator: 
     error = stopped(logs, model)
     assert str(error).startswith("step 2: the loss is ")
     assert "train.lr=1e+29" in error.hint
+
+
+def test_an_evaluation_that_is_no_number_is_named_too(accelerator: Accelerator) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    overflow(model, limit=3e38)
+    guard = Guard(Sft(model), accelerator, lower_lr=1e-5, rows_of=lambda _: [rows])
+    for step, hint in ((0, "it does so before anything is learned"), (1, "train anew with train.lr=1e-05")):
+        with pytest.raises(TrainingError, match=f"step {step}: the evaluation loss is nan") as caught:
+            guard.check_evaluation(step, math.nan, batches=[collate(rows, 0)])
+        assert f"first in {DENSE} at rows:1;" in str(caught.value)
+        assert caught.value.hint.startswith(hint)
 
 
 def test_rows_without_answers_stop_the_run(accelerator: Accelerator) -> None:

@@ -7,7 +7,7 @@ from glmtune.errors import ConfigError
 from glmtune.models import resolve_dtype
 from glmtune.recipe import Method, load_recipe
 from glmtune.recipe.method import MethodSettings
-from glmtune.workflows.plan import choose_precision, fp16_line, rate_line, with_default_rate
+from glmtune.workflows.plan import choose_precision, fp16_line, lower_rate, rate_line, with_default_rate
 
 CARD = torch.device("cuda")
 RATES = {"full": 5e-5, "freeze": 1e-4, "lora": 1e-4, "adalora": 5e-4, "ptuning": 2e-2}
@@ -74,6 +74,11 @@ def test_a_rate_that_is_set_stays_and_the_default_is_said() -> None:
     settled = with_default_rate(load_recipe({"model": "m", "train": {"lr": 0.003}}))
     assert rate_line(settled).startswith("learning rate: 0.003; 0.0001 is the default of lora (")
     assert with_default_rate(load_recipe({"model": "m", "train": {"lr": 0}})).train.lr == 0
+
+
+@pytest.mark.parametrize(("lr", "lower"), [(1e30, 1e-4), (1e-3, 1e-4), (1e-4, 1e-5), (1e-5, 1e-6)])
+def test_the_rate_to_fall_back_to_is_the_methods_or_a_tenth(lr: float, lower: float) -> None:
+    assert lower_rate(load_recipe({"model": "m", "train": {"lr": lr}})) == pytest.approx(lower)
 
 
 def test_every_method_has_a_rate_of_its_own() -> None:
