@@ -26,7 +26,7 @@ class StepLog:
     loss: float
     """Mean loss per learned token over the whole step, all micro-batches, all processes."""
     grad_norm: float
-    """Before clipping."""
+    """Before clipping; not finite where loss scaling has skipped the step."""
     lr: float
     tokens: int
     """Learned tokens of the step, all processes."""

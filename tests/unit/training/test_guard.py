@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from glmtune import encode_messages, load_model, load_tokenizer
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import TrainingError
@@ -18,7 +22,7 @@ from glmtune.recipe import Full, Lora, Train
 from glmtune.training.guard import Guard
 from glmtune.training.loop import StepLog, fit
 from glmtune.training.optim import build_optimizer, build_schedule
-from models import random_rows, tiny_model
+from models import random_rows, tiny_folder, tiny_hf_folder, tiny_model, tiny_v1_folder
 
 RARE = 1
 """A token that `random_rows` never draws."""
@@ -90,6 +94,34 @@ def test_a_weight_that_is_no_number_is_named_with_its_layer(
     assert error.hint == "its file is damaged: copy the model from its source again"
 
 
+LAST = {
+    "v1": "transformer.layers.1.mlp.dense_4h_to_h",
+    "glm4": DENSE,
+    "GLM-4-0414": "model.layers.1.mlp.down_proj",
+    "GLM-4.5": "model.layers.1.mlp.shared_experts.down_proj",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"), [*((name, None) for name in LAST), ("v1", "int4"), ("glm4", "int4")]
+)
+def test_every_family_names_layers_in_its_own_words(
+    name: str, quant: str | None, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    make = {"v1": tiny_v1_folder, "glm4": partial(tiny_folder, template="glm4")}
+    make.get(name, partial(tiny_hf_folder, family=name))(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    model = apply_method(load_model(tmp_path, dtype="fp32", quant=quant), Lora())
+    part = model.get_submodule(f"base_model.model.{LAST[name]}")
+    weight = "weight_scale" if quant else "weight"
+    getattr(part, weight).data.flatten()[0] = math.nan
+    prompt = encode_messages(tokenizer, [{"role": "user", "content": "你好"}])
+    ids = np.array([*prompt, *prompt[-1:], tokenizer.eos_token_id], dtype=np.int32)
+    rows = [Row(ids, np.where(np.arange(len(ids)) < len(prompt), -100, ids), "my.json:1")]
+    error = stopped(run(model, rows, accelerator), model)
+    assert f"first in {LAST[name]} at my.json:1; the weight {LAST[name]}.{weight} itself" in str(error)
+
+
 def test_a_row_that_alone_is_no_number_is_named(accelerator: Accelerator) -> None:
     model, rows = tiny_model(), random_rows(6)
     model.transformer.embedding.word_embeddings.weight.data[RARE] = math.nan
@@ -137,6 +169,17 @@ def test_a_loss_that_a_high_rate_has_broken_is_offered_a_lower_one(accelerator: 
     error = stopped(logs, model)
     assert str(error).startswith("step 2: the loss is ")
     assert "train.lr=1e+29" in error.hint
+
+
+def test_a_trained_weight_that_breaks_on_the_way_is_not_blamed_on_its_file(accelerator: Accelerator) -> None:
+    model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
+    logs = run(model, rows, accelerator)
+    next(logs)
+    name, weight = next((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    weight.data.flatten()[0] = math.inf
+    error = stopped(logs, model)
+    assert f"the weight {name.removeprefix('base_model.model.')} itself holds inf" in str(error)
+    assert error.hint == "a step too far broke it: train anew with train.lr=0.0001"
 
 
 def test_an_evaluation_that_is_no_number_is_named_too(accelerator: Accelerator) -> None:

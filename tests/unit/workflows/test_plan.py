@@ -3,11 +3,20 @@
 import pytest
 import torch
 
+from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.models import resolve_dtype
 from glmtune.recipe import Method, load_recipe
 from glmtune.recipe.method import MethodSettings
-from glmtune.workflows.plan import choose_precision, fp16_line, lower_rate, rate_line, with_default_rate
+from glmtune.workflows.plan import (
+    choose_precision,
+    fp16_line,
+    lower_rate,
+    plan_line,
+    rate_line,
+    with_default_rate,
+)
+from models import random_rows
 
 CARD = torch.device("cuda")
 RATES = {"full": 5e-5, "freeze": 1e-4, "lora": 1e-4, "adalora": 5e-4, "ptuning": 2e-2}
@@ -58,6 +67,17 @@ def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> 
 
 def test_a_cpu_keeps_bf16(has_bf16: bool) -> None:
     assert resolve_dtype("auto", torch.float16, torch.device("cpu")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("processes", "said"), [(1, "1 process on cpu"), (2, "2 processes on cpu")])
+def test_the_plan_gives_updates_samples_and_epochs_of_all_processes(processes: int, said: str) -> None:
+    """P-Tuning's run on two cards: about 64 epochs, though its script speaks of 2000 steps only."""
+    steps = Steps(random_rows(1000), batch_size=32, micro_batch_size=1, seed=1, num_processes=processes)
+    assert steps.per_epoch == 32
+    assert plan_line(steps, 2000, torch.device("cpu"), "no") == (
+        "plan: 2000 steps of up to 32 rows, 62512 samples in all, 62.50 epochs of 1000 examples; "
+        f"{said}, fp32"
+    )
 
 
 @pytest.mark.parametrize("name", RATES)
