@@ -77,7 +77,7 @@ def fit(
         lr = float(schedule.get_last_lr()[0])
         optimizer.step()
         if accelerator.optimizer_step_was_skipped:
-            guard.check_scale(step, batches=micro)
+            guard.check_scale(step, items=items, batches=micro)
         else:
             schedule.step()
         optimizer.zero_grad(set_to_none=True)

@@ -312,6 +312,17 @@ def test_a_loss_scale_that_collapses_stops_the_run(scaling: Callable[[float], Ac
     assert "train.precision=bf16 dtype=bf16" in error.hint
 
 
+def test_a_weight_too_large_for_fp16_is_told_from_a_damaged_file(
+    scaling: Callable[[float], Accelerator],
+) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    model.get_submodule(DENSE).weight.data[0, 0] = 1e5
+    tuned = apply_method(model.half(), Lora())
+    error = stopped(run(tuned, rows, scaling(2.0**16)), tuned)
+    assert f"the weight {DENSE}.weight itself holds inf" in str(error)
+    assert error.hint == "it is too large for fp16: train anew with train.precision=bf16 dtype=bf16"
+
+
 def test_a_loss_that_is_no_number_stops_at_once_with_loss_scaling_too(
     scaling: Callable[[float], Accelerator],
 ) -> None:
