@@ -44,8 +44,8 @@ class Guard:
 
     objective: Any
     accelerator: Accelerator
-    lr: float
-    """The peak learning rate, to offer a lower one."""
+    lower_lr: float
+    """The learning rate to offer where the one in use is too high."""
     rows_of: RowsOf | None = None
     """Without it, a row is named by its number in the step."""
 
@@ -63,38 +63,49 @@ class Guard:
         if loss == 0:
             self._stop(step, "the loss is exactly 0", batches, _all_known, hint=self._known_hint())
         if not math.isfinite(grad_norm) and self.accelerator.scaler is None:
-            self._stop(step, f"the gradient norm is {grad_norm}", batches, self._in_backward)
+            what = f"the gradient norm is {grad_norm}"
+            self._stop(step, what, batches, partial(self._in_backward, items))
         if grad_norm == 0:
             hint = self._no_gradient_hint()
-            self._stop(step, "the gradient is exactly 0", batches, self._where_it_ends, hint=hint)
+            search = partial(self._where_it_ends, items)
+            self._stop(step, "the gradient is exactly 0", batches, search, hint=hint)
 
-    def check_scale(self, step: int, *, batches: Sequence[Batch]) -> None:
+    def check_scale(self, step: int, *, items: int, batches: Sequence[Batch]) -> None:
         """After a step that loss scaling has skipped."""
         assert self.accelerator.scaler is not None
         scale = self.accelerator.scaler.get_scale()
         if scale < LEAST_SCALE:
             what = f"the gradient overflows fp16 at every loss scale down to {2 * scale:g}"
-            self._stop(step, what, batches, self._in_backward)
+            self._stop(step, what, batches, partial(self._in_backward, items))
 
     def check_evaluation(self, step: int, loss: float, *, batches: Sequence[Batch]) -> None:
         """After an evaluation at a step; 0 is before the first."""
         if not math.isfinite(loss):
             self.objective.eval()
-            self._stop(step, f"the evaluation loss is {loss}", batches, self._in_forward)
+            what = f"the evaluation loss is {loss}"
+            self._stop(step, what, batches, self._in_forward, has_learned=step > 0)
 
     def _stop(
-        self, step: int, what: str, batches: Sequence[Batch], search: Search, hint: str = ""
+        self,
+        step: int,
+        what: str,
+        batches: Sequence[Batch],
+        search: Search,
+        *,
+        hint: str = "",
+        has_learned: bool | None = None,
     ) -> NoReturn:
+        has_learned = step > 1 if has_learned is None else has_learned
         found = gather_object([self._first(step, batches, search)])
         where = next((words for words in found if words), "in no row when it was run once more by itself")
         broken = _broken_weight(self.objective)
         if broken:
-            name, value, is_trained = broken
-            where += f"; the weight {name} itself holds {value}"
-            hint = self._broken_hint(step, is_trained=is_trained)
+            name, weight = broken
+            where += f"; the weight {name} itself holds {float(_odd(weight)[0])}"
+            hint = self._broken_hint(weight, has_learned=has_learned)
         raise TrainingError(
             f"step {step}: {what}, {where}; checkpoints are left as they were",
-            hint=hint or self._safe_settings(step),
+            hint=hint or self._safe_settings(has_learned=has_learned),
         )
 
     def _first(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
@@ -109,22 +120,23 @@ class Guard:
                     return f"{words} at {place}"
         return None
 
-    def _broken_hint(self, step: int, *, is_trained: bool) -> str:
-        damaged = "its file is damaged: copy the model from its source again"
-        if not is_trained or step <= 1:
-            return damaged
-        return f"a step too far broke it: train anew with {self._lower()}"
+    def _broken_hint(self, weight: Tensor, *, has_learned: bool) -> str:
+        if weight.requires_grad and has_learned:
+            return f"a step too far broke it: train anew with {self._lower()}"
+        if weight.dtype == torch.float16 and not bool(_odd(weight).isnan().any()):
+            return f"it is too large for fp16: train anew with {self._precision()}"
+        return "its file is damaged: copy the model from its source again"
 
-    def _safe_settings(self, step: int) -> str:
+    def _safe_settings(self, *, has_learned: bool) -> str:
         """Overrides to paste. Before anything was learned, no learning rate is to blame."""
         if self.accelerator.mixed_precision != "no":
             return f"train anew with {self._precision()}; if it learned well up to here, with {self._lower()}"
-        if step > 1:
+        if has_learned:
             return f"train anew with {self._lower()}"
         return "it does so before anything is learned: copy the model from its source again, or drop that row"
 
     def _lower(self) -> str:
-        return f"train.lr={self.lr / 10:g}"
+        return f"train.lr={self.lower_lr:g}"
 
     def _precision(self) -> str:
         is_fp16 = self.accelerator.mixed_precision == "fp16"
@@ -162,16 +174,19 @@ class Guard:
             return None
         return f"first in {found[0] if found else 'the loss itself'}"
 
-    def _in_backward(self, batch: Batch) -> str | None:
-        return self._gradient(batch, lambda gradient: not bool(torch.isfinite(gradient).all()), "first in")
+    def _in_backward(self, items: int, batch: Batch) -> str | None:
+        place = self._gradient(batch, items, lambda gradient: not bool(torch.isfinite(gradient).all()))
+        return f"first in {place}" if place else None
 
-    def _where_it_ends(self, batch: Batch) -> str | None:
-        return self._gradient(batch, lambda gradient: not bool(gradient.any()), "it ends at")
+    def _where_it_ends(self, items: int, batch: Batch) -> str | None:
+        place = self._gradient(batch, items, lambda gradient: not bool(gradient.any()))
+        return f"it ends at {place}" if place else None
 
-    def _gradient(self, batch: Batch, is_bad: Callable[[Tensor], bool], words: str) -> str | None:
+    def _gradient(self, batch: Batch, items: int, is_bad: Callable[[Tensor], bool]) -> str | None:
         """The first place on the way back from the loss where the gradient is bad: an output, or a weight.
 
-        Takes the gradients anew, apart from those of the step: those have been clipped by what is wrong.
+        Takes the gradients anew, as large as in the step but apart from its own: those have been clipped by
+        what is wrong.
         """
         found: list[str] = []
 
@@ -187,15 +202,18 @@ class Guard:
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
         with self._watched(look), self.accelerator.autocast():
             loss = self.objective(batch)
-            gradients = torch.autograd.grad(loss * self._scale(), [*trained.values()], allow_unused=True)
+            loss = loss * self._scale() / items
+            gradients = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
         for name, gradient in reversed([*zip(trained, gradients, strict=True)]):
             if not found and is_bad(torch.zeros(()) if gradient is None else gradient):
                 found.append(f"the gradient of {_shown(name)}")
-        return f"{words} {found[0]}" if found else None
+        return found[0] if found else None
 
     def _scale(self) -> float:
+        """What the loop multiplies a loss by."""
         scaler = self.accelerator.scaler
-        return 1.0 if scaler is None else max(float(scaler.get_scale()), LEAST_SCALE)
+        scale = 1.0 if scaler is None else max(float(scaler.get_scale()), LEAST_SCALE)
+        return float(scale * self.accelerator.num_processes)
 
     @contextmanager
     def _watched(self, watch: Watch) -> Iterator[None]:
@@ -224,13 +242,17 @@ def _all_known(batch: Batch) -> str | None:
     return "the output layer gives every learned token a probability of 1, first" if is_learned else None
 
 
-def _broken_weight(module: nn.Module) -> tuple[str, float, bool] | None:
-    """The first weight that is not finite by itself: its name, what it holds, whether it is trained."""
+def _broken_weight(module: nn.Module) -> tuple[str, Tensor] | None:
+    """The first weight that is not finite by itself."""
     for name, weight in module.named_parameters():
         if not _are_finite(weight):
-            odd = weight[~torch.isfinite(weight)].flatten()[0]
-            return _shown(name), float(odd.detach()), weight.requires_grad
+            return _shown(name), weight
     return None
+
+
+def _odd(weight: Tensor) -> Tensor:
+    """The numbers in it that are none."""
+    return weight.detach()[~torch.isfinite(weight)]
 
 
 def _are_finite(value: Any) -> bool:

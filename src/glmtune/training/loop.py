@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from glmtune.objectives import Batch, Objective
-from glmtune.training.guard import Guard, RowsOf
+from glmtune.training.guard import Guard
 from glmtune.training.memory import peak_memory_gib
 
 
@@ -26,7 +26,7 @@ class StepLog:
     loss: float
     """Mean loss per learned token over the whole step, all micro-batches, all processes."""
     grad_norm: float
-    """Before clipping."""
+    """Before clipping; not finite where loss scaling has skipped the step."""
     lr: float
     tokens: int
     """Learned tokens of the step, all processes."""
@@ -56,7 +56,7 @@ def fit(
     accelerator: Accelerator,
     *,
     max_grad_norm: float = 1.0,
-    rows_of: RowsOf | None = None,
+    guard: Guard | None = None,
     part: StepPart | None = None,
 ) -> Iterator[StepLog]:
     """Train and yield one log per step; the caller decides when to print, evaluate and save.
@@ -66,10 +66,10 @@ def fit(
     equal one, even when target lengths differ. `module` is the objective, or the objective inside
     DistributedDataParallel; it and `optimizer` were prepared by `accelerator`.
     A step that loss scaling skips leaves the schedule where it is, as transformers' Trainer does.
-    Raises `TrainingError` before the optimizer's step if loss or gradient is not finite or exactly 0, naming
-    the row by `rows_of`, which gives a step's rows as this process's micro-batches have them.
+    Raises `TrainingError` before the optimizer's step if loss or gradient is not finite or exactly 0; `guard`
+    knows how to name the rows.
     """
-    guard = Guard(objective, accelerator, lr=float(schedule.base_lrs[0]), rows_of=rows_of)
+    guard = guard or Guard(objective, accelerator, lower_lr=float(schedule.base_lrs[0]) / 10)
     trained = [p for p in module.parameters() if p.requires_grad]
     for step, micro in steps:
         start = time.perf_counter()
@@ -90,7 +90,7 @@ def fit(
         lr = float(schedule.get_last_lr()[0])
         optimizer.step()
         if accelerator.optimizer_step_was_skipped:
-            guard.check_scale(step, batches=micro)
+            guard.check_scale(step, items=items, batches=micro)
         else:
             schedule.step()
         if part is not None:

@@ -69,6 +69,12 @@ def rate_line(recipe: Recipe) -> str:
     return f"learning rate: {recipe.train.lr:g}; {method.default_lr:g} is {default}"
 
 
+def lower_rate(recipe: Recipe) -> float:
+    """The rate to fall back to: the method's default, or a tenth of what is no higher than that."""
+    lr, default = recipe.train.lr or 0.0, recipe.method.default_lr
+    return default if lr > default else lr / 10
+
+
 def require_resumable(recipe: Recipe, folder: Path) -> None:
     """Going on with other settings or other rows would be neither run."""
     known = folder / RECIPE_FILE

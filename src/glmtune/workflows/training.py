@@ -4,7 +4,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
     fp16_line,
+    lower_rate,
     model_facts,
     plan_line,
     plan_warning,
@@ -83,6 +84,7 @@ class _Run:
     steps: Steps
     num_steps: int
     validation: list[Batch]
+    guard: Guard
     record: RunRecord
     pruning: Pruning | None
     """What AdaLoRA does within each step."""
@@ -185,6 +187,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
             collate(part, tokenizer.pad_token_id)
             for part in _validation_parts(rows.validation.rows, recipe, accelerator)
         ],
+        guard=Guard(objective, accelerator, lower_lr=lower_rate(recipe), rows_of=steps.micro_batches),
         record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
         pruning=begin_pruning(model, recipe.method, num_steps),
     )
@@ -211,7 +214,7 @@ def _train(run: _Run) -> Iterator[Event]:
         run.schedule,
         run.accelerator,
         max_grad_norm=settings.max_grad_norm,
-        rows_of=run.steps.micro_batches,
+        guard=run.guard,
         part=run.pruning,
     )
     for log in logs:
@@ -273,8 +276,7 @@ def _evaluation_loss(run: _Run, batches: list[Batch]) -> float:
     """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
     loss = mean_loss(run.objective, batches, run.accelerator)
     parts = _validation_parts(run.rows.validation.rows, run.recipe, run.accelerator)
-    lr = float(run.schedule.base_lrs[0])
-    guard = Guard(run.objective, run.accelerator, lr=lr, rows_of=lambda _: parts)
+    guard = replace(run.guard, rows_of=lambda _: parts)
     guard.check_evaluation(run.standing.step, loss, batches=batches)
     return loss
 

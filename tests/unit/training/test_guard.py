@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from glmtune import encode_messages, load_model, load_tokenizer
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import TrainingError
@@ -18,7 +22,7 @@ from glmtune.recipe import Full, Lora, Train
 from glmtune.training.guard import Guard
 from glmtune.training.loop import StepLog, fit
 from glmtune.training.optim import build_optimizer, build_schedule
-from models import random_rows, tiny_model
+from models import random_rows, tiny_folder, tiny_hf_folder, tiny_model, tiny_v1_folder
 
 RARE = 1
 """A token that `random_rows` never draws."""
@@ -42,7 +46,8 @@ def run(
     batches = ((n, [collate(part, 0) for part in order.micro_batches(n)]) for n in range(1, steps + 1))
     schedule = build_schedule(optimizer, settings, steps)
     prepared = accelerator.prepare_optimizer(optimizer)
-    return fit(objective, objective, batches, prepared, schedule, accelerator, rows_of=order.micro_batches)
+    guard = Guard(objective, accelerator, lower_lr=lr / 10, rows_of=order.micro_batches)
+    return fit(objective, objective, batches, prepared, schedule, accelerator, guard=guard)
 
 
 def stopped(logs: Iterator[StepLog], model: nn.Module) -> TrainingError:
@@ -89,6 +94,34 @@ def test_a_weight_that_is_no_number_is_named_with_its_layer(
     assert error.hint == "its file is damaged: copy the model from its source again"
 
 
+LAST = {
+    "v1": "transformer.layers.1.mlp.dense_4h_to_h",
+    "glm4": DENSE,
+    "GLM-4-0414": "model.layers.1.mlp.down_proj",
+    "GLM-4.5": "model.layers.1.mlp.shared_experts.down_proj",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"), [*((name, None) for name in LAST), ("v1", "int4"), ("glm4", "int4")]
+)
+def test_every_family_names_layers_in_its_own_words(
+    name: str, quant: str | None, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    make = {"v1": tiny_v1_folder, "glm4": partial(tiny_folder, template="glm4")}
+    make.get(name, partial(tiny_hf_folder, family=name))(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    model = apply_method(load_model(tmp_path, dtype="fp32", quant=quant), Lora())
+    part = model.get_submodule(f"base_model.model.{LAST[name]}")
+    weight = "weight_scale" if quant else "weight"
+    getattr(part, weight).data.flatten()[0] = math.nan
+    prompt = encode_messages(tokenizer, [{"role": "user", "content": "你好"}])
+    ids = np.array([*prompt, *prompt[-1:], tokenizer.eos_token_id], dtype=np.int32)
+    rows = [Row(ids, np.where(np.arange(len(ids)) < len(prompt), -100, ids), "my.json:1")]
+    error = stopped(run(model, rows, accelerator), model)
+    assert f"first in {LAST[name]} at my.json:1; the weight {LAST[name]}.{weight} itself" in str(error)
+
+
 def test_a_row_that_alone_is_no_number_is_named(accelerator: Accelerator) -> None:
     model, rows = tiny_model(), random_rows(6)
     model.transformer.embedding.word_embeddings.weight.data[RARE] = math.nan
@@ -113,7 +146,7 @@ def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str)
     accelerator.state._mixed_precision = precision
     model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
     overflow(model, limit=3e38 if precision == "bf16" else 65504)
-    guard = Guard(Sft(model), accelerator, lr=1e-4)
+    guard = Guard(Sft(model), accelerator, lower_lr=1e-5)
     with pytest.raises(TrainingError, match=f"first in {DENSE}") as caught:
         guard.check_step(2, loss=math.nan, grad_norm=1.0, items=1, batches=[collate(rows, 0)])
     safer = f"train anew with train.precision={safe} dtype={safe}; if it learned well up to here"
@@ -136,6 +169,28 @@ def test_a_loss_that_a_high_rate_has_broken_is_offered_a_lower_one(accelerator: 
     error = stopped(logs, model)
     assert str(error).startswith("step 2: the loss is ")
     assert "train.lr=1e+29" in error.hint
+
+
+def test_a_trained_weight_that_breaks_on_the_way_is_not_blamed_on_its_file(accelerator: Accelerator) -> None:
+    model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
+    logs = run(model, rows, accelerator)
+    next(logs)
+    name, weight = next((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    weight.data.flatten()[0] = math.inf
+    error = stopped(logs, model)
+    assert f"the weight {name.removeprefix('base_model.model.')} itself holds inf" in str(error)
+    assert error.hint == "a step too far broke it: train anew with train.lr=0.0001"
+
+
+def test_an_evaluation_that_is_no_number_is_named_too(accelerator: Accelerator) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    overflow(model, limit=3e38)
+    guard = Guard(Sft(model), accelerator, lower_lr=1e-5, rows_of=lambda _: [rows])
+    for step, hint in ((0, "it does so before anything is learned"), (1, "train anew with train.lr=1e-05")):
+        with pytest.raises(TrainingError, match=f"step {step}: the evaluation loss is nan") as caught:
+            guard.check_evaluation(step, math.nan, batches=[collate(rows, 0)])
+        assert f"first in {DENSE} at rows:1;" in str(caught.value)
+        assert caught.value.hint.startswith(hint)
 
 
 def test_rows_without_answers_stop_the_run(accelerator: Accelerator) -> None:
@@ -255,6 +310,17 @@ def test_a_loss_scale_that_collapses_stops_the_run(scaling: Callable[[float], Ac
     )
     assert "at rows:" in str(error)
     assert "train.precision=bf16 dtype=bf16" in error.hint
+
+
+def test_a_weight_too_large_for_fp16_is_told_from_a_damaged_file(
+    scaling: Callable[[float], Accelerator],
+) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    model.get_submodule(DENSE).weight.data[0, 0] = 1e5
+    tuned = apply_method(model.half(), Lora())
+    error = stopped(run(tuned, rows, scaling(2.0**16)), tuned)
+    assert f"the weight {DENSE}.weight itself holds inf" in str(error)
+    assert error.hint == "it is too large for fp16: train anew with train.precision=bf16 dtype=bf16"
 
 
 def test_a_loss_that_is_no_number_stops_at_once_with_loss_scaling_too(

@@ -3,11 +3,20 @@
 import pytest
 import torch
 
+from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.models import resolve_dtype
 from glmtune.recipe import Method, load_recipe
 from glmtune.recipe.method import MethodSettings
-from glmtune.workflows.plan import choose_precision, fp16_line, rate_line, with_default_rate
+from glmtune.workflows.plan import (
+    choose_precision,
+    fp16_line,
+    lower_rate,
+    plan_line,
+    rate_line,
+    with_default_rate,
+)
+from models import random_rows
 
 CARD = torch.device("cuda")
 RATES = {"full": 5e-5, "freeze": 1e-4, "lora": 1e-4, "adalora": 5e-4, "ptuning": 2e-2}
@@ -60,6 +69,17 @@ def test_a_cpu_keeps_bf16(has_bf16: bool) -> None:
     assert resolve_dtype("auto", torch.float16, torch.device("cpu")) == torch.bfloat16
 
 
+@pytest.mark.parametrize(("processes", "said"), [(1, "1 process on cpu"), (2, "2 processes on cpu")])
+def test_the_plan_gives_updates_samples_and_epochs_of_all_processes(processes: int, said: str) -> None:
+    """P-Tuning's run on two cards: about 64 epochs, though its script speaks of 2000 steps only."""
+    steps = Steps(random_rows(1000), batch_size=32, micro_batch_size=1, seed=1, num_processes=processes)
+    assert steps.per_epoch == 32
+    assert plan_line(steps, 2000, torch.device("cpu"), "no") == (
+        "plan: 2000 steps of up to 32 rows, 62512 samples in all, 62.50 epochs of 1000 examples; "
+        f"{said}, fp32"
+    )
+
+
 @pytest.mark.parametrize("name", RATES)
 def test_an_empty_rate_is_the_methods_own_with_its_source(name: str) -> None:
     recipe = load_recipe({"model": "m", "method": name})
@@ -74,6 +94,11 @@ def test_a_rate_that_is_set_stays_and_the_default_is_said() -> None:
     settled = with_default_rate(load_recipe({"model": "m", "train": {"lr": 0.003}}))
     assert rate_line(settled).startswith("learning rate: 0.003; 0.0001 is the default of lora (")
     assert with_default_rate(load_recipe({"model": "m", "train": {"lr": 0}})).train.lr == 0
+
+
+@pytest.mark.parametrize(("lr", "lower"), [(1e30, 1e-4), (1e-3, 1e-4), (1e-4, 1e-5), (1e-5, 1e-6)])
+def test_the_rate_to_fall_back_to_is_the_methods_or_a_tenth(lr: float, lower: float) -> None:
+    assert lower_rate(load_recipe({"model": "m", "train": {"lr": lr}})) == pytest.approx(lower)
 
 
 def test_every_method_has_a_rate_of_its_own() -> None:
