@@ -186,8 +186,11 @@ def test_evaluation_changes_nothing_for_the_training_after_it(dtype: torch.dtype
 def test_only_the_four_linear_layers_of_each_block_are_nf4() -> None:
     model = nf4_model()
     assert {name.rpartition(".")[2] for name in quantised_layers(model)} == set(TARGETS)
-    assert len(quantised_layers(model)) == 4 * model.config.num_layers
+    before = quantised_layers(model)
+    assert len(before) == 4 * model.config.num_layers
     assert held_quant(model) == "nf4"
+    quantise_to_nf4(model)  # already so
+    assert quantised_layers(model) == before
 
 
 @pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3", "glm4"])
@@ -319,6 +322,8 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 def test_an_nf4_model_is_not_quantised_again_nor_a_quantised_folder_to_nf4() -> None:
     with pytest.raises(ConfigError, match="this model is nf4 already, not int8"):
         nf4_model().quantize(8)
+    with pytest.raises(ConfigError, match="this model is int4 already, not nf4"):
+        quantise_to_nf4(tiny_model(**WHOLE_BLOCKS).quantize(4))
     with pytest.raises(ConfigError, match=r"quant: nf4, but .* is int4 already"):
         load_base(GOLDENS / "v3" / "ckpt_int4", device="cpu", quant="nf4")
 
