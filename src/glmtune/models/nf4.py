@@ -22,13 +22,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.extras import require
-from glmtune.models.quant import (
-    BITS,
-    QuantizedLinear,
-    is_held_as,
-    name_linears,
-    replace_linears,
-)
+from glmtune.models.quant import BITS, QuantizedLinear, is_held_as, name_linears, replace_linears
 
 BLOCK = 64
 """Weights with one magnitude in common."""
