@@ -159,7 +159,7 @@ def tiny_v1_folder(folder: Path) -> None:
     """A complete folder of ChatGLM-6B: tokenizer, config and random weights."""
     tiny_ice(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    sizes = {"hidden_size": 32, "inner_hidden_size": 64, "num_attention_heads": 4, "num_layers": 2}
+    sizes = {"hidden_size": 64, "inner_hidden_size": 128, "num_attention_heads": 4, "num_layers": 2}
     whole = ChatGLM6BConfig.from_dict({**config, **sizes, "max_sequence_length": 512})
     ChatGLM6BForConditionalGeneration(whole).save_pretrained(folder)
 
@@ -171,7 +171,9 @@ def lay_out(folder: Path) -> None:
         ("chatglm3-6b", "chatglm3"),
         ("glm-4-9b-chat", "glm4"),
     ):
-        tiny_folder(folder / "models" / name, template)
+        tiny_folder(
+            folder / "models" / name, template, hidden_size=64, ffn_hidden_size=128, kv_channels=16
+        )  # whole blocks for nf4
     tiny_v1_folder(folder / "models" / "chatglm-6b")
     row = next(json.loads(block) for block in blocks(READMES[0]) if block.startswith("{"))
     for name in ("my.json", "test.json", "general.json"):

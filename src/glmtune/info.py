@@ -57,6 +57,8 @@ class AdapterFacts:
     base: str
     """The model that was trained, as it was written down; empty if it was not."""
     method: dict[str, Any]
+    quant: str | None
+    """How the base is quantised when it is opened with this adapter."""
     system: str | None
     source_prefix: str
     glmtune_version: str
@@ -251,6 +253,7 @@ def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
         folder=folder,
         base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
         method=card.method if card else told,
+        quant=card.quant if card else None,
         system=card.system if card else None,
         source_prefix=card.source_prefix if card else "",
         glmtune_version=card.glmtune_version if card else "",

@@ -112,13 +112,15 @@ def test_what_is_no_model_is_refused(tmp_path: Path, folder: Path) -> None:
 def test_an_adapter_is_shown_with_its_base_card_and_trained_parameters(folder: Path, tmp_path: Path) -> None:
     method = Lora(r=2)
     tuned = apply_method(load_model(folder), method)
-    card = Card(base=str(folder), template="chatglm3", method=method.model_dump(mode="json"), system="短")
+    card = Card(
+        base=str(folder), template="chatglm3", method=method.model_dump(mode="json"), system="短", quant="nf4"
+    )
     save_trained(tuned, tmp_path / "adapter", card)
     found = inspect(tmp_path / "adapter")
     assert (found.kind, found.folder) == ("adapter", folder.resolve())
     assert found.adapter
     assert found.adapter.method["r"] == 2
-    assert found.adapter.system == "短"
+    assert (found.adapter.system, found.adapter.quant) == ("短", "nf4")
     assert found.adapter.num_trained == sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     assert [(p.name, p.is_trained) for p in found.parameters] == [
         (name, parameter.requires_grad) for name, parameter in tuned.named_parameters()

@@ -109,7 +109,7 @@ def _adapter(found: "Info") -> Iterator[tuple[str, str]]:
     if facts.num_trained is not None:
         yield "trained", f"{facts.num_trained:,} parameters"
     if facts.base:
-        yield "trained from", facts.base
+        yield "trained from", f"{facts.base}, in {facts.quant}" if facts.quant else facts.base
     if facts.system:
         yield "system", facts.system
     if facts.source_prefix:

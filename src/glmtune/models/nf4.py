@@ -22,13 +22,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.extras import require
-from glmtune.models.quant import (
-    BITS,
-    QuantizedLinear,
-    held_quant,
-    name_linears,
-    replace_linears,
-)
+from glmtune.models.quant import BITS, QuantizedLinear, is_held_as, name_linears, replace_linears
 
 BLOCK = 64
 """Weights with one magnitude in common."""
@@ -154,6 +148,8 @@ def quantise_to_nf4(model: nn.Module) -> None:
     Raises ConfigError, before the first, if a layer cannot be: its rows must be whole blocks.
     """
     _load()
+    if is_held_as(model, "nf4"):
+        return
     for name in name_linears(model):
         dense = model.get_submodule(name)
         assert isinstance(dense, nn.Linear)
@@ -167,8 +163,8 @@ def quantise_to_nf4(model: nn.Module) -> None:
 
 
 def quantise_as(model: Any, quant: str) -> None:
-    """Quantise a native, dense model's blocks in place, as a `quant` setting says."""
+    """Quantise a native model's blocks in place, as a `quant` setting says."""
     if quant in BITS:
         model.quantize(BITS[quant])
-    elif held_quant(model) != quant:
+    else:
         quantise_to_nf4(model)

@@ -233,6 +233,17 @@ def held_quant(model: nn.Module) -> str | None:
     return next((layer.quant for layer in quantised_layers(model).values()), None)
 
 
+def is_held_as(model: nn.Module, quant: str) -> bool:
+    """Whether the model's blocks are held so; False for dense ones, ConfigError for ones held otherwise."""
+    held = held_quant(model)
+    if held and held != quant:
+        raise ConfigError(
+            f"quantize: this model is {held} already, not {quant}",
+            hint="open the original, unquantised model",
+        )
+    return held is not None
+
+
 class Quantizable:
     """What a native model class needs to be quantised; comes before PreTrainedModel among its bases."""
 
@@ -247,13 +258,7 @@ class Quantizable:
         """
         check_bits(weight_bit_width, "quantize: weight_bit_width")
         assert isinstance(self, nn.Module)
-        held, wanted = held_quant(self), name_bits(weight_bit_width)
-        if held and held != wanted:
-            raise ConfigError(
-                f"quantize: this model is {held} already, not {wanted}",
-                hint="open the original, unquantised model",
-            )
-        if not held:
+        if not is_held_as(self, name_bits(weight_bit_width)):
             quantise_linears(self, weight_bit_width, self.scale_dtype)
             self.config.quantization_bit = weight_bit_width
         return self

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+import glmtune
 from glmtune.errors import ConfigError, MissingDependencyError
 from glmtune.load import load_model
 from glmtune.methods import apply_method, trainable_line
@@ -26,6 +27,7 @@ GOLDENS = Path(__file__).parents[2] / "goldens"
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 WHOLE_BLOCKS = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}
+FAMILIES = pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3", "glm4"])
 FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
@@ -186,20 +188,26 @@ def test_evaluation_changes_nothing_for_the_training_after_it(dtype: torch.dtype
 def test_only_the_four_linear_layers_of_each_block_are_nf4() -> None:
     model = nf4_model()
     assert {name.rpartition(".")[2] for name in quantised_layers(model)} == set(TARGETS)
-    assert len(quantised_layers(model)) == 4 * model.config.num_layers
+    before = quantised_layers(model)
+    assert len(before) == 4 * model.config.num_layers
     assert held_quant(model) == "nf4"
+    quantise_to_nf4(model)  # already so
+    assert quantised_layers(model) == before
 
 
-@pytest.mark.parametrize("family", ["chatglm", "chatglm2", "chatglm3", "glm4"])
+def family_folder(folder: Path, family: str, **settings: Any) -> Path:
+    if family == "chatglm":
+        return tiny_v1_folder(folder, hidden_size=64, inner_hidden_size=128)
+    return tiny_folder(folder, family, **WHOLE_BLOCKS, **settings)
+
+
+@FAMILIES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_native_family_is_quantised_while_it_is_read(
     family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     """And so as the loaded model would be, from the stored values, not from those of its type here."""
-    if family == "chatglm":
-        folder = tiny_v1_folder(tmp_path / "m", hidden_size=64, inner_hidden_size=128)
-    else:
-        folder = tiny_folder(tmp_path / "m", family, dtype=dtype, **WHOLE_BLOCKS)
+    folder = family_folder(tmp_path / "m", family, dtype=dtype)
     read = load_model(folder, quant="nf4")
     stored = load_file(folder / "model.safetensors")
     assert len(quantised_layers(read)) == 8
@@ -290,6 +298,22 @@ def test_training_changes_the_adapter_alone_and_it_opens_again_the_same(tmp_path
     assert torch.equal(opened(IDS).logits, tuned.eval()(IDS).logits)
 
 
+@FAMILIES
+def test_a_run_on_an_nf4_base_learns_and_answers(family: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt,response\n" + "问题,答案。\n" * 12, encoding="utf-8")
+    recipe = {
+        "model": str(family_folder(tmp_path / "m", family)),
+        "quant": "nf4",
+        "output": tmp_path / "run",
+        "data": {"train": rows},
+        "train": {"steps": 6, "batch_size": 4, "lr": 0.01, "eval_every": 2},
+        "samples": {"max_new_tokens": 2},
+    }
+    figures = glmtune.train(recipe).metrics
+    assert figures["eval_loss"] < figures["first_eval_loss"]
+
+
 # What is refused
 
 
@@ -319,6 +343,8 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 def test_an_nf4_model_is_not_quantised_again_nor_a_quantised_folder_to_nf4() -> None:
     with pytest.raises(ConfigError, match="this model is nf4 already, not int8"):
         nf4_model().quantize(8)
+    with pytest.raises(ConfigError, match="this model is int4 already, not nf4"):
+        quantise_to_nf4(tiny_model(**WHOLE_BLOCKS).quantize(4))
     with pytest.raises(ConfigError, match=r"quant: nf4, but .* is int4 already"):
         load_base(GOLDENS / "v3" / "ckpt_int4", device="cpu", quant="nf4")
 
