@@ -90,6 +90,7 @@ def test_loss_falls_on_every_kind_of_model_and_the_adapter_opens_again(
         found = ranks(tmp_path)
         num_targets = BASES[base][2] or len(found[0])
         assert sum(found[0].values()) == 4 * num_targets
+        assert (tmp_path / "ranks.png").stat().st_size > 1000
         assert list(found) == sorted(found)
         assert max(found) <= 8  # of 10; then they have settled
         assert sum(found[max(found)].values()) == 2 * num_targets
