@@ -55,7 +55,7 @@ def recipe(model: str, output: Path, *words: str) -> Recipe:
         "model": model,
         "output": output,
         "data": {"train": ADVERTS, "max_tokens": 400, "max_rows": 16, "holdout_rows": 4},
-        "train": {"steps": 10, "batch_size": 4, "lr": 3e-2, "eval_every": 5},
+        "train": {"steps": 10, "batch_size": 4, "micro_batch_size": 4, "lr": 3e-2, "eval_every": 5},
         "samples": {"prompts": []},
     }
     return load_recipe(values, words)

@@ -164,7 +164,7 @@ def test_adalora_on_a_published_chatglm2_counts_its_parameters_without_weights()
     with torch.device("meta"):
         model = apply_method(ChatGLMForConditionalGeneration(config), AdaLora())
     # 28 layers of rank 12 on query_key_value: 28 * 12 * (4096 + 4608 + 1)
-    assert trainable_line(model).startswith("trainable params: 2,924,880 || all params: 6,246,508,912 ||")
+    assert trainable_line(model).startswith("trainable params: 2,924,880 || all params: 6,246,508,908 ||")
 
 
 # Its settings
