@@ -77,8 +77,10 @@ def logits(path: str | Path) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [("v3", "rslora"), *((base, method) for base in BASES for method in ("dora", "adalora"))],
+)
 def test_loss_falls_on_every_kind_of_model_and_the_adapter_opens_again(
     folders: Callable[[str], str], tmp_path: Path, base: str, method: str
 ) -> None:
@@ -156,13 +158,19 @@ def test_two_processes_prune_as_one_does(folders: Callable[[str], str], tmp_path
 def test_the_best_checkpoint_has_the_ranks_that_were_asked_for(
     folders: Callable[[str], str], tmp_path: Path
 ) -> None:
-    words = (*METHODS["adalora"], "train.lr=0", "train.eval_every=1", "train.patience=1")
+    words = (
+        *METHODS["adalora"],
+        "method.final_steps=4",
+        "train.lr=0",
+        "train.eval_every=2",
+        "train.patience=1",
+    )
     events = list(training(recipe(folders("v3"), tmp_path, *words)))
     notes = [event.text for event in events if isinstance(event, Note)]
     assert "stopped early: no better evaluation loss in 1 evaluations" in notes
     assert "ranks: 4 -> 2 on average (min " in "\n".join(notes)
-    assert (tmp_path / "best").resolve().name == "step-000008"
-    assert (tmp_path / "last").resolve().name == "step-000009"
+    assert (tmp_path / "best").resolve().name == "step-000006"
+    assert (tmp_path / "last").resolve().name == "step-000008"
 
 
 def test_a_schedule_that_does_not_fit_the_run_leaves_no_trace(
