@@ -74,8 +74,8 @@ class Pruning:
         self._allocator = _Allocator(self._tuned.base_model.model, self._config, ADAPTER)
         self._tuned.base_model.rankallocator = self._allocator
         self._start_rank, self._aim, self._step = settings.init_r, settings.target_r, 0
-        self.ranks = {_layer(name): settings.init_r for name in self._allocator.name_set}
-        """The rank of each target, by the layer's name."""
+        self.ranks = {_layer(name): settings.init_r for name in self._trained() if ".lora_E." in name}
+        """The rank of each target by the layer's name, in the model's order."""
         self.has_changed = False
         """Whether the last step changed a rank."""
 
@@ -100,7 +100,8 @@ class Pruning:
         self._tuned.base_model.update_and_allocate(step)
         pattern = self._config.rank_pattern
         if pattern:
-            self.ranks = {_layer(name): sum(kept) for name, kept in pattern.items()}
+            counts = {_layer(name): sum(kept) for name, kept in pattern.items()}
+            self.ranks = {layer: counts[layer] for layer in before}
         if not self.has_settled:
             self._config.rank_pattern = None  # PEFT would leave out of a file what may yet come back
         self.has_changed = self.ranks != before
@@ -184,5 +185,5 @@ class _Allocator(RankAllocator):  # type: ignore[misc]
 
 
 def _layer(name: str) -> str:
-    """`layers.0.dense` of `layers.0.dense.lora_E.default`."""
-    return name.removesuffix(f".{ADAPTER}").rpartition(".")[0]
+    """`layers.0.dense` of `base_model.model.layers.0.dense.lora_E.default`."""
+    return name.removeprefix("base_model.model.").removesuffix(f".{ADAPTER}").rpartition(".")[0]

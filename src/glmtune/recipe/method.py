@@ -100,8 +100,8 @@ class AdaLora(LowRank):
     warmup_steps: int | None = Field(None, ge=0)
     """Steps before the first pruning; empty: a tenth of the run, as PEFT's documentation has it."""
     final_steps: int | None = Field(None, ge=0)
-    """Steps at the end with the ranks settled; empty: a fifth of the run (the same example). In between, the
-    sum of ranks falls along a cubic curve, as in the paper."""
+    """Steps at the end with the ranks settled, of which the best checkpoint is; empty: a fifth of the run,
+    again as PEFT's documentation has it. Before, the sum of ranks falls on a cubic curve, as in the paper."""
     prune_every: int | None = Field(None, ge=1)
     """Steps between two prunings; what is pruned may come back until the ranks settle. Empty: a hundredth
     of the run."""

@@ -13,6 +13,7 @@ from glmtune.extras import require
 from glmtune.load import lasting_name
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.plots import plot_loss
+from glmtune.report.rank_map import plot_ranks
 from glmtune.runs import (
     ENVIRONMENT_FILE,
     METRICS_FILE,
@@ -85,9 +86,11 @@ class RunRecord:
         """The rank of each target from a step on, by the layer's name."""
         append_json(self._ranks_path, {"step": step, "ranks": ranks})
 
-    def draw(self) -> None:
-        """Draw loss.png anew."""
+    def draw(self, step: int) -> None:
+        """Draw loss.png anew, and ranks.png where there are ranks, as of a step."""
         plot_loss(read_json_lines(self.metrics_path), self.folder / "loss.png")
+        if ranks := read_json_lines(self._ranks_path):
+            plot_ranks(ranks, step, self.folder / "ranks.png")
 
     def checkpoint_path(self, step: int) -> Path:
         """Folder of the checkpoint of a step."""

@@ -266,7 +266,7 @@ def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     if run.is_main:
         run.record.add({"step": standing.step, "eval_loss": loss})
         run.record.add_samples(standing.step, _samples(run))
-        run.record.draw()
+        run.record.draw(standing.step)
     run.accelerator.wait_for_everyone()
     yield Evaluated(standing.step, loss, before, is_best)
     return is_best

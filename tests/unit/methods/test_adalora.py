@@ -10,10 +10,11 @@ from accelerate import Accelerator
 
 from glmtune.data.batches import collate
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.methods import apply_method, begin_pruning
+from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.adalora import plan_pruning
 from glmtune.methods.adapter import Card, load_adapter, read_card, save_trained
 from glmtune.methods.to_lora import save_as_lora
+from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.objectives import Sft
 from glmtune.recipe import AdaLora, Lora, load_recipe
 from glmtune.training.loop import fit
@@ -153,6 +154,17 @@ def test_a_step_whose_gradients_overflow_leaves_the_scores_as_they_were() -> Non
         part.after_step(3)
         equal = [torch.equal(score, before[name]) for name, score in scores.exp_avg_unc.items()]
         assert not any(equal) if is_new else all(equal)
+
+
+def test_adalora_on_a_published_chatglm2_counts_its_parameters_without_weights() -> None:
+    config = ChatGLMConfig(
+        num_layers=28, padded_vocab_size=65024, hidden_size=4096, ffn_hidden_size=13696, kv_channels=128,
+        num_attention_heads=32, add_qkv_bias=True, multi_query_attention=True, multi_query_group_num=2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = apply_method(ChatGLMForConditionalGeneration(config), AdaLora())
+    # 28 layers of rank 12 on query_key_value: 28 * 12 * (4096 + 4608 + 1)
+    assert trainable_line(model).startswith("trainable params: 2,924,880 || all params: 6,246,508,908 ||")
 
 
 # Its settings

@@ -1,0 +1,64 @@
+"""rsLoRA and DoRA: their formulas, what they train, adapters on disk and merged."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import Card, load_adapter, save_trained
+from glmtune.recipe import Lora
+from models import tiny_model
+
+ALL_FOUR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+LAYER = "base_model.model.transformer.encoder.layers.0.self_attention.dense"
+KINDS = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "both": {"use_rslora": True, "use_dora": True},
+}
+
+
+def tuned_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    """With weights as after training."""
+    settings = Lora(r=4, alpha=6, dropout=0.0, target_modules=ALL_FOUR, **KINDS[kind])
+    model = apply_method(tiny_model().to(dtype), settings).eval()
+    generator = torch.Generator().manual_seed(9)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "magnitude" in name:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_layer_computes_what_the_papers_say(kind: str) -> None:
+    layer = tuned_model(kind).get_submodule(LAYER)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    weight = layer.base_layer.weight + (6 / 2 if "rs" in kind or kind == "both" else 6 / 4) * b @ a
+    if kind != "rslora":
+        length = layer.lora_magnitude_vector["default"].weight
+        weight = length[:, None] * weight / weight.norm(dim=1, keepdim=True)
+    x = torch.randn(2, 3, layer.in_features)
+    torch.testing.assert_close(layer(x), functional.linear(x, weight), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_train_only_their_own_weights_and_those_in_fp32(kind: str) -> None:
+    for name, parameter in tuned_model(kind, torch.bfloat16).named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_that_are_saved_and_loaded_or_merged_give_the_same_logits(kind: str, tmp_path: Path) -> None:
+    model = tuned_model(kind)
+    save_trained(model, tmp_path, Card(base="/base", template="chatglm3", method={}))
+    loaded = load_adapter(tiny_model(), tmp_path).eval()
+    torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=0, atol=0)
+    assert not torch.allclose(model(IDS).logits, tiny_model()(IDS).logits, atol=1e-2)
+    merged = loaded.merge_and_unload(safe_merge=True)
+    torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
