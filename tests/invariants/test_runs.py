@@ -45,11 +45,21 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(line[name] for name in names if name in line) for line in metrics(folder)]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+METHODS = {
+    "lora": ["method=lora"],
+    "full": ["method=full"],
+    "freeze": ["method=freeze", "method.num_layers=1"],
+    "ptuning": ["method=ptuning", "method.num_prefix_tokens=4"],
+    "ptuning projected": ["method=ptuning", "method.num_prefix_tokens=4", "method.projection=true"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
     model: Path, tmp_path: Path, method: str
 ) -> None:
-    whole, parts = (recipe(model, tmp_path / name, f"method={method}") for name in ("whole", "parts"))
+    """Dropout on: the random numbers go on too."""
+    whole, parts = (recipe(model, tmp_path / name, *METHODS[method]) for name in ("whole", "parts"))
     drain(training(whole))
     interrupted = training(parts)
     while not isinstance(next(interrupted), Saved):  # the checkpoint at step 5
@@ -70,13 +80,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
-    settings = recipe(model, tmp_path / "one", "method.dropout=0", "train.batch_size=5")
-    drain(training(settings))
+@pytest.mark.parametrize("method", ["lora", "ptuning projected"])
+def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> None:
+    changed = [*METHODS[method], "method.dropout=0", "train.batch_size=5"]
+    drain(training(recipe(model, tmp_path / "one", *changed)))
     words = [
         f"model={model}", f"output={tmp_path / 'two'}", f"data.train={ADVERTS}", "data.max_tokens=400",
-        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=5", "train.lr=1e-2",
-        "train.eval_every=5", "samples.prompts=[]", "method.dropout=0",
+        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.lr=1e-2", "train.eval_every=5",
+        "samples.prompts=[]", *changed,
     ]  # fmt: skip
     command = [
         sys.executable,

@@ -14,6 +14,7 @@ from glmtune.errors import ConfigError
 from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.tokenizers import load_tokenizer
+from golden import read_prefix_golden
 from models import tiny_folder, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -209,6 +210,34 @@ def test_a_full_mask_of_ones_own_gets_the_prefix_in_front() -> None:
     causal = torch.ones(6, 6).tril()[None, None]
     for mask in (causal.bool(), (causal - 1) * 1e9):
         torch.testing.assert_close(model(IDS, attention_mask=mask).logits, model(IDS).logits)
+
+
+@torch.no_grad()
+def test_positions_that_nobody_passes_count_the_tokens_in_the_cache_alone() -> None:
+    model = prefixed()
+    cache = model(IDS[:, :2], use_cache=True).past_key_values
+    rest = model(IDS[:, 2:], past_key_values=cache).logits
+    torch.testing.assert_close(rest, model(IDS).logits[:, 2:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_full_official_mask_covers_the_cached_tokens_and_never_the_prefix() -> None:
+    """ChatGLM-6B's, true = not seen."""
+    golden = read_prefix_golden("v1_late", "prefix")
+    prompt = golden.tensors["greedy_single.input_ids"]
+    first = golden.model(prompt, use_cache=True)
+    twin = copy.deepcopy(first.past_key_values)
+    _, following = golden.model.count_positions(prompt)
+    mask = torch.zeros(1, 1, 1, prompt.shape[1] + 1, dtype=torch.bool)
+    step = {"input_ids": IDS[:, :1], "position_ids": following}
+    masked = golden.model(**step, attention_mask=mask, past_key_values=twin).logits
+    golden.assert_close(masked, golden.model(**step, past_key_values=first.past_key_values).logits)
+
+
+def test_beam_search_gives_the_same_with_a_cache_and_without() -> None:
+    model = prefixed()
+    settings = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": -1}
+    assert torch.equal(model.generate(IDS, **settings), model.generate(IDS, use_cache=False, **settings))
 
 
 def test_an_attention_function_without_such_masks_is_refused() -> None:
