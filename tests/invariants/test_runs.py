@@ -50,13 +50,22 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(line[name] for name in names if name in line) for line in metrics(folder)]
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["method=lora", "method=full", "method=lora quant=nf4", "method=full train.optimizer=adamw_8bit"],
-)
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, words: str) -> None:
+METHODS = {
+    "lora": ["method=lora"],
+    "full": ["method=full"],
+    "freeze": ["method=freeze", "method.num_layers=1"],
+    "ptuning": ["method=ptuning", "method.num_prefix_tokens=4"],
+    "ptuning projected": ["method=ptuning", "method.num_prefix_tokens=4", "method.projection=true"],
+    "qlora": ["method=lora", "quant=nf4"],
+    "full with 8-bit AdamW": ["method=full", "train.optimizer=adamw_8bit"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, method: str) -> None:
+    """Dropout on: the random numbers go on too."""
     model = tiny_folder(tmp_path / "model", hidden_size=64, ffn_hidden_size=128, kv_channels=16)
-    whole, parts = (recipe(model, tmp_path / name, *words.split()) for name in ("whole", "parts"))
+    whole, parts = (recipe(model, tmp_path / name, *METHODS[method]) for name in ("whole", "parts"))
     drain(training(whole))
     interrupted = training(parts)
     while not isinstance(next(interrupted), Saved):  # the checkpoint at step 5
@@ -85,13 +94,14 @@ def on_two_processes(words: list[str]) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
-    settings = recipe(model, tmp_path / "one", "method.dropout=0", "train.batch_size=5")
-    drain(training(settings))
+@pytest.mark.parametrize("method", ["lora", "ptuning projected"])
+def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> None:
+    changed = [*METHODS[method], "method.dropout=0", "train.batch_size=5"]
+    drain(training(recipe(model, tmp_path / "one", *changed)))
     words = [
         f"model={model}", f"output={tmp_path / 'two'}", f"data.train={ADVERTS}", "data.max_tokens=400",
-        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=5", "train.lr=1e-2",
-        "train.eval_every=5", "samples.prompts=[]", "method.dropout=0",
+        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.lr=1e-2", "train.eval_every=5",
+        "samples.prompts=[]", *changed,
     ]  # fmt: skip
     done = on_two_processes(words)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from glmtune.methods import apply_method, trainable_line
 from glmtune.models import ChatGLMConfig
+from glmtune.recipe import Ptuning
 
 CHATGLM3_6B = {
     "model_type": "chatglm",
@@ -75,6 +77,34 @@ def test_full_sizes_have_the_published_parameter_counts(
     assert model.get_nb_trainable_parameters() == (lora_count, count + lora_count)
     model.print_trainable_parameters()
     assert capsys.readouterr().out == line
+
+
+@pytest.mark.parametrize(
+    ("config", "projection", "count"),
+    [
+        (CHATGLM_6B, False, 29_360_128),
+        (CHATGLM_6B, True, 957_059_072),
+        (CHATGLM3_6B, False, 1_835_008),
+        (CHATGLM3_6B, True, 119_293_952),
+        # computed as ChatGLM3's: 128 x W, and W x C + C + C x W + W more; W = 2 x 40 layers x 2 groups x 128
+        (GLM4_9B, False, 128 * 20_480),
+        (GLM4_9B, True, 128 * 20_480 + 2 * 20_480 * 4096 + 4096 + 20_480),
+    ],
+    ids=[
+        "chatglm-6b",
+        "chatglm-6b projected",
+        "chatglm3-6b",
+        "chatglm3-6b projected",
+        "glm-4-9b",
+        "glm-4-9b projected",
+    ],
+)
+def test_a_prefix_of_128_tokens_has_the_published_parameter_count(
+    config: dict[str, Any], projection: bool, count: int
+) -> None:
+    model = apply_method(build_meta(config), Ptuning(num_prefix_tokens=128, projection=projection))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+    assert trainable_line(model).startswith(f"trainable params: {count:,} || ")
 
 
 def build_meta(config: dict[str, Any]) -> PreTrainedModel:

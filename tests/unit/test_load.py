@@ -63,13 +63,19 @@ def test_what_is_no_model_is_named(tmp_path: Path, base: Path) -> None:
         resolve(tmp_path)
 
 
-def test_an_official_p_tuning_folder_is_named_until_it_is_supported(base: Path, tmp_path: Path) -> None:
-    torch.save(
-        {"transformer.prefix_encoder.embedding.weight": torch.zeros(8, 64)}, tmp_path / "pytorch_model.bin"
-    )
-    with pytest.raises(CheckpointError) as caught:
-        load_model(base, adapter=tmp_path)
-    assert "P-Tuning" in caught.value.hint
+def test_an_official_p_tuning_folder_of_a_bare_file_opens_on_its_base(base: Path, tmp_path: Path) -> None:
+    weight = torch.randn(8, 2 * 2 * 2 * 8)  # keys and values, layers, heads, head size
+    file = tmp_path / "checkpoint-3000" / "pytorch_model.bin"
+    file.parent.mkdir()
+    torch.save({"transformer.prefix_encoder.embedding.weight": weight}, file)
+    place = resolve(file.parent, base=base)
+    assert (place.base, place.adapter) == (base, file.parent)
+    tuned = load_model(base, adapter=file.parent)
+    assert torch.equal(tuned.transformer.prefix_encoder.embedding.weight, weight)
+    assert not torch.allclose(tuned(IDS).logits, load_model(base)(IDS).logits, atol=1e-3)
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: truncated or damaged"):
+        load_model(base, adapter=file.parent)
 
 
 def test_the_chosen_type_is_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:

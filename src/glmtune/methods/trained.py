@@ -52,17 +52,18 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
 def find_trained(folder: Path) -> Literal["", "alone", "whole"]:
     """Whether trained weights of these kinds lie in a folder, `alone`, or in it with a `whole` model.
 
-    A model's folder whose weights cannot be read holds none.
+    A folder of a model without a prefix whose weights cannot be read holds none.
     """
     if (folder / TRAINED_FILE).exists():
         return "alone"
     config = read_json_if_there(folder / "config.json")
-    if not has_weights(folder) or (config and not config.get("pre_seq_len") and _is_sharded(folder)):
+    is_plain = bool(config) and not config.get("pre_seq_len")
+    if not has_weights(folder) or (is_plain and _is_sharded(folder)):
         return ""
     try:
         names = scan_tensors(folder)
     except CheckpointError:
-        if config:
+        if is_plain:
             return ""
         raise
     if not any(name.startswith(PREFIX) for name in names):

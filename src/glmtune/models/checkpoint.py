@@ -202,6 +202,7 @@ def _without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Sto
 
 def check_stored(model: Model, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
+    stored = _without_copies(model, stored)
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -94,9 +94,10 @@ class Prefixable:
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["prefix_encoder"]
 
     @property
-    def num_prefix_tokens(self) -> int:
+    def num_prefix_tokens(self: Any) -> int:
         """Length of the prefix, 0 without one."""
-        return self.config.pre_seq_len or 0
+        encoder: PrefixEncoder | None = self.base_model.prefix_encoder
+        return encoder.embedding.num_embeddings if encoder else 0
 
     def attach_prefix(
         self: Any, num_tokens: int, *, projection: bool = False, dropout: float = DROPOUT
