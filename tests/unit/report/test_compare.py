@@ -78,6 +78,7 @@ def fast(tmp_path: Path) -> Path:
         evaluations={1: 3.0, 2: 1.0, 4: 2.0},
         trainable_parameters=50,
         all_parameters=1000,
+        recipe={"train": {"lr": 1e-4}},
     )
 
 
