@@ -21,7 +21,7 @@ from glmtune.family import name_family, require_own_model
 from glmtune.files import COPY_AGAIN, read_json_if_there, read_start
 from glmtune.methods.freeze import choose_weights
 from glmtune.models.checkpoint import Stored, has_weights, scan_tensors
-from glmtune.models.prefix import DROPOUT
+from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
 from glmtune.recipe import Freeze, Method, Ptuning
 
@@ -112,18 +112,18 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     if isinstance(method, Freeze):
         chosen = set(choose_weights(model, method))
         target = {name: p for name, p in model.named_parameters() if name in chosen}
-        tensors = _read_ours(folder)
+        put_back(folder, _read_ours(folder), target)
     else:
-        tensors = _open_prefix(model, folder, method)
-        target = {f"{PREFIX}{name}": p for name, p in model.base_model.prefix_encoder.named_parameters()}
-    put_back(folder, tensors, target)
+        encoder = _open_prefix(model, folder, method)
+        model.hold_prefix(encoder)
+        target = dict(encoder.named_parameters())
     for parameter in target.values():
         parameter.requires_grad_(is_trainable)
     return model
 
 
-def _open_prefix(model: Any, folder: Path, method: Method | None) -> dict[str, Tensor]:
-    """Read a folder's prefix and give the base a new one of its length, whose weights it shall replace."""
+def _open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
+    """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_own_model(name_family(model.config.model_type), f"{folder}: P-Tuning's prefix")
     told = tell_method(folder)
     _check_stated(folder, told, method)
@@ -133,9 +133,20 @@ def _open_prefix(model: Any, folder: Path, method: Method | None) -> dict[str, T
         stored = scan_tensors(folder)
         _check_others(model, stored)
         tensors = _read(stored)
-    dropout = method.dropout if isinstance(method, Ptuning) else DROPOUT
-    model.attach_prefix(told.num_prefix_tokens, projection=told.projection, dropout=dropout)
-    return tensors
+    encoder = new_prefix(
+        model.config,
+        told.num_prefix_tokens,
+        told.projection,
+        dropout=method.dropout if isinstance(method, Ptuning) else DROPOUT,
+        device=torch.device("meta"),
+    )
+    require_same(folder, shapes_of(tensors), shapes_of(encoder.state_dict(prefix=PREFIX)))
+    values = {
+        name.removeprefix(PREFIX): tensor.to(model.device, torch.float32, copy=True)
+        for name, tensor in tensors.items()
+    }
+    encoder.load_state_dict(values, assign=True)
+    return encoder
 
 
 def _check_stated(folder: Path, told: Ptuning, method: Method | None) -> None:
