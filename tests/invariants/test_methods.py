@@ -3,7 +3,8 @@ should, and comes back from its files as it was.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,23 @@ from accelerate.state import AcceleratorState
 from glmtune.data.batches import collate
 from glmtune.load import open_place, open_tokenizer, resolve
 from glmtune.methods import apply_method, begin_pruning
-from glmtune.methods.adapter import Card, save_trained
+from glmtune.methods.adapter import Card, restore_trained, save_trained
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.workflows.rows import training_rows
-from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
+from models import HF_FAMILIES, tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 STEPS = 8
 SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}  # NF4 needs rows of whole blocks of 64
-FAMILIES = {
+FAMILIES: dict[str, Callable[[Path], Path]] = {
     "ChatGLM-6B": lambda folder: tiny_v1_folder(folder, hidden_size=64, inner_hidden_size=128),
     "ChatGLM2": lambda folder: tiny_folder(folder, "chatglm2", **SIZES),
     "ChatGLM3": lambda folder: tiny_folder(folder, "chatglm3", **SIZES),
     "GLM-4": lambda folder: tiny_folder(folder, "glm4", **SIZES),
-    "GLM-4-0414": lambda folder: tiny_hf_folder(folder, "GLM-4-0414"),
 }
+FAMILIES |= {family: partial(tiny_hf_folder, family=family) for family in HF_FAMILIES}
 METHODS: dict[str, tuple[dict[str, Any], float, str]] = {
     "full": ({"name": "full"}, 2e-3, ""),
     "freeze": ({"name": "freeze", "num_layers": 1}, 5e-3, "layers.1."),
@@ -60,7 +61,7 @@ def cases() -> Iterator[tuple[str, str, str]]:
     for family in FAMILIES:
         for method in METHODS:
             for base, (_, quant) in BASES.items():
-                is_own = family != "GLM-4-0414"
+                is_own = family not in HF_FAMILIES
                 is_there = is_own or (quant is None and method not in ("ptuning", "projection"))
                 if is_there and not (quant and method in ("full", "freeze")):
                     yield family, method, base
@@ -112,6 +113,11 @@ def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
     save_trained(tuned, tmp_path / "trained", card)
     if method == "full":
         copy_small_files(place.base, tmp_path / "trained")
+    restored, _ = apply_seeded(
+        open_place(place, template=None, dtype=dtype, device="cpu", quant=quant), recipe
+    )
+    restore_trained(restored, tmp_path / "trained")
+    assert mean_loss(Sft(restored), [batch], accelerator) == last
     again = open_place(resolve(tmp_path / "trained"), template=None, dtype=dtype, device="cpu")
     assert mean_loss(Sft(again), [batch], accelerator) == pytest.approx(last, rel=2e-2 if is_rough else 1e-5)
 

@@ -20,13 +20,14 @@ from glmtune.methods.trained import (
     TRAINED_FILE,
     find_trained,
     load_weights,
+    put_back,
     read_pickle,
     require_same,
-    restore_weights,
     save_weights,
     shapes_of,
     tell_method,
     trained_shapes,
+    trained_weights,
 )
 from glmtune.models import load_in_transformers
 from glmtune.recipe import Method
@@ -186,10 +187,8 @@ def restore_trained(model: Any, folder: Path) -> None:
 
     Raises `CheckpointError` unless every one is there and fits.
     """
-    if (folder / TRAINED_FILE).exists():
-        restore_weights(model, folder)
-        return
-    if not isinstance(model, PeftModel) and find_family(model.config.model_type).is_in_transformers:
+    is_whole = not isinstance(model, PeftModel) and not (folder / TRAINED_FILE).exists()
+    if is_whole and find_family(model.config.model_type).is_in_transformers:
         # its files hold other tensors than the model does: GLM-4.5's experts one by one
         model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
         return
@@ -200,12 +199,8 @@ def restore_trained(model: Any, folder: Path) -> None:
         except (OSError, SafetensorError) as err:
             raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=_ANEW) from err
     if isinstance(model, PeftModel):
-        require_same(
-            folder,
-            shapes_of(tensors),
-            shapes_of(get_peft_model_state_dict(model, save_embedding_layers=False)),
-        )
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        require_same(folder, shapes_of(tensors), shapes_of(expected))
         set_peft_model_state_dict(model, tensors)
     else:
-        require_same(folder, shapes_of(tensors), shapes_of(model.state_dict()))
-        model.load_state_dict(tensors)
+        put_back(folder, tensors, trained_weights(model))

@@ -7,7 +7,6 @@ Source: github.com/THUDM/ChatGLM-6B, ptuning/trainer.py (what it saves) and ptun
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from glmtune.errors import CheckpointError
 from glmtune.family import name_family, require_own_model
 from glmtune.files import COPY_AGAIN, read_json_if_there, read_start
 from glmtune.methods.freeze import choose_weights
-from glmtune.models.prefix import DROPOUT, PrefixEncoder
+from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
 from glmtune.models.shards import Stored, has_weights, scan_tensors
 from glmtune.recipe import Freeze, Method, Ptuning
@@ -38,15 +37,21 @@ _ITS_BASE = "load it on the base it was trained on"
 def save_weights(model: nn.Module, folder: Path) -> None:
     """Write the trainable weights, and nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in _trainable(model).items()}
+    tensors = {name: p.detach().cpu().contiguous() for name, p in trained_weights(model).items()}
     save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
 
 
-def restore_weights(model: nn.Module, folder: Path) -> None:
-    """Put what `save_weights` wrote back into a model of the same method, in place."""
-    tensors, trained = _read_ours(folder), _trainable(model)
-    require_same(folder / TRAINED_FILE, shapes_of(tensors), shapes_of(trained))
-    _copy(tensors, trained)
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable weights by name, tied ones once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def put_back(place: Path, tensors: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
+    """Copy stored tensors into weights, in the weights' types. Raises CheckpointError as `require_same`."""
+    require_same(place, shapes_of(tensors), shapes_of(target))
+    for name, parameter in target.items():
+        parameter.copy_(tensors[name])
 
 
 def find_trained(folder: Path) -> Literal["", "alone", "whole"]:
@@ -107,35 +112,41 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     if isinstance(method, Freeze):
         chosen = set(choose_weights(model, method))
         target = {name: p for name, p in model.named_parameters() if name in chosen}
-        tensors = _read_ours(folder)
-        require_same(folder / TRAINED_FILE, shapes_of(tensors), shapes_of(target))
+        put_back(folder, _read_ours(folder), target)
     else:
-        tensors = _open_prefix(model, folder, method)
-        target = {f"{PREFIX}{name}": p for name, p in model.base_model.prefix_encoder.named_parameters()}
-    _copy(tensors, target)
+        encoder = _open_prefix(model, folder, method)
+        model.hold_prefix(encoder)
+        target = dict(encoder.named_parameters())
     for parameter in target.values():
         parameter.requires_grad_(is_trainable)
     return model
 
 
-def _open_prefix(model: Any, folder: Path, method: Method | None) -> dict[str, Tensor]:
-    """Check a folder's prefix against the base, give the base an empty one like it, and read the tensors."""
+def _open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
+    """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_own_model(name_family(model.config.model_type), f"{folder}: P-Tuning's prefix")
     told = tell_method(folder)
     _check_stated(folder, told, method)
-    config = copy(model.config)
-    config.pre_seq_len, config.prefix_projection = told.num_prefix_tokens, told.projection
-    expected = PrefixEncoder(config, device=torch.device("meta")).state_dict(prefix=PREFIX)
     if (folder / TRAINED_FILE).exists():
-        tensors, place = _read_ours(folder), folder / TRAINED_FILE
+        tensors = _read_ours(folder)
     else:
         stored = scan_tensors(folder)
-        _check_others(model, folder, stored)
-        tensors, place = _read(stored), folder
-    require_same(place, shapes_of(tensors), shapes_of(expected))
-    dropout = method.dropout if isinstance(method, Ptuning) else DROPOUT
-    model.attach_prefix(told.num_prefix_tokens, projection=told.projection, dropout=dropout)
-    return tensors
+        _check_others(model, stored)
+        tensors = _read(stored)
+    encoder = new_prefix(
+        model.config,
+        told.num_prefix_tokens,
+        told.projection,
+        dropout=method.dropout if isinstance(method, Ptuning) else DROPOUT,
+        device=torch.device("meta"),
+    )
+    require_same(folder, shapes_of(tensors), shapes_of(encoder.state_dict(prefix=PREFIX)))
+    values = {
+        name.removeprefix(PREFIX): tensor.to(model.device, torch.float32, copy=True)
+        for name, tensor in tensors.items()
+    }
+    encoder.load_state_dict(values, assign=True)
+    return encoder
 
 
 def _check_stated(folder: Path, told: Ptuning, method: Method | None) -> None:
@@ -159,7 +170,7 @@ def _check_stated(folder: Path, told: Ptuning, method: Method | None) -> None:
             )
 
 
-def _check_others(model: nn.Module, folder: Path, stored: Mapping[str, Stored]) -> None:
+def _check_others(model: nn.Module, stored: Mapping[str, Stored]) -> None:
     """What lies beside the prefix in an official folder is the base again: it must be this one's."""
     quantised = quantised_layers(model)
     known = shapes_of(model.state_dict())
@@ -204,16 +215,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as err:
         raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
-
-
-@torch.no_grad()
-def _copy(tensors: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
-    for name, parameter in target.items():
-        parameter.copy_(tensors[name])
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ Shapes: B batch, P prefix tokens, T new tokens, S all that is seen, L layers, G 
 W = 2 L G D, all that one prefix token says.
 """
 
+from copy import copy
 from typing import Any, ClassVar
 
 import torch
@@ -102,11 +103,15 @@ class Prefixable:
     def attach_prefix(
         self: Any, num_tokens: int, *, projection: bool = False, dropout: float = DROPOUT
     ) -> None:
-        """Give the model a new prefix, in place of the one it has; its config then says so."""
-        self.config.pre_seq_len, self.config.prefix_projection = num_tokens, projection
+        """Give the model a newly drawn prefix, in place of the one it has; its config then says so."""
         device = self.get_input_embeddings().weight.device
-        encoder = PrefixEncoder(self.config, dropout=dropout, device=device).train(self.training)
-        self.base_model.prefix_encoder = encoder
+        self.hold_prefix(new_prefix(self.config, num_tokens, projection, dropout=dropout, device=device))
+
+    def hold_prefix(self: Any, encoder: PrefixEncoder) -> None:
+        """Take over a prefix that was made for this config; the config then says so."""
+        self.config.pre_seq_len = encoder.embedding.num_embeddings
+        self.config.prefix_projection = encoder.trans is not None
+        self.base_model.prefix_encoder = encoder.train(self.training)
 
     def count_cached(self, cache: Cache | None) -> int:
         """How many tokens a cache holds; the prefix is none."""
@@ -143,6 +148,20 @@ class Prefixable:
 def build_prefix(config: Any) -> PrefixEncoder | None:
     """The prefix that a config names, if it names one."""
     return PrefixEncoder(config) if config.pre_seq_len else None
+
+
+def new_prefix(
+    config: Any,
+    num_tokens: int,
+    projection: bool,
+    *,
+    dropout: float = DROPOUT,
+    device: torch.device | None = None,
+) -> PrefixEncoder:
+    """A prefix of this length for a model with this config, which stays as it is."""
+    named = copy(config)
+    named.pre_seq_len, named.prefix_projection = num_tokens, projection
+    return PrefixEncoder(named, dropout=dropout, device=device)
 
 
 def prepend(prefix: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

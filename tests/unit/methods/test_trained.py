@@ -281,6 +281,7 @@ def test_a_prefix_on_another_base_is_refused(_why: str, family: str, base: str, 
         load_adapter(model, GOLDENS / family / f"ckpt_{kind}")
     assert "base" in caught.value.hint
     assert str(GOLDENS / family / f"ckpt_{kind}") in str(caught.value)
+    assert (model.num_prefix_tokens, model.config.pre_seq_len) == (0, None)  # the base is as it was
 
 
 def test_a_prefix_on_a_model_of_transformers_own_is_refused(tmp_path: Path) -> None:
