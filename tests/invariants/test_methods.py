@@ -113,11 +113,11 @@ def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
     save_trained(tuned, tmp_path / "trained", card)
     if method == "full":
         copy_small_files(place.base, tmp_path / "trained")
-    restored, _ = apply_seeded(
-        open_place(place, template=None, dtype=dtype, device="cpu", quant=quant), recipe
-    )
-    restore_trained(restored, tmp_path / "trained")
-    assert mean_loss(Sft(restored), [batch], accelerator) == last
+    if method != "adalora":  # which is resumed from the pruning's state: test_low_rank_runs.py
+        anew = open_place(place, template=None, dtype=dtype, device="cpu", quant=quant)
+        restored, _ = apply_seeded(anew, recipe)
+        restore_trained(restored, tmp_path / "trained")
+        assert mean_loss(Sft(restored), [batch], accelerator) == last
     again = open_place(resolve(tmp_path / "trained"), template=None, dtype=dtype, device="cpu")
     assert mean_loss(Sft(again), [batch], accelerator) == pytest.approx(last, rel=2e-2 if is_rough else 1e-5)
 
