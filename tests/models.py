@@ -1,11 +1,13 @@
 """Tiny random models and rows of random ids."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glmtune.data.encode import Row
 from glmtune.models import (
@@ -89,6 +91,20 @@ def _make_lively(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(12)
+
+
+class Scripted(torch.nn.Module):
+    """Says the given ids one after the other, whatever it is asked."""
+
+    def __init__(self, ids: Sequence[int], vocabulary: int) -> None:
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.eye(vocabulary)[list(ids)])
+        self.said = 0
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> CausalLMOutputWithPast:
+        """Logits (B, 1, V)."""
+        self.said += 1
+        return CausalLMOutputWithPast(logits=self.scores[self.said - 1].expand(len(input_ids), 1, -1))
 
 
 HF_FAMILIES = {

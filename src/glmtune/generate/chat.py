@@ -6,6 +6,7 @@ from typing import Any
 from glmtune.generate.engine import complete, decode
 from glmtune.generate.sampling import Sampling
 from glmtune.templates import messages_from_dicts, visible_text
+from glmtune.tokenizers import answer_text
 
 
 class Chat:
@@ -84,11 +85,6 @@ def stream_text(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sam
     text = answer_text(tokenizer, ids)
     if len(text) > len(sent):
         yield text[len(sent) :]
-
-
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
-    return str(tokenizer.decode(list(ids))).lstrip()
 
 
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
