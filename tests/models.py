@@ -3,10 +3,11 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glmtune.data.encode import Row
@@ -91,6 +92,15 @@ def _make_lively(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(12)
+
+
+def letters_only(model: Any, tokenizer: Any) -> LogitsProcessorList:
+    """A random model writes broken characters; this keeps it to ASCII letters."""
+    size = model.config.vocab_size
+    texts = enumerate(tokenizer.decode([i]) for i in range(size - 20))  # words such as sop are behind them
+    letters = [i for i, text in texts if text.isascii() and text.isalpha()]
+    mask = torch.full((size,), -1e9).index_fill(0, torch.tensor(letters), 0.0)
+    return LogitsProcessorList([lambda _ids, scores: scores + mask])
 
 
 class Scripted(torch.nn.Module):
