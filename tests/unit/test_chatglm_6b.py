@@ -56,6 +56,16 @@ def test_the_engine_answers_what_generate_does_and_a_batch_what_its_rows_do(pair
         assert out[0, len(prompt) :].tolist() == answer
 
 
+def test_what_the_tokenizer_pads_is_read_as_its_rows_are_alone(pair: tuple[Any, Any]) -> None:
+    model, tokenizer = pair
+    texts = ["今天天气很好，我们一起去公园散步。", "你好"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    rows = [tokenizer(text, return_tensors="pt") for text in texts]
+    with torch.no_grad():
+        for logits, row in zip(model(**batch).logits, rows, strict=True):
+            torch.testing.assert_close(logits[-1], model(**row).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
 def test_chat_keeps_pairs_and_stream_chat_ends_where_chat_does(pair: tuple[Any, Any]) -> None:
     model, tokenizer = pair
     history = [("你好", "你好！")]
