@@ -74,7 +74,9 @@ def tiny_folder(
     return folder
 
 
-def tiny_v1_folder(folder: Path, revision: str = "late", **settings: object) -> Path:
+def tiny_v1_folder(
+    folder: Path, revision: str = "late", *, dtype: torch.dtype = torch.float32, **settings: object
+) -> Path:
     """A complete folder of a ChatGLM-6B revision: ice_text.model, config and random weights."""
     told = json.loads((tiny_ice(folder, revision) / "config.json").read_text(encoding="utf-8"))
     sizes = {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 64, "num_attention_heads": 4}
@@ -82,7 +84,7 @@ def tiny_v1_folder(folder: Path, revision: str = "late", **settings: object) -> 
     torch.manual_seed(0)
     model = ChatGLM6BForConditionalGeneration(config)
     _make_lively(model)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return folder
 
 
