@@ -83,17 +83,17 @@ def tiny_v1_folder(
     config = ChatGLM6BConfig.from_dict({**told, **sizes, "max_sequence_length": 512, **settings})
     torch.manual_seed(0)
     model = ChatGLM6BForConditionalGeneration(config)
-    _make_lively(model)
+    _make_lively(model, embeddings=1, layers=40)
     model.to(dtype).save_pretrained(folder)
     return folder
 
 
-def _make_lively(model: torch.nn.Module) -> None:
-    """Larger weights, so that greedy answers do not repeat one token."""
+def _make_lively(model: torch.nn.Module, *, embeddings: float, layers: float) -> None:
+    """Larger weights, so that greedy answers do not repeat one token: ChatGLM-6B's need larger layers."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.mul_(12)
+                parameter.mul_(embeddings if "embed" in name or "lm_head" in name else layers)
 
 
 def letters_only(model: Any, tokenizer: Any) -> LogitsProcessorList:
@@ -160,7 +160,7 @@ def tiny_hf_folder(
     )  # fmt: skip
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
-    _make_lively(model)
+    _make_lively(model, embeddings=12, layers=12)
     model.generation_config.eos_token_id = stops
     model.save_pretrained(folder)
     return folder
