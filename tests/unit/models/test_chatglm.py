@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.family import v1_revision
@@ -77,7 +77,7 @@ def test_auto_classes_open_an_official_folder_without_remote_code(revision: str)
     assert type(config) is ChatGLM6BConfig
     assert config.revision == revision
     assert type(ChatGLMConfig.from_pretrained(folder)) is ChatGLM6BConfig
-    for auto in (AutoModel, AutoModelForCausalLM):
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSeq2SeqLM):
         opened = auto.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
         assert type(opened) is ChatGLM6BForConditionalGeneration
         assert opened.lm_head.weight is opened.transformer.word_embeddings.weight
