@@ -76,30 +76,23 @@ def _stream(
     model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling
 ) -> Iterator[tuple[str, str]]:
     """What the model has written so far, and what of it is new to show."""
-    shown, written = "", ""
-    for written in _texts(model, tokenizer, prompt, sampling):
-        settled = settled_answer(tokenizer.template, written)
-        if len(settled) > len(shown):
-            yield written, settled[len(shown) :]
-            shown = settled
-    rest = shown_answer(tokenizer.template, written)[len(shown) :]
-    if rest:
-        yield written, rest
-
-
-def _texts(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-    """The text of one answer so far, whenever its characters are whole, and at its end."""
     stop_ids = frozenset(tokenizer.stop_ids)
     ids: list[int] = []
+    written, shown = "", ""
     for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids):
         token = pairs[0][1]
         if token in stop_ids:
             break
         ids.append(token)
-        text = answer_text(tokenizer, ids)
-        if not text.endswith("\ufffd"):  # half a character: wait for the rest of its bytes
-            yield text
-    yield answer_text(tokenizer, ids)
+        written = answer_text(tokenizer, ids)
+        settled = settled_answer(tokenizer.template, written)
+        is_whole = not settled.endswith("\ufffd")  # else half a character: wait for the rest of its bytes
+        if is_whole and len(settled) > len(shown):
+            yield written, settled[len(shown) :]
+            shown = settled
+    rest = shown_answer(tokenizer.template, written)[len(shown) :]
+    if rest:
+        yield written, rest
 
 
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
