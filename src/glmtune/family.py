@@ -40,8 +40,8 @@ class Identity:
     """What told the family and the revision."""
 
 
-def identify(folder: Path, template: str | None = None) -> Identity:
-    """The identity of a model's or tokenizer's folder; `template` is the user's word and comes first.
+def identify(folder: Path, template: str | None = None, *, told_by: str = "the template setting") -> Identity:
+    """The identity of a model's or tokenizer's folder; a given `template` comes first, and `told_by` gave it.
 
     Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
     """
@@ -50,7 +50,7 @@ def identify(folder: Path, template: str | None = None) -> Identity:
     revision = row.revision(config) if config else ""
     facts = {"family": family, "revision": revision, "family_rule": row.sign if config else "its tokenizer"}
     if template is not None:
-        return Identity(_checked(folder, template, family), "the template setting", **facts)
+        return Identity(_checked(folder, template, family), told_by, **facts)
     for rule, look in row.rules:
         found = look(folder)
         if found is not None:
@@ -255,12 +255,13 @@ class Family:
 def v1_revision(config: Config) -> str:
     """`early`, `mid` or `late`: the three revisions of ChatGLM-6B in circulation.
 
-    They differ in ids, masks and tokenizer. Source: huggingface.co/THUDM/chatglm-6b, revisions up to
-    2023-03-28 (early), from then (mid), and from 2023-04-06 (late).
+    They differ in ids, masks and tokenizer; the ids that a config names tell them, and null names none.
+    Source: huggingface.co/THUDM/chatglm-6b, revisions up to 2023-03-28 (early), from then (mid), and from
+    2023-04-06 (late).
     """
-    if "gmask_token_id" in config:
+    if config.get("gmask_token_id") is not None:
         return "late"
-    return "mid" if "pad_token_id" in config else "early"
+    return "early" if config.get("pad_token_id") is None else "mid"
 
 
 def _is_v1(config: Config) -> bool:

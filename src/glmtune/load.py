@@ -175,7 +175,8 @@ def open_place(
     place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None = None
 ) -> Any:
     """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does."""
-    known = identify(place.base, template or place.template)
+    told_by = "the template setting" if template else "recorded with the adapter"
+    known = identify(place.base, template or place.template, told_by=told_by)
     quant = quant or place.quant
     if FAMILIES[known.family].is_in_transformers:
         if quant is not None:

@@ -8,6 +8,7 @@ import pytest
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import GLM4_EPSILON, identify, require_template
+from glmtune.models import ChatGLM6BConfig
 
 CHATGLM = {"model_type": "chatglm", "eos_token_id": 2, "layernorm_epsilon": 1e-5}
 GLM4 = {"model_type": "chatglm", "eos_token_id": [5, 6, 7], "layernorm_epsilon": GLM4_EPSILON}
@@ -116,9 +117,18 @@ def test_other_models_are_refused_by_name(tmp_path, config, words):
 
 @pytest.mark.parametrize(
     ("keys", "revision"),
-    [({}, "early"), ({"pad_token_id": 3}, "mid"), ({"pad_token_id": 3, "gmask_token_id": 301}, "late")],
+    [
+        ({}, "early"),
+        ({"pad_token_id": None, "gmask_token_id": None}, "early"),
+        ({"pad_token_id": 3}, "mid"),
+        ({"pad_token_id": 3, "gmask_token_id": None}, "mid"),
+        ({"pad_token_id": 3, "gmask_token_id": 301}, "late"),
+    ],
 )
 def test_the_revisions_of_chatglm_6b_are_told_by_the_ids_that_the_config_names(tmp_path, keys, revision):
+    ids = {"pad_token_id": None, "gmask_token_id": None, **keys}
+    assert ChatGLM6BConfig(**ids).revision == revision
+    assert ChatGLM6BConfig.from_dict({**ChatGLM6BConfig().to_diff_dict(), **ids}).revision == revision
     found = identify(folder(tmp_path, {"model_type": "chatglm", "position_encoding_2d": True, **keys}))
     assert (found.family, found.revision, found.template) == ("ChatGLM-6B", revision, "chatglm")
 

@@ -1,6 +1,7 @@
 """What a path means."""
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,14 +79,26 @@ def test_an_official_p_tuning_folder_of_a_bare_file_opens_on_its_base(base: Path
         load_model(base, adapter=file.parent)
 
 
-def test_the_chosen_type_is_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
+    """What glmtune tells."""
     logger = logging.getLogger("glmtune")
     logger.addHandler(caplog.handler)
-    try:
-        load_model(base, dtype="bf16")
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert any("bfloat16 on cpu" in record.getMessage() for record in caplog.records)
+    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
+    logger.removeHandler(caplog.handler)
+
+
+def test_the_chosen_type_is_said(base: Path, said: Callable[[], str]) -> None:
+    load_model(base, dtype="bf16")
+    assert "bfloat16 on cpu" in said()
+
+
+def test_what_told_the_chat_format_is_said(base: Path, adapter: Path, said: Callable[[], str]) -> None:
+    load_model(adapter)
+    assert "chatglm3 (recorded with the adapter)" in said()
+    assert "the template setting" not in said()
+    load_model(adapter, template="chatglm3")
+    assert "chatglm3 (the template setting)" in said()
 
 
 def test_a_folder_of_either_family_opens_and_asks_for_the_template_only_to_chat(tmp_path: Path) -> None:

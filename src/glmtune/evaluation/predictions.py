@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import VARIANTS, score
-from glmtune.generate import Sampling, answer_text, decode
+from glmtune.generate import Sampling, decode
 from glmtune.runs import (
     SETTINGS_FILE,
     append_json,
@@ -18,6 +18,8 @@ from glmtune.runs import (
     write_json,
     write_text,
 )
+from glmtune.templates import visible_text
+from glmtune.tokenizers import answer_text
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 
@@ -45,7 +47,7 @@ class Prediction:
 def predict(
     model: Any, tokenizer: Any, questions: Sequence[Question], *, max_new_tokens: int, batch_size: int
 ) -> Iterator[Prediction]:
-    """Answer greedily, in batches of similar length; yield each row as it finishes."""
+    """Answer greedily, in batches of similar length; yield each row as it finishes, without its thought."""
     stop_ids = frozenset(tokenizer.stop_ids)
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     ordered = sorted(questions, key=lambda question: len(question.prompt_ids))
@@ -57,7 +59,7 @@ def predict(
                 if token not in stop_ids:
                     answers[i].append(token)
                 if token in stop_ids or len(answers[i]) == max_new_tokens:
-                    text = answer_text(tokenizer, answers[i])
+                    text = visible_text(tokenizer.template, answer_text(tokenizer, answers[i]))
                     yield Prediction(batch[i].row, batch[i].reference, text, token in stop_ids)
 
 

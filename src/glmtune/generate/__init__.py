@@ -1,6 +1,6 @@
 """Answers from a model."""
 
-from glmtune.generate.chat import Chat, answer, answer_text, encode_conversation, stream_text
+from glmtune.generate.chat import Chat, answer, encode_conversation, stream_text
 from glmtune.generate.engine import complete, decode
 from glmtune.generate.sampling import Sampling
 
@@ -8,7 +8,6 @@ __all__ = [
     "Chat",
     "Sampling",
     "answer",
-    "answer_text",
     "complete",
     "decode",
     "encode_conversation",

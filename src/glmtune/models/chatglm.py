@@ -26,7 +26,13 @@ from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.chat_calls import process_chatglm
 from glmtune.models.chatglm2 import Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
-from glmtune.models.chatglm_layout import build_mask, count_positions, official_tokens, read_official_mask
+from glmtune.models.chatglm_layout import (
+    build_mask,
+    check_positions,
+    count_positions,
+    official_tokens,
+    read_official_mask,
+)
 from glmtune.models.config_checks import check_kind
 from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
@@ -224,12 +230,14 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         prefix = self.make_prefix(hidden_states, past_key_values)
-        mask = self._build_mask(input_ids, attention_mask, past_key_values, hidden_states.shape[1])
+        batch, new = hidden_states.shape[:2]
+        mask = self._build_mask(input_ids, attention_mask, past_key_values, new)
         if position_ids is None:
             if attention_mask is not None and attention_mask.ndim == 4:
-                attention_mask = official_tokens(attention_mask)
-            real = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :]
+                attention_mask = official_tokens(attention_mask, new=new)
+            real = None if attention_mask is None else attention_mask[:, -new:]
             position_ids, _ = count_positions(self.config, _needed(input_ids), real)
+        check_positions(self.config, position_ids, batch=batch, new=new)
         rows = position_ids if self.config.position_encoding_2d else position_ids[:, None]
         rotary = self.rotary_emb(rows, hidden_states.dtype)
         for layer, front in zip(self.layers, prefix, strict=True):
@@ -251,7 +259,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         if cache is not None:  # a static one: all its room
             width = cache.get_mask_sizes(width - cache.get_seq_length(), 0)[0]
         if attention_mask is not None and attention_mask.ndim == 4:
-            return read_official_mask(functional.pad(attention_mask, (prefix, 0)), width)
+            return read_official_mask(attention_mask, width, new=new, prefix=prefix)
         seen = see_prefix(attention_mask, prefix)
         return build_mask(self.config, _needed(input_ids), seen, past=past, width=width)
 
@@ -304,7 +312,7 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
         """
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 4:
-            kwargs["attention_mask"] = official_tokens(mask)
+            kwargs["attention_mask"] = official_tokens(mask, new=mask.shape[-1])
         given = kwargs.pop("position_ids", None)
         if given is not None and self.config.revision != "early":
             kwargs |= {"prompt_positions": given, "new_positions": self.advance_positions(given[..., -1:])}

@@ -257,12 +257,13 @@ def _whereabouts(stored: Mapping[str, Stored]) -> str:
     return str(files[0] if len(files) == 1 else files[0].parent if files else "checkpoint")
 
 
-def _set_scale_types(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
-    """Scales keep the type they are stored in, or that of the weights they are made from."""
+def _set_scale_types(model: Model, stored: Mapping[str, Stored]) -> None:
+    """Scales keep the type they are stored in; those made here get the family's, or the stored weights'."""
     for name, layer in quantised_layers(model).items():
-        source = stored.get(f"{name}.weight_scale", stored[f"{name}.weight"])
+        kept = stored.get(f"{name}.weight_scale")
+        dtype = kept.dtype if kept else model.scale_dtype or stored[f"{name}.weight"].dtype
         if layer.weight_scale.is_floating_point():  # nf4's are codes
-            layer.weight_scale.data = layer.weight_scale.data.to(source.dtype)
+            layer.weight_scale.data = layer.weight_scale.data.to(dtype)
 
 
 def _fill(

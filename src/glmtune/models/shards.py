@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, first_line
 from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
 
 _LAYOUTS = (
@@ -131,17 +131,11 @@ def explain_damage(file: Path) -> Iterator[None]:
         raise unreadable(file, error) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file}: holds more than tensors, and is not loaded for safety: {_first_line(error)}",
+            f"{file}: holds more than tensors, and is not loaded for safety: {first_line(error)}",
             hint="only weights are ever unpickled; get the safetensors files or re-save the state dict",
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{file}: truncated or damaged: {_first_line(error)}", hint=COPY_AGAIN
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        raise CheckpointError(f"{file}: truncated or damaged: {first_line(error)}", hint=COPY_AGAIN) from None
 
 
 class _SafetensorsShard:

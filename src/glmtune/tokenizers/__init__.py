@@ -30,6 +30,7 @@ __all__ = [
     "FastGlmTokenizer",
     "GlmTokenizer",
     "IceTokenizer",
+    "answer_text",
     "check_fits",
     "encode_messages",
     "load_tokenizer",
@@ -67,6 +68,11 @@ def encode_messages(
     """
     segments = tokenizer.segments(messages_from_dicts(messages), add_generation_prompt)
     return tokenizer.encode_segments(segments)
+
+
+def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
+    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
+    return str(tokenizer.decode(list(ids))).lstrip()
 
 
 def check_fits(
