@@ -1,12 +1,14 @@
 """What a path means."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer, resolve
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, save_trained
@@ -63,23 +65,38 @@ def test_what_is_no_model_is_named(tmp_path: Path, base: Path) -> None:
         resolve(tmp_path)
 
 
-def test_an_official_p_tuning_folder_is_named_until_it_is_supported(base: Path, tmp_path: Path) -> None:
-    torch.save(
-        {"transformer.prefix_encoder.embedding.weight": torch.zeros(8, 64)}, tmp_path / "pytorch_model.bin"
-    )
-    with pytest.raises(CheckpointError) as caught:
-        load_model(base, adapter=tmp_path)
-    assert "P-Tuning" in caught.value.hint
+def test_weights_without_a_config_are_told_from_a_folder_of_nothing(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"config\.json is missing") as caught:
+        resolve(tmp_path)
+    assert "copy config.json" in caught.value.hint
 
 
-def test_the_chosen_type_is_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What is said while loading."""
     logger = logging.getLogger("glmtune")
     logger.addHandler(caplog.handler)
-    try:
-        load_model(base, dtype="bf16")
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert any("bfloat16 on cpu" in record.getMessage() for record in caplog.records)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_an_adapter_on_another_base_than_its_own_is_said(
+    base: Path, adapter: Path, tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    load_model(adapter)
+    load_model(base, adapter=adapter)
+    assert "trained on" not in told.text
+    other = tiny_folder(tmp_path / "other")
+    load_model(other, adapter=adapter)
+    assert f"trained on {base}, put on {other}" in told.text
+    assert f"trained on {base}, put on {other}" in inspect(adapter, base=other).warnings[0]
+    assert not inspect(adapter).warnings
+
+
+def test_the_chosen_type_is_said(base: Path, told: pytest.LogCaptureFixture) -> None:
+    load_model(base, dtype="bf16")
+    assert "bfloat16 on cpu" in told.text
 
 
 def test_a_folder_of_either_family_opens_and_asks_for_the_template_only_to_chat(tmp_path: Path) -> None:
