@@ -305,6 +305,7 @@ def _in_transformers(
         is_told_by=lambda config: config.get("model_type") == model_type and not _is_first(config),
         model_type=model_type,
         context_key="max_position_embeddings",
+        open_rule="its chat_template is none of the formats that this version knows",
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         is_in_transformers=True,
     )

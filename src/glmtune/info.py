@@ -23,7 +23,12 @@ from glmtune.models.outline import (
 )
 from glmtune.models.quant import BITS
 from glmtune.models.shards import Stored, has_weights, scan_tensors
-from glmtune.models.upstream import build_upstream_outline, check_upstream_stored, refuse_quantised
+from glmtune.models.upstream import (
+    build_upstream_outline,
+    check_upstream_stored,
+    name_stored,
+    refuse_quantised,
+)
 from glmtune.recipe import Method
 from glmtune.templates import find
 from glmtune.tokenizers import check_fits, open_identified
@@ -145,6 +150,8 @@ def inspect(
     stored = _scan(place.base, warnings)
     method = method or own_method(place.adapter or place.base)
     model = _outline(place.base, known, stored, warnings)
+    if model is not None and FAMILIES[known.family].is_in_transformers:
+        stored = name_stored(model, stored)
     if model is not None and method is not None:
         model = apply_method(model, method)
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)

@@ -432,20 +432,20 @@ def test_what_does_not_match_is_said_by_the_error_alone(
     try:
         with pytest.raises(CheckpointError, match=r"model\.norm\.weight is missing"):
             load_model(copied, device="cpu")
-        assert not caplog.records
-        logger.warning("other warnings stay")
+        assert "REPORT" not in caplog.text
+        logger.warning("said outside of a load")
     finally:
         logger.removeHandler(caplog.handler)
-    assert len(caplog.records) == 1
+    assert "said outside of a load" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("num_attention_heads", "x", "num_attention_heads: Field .* expected int, got str"),
+        ("num_attention_heads", "x", "num_attention_heads: expected int, got str"),
         ("num_attention_heads", 0, "num_attention_heads must be a positive integer, got 0"),
         ("hidden_size", -1, "hidden_size must be a positive integer, got -1"),
-        ("max_position_embeddings", "x", "max_position_embeddings: Field .* expected int"),
+        ("max_position_embeddings", "x", "max_position_embeddings: expected int"),
         ("eos_token_id", "x", "eos_token_id: "),
         ("rope_parameters", "x", "rope_parameters: "),
         ("layer_types", ["x"], "layer_types"),
@@ -495,6 +495,13 @@ def test_prequantised_weights_are_refused_by_name(copied: Path) -> None:
     assert found.num_parameters == whole.num_parameters
 
 
+def test_all_bytes_of_the_files_are_shown(folder: Path) -> None:
+    found, held = inspect(folder), load_file(folder / "model.safetensors")
+    held = {name: tensor for name, tensor in held.items() if not name.endswith("bias") or "proj" in name}
+    assert sum(part.num_bytes for part in found.parts) == sum(tensor.nbytes for tensor in held.values())
+    assert found.num_parameters == sum(tensor.numel() for tensor in held.values())
+
+
 def test_of_an_unknown_chat_format_all_else_is_told(copied: Path) -> None:
     whole = inspect(copied)
     (copied / "chat_template.jinja").write_text("[gMASK]<sop>{{ clear_thinking }}", encoding="utf-8")
@@ -504,7 +511,9 @@ def test_of_an_unknown_chat_format_all_else_is_told(copied: Path) -> None:
     assert [token.id for token in found.stop_tokens] == [token.id for token in whole.stop_tokens]
     [warning] = found.warnings
     assert "its chat_template is none of the formats that this version knows" in warning
-    assert f"template         open ({found.template_rule}" in glmtune("info", copied, cwd=copied).stdout
+    assert (
+        "  template         open (its chat_template is none of" in glmtune("info", copied, cwd=copied).stdout
+    )
 
 
 def test_a_tokenizer_of_another_family_is_refused(copied: Path) -> None:

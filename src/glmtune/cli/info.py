@@ -214,7 +214,8 @@ def _row(parameter: "Parameter") -> str:
 
 
 def _short(dtype: str) -> str:
-    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(dtype, dtype)
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    return short.get(dtype, "fp8" if dtype.startswith("float8") else dtype)
 
 
 def _size(num_bytes: float) -> str:

@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,17 @@ def check_upstream_stored(folder: Path, model: Any, stored: Mapping[str, Stored]
     _check_found(folder, found)
 
 
+def name_stored(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The stored tensors by the model's names; those that it holds as one (GLM-4.5's experts) as that one."""
+    found = dict(stored)
+    for name, parameter in model.named_parameters():
+        parts = revert_weight_conversion(model, {name: parameter}) if name not in stored else {}
+        first = next((stored[part] for part in parts if part in stored), None)
+        if first:
+            found[name] = replace(first, name=name, shape=tuple(parameter.shape))
+    return found
+
+
 @contextmanager
 def _bar_on_a_terminal() -> Iterator[None]:
     """Keep transformers' bar off a stderr that nobody looks at."""
@@ -115,14 +128,20 @@ def _bar_on_a_terminal() -> Iterator[None]:
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep back transformers' table of what does not match: the error that follows says it."""
+    """Keep back transformers' table of what does not match: the error that follows says it.
+
+    A filter: at a higher level, that logger has other things to say.
+    """
     logger = logging.get_logger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_no_report)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def read_upstream_config(folder: Path) -> Any:
@@ -170,6 +189,7 @@ def _explained(path: Path) -> Iterator[None]:
         field = _FIELD.search(str(error))
         key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""
         reason = str(error.__cause__ or error).split(". Errors: ")[0]
+        reason = reason.removeprefix(f"Field {field[1]!r} ") if field else reason
         raise CheckpointError(f"{path}{key}: {reason}", hint=PUBLISHED) from error
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
         problem = f"unknown {error}" if isinstance(error, KeyError) else str(error)
