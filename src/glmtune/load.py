@@ -15,6 +15,7 @@ from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, load_adapter
 from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
 from glmtune.models.quant import held_quant
+from glmtune.models.shards import has_weights
 from glmtune.models.upstream import read_upstream_config
 from glmtune.runs import RECIPE_FILE, follow
 from glmtune.tokenizers import check_fits
@@ -60,6 +61,14 @@ class Place:
         """How the base was quantised while its adapter was trained, None if it was not."""
         return self.card.quant if self.card else None
 
+    @property
+    def other_base(self) -> str:
+        """Names both bases, where an adapter is put on another than the recorded one; else empty."""
+        recorded = _recorded_base(self.adapter, self.card)[0] if self.adapter else None
+        if not recorded or lasting_name(recorded) == self.name:
+            return ""
+        return f"trained on {recorded}, put on {self.name}: if that is another model, the answers are wrong"
+
 
 def resolve(path: str | Path, *, base: str | Path | None = None, revision: str | None = None) -> Place:
     """Tell a model, run or adapter and find the base of the last two; what a hub's name means is fetched.
@@ -89,6 +98,11 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
         if base is not None:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
         return Place(folder, None, card, run, snapshot)
+    if has_weights(folder):
+        raise CheckpointError(
+            f"{folder}: weights, but config.json is missing beside them",
+            hint="copy config.json from the folder that the weights came from",
+        )
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
         hint="check the path",
@@ -131,16 +145,23 @@ def _best_checkpoint(run: Path) -> Path:
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:
     if base is not None:
         return find_folder(base)
-    theirs = {} if card else read_json_if_there(adapter / ADAPTER_FILE)
-    recorded = card.base if card else theirs.get("base_model_name_or_path")
+    recorded, revision = _recorded_base(adapter, card)
     if recorded:
-        found = find_folder(recorded, card.base_revision if card else theirs.get("revision"))
+        found = find_folder(recorded, revision)
         if (found[0] / "config.json").exists():
             return found
     raise CheckpointError(
         f"{adapter}: its base model is not at {recorded or '(no place recorded)'}",
         hint="name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)",
     )
+
+
+def _recorded_base(adapter: Path, card: Card | None) -> tuple[str | None, str | None]:
+    """The base that an adapter was trained on, and its revision, as they were written down."""
+    if card:
+        return card.base, card.base_revision
+    theirs = read_json_if_there(adapter / ADAPTER_FILE)
+    return theirs.get("base_model_name_or_path"), theirs.get("revision")
 
 
 def load_model(
@@ -192,6 +213,8 @@ def open_place(
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
     if place.adapter:
+        if place.other_base:
+            tell(f"{place.adapter}: warning: {place.other_base}")
         model = load_adapter(model, place.adapter)
         tell(f"{place.adapter}: adapter loaded")
     return model

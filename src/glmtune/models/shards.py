@@ -29,6 +29,10 @@ _SAFETENSORS_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
     "I8": torch.int8,
 }
 _ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
