@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from commands import glmtune
 from glmtune.family import FAMILIES
+from glmtune.load import load_model
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import Card, save_trained
+from glmtune.recipe import AdaLora, Freeze, Lora, Ptuning
 from models import tiny_folder
 
 
@@ -66,6 +71,32 @@ def test_a_folder_without_weights_and_tokenizer_says_so(work: Path) -> None:
     assert "no weights here" in done.stdout
     assert "none: tokenizer.model: the vocabulary file is missing" in done.stdout
     assert "counted from config.json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("card", "method", "lines"),
+    [
+        ({}, Ptuning(num_prefix_tokens=3), ("ptuning, num_prefix_tokens 3, projection no", "192 parameters")),
+        ({}, Freeze(num_layers=1), ("freeze, num_layers 1", " parameters, in layer 1")),
+        (
+            {"quant": "int4"},
+            Lora(r=2),
+            ("lora, alpha 32.0", "quant            int4: its base is quantised so"),
+        ),
+        ({}, AdaLora(init_r=3, target_r=2), ("adalora, ", "ranks 3 on average (min")),
+    ],
+)
+def test_a_trained_folder_tells_its_method_and_what_was_trained(
+    work: Path, tmp_path: Path, card: dict[str, str], method: Any, lines: tuple[str, ...]
+) -> None:
+    tuned = apply_method(load_model(work / "model", quant=card.get("quant")), method)
+    facts = {"base": str(work / "model"), "template": "chatglm3", "method": method.model_dump(mode="json")}
+    save_trained(tuned, tmp_path, Card(**facts, **card))
+    done = glmtune("info", tmp_path, cwd=work)
+    assert done.returncode == 0, done.stderr
+    for line in lines:
+        assert line in done.stdout
+    assert "warning" not in done.stdout
 
 
 def test_a_foreign_tokenizer_is_a_warning(work: Path) -> None:

@@ -129,6 +129,7 @@ def _settings(method: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _trained(facts: "AdapterFacts") -> Iterator[str]:
+    """How much was trained, where, and the ranks that AdaLoRA left."""
     from glmtune.models.outline import show_numbers
 
     yield f"{facts.num_trained:,} parameters"

@@ -158,7 +158,7 @@ def read_config(folder: Path, *, template: str | None = None) -> Config:
 def build_outline(folder: Path, *, template: str | None = None) -> Model:
     """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
     config = read_config(folder, template=template)
-    return _build_empty(config, config.dtype or torch.float32)
+    return _build_empty(config, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
