@@ -1,9 +1,9 @@
 """Words of a text, the very ones `jieba.cut` gives with its own dictionary, in a fraction of its time.
 
 A text falls into blocks of Chinese characters, letters and digits. Each block is divided the likeliest way
-into words of jieba's `dict.txt`; single characters left over between words go through jieba's model of unknown words.
-Sums are taken in jieba's order, so that near ties fall as they do there. Words that a program adds to jieba while
-it runs are not seen.
+into words of jieba's `dict.txt`; single characters left over between words go through jieba's model of
+unknown words. Sums are taken in jieba's order, so that near ties fall as they do there. Words that a program
+adds to jieba while it runs are not seen.
 Source: https://github.com/fxsjy/jieba/blob/master/jieba/__init__.py (Tokenizer.cut, calc, __cut_DAG)
 """
 

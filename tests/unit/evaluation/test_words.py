@@ -9,9 +9,9 @@ from pathlib import Path
 import jieba
 import pytest
 from hypothesis import example, given, settings
-from texts import long_text, texts
 
 from glmtune.evaluation.words import Lexicon, cut
+from texts import long_text, texts
 
 ROOT = Path(__file__).parents[3]
 
@@ -59,5 +59,7 @@ def test_the_order_in_which_texts_come_does_not_matter():
 
 
 def test_cutting_neither_builds_nor_reads_jieba_s_own_cache():
-    code = "import jieba; from glmtune.evaluation.words import cut; cut('你好'); assert not jieba.dt.initialized"
+    code = (
+        "import jieba; from glmtune.evaluation.words import cut; cut('你好'); assert not jieba.dt.initialized"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
