@@ -11,18 +11,21 @@ import re
 from collections import defaultdict
 from functools import cache, lru_cache
 from math import inf, log
+from threading import Lock
 
 _BLOCK = re.compile("([\u4e00-\u9fd5a-zA-Z0-9+#&._%-]+)")
 _BETWEEN = re.compile("\r\n|.", re.DOTALL)
 _LINES_OF_ONE_CHARACTER = re.compile(r"^(.).*\n(?:\1.*\n)*", re.MULTILINE)
 _COUNT = re.compile(r" (\d+) ")
 _BLOCKS_KEPT = 2**14
+_LEARNING = Lock()  # no thread may cut with words that another has half learned
 
 
 @lru_cache(maxsize=256)  # a pair's texts are wanted by ROUGE and BLEU of every variant
 def cut(text: str) -> tuple[str, ...]:
     """The words of `jieba.cut(text)`; joined they are the text."""
-    _lexicon().learn(text)
+    with _LEARNING:
+        _lexicon().learn(text)
     words: list[str] = []
     for i, part in enumerate(_BLOCK.split(text)):
         words += _cut_block(part) if i % 2 else _BETWEEN.findall(part)

@@ -58,6 +58,20 @@ def test_the_order_in_which_texts_come_does_not_matter():
     assert there.weights == back.weights
 
 
+def test_threads_that_learn_together_cut_as_one():
+    code = (
+        "import json, sys; from concurrent.futures import ThreadPoolExecutor;"
+        "from glmtune.evaluation.words import cut; sys.setswitchinterval(1e-6);"
+        "texts = json.load(sys.stdin);"
+        "print(json.dumps(list(ThreadPoolExecutor(8).map(cut, texts))))"
+    )
+    texts = [long_text(seed, 50) for seed in range(64)]
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(texts), check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == [list(jieba.cut(text)) for text in texts]
+
+
 def test_cutting_neither_builds_nor_reads_jieba_s_own_cache():
     code = (
         "import jieba; from glmtune.evaluation.words import cut; cut('你好'); assert not jieba.dt.initialized"
