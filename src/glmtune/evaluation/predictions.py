@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.evaluation.metrics import VARIANTS, score
+from glmtune.evaluation.metrics import score_variants
 from glmtune.generate import Sampling, decode
 from glmtune.runs import (
     SETTINGS_FILE,
@@ -98,7 +98,7 @@ def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Both variants of the scores, and how the answers ended."""
     answers = [p.predict for p in predictions]
     references = [p.labels for p in predictions]
-    scores: dict[str, Any] = {name: score(answers, references, variant=name) for name in VARIANTS}
+    scores: dict[str, Any] = {**score_variants(answers, references)}
     scores["num_rows"] = len(predictions)
     scores["num_empty"] = sum(not text.strip() for text in answers)
     scores["stopped_share"] = sum(p.stopped for p in predictions) / len(predictions)
