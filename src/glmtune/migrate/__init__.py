@@ -1,0 +1,1 @@
+"""What the past left behind, as something that works here."""
