@@ -114,7 +114,7 @@ def _split(line: str, place: str) -> Iterator[list[str]]:
     words: list[str] = []
     try:
         for word in reader:
-            if set(word) <= set(";|&"):
+            if word and set(word) <= set(";|&"):
                 yield words
                 words = []
             else:

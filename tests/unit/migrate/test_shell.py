@@ -23,6 +23,7 @@ def only(text: str) -> Command:
         ("N=8\npython main.py --a '$N'", ["--a", "$N"]),
         ("python main.py --a 类型#裙 # a comment", ["--a", "类型#裙"]),
         ('python main.py --a "x # y"', ["--a", "x # y"]),
+        ("python main.py --a '' --b \"\"", ["--a", "", "--b", ""]),
         ("python main.py --a 2 > log.txt 2>&1 &", ["--a", "2"]),
         ("python main.py\\\n --a 1\r\n", ["--a", "1"]),
         ("P=$(shuf -n 1 -i 10-65)\npython main.py --p $P", ["--p", "$(shuf_-n_1_-i_10-65)"]),
