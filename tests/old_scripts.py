@@ -1,4 +1,4 @@
-"""The official programs' scripts and configurations, written for these tests from the tables of their settings."""
+"""The official scripts and configurations, written for these tests from tables of their settings."""
 
 from pathlib import Path
 

@@ -103,7 +103,9 @@ def test_a_migrated_configuration_runs_on_one_process(name: str, desk3: Path) ->
 
 
 def test_a_script_s_migration_says_what_it_found_made_mended_and_what_to_type(tmp_path: Path) -> None:
-    text = old_scripts.train("chatglm-6b").replace("--learning_rate $LR \\", "--learning_rate $LR \\  # high\\")
+    text = old_scripts.train("chatglm-6b").replace(
+        "--learning_rate $LR \\", "--learning_rate $LR \\  # high\\"
+    )
     (tmp_path / "train.sh").write_text(text, encoding="utf-8")
     said = succeed("migrate", "train.sh", "--output", "mine.yaml", cwd=tmp_path).stdout
     lines = [" ".join(line.split()) for line in said.splitlines()]

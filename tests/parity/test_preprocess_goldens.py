@@ -154,7 +154,9 @@ def write_script(folder: Path, arguments: dict[str, Any]) -> Path:
     names = ("prompt_column", "response_column", "history_column", "source_prefix", "max_source_length",
              "max_target_length", "ignore_pad_token_for_loss")  # fmt: skip
     flags = [f"--{name} {shlex.quote(str(arguments[name]))}" for name in names if arguments[name] is not None]
-    text = " \\\n  ".join(["python main.py", "--do_train", "--pre_seq_len 8", *flags, "--train_file train.json"])
+    text = " \\\n  ".join(
+        ["python main.py", "--do_train", "--pre_seq_len 8", *flags, "--train_file train.json"]
+    )
     (folder / "train.sh").write_text(text, encoding="utf-8")
     return folder / "train.sh"
 
@@ -190,7 +192,9 @@ def test_a_migrated_configuration_trains_the_official_rows(shared, tokenizers, t
             continue  # nothing is learned of it: here it is left out
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "train.json").write_text(json.dumps([{"conversations": case["messages"]}]), encoding="utf-8")
+        (folder / "train.json").write_text(
+            json.dumps([{"conversations": case["messages"]}]), encoding="utf-8"
+        )
         lengths = {name: case["args"][name] for name in ("max_input_length", "max_output_length")}
         config = {"data_config": {"train_file": "train.json"}, "training_args": {"max_steps": 1}, **lengths}
         (folder / "sft.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

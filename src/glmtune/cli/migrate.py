@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="New folder; for one recipe also a new .yaml file."
 )
-@click.option("--base", help="The model that the weights go on, or that a recipe trains: folder or hub's name.")
+@click.option(
+    "--base", help="The model that the weights go on, or that a recipe trains: folder or hub's name."
+)
 @click.option("--template", help="Chat format of the base, where its folder does not tell it.")
 def migrate(source: Path, output: Path | None, base: str | None, template: str | None) -> None:
     """Tell what SOURCE is and write it as something that works here. Nothing of it is run or overwritten.
@@ -25,7 +27,7 @@ def migrate(source: Path, output: Path | None, base: str | None, template: str |
       glmtune migrate finetune_demo/configs/lora.yaml --base /models/chatglm3-6b --output recipes/mine
 
     \b
-    A PEFT LoRA folder or a P-Tuning checkpoint (the prefix alone, or saved with the whole model) -> an adapter:
+    A PEFT LoRA folder, or a P-Tuning checkpoint (the prefix, alone or with the whole model) -> an adapter:
       glmtune migrate old/lora --base /models/chatglm3-6b --output adapters/lora
       glmtune migrate output/adgen-chatglm-6b-pt-128-2e-2/checkpoint-3000 --base /models/chatglm-6b
                       --output adapters/adgen

@@ -12,7 +12,7 @@ import yaml
 from glmtune.errors import ConfigError
 from glmtune.files import read_text
 from glmtune.migrate.draft import Draft
-from glmtune.migrate.flags import UNKNOWN
+from glmtune.migrate.flags import UNKNOWN, Reader
 from glmtune.migrate.trainer import carry_training
 
 LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
@@ -77,7 +77,10 @@ def _put_model(draft: Draft, model: str | None, *, is_alone: bool) -> None:
         draft.open["model"] = "the configuration names no model"
     if is_alone:
         rows = draft.flags.get("per_device_train_batch_size", "8")
-        draft.say("train.batch_size", f"each of N processes had {rows} rows at once: multiply by N if there were several")
+        draft.say(
+            "train.batch_size",
+            f"each of N processes had {rows} rows at once: multiply by N if there were several",
+        )
 
 
 def _put_method(draft: Draft, peft: Section) -> None:
@@ -99,7 +102,10 @@ def _put_full(draft: Draft, _: Section) -> None:
 
 
 def _put_prefix(draft: Draft, peft: Section) -> None:
-    method = {"name": "ptuning", "num_prefix_tokens": int(peft.pop("num_virtual_tokens", 128))}
+    method = {
+        "name": "ptuning",
+        "num_prefix_tokens": _take(draft, peft, "num_virtual_tokens", 128, int),
+    }
     draft.put("method", method, "PREFIX_TUNING there is the model's own prefix encoder, not PEFT's")
     if peft.pop("prefix_projection", False):
         draft.lost["peft_config.prefix_projection"] = "the program does not read it: there is no projection"
@@ -108,9 +114,9 @@ def _put_prefix(draft: Draft, peft: Section) -> None:
 def _put_lora(draft: Draft, peft: Section) -> None:
     method: Section = {
         "name": "lora",
-        "r": int(peft.pop("r", 8)),
-        "alpha": float(peft.pop("lora_alpha", 8)),
-        "dropout": float(peft.pop("lora_dropout", 0.0)),
+        "r": _take(draft, peft, "r", 8, int),
+        "alpha": _take(draft, peft, "lora_alpha", 8, float),
+        "dropout": _take(draft, peft, "lora_dropout", 0.0, float),
     }
     for key in ("use_rslora", "use_dora"):
         if peft.pop(key, False):
@@ -121,16 +127,22 @@ def _put_lora(draft: Draft, peft: Section) -> None:
 def _put_adalora(draft: Draft, peft: Section) -> None:
     method: Section = {
         "name": "adalora",
-        "init_r": int(peft.pop("init_r", 12)),
-        "target_r": int(peft.pop("target_r", 8)),
-        "alpha": float(peft.pop("lora_alpha", 8)),
-        "dropout": float(peft.pop("lora_dropout", 0.0)),
+        "init_r": _take(draft, peft, "init_r", 12, int),
+        "target_r": _take(draft, peft, "target_r", 8, int),
+        "alpha": _take(draft, peft, "lora_alpha", 8, float),
+        "dropout": _take(draft, peft, "lora_dropout", 0.0, float),
     }
     _put_low_rank(draft, method, peft)
     if "r" in peft:
         ranks = f"init_r {method['init_r']} and target_r {method['target_r']}"
         draft.mend("method", f"r {peft.pop('r')}: PEFT's AdaLoRA ignores it and trains with {ranks}")
-    draft.mend("method", "the Trainer never calls update_and_allocate, so no rank is pruned there; here they are")
+    draft.mend(
+        "method", "the Trainer never calls update_and_allocate, so no rank is pruned there; here they are"
+    )
+
+
+def _take(draft: Draft, peft: Section, name: str, default: float, read: Reader) -> Any:
+    return draft.read(name, peft.pop(name, default), read)
 
 
 def _put_low_rank(draft: Draft, method: Section, peft: Section) -> None:
@@ -155,7 +167,11 @@ METHODS: Mapping[str, Callable[[Draft, Section], None]] = {
 
 
 def _put_rows(draft: Draft, data: Section, folder: str | None) -> None:
-    for name, key in (("train_file", "data.train"), ("val_file", "data.validation"), ("test_file", "data.test")):
+    for name, key in (
+        ("train_file", "data.train"),
+        ("val_file", "data.validation"),
+        ("test_file", "data.test"),
+    ):
         text = data.pop(name, None)
         if text is not None:
             draft.put(key, draft.locate(str(Path(folder or "") / str(text))))
@@ -182,23 +198,28 @@ def _put_encoding(draft: Draft, values: Section) -> None:
     draft.put("data.encoding", name, "rows become the ids and labels of finetune_hf.py")
     if values.pop("combine", False):
         draft.put("data.combine", True)
-    for key, setting in (("max_input_length", "max_source_tokens"), ("max_output_length", "max_target_tokens")):
+    for key, setting in (
+        ("max_input_length", "max_source_tokens"),
+        ("max_output_length", "max_target_tokens"),
+    ):
         if key not in values:
             raise ConfigError(f"{draft.place}: no {key}", hint="write it into the configuration")
-        draft.put(f"data.{setting}", int(values.pop(key)))
+        draft.put(f"data.{setting}", draft.read(key, values.pop(key), int))
     draft.mend(
         "data.max_source_tokens",
-        "the program cuts conversations after input + output + 1 tokens without a word; the run says how many",
+        "conversations were cut after input + output + 1 tokens without a word; the run says how many",
     )
 
 
 def _put_answers(draft: Draft, generation: Section) -> None:
     draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
     if "max_new_tokens" in generation:
-        draft.put("evaluate.max_new_tokens", int(generation["max_new_tokens"]))
+        draft.put("evaluate.max_new_tokens", draft.read("max_new_tokens", generation["max_new_tokens"], int))
     for name, value in generation.items():
         if name != "max_new_tokens":
-            draft.lost[f"generation_config.{name} {value}"] = "answers are greedy: the likeliest token each time"
+            draft.lost[f"generation_config.{name} {value}"] = (
+                "answers are greedy: the likeliest token each time"
+            )
 
 
 def _name_rest(draft: Draft, values: Section) -> None:

@@ -68,7 +68,17 @@ class Draft:
 
     def number(self, name: str, default: str, read: Reader = int) -> Any:
         """A flag's number. Raises ConfigError if it is none."""
-        return self._read(name, self.take(name, default) or default, read)
+        return self.read(name, self.take(name, default) or default, read)
+
+    def read(self, name: str, value: Any, reader: Reader) -> Any:
+        """A setting's value. Raises ConfigError with its place if it is no number."""
+        try:
+            return reader(value)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"{self.place}: {name} {value}: not a number that this setting can have",
+                hint="put the number there, then migrate again",
+            ) from None
 
     def drop(self, name: str, why: str) -> None:
         """Deal with a flag by leaving it out, if it is there."""
@@ -104,21 +114,12 @@ class Draft:
             value = self.flags[name]
             if name in CARRIED and value is not None:
                 key, read = CARRIED[name]
-                self.put(key, self._read(name, value, read))
+                self.put(key, self.read(name, value, read))
                 self.flags.pop(name)
             elif name in DROPPED:
                 self.drop(name, DROPPED[name])
             else:
                 self.lose(name, NOT_CARRIED.get(name, UNKNOWN))
-
-    def _read(self, name: str, value: str, read: Reader) -> Any:
-        try:
-            return read(value)
-        except ValueError:
-            raise ConfigError(
-                f"{self.place}: {name} {value}: not a number that this setting can have",
-                hint="put the number into the script, then migrate it again",
-            ) from None
 
     def check(self) -> None:
         """Raise ConfigError if no run could have these settings."""
@@ -149,7 +150,9 @@ class Draft:
 
 def show(value: Any) -> str:
     """A value as YAML, on one line."""
-    text: str = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, sort_keys=False, width=10**6)
+    text: str = yaml.safe_dump(
+        value, allow_unicode=True, default_flow_style=True, sort_keys=False, width=10**6
+    )
     return text.strip().removesuffix("\n...")
 
 

@@ -93,7 +93,9 @@ def _processes(launcher: str, options: dict[str, str | None], devices: str) -> t
         return cards, []
     if launcher == "python" and cards > 1:
         text = "without torchrun, its Trainer splits each step over the cards by DataParallel"
-        return cards, [f"CUDA_VISIBLE_DEVICES={devices}: {text}, whose first card fills up; torchrun does not"]
+        return cards, [
+            f"CUDA_VISIBLE_DEVICES={devices}: {text}, whose first card fills up; torchrun does not"
+        ]
     if launcher == "deepspeed":
         text = "all cards of the machine; their number is not in the script, so one process is assumed"
         return cards or 1, [] if cards else [f"deepspeed without --num_gpus: {text}"]

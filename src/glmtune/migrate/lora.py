@@ -65,7 +65,10 @@ class OldLora:
     def method(self) -> dict[str, Any]:
         """The settings of the method that trained it, as a card holds them."""
         config = self.config
-        shared = {"alpha": float(config.get("lora_alpha", 8)), "dropout": float(config.get("lora_dropout", 0))}
+        shared: dict[str, Any] = {
+            "alpha": float(config.get("lora_alpha", 8)),
+            "dropout": float(config.get("lora_dropout", 0)),
+        }
         shared["target_modules"] = sorted({name.rpartition(".")[2] for name in self.targets})
         if self.kind == "ADALORA":
             ranks = int(config.get("init_r", 12)), int(config.get("target_r", 8))
@@ -96,8 +99,8 @@ def read_lora(folder: Path) -> OldLora:
 def _check_merged(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("enable_lora"):
         raise CheckpointError(
-            f"{folder / ADAPTER_FILE}: enable_lora {config['enable_lora']}: a LoRA of parts of a layer, of PEFT 0.2 "
-            "and before",
+            f"{folder / ADAPTER_FILE}: enable_lora {config['enable_lora']}: a LoRA of parts of a layer, "
+            "as PEFT 0.2 and earlier made it",
             hint="merge it into its base with that version of PEFT, then use the merged model",
         )
 
@@ -164,6 +167,8 @@ def _mend_targets(old: OldLora) -> None:
     real = sorted({name.rpartition(".")[2] for name in old.targets})
     missing = [n for n in named or [] if not any(t == n or t.endswith(f".{n}") for t in old.targets)]
     if missing:
-        old.mended.append(f"target_modules: no weights for {', '.join(missing)}; adapted are {', '.join(real)}")
+        old.mended.append(
+            f"target_modules: no weights for {', '.join(missing)}; adapted are {', '.join(real)}"
+        )
     if missing or not named:
         old.config["target_modules"] = real

@@ -3,7 +3,8 @@
 ChatGLM-6B's and ChatGLM2's trainer.py saves what requires gradients, `transformer.prefix_encoder.*`; before
 2023-04 it saved the whole model. ChatGLM3's finetune_hf.py with PREFIX_TUNING sets config.pre_seq_len and
 saves the whole model; a `save_model` that it has commented out saves the prefix by its bare names.
-Source: github.com/THUDM/ChatGLM-6B ptuning/trainer.py, github.com/THUDM/ChatGLM3 finetune_demo/finetune_hf.py.
+Source: ptuning/trainer.py of github.com/THUDM/ChatGLM-6B, finetune_demo/finetune_hf.py of
+github.com/THUDM/ChatGLM3.
 """
 
 from pathlib import Path
@@ -42,8 +43,8 @@ def check_frozen(folder: Path, base: Path) -> str:
     for name in shared:
         if beside[name].shape != stored[name].shape or not _is_same(beside[name], stored[name]):
             raise CheckpointError(
-                f"{beside[name].file}: {name} differs from the base's, so more than the prefix was trained, or "
-                f"this is not its base",
+                f"{beside[name].file}: {name} differs from the base's, so more than the prefix was trained, "
+                "or this is not its base",
                 hint="name its base: --base; if the whole model was trained, it opens as it is",
             )
     return f"{len(shared)} weights of the base beside it, every one equal to the base's: not copied"

@@ -58,7 +58,9 @@ def as_trained(model: nn.Module, old: OldLora) -> Iterator[None]:
     try:
         for name in old.targets:
             if not isinstance(parts.get(name), nn.Module):
-                raise CheckpointError(f"{name}: this base has no such layer", hint="name its own base: --base")
+                raise CheckpointError(
+                    f"{name}: this base has no such layer", hint="name its own base: --base"
+                )
             hooks.append(parts[name].register_forward_hook(_adds(old, name)))
         yield
     finally:
@@ -96,4 +98,6 @@ def _scale(old: OldLora, name: str, rank: int) -> float:
 
 
 def _by_pattern(patterns: dict[str, float] | None, name: str, default: float) -> float:
-    return next((v for key, v in (patterns or {}).items() if name == key or name.endswith(f".{key}")), default)
+    return next(
+        (v for key, v in (patterns or {}).items() if name == key or name.endswith(f".{key}")), default
+    )

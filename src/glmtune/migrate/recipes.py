@@ -18,8 +18,8 @@ _TYPED = {"model": "MODEL", "data.train": "FILE", "data.validation": "FILE", "da
 def migrate_files(files: Sequence[Path], output: Path | None, base: str | None = None) -> list[Migration]:
     """A recipe for each program that these scripts and configurations start.
 
-    `output` is a folder, or for one recipe a file. Nothing is written unless everything can be, and nothing is
-    overwritten. Raises ConfigError.
+    `output` is a folder, or for one recipe a file. Nothing is written unless everything can be, and
+    nothing is overwritten. Raises ConfigError.
     """
     drafts = [draft for path in files for draft in _drafts(path, base)]
     for draft in drafts:
@@ -80,8 +80,8 @@ def commands(draft: Draft, target: Path | None) -> list[str]:
     """What to type."""
     cards = f"CUDA_VISIBLE_DEVICES={draft.devices} " if draft.devices else ""
     if draft.verb == "train":
-        words = " ".join(f"{key}={_TYPED[key]}" for key in draft.open)
-        run = f"glmtune train {shlex.quote(str(target))} {words}".strip()
+        open_words = " ".join(f"{key}={_TYPED[key]}" for key in draft.open)
+        run = f"glmtune train {shlex.quote(str(target))} {open_words}".strip()
         return [f"{cards}{_torchrun(draft)}{run}"]
     model = draft.settings.get("model", _TYPED["model"])
     words = [f"glmtune {draft.verb}", shlex.quote(str(model))]
@@ -112,10 +112,14 @@ def _migration(draft: Draft, target: Path | None) -> Migration:
     name = method if isinstance(method, str) else (method or {}).get("name", "")
     found = [f"{verbs[draft.verb]}{f' ({name})' if name else ''}"]
     if "train.batch_size" in settings:
-        length = f"{settings['train.steps']} steps" if "train.steps" in settings else (
-            f"{settings['train.epochs']:g} epochs"
+        length = (
+            f"{settings['train.steps']} steps"
+            if "train.steps" in settings
+            else (f"{settings['train.epochs']:g} epochs")
         )
-        found[0] += f": {length} of {settings['train.batch_size']} rows, learning rate {settings['train.lr']:g}"
+        found[0] += (
+            f": {length} of {settings['train.batch_size']} rows, learning rate {settings['train.lr']:g}"
+        )
     found += [f"{key} is open: {why}" for key, why in draft.open.items()]
     return Migration(
         source=draft.place,

@@ -5,8 +5,8 @@ and those scripts.
 """
 
 import re
-from contextlib import suppress
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from glmtune.errors import ConfigError
@@ -59,8 +59,12 @@ def _draft(launch: Launch, path: Path, base: str | None, producers: Sequence[Dra
         _read_demo(draft, base)
     elif is_on(launch.flags, "do_train"):
         _read_training(draft, base)
-    else:
+    elif is_on(launch.flags, "do_predict") or is_on(launch.flags, "do_eval"):
         _read_evaluation(draft, base, producers)
+    else:
+        raise ConfigError(
+            f"{place}: main.py with neither --do_train nor --do_predict", hint="say in the script which it is"
+        )
     draft.carry_rest()
     return draft
 
@@ -148,8 +152,8 @@ def _put_validation(draft: Draft) -> None:
             draft.put(
                 "data.validation",
                 train,
-                "the script names no validation rows: these are the training rows again, so that all of them are "
-                "trained; without this line some are held out",
+                "no validation rows are named: these are the training rows again, so that all are trained; "
+                "without this line some are held out",
             )
 
 
@@ -159,7 +163,7 @@ def _put_encoding(draft: Draft) -> None:
     draft.put("data.max_target_tokens", draft.number("max_target_length", MAIN["max_target_length"]))
     draft.mend(
         "data.max_source_tokens",
-        "the script cuts longer questions without a word, their newest part first; the run says how many it cuts",
+        "longer questions were cut without a word, their newest part first; the run says how many",
     )
     if "ignore_pad_token_for_loss" in draft.flags and not is_on(draft.flags, "ignore_pad_token_for_loss"):
         draft.lose("ignore_pad_token_for_loss", "pads are never learned")
@@ -167,15 +171,16 @@ def _put_encoding(draft: Draft) -> None:
 
 
 def _put_answers(draft: Draft) -> None:
-    rows = draft.take("per_device_eval_batch_size")
-    if rows is not None:
-        draft.put("evaluate.batch_size", int(rows))
+    if "per_device_eval_batch_size" in draft.flags:
+        draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
 
 
 def _put_output(draft: Draft) -> None:
     draft.output = draft.take("output_dir") or ""
     if "$" in draft.output:
-        draft.lost[f"output_dir {draft.output}"] = "set outside of the script: runs/<model>-<method>, or output=..."
+        draft.lost[f"output_dir {draft.output}"] = (
+            "set outside of the script: runs/<model>-<method>, or output=..."
+        )
     elif draft.output:
         draft.put("output", run_of(draft.output), "beside the script's own output, which is left alone")
 
@@ -208,8 +213,8 @@ def _read_evaluation(draft: Draft, base: str | None, producers: Sequence[Draft])
     _put_encoding(draft)
     draft.put("evaluate.max_new_tokens", draft.settings["data.max_target_tokens"] + 1, _LONGEST_ANSWER)
     draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
-    if (rows := draft.take("max_predict_samples")) is not None:
-        draft.put("evaluate.max_rows", int(rows))
+    if "max_predict_samples" in draft.flags:
+        draft.put("evaluate.max_rows", draft.number("max_predict_samples", "0"))
     draft.mend("evaluate.batch_size", _GREEDY)
 
 

@@ -1,4 +1,4 @@
-"""What transformers' Trainer was told: rows of a step, length, rate, precision, and when it looks and saves."""
+"""What transformers' Trainer was told: rows of a step, length, rate, precision, when it looks and saves."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def _carry_batch(draft: Draft) -> None:
     draft.put(
         "train.batch_size",
         rows * micro * draft.processes,
-        f"{product}{'es' if draft.processes > 1 else ''}; however many processes run it, a step is these rows",
+        f"{product}{'es' if draft.processes > 1 else ''}; a step is these rows on any number of processes",
     )
     draft.put("train.micro_batch_size", rows)
 
@@ -113,7 +113,7 @@ def _carry_evaluation(draft: Draft) -> None:
         draft.put(
             "train.eval_every",
             draft.settings["train.save_every"],
-            "the script saves without looking at its validation rows; here their loss is taken at each checkpoint",
+            "nothing looked at the validation rows; here their loss is taken at each checkpoint",
         )
 
 

@@ -1,4 +1,4 @@
-"""Adapters and prefixes of the past -> one adapter folder of ours, written only once its logits are the same."""
+"""Old adapters and prefixes -> one adapter folder of ours, written only once its logits are the same."""
 
 import json
 import shlex
@@ -154,7 +154,9 @@ def _prove(model: Any, made: Path, source: Path, theirs: Tensor | None, plain: T
     dtype = next(model.parameters()).dtype
     ours = logits_of(load_adapter(model, made))
     if theirs is None:
-        return f"{require_effect(ours, plain, what=str(source))}; nothing here computes the source's to compare"
+        return (
+            f"{require_effect(ours, plain, what=str(source))}; nothing here computes the source's to compare"
+        )
     return compare(theirs, ours, plain, dtype=dtype, what=str(source))
 
 

@@ -18,7 +18,9 @@ def bring(folder: Path, text: str, name: str = "run.sh", **settings: Any) -> tup
     (folder / name).write_text(text, encoding="utf-8")
     [done] = migrate(folder / name, folder / "new.yaml", **settings)
     assert done.made is not None
-    return done, load_recipe(done.made, [] if "model" in yaml.safe_load(done.made.read_text()) else ["model=-"])
+    return done, load_recipe(
+        done.made, [] if "model" in yaml.safe_load(done.made.read_text()) else ["model=-"]
+    )
 
 
 def at(recipe: Recipe, key: str) -> Any:
@@ -34,8 +36,10 @@ def assert_has(recipe: Recipe, expected: dict[str, Any]) -> None:
 
 THUDM = {"data.encoding": "thudm", "data.prompt_column": "content", "data.response_column": "summary"}
 ADGEN = {"data.train": "AdvertiseGen/train.json", "data.validation": "AdvertiseGen/dev.json"}
-PREFIX = {"quant": "int4", "method.name": "ptuning", "method.num_prefix_tokens": 128, "method.projection": False,
-          "dtype": "auto"}  # fmt: skip
+PREFIX = {
+    "quant": "int4", "method.name": "ptuning", "method.num_prefix_tokens": 128, "method.projection": False,
+    "dtype": "auto",
+}  # fmt: skip
 TRAINER = {
     "train.schedule": "linear", "train.warmup_steps": 0, "train.weight_decay": 0.0, "train.adam_beta1": 0.9,
     "train.adam_beta2": 0.999, "train.adam_epsilon": 1e-8, "train.max_grad_norm": 1.0, "train.log_every": 10,
@@ -53,14 +57,14 @@ def length(rows: int, at_once: int, steps: int, lr: float, save: int) -> dict[st
 
 
 TRAININGS: dict[str, dict[str, Any]] = {
-    "train": {**THUDM, **ADGEN, **PREFIX, **TRAINER, **length(16, 1, 3000, 2e-2, 1000), "evaluate.batch_size": 1},
+    "train": {**THUDM, **ADGEN, **PREFIX, **TRAINER, **length(16, 1, 3000, 2e-2, 1000)},
     "train_chat": {
         **PREFIX, **TRAINER, **length(16, 1, 3000, 1e-2, 1000), **limits(256, 256), "data.encoding": "thudm",
         "data.prompt_column": "prompt", "data.response_column": "response", "data.history_column": "history",
     },
     "ds_train_finetune": {
-        **THUDM, **ADGEN, **TRAINER, **length(4 * 4, 4, 5000, 1e-4, 1000), **limits(64, 64), "method.name": "full",
-        "quant": None, "train.precision": "fp16",
+        **THUDM, **ADGEN, **TRAINER, **length(4 * 4, 4, 5000, 1e-4, 1000), **limits(64, 64),
+        "method.name": "full", "quant": None, "train.precision": "fp16",
     },
 }  # fmt: skip
 """What the tables of the scripts' settings say, in this program's words."""
@@ -83,13 +87,13 @@ def test_an_evaluation_script_becomes_its_recipe_and_a_command(model: str, tmp_p
     checkpoint = f"./output/adgen-{model}-pt-128-2e-2/checkpoint-3000"
     assert recipe.model == checkpoint
     assert_has(recipe, {
-        **THUDM, **limits(64, 64), "base": f"THUDM/{model}", "quant": "int4", "data.test": "AdvertiseGen/dev.json",
-        "evaluate.batch_size": 1, "evaluate.max_new_tokens": 65,
+        **THUDM, **limits(64, 64), "base": f"THUDM/{model}", "quant": "int4",
+        "data.test": "AdvertiseGen/dev.json", "evaluate.batch_size": 1, "evaluate.max_new_tokens": 65,
     })  # fmt: skip
     assert any("top_p 0.7, temperature 0.95" in text for text in done.mended)
     [command] = done.next
-    start = f"CUDA_VISIBLE_DEVICES=0 glmtune evaluate {checkpoint} --base THUDM/{model} --data AdvertiseGen/dev.json"
-    assert command.startswith(start)
+    words = f"{checkpoint} --base THUDM/{model} --data AdvertiseGen/dev.json"
+    assert command.startswith(f"CUDA_VISIBLE_DEVICES=0 glmtune evaluate {words}")
     assert "data.encoding=thudm" in command and "quant=int4" in command
 
 
@@ -105,9 +109,8 @@ def test_the_web_demo_becomes_a_command_and_no_file(model: str, tmp_path: Path) 
     (tmp_path / "web_demo.sh").write_text(old_scripts.web_demo(model), encoding="utf-8")
     [done] = migrate(tmp_path / "web_demo.sh")
     assert done.made is None
-    assert done.next == [
-        f"CUDA_VISIBLE_DEVICES=0 glmtune chat output/adgen-{model}-pt-128-2e-2/checkpoint-3000 --base THUDM/{model}"
-    ]
+    checkpoint = f"output/adgen-{model}-pt-128-2e-2/checkpoint-3000"
+    assert done.next == [f"CUDA_VISIBLE_DEVICES=0 glmtune chat {checkpoint} --base THUDM/{model}"]
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -140,9 +143,7 @@ def test_a_script_that_starts_finetune_hf_names_rows_model_and_processes(tmp_pat
         "model": "THUDM/chatglm3-6b", "data.train": "data/ads/train.json", "train.batch_size": 16,
         "train.micro_batch_size": 4,
     })  # fmt: skip
-    assert done.next == [
-        f"torchrun --standalone --nproc-per-node 4 -m glmtune train {tmp_path / 'new.yaml'}"
-    ]
+    assert done.next == [f"torchrun --standalone --nproc-per-node 4 -m glmtune train {tmp_path / 'new.yaml'}"]
     assert "resume yes" in done.lost
 
 
@@ -158,7 +159,8 @@ def test_without_a_model_the_recipe_asks_for_it(tmp_path: Path) -> None:
 def script(start: str, *flags: str, end: str = "") -> str:
     common = (
         "--do_train", "--model_name_or_path m", "--train_file t.json", "--validation_file v.json",
-        "--per_device_train_batch_size 2", "--gradient_accumulation_steps 8", "--max_steps 100", "--pre_seq_len 8",
+        "--per_device_train_batch_size 2", "--gradient_accumulation_steps 8", "--max_steps 100",
+        "--pre_seq_len 8",
     )  # fmt: skip
     return " \\\n  ".join([start, *common, *flags]) + end
 
@@ -167,7 +169,8 @@ def script(start: str, *flags: str, end: str = "") -> str:
     ("start", "rows", "command"),
     [
         ("python main.py", 16, ""),
-        ("torchrun --standalone --nproc-per-node=3 main.py", 48, "torchrun --standalone --nproc-per-node 3 -m "),
+        ("torchrun --standalone --nproc-per-node=3 main.py", 48,
+         "torchrun --standalone --nproc-per-node 3 -m "),
         ("python -m torch.distributed.run --nproc_per_node 2 main.py", 32,
          "torchrun --standalone --nproc-per-node 2 -m "),
         ("deepspeed --num_gpus=4 main.py", 64, "torchrun --standalone --nproc-per-node 4 -m "),
@@ -200,13 +203,15 @@ def test_deepspeed_s_own_optimizer_is_named_as_not_carried_over(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--learning_rate 1e-3", "--lr_scheduler_type cosine"], {"train.lr": 1e-3, "train.schedule": "cosine"}),
+        (["--learning_rate 1e-3"], {"train.lr": 1e-3}),
+        (["--lr_scheduler_type cosine"], {"train.schedule": "cosine"}),
         ([], {"train.lr": 5e-5, "train.log_every": 500, "train.save_every": 500, "train.eval_every": 500}),
         (["--warmup_ratio 0.1"], {"train.warmup_steps": 10}),
         (["--warmup_ratio 0.1", "--warmup_steps 7"], {"train.warmup_steps": 7}),
         (["--max_steps -1", "--num_train_epochs 2"], {"train.steps": None, "train.epochs": 2.0}),
         (["--max_steps=-1"], {"train.epochs": 3.0}),
-        (["--weight_decay 0.01", "--adam_epsilon 1e-4", "--adam_beta2 0.95", "--max_grad_norm 0.5", "--seed 7"],
+        (["--weight_decay 0.01", "--adam_epsilon 1e-4", "--adam_beta2 0.95", "--max_grad_norm 0.5",
+          "--seed 7"],
          {"train.weight_decay": 0.01, "train.adam_epsilon": 1e-4, "train.adam_beta2": 0.95,
           "train.max_grad_norm": 0.5, "train.seed": 7}),
         (["--optim adamw_bnb_8bit"], {"train.optimizer": "adamw_8bit"}),
@@ -240,6 +245,8 @@ def test_every_other_flag_is_named_and_why(tmp_path: Path) -> None:
         ("--learning_rate $RATE", r"run.sh:1: learning_rate \$RATE: not a number"),
         ("--lr_scheduler_type polynomial", "lr_scheduler_type polynomial: not a schedule here"),
         ("--quantization_bit 2", "run.sh:1: quantization_bit 2"),
+        ("--per_device_eval_batch_size all", "run.sh:1: per_device_eval_batch_size all: not a number"),
+        ("--do_train False", "neither --do_train nor --do_predict"),
         ("--weight_decay -1", "run.sh:1: train.weight_decay"),
     ],
 )
@@ -259,13 +266,17 @@ def test_without_validation_rows_all_rows_are_still_trained(tmp_path: Path) -> N
 
 def test_flags_below_a_broken_continuation_are_carried_and_the_recipe_says_so(tmp_path: Path) -> None:
     """The write-up's own advice: `--quantization_bit 4 \\ # 8 is INT8`."""
-    text = old_scripts.train("chatglm-6b").replace("--pre_seq_len $PRE_SEQ_LEN \\", "--pre_seq_len 128 \\ # short")
+    text = old_scripts.train("chatglm-6b").replace(
+        "--pre_seq_len $PRE_SEQ_LEN \\", "--pre_seq_len 128 \\ # short"
+    )
     done, recipe = bring(tmp_path, text)
     assert recipe.quant == "int4"
     assert any("a comment after the backslash" in line for line in done.mended)
     written = " ".join((tmp_path / "new.yaml").read_text(encoding="utf-8").replace("#", "").split())
     line = text.splitlines().index("    --pre_seq_len 128 \\ # short") + 1
-    assert f"Mended: line {line}: a comment after the backslash, so the shell ends the command there" in written
+    assert (
+        f"Mended: line {line}: a comment after the backslash, so the shell ends the command there" in written
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,10 +319,18 @@ def test_targets_that_do_not_exist_are_mended(tmp_path: Path) -> None:
     assert "target_modules: this model has no query, value; query_key_value is adapted" in done.mended
 
 
+def test_glm4_s_combine_takes_glm4_s_encoding(tmp_path: Path) -> None:
+    done, recipe = bring(tmp_path, old_scripts.config("lora") + "combine: true\nfreezeV: true\n", "lora.yaml")
+    assert_has(recipe, {"data.encoding": "glm4", "data.combine": True})
+    assert "freezeV True" in done.lost
+
+
 def test_adalora_s_ignored_rank_is_named(tmp_path: Path) -> None:
     text = old_scripts.config("lora").replace("peft_type: LORA", "peft_type: ADALORA")
     done, recipe = bring(tmp_path, text, "ada.yaml", base="m")
-    assert_has(recipe, {"method.name": "adalora", "method.init_r": 12, "method.target_r": 8, "method.alpha": 32})
+    assert_has(
+        recipe, {"method.name": "adalora", "method.init_r": 12, "method.target_r": 8, "method.alpha": 32}
+    )
     assert any(line.startswith("r 8: PEFT's AdaLoRA ignores it") for line in done.mended)
 
 
@@ -334,7 +353,8 @@ def test_a_folder_gives_a_recipe_a_script_and_nothing_is_overwritten(tmp_path: P
     folder = old_scripts.write_scripts(tmp_path / "ptuning", "chatglm2-6b")
     made = [done.made for done in migrate(folder, tmp_path / "new")]
     assert [path.name if path else None for path in made] == [
-        "ds_train_finetune.yaml", "evaluate.yaml", "evaluate_finetune.yaml", "train.yaml", "train_chat.yaml", None,
+        "ds_train_finetune.yaml", "evaluate.yaml", "evaluate_finetune.yaml", "train.yaml", "train_chat.yaml",
+        None,
     ]  # fmt: skip
     before = {path: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     with pytest.raises(ConfigError, match="will not be overwritten"):
@@ -348,8 +368,13 @@ def test_a_folder_gives_a_recipe_a_script_and_nothing_is_overwritten(tmp_path: P
         ("x.sh", "echo hello", "starts none of the official programs"),
         ("x.yaml", "model: m", "no training_args"),
         ("x.yaml", "a: [", "not valid YAML"),
-        ("x.yaml", "training_args: {}\npeft_config: {peft_type: IA3}", "peft_config.peft_type: IA3"),
+        ("x.yaml", "training_args: {}\npeft_config: {peft_type: IA3}", "peft_type: IA3"),
         ("x.yaml", "training_args: {}", "no max_input_length"),
+        (
+            "x.yaml",
+            "training_args: {}\npeft_config: {peft_type: LORA, r: big}",
+            "x.yaml: r big: not a number",
+        ),
         ("x.sh", "python finetune_hf.py data", "needs a data folder, a model and a configuration"),
     ],
 )

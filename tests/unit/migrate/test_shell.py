@@ -18,7 +18,7 @@ def only(text: str) -> Command:
         ("python main.py \\\n  --a 1 \\\n  --b\n", ["--a", "1", "--b"]),
         ("N=8\npython main.py --a $N-${N}x", ["--a", "8-8x"]),
         ("export N=8 M=9\npython main.py --a $N$M", ["--a", "89"]),
-        ("N=${1:-\"8\"}\npython main.py --a ${N}", ["--a", "8"]),
+        ('N=${1:-"8"}\npython main.py --a ${N}', ["--a", "8"]),
         ("N='a b'\npython main.py --a \"$N\"", ["--a", "a b"]),
         ("N=8\npython main.py --a '$N'", ["--a", "$N"]),
         ("python main.py --a 类型#裙 # a comment", ["--a", "类型#裙"]),

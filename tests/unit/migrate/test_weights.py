@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from glmtune import load_model
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
@@ -16,6 +17,7 @@ from glmtune.methods.adapter import read_card
 from glmtune.methods.trained import PREFIX, read_pickle
 from glmtune.migrate import Migration, migrate
 from golden import GOLDENS, read_golden
+from models import tiny_folder
 
 TEMPLATES = {"v1_late": "chatglm", "v1_mid": "chatglm", "v2": "chatglm2", "v3": "chatglm3", "glm4": "glm4"}
 
@@ -54,7 +56,9 @@ def test_a_prefix_has_the_official_logits(family: str, kind: str, tmp_path: Path
     source = GOLDENS / family / f"ckpt_{kind}"
     bring(source, tmp_path / "new", family)
     assert_is_official(tmp_path / "new", family, kind)
-    assert same(read_pickle(source / "pytorch_model.bin"), load_file(tmp_path / "new" / "trained.safetensors"))
+    assert same(
+        read_pickle(source / "pytorch_model.bin"), load_file(tmp_path / "new" / "trained.safetensors")
+    )
     assert not list((tmp_path / "new").glob("*.bin"))
 
 
@@ -135,7 +139,9 @@ def test_the_base_s_weights_beside_an_adapter_are_left_out(tmp_path: Path) -> No
     folder = old_lora(tmp_path / "old")
     adapter = {n: t.clone() for n, t in read_pickle(folder / "adapter_model.bin").items()}
     base = load_file(GOLDENS / "v3" / "ckpt" / "model.safetensors")
-    torch.save({**adapter, **{f"base_model.model.{n}": t for n, t in base.items()}}, folder / "pytorch_model.bin")
+    torch.save(
+        {**adapter, **{f"base_model.model.{n}": t for n, t in base.items()}}, folder / "pytorch_model.bin"
+    )
     (folder / "adapter_model.bin").unlink()
     done = bring(folder, tmp_path / "new", "v3")
     assert_is_official(tmp_path / "new", "v3", "lora")
@@ -155,6 +161,43 @@ def test_settings_of_another_peft_are_left_out_and_named(tmp_path: Path) -> None
     written = json.loads((tmp_path / "new" / "adapter_config.json").read_text(encoding="utf-8"))
     assert written["base_model_name_or_path"] == str((GOLDENS / "v3" / "ckpt").resolve())
     assert resolve(tmp_path / "new").base.resolve() == (GOLDENS / "v3" / "ckpt").resolve()
+
+
+def by_peft(folder: Path, config: Any, base: Path) -> Path:
+    """An adapter that PEFT itself writes, its factors random."""
+    tuned = peft.get_peft_model(load_model(base, dtype="fp32"), config)
+    torch.manual_seed(0)
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(str(folder))
+    return folder
+
+
+TARGETS = {"task_type": "CAUSAL_LM", "target_modules": ["query_key_value", "dense"], "lora_dropout": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "said"),
+    [
+        (peft.LoraConfig(r=4, lora_alpha=8, use_rslora=True, **TARGETS), "lora", "logits equal the source's"),
+        (peft.LoraConfig(r=4, lora_alpha=8, alpha_pattern={"dense": 2}, rank_pattern={"dense": 2}, **TARGETS),
+         "lora", "logits equal the source's"),
+        (peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=8, total_step=10, **TARGETS),
+         "adalora", "logits equal the source's"),
+        (peft.LoraConfig(r=4, use_dora=True, **TARGETS), "lora", "nothing here computes the source's to compare"),
+    ],
+    ids=["rslora", "patterns", "adalora", "dora"],
+)  # fmt: skip
+def test_what_peft_writes_is_computed_without_it(config: Any, method: str, said: str, tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    source = by_peft(tmp_path / "old", config, base)
+    [done] = migrate(source, tmp_path / "new", base=base)
+    assert said in done.found[-1]
+    card = read_card(tmp_path / "new")
+    assert card is not None and card.method["name"] == method
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (source, tmp_path / "new"))
+    assert same(before, after)
 
 
 @pytest.mark.parametrize("named", [None, ["query_key_value", "query", "value"]])
@@ -188,7 +231,10 @@ def set_in_config(**settings: Any) -> Any:
         (set_in_config(peft_type="IA3"), "peft_type IA3: this version has no such method"),
         (set_in_config(enable_lora=[True, False, True]), "a LoRA of parts of a layer"),
         (lambda folder: (folder / "adapter_model.bin").unlink(), "no weights; looked for"),
-        (lambda folder: (folder / "adapter_model.bin").write_bytes(b"PK\x03\x04 cut"), "truncated or damaged"),
+        (
+            lambda folder: (folder / "adapter_model.bin").write_bytes(b"PK\x03\x04 cut"),
+            "truncated or damaged",
+        ),
         (set_in_config(rank_pattern={"query_key_value": 4}), "does not fit this model|do not match"),
     ],
     ids=["zero B", "PEFT's prefix", "IA3", "merged", "no weights", "cut", "other ranks"],
