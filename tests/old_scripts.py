@@ -1,6 +1,14 @@
 """The official scripts and configurations, written for these tests from tables of their settings."""
 
+import json
 from pathlib import Path
+
+import peft
+import torch
+
+from glmtune import load_model
+from glmtune.methods import apply_method
+from glmtune.recipe import Ptuning
 
 COMMON = """\
     --overwrite_cache \\
@@ -193,3 +201,34 @@ training_args:
     max_new_tokens: 512
 {deepspeed}  use_cpu: false
 {PEFT[name]}"""
+
+
+# What they left
+
+
+def write_lora(folder: Path, base: Path) -> Path:
+    """A LoRA folder of PEFT's, its factors random."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["query_key_value"])
+    return write_adapter(folder, config, base)
+
+
+def write_adapter(folder: Path, config: peft.PeftConfig, base: Path) -> Path:
+    """An adapter that PEFT itself writes, its factors random."""
+    tuned = peft.get_peft_model(load_model(base, dtype="fp32"), config)
+    torch.manual_seed(0)
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned.save_pretrained(str(folder))
+    return folder
+
+
+def write_prefix(folder: Path, base: Path) -> Path:
+    """A P-Tuning checkpoint as the official trainer writes it: what requires gradients, and the config."""
+    model = apply_method(load_model(base, dtype="fp32"), Ptuning(num_prefix_tokens=8))
+    folder.mkdir(parents=True)
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    torch.save(trained, folder / "pytorch_model.bin")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "pre_seq_len": 8}), encoding="utf-8")
+    return folder

@@ -16,8 +16,10 @@ from glmtune.load import resolve
 from glmtune.methods.adapter import read_card
 from glmtune.methods.trained import PREFIX, read_pickle
 from glmtune.migrate import Migration, migrate
+from glmtune.models.quant import held_quant
 from golden import GOLDENS, read_golden
 from models import tiny_folder
+from old_scripts import write_adapter
 
 TEMPLATES = {"v1_late": "chatglm", "v1_mid": "chatglm", "v2": "chatglm2", "v3": "chatglm3", "glm4": "glm4"}
 
@@ -76,6 +78,16 @@ def whole_save(folder: Path, family: str, change: float = 0.0) -> Path:
     torch.save({**base, **{n: t.clone() for n, t in prefix.items()}}, folder / "whole.bin")
     (folder / "whole.bin").replace(folder / "pytorch_model.bin")
     return folder
+
+
+def test_a_prefix_that_was_trained_on_int4_opens_on_int4(tmp_path: Path) -> None:
+    shutil.copytree(GOLDENS / "v2" / "ckpt_prefix", tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "quantization_bit": 4}), encoding="utf-8")
+    bring(tmp_path / "old", tmp_path / "new", "v2")
+    assert resolve(tmp_path / "new").quant == "int4"
+    assert held_quant(load_model(tmp_path / "new", dtype="fp32")) == "int4"
 
 
 @pytest.mark.parametrize("family", ["v1_late", "v2", "v3"])
@@ -163,17 +175,6 @@ def test_settings_of_another_peft_are_left_out_and_named(tmp_path: Path) -> None
     assert resolve(tmp_path / "new").base.resolve() == (GOLDENS / "v3" / "ckpt").resolve()
 
 
-def by_peft(folder: Path, config: Any, base: Path) -> Path:
-    """An adapter that PEFT itself writes, its factors random."""
-    tuned = peft.get_peft_model(load_model(base, dtype="fp32"), config)
-    torch.manual_seed(0)
-    for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    tuned.save_pretrained(str(folder))
-    return folder
-
-
 TARGETS = {"task_type": "CAUSAL_LM", "target_modules": ["query_key_value", "dense"], "lora_dropout": 0.1}
 
 
@@ -183,15 +184,15 @@ TARGETS = {"task_type": "CAUSAL_LM", "target_modules": ["query_key_value", "dens
         (peft.LoraConfig(r=4, lora_alpha=8, use_rslora=True, **TARGETS), "lora", "logits equal the source's"),
         (peft.LoraConfig(r=4, lora_alpha=8, alpha_pattern={"dense": 2}, rank_pattern={"dense": 2}, **TARGETS),
          "lora", "logits equal the source's"),
-        (peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=8, total_step=10, **TARGETS),
-         "adalora", "logits equal the source's"),
-        (peft.LoraConfig(r=4, use_dora=True, **TARGETS), "lora", "nothing here computes the source's to compare"),
+        (peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=8, total_step=9, **TARGETS), "adalora",
+         "logits equal the source's"),
+        (peft.LoraConfig(r=4, use_dora=True, **TARGETS), "lora", "nothing here computes the source's"),
     ],
     ids=["rslora", "patterns", "adalora", "dora"],
 )  # fmt: skip
 def test_what_peft_writes_is_computed_without_it(config: Any, method: str, said: str, tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base")
-    source = by_peft(tmp_path / "old", config, base)
+    source = write_adapter(tmp_path / "old", config, base)
     [done] = migrate(source, tmp_path / "new", base=base)
     assert said in done.found[-1]
     card = read_card(tmp_path / "new")
