@@ -122,7 +122,8 @@ def _read_tensors(old: OldLora, folder: Path) -> None:
     left = len(stored) - len(old.tensors)
     if not old.targets:
         raise CheckpointError(f"{path}: holds no LoRA weights", hint="check the folder: where is lora_A?")
-    old.found.append(f"{old.kind}, {len(old.tensors)} tensors in {path.name}")
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in old.targets}))
+    old.found.append(f"{old.kind} on {names}: {len(old.tensors)} tensors in {path.name}")
     if renamed:
         old.mended.append(f"{renamed} tensors have names that today's PEFT does not look for: renamed")
     if left:

@@ -103,6 +103,7 @@ def _read_training(draft: Draft, base: str | None) -> None:
     _put_method(draft)
     draft.put_path("data.train", draft.take("train_file"))
     _put_validation(draft)
+    draft.drop("do_predict", "the test rows are answered by glmtune evaluate RUN --data FILE")
     draft.drop("test_file", "training does not read it: glmtune evaluate RUN --data FILE")
     _put_encoding(draft)
     draft.drop("val_max_target_length", "no answer is written while training")

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from glmtune.data.source import read_rows
 from glmtune.errors import ConfigError
 from glmtune.migrate.draft import Draft
 from glmtune.migrate.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
@@ -43,12 +44,35 @@ def _carry_length(draft: Draft) -> int | None:
     if steps > 0:
         draft.put("train.steps", steps)
         return int(steps)
+    rows = _count_rows(draft)
+    if rows is None:
+        draft.put("train.epochs", epochs, _PARTIAL)
+        return None
+    at_once = draft.settings["train.micro_batch_size"] * draft.processes
+    micro = draft.settings["train.batch_size"] // at_once
+    steps = math.ceil(epochs * max(1, math.ceil(rows / at_once) // micro))
     draft.put(
-        "train.epochs",
-        epochs,
-        "the Trainer leaves out an epoch's last rows where they fill no step; here they are a smaller step",
+        "train.steps", steps, f"{epochs:g} epochs of {rows:,} rows, counted as the Trainer does: {_PARTIAL}"
     )
-    return None
+    return int(steps)
+
+
+_PARTIAL = "it leaves out an epoch's last rows where they fill no step; here they are a smaller step"
+
+
+def _count_rows(draft: Draft) -> int | None:
+    """How many rows are trained; None where they are not here. main.py skips those with an empty text.
+
+    The Trainer's count: github.com/huggingface/transformers v4.30, trainer.py, `num_update_steps_per_epoch`.
+    """
+    path = draft.settings.get("data.train")
+    if path is None or not Path(path).exists():
+        return None
+    columns = [draft.flags[name] for name in ("prompt_column", "response_column") if draft.flags.get(name)]
+    rows = [row.value for row in read_rows(Path(path))]
+    limit = draft.flags.get("max_train_samples")
+    rows = rows[: int(limit)] if limit and limit.isdigit() else rows
+    return sum(all(row.get(name) for name in columns) for row in rows)
 
 
 def _carry_schedule(draft: Draft, steps: int | None) -> None:

@@ -88,31 +88,32 @@ def _write_lora(folder: Path, old: OldLora, card: Card) -> None:
 def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
     config = read_json_if_there(folder / "config.json")
     place = _base(folder, base, config.get("_name_or_path"))
-    bits = QUANT.get(config.get("quantization_bit", 0))
+    found = [check_frozen(folder, place.base)] if find_trained(folder) == "whole" else []
     is_held = bool(read_json_if_there(place.base / "config.json").get("quantization_bit"))
-    quant = None if is_held else bits
-    found, bare = [], read_bare(folder)
-    if find_trained(folder) == "whole":
-        found.append(check_frozen(folder, place.base))
+    quant = None if is_held else QUANT.get(config.get("quantization_bit", 0))
+    found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
     model = open_place(place, template=template, dtype="auto", device="auto", quant=quant).eval()
     plain = logits_of(model)
-    theirs = None
     with _writing(output) as partial:
-        if bare:
-            save_file(bare, partial / TRAINED_FILE, metadata={"format": "pt"})
-            found.append("a prefix by its bare names")
-        else:
-            load_adapter(model, folder, is_trainable=True)
-            theirs = logits_of(model)
-            save_weights(model, partial)
+        theirs = _write_prefix(partial, model, folder)
         method = tell_method(partial)
         card = _card(place, template, method.model_dump(mode="json"), quant)
         card.save(partial)
         proof = _prove(model, partial, folder, theirs, plain)
     projection = " with projection" if method.projection else ""
-    found.insert(0, f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}")
-    found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
-    return _migration(folder, output, card, [*found, proof], [], {})
+    what = f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}"
+    return _migration(folder, output, card, [what, *found, proof], [], {})
+
+
+def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:
+    """Write the prefix; its logits on the base, where the base takes the old folder as it is."""
+    bare = read_bare(folder)
+    if bare:
+        save_file(bare, target / TRAINED_FILE, metadata={"format": "pt"})
+        return None
+    load_adapter(model, folder, is_trainable=True)
+    save_weights(model, target)
+    return logits_of(model)
 
 
 def _base(folder: Path, base: str | Path | None, recorded: str | None) -> Place:
@@ -166,9 +167,17 @@ def _migration(
     told = f"base {card.base}, chat format {card.template}"
     return Migration(
         source=str(source),
-        found=[*found[:-1], told, found[-1]],
+        found=[*found[:-1], *_training(source), told, found[-1]],
         made=output,
         mended=mended,
         lost=lost,
         next=[f"glmtune chat {shlex.quote(str(output))}", f"glmtune info {shlex.quote(str(output))}"],
     )
+
+
+def _training(folder: Path) -> list[str]:
+    """What the Trainer wrote down beside the weights."""
+    state = read_json_if_there(folder / "trainer_state.json")
+    losses = [line["loss"] for line in state.get("log_history", []) if "loss" in line]
+    loss = f", its last loss {losses[-1]}" if losses else ""
+    return [f"step {state['global_step']} of its training{loss}"] if "global_step" in state else []

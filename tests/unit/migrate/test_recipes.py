@@ -229,6 +229,35 @@ def test_a_flag_is_a_setting(flags: list[str], expected: dict[str, Any], tmp_pat
     assert_has(bring(tmp_path, script("python main.py", *flags))[1], expected)
 
 
+@pytest.mark.parametrize(
+    ("rows", "epochs", "steps"), [(160, 3, 30), (167, 3, 30), (174, 1.5, 15), (7, 2, 2)]
+)  # fmt: skip
+def test_epochs_of_rows_that_are_here_are_the_trainer_s_steps(
+    rows: int, epochs: float, steps: int, tmp_path: Path
+) -> None:
+    """2 rows x 8 accumulated: 16 rows a step, an epoch's rest left out, at least one step an epoch."""
+    lines = [json.dumps({"q": "a", "a": "b"})] * rows + [json.dumps({"q": "", "a": "b"})]
+    (tmp_path / "t.json").write_text("\n".join(lines), encoding="utf-8")
+    flags = ("--prompt_column q", "--response_column a", "--max_steps -1", f"--num_train_epochs {epochs}")
+    _, recipe = bring(tmp_path, script("python main.py", *flags))
+    assert (recipe.train.steps, recipe.train.epochs) == (steps, None)
+
+
+def test_the_write_up_s_script_becomes_the_recipe_that_was_written_from_it(tmp_path: Path) -> None:
+    """ChatGLM2-6B on two cards; recipes/adgen-ptuning-2gpu.yaml."""
+    text = old_scripts.train("chatglm2-6b").replace("NUM_GPUS=1", "NUM_GPUS=2")
+    text = text.replace("--max_steps 3000", "--max_steps 2000").replace(
+        "--save_steps 1000", "--save_steps 500"
+    )
+    _, recipe = bring(tmp_path, text, base="/models/chatglm2-6b")
+    ours = load_recipe(Path(__file__).parents[3] / "recipes" / "adgen-ptuning-2gpu.yaml")
+    assert (recipe.model, recipe.quant, recipe.method) == (ours.model, ours.quant, ours.method)
+    columns = {"prompt_column": "content", "response_column": "summary"}
+    assert recipe.data == ours.data.model_copy(update=columns)
+    saving = {"save_every": 500, "eval_every": 500}
+    assert recipe.train == ours.train.model_copy(update=saving)
+
+
 def test_every_other_flag_is_named_and_why(tmp_path: Path) -> None:
     flags = ("--num_beams 4", "--made_up 3", "--dataloader_num_workers 4", "--resume_from_checkpoint old")
     done, _ = bring(tmp_path, script("python main.py", *flags))

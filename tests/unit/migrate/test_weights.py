@@ -85,7 +85,10 @@ def test_a_prefix_that_was_trained_on_int4_opens_on_int4(tmp_path: Path) -> None
     path = tmp_path / "old" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "quantization_bit": 4}), encoding="utf-8")
-    bring(tmp_path / "old", tmp_path / "new", "v2")
+    state = {"global_step": 3000, "log_history": [{"loss": 3.9}, {"loss": 3.7}, {"train_runtime": 9}]}
+    (tmp_path / "old" / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    done = bring(tmp_path / "old", tmp_path / "new", "v2")
+    assert "step 3000 of its training, its last loss 3.7" in done.found
     assert resolve(tmp_path / "new").quant == "int4"
     assert held_quant(load_model(tmp_path / "new", dtype="fp32")) == "int4"
 
