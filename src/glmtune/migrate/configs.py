@@ -27,9 +27,17 @@ def is_config(path: Path) -> bool:
 
 
 def draft_config(
-    path: Path, model: str | None = None, *, data_folder: str | None = None, processes: int = 1
+    path: Path,
+    model: str | None = None,
+    *,
+    data_folder: str | None = None,
+    processes: int = 1,
+    folder: Path | None = None,
 ) -> Draft:
-    """The draft of a configuration. Raises ConfigError if it is none, or has a number that is none."""
+    """The draft of a configuration; `folder` is where the program was started, as its script says.
+
+    Raises ConfigError if it is none, or has a number that is none.
+    """
     values = _read(path)
     if "training_args" not in values:
         raise ConfigError(
@@ -37,7 +45,7 @@ def draft_config(
         )
     flags = {name: _text(value) for name, value in _section(values, "training_args").items()}
     flags.pop("generation_config", None)
-    draft = Draft(str(path), path.stem, path.parent, flags, processes=processes)
+    draft = Draft(str(path), path.stem, folder or path.parent, flags, processes=processes)
     draft.header.append(f"Migrated from {path} (a configuration of finetune_hf.py).")
     _put_model(draft, model, is_alone=data_folder is None)
     _put_method(draft, _section(values, "peft_config"))

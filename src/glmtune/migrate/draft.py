@@ -97,7 +97,7 @@ class Draft:
         if text is None:
             return
         missing = sorted(name for name in self.unset if f"${name}" in text)
-        if missing or "$(" in text:
+        if missing or "$(" in text or "`" in text:
             self.open[key] = f"{text} is set outside of the script"
         else:
             self.put(key, self.locate(text))

@@ -83,18 +83,36 @@ def commands(draft: Draft, target: Path | None) -> list[str]:
         open_words = " ".join(f"{key}={_TYPED[key]}" for key in draft.open)
         run = f"glmtune train {shlex.quote(str(target))} {open_words}".strip()
         return [f"{cards}{_torchrun(draft)}{run}"]
-    model = draft.settings.get("model", _TYPED["model"])
-    words = [f"glmtune {draft.verb}", shlex.quote(str(model))]
+    asks = [f"glmtune {draft.verb}", _quoted(draft, "model")]
     if "base" in draft.settings:
-        words += ["--base", shlex.quote(str(draft.settings["base"]))]
-    if draft.verb == "chat":
-        words += ["--quant", draft.settings["quant"]] if "quant" in draft.settings else []
-        return [cards + " ".join(words)]
-    words += ["--data", shlex.quote(str(draft.settings.get("data.test", _TYPED["data.test"])))]
+        asks += ["--base", _quoted(draft, "base")]
+    asks += _chat_words(draft) if draft.verb == "chat" else _evaluation_words(draft)
+    return [*_migrate_first(draft), cards + " ".join(asks)]
+
+
+def _quoted(draft: Draft, key: str) -> str:
+    return shlex.quote(str(draft.settings.get(key, _TYPED.get(key))))
+
+
+def _chat_words(draft: Draft) -> list[str]:
+    return ["--quant", draft.settings["quant"]] if "quant" in draft.settings else []
+
+
+def _evaluation_words(draft: Draft) -> list[str]:
+    words = ["--data", _quoted(draft, "data.test")]
     for key, value in draft.settings.items():
         if key not in ("model", "base", "data.test"):
             words.append(shlex.quote(f"{key}={value if isinstance(value, str) else show(value)}"))
-    return [cards + " ".join(words)]
+    return words
+
+
+def _migrate_first(draft: Draft) -> list[str]:
+    """An old checkpoint that is here can become an adapter that knows its base and format."""
+    model = str(draft.settings.get("model", ""))
+    if "base" not in draft.settings or not Path(model).exists():
+        return []
+    name = shlex.quote(f"adapters/{Path(model).parent.name}")
+    return [f"glmtune migrate {_quoted(draft, 'model')} --base {_quoted(draft, 'base')} --output {name}"]
 
 
 def _torchrun(draft: Draft) -> str:

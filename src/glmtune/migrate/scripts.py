@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.files import read_text
 from glmtune.migrate.configs import draft_config
 from glmtune.migrate.draft import Draft
@@ -42,9 +42,9 @@ def _launches(path: Path) -> list[Launch]:
 def _producers(folder: Path) -> Iterator[Draft]:
     """The trainings of the scripts in a folder: whose checkpoints its evaluations read."""
     for path in sorted(folder.glob("*.sh")):
-        for launch in _launches(path):
-            if launch.program == "main.py" and is_on(launch.flags, "do_train"):
-                with suppress(ConfigError):  # said where that script is migrated
+        with suppress(GlmtuneError):  # said where that script is migrated
+            for launch in _launches(path):
+                if launch.program == "main.py" and is_on(launch.flags, "do_train"):
                     yield _draft(launch, path, None, [])
 
 
@@ -56,7 +56,7 @@ def _draft(launch: Launch, path: Path, base: str | None, producers: Sequence[Dra
         Draft(place, path.stem, path.parent, dict(launch.flags), launch.command.unset), launch
     )
     if launch.program != "main.py":
-        _read_demo(draft, base)
+        _read_demo(draft, base, producers)
     elif is_on(launch.flags, "do_train"):
         _read_training(draft, base)
     elif is_on(launch.flags, "do_predict") or is_on(launch.flags, "do_eval"):
@@ -89,7 +89,9 @@ def _configured(launch: Launch, path: Path, base: str | None) -> Draft:
         )
     data, model, config, *resume = launch.arguments
     found = next((p for p in (path.parent / config, Path(config)) if p.is_file()), Path(config))
-    draft = draft_config(found, base or model, data_folder=data, processes=launch.processes)
+    draft = draft_config(
+        found, base or model, data_folder=data, processes=launch.processes, folder=path.parent
+    )
     draft.place, draft.name = f"{path}:{launch.command.line}", path.stem
     for word in resume:
         if word not in ("", "no"):
@@ -244,8 +246,8 @@ def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft]) 
     wrong = _never_made(output, step, maker)
     if wrong:
         draft.mend("model", f"{text}: {wrong}")
-    history = maker.settings.get("data.history_column") or maker.flags.get("history_column")
-    if history and "history_column" not in draft.flags:
+    history = maker.settings.get("data.history_column")
+    if history and draft.verb == "evaluate" and "history_column" not in draft.flags:
         draft.put("data.history_column", history)
         draft.mend("data.history_column", "the script trains with --history_column and evaluates without it")
 
@@ -271,13 +273,13 @@ def _never_made(output: str, step: int, maker: Draft) -> str:
     return ""
 
 
-def _read_demo(draft: Draft, base: str | None) -> None:
+def _read_demo(draft: Draft, base: str | None, producers: Sequence[Draft]) -> None:
     """The web page and the terminal chat: a command to type, no recipe."""
     draft.verb = "chat"
     model, checkpoint = draft.take("model_name_or_path"), draft.take("ptuning_checkpoint")
     if checkpoint is not None:
         draft.put_path("base", base or model)
-    draft.put_path("model", checkpoint or base or model)
+    _put_checkpoint(draft, checkpoint or base or model, producers)
     draft.drop("pre_seq_len", "the prefix's length is read from its weights")
     draft.drop("prefix_projection", "read from the weights")
     bits = draft.take("quantization_bit")

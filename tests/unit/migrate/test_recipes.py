@@ -326,12 +326,14 @@ def test_a_checkpoint_that_no_training_makes_is_mended(
     assert said in " ".join((tmp_path / "new.yaml").read_text(encoding="utf-8").replace("#", "").split())
 
 
-def test_a_checkpoint_that_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_there_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "output" / "adgen-chatglm-6b-pt-8-1e-2" / "checkpoint-3000"
     folder.mkdir(parents=True)
     (tmp_path / "train.sh").write_text(old_scripts.train("chatglm-6b"), encoding="utf-8")
-    _, recipe = bring(tmp_path, old_scripts.evaluate("chatglm-6b", folder.parent.name), "evaluate.sh")
+    done, recipe = bring(tmp_path, old_scripts.evaluate("chatglm-6b", folder.parent.name), "evaluate.sh")
     assert Path(recipe.model) == folder
+    start = f"glmtune migrate {folder} --base THUDM/chatglm-6b --output adapters/"
+    assert [line.startswith(start) for line in done.next] == [True, False]
 
 
 def test_an_evaluation_without_the_history_of_its_training_gets_it(tmp_path: Path) -> None:
