@@ -228,6 +228,16 @@ def test_the_python_that_lists_what_is_trained_runs(capsys: pytest.CaptureFixtur
     assert "query_key_value.lora_B" in capsys.readouterr().out
 
 
+def test_the_python_that_migrates_a_script_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks(both("migrate")[0], language="python")
+    exec(code, {})
+    assert "glmtune train migrated/mine.yaml" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_the_shown_chat_format_is_the_one_trained_on(template: str) -> None:
     turns = ("user", "你好"), ("assistant", "你好！"), ("user", "一加一？"), ("assistant", "二。")

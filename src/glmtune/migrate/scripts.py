@@ -148,16 +148,15 @@ def _quant(draft: Draft, bits: str) -> str:
 
 
 def _put_validation(draft: Draft) -> None:
-    draft.put_path("data.validation", draft.take("validation_file"))
-    if not {"data.validation"} & (draft.settings.keys() | draft.open.keys()):
-        train = draft.settings.get("data.train")
-        if train is not None:
-            draft.put(
-                "data.validation",
-                train,
-                "no validation rows are named: these are the training rows again, so that all are trained; "
-                "without this line some are held out",
-            )
+    named, train = draft.take("validation_file"), draft.settings.get("data.train")
+    draft.put_path("data.validation", named)
+    if named is None and train is not None:
+        draft.put(
+            "data.validation",
+            train,
+            "no validation rows are named: these are the training rows again, so that all are trained; "
+            "without this line some are held out",
+        )
 
 
 def _put_encoding(draft: Draft) -> None:

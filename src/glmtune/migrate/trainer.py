@@ -51,13 +51,11 @@ def _carry_length(draft: Draft) -> int | None:
     at_once = draft.settings["train.micro_batch_size"] * draft.processes
     micro = draft.settings["train.batch_size"] // at_once
     steps = math.ceil(epochs * max(1, math.ceil(rows / at_once) // micro))
-    draft.put(
-        "train.steps", steps, f"{epochs:g} epochs of {rows:,} rows, counted as the Trainer does: {_PARTIAL}"
-    )
+    draft.put("train.steps", steps, f"{epochs:g} epochs of {rows:,} rows; {_PARTIAL}")
     return int(steps)
 
 
-_PARTIAL = "it leaves out an epoch's last rows where they fill no step; here they are a smaller step"
+_PARTIAL = "the Trainer leaves out an epoch's last rows where they fill no step; here they are a smaller step"
 
 
 def _count_rows(draft: Draft) -> int | None:
@@ -105,7 +103,8 @@ def _carry_optimizer(draft: Draft) -> None:
 def _carry_precision(draft: Draft, *, is_full: bool) -> None:
     """Half precision where the script asks for it; without it a wholly trained model computes in fp32."""
     asked = next((name for name in ("bf16", "fp16") if is_on(draft.flags, name)), None)
-    draft.take("bf16"), draft.take("fp16")
+    for name in ("bf16", "fp16"):
+        draft.take(name)
     if asked:
         draft.put("train.precision", asked)
     elif is_full:

@@ -58,7 +58,7 @@ def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template:
     old = read_lora(folder)
     recorded = old.config.get("base_model_name_or_path")
     place = _base(folder, base, recorded)
-    card = _card(place, template, old.method())
+    card = _card(place, _told(place, template), old.method())
     mended = list(old.mended)
     if recorded and recorded != card.base:
         mended.append(f"base_model_name_or_path: {recorded} became {card.base}")
@@ -88,16 +88,17 @@ def _write_lora(folder: Path, old: OldLora, card: Card) -> None:
 def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
     config = read_json_if_there(folder / "config.json")
     place = _base(folder, base, config.get("_name_or_path"))
+    told = _told(place, template)
     found = [check_frozen(folder, place.base)] if find_trained(folder) == "whole" else []
     is_held = bool(read_json_if_there(place.base / "config.json").get("quantization_bit"))
     quant = None if is_held else QUANT.get(config.get("quantization_bit", 0))
     found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
-    model = open_place(place, template=template, dtype="auto", device="auto", quant=quant).eval()
+    model = open_place(place, template=told, dtype="auto", device="auto", quant=quant).eval()
     plain = logits_of(model)
     with _writing(output) as partial:
         theirs = _write_prefix(partial, model, folder)
         method = tell_method(partial)
-        card = _card(place, template, method.model_dump(mode="json"), quant)
+        card = _card(place, told, method.model_dump(mode="json"), quant)
         card.save(partial)
         proof = _prove(model, partial, folder, theirs, plain)
     projection = " with projection" if method.projection else ""
@@ -129,12 +130,15 @@ def _base(folder: Path, base: str | Path | None, recorded: str | None) -> Place:
     return place
 
 
-def _card(place: Place, template: str | None, method: dict[str, Any], quant: str | None = None) -> Card:
-    told = require_template(identify(place.base, template).template, f"{place.name}: --template")
+def _told(place: Place, template: str | None) -> str:
+    return require_template(identify(place.base, template).template, f"{place.name}: --template")
+
+
+def _card(place: Place, template: str, method: dict[str, Any], quant: str | None = None) -> Card:
     return Card(
         base=place.name,
         base_revision=place.revision,
-        template=told,
+        template=template,
         method=method,
         quant=quant,
         glmtune_version=version("glmtune"),

@@ -75,6 +75,8 @@ def whole_save(folder: Path, family: str, change: float = 0.0) -> Path:
     prefix = read_pickle(folder / "pytorch_model.bin")
     name = next(name for name in base if name.endswith("query_key_value.weight"))
     base[name] = base[name] + change
+    kept = torch.float32 if family == "v2" else torch.float16  # trained with and without half precision
+    base = {n: t.to(kept) for n, t in base.items()}
     torch.save({**base, **{n: t.clone() for n, t in prefix.items()}}, folder / "whole.bin")
     (folder / "whole.bin").replace(folder / "pytorch_model.bin")
     return folder
