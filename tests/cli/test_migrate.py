@@ -8,6 +8,7 @@ import pytest
 
 import old_scripts
 from commands import Done, glmtune
+from glmtune.migrate import migrate
 from golden import GOLDENS
 from models import tiny_folder, tiny_v1_folder
 
@@ -68,16 +69,24 @@ def test_a_migrated_training_runs_on_one_process(name: str, desk: Path) -> None:
     assert any(path.name.endswith(kept) for path in runs)
 
 
-def test_a_migrated_evaluation_and_demo_take_the_trainings_run(desk: Path) -> None:
-    succeed("train", "new/train.yaml", "model=base", *QUICK, "output=runs/here", cwd=desk)
-    for name in ("evaluate", "evaluate_finetune"):
-        header = (desk / "new" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-        line = next(line for line in header if " glmtune evaluate " in line)
-        words = shlex.split(line.partition(" glmtune evaluate ")[2])
-        assert words[0].startswith("runs/adgen-")
-        quick = ("evaluate.max_rows=2", "evaluate.max_new_tokens=2", "dtype=auto", "quant=int4")
-        done = succeed("evaluate", "runs/here", *words[1:], *quick, "--output", f"scores/{name}", cwd=desk)
-        assert "2 rows, " in done.stdout
+ANSWERED = {
+    "evaluate": ("evaluate.max_rows=2", "evaluate.max_new_tokens=2"),
+    "evaluate_finetune": ("evaluate.max_rows=2", "evaluate.max_new_tokens=2"),
+    "web_demo": ("--max-new-tokens", "2", "--rounds", "1"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_what_is_to_be_typed_for_an_evaluation_or_a_demo_runs(name: str, desk: Path) -> None:
+    """On the runs that the migrated trainings of the same folder made."""
+    for training in ("train", "ds_train_finetune"):
+        if not list((desk / "runs").glob(f"*-{'pt' if training == 'train' else 'ft'}-*")):
+            succeed("train", f"new/{training}.yaml", "model=base", *TWINS[training], *QUICK, cwd=desk)
+    [done] = migrate(desk / "ptuning" / f"{name}.sh", desk / "again" / f"{name}.yaml")
+    verb, *words = shlex.split(done.next[0].partition("glmtune ")[2])
+    done = glmtune(verb, *words, *ANSWERED[name], cwd=desk, typed="你好\nstop\n")
+    assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
+    assert name == "web_demo" or "2 rows, " in done.stdout
 
 
 @pytest.fixture(scope="module")
