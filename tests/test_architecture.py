@@ -86,6 +86,7 @@ TORCH_FREE = [
     "glmtune.family",
     "glmtune.hub",
     "glmtune.runs",
+    "glmtune.migrate",
     "glmtune.data.formats",
     "glmtune.data.source",
     "glmtune.data.split",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import old_scripts
 from commands import Done, glmtune
 from glmtune.files import LFS_POINTER
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
@@ -29,7 +30,7 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "data", "limits", "models", "methods", "compare", "generations", "glm-tiny",
+    "quickstart", "data", "limits", "models", "methods", "compare", "migrate", "generations", "glm-tiny",
     "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
@@ -61,6 +62,7 @@ GUIDE_WORDS = {
     "compare": [],
     "data": [],
     "info": [],
+    "migrate": [],
 }
 
 
@@ -177,6 +179,21 @@ def lay_out(folder: Path) -> None:
         (folder / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")
     for name in ("examples", "recipes"):
         (folder / name).symlink_to(ROOT / name)
+    lay_out_the_past(folder)
+
+
+def lay_out_the_past(folder: Path) -> None:
+    """Old scripts with their rows, a configuration, an adapter and a checkpoint."""
+    old_scripts.write_scripts(folder / "ptuning", "chatglm2-6b")
+    (folder / "AdvertiseGen").mkdir()
+    for name in ("train", "dev"):
+        shutil.copy(ROOT / "examples" / "adverts_heldout.jsonl", folder / "AdvertiseGen" / f"{name}.json")
+    configs = folder / "finetune_demo" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "lora.yaml").write_text(old_scripts.config("lora"), encoding="utf-8")
+    old_scripts.write_lora(folder / "old" / "lora", folder / "models" / "chatglm3-6b")
+    checkpoint = folder / "output" / "adgen-chatglm2-6b-pt-128-2e-2" / "checkpoint-3000"
+    old_scripts.write_prefix(checkpoint, folder / "models" / "chatglm2-6b")
 
 
 def type_in(line: str, folder: Path) -> Done:
@@ -209,6 +226,16 @@ def test_the_python_that_lists_what_is_trained_runs(capsys: pytest.CaptureFixtur
     [code] = blocks(both("methods")[0], language="python")
     exec(code, {})
     assert "query_key_value.lora_B" in capsys.readouterr().out
+
+
+def test_the_python_that_migrates_a_script_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks(both("migrate")[0], language="python")
+    exec(code, {})
+    assert "glmtune train migrated/mine.yaml" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))

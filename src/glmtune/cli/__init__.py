@@ -15,6 +15,7 @@ from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.info import info
+from glmtune.cli.migrate import migrate
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
@@ -42,7 +43,7 @@ def glmtune() -> None:
     """
 
 
-for verb in (demo, train, evaluate, compare, chat, info, data, settings):
+for verb in (demo, train, evaluate, compare, chat, info, data, migrate, settings):
     glmtune.add_command(verb)
 
 
