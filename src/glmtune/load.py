@@ -322,6 +322,24 @@ def _proven_tokenizer(place: Place, template: str | None) -> Any:
     return tokenizer
 
 
+def verifying(
+    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None = None
+) -> Generator[Check, None, None]:
+    """Open all of what was trained, yield each thing that is proven. Raises `CheckpointError` as `opening`.
+
+    Raises `ConfigError` for a model that was not trained here.
+    """
+    if not (place.adapter or place.card):
+        raise ConfigError(
+            f"{place.base}: a model, nothing that was trained from one: there is nothing to verify",
+            hint="give a run (runs/...), a checkpoint or an adapter folder",
+        )
+    if place.card and place.card.probe:
+        tokenizer = open_tokenizer(place, template=template)
+        yield check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    yield from opening(place, template=template, dtype=dtype, device=device, quant=quant)
+
+
 def open_tokenizer(place: Place, *, template: str | None) -> Any:
     """The tokenizer of a place, for encoding chats: its template is known, it fits the model, and it encodes
     as it did in training.

@@ -15,8 +15,10 @@ from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.info import info
+from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
+from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
 
 
@@ -42,7 +44,7 @@ def glmtune() -> None:
     """
 
 
-for verb in (demo, train, evaluate, compare, chat, info, data, settings):
+for verb in (demo, train, evaluate, runs, compare, chat, verify, info, data, settings):
     glmtune.add_command(verb)
 
 
