@@ -1,6 +1,7 @@
 """The card beside trained weights, glmtune.json: what they are, what they belong to, what they must give."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from glmtune.files import read_json_if_there
 
 CARD_FILE = "glmtune.json"
 
+_NUMBERS = re.compile(r"\[\n[\s\d.,eE+-]*\]")  # lists of numbers go on one line
 _ANOTHER = "copy it from the run it came from"
 
 
@@ -64,6 +66,7 @@ class Card:
     def save(self, folder: Path) -> None:
         """Write glmtune.json."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+        text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 

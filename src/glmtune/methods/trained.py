@@ -114,7 +114,7 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
         target = {name: p for name, p in model.named_parameters() if name in chosen}
         put_back(folder, read_trained(folder), target)
     else:
-        encoder = _open_prefix(model, folder, method)
+        encoder = open_prefix(model, folder, method)
         model.hold_prefix(encoder)
         target = dict(encoder.named_parameters())
     for parameter in target.values():
@@ -122,7 +122,7 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     return model
 
 
-def _open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
+def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_own_model(name_family(model.config.model_type), f"{folder}: P-Tuning's prefix")
     told = tell_method(folder)

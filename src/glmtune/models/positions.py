@@ -31,5 +31,5 @@ class Positions:
 
 def positions_of(model: Any) -> Positions:
     """How a model counts: its own rules if it has any, wrapped by PEFT or not, else one after the other."""
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     return causal if isinstance(causal, Positions) else Positions()

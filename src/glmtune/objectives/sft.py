@@ -41,7 +41,7 @@ class Sft(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """input_ids, attention_mask, labels: (B, T)."""
-        causal = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         hidden = causal.base_model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).last_hidden_state  # (B, T, C)
