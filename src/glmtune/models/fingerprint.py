@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from glmtune.family import FAMILIES, identify
-from glmtune.models.checkpoint import read_config
+from glmtune.files import read_json
+from glmtune.models.config import ChatGLMConfig
 from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
 from glmtune.models.upstream import read_upstream_config
 
@@ -56,7 +57,9 @@ def fingerprint(folder: Path) -> Fingerprint:
     """The fingerprint of a model's folder. Raises CheckpointError for files that cannot be read."""
     known = identify(folder)
     is_upstream = FAMILIES[known.family].is_in_transformers
-    config = (read_upstream_config(folder) if is_upstream else read_config(folder)).to_dict()
+    content = read_json(folder / "config.json")
+    # unlike `read_config`, this needs no chat format to read a config of long contexts
+    config = (read_upstream_config(folder) if is_upstream else ChatGLMConfig.from_dict(content)).to_dict()
     deciding = {key: config[key] for key in DECIDING if config.get(key) is not None}
     stored = scan_tensors(folder)
     if config.get("tie_word_embeddings"):  # a copy, which not every layout stores
