@@ -29,8 +29,8 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "data", "limits", "models", "methods", "compare", "generations", "glm-tiny",
-    "troubleshooting",
+    "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "generations",
+    "glm-tiny", "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
 """Pages made by a program, and lists of figures and links."""
@@ -61,6 +61,8 @@ GUIDE_WORDS = {
     "compare": [],
     "data": [],
     "info": [],
+    "verify": [],
+    "runs": [],
 }
 
 
@@ -209,6 +211,19 @@ def test_the_python_that_lists_what_is_trained_runs(capsys: pytest.CaptureFixtur
     [code] = blocks(both("methods")[0], language="python")
     exec(code, {})
     assert "query_key_value.lora_B" in capsys.readouterr().out
+
+
+def test_the_python_with_several_adapters_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for line in blocks(both("adapters")[0], language="")[0].splitlines():
+        assert type_in(line, tmp_path).returncode == 0
+    [code] = blocks(both("adapters")[0], language="python")
+    exec(code, {})
+    answers = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert {"lora", "prefix", "None"} <= set(answers)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))

@@ -276,10 +276,12 @@ def check_logits(folder: Path, card: Card, model: Any, *, base: Tensor | None, t
         _require_close(folder, base, probe, probe.base, allowed, "its base, without it,")
     off = _require_close(folder, tuned, probe, probe.tuned, allowed, "the tuned model")
     held, saved = held_quant(model) or name_dtype(model), _saved_quant(card) or card.dtype
+    difference = recorded_difference(probe)
+    note = "" if allowed < difference else ", which this precision cannot tell from rounding"
     return Check(
         "logits",
         f"as recorded: off by {off:.2g}, allowed {allowed:.2g} ({held}, saved in {saved}); "
-        f"different from the base's by {recorded_difference(probe):.3g}",
+        f"different from the base's by {difference:.3g}{note}",
     )
 
 
