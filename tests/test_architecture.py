@@ -18,7 +18,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"models"},
     {"data", "methods", "objectives"},
     {"load"},
-    {"info"},
+    {"adapters", "info"},
     {"generate"},
     {"training"},
     {"evaluation"},

@@ -30,8 +30,8 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "data", "limits", "models", "methods", "compare", "migrate", "generations", "glm-tiny",
-    "troubleshooting",
+    "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "migrate", "generations",
+    "glm-tiny", "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
 """Pages made by a program, and lists of figures and links."""
@@ -63,6 +63,8 @@ GUIDE_WORDS = {
     "data": [],
     "info": [],
     "migrate": [],
+    "verify": [],
+    "runs": [],
 }
 
 
@@ -236,6 +238,19 @@ def test_the_python_that_migrates_a_script_runs(
     [code] = blocks(both("migrate")[0], language="python")
     exec(code, {})
     assert "glmtune train migrated/mine.yaml" in capsys.readouterr().out
+
+
+def test_the_python_with_several_adapters_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for line in blocks(both("adapters")[0], language="")[0].splitlines():
+        assert type_in(line, tmp_path).returncode == 0
+    [code] = blocks(both("adapters")[0], language="python")
+    exec(code, {})
+    answers = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert {"lora", "prefix", "None"} <= set(answers)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))

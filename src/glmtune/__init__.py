@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glmtune.adapters import Adapters
     from glmtune.errors import GlmtuneError
     from glmtune.evaluation.metrics import score
     from glmtune.generate import Chat
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from glmtune.workflows import RunResult, evaluate, train
 
 _HOMES = {
+    "Adapters": "glmtune.adapters",
     "Chat": "glmtune.generate",
     "Comparison": "glmtune.report.compare",
     "GlmtuneError": "glmtune.errors",
@@ -32,6 +34,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adapters",
     "Chat",
     "Comparison",
     "GlmtuneError",

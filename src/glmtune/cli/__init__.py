@@ -16,8 +16,10 @@ from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
+from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
+from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
 
 
@@ -43,7 +45,7 @@ def glmtune() -> None:
     """
 
 
-for verb in (demo, train, evaluate, compare, chat, info, data, migrate, settings):
+for verb in (demo, train, evaluate, runs, compare, chat, verify, info, data, migrate, settings):
     glmtune.add_command(verb)
 
 

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
-from glmtune.methods.adapter import Card, restore_trained, save_trained
+from glmtune.methods.adapter import read_card, restore_trained, save_trained
+from glmtune.methods.proof import check_base, recorded_difference
 from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
@@ -32,6 +32,7 @@ from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
+from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
 from glmtune.workflows.plan import (
     choose_precision,
@@ -75,6 +76,7 @@ class _Run:
     tokenizer: Any
     rows: Rows
     accelerator: Accelerator
+    base: Untrained
     model: Any
     objective: Sft
     module: Any
@@ -138,6 +140,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     base = open_place(
         place, template=recipe.template, dtype=dtype, device=str(state.device), quant=recipe.quant
     )
+    untrained = look_at_base(base, place, tokenizer)
     torch.manual_seed(recipe.train.seed)
     model = apply_method(base, recipe.method)
     if recipe.train.gradient_checkpointing:
@@ -176,6 +179,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
         tokenizer=tokenizer,
         rows=rows,
         accelerator=accelerator,
+        base=untrained,
         model=model,
         objective=objective,
         module=accelerator.prepare_model(objective) if several else objective,
@@ -310,24 +314,29 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
     if run.pruning:
         state["pruning"] = run.pruning.state_dict()
     path = run.record.checkpoint_path(run.standing.step)
+    card = write_card(run.recipe, run.place, run.base, run.tokenizer, run.model, step=run.standing.step)
     if run.is_main:
         make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
             if run.recipe.method.name == "full":
                 _copy_small_files(run.place.base, partial)
-            save_trained(run.model, partial, _card(run))
+            save_trained(run.model, partial, card)
             with (partial / STATE_FILE).open("wb") as file:
                 torch.save(state, file)
         run.record.link_checkpoint(path, is_best=is_best)
         run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
     run.accelerator.wait_for_everyone()
-    return Saved(path, is_best)
+    assert card.probe is not None
+    return Saved(path, is_best, recorded_difference(card.probe))
 
 
 def _resume(run: _Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint."""
     last = follow(run.record.folder / "last")
+    card = read_card(last)
+    if card and card.fingerprint:
+        check_base(last, card, run.place.base)
     if run.pruning is None:
         restore_trained(run.model, last)
     state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
@@ -353,20 +362,6 @@ def _validation_parts(rows: list[Row], recipe: Recipe, accelerator: Accelerator)
     mine = by_length[accelerator.process_index :: accelerator.num_processes]
     size = recipe.train.micro_batch_size
     return [mine[i : i + size] for i in range(0, len(mine), size)]
-
-
-def _card(run: _Run) -> Card:
-    data = run.recipe.data
-    return Card(
-        base=run.place.name,
-        base_revision=run.place.revision,
-        template=run.tokenizer.template,
-        method=run.recipe.method.model_dump(mode="json"),
-        system=data.system,
-        source_prefix=data.source_prefix,
-        quant=run.recipe.quant,
-        glmtune_version=version("glmtune"),
-    )
 
 
 def _sizes(model: Any) -> dict[str, int]:
