@@ -22,7 +22,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"generate"},
     {"training"},
     {"evaluation"},
-    {"export", "migrate", "report"},
+    {"exports", "migrate", "report"},
     {"workflows"},
     {"serve"},
     {"cli"},
