@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from glmtune.recipe import Recipe
     from glmtune.report.compare import Comparison, compare
     from glmtune.tokenizers import encode_messages
-    from glmtune.workflows import RunResult, evaluate, train
+    from glmtune.workflows import ExportResult, RunResult, evaluate, export, train
 
 _HOMES = {
     "Chat": "glmtune.generate",
     "Comparison": "glmtune.report.compare",
+    "ExportResult": "glmtune.workflows",
     "GlmtuneError": "glmtune.errors",
     "Recipe": "glmtune.recipe",
     "RunResult": "glmtune.workflows",
     "compare": "glmtune.report.compare",
     "encode_messages": "glmtune.tokenizers",
     "evaluate": "glmtune.workflows",
+    "export": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
     "score": "glmtune.evaluation.metrics",
@@ -34,12 +36,14 @@ _HOMES = {
 __all__ = [
     "Chat",
     "Comparison",
+    "ExportResult",
     "GlmtuneError",
     "Recipe",
     "RunResult",
     "compare",
     "encode_messages",
     "evaluate",
+    "export",
     "load_model",
     "load_tokenizer",
     "score",

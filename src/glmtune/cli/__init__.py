@@ -14,6 +14,7 @@ from glmtune.cli.console import is_main_process
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
+from glmtune.cli.export import export
 from glmtune.cli.info import info
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -42,7 +43,7 @@ def glmtune() -> None:
     """
 
 
-for verb in (demo, train, evaluate, compare, chat, info, data, settings):
+for verb in (demo, train, evaluate, compare, chat, export, info, data, settings):
     glmtune.add_command(verb)
 
 

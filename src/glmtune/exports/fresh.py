@@ -1,4 +1,4 @@
-"""A program of its own: open an export in a process that knows nothing of its making, and say what it answers.
+"""A program of its own: open an export in a process that knows nothing of its making; say what it answers.
 
 Run by its path, with a job's file as its word. For an export to plain transformers it imports torch and
 transformers alone: glmtune is imported only where the job says so.
@@ -94,7 +94,9 @@ def _open_in_glmtune(job: dict[str, Any]) -> Any:
 def _open_in_peft(job: dict[str, Any]) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(_open_in_glmtune({**job, "folder": job["base"], "base": None}), job["folder"])
+    return PeftModel.from_pretrained(
+        _open_in_glmtune({**job, "folder": job["base"], "base": None}), job["folder"]
+    )
 
 
 OPENERS = {"plain": _open_plain, "glmtune": _open_in_glmtune, "peft": _open_in_peft}

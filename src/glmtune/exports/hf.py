@@ -83,12 +83,14 @@ def _split(merged: Merged, name: str, config: ChatGLMConfig) -> Group:
     shapes = {new: ((size, *width), merged.dtype_of(name)) for new, size in zip(names, sizes, strict=True)}
 
     def read() -> dict[str, Tensor]:
-        return dict(zip(names, merged.read(name).split(sizes), strict=True))
+        return dict(zip(names, torch.split(merged.read(name), sizes), strict=True))
 
     return Group(shapes, read)
 
 
-def hf_config(config: ChatGLMConfig, *, stop_ids: list[int], pad_id: int, dtype: torch.dtype) -> dict[str, Any]:
+def hf_config(
+    config: ChatGLMConfig, *, stop_ids: list[int], pad_id: int, dtype: torch.dtype
+) -> dict[str, Any]:
     """The config.json of transformers' class.
 
     Rotary: half of each head. ChatGLM3 and GLM-4 multiply the base by `rope_ratio`; ChatGLM2 divides the
@@ -136,7 +138,11 @@ def write_hf_files(source: Source, folder: Path, dtype: torch.dtype | None) -> N
     dtype = dtype or stored_dtype(source.base)
     write_pretty(folder / "config.json", hf_config(config, stop_ids=stop_ids, pad_id=pad_id, dtype=dtype))
     asked = read_json_if_there(source.base / "generation_config.json")
-    kept = {key: value for key, value in asked.items() if key not in ("_from_model_config", "transformers_version")}
+    kept = {
+        key: value
+        for key, value in asked.items()
+        if key not in ("_from_model_config", "transformers_version")
+    }
     ends = {"eos_token_id": stop_ids, "pad_token_id": pad_id}
     write_pretty(folder / "generation_config.json", {**kept, **ends})
     _write_tokenizer(tokenizer, folder)

@@ -128,14 +128,16 @@ def _require_prefix(source: Source) -> None:
     if known.family == "GLM-4" or known.revision == "early":
         what = "GLM-4's" if known.family == "GLM-4" else "ChatGLM-6B's early revision's"
         raise ConfigError(
-            f"{source.name}: {what} official code has no prefix encoder, so nothing of it could load a prefix",
+            f"{source.name}: {what} official code has no prefix encoder, so it cannot load one",
             hint="serve the run itself; or take a later revision of ChatGLM-6B's files as the base",
         )
 
 
 def _draft_prefix(source: Source, model: Any, _: Settings) -> Draft:
     encoder = model.base_model.prefix_encoder
-    tensors = {name: value.detach().float().cpu() for name, value in encoder.state_dict(prefix=PREFIX).items()}
+    tensors = {
+        name: value.detach().float().cpu() for name, value in encoder.state_dict(prefix=PREFIX).items()
+    }
 
     def write(folder: Path) -> None:
         facts = {"pre_seq_len": model.config.pre_seq_len, "prefix_projection": model.config.prefix_projection}

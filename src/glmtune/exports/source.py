@@ -48,7 +48,9 @@ class Source:
         """How the base was quantised while this was trained."""
         return self.place.quant
 
-    def open(self, *, quant: str | None = None, dtype: str | torch.dtype = "stored", device: str = "cpu") -> Any:
+    def open(
+        self, *, quant: str | None = None, dtype: str | torch.dtype = "stored", device: str = "cpu"
+    ) -> Any:
         """The trained model in evaluation mode; by default un-quantised, its types those of its files."""
         card = replace(self.place.card, quant=None) if self.place.card else None
         return self._open(replace(self.place, card=card), dtype, device, quant)
@@ -65,9 +67,7 @@ class Source:
             ).eval()
 
 
-def find_source(
-    path: str | Path, *, base: str | Path | None = None, template: str | None = None
-) -> Source:
+def find_source(path: str | Path, *, base: str | Path | None = None, template: str | None = None) -> Source:
     """What a path means for an export. Raises `CheckpointError`, and `ConfigError` for a quantised base."""
     whole = _find_whole(Path(path).expanduser())
     place = resolve(path, base=None if whole else base)

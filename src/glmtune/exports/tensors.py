@@ -89,7 +89,7 @@ def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:
     odd = sorted(changed.keys() - stored.keys())
     if odd:
         raise CheckpointError(
-            f"{source.base}: it has no tensor {odd[0]}, which was trained, so nothing can be put in its place",
+            f"{source.base}: it has no tensor {odd[0]}, which was trained, so there is no place for it",
             hint="GLM-4.5's experts lie one by one in its files; train them in full, or with LoRA elsewhere",
         )
     return Merged(stored, changed, dtype)

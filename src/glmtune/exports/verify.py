@@ -17,8 +17,8 @@ from glmtune.errors import OutputError
 from glmtune.exports import fresh
 
 TOLERANCE = 1e-4
-"""Largest |difference| of logits in fp32, relative to the largest logit above 1: the same weights, added up in
-another order. On models of a few layers it stays below 1e-5."""
+"""Largest |difference| of logits in fp32, relative to the largest logit above 1: the same weights, added up
+in another order. On models of a few layers it stays below 1e-5."""
 WHY = (
     "the same weights computed in fp32 in another process: only the order of sums differs; what rounding the "
     "merged weights to the export's type changes is given apart, against base + adapter unrounded"

@@ -72,7 +72,9 @@ def _from_pieces(tokenizer: ChatGLMTokenizer) -> Tokenizer:
     pieces = {model.id_to_piece(i): i for i in range(size)}
     silent = {i for i in range(size) if model.is_byte(i) or model.is_control(i) or model.is_unknown(i)}
     plain = {piece: (-model.get_score(i), i) for piece, i in pieces.items() if i not in silent}
-    bpe = models.BPE(vocab=pieces, merges=list(_merges(plain)), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    bpe = models.BPE(
+        vocab=pieces, merges=list(_merges(plain)), unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
     converted = Tokenizer(bpe)
     converted.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
@@ -91,7 +93,7 @@ def _from_pieces(tokenizer: ChatGLMTokenizer) -> Tokenizer:
 
 
 def _from_ranks(tokenizer: ChatGLM4Tokenizer) -> Tokenizer:
-    """Byte-level byte-pair encoding of tiktoken's ranks; a whole word that has a rank is that token at once."""
+    """Byte-level byte-pair encoding of tiktoken's ranks; a word with a rank is that token at once."""
     letters = bytes_to_unicode()
     ranks = {"".join(letters[b] for b in token): i for token, i in tokenizer.ranks.items()}
     plain = {token: (float(i), i) for token, i in ranks.items()}
