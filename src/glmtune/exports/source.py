@@ -8,10 +8,10 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.family import FAMILIES, Family, Identity, identify
-from glmtune.files import read_json
+from glmtune.files import read_json, read_json_if_there
 from glmtune.load import Place, find_folder, open_place, resolve
 from glmtune.log import quiet
-from glmtune.methods.adapter import own_method, read_card
+from glmtune.methods.adapter import ADAPTER_FILE, own_method, read_card
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.runs import follow
 
@@ -76,14 +76,18 @@ def find_source(path: str | Path, *, base: str | Path | None = None, template: s
     if whole and card:
         folder = find_folder(base or card.base, None if base else card.base_revision)[0]
     _require_dense(folder)
-    method = ""
-    if card:
-        method = str(card.method.get("name", ""))
-    elif place.adapter:
-        found = own_method(place.adapter)
-        method = found.name if found else ""
-    known = identify(folder, template or place.template)
-    return Source(place, folder, known, method)
+    return Source(place, folder, identify(folder, template or place.template), _tell_method(place))
+
+
+def _tell_method(place: Place) -> str:
+    """The method's name by the card, else by what the adapter's own files say."""
+    if place.card:
+        return str(place.card.method.get("name", ""))
+    if place.adapter is None:
+        return ""
+    theirs = str(read_json_if_there(place.adapter / ADAPTER_FILE).get("peft_type", ""))
+    found = None if theirs else own_method(place.adapter)
+    return found.name if found else theirs.lower()
 
 
 def _find_whole(path: Path) -> bool:

@@ -54,9 +54,15 @@ class Merged:
         return self.dtype if is_cast and self.dtype else own
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is written."""
+        """A tensor as it is written. Raises `CheckpointError` for one that is not finite then."""
         tensor = self.changed[name]() if name in self.changed else read_stored(self.stored[name])
-        return tensor.to("cpu", self.dtype_of(name))
+        written = tensor.to("cpu", self.dtype_of(name))
+        if written.is_floating_point() and not bool(written.isfinite().all()):
+            kind = str(written.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{name}: not finite, or too large for {kind}", hint="try dtype bf16 or fp32"
+            )
+        return written
 
     def group(self, name: str) -> Group:
         """The tensor alone."""
