@@ -125,7 +125,7 @@ def hf_config(
     content: dict[str, Any] = made.to_dict()
     older = {"rope_theta": rope["rope_theta"], "partial_rotary_factor": 0.5, "torch_dtype": content["dtype"]}
     if rope["rope_type"] == "linear":
-        older["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": float(ratio)}
+        older["rope_scaling"] = {"rope_type": "linear", "factor": float(ratio)}
     return content | older  # as transformers before 5 and servers on it read them
 
 
