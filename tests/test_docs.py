@@ -29,7 +29,7 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "data", "limits", "models", "methods", "compare", "generations", "glm-tiny",
+    "quickstart", "data", "limits", "models", "methods", "compare", "export", "generations", "glm-tiny",
     "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
@@ -60,6 +60,7 @@ GUIDE_WORDS = {
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
     "compare": [],
     "data": [],
+    "export": [],
     "info": [],
 }
 

@@ -1,4 +1,4 @@
-"""Train, save, export: a fresh process that opens the export answers as base + adapter, within 1e-5 in fp32."""
+"""Train, save, export: a fresh process that opens the export answers as base + adapter, to 1e-5 in fp32."""
 
 import json
 import subprocess
@@ -155,7 +155,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({str(out)!r})
 model = AutoModelForCausalLM.from_pretrained({str(out)!r})
 messages = [{{"role": "user", "content": "你好"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+ask = {{"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}}
+inputs = tokenizer.apply_chat_template(messages, **ask)
 whole = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0]
 assert "glmtune" not in sys.modules
 print(tokenizer.decode(whole[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())

@@ -41,8 +41,8 @@ def test_the_logits_are_the_same(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("by", "rope"), [
-    ("positions", {"rope_type": "linear", "factor": 16.0, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
-    ("base", {"rope_type": "default", "rope_theta": 160000.0, "partial_rotary_factor": 0.5}),
+    ("positions", {"rope_type": "linear", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "factor": 16.0}),
+    ("base", {"rope_type": "default", "rope_theta": 16e4, "partial_rotary_factor": 0.5}),
 ])  # fmt: skip
 def test_rope_ratio_is_said_as_transformers_says_it_and_as_it_did_before(
     by: Any, rope: dict[str, Any]
