@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from commands import glmtune
+from glmtune import load_tokenizer
+from glmtune.workflows.quality import held_out_rows
 from models import tiny_folder
 
 
@@ -57,3 +59,14 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(desk: Path) -> None:
     assert done.returncode == 2
     assert "error: to: unknown 'gguf'" in done.stderr
     assert "hint: one of merged, hf, official-ptuning, lora-from-adalora, int8, int4" in done.stderr
+
+
+def test_rows_of_a_file_that_has_changed_since_are_not_called_held_out(desk: Path) -> None:
+    rows = desk / "rows.csv"
+    before = rows.read_bytes()
+    rows.write_bytes(before + "问题,别的答案。\n".encode())
+    held = held_out_rows(
+        desk / "run", load_tokenizer(desk / "model"), data=None, max_rows=9, score_rows=0, given={}
+    )
+    rows.write_bytes(before)
+    assert held == f"{rows} is not the file any more that the run was trained on"

@@ -1,4 +1,4 @@
-"""Exports of official adapters, prefixes and tiny checkpoints, against what the official code made of them."""
+"""Exports of official adapters, prefixes and tiny checkpoints, held against what the official code made."""
 
 from pathlib import Path
 from typing import Any

@@ -85,8 +85,47 @@ def export(
     return drain(exporting(order))
 
 
-def exporting(order: Order) -> Generator[Any, None, ExportResult]:
+def exporting(order: Order) -> Generator[Note, None, ExportResult]:
     """Export; yield a note of each thing a user should know."""
+    job = _prepare(order)
+    source = job.source
+    size = show_size(job.num_bytes)
+    yield Note(f"{source.name}: {source.method or 'as it is'}, on {source.base}; {size} to write")
+    make_folder(order.output.parent)
+    with replacing(order.output) as folder:
+        folder.mkdir()
+        job.draft.write(folder)
+        facts = _facts(order, source, folder)
+        yield from _prove(job, folder, facts)
+        if order.to in BITS:
+            yield from _measure(job, folder, facts)
+        yield from _not_carried(source, order.to)
+        write_json(folder / EXPORT_FILE, facts)
+    yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
+    return ExportResult(order.output, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An order, and all that was found out before anything is written."""
+
+    order: Order
+    kind: Kind
+    source: Source
+    tokenizer: Any
+    held: HeldOut | str
+    """The rows to measure quality on, or why there are none."""
+    model: Any
+    """Base + adapter, its weights mapped from the files."""
+    draft: Draft
+
+    @property
+    def num_bytes(self) -> int:
+        return self.draft.num_bytes + small_bytes(self.source.base)
+
+
+def _prepare(order: Order) -> _Job:
+    """Everything that can be refused is refused here."""
     kind = find_kind(order.to)
     settings = _settings(order, kind)
     require_new(order.output, hint="name another folder: --output; an export never replaces anything")
@@ -94,43 +133,33 @@ def exporting(order: Order) -> Generator[Any, None, ExportResult]:
     kind.require(source)
     require_template(source.identity.template, str(source.base))
     tokenizer = load_tokenizer(source.base, source.identity.template)
-    held = _held_out(order, source, tokenizer) if order.to in BITS else None
+    held = _held_out(order, source, tokenizer) if order.to in BITS else "not asked for"
     model = source.open()
-    draft = kind.draft(source, model, settings)
-    needed = draft.num_bytes + small_bytes(source.base)
-    require_space(order.output, needed)
-    yield Note(
-        f"{source.name}: {source.method or 'as it is'}, on {source.base}; {show_size(needed)} to write"
+    job = _Job(order, kind, source, tokenizer, held, model, kind.draft(source, model, settings))
+    require_space(order.output, job.num_bytes)
+    return job
+
+
+def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
+    """Open the export in a fresh process and compare it; raises `OutputError` if it differs."""
+    source, kind = job.source, job.kind
+    messages = [{"role": "user", "content": question} for question in QUESTIONS]
+    prompts = [encode_messages(job.tokenizer, [message]) for message in messages]
+    answers = ask_fresh_process(
+        folder,
+        prompts,
+        opener=kind.opener,
+        base=source.base if kind.is_adapter else None,
+        template=source.identity.template if kind.is_adapter else None,
+        messages=messages[:1] if kind.has_chat else None,
     )
-    make_folder(order.output.parent)
-    with replacing(order.output) as folder:
-        folder.mkdir()
-        draft.write(folder)
-        facts = _facts(order, source, folder)
-        messages = [{"role": "user", "content": question} for question in QUESTIONS]
-        prompts = [encode_messages(tokenizer, [message]) for message in messages]
-        answers = ask_fresh_process(
-            folder,
-            prompts,
-            opener=kind.opener,
-            base=source.base if kind.is_adapter else None,
-            template=source.identity.template if kind.is_adapter else None,
-            messages=messages[:1] if kind.has_chat else None,
-        )
-        expected = _expected(source, model, draft, prompts, answers)
-        facts["verified"] = compare(answers, expected)
-        yield from _tell_verified(facts["verified"])
-        if kind.has_chat:
-            yield _chat_note(facts["verified"], prompts[0])
-        if source.quant and not kind.is_adapter:
-            yield _note_quant(source, facts, prompts, expected)
-        del model, draft, expected
-        if held is not None:
-            yield from _measure(order, source, tokenizer, held, folder, facts)
-        yield from _not_carried(source)
-        write_json(folder / EXPORT_FILE, facts)
-    yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
-    return ExportResult(order.output, facts)
+    expected = _expected(source, job.model, job.draft, prompts, answers)
+    facts["verified"] = compare(answers, expected)
+    yield from _tell_verified(facts["verified"])
+    if kind.has_chat:
+        yield _chat_note(facts["verified"], prompts[0])
+    if source.quant and not kind.is_adapter:
+        yield _note_quant(source, facts, prompts, expected)
 
 
 def _settings(order: Order, kind: Kind) -> Settings:
@@ -232,10 +261,9 @@ def _note_quant(source: Source, facts: dict[str, Any], prompts: list[list[int]],
     )
 
 
-def _measure(
-    order: Order, source: Source, tokenizer: Any, held: HeldOut | str, folder: Path, facts: dict[str, Any]
-) -> Generator[Note, None, None]:
+def _measure(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
     """Perplexity and scores of base + adapter and of the export, as they run on the device."""
+    order, held = job.order, job.held
     facts["quality"] = None
     if isinstance(held, str):
         yield Note(
@@ -243,12 +271,12 @@ def _measure(
             is_warning=True,
         )
         return
-    trained = source.open(dtype="auto", device=order.device)
-    before = measure(trained, tokenizer, held)
+    trained = job.source.open(dtype="auto", device=order.device)
+    before = measure(trained, job.tokenizer, held)
     del trained
     with quiet():
         reopened = load_model(folder, device=order.device)
-    after = measure(reopened, tokenizer, held)
+    after = measure(reopened, job.tokenizer, held)
     dtype = str(next(reopened.parameters()).dtype).removeprefix("torch.")
     facts["quality"] = {
         "rows": len(held.rows),
@@ -274,8 +302,12 @@ def _scores_line(before: dict[str, Any], after: dict[str, Any], name: str, count
     return f"scores of {count} answers: {'; '.join(parts)}"
 
 
-def _not_carried(source: Source) -> Generator[Note, None, None]:
-    """What was part of training and is in no weight."""
+def _not_carried(source: Source, to: str) -> Generator[Note, None, None]:
+    """What was part of training and is in no weight; and code that the base does not have."""
+    if to in BITS and not (source.base / "quantization.py").exists():
+        yield Note(
+            "the base's folder has no quantization.py: glmtune opens this export, the official code not"
+        )
     card = source.place.card
     for what, text in (("system text", card and card.system), ("source prefix", card and card.source_prefix)):
         if text:

@@ -12,15 +12,17 @@ from accelerate.state import AcceleratorState
 from glmtune.data.batches import collate
 from glmtune.data.encode import Row, encode_examples
 from glmtune.data.source import read_dataset
+from glmtune.data.tables import is_hub_name
 from glmtune.errors import GlmtuneError
 from glmtune.evaluation.predictions import Question, predict, score_all
+from glmtune.files import read_json_if_there
 from glmtune.objectives import Sft
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.recipe.parse import build_recipe
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
-from glmtune.runs import RECIPE_FILE
+from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.training.loop import mean_loss
-from glmtune.workflows.rows import test_questions, training_rows
+from glmtune.workflows.rows import data_hash, test_questions, training_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ def held_out_rows(
     """
     if run is None and data is None:
         return "this is no run, so nothing says which rows were held out"
-    recipe = _recipe(run, given)
+    recipe = load_recipe(run / RECIPE_FILE) if run else build_recipe({"model": "-", "data": given})
+    if run and not data and (changed := _changed_data(run, recipe)):
+        return changed
     settings = recipe.data.model_copy(
         update={"test": None, **({"train": None, "validation": data} if data else {})}
     )
@@ -69,8 +73,20 @@ def held_out_rows(
     return HeldOut(rows, asked, new_tokens, recipe.train.micro_batch_size, place)
 
 
-def _recipe(run: Path | None, given: dict[str, Any]) -> Recipe:
-    return load_recipe(run / RECIPE_FILE) if run else build_recipe({"model": "-", "data": given})
+def _changed_data(run: Path, recipe: Recipe) -> str:
+    """In words, which file of rows is no longer what the run read; empty where none is.
+
+    Rows held out of another file may be among those that were trained on.
+    """
+    known = read_json_if_there(run / ENVIRONMENT_FILE)
+    paths = {"train_sha256": recipe.data.train, "validation_sha256": recipe.data.validation}
+    for key, path in paths.items():
+        if path is not None and not is_hub_name(path) and key in known:
+            if not path.exists():
+                return f"{path}, which the run was trained on, is not there"
+            if data_hash(path) != known[key]:
+                return f"{path} is not the file any more that the run was trained on"
+    return ""
 
 
 def _encoded(tokenizer: Any, settings: Data, data: Path | None) -> list[Row]:
