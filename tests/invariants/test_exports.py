@@ -40,10 +40,12 @@ CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("merged", "ChatGLM2", ADALORA, None),
     ("merged", "ChatGLM3", {**LORA, "use_dora": True}, "nf4"),
     ("merged", "ChatGLM3 bf16", LORA, None),
+    ("merged", "ChatGLM3 bf16", FULL, None),
     ("merged", "ChatGLM3", FREEZE, None),
     ("merged", "GLM-4", LORA, "int4"),
     ("merged", "GLM-4-0414", LORA, None),
     ("merged", "GLM-4.5", FULL, None),
+    ("merged", "GLM-4.5", LORA, None),
     ("hf", "ChatGLM2", LORA, "int8"),
     ("hf", "ChatGLM3", FULL, None),
     ("hf", "ChatGLM3 bf16", {**LORA, "use_dora": True}, None),
@@ -106,7 +108,7 @@ def marked(case: tuple[str, str, dict[str, Any], str | None]) -> Any:
     return pytest.param(*case, id=name, marks=() if is_fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("to", "family", "method", "quant"), map(marked, CASES))
+@pytest.mark.parametrize(("to", "family", "method", "quant"), [marked(case) for case in CASES])
 def test_a_fresh_process_answers_as_base_and_adapter(
     to: str, family: str, method: dict[str, Any], quant: str | None, desk: Desk, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from glmtune.errors import ConfigError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import FAMILIES, Family, Identity, identify
 from glmtune.files import read_json, read_json_if_there
 from glmtune.load import Place, find_folder, open_place, resolve
@@ -75,6 +75,11 @@ def find_source(path: str | Path, *, base: str | Path | None = None, template: s
     folder = place.base
     if whole and card:
         folder = find_folder(base or card.base, None if base else card.base_revision)[0]
+        if not (folder / "config.json").exists():
+            raise CheckpointError(
+                f"{path}: its base model is not at {base or card.base}, and its files are part of an export",
+                hint="name the base's folder: --base",
+            )
     _require_dense(folder)
     return Source(place, folder, identify(folder, template or place.template), _tell_method(place))
 
