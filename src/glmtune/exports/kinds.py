@@ -25,8 +25,6 @@ from glmtune.methods.to_lora import save_as_lora
 from glmtune.methods.trained import PREFIX
 from glmtune.models.quant import BITS
 
-PREFIX_BYTES = 2**20  # what an adapter's folder holds beside its tensors, generously
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:

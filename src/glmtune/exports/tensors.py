@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -181,7 +182,10 @@ def parse_size(text: str) -> int:
 
 
 def write_shards(groups: Sequence[Group], folder: Path, largest: int) -> None:
-    """Write safetensors files of at most `largest` bytes each, and their index if there are several."""
+    """Write safetensors files of at most `largest` bytes each, and their index if there are several.
+
+    Raises OSError if the disk does not take them.
+    """
     shards = list(_divide(groups, largest))
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -190,7 +194,10 @@ def write_shards(groups: Sequence[Group], folder: Path, largest: int) -> None:
         tensors: dict[str, Tensor] = {}
         for group in shard:
             tensors |= {name: _alone(value) for name, value in group.read().items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        except SafetensorError as err:  # what its writer makes of a failing disk
+            raise OSError(str(err)) from err
         places |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(group.num_bytes for group in groups)

@@ -19,6 +19,7 @@ from glmtune.exports.verify import QUESTIONS, Answers, Expected, ask_fresh_proce
 from glmtune.family import require_template
 from glmtune.load import load_model
 from glmtune.log import quiet
+from glmtune.methods.adapter import CARD_FILE
 from glmtune.models.checkpoint import DTYPES
 from glmtune.models.quant import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
@@ -99,7 +100,7 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
         yield from _prove(job, folder, facts)
         if order.to in BITS:
             yield from _measure(job, folder, facts)
-        yield from _not_carried(source, order.to)
+        yield from _not_carried(source, order.to, folder)
         write_json(folder / EXPORT_FILE, facts)
     yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
     return ExportResult(order.output, facts)
@@ -302,13 +303,13 @@ def _scores_line(before: dict[str, Any], after: dict[str, Any], name: str, count
     return f"scores of {count} answers: {'; '.join(parts)}"
 
 
-def _not_carried(source: Source, to: str) -> Generator[Note, None, None]:
+def _not_carried(source: Source, to: str, folder: Path) -> Generator[Note, None, None]:
     """What was part of training and is in no weight; and code that the base does not have."""
     if to in BITS and not (source.base / "quantization.py").exists():
         yield Note(
-            "the base's folder has no quantization.py: glmtune opens this export, the official code not"
+            "the base's folder has no quantization.py: glmtune opens this export, the official code does not"
         )
-    card = source.place.card
+    card = None if (folder / CARD_FILE).exists() else source.place.card
     for what, text in (("system text", card and card.system), ("source prefix", card and card.source_prefix)):
         if text:
             yield Note(f"trained with a {what} that no file of this kind holds; send it yourself: {text!r}")
