@@ -30,8 +30,8 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "migrate", "generations",
-    "glm-tiny", "troubleshooting",
+    "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
+    "generations", "glm-tiny", "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
 """Pages made by a program, and lists of figures and links."""
@@ -61,6 +61,7 @@ GUIDE_WORDS = {
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
     "compare": [],
     "data": [],
+    "export": [],
     "info": [],
     "migrate": [],
     "verify": [],

@@ -14,6 +14,7 @@ from glmtune.cli.console import is_main_process
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
+from glmtune.cli.export import export
 from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
 from glmtune.cli.runs import runs
@@ -45,7 +46,9 @@ def glmtune() -> None:
     """
 
 
-for verb in (demo, train, evaluate, runs, compare, chat, verify, info, data, migrate, settings):
+for verb in (
+    demo, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings,
+):  # fmt: skip
     glmtune.add_command(verb)
 
 

@@ -1,7 +1,6 @@
 """A training run from recipe to checkpoints: read top to bottom."""
 
 import math
-import shutil
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from accelerate.state import AcceleratorState
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
+from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
@@ -52,9 +52,6 @@ from glmtune.workflows.plan import (
 )
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Rows, first_row, training_rows
-
-COPIED_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
-"""Small files of a base folder that a fully trained model needs beside its own weights."""
 
 
 @dataclass
@@ -320,7 +317,7 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
         with replacing(path) as partial:
             partial.mkdir()
             if run.recipe.method.name == "full":
-                _copy_small_files(run.place.base, partial)
+                copy_small_files(run.place.base, partial)
             save_trained(run.model, partial, card)
             with (partial / STATE_FILE).open("wb") as file:
                 torch.save(state, file)
@@ -368,13 +365,6 @@ def _sizes(model: Any) -> dict[str, int]:
     """How much is trained of how much, as env.json keeps it."""
     trained, total = count_parameters(model)
     return {"trainable_parameters": trained, "all_parameters": total}
-
-
-def _copy_small_files(base: Path, folder: Path) -> None:
-    """Tokenizer and code files, so that a fully trained model is as complete as its base."""
-    for path in sorted(base.iterdir()):
-        if path.suffix in COPIED_SUFFIXES and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, folder / path.name)
 
 
 def _result(run: _Run) -> RunResult:
