@@ -16,9 +16,9 @@ from glmtune import encode_messages, load_model, load_tokenizer
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import TrainingError
-from glmtune.methods import apply_method
+from glmtune.methods import apply_method, begin_pruning
 from glmtune.objectives import Sft
-from glmtune.recipe import Full, Lora, Train
+from glmtune.recipe import AdaLora, Full, Lora, Method, Train
 from glmtune.training.guard import Guard
 from glmtune.training.loop import StepLog, fit
 from glmtune.training.optim import build_optimizer, build_schedule
@@ -36,7 +36,13 @@ def accelerator() -> Accelerator:
 
 
 def run(
-    model: nn.Module, rows: list[Row], accelerator: Accelerator, *, lr: float = 1e-3, steps: int = 3
+    model: nn.Module,
+    rows: list[Row],
+    accelerator: Accelerator,
+    *,
+    lr: float = 1e-3,
+    steps: int = 3,
+    method: Method | None = None,
 ) -> Iterator[StepLog]:
     """The loop over the rows in micro-batches of 2, in their own order of length."""
     settings = Train(lr=lr)
@@ -47,7 +53,8 @@ def run(
     schedule = build_schedule(optimizer, settings, steps)
     prepared = accelerator.prepare_optimizer(optimizer)
     guard = Guard(objective, accelerator, lower_lr=lr / 10, rows_of=order.micro_batches)
-    return fit(objective, objective, batches, prepared, schedule, accelerator, guard=guard)
+    part = begin_pruning(model, method, steps) if method else None
+    return fit(objective, objective, batches, prepared, schedule, accelerator, guard=guard, part=part)
 
 
 def stopped(logs: Iterator[StepLog], model: nn.Module) -> TrainingError:
@@ -251,6 +258,24 @@ def test_a_gradient_that_stops_at_a_layer_is_named_there(accelerator: Accelerato
     assert "it ends at the gradient of the output of transformer.encoder.layers.1 at" in str(error)
 
 
+@pytest.mark.parametrize("method", [Lora(), AdaLora()], ids=["lora", "adalora"])
+def test_a_penalty_on_the_weights_does_not_pass_for_something_to_learn(
+    method: Method, accelerator: Accelerator
+) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    model.transformer.output_layer.weight.data.zero_()
+    tuned = apply_method(model, method)
+    error = stopped(run(tuned, rows, accelerator, method=method), tuned)
+    assert str(error).startswith("step 1: the gradient is exactly 0, it ends at the gradient of ")
+    assert error.hint.startswith("nothing that is trained reaches the loss")
+
+
+def test_adalora_that_learns_is_healthy(accelerator: Accelerator) -> None:
+    tuned = apply_method(tiny_model(), AdaLora())
+    logs = list(run(tuned, random_rows(4), accelerator, method=AdaLora()))
+    assert all(log.grad_norm > 0 for log in logs)
+
+
 def test_the_first_step_of_lora_and_a_warm_up_from_rate_0_are_healthy(accelerator: Accelerator) -> None:
     model = apply_method(tiny_model(), Lora())
     settings = Train(lr=1e-3, warmup_steps=2)
@@ -348,3 +373,13 @@ def test_adam_in_fp16_arithmetic_has_fp32_moments_in_which_its_epsilon_lives(
     assert moments == {torch.float32}
     assert torch.tensor(settings.adam_epsilon, dtype=torch.float16) == 0
     assert torch.tensor(settings.adam_epsilon, dtype=torch.float32) > 0
+
+
+def test_a_lost_signal_is_told_from_a_penalty_under_loss_scaling_too(
+    scaling: Callable[[float], Accelerator],
+) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    model.transformer.output_layer.weight.data.zero_()
+    tuned = apply_method(model, AdaLora())
+    error = stopped(run(tuned, rows, scaling(2.0**8), method=AdaLora()), tuned)
+    assert str(error).startswith("step 1: the gradient is exactly 0, it ends at")
