@@ -257,14 +257,16 @@ def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     loss = _evaluation_loss(run, run.validation)
     before = standing.best_loss
     # the best is to have the ranks that were asked for, so patience begins when they have settled
-    counts = standing.step > 0 and (run.pruning is None or run.pruning.has_settled)
+    is_settled = run.pruning is None or run.pruning.has_settled
+    counts = standing.step > 0 and is_settled
     is_best = counts and (before is None or loss < before)
     if is_best:
         standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
     elif counts:
         standing.evaluations_since_best += 1
     if run.is_main:
-        run.record.add({"step": standing.step, "eval_loss": loss})
+        early = {} if is_settled else {"is_settled": False}
+        run.record.add({"step": standing.step, "eval_loss": loss, **early})
         run.record.add_samples(standing.step, _samples(run))
         run.record.draw(standing.step)
     run.accelerator.wait_for_everyone()
