@@ -69,10 +69,14 @@ def rate_line(recipe: Recipe) -> str:
     return f"learning rate: {recipe.train.lr:g}; {method.default_lr:g} is {default}"
 
 
+def is_rate_high(recipe: Recipe) -> bool:
+    """Whether the learning rate is above the method's default."""
+    return (recipe.train.lr or 0.0) > recipe.method.default_lr
+
+
 def lower_rate(recipe: Recipe) -> float:
     """The rate to fall back to: the method's default, or a tenth of what is no higher than that."""
-    lr, default = recipe.train.lr or 0.0, recipe.method.default_lr
-    return default if lr > default else lr / 10
+    return recipe.method.default_lr if is_rate_high(recipe) else (recipe.train.lr or 0.0) / 10
 
 
 def require_resumable(recipe: Recipe, folder: Path) -> None:

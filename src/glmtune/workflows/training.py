@@ -37,6 +37,7 @@ from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
     fp16_line,
+    is_rate_high,
     lower_rate,
     model_facts,
     plan_line,
@@ -187,7 +188,13 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
             collate(part, tokenizer.pad_token_id)
             for part in _validation_parts(rows.validation.rows, recipe, accelerator)
         ],
-        guard=Guard(objective, accelerator, lower_lr=lower_rate(recipe), rows_of=steps.micro_batches),
+        guard=Guard(
+            objective,
+            accelerator,
+            lower_lr=lower_rate(recipe),
+            is_rate_high=is_rate_high(recipe),
+            rows_of=steps.micro_batches,
+        ),
         record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
         pruning=begin_pruning(model, recipe.method, num_steps),
     )

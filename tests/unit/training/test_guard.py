@@ -1,6 +1,7 @@
 """Faults put in on purpose: each stops the run within a step, by the name of its layer and its row."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def run(
     method: Method | None = None,
 ) -> Iterator[StepLog]:
     """The loop over the rows in micro-batches of 2, in their own order of length."""
-    settings = Train(lr=lr)
+    settings = Train().model_copy(update={"lr": lr})  # a recipe allows no 1e30
     order = Steps(rows, batch_size=len(rows), micro_batch_size=2, seed=1)
     optimizer = build_optimizer(model, settings)
     objective = Sft(model)
@@ -159,6 +160,41 @@ def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str)
     safer = f"train anew with train.precision={safe} dtype={safe}; if it learned well up to here"
     assert caught.value.hint.startswith(safer)
     assert caught.value.hint.endswith("train.lr=1e-05")
+
+
+@pytest.mark.parametrize(
+    ("step", "first", "then"),
+    [(3, "train.lr=0.0001", "train.precision=fp32"), (1, "train.precision=fp32", "train.lr=0.0001")],
+    ids=["after steps at it", "before any step at it"],
+)
+def test_a_rate_above_the_methods_is_to_blame_before_half_precision_is(
+    step: int, first: str, then: str
+) -> None:
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
+    guard = Guard(Sft(model), accelerator, lower_lr=1e-4, is_rate_high=True)
+    with pytest.raises(TrainingError) as caught:
+        guard.check_step(step, loss=math.nan, grad_norm=1.0, items=1, batches=[collate(rows, 0)])
+    assert caught.value.hint.startswith(f"train anew with {first}")
+    assert then in caught.value.hint
+
+
+def test_a_norm_that_overflows_over_finite_gradients_names_the_largest(accelerator: Accelerator) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    guilty = with_rare_token(rows, 2)
+    embeddings = model.transformer.embedding.word_embeddings
+
+    def magnify(_: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if output.requires_grad and bool((inputs[0] == RARE).any()):
+            output.register_hook(lambda gradient: gradient * 1e25)
+
+    embeddings.register_forward_hook(magnify)
+    error = stopped(run(model, rows, accelerator), model)
+    found = r"inf, of gradients that are finite row by row: the largest, .*e\+\d\d, is in the gradient of (.*) at (.*);"
+    match = re.search(found, str(error))
+    assert match, str(error)
+    assert match.groups() == ("transformer.embedding.word_embeddings.weight", guilty.place)
 
 
 def test_what_a_layer_is_given_is_not_blamed_on_it(accelerator: Accelerator) -> None:
