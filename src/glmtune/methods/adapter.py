@@ -17,6 +17,7 @@ from glmtune.errors import CheckpointError
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_json_if_there, read_start
 from glmtune.methods.trained import (
+    ITS_BASE,
     TRAINED_FILE,
     find_trained,
     load_weights,
@@ -39,7 +40,6 @@ KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
 
 _OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
-_ITS_BASE = "load it on the base it was trained on"
 _ANEW = "resume from a copy of this folder, or train anew"
 
 
@@ -153,7 +153,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except RuntimeError as err:
         reason = str(err).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=_ITS_BASE) from err
+        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     require_same(folder, stored, shapes_of(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
