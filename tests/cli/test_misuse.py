@@ -37,8 +37,7 @@ def test_help_names_every_family(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["glmtune", "--help"])
-    with pytest.raises(SystemExit):
-        main()
+    main()
     shown = " ".join(capsys.readouterr().out.split())
     for family in ("ChatGLM-6B", "ChatGLM2", "ChatGLM3", "GLM-4", "GLM-4-0414", "GLM-Z1", "GLM-4.5"):
         assert f"{family}," in shown or f"{family}." in shown

@@ -180,3 +180,26 @@ def test_a_schedule_that_does_not_fit_the_run_leaves_no_trace(
     with pytest.raises(ConfigError, match=r"method.warmup_steps 10 and method.final_steps 2 leave none"):
         drain(training(recipe(folders("v3"), tmp_path / "run", *words)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_that_does_not_fit_is_refused_before_the_model_is_opened(
+    folders: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(sys.modules["glmtune.workflows.training"], "open_place", lambda *_, **__: opened.append(1))
+    words = (*METHODS["adalora"], "method.warmup_steps=9")
+    with pytest.raises(ConfigError, match="leave none of the run's 10 steps to prune in"):
+        drain(training(recipe(folders("v3"), tmp_path / "run", *words)))
+    assert not opened
+
+
+def test_a_run_that_comes_to_no_good_ends_with_a_warning(
+    folders: Callable[[str], str], tmp_path: Path
+) -> None:
+    words = ("train.lr=100", "train.steps=1", "method=lora")
+    events: list[Any] = []
+    drain(training(recipe(folders("v3"), tmp_path / "run", *words)), events.append)
+    last = events[-1]
+    assert isinstance(last, Note)
+    assert last.is_warning
+    assert last.text.startswith("nothing was gained: ")

@@ -33,6 +33,7 @@ from glmtune.training.optim import build_optimizer, build_schedule, find_optimiz
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
+from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
@@ -42,6 +43,7 @@ from glmtune.workflows.plan import (
     model_facts,
     plan_line,
     plan_warning,
+    pruning_warning,
     rate_line,
     require_resumable,
     require_startable,
@@ -119,7 +121,10 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
         run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
     run.accelerator.wait_for_everyone()
-    return _result(run)
+    result = _result(run)
+    if worse := worse_warning(recipe, result.metrics):
+        yield Note(worse, is_warning=True)
+    return result
 
 
 def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
@@ -132,6 +137,17 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data)
     yield from rows.notes
+    steps = Steps(
+        rows.train.rows,
+        batch_size=recipe.train.batch_size,
+        micro_batch_size=recipe.train.micro_batch_size,
+        seed=recipe.train.seed,
+        rank=state.process_index,
+        num_processes=state.num_processes,
+    )
+    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
+    if early := pruning_warning(recipe.method, num_steps):
+        yield Note(early, is_warning=True)
     held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
     precision = choose_precision(recipe, held, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
@@ -148,15 +164,6 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
     torch.manual_seed(recipe.train.seed + accelerator.process_index)  # dropout differs between processes
-    steps = Steps(
-        rows.train.rows,
-        batch_size=recipe.train.batch_size,
-        micro_batch_size=recipe.train.micro_batch_size,
-        seed=recipe.train.seed,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
     optimizer = build_optimizer(model, recipe.train)
     schedule = build_schedule(optimizer, recipe.train, num_steps)
     objective = Sft(model)

@@ -1,0 +1,31 @@
+"""Whether a run has come to any good, told at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from glmtune.recipe import Recipe
+from glmtune.workflows.plan import lower_rate
+
+
+def worse_warning(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
+    """What to do where the evaluation loss has not fallen, or has risen again; None where all is well.
+
+    `metrics` are a training's figures, as `RunResult` has them.
+    """
+    if "first_eval_loss" not in metrics:
+        return None
+    first, last, best = (metrics[name] for name in ("first_eval_loss", "eval_loss", "best_eval_loss"))
+    anew = f"train anew with train.lr={lower_rate(recipe):g}"
+    if best is not None and best < first:
+        if last <= first:
+            return None
+        return (
+            f"the run ends worse than it began: evaluation loss {first:.4f} before, {last:.4f} after. Its best, "
+            f"{best:.4f} at step {metrics['best_step']}, is what chat and evaluate open; to do better, {anew}, or "
+            f"stop at train.steps={metrics['best_step']}"
+        )
+    found = last if best is None else best
+    return (
+        f"nothing was gained: evaluation loss {first:.4f} before the first step, {found:.4f} at best after it; "
+        f"{anew}, or look whether the validation rows are like the training rows"
+    )
