@@ -84,7 +84,7 @@ def logits(path: str | Path) -> torch.Tensor:
 def test_loss_falls_on_every_kind_of_model_and_the_adapter_opens_again(
     folders: Callable[[str], str], tmp_path: Path, base: str, method: str
 ) -> None:
-    words = (*METHODS[method], f"method.target_modules={BASES[base][1]}", "train.eval_every=10")
+    words = (*METHODS[method], f"method.target_modules={BASES[base][1]}", "train.eval_every=10", "train.lr=1e-1")
     result = drain(training(recipe(folders(base), tmp_path, *words)))
     assert result.metrics["eval_loss"] < result.metrics["first_eval_loss"] - 0.02
     assert not torch.allclose(logits(tmp_path), logits(folders(base)))
