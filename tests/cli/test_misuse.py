@@ -33,9 +33,7 @@ def test_a_misused_verb_says_what_is_wrong_and_where_its_examples_are(
     assert hint.endswith(" --help` has examples")
 
 
-def test_help_names_every_family(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_names_every_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["glmtune", "--help"])
     main()
     shown = " ".join(capsys.readouterr().out.split())

@@ -186,7 +186,9 @@ def test_a_schedule_that_does_not_fit_is_refused_before_the_model_is_opened(
     folders: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr(sys.modules["glmtune.workflows.training"], "open_place", lambda *_, **__: opened.append(1))
+    monkeypatch.setattr(
+        sys.modules["glmtune.workflows.training"], "open_place", lambda *_, **__: opened.append(1)
+    )
     words = (*METHODS["adalora"], "method.warmup_steps=9")
     with pytest.raises(ConfigError, match="leave none of the run's 10 steps to prune in"):
         drain(training(recipe(folders("v3"), tmp_path / "run", *words)))

@@ -23,7 +23,8 @@ def draw() -> Page:
     page.text(
         10.7,
         0.23,
-        "nf4: 16 uneven levels, a scale for 64 weights;   int4, the official kind: 15 even levels, a scale for a row",
+        "nf4: 16 uneven levels, a scale for 64 weights;   "
+        "int4, the official kind: 15 even levels, a scale for a row",
         size=10,
         align="right",
     )

@@ -23,8 +23,8 @@ from glmtune.errors import GlmtuneError
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="glmtune")
 def glmtune() -> None:
-    """Fine-tune, evaluate and talk to models of the GLM family: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4, GLM-4-0414,
-    GLM-Z1, GLM-4.5.
+    """Fine-tune, evaluate and talk to models of the GLM family: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4,
+    GLM-4-0414, GLM-Z1, GLM-4.5.
 
     \b
     See it work, with the bundled model and rows:

@@ -82,7 +82,9 @@ def fit(
                 loss = module(batch) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
-        has_signal = part is None or _is_any(p.grad for p in trained)  # a penalty would hide that none is there
+        has_signal = part is None or _is_any(
+            p.grad for p in trained
+        )  # a penalty would hide that none is there
         if part is not None:  # after the processes' exchange: each adds the same
             accelerator.backward(part.penalty())
         mean_loss = float(accelerator.reduce(total, "sum"))

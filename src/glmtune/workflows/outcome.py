@@ -15,17 +15,18 @@ def worse_warning(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
     if "first_eval_loss" not in metrics:
         return None
     first, last, best = (metrics[name] for name in ("first_eval_loss", "eval_loss", "best_eval_loss"))
-    anew = f"train anew with train.lr={lower_rate(recipe):g}"
-    if best is not None and best < first:
-        if last <= first:
-            return None
+    step = metrics["best_step"]
+    anew = f"train anew with train.lr={lower_rate(recipe) or recipe.method.default_lr:g}"
+    if best is None or best >= first:
+        found = last if best is None else best
         return (
-            f"the run ends worse than it began: evaluation loss {first:.4f} before, {last:.4f} after. Its best, "
-            f"{best:.4f} at step {metrics['best_step']}, is what chat and evaluate open; to do better, {anew}, or "
-            f"stop at train.steps={metrics['best_step']}"
+            f"nothing was gained: evaluation loss {first:.4f} before the first step, at best {found:.4f} after "
+            f"it; {anew}, or look whether the validation rows are like the training rows"
         )
-    found = last if best is None else best
+    if last <= first:
+        return None
     return (
-        f"nothing was gained: evaluation loss {first:.4f} before the first step, {found:.4f} at best after it; "
-        f"{anew}, or look whether the validation rows are like the training rows"
+        f"the run ends worse than it began: evaluation loss {first:.4f} before, {last:.4f} after. Its best, "
+        f"{best:.4f} at step {step}, is what chat and evaluate open; to do better, {anew}, or stop there: "
+        f"train.steps={step}"
     )

@@ -17,7 +17,6 @@ from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.record import with_full_paths
 from glmtune.workflows.rows import data_hash
 
-
 FEW_PRUNING_STEPS = 20
 """Fewer steps to prune in tell little: the scores of what matters are means over about the last 7 of them.
 Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
@@ -91,8 +90,8 @@ def pruning_warning(method: Method, num_steps: int) -> str | None:
     if end - warmup >= FEW_PRUNING_STEPS:
         return None
     return (
-        f"method.name: adalora has {end - warmup} of {num_steps} steps to prune in: too few to tell which ranks "
-        "matter. It wants some hundreds of steps: train.steps=300; with fewer take method=lora"
+        f"method.name: adalora has {end - warmup} of {num_steps} steps to prune in: too few to tell which "
+        "ranks matter. It wants some hundreds of steps: train.steps=300; with fewer take method=lora"
     )
 
 

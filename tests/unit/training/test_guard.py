@@ -191,8 +191,8 @@ def test_a_norm_that_overflows_over_finite_gradients_names_the_largest(accelerat
 
     embeddings.register_forward_hook(magnify)
     error = stopped(run(model, rows, accelerator), model)
-    found = r"inf, of gradients that are finite row by row: the largest, .*e\+\d\d, is in the gradient of (.*) at (.*);"
-    match = re.search(found, str(error))
+    words = "inf, of gradients that are finite row by row: the largest, "
+    match = re.search(words + r".*e\+\d\d, is in the gradient of (.*) at (.*);", str(error))
     assert match, str(error)
     assert match.groups() == ("transformer.embedding.word_embeddings.weight", guilty.place)
 

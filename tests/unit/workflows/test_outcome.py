@@ -28,3 +28,8 @@ def test_a_run_that_gets_worse_again_names_its_best() -> None:
     assert warning.startswith("the run ends worse than it began: evaluation loss 3.0000 before, 4.0000 after")
     assert "2.0000 at step 5, is what chat and evaluate open" in warning
     assert "train.steps=5" in warning
+
+
+def test_a_run_at_rate_0_is_offered_the_methods_rate() -> None:
+    recipe = load_recipe({"model": "m", "train": {"lr": 0}})
+    assert "train.lr=0.0001" in str(worse_warning(recipe, figures(3.0, 3.0, 3.0, 1)))
