@@ -75,15 +75,23 @@ def tiny_folder(
 
 
 def tiny_v1_folder(
-    folder: Path, revision: str = "late", *, dtype: torch.dtype = torch.float32, **settings: object
+    folder: Path,
+    revision: str = "late",
+    *,
+    dtype: torch.dtype = torch.float32,
+    lively: tuple[float, float] = (1, 40),
+    **settings: object,
 ) -> Path:
-    """A complete folder of a ChatGLM-6B revision: ice_text.model, config and random weights."""
+    """A complete folder of a ChatGLM-6B revision: ice_text.model, config and random weights.
+
+    `lively` multiplies the embeddings' and the layers' weights: 12 and 12 let a few steps of training show.
+    """
     told = json.loads((tiny_ice(folder, revision) / "config.json").read_text(encoding="utf-8"))
     sizes = {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 64, "num_attention_heads": 4}
     config = ChatGLM6BConfig.from_dict({**told, **sizes, "max_sequence_length": 512, **settings})
     torch.manual_seed(0)
     model = ChatGLM6BForConditionalGeneration(config)
-    _make_lively(model, embeddings=1, layers=40)
+    _make_lively(model, embeddings=lively[0], layers=lively[1])
     model.to(dtype).save_pretrained(folder)
     return folder
 

@@ -1,7 +1,7 @@
 """What a model, run or adapter is: told in seconds, from names, headers and small files alone."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from glmtune.models.outline import (
     find_layers,
     list_parameters,
     list_stored,
+    stored_name,
 )
-from glmtune.models.quant import BITS
+from glmtune.models.quant import BITS, name_linears
 from glmtune.models.shards import Stored, has_weights, scan_tensors
 from glmtune.models.upstream import (
     build_upstream_outline,
@@ -152,9 +153,11 @@ def inspect(
     model = _outline(place.base, known, stored, warnings)
     if model is not None and FAMILIES[known.family].is_in_transformers:
         stored = name_stored(model, stored)
+    codes = {f"{name}.weight" for name in name_linears(model)} if model is not None and place.quant else ()
     if model is not None and method is not None:
         model = apply_method(model, method)
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)
+    parameters = [_as_opened(parameter, codes, place.quant) for parameter in parameters]
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
     config = read_json_if_there(place.base / "config.json")
     tokenizer, problem = _open_tokenizer(place.base, known)
@@ -190,6 +193,11 @@ def inspect(
         trainable=trainable_line(model) if method and model is not None else None,
         warnings=tuple(warnings),
     )
+
+
+def _as_opened(parameter: Parameter, codes: Collection[str], quant: str | None) -> Parameter:
+    """As a run opens its base: the type of what is quantised then, at its size on disk."""
+    return replace(parameter, dtype=quant) if quant and stored_name(parameter.name) in codes else parameter
 
 
 def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:

@@ -99,6 +99,25 @@ def test_a_trained_folder_tells_its_method_and_what_was_trained(
     assert "warning" not in done.stdout
 
 
+@pytest.mark.parametrize("quant", ["int4", "nf4"])
+def test_a_run_on_a_quantised_base_shows_its_weights_as_they_are_opened(
+    work: Path, tmp_path: Path, quant: str
+) -> None:
+    tuned = apply_method(load_model(work / "model"), Lora(r=2))
+    facts = {"base": str(work / "model"), "template": "chatglm3", "method": {"name": "lora", "r": 2}}
+    save_trained(tuned, tmp_path, Card(**facts, quant=quant))
+    done = glmtune("info", tmp_path, "--names", cwd=work)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.split()[-1].endswith("weight")]
+    types = {words[-1]: words[-2] for words in lines}
+    block = "base_model.model.transformer.encoder.layers.0."
+    assert types[f"{block}self_attention.query_key_value.base_layer.weight"] == quant
+    assert types[f"{block}mlp.dense_h_to_4h.weight"] == quant
+    assert types["base_model.model.transformer.output_layer.weight"] == "fp32"
+    assert types[f"{block}self_attention.query_key_value.lora_A.default.weight"] == "fp32"
+    assert f"opened as {quant}" in " ".join(done.stdout.split())
+
+
 def test_a_foreign_tokenizer_is_a_warning(work: Path) -> None:
     other = tiny_folder(work / "other")
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))

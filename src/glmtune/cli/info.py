@@ -169,7 +169,8 @@ def _weights(found: "Info") -> str:
     sizes = [found.files[name] for name in found.weight_files]
     unread = [name for name in found.files if _is_weights(name) and name not in found.weight_files]
     kinds = f"{found.quant} and {found.dtype}" if found.quant in ("int8", "int4") else f"mostly {found.dtype}"
-    read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, {kinds}"
+    opened = f", opened as {found.adapter.quant}" if found.adapter and found.adapter.quant else ""
+    read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, {kinds}{opened}"
     return "; ".join([*([read] if sizes else []), *([f"not read: {', '.join(unread)}"] if unread else [])])
 
 

@@ -20,6 +20,7 @@ from glmtune.files import COPY_AGAIN, read_json, read_start
 from glmtune.methods.card import CARD_FILE, Card, read_card
 from glmtune.methods.proof import update_norm
 from glmtune.methods.trained import (
+    ITS_BASE,
     TRAINED_FILE,
     find_trained,
     load_weights,
@@ -47,7 +48,6 @@ KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
 
 _OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
-_ITS_BASE = "load it on the base it was trained on"
 _ANEW = "resume from a copy of this folder, or train anew"
 
 
@@ -140,7 +140,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except RuntimeError as err:
         reason = str(err).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=_ITS_BASE) from err
+        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     require_same(folder, stored, shapes_of(get_peft_model_state_dict(tuned, save_embedding_layers=False)))

@@ -31,7 +31,8 @@ PREFIX = "transformer.prefix_encoder."
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_ITS_BASE = "load it on the base it was trained on"
+ITS_BASE = "load it on the base it was trained on"
+"""The cure for weights that do not fit."""
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
@@ -179,7 +180,7 @@ def _check_others(model: nn.Module, stored: Mapping[str, Stored]) -> None:
         if plain not in known or (is_dense and known[plain] != held.shape):
             problem = "is left over" if plain not in known else f"has shape {list(held.shape)}"
             allowed = "" if plain not in known else f", this model's is {list(known[plain])}"
-            raise CheckpointError(f"{held.file}: {name} {problem}{allowed}", hint=_ITS_BASE)
+            raise CheckpointError(f"{held.file}: {name} {problem}{allowed}", hint=ITS_BASE)
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:
@@ -234,5 +235,5 @@ def require_same(place: Path, stored: Shapes, expected: Shapes) -> None:
         else ("is left over" if name in stored else "is missing")
     )
     raise CheckpointError(
-        f"{place}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=_ITS_BASE
+        f"{place}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=ITS_BASE
     )

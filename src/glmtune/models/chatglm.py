@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import capture_outputs
 
+from glmtune.errors import ConfigError
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.chat_calls import process_chatglm
 from glmtune.models.chatglm2 import Rotary, eager_attention
@@ -317,6 +318,17 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
         if given is not None and self.config.revision != "early":
             kwargs |= {"prompt_positions": given, "new_positions": self.advance_positions(given[..., -1:])}
         return super().generate(*args, **kwargs)
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; refuses to read a prompt in parts, from whichever place that is asked for."""
+        config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        if config.prefill_chunk_size is not None:
+            raise ConfigError(
+                f"generate: prefill_chunk_size={config.prefill_chunk_size}, but ChatGLM-6B's context is "
+                "bidirectional: every token of a prompt sees all others, so it is read as a whole",
+                hint="leave prefill_chunk_size out",
+            )
+        return config, model_kwargs
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]

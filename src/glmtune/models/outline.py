@@ -79,13 +79,17 @@ def list_parameters(model: nn.Module, stored: Mapping[str, Stored]) -> list[Para
     """The model's parameters in its own order; those in `stored` with the type and size they have on disk."""
     found, counts = [], count_weights(model)
     for name, parameter in model.named_parameters():
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        held = stored.get(plain)
+        held = stored.get(stored_name(name))
         dtype = held.dtype if held else parameter.dtype
         num_bytes = parameter.numel() * dtype.itemsize if held else None
         facts = (tuple(parameter.shape), _short(dtype), num_bytes, parameter.requires_grad, counts[name])
         found.append(Parameter(name, *facts))
     return found
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in the files, without what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def list_stored(stored: Mapping[str, Stored]) -> list[Parameter]:

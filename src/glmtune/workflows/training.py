@@ -34,14 +34,17 @@ from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
+from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
     fp16_line,
+    is_rate_high,
     lower_rate,
     model_facts,
     plan_line,
     plan_warning,
+    pruning_warning,
     rate_line,
     require_resumable,
     require_startable,
@@ -117,7 +120,10 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
         run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
     run.accelerator.wait_for_everyone()
-    return _result(run)
+    result = _result(run)
+    if worse := worse_warning(recipe, result.metrics):
+        yield Note(worse, is_warning=True)
+    return result
 
 
 def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
@@ -130,6 +136,17 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data)
     yield from rows.notes
+    steps = Steps(
+        rows.train.rows,
+        batch_size=recipe.train.batch_size,
+        micro_batch_size=recipe.train.micro_batch_size,
+        seed=recipe.train.seed,
+        rank=state.process_index,
+        num_processes=state.num_processes,
+    )
+    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
+    if early := pruning_warning(recipe.method, num_steps):
+        yield Note(early, is_warning=True)
     held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
     precision = choose_precision(recipe, held, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
@@ -147,15 +164,6 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
     torch.manual_seed(recipe.train.seed + accelerator.process_index)  # dropout differs between processes
-    steps = Steps(
-        rows.train.rows,
-        batch_size=recipe.train.batch_size,
-        micro_batch_size=recipe.train.micro_batch_size,
-        seed=recipe.train.seed,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
     optimizer = build_optimizer(model, recipe.train)
     schedule = build_schedule(optimizer, recipe.train, num_steps)
     objective = Sft(model)
@@ -188,7 +196,13 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
             collate(part, tokenizer.pad_token_id)
             for part in _validation_parts(rows.validation.rows, recipe, accelerator)
         ],
-        guard=Guard(objective, accelerator, lower_lr=lower_rate(recipe), rows_of=steps.micro_batches),
+        guard=Guard(
+            objective,
+            accelerator,
+            lower_lr=lower_rate(recipe),
+            is_rate_high=is_rate_high(recipe),
+            rows_of=steps.micro_batches,
+        ),
         record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
         pruning=begin_pruning(model, recipe.method, num_steps),
     )
@@ -258,14 +272,16 @@ def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     loss = _evaluation_loss(run, run.validation)
     before = standing.best_loss
     # the best is to have the ranks that were asked for, so patience begins when they have settled
-    counts = standing.step > 0 and (run.pruning is None or run.pruning.has_settled)
+    is_settled = run.pruning is None or run.pruning.has_settled
+    counts = standing.step > 0 and is_settled
     is_best = counts and (before is None or loss < before)
     if is_best:
         standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
     elif counts:
         standing.evaluations_since_best += 1
     if run.is_main:
-        run.record.add({"step": standing.step, "eval_loss": loss})
+        early = {} if is_settled else {"is_settled": False}
+        run.record.add({"step": standing.step, "eval_loss": loss, **early})
         run.record.add_samples(standing.step, _samples(run))
         run.record.draw(standing.step)
     run.accelerator.wait_for_everyone()

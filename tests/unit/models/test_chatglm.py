@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.family import v1_revision
@@ -405,3 +405,14 @@ def test_no_cache_is_built_while_training_unless_asked_for(model: ChatGLM6BForCo
     assert model.train()(IDS).past_key_values is None
     assert model(IDS, use_cache=True).past_key_values is not None
     assert model.eval()(IDS, labels=IDS).past_key_values is None
+
+
+@pytest.mark.parametrize("is_in_config", [False, True])
+def test_a_prompt_is_not_read_in_parts_for_its_tokens_see_each_other(
+    model: ChatGLM6BForConditionalGeneration, is_in_config: bool
+) -> None:
+    ids = IDS[:1]
+    words = {"prefill_chunk_size": 4}
+    given = {"generation_config": GenerationConfig(**words)} if is_in_config else words
+    with pytest.raises(ConfigError, match="prefill_chunk_size=4, but ChatGLM-6B's context is bidirectional"):
+        model.generate(ids, max_new_tokens=2, **given)
