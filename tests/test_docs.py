@@ -205,16 +205,13 @@ def type_in(line: str, folder: Path) -> Done:
     return glmtune(verb, *words, *GUIDE_WORDS[verb], cwd=folder, typed="你好\nstop\n")
 
 
-def test_the_guides_commands_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in GUIDES if name != "data"]
+)  # tests/cli/test_data.py runs its
+def test_a_guides_commands_run(name: str, tmp_path: Path) -> None:
     lay_out(tmp_path)
-    lines = [
-        line
-        for name in GUIDES
-        if name != "data"  # tests/cli/test_data.py runs its commands
-        for block in blocks(both(name)[0], language="")  # a terminal
-        for line in block.splitlines()
-    ]
-    for line in lines:
+    terminal = [line for block in blocks(both(name)[0], language="") for line in block.splitlines()]
+    for line in terminal:
         if line.startswith((*NOT_RUN, *SHOWN)):
             continue
         if line.startswith("cat "):

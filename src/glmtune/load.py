@@ -60,6 +60,8 @@ class Place:
     """The run the path is, or lies in."""
     snapshot: Snapshot | None = None
     """Where the model came from, if that is a hub."""
+    is_dense: bool = False
+    """Whether the base is opened un-quantised, however it was held in training."""
 
     @property
     def trained(self) -> Path:
@@ -87,7 +89,7 @@ class Place:
     @property
     def quant(self) -> str | None:
         """How the base was quantised while its adapter was trained, None if it was not."""
-        return self.card.quant if self.card else None
+        return self.card.quant if self.card and not self.is_dense else None
 
     @property
     def other_base(self) -> str:

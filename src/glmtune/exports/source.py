@@ -52,8 +52,7 @@ class Source:
         self, *, quant: str | None = None, dtype: str | torch.dtype = "stored", device: str = "cpu"
     ) -> Any:
         """The trained model in evaluation mode; by default un-quantised, its types those of its files."""
-        card = replace(self.place.card, quant=None) if self.place.card else None
-        return self._open(replace(self.place, card=card), dtype, device, quant)
+        return self._open(replace(self.place, is_dense=quant is None), dtype, device, quant)
 
     def open_base(self) -> Any:
         """The same without what was trained; of a fully trained model that model."""

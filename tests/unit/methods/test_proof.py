@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import CheckpointError
 from glmtune.methods.card import read_card
-from glmtune.methods.proof import REQUANTISED, ROUNDING
+from glmtune.methods.proof import OTHER_TYPE, REQUANTISED, ROUNDING
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 from proofs import make_checkpoint
 
@@ -142,7 +142,7 @@ def test_opened_in_another_precision_than_saved_more_is_allowed_by_rule(
     load_model(checkpoint, dtype=dtype, quant=quant)
     assert card is not None and card.probe is not None
     largest = max(map(abs, (*card.probe.base, *card.probe.tuned)))
-    share = ROUNDING["bfloat16" if dtype == "bf16" else "float32"] + REQUANTISED[quant]
+    share = (OTHER_TYPE if dtype == "bf16" else ROUNDING["float32"]) + REQUANTISED[quant]
     said = told("adapter loaded")
     assert f"allowed {share * largest:.2g}" in said
 
