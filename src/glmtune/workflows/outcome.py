@@ -20,8 +20,8 @@ def worse_warning(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
     if best is None or best >= first:
         found = last if best is None else best
         return (
-            f"nothing was gained: evaluation loss {first:.4f} before the first step, at best {found:.4f} after "
-            f"it; {anew}, or look whether the validation rows are like the training rows"
+            f"nothing was gained: evaluation loss {first:.4f} before the first step, at best {found:.4f} "
+            f"after it; {anew}, or look whether the validation rows are like the training rows"
         )
     if last <= first:
         return None
