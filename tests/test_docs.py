@@ -211,6 +211,8 @@ def type_in(line: str, folder: Path) -> Done:
 def test_a_guides_commands_run(name: str, tmp_path: Path) -> None:
     lay_out(tmp_path)
     terminal = [line for block in blocks(both(name)[0], language="") for line in block.splitlines()]
+    if name in CONTINUED:
+        terminal = [CONTINUED_FROM, *terminal]
     for line in terminal:
         if line.startswith((*NOT_RUN, *SHOWN)):
             continue

@@ -14,9 +14,8 @@ from glmtune.recipe.method import Lora, Method
 DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 512
-MAX_RATE = 1e3
-"""A learning rate above it is a slip of the pen: ten thousand times the highest that anybody trains with, and
-from 1e37 on no number that AdamW can calculate with."""
+MAX_RATE = 1e30
+"""Up to here AdamW can calculate, and the guard stops a run; from some 1e37 on its step is no fp32 number."""
 
 TemplateName = Literal[
     "chatglm", "chatglm2", "chatglm3", "glm4", "glm4_base", "glm4_0414", "glmz1", "glm45", "glm45_nothink"

@@ -46,7 +46,7 @@ def run(
     method: Method | None = None,
 ) -> Iterator[StepLog]:
     """The loop over the rows in micro-batches of 2, in their own order of length."""
-    settings = Train().model_copy(update={"lr": lr})  # a recipe allows no 1e30
+    settings = Train(lr=lr)
     order = Steps(rows, batch_size=len(rows), micro_batch_size=2, seed=1)
     optimizer = build_optimizer(model, settings)
     objective = Sft(model)

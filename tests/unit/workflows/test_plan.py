@@ -98,7 +98,7 @@ def test_a_rate_that_is_set_stays_and_the_default_is_said() -> None:
     assert with_default_rate(load_recipe({"model": "m", "train": {"lr": 0}})).train.lr == 0
 
 
-@pytest.mark.parametrize(("lr", "lower"), [(1e3, 1e-4), (1e-3, 1e-4), (1e-4, 1e-5), (1e-5, 1e-6)])
+@pytest.mark.parametrize(("lr", "lower"), [(1e30, 1e-4), (1e-3, 1e-4), (1e-4, 1e-5), (1e-5, 1e-6)])
 def test_the_rate_to_fall_back_to_is_the_methods_or_a_tenth(lr: float, lower: float) -> None:
     recipe = load_recipe({"model": "m", "train": {"lr": lr}})
     assert lower_rate(recipe) == pytest.approx(lower)
