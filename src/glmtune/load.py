@@ -28,6 +28,7 @@ from glmtune.methods.proof import (
     check_base,
     check_difference,
     check_logits,
+    check_settings,
     check_size,
     check_template,
     check_tokenizer,
@@ -287,6 +288,8 @@ def putting_on(
     model: Any, adapter: Path, card: Card | None, put_on: Callable[[Path], Any]
 ) -> Generator[Check, None, Any]:
     """Put an adapter on its base by `put_on`, yield each thing that is proven, return the tuned model."""
+    if card:
+        check_settings(adapter, card)
     tensors = stored_tensors(adapter)
     probe = card.probe if card else None
     ids = probe.input_ids if probe else plain_probe(model.config)

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +17,7 @@ from glmtune.errors import CheckpointError
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_start
 from glmtune.methods.card import CARD_FILE, Card, read_card
-from glmtune.methods.proof import update_norm
+from glmtune.methods.seal import ADAPTER_FILE, seal
 from glmtune.methods.trained import (
     ITS_BASE,
     TRAINED_FILE,
@@ -43,7 +42,6 @@ __all__ = [
     "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
 ]  # fmt: skip
 
-ADAPTER_FILE = "adapter_config.json"
 KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
 
@@ -105,7 +103,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
         return
     written = stored_tensors(folder)
     _require_written(folder, held, written)
-    replace(card, norm=update_norm(written)).save(folder)
+    seal(card, folder, written).save(folder)
 
 
 def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:

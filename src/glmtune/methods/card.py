@@ -60,7 +60,11 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages that trained it."""
     norm: float | None = None
-    """Length of the stored update (`proof.update_norm`); of a whole model it is not taken."""
+    """Length of the stored update (`seal.update_norm`); of a whole model it is not taken."""
+    weights_sha256: str = ""
+    """Of the stored update, to the last bit (`seal.hash_weights`); of a whole model it is not taken."""
+    adapter_config: Mapping[str, Any] = field(default_factory=dict)
+    """What PEFT's file beside the weights says of them (`seal.deciding_settings`)."""
     probe: Probe | None = None
 
     def save(self, folder: Path) -> None:

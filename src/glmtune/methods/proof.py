@@ -3,6 +3,7 @@
 Every check gives its figures, or raises a `CheckpointError` of one sentence and a hint.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
@@ -17,6 +18,7 @@ from glmtune.files import read_json_if_there, read_start
 from glmtune.methods.card import CARD_FILE, Card, Probe
 from glmtune.methods.freeze import choose_weights
 from glmtune.methods.lora import find_targets
+from glmtune.methods.seal import ADAPTER_FILE, deciding_settings, hash_weights, norm_of, update_norm
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.prefix import new_prefix
 from glmtune.models.quant import held_quant, name_bits
@@ -157,12 +159,23 @@ def check_size(folder: Path, method: Method | None, model: Any) -> Iterator[Chec
     yield Check("size", f"{found:,} bytes of weights, as {method.name}'s settings make them")
 
 
+def check_settings(folder: Path, card: Card) -> None:
+    """PEFT's file beside the weights has the settings that it was saved with, where they were recorded."""
+    recorded, now = card.adapter_config, deciding_settings(folder)
+    for key in sorted(recorded.keys() | now.keys()) if recorded else ():
+        if recorded.get(key) != now.get(key):
+            before, found = (json.dumps(settings.get(key)) for settings in (recorded, now))
+            raise CheckpointError(
+                f"{folder / ADAPTER_FILE}: {key} is {found}, recorded is {before}", hint=_OTHER_FILES
+            )
+
+
 def _files(files: list[Path]) -> str:
     return f"{files[0].name} holds" if len(files) == 1 else f"{len(files)} files hold"
 
 
 def _is_pruned(folder: Path, method: Method) -> bool:
-    patterns = read_json_if_there(folder / "adapter_config.json").get("rank_pattern")
+    patterns = read_json_if_there(folder / ADAPTER_FILE).get("rank_pattern")
     return isinstance(method, AdaLora) or bool(patterns)
 
 
@@ -201,36 +214,36 @@ def _target_sizes(model: nn.Module, method: Lora | AdaLora) -> Iterator[tuple[in
 # What they change
 
 
-def update_norm(tensors: Mapping[str, Tensor]) -> float:
-    """Length of a stored update: of what it is multiplied by, LoRA's B or AdaLoRA's E, else of all."""
-    for part in (".lora_E", ".lora_B", ".lora_embedding_B"):
-        if deciding := [tensor for name, tensor in tensors.items() if part in name]:
-            return _norm(deciding)
-    return _norm(list(tensors.values()))
-
-
 def check_update(
     folder: Path, tensors: Mapping[str, Tensor], card: Card | None, replaced: Mapping[str, Tensor]
 ) -> Check:
-    """The stored update is not zero, and is the recorded one.
+    """The stored update is not zero, and is the recorded one to the last bit.
 
     `replaced`: of the base's own weights those that it stands for.
     """
     norm = update_norm(tensors)
-    length = _norm(_moves(tensors, replaced)) if replaced else norm
+    length = norm_of(_moves(tensors, replaced)) if replaced else norm
     if not isfinite(norm):
         raise CheckpointError(f"{folder}: holds numbers that are not finite", hint=_OTHER_FILES)
     if not length:
         what = "its weights are its base's" if replaced else "its update is zero everywhere"
         raise CheckpointError(f"{folder}: changes nothing: {what}", hint=_ANEW)
-    recorded = card.norm if card else None
-    if recorded is not None and abs(norm - recorded) > SAME_NORM * recorded:
+    other = _other_weights(tensors, card, norm) if card else ""
+    if other:
         raise CheckpointError(
-            f"{folder}: these are not the weights that were saved: their length is {norm:.6g}, "
-            f"recorded is {recorded:.6g}",
-            hint=_OTHER_FILES,
+            f"{folder}: these are not the weights that were saved: {other}", hint=_OTHER_FILES
         )
-    return Check("update", f"{len(tensors)} tensors, {_count(tensors):,} numbers, length {length:.4g}")
+    said = ", as recorded" if card and card.weights_sha256 else ""
+    return Check("update", f"{len(tensors)} tensors, {_count(tensors):,} numbers, length {length:.4g}{said}")
+
+
+def _other_weights(tensors: Mapping[str, Tensor], card: Card, norm: float) -> str:
+    if card.norm is not None and abs(norm - card.norm) > SAME_NORM * card.norm:
+        return f"their length is {norm:.6g}, recorded is {card.norm:.6g}"
+    found = hash_weights(tensors) if card.weights_sha256 else ""
+    if found != card.weights_sha256:
+        return f"their hash is {found[:12]}, recorded is {card.weights_sha256[:12]}"
+    return ""
 
 
 def own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -243,10 +256,6 @@ def _moves(tensors: Mapping[str, Tensor], replaced: Mapping[str, Tensor]) -> lis
     """How far each weight is from the base's, in the type that it is opened in."""
     pairs = ((tensors[name].to(old.device, old.dtype), old) for name, old in replaced.items())
     return [new.float() - old.float() for new, old in pairs]
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt()) if tensors else 0.0
 
 
 def _count(tensors: Mapping[str, Tensor]) -> int:

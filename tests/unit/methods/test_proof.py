@@ -316,6 +316,65 @@ def test_the_file_of_another_run_of_the_same_size_is_refused(
     assert "these are not the weights that were saved: their length is " in refusal(run)
 
 
+def swap_layers(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name.translate(str.maketrans("01", "10")): tensor for name, tensor in tensors.items()}
+
+
+WRONG_WEIGHTS: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "lora_A zeroed": ("lora", lambda ts: {n: t * 0 if "lora_A" in n else t for n, t in ts.items()}),
+    "lora_A of adalora zeroed": (
+        "adalora",
+        lambda ts: {n: t * 0 if "lora_A" in n else t for n, t in ts.items()},
+    ),
+    "dora's lengths zeroed": (
+        "dora",
+        lambda ts: {n: t * 0 if "magnitude" in n else t for n, t in ts.items()},
+    ),
+    "layers swapped": ("lora", swap_layers),
+    "the sign turned": ("lora", lambda ts: {n: -t if "lora_B" in n else t for n, t in ts.items()}),
+    "a prefix upside down": ("ptuning", lambda ts: {n: t.flip(0).contiguous() for n, t in ts.items()}),
+    "frozen weights upside down": ("freeze", lambda ts: {n: t.flip(0).contiguous() for n, t in ts.items()}),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_WEIGHTS)
+def test_weights_of_the_same_length_are_refused_if_any_number_is_another(
+    what: str, copy: Callable[[str, str], Path]
+) -> None:
+    method, make = WRONG_WEIGHTS[what]
+    run = copy("ChatGLM3", method)
+    change(run, make)
+    assert "these are not the weights that were saved: their hash is " in refusal(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lora_alpha", 7), ("use_rslora", True), ("fan_in_fan_out", True), ("alpha_pattern", {"dense": 3})],
+)
+def test_settings_beside_the_weights_are_those_that_were_saved(
+    key: str, value: Any, copy: Callable[[str, str], Path]
+) -> None:
+    run = copy("ChatGLM3", "lora")
+    edit(run / "adapter_config.json", **{key: value})
+    assert f"adapter_config.json: {key} is {json.dumps(value)}, recorded is " in refusal(run)
+
+
+def test_the_order_in_which_peft_names_the_targets_does_not_matter(
+    copy: Callable[[str, str], Path],
+) -> None:
+    run = make_checkpoint_of_two_targets(copy)
+    config = json.loads((run / "adapter_config.json").read_text(encoding="utf-8"))
+    edit(run / "adapter_config.json", target_modules=config["target_modules"][::-1], peft_version="9")
+    load_model(run, dtype="fp32")
+
+
+def make_checkpoint_of_two_targets(copy: Callable[[str, str], Path]) -> Path:
+    run = copy("ChatGLM3", "lora")
+    base = Path(json.loads((run / "glmtune.json").read_text(encoding="utf-8"))["base"])
+    method = {"name": "lora", "target_modules": ["query_key_value", "dense"]}
+    return make_checkpoint(base, run / "two", method)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_other_logits_than_recorded_are_refused(method: str, copy: Callable[[str, str], Path]) -> None:
     run = copy("ChatGLM3", method)

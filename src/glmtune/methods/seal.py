@@ -1,0 +1,75 @@
+"""What an adapter's files hold, short enough for its card: any number or setting that changes shows."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmtune.files import read_json_if_there
+from glmtune.methods.card import Card
+
+ADAPTER_FILE = "adapter_config.json"
+DECIDING = (
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",
+    "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern", "layer_replication",
+    "rank_pattern", "alpha_pattern", "init_r", "target_r", "bias", "lora_bias", "modules_to_save",
+    "trainable_token_indices",
+)  # fmt: skip
+"""Keys of PEFT's adapter_config.json that change what the weights beside it compute.
+
+Source: github.com/huggingface/peft, src/peft/tuners/lora/config.py and adalora/config.py.
+"""
+LONGEST = 200
+"""A setting of more characters, AdaLoRA's rank pattern, is kept as its hash."""
+
+
+def seal(card: Card, folder: Path, tensors: Mapping[str, Tensor]) -> Card:
+    """The card with what the folder holds: its tensors and, where PEFT reads it, its settings."""
+    return replace(
+        card,
+        norm=update_norm(tensors),
+        weights_sha256=hash_weights(tensors),
+        adapter_config=deciding_settings(folder),
+    )
+
+
+def hash_weights(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' names, types, shapes and bytes, whichever file holds them in which order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def deciding_settings(folder: Path) -> dict[str, Any]:
+    """Of adapter_config.json the keys that decide and are set, in an order of their own; empty without it."""
+    config = read_json_if_there(folder / ADAPTER_FILE)
+    return {key: _short(config[key]) for key in DECIDING if config.get(key)}
+
+
+def _short(value: Any) -> Any:
+    """PEFT writes sets in any order."""
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        value = sorted(value)
+    text = json.dumps(value, sort_keys=True)
+    return value if len(text) <= LONGEST else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def update_norm(tensors: Mapping[str, Tensor]) -> float:
+    """Length of a stored update: of what it is multiplied by, LoRA's B or AdaLoRA's E, else of all."""
+    for part in (".lora_E", ".lora_B", ".lora_embedding_B"):
+        if deciding := [tensor for name, tensor in tensors.items() if part in name]:
+            return norm_of(deciding)
+    return norm_of(list(tensors.values()))
+
+
+def norm_of(tensors: list[Tensor]) -> float:
+    """Their length, taken as one vector."""
+    return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt()) if tensors else 0.0
