@@ -175,8 +175,8 @@ def _files(files: list[Path]) -> str:
 
 
 def _is_pruned(folder: Path, method: Method) -> bool:
-    patterns = read_json_if_there(folder / ADAPTER_FILE).get("rank_pattern")
-    return isinstance(method, AdaLora) or bool(patterns)
+    config = read_json_if_there(folder / ADAPTER_FILE)
+    return isinstance(method, AdaLora) or bool(config.get("rank_pattern") or config.get("exclude_modules"))
 
 
 def _data_bytes(file: Path) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.methods.adalora import ADAPTER
 from glmtune.methods.adapter import Card
+from glmtune.methods.seal import seal
 
 _EPSILON = 1e-5
 """What PEFT's SVDLinear adds to the rank that it divides the scale by."""
@@ -35,10 +36,12 @@ def save_as_lora(tuned: PeftModel, folder: Path, card: Card | None = None) -> No
     theirs: Any = tuned.peft_config[ADAPTER]
     config = _lora_config(theirs, ranks)
     config.save_pretrained(str(folder))
-    save_file(_tensors(factors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = _tensors(factors)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if card is not None:
-        method = {"name": "lora", "r": config.r, "alpha": config.r, "dropout": theirs.lora_dropout}
-        replace(card, method={**method, "target_modules": sorted(theirs.target_modules)}).save(folder)
+        method: dict[str, Any] = {"name": "lora", "r": config.r, "alpha": config.r, "dropout": theirs.lora_dropout}
+        method["target_modules"] = sorted(theirs.target_modules)
+        seal(replace(card, method=method), folder, tensors).save(folder)
 
 
 def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:

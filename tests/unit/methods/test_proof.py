@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import CheckpointError
 from glmtune.methods.card import read_card
+from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import OTHER_TYPE, REQUANTISED, ROUNDING
+from glmtune.methods.to_lora import save_as_lora
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 from proofs import make_checkpoint
 
@@ -168,6 +170,25 @@ def test_without_verify_a_wrong_base_is_opened_and_that_is_said(
     other = tiny_folder(tmp_path / "other", seed=5)
     load_model(other, adapter=desk.checkpoint("ChatGLM3", "lora"), verify=False)
     assert told("not verified (verify=False)")
+
+
+@pytest.mark.parametrize("pruned", ["nothing", "unevenly", "a layer"])
+def test_plain_lora_made_of_an_adalora_checkpoint_is_proven_too(
+    pruned: str, desk: Desk, copy: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    run = copy("ChatGLM3", "adalora")
+    tuned = load_model(run, dtype="fp32")
+    card = read_card(run)
+    assert card is not None
+    for name, e in ((n, p) for n, p in tuned.named_parameters() if "lora_E" in n and pruned != "nothing"):
+        e.data[0 if pruned == "a layer" and "layers.0" in name else 4 :] *= 0 if "layers.0" in name else 1
+    probe = card.probe
+    assert probe is not None
+    answer = last_logits(tuned, probe.input_ids)[probe.tokens].tolist()
+    save_as_lora(tuned, tmp_path / "lora", replace(card, probe=replace(probe, tuned=answer)))
+    load_model(tmp_path / "lora", dtype="fp32")
+    change(tmp_path / "lora", lambda tensors: {n: -t for n, t in tensors.items()})
+    assert "these are not the weights that were saved" in refusal(tmp_path / "lora")
 
 
 # A wrong base
