@@ -28,6 +28,7 @@ from glmtune.methods.proof import (
     check_base,
     check_difference,
     check_logits,
+    check_probe,
     check_settings,
     check_size,
     check_template,
@@ -279,6 +280,7 @@ def opening(
     if place.adapter:
         return load_adapter(model, place.adapter)
     if verify and place.card and place.card.probe:
+        check_probe(place.trained, place.card.probe, model)
         tuned = last_logits(model, place.card.probe.input_ids)
         yield check_logits(place.trained, place.card, model, base=None, tuned=tuned)
     return model
@@ -292,6 +294,8 @@ def putting_on(
         check_settings(adapter, card)
     tensors = stored_tensors(adapter)
     probe = card.probe if card else None
+    if probe:
+        check_probe(adapter, probe, model)
     ids = probe.input_ids if probe else plain_probe(model.config)
     replaced = own_weights(model, tensors) if card and card.method.get("name") == "freeze" else {}
     base = last_logits(model, ids)

@@ -5,7 +5,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Annotated, Any, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json_if_there
@@ -20,19 +31,37 @@ _ANOTHER = "copy it from the run it came from"
 class Probe:
     """What a model answered to a fixed prompt when its checkpoint was saved, and its base before."""
 
-    input_ids: list[int]
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    input_ids: Annotated[list[NonNegativeInt], Field(min_length=1)]
     """The prompt as this template and tokenizer encode it."""
-    tokens: list[int]
+    tokens: Annotated[list[NonNegativeInt], Field(min_length=1)]
     """Some of the vocabulary: the base's likeliest, and some from everywhere."""
-    base: list[float]
+    base: list[FiniteFloat]
     """The base's logits of these tokens, at the prompt's end."""
-    tuned: list[float]
+    tuned: list[FiniteFloat]
     """The tuned model's."""
+
+    def __post_init__(self) -> None:
+        """Each token has its logits."""
+        if not len(self.tokens) == len(self.base) == len(self.tuned):
+            raise ValueError(
+                f"{len(self.tokens)} tokens, but {len(self.base)} logits of the base and "
+                f"{len(self.tuned)} of the tuned model"
+            )
+
+
+def _require_fingerprint(value: dict[str, Any]) -> dict[str, Any]:
+    if not (isinstance(value.get("config"), dict) and isinstance(value.get("weights"), str)):
+        raise ValueError("has no config and weights")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """What the weights in a folder are, and how the model was talked to while it learned them."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     base: str
     """The model that was trained: its folder, or its name on a hub or in the package."""
@@ -40,17 +69,17 @@ class Card:
     method: dict[str, Any]
     system: str | None = None
     source_prefix: str = ""
-    quant: str | None = None
+    quant: Annotated[str | None, Field(pattern="^(int8|int4|nf4)$")] = None
     """How the base was quantised while it was loaded: int8, int4, nf4 or not at all."""
     glmtune_version: str = ""
     base_revision: str | None = None
     """The base's revision on its hub."""
     family: str = ""
     family_revision: str = ""
-    fingerprint: dict[str, Any] | None = None
+    fingerprint: Annotated[dict[str, Any], AfterValidator(_require_fingerprint)] | None = None
     """The base's, as `models.fingerprint` makes it: `config` and `weights`."""
     stop_ids: list[int] = field(default_factory=list)
-    dtype: str = ""
+    dtype: Annotated[str, Field(pattern="^(|float32|bfloat16|float16)$")] = ""
     """Type of the weights while the probe was taken: float32, bfloat16, float16."""
     limits: Mapping[str, int | None] = field(default_factory=dict)
     """Longest example, question and answer in tokens, as they were set."""
@@ -59,7 +88,7 @@ class Card:
     step: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the packages that trained it."""
-    norm: float | None = None
+    norm: FiniteFloat | None = None
     """Length of the stored update (`seal.update_norm`); of a whole model it is not taken."""
     weights_sha256: str = ""
     """Of the stored update, to the last bit (`seal.hash_weights`); of a whole model it is not taken."""
@@ -80,9 +109,19 @@ def read_card(folder: Path) -> Card | None:
     if not content:
         return None
     try:
-        probe = content.get("probe")
-        return Card(**content | {"probe": Probe(**probe) if probe else None})
-    except TypeError as err:
-        raise CheckpointError(
-            f"{folder / CARD_FILE}: not a card of this version: {err}", hint=_ANOTHER
-        ) from err
+        return _CARD.validate_python(content)
+    except ValidationError as err:
+        raise CheckpointError(f"{folder / CARD_FILE}: {_explain(err)}", hint=_ANOTHER) from None
+
+
+_CARD = TypeAdapter(Card)
+
+
+def _explain(err: ValidationError) -> str:
+    """The first thing that is wrong, by its place in the file."""
+    first = err.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{place}: no key of a card that this version knows"
+    found = "" if first["type"].startswith("missing") else f", got {shorten(repr(first['input']), 60)}"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}{found}"

@@ -278,6 +278,16 @@ def name_dtype(model: Any) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
+def check_probe(folder: Path, probe: Probe, model: Any) -> None:
+    """The probe's tokens are of the model's vocabulary."""
+    size = model.config.vocab_size
+    for token in (*probe.input_ids, *probe.tokens):
+        if token >= size:
+            raise CheckpointError(
+                f"{folder / CARD_FILE}: probe: token {token}, but this model has {size:,}", hint=_OTHER_FILES
+            )
+
+
 def check_logits(folder: Path, card: Card, model: Any, *, base: Tensor | None, tuned: Tensor) -> Check:
     """The probe's logits (V,) are the recorded ones, without the adapter (where that can be) and with it.
 

@@ -39,7 +39,12 @@ def save_as_lora(tuned: PeftModel, folder: Path, card: Card | None = None) -> No
     tensors = _tensors(factors)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if card is not None:
-        method: dict[str, Any] = {"name": "lora", "r": config.r, "alpha": config.r, "dropout": theirs.lora_dropout}
+        method: dict[str, Any] = {
+            "name": "lora",
+            "r": config.r,
+            "alpha": config.r,
+            "dropout": theirs.lora_dropout,
+        }
         method["target_modules"] = sorted(theirs.target_modules)
         seal(replace(card, method=method), folder, tensors).save(folder)
 

@@ -412,6 +412,69 @@ def test_a_checkpoint_that_learned_nothing_is_saved_but_not_opened(
     assert ": changes nothing: its " in refusal(run)
 
 
+# A damaged card
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "a type that there is not": ({"dtype": "float99"}, "dtype"),
+    "a quantisation that there is not": ({"quant": "int3"}, "quant"),
+    "a length that is no number": ({"norm": "x"}, "norm"),
+    "a length that is not finite": ({"norm": float("nan")}, "norm"),
+    "no base": ({"base": None}, "base"),
+    "a method that is no object": ({"method": "lora"}, "method"),
+    "a fingerprint of nothing": ({"fingerprint": {}}, "fingerprint"),
+    "a hash that is none": ({"weights_sha256": 5}, "weights_sha256"),
+    "stop ids that are no numbers": ({"stop_ids": ["a"]}, "stop_ids.0"),
+    "a key of no meaning": ({"colour": "red"}, "colour"),
+    "a probe that is a list": ({"probe": [1]}, "probe"),
+}
+DAMAGED_PROBES: dict[str, tuple[dict[str, Any], str]] = {
+    "empty": ({"tokens": [], "base": [], "tuned": []}, "probe.tokens"),
+    "no prompt": ({"input_ids": []}, "probe.input_ids"),
+    "short": ({"base": [0.5]}, "probe"),
+    "a token of no vocabulary": ({"tokens": [10**7], "base": [0.5], "tuned": [0.5]}, "probe: token 10000000"),
+    "a prompt of no vocabulary": ({"input_ids": [10**7]}, "probe: token 10000000"),
+    "a negative token": ({"tokens": [-1], "base": [0.5], "tuned": [0.5]}, "probe.tokens.0"),
+    "not finite": ({"tokens": [1], "base": [0.5], "tuned": [float("inf")]}, "probe.tuned.0"),
+    "a key too much": ({"colour": "red"}, "probe.colour"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_card_with_a_damaged_value_is_refused_by_its_key(
+    what: str, copy: Callable[[str, str], Path]
+) -> None:
+    values, place = DAMAGED[what]
+    run = copy("ChatGLM3", "lora")
+    edit(run / "glmtune.json", **values)
+    said = refusal(run)
+    assert said.startswith(f"{run / 'glmtune.json'}: {place}: ")
+    assert "__init__" not in said
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("what", DAMAGED_PROBES)
+def test_a_damaged_probe_is_refused_by_its_key(
+    what: str, method: str, copy: Callable[[str, str], Path], desk: Desk, tmp_path: Path
+) -> None:
+    values, place = DAMAGED_PROBES[what]
+    full = {"name": "full"}
+    is_full = method == "full"
+    run = (
+        make_checkpoint(desk.base("ChatGLM3"), tmp_path / "full", full, by=0.01)
+        if is_full
+        else copy("ChatGLM3", method)
+    )
+    probe = json.loads((run / "glmtune.json").read_text(encoding="utf-8"))["probe"]
+    edit(run / "glmtune.json", probe={**probe, **values})
+    assert refusal(run).startswith(f"{run / 'glmtune.json'}: {place}")
+
+
+def test_a_card_without_what_every_card_has_is_refused(copy: Callable[[str, str], Path]) -> None:
+    run = copy("ChatGLM3", "lora")
+    (run / "glmtune.json").write_text('{"base": "x", "template": "chatglm3"}', encoding="utf-8")
+    assert refusal(run).startswith(f"{run / 'glmtune.json'}: method: ")
+
+
 # Nothing was recorded
 
 
