@@ -13,7 +13,7 @@ from glmtune.load import open_place, putting_on, resolve
 from glmtune.log import tell
 from glmtune.methods.adapter import own_method
 from glmtune.methods.beside import Beside
-from glmtune.methods.proof import Check, check_base, check_size
+from glmtune.methods.proof import Check, check_base, check_size, check_tokenizer_files
 from glmtune.models.checkpoint import build_outline
 from glmtune.models.upstream import build_upstream_outline
 
@@ -108,6 +108,7 @@ class Adapters:
         if card and card.fingerprint:
             yield check_base(folder, card, self._place.base)
         if card:
+            check_tokenizer_files(folder, card, self._place.base)
             yield from check_size(folder, own_method(folder), self._outline)
 
         def put_on(adapter: Path) -> Any:

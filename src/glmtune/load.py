@@ -33,6 +33,7 @@ from glmtune.methods.proof import (
     check_size,
     check_template,
     check_tokenizer,
+    check_tokenizer_files,
     check_update,
     check_whole,
     own_weights,
@@ -270,6 +271,8 @@ def opening(
     if verify and place.card and place.card.fingerprint:
         check = check_base if place.adapter else check_whole
         yield check(place.trained, place.card, place.base)
+    if verify and place.card:
+        check_tokenizer_files(place.trained, place.card, place.base)
     model = _open_base(place, template=template, dtype=dtype, device=device, quant=quant)
     if place.other_base:
         tell(f"{place.adapter}: warning: {place.other_base}")
@@ -350,6 +353,7 @@ def _proven_tokenizer(place: Place, template: str | None) -> Any:
     """The tokenizer of a place, which encodes as it did in training."""
     if place.card:
         check_template(place.trained, place.card, template)
+        check_tokenizer_files(place.trained, place.card, place.base)
     tokenizer = load_folder_tokenizer(place.base, template or place.template)
     if place.card and place.card.probe:
         check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)

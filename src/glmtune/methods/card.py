@@ -79,6 +79,8 @@ class Card:
     fingerprint: Annotated[dict[str, Any], AfterValidator(_require_fingerprint)] | None = None
     """The base's, as `models.fingerprint` makes it: `config` and `weights`."""
     stop_ids: list[int] = field(default_factory=list)
+    tokenizer_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of the tokenizer's files, by their names in the base's folder."""
     dtype: Annotated[str, Field(pattern="^(|float32|bfloat16|float16)$")] = ""
     """Type of the weights while the probe was taken: float32, bfloat16, float16."""
     limits: Mapping[str, int | None] = field(default_factory=dict)

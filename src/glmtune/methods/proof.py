@@ -18,7 +18,14 @@ from glmtune.files import read_json_if_there, read_start
 from glmtune.methods.card import CARD_FILE, Card, Probe
 from glmtune.methods.freeze import choose_weights
 from glmtune.methods.lora import find_targets
-from glmtune.methods.seal import ADAPTER_FILE, deciding_settings, hash_weights, norm_of, update_norm
+from glmtune.methods.seal import (
+    ADAPTER_FILE,
+    deciding_settings,
+    hash_file,
+    hash_weights,
+    norm_of,
+    update_norm,
+)
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.prefix import new_prefix
 from glmtune.models.quant import held_quant, name_bits
@@ -40,6 +47,7 @@ SAME_NORM = 1e-5
 BYTES_OF_FP32 = 4
 
 _ITS_BASE = "name the base it was trained on: --base, or in Python load_model(base, adapter=...)"
+_ITS_TOKENIZER = "take the tokenizer's files from the base it was trained on"
 _OTHER_FILES = "take the whole folder from the run it came from; see what is wrong: glmtune verify"
 _ANEW = "train anew, with a higher train.lr or for more steps"
 
@@ -123,9 +131,22 @@ def check_tokenizer(folder: Path, card: Card, input_ids: list[int], stop_ids: li
             raise CheckpointError(
                 f"{folder}: trained with another tokenizer or template: this one {what} with "
                 f"{_first_odd(before, now)}",
-                hint="take the tokenizer's files from the base it was trained on",
+                hint=_ITS_TOKENIZER,
             )
     return Check("tokenizer", f"the probe's {len(input_ids)} ids and stop ids {stop_ids}, as recorded")
+
+
+def check_tokenizer_files(folder: Path, card: Card, base: Path) -> None:
+    """The tokenizer's files beside the base, where it has them, are those of training, to the last byte."""
+    for name, before in card.tokenizer_sha256.items():
+        path = base / name
+        now = hash_file(path) if path.is_file() else before
+        if now != before:
+            raise CheckpointError(
+                f"{path}: not the tokenizer's file of training: its hash is {now[:12]}, in {folder} it is "
+                f"{before[:12]}",
+                hint=_ITS_TOKENIZER,
+            )
 
 
 def _first_odd(before: list[int], now: list[int]) -> str:

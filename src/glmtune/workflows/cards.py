@@ -10,6 +10,7 @@ from glmtune.load import Place
 from glmtune.methods.card import Card
 from glmtune.methods.probe import encode_probe, last_logits, take_probe
 from glmtune.methods.proof import name_dtype
+from glmtune.methods.seal import hash_tokenizer
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.recipe import Recipe
 from glmtune.workflows.plan import data_hashes
@@ -51,6 +52,7 @@ def write_card(
         family_revision=base.fingerprint.revision,
         fingerprint={"config": base.fingerprint.config, "weights": base.fingerprint.weights},
         stop_ids=tokenizer.stop_ids,
+        tokenizer_sha256=hash_tokenizer(tokenizer),
         dtype=base.dtype,
         limits=data.model_dump(include={"max_tokens", "max_source_tokens", "max_target_tokens"}),
         data=data_hashes(recipe),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glmtune import load_model, load_tokenizer
+from glmtune import Adapters, load_model, load_tokenizer
 from glmtune.errors import CheckpointError
 from glmtune.methods.card import read_card
 from glmtune.methods.probe import last_logits
@@ -244,14 +244,49 @@ def edit(path: Path, **values: Any) -> None:
 # A wrong tokenizer or chat format
 
 
-def test_the_tokenizer_of_another_text_is_refused(desk: Desk, tmp_path: Path) -> None:
+def test_the_tokenizer_of_another_text_is_refused_by_the_probe_where_its_file_was_not_recorded(
+    desk: Desk, tmp_path: Path
+) -> None:
     other = Path(shutil.copytree(desk.base("ChatGLM3"), tmp_path / "other"))
     run = Path(shutil.copytree(desk.checkpoint("ChatGLM3", "lora"), tmp_path / "run"))
-    edit(run / "glmtune.json", base=str(other))
+    edit(run / "glmtune.json", base=str(other), tokenizer_sha256={})
     vocabulary = other / "tokenizer.model"
     vocabulary.write_bytes(vocabulary.read_bytes().replace("你".encode(), "您".encode()))
     with pytest.raises(CheckpointError, match="another tokenizer or template: this one encodes the probe"):
         load_tokenizer(run)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("opened", [load_model, load_tokenizer, "adapters"])
+def test_a_tokenizer_that_differs_where_the_probe_does_not_reach_is_refused_by_its_file(
+    family: str, opened: Any, desk: Desk, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(desk.base(family), tmp_path / "other"))
+    run = Path(shutil.copytree(desk.checkpoint(family, "lora"), tmp_path / "run"))
+    edit(run / "glmtune.json", base=str(other))
+    open_it = (lambda path: Adapters(other).add("run", path)) if opened == "adapters" else opened
+    open_it(run)
+    (name,) = json.loads((run / "glmtune.json").read_text(encoding="utf-8"))["tokenizer_sha256"]
+    damage_one_word(other / name)
+    with pytest.raises(CheckpointError, match=f"{name}: not the tokenizer's file of training") as caught:
+        open_it(run)
+    assert caught.value.hint
+
+
+def damage_one_word(path: Path) -> None:
+    """Of a vocabulary, in the same length."""
+    content = path.read_bytes()
+    if path.name == "tokenizer.json":
+        path.write_bytes(content + b"\n")
+    else:
+        at = content.rindex(b"e")
+        path.write_bytes(content[:at] + b"f" + content[at + 1 :])
+
+
+def test_a_base_without_its_tokenizer_still_opens(desk: Desk, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(desk.base("ChatGLM3"), tmp_path / "other"))
+    (other / "tokenizer.model").unlink()
+    load_model(other, adapter=desk.checkpoint("ChatGLM3", "lora"))
 
 
 def test_a_chat_format_that_has_changed_since_is_refused(copy: Callable[[str, str], Path]) -> None:
