@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from glmtune import Adapters, load_model
 from glmtune.errors import CheckpointError, ConfigError
@@ -27,18 +28,19 @@ METHODS: dict[str, dict[str, Any]] = {
 FAMILIES = {"chatglm": tiny_v1_folder, "chatglm3": tiny_folder}
 
 
-def settings_of(method: str) -> Method:
-    return build_recipe({"model": "m", "method": METHODS[method]}).method
+def settings_of(method: dict[str, Any]) -> Method:
+    return build_recipe({"model": "m", "method": method}).method
 
 
-def tune(base: Path, folder: Path, method: str, quant: str | None = None) -> Path:
-    """An adapter whose weights have moved."""
-    tuned = apply_method(load_model(base, dtype="fp32", quant=quant), settings_of(method))
+def tune(base: Path, folder: Path, method: str, quant: str | None = None, **settings: Any) -> Path:
+    """An adapter whose weights have moved; `settings` of the method beside those of its name."""
+    chosen = {**METHODS[method], **settings}
+    tuned = apply_method(load_model(base, dtype="fp32", quant=quant), settings_of(chosen))
     generator = torch.Generator().manual_seed(len(method))
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
-    card = Card(base=str(base), template=identify(base).template or "", method=METHODS[method], quant=quant)
+    card = Card(base=str(base), template=identify(base).template or "", method=chosen, quant=quant)
     save_trained(tuned, folder, card)
     return folder
 
@@ -125,6 +127,47 @@ def test_an_adapter_that_is_refused_leaves_everything_as_it_was(tmp_path: Path) 
             adapters.add("wrong", tune(other, tmp_path / f"wrong-{method}", method))
     assert (adapters.names, adapters.active) == (("lora",), "lora")
     assert torch.equal(adapters.model(prompt(adapters.model)).logits, before)
+
+
+@pytest.mark.parametrize("first", [None, "wide"])
+def test_an_adapter_that_is_refused_once_it_is_on_leaves_no_part_of_itself(
+    first: str | None, tmp_path: Path
+) -> None:
+    base = tiny_folder(tmp_path / "base")
+    wrong = tune(base, tmp_path / "wrong", "lora")
+    file = wrong / "adapter_model.safetensors"
+    tensors = load_file(file)
+    adapters = Adapters(base, dtype="fp32")
+    if first:
+        adapters.add(first, tune(base, tmp_path / first, first))
+    before = [(name, type(part)) for name, part in adapters.model.named_modules()]
+    held = set(adapters.model.state_dict())
+    configs = dict(getattr(adapters.model, "peft_config", {}))
+    missing = {n: t for n, t in tensors.items() if "layers.1" not in n}
+    zeros = {n: t * 0 for n, t in tensors.items()}
+    for damaged, verify in ((missing, False), (missing, True), (zeros, True)):
+        save_file(damaged, file, {"format": "pt"})
+        with pytest.raises(CheckpointError):
+            adapters.add("wrong", wrong, verify=verify)
+        assert [(name, type(part)) for name, part in adapters.model.named_modules()] == before
+        assert set(adapters.model.state_dict()) == held
+        assert not any(p.is_meta for p in adapters.model.parameters())
+        assert getattr(adapters.model, "peft_config", {}) == configs
+    save_file(tensors, file, {"format": "pt"})
+    adapters.add("right", wrong)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "short"])
+def test_no_dropout_is_at_work_in_an_adapter_that_is_not_proven(method: str, tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    folder = tune(base, tmp_path / method, method, dropout=0.5)
+    adapters = Adapters(base, dtype="fp32")
+    adapters.add(method, folder, verify=False)
+    assert not any(part.training for part in adapters.model.modules())
+    with adapters.using(method) as model:
+        assert not any(part.training for part in model.modules())
+        ids = prompt(model)
+        assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_names_and_folders_that_cannot_be_are_answered_with_what_can(tmp_path: Path) -> None:

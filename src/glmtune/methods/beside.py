@@ -58,8 +58,7 @@ class Beside:
         held = self._held.pop(name)
         self.use(None)
         if isinstance(held, str):
-            for layer in self._layers():
-                layer.delete_adapter(held)
+            self._remove(held)
 
     def use(self, name: str | None) -> None:
         """Set one to work, or with None the base alone."""
@@ -83,13 +82,28 @@ class Beside:
             config = PeftConfig.from_pretrained(str(folder))
             config.inference_mode = True
         stored = {n.removeprefix(_START): t.float().to(self._model.device) for n, t in tensors.items()}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are to be several
-            inject_adapter_in_model(config, self._model, name, low_cpu_mem_usage=True)
-        made = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
-        require_same(folder, shapes_of(stored), shapes_of(made))
-        set_peft_model_state_dict(self._model, stored, name, low_cpu_mem_usage=True)
-        self._model.requires_grad_(False)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are to be several
+                inject_adapter_in_model(config, self._model, name, low_cpu_mem_usage=True)
+            made = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
+            require_same(folder, shapes_of(stored), shapes_of(made))
+            set_peft_model_state_dict(self._model, stored, name, low_cpu_mem_usage=True)
+        except BaseException:
+            self._remove(name)
+            raise
+        self._model.requires_grad_(False).eval()  # PEFT's new dropout is in training mode
+
+    def _remove(self, name: str) -> None:
+        """Take all of an adapter of PEFT's away; a layer that holds no other is the base's own again."""
+        for path, layer in [(p, m) for p, m in self._model.named_modules() if isinstance(m, BaseTunerLayer)]:
+            layer.delete_adapter(name)
+            if not any(len(getattr(layer, kind)) for kind in layer.adapter_layer_names):
+                self._model.set_submodule(path, layer.get_base_layer())
+        configs = getattr(self._model, "peft_config", {})
+        configs.pop(name, None)
+        if not configs and hasattr(self._model, "peft_config"):
+            del self._model.peft_config
 
     def _open_prefix(self, folder: Path) -> PrefixEncoder:
         method = own_method(folder)
