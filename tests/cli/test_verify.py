@@ -43,6 +43,14 @@ def test_each_check_is_printed_with_its_figures(work: Path, method: str) -> None
     assert lines[-1].endswith("step-000002: verified")
 
 
+def test_a_precision_too_coarse_for_the_effect_is_said_not_to_prove_it(work: Path) -> None:
+    done = glmtune("verify", "runs/ptuning", "--quant", "int4", cwd=work)
+    assert done.returncode == 0, done.stderr
+    warning, verdict = done.stdout.splitlines()[-2:]
+    assert warning.startswith("warning: this precision proves nothing about the effect: ")
+    assert verdict.endswith("step-000002: verified, but for its effect")
+
+
 def test_what_fails_is_an_error_after_what_has_passed(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "runs" / "lora" / "checkpoints" / "step-000002", tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"

@@ -12,6 +12,11 @@ UNRECORDED = (
     "its files tell was checked"
 )
 
+NO_EFFECT = (
+    "this precision proves nothing about the effect: the logits may be off by more than the adapter changes; "
+    "least is allowed in the type and quantisation that it was saved in"
+)
+
 
 @click.command(short_help="Prove that an adapter or run is what was trained.")
 @click.argument("path", type=click.Path(path_type=Path))
@@ -32,7 +37,8 @@ def verify(
     """Prove that PATH, a run, checkpoint or adapter folder, does what it did when it was saved.
 
     Its tokenizer, base, size, weights and answers to a built-in probe are compared with what its card
-    records. The same is done at every load. Exit code 2 at the first thing that is not so.
+    records. The same is done at every load. Exit code 2 at the first thing that is not so. Where the
+    precision asked for is too coarse to show the effect, a warning says so.
 
     \b
       glmtune verify runs/chatglm3-6b-lora
@@ -41,9 +47,12 @@ def verify(
     from glmtune.load import resolve, verifying
 
     lines, place = Lines(), resolve(path, base=base)
-    checks = verifying(place, template=template, dtype=dtype, device=device, quant=quant)
-    for check in checks:
+    proves_effect = True
+    for check in verifying(place, template=template, dtype=dtype, device=device, quant=quant):
+        proves_effect &= check.proves_effect
         lines.say(f"{check.name:<{NAME_WIDTH}} {check.found}")
     if not (place.card and place.card.probe):
         lines.warn(UNRECORDED)
-    lines.say(f"{place.trained}: verified")
+    if not proves_effect:
+        lines.warn(NO_EFFECT)
+    lines.say(f"{place.trained}: verified{'' if proves_effect else ', but for its effect'}")

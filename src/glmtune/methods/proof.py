@@ -59,6 +59,8 @@ class Check:
     name: str
     found: str
     """What was found, with its figures."""
+    proves_effect: bool = True
+    """Whether an adapter without effect would have failed; not where the logits may be off by more than it."""
 
 
 # Which base
@@ -322,11 +324,13 @@ def check_logits(folder: Path, card: Card, model: Any, *, base: Tensor | None, t
     off = _require_close(folder, tuned, probe, probe.tuned, allowed, "the tuned model")
     held, saved = held_quant(model) or name_dtype(model), _saved_quant(card) or card.dtype
     difference = recorded_difference(probe)
-    note = "" if allowed < difference else ", which this precision cannot tell from rounding"
+    is_told = allowed < difference
+    note = "" if is_told else ", which this precision cannot tell from rounding"
     return Check(
         "logits",
         f"as recorded: off by {off:.2g}, allowed {allowed:.2g} ({held}, saved in {saved}); "
         f"different from the base's by {difference:.3g}{note}",
+        proves_effect=is_told,
     )
 
 
