@@ -60,7 +60,7 @@ class Check:
     found: str
     """What was found, with its figures."""
     proves_effect: bool = True
-    """Whether an adapter without effect would have failed; not where the logits may be off by more than it."""
+    """Whether an adapter without effect would have failed; not where more is allowed than it changes."""
 
 
 # Which base
