@@ -51,6 +51,15 @@ class Probe:
             )
 
 
+def _one_of(*allowed: str | None) -> AfterValidator:
+    def check(value: str | None) -> str | None:
+        if value not in allowed:
+            raise ValueError(f"one of {', '.join(filter(None, allowed))}")
+        return value
+
+    return AfterValidator(check)
+
+
 def _require_fingerprint(value: dict[str, Any]) -> dict[str, Any]:
     if not (isinstance(value.get("config"), dict) and isinstance(value.get("weights"), str)):
         raise ValueError("has no config and weights")
@@ -69,7 +78,7 @@ class Card:
     method: dict[str, Any]
     system: str | None = None
     source_prefix: str = ""
-    quant: Annotated[str | None, Field(pattern="^(int8|int4|nf4)$")] = None
+    quant: Annotated[str | None, _one_of(None, "int8", "int4", "nf4")] = None
     """How the base was quantised while it was loaded: int8, int4, nf4 or not at all."""
     glmtune_version: str = ""
     base_revision: str | None = None
@@ -81,7 +90,7 @@ class Card:
     stop_ids: list[int] = field(default_factory=list)
     tokenizer_sha256: Mapping[str, str] = field(default_factory=dict)
     """Of the tokenizer's files, by their names in the base's folder."""
-    dtype: Annotated[str, Field(pattern="^(|float32|bfloat16|float16)$")] = ""
+    dtype: Annotated[str, _one_of("float32", "bfloat16", "float16", "")] = ""
     """Type of the weights while the probe was taken: float32, bfloat16, float16."""
     limits: Mapping[str, int | None] = field(default_factory=dict)
     """Longest example, question and answer in tokens, as they were set."""

@@ -450,7 +450,10 @@ def test_a_checkpoint_that_learned_nothing_is_saved_but_not_opened(
 # A damaged card
 
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
-    "a type that there is not": ({"dtype": "float99"}, "dtype"),
+    "a type that there is not": (
+        {"dtype": "float99"},
+        "dtype: one of float32, bfloat16, float16, got 'float99'",
+    ),
     "a quantisation that there is not": ({"quant": "int3"}, "quant"),
     "a length that is no number": ({"norm": "x"}, "norm"),
     "a length that is not finite": ({"norm": float("nan")}, "norm"),
@@ -482,7 +485,7 @@ def test_a_card_with_a_damaged_value_is_refused_by_its_key(
     run = copy("ChatGLM3", "lora")
     edit(run / "glmtune.json", **values)
     said = refusal(run)
-    assert said.startswith(f"{run / 'glmtune.json'}: {place}: ")
+    assert said.startswith(f"{run / 'glmtune.json'}: {place}")
     assert "__init__" not in said
 
 
