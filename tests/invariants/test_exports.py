@@ -180,6 +180,29 @@ def test_an_export_that_a_fresh_process_cannot_open_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+WRONG: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"base": torch.clone, "zeros": torch.zeros_like}
+
+
+@pytest.mark.parametrize(("to", "family", "wrong"), [
+    ("merged", "ChatGLM3", "base"),
+    ("merged", "ChatGLM3 bf16", "base"),
+    pytest.param("merged", "ChatGLM3 bf16", "zeros", marks=pytest.mark.slow),
+    pytest.param("hf", "ChatGLM3", "zeros", marks=pytest.mark.slow),
+    pytest.param("int4", "ChatGLM3", "base", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_an_export_of_weights_that_are_merged_wrongly_is_not_kept(
+    to: str, family: str, wrong: str, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merging(layer: Any) -> Callable[[], torch.Tensor]:
+        return lambda: WRONG[wrong](layer.get_base_layer().weight.detach().float())
+
+    run = desk.run(family, LORA)
+    monkeypatch.setattr("glmtune.methods.merge._merging", merging)
+    with pytest.raises(GlmtuneError, match="base \\+ adapter"):
+        glmtune.export(run, to=to, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_overwritten(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(GlmtuneError, match="is not empty and will not be overwritten"):

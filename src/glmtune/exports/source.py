@@ -58,6 +58,10 @@ class Source:
         """The same without what was trained; of a fully trained model that model."""
         return self._open(replace(self.place, card=None, adapter=None), "stored", "cpu", None)
 
+    def open_untrained(self) -> Any:
+        """The base, of a fully trained model too."""
+        return self._open(Place(self.base, snapshot=self.place.snapshot), "stored", "cpu", None)
+
     def _open(self, place: Place, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
         wanted = stored_dtype(place.base) if dtype == "stored" else dtype
         with quiet():

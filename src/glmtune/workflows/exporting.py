@@ -1,7 +1,7 @@
 """Export a trained model: draft, write under a temporary name, open in a fresh process, compare, rename."""
 
 import platform
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -214,12 +214,22 @@ def _expected(
     exact = [logits_of(model, row) for row in rows]
     if draft.worth is None:
         return Expected(exact, exact)
-    worth, skeleton = draft.worth, source.open_base()
+    skeleton = source.open_base()
 
-    def written(name: str, held: Tensor) -> Tensor:
-        return worth(name) if name in draft.names else held
+    def with_weights(worth: Callable[[str], Tensor]) -> list[Tensor]:
+        def give(name: str, held: Tensor) -> Tensor:
+            return worth(name) if name in draft.names else held
 
-    return Expected([logits_of(skeleton, row, written) for row in rows], exact)
+        return [logits_of(skeleton, row, give) for row in rows]
+
+    base = source.open_untrained() if source.is_whole else skeleton
+    return Expected(
+        with_weights(draft.worth),
+        exact,
+        base=[logits_of(base, row) for row in rows],
+        merged=with_weights(draft.unquantised) if draft.unquantised else None,
+        dtype=draft.dtype,
+    )
 
 
 def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
@@ -233,6 +243,13 @@ def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
         f"against base + adapter, unrounded: at most {figures['max_difference_to_trained']:.2g}, {same} "
         "greedy ids"
     )
+    learned = figures.get("trained_difference_to_base")
+    if learned and not figures["nearer_to_trained_than_to_base"]:
+        yield Note(
+            f"training changed the probe's logits by {learned:.2g} only, which rounding can hide: that the "
+            "export has what was learned is not proven; --dtype fp32 proves it",
+            is_warning=True,
+        )
 
 
 def _chat_note(figures: dict[str, Any], ids: list[int]) -> Note:
