@@ -13,6 +13,8 @@ import torch
 
 import glmtune
 from glmtune.errors import GlmtuneError
+from glmtune.exports.tensors import read_stored
+from glmtune.methods.adapter import stored_tensors
 from glmtune.models.shards import scan_tensors
 from glmtune.workflows import ExportResult
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
@@ -52,6 +54,8 @@ CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("hf", "GLM-4", FREEZE, None),
     ("official-ptuning", "v1_late", {**PTUNING, "projection": True}, None),
     ("official-ptuning", "ChatGLM2", PTUNING, "int8"),
+    ("official-ptuning", "ChatGLM3", PTUNING, "int4"),
+    ("official-ptuning", "ChatGLM3", PTUNING, "nf4"),
     ("lora-from-adalora", "GLM-4", ADALORA, None),
     ("int8", "v1_late", LORA, None),
     ("int4", "ChatGLM3", LORA, "int4"),
@@ -180,6 +184,15 @@ def test_an_export_that_a_fresh_process_cannot_open_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_in_fp32_has_the_numbers_that_freeze_trained(desk: Desk, tmp_path: Path) -> None:
+    run = desk.run("ChatGLM3 bf16", FREEZE)
+    out = glmtune.export(run, to="merged", output=tmp_path / "out", dtype="fp32").path
+    trained, written = stored_tensors((run / "best").resolve()), scan_tensors(out)
+    assert trained
+    for name, values in trained.items():
+        assert torch.equal(read_stored(written[name]), values), name
+
+
 WRONG: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"base": torch.clone, "zeros": torch.zeros_like}
 
 
@@ -233,4 +246,23 @@ def test_a_quantised_base_is_refused_with_the_cure(desk: Desk, tmp_path: Path) -
     (base / "config.json").write_text(json.dumps({**config, "quantization_bit": 4}), encoding="utf-8")
     with pytest.raises(GlmtuneError, match="its own weights are int4") as caught:
         glmtune.export(base, to="merged", output=tmp_path / "out")
+    assert caught.value.hint == "export the un-quantised model's folder"
+
+
+def test_a_run_on_an_official_int4_folder_is_exported_onto_the_original(
+    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = desk.base("ChatGLM3")
+    int4 = desk.folder / "bases" / "int4"
+    glmtune.export(original, to="int4", output=int4)
+    run = desk.run("int4", LORA)
+    with pytest.raises(GlmtuneError, match="its own weights are int4") as caught:
+        glmtune.export(run, to="merged", output=tmp_path / "out")
     assert "--base" in caught.value.hint
+    other = tiny_folder(tmp_path / "other", "chatglm3", seed=7, **SIZES)
+    with pytest.raises(GlmtuneError, match="not the original"):
+        glmtune.export(run, to="merged", output=tmp_path / "out", base=other)
+    facts = glmtune.export(run, to="merged", output=tmp_path / "out", base=original).facts
+    assert "cannot be proven" in facts["base_is_unproven"]
+    assert facts["base"] == str(original)
+    assert facts["verified"]["nearer_to_trained_than_to_base"]

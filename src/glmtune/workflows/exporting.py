@@ -92,6 +92,8 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
     source = job.source
     size = show_size(job.num_bytes)
     yield Note(f"{source.name}: {source.method or 'as it is'}, on {source.base}; {size} to write")
+    if source.unproven:
+        yield Note(source.unproven, is_warning=True)
     make_folder(order.output.parent)
     with replacing(order.output) as folder:
         folder.mkdir()
@@ -135,10 +137,15 @@ def _prepare(order: Order) -> _Job:
     require_template(source.identity.template, str(source.base))
     tokenizer = load_tokenizer(source.base, source.identity.template)
     held = _held_out(order, source, tokenizer) if order.to in BITS else "not asked for"
-    model = source.open()
+    model = source.open(dtype=_dtype_to_draft_in(source, order.dtype))
     job = _Job(order, kind, source, tokenizer, held, model, kind.draft(source, model, settings))
     require_space(order.output, job.num_bytes)
     return job
+
+
+def _dtype_to_draft_in(source: Source, dtype: str | None) -> str:
+    """Freeze's weights lie apart in fp32, and opened in the base's type they would be rounded to that."""
+    return "fp32" if source.method == "freeze" and dtype else "stored"
 
 
 def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
@@ -198,6 +205,7 @@ def _facts(order: Order, source: Source, folder: Path) -> dict[str, Any]:
         "system": card.system if card else None,
         "source_prefix": card.source_prefix if card else "",
         "trained_on_quant": source.quant,
+        "base_is_unproven": source.unproven or None,
         "dtype": order.dtype or "as the base's files",
         "bytes": folder_bytes(folder),
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
@@ -247,7 +255,7 @@ def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
     if learned and not figures["nearer_to_trained_than_to_base"]:
         yield Note(
             f"training changed the probe's logits by {learned:.2g} only, which rounding can hide: that the "
-            "export has what was learned is not proven; --dtype fp32 proves it",
+            "export has what was learned is not proven",
             is_warning=True,
         )
 
