@@ -14,9 +14,12 @@ import torch
 import glmtune
 from glmtune.errors import GlmtuneError
 from glmtune.exports.tensors import read_stored
+from glmtune.load import open_tokenizer, resolve
 from glmtune.methods.adapter import stored_tensors
 from glmtune.models.shards import scan_tensors
 from glmtune.workflows import ExportResult
+from glmtune.workflows.events import drain
+from glmtune.workflows.exporting import Order, _tell_chat, exporting
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}  # nf4 needs rows of whole blocks of 64
@@ -129,6 +132,7 @@ def test_a_fresh_process_answers_as_base_and_adapter(
     if to == "hf":
         assert figures["class"] == "GlmForCausalLM"
         assert figures["chat_ids_equal"]
+        assert result.facts["chat"].startswith("its tokenizer.json and chat_template.jinja make the same ids")
     if quant and to in ("merged", "hf", "int4"):
         assert result.facts["difference_to_quantised_base"]["max"] > 10 * figures["max_difference"]
     if to in ("int8", "int4"):
@@ -214,6 +218,31 @@ def test_an_export_of_weights_that_are_merged_wrongly_is_not_kept(
     with pytest.raises(GlmtuneError, match="base \\+ adapter"):
         glmtune.export(run, to=to, output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_chatting_with_an_hf_export_names_what_it_was_made_of(desk: Desk, tmp_path: Path) -> None:
+    base = desk.base("ChatGLM3")
+    out = glmtune.export(base, to="hf", output=tmp_path / "out").path
+    with pytest.raises(GlmtuneError, match="none of the formats") as caught:
+        open_tokenizer(resolve(out), template=None)
+    assert str(base) in caught.value.hint
+    assert "--to merged" in caught.value.hint
+
+
+def test_an_official_prefix_says_how_it_is_talked_to(desk: Desk, tmp_path: Path) -> None:
+    notes: list[str] = []
+    order = Order(desk.run("ChatGLM2", PTUNING), "official-ptuning", tmp_path / "out")
+    drain(exporting(order), lambda note: notes.append(note.text))
+    base = desk.base("ChatGLM2")
+    assert notes[-1] == f"next: glmtune chat {order.output} --base {base} --template chatglm2"
+    glmtune.load_model(base, adapter=order.output)
+
+
+def test_an_hf_export_whose_chats_have_other_ids_says_so_in_its_file() -> None:
+    facts: dict[str, Any] = {"verified": {"chat_ids": [1, 2]}}
+    note = _tell_chat(facts, [1, 3])
+    assert note.is_warning
+    assert facts == {"verified": {"chat_ids_equal": False}, "chat": note.text}
 
 
 def test_nothing_is_overwritten(desk: Desk, tmp_path: Path) -> None:

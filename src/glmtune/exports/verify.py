@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
     kind = str(expected.dtype).removeprefix("torch.")
     if not off <= allowed:
         raise _refused(
-            f"the merged weights are off by {off:.3g} from base + adapter, allowed in {kind} are {allowed:.3g}"
+            f"its logits are off by {off:.3g} from those of base + adapter, allowed in {kind} are {allowed:.3g}"
         )
     learned = _distance(expected.exact, expected.base)
     is_notable = learned > NOTABLE[expected.dtype] * scale
@@ -167,7 +168,7 @@ def _distance(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
 
 def _length(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
     pairs = zip(shorter, longer, strict=True)
-    return sum(float((a - b[: len(a)]).double().square().sum()) for a, b in pairs) ** 0.5
+    return sqrt(sum(float((a - b[: len(a)]).double().square().sum()) for a, b in pairs))
 
 
 def _continues(greedy: Sequence[list[int]], logits: Sequence[Tensor], *, slack: float) -> bool:

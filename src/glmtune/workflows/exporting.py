@@ -1,6 +1,7 @@
 """Export a trained model: draft, write under a temporary name, open in a fresh process, compare, rename."""
 
 import platform
+import shlex
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -105,6 +106,9 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
         yield from _not_carried(source, order.to, folder)
         write_json(folder / EXPORT_FILE, facts)
     yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
+    if job.kind.is_adapter and not (order.output / CARD_FILE).exists():
+        words = (order.output, "--base", facts["base"], "--template", source.identity.template)
+        yield Note(f"next: glmtune chat {shlex.join(map(str, words))}")
     return ExportResult(order.output, facts)
 
 
@@ -165,7 +169,7 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
     facts["verified"] = compare(answers, expected)
     yield from _tell_verified(facts["verified"])
     if kind.has_chat:
-        yield _chat_note(facts["verified"], prompts[0])
+        yield _tell_chat(facts, prompts[0])
     if source.quant and not kind.is_adapter:
         yield _note_quant(source, facts, prompts, expected)
 
@@ -260,18 +264,17 @@ def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
         )
 
 
-def _chat_note(figures: dict[str, Any], ids: list[int]) -> Note:
-    found = figures.pop("chat_ids")
-    figures["chat_ids_equal"] = found == ids
-    if found == ids:
-        return Note(
-            "its tokenizer.json and chat_template.jinja make the same ids of a chat; unlike glmtune they "
-            "turn control tokens spelled in a user's text, such as <|user|>, into those tokens"
-        )
-    return Note(
-        "its tokenizer.json and chat_template.jinja make other ids of a chat: encode with glmtune",
-        is_warning=True,
+def _tell_chat(facts: dict[str, Any], ids: list[int]) -> Note:
+    """Whether the export's own tokenizer can be used for chats; kept in the facts too."""
+    is_same = facts["verified"].pop("chat_ids") == ids
+    facts["verified"]["chat_ids_equal"] = is_same
+    facts["chat"] = (
+        "its tokenizer.json and chat_template.jinja make the same ids of a chat; unlike glmtune they "
+        "turn control tokens spelled in a user's text, such as <|user|>, into those tokens"
+        if is_same
+        else "its tokenizer.json and chat_template.jinja make other ids of a chat: encode with glmtune"
     )
+    return Note(facts["chat"], is_warning=not is_same)
 
 
 def _note_quant(source: Source, facts: dict[str, Any], prompts: list[list[int]], expected: Expected) -> Note:
