@@ -227,10 +227,19 @@ def _base_template(template: TemplateName) -> Callable[[Path], TemplateName | No
             return template
         raise ConfigError(
             f"{folder}: its chat_template is none of the formats that this version knows",
-            hint=f"if it is one of {', '.join(TEMPLATES_IN_TRANSFORMERS)}, say so: template=...",
+            hint=_made_of(folder)
+            or f"if it is one of {', '.join(TEMPLATES_IN_TRANSFORMERS)}, say so: template=...",
         )
 
     return look
+
+
+def _made_of(folder: Path) -> str:
+    """What to open instead of an export for other programs; empty for any other folder."""
+    facts = read_json_if_there(folder / "export.json")
+    if facts.get("kind") != "hf":
+        return ""
+    return f"exported for other programs: open {facts.get('source')} itself, or export it --to merged"
 
 
 TEMPLATES_IN_TRANSFORMERS: tuple[TemplateName, ...] = ("glm4", "glm4_0414", "glmz1", "glm45", "glm45_nothink")

@@ -13,8 +13,13 @@ import torch
 
 import glmtune
 from glmtune.errors import GlmtuneError
+from glmtune.exports.tensors import read_stored
+from glmtune.load import open_tokenizer, resolve
+from glmtune.methods.adapter import stored_tensors
 from glmtune.models.shards import scan_tensors
 from glmtune.workflows import ExportResult
+from glmtune.workflows.events import drain
+from glmtune.workflows.exporting import Order, _tell_chat, exporting
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}  # nf4 needs rows of whole blocks of 64
@@ -52,6 +57,8 @@ CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("hf", "GLM-4", FREEZE, None),
     ("official-ptuning", "v1_late", {**PTUNING, "projection": True}, None),
     ("official-ptuning", "ChatGLM2", PTUNING, "int8"),
+    ("official-ptuning", "ChatGLM3", PTUNING, "int4"),
+    ("official-ptuning", "ChatGLM3", PTUNING, "nf4"),
     ("lora-from-adalora", "GLM-4", ADALORA, None),
     ("int8", "v1_late", LORA, None),
     ("int4", "ChatGLM3", LORA, "int4"),
@@ -125,6 +132,7 @@ def test_a_fresh_process_answers_as_base_and_adapter(
     if to == "hf":
         assert figures["class"] == "GlmForCausalLM"
         assert figures["chat_ids_equal"]
+        assert result.facts["chat"].startswith("its tokenizer.json and chat_template.jinja make the same ids")
     if quant and to in ("merged", "hf", "int4"):
         assert result.facts["difference_to_quantised_base"]["max"] > 10 * figures["max_difference"]
     if to in ("int8", "int4"):
@@ -180,6 +188,63 @@ def test_an_export_that_a_fresh_process_cannot_open_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_in_fp32_has_the_numbers_that_freeze_trained(desk: Desk, tmp_path: Path) -> None:
+    run = desk.run("ChatGLM3 bf16", FREEZE)
+    out = glmtune.export(run, to="merged", output=tmp_path / "out", dtype="fp32").path
+    trained, written = stored_tensors((run / "best").resolve()), scan_tensors(out)
+    assert trained
+    for name, values in trained.items():
+        assert torch.equal(read_stored(written[name]), values), name
+
+
+WRONG: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"base": torch.clone, "zeros": torch.zeros_like}
+
+
+@pytest.mark.parametrize(("to", "family", "wrong"), [
+    ("merged", "ChatGLM3", "base"),
+    ("merged", "ChatGLM3 bf16", "base"),
+    pytest.param("merged", "ChatGLM3 bf16", "zeros", marks=pytest.mark.slow),
+    pytest.param("hf", "ChatGLM3", "zeros", marks=pytest.mark.slow),
+    pytest.param("int4", "ChatGLM3", "base", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_an_export_of_weights_that_are_merged_wrongly_is_not_kept(
+    to: str, family: str, wrong: str, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merging(layer: Any) -> Callable[[], torch.Tensor]:
+        return lambda: WRONG[wrong](layer.get_base_layer().weight.detach().float())
+
+    run = desk.run(family, LORA)
+    monkeypatch.setattr("glmtune.methods.merge._merging", merging)
+    with pytest.raises(GlmtuneError, match="base \\+ adapter"):
+        glmtune.export(run, to=to, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chatting_with_an_hf_export_names_what_it_was_made_of(desk: Desk, tmp_path: Path) -> None:
+    base = desk.base("ChatGLM3")
+    out = glmtune.export(base, to="hf", output=tmp_path / "out").path
+    with pytest.raises(GlmtuneError, match="none of the formats") as caught:
+        open_tokenizer(resolve(out), template=None)
+    assert str(base) in caught.value.hint
+    assert "--to merged" in caught.value.hint
+
+
+def test_an_official_prefix_says_how_it_is_talked_to(desk: Desk, tmp_path: Path) -> None:
+    notes: list[str] = []
+    order = Order(desk.run("ChatGLM2", PTUNING), "official-ptuning", tmp_path / "out")
+    drain(exporting(order), lambda note: notes.append(note.text))
+    base = desk.base("ChatGLM2")
+    assert notes[-1] == f"next: glmtune chat {order.output} --base {base} --template chatglm2"
+    glmtune.load_model(base, adapter=order.output)
+
+
+def test_an_hf_export_whose_chats_have_other_ids_says_so_in_its_file() -> None:
+    facts: dict[str, Any] = {"verified": {"chat_ids": [1, 2]}}
+    note = _tell_chat(facts, [1, 3])
+    assert note.is_warning
+    assert facts == {"verified": {"chat_ids_equal": False}, "chat": note.text}
+
+
 def test_nothing_is_overwritten(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(GlmtuneError, match="is not empty and will not be overwritten"):
@@ -210,4 +275,23 @@ def test_a_quantised_base_is_refused_with_the_cure(desk: Desk, tmp_path: Path) -
     (base / "config.json").write_text(json.dumps({**config, "quantization_bit": 4}), encoding="utf-8")
     with pytest.raises(GlmtuneError, match="its own weights are int4") as caught:
         glmtune.export(base, to="merged", output=tmp_path / "out")
+    assert caught.value.hint == "export the un-quantised model's folder"
+
+
+def test_a_run_on_an_official_int4_folder_is_exported_onto_the_original(
+    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = desk.base("ChatGLM3")
+    int4 = desk.folder / "bases" / "int4"
+    glmtune.export(original, to="int4", output=int4)
+    run = desk.run("int4", LORA)
+    with pytest.raises(GlmtuneError, match="its own weights are int4") as caught:
+        glmtune.export(run, to="merged", output=tmp_path / "out")
     assert "--base" in caught.value.hint
+    other = tiny_folder(tmp_path / "other", "chatglm3", seed=7, **SIZES)
+    with pytest.raises(GlmtuneError, match="not the original"):
+        glmtune.export(run, to="merged", output=tmp_path / "out", base=other)
+    facts = glmtune.export(run, to="merged", output=tmp_path / "out", base=original).facts
+    assert "cannot be proven" in facts["base_is_unproven"]
+    assert facts["base"] == str(original)
+    assert facts["verified"]["nearer_to_trained_than_to_base"]

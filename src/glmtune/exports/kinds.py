@@ -46,6 +46,10 @@ class Draft:
     """By the name of a weight in the base: the values that are written; None: nothing is rounded."""
     names: frozenset[str] = frozenset()
     """Which names `worth` knows."""
+    unquantised: Callable[[str], Tensor] | None = None
+    """Where weights are quantised: the values before that."""
+    dtype: torch.dtype = torch.float32
+    """The roughest type that floating weights are written in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,15 @@ def _draft_merged(source: Source, model: Any, settings: Settings) -> Draft:
 
 
 def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Path], None]) -> Draft:
-    stored = weights.stored if isinstance(weights, Merged) else weights.merged.stored
-    return Draft(sum(group.num_bytes for group in groups), write, weights.read, frozenset(stored))
+    merged = weights if isinstance(weights, Merged) else weights.merged
+    return Draft(
+        sum(group.num_bytes for group in groups),
+        write,
+        worth=weights.read,
+        names=frozenset(merged.stored),
+        unquantised=None if weights is merged else merged.read,
+        dtype=merged.roughest,
+    )
 
 
 def _draft_hf(source: Source, model: Any, settings: Settings) -> Draft:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.exports.original import require_original
 from glmtune.family import FAMILIES, Family, Identity, identify
 from glmtune.files import read_json, read_json_if_there
 from glmtune.load import Place, find_folder, open_place, resolve
@@ -27,6 +28,8 @@ class Source:
     identity: Identity
     method: str
     """Its method's name; empty for a model that is not ours."""
+    unproven: str = ""
+    """Of a base that stands for the quantised one of training: what is known of it, and what is not."""
 
     @property
     def family(self) -> Family:
@@ -58,11 +61,20 @@ class Source:
         """The same without what was trained; of a fully trained model that model."""
         return self._open(replace(self.place, card=None, adapter=None), "stored", "cpu", None)
 
+    def open_untrained(self) -> Any:
+        """The base, of a fully trained model too."""
+        return self._open(Place(self.base, snapshot=self.place.snapshot), "stored", "cpu", None)
+
     def _open(self, place: Place, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
         wanted = stored_dtype(place.base) if dtype == "stored" else dtype
         with quiet():
             return open_place(
-                place, template=self.identity.template, dtype=wanted, device=device, quant=quant
+                place,
+                template=self.identity.template,
+                dtype=wanted,
+                device=device,
+                quant=quant,
+                verify=not self.unproven,  # the card knows the quantised base
             ).eval()
 
 
@@ -79,8 +91,14 @@ def find_source(path: str | Path, *, base: str | Path | None = None, template: s
                 f"{path}: its base model is not at {base or card.base}, and its files are part of an export",
                 hint="name the base's folder: --base",
             )
-    _require_dense(folder)
-    return Source(place, folder, identify(folder, template or place.template), _tell_method(place))
+    _require_dense(folder, is_adapter=place.adapter is not None)
+    return Source(
+        place,
+        folder,
+        identify(folder, template or place.template),
+        _tell_method(place),
+        require_original(place.adapter, card, folder) if place.adapter and card else "",
+    )
 
 
 def _tell_method(place: Place) -> str:
@@ -104,10 +122,12 @@ def _find_whole(path: Path) -> bool:
     return False
 
 
-def _require_dense(base: Path) -> None:
+def _require_dense(base: Path, *, is_adapter: bool) -> None:
     bits = read_json(base / "config.json").get("quantization_bit")
     if bits:
         raise ConfigError(
             f"{base}: its own weights are int{bits}; an export is made of the original ones",
-            hint="name the folder of the un-quantised model: --base",
+            hint="name the folder of the un-quantised model it was made from: --base"
+            if is_adapter
+            else "export the un-quantised model's folder",
         )

@@ -54,6 +54,13 @@ class Merged:
         is_cast = self.dtype is not None and own.is_floating_point and not name.endswith(_BUFFER)
         return self.dtype if is_cast and self.dtype else own
 
+    @property
+    def roughest(self) -> torch.dtype:
+        """Of the types that floating tensors are written in, the one that rounds most."""
+        kinds = {self.dtype_of(name) for name in self.stored if not name.endswith(_BUFFER)}
+        floating = (kind for kind in kinds if kind.is_floating_point)
+        return max(floating, key=lambda kind: torch.finfo(kind).eps)
+
     def read(self, name: str) -> Tensor:
         """A tensor as it is written. Raises `CheckpointError` for one that is not finite then."""
         tensor = self.changed[name]() if name in self.changed else read_stored(self.stored[name])

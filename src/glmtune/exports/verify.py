@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ WHY = (
     "the same weights computed in fp32 in another process: only the order of sums differs; what rounding the "
     "merged weights to the export's type changes is given apart, against base + adapter unrounded"
 )
+ROUNDED = {torch.float32: TOLERANCE, torch.float16: 5e-2, torch.bfloat16: 5e-2}
+"""The same from base + adapter, by the roughest type that is written: rounding adds up over layers."""
+NOTABLE = {torch.float32: TOLERANCE, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+"""From here on the difference that training made, as a share of the largest logit, is more than what rounding
+to a type changes (on the bundled glm-tiny fp16 3e-4, bf16 2e-3), so an export must be nearer to the trained
+model than to its base."""
 NEW_TOKENS = 8
 """So many ids are written greedily after each prompt."""
 QUESTIONS = ("你好，请介绍一下你自己。", "How do I get to the library? 1 + 1 = 2")
@@ -46,7 +53,13 @@ class Expected:
     rounded: list[Tensor]
     """Computed with the weights as they are written."""
     exact: list[Tensor]
-    """Of base + adapter, in this process."""
+    """Of base + adapter as they are opened, nothing merged."""
+    base: list[Tensor] | None = None
+    """Of the base alone; None where nothing is merged."""
+    merged: list[Tensor] | None = None
+    """Computed with the weights as they were before they were quantised."""
+    dtype: torch.dtype = torch.float32
+    """The roughest type that weights are written in."""
 
 
 def ask_fresh_process(
@@ -110,7 +123,36 @@ def compare(answers: Answers, expected: Expected) -> dict[str, Any]:
         )
     if not figures["greedy_equal"]:
         raise _refused("opened in a fresh process it writes other greedy ids than it should")
-    return figures
+    return figures | _compare_to_trained(answers, expected, largest)
+
+
+def _compare_to_trained(answers: Answers, expected: Expected, largest: float) -> dict[str, Any]:
+    """That the right weights were written: by base + adapter, which nothing was merged for.
+
+    What is quantised is compared as it was before: how much that loses nobody can say beforehand.
+    """
+    if expected.base is None:
+        return {}
+    ours, scale = expected.merged or answers.logits, max(1.0, largest)
+    off, allowed = _distance(ours, expected.exact), ROUNDED[expected.dtype] * scale
+    kind = str(expected.dtype).removeprefix("torch.")
+    if not off <= allowed:
+        raise _refused(
+            f"its logits are off by {off:.3g} from those of base + adapter, allowed in {kind} are {allowed:.3g}"
+        )
+    learned = _distance(expected.exact, expected.base)
+    is_notable = learned > NOTABLE[expected.dtype] * scale
+    if is_notable and not _length(ours, expected.exact) < _length(ours, expected.base):
+        raise OutputError(
+            f"export: in {kind} the merged weights are nearer to the base than to base + adapter",
+            hint="rounding took what was learned: --dtype fp32; or the merge is wrong if that fails too",
+        )
+    return {
+        "merged_difference_to_trained": off,
+        "merged_tolerance": allowed,
+        "trained_difference_to_base": learned,
+        "nearer_to_trained_than_to_base": True if is_notable else None,
+    }
 
 
 def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
@@ -122,6 +164,11 @@ def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, f
 def _distance(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
     pairs = zip(shorter, longer, strict=True)
     return max(float((a - b[: len(a)]).abs().max()) for a, b in pairs)
+
+
+def _length(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
+    pairs = zip(shorter, longer, strict=True)
+    return sqrt(sum(float((a - b[: len(a)]).double().square().sum()) for a, b in pairs))
 
 
 def _continues(greedy: Sequence[list[int]], logits: Sequence[Tensor], *, slack: float) -> bool:

@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from glmtune.files import read_json_if_there
 from glmtune.load import Place, open_place, resolve
 from glmtune.methods.adapter import ADAPTER_FILE, CARD_FILE, Card, load_adapter
 from glmtune.methods.trained import TRAINED_FILE, find_trained, save_weights, tell_method
+from glmtune.migrate.cards import Untuned, ask_untuned, finish_card, start_card
 from glmtune.migrate.lora import OldLora, read_lora
 from glmtune.migrate.prefix import check_frozen, read_bare
 from glmtune.migrate.proof import as_trained, compare, logits_of, require_effect
@@ -58,17 +58,20 @@ def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template:
     old = read_lora(folder)
     recorded = old.config.get("base_model_name_or_path")
     place = _base(folder, base, recorded)
-    card = _card(place, _told(place, template), old.method())
+    card = start_card(place, _told(place, template), old.method())
     mended = list(old.mended)
     if recorded and recorded != card.base:
         mended.append(f"base_model_name_or_path: {recorded} became {card.base}")
     model = open_place(place, template=card.template, dtype="auto", device="auto").eval()
-    plain = logits_of(model)
+    plain, untuned = logits_of(model), ask_untuned(model, place, card.template)
     theirs = _logits_as_trained(model, old) if old.is_plain else None
     with _writing(output) as partial:
         _write_lora(partial, old, card)
-        proof = _prove(model, partial, folder, theirs, plain)
-    return _migration(folder, output, card, [*old.found, proof], mended, old.lost)
+        tuned = load_adapter(model, partial)
+        proof = _prove(tuned, folder, theirs, plain)
+        finish_card(card, partial, tuned, untuned)
+    found = [*old.found, *_unrecorded(untuned)]
+    return _migration(folder, output, card, [*found, proof], mended, old.lost)
 
 
 def _logits_as_trained(model: Any, old: OldLora) -> Tensor:
@@ -94,13 +97,16 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
     quant = None if is_held else QUANT.get(config.get("quantization_bit", 0))
     found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
     model = open_place(place, template=told, dtype="auto", device="auto", quant=quant).eval()
-    plain = logits_of(model)
+    plain, untuned = logits_of(model), ask_untuned(model, place, told)
     with _writing(output) as partial:
         theirs = _write_prefix(partial, model, folder)
         method = tell_method(partial)
-        card = _card(place, told, method.model_dump(mode="json"), quant)
+        card = start_card(place, told, method.model_dump(mode="json"), quant)
         card.save(partial)
-        proof = _prove(model, partial, folder, theirs, plain)
+        tuned = load_adapter(model, partial)
+        proof = _prove(tuned, folder, theirs, plain)
+        finish_card(card, partial, tuned, untuned)
+    found += _unrecorded(untuned)
     projection = " with projection" if method.projection else ""
     what = f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}"
     return _migration(folder, output, card, [what, *found, proof], [], {})
@@ -134,17 +140,6 @@ def _told(place: Place, template: str | None) -> str:
     return require_template(identify(place.base, template).template, f"{place.name}: --template")
 
 
-def _card(place: Place, template: str, method: dict[str, Any], quant: str | None = None) -> Card:
-    return Card(
-        base=place.name,
-        base_revision=place.revision,
-        template=template,
-        method=method,
-        quant=quant,
-        glmtune_version=version("glmtune"),
-    )
-
-
 @contextmanager
 def _writing(output: Path) -> Iterator[Path]:
     """A folder that takes the place of `output` once all is written and proven."""
@@ -154,15 +149,18 @@ def _writing(output: Path) -> Iterator[Path]:
         yield partial
 
 
-def _prove(model: Any, made: Path, source: Path, theirs: Tensor | None, plain: Tensor) -> str:
-    """Open what was written and compare. Without `theirs` only that it changes the base."""
-    dtype = next(model.parameters()).dtype
-    ours = logits_of(load_adapter(model, made))
+def _unrecorded(untuned: Untuned | str) -> list[str]:
+    return [untuned] if isinstance(untuned, str) else []
+
+
+def _prove(tuned: Any, source: Path, theirs: Tensor | None, plain: Tensor) -> str:
+    """Compare what was written, opened. Without `theirs` only that it changes the base."""
+    ours = logits_of(tuned)
     if theirs is None:
         return (
             f"{require_effect(ours, plain, what=str(source))}; nothing here computes the source's to compare"
         )
-    return compare(theirs, ours, plain, dtype=dtype, what=str(source))
+    return compare(theirs, ours, plain, dtype=tuned.dtype, what=str(source))
 
 
 def _migration(

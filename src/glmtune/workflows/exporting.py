@@ -1,7 +1,8 @@
 """Export a trained model: draft, write under a temporary name, open in a fresh process, compare, rename."""
 
 import platform
-from collections.abc import Generator
+import shlex
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -92,6 +93,8 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
     source = job.source
     size = show_size(job.num_bytes)
     yield Note(f"{source.name}: {source.method or 'as it is'}, on {source.base}; {size} to write")
+    if source.unproven:
+        yield Note(source.unproven, is_warning=True)
     make_folder(order.output.parent)
     with replacing(order.output) as folder:
         folder.mkdir()
@@ -103,6 +106,9 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
         yield from _not_carried(source, order.to, folder)
         write_json(folder / EXPORT_FILE, facts)
     yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
+    if job.kind.is_adapter and not (order.output / CARD_FILE).exists():
+        words = (order.output, "--base", facts["base"], "--template", source.identity.template)
+        yield Note(f"next: glmtune chat {shlex.join(map(str, words))}")
     return ExportResult(order.output, facts)
 
 
@@ -135,10 +141,15 @@ def _prepare(order: Order) -> _Job:
     require_template(source.identity.template, str(source.base))
     tokenizer = load_tokenizer(source.base, source.identity.template)
     held = _held_out(order, source, tokenizer) if order.to in BITS else "not asked for"
-    model = source.open()
+    model = source.open(dtype=_dtype_to_draft_in(source, order.dtype))
     job = _Job(order, kind, source, tokenizer, held, model, kind.draft(source, model, settings))
     require_space(order.output, job.num_bytes)
     return job
+
+
+def _dtype_to_draft_in(source: Source, dtype: str | None) -> str:
+    """Freeze's weights lie apart in fp32, and opened in the base's type they would be rounded to that."""
+    return "fp32" if source.method == "freeze" and dtype else "stored"
 
 
 def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
@@ -158,7 +169,7 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
     facts["verified"] = compare(answers, expected)
     yield from _tell_verified(facts["verified"])
     if kind.has_chat:
-        yield _chat_note(facts["verified"], prompts[0])
+        yield _tell_chat(facts, prompts[0])
     if source.quant and not kind.is_adapter:
         yield _note_quant(source, facts, prompts, expected)
 
@@ -198,6 +209,7 @@ def _facts(order: Order, source: Source, folder: Path) -> dict[str, Any]:
         "system": card.system if card else None,
         "source_prefix": card.source_prefix if card else "",
         "trained_on_quant": source.quant,
+        "base_is_unproven": source.unproven or None,
         "dtype": order.dtype or "as the base's files",
         "bytes": folder_bytes(folder),
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
@@ -214,12 +226,22 @@ def _expected(
     exact = [logits_of(model, row) for row in rows]
     if draft.worth is None:
         return Expected(exact, exact)
-    worth, skeleton = draft.worth, source.open_base()
+    skeleton = source.open_base()
 
-    def written(name: str, held: Tensor) -> Tensor:
-        return worth(name) if name in draft.names else held
+    def with_weights(worth: Callable[[str], Tensor]) -> list[Tensor]:
+        def give(name: str, held: Tensor) -> Tensor:
+            return worth(name) if name in draft.names else held
 
-    return Expected([logits_of(skeleton, row, written) for row in rows], exact)
+        return [logits_of(skeleton, row, give) for row in rows]
+
+    base = source.open_untrained() if source.is_whole else skeleton
+    return Expected(
+        with_weights(draft.worth),
+        exact,
+        base=[logits_of(base, row) for row in rows],
+        merged=with_weights(draft.unquantised) if draft.unquantised else None,
+        dtype=draft.dtype,
+    )
 
 
 def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
@@ -233,20 +255,26 @@ def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
         f"against base + adapter, unrounded: at most {figures['max_difference_to_trained']:.2g}, {same} "
         "greedy ids"
     )
-
-
-def _chat_note(figures: dict[str, Any], ids: list[int]) -> Note:
-    found = figures.pop("chat_ids")
-    figures["chat_ids_equal"] = found == ids
-    if found == ids:
-        return Note(
-            "its tokenizer.json and chat_template.jinja make the same ids of a chat; unlike glmtune they "
-            "turn control tokens spelled in a user's text, such as <|user|>, into those tokens"
+    learned = figures.get("trained_difference_to_base")
+    if learned and not figures["nearer_to_trained_than_to_base"]:
+        yield Note(
+            f"training changed the probe's logits by {learned:.2g} only, which rounding can hide: that the "
+            "export has what was learned is not proven",
+            is_warning=True,
         )
-    return Note(
-        "its tokenizer.json and chat_template.jinja make other ids of a chat: encode with glmtune",
-        is_warning=True,
+
+
+def _tell_chat(facts: dict[str, Any], ids: list[int]) -> Note:
+    """Whether the export's own tokenizer can be used for chats; kept in the facts too."""
+    is_same = facts["verified"].pop("chat_ids") == ids
+    facts["verified"]["chat_ids_equal"] = is_same
+    facts["chat"] = (
+        "its tokenizer.json and chat_template.jinja make the same ids of a chat; unlike glmtune they "
+        "turn control tokens spelled in a user's text, such as <|user|>, into those tokens"
+        if is_same
+        else "its tokenizer.json and chat_template.jinja make other ids of a chat: encode with glmtune"
     )
+    return Note(facts["chat"], is_warning=not is_same)
 
 
 def _note_quant(source: Source, facts: dict[str, Any], prompts: list[list[int]], expected: Expected) -> Note:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from glmtune import load_model
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.load import resolve
+from glmtune.load import resolve, verifying
 from glmtune.methods.adapter import read_card
 from glmtune.methods.trained import PREFIX, read_pickle
 from glmtune.migrate import Migration, migrate
@@ -22,6 +22,8 @@ from models import tiny_folder
 from old_scripts import write_adapter
 
 TEMPLATES = {"v1_late": "chatglm", "v1_mid": "chatglm", "v2": "chatglm2", "v3": "chatglm3", "glm4": "glm4"}
+
+OPENING: Any = {"template": None, "dtype": "fp32", "device": "cpu"}
 
 
 def bring(source: Path, output: Path, family: str, **settings: Any) -> Migration:
@@ -256,6 +258,29 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GlmtuneError):
         bring(GOLDENS / "v1_late" / "lora", tmp_path / "new", "v3")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_migrated_is_proven_when_it_is_opened(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base", "chatglm3")
+    config = peft.LoraConfig(r=4, target_modules=["query_key_value"], task_type="CAUSAL_LM")
+    source = write_adapter(tmp_path / "old", config, base)
+    migrate(source, tmp_path / "new", base=base)
+    card = read_card(tmp_path / "new")
+    assert card is not None
+    assert card.fingerprint and card.norm and card.stop_ids and card.probe
+    found = {check.name for check in verifying(resolve(tmp_path / "new"), **OPENING)}
+    assert found >= {"base", "tokenizer", "update", "logits"}
+    other = tiny_folder(tmp_path / "other", "chatglm3", seed=7)
+    with pytest.raises(CheckpointError, match="trained on other weights"):
+        load_model(other, adapter=tmp_path / "new")
+
+
+def test_without_a_tokenizer_the_base_alone_is_recorded(tmp_path: Path) -> None:
+    done = bring(GOLDENS / "v3" / "lora", tmp_path / "new", "v3")
+    card = read_card(tmp_path / "new")
+    assert card is not None
+    assert card.fingerprint and card.norm and not card.probe
+    assert any("no tokenizer is with the base" in line for line in done.found)
 
 
 def test_the_base_is_asked_for_and_nothing_is_overwritten(tmp_path: Path) -> None:

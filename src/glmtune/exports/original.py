@@ -1,0 +1,70 @@
+"""The un-quantised model that stands for an officially quantised base, as far as that can be told."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glmtune.errors import CheckpointError
+from glmtune.methods.card import Card
+from glmtune.models.fingerprint import Fingerprint, fingerprint
+from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+
+_BITS = "quantization_bit"
+_ROWS = 16  # of a tensor are compared
+_NOT_PROVEN = "that it is the model that the quantised base was made from cannot be proven"
+
+
+def require_original(adapter: Path, card: Card, base: Path) -> str:
+    """What is known of a base that stands for the quantised one of training; empty where it does not.
+
+    Raises CheckpointError for a model of another kind or config, and, while the quantised folder is here,
+    for one whose tensors that were not quantised are others.
+    """
+    recorded = card.fingerprint["config"] if card.fingerprint else {}
+    if not recorded.get(_BITS):
+        return ""
+    problem = _other_config(card, fingerprint(base))
+    quantised = Path(card.base)
+    is_here = quantised.is_dir() and (quantised / "config.json").exists()
+    found = _compare(quantised, base) if is_here and not problem else 0
+    if found is None:
+        problem = f"other weights than those of {quantised} that are not quantised"
+    if problem:
+        raise CheckpointError(
+            f"{adapter}: {base} is not the original of the int{recorded[_BITS]} base: it has {problem}",
+            hint="name the folder of the un-quantised model it was made from: --base",
+        )
+    same = f", and {found} tensors that are not quantised are the same" if found else ""
+    return f"{base} stands for {card.base}: same family and config{same}; {_NOT_PROVEN}"
+
+
+def _other_config(card: Card, here: Fingerprint) -> str:
+    trained = f"{card.family} {card.family_revision}".strip()
+    if here.kind != trained:
+        return f"the family {here.kind}, not {trained}"
+    assert card.fingerprint is not None
+    recorded = card.fingerprint["config"]
+    keys = sorted((recorded.keys() | here.config.keys()) - {_BITS})
+    odd = [key for key in keys if recorded.get(key) != here.config.get(key)]
+    return f"{odd[0]} {here.config.get(odd[0])}, not {recorded.get(odd[0])}" if odd else ""
+
+
+def _compare(quantised: Path, base: Path) -> int | None:
+    """How many floating tensors both have; None if one of them is another."""
+    theirs, ours = scan_tensors(quantised), scan_tensors(base)
+    shared = [
+        name
+        for name, at in theirs.items()
+        if name in ours and at.dtype.is_floating_point and at.shape == ours[name].shape
+    ]
+    # rounding to another 16-bit type is no difference
+    is_same = all(
+        torch.allclose(_start(theirs[name]), _start(ours[name]), rtol=1e-2, atol=1e-4) for name in shared
+    )
+    return len(shared) if is_same else None
+
+
+def _start(at: Stored) -> Tensor:
+    with open_shard(at.file) as shard, explain_damage(at.file):
+        return shard.read(at.name)[:_ROWS].float()

@@ -1,0 +1,62 @@
+"""The card of what was migrated: which base it goes on, and what both answered when that was proven."""
+
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from glmtune.errors import CheckpointError
+from glmtune.load import Place
+from glmtune.methods.adapter import stored_tensors
+from glmtune.methods.card import Card
+from glmtune.methods.probe import encode_probe, last_logits, take_probe
+from glmtune.methods.proof import name_dtype, update_norm
+from glmtune.models.fingerprint import fingerprint
+from glmtune.tokenizers import load_tokenizer
+
+
+def start_card(place: Place, template: str, method: dict[str, Any], quant: str | None = None) -> Card:
+    """What is known before anything is computed."""
+    here = fingerprint(place.base)
+    return Card(
+        base=place.name,
+        base_revision=place.revision,
+        template=template,
+        method=method,
+        quant=quant,
+        glmtune_version=version("glmtune"),
+        family=here.family,
+        family_revision=here.revision,
+        fingerprint={"config": here.config, "weights": here.weights},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Untuned:
+    """What the base answers to the probe."""
+
+    stop_ids: list[int]
+    ids: list[int]
+    logits: Tensor
+    """At the probe's end, (V,)."""
+
+
+def ask_untuned(model: Any, place: Place, template: str) -> Untuned | str:
+    """The base's answer, or, where its tokenizer cannot be opened, why there is none."""
+    try:
+        tokenizer = load_tokenizer(place.base, template)
+    except CheckpointError as err:
+        return f"no tokenizer is with the base ({err}), so no answer to the probe is recorded"
+    ids = encode_probe(tokenizer)
+    return Untuned(tokenizer.stop_ids, ids, last_logits(model, ids))
+
+
+def finish_card(card: Card, folder: Path, tuned: Any, untuned: Untuned | str) -> None:
+    """Write the card of the weights in a folder, which `tuned` was opened with."""
+    card = replace(card, norm=update_norm(stored_tensors(folder)), dtype=name_dtype(tuned))
+    if isinstance(untuned, Untuned):
+        probe = take_probe(untuned.ids, untuned.logits, last_logits(tuned, untuned.ids))
+        card = replace(card, stop_ids=untuned.stop_ids, probe=probe)
+    card.save(folder)
