@@ -138,7 +138,8 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
     kind = str(expected.dtype).removeprefix("torch.")
     if not off <= allowed:
         raise _refused(
-            f"its logits are off by {off:.3g} from those of base + adapter, allowed in {kind} are {allowed:.3g}"
+            f"its logits are off by {off:.3g} from those of base + adapter, allowed in {kind} are "
+            f"{allowed:.3g}"
         )
     learned = _distance(expected.exact, expected.base)
     is_notable = learned > NOTABLE[expected.dtype] * scale
