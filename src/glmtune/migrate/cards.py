@@ -12,7 +12,8 @@ from glmtune.load import Place
 from glmtune.methods.adapter import stored_tensors
 from glmtune.methods.card import Card
 from glmtune.methods.probe import encode_probe, last_logits, take_probe
-from glmtune.methods.proof import name_dtype, update_norm
+from glmtune.methods.proof import name_dtype
+from glmtune.methods.seal import seal
 from glmtune.models.fingerprint import fingerprint
 from glmtune.tokenizers import load_tokenizer
 
@@ -55,7 +56,7 @@ def ask_untuned(model: Any, place: Place, template: str) -> Untuned | str:
 
 def finish_card(card: Card, folder: Path, tuned: Any, untuned: Untuned | str) -> None:
     """Write the card of the weights in a folder, which `tuned` was opened with."""
-    card = replace(card, norm=update_norm(stored_tensors(folder)), dtype=name_dtype(tuned))
+    card = replace(seal(card, folder, stored_tensors(folder)), dtype=name_dtype(tuned))
     if isinstance(untuned, Untuned):
         probe = take_probe(untuned.ids, untuned.logits, last_logits(tuned, untuned.ids))
         card = replace(card, stop_ids=untuned.stop_ids, probe=probe)
