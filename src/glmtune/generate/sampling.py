@@ -1,5 +1,6 @@
 """How the next token is drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Above 1 makes tokens of the prompt and the answer so far less likely (Keskar et al. 2019)."""
     seed: int | None = None
-    """Makes the draw repeatable."""
+    """Makes the draw repeatable: an answer has random numbers of its own, whatever else is answered."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no distribution comes from."""
@@ -47,26 +48,68 @@ class Sampling:
         return not self.do_sample or self.temperature == 0
 
 
-def next_tokens(
-    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None
-) -> Tensor:
-    """Draw one token a row. logits: (B, V); seen: (B, S) ids of prompt and answer. Returns (B,)."""
-    scores = logits.float()
-    if sampling.repetition_penalty != 1.0:
-        known = scores.gather(1, seen)
-        known = torch.where(
-            known < 0, known * sampling.repetition_penalty, known / sampling.repetition_penalty
-        )
-        scores = scores.scatter(1, seen, known)
+class Draw:
+    """How the tokens of one answer are drawn: its settings, random numbers of its own, and what it has seen."""
+
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], *, vocab_size: int, device: torch.device
+    ) -> None:
+        """`prompt`: ids that the repetition penalty counts as seen."""
+        self.sampling = sampling
+        self.generator: torch.Generator | None = None
+        if sampling.seed is not None and not sampling.is_greedy:
+            self.generator = torch.Generator(device).manual_seed(sampling.seed)
+        self.seen: Tensor | None = None
+        """(V,), true = seen; only where there is a penalty."""
+        if sampling.repetition_penalty != 1.0:
+            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            self.seen[torch.tensor(prompt, device=device)] = True
+
+
+def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    """The next token of each answer. logits: (B, V). A row's token does not depend on the other rows."""
+    if all(draw.sampling.is_greedy and draw.seen is None for draw in draws):
+        greedy: list[int] = logits.argmax(dim=-1).tolist()
+        return greedy
+    alike: dict[Sampling, list[int]] = {}
+    for i, draw in enumerate(draws):
+        alike.setdefault(draw.sampling, []).append(i)
+    tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
+    for sampling, rows in alike.items():
+        chosen = logits if len(rows) == len(draws) else logits[rows]
+        tokens[rows] = _draw(chosen, sampling, [draws[i] for i in rows])
+    for draw, token in zip(draws, tokens, strict=True):
+        if draw.seen is not None:
+            draw.seen[token] = True
+    drawn: list[int] = tokens.tolist()
+    return drawn
+
+
+def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> Tensor:
+    seen = [draw.seen for draw in draws if draw.seen is not None]
+    scores = score_tokens(logits, sampling, torch.stack(seen) if seen else None)
     if sampling.is_greedy:
         return scores.argmax(dim=-1)
+    chances = scores.softmax(dim=-1)
+    drawn = [
+        torch.multinomial(row, 1, generator=draw.generator) for row, draw in zip(chances, draws, strict=True)
+    ]
+    return torch.cat(drawn)
+
+
+def score_tokens(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """Logits (B, V) with the penalty, temperature and limits on them, fp32; `seen`: (B, V), true = seen."""
+    scores = logits.float()
+    if seen is not None:
+        penalty = sampling.repetition_penalty
+        scores = scores.where(~seen, torch.where(scores < 0, scores * penalty, scores / penalty))
+    if sampling.is_greedy:
+        return scores
     scores = scores / sampling.temperature
     if sampling.top_k:
         limit = scores.topk(min(sampling.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < limit, -torch.inf)
-    if sampling.top_p < 1.0:
-        scores = _keep_top_p(scores, sampling.top_p)
-    return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator).squeeze(1)
+    return _keep_top_p(scores, sampling.top_p) if sampling.top_p < 1.0 else scores
 
 
 def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:

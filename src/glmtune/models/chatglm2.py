@@ -9,7 +9,7 @@ Shapes: B batch, T new tokens, S cached + new tokens, H query heads, G key/value
 size, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,9 @@ from glmtune.models.quant import Quantizable, quantise_linears
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin, (B, T, D/4) each."""
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+"""An attention function in transformers' form, as `eager_attention` is."""
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
@@ -133,16 +136,20 @@ class ChatGLMAttention(nn.Module):
         attention_mask: Tensor | None,
         prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
+        attend: Attend | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C) to (B, T, C), and the weights if the attention function has them."""
+        """(B, T, C) to (B, T, C), and the weights if the attention function has them.
+
+        `attend` takes the place of the configured attention function.
+        """
         parts = self.query_key_value(hidden_states).split(self.sizes, dim=-1)
         query, key, value = (self._heads(x) for x in parts)  # (B, H, T, D), twice (B, G, T, D)
         query, key = rotate(query, rotary), rotate(key, rotary)
         key, value = prepend(prefix, key, value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
         dropout = self.config.attention_dropout if self.training else 0.0
@@ -304,21 +311,27 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids = new + self.count_cached(past_key_values)
         prefix = self.make_prefix(hidden_states, past_key_values)
         mask = self._build_mask(hidden_states, attention_mask, past_key_values, position_ids)
-        rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
-        for layer, front in zip(self.encoder.layers, prefix, strict=True):
-            hidden_states = layer(
-                hidden_states,
-                rotary,
-                mask,
-                front,  # by its place: re-entrant checkpointing takes gradients of those alone
-                past_key_values=past_key_values,
-                position_ids=position_ids,  # flash attention tells packed rows by it
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.encoder.final_layernorm(hidden_states),
-            past_key_values=past_key_values,
+        hidden_states = self.run_layers(
+            hidden_states, position_ids, mask, prefix, past_key_values=past_key_values, **kwargs
         )
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def run_layers(
+        self,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        prefix: Sequence[Tensor | None],
+        **kwargs: Any,
+    ) -> Tensor:
+        """Embeddings (B, T, C) through all layers and the final norm; a prefix or None for each layer."""
+        rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
+        kwargs["position_ids"] = position_ids  # flash attention tells packed rows by it
+        for layer, front in zip(self.encoder.layers, prefix, strict=True):
+            # `front` by its place: re-entrant checkpointing takes gradients of those alone
+            hidden_states = layer(hidden_states, rotary, mask, front, **kwargs)
+        normed: Tensor = self.encoder.final_layernorm(hidden_states)
+        return normed
 
     def _build_mask(
         self, new: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor

@@ -29,7 +29,12 @@ class Positions:
         return positions + steps
 
 
+def unwrap(model: Any) -> Any:
+    """The model itself, taken out of PEFT's wrapper if it is in one; adapters stay in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def positions_of(model: Any) -> Positions:
     """How a model counts: its own rules if it has any, wrapped by PEFT or not, else one after the other."""
-    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    causal = unwrap(model)
     return causal if isinstance(causal, Positions) else Positions()
