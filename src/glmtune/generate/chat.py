@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from glmtune.generate.engine import complete, decode
+from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.sampling import Sampling
 from glmtune.templates import messages_from_dicts, visible_text
+
+REUSED_TOKENS = 8192
+"""Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
 
 
 class Chat:
@@ -31,6 +34,7 @@ class Chat:
         self.system = system
         self.source_prefix = source_prefix
         self.messages: list[dict[str, Any]] = []
+        self._engine = Engine(model, reused_tokens=REUSED_TOKENS)
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
 
@@ -44,7 +48,8 @@ class Chat:
         An answer that is abandoned half-way is not remembered.
         """
         answer = ""
-        for piece in stream_text(self.model, self.tokenizer, self._prompt(text), self.sampling):
+        prompt = self._prompt(text)
+        for piece in stream_text(self.model, self.tokenizer, prompt, self.sampling, engine=self._engine):
             answer += piece
             yield piece
         self.messages += [
@@ -66,12 +71,19 @@ def encode_conversation(
     return ids
 
 
-def stream_text(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-    """Yield the text of one answer as it grows."""
+def stream_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    engine: Engine | None = None,
+) -> Iterator[str]:
+    """Yield the text of one answer as it grows; `engine` as in `decode`."""
     stop_ids = frozenset(tokenizer.stop_ids)
     ids: list[int] = []
     sent = ""
-    for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids):
+    for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids, engine=engine):
         token = pairs[0][1]
         if token in stop_ids:
             break

@@ -1,8 +1,8 @@
 """The decoder: token ids in, token ids out, any number of requests at once.
 
 Used by chat, evaluation and the samples of a training run; `model.generate` is its oracle in the tests. Each
-step answers every row that is held with one token, whatever its length; rows that have ended leave and waiting
-ones join between two steps. An answer does not depend on what else is being answered.
+step answers every row that is held with one token, whatever its length; rows that have ended leave and those
+that wait join between two steps. An answer does not depend on what else is being answered.
 """
 
 from collections import deque
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import DataError
+from glmtune.generate.reuse import Reuse, count_shared
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import Prompt, build_runner
 from glmtune.generate.sampling import Draw, Sampling, draw_tokens
@@ -23,6 +24,8 @@ MAX_ROWS = 64
 """Rows that are answered at once unless more are asked for."""
 MAX_PREFILL_TOKENS = 4096
 """Prompt tokens of one packed pass; a longer prompt has a pass of its own."""
+SHARED_TOKENS = 32
+"""Least common beginning of several prompts that is worth a pass of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +54,39 @@ class _Answer:
 
     number: int
     request: Request
-    stop_ids: frozenset[int]
-    draw: Draw | None = None
+    draw: Draw
     ids: list[int] = field(default_factory=list)
 
-    def is_ended_by(self, token: int) -> bool:
-        return token in self.stop_ids or len(self.ids) == self.request.sampling.max_new_tokens
+    @property
+    def is_ended(self) -> bool:
+        return self.ids[-1] in self.request.stop_ids or len(self.ids) == self.draw.sampling.max_new_tokens
 
 
 class Engine:
     """Answers requests together. The model must be in evaluation mode and stay as it is meanwhile."""
 
     def __init__(
-        self, model: Any, *, max_rows: int = MAX_ROWS, max_prefill_tokens: int = MAX_PREFILL_TOKENS
+        self,
+        model: Any,
+        *,
+        max_rows: int = MAX_ROWS,
+        max_prefill_tokens: int = MAX_PREFILL_TOKENS,
+        reused_tokens: int = 0,
     ) -> None:
-        """`max_rows`: how many are answered at once; further requests wait. Raises `ConfigError`."""
+        """`max_rows`: how many are answered at once; further requests wait.
+
+        `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
+        that begin like them. Raises `ConfigError` for an attention function that cannot be used.
+        """
         self.runner = build_runner(model)
         self.rows = Rows()
+        self.reuse = Reuse(reused_tokens)
         self.max_rows = max_rows
         self.max_prefill_tokens = max_prefill_tokens
         self._numbers = count()
         self._waiting: deque[_Answer] = deque()
         self._held: list[_Answer] = []  # as in `rows`
-        self._positions: Tensor | None = None  # of the next token in each row, (B, ..., 1)
+        self._positions = torch.empty(0)  # of the next token in each held row, (B, ..., 1)
 
     @property
     def is_idle(self) -> bool:
@@ -84,12 +97,14 @@ class Engine:
         """Put a request in line; its number. Raises `DataError` for an empty prompt."""
         if not len(request.prompt):
             raise DataError("prompt: empty, so nothing follows it", hint="give at least one id")
-        answer = _Answer(next(self._numbers), request, frozenset(request.stop_ids))
-        self._waiting.append(answer)
-        return answer.number
+        draw = Draw(request.sampling, request.prompt, device=self.runner.device)
+        number = next(self._numbers)
+        self._waiting.append(_Answer(number, request, draw))
+        return number
 
+    @torch.inference_mode()
     def cancel(self, number: int) -> None:
-        """Give a request up, waiting or half answered; its memory is free at once. Unknown numbers are over."""
+        """Give a request up, waiting or half answered; its memory is free at once."""
         self._waiting = deque(answer for answer in self._waiting if answer.number != number)
         for row, answer in enumerate(self._held):
             if answer.number == number:
@@ -103,16 +118,24 @@ class Engine:
         while self._waiting and len(self._held) < self.max_rows:
             tokens += self._join(self._next_prompts())
         for row in reversed(range(len(self._held))):
-            answer = self._held[row]
-            if answer.is_ended_by(answer.ids[-1]):
+            if self._held[row].is_ended:
                 self._leave(row)
         return tokens
+
+    @torch.inference_mode()
+    def remember(self, ids: Sequence[int]) -> None:
+        """Compute a text that many prompts begin with, and keep it for good."""
+        row = len(self._held)
+        self.rows.add()
+        self.runner.prefill(self.rows, [self._begin(row, ids)])
+        self.reuse.keep(self.runner.model, ids, self.rows.read(row), pin=True)
+        self.rows.remove(row)
 
     def _advance(self) -> list[Token]:
         last = torch.tensor([[answer.ids[-1]] for answer in self._held], device=self.runner.device)
         logits = self.runner.step(self.rows, last, self._positions)
         self._positions = self.runner.advance_positions(self._positions)
-        return self._draw(logits, self._held)
+        return _draw(logits, self._held)
 
     def _next_prompts(self) -> list[_Answer]:
         """Waiting requests that fit into one packed pass and the rows that are free; at least one."""
@@ -126,40 +149,45 @@ class Engine:
         return taken
 
     def _join(self, joining: Sequence[_Answer]) -> list[Token]:
+        self.reuse.check(self.runner.model)
         first = len(self._held)
         self.rows.add(len(joining))
-        for row in range(first, first + len(joining)):
-            self.runner.write_front(self.rows, row)
-        prompts = [Prompt(first + i, answer.request.prompt, 0) for i, answer in enumerate(joining)]
+        prompts = [self._begin(first + i, answer.request.prompt) for i, answer in enumerate(joining)]
         logits, following = self.runner.prefill(self.rows, prompts)
-        self._positions = following if self._positions is None else torch.cat((self._positions, following))
+        self._positions = torch.cat((self._positions, following)) if self._held else following
         self._held += joining
-        for answer in joining:
-            answer.draw = Draw(
-                answer.request.sampling,
-                answer.request.prompt,
-                vocab_size=logits.shape[-1],
-                device=logits.device,
-            )
-        return self._draw(logits, joining)
+        return _draw(logits, joining)
 
-    def _draw(self, logits: Tensor, answers: Sequence[_Answer]) -> list[Token]:
-        drawn = draw_tokens(logits, [answer.draw for answer in answers])
-        for answer, token in zip(answers, drawn, strict=True):
-            answer.ids.append(token)
-        return [
-            Token(answer.number, token, answer.is_ended_by(token))
-            for answer, token in zip(answers, drawn, strict=True)
-        ]
+    def _begin(self, row: int, ids: Sequence[int]) -> Prompt:
+        """Put what is known of a prompt into its row; the last id is always computed: logits come from it."""
+        shared, layers = self.reuse.find(ids)
+        known = min(self.runner.count_reusable(ids, shared), len(ids) - 1) if shared else 0
+        if known:
+            end = self.runner.num_front + known
+            self.rows.write(row, 0, [(key[:, :end], value[:, :end]) for key, value in layers])
+        else:
+            self.runner.write_front(self.rows, row)
+        return Prompt(row, ids, known)
 
     def _leave(self, row: int) -> None:
         """The last row takes the place, as in `Rows.remove`."""
+        left = self._held[row]
+        ids = [*left.request.prompt, *left.ids[:-1]]
+        if len(ids) <= self.reuse.num_tokens:
+            self.reuse.keep(self.runner.model, ids, self.rows.read(row))
         last = self._held.pop()
         if row < len(self._held):
             self._held[row] = last
             self._positions[row] = self._positions[-1]
-        self._positions = self._positions[:-1] if self._held else None
+        self._positions = self._positions[: len(self._held)]
         self.rows.remove(row)
+
+
+def _draw(logits: Tensor, answers: Sequence[_Answer]) -> list[Token]:
+    drawn = draw_tokens(logits, [answer.draw for answer in answers])
+    for answer, token in zip(answers, drawn, strict=True):
+        answer.ids.append(token)
+    return [Token(answer.number, answer.ids[-1], answer.is_ended) for answer in answers]
 
 
 def decode(
@@ -169,22 +197,35 @@ def decode(
     *,
     stop_ids: Collection[int],
     max_rows: int = MAX_ROWS,
+    engine: Engine | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield, step by step, the new (row, token id) pairs; the stop token that ends a row is among them.
 
-    At most `max_rows` are answered at once, and the next prompt joins as soon as one of them has ended.
+    At most `max_rows` are answered at once, and the next prompt joins as soon as one of them has ended. What
+    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers.
     """
     was_training = model.training
     if was_training:
         model.eval()
+    engine = engine or _build_engine(model, prompts, max_rows)
+    stops = frozenset(stop_ids)
+    rows = {engine.submit(Request(prompt, sampling, stops)): row for row, prompt in enumerate(prompts)}
     try:
-        engine = Engine(model, max_rows=max_rows)
-        rows = {engine.submit(Request(prompt, sampling, stop_ids)): row for row, prompt in enumerate(prompts)}
         while not engine.is_idle:
             yield [(rows[token.request], token.id) for token in engine.step()]
     finally:
+        for number in rows:
+            engine.cancel(number)
         if was_training:
             model.train()
+
+
+def _build_engine(model: Any, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:
+    engine = Engine(model, max_rows=max_rows)
+    shared = min((count_shared(prompts[0], prompt) for prompt in prompts[1:]), default=0)
+    if shared >= SHARED_TOKENS and engine.runner.count_reusable(prompts[0], shared):
+        engine.remember(prompts[0][:shared])
+    return engine
 
 
 def complete(

@@ -1,8 +1,8 @@
 """What one pass through a model writes into the rows, and what its attention sees of them.
 
-A pass stands where a layer expects a cache, and its `attend` where it expects an attention function; models of
-transformers' own classes use it as a cache alone, with their own attention. Shapes as in `rows`; T new tokens,
-H query heads, W the columns that are seen.
+A pass stands where a layer expects a cache, and its `attend` where it expects an attention function; models
+of transformers' own classes use it as a cache alone, with their own attention. Shapes as in `rows`; T new
+tokens, H query heads, W the columns that are seen.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Segment:
     """Columns of the row that are written already."""
     new: int
     mask: Tensor | None
-    """What the new tokens may see, (1, 1, T, past + T), true = may; None: `CausalLanguageModel.mask_prompt`."""
+    """What the new tokens may see, (1, 1, T, past + T), true = may; None: see `mask_prompt`."""
 
 
 class PromptPass:

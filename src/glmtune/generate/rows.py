@@ -7,7 +7,6 @@ one column a row. Shapes: R rows with room, B rows held, G key/value heads, S co
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 BLOCK = 64

@@ -49,26 +49,33 @@ class Sampling:
 
 
 class Draw:
-    """How the tokens of one answer are drawn: its settings, random numbers of its own, and what it has seen."""
+    """How one answer's tokens are drawn: its settings, random numbers of its own, and what it has seen."""
 
-    def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], *, vocab_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], *, device: torch.device) -> None:
         """`prompt`: ids that the repetition penalty counts as seen."""
         self.sampling = sampling
+        self.prompt = prompt
         self.generator: torch.Generator | None = None
         if sampling.seed is not None and not sampling.is_greedy:
             self.generator = torch.Generator(device).manual_seed(sampling.seed)
-        self.seen: Tensor | None = None
-        """(V,), true = seen; only where there is a penalty."""
-        if sampling.repetition_penalty != 1.0:
-            self.seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            self.seen[torch.tensor(prompt, device=device)] = True
+        self._seen: Tensor | None = None
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether what was seen becomes less likely."""
+        return self.sampling.repetition_penalty != 1.0
+
+    def seen_of(self, logits: Tensor) -> Tensor:
+        """Which of the vocabulary's tokens were seen, (V,), true = seen; `logits`: (..., V)."""
+        if self._seen is None:
+            self._seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            self._seen[torch.tensor(self.prompt, device=logits.device)] = True
+        return self._seen
 
 
 def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """The next token of each answer. logits: (B, V). A row's token does not depend on the other rows."""
-    if all(draw.sampling.is_greedy and draw.seen is None for draw in draws):
+    if all(draw.sampling.is_greedy and not draw.is_penalised for draw in draws):
         greedy: list[int] = logits.argmax(dim=-1).tolist()
         return greedy
     alike: dict[Sampling, list[int]] = {}
@@ -79,15 +86,15 @@ def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
         chosen = logits if len(rows) == len(draws) else logits[rows]
         tokens[rows] = _draw(chosen, sampling, [draws[i] for i in rows])
     for draw, token in zip(draws, tokens, strict=True):
-        if draw.seen is not None:
-            draw.seen[token] = True
+        if draw.is_penalised:
+            draw.seen_of(logits)[token] = True
     drawn: list[int] = tokens.tolist()
     return drawn
 
 
 def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> Tensor:
-    seen = [draw.seen for draw in draws if draw.seen is not None]
-    scores = score_tokens(logits, sampling, torch.stack(seen) if seen else None)
+    seen = torch.stack([draw.seen_of(logits) for draw in draws]) if draws[0].is_penalised else None
+    scores = score_tokens(logits, sampling, seen)
     if sampling.is_greedy:
         return scores.argmax(dim=-1)
     chances = scores.softmax(dim=-1)

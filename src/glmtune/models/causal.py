@@ -64,7 +64,7 @@ class CausalLanguageModel(GenerationMixin, OfficialChat, Positions):  # type: ig
         )
 
     def mask_prompt(self, input_ids: Tensor, past: int) -> Tensor | None:
-        """What a prompt's tokens (1, T) may see on top of `past` cached ones, (1, 1, T, past + T), true = may.
+        """What a prompt's tokens (1, T) see on top of `past` cached ones: (1, 1, T, past + T), true = may.
 
         None: the causal triangle, and nothing is cached; or everything, for a single token.
         """

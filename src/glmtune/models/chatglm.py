@@ -318,8 +318,7 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
 
     def count_reusable(self, input_ids: Sequence[int], shared: int) -> int:
         """Nothing, unless the whole context is shared: another context changes every key."""
-        context = list(input_ids).index(self.config.bos_token_id)
-        return shared if shared > context else 0
+        return shared if self.config.bos_token_id in input_ids[:shared] else 0
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a mask and positions as the official tokenizer makes them are taken too.

@@ -8,7 +8,7 @@ import torch
 from glmtune.errors import ConfigError
 from glmtune.generate import Sampling, complete, decode
 from glmtune.generate.sampling import Draw, draw_tokens, score_tokens
-from models import VOCABULARY, tiny_model
+from models import VOCABULARY, lively_model
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [30, 31, 32, 33]]
 GREEDY = Sampling(do_sample=False, max_new_tokens=24)
@@ -16,13 +16,7 @@ GREEDY = Sampling(do_sample=False, max_new_tokens=24)
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    """Random weights scaled up, so that its greedy answers do not repeat one token."""
-    model = tiny_model(seed=3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8)
-    return model
+    return lively_model()
 
 
 def generated(model: torch.nn.Module, prompt: list[int], **settings: object) -> list[int]:
@@ -92,7 +86,7 @@ def test_draws_follow_the_exact_probabilities(settings: dict[str, float]) -> Non
     draws = 5000
     chances = score_tokens(logits[None], sampling).softmax(dim=-1)
     assert torch.allclose(chances[0], expected, atol=1e-6)
-    draw = Draw(Sampling(seed=1, **settings), [], vocab_size=VOCABULARY, device=logits.device)
+    draw = Draw(Sampling(seed=1, **settings), [], device=logits.device)
     drawn = torch.tensor([draw_tokens(logits[None], [draw])[0] for _ in range(draws)])
     counts = drawn.bincount(minlength=VOCABULARY).float()
     assert counts[expected == 0].sum() == 0
