@@ -53,19 +53,6 @@ def lively_model(seed: int = 3, **settings: object) -> ChatGLMForConditionalGene
     return model
 
 
-def lively_v1_model(revision: str = "late", **settings: object) -> ChatGLM6BForConditionalGeneration:
-    """A ChatGLM-6B of some 40,000 weights, as lively."""
-    ids = {"bos_token_id": 304, "eos_token_id": 305, "mask_token_id": 300, "gmask_token_id": 301}
-    sizes = {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 64, "num_attention_heads": 4}
-    config = ChatGLM6BConfig(
-        **{**sizes, **ids, "pad_token_id": 3, "vocab_size": 320, "max_sequence_length": 512, **settings}
-    )
-    torch.manual_seed(0)
-    model = ChatGLM6BForConditionalGeneration(config).eval()
-    _make_lively(model)
-    return model
-
-
 def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
     """Rows of uneven length with uneven shares of learned tokens."""
     draw = np.random.default_rng(seed)

@@ -7,6 +7,7 @@ found is exact: the same ids under the same weights, adapters and prefix have th
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from torch import nn
 

@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 from glmtune.generate import Engine, Request, Sampling, complete
 from glmtune.generate.reuse import Reuse
-from models import lively_model, lively_v1_model
+from golden import read_golden
+from models import lively_model
 
 GREEDY = Sampling(do_sample=False, max_new_tokens=12)
 HEADER = [(7 * i) % 90 + 3 for i in range(40)]
@@ -88,7 +89,7 @@ def test_the_same_prompt_again_computes_its_last_token_alone() -> None:
 
 
 def test_a_prefix_lms_context_is_reused_whole_or_not_at_all() -> None:
-    model = lively_v1_model()
+    model = read_golden("v1_late").model
     mask, bos = model.config.mask_ids[1], model.config.bos_token_id
     context = [3 + i % 20 for i in range(40)]
     engine = Counted(model, reused_tokens=1000)
