@@ -45,7 +45,7 @@ class Prediction:
 def predict(
     model: Any, tokenizer: Any, questions: Sequence[Question], *, max_new_tokens: int, batch_size: int
 ) -> Iterator[Prediction]:
-    """Answer greedily, `batch_size` rows at a time, the next as soon as one ends; yield each as it finishes."""
+    """Answer greedily, so many rows at a time, the next as soon as one ends; yield each as it finishes."""
     stop_ids = frozenset(tokenizer.stop_ids)
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     ordered = sorted(questions, key=lambda question: len(question.prompt_ids))

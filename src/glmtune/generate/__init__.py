@@ -2,6 +2,7 @@
 
 from glmtune.generate.chat import Chat, answer, answer_text, encode_conversation, stream_text
 from glmtune.generate.engine import Engine, Request, complete, decode
+from glmtune.generate.fast import choose_compute
 from glmtune.generate.sampling import Sampling
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Sampling",
     "answer",
     "answer_text",
+    "choose_compute",
     "complete",
     "decode",
     "encode_conversation",

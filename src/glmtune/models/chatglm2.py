@@ -46,7 +46,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     Pairs are (0, 1), (2, 3), ... where Llama pairs (0, D/2), ...  x: (B, heads, T, D).
     """
     cos, sin = (part[:, None] for part in rotary)  # over all heads
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # 1, 0, 3, 2, ...
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # 1, 0, 3, 2, ...
     return x * cos + swapped * sin  # sin is negative for the first of a pair
 
 
