@@ -1,6 +1,6 @@
 """W8A8 on a CPU: weights as int8, activations rounded to int8 as they come, products in int32.
 
-It changes numbers, by about one per cent of a layer's output, so nothing chooses it by itself. A row of a weight
+It changes numbers, by about one per cent of a layer's output, so nothing chooses it by itself. A weight row
 has one scale, its largest magnitude / 127, as the official int8 weights have: those keep their codes. The
 embedding, the norms, the attention and an adapter's own layers stay exact.
 """

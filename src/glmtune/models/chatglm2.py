@@ -34,7 +34,7 @@ from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
 
 Rotary = tuple[Tensor, Tensor]
-"""cos and sin of each part of a head, (B, T, D) here: 1 and 0 where it is not rotated."""
+"""cos and sin, (B, 1, T, D) here, 1 and 0 where a head is not rotated; the 1 is over all heads."""
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 """An attention function in transformers' form, as `eager_attention` is."""
@@ -45,7 +45,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
     Pairs are (0, 1), (2, 3), ... where Llama pairs (0, D/2), ...  x: (B, heads, T, D).
     """
-    cos, sin = (part[:, None] for part in rotary)  # over all heads
+    cos, sin = rotary
     swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # 1, 0, 3, 2, ...
     return x * cos + swapped * sin  # sin is negative for the first of a pair
 
@@ -105,13 +105,13 @@ class ChatGLMRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
-        """Cos and sin of every position, (B, T, D) in `dtype`; the angles are computed in fp32.
+        """Cos and sin of every position, (B, 1, T, D) in `dtype`; the angles are computed in fp32.
 
         The sine of the first of each pair is negative.
         """
         steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
         frequencies = 1.0 / self.base ** (steps / self.dim)
-        angles = (position_ids[..., None].float() / self.divisor) * frequencies
+        angles = (position_ids[:, None, :, None].float() / self.divisor) * frequencies
         angles = functional.pad(angles, (0, self.dim // 2))  # the second half is not rotated
         sin = angles.sin()
         cos, sin = torch.stack((angles.cos(),) * 2, dim=-1), torch.stack((-sin, sin), dim=-1)
