@@ -1,9 +1,9 @@
 """Tokens a second of the engine and of transformers' `generate`: the same weights and prompts, in turns.
 
-Cases: `tiny` (the bundled glm-tiny, batch 1), `170m` (12 layers x 768, real ADGEN prompts, each answer as long
-as its reference; `generate` in padded batches), `1b` (16 x 2048 in bf16, batch 1, against transformers' own
-GLM of that shape, with the machine's read bandwidth). Weights of the last two are random. Each case is appended
-to benchmarks/results/decode.jsonl with medians and spread.
+Cases: `tiny` (the bundled glm-tiny, batch 1), `170m` (12 layers x 768, real ADGEN prompts, each answer as
+long as its reference; `generate` in padded batches), `1b` (16 x 2048 in bf16, batch 1, against transformers' own
+GLM of that shape, with the machine's read bandwidth). The weights of the last two are random. Each case is
+appended to benchmarks/results/decode.jsonl with medians and spread.
 
     .venv/bin/python benchmarks/decode.py tiny
     .venv/bin/python benchmarks/decode.py 170m --rows 4 --longest 8 --repeats 1      # shows that it runs
@@ -14,8 +14,10 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,9 +31,10 @@ from glmtune.generate import Engine, Request, Sampling, choose_compute
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.recipe import Data
 
-SHARED = Path(os.environ.get("GLMTUNE_SHARED", Path(__file__).parents[2] / "shared"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for `tools`
+SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
 RESULTS = Path(__file__).parent / "results" / "decode.jsonl"
-EXAMPLES = Path(__file__).parents[1] / "examples" / "adverts_heldout.jsonl"
 BATCH = 16
 SIZES: dict[str, dict[str, int]] = {
     "170m": {"num_layers": 12, "hidden_size": 768, "ffn_hidden_size": 2048, "num_attention_heads": 12},
@@ -83,17 +86,21 @@ def fill(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def ours(model: Any, prompts: Sequence[list[int]], lengths: Sequence[int], rows: int) -> Side:
+def ours(
+    model: Any, prompts: Sequence[list[int]], lengths: Sequence[int], rows: int, *, is_compiled: bool = False
+) -> Side:
     """The engine, so many rows at once."""
+    engine = Engine(model, max_rows=rows, compile_step=is_compiled)
+    calls = count()
 
     def run() -> list[list[int]]:
-        engine = Engine(model, max_rows=rows)
+        first = len(prompts) * next(calls)
         for prompt, length in zip(prompts, lengths, strict=True):
             engine.submit(Request(prompt, Sampling(do_sample=False, max_new_tokens=length)))
         answers: list[list[int]] = [[] for _ in prompts]
         while not engine.is_idle:
             for token in engine.step():
-                answers[token.request].append(token.id)
+                answers[token.request - first].append(token.id)
         return answers
 
     return run
@@ -157,18 +164,20 @@ def measure_bandwidth() -> float:
 
 
 @torch.inference_mode()
-def measure_perplexity(model: Any, tokenizer: Any) -> float:
-    """Of the answers in the held-out adverts, encoded as for training."""
-    examples = read_examples(EXAMPLES, Data())
-    rows = encode_examples(tokenizer, examples, Data()).rows
-    total, count = 0.0, 0
-    for row in rows:
+def measure_perplexity(model: Any, tokenizer: Any, work: Path) -> float:
+    """Of the answers in 200 rows that were held out when the bundled model was trained."""
+    from tools.glm_tiny import corpus
+
+    corpus.write(work)
+    examples = read_examples(work / "heldout.jsonl", Data())[:200]
+    total, learned = 0.0, 0
+    for row in encode_examples(tokenizer, examples, Data()).rows:
         labels = torch.from_numpy(row.labels).long()[None]
         ids = torch.from_numpy(row.input_ids).long()[None]
-        learned = int((labels[:, 1:] != -100).sum())
-        total += float(model(input_ids=ids, labels=labels).loss) * learned
-        count += learned
-    return round(math.exp(total / count), 4)
+        count = int((labels[:, 1:] != -100).sum())
+        total += float(model(input_ids=ids, labels=labels).loss) * count
+        learned += count
+    return round(math.exp(total / learned), 4)
 
 
 def run_tiny(options: argparse.Namespace) -> dict[str, Any]:
@@ -180,13 +189,15 @@ def run_tiny(options: argparse.Namespace) -> dict[str, Any]:
     sides = {
         "generate fp32": theirs(model, *asked),
         "ours fp32": ours(model, *asked),
+        "ours fp32, compiled": ours(model, *asked, is_compiled=True),
         "ours W8A8": ours(fast, *asked),
     }
     found = time_in_turns(sides, options.repeats)
     answers = found.pop("answers")
     found["greedy_ids_equal"] = agreement(answers["generate fp32"], answers["ours fp32"])
     found["perplexity"] = {
-        name: measure_perplexity(each, tokenizer) for name, each in (("exact", model), ("W8A8", fast))
+        name: measure_perplexity(each, tokenizer, options.work)
+        for name, each in (("exact", model), ("W8A8", fast))
     }
     return found
 

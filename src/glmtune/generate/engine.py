@@ -72,13 +72,15 @@ class Engine:
         max_rows: int = MAX_ROWS,
         max_prefill_tokens: int = MAX_PREFILL_TOKENS,
         reused_tokens: int = 0,
+        compile_step: bool = False,
     ) -> None:
         """`max_rows`: how many are answered at once; further requests wait.
 
         `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
-        that begin like them. Raises `ConfigError` for an attention function that cannot be used.
+        that begin like them. `compile_step`: the first steps take a minute, the others are faster (our own
+        families; needs a C++ compiler). Raises `ConfigError` where the model cannot be run so.
         """
-        self.runner = build_runner(model)
+        self.runner = build_runner(model, compile_step=compile_step)
         self.rows = Rows()
         self.reuse = Reuse(reused_tokens)
         self.max_rows = max_rows

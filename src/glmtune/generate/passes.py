@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glmtune.generate.rows import Rows
+from glmtune.generate.rows import Layer, Rows
 
 
 @dataclass(slots=True)
@@ -98,9 +98,7 @@ class StepPass:
         if min(rows.lengths) + 1 < self.width:
             self.columns = torch.tensor(rows.lengths, device=device)
             self.held = torch.arange(len(rows.lengths), device=device)
-            is_later = torch.arange(self.width, device=device) > self.columns[:, None]
-            self.mask = torch.zeros(is_later.shape, dtype=dtype, device=device)
-            self.mask = self.mask.masked_fill_(is_later, torch.finfo(dtype).min)[:, None, None]
+            self.mask = mask_later(torch.arange(self.width, device=device), self.columns, dtype)
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write (B, G, 1, D), each row's at its end; return the rows (B, G, W, D)."""
@@ -137,3 +135,29 @@ class StepPass:
     def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
         """Columns that are seen and the first of them, as transformers asks of a cache."""
         return self.width, 0
+
+
+class WholeStep(StepPass):
+    """`StepPass` over all the room there is: its shapes and code change with the room alone, so it compiles."""
+
+    def __init__(self, layers: Sequence[Layer], columns: Tensor, *, dtype: torch.dtype) -> None:
+        """`layers`: the held rows of each, (B, G, S, D); `columns`: how long each row is, (B,)."""
+        self.layers = layers
+        self.columns = columns
+        self.held = torch.arange(columns.shape[0], device=columns.device)
+        room = torch.arange(layers[0][0].shape[2], device=columns.device)
+        self.mask = mask_later(room, columns, dtype)
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write (B, G, 1, D), each row's at its end; return the rows (B, G, S, D)."""
+        keys, values = self.layers[layer]
+        keys[self.held, :, self.columns] = key[:, :, 0]
+        values[self.held, :, self.columns] = value[:, :, 0]
+        return keys, values
+
+
+def mask_later(room: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores, (B, 1, 1, W), so that a row sees the columns up to its own (B,) of (W,)."""
+    is_later = room > columns[:, None]
+    mask = torch.zeros(is_later.shape, dtype=dtype, device=room.device)
+    return mask.masked_fill(is_later, torch.finfo(dtype).min)[:, None, None]

@@ -1,6 +1,6 @@
 """How a model is run by the engine: the layers of our own families directly, other models as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
-from glmtune.generate.passes import PromptPass, Segment, StepPass
+from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.positions import positions_of, unwrap
@@ -26,10 +26,19 @@ class Prompt:
     cached: int
 
 
-def build_runner(model: Any) -> "LayerRunner | ModelRunner":
-    """The fastest way to run this model that gives its own results; PEFT's layers are run where they are."""
+def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | ModelRunner":
+    """The fastest way to run this model that gives its own results; PEFT's layers are run where they are.
+
+    Raises ConfigError where a step cannot be compiled, or for an attention function that takes no mask.
+    """
     base = unwrap(model)
-    return LayerRunner(base) if isinstance(base, CausalLanguageModel) else ModelRunner(base)
+    if isinstance(base, CausalLanguageModel):
+        return LayerRunner(base, compile_step=compile_step)
+    if compile_step:
+        raise ConfigError(
+            f"compile_step: {type(base).__name__} is transformers' own", hint="leave it off for this model"
+        )
+    return ModelRunner(base)
 
 
 class _Runner:
@@ -52,9 +61,12 @@ class LayerRunner(_Runner):
     Several prompts go through in one packed pass: only the attention is computed prompt by prompt.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, compile_step: bool = False) -> None:
         """`model`: one of our own, as it is inside PEFT's wrapper."""
         self.model = model
+        self.compiled: Callable[..., Tensor] | None = (
+            torch.compile(self._step_whole) if compile_step else None
+        )
         self.layers = (None,) * model.config.num_layers
 
     @property
@@ -90,14 +102,35 @@ class LayerRunner(_Runner):
             following.append(after)
         packed = PromptPass(rows, segments)
         hidden_states = self._run(torch.cat(ids, dim=1), torch.cat(positions, dim=-1), packed)
+        packed.finish()
         ends = [end - 1 for end in accumulate(part.new for part in segments)]
         logits = self.model.get_output_embeddings()(hidden_states[0, ends])
         return logits, torch.cat(following)
 
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits (B, V) after one more token (B, 1) in each row."""
+        if self.compiled:
+            return self._step_compiled(rows, tokens, positions)
         embeddings = self.model.get_input_embeddings().weight
         step = StepPass(rows, dtype=embeddings.dtype, device=embeddings.device)
+        hidden_states = self._run(tokens, positions, step)
+        step.finish()
+        logits: Tensor = self.model.get_output_embeddings()(hidden_states)
+        return logits[:, 0]
+
+    def _step_compiled(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+        assert self.compiled
+        rows.make_room(max(rows.lengths) + 1)
+        count = len(rows.lengths)
+        layers = [(keys[:count], values[:count]) for keys, values in rows.layers]
+        logits = self.compiled(tokens, positions, layers, torch.tensor(rows.lengths, device=self.device))
+        rows.lengths = [length + 1 for length in rows.lengths]
+        return logits
+
+    def _step_whole(
+        self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor
+    ) -> Tensor:
+        step = WholeStep(layers, columns, dtype=self.model.get_input_embeddings().weight.dtype)
         logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
         return logits[:, 0]
 
@@ -110,7 +143,6 @@ class LayerRunner(_Runner):
             past_key_values=this,
             attend=this.attend,
         )
-        this.finish()
         return hidden_states
 
 
