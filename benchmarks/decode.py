@@ -1,8 +1,8 @@
 """Tokens a second of the engine and of transformers' `generate`: the same weights and prompts, in turns.
 
 Cases: `tiny` (the bundled glm-tiny, batch 1), `170m` (12 layers x 768, real ADGEN prompts, each answer as
-long as its reference; `generate` in padded batches), `1b` (16 x 2048 in bf16, batch 1, against transformers' own
-GLM of that shape, with the machine's read bandwidth). The weights of the last two are random. Each case is
+long as its reference; `generate` in padded batches), `1b` (16 x 2048 in bf16, batch 1, against transformers'
+own GLM of that shape, with the machine's read bandwidth). Weights of the last two are random. Each case is
 appended to benchmarks/results/decode.jsonl with medians and spread.
 
     .venv/bin/python benchmarks/decode.py tiny
@@ -196,8 +196,8 @@ def run_tiny(options: argparse.Namespace) -> dict[str, Any]:
     answers = found.pop("answers")
     found["greedy_ids_equal"] = agreement(answers["generate fp32"], answers["ours fp32"])
     found["perplexity"] = {
-        name: measure_perplexity(each, tokenizer, options.work)
-        for name, each in (("exact", model), ("W8A8", fast))
+        "exact": measure_perplexity(model, tokenizer, options.work),
+        "W8A8": measure_perplexity(fast, tokenizer, options.work),
     }
     return found
 

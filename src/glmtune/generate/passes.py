@@ -138,7 +138,7 @@ class StepPass:
 
 
 class WholeStep(StepPass):
-    """`StepPass` over all the room there is: its shapes and code change with the room alone, so it compiles."""
+    """`StepPass` over all the room there is: nothing but the room changes its shapes, so it compiles."""
 
     def __init__(self, layers: Sequence[Layer], columns: Tensor, *, dtype: torch.dtype) -> None:
         """`layers`: the held rows of each, (B, G, S, D); `columns`: how long each row is, (B,)."""
@@ -157,7 +157,7 @@ class WholeStep(StepPass):
 
 
 def mask_later(room: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores, (B, 1, 1, W), so that a row sees the columns up to its own (B,) of (W,)."""
+    """Added to scores, (B, 1, 1, W): of the columns (W,) a row sees those up to its own (B,)."""
     is_later = room > columns[:, None]
     mask = torch.zeros(is_later.shape, dtype=dtype, device=room.device)
     return mask.masked_fill(is_later, torch.finfo(dtype).min)[:, None, None]

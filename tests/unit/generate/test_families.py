@@ -7,7 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from glmtune.generate import Sampling, complete
+from glmtune.errors import ConfigError
+from glmtune.generate import Engine, Request, Sampling, complete
 from golden import read_golden
 from models import HF_FAMILIES, lively_model, tiny_hf_folder
 
@@ -82,3 +83,30 @@ def test_greedy_ids_are_those_of_generate(name: str, what: str, tmp_path: Path) 
     assert complete(model, prompts, GREEDY, stop_ids=[]) == theirs
     assert complete(model, prompts, GREEDY, stop_ids=[], max_rows=1) == theirs
     assert complete(model, prompts, GREEDY, stop_ids=[], max_rows=2) == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chatglm2", "v1_late"])
+def test_a_compiled_step_gives_the_same_ids(name: str, tmp_path: Path) -> None:
+    model = build(name, tmp_path)
+    prompts = prompts_of(model)
+    engine = Engine(model, max_rows=2, compile_step=True)
+    for prompt in prompts:
+        engine.submit(Request(prompt, GREEDY))
+    answers: list[list[int]] = [[] for _ in prompts]
+    while not engine.is_idle:
+        for token in engine.step():
+            answers[token.request].append(token.id)
+    assert answers == complete(model, prompts, GREEDY, stop_ids=[])
+
+
+def test_a_step_of_transformers_own_models_is_not_compiled(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="compile_step"):
+        Engine(build("GLM-4-hf", tmp_path), compile_step=True)
+
+
+def test_an_attention_function_without_masks_is_refused(tmp_path: Path) -> None:
+    model = build("GLM-4-hf", tmp_path)
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ConfigError, match="flex_attention"):
+        Engine(model)
