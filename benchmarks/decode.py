@@ -237,6 +237,7 @@ def run_170m(options: argparse.Namespace) -> dict[str, Any]:
             f"ours bf16, batch {BATCH}": ours(half, prompts, lengths, BATCH),
             f"ours W8A8, batch {BATCH}": ours(fast, prompts, lengths, BATCH),
             "ours fp32, all at once": ours(exact, prompts, lengths, len(prompts)),
+            "ours bf16, all at once": ours(half, prompts, lengths, len(prompts)),
             "ours W8A8, all at once": ours(fast, prompts, lengths, len(prompts)),
         },
         options.repeats,
