@@ -96,9 +96,10 @@ class Engine:
         return not self._held and not self._waiting
 
     def submit(self, request: Request) -> int:
-        """Put a request in line; its number. Raises `DataError` for an empty prompt."""
+        """Put a request in line; its number. Raises `DataError` for a prompt that nothing can follow."""
         if not len(request.prompt):
             raise DataError("prompt: empty, so nothing follows it", hint="give at least one id")
+        self.runner.count_positions(request.prompt)
         draw = Draw(request.sampling, request.prompt, device=self.runner.device)
         number = next(self._numbers)
         self._waiting.append(_Answer(number, request, draw))
@@ -128,8 +129,7 @@ class Engine:
     def remember(self, ids: Sequence[int]) -> None:
         """Compute a text that many prompts begin with, and keep it for good."""
         row = len(self._held)
-        self.rows.add()
-        self.runner.prefill(self.rows, [self._begin(row, ids)])
+        self._read([ids])
         self.reuse.keep(self.runner.model, ids, self.rows.read(row), pin=True)
         self.rows.remove(row)
 
@@ -151,14 +151,22 @@ class Engine:
         return taken
 
     def _join(self, joining: Sequence[_Answer]) -> list[Token]:
-        self.reuse.check(self.runner.model)
-        first = len(self._held)
-        self.rows.add(len(joining))
-        prompts = [self._begin(first + i, answer.request.prompt) for i, answer in enumerate(joining)]
-        logits, following = self.runner.prefill(self.rows, prompts)
+        logits, following = self._read([answer.request.prompt for answer in joining])
         self._positions = torch.cat((self._positions, following)) if self._held else following
         self._held += joining
         return _draw(logits, joining)
+
+    def _read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Prompts into new rows: logits after each, and the positions that follow. No row if it fails."""
+        self.reuse.check(self.runner.model)
+        first = len(self._held)
+        self.rows.add(len(texts))
+        try:
+            prompts = [self._begin(first + i, ids) for i, ids in enumerate(texts)]
+            return self.runner.prefill(self.rows, prompts)
+        except BaseException:  # an interrupted chat goes on with the same engine
+            self.rows.keep_first(first)
+            raise
 
     def _begin(self, row: int, ids: Sequence[int]) -> Prompt:
         """Put what is known of a prompt into its row; the last id is always computed: logits come from it."""
@@ -211,8 +219,10 @@ def decode(
         model.eval()
     engine = engine or _build_engine(model, prompts, max_rows)
     stops = frozenset(stop_ids)
-    rows = {engine.submit(Request(prompt, sampling, stops)): row for row, prompt in enumerate(prompts)}
+    rows: dict[int, int] = {}
     try:
+        for row, prompt in enumerate(prompts):
+            rows[engine.submit(Request(prompt, sampling, stops))] = row
         while not engine.is_idle:
             yield [(rows[token.request], token.id) for token in engine.step()]
     finally:

@@ -48,6 +48,11 @@ class Rows:
         self.lengths.pop()
         self._give_back()
 
+    def keep_first(self, count: int) -> None:
+        """Let all rows but the first ones go."""
+        del self.lengths[count:]
+        self._give_back()
+
     def make_room(self, columns: int) -> None:
         """Room for the held rows, each with so many columns."""
         rows, held = self.room

@@ -50,6 +50,10 @@ class _Runner:
         found: torch.device = self.model.get_input_embeddings().weight.device
         return found
 
+    def count_positions(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `Positions` says, of one prompt. Raises `DataError` for one whose positions cannot be told."""
+        return positions_of(self.model).count_positions(torch.tensor([ids], device=self.device))
+
     def advance_positions(self, positions: Tensor) -> Tensor:
         """Those of the tokens after these."""
         return positions_of(self.model).advance_positions(positions)
@@ -92,9 +96,8 @@ class LayerRunner(_Runner):
         """Logits (B, V) after each prompt, and the positions of the tokens that follow, (B, ..., 1)."""
         segments, ids, positions, following = [], [], [], []
         for prompt in prompts:
-            whole = torch.tensor([prompt.ids], device=self.device)
-            new = whole[:, prompt.cached :]
-            places, after = positions_of(self.model).count_positions(whole)
+            new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
+            places, after = self.count_positions(prompt.ids)
             past = rows.lengths[prompt.row]
             segments.append(Segment(prompt.row, past, new.shape[1], self.model.mask_prompt(new, past)))
             ids.append(new)
@@ -171,9 +174,8 @@ class ModelRunner(_Runner):
         """As `LayerRunner.prefill`."""
         logits, following = [], []
         for prompt in prompts:
-            whole = torch.tensor([prompt.ids], device=self.device)
-            places, after = positions_of(self.model).count_positions(whole)
-            new = whole[:, prompt.cached :]
+            new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
+            places, after = self.count_positions(prompt.ids)
             part = Segment(prompt.row, rows.lengths[prompt.row], new.shape[1], None)
             logits.append(self._run(new, places[:, prompt.cached :], PromptPass(rows, [part]), None))
             following.append(after)

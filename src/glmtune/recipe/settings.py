@@ -158,7 +158,7 @@ class Evaluation(Settings):
     max_rows: int | None = Field(None, ge=1)
     """Answer only the first so many rows."""
     compute: Literal["exact", "fast"] = "exact"
-    """`fast`: weights and activations in int8, on an x86 CPU. Several times faster; answers may differ."""
+    """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ."""
 
 
 class Recipe(Settings):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from glmtune.errors import DataError
 from glmtune.generate import Engine, Request, Sampling
+from golden import read_golden
 from models import VOCABULARY, lively_model
 
 GREEDY = Sampling(do_sample=False, max_new_tokens=6)
@@ -145,3 +146,30 @@ def test_an_unused_column_is_finite() -> None:
         engine.submit(request)
     engine.step()
     assert all(bool(torch.isfinite(part).all()) for layer in engine.rows.layers for part in layer)
+
+
+def test_a_prompt_whose_positions_cannot_be_told_is_refused_at_once() -> None:
+    engine = Engine(read_golden("v1_late").model)
+    with pytest.raises(DataError, match="<sop>"):
+        engine.submit(Request([20, 21, 22]))
+    assert engine.is_idle
+
+
+def test_an_interrupted_prompt_leaves_no_row_behind() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    engine = Engine(MODEL)
+    first, second = requests_of(3, 5)
+    engine.submit(first)
+    answer = [token.id for token in engine.step()]
+    engine.submit(second)
+    hook = MODEL.transformer.encoder.layers[1].register_forward_pre_hook(
+        lambda _, inputs: interrupt() if inputs[0].shape[1] > 1 else None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    hook.remove()
+    rest = [token.id for token in finish(engine)]
+    assert [*answer, *rest] == [*alone(first)[:1], *alone(first)[2:]]  # the interrupted step's token is lost
+    assert engine.rows.num_bytes == 0
