@@ -1,11 +1,14 @@
 """Tiny random models and rows of random ids."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glmtune.data.encode import Row
 from glmtune.models import (
@@ -81,24 +84,57 @@ def tiny_folder(
     return folder
 
 
-def tiny_v1_folder(folder: Path, revision: str = "late", **settings: object) -> Path:
-    """A complete folder of a ChatGLM-6B revision: ice_text.model, config and random weights."""
+def tiny_v1_folder(
+    folder: Path,
+    revision: str = "late",
+    *,
+    dtype: torch.dtype = torch.float32,
+    lively: tuple[float, float] = (1, 40),
+    **settings: object,
+) -> Path:
+    """A complete folder of a ChatGLM-6B revision: ice_text.model, config and random weights.
+
+    `lively` multiplies the embeddings' and the layers' weights: 12 and 12 let a few steps of training show.
+    """
     told = json.loads((tiny_ice(folder, revision) / "config.json").read_text(encoding="utf-8"))
     sizes = {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 64, "num_attention_heads": 4}
     config = ChatGLM6BConfig.from_dict({**told, **sizes, "max_sequence_length": 512, **settings})
     torch.manual_seed(0)
     model = ChatGLM6BForConditionalGeneration(config)
-    _make_lively(model)
-    model.save_pretrained(folder)
+    _make_lively(model, embeddings=lively[0], layers=lively[1])
+    model.to(dtype).save_pretrained(folder)
     return folder
 
 
-def _make_lively(model: torch.nn.Module) -> None:
-    """Larger weights, so that greedy answers do not repeat one token."""
+def _make_lively(model: torch.nn.Module, *, embeddings: float, layers: float) -> None:
+    """Larger weights, so that greedy answers do not repeat one token: ChatGLM-6B's need larger layers."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.mul_(12)
+                parameter.mul_(embeddings if "embed" in name or "lm_head" in name else layers)
+
+
+def letters_only(model: Any, tokenizer: Any) -> LogitsProcessorList:
+    """A random model writes broken characters; this keeps it to ASCII letters."""
+    size = model.config.vocab_size
+    texts = enumerate(tokenizer.decode([i]) for i in range(size - 20))  # words such as sop are behind them
+    letters = [i for i, text in texts if text.isascii() and text.isalpha()]
+    mask = torch.full((size,), -1e9).index_fill(0, torch.tensor(letters), 0.0)
+    return LogitsProcessorList([lambda _ids, scores: scores + mask])
+
+
+class Scripted(torch.nn.Module):
+    """Says the given ids one after the other, whatever it is asked."""
+
+    def __init__(self, ids: Sequence[int], vocabulary: int) -> None:
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.eye(vocabulary)[list(ids)])
+        self.said = 0
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> CausalLMOutputWithPast:
+        """Logits (B, 1, V)."""
+        self.said += 1
+        return CausalLMOutputWithPast(logits=self.scores[self.said - 1].expand(len(input_ids), 1, -1))
 
 
 HF_FAMILIES = {
@@ -142,7 +178,7 @@ def tiny_hf_folder(
     )  # fmt: skip
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
-    _make_lively(model)
+    _make_lively(model, embeddings=12, layers=12)
     model.generation_config.eos_token_id = stops
     model.save_pretrained(folder)
     return folder

@@ -18,11 +18,11 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"models"},
     {"data", "methods", "objectives"},
     {"load"},
-    {"info"},
+    {"adapters", "info"},
     {"generate"},
     {"training"},
     {"evaluation"},
-    {"export", "migrate", "report"},
+    {"exports", "migrate", "report"},
     {"workflows"},
     {"serve"},
     {"cli"},
@@ -30,7 +30,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not path.name.startswith("__"))
 ONLY_IN = {
-    "peft": ("methods",),
+    "peft": ("methods", "exports"),
     "accelerate": ("training", "workflows"),
     "matplotlib": ("report",),
     "click": ("cli",),
@@ -86,6 +86,7 @@ TORCH_FREE = [
     "glmtune.family",
     "glmtune.hub",
     "glmtune.runs",
+    "glmtune.migrate",
     "glmtune.data.formats",
     "glmtune.data.source",
     "glmtune.data.split",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import old_scripts
 from commands import Done, glmtune
 from glmtune.files import LFS_POINTER
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
@@ -29,8 +30,8 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "data", "limits", "models", "methods", "compare", "generations", "glm-tiny",
-    "troubleshooting",
+    "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
+    "generations", "glm-tiny", "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
 """Pages made by a program, and lists of figures and links."""
@@ -60,7 +61,11 @@ GUIDE_WORDS = {
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
     "compare": [],
     "data": [],
+    "export": [],
     "info": [],
+    "migrate": [],
+    "verify": [],
+    "runs": [],
 }
 
 
@@ -177,6 +182,21 @@ def lay_out(folder: Path) -> None:
         (folder / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")
     for name in ("examples", "recipes"):
         (folder / name).symlink_to(ROOT / name)
+    lay_out_the_past(folder)
+
+
+def lay_out_the_past(folder: Path) -> None:
+    """Old scripts with their rows, a configuration, an adapter and a checkpoint."""
+    old_scripts.write_scripts(folder / "ptuning", "chatglm2-6b")
+    (folder / "AdvertiseGen").mkdir()
+    for name in ("train", "dev"):
+        shutil.copy(ROOT / "examples" / "adverts_heldout.jsonl", folder / "AdvertiseGen" / f"{name}.json")
+    configs = folder / "finetune_demo" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "lora.yaml").write_text(old_scripts.config("lora"), encoding="utf-8")
+    old_scripts.write_lora(folder / "old" / "lora", folder / "models" / "chatglm3-6b")
+    checkpoint = folder / "output" / "adgen-chatglm2-6b-pt-128-2e-2" / "checkpoint-3000"
+    old_scripts.write_prefix(checkpoint, folder / "models" / "chatglm2-6b")
 
 
 def type_in(line: str, folder: Path) -> Done:
@@ -185,16 +205,15 @@ def type_in(line: str, folder: Path) -> Done:
     return glmtune(verb, *words, *GUIDE_WORDS[verb], cwd=folder, typed="你好\nstop\n")
 
 
-def test_the_guides_commands_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in GUIDES if name != "data"]
+)  # tests/cli/test_data.py runs its
+def test_a_guides_commands_run(name: str, tmp_path: Path) -> None:
     lay_out(tmp_path)
-    lines = [
-        line
-        for name in GUIDES
-        if name != "data"  # tests/cli/test_data.py runs its commands
-        for block in blocks(both(name)[0], language="")  # a terminal
-        for line in block.splitlines()
-    ]
-    for line in lines:
+    terminal = [line for block in blocks(both(name)[0], language="") for line in block.splitlines()]
+    if name in CONTINUED:
+        terminal = [CONTINUED_FROM, *terminal]
+    for line in terminal:
         if line.startswith((*NOT_RUN, *SHOWN)):
             continue
         if line.startswith("cat "):
@@ -209,6 +228,29 @@ def test_the_python_that_lists_what_is_trained_runs(capsys: pytest.CaptureFixtur
     [code] = blocks(both("methods")[0], language="python")
     exec(code, {})
     assert "query_key_value.lora_B" in capsys.readouterr().out
+
+
+def test_the_python_that_migrates_a_script_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks(both("migrate")[0], language="python")
+    exec(code, {})
+    assert "glmtune train migrated/mine.yaml" in capsys.readouterr().out
+
+
+def test_the_python_with_several_adapters_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for line in blocks(both("adapters")[0], language="")[0].splitlines():
+        assert type_in(line, tmp_path).returncode == 0
+    [code] = blocks(both("adapters")[0], language="python")
+    exec(code, {})
+    answers = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert {"lora", "prefix", "None"} <= set(answers)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))

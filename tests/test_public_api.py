@@ -13,13 +13,18 @@ from models import tiny_folder
 
 SIGNATURES = {
     "load_model": (
-        "(path, adapter=None, quant=None, template=None, dtype='auto', device='auto', *, revision=None)"
+        "(path, adapter=None, quant=None, template=None, dtype='auto', device='auto', *, revision=None,"
+        " verify=True)"
     ),
     "load_tokenizer": "(path, template=None, *, revision=None)",
     "encode_messages": "(tokenizer, messages, add_generation_prompt=True)",
     "score": "(predictions, references, variant='thudm')",
     "train": "(recipe, *, resume=False)",
     "evaluate": "(recipe)",
+    "export": (
+        "(path, *, to, output, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
+        "max_rows=200, score_rows=0, device='auto')"
+    ),
     "compare": "(runs, *, output=None, at=())",
 }
 
@@ -36,7 +41,16 @@ def test_the_functions_have_their_signatures(name: str) -> None:
 
 def test_every_public_name_is_there() -> None:
     assert sorted(glmtune.__all__) == sorted(
-        ["Chat", "Comparison", "GlmtuneError", "Recipe", "RunResult", *SIGNATURES]
+        [
+            "Adapters",
+            "Chat",
+            "Comparison",
+            "ExportResult",
+            "GlmtuneError",
+            "Recipe",
+            "RunResult",
+            *SIGNATURES,
+        ]
     )
     assert all(getattr(glmtune, name) for name in glmtune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glmtune.adapters import Adapters
     from glmtune.errors import GlmtuneError
     from glmtune.evaluation.metrics import score
     from glmtune.generate import Chat
@@ -14,17 +15,20 @@ if TYPE_CHECKING:
     from glmtune.recipe import Recipe
     from glmtune.report.compare import Comparison, compare
     from glmtune.tokenizers import encode_messages
-    from glmtune.workflows import RunResult, evaluate, train
+    from glmtune.workflows import ExportResult, RunResult, evaluate, export, train
 
 _HOMES = {
+    "Adapters": "glmtune.adapters",
     "Chat": "glmtune.generate",
     "Comparison": "glmtune.report.compare",
+    "ExportResult": "glmtune.workflows",
     "GlmtuneError": "glmtune.errors",
     "Recipe": "glmtune.recipe",
     "RunResult": "glmtune.workflows",
     "compare": "glmtune.report.compare",
     "encode_messages": "glmtune.tokenizers",
     "evaluate": "glmtune.workflows",
+    "export": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
     "score": "glmtune.evaluation.metrics",
@@ -32,14 +36,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adapters",
     "Chat",
     "Comparison",
+    "ExportResult",
     "GlmtuneError",
     "Recipe",
     "RunResult",
     "compare",
     "encode_messages",
     "evaluate",
+    "export",
     "load_model",
     "load_tokenizer",
     "score",

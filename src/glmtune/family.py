@@ -6,7 +6,7 @@ looked for elsewhere. Nothing in the folder is ever run, and its own path is nev
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +40,31 @@ class Identity:
     """What told the family and the revision."""
 
 
-def identify(folder: Path, template: str | None = None) -> Identity:
-    """The identity of a model's or tokenizer's folder; `template` is the user's word and comes first.
+def identify(folder: Path, template: str | None = None, *, told_by: str = "the template setting") -> Identity:
+    """The identity of a model's or tokenizer's folder; a given `template` comes first, and `told_by` gave it.
 
     Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
     """
+    known = identify_family(folder)
+    if template is not None:
+        found = _checked(folder, template, known.family)
+        return replace(known, template=found, rule=told_by)
+    for rule, look in FAMILIES[known.family].rules:
+        told = look(folder)
+        if told is not None:
+            return replace(known, template=told, rule=rule)
+    return known
+
+
+def identify_family(folder: Path) -> Identity:
+    """The family and revision of a folder, its chat format left open. Raises CheckpointError for none."""
     family, config = _family(folder)
     row = FAMILIES[family]
-    revision = row.revision(config) if config else ""
-    facts = {"family": family, "revision": revision, "family_rule": row.sign if config else "its tokenizer"}
-    if template is not None:
-        return Identity(_checked(folder, template, family), "the template setting", **facts)
-    for rule, look in row.rules:
-        found = look(folder)
-        if found is not None:
-            return Identity(found, rule, **facts)
-    return Identity(None, row.open_rule, **facts)
+    if not config:
+        return Identity(None, row.open_rule, family, family_rule="its tokenizer")
+    revision = row.revision(config)
+    rule = f"{row.sign}; {revision}: {row.revision_rules[revision]}" if revision else row.sign
+    return Identity(None, row.open_rule, family, revision, rule)
 
 
 def require_template(template: TemplateName | None, place: str) -> TemplateName:
@@ -242,6 +251,8 @@ class Family:
     is_told_by: Callable[[Config], bool]
     model_type: str = "chatglm"
     revision: Callable[[Config], str] = lambda _: ""
+    revision_rules: Mapping[str, str] = field(default_factory=dict)
+    """In words, what in a config.json says that it is this revision."""
     context_key: str = "seq_length"
     """Key of the longest context in config.json."""
     lora_targets: tuple[str, ...] = ("query_key_value",)
@@ -255,12 +266,13 @@ class Family:
 def v1_revision(config: Config) -> str:
     """`early`, `mid` or `late`: the three revisions of ChatGLM-6B in circulation.
 
-    They differ in ids, masks and tokenizer. Source: huggingface.co/THUDM/chatglm-6b, revisions up to
-    2023-03-28 (early), from then (mid), and from 2023-04-06 (late).
+    They differ in ids, masks and tokenizer; the ids that a config names tell them, and null names none.
+    Source: huggingface.co/THUDM/chatglm-6b, revisions up to 2023-03-28 (early), from then (mid), and from
+    2023-04-06 (late).
     """
-    if "gmask_token_id" in config:
+    if config.get("gmask_token_id") is not None:
         return "late"
-    return "mid" if "pad_token_id" in config else "early"
+    return "early" if config.get("pad_token_id") is None else "mid"
 
 
 def _is_v1(config: Config) -> bool:
@@ -294,6 +306,7 @@ def _in_transformers(
         is_told_by=lambda config: config.get("model_type") == model_type and not _is_first(config),
         model_type=model_type,
         context_key="max_position_embeddings",
+        open_rule="its chat_template is none of the formats that this version knows",
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         is_in_transformers=True,
     )
@@ -311,6 +324,11 @@ FAMILIES: Mapping[str, Family] = {
         sign=f"config.json has {' or '.join(_V1_SIGNS)}",
         is_told_by=_is_v1,
         revision=v1_revision,
+        revision_rules={
+            "early": "it names neither pad_token_id nor gmask_token_id",
+            "mid": "it names pad_token_id but no gmask_token_id",
+            "late": "it names gmask_token_id",
+        },
         context_key="max_sequence_length",
     ),
     "GLM-4": Family(

@@ -1,6 +1,7 @@
 """Read the files of a model's folder; what is wrong with one is said once, by its name."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from glmtune.errors import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
 """How the text begins that git leaves for a large file. Source: github.com/git-lfs/git-lfs, docs/spec.md."""
+
+SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
+"""Of the files that a model needs beside its weights: config, tokenizer, code."""
 
 COPY_AGAIN = "copy or download the file again"
 
@@ -62,3 +66,20 @@ def unreadable(path: Path, err: OSError) -> CheckpointError:
     return CheckpointError(
         f"{path}: cannot be read: {reason}", hint="check the path, its owner and mode, and the disk"
     )
+
+
+def list_small_files(folder: Path) -> list[Path]:
+    """Config, tokenizer, code and licence of a model's folder: all that it needs beside its weights."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and (path.suffix in SMALL_SUFFIXES or "LICENSE" in path.name.upper())
+        and not path.name.endswith(".index.json")
+    ]
+
+
+def copy_small_files(base: Path, folder: Path) -> None:
+    """Copy what `list_small_files` names, byte by byte."""
+    for path in list_small_files(base):
+        shutil.copyfile(path, folder / path.name)

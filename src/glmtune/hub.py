@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, first_line
 from glmtune.extras import require
 from glmtune.log import tell
 
@@ -123,7 +123,7 @@ def _explain_hugging_face(name: HubName, revision: str | None) -> Iterator[None]
     except errors.LocalEntryNotFoundError as err:
         raise _unreachable(name, err, errors, constants) from None
     except errors.HFValidationError as err:
-        raise ConfigError(f"{name}: {_first_line(err)}", hint=f"names are {FORM}") from None
+        raise ConfigError(f"{name}: {first_line(err)}", hint=f"names are {FORM}") from None
     except errors.HfHubHTTPError as err:
         raise _answered(name, err, constants.ENDPOINT) from None
     except (OSError, errors.HTTPError) as err:  # type: ignore[attr-defined]  # of the httpx that it uses
@@ -206,10 +206,6 @@ def _no_repository(name: HubName, hub: str, token: str) -> CheckpointError:
 
 def _broken_off(name: HubName, err: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{name}: could not be fetched: {_first_line(err)}",
+        f"{name}: could not be fetched: {first_line(err)}",
         hint="run the same again: what is already here is kept; check the network and the disk",
     )
-
-
-def _first_line(err: BaseException) -> str:
-    return next((line for line in str(err).splitlines() if line.strip()), type(err).__name__)[:200]

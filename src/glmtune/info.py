@@ -1,25 +1,38 @@
 """What a model, run or adapter is: told in seconds, from names, headers and small files alone."""
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import GlmtuneError
-from glmtune.family import FAMILIES, Identity, identify
+from glmtune.family import FAMILIES, Identity, identify, identify_family
 from glmtune.files import read_json_if_there
 from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_shapes
-from glmtune.models.checkpoint import build_outline, check_stored
-from glmtune.models.outline import Parameter, Part, count_parts, list_parameters, list_stored
+from glmtune.models.checkpoint import build_outline, check_stored, main_dtype, without_copies
+from glmtune.models.outline import (
+    Parameter,
+    Part,
+    count_parts,
+    find_layers,
+    list_parameters,
+    list_stored,
+    stored_name,
+)
+from glmtune.models.quant import BITS, name_linears
 from glmtune.models.shards import Stored, has_weights, scan_tensors
-from glmtune.models.upstream import build_upstream_outline
+from glmtune.models.upstream import (
+    build_upstream_outline,
+    check_upstream_stored,
+    name_stored,
+    refuse_quantised,
+)
 from glmtune.recipe import Method
 from glmtune.templates import find
-from glmtune.tokenizers import check_fits, load_tokenizer
+from glmtune.tokenizers import check_fits, open_identified
 
 PEFT_KEYS: tuple[str, ...] = ("peft_type", "r", "lora_alpha", "target_modules")
 """What is shown of an adapter that is not ours, by PEFT's names."""
@@ -58,12 +71,16 @@ class AdapterFacts:
     """The model that was trained, as it was written down; empty if it was not."""
     method: dict[str, Any]
     quant: str | None
-    """How the base is quantised when it is opened with this adapter."""
+    """How its base is quantised when it is opened: int8, int4, nf4 or not at all."""
     system: str | None
     source_prefix: str
     glmtune_version: str
     num_trained: int | None
-    """Numbers in an adapter's file; None where the whole model was trained."""
+    """Numbers in an adapter's file; None where the whole model was trained, or it cannot be read."""
+    layers: tuple[int, ...]
+    """The layers that those lie in."""
+    ranks: tuple[int, ...]
+    """Of each target of an adapter; AdaLoRA's differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +113,9 @@ class Info:
     weight_files: tuple[str, ...]
     """Files of weights that a load would read; none where there are none, or they cannot be read."""
     dtype: str
-    """Of most weights; where none are read, what config.json says."""
+    """Of most weights that are not quantised; where none are read, what config.json says."""
+    quant: str | None
+    """How the folder's weights are quantised: int8, int4, or another's word, as fp8; None for not."""
     parameters: tuple[Parameter, ...]
     parts: tuple[Part, ...]
     files: Mapping[str, int]
@@ -127,19 +146,23 @@ def inspect(
     `CheckpointError` and `ConfigError` for what is no model at all.
     """
     place = resolve(path, base=base, revision=revision)
-    known = identify(place.base, template or place.template)
-    warnings: list[str] = []
+    warnings: list[str] = [place.other_base] if place.other_base else []
+    known = _identify(place.base, template or place.template, warnings)
     stored = _scan(place.base, warnings)
     method = method or own_method(place.adapter or place.base)
     model = _outline(place.base, known, stored, warnings)
+    if model is not None and FAMILIES[known.family].is_in_transformers:
+        stored = name_stored(model, stored)
+    codes = {f"{name}.weight" for name in name_linears(model)} if model is not None and place.quant else ()
     if model is not None and method is not None:
         model = apply_method(model, method)
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)
+    parameters = [_as_opened(parameter, codes, place.quant) for parameter in parameters]
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
     config = read_json_if_there(place.base / "config.json")
     tokenizer, problem = _open_tokenizer(place.base, known)
     if tokenizer is not None and num_rows is not None:
-        warnings += _misfit(tokenizer, num_rows, config, place.base)
+        warnings += _misfit(tokenizer, num_rows, _stated_stops(config), place.base)
     key = FAMILIES[known.family].context_key
     return Info(
         path=str(path),
@@ -152,7 +175,7 @@ def inspect(
         family_rule=known.family_rule,
         template=known.template,
         template_rule=CARD_RULE if place.template and not template else known.rule,
-        context=config.get(key),
+        context=config[key] if type(config.get(key)) is int else None,
         context_key=key,
         stop_tokens=_stop_tokens(tokenizer, config),
         tokenizer=_tokenizer_facts(tokenizer),
@@ -160,7 +183,8 @@ def inspect(
         num_rows=num_rows,
         has_weights=has_weights(place.base),
         weight_files=tuple(sorted({held.file.name for held in stored.values()})),
-        dtype=_main_dtype(stored, config),
+        dtype=_dtype(stored, config),
+        quant=_quant(config),
         parameters=tuple(parameters),
         parts=tuple(count_parts(parameters)),
         files={file.name: file.stat().st_size for file in sorted(place.base.iterdir()) if file.is_file()},
@@ -169,6 +193,11 @@ def inspect(
         trainable=trainable_line(model) if method and model is not None else None,
         warnings=tuple(warnings),
     )
+
+
+def _as_opened(parameter: Parameter, codes: Collection[str], quant: str | None) -> Parameter:
+    """As a run opens its base: the type of what is quantised then, at its size on disk."""
+    return replace(parameter, dtype=quant) if quant and stored_name(parameter.name) in codes else parameter
 
 
 def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:
@@ -181,30 +210,55 @@ def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:
         return {}
 
 
-def _outline(folder: Path, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
-    """The model on the meta device, None where this version cannot build it."""
-    if FAMILIES[known.family].is_in_transformers:  # loading it checks its tensors: their names may differ
-        return build_upstream_outline(folder).requires_grad_(False)
+def _identify(folder: Path, template: str | None, warnings: list[str]) -> Identity:
+    """What the folder is; where nothing else is wrong than its chat format, the rest."""
     try:
-        model = build_outline(folder, template=known.template)
-        if stored:
-            check_stored(model, stored)
+        return identify(folder, template)
+    except GlmtuneError as err:
+        if template is not None:
+            raise
+        known = identify_family(folder)
+        warnings.append(f"no chat and no training without template=...: {_within(folder, err)}")
+        return known
+
+
+def _outline(folder: Path, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
+    """The model on the meta device, None where config.json makes none, or the files hold another."""
+    try:
+        if FAMILIES[known.family].is_in_transformers:
+            model = build_upstream_outline(folder)
+            if not _is_quantised(folder, warnings) and stored:
+                check_upstream_stored(folder, model, stored)
+        else:
+            model = build_outline(folder, template=known.template)
+            if stored:
+                check_stored(model, without_copies(model, stored))
     except GlmtuneError as err:
         warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
         return None
     return model.requires_grad_(False)
 
 
+def _is_quantised(folder: Path, warnings: list[str]) -> bool:
+    """Whether the weights are so that they cannot be loaded; what the model is, is known nevertheless."""
+    try:
+        refuse_quantised(folder)
+    except GlmtuneError as err:
+        warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
+        return True
+    return False
+
+
 def _open_tokenizer(folder: Path, known: Identity) -> tuple[Any, str]:
     try:
-        return load_tokenizer(folder, known.template), ""
+        return open_identified(folder, known), ""
     except GlmtuneError as err:
         return None, _within(folder, err)
 
 
-def _misfit(tokenizer: Any, num_rows: int, config: Mapping[str, Any], folder: Path) -> list[str]:
+def _misfit(tokenizer: Any, num_rows: int, stops: list[int], folder: Path) -> list[str]:
     try:
-        check_fits(tokenizer, num_rows, config.get("eos_token_id"), place=folder.name)
+        check_fits(tokenizer, num_rows, stops, place=folder.name)
     except GlmtuneError as err:
         return [f"the tokenizer is not this model's: {_within(folder, err)}"]
     return []
@@ -220,9 +274,12 @@ def _stop_tokens(tokenizer: Any, config: Mapping[str, Any]) -> tuple[StopToken, 
     if tokenizer is not None and tokenizer.template is not None:
         texts = find(tokenizer.template).stop_tokens
         return tuple(StopToken(i, text) for i, text in zip(tokenizer.stop_ids, texts, strict=True))
+    return tuple(StopToken(i, "") for i in _stated_stops(config))
+
+
+def _stated_stops(config: Mapping[str, Any]) -> list[int]:
     stated = config.get("eos_token_id")
-    ids = [] if stated is None else [stated] if isinstance(stated, int) else stated
-    return tuple(StopToken(i, "") for i in ids)
+    return [i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)]
 
 
 def _tokenizer_facts(tokenizer: Any) -> TokenizerFacts | None:
@@ -233,12 +290,16 @@ def _tokenizer_facts(tokenizer: Any) -> TokenizerFacts | None:
     )
 
 
-def _main_dtype(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
-    sizes: Counter[str] = Counter()
-    for held in stored.values():
-        sizes[str(held.dtype).removeprefix("torch.")] += prod(held.shape)
+def _dtype(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
     stated = config.get("dtype") or config.get("torch_dtype") or "unknown"
-    return sizes.most_common(1)[0][0] if sizes else str(stated)
+    return str(main_dtype(stored) if stored else stated).removeprefix("torch.")
+
+
+def _quant(config: Mapping[str, Any]) -> str | None:
+    bits, theirs = config.get("quantization_bit"), config.get("quantization_config")
+    if theirs:
+        return str(theirs.get("quant_method") if isinstance(theirs, dict) else theirs)
+    return next((name for name, known in BITS.items() if bits == known), None)
 
 
 def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
@@ -249,21 +310,24 @@ def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
     told = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
     if card is None and not theirs and (method := own_method(folder)):
         told = method.model_dump(mode="json")
+    shapes = _stored_shapes(place.adapter, warnings) if place.adapter else {}
     return AdapterFacts(
         folder=folder,
         base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
         method=card.method if card else told,
-        quant=card.quant if card else None,
+        quant=place.quant,
         system=card.system if card else None,
         source_prefix=card.source_prefix if card else "",
         glmtune_version=card.glmtune_version if card else "",
-        num_trained=_count_stored(place.adapter, warnings) if place.adapter else None,
+        num_trained=sum(map(prod, shapes.values())) if shapes else None,
+        layers=find_layers(shapes),
+        ranks=tuple(shape[0] for name, shape in shapes.items() if ".lora_A" in name),
     )
 
 
-def _count_stored(adapter: Path, warnings: list[str]) -> int | None:
+def _stored_shapes(adapter: Path, warnings: list[str]) -> dict[str, tuple[int, ...]]:
     try:
-        return sum(prod(shape) for shape in stored_shapes(adapter).values())
+        return stored_shapes(adapter)
     except GlmtuneError as err:
         warnings.append(f"this adapter cannot be loaded: {_within(adapter, err)}")
-        return None
+        return {}

@@ -1,6 +1,8 @@
 """Open what a path means: a model folder, a run, an adapter. The rest of the program takes any of them."""
 
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,32 @@ from glmtune.family import FAMILIES, identify, require_own_model, require_templa
 from glmtune.files import read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.log import tell
-from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, load_adapter, read_card
+from glmtune.methods.adapter import (
+    ADAPTER_FILE,
+    Card,
+    is_adapter,
+    load_adapter,
+    own_method,
+    read_card,
+    stored_tensors,
+)
+from glmtune.methods.probe import encode_probe, last_logits, plain_probe
+from glmtune.methods.proof import (
+    Check,
+    check_base,
+    check_difference,
+    check_logits,
+    check_size,
+    check_template,
+    check_tokenizer,
+    check_update,
+    check_whole,
+    own_weights,
+)
 from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
 from glmtune.models.quant import held_quant
+from glmtune.models.shards import has_weights
 from glmtune.models.upstream import read_upstream_config
 from glmtune.runs import RECIPE_FILE, follow
 from glmtune.tokenizers import check_fits
@@ -36,6 +60,13 @@ class Place:
     """The run the path is, or lies in."""
     snapshot: Snapshot | None = None
     """Where the model came from, if that is a hub."""
+    is_dense: bool = False
+    """Whether the base is opened un-quantised, however it was held in training."""
+
+    @property
+    def trained(self) -> Path:
+        """The folder of what was trained: the adapter, or the whole model."""
+        return self.adapter or self.base
 
     @property
     def name(self) -> str:
@@ -58,7 +89,16 @@ class Place:
     @property
     def quant(self) -> str | None:
         """How the base was quantised while its adapter was trained, None if it was not."""
-        return self.card.quant if self.card else None
+        return self.card.quant if self.card and not self.is_dense else None
+
+    @property
+    def other_base(self) -> str:
+        """Names both bases where an adapter is put on another than it knows, by name alone; else empty."""
+        is_proven = self.card is not None and self.card.fingerprint is not None
+        recorded = _recorded_base(self.adapter, self.card)[0] if self.adapter and not is_proven else None
+        if not recorded or lasting_name(recorded) == self.name:
+            return ""
+        return f"trained on {recorded}, put on {self.name}: if that is another model, the answers are wrong"
 
 
 def resolve(path: str | Path, *, base: str | Path | None = None, revision: str | None = None) -> Place:
@@ -89,6 +129,11 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
         if base is not None:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
         return Place(folder, None, card, run, snapshot)
+    if has_weights(folder):
+        raise CheckpointError(
+            f"{folder}: weights, but config.json is missing beside them",
+            hint="copy config.json from the folder that the weights came from",
+        )
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
         hint="check the path",
@@ -131,16 +176,23 @@ def _best_checkpoint(run: Path) -> Path:
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:
     if base is not None:
         return find_folder(base)
-    theirs = {} if card else read_json_if_there(adapter / ADAPTER_FILE)
-    recorded = card.base if card else theirs.get("base_model_name_or_path")
+    recorded, revision = _recorded_base(adapter, card)
     if recorded:
-        found = find_folder(recorded, card.base_revision if card else theirs.get("revision"))
+        found = find_folder(recorded, revision)
         if (found[0] / "config.json").exists():
             return found
     raise CheckpointError(
         f"{adapter}: its base model is not at {recorded or '(no place recorded)'}",
         hint="name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)",
     )
+
+
+def _recorded_base(adapter: Path, card: Card | None) -> tuple[str | None, str | None]:
+    """The base that an adapter was trained on, and its revision, as they were written down."""
+    if card:
+        return card.base, card.base_revision
+    theirs = read_json_if_there(adapter / ADAPTER_FILE)
+    return theirs.get("base_model_name_or_path"), theirs.get("revision")
 
 
 def load_model(
@@ -152,6 +204,7 @@ def load_model(
     device: str = "auto",
     *,
     revision: str | None = None,
+    verify: bool = True,
 ) -> Any:
     """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
@@ -159,7 +212,9 @@ def load_model(
     CPU bf16 for half-precision checkpoints, else fp32. `quant`, int8, int4 or nf4, quantises the blocks'
     weights while loading; an adapter trained on such a base opens it so by itself. `template` says which chat
     format a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without
-    it, the hub's main one. Raises `CheckpointError` or `ConfigError`.
+    it, the hub's main one. What was trained is proven to be on its base and to do what it did when it was
+    saved, which costs two short passes; `verify=False` leaves that out. Raises `CheckpointError` or
+    `ConfigError`.
     """
     place = resolve(path, revision=revision)
     if adapter is not None:
@@ -168,14 +223,100 @@ def load_model(
                 f"{path}: already an adapter; two cannot be combined", hint="give the base model"
             )
         place = resolve(adapter, base=place.base)
-    return open_place(place, template=template, dtype=dtype, device=device, quant=quant).eval()
+    opened = open_place(place, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
+    return opened.eval()
 
 
 def open_place(
-    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None = None
+    place: Place,
+    *,
+    template: str | None,
+    dtype: str | torch.dtype,
+    device: str,
+    quant: str | None = None,
+    verify: bool = True,
 ) -> Any:
-    """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does."""
-    known = identify(place.base, template or place.template)
+    """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does.
+
+    With `verify`, what `opening` proves is said in one line.
+    """
+    steps = opening(place, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
+    checks: list[Check] = []
+    while True:
+        try:
+            checks.append(next(steps))
+        except StopIteration as stop:
+            _tell_proof(place, checks, verify=verify)
+            return stop.value
+
+
+def opening(
+    place: Place,
+    *,
+    template: str | None,
+    dtype: str | torch.dtype,
+    device: str,
+    quant: str | None = None,
+    verify: bool = True,
+) -> Generator[Check, None, Any]:
+    """Open a place, yield each thing that is proven, return the model.
+
+    Raises `CheckpointError` for the first thing that is not so.
+    """
+    if place.card:
+        check_template(place.trained, place.card, template)
+    if verify and place.card and place.card.fingerprint:
+        check = check_base if place.adapter else check_whole
+        yield check(place.trained, place.card, place.base)
+    model = _open_base(place, template=template, dtype=dtype, device=device, quant=quant)
+    if place.other_base:
+        tell(f"{place.adapter}: warning: {place.other_base}")
+    if verify and place.card:
+        yield from check_size(place.trained, own_method(place.trained), model)
+    if place.adapter and verify:
+        return (yield from putting_on(model, place.adapter, place.card, partial(load_adapter, model)))
+    if place.adapter:
+        return load_adapter(model, place.adapter)
+    if verify and place.card and place.card.probe:
+        tuned = last_logits(model, place.card.probe.input_ids)
+        yield check_logits(place.trained, place.card, model, base=None, tuned=tuned)
+    return model
+
+
+def putting_on(
+    model: Any, adapter: Path, card: Card | None, put_on: Callable[[Path], Any]
+) -> Generator[Check, None, Any]:
+    """Put an adapter on its base by `put_on`, yield each thing that is proven, return the tuned model."""
+    tensors = stored_tensors(adapter)
+    probe = card.probe if card else None
+    ids = probe.input_ids if probe else plain_probe(model.config)
+    replaced = own_weights(model, tensors) if card and card.method.get("name") == "freeze" else {}
+    base = last_logits(model, ids)
+    tuned_model = put_on(adapter)
+    yield check_update(adapter, tensors, card, replaced)
+    tuned = last_logits(tuned_model, ids)
+    if card and probe:
+        yield check_logits(adapter, card, tuned_model, base=base, tuned=tuned)
+    else:
+        yield check_difference(adapter, base, tuned)
+    return tuned_model
+
+
+def _tell_proof(place: Place, checks: Sequence[Check], *, verify: bool) -> None:
+    """What was proven of what was trained, in one line."""
+    if not (place.adapter or place.card):
+        return
+    what = "adapter loaded" if place.adapter else "trained weights loaded"
+    found = "; ".join(check.found for check in checks if check.name in ("update", "logits"))
+    said = found or "no proof was recorded" if verify else "not verified (verify=False)"
+    tell(f"{place.trained}: {what}: {said}")
+
+
+def _open_base(
+    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None
+) -> Any:
+    told_by = "the template setting" if template else "recorded with the adapter"
+    known = identify(place.base, template or place.template, told_by=told_by)
     quant = quant or place.quant
     if FAMILIES[known.family].is_in_transformers:
         if quant is not None:
@@ -190,21 +331,47 @@ def open_place(
     tell(f"{place.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}")
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
-    if place.adapter:
-        model = load_adapter(model, place.adapter)
-        tell(f"{place.adapter}: adapter loaded")
     return model
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:
     """The tokenizer of a model, run or adapter. Raises `CheckpointError` or `ConfigError`."""
-    place = resolve(path, revision=revision)
-    return load_folder_tokenizer(place.base, template or place.template)
+    return _proven_tokenizer(resolve(path, revision=revision), template)
+
+
+def _proven_tokenizer(place: Place, template: str | None) -> Any:
+    """The tokenizer of a place, which encodes as it did in training."""
+    if place.card:
+        check_template(place.trained, place.card, template)
+    tokenizer = load_folder_tokenizer(place.base, template or place.template)
+    if place.card and place.card.probe:
+        check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    return tokenizer
+
+
+def verifying(
+    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None = None
+) -> Generator[Check, None, None]:
+    """Open all of what was trained, yield each thing that is proven. Raises `CheckpointError` as `opening`.
+
+    Raises `ConfigError` for a model that was not trained here.
+    """
+    if not (place.adapter or place.card):
+        raise ConfigError(
+            f"{place.base}: a model, nothing that was trained from one: there is nothing to verify",
+            hint="give a run (runs/...), a checkpoint or an adapter folder",
+        )
+    if place.card and place.card.probe:
+        tokenizer = open_tokenizer(place, template=template)
+        yield check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    yield from opening(place, template=template, dtype=dtype, device=device, quant=quant)
 
 
 def open_tokenizer(place: Place, *, template: str | None) -> Any:
-    """The tokenizer of a place, for encoding chats: its template is known, and it fits the model."""
-    tokenizer = load_folder_tokenizer(place.base, template or place.template)
+    """The tokenizer of a place, for encoding chats: its template is known, it fits the model, and it encodes
+    as it did in training.
+    """
+    tokenizer = _proven_tokenizer(place, template)
     require_template(tokenizer.template, str(place.base))
     family = FAMILIES[identify(place.base, tokenizer.template).family]
     config = (read_upstream_config if family.is_in_transformers else read_config)(place.base)

@@ -6,6 +6,10 @@ from contextlib import contextmanager
 
 logger = logging.getLogger("glmtune")
 
+# bitsandbytes advises another package as soon as PEFT imports it; that kernel is for repacked weights, which
+# are never made here
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def tell(text: str) -> None:
     """Say one line. `logging.getLogger("glmtune").setLevel("WARNING")` silences it."""

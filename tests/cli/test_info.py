@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from commands import glmtune
 from glmtune.family import FAMILIES
+from glmtune.load import load_model
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import Card, save_trained
+from glmtune.recipe import AdaLora, Freeze, Lora, Ptuning
 from models import tiny_folder
 
 
@@ -66,6 +71,51 @@ def test_a_folder_without_weights_and_tokenizer_says_so(work: Path) -> None:
     assert "no weights here" in done.stdout
     assert "none: tokenizer.model: the vocabulary file is missing" in done.stdout
     assert "counted from config.json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("card", "method", "lines"),
+    [
+        ({}, Ptuning(num_prefix_tokens=3), ("ptuning, num_prefix_tokens 3, projection no", "192 parameters")),
+        ({}, Freeze(num_layers=1), ("freeze, num_layers 1", " parameters, in layer 1")),
+        (
+            {"quant": "int4"},
+            Lora(r=2),
+            ("lora, alpha 32.0", "quant            int4: its base is quantised so"),
+        ),
+        ({}, AdaLora(init_r=3, target_r=2), ("adalora, ", "ranks 3 on average (min")),
+    ],
+)
+def test_a_trained_folder_tells_its_method_and_what_was_trained(
+    work: Path, tmp_path: Path, card: dict[str, str], method: Any, lines: tuple[str, ...]
+) -> None:
+    tuned = apply_method(load_model(work / "model", quant=card.get("quant")), method)
+    facts = {"base": str(work / "model"), "template": "chatglm3", "method": method.model_dump(mode="json")}
+    save_trained(tuned, tmp_path, Card(**facts, **card))
+    done = glmtune("info", tmp_path, cwd=work)
+    assert done.returncode == 0, done.stderr
+    for line in lines:
+        assert line in done.stdout
+    assert "warning" not in done.stdout
+
+
+@pytest.mark.parametrize("quant", ["int4", "nf4"])
+def test_a_run_on_a_quantised_base_shows_its_weights_as_they_are_opened(
+    work: Path, tmp_path: Path, quant: str
+) -> None:
+    tuned = apply_method(load_model(work / "model"), Lora(r=2))
+    facts = {"base": str(work / "model"), "template": "chatglm3", "method": {"name": "lora", "r": 2}}
+    save_trained(tuned, tmp_path, Card(**facts, quant=quant))
+    done = glmtune("info", tmp_path, "--names", cwd=work)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.split()[-1].endswith("weight")]
+    types = {words[-1]: words[-2] for words in lines}
+    block = "base_model.model.transformer.encoder.layers.0."
+    assert types[f"{block}self_attention.query_key_value.base_layer.weight"] == quant
+    assert types[f"{block}mlp.dense_h_to_4h.weight"] == quant
+    assert types["base_model.model.transformer.output_layer.weight"] == "fp32"
+    assert types[f"{block}self_attention.query_key_value.lora_A.default.weight"] == "fp32"
+    assert f"opened as {quant}" in " ".join(done.stdout.split())
 
 
 def test_a_foreign_tokenizer_is_a_warning(work: Path) -> None:

@@ -61,4 +61,4 @@ def test_a_run_says_what_it_trained(run: Path) -> None:
     assert done.returncode == 0, done.stderr
     marked = {line.split()[-1] for line in done.stdout.splitlines() if line.startswith("* ")}
     assert marked == load_file(run / "last" / "trained.safetensors").keys()
-    assert f"name {'freeze' if run.name == 'freeze' else 'ptuning'}" in done.stdout
+    assert f"method           {'freeze' if run.name == 'freeze' else 'ptuning'}," in done.stdout

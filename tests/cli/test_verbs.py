@@ -196,6 +196,7 @@ def test_an_adapter_whose_base_has_moved_is_told_where_it_is(work: Path, tmp_pat
     assert "its base model is not at /moved/model" in lost.stderr
     found = glmtune(*words, "--base", tmp_path / "base", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
+    assert "1 row, " in found.stdout
     chat = glmtune(
         "chat", "run", "--base", tmp_path / "base", "--max-new-tokens", 2, cwd=tmp_path, typed="1\nhi\n"
     )

@@ -25,7 +25,7 @@ ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 OWN = "[query_key_value,dense,dense_h_to_4h,dense_4h_to_h]"
 THEIRS = "[q_proj,k_proj,v_proj,o_proj,gate_up_proj,down_proj]"
 BASES: dict[str, tuple[Callable[[Path], Any], str, int]] = {
-    "v1": (tiny_v1_folder, OWN, 8),
+    "v1": (lambda folder: tiny_v1_folder(folder, lively=(12, 12)), OWN, 8),
     "v3": (tiny_folder, OWN, 8),
     "glm4": (lambda folder: tiny_folder(folder, "glm4"), OWN, 8),
     "transformers": (lambda folder: tiny_hf_folder(folder, "GLM-4-0414"), THEIRS, 12),
@@ -180,3 +180,28 @@ def test_a_schedule_that_does_not_fit_the_run_leaves_no_trace(
     with pytest.raises(ConfigError, match=r"method.warmup_steps 10 and method.final_steps 2 leave none"):
         drain(training(recipe(folders("v3"), tmp_path / "run", *words)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_that_does_not_fit_is_refused_before_the_model_is_opened(
+    folders: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(
+        sys.modules["glmtune.workflows.training"], "open_place", lambda *_, **__: opened.append(1)
+    )
+    words = (*METHODS["adalora"], "method.warmup_steps=9")
+    with pytest.raises(ConfigError, match="leave none of the run's 10 steps to prune in"):
+        drain(training(recipe(folders("v3"), tmp_path / "run", *words)))
+    assert not opened
+
+
+def test_a_run_that_comes_to_no_good_ends_with_a_warning(
+    folders: Callable[[str], str], tmp_path: Path
+) -> None:
+    words = ("train.lr=100", "train.steps=1", "method=lora")
+    events: list[Any] = []
+    drain(training(recipe(folders("v3"), tmp_path / "run", *words)), events.append)
+    last = events[-1]
+    assert isinstance(last, Note)
+    assert last.is_warning
+    assert last.text.startswith("nothing was gained: ")

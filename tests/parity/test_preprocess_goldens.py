@@ -1,14 +1,19 @@
 """The official scripts' preprocessing, row by row, read from ../shared."""
 
 import json
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from glmtune.data.encode import encode_examples
 from glmtune.data.official import find_encoding
 from glmtune.data.source import read_dataset
 from glmtune.errors import DataError
+from glmtune.migrate import migrate
+from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data
 from glmtune.templates import messages_from_dicts
 from glmtune.tokenizers import load_tokenizer
@@ -139,3 +144,62 @@ def test_conversations_are_the_official_ones(shared, tokenizers, revision, encod
             asked = official.evaluate(tokenizers[revision], messages, settings)
             assert [one.prompt for one in asked] == case["eval"]["input_ids"]
             assert [one.reference for one in asked] == case["eval"]["output_ids"]
+
+
+# A migrated script or configuration makes the same rows
+
+
+def write_script(folder: Path, arguments: dict[str, Any]) -> Path:
+    """A train.sh with a golden case's flags."""
+    names = ("prompt_column", "response_column", "history_column", "source_prefix", "max_source_length",
+             "max_target_length", "ignore_pad_token_for_loss")  # fmt: skip
+    flags = [f"--{name} {shlex.quote(str(arguments[name]))}" for name in names if arguments[name] is not None]
+    text = " \\\n  ".join(
+        ["python main.py", "--do_train", "--pre_seq_len 8", *flags, "--train_file train.json"]
+    )
+    (folder / "train.sh").write_text(text, encoding="utf-8")
+    return folder / "train.sh"
+
+
+@pytest.mark.parametrize("revision", ["v1_late", "v2"])
+def test_a_migrated_script_trains_the_official_rows(shared, tokenizers, revision, tmp_path):
+    tokenizer = tokenizers[revision]
+    for number, case in enumerate(cases(shared, revision)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        arguments = case["args"]
+        columns = [arguments[name] for name in ("prompt_column", "response_column")]
+        rows = [row for row in case["rows"] if all(row[name] for name in columns)]  # it skips the others
+        (folder / "train.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+        [done] = migrate(write_script(folder, arguments), folder / "new.yaml")
+        data = load_recipe(done.made, ["model=-"]).data
+        assert data.train == folder / "train.json"
+        made = encode_examples(tokenizer, read_dataset(data.train, data).examples, data).rows
+        official = zip(case["train"]["input_ids"], case["train"]["labels"], strict=True)
+        for row, (ids, labels) in zip(made, official, strict=True):
+            length = len(row.input_ids)
+            assert row.input_ids.tolist() == ids[:length]
+            assert set(ids[length:]) <= {tokenizer.pad_token_id}
+            if arguments["ignore_pad_token_for_loss"]:
+                assert row.labels.tolist() == labels[:length]
+
+
+def test_a_migrated_configuration_trains_the_official_rows(shared, tokenizers, tmp_path):
+    for number, case in enumerate(cases(shared, "v3")):
+        if "raises" in case["train"] or not all(message["content"] for message in case["messages"]):
+            continue  # an empty answer is an error of its file here
+        if set(case["train"]["labels"][0]) == {-100}:
+            continue  # nothing is learned of it: here it is left out
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "train.json").write_text(
+            json.dumps([{"conversations": case["messages"]}]), encoding="utf-8"
+        )
+        lengths = {name: case["args"][name] for name in ("max_input_length", "max_output_length")}
+        config = {"data_config": {"train_file": "train.json"}, "training_args": {"max_steps": 1}, **lengths}
+        (folder / "sft.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        [done] = migrate(folder / "sft.yaml", folder / "new.yaml")
+        data = load_recipe(done.made, ["model=-"]).data
+        [row] = encode_examples(tokenizers["v3"], read_dataset(data.train, data).examples, data).rows
+        assert [row.input_ids.tolist()] == case["train"]["input_ids"]
+        assert [row.labels.tolist()] == case["train"]["labels"]

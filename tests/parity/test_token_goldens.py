@@ -171,7 +171,11 @@ def listed(value: Any) -> Any:
 def test_padding_and_truncation_are_the_official_ones(golden):
     texts, truth = golden.truth["batch_texts"], golden.truth["padding"]
     for name, arguments in PADDING.items():
-        assert plain(golden.tokenizer(texts, **arguments)) == truth[name], name
+        found = plain(golden.tokenizer(texts, **arguments))
+        if golden.revision == "v1_early":  # a deviation: padded rows have their mask
+            assert ("attention_mask" in found) == ("padding" in arguments)
+            found.pop("attention_mask", None)
+        assert found == truth[name], name
     assert plain(golden.tokenizer(texts[0], return_tensors="pt")) == truth["single pt"]
     targets = golden.tokenizer(text_target=texts, max_length=10, truncation=True)
     assert plain(targets) == truth["text_target"]

@@ -56,6 +56,28 @@ def test_the_engine_answers_what_generate_does_and_a_batch_what_its_rows_do(pair
         assert out[0, len(prompt) :].tolist() == answer
 
 
+def test_a_greedy_answer_is_what_reading_all_anew_for_each_token_gives(pair: tuple[Any, Any]) -> None:
+    """Positions are counted from the ids here and advanced step by step there."""
+    model, tokenizer = pair
+    for n in (1, 3):
+        prompt = encode_messages(tokenizer, TALK[:n])
+        (answer,) = complete(model, [prompt], GREEDY, stop_ids=[])
+        assert len(set(answer)) > 4, "the tiny model answers every position alike"
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        assert logits.argmax(-1).tolist() == answer
+
+
+def test_what_the_tokenizer_pads_is_read_as_its_rows_are_alone(pair: tuple[Any, Any]) -> None:
+    model, tokenizer = pair
+    texts = ["今天天气很好，我们一起去公园散步。", "你好"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    rows = [tokenizer(text, return_tensors="pt") for text in texts]
+    with torch.no_grad():
+        for logits, row in zip(model(**batch).logits, rows, strict=True):
+            torch.testing.assert_close(logits[-1], model(**row).logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
 def test_chat_keeps_pairs_and_stream_chat_ends_where_chat_does(pair: tuple[Any, Any]) -> None:
     model, tokenizer = pair
     history = [("你好", "你好！")]

@@ -8,6 +8,7 @@ import pytest
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import GLM4_EPSILON, identify, require_template
+from glmtune.models import ChatGLM6BConfig
 
 CHATGLM = {"model_type": "chatglm", "eos_token_id": 2, "layernorm_epsilon": 1e-5}
 GLM4 = {"model_type": "chatglm", "eos_token_id": [5, 6, 7], "layernorm_epsilon": GLM4_EPSILON}
@@ -114,13 +115,33 @@ def test_other_models_are_refused_by_name(tmp_path, config, words):
         identify(folder(tmp_path, config))
 
 
+NEITHER = "it names neither pad_token_id nor gmask_token_id"
+PAD_ALONE = "it names pad_token_id but no gmask_token_id"
+
+
 @pytest.mark.parametrize(
-    ("keys", "revision"),
-    [({}, "early"), ({"pad_token_id": 3}, "mid"), ({"pad_token_id": 3, "gmask_token_id": 301}, "late")],
+    ("keys", "revision", "rule"),
+    [
+        ({}, "early", "it names neither pad_token_id nor gmask_token_id"),
+        (
+            {"pad_token_id": None, "gmask_token_id": None},
+            "early",
+            "it names neither pad_token_id nor gmask_token_id",
+        ),
+        ({"pad_token_id": 3}, "mid", "it names pad_token_id but no gmask_token_id"),
+        ({"pad_token_id": 3, "gmask_token_id": None}, "mid", "it names pad_token_id but no gmask_token_id"),
+        ({"pad_token_id": 3, "gmask_token_id": 301}, "late", "it names gmask_token_id"),
+    ],
 )
-def test_the_revisions_of_chatglm_6b_are_told_by_the_ids_that_the_config_names(tmp_path, keys, revision):
+def test_the_revisions_of_chatglm_6b_are_told_by_the_ids_that_the_config_names(
+    tmp_path, keys, revision, rule
+):
+    ids = {"pad_token_id": None, "gmask_token_id": None, **keys}
+    assert ChatGLM6BConfig(**ids).revision == revision
+    assert ChatGLM6BConfig.from_dict({**ChatGLM6BConfig().to_diff_dict(), **ids}).revision == revision
     found = identify(folder(tmp_path, {"model_type": "chatglm", "position_encoding_2d": True, **keys}))
     assert (found.family, found.revision, found.template) == ("ChatGLM-6B", revision, "chatglm")
+    assert found.family_rule.endswith(f"; {revision}: {rule}")
 
 
 @pytest.mark.parametrize(

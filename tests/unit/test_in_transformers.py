@@ -1,6 +1,7 @@
 """The families whose models are transformers' own classes: told, loaded, encoded, trained, talked to."""
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from glmtune.data.encode import Row
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.family import identify, require_own_model
 from glmtune.generate import Sampling, complete
+from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer, open_tokenizer, resolve
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, load_adapter, restore_trained, save_trained
@@ -392,6 +394,11 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
+def change_config(folder: Path, keys: dict[str, Any]) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | keys), encoding="utf-8")
+
+
 def change_weights(folder: Path, change: Any) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -410,13 +417,59 @@ def test_weights_of_another_model_are_refused(copied: Path, change: Any, words: 
     change_weights(copied, change)
     with pytest.raises(CheckpointError, match=words):
         load_model(copied, device="cpu")
+    [warning] = inspect(copied).warnings
+    assert re.search(f"cannot be loaded: .*{words}", warning)
+    held = load_file(copied / "model.safetensors")
+    assert inspect(copied).num_parameters == sum(tensor.numel() for tensor in held.values())
+
+
+def test_what_does_not_match_is_said_by_the_error_alone(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change_weights(copied, lambda tensors: tensors.pop("model.norm.weight"))
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(CheckpointError, match=r"model\.norm\.weight is missing"):
+            load_model(copied, device="cpu")
+        assert "REPORT" not in caplog.text
+        logger.warning("said outside of a load")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "said outside of a load" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_attention_heads", "x", "num_attention_heads: expected int, got str"),
+        ("num_attention_heads", 0, "num_attention_heads must be a positive integer, got 0"),
+        ("hidden_size", -1, "hidden_size must be a positive integer, got -1"),
+        ("max_position_embeddings", "x", "max_position_embeddings: expected int"),
+        ("eos_token_id", "x", "eos_token_id: "),
+        ("rope_parameters", "x", "rope_parameters: "),
+        ("layer_types", ["x"], "layer_types"),
+        ("dtype", "x", "makes no model"),
+        ("hidden_act", "x", "unknown 'x'"),
+        ("quantization_config", "x", "quantization_config: expected an object, got 'x'"),
+    ],
+)
+def test_a_wrong_value_in_config_json_is_named_with_its_key(
+    copied: Path, key: str, value: Any, words: str
+) -> None:
+    change_config(copied, {key: value})
+    with pytest.raises((CheckpointError, ConfigError), match=f"(?s)config.json.*{words}"):
+        load_model(copied, device="cpu")
+    done = glmtune("info", copied, cwd=copied)
+    assert done.returncode == 0
+    assert re.search(f"warning: this folder cannot be loaded: config.json.*{words}", done.stdout)
 
 
 def test_missing_shards_and_pointers_are_named(copied: Path) -> None:
     weights = copied / "model.safetensors"
+    weights.unlink()
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    weights.unlink()
     with pytest.raises(CheckpointError, match=r"model-00001-of-00001\.safetensors: missing, but listed"):
         load_model(copied, device="cpu")
     (copied / "model.safetensors.index.json").unlink()
@@ -426,11 +479,41 @@ def test_missing_shards_and_pointers_are_named(copied: Path) -> None:
 
 
 def test_prequantised_weights_are_refused_by_name(copied: Path) -> None:
-    config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {"quant_method": "fp8"}
-    (copied / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    whole = inspect(copied)
+    change_config(copied, {"quantization_config": {"quant_method": "fp8"}})
+    change_weights(
+        copied, lambda t: t.update({name: held.to(torch.float8_e4m3fn) for name, held in t.items()})
+    )
     with pytest.raises(CheckpointError, match=r"pre-quantised weights \(fp8\)"):
         load_model(copied, device="cpu")
+    found = inspect(copied)
+    [warning] = found.warnings
+    assert warning == (
+        "this folder cannot be loaded: config.json: pre-quantised weights (fp8) cannot be opened"
+    )
+    assert (found.quant, found.dtype) == ("fp8", "float8_e4m3fn")
+    assert found.num_parameters == whole.num_parameters
+
+
+def test_all_bytes_of_the_files_are_shown(folder: Path) -> None:
+    found, held = inspect(folder), load_file(folder / "model.safetensors")
+    held = {name: tensor for name, tensor in held.items() if not name.endswith("bias") or "proj" in name}
+    assert sum(part.num_bytes for part in found.parts) == sum(tensor.nbytes for tensor in held.values())
+    assert found.num_parameters == sum(tensor.numel() for tensor in held.values())
+
+
+def test_of_an_unknown_chat_format_all_else_is_told(copied: Path) -> None:
+    whole = inspect(copied)
+    (copied / "chat_template.jinja").write_text("[gMASK]<sop>{{ clear_thinking }}", encoding="utf-8")
+    found = inspect(copied)
+    assert (found.family, found.template, found.context) == (whole.family, None, whole.context)
+    assert (found.parameters, found.tokenizer) == (whole.parameters, whole.tokenizer)
+    assert [token.id for token in found.stop_tokens] == [token.id for token in whole.stop_tokens]
+    [warning] = found.warnings
+    assert "its chat_template is none of the formats that this version knows" in warning
+    assert (
+        "  template         open (its chat_template is none of" in glmtune("info", copied, cwd=copied).stdout
+    )
 
 
 def test_a_tokenizer_of_another_family_is_refused(copied: Path) -> None:

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer
-from glmtune.methods import apply_method
+from glmtune.methods import apply_method, count_parameters
 from glmtune.methods.adapter import Card, save_trained
 from glmtune.models.outline import PARTS, Parameter, collapse
 from glmtune.recipe import Lora
-from models import tiny_folder
+from models import tiny_folder, tiny_v1_folder
 
 CHATGLM3 = {
     "_name_or_path": "THUDM/chatglm3-6b", "model_type": "chatglm", "num_layers": 28, "hidden_size": 4096,
@@ -127,6 +128,47 @@ def test_an_adapter_is_shown_with_its_base_card_and_trained_parameters(folder: P
     ]
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_a_quantised_folder_says_so_and_counts_the_weights_it_stands_for(
+    folder: Path, tmp_path: Path, quant: str
+) -> None:
+    dense, model = inspect(folder), load_model(folder, quant=quant)
+    model.save_pretrained(tmp_path)
+    found = inspect(tmp_path)
+    assert (found.quant, found.dtype, found.warnings) == (quant, "bfloat16", ())
+    assert found.num_parameters == dense.num_parameters == count_parameters(model)[1]
+    assert [(part.name, part.count) for part in found.parts] == [(p.name, p.count) for p in dense.parts]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert sum(part.num_bytes for part in found.parts) == weights
+    tuned = inspect(tmp_path, method=Lora(r=2))
+    assert tuned.trainable
+    assert f"all params: {tuned.num_parameters:,}" in tuned.trainable
+
+
+def test_a_run_on_a_base_quantised_while_loading_says_so(folder: Path, tmp_path: Path) -> None:
+    method = Lora(r=2)
+    tuned = apply_method(load_model(folder, quant="int4"), method)
+    card = Card(base=str(folder), template="chatglm3", method=method.model_dump(mode="json"), quant="int4")
+    save_trained(tuned, tmp_path, card)
+    found = inspect(tmp_path)
+    assert found.adapter
+    assert (found.adapter.quant, found.quant) == ("int4", None)
+    assert (found.adapter.layers, found.adapter.ranks) == ((0, 1), (2, 2))
+
+
+@pytest.mark.parametrize("revision", ["early", "mid", "late"])
+def test_an_official_chatglm_6b_opens_though_its_output_is_stored_twice(
+    tmp_path: Path, revision: str
+) -> None:
+    folder = tiny_v1_folder(tmp_path, revision)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.word_embeddings.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    found = inspect(folder)
+    assert (found.family_revision, found.warnings) == (revision, ())
+    assert found.num_parameters == sum(p.numel() for p in load_model(folder).parameters())
+
+
 def test_equal_parameters_of_several_layers_are_one_line() -> None:
     def parameter(name: str, size: int = 4) -> Parameter:
         return Parameter(name, (size,), "float16", 2 * size)
@@ -154,6 +196,7 @@ def test_equal_parameters_of_several_layers_are_one_line() -> None:
         ("lm_head.weight", "output layer"),
         ("transformer.prefix_encoder.embedding.weight", "prefix"),
         ("base_model.model.a.self_attention.query_key_value.lora_A.default.weight", "adapter"),
+        ("base_model.model.a.self_attention.query_key_value.ranknum.default", "adapter"),
         ("something.else", "other"),
     ],
 )

@@ -1,12 +1,14 @@
 """What a path means."""
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer, resolve
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, save_trained
@@ -78,14 +80,46 @@ def test_an_official_p_tuning_folder_of_a_bare_file_opens_on_its_base(base: Path
         load_model(base, adapter=file.parent)
 
 
-def test_the_chosen_type_is_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
+    """What glmtune tells."""
     logger = logging.getLogger("glmtune")
     logger.addHandler(caplog.handler)
-    try:
-        load_model(base, dtype="bf16")
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert any("bfloat16 on cpu" in record.getMessage() for record in caplog.records)
+    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
+    logger.removeHandler(caplog.handler)
+
+
+def test_the_chosen_type_is_said(base: Path, said: Callable[[], str]) -> None:
+    load_model(base, dtype="bf16")
+    assert "bfloat16 on cpu" in said()
+
+
+def test_what_told_the_chat_format_is_said(base: Path, adapter: Path, said: Callable[[], str]) -> None:
+    load_model(adapter)
+    assert "chatglm3 (recorded with the adapter)" in said()
+    assert "the template setting" not in said()
+    load_model(adapter, template="chatglm3")
+    assert "chatglm3 (the template setting)" in said()
+
+
+def test_weights_without_a_config_are_told_from_a_folder_of_nothing(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"config\.json is missing") as caught:
+        resolve(tmp_path)
+    assert "copy config.json" in caught.value.hint
+
+
+def test_an_adapter_on_another_base_than_its_own_is_said(
+    base: Path, adapter: Path, tmp_path: Path, said: Callable[[], str]
+) -> None:
+    load_model(adapter)
+    load_model(base, adapter=adapter)
+    assert "trained on" not in said()
+    other = tiny_folder(tmp_path / "other")
+    load_model(other, adapter=adapter)
+    assert f"trained on {base}, put on {other}" in said()
+    assert f"trained on {base}, put on {other}" in inspect(adapter, base=other).warnings[0]
+    assert not inspect(adapter).warnings
 
 
 def test_a_folder_of_either_family_opens_and_asks_for_the_template_only_to_chat(tmp_path: Path) -> None:

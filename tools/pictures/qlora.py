@@ -3,14 +3,13 @@
 from tools.pictures.lora import fork
 from tools.pictures.shapes import FROZEN, LINE, TRAINED, Page
 
-CODES = (
-    (-3, 0, 5, -1, 2, -6, 1, 4),
-    (1, -2, 0, 3, -5, 2, -1, 0),
-    (6, -4, 1, 0, -2, 3, 7, -1),
-    (0, 2, -7, 1, 4, -1, 0, -3),
-    (-1, 5, 0, -2, 1, 0, -4, 2),
-)
-"""For show: five rows of 4-bit weights."""
+LEVELS = (
+    -1.0, -0.696, -0.525, -0.395, -0.284, -0.185, -0.091, 0.0,
+    0.080, 0.161, 0.246, 0.338, 0.441, 0.563, 0.723, 1.0,
+)  # fmt: skip
+"""The 16 values of NF4. Source: https://arxiv.org/abs/2305.14314, appendix E."""
+BLOCKS = (((3, 7, 12, 6), (9, 1, 8, 11)), ((8, 5, 7, 10), (2, 9, 6, 7)), ((13, 4, 8, 7), (5, 10, 15, 6)))
+"""For show: three rows of 4-bit codes, of each row the beginnings of two blocks of 64."""
 BASES = (("bf16, fp16", 12.5), ("int8", 6.8), ("nf4", 4.0), ("int4", 3.9))
 """GB of ChatGLM3-6B's weights: 5.71 B in the blocks' linear layers, 0.53 B that stay as they are."""
 
@@ -24,7 +23,8 @@ def draw() -> Page:
     page.text(
         10.7,
         0.23,
-        "int4: 15 even levels, a scale a row;   nf4: 16 uneven levels, a scale for 64 weights",
+        "nf4: 16 uneven levels, a scale for 64 weights;   "
+        "int4, the official kind: 15 even levels, a scale for a row",
         size=10,
         align="right",
     )
@@ -47,17 +47,25 @@ def _layer(page: Page) -> None:
 
 
 def _codes(page: Page) -> None:
-    """W as codes of 4 bits, with their scales."""
-    left, bottom, cell = 0.6, 2.55, 0.27
+    """W as codes of 4 bits in blocks with a scale each, and below them the levels that the codes mean."""
+    left, bottom, cell = 0.58, 3.12, 0.22
     page.box((left - 0.1, 2.0, 2.8, 2.2), FROZEN)
-    for row, codes in enumerate(CODES):
-        y = bottom + row * (cell + 0.04)
-        for column, code in enumerate(codes):
-            x = left + column * (cell + 0.01)
-            page.bar((x, y, cell, cell), "white", edge=LINE)
-            page.text(x + cell / 2, y + cell / 2, str(code), size=8.5)
-        page.text(left + 2.3, y + cell / 2, "x s", size=10, align="left")
-    page.text(1.9, 2.26, "W in 4 bits, scales s", size=10.5)
+    for row, blocks in enumerate(BLOCKS):
+        y = bottom + row * (cell + 0.1)
+        for number, codes in enumerate(blocks):
+            start = left + number * 1.33
+            for column, code in enumerate(codes):
+                page.bar((start + column * cell, y, cell, cell), "white", edge=LINE)
+                page.text(start + (column + 0.5) * cell, y + cell / 2, str(code), size=8)
+            page.text(start + 4 * cell + 0.04, y + cell / 2, ".. x s", size=8.5, align="left")
+    page.line([(left + 0.05, 2.62), (left + 2.55, 2.62)])
+    for level in LEVELS:
+        x = left + 1.3 + 1.25 * level
+        page.line([(x, 2.54), (x, 2.76)], width=1.6)
+    for x, words in ((-1.25, "-1"), (0.0, "0"), (1.25, "1")):
+        page.text(left + 1.3 + x, 2.88, words, size=8.5)
+    page.text(1.88, 2.36, "codes of 16 uneven levels,", size=9.5)
+    page.text(1.88, 2.14, "a scale s for 64 weights", size=9.5)
 
 
 def _memory(page: Page) -> None:

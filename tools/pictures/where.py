@@ -6,7 +6,7 @@ BLOCKS, BOTTOM, ROW, BOX = 7, 1.75, 0.48, 0.36
 METHODS = (
     ("full", "every weight", "6,243,584,000", "100 GB"),
     ("freeze", "the last 3 blocks", "611,882,496", "21 GB"),
-    ("lora, adalora", "beside the weights", "1,949,696", "12.5 GB"),
+    ("lora", "beside the weights", "1,949,696", "12.5 GB"),
     ("lora on nf4", "beside 4-bit weights", "1,949,696", "4.0 GB"),
     ("ptuning", "in front of the keys", "1,835,008", "12.5 GB"),
 )

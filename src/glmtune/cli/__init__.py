@@ -10,20 +10,25 @@ import click
 
 from glmtune.cli.chat import chat
 from glmtune.cli.compare import compare
-from glmtune.cli.console import is_main_process
+from glmtune.cli.console import is_main_process, program
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
+from glmtune.cli.export import export
 from glmtune.cli.info import info
+from glmtune.cli.migrate import migrate
+from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
+from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="glmtune")
 def glmtune() -> None:
-    """Fine-tune, evaluate and talk to ChatGLM2, ChatGLM3 and GLM-4 models.
+    """Fine-tune, evaluate and talk to models of the GLM family: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4,
+    GLM-4-0414, GLM-Z1, GLM-4.5.
 
     \b
     See it work, with the bundled model and rows:
@@ -42,7 +47,9 @@ def glmtune() -> None:
     """
 
 
-for verb in (demo, train, evaluate, compare, chat, info, data, settings):
+for verb in (
+    demo, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings,
+):  # fmt: skip
     glmtune.add_command(verb)
 
 
@@ -53,8 +60,11 @@ def main() -> None:
         glmtune(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as err:
+    except click.exceptions.NoArgsIsHelpError as err:
         err.show()
+        sys.exit(2)
+    except click.ClickException as err:
+        _show_misuse(err)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -65,3 +75,12 @@ def main() -> None:
             if err.hint:
                 click.echo(f"hint: {err.hint}", err=True)
         sys.exit(err.exit_code)
+
+
+def _show_misuse(err: click.ClickException) -> None:
+    """What click has found wrong with the command line, as our own errors are shown."""
+    context = getattr(err, "ctx", None)
+    command = context.command_path if context else program()
+    message = err.format_message().rstrip(".")
+    click.echo(f"error: {command}: {message[:1].lower()}{message[1:]}", err=True)
+    click.echo(f"hint: `{command} --help` has examples", err=True)

@@ -74,6 +74,11 @@ def program() -> str:
     return "glmtune" if shutil.which("glmtune") else called
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, like `1 row` and `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def indent(text: str) -> str:
     """A block under a heading, line breaks kept."""
     return "\n".join(f"    {line}" for line in text.split("\n"))

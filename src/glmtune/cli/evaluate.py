@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import Lines
+from glmtune.cli.console import Lines, counted
 
 if TYPE_CHECKING:
     from glmtune.workflows.events import Event
@@ -52,7 +52,7 @@ def evaluate(
     for name, thudm, chatglm3 in scores_table(scores):
         lines.say(f"{name:10} {thudm:>10} {chatglm3:>10}")
     lines.say(
-        f"{scores['num_rows']} rows, {scores['num_empty']} empty answers (score 0), "
+        f"{counted(scores['num_rows'], 'row')}, {counted(scores['num_empty'], 'empty answer')} (score 0), "
         f"{100 * scores['stopped_share']:.1f}% ended by a stop token"
     )
     lines.say(f"answers: {result.path / 'generated_predictions.txt'}; scores: {result.path / 'scores.json'}")

@@ -1,6 +1,6 @@
 """`glmtune info`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import click
 from glmtune.cli.console import Lines
 
 if TYPE_CHECKING:
-    from glmtune.info import Info
+    from glmtune.info import AdapterFacts, Info
     from glmtune.models.outline import Parameter
     from glmtune.recipe import Method
 
@@ -94,6 +94,8 @@ def _facts(found: "Info") -> Iterator[tuple[str, str]]:
     context = f"{found.context:,} tokens" if found.context else "unknown"
     yield "context", f"{context} ({found.context_key})"
     yield "tokenizer", _tokenizer(found)
+    if found.quant:
+        yield "quant", _quant(found.quant)
     yield "weights", _weights(found)
     yield "other files", ", ".join(name for name in found.files if not _is_weights(name))
 
@@ -102,14 +104,13 @@ def _adapter(found: "Info") -> Iterator[tuple[str, str]]:
     facts = found.adapter
     assert facts
     yield "checkpoint", str(facts.folder)
-    yield (
-        "method",
-        ", ".join(f"{key} {_plain(value)}" for key, value in facts.method.items() if value is not None),
-    )
+    yield "method", ", ".join(_settings(facts.method))
     if facts.num_trained is not None:
-        yield "trained", f"{facts.num_trained:,} parameters"
+        yield "trained", ", ".join(_trained(facts))
+    if facts.quant:
+        yield "quant", f"{facts.quant}: its base is quantised so when this is opened"
     if facts.base:
-        yield "trained from", f"{facts.base}, in {facts.quant}" if facts.quant else facts.base
+        yield "trained from", facts.base
     if facts.system:
         yield "system", facts.system
     if facts.source_prefix:
@@ -118,7 +119,36 @@ def _adapter(found: "Info") -> Iterator[tuple[str, str]]:
         yield "written by", f"glmtune {facts.glmtune_version}"
 
 
+def _settings(method: Mapping[str, Any]) -> Iterator[str]:
+    """The method's name, then its settings."""
+    if "name" in method:
+        yield method["name"]
+    for key, value in method.items():
+        if key != "name" and value is not None:
+            yield f"{key} {_plain(value)}"
+
+
+def _trained(facts: "AdapterFacts") -> Iterator[str]:
+    """How much was trained, where, and the ranks that AdaLoRA left."""
+    from glmtune.models.outline import show_numbers
+
+    yield f"{facts.num_trained:,} parameters"
+    if facts.layers:
+        yield f"in layer{'s' if len(facts.layers) > 1 else ''} {show_numbers(facts.layers)}"
+    if facts.ranks and "r" not in facts.method:  # AdaLoRA's
+        mean = f"{sum(facts.ranks) / len(facts.ranks):.1f}".removesuffix(".0")
+        yield f"ranks {mean} on average (min {min(facts.ranks)}, max {max(facts.ranks)})"
+
+
+def _quant(quant: str) -> str:
+    if quant == "int4":
+        return "int4, two weights in a byte (quantization_bit in config.json)"
+    return f"{quant} ({'quantization_bit' if quant == 'int8' else 'quantization_config'} in config.json)"
+
+
 def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -138,7 +168,9 @@ def _weights(found: "Info") -> str:
         return f"no weights here; config.json says {found.dtype}"
     sizes = [found.files[name] for name in found.weight_files]
     unread = [name for name in found.files if _is_weights(name) and name not in found.weight_files]
-    read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, mostly {found.dtype}"
+    kinds = f"{found.quant} and {found.dtype}" if found.quant in ("int8", "int4") else f"mostly {found.dtype}"
+    opened = f", opened as {found.adapter.quant}" if found.adapter and found.adapter.quant else ""
+    read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, {kinds}{opened}"
     return "; ".join([*([read] if sizes else []), *([f"not read: {', '.join(unread)}"] if unread else [])])
 
 
@@ -184,7 +216,8 @@ def _row(parameter: "Parameter") -> str:
 
 
 def _short(dtype: str) -> str:
-    return {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(dtype, dtype)
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    return short.get(dtype, "fp8" if dtype.startswith("float8") else dtype)
 
 
 def _size(num_bytes: float) -> str:

@@ -86,8 +86,11 @@ def _show(lines: Lines, event: "Event") -> None:
             lines.say(f"Evaluation Loss: {loss:.5f} (step {step})")
             if is_best and best_before is not None:
                 lines.say(f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}")
-        case Saved(path, is_best):
-            lines.say(f"{'Best model' if is_best else 'Model'} has saved at {path}")
+        case Saved(path, is_best, difference):
+            probed = f"the probe's logits differ from the base's by {difference:.3g}"
+            lines.say(f"{'Best model' if is_best else 'Model'} has saved at {path} ({probed})")
+            if not difference:
+                lines.warn("nothing was learned so far, or too little to show: a zero update is not opened")
 
 
 def _leave_group() -> None:

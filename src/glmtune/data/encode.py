@@ -17,8 +17,15 @@ from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.errors import DataError
 from glmtune.family import require_template
 from glmtune.recipe.settings import Data, TemplateName
-from glmtune.templates import Message, find, training_examples, visible_text, with_question_prefix
-from glmtune.tokenizers import GlmTokenizer
+from glmtune.templates import (
+    Message,
+    Segment,
+    find,
+    training_examples,
+    visible_text,
+    with_question_prefix,
+)
+from glmtune.tokenizers import GlmTokenizer, answer_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +106,18 @@ def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data
 
 
 def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
-    """The text of the last turn; a tool call as the model's format writes it."""
-    if messages[-1].arguments is None:
-        return visible_text(_template(tokenizer), messages[-1].content)
-    segments = tokenizer.segments(messages, add_generation_prompt=False)
-    role = max(i for i, segment in enumerate(segments) if segment.is_control)
-    return "".join(segment.text for segment in segments[role + 1 :])
+    """The last turn as the model would say it; a tool call as its format writes it.
+
+    Encoded and decoded as an answer is: ChatGLM-6B's tokenizer makes full-width punctuation half width.
+    """
+    answer = messages[-1]
+    segments = [Segment(answer.content)]
+    if answer.arguments is not None or (answer.metadata and answer.content):
+        segments = tokenizer.segments(messages, add_generation_prompt=False)
+        role = max(i for i, segment in enumerate(segments) if segment.text == "<|assistant|>")
+        segments = segments[role + 1 :]
+    said = answer_text(tokenizer, tokenizer.encode_segments(segments))
+    return visible_text(_template(tokenizer), said)
 
 
 class _At:

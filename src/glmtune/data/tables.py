@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glmtune.errors import DataError
+from glmtune.errors import DataError, first_line
 from glmtune.extras import require
 
 HUB_PREFIX = "hf:"
@@ -35,7 +35,7 @@ def parquet_rows(path: Path) -> list[Row]:
         values = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as err:
         raise DataError(
-            f"{path}: cannot be read as parquet: {_first_line(err)}",
+            f"{path}: cannot be read as parquet: {first_line(err)}",
             hint="write it again, or convert it to JSON lines",
         ) from None
     return _rows(values, str(path))
@@ -59,7 +59,7 @@ def saved_rows(path: Path) -> list[Row]:
         return _rows(list(found), str(path))
     except (OSError, ValueError) as err:
         raise DataError(
-            f"{path}: cannot be read as a saved data set: {_first_line(err)}",
+            f"{path}: cannot be read as a saved data set: {first_line(err)}",
             hint="save it again with save_to_disk",
         ) from None
 
@@ -92,7 +92,7 @@ def hub_rows(name: Path) -> list[Row]:
         return _rows(list(found), place)
     except (OSError, ValueError, RuntimeError) as err:  # offline, unknown name, unknown split or config
         raise DataError(
-            f"{place}: cannot be loaded: {_first_line(err)}",
+            f"{place}: cannot be loaded: {first_line(err)}",
             hint=f"check name and network ({HUB_FORM}), or download the data set and name its file",
         ) from None
 
@@ -117,7 +117,3 @@ def _without_unset(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_unset(item) for item in value]
     return value
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip() or type(err).__name__).split("\n", 1)[0]

@@ -1,16 +1,17 @@
-"""Scores of answers against reference texts, equal to those of the official scripts to the last rounding.
+"""Scores of answers against reference texts, equal to those of the official scripts to the last bit.
 
 Both scripts take ROUGE over jieba words; they differ in BLEU-4, in its scale and in what is stripped.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from statistics import fmean
-from typing import Any
+from functools import lru_cache
+
+import numpy as np
 
 from glmtune.errors import ConfigError, DataError
+from glmtune.evaluation.overlap import bleu_4, rouge_1, rouge_2, rouge_l, split_for_rouge
+from glmtune.evaluation.words import cut
 
 Scores = dict[str, float]
 
@@ -32,10 +33,12 @@ def score(predictions: Sequence[str], references: Sequence[str], variant: str = 
     `thudm` (ptuning/main.py) and 0-1 over jieba words in `chatglm3` (finetune_demo/finetune_hf.py). Raises
     `DataError` for lists of different lengths, no pairs, or an empty reference, which no answer can match.
     """
-    _check_pairs(predictions, references)
-    pairs = [score_pair(*pair, variant=variant) for pair in zip(predictions, references, strict=True)]
-    means = {name: fmean(scores[name] for scores in pairs) for name in SCORE_NAMES}
-    return {**means, "num_empty": sum(is_empty(prediction) for prediction in predictions)}
+    return _score(predictions, references, [variant])[variant]
+
+
+def score_variants(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Scores]:
+    """`score` of every variant by its name; each text is cut into words once for all."""
+    return _score(predictions, references, VARIANTS)
 
 
 def score_pair(prediction: str, reference: str, variant: str = "thudm") -> Scores:
@@ -54,6 +57,25 @@ def score_pair(prediction: str, reference: str, variant: str = "thudm") -> Score
 def is_empty(text: str) -> bool:
     """Whether a text holds no word: nothing but white space. The official scripts crash on such an answer."""
     return not text.strip()
+
+
+def _score(
+    predictions: Sequence[str], references: Sequence[str], variants: Iterable[str]
+) -> dict[str, Scores]:
+    _check_pairs(predictions, references)
+    pairs = [
+        {variant: score_pair(*pair, variant=variant) for variant in variants}
+        for pair in zip(predictions, references, strict=True)
+    ]
+    num_empty = sum(is_empty(prediction) for prediction in predictions)
+    return {
+        variant: {**_mean([pair[variant] for pair in pairs]), "num_empty": num_empty} for variant in pairs[0]
+    }
+
+
+def _mean(pairs: Sequence[Scores]) -> Scores:
+    # numpy's mean, as in both scripts: it adds in an order of its own
+    return {name: float(np.mean([scores[name] for scores in pairs])) for name in SCORE_NAMES}
 
 
 def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
@@ -75,46 +97,19 @@ def _empty_reference(place: str) -> DataError:
     )
 
 
+@lru_cache(maxsize=256)  # the variants mostly want the same
 def _rouge(prediction: str, reference: str) -> Scores:
-    words = " ".join(_words(prediction)), " ".join(_words(reference))
-    found = _rouge_scorer().get_scores(*words)[0]
-    return {name: round(found[name]["f"] * 100, 4) for name in ("rouge-1", "rouge-2", "rouge-l")}
+    words = split_for_rouge(cut(prediction)), split_for_rouge(cut(reference))
+    measures = {"rouge-1": rouge_1, "rouge-2": rouge_2, "rouge-l": rouge_l}
+    return {name: round(measure(*words) * 100, 4) for name, measure in measures.items()}
 
 
 def _bleu_of_characters(prediction: str, reference: str) -> float:
-    return round(_bleu(list(prediction), list(reference)) * 100, 4)
+    return round(bleu_4(prediction, reference) * 100, 4)
 
 
 def _bleu_of_words(prediction: str, reference: str) -> float:
-    return _bleu(_words(prediction), _words(reference))
-
-
-def _bleu(prediction: list[str], reference: list[str]) -> float:
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-
-    return float(sentence_bleu([reference], prediction, smoothing_function=SmoothingFunction().method3))
-
-
-def _words(text: str) -> list[str]:
-    return list(_jieba().cut(text))
-
-
-# These packages cost seconds to import, so they are loaded at the first score.
-
-
-@cache
-def _jieba() -> Any:
-    import jieba
-
-    jieba.setLogLevel(logging.WARNING)  # else it reports on stderr how it builds its dictionary
-    return jieba
-
-
-@cache
-def _rouge_scorer() -> Any:
-    from rouge_chinese import Rouge
-
-    return Rouge()
+    return bleu_4(cut(prediction), cut(reference))
 
 
 VARIANTS: dict[str, Variant] = {

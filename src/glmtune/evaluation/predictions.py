@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.evaluation.metrics import VARIANTS, score
-from glmtune.generate import Sampling, answer_text, decode
+from glmtune.evaluation.metrics import score_variants
+from glmtune.generate import Sampling, decode
 from glmtune.runs import (
     SETTINGS_FILE,
     append_json,
@@ -18,6 +18,8 @@ from glmtune.runs import (
     write_json,
     write_text,
 )
+from glmtune.templates import visible_text
+from glmtune.tokenizers import answer_text
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 
@@ -45,7 +47,10 @@ class Prediction:
 def predict(
     model: Any, tokenizer: Any, questions: Sequence[Question], *, max_new_tokens: int, batch_size: int
 ) -> Iterator[Prediction]:
-    """Answer greedily, so many rows at a time, the next as soon as one ends; yield each as it finishes."""
+    """Answer greedily, so many rows at a time, the next as soon as one ends; yield each as it finishes.
+
+    A thought in front of an answer is left out.
+    """
     stop_ids = frozenset(tokenizer.stop_ids)
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     ordered = sorted(questions, key=lambda question: len(question.prompt_ids))
@@ -56,7 +61,7 @@ def predict(
             if token not in stop_ids:
                 answers[i].append(token)
             if token in stop_ids or len(answers[i]) == max_new_tokens:
-                text = answer_text(tokenizer, answers[i])
+                text = visible_text(tokenizer.template, answer_text(tokenizer, answers[i]))
                 yield Prediction(ordered[i].row, ordered[i].reference, text, token in stop_ids)
 
 
@@ -95,7 +100,7 @@ def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Both variants of the scores, and how the answers ended."""
     answers = [p.predict for p in predictions]
     references = [p.labels for p in predictions]
-    scores: dict[str, Any] = {name: score(answers, references, variant=name) for name in VARIANTS}
+    scores: dict[str, Any] = {**score_variants(answers, references)}
     scores["num_rows"] = len(predictions)
     scores["num_empty"] = sum(not text.strip() for text in answers)
     scores["stopped_share"] = sum(p.stopped for p in predictions) / len(predictions)

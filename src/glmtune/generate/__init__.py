@@ -1,6 +1,6 @@
 """Answers from a model."""
 
-from glmtune.generate.chat import Chat, answer, answer_text, encode_conversation, stream_text
+from glmtune.generate.chat import Chat, answer, encode_conversation, stream_text
 from glmtune.generate.engine import Engine, Request, complete, decode
 from glmtune.generate.fast import choose_compute
 from glmtune.generate.sampling import Sampling
@@ -11,7 +11,6 @@ __all__ = [
     "Request",
     "Sampling",
     "answer",
-    "answer_text",
     "choose_compute",
     "complete",
     "decode",

@@ -5,7 +5,9 @@ from typing import Any
 
 from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.sampling import Sampling
+from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
 from glmtune.templates import messages_from_dicts, visible_text
+from glmtune.tokenizers import answer_text
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -47,15 +49,13 @@ class Chat:
 
         An answer that is abandoned half-way is not remembered.
         """
-        answer = ""
+        written = ""
         prompt = self._prompt(text)
-        for piece in stream_text(self.model, self.tokenizer, prompt, self.sampling, engine=self._engine):
-            answer += piece
+        for so_far, piece in _stream(self.model, self.tokenizer, prompt, self.sampling, self._engine):
+            written = so_far
             yield piece
-        self.messages += [
-            {"role": "user", "content": text},
-            {"role": "assistant", "content": answer.strip()},
-        ]
+        kept = kept_answer(self.tokenizer.template, written.strip())
+        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
 
     def _prompt(self, text: str) -> list[int]:
         conversation = [*self.messages, {"role": "user", "content": text}]
@@ -79,33 +79,38 @@ def stream_text(
     *,
     engine: Engine | None = None,
 ) -> Iterator[str]:
-    """Yield the text of one answer as it grows; `engine` as in `decode`."""
+    """Yield the text of one answer as it grows, as the official chat shows it; `engine` as in `decode`."""
+    for _, piece in _stream(model, tokenizer, prompt, sampling, engine):
+        yield piece
+
+
+def _stream(
+    model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, engine: Engine | None
+) -> Iterator[tuple[str, str]]:
+    """What the model has written so far, and what of it is new to show."""
     stop_ids = frozenset(tokenizer.stop_ids)
     ids: list[int] = []
-    sent = ""
+    written, shown = "", ""
     for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids, engine=engine):
         token = pairs[0][1]
         if token in stop_ids:
             break
         ids.append(token)
-        text = answer_text(tokenizer, ids)
-        is_whole = not text.endswith("\ufffd")  # else half a character: wait for the rest of its bytes
-        if is_whole and len(text) > len(sent):
-            yield text[len(sent) :]
-            sent = text
-    text = answer_text(tokenizer, ids)
-    if len(text) > len(sent):
-        yield text[len(sent) :]
-
-
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
-    return str(tokenizer.decode(list(ids))).lstrip()
+        written = answer_text(tokenizer, ids)
+        settled = settled_answer(tokenizer.template, written)
+        is_whole = not settled.endswith("\ufffd")  # else half a character: wait for the rest of its bytes
+        if is_whole and len(settled) > len(shown):
+            yield written, settled[len(shown) :]
+            shown = settled
+    rest = shown_answer(tokenizer.template, written)[len(shown) :]
+    if rest:
+        yield written, rest
 
 
 def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
-    """Answer several prompts at once; a thought in front of an answer is left out."""
+    """Answer several prompts at once, for people to read; a thought in front of an answer is left out."""
     stop_ids = frozenset(tokenizer.stop_ids)
     answers = complete(model, prompts, sampling, stop_ids=stop_ids)
     texts = [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]
-    return [visible_text(tokenizer.template, text) for text in texts]
+    template = tokenizer.template
+    return [shown_answer(template, visible_text(template, text)) for text in texts]

@@ -12,7 +12,8 @@ from glmtune.errors import ConfigError
 from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
-from glmtune.models.positions import positions_of, unwrap
+from glmtune.models.positions import positions_of
+from glmtune.models.wrapped import causal_of
 
 _MASKED_ATTENTION = ("sdpa", "eager")
 
@@ -31,7 +32,7 @@ def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | Mo
 
     Raises ConfigError where a step cannot be compiled, or for an attention function that takes no mask.
     """
-    base = unwrap(model)
+    base = causal_of(model)
     if isinstance(base, CausalLanguageModel):
         return LayerRunner(base, compile_step=compile_step)
     if compile_step:

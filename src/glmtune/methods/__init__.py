@@ -10,7 +10,7 @@ from glmtune.methods.freeze import apply_freeze
 from glmtune.methods.full import apply_full
 from glmtune.methods.lora import apply_lora
 from glmtune.methods.ptuning import apply_ptuning
-from glmtune.models.quant import quantised_layers
+from glmtune.models.outline import count_weights
 from glmtune.recipe import AdaLora, Method
 
 METHODS: dict[str, Callable[[Any, Any], Any]] = {
@@ -51,11 +51,5 @@ def trainable_line(model: nn.Module) -> str:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many weights are trained, and how many there are.
-
-    A quantised layer counts as many weights as the dense layer that it stands for.
-    """
-    total = sum(p.numel() for p in model.parameters())
-    for layer in quantised_layers(model).values():
-        total += layer.in_features * layer.out_features - sum(p.numel() for p in layer.held)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), total
+    """How many weights are trained, and how many there are, as `count_weights` counts."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(count_weights(model).values())

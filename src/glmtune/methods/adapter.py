@@ -1,27 +1,32 @@
 """What training leaves behind: the trained weights and a card that says what they belong to."""
 
-import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.family import find_family
-from glmtune.files import COPY_AGAIN, read_json, read_json_if_there, read_start
+from glmtune.files import COPY_AGAIN, read_json, read_start
+from glmtune.methods.card import CARD_FILE, Card, read_card
+from glmtune.methods.proof import update_norm
 from glmtune.methods.trained import (
+    ITS_BASE,
     TRAINED_FILE,
     find_trained,
     load_weights,
     put_back,
     read_pickle,
+    read_trained,
     require_same,
     save_weights,
     shapes_of,
@@ -33,50 +38,17 @@ from glmtune.models import load_in_transformers
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
 
-CARD_FILE = "glmtune.json"
+__all__ = [
+    "ADAPTER_FILE", "CARD_FILE", "KINDS", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
+    "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
+]  # fmt: skip
+
 ADAPTER_FILE = "adapter_config.json"
 KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
 
 _OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
-_ITS_BASE = "load it on the base it was trained on"
 _ANEW = "resume from a copy of this folder, or train anew"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """What the weights in a folder are, and how the model was talked to while it learned them."""
-
-    base: str
-    """The model that was trained: its folder, or its name on a hub or in the package."""
-    template: str
-    method: dict[str, Any]
-    system: str | None = None
-    source_prefix: str = ""
-    quant: str | None = None
-    """How the base was quantised while it was loaded: int8, int4, nf4 or not at all."""
-    glmtune_version: str = ""
-    base_revision: str | None = None
-    """The base's revision on its hub."""
-
-    def save(self, folder: Path) -> None:
-        """Write glmtune.json."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
-        (folder / CARD_FILE).write_text(text, encoding="utf-8")
-
-
-def read_card(folder: Path) -> Card | None:
-    """The card in a folder, None if there is none. Raises `CheckpointError` if it is broken."""
-    content = read_json_if_there(folder / CARD_FILE)
-    if not content:
-        return None
-    try:
-        return Card(**content)
-    except TypeError as err:
-        raise CheckpointError(
-            f"{folder / CARD_FILE}: not a card of this version: {err}",
-            hint="copy it from the run it came from",
-        ) from err
 
 
 def own_method(folder: Path) -> Method | None:
@@ -112,7 +84,7 @@ def _without_false_alarms() -> Iterator[None]:
 def save_trained(model: Any, folder: Path, card: Card) -> None:
     """Write the trained weights (an adapter in PEFT's layout, some weights, or the whole model) and the card.
 
-    Raises OSError if the disk does not take them.
+    What was written is read again. Raises OSError if the disk does not take it, or gives other numbers back.
     """
     try:
         if isinstance(model, PeftModel):
@@ -124,7 +96,22 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
             model.save_pretrained(str(folder), max_shard_size="2GB")
     except SafetensorError as err:  # what its writer makes of a failing disk
         raise OSError(str(err)) from err
-    card.save(folder)
+    if isinstance(model, PeftModel):
+        held: Any = get_peft_model_state_dict(model, save_embedding_layers=False)
+    elif card.method.get("name") in _OWN:
+        held = trained_weights(model)
+    else:
+        card.save(folder)
+        return
+    written = stored_tensors(folder)
+    _require_written(folder, held, written)
+    replace(card, norm=update_norm(written)).save(folder)
+
+
+def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
+    odd = [name for name in held if name not in written or not torch.equal(held[name].cpu(), written[name])]
+    if odd:
+        raise OSError(f"{folder}: {odd[0]} reads back other than it was written")
 
 
 @_without_false_alarms()
@@ -153,7 +140,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except RuntimeError as err:
         reason = str(err).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=_ITS_BASE) from err
+        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     require_same(folder, stored, shapes_of(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
@@ -162,9 +149,16 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in the adapter's weights. Looked at first: PEFT asks the hub for missing files."""
+    if not (folder / ADAPTER_FILE).exists() and find_trained(folder):
+        return trained_shapes(folder)
+    return shapes_of(stored_tensors(folder))
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """An adapter's trained weights by their names in its files. Raises `CheckpointError`."""
     if not (folder / ADAPTER_FILE).exists():
         if find_trained(folder):
-            return trained_shapes(folder)
+            return read_trained(folder)
         raise CheckpointError(
             f"{folder}: no {ADAPTER_FILE}, so not an adapter this version reads",
             hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
@@ -174,7 +168,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         if path.exists():
             read_start(path)
             try:
-                return shapes_of(read(path))
+                tensors: dict[str, Tensor] = read(path)
+                return tensors
             except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as err:
                 raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
     raise CheckpointError(

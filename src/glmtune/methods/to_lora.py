@@ -1,11 +1,12 @@
 """A pruned AdaLoRA adapter as plain LoRA, each target with its own rank: smaller, and known everywhere."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.adalora import AdaLoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
@@ -13,6 +14,10 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.methods.adalora import ADAPTER
 from glmtune.methods.adapter import Card
+
+_EPSILON = 1e-5
+"""What PEFT's SVDLinear adds to the rank that it divides the scale by."""
+_START = "base_model.model."
 
 Factors = tuple[Tensor, Tensor]
 """A (r, I) and B (O, r) of one target, whose product is the whole update."""
@@ -27,12 +32,37 @@ def save_as_lora(tuned: PeftModel, folder: Path, card: Card | None = None) -> No
     """
     factors = _factors(tuned)
     ranks = {name: len(a) for name, (a, _) in factors.items()}
+    theirs: Any = tuned.peft_config[ADAPTER]
+    config = _lora_config(theirs, ranks)
+    config.save_pretrained(str(folder))
+    save_file(_tensors(factors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if card is not None:
+        method = {"name": "lora", "r": config.r, "alpha": config.r, "dropout": theirs.lora_dropout}
+        replace(card, method={**method, "target_modules": sorted(theirs.target_modules)}).save(folder)
+
+
+def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """The same of an AdaLoRA adapter in a folder, from its tensors, without a model.
+
+    Raises `CheckpointError` if it has rank 0 everywhere.
+    """
+    theirs: Any = PeftConfig.from_pretrained(str(folder))
+    scale = theirs.lora_alpha / (theirs.init_r + _EPSILON)
+    names = [name.removesuffix(".lora_E") for name in tensors if name.endswith(".lora_E")]
+    factors = {}
+    for name in names:
+        a, b, e = (tensors[f"{name}.lora_{part}"] for part in "ABE")
+        factors[name.removeprefix(_START)] = _fold(a, b, e, scale)
+    return _lora_config(theirs, {name: len(a) for name, (a, _) in factors.items()}), _tensors(factors)
+
+
+def _lora_config(theirs: Any, ranks: Mapping[str, int]) -> LoraConfig:
+    """For targets of these ranks, whose scale is 1."""
     largest = max(ranks.values())
     if not largest:
         raise CheckpointError("adapter: its ranks are all 0, so it changes nothing", hint="train it first")
-    theirs: Any = tuned.peft_config[ADAPTER]
     patterns = {name: rank for name, rank in ranks.items() if 0 < rank < largest}
-    config = LoraConfig(
+    return LoraConfig(
         task_type=theirs.task_type,
         base_model_name_or_path=theirs.base_model_name_or_path,
         revision=theirs.revision,
@@ -45,11 +75,6 @@ def save_as_lora(tuned: PeftModel, folder: Path, card: Card | None = None) -> No
         target_modules=theirs.target_modules,
         exclude_modules=[name for name, rank in ranks.items() if not rank] or None,
     )
-    config.save_pretrained(str(folder))
-    save_file(_tensors(factors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if card is not None:
-        method = {"name": "lora", "r": largest, "alpha": largest, "dropout": theirs.lora_dropout}
-        replace(card, method={**method, "target_modules": sorted(theirs.target_modules)}).save(folder)
 
 
 @torch.no_grad()
@@ -64,8 +89,11 @@ def _factors(tuned: PeftModel) -> dict[str, Factors]:
 
 def _factors_of(layer: Any) -> Factors:
     a, b, e = (part[ADAPTER].float() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
+    return _fold(a, b, e, layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER].float() + _EPSILON))
+
+
+def _fold(a: Tensor, b: Tensor, e: Tensor, scale: Tensor | float) -> Factors:
     kept = e[:, 0] != 0
-    scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER].float() + 1e-5)  # as PEFT's SVDLinear scales
     return (a * e)[kept], b[:, kept] * scale
 
 
@@ -74,6 +102,6 @@ def _tensors(factors: dict[str, Factors]) -> dict[str, Tensor]:
     tensors = {}
     for name, (a, b) in factors.items():
         if len(a):
-            tensors[f"base_model.model.{name}.lora_A.weight"] = a.cpu().contiguous()
-            tensors[f"base_model.model.{name}.lora_B.weight"] = b.cpu().contiguous()
+            tensors[f"{_START}{name}.lora_A.weight"] = a.cpu().contiguous()
+            tensors[f"{_START}{name}.lora_B.weight"] = b.cpu().contiguous()
     return tensors

@@ -31,7 +31,8 @@ PREFIX = "transformer.prefix_encoder."
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_ITS_BASE = "load it on the base it was trained on"
+ITS_BASE = "load it on the base it was trained on"
+"""The cure for weights that do not fit."""
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
@@ -112,9 +113,9 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     if isinstance(method, Freeze):
         chosen = set(choose_weights(model, method))
         target = {name: p for name, p in model.named_parameters() if name in chosen}
-        put_back(folder, _read_ours(folder), target)
+        put_back(folder, read_trained(folder), target)
     else:
-        encoder = _open_prefix(model, folder, method)
+        encoder = open_prefix(model, folder, method)
         model.hold_prefix(encoder)
         target = dict(encoder.named_parameters())
     for parameter in target.values():
@@ -122,17 +123,14 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     return model
 
 
-def _open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
+def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_own_model(name_family(model.config.model_type), f"{folder}: P-Tuning's prefix")
     told = tell_method(folder)
     _check_stated(folder, told, method)
-    if (folder / TRAINED_FILE).exists():
-        tensors = _read_ours(folder)
-    else:
-        stored = scan_tensors(folder)
-        _check_others(model, stored)
-        tensors = _read(stored)
+    if not (folder / TRAINED_FILE).exists():
+        _check_others(model, scan_tensors(folder))
+    tensors = read_trained(folder)
     encoder = new_prefix(
         model.config,
         told.num_prefix_tokens,
@@ -182,10 +180,13 @@ def _check_others(model: nn.Module, stored: Mapping[str, Stored]) -> None:
         if plain not in known or (is_dense and known[plain] != held.shape):
             problem = "is left over" if plain not in known else f"has shape {list(held.shape)}"
             allowed = "" if plain not in known else f", this model's is {list(known[plain])}"
-            raise CheckpointError(f"{held.file}: {name} {problem}{allowed}", hint=_ITS_BASE)
+            raise CheckpointError(f"{held.file}: {name} {problem}{allowed}", hint=ITS_BASE)
 
 
-def _read_ours(folder: Path) -> dict[str, Tensor]:
+def read_trained(folder: Path) -> dict[str, Tensor]:
+    """The trained weights in a folder that `find_trained` found."""
+    if not (folder / TRAINED_FILE).exists():
+        return _read(scan_tensors(folder))
     read_start(folder / TRAINED_FILE)
     with _explained(folder / TRAINED_FILE):
         tensors: dict[str, Tensor] = load_file(folder / TRAINED_FILE)
@@ -234,5 +235,5 @@ def require_same(place: Path, stored: Shapes, expected: Shapes) -> None:
         else ("is left over" if name in stored else "is missing")
     )
     raise CheckpointError(
-        f"{place}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=_ITS_BASE
+        f"{place}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=ITS_BASE
     )

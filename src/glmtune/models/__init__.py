@@ -1,6 +1,12 @@
 """Native models; importing this registers them, so that transformers' Auto classes open official folders."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForSequenceClassification
@@ -12,10 +18,9 @@ from glmtune.tokenizers import register as register_tokenizers
 
 register_tokenizers()
 AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
-AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
-AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
-AutoModel.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
-AutoModelForCausalLM.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
+for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):  # those of the official auto_map
+    auto.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+    auto.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
 AutoModelForSequenceClassification.register(ChatGLMConfig, ChatGLMForSequenceClassification, exist_ok=True)
 
 __all__ = [

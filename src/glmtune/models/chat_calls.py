@@ -32,6 +32,8 @@ _HALF_CHARACTER = "�"
 _TOP_K = 50
 """What the official transformers version samples from when top_k is not given."""
 _FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
+_UNSETTLED = re.compile(r"(?:[,!:;?]|\[(?:\[(?:训(?:练(?:时(?:间\]?)?)?)?)?)?)\Z")
+"""An end of a text that is tidied otherwise when more follows: punctuation, a begun [[训练时间]]."""
 _HALF_WIDTH = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 
 
@@ -203,6 +205,22 @@ def _with_year(text: str) -> str:
     return text.replace("[[训练时间]]", "2023年")
 
 
+def shown_answer(template: str, text: str) -> str:
+    """An answer's text as the official chat of this format shows it; other formats' chats change nothing."""
+    style = _STYLES.get(template)
+    return style.tidy(text) if style else text
+
+
+def settled_answer(template: str, text: str) -> str:
+    """What `shown_answer` will begin with, however the text goes on."""
+    return shown_answer(template, _UNSETTLED.sub("", text) if template in _STYLES else text)
+
+
+def kept_answer(template: str, text: str) -> str:
+    """An answer's text as the official history keeps it: ChatGLM3's and GLM-4's as the model wrote it."""
+    return shown_answer(template, text) if isinstance(_STYLES.get(template), _RoundsStyle) else text
+
+
 def _template(tokenizer: GlmTokenizer) -> str:
     assert tokenizer.stop_ids, "asks for a template while it is open"
     return str(tokenizer.template)
@@ -273,6 +291,8 @@ class _FirstStyle(_RoundsStyle):
 
 class _TurnsStyle(_Style):
     """ChatGLM3 and GLM-4: history is message dicts; the last id, a stop token, is not part of the answer."""
+
+    tidy = staticmethod(_with_year)
 
     def messages(self, query: str, history: Sequence[Any] | None, role: str) -> list[dict[str, Any]]:
         return [*(history or ()), {"role": role, "content": query}]

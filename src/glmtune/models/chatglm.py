@@ -22,11 +22,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import capture_outputs
 
+from glmtune.errors import ConfigError
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.chat_calls import process_chatglm
 from glmtune.models.chatglm2 import Attend, Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
-from glmtune.models.chatglm_layout import build_mask, count_positions, official_tokens, read_official_mask
+from glmtune.models.chatglm_layout import (
+    build_mask,
+    check_positions,
+    count_positions,
+    official_tokens,
+    read_official_mask,
+)
 from glmtune.models.config_checks import check_kind
 from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
@@ -228,12 +235,14 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         prefix = self.make_prefix(hidden_states, past_key_values)
-        mask = self._build_mask(input_ids, attention_mask, past_key_values, hidden_states.shape[1])
+        batch, new = hidden_states.shape[:2]
+        mask = self._build_mask(input_ids, attention_mask, past_key_values, new)
         if position_ids is None:
             if attention_mask is not None and attention_mask.ndim == 4:
-                attention_mask = official_tokens(attention_mask)
-            real = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :]
+                attention_mask = official_tokens(attention_mask, new=new)
+            real = None if attention_mask is None else attention_mask[:, -new:]
             position_ids, _ = count_positions(self.config, _needed(input_ids), real)
+        check_positions(self.config, position_ids, batch=batch, new=new)
         hidden_states = self.run_layers(
             hidden_states, position_ids, mask, prefix, past_key_values=past_key_values, **kwargs
         )
@@ -266,7 +275,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         if cache is not None:  # a static one: all its room
             width = cache.get_mask_sizes(width - cache.get_seq_length(), 0)[0]
         if attention_mask is not None and attention_mask.ndim == 4:
-            return read_official_mask(functional.pad(attention_mask, (prefix, 0)), width)
+            return read_official_mask(attention_mask, width, new=new, prefix=prefix)
         seen = see_prefix(attention_mask, prefix)
         return build_mask(self.config, _needed(input_ids), seen, past=past, width=width)
 
@@ -327,11 +336,22 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
         """
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 4:
-            kwargs["attention_mask"] = official_tokens(mask)
+            kwargs["attention_mask"] = official_tokens(mask, new=mask.shape[-1])
         given = kwargs.pop("position_ids", None)
         if given is not None and self.config.revision != "early":
             kwargs |= {"prompt_positions": given, "new_positions": self.advance_positions(given[..., -1:])}
         return super().generate(*args, **kwargs)
+
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; refuses to read a prompt in parts, from whichever place that is asked for."""
+        config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        if config.prefill_chunk_size is not None:
+            raise ConfigError(
+                f"generate: prefill_chunk_size={config.prefill_chunk_size}, but ChatGLM-6B's context is "
+                "bidirectional: every token of a prompt sees all others, so it is read as a whole",
+                hint="leave prefill_chunk_size out",
+            )
+        return config, model_kwargs
 
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]

@@ -29,7 +29,7 @@ _IDS_BY_REVISION = {
     "mid": ("pad_token_id",),
     "late": ("pad_token_id", "mask_token_id", "gmask_token_id"),
 }
-"""Which ids a revision's config names; its keys are how a revision is told."""
+"""Which ids a revision's config names, which is also how it is told."""
 
 
 class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers has no types
@@ -71,7 +71,9 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Take the keys that are no fields: transformers' names for our fields, and what is unknown."""
-        self._revision: str = kwargs.pop("_revision", None) or self._told_revision()
+        self._revision: str = kwargs.pop("_revision", None) or v1_revision(
+            {"gmask_token_id": self.gmask_token_id, "pad_token_id": self.pad_token_id}
+        )
         for alias in self.attribute_map.keys() & kwargs.keys():
             self._adopt(alias, kwargs.pop(alias))
         super().__post_init__(**kwargs)
@@ -86,11 +88,6 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
                 f"config.json: {alias} = {value!r} contradicts {official} = {getattr(self, official)!r}"
             )
         setattr(self, official, value)
-
-    def _told_revision(self) -> str:
-        if self.gmask_token_id is not None:
-            return "late"
-        return "early" if self.pad_token_id is None else "mid"
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:

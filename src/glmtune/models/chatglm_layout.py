@@ -101,20 +101,52 @@ def build_mask(
     return may_see[:, None]
 
 
-def read_official_mask(attention_mask: Tensor, width: int) -> Tensor:
-    """What each new token may see, by an official mask (B or 1, 1, T, S): boolean, true = *not* seen.
+def read_official_mask(attention_mask: Tensor, width: int, *, new: int, prefix: int) -> Tensor:
+    """What each of `new` tokens may see, by an official mask (B or 1, 1, T, S): boolean, true = *not* seen.
 
-    Raises DataError for another type.
+    All see the `prefix`, which the mask leaves out. Raises DataError for a mask of another kind.
     """
-    if attention_mask.dtype != torch.bool:
-        raise DataError(
-            f"attention_mask: 4-D and {attention_mask.dtype}; the official one is boolean, true = not seen",
-            hint="pass a 2-D mask (1 = a token) or none: the model builds its own",
-        )
-    may_see = functional.pad(~attention_mask, (0, width - attention_mask.shape[-1]))
+    _check_official(attention_mask, new)
+    seen = functional.pad(~attention_mask, (prefix, 0), value=True)
+    may_see = functional.pad(seen, (0, width - seen.shape[-1]))
     return may_see | ~may_see.any(dim=-1, keepdim=True)  # a pad sees everything
 
 
-def official_tokens(attention_mask: Tensor) -> Tensor:
-    """A 2-D mask (B, S), 1 = a token, by an official mask: a pad is what nobody sees."""
+def official_tokens(attention_mask: Tensor, *, new: int) -> Tensor:
+    """A 2-D mask (B, S), 1 = a token, by an official mask of `new` tokens: a pad is what nobody sees.
+
+    Raises DataError for a mask of another kind.
+    """
+    _check_official(attention_mask, new)
     return (~attention_mask[:, 0].all(dim=-2)).long()
+
+
+def _check_official(mask: Tensor, new: int) -> None:
+    if mask.dtype != torch.bool:
+        raise _other_mask(f"4-D and {mask.dtype}")
+    if mask.shape[1] != 1 or mask.shape[2] != new:
+        raise _other_mask(f"shape {tuple(mask.shape)} for {new} new tokens")
+    # a pad sees nothing; whoever sees something sees itself
+    hides_itself = mask.diagonal(mask.shape[-1] - new, -2, -1) & ~mask.all(dim=-1)  # (B or 1, 1, T)
+    blind = hides_itself.flatten(1).any(dim=-1)
+    if bool(blind.any()):
+        raise _other_mask(f"row {int(blind.long().argmax())}: a token does not see itself")
+
+
+def _other_mask(found: str) -> DataError:
+    return DataError(
+        f"attention_mask: {found}; the official 4-D one is (B or 1, 1, T, S), boolean, true = not seen",
+        hint="pass a 2-D mask (1 = a token) or none: the model builds its own",
+    )
+
+
+def check_positions(config: ChatGLM6BConfig, position_ids: Tensor, *, batch: int, new: int) -> None:
+    """Raise DataError unless positions are (B or 1, 2, T), without `position_encoding_2d` (B or 1, T)."""
+    rest = (2, new) if config.position_encoding_2d else (new,)
+    shape = tuple(position_ids.shape)
+    if shape not in ((batch, *rest), (1, *rest)):
+        expected = ", ".join(map(str, rest))
+        raise DataError(
+            f"position_ids: shape {shape}, expected ({batch} or 1, {expected})",
+            hint="leave position_ids out, or take them from model.count_positions(input_ids, attention_mask)",
+        )

@@ -75,9 +75,9 @@ def load_base(
     quant = _quant_to_make(config, quant, folder)
     generation = _read_generation_config(folder)
     stored = scan_tensors(folder)
-    wanted = resolve_dtype(dtype, _main_dtype(stored), place)
+    wanted = resolve_dtype(dtype, main_dtype(stored), place)
     model = _build_empty(config, wanted)
-    stored = _without_copies(model, stored)
+    stored = without_copies(model, stored)
     check_stored(model, stored)
     if quant:
         quantise_as(model, quant)
@@ -158,12 +158,12 @@ def read_config(folder: Path, *, template: str | None = None) -> Config:
 def build_outline(folder: Path, *, template: str | None = None) -> Model:
     """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
     config = read_config(folder, template=template)
-    return _build_empty(config, config.dtype or torch.float32)
+    return _build_empty(config, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The type of most weights of a folder."""
-    return _main_dtype(scan_tensors(folder))
+    return main_dtype(scan_tensors(folder))
 
 
 def _read_generation_config(folder: Path) -> GenerationConfig | None:
@@ -171,7 +171,7 @@ def _read_generation_config(folder: Path) -> GenerationConfig | None:
     return GenerationConfig.from_dict(read_json(file)) if file.exists() else None
 
 
-def _main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
+def main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
     """The type of most weights that are not quantised."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in stored.values():
@@ -187,7 +187,7 @@ def _build_empty(config: Config, dtype: torch.dtype) -> Model:
     return model
 
 
-def _without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+def without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """Each tied weight once, under the name of the parameter that is filled, whichever copies are stored.
 
     Where both are, the output's copy is left unread, as the official code leaves it.
@@ -202,7 +202,6 @@ def _without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Sto
 
 def check_stored(model: Model, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
-    stored = _without_copies(model, stored)
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -257,12 +256,13 @@ def _whereabouts(stored: Mapping[str, Stored]) -> str:
     return str(files[0] if len(files) == 1 else files[0].parent if files else "checkpoint")
 
 
-def _set_scale_types(model: torch.nn.Module, stored: Mapping[str, Stored]) -> None:
-    """Scales keep the type they are stored in, or that of the weights they are made from."""
+def _set_scale_types(model: Model, stored: Mapping[str, Stored]) -> None:
+    """Scales keep the type they are stored in; those made here get the family's, or the stored weights'."""
     for name, layer in quantised_layers(model).items():
-        source = stored.get(f"{name}.weight_scale", stored[f"{name}.weight"])
+        kept = stored.get(f"{name}.weight_scale")
+        dtype = kept.dtype if kept else model.scale_dtype or stored[f"{name}.weight"].dtype
         if layer.weight_scale.is_floating_point():  # nf4's are codes
-            layer.weight_scale.data = layer.weight_scale.data.to(source.dtype)
+            layer.weight_scale.data = layer.weight_scale.data.to(dtype)
 
 
 def _fill(

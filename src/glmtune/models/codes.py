@@ -10,7 +10,7 @@ from glmtune.errors import ConfigError
 
 def _refuse(*_: Any) -> NoReturn:
     raise ConfigError(
-        "merge: the base is quantised (int8 or int4), an adapter cannot be merged into its codes",
+        "merge: the base is quantised, an adapter cannot be merged into its codes",
         hint="put the adapter on the original base, opened without quant, and merge it there",
     )
 

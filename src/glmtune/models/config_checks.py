@@ -19,12 +19,12 @@ def check_kind(config: Any, kind: type) -> None:
         )
 
 
-def check_sizes(config: Any, keys: Iterable[str]) -> None:
+def check_sizes(config: Any, keys: Iterable[str], *, place: str = "config.json") -> None:
     """Raise ConfigError for the first of these keys that is no positive integer."""
     for key in keys:
         value = getattr(config, key)
         if type(value) is not int or value < 1:
-            raise ConfigError(f"config.json: {key} must be a positive integer, got {value!r}", hint=PUBLISHED)
+            raise ConfigError(f"{place}: {key} must be a positive integer, got {value!r}", hint=PUBLISHED)
 
 
 def check_numbers(config: Any, numbers: Mapping[str, Callable[[float], bool]]) -> None:

@@ -13,7 +13,6 @@ Source: QLoRA, https://arxiv.org/abs/2305.14314, sections 2 and 3; bitsandbytes,
 Shapes: T tokens, I inputs of a layer, O its outputs; N = OI / 64 blocks.
 """
 
-import logging
 from functools import cache
 from typing import Any
 
@@ -29,9 +28,6 @@ BLOCK = 64
 
 _MAGNITUDES = 256  # magnitudes with one scale in common; the only number that the product takes
 _ROWS_AT_ONCE = 256  # what is held beyond the result while quantising
-
-# it advises another package, whose kernel is for the repacked weights that are never made here
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _load() -> Any:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.models.wrapped import causal_of
+
 
 class Positions:
     """Positions that count the tokens, 0, 1, 2, ...: ChatGLM2, ChatGLM3, GLM-4 and most other models.
@@ -29,12 +31,7 @@ class Positions:
         return positions + steps
 
 
-def unwrap(model: Any) -> Any:
-    """The model itself, taken out of PEFT's wrapper if it is in one; adapters stay in its layers."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def positions_of(model: Any) -> Positions:
     """How a model counts: its own rules if it has any, wrapped by PEFT or not, else one after the other."""
-    causal = unwrap(model)
+    causal = causal_of(model)
     return causal if isinstance(causal, Positions) else Positions()

@@ -107,11 +107,11 @@ class Prefixable:
         device = self.get_input_embeddings().weight.device
         self.hold_prefix(new_prefix(self.config, num_tokens, projection, dropout=dropout, device=device))
 
-    def hold_prefix(self: Any, encoder: PrefixEncoder) -> None:
-        """Take over a prefix that was made for this config; the config then says so."""
-        self.config.pre_seq_len = encoder.embedding.num_embeddings
-        self.config.prefix_projection = encoder.trans is not None
-        self.base_model.prefix_encoder = encoder.train(self.training)
+    def hold_prefix(self: Any, encoder: PrefixEncoder | None) -> None:
+        """Take over a prefix that was made for this config, or have none; the config then says so."""
+        self.config.pre_seq_len = encoder.embedding.num_embeddings if encoder else None
+        self.config.prefix_projection = encoder is not None and encoder.trans is not None
+        self.base_model.prefix_encoder = encoder.train(self.training) if encoder else None
 
     def count_cached(self, cache: Cache | None) -> int:
         """How many tokens a cache holds; the prefix is none."""

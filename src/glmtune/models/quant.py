@@ -63,7 +63,7 @@ def quantise(
     """
     device = device or weight.device
     outputs, inputs = weight.shape
-    _require_pairs(inputs, bits)
+    _require_pairs(inputs, bits, "a layer")
     codes = torch.empty(outputs, inputs * bits // 8, dtype=torch.int8, device=device)
     scale = torch.empty(outputs, dtype=scale_dtype or weight.dtype, device=device)
     for start in range(0, outputs, _ROWS_AT_ONCE):
@@ -72,10 +72,10 @@ def quantise(
     return codes, scale
 
 
-def _require_pairs(inputs: int, bits: int) -> None:
+def _require_pairs(inputs: int, bits: int, name: str) -> None:
     if bits == 4 and inputs % 2:
         raise ConfigError(
-            f"int4: a layer has {inputs} inputs, an odd number: they go in pairs", hint="use int8"
+            f"int4: {name} has {inputs} inputs, an odd number: they go in pairs", hint="use int8"
         )
 
 
@@ -200,7 +200,14 @@ class QuantizedLinear(nn.Linear):
 
 
 def quantise_linears(model: nn.Module, bits: int, scale_dtype: torch.dtype | None = None) -> None:
-    """Replace the linear layers of the model's blocks by quantised ones, one after the other, in place."""
+    """Replace the linear layers of the model's blocks by quantised ones, one after the other, in place.
+
+    Raises ConfigError, before the first, if a layer cannot be.
+    """
+    for name in name_linears(model):
+        dense = model.get_submodule(name)
+        assert isinstance(dense, nn.Linear)
+        _require_pairs(dense.in_features, bits, name)
     replace_linears(model, lambda dense: QuantizedLinear(dense, bits, scale_dtype))
 
 
@@ -216,9 +223,14 @@ def name_linears(model: nn.Module) -> list[str]:
     found = [(name, part) for name, part in model.named_modules() if _QUANTISED.search(name)]
     for name, part in found:
         if not isinstance(part, nn.Linear):
+            if hasattr(part, "base_layer"):  # PEFT's name for what an adapter lies on
+                raise ConfigError(
+                    f"quantize: {name} has an adapter on it",
+                    hint="quantise the model first, then put the adapter on it",
+                )
             raise ConfigError(
-                f"quantize: {name} is a {type(part).__name__}, not a plain linear layer",
-                hint="quantise the model first, then put the adapter on it",
+                f"quantize: {name} is a {type(part).__name__}, not a linear layer",
+                hint="open the model as it is published",
             )
     return [name for name, _ in found]
 

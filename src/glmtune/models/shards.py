@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, first_line
 from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
 
 _LAYOUTS = (
@@ -29,6 +29,10 @@ _SAFETENSORS_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
     "I8": torch.int8,
 }
 _ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
@@ -131,17 +135,11 @@ def explain_damage(file: Path) -> Iterator[None]:
         raise unreadable(file, error) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file}: holds more than tensors, and is not loaded for safety: {_first_line(error)}",
+            f"{file}: holds more than tensors, and is not loaded for safety: {first_line(error)}",
             hint="only weights are ever unpickled; get the safetensors files or re-save the state dict",
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{file}: truncated or damaged: {_first_line(error)}", hint=COPY_AGAIN
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        raise CheckpointError(f"{file}: truncated or damaged: {first_line(error)}", hint=COPY_AGAIN) from None
 
 
 class _SafetensorsShard:

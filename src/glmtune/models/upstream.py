@@ -3,21 +3,39 @@
 Every file's header is read first, so a missing shard or a git-lfs pointer is named before anything is loaded.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json
 from glmtune.models.checkpoint import resolve_device, resolve_dtype, stored_dtype
+from glmtune.models.config_checks import PUBLISHED, check_sizes
+from glmtune.models.shards import Stored
 
 _SAME_MODEL = "config.json and weights must be of the same model, and complete"
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old files hold and the model computes
+_FIELD = re.compile(r"for field '(\w+)'")
 
 
 def load_in_transformers(
@@ -29,12 +47,13 @@ def load_in_transformers(
 ) -> Any:
     """The model of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    Raises CheckpointError (files, names, shapes) and ConfigError (`dtype`, `device`).
+    Raises CheckpointError (files, names, shapes) and ConfigError (settings, `dtype`, `device`).
     """
     place = resolve_device(device)
     config = read_upstream_config(folder)
+    _build_empty(config, folder)  # what no model can be built from is told by its key
     wanted = resolve_dtype(dtype, stored_dtype(folder), place)
-    with _bar_on_a_terminal():
+    with _bar_on_a_terminal(), _without_report():
         model, found = AutoModelForCausalLM.from_pretrained(
             str(folder),
             config=config,
@@ -50,10 +69,48 @@ def load_in_transformers(
 
 
 def build_upstream_outline(folder: Path) -> Any:
-    """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
-    config = read_upstream_config(folder)
-    with torch.device("meta"):
+    """The folder's model without any weights: every parameter on the meta device, from config.json alone.
+
+    Pre-quantised weights are shown as the model is without them.
+    """
+    return _build_empty(_read_config(folder), folder)
+
+
+def _build_empty(config: Any, folder: Path) -> Any:
+    with _explained(folder / "config.json"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+
+
+def check_upstream_stored(folder: Path, model: Any, stored: Mapping[str, Stored]) -> None:
+    """Raise CheckpointError for the first tensor of the files that a load of this model would refuse.
+
+    Told from headers: the model's tensors by the names that it is saved with (GLM-4.5's experts one by one).
+    """
+    expected = revert_weight_conversion(model, model.state_dict())
+    passed_over = [re.compile(rule) for rule in model._keys_to_ignore_on_load_unexpected or ()]
+    extra = [name for name in stored.keys() - expected.keys() if not _COMPUTED.search(name)]
+    found = {
+        "missing_keys": expected.keys() - stored.keys() - model.all_tied_weights_keys.keys(),
+        "unexpected_keys": [name for name in extra if not any(rule.search(name) for rule in passed_over)],
+        "mismatched_keys": [
+            (name, held.shape, expected[name].shape)
+            for name, held in stored.items()
+            if name in expected and held.shape != expected[name].shape
+        ],
+        "error_msgs": [],
+    }
+    _check_found(folder, found)
+
+
+def name_stored(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The stored tensors by the model's names; those that it holds as one (GLM-4.5's experts) as that one."""
+    found = dict(stored)
+    for name, parameter in model.named_parameters():
+        parts = revert_weight_conversion(model, {name: parameter}) if name not in stored else {}
+        first = next((stored[part] for part in parts if part in stored), None)
+        if first:
+            found[name] = replace(first, name=name, shape=tuple(parameter.shape))
+    return found
 
 
 @contextmanager
@@ -69,22 +126,74 @@ def _bar_on_a_terminal() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep back transformers' table of what does not match: the error that follows says it.
+
+    A filter: at a higher level, that logger has other things to say.
+    """
+    logger = logging.get_logger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
 def read_upstream_config(folder: Path) -> Any:
-    """The folder's config as transformers reads it. Raises CheckpointError for one that it refuses."""
+    """The folder's config as transformers reads it.
+
+    Raises CheckpointError and ConfigError for one that makes no model, or makes a pre-quantised one.
+    """
+    config = _read_config(folder)
+    refuse_quantised(folder)
+    return config
+
+
+def _read_config(folder: Path) -> Any:
     path = folder / "config.json"
-    content = read_json(path)
-    if content.get("quantization_config"):
-        method = content["quantization_config"].get("quant_method")
+    stated = read_json(path).get("quantization_config")
+    if not isinstance(stated or {}, dict):
         raise CheckpointError(
-            f"{path}: pre-quantised weights ({method}) cannot be opened",
+            f"{path}: quantization_config: expected an object, got {stated!r}", hint=PUBLISHED
+        )
+    with _explained(path):
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        check_sizes(
+            config, [key for key in _SIZES if getattr(config, key, None) is not None], place=str(path)
+        )
+    return config
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Raise CheckpointError for a folder of pre-quantised weights."""
+    path = folder / "config.json"
+    stated = read_json(path).get("quantization_config")
+    if stated:
+        raise CheckpointError(
+            f"{path}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
             hint="open the original, unquantised folder of this model",
         )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever transformers raises over a config into a CheckpointError with file and key."""
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: {error}", hint="take config.json from the published folder"
-        ) from error
+        yield
+    except StrictDataclassError as error:
+        field = _FIELD.search(str(error))
+        key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""
+        reason = str(error.__cause__ or error).split(". Errors: ")[0]
+        reason = reason.removeprefix(f"Field {field[1]!r} ") if field else reason
+        raise CheckpointError(f"{path}{key}: {reason}", hint=PUBLISHED) from error
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
+        problem = f"unknown {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path}: makes no model: {problem}", hint=PUBLISHED) from error
 
 
 def _check_found(folder: Path, found: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from glmtune.models.wrapped import causal_of
+
 Batch = dict[str, Tensor]
 
 CHUNK_LOGITS = 2**23
@@ -41,7 +43,7 @@ class Sft(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """input_ids, attention_mask, labels: (B, T)."""
-        causal = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        causal = causal_of(self.model)
         hidden = causal.base_model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).last_hidden_state  # (B, T, C)

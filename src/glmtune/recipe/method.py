@@ -38,7 +38,7 @@ class Freeze(MethodSettings):
     name: Literal["freeze"] = "freeze"
     num_layers: int | None = Field(None, ge=1)
     """Train so many last layers; empty: 3, unless `patterns` is set."""
-    patterns: tuple[str, ...] | None = None
+    patterns: tuple[str, ...] | None = Field(None, min_length=1)
     """Train the parameters whose names match one of these, `*` standing for anything, as in
     `*.layers.27.mlp.*`."""
 
@@ -56,7 +56,7 @@ class LowRank(MethodSettings):
     """Scale: the update is multiplied by alpha / rank."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
-    target_modules: tuple[str, ...] | None = None
+    target_modules: tuple[str, ...] | None = Field(None, min_length=1)
     """Names of the linear layers to adapt; empty takes the family's default, `query_key_value`."""
 
 

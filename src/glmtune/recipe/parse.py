@@ -12,6 +12,13 @@ from pydantic import BaseModel, ValidationError
 from glmtune.errors import ConfigError
 from glmtune.recipe.settings import Recipe
 
+RIVALS = (
+    ({"train.steps"}, {"train.epochs"}),
+    ({"data.max_tokens"}, {"data.max_source_tokens", "data.max_target_tokens"}),
+    ({"method.num_layers"}, {"method.patterns"}),
+)
+"""Settings that say the same in two ways: what is named on top clears the other way below it."""
+
 Source = str | Path | Mapping[str, Any] | Recipe
 
 
@@ -33,6 +40,7 @@ def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]
         values = _read_yaml(Path(source))
     for word in overrides:
         _apply(values, word)
+    _clear_rivals(values, {word.partition("=")[0] for word in overrides if not word.endswith("=null")})
     _expand_method(values)
     return values
 
@@ -42,6 +50,7 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
     values: dict[str, Any] = {}
     for layer in layers:
         _lay_over(values, layer)
+        _clear_rivals(values, _named(layer))
     try:
         return Recipe.model_validate(values)
     except ValidationError as err:
@@ -90,6 +99,22 @@ def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
             _lay_over(below, value)
         else:
             values[key] = _copy(value) if isinstance(value, Mapping) else value
+
+
+def _named(layer: Mapping[str, Any]) -> set[str]:
+    """The settings that a layer gives a value, as `group.name`."""
+    groups = {key: group for key, group in layer.items() if isinstance(group, Mapping)}
+    return {f"{key}.{name}" for key, group in groups.items() for name in group if group[name] is not None}
+
+
+def _clear_rivals(values: dict[str, Any], named: set[str]) -> None:
+    """Take out what the settings named on top stand in place of; both named there stays an error."""
+    for one, other in (*RIVALS, *((b, a) for a, b in RIVALS)):
+        if named & one and not named & other:
+            for key in other:
+                group, _, name = key.partition(".")
+                if isinstance(values.get(group), dict):
+                    values[group].pop(name, None)
 
 
 def _apply(values: dict[str, Any], word: str) -> None:

@@ -14,6 +14,8 @@ from glmtune.recipe.method import Lora, Method
 DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 512
+MAX_RATE = 1e30
+"""Up to here AdamW can calculate, and the guard stops a run; from some 1e37 on its step is no fp32 number."""
 
 TemplateName = Literal[
     "chatglm", "chatglm2", "chatglm3", "glm4", "glm4_base", "glm4_0414", "glmz1", "glm45", "glm45_nothink"
@@ -95,7 +97,7 @@ class Train(Settings):
     """Rows that one device works on at once."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """AdamW; `adamw_8bit` holds its two means in 1 byte each in place of 4 (extra `bitsandbytes`)."""
-    lr: float | None = Field(None, ge=0)
+    lr: float | None = Field(None, ge=0, le=MAX_RATE)
     """Peak learning rate of AdamW; empty: the method's, as `method.name` lists them. A run records it."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape of the learning rate after the warm-up; `linear` and `cosine` end at 0."""

@@ -44,7 +44,7 @@ class RunFigures:
     eval_losses: dict[int, float]
     """Evaluation loss at the compared steps."""
     samples_step: int | None
-    """The step of the answers to the fixed prompts: the best evaluation's, else the newest there are."""
+    """The step of the answers to the fixed prompts: the best's, else the newest there are."""
     scores: tuple[Scores, ...]
 
 
@@ -292,7 +292,9 @@ def _leads(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Lead]:
 
 def _lead(name: str, run: Run, other_name: str, other: Run, other_step: int) -> Lead:
     loss = other.evaluated[other_step]
-    step = next(step for step, reached in run.evaluated.items() if reached <= loss)
+    reached = (step for step, at in run.candidates.items() if at <= loss)
+    step = next(reached, run.best_step)
+    assert step is not None
     return Lead(
         run=name,
         other=other_name,

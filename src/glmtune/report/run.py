@@ -54,6 +54,8 @@ class Run:
     recipe: Recipe
     environment: Mapping[str, Any]
     """What env.json holds."""
+    result: Mapping[str, Any]
+    """What eval.json holds; nothing before the end."""
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     training: Curve
@@ -73,9 +75,18 @@ class Run:
         return {step: loss for step, loss in finite(self.evaluation).items() if step > 0}
 
     @property
+    def candidates(self) -> Curve:
+        """Evaluation losses of what the run may deliver: AdaLoRA's count when its ranks have settled."""
+        early = {line["step"] for line in self.metrics if line.get("is_settled") is False}
+        return {step: loss for step, loss in self.evaluated.items() if step not in early}
+
+    @property
     def best_step(self) -> int | None:
-        """The step with the lowest evaluation loss, the first of equals."""
-        losses = self.evaluated
+        """The step of the link `best`, else that of eval.json, else the candidate of the lowest loss."""
+        for step in (_step_of(self.path / "best"), self.result.get("best_step")):
+            if step in self.evaluated:
+                return step
+        losses = self.candidates or self.evaluated
         return min(losses, key=lambda step: losses[step]) if losses else None
 
     @property
@@ -126,6 +137,7 @@ def read_run(path: str | Path) -> Run:
         path=folder,
         recipe=recipe,
         environment=read_json_if_there(folder / ENVIRONMENT_FILE),
+        result=result,
         metrics=metrics,
         samples=read_json_lines(folder / SAMPLES_FILE),
         training=training,
@@ -164,6 +176,13 @@ def _scores(file: Path) -> Scores:
         checkpoint=Path(settings["model"]).name,
         values=values,
     )
+
+
+def _step_of(link: Path) -> int | None:
+    """The step of the checkpoint that a link points at, whether or not that is still there."""
+    target = link.resolve().name if link.is_symlink() else follow(link).name
+    number = target.removeprefix("step-")
+    return int(number) if number.isdecimal() else None
 
 
 def _what_it_is(folder: Path) -> str:

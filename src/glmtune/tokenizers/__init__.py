@@ -7,7 +7,7 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.family import FAMILIES, identify
+from glmtune.family import FAMILIES, Identity, identify
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, find, messages_from_dicts
 from glmtune.tokenizers.base import GlmTokenizer
@@ -30,9 +30,11 @@ __all__ = [
     "FastGlmTokenizer",
     "GlmTokenizer",
     "IceTokenizer",
+    "answer_text",
     "check_fits",
     "encode_messages",
     "load_tokenizer",
+    "open_identified",
     "register",
 ]
 
@@ -45,7 +47,11 @@ def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenize
     folder = Path(path).expanduser()
     if template is not None:
         find(template)
-    identity = identify(folder, cast("TemplateName | None", template))
+    return open_identified(folder, identify(folder, cast("TemplateName | None", template)))
+
+
+def open_identified(folder: Path, identity: Identity) -> GlmTokenizer:
+    """The tokenizer of a folder that is told already. Raises as `load_tokenizer`."""
     if FAMILIES[identity.family].is_in_transformers:
         return read_fast(folder, identity)
     tokenizer_class = TOKENIZERS[identity.family]
@@ -67,6 +73,11 @@ def encode_messages(
     """
     segments = tokenizer.segments(messages_from_dicts(messages), add_generation_prompt)
     return tokenizer.encode_segments(segments)
+
+
+def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
+    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
+    return str(tokenizer.decode(list(ids))).lstrip()
 
 
 def check_fits(

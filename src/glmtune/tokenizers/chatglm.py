@@ -97,6 +97,11 @@ class ChatGLMTokenizer(GlmTokenizer):
         return int(self._convert_token_to_id_with_added_voc(self.eos_token))
 
     @property
+    def control_ids(self) -> dict[str, int]:
+        """The control tokens behind the pieces, by their official spelling."""
+        return dict(self._control_ids)
+
+    @property
     def vocab_size(self) -> int:
         """Pieces and control tokens."""
         return int(self.sp_model.get_piece_size()) + len(self._control_ids)

@@ -18,10 +18,11 @@ from glmtune.templates import ROLES, find
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.files import VOCABULARY, read_ranks
 
-_SPLIT = (
+SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+"""Where a text is cut before it is encoded."""
 _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.+?) 的人工智能助手")
 
 
@@ -43,7 +44,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         self._ids = read_ranks(path)
         self._tokens = {rank: token for token, rank in self._ids.items()}
         self._encoding = tiktoken.Encoding(
-            "glm4", pat_str=_SPLIT, mergeable_ranks=self._ids, special_tokens={}
+            "glm4", pat_str=SPLIT, mergeable_ranks=self._ids, special_tokens={}
         )
         self.vocab_file = str(path)
         self.template = template or ("glm4" if kwargs.get("chat_template") else "glm4_base")
@@ -66,6 +67,11 @@ class ChatGLM4Tokenizer(GlmTokenizer):
             template=self.template,
             **kwargs,
         )
+
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        """The plain tokens and their ids."""
+        return dict(self._ids)
 
     @property
     def vocab_size(self) -> int:

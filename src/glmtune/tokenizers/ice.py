@@ -213,8 +213,9 @@ class IceTokenizer(GlmTokenizer):
     ) -> MutableMapping[str, Any]:
         """Pad one row; with a length given, or padding asked for, also the mask and positions of its text.
 
-        After `early` the mask is (1, S, S), true where attention is not allowed, pads included; positions
-        are (2, S): the place in the context, and the place in the answer.
+        The mask is (1, S, S), true where attention is not allowed, pads included; positions are (2, S): the
+        place in the context, and the place in the answer. `early` has the mask alone, where padding or the
+        mask is asked for.
         """
         input_ids = list(encoded_inputs["input_ids"])
         if padding_strategy == PaddingStrategy.LONGEST:
@@ -222,12 +223,14 @@ class IceTokenizer(GlmTokenizer):
         num_pads = count_pads(len(input_ids), max_length, padding_strategy, pad_to_multiple_of)
         pads = (num_pads, 0) if (padding_side or self.padding_side) == "left" else (0, num_pads)
         filled = {"input_ids": self.pad_token_id, "token_type_ids": 0, "special_tokens_mask": 1}
-        if max_length is not None and self.ice_revision != "early":
-            if return_attention_mask is not False:
-                mask = encoded_inputs.get("attention_mask", self._mask(input_ids))
-                encoded_inputs["attention_mask"] = np.pad(
-                    np.asarray(mask, dtype=bool), [(0, 0), pads, pads], constant_values=True
-                )
+        is_early = self.ice_revision == "early"
+        is_padded = padding_strategy != PaddingStrategy.DO_NOT_PAD or return_attention_mask
+        if return_attention_mask is not False and (is_padded if is_early else max_length is not None):
+            mask = encoded_inputs.get("attention_mask", self._mask(input_ids))
+            encoded_inputs["attention_mask"] = np.pad(
+                np.asarray(mask, dtype=bool), [(0, 0), pads, pads], constant_values=True
+            )
+        if max_length is not None and not is_early:
             positions = np.asarray(encoded_inputs.get("position_ids", self._positions(input_ids)))
             encoded_inputs["position_ids"] = np.pad(positions, [(0, 0), pads])
         for name, filler in filled.items():

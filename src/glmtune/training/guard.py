@@ -46,6 +46,8 @@ class Guard:
     accelerator: Accelerator
     lower_lr: float
     """The learning rate to offer where the one in use is too high."""
+    is_rate_high: bool = False
+    """Whether the rate in use is above its method's: then it is to blame before half precision is."""
     rows_of: RowsOf | None = None
     """Without it, a row is named by its number in the step."""
 
@@ -64,7 +66,7 @@ class Guard:
             self._stop(step, "the loss is exactly 0", batches, _all_known, hint=self._known_hint())
         if not math.isfinite(grad_norm) and self.accelerator.scaler is None:
             what = f"the gradient norm is {grad_norm}"
-            self._stop(step, what, batches, partial(self._in_backward, items))
+            self._stop(step, what, batches, partial(self._in_backward, items), items=items)
         if grad_norm == 0:
             hint = self._no_gradient_hint()
             search = partial(self._where_it_ends, items)
@@ -76,7 +78,7 @@ class Guard:
         scale = self.accelerator.scaler.get_scale()
         if scale < LEAST_SCALE:
             what = f"the gradient overflows fp16 at every loss scale down to {2 * scale:g}"
-            self._stop(step, what, batches, partial(self._in_backward, items))
+            self._stop(step, what, batches, partial(self._in_backward, items), items=items)
 
     def check_evaluation(self, step: int, loss: float, *, batches: Sequence[Batch]) -> None:
         """After an evaluation at a step; 0 is before the first."""
@@ -94,10 +96,13 @@ class Guard:
         *,
         hint: str = "",
         has_learned: bool | None = None,
+        items: int = 0,
     ) -> NoReturn:
+        """`items`, the learned tokens of the step, where it is a gradient that is searched for."""
         has_learned = step > 1 if has_learned is None else has_learned
         found = gather_object([self._first(step, batches, search)])
-        where = next((words for words in found if words), "in no row when it was run once more by itself")
+        where = next((words for words in found if words), None)
+        where = where or (self._largest(step, batches, items) if items else _NOWHERE)
         broken = _broken_weight(self.objective)
         if broken:
             name, weight = broken
@@ -110,15 +115,30 @@ class Guard:
 
     def _first(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
         """What `search` finds, and in which row, going row by row, without padding."""
+        for place, row in self._rows(step, batches):
+            if words := search(row):
+                return f"{words} at {place}"
+        return None
+
+    def _largest(self, step: int, batches: Sequence[Batch], items: int) -> str:
+        """Where the largest gradient is: of finite ones too, the square of the norm can overflow."""
+        mine = (
+            (float(gradient.abs().max()), f"the gradient of {_shown(name)} at {place}")
+            for place, row in self._rows(step, batches)
+            for name, gradient in self._gradients(row, items).items()
+            if gradient is not None
+        )
+        size, words = max(gather_object([max(mine, default=(0.0, "none"))]))
+        return f"of gradients that are finite row by row: the largest, {size:.1e}, is in {words}"
+
+    def _rows(self, step: int, batches: Sequence[Batch]) -> Iterator[tuple[str, Batch]]:
+        """Each of this process's rows as a batch of its own, with its place."""
         rows = self.rows_of(step) if self.rows_of else None
+        device = self.accelerator.device
         for k, batch in enumerate(batches):
             for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-                device = self.accelerator.device
-                words = search({name: value[i : i + 1, :length].to(device) for name, value in batch.items()})
-                if words:
-                    place = rows[k][i].place if rows else f"row {i + 1} of micro-batch {k + 1}"
-                    return f"{words} at {place}"
-        return None
+                place = rows[k][i].place if rows else f"row {i + 1} of micro-batch {k + 1}"
+                yield place, {name: value[i : i + 1, :length].to(device) for name, value in batch.items()}
 
     def _broken_hint(self, weight: Tensor, *, has_learned: bool) -> str:
         if weight.requires_grad and has_learned:
@@ -129,7 +149,10 @@ class Guard:
 
     def _safe_settings(self, *, has_learned: bool) -> str:
         """Overrides to paste. Before anything was learned, no learning rate is to blame."""
-        if self.accelerator.mixed_precision != "no":
+        is_half = self.accelerator.mixed_precision != "no"
+        if is_half and has_learned and self.is_rate_high:
+            return f"train anew with {self._lower()}; if it comes to this again, with {self._precision()} too"
+        if is_half:
             return f"train anew with {self._precision()}; if it learned well up to here, with {self._lower()}"
         if has_learned:
             return f"train anew with {self._lower()}"
@@ -183,11 +206,7 @@ class Guard:
         return f"it ends at {place}" if place else None
 
     def _gradient(self, batch: Batch, items: int, is_bad: Callable[[Tensor], bool]) -> str | None:
-        """The first place on the way back from the loss where the gradient is bad: an output, or a weight.
-
-        Takes the gradients anew, as large as in the step but apart from its own: those have been clipped by
-        what is wrong.
-        """
+        """The first place on the way back from the loss where the gradient is bad: an output, or a weight."""
         found: list[str] = []
 
         def look(name: str, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
@@ -199,15 +218,23 @@ class Guard:
                 if tensor.requires_grad:
                     tensor.register_hook(meet)  # type: ignore[no-untyped-call]
 
-        trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
-        with self._watched(look), self.accelerator.autocast():
-            loss = self.objective(batch)
-            loss = loss * self._scale() / items
-            gradients = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
-        for name, gradient in reversed([*zip(trained, gradients, strict=True)]):
+        with self._watched(look):
+            gradients = self._gradients(batch, items)
+        for name, gradient in reversed(gradients.items()):
             if not found and is_bad(torch.zeros(()) if gradient is None else gradient):
                 found.append(f"the gradient of {_shown(name)}")
         return found[0] if found else None
+
+    def _gradients(self, batch: Batch, items: int) -> dict[str, Tensor | None]:
+        """The gradients by the weights' names, taken anew, as large as in the step but apart from its own.
+
+        Those have been clipped by what is wrong.
+        """
+        trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
+        with self.accelerator.autocast():
+            loss = self.objective(batch) * self._scale() / items
+            gradients = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
+        return dict(zip(trained, gradients, strict=True))
 
     def _scale(self) -> float:
         """What the loop multiplies a loss by."""
@@ -228,6 +255,7 @@ class Guard:
                 handle.remove()
 
 
+_NOWHERE = "in no row when it was run once more by itself"
 _GIVE_ANSWERS = (
     "give these rows answers to learn: data.loss=all_turns, or other columns (data.response_column=...)"
 )

@@ -82,11 +82,15 @@ def fit(
                 loss = module(batch) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
+        has_signal = part is None or _is_any(
+            p.grad for p in trained
+        )  # a penalty would hide that none is there
         if part is not None:  # after the processes' exchange: each adds the same
             accelerator.backward(part.penalty())
         mean_loss = float(accelerator.reduce(total, "sum"))
         norm = float(accelerator.clip_grad_norm_(trained, max_grad_norm or math.inf))
-        guard.check_step(step, loss=mean_loss, grad_norm=norm, items=items, batches=micro)
+        learned = norm if has_signal else 0.0
+        guard.check_step(step, loss=mean_loss, grad_norm=learned, items=items, batches=micro)
         lr = float(schedule.get_last_lr()[0])
         optimizer.step()
         if accelerator.optimizer_step_was_skipped:
@@ -126,6 +130,12 @@ def _totals(accelerator: Accelerator, micro: Sequence[Batch], objective: Objecti
     )
     items, tokens = accelerator.reduce(mine, "sum").tolist()
     return int(items), int(tokens)
+
+
+def _is_any(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether any number in them is not 0; asks a GPU once. Loss scaling makes no difference to that."""
+    found = [gradient.any() for gradient in gradients if gradient is not None]
+    return bool(torch.stack(found).any()) if found else False
 
 
 def _exchange(accelerator: Accelerator, module: nn.Module, *, is_last: bool) -> Any:

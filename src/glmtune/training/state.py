@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from glmtune.errors import CheckpointError
 
 STATE_FILE = "state.pt"
+PARTS = {"optimizer", "schedule", "random"}
+"""What `collect_state` gives in any case."""
+
+_ANEW = "take the folder from a copy, or train anew, with another output="
 
 
 def collect_state(optimizer: Optimizer, schedule: LRScheduler, accelerator: Accelerator) -> dict[str, Any]:
@@ -38,10 +43,12 @@ def restore_state(
     path = folder / STATE_FILE
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError, EOFError) as err:
-        raise CheckpointError(
-            f"{path}: cannot be read: {err}", hint="train anew, with another output="
-        ) from err
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as err:
+        reason = str(err).strip().splitlines() or [type(err).__name__]
+        raise CheckpointError(f"{path}: cannot be read: {reason[0]}", hint=_ANEW) from err
+    lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS
+    if lacking:
+        raise CheckpointError(f"{path}: not a run's state: {', '.join(sorted(lacking))} missing", hint=_ANEW)
     if len(state["random"]) != accelerator.num_processes:
         raise CheckpointError(
             f"{path}: saved by {len(state['random'])} processes, resumed by {accelerator.num_processes}",

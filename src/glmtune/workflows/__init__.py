@@ -2,6 +2,16 @@
 
 from glmtune.workflows.evaluating import evaluate, evaluating
 from glmtune.workflows.events import RunResult
+from glmtune.workflows.exporting import ExportResult, export, exporting
 from glmtune.workflows.training import train, training
 
-__all__ = ["RunResult", "evaluate", "evaluating", "train", "training"]
+__all__ = [
+    "ExportResult",
+    "RunResult",
+    "evaluate",
+    "evaluating",
+    "export",
+    "exporting",
+    "train",
+    "training",
+]

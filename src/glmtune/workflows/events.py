@@ -52,6 +52,8 @@ class Saved:
 
     path: Path
     is_best: bool
+    difference: float
+    """How far the probe's logits are from the base's."""
 
 
 @dataclass(frozen=True, slots=True)

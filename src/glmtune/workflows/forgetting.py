@@ -62,8 +62,8 @@ def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, l
         return None
     return (
         f"{epochs:.0f} epochs of {rows} rows at rate {lr:g}: runs like this have lost ordinary chat; paste "
-        f"train.steps=null train.epochs=2, or train.lr={_floor(bounds.distance / steps)}, or mix in general "
-        "conversations like examples/general.jsonl, one for each row: data.train=mixed.jsonl"
+        f"train.epochs=2, or train.lr={_floor(bounds.distance / steps)}, or mix general conversations into "
+        "your rows, one for each: docs/troubleshooting.md tells how"
     )
 
 

@@ -9,12 +9,17 @@ from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
 from glmtune.load import Place
+from glmtune.methods.adalora import plan_pruning
 from glmtune.models.checkpoint import has_bf16, resolve_device
-from glmtune.recipe import Recipe, load_recipe
+from glmtune.recipe import AdaLora, Method, Recipe, load_recipe
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, require_new
 from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.record import with_full_paths
 from glmtune.workflows.rows import data_hash
+
+FEW_PRUNING_STEPS = 20
+"""Fewer steps to prune in tell little: the scores of what matters are means over about the last 7 of them.
+Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -69,10 +74,30 @@ def rate_line(recipe: Recipe) -> str:
     return f"learning rate: {recipe.train.lr:g}; {method.default_lr:g} is {default}"
 
 
+def is_rate_high(recipe: Recipe) -> bool:
+    """Whether the learning rate is above the method's default."""
+    return (recipe.train.lr or 0.0) > recipe.method.default_lr
+
+
+def pruning_warning(method: Method, num_steps: int) -> str | None:
+    """What so few steps make of AdaLoRA's ranks; None where they are enough, and for other methods.
+
+    Raises `ConfigError` if no step is left to prune in.
+    """
+    if not isinstance(method, AdaLora):
+        return None
+    warmup, end, _ = plan_pruning(method, num_steps)
+    if end - warmup >= FEW_PRUNING_STEPS:
+        return None
+    return (
+        f"method.name: adalora has {end - warmup} of {num_steps} steps to prune in: too few to tell which "
+        "ranks matter. It wants some hundreds of steps: train.steps=300; with fewer take method=lora"
+    )
+
+
 def lower_rate(recipe: Recipe) -> float:
     """The rate to fall back to: the method's default, or a tenth of what is no higher than that."""
-    lr, default = recipe.train.lr or 0.0, recipe.method.default_lr
-    return default if lr > default else lr / 10
+    return recipe.method.default_lr if is_rate_high(recipe) else (recipe.train.lr or 0.0) / 10
 
 
 def require_resumable(recipe: Recipe, folder: Path) -> None:

@@ -1,11 +1,9 @@
 """A training run from recipe to checkpoints: read top to bottom."""
 
 import math
-import shutil
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,13 @@ from accelerate.state import AcceleratorState
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
+from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
-from glmtune.methods.adapter import Card, restore_trained, save_trained
+from glmtune.methods.adapter import read_card, restore_trained, save_trained
+from glmtune.methods.proof import check_base, recorded_difference
 from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
@@ -32,15 +32,19 @@ from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import STATE_FILE, collect_state, restore_state
+from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
+from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
     fp16_line,
+    is_rate_high,
     lower_rate,
     model_facts,
     plan_line,
     plan_warning,
+    pruning_warning,
     rate_line,
     require_resumable,
     require_startable,
@@ -51,9 +55,6 @@ from glmtune.workflows.plan import (
 )
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Rows, first_row, training_rows
-
-COPIED_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
-"""Small files of a base folder that a fully trained model needs beside its own weights."""
 
 
 @dataclass
@@ -75,6 +76,7 @@ class _Run:
     tokenizer: Any
     rows: Rows
     accelerator: Accelerator
+    base: Untrained
     model: Any
     objective: Sft
     module: Any
@@ -118,7 +120,10 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
         run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
     run.accelerator.wait_for_everyone()
-    return _result(run)
+    result = _result(run)
+    if worse := worse_warning(recipe, result.metrics):
+        yield Note(worse, is_warning=True)
+    return result
 
 
 def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
@@ -131,6 +136,17 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data)
     yield from rows.notes
+    steps = Steps(
+        rows.train.rows,
+        batch_size=recipe.train.batch_size,
+        micro_batch_size=recipe.train.micro_batch_size,
+        seed=recipe.train.seed,
+        rank=state.process_index,
+        num_processes=state.num_processes,
+    )
+    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
+    if early := pruning_warning(recipe.method, num_steps):
+        yield Note(early, is_warning=True)
     held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
     precision = choose_precision(recipe, held, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
@@ -138,6 +154,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     base = open_place(
         place, template=recipe.template, dtype=dtype, device=str(state.device), quant=recipe.quant
     )
+    untrained = look_at_base(base, place, tokenizer)
     torch.manual_seed(recipe.train.seed)
     model = apply_method(base, recipe.method)
     if recipe.train.gradient_checkpointing:
@@ -147,15 +164,6 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
     torch.manual_seed(recipe.train.seed + accelerator.process_index)  # dropout differs between processes
-    steps = Steps(
-        rows.train.rows,
-        batch_size=recipe.train.batch_size,
-        micro_batch_size=recipe.train.micro_batch_size,
-        seed=recipe.train.seed,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
     optimizer = build_optimizer(model, recipe.train)
     schedule = build_schedule(optimizer, recipe.train, num_steps)
     objective = Sft(model)
@@ -176,6 +184,7 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
         tokenizer=tokenizer,
         rows=rows,
         accelerator=accelerator,
+        base=untrained,
         model=model,
         objective=objective,
         module=accelerator.prepare_model(objective) if several else objective,
@@ -187,7 +196,13 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
             collate(part, tokenizer.pad_token_id)
             for part in _validation_parts(rows.validation.rows, recipe, accelerator)
         ],
-        guard=Guard(objective, accelerator, lower_lr=lower_rate(recipe), rows_of=steps.micro_batches),
+        guard=Guard(
+            objective,
+            accelerator,
+            lower_lr=lower_rate(recipe),
+            is_rate_high=is_rate_high(recipe),
+            rows_of=steps.micro_batches,
+        ),
         record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
         pruning=begin_pruning(model, recipe.method, num_steps),
     )
@@ -257,14 +272,16 @@ def _evaluate(run: _Run) -> Generator[Event, None, bool]:
     loss = _evaluation_loss(run, run.validation)
     before = standing.best_loss
     # the best is to have the ranks that were asked for, so patience begins when they have settled
-    counts = standing.step > 0 and (run.pruning is None or run.pruning.has_settled)
+    is_settled = run.pruning is None or run.pruning.has_settled
+    counts = standing.step > 0 and is_settled
     is_best = counts and (before is None or loss < before)
     if is_best:
         standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
     elif counts:
         standing.evaluations_since_best += 1
     if run.is_main:
-        run.record.add({"step": standing.step, "eval_loss": loss})
+        early = {} if is_settled else {"is_settled": False}
+        run.record.add({"step": standing.step, "eval_loss": loss, **early})
         run.record.add_samples(standing.step, _samples(run))
         run.record.draw(standing.step)
     run.accelerator.wait_for_everyone()
@@ -310,24 +327,29 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
     if run.pruning:
         state["pruning"] = run.pruning.state_dict()
     path = run.record.checkpoint_path(run.standing.step)
+    card = write_card(run.recipe, run.place, run.base, run.tokenizer, run.model, step=run.standing.step)
     if run.is_main:
         make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
             if run.recipe.method.name == "full":
-                _copy_small_files(run.place.base, partial)
-            save_trained(run.model, partial, _card(run))
+                copy_small_files(run.place.base, partial)
+            save_trained(run.model, partial, card)
             with (partial / STATE_FILE).open("wb") as file:
                 torch.save(state, file)
         run.record.link_checkpoint(path, is_best=is_best)
         run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
     run.accelerator.wait_for_everyone()
-    return Saved(path, is_best)
+    assert card.probe is not None
+    return Saved(path, is_best, recorded_difference(card.probe))
 
 
 def _resume(run: _Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint."""
     last = follow(run.record.folder / "last")
+    card = read_card(last)
+    if card and card.fingerprint:
+        check_base(last, card, run.place.base)
     if run.pruning is None:
         restore_trained(run.model, last)
     state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
@@ -355,31 +377,10 @@ def _validation_parts(rows: list[Row], recipe: Recipe, accelerator: Accelerator)
     return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 
-def _card(run: _Run) -> Card:
-    data = run.recipe.data
-    return Card(
-        base=run.place.name,
-        base_revision=run.place.revision,
-        template=run.tokenizer.template,
-        method=run.recipe.method.model_dump(mode="json"),
-        system=data.system,
-        source_prefix=data.source_prefix,
-        quant=run.recipe.quant,
-        glmtune_version=version("glmtune"),
-    )
-
-
 def _sizes(model: Any) -> dict[str, int]:
     """How much is trained of how much, as env.json keeps it."""
     trained, total = count_parameters(model)
     return {"trainable_parameters": trained, "all_parameters": total}
-
-
-def _copy_small_files(base: Path, folder: Path) -> None:
-    """Tokenizer and code files, so that a fully trained model is as complete as its base."""
-    for path in sorted(base.iterdir()):
-        if path.suffix in COPIED_SUFFIXES and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, folder / path.name)
 
 
 def _result(run: _Run) -> RunResult:

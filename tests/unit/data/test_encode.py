@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from glmtune.data.encode import encode_examples, encode_prompts
 from glmtune.data.example import Example
 from glmtune.errors import ConfigError, DataError
+from glmtune.evaluation.metrics import score
 from glmtune.recipe.settings import Data
-from glmtune.templates import TEMPLATES, Message
-from glmtune.tokenizers import encode_messages, load_tokenizer
+from glmtune.templates import TEMPLATES, Message, visible_text
+from glmtune.tokenizers import answer_text, encode_messages, load_tokenizer
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 TURNS = ["chatglm3", "glm4", "glm4_base"]
@@ -391,12 +392,54 @@ def test_the_prefix_stands_in_training_where_chat_puts_it(four, name, encoding):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("chatglm3", "get_time\n```python\ntool_call(city='上海')\n```"),
+        ("chatglm3", "get_time\n ```python\ntool_call(city='上海')\n```"),
         ("glm4", 'get_time\n{"city": "上海"}'),
         ("glm4_base", 'get_time\n{"city": "上海"}'),
+        (
+            "glm45",
+            "<tool_call>get_time\n<arg_key>city</arg_key>\n<arg_value>上海</arg_value>\n</tool_call>",
+        ),
     ],
 )
 def test_an_answer_that_is_a_call_is_compared_as_the_model_writes_it(four, name, text):
     call = Message("assistant", "", metadata="get_time", arguments={"city": "上海"})
     prompts, _ = encode_prompts(four[name], [example(Message("user", "几点？"), call)], Data())
     assert prompts[0].reference == text
+
+
+def test_a_call_given_as_text_is_compared_with_its_name(four):
+    call = Message("assistant", "tool_call()", metadata="get_time")
+    prompts, _ = encode_prompts(four["chatglm3"], [example(Message("user", "几点？"), call)], Data())
+    assert prompts[0].reference == "get_time\n tool_call()"
+
+
+ANSWERS = ["你好，世界！是吗？（是；不是）", "早上好：  a, b\n\t１２３ ok...", "公园里，"]
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_a_perfect_answer_scores_100(four, name):
+    assert_perfect_answers_score_100(four[name], Data())
+
+
+@pytest.mark.parametrize("encoding", list(NAMED))
+def test_a_perfect_answer_scores_100_in_the_scripts_own_encodings(four, encoding):
+    data = Data(encoding=encoding, max_source_tokens=90, max_target_tokens=90)
+    assert_perfect_answers_score_100(four[NAMED[encoding]], data)
+
+
+@pytest.mark.parametrize("encoding", ["chat", "thudm"])
+def test_a_perfect_answer_of_a_chatglm_6b_scores_100_whatever_its_revision(ice, encoding):
+    data = Data(encoding=encoding, max_source_tokens=90, max_target_tokens=90)
+    assert_perfect_answers_score_100(ice, data)
+
+
+def assert_perfect_answers_score_100(tokenizer: Any, data: Data) -> None:
+    rows = [pair("早", answer) for answer in ANSWERS]
+    learned = [row.labels[row.labels >= 0].tolist() for row in encode_examples(tokenizer, rows, data).rows]
+    prompts = encode_prompts(tokenizer, rows, data)[0]
+    starts = frozenset(tokenizer.get_prefix_tokens()) | {tokenizer.bos_token_id}  # of the thudm script
+    ids = [[i for i in row if i not in (*tokenizer.stop_ids, *starts)] for row in learned]
+    said = [visible_text(tokenizer.template, answer_text(tokenizer, row)) for row in ids]
+    assert said == [prompt.reference for prompt in prompts]
+    scores = score(said, [prompt.reference for prompt in prompts], variant="thudm")
+    assert [scores[name] for name in ("rouge-1", "rouge-2", "rouge-l")] == [100] * 3

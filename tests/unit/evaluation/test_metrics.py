@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import official_scores
 from glmtune.errors import ConfigError, DataError
-from glmtune.evaluation.metrics import SCORE_NAMES, VARIANTS, score, score_pair
+from glmtune.evaluation.metrics import SCORE_NAMES, VARIANTS, score, score_pair, score_variants
+from texts import long_text, pairs
 
 
 def test_a_pair_worked_by_hand():
@@ -80,7 +82,40 @@ def test_only_the_chatglm3_variant_strips_the_texts():
     assert score_pair("你好\n", "你好", "thudm")["bleu-4"] < score_pair("你好", "你好", "thudm")["bleu-4"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500)
+@given(pairs(), st.sampled_from(sorted(VARIANTS)))
+@example(("很好。\n好", "很好。 \n\n好"), "thudm")  # a sentence of white space alone counts as an empty word
+@example(("嗯.......好.............", "嗯......。好.............”"), "thudm")  # a word of dots falls into two
+@example(("？。!……”，", "。”？……!"), "chatglm3")
+@example((" \n 你好\n", "\n\u3000\n你好 "), "thudm")
+@example((" \n 你好\n", "\n\u3000\n你好 "), "chatglm3")
+def test_any_pair_scores_as_the_packages_score_it_to_the_last_bit(pair, variant):
+    assert score_pair(*pair, variant) == official_scores.score_pair(*pair, variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_texts_of_2000_characters_score_as_the_packages_score_them(variant):
+    prediction, reference = long_text(1), long_text(2)
+    mixed = prediction[:700] + reference[300:1600]
+    assert score_pair(mixed, reference, variant) == official_scores.score_pair(mixed, reference, variant)
+
+
+@settings(max_examples=20)
+@given(st.lists(pairs(), min_size=1, max_size=30))
+def test_all_pairs_together_score_as_the_packages_score_them_to_the_last_bit(many):
+    predictions, references = zip(*many, strict=True)
+    for variant, scores in score_variants(predictions, references).items():
+        assert scores == {**official_scores.score(predictions, references, variant), "num_empty": 0}
+
+
+@settings(max_examples=20)
+@given(st.lists(pairs(), min_size=1, max_size=5))
+def test_all_variants_together_score_as_each_alone(many):
+    predictions, references = ["", *(pair[0] for pair in many)], ["好", *(pair[1] for pair in many)]
+    expected = {variant: score(predictions, references, variant) for variant in VARIANTS}
+    assert score_variants(predictions, references) == expected
+
+
 @given(st.text(max_size=30), st.text(max_size=30).filter(str.strip), st.sampled_from(sorted(VARIANTS)))
 def test_any_pair_of_texts_is_scored_between_0_and_100(prediction, reference, variant):
     assert all(0 <= value <= 100 for value in score_pair(prediction, reference, variant).values())
@@ -92,9 +127,11 @@ def test_scoring_writes_nothing_to_the_terminal():
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_the_scoring_packages_are_loaded_at_the_first_score_only():
+def test_scoring_loads_neither_nltk_nor_rouge_chinese_and_importing_no_jieba():
     code = (
-        "import sys, glmtune.evaluation.metrics;"
-        "assert not {'jieba', 'nltk', 'rouge_chinese', 'torch'} & set(sys.modules)"
+        "import sys; from glmtune.evaluation.metrics import score;"
+        "assert not {'jieba', 'torch'} & set(sys.modules);"
+        "score(['你好'], ['你好'], 'thudm'), score(['你好'], ['你好'], 'chatglm3');"
+        "assert not {'nltk', 'rouge_chinese', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

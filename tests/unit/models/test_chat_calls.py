@@ -18,6 +18,7 @@ from glmtune.models.chat_calls import (
 )
 from glmtune.tokenizers import encode_messages, load_tokenizer
 from golden import GOLDENS
+from models import letters_only
 from tiny import tiny_sentencepiece, tiny_tiktoken
 
 TEMPLATES = ["chatglm2", "chatglm3", "glm4"]
@@ -87,17 +88,9 @@ def test_chat_answers_what_generate_gives_for_the_encoded_messages(pair):
     assert history == history_of(tokenizer)
 
 
-def letters_only(tokenizer: Any) -> LogitsProcessorList:
-    """A random model writes broken characters; this keeps it to letters."""
-    size = len(tokenizer) + 3
-    letters = [i for i in range(size - 20) if (text := tokenizer.decode([i])).isascii() and text.isalpha()]
-    mask = torch.full((size,), float("-1e9")).index_fill(0, torch.tensor(letters), 0.0)
-    return LogitsProcessorList([lambda _ids, scores: scores + mask])
-
-
 def test_the_stream_ends_with_the_answer_of_chat(pair):
     model, tokenizer = pair
-    settings = {**GREEDY, "logits_processor": letters_only(tokenizer)}
+    settings = {**GREEDY, "logits_processor": letters_only(model, tokenizer)}
     answers = list(model.stream_chat(tokenizer, "去哪", history_of(tokenizer), **settings))
     assert answers[-1] == model.chat(tokenizer, "去哪", history_of(tokenizer), **settings)
     texts = [text for text, _ in answers]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.family import v1_revision
@@ -77,7 +77,7 @@ def test_auto_classes_open_an_official_folder_without_remote_code(revision: str)
     assert type(config) is ChatGLM6BConfig
     assert config.revision == revision
     assert type(ChatGLMConfig.from_pretrained(folder)) is ChatGLM6BConfig
-    for auto in (AutoModel, AutoModelForCausalLM):
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSeq2SeqLM):
         opened = auto.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
         assert type(opened) is ChatGLM6BForConditionalGeneration
         assert opened.lm_head.weight is opened.transformer.word_embeddings.weight
@@ -253,10 +253,40 @@ def test_ids_that_tell_no_positions_are_refused_by_row(model: ChatGLM6BForCondit
     no_mask = torch.tensor([[20, 21, 304, 301]])  # a mask token after <sop> is none
     with pytest.raises(DataError, match=r"row 0: no \[MASK\] or \[gMASK\]"):
         model(no_mask)
-    with pytest.raises(DataError, match="boolean"):
-        model(IDS, attention_mask=torch.ones(2, 1, 8, 8))
     with pytest.raises(ValueError, match="position_ids"):
         model(inputs_embeds=model.get_input_embeddings()(IDS))
+
+
+@pytest.mark.parametrize(
+    ("mask", "found"),
+    [
+        (torch.ones(2, 1, 8, 8), "torch.float32"),
+        (torch.ones(2, 1, 1, 8, dtype=torch.bool), r"\(2, 1, 1, 8\)"),
+        (torch.ones(8, 8, dtype=torch.bool).tril().expand(2, 1, 8, 8), "row 0: a token does not see itself"),
+    ],
+)
+def test_a_4d_mask_of_another_meaning_is_refused_with_the_official_one(
+    model: ChatGLM6BForConditionalGeneration, mask: Tensor, found: str
+) -> None:
+    for call in (model, model.generate):
+        with pytest.raises(DataError, match=f"attention_mask.*{found}") as raised:
+            call(IDS, attention_mask=mask)
+        assert "true = not seen" in str(raised.value)
+        assert "2-D" in str(raised.value.hint)
+
+
+def test_positions_of_another_shape_are_refused_with_the_expected_one(
+    model: ChatGLM6BForConditionalGeneration,
+) -> None:
+    one_row = torch.arange(8).expand(2, 8)
+    with pytest.raises(DataError, match=r"position_ids: shape \(2, 8\), expected \(2 or 1, 2, 8\)") as raised:
+        model(IDS, position_ids=one_row)
+    assert "count_positions" in str(raised.value.hint)
+    with pytest.raises(DataError, match=r"expected \(2 or 1, 2, 8\)"):
+        model(IDS, position_ids=torch.zeros(2, 2, 9, dtype=torch.long))
+    model.config.position_encoding_2d = False
+    with pytest.raises(DataError, match=r"shape \(2, 2, 8\), expected \(2 or 1, 8\)"):
+        model(IDS, position_ids=torch.zeros(2, 2, 8, dtype=torch.long))
 
 
 def test_a_pad_id_in_the_text_is_a_token_and_a_padded_bos_is_none(
@@ -375,3 +405,14 @@ def test_no_cache_is_built_while_training_unless_asked_for(model: ChatGLM6BForCo
     assert model.train()(IDS).past_key_values is None
     assert model(IDS, use_cache=True).past_key_values is not None
     assert model.eval()(IDS, labels=IDS).past_key_values is None
+
+
+@pytest.mark.parametrize("is_in_config", [False, True])
+def test_a_prompt_is_not_read_in_parts_for_its_tokens_see_each_other(
+    model: ChatGLM6BForConditionalGeneration, is_in_config: bool
+) -> None:
+    ids = IDS[:1]
+    words = {"prefill_chunk_size": 4}
+    given = {"generation_config": GenerationConfig(**words)} if is_in_config else words
+    with pytest.raises(ConfigError, match="prefill_chunk_size=4, but ChatGLM-6B's context is bidirectional"):
+        model.generate(ids, max_new_tokens=2, **given)

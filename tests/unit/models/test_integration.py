@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     StaticCache,
 )
@@ -63,6 +64,7 @@ def test_auto_classes_open_an_official_folder_without_remote_code(family: str) -
     for auto, kind in (
         (AutoModel, ChatGLMForConditionalGeneration),
         (AutoModelForCausalLM, ChatGLMForConditionalGeneration),
+        (AutoModelForSeq2SeqLM, ChatGLMForConditionalGeneration),
         (AutoModelForSequenceClassification, ChatGLMForSequenceClassification),
     ):
         assert type(auto.from_pretrained(folder, trust_remote_code=False)) is kind

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from glmtune.methods.adapter import Card, load_adapter, save_trained
 from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.quant import QuantizedLinear, dequantise, pack, quantise, quantised_layers, unpack
 from glmtune.recipe import AdaLora, Full, Lora
-from models import random_rows, tiny_folder, tiny_model
+from models import random_rows, tiny_folder, tiny_model, tiny_v1_folder
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "v3"
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -195,8 +196,43 @@ def test_quantising_twice_changes_nothing_and_other_bits_are_refused(bits: int) 
 
 def test_a_model_with_an_adapter_on_it_is_not_quantised() -> None:
     tuned = apply_method(tiny_model(), Lora(r=2))
-    with pytest.raises(ConfigError, match=r"query_key_value is a Linear, not a plain linear layer|lora"):
+    with pytest.raises(ConfigError, match=r"query_key_value has an adapter on it") as raised:
         tuned.quantize(8)
+    assert raised.value.hint == "quantise the model first, then put the adapter on it"
+
+
+def with_an_odd_layer(model: Any) -> Any:
+    mlp = model.transformer.encoder.layers[1].mlp
+    mlp.dense_4h_to_h = torch.nn.Linear(mlp.dense_4h_to_h.in_features - 1, 32, bias=False)
+    return model
+
+
+def with_an_adapter_on_the_last_layer(model: Any) -> Any:
+    settings = peft.LoraConfig(r=2, target_modules=["query_key_value"], layers_to_transform=[1])
+    return peft.get_peft_model(model, settings).get_base_model()
+
+
+@pytest.mark.parametrize("spoil", [with_an_odd_layer, with_an_adapter_on_the_last_layer])
+def test_a_model_that_cannot_be_quantised_is_left_as_it_was(spoil: Callable[[Any], Any]) -> None:
+    model = spoil(tiny_model())
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    with pytest.raises(ConfigError, match=r"layers\.1\."):
+        model.quantize(4)
+    assert {name: parameter.dtype for name, parameter in model.named_parameters()} == before
+    assert not model.config.quantization_bit
+
+
+@BOTH
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_chatglm_6b_is_quantised_alike_while_loading_and_after(
+    bits: int, stored: torch.dtype, tmp_path: Path
+) -> None:
+    folder = tiny_v1_folder(tmp_path / "v1", dtype=stored)
+    loaded = load_base(folder, dtype=stored, device="cpu", quant=f"int{bits}").state_dict()
+    after = load_base(folder, dtype=stored, device="cpu").quantize(bits).state_dict()
+    assert {tensor.dtype for name, tensor in loaded.items() if "weight_scale" in name} == {torch.float16}
+    assert loaded.keys() == after.keys()
+    assert all(loaded[name].dtype == x.dtype and torch.equal(loaded[name], x) for name, x in after.items())
 
 
 @BOTH

@@ -1,12 +1,14 @@
 """Recipes from YAML, dicts and words."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glmtune.errors import ConfigError
 from glmtune.recipe import Full, Lora, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
+from glmtune.recipe.parse import build_recipe, read_values
 
 BAD = [
     (["train.lrr=1"], "train.lrr: unknown setting", "did you mean 'lr'?"),
@@ -18,6 +20,28 @@ BAD = [
     (["train.steps=1.5"], "train.steps: input should be a valid integer", "glmtune settings"),
     (["train.steps=0"], "train.steps: input should be greater than or equal to 1, got 0", "glmtune settings"),
     (["train.steps=5", "train.epochs=1"], "set either steps or epochs", "glmtune settings"),
+    (
+        ["data.max_tokens=64", "data.max_source_tokens=32"],
+        "max_target_tokens go together",
+        "glmtune settings",
+    ),
+    (
+        ["method=freeze", "method.num_layers=1", "method.patterns=[a]"],
+        "set either num_layers or patterns",
+        "",
+    ),
+    (
+        ["method=freeze", "method.patterns=[]"],
+        "method.patterns: tuple should have at least 1 item",
+        "settings",
+    ),
+    (["method.target_modules=[]"], "method.target_modules: tuple should have at least 1 item", "settings"),
+    (
+        ["method=ptuning", "train.lr=1e38"],
+        "train.lr: input should be less than or equal to 10000000000",
+        "settings",
+    ),
+    (["train.lr=nan"], "train.lr: input should be less than or equal to 10000000000", "settings"),
     (["data.max_source_tokens=64"], "max_target_tokens go together", "glmtune settings"),
     (["data.encoding=thudm"], "needs max_source_tokens", "glmtune settings"),
     (["lr=1"], "lr: unknown setting", "did you mean 'train.lr'?"),
@@ -51,6 +75,60 @@ def test_words_come_on_top_of_the_file(tmp_path: Path) -> None:
     assert (recipe.train.lr, recipe.train.steps) == (2e-4, 7)
     assert recipe.method == Lora(r=4, alpha=16)
     assert load_recipe(path, ["method=full"]).method == Full()
+
+
+RIVALS = [
+    ("train: {epochs: 50}", ["train.steps=20"], "train", {"steps": 20, "epochs": None}),
+    ("train: {steps: 50}", ["train.epochs=2"], "train", {"steps": None, "epochs": 2}),
+    ("train: {steps: 50}", ["train.epochs=null"], "train", {"steps": 50, "epochs": None}),
+    (
+        "data: {max_source_tokens: 64, max_target_tokens: 32}",
+        ["data.max_tokens=99"],
+        "data",
+        {"max_tokens": 99, "max_source_tokens": None, "max_target_tokens": None},
+    ),
+    (
+        "data: {max_tokens: 99}",
+        ["data.max_source_tokens=64", "data.max_target_tokens=32"],
+        "data",
+        {"max_tokens": None, "max_source_tokens": 64, "max_target_tokens": 32},
+    ),
+    (
+        "data: {max_source_tokens: 64, max_target_tokens: 32}",
+        ["data.max_target_tokens=16"],
+        "data",
+        {"max_source_tokens": 64, "max_target_tokens": 16},
+    ),
+    ("method: {name: freeze, num_layers: 1}", ["method.patterns=[a]"], "method", {"num_layers": None}),
+    ("method: {name: freeze, patterns: [a]}", ["method.num_layers=1"], "method", {"patterns": None}),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "group", "expected"), RIVALS, ids=[r[1][-1] for r in RIVALS])
+def test_a_word_stands_in_place_of_what_the_file_says_in_the_other_way(
+    text: str, words: list[str], group: str, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"model: m\n{text}\n", encoding="utf-8")
+    for recipe in (
+        load_recipe(path, words),
+        build_recipe(read_values(path), read_values({}, [*method_of(text), *words])),
+    ):
+        found = getattr(recipe, group).model_dump()
+        assert {key: found[key] for key in expected} == expected
+
+
+def method_of(text: str) -> list[str]:
+    """A layer that has a method replaces the whole of it."""
+    return ["method=freeze"] if text.startswith("method") else []
+
+
+def test_both_ways_in_one_file_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\ntrain: {steps: 5, epochs: 1}\n", encoding="utf-8")
+    for words in ([], ["train.lr=1"]):
+        with pytest.raises(ConfigError, match="set either steps or epochs"):
+            load_recipe(path, words)
 
 
 def test_a_number_without_a_point_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:

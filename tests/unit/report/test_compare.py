@@ -29,11 +29,17 @@ def write_run(
     step_s: float = 2.0,
     recipe: dict[str, Any] | None = None,
     is_finished: bool = True,
+    best: int | None = None,
+    unsettled: tuple[int, ...] = (),
     **environment: Any,
 ) -> Path:
-    """A run's folder as training leaves it, with known numbers; its adapter holds 4 x 6 + 3 weights."""
-    checkpoint = folder / "checkpoints" / f"step-{len(losses):06d}"
-    checkpoint.mkdir(parents=True)
+    """A run's folder as training leaves it, with known numbers; its adapter holds 4 x 6 + 3 weights.
+
+    `best` is the best step where that is not the one of the lowest loss.
+    """
+    best = best or min(evaluations, key=lambda step: evaluations[step], default=len(losses))
+    folders = {"best": checkpoint_of(folder, best), "last": checkpoint_of(folder, len(losses))}
+    folder.mkdir()
     settings = {"model": "glm-tiny", "data": {"train": "a.json", "validation": "b.json"}, **(recipe or {})}
     (folder / "recipe.yaml").write_text(to_yaml(load_recipe(settings)), encoding="utf-8")
     facts = {"device": "cpu", "model": {"name": "glm-tiny"}, **HASHES, **environment}
@@ -43,15 +49,22 @@ def write_run(
         figures = {"step_s": step_s, "tokens_per_s": 100.0 * step, "peak_memory_gib": 1.5}
         lines.append({"step": step, "loss": loss, **figures})
         if step in evaluations:
-            lines.append({"step": step, "eval_loss": evaluations[step]})
+            flag = {"is_settled": False} if step in unsettled else {}
+            lines.append({"step": step, "eval_loss": evaluations[step], **flag})
     write_lines(folder / "metrics.jsonl", lines)
     tensors = {"a": np.zeros((4, 6), np.float32), "b": np.zeros(3, np.float32)}
-    save_file(tensors, checkpoint / "adapter_model.safetensors")
-    for name in ("best", "last"):
+    for name, checkpoint in folders.items():
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, checkpoint / "adapter_model.safetensors")
         (folder / name).symlink_to(checkpoint.relative_to(folder), target_is_directory=True)
     if is_finished:
-        (folder / "eval.json").write_text(json.dumps({"steps": len(losses)}), encoding="utf-8")
+        result = {"steps": len(losses), "best_step": best}
+        (folder / "eval.json").write_text(json.dumps(result), encoding="utf-8")
     return folder
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step-{step:06d}"
 
 
 def write_scores(run: Path, name: str, *, checkpoint: str, rouge: float, num_rows: int = 3) -> None:
@@ -141,8 +154,8 @@ def test_the_time_of_a_resumed_run_is_that_of_its_steps_each_counted_once(fast: 
 
 
 def test_scores_are_those_of_the_best_checkpoint_for_each_set_of_rows(fast: Path, slow: Path) -> None:
-    write_scores(fast, "step-000004-test", checkpoint="step-000004", rouge=40.0)
-    write_scores(fast, "step-000009-test", checkpoint="step-000009", rouge=50.0)
+    write_scores(fast, "step-000002-test", checkpoint="step-000002", rouge=40.0)
+    write_scores(fast, "step-000004-test", checkpoint="step-000004", rouge=50.0)
     write_scores(fast, "step-000004-more", checkpoint="step-000004", rouge=60.0, num_rows=9)
     one, other = compare([fast, slow]).runs
     assert {scores.num_rows: scores.values["rouge-1"] for scores in one.scores} == {3: 40.0, 9: 60.0}
@@ -157,6 +170,48 @@ def test_answers_are_those_of_the_best_evaluation_to_prompts_of_two_runs(fast: P
     comparison = compare([fast, slow])
     assert [(sample.prompt, sample.answers) for sample in comparison.samples] == [("你好", ("你好2", "好"))]
     assert [run.samples_step for run in comparison.runs] == [2, 1]
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    """AdaLoRA over four steps of 2 s: the lowest loss, 0.5, is of a step before its ranks had settled."""
+    return write_run(
+        tmp_path / "pruned",
+        losses=[5.0, 4.0, 3.0, 2.0],
+        evaluations={1: 0.5, 3: 0.8, 4: 0.9},
+        unsettled=(1,),
+        best=3,
+        recipe={"method": "adalora"},
+    )
+
+
+def test_the_best_is_the_step_that_the_run_itself_calls_so(pruned: Path, slow: Path) -> None:
+    write_lines(pruned / "samples.jsonl", [{"step": s, "prompt": "p", "answer": str(s)} for s in (1, 3, 4)])
+    write_lines(slow / "samples.jsonl", [{"step": 3, "prompt": "p", "answer": "x"}])
+    write_scores(pruned, "one", checkpoint="step-000001", rouge=10.0)
+    write_scores(pruned, "three", checkpoint="step-000003", rouge=30.0)
+    comparison = compare([pruned, slow])
+    one = comparison.runs[0]
+    assert (one.best_step, one.best_eval_loss, one.samples_step) == (3, 0.8, 3)
+    assert [scores.values["rouge-1"] for scores in one.scores] == [30.0]
+    assert comparison.samples[0].answers == ("3", "x")
+    [lead] = comparison.leads
+    assert (lead.step, lead.seconds) == (3, 6.0)  # at step 1 it was not yet what the run delivers
+
+
+def test_the_best_step_is_known_without_its_checkpoint(pruned: Path, slow: Path) -> None:
+    shutil.rmtree(pruned / "checkpoints")
+    assert read_run(pruned).best_step == 3
+    (pruned / "best").unlink()
+    assert read_run(pruned).best_step == 3
+    (pruned / "eval.json").unlink()
+    assert read_run(pruned).best_step == 3  # of those that count, the lowest
+
+
+def test_a_run_that_goes_on_without_a_best_has_the_lowest_so_far(tmp_path: Path) -> None:
+    going = write_run(tmp_path / "g", losses=[5.0, 4.0], evaluations={1: 0.5, 2: 0.6}, is_finished=False)
+    (going / "best").unlink()
+    assert read_run(going).best_step == 1
 
 
 @pytest.mark.parametrize(

@@ -161,14 +161,26 @@ def test_padding_gives_the_prefix_mask_and_both_positions(three, side):
         assert positions[1, real].tolist() == [*[0] * start, *range(1, length - start + 1)]
 
 
-def test_only_a_length_makes_masks_and_the_early_revision_makes_none(three):
+def test_only_a_length_makes_masks_and_positions(three):
     assert set(three["late"](["你好"])) == {"input_ids"}
     assert set(three["mid"](["你好"], max_length=9, truncation=True)) == {
         "input_ids",
         "attention_mask",
         "position_ids",
     }
-    assert set(three["early"](["你好", "你"], padding=True)) == {"input_ids"}
+
+
+def test_padding_in_the_early_revision_gives_the_mask_but_no_positions(three):
+    """Officially not even the mask: pads would be read as context."""
+    early, mid = three["early"], three["mid"]
+    texts = ["今天天气很好", "你"]
+    padded = early(texts, padding=True)
+    assert set(padded) == {"input_ids", "attention_mask"}
+    assert np.array_equal(padded["attention_mask"], mid(texts, padding=True)["attention_mask"])
+    assert set(early(texts, max_length=9, truncation=True)) == {"input_ids"}
+    assert set(early(texts, padding=True, return_attention_mask=False)) == {"input_ids"}
+    asked = early("你", return_attention_mask=True)
+    assert np.array_equal(asked["attention_mask"], mid("你", padding=True)["attention_mask"])
 
 
 def test_truncation_keeps_what_asks_for_the_answer(tokenizer):

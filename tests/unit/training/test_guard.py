@@ -1,6 +1,7 @@
 """Faults put in on purpose: each stops the run within a step, by the name of its layer and its row."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,9 @@ from glmtune import encode_messages, load_model, load_tokenizer
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import TrainingError
-from glmtune.methods import apply_method
+from glmtune.methods import apply_method, begin_pruning
 from glmtune.objectives import Sft
-from glmtune.recipe import Full, Lora, Train
+from glmtune.recipe import AdaLora, Full, Lora, Method, Train
 from glmtune.training.guard import Guard
 from glmtune.training.loop import StepLog, fit
 from glmtune.training.optim import build_optimizer, build_schedule
@@ -36,7 +37,13 @@ def accelerator() -> Accelerator:
 
 
 def run(
-    model: nn.Module, rows: list[Row], accelerator: Accelerator, *, lr: float = 1e-3, steps: int = 3
+    model: nn.Module,
+    rows: list[Row],
+    accelerator: Accelerator,
+    *,
+    lr: float = 1e-3,
+    steps: int = 3,
+    method: Method | None = None,
 ) -> Iterator[StepLog]:
     """The loop over the rows in micro-batches of 2, in their own order of length."""
     settings = Train(lr=lr)
@@ -47,7 +54,8 @@ def run(
     schedule = build_schedule(optimizer, settings, steps)
     prepared = accelerator.prepare_optimizer(optimizer)
     guard = Guard(objective, accelerator, lower_lr=lr / 10, rows_of=order.micro_batches)
-    return fit(objective, objective, batches, prepared, schedule, accelerator, guard=guard)
+    part = begin_pruning(model, method, steps) if method else None
+    return fit(objective, objective, batches, prepared, schedule, accelerator, guard=guard, part=part)
 
 
 def stopped(logs: Iterator[StepLog], model: nn.Module) -> TrainingError:
@@ -154,6 +162,41 @@ def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str)
     assert caught.value.hint.endswith("train.lr=1e-05")
 
 
+@pytest.mark.parametrize(
+    ("step", "first", "then"),
+    [(3, "train.lr=0.0001", "train.precision=fp32"), (1, "train.precision=fp32", "train.lr=0.0001")],
+    ids=["after steps at it", "before any step at it"],
+)
+def test_a_rate_above_the_methods_is_to_blame_before_half_precision_is(
+    step: int, first: str, then: str
+) -> None:
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
+    guard = Guard(Sft(model), accelerator, lower_lr=1e-4, is_rate_high=True)
+    with pytest.raises(TrainingError) as caught:
+        guard.check_step(step, loss=math.nan, grad_norm=1.0, items=1, batches=[collate(rows, 0)])
+    assert caught.value.hint.startswith(f"train anew with {first}")
+    assert then in caught.value.hint
+
+
+def test_a_norm_that_overflows_over_finite_gradients_names_the_largest(accelerator: Accelerator) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    guilty = with_rare_token(rows, 2)
+    embeddings = model.transformer.embedding.word_embeddings
+
+    def magnify(_: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if output.requires_grad and bool((inputs[0] == RARE).any()):
+            output.register_hook(lambda gradient: gradient * 1e25)
+
+    embeddings.register_forward_hook(magnify)
+    error = stopped(run(model, rows, accelerator), model)
+    words = "inf, of gradients that are finite row by row: the largest, "
+    match = re.search(words + r".*e\+\d\d, is in the gradient of (.*) at (.*);", str(error))
+    assert match, str(error)
+    assert match.groups() == ("transformer.embedding.word_embeddings.weight", guilty.place)
+
+
 def test_what_a_layer_is_given_is_not_blamed_on_it(accelerator: Accelerator) -> None:
     model, rows = tiny_model(), random_rows(4)
     attention = model.transformer.encoder.layers[0].self_attention
@@ -249,6 +292,24 @@ def test_a_gradient_that_stops_at_a_layer_is_named_there(accelerator: Accelerato
     norm.weight.data.zero_()
     error = stopped(run(model, rows, accelerator), model)
     assert "it ends at the gradient of the output of transformer.encoder.layers.1 at" in str(error)
+
+
+@pytest.mark.parametrize("method", [Lora(), AdaLora()], ids=["lora", "adalora"])
+def test_a_penalty_on_the_weights_does_not_pass_for_something_to_learn(
+    method: Method, accelerator: Accelerator
+) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    model.transformer.output_layer.weight.data.zero_()
+    tuned = apply_method(model, method)
+    error = stopped(run(tuned, rows, accelerator, method=method), tuned)
+    assert str(error).startswith("step 1: the gradient is exactly 0, it ends at the gradient of ")
+    assert error.hint.startswith("nothing that is trained reaches the loss")
+
+
+def test_adalora_that_learns_is_healthy(accelerator: Accelerator) -> None:
+    tuned = apply_method(tiny_model(), AdaLora())
+    logs = list(run(tuned, random_rows(4), accelerator, method=AdaLora()))
+    assert all(log.grad_norm > 0 for log in logs)
 
 
 def test_the_first_step_of_lora_and_a_warm_up_from_rate_0_are_healthy(accelerator: Accelerator) -> None:
@@ -348,3 +409,13 @@ def test_adam_in_fp16_arithmetic_has_fp32_moments_in_which_its_epsilon_lives(
     assert moments == {torch.float32}
     assert torch.tensor(settings.adam_epsilon, dtype=torch.float16) == 0
     assert torch.tensor(settings.adam_epsilon, dtype=torch.float32) > 0
+
+
+def test_a_lost_signal_is_told_from_a_penalty_under_loss_scaling_too(
+    scaling: Callable[[float], Accelerator],
+) -> None:
+    model, rows = tiny_model(), random_rows(4)
+    model.transformer.output_layer.weight.data.zero_()
+    tuned = apply_method(model, AdaLora())
+    error = stopped(run(tuned, rows, scaling(2.0**8), method=AdaLora()), tuned)
+    assert str(error).startswith("step 1: the gradient is exactly 0, it ends at")

@@ -6,13 +6,15 @@ import torch
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.models import resolve_dtype
-from glmtune.recipe import Method, load_recipe
+from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
 from glmtune.workflows.plan import (
     choose_precision,
     fp16_line,
+    is_rate_high,
     lower_rate,
     plan_line,
+    pruning_warning,
     rate_line,
     with_default_rate,
 )
@@ -98,10 +100,28 @@ def test_a_rate_that_is_set_stays_and_the_default_is_said() -> None:
 
 @pytest.mark.parametrize(("lr", "lower"), [(1e30, 1e-4), (1e-3, 1e-4), (1e-4, 1e-5), (1e-5, 1e-6)])
 def test_the_rate_to_fall_back_to_is_the_methods_or_a_tenth(lr: float, lower: float) -> None:
-    assert lower_rate(load_recipe({"model": "m", "train": {"lr": lr}})) == pytest.approx(lower)
+    recipe = load_recipe({"model": "m", "train": {"lr": lr}})
+    assert lower_rate(recipe) == pytest.approx(lower)
+    assert is_rate_high(recipe) == (lr > 1e-4)
 
 
 def test_every_method_has_a_rate_of_its_own() -> None:
     members = Method.__origin__.__args__  # type: ignore[attr-defined]
     assert {member.model_fields["name"].default for member in members} == RATES.keys()
     assert all(issubclass(member, MethodSettings) for member in members)
+
+
+@pytest.mark.parametrize(("num_steps", "said"), [(26, "19 of 26 steps"), (3, "3 of 3 steps"), (27, None)])
+def test_adalora_with_few_steps_to_prune_in_is_warned_of(num_steps: int, said: str | None) -> None:
+    """Its schedule leaves a tenth of the steps before and a fifth after the pruning."""
+    warning = pruning_warning(AdaLora(), num_steps)
+    assert (warning is None) == (said is None)
+    if said:
+        assert f"adalora has {said} to prune in" in str(warning)
+        assert "method=lora" in str(warning)
+    assert pruning_warning(Lora(), num_steps) is None
+
+
+def test_a_schedule_that_does_not_fit_is_refused_in_the_plan() -> None:
+    with pytest.raises(ConfigError, match=r"leave none of the run's 10 steps to prune in"):
+        pruning_warning(AdaLora(warmup_steps=10), 10)

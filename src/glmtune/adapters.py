@@ -1,0 +1,124 @@
+"""Several adapters over one base in one process: memory is the base's once, one is at work at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmtune.errors import ConfigError
+from glmtune.family import FAMILIES, identify
+from glmtune.load import open_place, putting_on, resolve
+from glmtune.log import tell
+from glmtune.methods.adapter import own_method
+from glmtune.methods.beside import Beside
+from glmtune.methods.proof import Check, check_base, check_size
+from glmtune.models.checkpoint import build_outline
+from glmtune.models.upstream import build_upstream_outline
+
+
+class Adapters:
+    """A base and the adapters on it: LoRA, rsLoRA, DoRA, AdaLoRA and P-Tuning's prefixes, mixed at will.
+
+    `model` is what `load_model` gives for the base; what it answers is the active adapter's answer. Switching
+    copies nothing; within a conversation its cache is of the adapter that made it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        quant: str | None = None,
+        template: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+    ) -> None:
+        """Open the base as `load_model` does. Raises `CheckpointError` and `ConfigError` as that."""
+        self._place = resolve(path, revision=revision)
+        if self._place.adapter:
+            raise ConfigError(f"{path}: an adapter, not a base", hint=f"give its base: {self._place.base}")
+        self.model: Any = open_place(
+            self._place, template=template, dtype=dtype, device=device, quant=quant
+        ).eval()
+        self._beside = Beside(self.model)
+        self._active: str | None = None
+        self._outline = self._build_outline()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters' names, in the order in which they were added."""
+        return self._beside.names
+
+    @property
+    def active(self) -> str | None:
+        """The one at work; None: the base alone."""
+        return self._active
+
+    def add(self, name: str, path: str | Path, *, verify: bool = True) -> None:
+        """Put a run, checkpoint or adapter folder on the base under a name; which one is active stays.
+
+        It is proven as at every load, unless `verify` is false. Raises `CheckpointError` and `ConfigError`,
+        and then nothing has changed.
+        """
+        if name in self.names:
+            raise ConfigError(f"{name}: there is an adapter of this name already", hint="choose another name")
+        place = resolve(path, base=self._place.base)
+        if place.adapter is None:
+            raise ConfigError(
+                f"{path}: a whole model, not an adapter", hint="open it alone: load_model(path)"
+            )
+        checks: list[Check] = []
+        before, self._active = self._active, None
+        self._beside.use(None)
+        try:
+            if verify:
+                checks += self._prove(name, place.adapter, place.card)
+            else:
+                self._beside.put_on(name, place.adapter)
+        except BaseException:
+            if name in self.names:
+                self._beside.take_off(name)
+            raise
+        finally:
+            self.use(before)
+        found = "; ".join(check.found for check in checks if check.name in ("update", "logits"))
+        tell(f"{place.adapter}: adapter {name} loaded: {found or 'not verified (verify=False)'}")
+
+    def use(self, name: str | None) -> None:
+        """Set an adapter to work, None the base alone. Raises `ConfigError` for a name that is not there."""
+        if name is not None and name not in self.names:
+            there = ", ".join(self.names) or "none so far: add(name, path)"
+            raise ConfigError(f"{name}: no adapter of this name", hint=f"there are {there}")
+        self._beside.use(name)
+        self._active = name
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[Any]:
+        """Inside, an adapter is at work; then what was before. Gives the model."""
+        before = self._active
+        self.use(name)
+        try:
+            yield self.model
+        finally:
+            self.use(before)
+
+    def _prove(self, name: str, folder: Path, card: Any) -> Iterator[Check]:
+        if card and card.fingerprint:
+            yield check_base(folder, card, self._place.base)
+        if card:
+            yield from check_size(folder, own_method(folder), self._outline)
+
+        def put_on(adapter: Path) -> Any:
+            self._beside.put_on(name, adapter)
+            return self.model
+
+        yield from putting_on(self.model, folder, card, put_on)
+
+    def _build_outline(self) -> Any:
+        """The base's shapes, which the model itself no longer shows once it has adapters."""
+        known = identify(self._place.base)
+        if FAMILIES[known.family].is_in_transformers:
+            return build_upstream_outline(self._place.base)
+        return build_outline(self._place.base, template=self._place.template)

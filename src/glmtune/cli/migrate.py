@@ -1,0 +1,53 @@
+"""`glmtune migrate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from glmtune.migrate import Migration
+
+
+@click.command(short_help="Bring old scripts, adapters and checkpoints here.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="New folder; for one recipe also a new .yaml file."
+)
+@click.option(
+    "--base", help="The model that the weights go on, or that a recipe trains: folder or hub's name."
+)
+@click.option("--template", help="Chat format of the base, where its folder does not tell it.")
+def migrate(source: Path, output: Path | None, base: str | None, template: str | None) -> None:
+    """Tell what SOURCE is and write it as something that works here. Nothing of it is run or overwritten.
+
+    \b
+    A script of ptuning/, a configuration of finetune_demo/configs/, or a folder of them -> recipes:
+      glmtune migrate ptuning/train.sh --output recipes/mine.yaml
+      glmtune migrate finetune_demo/configs/lora.yaml --base /models/chatglm3-6b --output recipes/mine
+
+    \b
+    A PEFT LoRA folder, or a P-Tuning checkpoint (the prefix, alone or with the whole model) -> an adapter:
+      glmtune migrate old/lora --base /models/chatglm3-6b --output adapters/lora
+      glmtune migrate output/adgen-chatglm-6b-pt-128-2e-2/checkpoint-3000 --base /models/chatglm-6b
+                      --output adapters/adgen
+    """
+    from glmtune.migrate import migrate as migrate_source
+
+    for migration in migrate_source(source, output, base=base, template=template):
+        _show(migration)
+
+
+def _show(migration: "Migration") -> None:
+    click.echo(migration.source)
+    parts = {
+        "found": migration.found,
+        "made": [str(migration.made)] if migration.made else [],
+        "mended": migration.mended,
+        "not carried over": [f"{name}: {why}" for name, why in migration.lost.items()],
+        "not needed": [f"{name}: {why}" for name, why in migration.dropped.items()],
+        "next": migration.next,
+    }
+    for name, lines in parts.items():
+        for line in lines:
+            click.echo(f"  {name + ':':<18}{line}")

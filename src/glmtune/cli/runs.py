@@ -1,0 +1,74 @@
+"""`glmtune runs`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from glmtune.cli.console import Lines
+
+if TYPE_CHECKING:
+    from glmtune.report.listing import Entry
+    from glmtune.report.run import Scores
+
+WIDTH = 80
+DATE = "%Y-%m-%d %H:%M"
+SHOWN_SCORES = ("rouge-l", "bleu-4")
+
+
+@click.command(short_help="List runs: base, method, losses, scores, size, state.")
+@click.argument("folder", type=click.Path(path_type=Path), default="runs")
+@click.option("--json", "as_json", is_flag=True, help="The same as one JSON array.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER and below, the newest first; without it, those in runs.
+
+    \b
+      glmtune runs
+      glmtune runs /work/experiments --json
+    """
+    from glmtune.report.listing import list_runs
+
+    entries = list_runs(folder)
+    if as_json:
+        click.echo(_json(entries))
+        return
+    lines = Lines()
+    for entry in entries:
+        for line in _lines(entry, folder):
+            lines.say(line)
+    if not entries:
+        lines.say(f"{folder}: no runs here")
+
+
+def _lines(entry: "Entry", folder: Path) -> Iterator[str]:
+    name = str(entry.path.relative_to(folder)) if entry.path != folder else entry.path.name
+    date = entry.changed.strftime(DATE)
+    yield f"{name:<{WIDTH - len(date) - 12}}  {entry.state:<8}  {date}"
+    for text in (entry.problem, " | ".join(_figures(entry)), *map(_scores, entry.scores)):
+        if text:
+            yield click.wrap_text(text, width=WIDTH, initial_indent="    ", subsequent_indent="      ")
+
+
+def _figures(entry: "Entry") -> Iterator[str]:
+    if not entry.method:
+        return
+    yield f"{entry.base} in {entry.quant}" if entry.quant else entry.base
+    yield entry.method
+    yield f"{entry.steps:,} steps"
+    if entry.best_eval_loss is not None:
+        yield f"best loss {entry.best_eval_loss:.4f} at {entry.best_step:,}"
+    if entry.size_bytes is not None:
+        yield f"{entry.size_bytes / 1e6:,.2f} MB"
+
+
+def _scores(scores: "Scores") -> str:
+    shown = ", ".join(f"{name} {scores.values[name]:.2f}" for name in SHOWN_SCORES if name in scores.values)
+    return f"{scores.data}, {scores.num_rows} rows: {shown}"
+
+
+def _json(entries: list["Entry"]) -> str:
+    import json
+    from dataclasses import asdict
+
+    return json.dumps([asdict(entry) for entry in entries], ensure_ascii=False, indent=2, default=str)

@@ -1,0 +1,49 @@
+"""`glmtune verify`."""
+
+from pathlib import Path
+
+import click
+
+from glmtune.cli.console import Lines
+
+NAME_WIDTH = 10
+UNRECORDED = (
+    "nothing was recorded when this was saved (PEFT, an official script, or an earlier version): only what "
+    "its files tell was checked"
+)
+
+
+@click.command(short_help="Prove that an adapter or run is what was trained.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.option("--template", help="Chat format, where the folder does not tell it.")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
+)
+@click.option(
+    "--quant",
+    type=click.Choice(["int8", "int4", "nf4"]),
+    help="Quantise while loading; else as stored or trained.",
+)
+@click.option("--device", default="auto", show_default=True)
+def verify(
+    path: Path, base: Path | None, template: str | None, dtype: str, quant: str | None, device: str
+) -> None:
+    """Prove that PATH, a run, checkpoint or adapter folder, does what it did when it was saved.
+
+    Its tokenizer, base, size, weights and answers to a built-in probe are compared with what its card
+    records. The same is done at every load. Exit code 2 at the first thing that is not so.
+
+    \b
+      glmtune verify runs/chatglm3-6b-lora
+      glmtune verify my-adapter --base /models/chatglm3-6b
+    """
+    from glmtune.load import resolve, verifying
+
+    lines, place = Lines(), resolve(path, base=base)
+    checks = verifying(place, template=template, dtype=dtype, device=device, quant=quant)
+    for check in checks:
+        lines.say(f"{check.name:<{NAME_WIDTH}} {check.found}")
+    if not (place.card and place.card.probe):
+        lines.warn(UNRECORDED)
+    lines.say(f"{place.trained}: verified")

@@ -1,0 +1,72 @@
+"""What an export's folder holds beside the weights: the base's own files, changed only where facts differ."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmtune.errors import OutputError
+from glmtune.exports.source import Source
+from glmtune.family import identify
+from glmtune.files import copy_small_files, list_small_files, read_json, read_json_if_there
+
+
+def copy_base_files(source: Source, folder: Path, facts: Mapping[str, Any] = {}) -> None:
+    """Copy the base's small files byte by byte; `facts` differ in its config.json, and only they are changed.
+
+    Where nothing in them tells the chat format, tokenizer_config.json gets it, so that nobody has to.
+    """
+    copy_small_files(source.base, folder)
+    config = read_json(folder / "config.json")
+    if any(config.get(key) != value for key, value in facts.items()):
+        write_pretty(folder / "config.json", {**config, **facts})
+    if source.identity.template and identify(folder).template is None:
+        path = folder / "tokenizer_config.json"
+        write_pretty(path, {**read_json_if_there(path), "template": source.identity.template})
+
+
+def dtype_facts(base: Path, dtype: torch.dtype | None) -> dict[str, Any]:
+    """What config.json says of another type of weights, under the key that it has for it."""
+    if dtype is None:
+        return {}
+    config = read_json(base / "config.json")
+    keys = [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]
+    return dict.fromkeys(keys, str(dtype).removeprefix("torch."))
+
+
+def write_pretty(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object as transformers lays it out, in place of what is there."""
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def small_bytes(base: Path) -> int:
+    """Size of what `copy_base_files` copies."""
+    return sum(path.stat().st_size for path in list_small_files(base))
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise OutputError unless the disk of a folder to come has room for it."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed_bytes > free:
+        raise OutputError(
+            f"{folder}: needs {show_size(needed_bytes)}, but {show_size(free)} are free there",
+            hint="free some space, or name a folder on another disk: --output",
+        )
+
+
+def show_size(num_bytes: float) -> str:
+    """A size as people read it: `12.3 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

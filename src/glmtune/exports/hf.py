@@ -1,0 +1,165 @@
+"""ChatGLM2, ChatGLM3 and GLM-4 in the layout of transformers' own `glm` class, without any code of their own.
+
+Source: github.com/huggingface/transformers v5, src/transformers/models/glm (GlmForCausalLM): the same numbers
+under other names, queries, keys and values apart.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GlmConfig
+
+from glmtune.errors import ConfigError
+from glmtune.exports.folder import write_pretty
+from glmtune.exports.source import Source
+from glmtune.exports.tensors import Group, Merged
+from glmtune.files import read_json_if_there
+from glmtune.models.checkpoint import read_config, stored_dtype
+from glmtune.models.config import ChatGLMConfig
+from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers.convert import chat_template_of, convert_tokenizer
+
+_RENAMED = (
+    (r"^transformer\.embedding\.word_embeddings\.", "model.embed_tokens."),
+    (r"^transformer\.encoder\.final_layernorm\.", "model.norm."),
+    (r"^transformer\.output_layer\.", "lm_head."),
+    (r"^transformer\.encoder\.layers\.", "model.layers."),
+    (r"\.self_attention\.dense\.", ".self_attn.o_proj."),
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.gate_up_proj."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
+)
+_SPLIT = ".self_attention.query_key_value."
+_DROPPED = "rotary_pos_emb.inv_freq"
+
+
+def require_hf(source: Source) -> None:
+    """Raise ConfigError for a family that transformers' `glm` class cannot hold."""
+    family = source.identity.family
+    if family == "ChatGLM-6B":
+        raise ConfigError(
+            f"{source.name}: transformers has no class for ChatGLM-6B",
+            hint="--to merged: its folder opens with the official code (trust_remote_code) and here",
+        )
+    if source.family.is_in_transformers:
+        raise ConfigError(
+            f"{source.name}: a {family} model is in transformers' own layout already", hint="--to merged"
+        )
+
+
+def hf_groups(source: Source, merged: Merged) -> list[Group]:
+    """The merged tensors under the names of transformers' class."""
+    config = read_config(source.base, template=source.identity.template)
+    assert isinstance(config, ChatGLMConfig)
+    return [
+        _split(merged, name, config) if _SPLIT in name else _renamed(merged, name)
+        for name in merged.stored
+        if not name.endswith(_DROPPED)
+    ]
+
+
+def _renamed(merged: Merged, name: str) -> Group:
+    new = rename(name)
+    return Group({new: (merged.stored[name].shape, merged.dtype_of(name))}, lambda: {new: merged.read(name)})
+
+
+def rename(name: str) -> str:
+    """The name in transformers' class of an official tensor that is not split."""
+    for pattern, text in _RENAMED:
+        name = re.sub(pattern, text, name)
+    return name
+
+
+def _split(merged: Merged, name: str, config: ChatGLMConfig) -> Group:
+    """Queries, keys and values apart: officially their rows lie in this order in one weight."""
+    groups = config.multi_query_group_num if config.multi_query_attention else config.num_attention_heads
+    sizes = [config.num_attention_heads * config.kv_channels, *[groups * config.kv_channels] * 2]
+    before, _, leaf = rename(name).partition(_SPLIT)
+    names = [f"{before}.self_attn.{part}_proj.{leaf}" for part in "qkv"]
+    width = merged.stored[name].shape[1:]
+    shapes = {new: ((size, *width), merged.dtype_of(name)) for new, size in zip(names, sizes, strict=True)}
+
+    def read() -> dict[str, Tensor]:
+        return dict(zip(names, torch.split(merged.read(name), sizes), strict=True))
+
+    return Group(shapes, read)
+
+
+def hf_config(
+    config: ChatGLMConfig, *, stop_ids: list[int], pad_id: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The config.json of transformers' class.
+
+    Rotary: half of each head. ChatGLM3 and GLM-4 multiply the base by `rope_ratio`; ChatGLM2 divides the
+    positions, which is transformers' "linear" scaling.
+    """
+    ratio = config.rope_ratio
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+    if config.rope_scaling_by == "positions" and ratio != 1:
+        rope |= {"rope_type": "linear", "factor": float(ratio)}
+    elif ratio != 1:
+        rope["rope_theta"] *= ratio
+    rope["partial_rotary_factor"] = 0.5
+    made = GlmConfig(
+        architectures=["GlmForCausalLM"],
+        attention_bias=config.add_qkv_bias,
+        attention_dropout=config.attention_dropout,
+        dtype=str(dtype).removeprefix("torch."),
+        eos_token_id=stop_ids,
+        head_dim=config.kv_channels,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.ffn_hidden_size,
+        max_position_embeddings=config.seq_length,
+        num_attention_heads=config.num_attention_heads,
+        num_hidden_layers=config.num_layers,
+        num_key_value_heads=config.num_key_value_heads,
+        pad_token_id=pad_id,
+        rms_norm_eps=config.layernorm_epsilon,
+        rope_parameters=rope,
+        tie_word_embeddings=False,
+        vocab_size=config.padded_vocab_size,
+    )
+    content: dict[str, Any] = made.to_dict()
+    older = {"rope_theta": rope["rope_theta"], "partial_rotary_factor": 0.5, "torch_dtype": content["dtype"]}
+    if rope["rope_type"] == "linear":
+        older["rope_scaling"] = {"rope_type": "linear", "factor": float(ratio)}
+    return content | older  # as transformers before 5 and servers on it read them
+
+
+def write_hf_files(source: Source, folder: Path, dtype: torch.dtype | None) -> None:
+    """Config, generation config, tokenizer and chat template."""
+    tokenizer = load_tokenizer(source.base, source.identity.template)
+    config = read_config(source.base, template=source.identity.template)
+    assert isinstance(config, ChatGLMConfig)
+    stop_ids, pad_id = tokenizer.stop_ids, int(tokenizer.pad_token_id)
+    dtype = dtype or stored_dtype(source.base)
+    write_pretty(folder / "config.json", hf_config(config, stop_ids=stop_ids, pad_id=pad_id, dtype=dtype))
+    asked = read_json_if_there(source.base / "generation_config.json")
+    kept = {
+        key: value
+        for key, value in asked.items()
+        if key not in ("_from_model_config", "transformers_version")
+    }
+    ends = {"eos_token_id": stop_ids, "pad_token_id": pad_id}
+    write_pretty(folder / "generation_config.json", {**kept, **ends})
+    _write_tokenizer(tokenizer, folder)
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    converted = convert_tokenizer(tokenizer)
+    assert converted is not None
+    converted.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(chat_template_of(tokenizer), encoding="utf-8")
+    names: Mapping[int, str] = {i: name for name, i in converted.get_vocab(with_added_tokens=True).items()}
+    content = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": names[int(tokenizer.eos_token_id)],
+        "pad_token": names[int(tokenizer.pad_token_id)],
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_pretty(folder / "tokenizer_config.json", content)

@@ -1,0 +1,176 @@
+"""The kinds of exports: what each refuses, what it writes, and how a fresh process opens it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmtune.errors import ConfigError
+from glmtune.exports.folder import copy_base_files, dtype_facts, write_pretty
+from glmtune.exports.hf import hf_groups, require_hf, write_hf_files
+from glmtune.exports.source import Source
+from glmtune.exports.tensors import (
+    Group,
+    Merged,
+    Quantised,
+    merge,
+    quantise_merged,
+    write_shards,
+)
+from glmtune.files import read_json
+from glmtune.methods.to_lora import save_as_lora
+from glmtune.methods.trained import PREFIX
+from glmtune.models.quant import BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an export is written."""
+
+    dtype: torch.dtype | None = None
+    """Of the weights; None: as the base has them."""
+    shard_bytes: int = 2 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An export that is made, but not written."""
+
+    num_bytes: int
+    """Of its weights."""
+    write: Callable[[Path], None]
+    worth: Callable[[str], Tensor] | None = None
+    """By the name of a weight in the base: the values that are written; None: nothing is rounded."""
+    names: frozenset[str] = frozenset()
+    """Which names `worth` knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of export."""
+
+    require: Callable[[Source], None]
+    """Raises `ConfigError` for a source that cannot be exported so."""
+    draft: Callable[[Source, Any, Settings], Draft]
+    """Of the source and the model that it was opened as."""
+    opener: str = "glmtune"
+    """How a fresh process opens it, one of `fresh.OPENERS`."""
+    is_adapter: bool = False
+    """Whether it needs the base to be opened."""
+    has_chat: bool = False
+    """Whether its own tokenizer must make the same ids of a chat."""
+
+
+def _nothing(_: Source) -> None:
+    """Every source can be tried; a prefix is refused where weights are merged."""
+
+
+def _draft_merged(source: Source, model: Any, settings: Settings) -> Draft:
+    merged = merge(source, model, settings.dtype)
+
+    def write(folder: Path) -> None:
+        copy_base_files(source, folder, dtype_facts(source.base, settings.dtype))
+        write_shards(merged.groups(), folder, settings.shard_bytes)
+
+    return _draft(merged, merged.groups(), write)
+
+
+def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Path], None]) -> Draft:
+    stored = weights.stored if isinstance(weights, Merged) else weights.merged.stored
+    return Draft(sum(group.num_bytes for group in groups), write, weights.read, frozenset(stored))
+
+
+def _draft_hf(source: Source, model: Any, settings: Settings) -> Draft:
+    merged = merge(source, model, settings.dtype)
+    groups = hf_groups(source, merged)
+
+    def write(folder: Path) -> None:
+        write_hf_files(source, folder, settings.dtype)
+        write_shards(groups, folder, settings.shard_bytes)
+
+    return _draft(merged, groups, write)
+
+
+def _quantising(bits: int) -> Callable[[Source, Any, Settings], Draft]:
+    def draft(source: Source, model: Any, settings: Settings) -> Draft:
+        packed = quantise_merged(source, merge(source, model, settings.dtype), bits)
+
+        def write(folder: Path) -> None:
+            facts = {**dtype_facts(source.base, settings.dtype), "quantization_bit": bits}
+            copy_base_files(source, folder, facts)
+            write_shards(packed.groups(), folder, settings.shard_bytes)
+
+        return _draft(packed, packed.groups(), write)
+
+    return draft
+
+
+def _require_packing(source: Source) -> None:
+    if source.family.is_in_transformers:
+        raise ConfigError(
+            f"{source.name}: a {source.identity.family} model has no official int8 or int4 weights",
+            hint="--to merged, then quantise it with the tool of the server that is to run it",
+        )
+
+
+def _require_prefix(source: Source) -> None:
+    if source.method != "ptuning":
+        raise ConfigError(
+            f"{source.name}: trained with {source.method or 'nothing'}, so it has no prefix",
+            hint="official-ptuning is for runs with method.name=ptuning",
+        )
+    known = source.identity
+    if known.family == "GLM-4" or known.revision == "early":
+        what = "GLM-4's" if known.family == "GLM-4" else "ChatGLM-6B's early revision's"
+        raise ConfigError(
+            f"{source.name}: {what} official code has no prefix encoder, so it cannot load one",
+            hint="serve the run itself; or take a later revision of ChatGLM-6B's files as the base",
+        )
+
+
+def _draft_prefix(source: Source, model: Any, _: Settings) -> Draft:
+    encoder = model.base_model.prefix_encoder
+    tensors = {
+        name: value.detach().float().cpu() for name, value in encoder.state_dict(prefix=PREFIX).items()
+    }
+
+    def write(folder: Path) -> None:
+        facts = {"pre_seq_len": model.config.pre_seq_len, "prefix_projection": model.config.prefix_projection}
+        copy_base_files(source, folder)
+        write_pretty(folder / "config.json", {**read_json(folder / "config.json"), **facts})
+        torch.save(tensors, folder / "pytorch_model.bin")
+
+    return Draft(sum(value.nbytes for value in tensors.values()), write)
+
+
+def _require_adalora(source: Source) -> None:
+    if source.method != "adalora":
+        raise ConfigError(
+            f"{source.name}: trained with {source.method or 'nothing'}, not with AdaLoRA",
+            hint="a LoRA run's checkpoint folder is in PEFT's layout already",
+        )
+
+
+def _draft_lora(source: Source, model: Any, _: Settings) -> Draft:
+    own = sum(value.nbytes for name, value in model.named_parameters() if ".lora_" in name)
+    return Draft(own, lambda folder: save_as_lora(model, folder, source.place.card))
+
+
+KINDS = {
+    "merged": Kind(_nothing, _draft_merged),
+    "hf": Kind(require_hf, _draft_hf, opener="plain", has_chat=True),
+    "official-ptuning": Kind(_require_prefix, _draft_prefix, is_adapter=True),
+    "lora-from-adalora": Kind(_require_adalora, _draft_lora, opener="peft", is_adapter=True),
+    **{name: Kind(_require_packing, _quantising(bits)) for name, bits in BITS.items()},
+}
+"""By the name that `--to` takes."""
+
+
+def find_kind(name: str) -> Kind:
+    """A row of the table. Raises `ConfigError` for an unknown name."""
+    if name not in KINDS:
+        raise ConfigError(f"to: unknown {name!r}", hint=f"one of {', '.join(KINDS)}")
+    return KINDS[name]

@@ -1,0 +1,113 @@
+"""What is exported: a trained model on its un-quantised base, opened in the types that its files have."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import FAMILIES, Family, Identity, identify
+from glmtune.files import read_json, read_json_if_there
+from glmtune.load import Place, find_folder, open_place, resolve
+from glmtune.log import quiet
+from glmtune.methods.adapter import ADAPTER_FILE, own_method, read_card
+from glmtune.models.checkpoint import stored_dtype
+from glmtune.runs import follow
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A trained model and its base."""
+
+    place: Place
+    """Its base and adapter; of a fully trained model the folder of its own weights."""
+    base: Path
+    """The folder of the un-quantised base."""
+    identity: Identity
+    method: str
+    """Its method's name; empty for a model that is not ours."""
+
+    @property
+    def family(self) -> Family:
+        """Its row in the table of families."""
+        return FAMILIES[self.identity.family]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every weight was trained, so that no base is needed to open it."""
+        return self.place.base != self.base
+
+    @property
+    def name(self) -> str:
+        """What is exported, for messages."""
+        return str(self.place.adapter or self.place.base)
+
+    @property
+    def quant(self) -> str | None:
+        """How the base was quantised while this was trained."""
+        return self.place.quant
+
+    def open(
+        self, *, quant: str | None = None, dtype: str | torch.dtype = "stored", device: str = "cpu"
+    ) -> Any:
+        """The trained model in evaluation mode; by default un-quantised, its types those of its files."""
+        return self._open(replace(self.place, is_dense=quant is None), dtype, device, quant)
+
+    def open_base(self) -> Any:
+        """The same without what was trained; of a fully trained model that model."""
+        return self._open(replace(self.place, card=None, adapter=None), "stored", "cpu", None)
+
+    def _open(self, place: Place, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
+        wanted = stored_dtype(place.base) if dtype == "stored" else dtype
+        with quiet():
+            return open_place(
+                place, template=self.identity.template, dtype=wanted, device=device, quant=quant
+            ).eval()
+
+
+def find_source(path: str | Path, *, base: str | Path | None = None, template: str | None = None) -> Source:
+    """What a path means for an export. Raises `CheckpointError`, and `ConfigError` for a quantised base."""
+    whole = _find_whole(Path(path).expanduser())
+    place = resolve(path, base=None if whole else base)
+    card = place.card
+    folder = place.base
+    if whole and card:
+        folder = find_folder(base or card.base, None if base else card.base_revision)[0]
+        if not (folder / "config.json").exists():
+            raise CheckpointError(
+                f"{path}: its base model is not at {base or card.base}, and its files are part of an export",
+                hint="name the base's folder: --base",
+            )
+    _require_dense(folder)
+    return Source(place, folder, identify(folder, template or place.template), _tell_method(place))
+
+
+def _tell_method(place: Place) -> str:
+    """The method's name by the card, else by what the adapter's own files say."""
+    if place.card:
+        return str(place.card.method.get("name", ""))
+    if place.adapter is None:
+        return ""
+    theirs = str(read_json_if_there(place.adapter / ADAPTER_FILE).get("peft_type", ""))
+    found = None if theirs else own_method(place.adapter)
+    return found.name if found else theirs.lower()
+
+
+def _find_whole(path: Path) -> bool:
+    """Whether a run's or checkpoint's own folder is a whole model, trained in full."""
+    for folder in (path, path / "best", path / "last"):
+        folder = follow(folder)
+        card = read_card(folder) if folder.is_dir() else None
+        if card:
+            return card.method.get("name") == "full"
+    return False
+
+
+def _require_dense(base: Path) -> None:
+    bits = read_json(base / "config.json").get("quantization_bit")
+    if bits:
+        raise ConfigError(
+            f"{base}: its own weights are int{bits}; an export is made of the original ones",
+            hint="name the folder of the un-quantised model: --base",
+        )

@@ -1,0 +1,145 @@
+"""Proof of an export: opened in a fresh process, it answers as base + adapter do."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmtune.errors import OutputError
+from glmtune.exports import fresh
+
+TOLERANCE = 1e-4
+"""Largest |difference| of logits in fp32, relative to the largest logit above 1: the same weights, added up
+in another order. On models of a few layers it stays below 1e-5."""
+WHY = (
+    "the same weights computed in fp32 in another process: only the order of sums differs; what rounding the "
+    "merged weights to the export's type changes is given apart, against base + adapter unrounded"
+)
+NEW_TOKENS = 8
+"""So many ids are written greedily after each prompt."""
+QUESTIONS = ("你好，请介绍一下你自己。", "How do I get to the library? 1 + 1 = 2")
+"""The probe: short chats of one question each, in the model's own format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a fresh process said of an export."""
+
+    logits: list[Tensor]
+    """Of each prompt, (T, V)."""
+    greedy: list[list[int]]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Logits of prompt and greedy ids, (T + new, V) each."""
+
+    rounded: list[Tensor]
+    """Computed with the weights as they are written."""
+    exact: list[Tensor]
+    """Of base + adapter, in this process."""
+
+
+def ask_fresh_process(
+    folder: Path,
+    prompts: Sequence[list[int]],
+    *,
+    opener: str,
+    base: Path | None = None,
+    template: str | None = None,
+    messages: list[dict[str, str]] | None = None,
+) -> Answers:
+    """Open an export in a process of its own. Raises `OutputError` with its last words if that fails."""
+    job = {
+        "folder": str(folder.resolve()),
+        "base": str(base.resolve()) if base else None,
+        "opener": opener,
+        "template": template,
+        "prompts": list(prompts),
+        "new_tokens": NEW_TOKENS,
+        "messages": messages,
+    }
+    with tempfile.TemporaryDirectory() as desk:
+        path = Path(desk) / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, fresh.__file__, str(path)],
+            cwd=desk,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        if done.returncode:
+            raise _refused(f"a fresh process cannot open it: {_last_words(done.stderr)}")
+        facts = json.loads(path.with_suffix(".answer.json").read_text(encoding="utf-8"))
+        logits = torch.load(path.with_suffix(".pt"), weights_only=True)
+    return Answers(logits, facts.pop("greedy"), facts)
+
+
+def compare(answers: Answers, expected: Expected) -> dict[str, Any]:
+    """The figures of an export. Raises `OutputError` if it does not answer as it should."""
+    largest = max(float(logits.abs().max()) for logits in expected.exact)
+    tolerance = TOLERANCE * max(1.0, largest)
+    figures = {
+        "max_difference": _distance(answers.logits, expected.rounded),
+        "tolerance": tolerance,
+        "why": WHY,
+        "max_difference_to_trained": _distance(answers.logits, expected.exact),
+        "max_logit": largest,
+        "greedy_ids": answers.greedy,
+        "greedy_equal": _continues(answers.greedy, expected.rounded, slack=2 * tolerance),
+        "greedy_equal_to_trained": _continues(answers.greedy, expected.exact, slack=0),
+        **answers.facts,
+    }
+    if not figures["max_difference"] <= tolerance:  # nan is no match
+        raise _refused(
+            f"opened in a fresh process its logits are off by {figures['max_difference']:.3g}, allowed are "
+            f"{tolerance:.3g}"
+        )
+    if not figures["greedy_equal"]:
+        raise _refused("opened in a fresh process it writes other greedy ids than it should")
+    return figures
+
+
+def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
+    """Largest |difference| of logits of the same prompts, and the share of places with the same top token."""
+    same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(ours, theirs, strict=True)])
+    return _distance(ours, theirs), float(same.float().mean())
+
+
+def _distance(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
+    pairs = zip(shorter, longer, strict=True)
+    return max(float((a - b[: len(a)]).abs().max()) for a, b in pairs)
+
+
+def _continues(greedy: Sequence[list[int]], logits: Sequence[Tensor], *, slack: float) -> bool:
+    """Whether each id is the most likely one where it stands, or as likely as that one but for `slack`."""
+    for ids, whole in zip(greedy, logits, strict=True):
+        rows = whole[-len(ids) - 1 : -1]
+        taken = rows.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        if not bool((rows.amax(-1) - taken <= slack).all()):
+            return False
+    return True
+
+
+def _refused(problem: str) -> OutputError:
+    return OutputError(
+        f"export: {problem}", hint="nothing was kept; this should not happen: please report it with the run"
+    )
+
+
+def _last_words(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

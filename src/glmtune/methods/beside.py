@@ -1,0 +1,101 @@
+"""Adapters beside one another on one base: LoRA's within its layers, prefixes in front, one or none at work.
+
+PEFT's layers hold any number of adapters and take the one that is set; a prefix is one module that the model
+holds or does not. So switching copies no weight, and the base's weights are there once.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import (
+    PeftConfig,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from glmtune.errors import ConfigError
+from glmtune.files import read_json_if_there
+from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_tensors
+from glmtune.methods.to_lora import read_as_lora
+from glmtune.methods.trained import open_prefix, require_same, shapes_of
+from glmtune.models.prefix import PrefixEncoder
+from glmtune.recipe import Freeze
+
+_START = "base_model.model."
+
+
+class Beside:
+    """The adapters on a base, by name."""
+
+    def __init__(self, model: Any) -> None:
+        """`model`: the base, which is changed in place."""
+        self._model = model
+        self._own_prefix: PrefixEncoder | None = getattr(model.base_model, "prefix_encoder", None)
+        self._held: dict[str, PrefixEncoder | str] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order in which they were put on."""
+        return tuple(self._held)
+
+    def put_on(self, name: str, folder: Path) -> None:
+        """Put an adapter's folder on, and set it to work. Raises `CheckpointError` and `ConfigError`."""
+        if (folder / ADAPTER_FILE).exists():
+            inner = f"glm{len(self._held)}"  # PEFT takes no dots in names
+            self._inject(folder, inner)
+            self._held[name] = inner
+        else:
+            self._held[name] = self._open_prefix(folder)
+        self.use(name)
+
+    def take_off(self, name: str) -> None:
+        """Forget an adapter; the base works alone then."""
+        held = self._held.pop(name)
+        self.use(None)
+        if isinstance(held, str):
+            for layer in self._layers():
+                layer.delete_adapter(held)
+
+    def use(self, name: str | None) -> None:
+        """Set one to work, or with None the base alone."""
+        held = None if name is None else self._held[name]
+        for layer in self._layers():
+            layer.enable_adapters(isinstance(held, str))
+            if isinstance(held, str):
+                layer.set_adapter(held, inference_mode=True)
+        prefix = held if isinstance(held, PrefixEncoder) else self._own_prefix
+        if self._own_prefix is not prefix or any(isinstance(h, PrefixEncoder) for h in self._held.values()):
+            self._model.hold_prefix(prefix)
+
+    def _layers(self) -> Iterator[Any]:
+        return (part for part in self._model.modules() if isinstance(part, BaseTunerLayer))
+
+    def _inject(self, folder: Path, name: str) -> None:
+        tensors: Mapping[str, Tensor] = stored_tensors(folder)
+        if read_json_if_there(folder / ADAPTER_FILE).get("peft_type") == "ADALORA":
+            config, tensors = read_as_lora(folder, tensors)
+        else:
+            config = PeftConfig.from_pretrained(str(folder))
+            config.inference_mode = True
+        stored = {n.removeprefix(_START): t.float().to(self._model.device) for n, t in tensors.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are to be several
+            inject_adapter_in_model(config, self._model, name, low_cpu_mem_usage=True)
+        made = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
+        require_same(folder, shapes_of(stored), shapes_of(made))
+        set_peft_model_state_dict(self._model, stored, name, low_cpu_mem_usage=True)
+        self._model.requires_grad_(False)
+
+    def _open_prefix(self, folder: Path) -> PrefixEncoder:
+        method = own_method(folder)
+        if isinstance(method, Freeze):
+            raise ConfigError(
+                f"{folder}: freeze changes the base's own weights, so nothing else can stand beside it",
+                hint="open it alone: load_model(path)",
+            )
+        return open_prefix(self._model, folder, method).requires_grad_(False)

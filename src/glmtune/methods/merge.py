@@ -1,0 +1,58 @@
+"""The weights that a trained model has where its base has others: adapters merged in, one layer at a time."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from glmtune.errors import CheckpointError
+
+Changed = Mapping[str, Callable[[], Tensor]]
+"""By the name in the base: what gives a weight, in fp32 where it is merged."""
+
+
+def merged_weights(tuned: PeftModel) -> Changed:
+    """The weights that an adapter of the LoRA family changes; nothing is computed before it is asked for.
+
+    PEFT's own arithmetic on a copy of one layer in fp32, so LoRA, rsLoRA, DoRA and AdaLoRA are all exact.
+    Raises `CheckpointError` for an adapter that changes biases.
+    """
+    config = tuned.peft_config[tuned.active_adapter]
+    if getattr(config, "bias", "none") != "none":
+        raise CheckpointError(
+            f"adapter: it has biases (bias={config.bias!r}), which the base has no place for",
+            hint="only adapters with bias='none' can be merged; serve this one as an adapter",
+        )
+    changed: dict[str, Callable[[], Tensor]] = {}
+    for name, part in tuned.get_base_model().named_modules():
+        if isinstance(part, BaseTunerLayer):
+            changed[f"{name}.weight"] = _merging(part)
+        elif isinstance(part, ModulesToSaveWrapper):
+            own: Any = part.modules_to_save[tuned.active_adapter]
+            changed |= {f"{name}.{leaf}": _giving(value) for leaf, value in own.named_parameters()}
+    return changed
+
+
+def _merging(layer: Any) -> Callable[[], Tensor]:
+    @torch.no_grad()
+    def merge() -> Tensor:
+        alone = deepcopy(layer).float()
+        alone.merge()
+        merged: Tensor = alone.get_base_layer().weight.detach()
+        return merged
+
+    return merge
+
+
+def own_weights(model: nn.Module, names: set[str]) -> Changed:
+    """A model's weights of these names, as they are."""
+    return {name: _giving(value) for name, value in model.named_parameters() if name in names}
+
+
+def _giving(value: Tensor) -> Callable[[], Tensor]:
+    return lambda: value.detach()

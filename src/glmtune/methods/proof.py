@@ -1,0 +1,324 @@
+"""Proof that an adapter is on its base and does what it did when it was saved.
+
+Every check gives its figures, or raises a `CheckpointError` of one sentence and a hint.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.errors import CheckpointError
+from glmtune.files import read_json_if_there, read_start
+from glmtune.methods.card import CARD_FILE, Card, Probe
+from glmtune.methods.freeze import choose_weights
+from glmtune.methods.lora import find_targets
+from glmtune.models.fingerprint import Fingerprint, fingerprint
+from glmtune.models.prefix import new_prefix
+from glmtune.models.quant import held_quant, name_bits
+from glmtune.recipe import AdaLora, Freeze, Lora, Method, Ptuning
+
+ROUNDING = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
+"""How far the probe's logits may be from the recorded ones, as a share of the largest of them, by the type
+that the weights are held in: some ten times what rounding the bundled glm-tiny (4 layers) to it changes
+(fp16 3e-4, bf16 2e-3), since roundings add up over layers, and other kernels round otherwise."""
+OTHER_TYPE = 0.06
+"""The same where the weights are opened in another type than they were held in. Generous, for it differs by
+model (0.045 was seen on a random ChatGLM-6B of two layers, fp32 to fp16), and what is refused here has passed
+the checks of its base and of its own numbers before."""
+REQUANTISED = {None: 0.0, "int8": 0.03, "nf4": 0.3, "int4": 0.4}
+"""What is allowed besides where the blocks are held in another quantisation than they were, the coarser of
+the two: again some ten times glm-tiny's (int8 3e-3, nf4 2e-2, int4 4e-2)."""
+SAME_NORM = 1e-5
+"""Share by which the length of a stored update may differ, summed in another order."""
+BYTES_OF_FP32 = 4
+
+_ITS_BASE = "name the base it was trained on: --base, or in Python load_model(base, adapter=...)"
+_OTHER_FILES = "take the whole folder from the run it came from; see what is wrong: glmtune verify"
+_ANEW = "train anew, with a higher train.lr or for more steps"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was proven."""
+
+    name: str
+    found: str
+    """What was found, with its figures."""
+
+
+# Which base
+
+
+def check_base(folder: Path, card: Card, base: Path) -> Check:
+    """The base is the one that was trained, wherever it lies now. The card has its fingerprint."""
+    here = fingerprint(base)
+    problem = _other_base(card, here)
+    if problem:
+        raise CheckpointError(f"{folder}: {problem.format(base=base)}", hint=_ITS_BASE)
+    return Check("base", f"{here.kind}, fingerprint {here.weights[:12]}, as recorded")
+
+
+def _other_base(card: Card, here: Fingerprint) -> str:
+    trained = f"{card.family} {card.family_revision}".strip()
+    if here.kind != trained:
+        return f"trained on {trained}, but {{base}} is {here.kind}"
+    assert card.fingerprint is not None
+    config = card.fingerprint["config"]
+    odd = [
+        key for key in sorted(config.keys() | here.config.keys()) if config.get(key) != here.config.get(key)
+    ]
+    if odd:
+        before, now = config.get(odd[0]), here.config.get(odd[0])
+        return f"trained on a base whose {odd[0]} is {before}, but {{base}} has {now}"
+    weights = card.fingerprint["weights"]
+    if weights != here.weights:
+        return (
+            f"trained on other weights than those in {{base}}: fingerprint {weights[:12]}, "
+            f"there it is {here.weights[:12]}"
+        )
+    return ""
+
+
+def check_whole(folder: Path, card: Card, whole: Path) -> Check:
+    """A whole model that was trained is no longer its base. The card has the base's fingerprint."""
+    assert card.fingerprint is not None
+    here = fingerprint(whole)
+    if here.weights == card.fingerprint["weights"]:
+        raise CheckpointError(f"{folder}: nothing was learned: its weights are its base's", hint=_ANEW)
+    return Check(
+        "update", f"fingerprint {here.weights[:12]}, its base's is {card.fingerprint['weights'][:12]}"
+    )
+
+
+# Which tokenizer and template
+
+
+def check_template(folder: Path, card: Card, template: str | None) -> None:
+    """Nothing else than the chat format it was trained with is asked for."""
+    if template is not None and template != card.template:
+        raise CheckpointError(
+            f"{folder}: trained with the chat format {card.template}, not with {template}",
+            hint="leave template out",
+        )
+
+
+def check_tokenizer(folder: Path, card: Card, input_ids: list[int], stop_ids: list[int]) -> Check:
+    """Tokenizer and template give the probe's ids and the stop ids that they gave in training.
+
+    The card has a probe.
+    """
+    assert card.probe is not None
+    for what, before, now in (
+        ("encodes the probe", list(card.probe.input_ids), input_ids),
+        ("stops", list(card.stop_ids), stop_ids),
+    ):
+        if before != now:
+            raise CheckpointError(
+                f"{folder}: trained with another tokenizer or template: this one {what} with "
+                f"{_first_odd(before, now)}",
+                hint="take the tokenizer's files from the base it was trained on",
+            )
+    return Check("tokenizer", f"the probe's {len(input_ids)} ids and stop ids {stop_ids}, as recorded")
+
+
+def _first_odd(before: list[int], now: list[int]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
+    if at is None:
+        return f"{len(now)} ids, recorded are {len(before)}"
+    return f"id {now[at]} at place {at + 1}, recorded is {before[at]}"
+
+
+# Its files
+
+
+def check_size(folder: Path, method: Method | None, model: Any) -> Iterator[Check]:
+    """The files have the size that the method's settings make on this base; nothing where none are known.
+
+    `model`: the base, without the adapter.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if method is None or not files:
+        return
+    expected = count_numbers(model, method)
+    found = sum(_data_bytes(file) for file in files)
+    most, is_exact = expected * BYTES_OF_FP32, not _is_pruned(folder, method)
+    if found != most if is_exact else found > most:
+        bound = "" if is_exact else "at most "
+        raise CheckpointError(
+            f"{folder}: {_files(files)} {found:,} bytes of weights, but {method.name} with the settings in "
+            f"{CARD_FILE} makes {bound}{most:,} on this base",
+            hint=_OTHER_FILES,
+        )
+    yield Check("size", f"{found:,} bytes of weights, as {method.name}'s settings make them")
+
+
+def _files(files: list[Path]) -> str:
+    return f"{files[0].name} holds" if len(files) == 1 else f"{len(files)} files hold"
+
+
+def _is_pruned(folder: Path, method: Method) -> bool:
+    patterns = read_json_if_there(folder / "adapter_config.json").get("rank_pattern")
+    return isinstance(method, AdaLora) or bool(patterns)
+
+
+def _data_bytes(file: Path) -> int:
+    """Of a safetensors file, without its header. Source: github.com/huggingface/safetensors, Format."""
+    header = int.from_bytes(read_start(file, 8), "little")
+    return max(0, file.stat().st_size - 8 - header)
+
+
+def count_numbers(model: Any, method: Method) -> int:
+    """How many numbers the method trains on this model; of AdaLoRA how many at its start."""
+    match method:
+        case Lora():
+            extra = 1 if method.use_dora else 0  # a length for each row
+            return sum(method.r * (i + o) + extra * o for i, o in _target_sizes(model, method))
+        case AdaLora():
+            return sum(method.init_r * (i + o + 1) for i, o in _target_sizes(model, method))
+        case Ptuning():
+            with torch.device("meta"):
+                prefix = new_prefix(model.config, method.num_prefix_tokens, method.projection)
+            return sum(p.numel() for p in prefix.parameters())
+        case Freeze():
+            sizes = {name: p.numel() for name, p in model.named_parameters()}
+            return sum(sizes[name] for name in choose_weights(model, method))
+    stored = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}  # tied ones once
+    return sum(stored.values())
+
+
+def _target_sizes(model: nn.Module, method: Lora | AdaLora) -> Iterator[tuple[int, int]]:
+    targets = set(find_targets(model, method))
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear) and name.rpartition(".")[2] in targets:
+            yield part.in_features, part.out_features
+
+
+# What they change
+
+
+def update_norm(tensors: Mapping[str, Tensor]) -> float:
+    """Length of a stored update: of what it is multiplied by, LoRA's B or AdaLoRA's E, else of all."""
+    for part in (".lora_E", ".lora_B", ".lora_embedding_B"):
+        if deciding := [tensor for name, tensor in tensors.items() if part in name]:
+            return _norm(deciding)
+    return _norm(list(tensors.values()))
+
+
+def check_update(
+    folder: Path, tensors: Mapping[str, Tensor], card: Card | None, replaced: Mapping[str, Tensor]
+) -> Check:
+    """The stored update is not zero, and is the recorded one.
+
+    `replaced`: of the base's own weights those that it stands for.
+    """
+    norm = update_norm(tensors)
+    length = _norm(_moves(tensors, replaced)) if replaced else norm
+    if not isfinite(norm):
+        raise CheckpointError(f"{folder}: holds numbers that are not finite", hint=_OTHER_FILES)
+    if not length:
+        what = "its weights are its base's" if replaced else "its update is zero everywhere"
+        raise CheckpointError(f"{folder}: changes nothing: {what}", hint=_ANEW)
+    recorded = card.norm if card else None
+    if recorded is not None and abs(norm - recorded) > SAME_NORM * recorded:
+        raise CheckpointError(
+            f"{folder}: these are not the weights that were saved: their length is {norm:.6g}, "
+            f"recorded is {recorded:.6g}",
+            hint=_OTHER_FILES,
+        )
+    return Check("update", f"{len(tensors)} tensors, {_count(tensors):,} numbers, length {length:.4g}")
+
+
+def own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copies of the model's own weights of these names, of those that it has."""
+    own = dict(model.named_parameters())
+    return {name: own[name].detach().clone() for name in names if name in own}
+
+
+def _moves(tensors: Mapping[str, Tensor], replaced: Mapping[str, Tensor]) -> list[Tensor]:
+    """How far each weight is from the base's, in the type that it is opened in."""
+    pairs = ((tensors[name].to(old.device, old.dtype), old) for name, old in replaced.items())
+    return [new.float() - old.float() for new, old in pairs]
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt()) if tensors else 0.0
+
+
+def _count(tensors: Mapping[str, Tensor]) -> int:
+    return sum(prod(tensor.shape) for tensor in tensors.values())
+
+
+# What comes out
+
+
+def allowed_share(card: Card, model: Any) -> float:
+    """How far the probe's logits may be off, as a share of the largest."""
+    now_in = name_dtype(model)
+    rounding = ROUNDING[now_in] if now_in == card.dtype else OTHER_TYPE
+    before, now = _saved_quant(card), held_quant(model)
+    return rounding if before == now else rounding + max(REQUANTISED[before], REQUANTISED[now])
+
+
+def name_dtype(model: Any) -> str:
+    """The type that the model computes in, by torch's name."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def check_logits(folder: Path, card: Card, model: Any, *, base: Tensor | None, tuned: Tensor) -> Check:
+    """The probe's logits (V,) are the recorded ones, without the adapter (where that can be) and with it.
+
+    The card has a probe.
+    """
+    probe = card.probe
+    assert probe is not None
+    allowed = allowed_share(card, model) * max(map(abs, (*probe.base, *probe.tuned)))
+    if base is not None:
+        _require_close(folder, base, probe, probe.base, allowed, "its base, without it,")
+    off = _require_close(folder, tuned, probe, probe.tuned, allowed, "the tuned model")
+    held, saved = held_quant(model) or name_dtype(model), _saved_quant(card) or card.dtype
+    difference = recorded_difference(probe)
+    note = "" if allowed < difference else ", which this precision cannot tell from rounding"
+    return Check(
+        "logits",
+        f"as recorded: off by {off:.2g}, allowed {allowed:.2g} ({held}, saved in {saved}); "
+        f"different from the base's by {difference:.3g}{note}",
+    )
+
+
+def _require_close(
+    folder: Path, now: Tensor, probe: Probe, recorded: Sequence[float], allowed: float, who: str
+) -> float:
+    off = float((now[list(probe.tokens)] - torch.tensor(recorded)).abs().max())
+    if not off <= allowed:
+        raise CheckpointError(
+            f"{folder}: {who} answers the probe with logits off by {off:.3g} from those recorded in "
+            f"training, allowed is {allowed:.2g}",
+            hint=_OTHER_FILES,
+        )
+    return off
+
+
+def recorded_difference(probe: Probe) -> float:
+    """The largest difference of the tuned model's recorded logits from the base's."""
+    return max(abs(a - b) for a, b in zip(probe.base, probe.tuned, strict=True))
+
+
+def check_difference(folder: Path, base: Tensor, tuned: Tensor) -> Check:
+    """An adapter that nothing was recorded of answers the probe in another way than its base (V,)."""
+    difference = float((base - tuned).abs().max())
+    if not difference:
+        raise CheckpointError(
+            f"{folder}: changes nothing: the base's logits are the same without it", hint=_ANEW
+        )
+    return Check("logits", f"nothing recorded; different from the base's by {difference:.3g}")
+
+
+def _saved_quant(card: Card) -> str | None:
+    """How the blocks were held, quantised while loading or by who published them."""
+    bits = card.fingerprint["config"].get("quantization_bit") if card.fingerprint else None
+    return card.quant or (name_bits(bits) if bits else None)

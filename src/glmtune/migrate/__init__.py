@@ -1,0 +1,57 @@
+"""What the past left behind -> what works here: scripts and configurations, adapters and checkpoints."""
+
+from pathlib import Path
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.migrate.configs import is_config
+from glmtune.migrate.recipes import YAML, migrate_files
+from glmtune.migrate.report import Migration
+
+__all__ = ["Migration", "migrate"]
+
+WEIGHTS = (".bin", ".safetensors", ".pt", ".pth")
+
+
+def migrate(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    template: str | None = None,
+) -> list[Migration]:
+    """Tell what `source` is and write it as ours to the new `output`; nothing is overwritten or run.
+
+    A script or configuration (or a folder of them) gives recipes, a PEFT LoRA folder or a P-Tuning checkpoint
+    one adapter folder; `base` is the model it goes on, `template` its chat format where its folder does not
+    tell. Raises GlmtuneError's children for what cannot be carried over as it is.
+    """
+    path, target = Path(source).expanduser(), None if output is None else Path(output).expanduser()
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or folder", hint="give a script, a YAML file or a folder")
+    files = _scripts(path)
+    if files:
+        return migrate_files(files, target, None if base is None else str(base))
+    folder = path.parent if path.is_file() else path
+    checkpoints = sorted((p.name for p in folder.glob("checkpoint-*") if p.is_dir()), key=_step)
+    if checkpoints and not any(p.suffix in WEIGHTS for p in folder.iterdir()):
+        raise CheckpointError(
+            f"{folder}: holds {', '.join(checkpoints)}", hint=f"choose one: {folder / checkpoints[-1]}"
+        )
+    from glmtune.migrate.weights import migrate_weights
+
+    return [migrate_weights(folder, target, base=base, template=template)]
+
+
+def _scripts(path: Path) -> list[Path]:
+    """The scripts and configurations that a path means; none where it is a folder of weights."""
+    if path.is_file():
+        return [] if path.suffix in WEIGHTS else [path]
+    if any(p.suffix in WEIGHTS for p in path.iterdir()):
+        return []
+    scripts = sorted(path.glob("*.sh"))
+    return scripts + sorted(p for p in path.iterdir() if p.suffix in YAML and is_config(p))
+
+
+def _step(name: str) -> int:
+    number = name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1

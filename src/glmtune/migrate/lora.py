@@ -1,0 +1,175 @@
+"""A PEFT LoRA or AdaLoRA folder, of whatever version of PEFT, read as today's.
+
+Older and newer versions, and trainers that save for themselves, differ in file names, in tensor names and in
+the settings they write. Source: github.com/huggingface/peft, `get_peft_model_state_dict` and the releases'
+config classes; issues/2275 there (unknown settings).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from glmtune.errors import CheckpointError
+from glmtune.files import read_json, read_start
+from glmtune.methods.adapter import ADAPTER_FILE, KINDS
+from glmtune.methods.peft_settings import known_settings
+from glmtune.methods.trained import read_pickle
+from glmtune.models.shards import explain_damage
+
+FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")
+START = "base_model.model."
+"""How the names in PEFT's files begin."""
+_PART = re.compile(r"\.(lora_[A-Za-z_]+?)(?:\.(?!weight$)([^.]+))?(\.weight)?$")
+_REFUSED = {
+    "PREFIX_TUNING": "PEFT's own prefix shifts every position: the model computes something else with it",
+    "P_TUNING": "PEFT's virtual tokens are no prefix of P-Tuning v2",
+    "PROMPT_TUNING": "PEFT's virtual tokens are no prefix of P-Tuning v2",
+}
+
+
+@dataclass
+class OldLora:
+    """What a folder holds, under today's names."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    found: list[str] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """PEFT's type, LORA or ADALORA."""
+        return str(self.config["peft_type"])
+
+    @property
+    def targets(self) -> list[str]:
+        """The layers that it adapts, by full name."""
+        names = {_PART.sub("", name) for name in self.tensors if ".lora_A" in name}
+        return sorted(name.removeprefix(START) for name in names)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is factors beside linear layers and nothing else."""
+        return not (
+            self.config.get("use_dora")
+            or self.config.get("modules_to_save")
+            or self.config.get("bias", "none") != "none"
+        )
+
+    def method(self) -> dict[str, Any]:
+        """The settings of the method that trained it, as a card holds them."""
+        config = self.config
+        shared: dict[str, Any] = {
+            "alpha": float(config.get("lora_alpha", 8)),
+            "dropout": float(config.get("lora_dropout", 0)),
+        }
+        shared["target_modules"] = sorted({name.rpartition(".")[2] for name in self.targets})
+        if self.kind == "ADALORA":
+            ranks = int(config.get("init_r", 12)), int(config.get("target_r", 8))
+            if ranks[1] >= ranks[0]:
+                return {}
+            return {"name": "adalora", "init_r": ranks[0], "target_r": ranks[1], **shared}
+        switches = {key: bool(config.get(key)) for key in ("use_rslora", "use_dora")}
+        return {"name": "lora", "r": int(config.get("r", 8)), **shared, **switches}
+
+
+def read_lora(folder: Path) -> OldLora:
+    """The adapter in a folder. Raises CheckpointError for what cannot be the same adapter here."""
+    config = read_json(folder / ADAPTER_FILE)
+    kind = str(config.get("peft_type", "")).upper()
+    if kind not in KINDS:
+        why = _REFUSED.get(kind, "this version has no such method")
+        raise CheckpointError(
+            f"{folder / ADAPTER_FILE}: peft_type {kind or 'is missing'}: {why}",
+            hint=f"adapters of these types can be migrated: {', '.join(KINDS)}",
+        )
+    old = OldLora({**config, "peft_type": kind}, {})
+    _check_merged(folder, config)
+    _read_tensors(old, folder)
+    _mend_config(old)
+    return old
+
+
+def _check_merged(folder: Path, config: Mapping[str, Any]) -> None:
+    if config.get("enable_lora"):
+        raise CheckpointError(
+            f"{folder / ADAPTER_FILE}: enable_lora {config['enable_lora']}: a LoRA of parts of a layer, "
+            "as PEFT 0.2 and earlier made it",
+            hint="merge it into its base with that version of PEFT, then use the merged model",
+        )
+
+
+def _read_tensors(old: OldLora, folder: Path) -> None:
+    path = next((folder / name for name in FILES if (folder / name).exists()), None)
+    if path is None:
+        raise CheckpointError(f"{folder}: no weights; looked for {', '.join(FILES)}", hint="copy them too")
+    read_start(path)
+    with explain_damage(path):
+        stored = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
+    whole = old.config.get("modules_to_save") or []
+    renamed = 0
+    for name, tensor in stored.items():
+        ours = _rename(name, whole, has_biases=old.config.get("bias", "none") != "none")
+        if ours is not None:
+            old.tensors[ours] = tensor.contiguous()
+            renamed += ours != name
+    left = len(stored) - len(old.tensors)
+    if not old.targets:
+        raise CheckpointError(f"{path}: holds no LoRA weights", hint="check the folder: where is lora_A?")
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in old.targets}))
+    old.found.append(f"{old.kind} on {names}: {len(old.tensors)} tensors in {path.name}")
+    if renamed:
+        old.mended.append(f"{renamed} tensors have names that today's PEFT does not look for: renamed")
+    if left:
+        old.mended.append(f"{left} tensors of the base lie beside it: left out")
+    if all(not tensor.any() for name, tensor in old.tensors.items() if ".lora_B" in name):
+        raise CheckpointError(
+            f"{path}: lora_B is 0 everywhere, so this adapter changes nothing", hint="it was never trained"
+        )
+
+
+def _rename(name: str, whole: list[str], *, has_biases: bool) -> str | None:
+    """A tensor's name in PEFT's files; None for what belongs to the base."""
+    found = _PART.search(name)
+    is_bias = has_biases and name.endswith(".bias")
+    if found is None and not is_bias and not any(f".{part}." in f".{name}" for part in whole):
+        return None
+    name = START + name.removeprefix("module.").removeprefix(START)
+    if found is not None:
+        return _PART.sub(lambda part: f".{part[1]}{part[3] or ''}", name)
+    return re.sub(r"\.(?:modules_to_save\.[^.]+|original_module)(?=\.)", "", name)
+
+
+def _mend_config(old: OldLora) -> None:
+    known = known_settings(old.kind)
+    for key in [key for key in old.config if key not in known]:
+        value = old.config.pop(key)
+        if value in (None, False, [], {}, ""):
+            old.mended.append(f"{key}: a setting that this PEFT does not know, unused: left out")
+        else:
+            old.lost[f"{key} {value}"] = "a setting that this PEFT does not know"
+    if old.kind == "ADALORA" and "r" in old.config:
+        ranks = f"init_r {old.config.get('init_r', 12)} and target_r {old.config.get('target_r', 8)}"
+        old.mended.append(f"r {old.config['r']}: PEFT's AdaLoRA ignores it; it was trained with {ranks}")
+    _mend_targets(old)
+
+
+def _mend_targets(old: OldLora) -> None:
+    """The tensors say which layers are adapted; names that none of them has were never there."""
+    named = old.config.get("target_modules")
+    if isinstance(named, str):
+        return
+    real = sorted({name.rpartition(".")[2] for name in old.targets})
+    missing = [n for n in named or [] if not any(t == n or t.endswith(f".{n}") for t in old.targets)]
+    if missing:
+        old.mended.append(
+            f"target_modules: no weights for {', '.join(missing)}; adapted are {', '.join(real)}"
+        )
+    if missing or not named:
+        old.config["target_modules"] = real

@@ -1,0 +1,103 @@
+"""What was migrated computes what it computed before: logits on a few fixed ids, old against new."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.errors import CheckpointError
+from glmtune.migrate.lora import START, OldLora
+
+TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference, relative to the largest logit above 1, by the base's type."""
+
+
+@torch.no_grad()
+def logits_of(model: Any) -> Tensor:
+    """(1, T, V) in fp32 on the CPU: on ids spread over the vocabulary, as a prompt of its family has them."""
+    config = model.config
+    spread = torch.linspace(10, config.vocab_size * 0.8, 24).long().tolist()
+    if hasattr(config, "mask_ids"):  # ChatGLM-6B's positions are told from them
+        spread[16:18] = [config.mask_ids[1], config.bos_token_id]
+    ids = torch.tensor([spread], device=model.device)
+    logits: Tensor = model.eval()(input_ids=ids).logits.float().cpu()
+    return logits
+
+
+def compare(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtype, what: str) -> str:
+    """One sentence of proof. Raises CheckpointError where old and new differ, or the base is not changed."""
+    scale = max(1.0, theirs.abs().max().item())
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= TOLERANCES[dtype] * scale:
+        raise CheckpointError(
+            f"{what}: its logits differ by {difference:.2g} after the migration, so nothing was written",
+            hint="is this the base it was trained on? --base",
+        )
+    return f"logits equal the source's to {difference:.1e}; {require_effect(ours, plain, what=what)}"
+
+
+def require_effect(ours: Tensor, plain: Tensor, *, what: str) -> str:
+    """Say how far the base is changed. Raises CheckpointError where it is not."""
+    effect = (ours - plain).abs().max().item()
+    if effect == 0:
+        raise CheckpointError(f"{what}: changes nothing in this base", hint="it was never trained")
+    return f"they differ from the base's by {effect:.3g}"
+
+
+@contextmanager
+def as_trained(model: nn.Module, old: OldLora) -> Iterator[None]:
+    """Inside, the base computes with the source's factors, by their definition and not by PEFT.
+
+    W x + scale B A x; AdaLoRA's A is scaled by E, row by row.
+    Source: arxiv.org/abs/2106.09685 (4.1), arxiv.org/abs/2303.10512 (3.1).
+    """
+    parts = dict(model.named_modules())
+    hooks = []
+    try:
+        for name in old.targets:
+            if not isinstance(parts.get(name), nn.Module):
+                raise CheckpointError(
+                    f"{name}: this base has no such layer", hint="name its own base: --base"
+                )
+            hooks.append(parts[name].register_forward_hook(_adds(old, name)))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _adds(old: OldLora, name: str) -> Any:
+    a, b = (_factor(old, f"{name}.{part}") for part in ("lora_A", "lora_B"))
+    scale = _scale(old, name, len(a))
+    if old.kind == "ADALORA":
+        a = a * _factor(old, f"{name}.lora_E")
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0].float()
+        down, up = (factor.to(x.device) for factor in (a, b))
+        return (output.float() + scale * ((x @ down.T) @ up.T)).to(output.dtype)
+
+    return add
+
+
+def _factor(old: OldLora, name: str) -> Tensor:
+    found = old.tensors.get(f"{START}{name}.weight", old.tensors.get(f"{START}{name}"))
+    if found is None:
+        raise CheckpointError(f"{name} is missing", hint="copy the adapter's files again")
+    return found.float()
+
+
+def _scale(old: OldLora, name: str, rank: int) -> float:
+    config = old.config
+    alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+    if old.kind == "ADALORA":  # the ranks change, the scale stays
+        return float(alpha / (config.get("init_r", 12) + 1e-5))
+    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def _by_pattern(patterns: dict[str, float] | None, name: str, default: float) -> float:
+    return next(
+        (v for key, v in (patterns or {}).items() if name == key or name.endswith(f".{key}")), default
+    )

@@ -1,0 +1,187 @@
+"""Old adapters and prefixes -> one adapter folder of ours, written only once its logits are the same."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import identify, require_template
+from glmtune.files import read_json_if_there
+from glmtune.load import Place, open_place, resolve
+from glmtune.methods.adapter import ADAPTER_FILE, CARD_FILE, Card, load_adapter
+from glmtune.methods.trained import TRAINED_FILE, find_trained, save_weights, tell_method
+from glmtune.migrate.lora import OldLora, read_lora
+from glmtune.migrate.prefix import check_frozen, read_bare
+from glmtune.migrate.proof import as_trained, compare, logits_of, require_effect
+from glmtune.migrate.report import Migration
+from glmtune.models.shards import has_weights
+from glmtune.runs import make_folder, replacing, require_new
+
+QUANT = {4: "int4", 8: "int8"}
+
+
+def migrate_weights(
+    folder: Path, output: Path | None, *, base: str | Path | None = None, template: str | None = None
+) -> Migration:
+    """Write a folder's adapter or prefix as ours to the new folder `output`.
+
+    Raises CheckpointError for what is none, does not fit the base or computes something else there;
+    ConfigError where the base or its chat format is not told.
+    """
+    if output is None:
+        raise ConfigError("output: missing", hint="say where the adapter goes: --output adapters/mine")
+    require_new(output, hint="name another: --output")
+    if (folder / CARD_FILE).exists():
+        raise CheckpointError(f"{folder}: an adapter of this program already", hint=f"glmtune info {folder}")
+    if (folder / ADAPTER_FILE).exists():
+        return _migrate_lora(folder, output, base, template)
+    if find_trained(folder) or read_bare(folder):
+        return _migrate_prefix(folder, output, base, template)
+    is_whole = (folder / "config.json").exists() and has_weights(folder)
+    what = "a whole model, which needs no migration" if is_whole else "no script, adapter, prefix or model"
+    raise CheckpointError(
+        f"{folder}: {what}",
+        hint=f"glmtune chat {folder}"
+        if is_whole
+        else f"an adapter has {ADAPTER_FILE}, a P-Tuning checkpoint pytorch_model.bin",
+    )
+
+
+def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
+    old = read_lora(folder)
+    recorded = old.config.get("base_model_name_or_path")
+    place = _base(folder, base, recorded)
+    card = _card(place, _told(place, template), old.method())
+    mended = list(old.mended)
+    if recorded and recorded != card.base:
+        mended.append(f"base_model_name_or_path: {recorded} became {card.base}")
+    model = open_place(place, template=card.template, dtype="auto", device="auto").eval()
+    plain = logits_of(model)
+    theirs = _logits_as_trained(model, old) if old.is_plain else None
+    with _writing(output) as partial:
+        _write_lora(partial, old, card)
+        proof = _prove(model, partial, folder, theirs, plain)
+    return _migration(folder, output, card, [*old.found, proof], mended, old.lost)
+
+
+def _logits_as_trained(model: Any, old: OldLora) -> Tensor:
+    with as_trained(model, old):
+        return logits_of(model)
+
+
+def _write_lora(folder: Path, old: OldLora, card: Card) -> None:
+    """PEFT's layout, and our card."""
+    config = {**old.config, "base_model_name_or_path": card.base, "revision": None, "inference_mode": True}
+    text = json.dumps(dict(sorted(config.items())), ensure_ascii=False, indent=2) + "\n"
+    (folder / ADAPTER_FILE).write_text(text, encoding="utf-8")
+    save_file(old.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    card.save(folder)
+
+
+def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
+    config = read_json_if_there(folder / "config.json")
+    place = _base(folder, base, config.get("_name_or_path"))
+    told = _told(place, template)
+    found = [check_frozen(folder, place.base)] if find_trained(folder) == "whole" else []
+    is_held = bool(read_json_if_there(place.base / "config.json").get("quantization_bit"))
+    quant = None if is_held else QUANT.get(config.get("quantization_bit", 0))
+    found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
+    model = open_place(place, template=told, dtype="auto", device="auto", quant=quant).eval()
+    plain = logits_of(model)
+    with _writing(output) as partial:
+        theirs = _write_prefix(partial, model, folder)
+        method = tell_method(partial)
+        card = _card(place, told, method.model_dump(mode="json"), quant)
+        card.save(partial)
+        proof = _prove(model, partial, folder, theirs, plain)
+    projection = " with projection" if method.projection else ""
+    what = f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}"
+    return _migration(folder, output, card, [what, *found, proof], [], {})
+
+
+def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:
+    """Write the prefix; its logits on the base, where the base takes the old folder as it is."""
+    bare = read_bare(folder)
+    if bare:
+        save_file(bare, target / TRAINED_FILE, metadata={"format": "pt"})
+        return None
+    load_adapter(model, folder, is_trainable=True)
+    save_weights(model, target)
+    return logits_of(model)
+
+
+def _base(folder: Path, base: str | Path | None, recorded: str | None) -> Place:
+    """The base that is named, else the one that the folder records, where that is here."""
+    if base is None and (not recorded or not Path(recorded).is_dir() or Path(recorded) == folder):
+        raise ConfigError(
+            f"{folder}: its base model is not at {recorded or '(no place recorded)'}",
+            hint="name its folder, or its name on a hub: --base",
+        )
+    place = resolve(base or str(recorded))
+    if place.adapter:
+        raise ConfigError(f"{base}: an adapter, not a base model", hint=f"--base {place.base}")
+    return place
+
+
+def _told(place: Place, template: str | None) -> str:
+    return require_template(identify(place.base, template).template, f"{place.name}: --template")
+
+
+def _card(place: Place, template: str, method: dict[str, Any], quant: str | None = None) -> Card:
+    return Card(
+        base=place.name,
+        base_revision=place.revision,
+        template=template,
+        method=method,
+        quant=quant,
+        glmtune_version=version("glmtune"),
+    )
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[Path]:
+    """A folder that takes the place of `output` once all is written and proven."""
+    make_folder(output.parent)
+    with replacing(output) as partial:
+        partial.mkdir()
+        yield partial
+
+
+def _prove(model: Any, made: Path, source: Path, theirs: Tensor | None, plain: Tensor) -> str:
+    """Open what was written and compare. Without `theirs` only that it changes the base."""
+    dtype = next(model.parameters()).dtype
+    ours = logits_of(load_adapter(model, made))
+    if theirs is None:
+        return (
+            f"{require_effect(ours, plain, what=str(source))}; nothing here computes the source's to compare"
+        )
+    return compare(theirs, ours, plain, dtype=dtype, what=str(source))
+
+
+def _migration(
+    source: Path, output: Path, card: Card, found: list[str], mended: list[str], lost: dict[str, str]
+) -> Migration:
+    told = f"base {card.base}, chat format {card.template}"
+    return Migration(
+        source=str(source),
+        found=[*found[:-1], *_training(source), told, found[-1]],
+        made=output,
+        mended=mended,
+        lost=lost,
+        next=[f"glmtune chat {shlex.quote(str(output))}", f"glmtune info {shlex.quote(str(output))}"],
+    )
+
+
+def _training(folder: Path) -> list[str]:
+    """What the Trainer wrote down beside the weights."""
+    state = read_json_if_there(folder / "trainer_state.json")
+    losses = [line["loss"] for line in state.get("log_history", []) if "loss" in line]
+    loss = f", its last loss {losses[-1]}" if losses else ""
+    return [f"step {state['global_step']} of its training{loss}"] if "global_step" in state else []

@@ -1,0 +1,88 @@
+"""Which base is this: told in a blink from its config and a few numbers of its tensors.
+
+Of each tensor the name, the shape and some numbers of its start and middle are hashed: of floating ones their
+values in fp32, of codes (a folder that is quantised officially) the codes as they are. So the fingerprint is
+the same for .safetensors, .bin and shards of them, and whatever type a model is opened in; a copy that was
+stored in a wider type has it too, and one that was rounded, merged or quantised has another.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmtune.family import FAMILIES, identify
+from glmtune.files import read_json
+from glmtune.models.config import ChatGLMConfig
+from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.upstream import read_upstream_config
+
+MOST_TENSORS = 512
+"""So many tensors are looked at; of GLM-4.5's 44,000, every so-manieth."""
+NUMBERS = 64
+"""So many numbers of a tensor's start, and as many of its middle."""
+DECIDING = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layernorm_epsilon",
+    "rms_norm_eps", "rope_ratio", "rope_parameters", "partial_rotary_factor", "position_encoding_2d",
+    "num_experts_per_tok", "quantization_bit", "bos_token_id", "eos_token_id", "pad_token_id",
+    "mask_token_id", "gmask_token_id",
+)  # fmt: skip
+"""Config keys that change what a model computes and that no tensor's shape tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a model's folder is, short enough to be kept."""
+
+    family: str
+    revision: str
+    """Of ChatGLM-6B `early`, `mid` or `late`; else empty."""
+    config: Mapping[str, Any]
+    """The deciding keys that the config has."""
+    weights: str
+    """A hash, in hexadecimal."""
+
+    @property
+    def kind(self) -> str:
+        """`ChatGLM-6B late`."""
+        return f"{self.family} {self.revision}".strip()
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """The fingerprint of a model's folder. Raises CheckpointError for files that cannot be read."""
+    known = identify(folder)
+    is_upstream = FAMILIES[known.family].is_in_transformers
+    content = read_json(folder / "config.json")
+    # unlike `read_config`, this needs no chat format to read a config of long contexts
+    config = (read_upstream_config(folder) if is_upstream else ChatGLMConfig.from_dict(content)).to_dict()
+    deciding = {key: config[key] for key in DECIDING if config.get(key) is not None}
+    stored = scan_tensors(folder)
+    if config.get("tie_word_embeddings"):  # a copy, which not every layout stores
+        stored.pop("lm_head.weight", None)
+    plain: dict[str, Any] = json.loads(json.dumps(deciding, default=str))
+    return Fingerprint(known.family, known.revision, plain, _hash(stored))
+
+
+def _hash(stored: Mapping[str, Stored]) -> str:
+    names = sorted(name for name in stored if not name.endswith("inv_freq"))
+    chosen = names[:: -(-len(names) // MOST_TENSORS)] if names else []
+    samples: dict[str, bytes] = {}
+    for file in sorted({stored[name].file for name in chosen}):
+        with open_shard(file) as shard, explain_damage(file):
+            for name in (name for name in chosen if stored[name].file == file):
+                samples[name] = _sample(shard.read(stored[name].name))
+    digest = hashlib.sha256(f"{len(names)}".encode())
+    for name in chosen:
+        digest.update(f"{name}{list(stored[name].shape)}".encode() + samples[name])
+    return digest.hexdigest()
+
+
+def _sample(tensor: Tensor) -> bytes:
+    flat = tensor.reshape(-1)
+    parts = torch.cat((flat[:NUMBERS], flat[len(flat) // 2 :][:NUMBERS]))
+    return (parts.float() if parts.is_floating_point() else parts).numpy().tobytes()

@@ -1,0 +1,11 @@
+"""Models inside PEFT's wrapper."""
+
+from typing import Any
+
+
+def causal_of(model: Any) -> Any:
+    """The language model itself, whether it is given bare, wrapped by PEFT, or taken out of the wrapper.
+
+    `peft_config` tells nothing: PEFT sets it on the wrapper and on the model inside.
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

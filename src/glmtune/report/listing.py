@@ -1,0 +1,93 @@
+"""The runs in a folder, each with its figures and its state. No model is loaded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.report.run import Run, Scores, describe_method, read_run, read_scores
+from glmtune.runs import METRICS_FILE, RECIPE_FILE, follow
+
+State = Literal["finished", "stopped", "broken"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One run in the list."""
+
+    path: Path
+    state: State
+    """`finished`: came to its end, by its steps or by patience; `stopped`: not, or it is still training."""
+    changed: datetime
+    problem: str = ""
+    """Why it is broken."""
+    base: str = ""
+    method: str = ""
+    quant: str | None = None
+    steps: int = 0
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    size_bytes: int | None = None
+    scores: tuple[Scores, ...] = field(default=())
+
+
+def list_runs(folder: str | Path = "runs") -> list[Entry]:
+    """Every run in a folder and below it, the newest first. Raises `ConfigError` for no folder."""
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise ConfigError(f"{place}: no such folder", hint="give the folder that runs lie in: runs")
+    entries = [_entry(file.parent) for file in _recipes(place)]
+    return sorted(entries, key=lambda entry: (entry.changed, entry.path), reverse=True)
+
+
+def _recipes(folder: Path) -> Iterator[Path]:
+    """Of runs; a run has none inside."""
+    if (folder / RECIPE_FILE).is_file():
+        yield folder / RECIPE_FILE
+        return
+    for inner in sorted(folder.iterdir()):
+        if inner.is_dir() and not inner.is_symlink():
+            yield from _recipes(inner)
+
+
+def _entry(folder: Path) -> Entry:
+    files = [file for name in (RECIPE_FILE, METRICS_FILE) if (file := folder / name).exists()]
+    changed = datetime.fromtimestamp(max(file.stat().st_mtime for file in files))
+    try:
+        run = read_run(folder)
+        scores = tuple(read_scores(run))
+    except GlmtuneError as err:
+        return Entry(path=folder, state="broken", changed=changed, problem=str(err))
+    except (KeyError, ValueError) as err:  # files of another program, or cut off
+        return Entry(path=folder, state="broken", changed=changed, problem=f"{folder}: unreadable: {err}")
+    problem = _dangling(folder)
+    state: State = "broken" if problem else "finished" if run.is_finished else "stopped"
+    return Entry(
+        path=folder,
+        state=state,
+        changed=changed,
+        problem=problem,
+        base=_base_name(run),
+        method=describe_method(run.recipe.method),
+        quant=run.recipe.quant,
+        steps=run.num_steps,
+        best_eval_loss=run.evaluated[run.best_step] if run.best_step is not None else None,
+        best_step=run.best_step,
+        size_bytes=run.size_bytes(),
+        scores=scores,
+    )
+
+
+def _dangling(folder: Path) -> str:
+    """A link to a checkpoint that is gone."""
+    for name in ("best", "last"):
+        link = folder / name
+        if (link.is_symlink() or link.exists()) and not follow(link).is_dir():
+            return f"{link}: leads to no checkpoint"
+    return ""
+
+
+def _base_name(run: Run) -> str:
+    return Path(run.recipe.model).name or run.recipe.model

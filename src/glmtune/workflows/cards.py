@@ -1,0 +1,60 @@
+"""The card of a checkpoint: what is known of the base before training, and what the tuned model answers."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor
+
+from glmtune.load import Place
+from glmtune.methods.card import Card
+from glmtune.methods.probe import encode_probe, last_logits, take_probe
+from glmtune.methods.proof import name_dtype
+from glmtune.models.fingerprint import Fingerprint, fingerprint
+from glmtune.recipe import Recipe
+from glmtune.workflows.plan import data_hashes
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The base before anything was changed in it."""
+
+    fingerprint: Fingerprint
+    dtype: str
+    """Type of its weights, by torch's name."""
+    probe_ids: list[int]
+    logits: Tensor
+    """At the probe's end, (V,)."""
+
+
+def look_at_base(model: Any, place: Place, tokenizer: Any) -> Untrained:
+    """What the cards of a run say of its base: once freeze or full has begun, it is gone."""
+    ids = encode_probe(tokenizer)
+    return Untrained(fingerprint(place.base), name_dtype(model), ids, last_logits(model, ids))
+
+
+def write_card(
+    recipe: Recipe, place: Place, base: Untrained, tokenizer: Any, model: Any, *, step: int
+) -> Card:
+    """The card of a run's model as it stands."""
+    data = recipe.data
+    return Card(
+        base=place.name,
+        base_revision=place.revision,
+        template=tokenizer.template,
+        method=recipe.method.model_dump(mode="json"),
+        system=data.system,
+        source_prefix=data.source_prefix,
+        quant=recipe.quant,
+        glmtune_version=version("glmtune"),
+        family=base.fingerprint.family,
+        family_revision=base.fingerprint.revision,
+        fingerprint={"config": base.fingerprint.config, "weights": base.fingerprint.weights},
+        stop_ids=tokenizer.stop_ids,
+        dtype=base.dtype,
+        limits=data.model_dump(include={"max_tokens", "max_source_tokens", "max_target_tokens"}),
+        data=data_hashes(recipe),
+        step=step,
+        versions={name: version(name) for name in ("torch", "transformers", "peft")},
+        probe=take_probe(base.probe_ids, base.logits, last_logits(model, base.probe_ids)),
+    )

@@ -1,0 +1,315 @@
+"""Export a trained model: draft, write under a temporary name, open in a fresh process, compare, rename."""
+
+import platform
+from collections.abc import Generator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from glmtune.errors import ConfigError
+from glmtune.exports.folder import folder_bytes, require_space, show_size, small_bytes
+from glmtune.exports.fresh import logits_of
+from glmtune.exports.kinds import Draft, Kind, Settings, find_kind
+from glmtune.exports.source import Source, find_source
+from glmtune.exports.tensors import parse_size
+from glmtune.exports.verify import QUESTIONS, Answers, Expected, ask_fresh_process, compare, distance
+from glmtune.family import require_template
+from glmtune.load import load_model
+from glmtune.log import quiet
+from glmtune.methods.adapter import CARD_FILE
+from glmtune.models.checkpoint import DTYPES
+from glmtune.models.quant import BITS
+from glmtune.runs import make_folder, replacing, require_new, write_json
+from glmtune.tokenizers import encode_messages, load_tokenizer
+from glmtune.workflows.events import Note, drain
+from glmtune.workflows.quality import HeldOut, held_out_rows, measure
+
+EXPORT_FILE = "export.json"
+"""Where an export keeps what it is and how it was proved."""
+DEFAULT_ROWS = 200
+"""Held-out rows that the loss of quality is measured on, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """Where an export is, and what `export.json` says of it."""
+
+    path: Path
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for."""
+
+    path: str | Path
+    to: str
+    output: Path
+    base: str | Path | None = None
+    template: str | None = None
+    dtype: str | None = None
+    max_shard_size: str = "2GB"
+    data: Path | None = None
+    max_rows: int = DEFAULT_ROWS
+    score_rows: int = 0
+    device: str = "auto"
+
+
+def export(
+    path: str | Path,
+    *,
+    to: str,
+    output: str | Path,
+    base: str | Path | None = None,
+    template: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "2GB",
+    data: str | Path | None = None,
+    max_rows: int = DEFAULT_ROWS,
+    score_rows: int = 0,
+    device: str = "auto",
+) -> ExportResult:
+    """Write a run, adapter or model as `to`, one of `KINDS`, says; see `glmtune export --help`.
+
+    The folder `output` appears only when the export was opened in a fresh process and answered as base +
+    adapter do. `dtype` is the weights' type, by default the base's own. `data`, `max_rows`, `score_rows` and
+    `device`: what int8's and int4's loss of quality is measured on, by default the run's held-out rows.
+    Raises `GlmtuneError`.
+    """
+    rows = Path(data) if data else None
+    order = Order(
+        path, to, Path(output), base, template, dtype, max_shard_size, rows, max_rows, score_rows, device
+    )
+    return drain(exporting(order))
+
+
+def exporting(order: Order) -> Generator[Note, None, ExportResult]:
+    """Export; yield a note of each thing a user should know."""
+    job = _prepare(order)
+    source = job.source
+    size = show_size(job.num_bytes)
+    yield Note(f"{source.name}: {source.method or 'as it is'}, on {source.base}; {size} to write")
+    make_folder(order.output.parent)
+    with replacing(order.output) as folder:
+        folder.mkdir()
+        job.draft.write(folder)
+        facts = _facts(order, source, folder)
+        yield from _prove(job, folder, facts)
+        if order.to in BITS:
+            yield from _measure(job, folder, facts)
+        yield from _not_carried(source, order.to, folder)
+        write_json(folder / EXPORT_FILE, facts)
+    yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
+    return ExportResult(order.output, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An order, and all that was found out before anything is written."""
+
+    order: Order
+    kind: Kind
+    source: Source
+    tokenizer: Any
+    held: HeldOut | str
+    """The rows to measure quality on, or why there are none."""
+    model: Any
+    """Base + adapter, its weights mapped from the files."""
+    draft: Draft
+
+    @property
+    def num_bytes(self) -> int:
+        return self.draft.num_bytes + small_bytes(self.source.base)
+
+
+def _prepare(order: Order) -> _Job:
+    """Everything that can be refused is refused here."""
+    kind = find_kind(order.to)
+    settings = _settings(order, kind)
+    require_new(order.output, hint="name another folder: --output; an export never replaces anything")
+    source = find_source(order.path, base=order.base, template=order.template)
+    kind.require(source)
+    require_template(source.identity.template, str(source.base))
+    tokenizer = load_tokenizer(source.base, source.identity.template)
+    held = _held_out(order, source, tokenizer) if order.to in BITS else "not asked for"
+    model = source.open()
+    job = _Job(order, kind, source, tokenizer, held, model, kind.draft(source, model, settings))
+    require_space(order.output, job.num_bytes)
+    return job
+
+
+def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
+    """Open the export in a fresh process and compare it; raises `OutputError` if it differs."""
+    source, kind = job.source, job.kind
+    messages = [{"role": "user", "content": question} for question in QUESTIONS]
+    prompts = [encode_messages(job.tokenizer, [message]) for message in messages]
+    answers = ask_fresh_process(
+        folder,
+        prompts,
+        opener=kind.opener,
+        base=source.base if kind.is_adapter else None,
+        template=source.identity.template if kind.is_adapter else None,
+        messages=messages[:1] if kind.has_chat else None,
+    )
+    expected = _expected(source, job.model, job.draft, prompts, answers)
+    facts["verified"] = compare(answers, expected)
+    yield from _tell_verified(facts["verified"])
+    if kind.has_chat:
+        yield _chat_note(facts["verified"], prompts[0])
+    if source.quant and not kind.is_adapter:
+        yield _note_quant(source, facts, prompts, expected)
+
+
+def _settings(order: Order, kind: Kind) -> Settings:
+    if order.dtype is not None and order.dtype not in DTYPES:
+        raise ConfigError(f"dtype: {order.dtype!r} is not a type for weights", hint="bf16, fp16 or fp32")
+    if order.dtype is not None and kind.is_adapter:
+        raise ConfigError(
+            f"dtype: {order.to} keeps its weights in fp32, as they were trained", hint="leave dtype out"
+        )
+    return Settings(DTYPES[order.dtype] if order.dtype else None, parse_size(order.max_shard_size))
+
+
+def _held_out(order: Order, source: Source, tokenizer: Any) -> HeldOut | str:
+    card = source.place.card
+    given = {"system": card.system, "source_prefix": card.source_prefix} if card else {}
+    return held_out_rows(
+        source.place.run,
+        tokenizer,
+        data=order.data,
+        max_rows=order.max_rows,
+        score_rows=order.score_rows,
+        given=given,
+    )
+
+
+def _facts(order: Order, source: Source, folder: Path) -> dict[str, Any]:
+    card = source.place.card
+    return {
+        "kind": order.to,
+        "source": source.name,
+        "base": source.place.name if not source.is_whole else str(source.base),
+        "method": card.method if card else {"name": source.method} if source.method else None,
+        "family": source.identity.family,
+        "template": source.identity.template,
+        "system": card.system if card else None,
+        "source_prefix": card.source_prefix if card else "",
+        "trained_on_quant": source.quant,
+        "dtype": order.dtype or "as the base's files",
+        "bytes": folder_bytes(folder),
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "glmtune": version("glmtune"),
+        "python": platform.python_version(),
+    }
+
+
+def _expected(
+    source: Source, model: Any, draft: Draft, prompts: list[list[int]], answers: Answers
+) -> Expected:
+    """What the answers should be: once with the weights as written, once of base + adapter themselves."""
+    rows = [prompt + new for prompt, new in zip(prompts, answers.greedy, strict=True)]
+    exact = [logits_of(model, row) for row in rows]
+    if draft.worth is None:
+        return Expected(exact, exact)
+    worth, skeleton = draft.worth, source.open_base()
+
+    def written(name: str, held: Tensor) -> Tensor:
+        return worth(name) if name in draft.names else held
+
+    return Expected([logits_of(skeleton, row, written) for row in rows], exact)
+
+
+def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
+    yield Note(
+        f"opened in a fresh process ({figures['class']}): logits differ by at most "
+        f"{figures['max_difference']:.2g} (allowed {figures['tolerance']:.2g}, largest logit "
+        f"{figures['max_logit']:.3g}); greedy ids equal"
+    )
+    same = "the same" if figures["greedy_equal_to_trained"] else "other"
+    yield Note(
+        f"against base + adapter, unrounded: at most {figures['max_difference_to_trained']:.2g}, {same} "
+        "greedy ids"
+    )
+
+
+def _chat_note(figures: dict[str, Any], ids: list[int]) -> Note:
+    found = figures.pop("chat_ids")
+    figures["chat_ids_equal"] = found == ids
+    if found == ids:
+        return Note(
+            "its tokenizer.json and chat_template.jinja make the same ids of a chat; unlike glmtune they "
+            "turn control tokens spelled in a user's text, such as <|user|>, into those tokens"
+        )
+    return Note(
+        "its tokenizer.json and chat_template.jinja make other ids of a chat: encode with glmtune",
+        is_warning=True,
+    )
+
+
+def _note_quant(source: Source, facts: dict[str, Any], prompts: list[list[int]], expected: Expected) -> Note:
+    """The weights go onto the un-quantised base, whatever it was trained on: that makes a difference."""
+    trained = source.open(quant=source.quant)
+    as_trained = [logits_of(trained, prompt) for prompt in prompts]
+    exact = [row[: len(prompt)] for row, prompt in zip(expected.exact, prompts, strict=True)]
+    largest, same = distance(as_trained, exact)
+    facts["difference_to_quantised_base"] = {"max": largest, "same_top_token": same}
+    return Note(
+        f"trained on the base in {source.quant}, merged onto the un-quantised one: logits differ by up to "
+        f"{largest:.3g} from those in training, the most likely token is the same at {same:.1%} of the places"
+    )
+
+
+def _measure(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
+    """Perplexity and scores of base + adapter and of the export, as they run on the device."""
+    order, held = job.order, job.held
+    facts["quality"] = None
+    if isinstance(held, str):
+        yield Note(
+            f"the loss of quality is not known: {held}; name rows like the training ones: --data FILE",
+            is_warning=True,
+        )
+        return
+    trained = job.source.open(dtype="auto", device=order.device)
+    before = measure(trained, job.tokenizer, held)
+    del trained
+    with quiet():
+        reopened = load_model(folder, device=order.device)
+    after = measure(reopened, job.tokenizer, held)
+    dtype = str(next(reopened.parameters()).dtype).removeprefix("torch.")
+    facts["quality"] = {
+        "rows": len(held.rows),
+        "scored_rows": len(held.questions),
+        "from": held.place,
+        "computed_in": dtype,
+        "before": before,
+        "after": after,
+    }
+    yield Note(
+        f"perplexity on {len(held.rows)} rows ({held.place}), in {dtype}: {before['perplexity']:.4f} before, "
+        f"{after['perplexity']:.4f} in {order.to}"
+    )
+    if held.questions:
+        yield Note(_scores_line(before["scores"], after["scores"], order.to, len(held.questions)))
+
+
+def _scores_line(before: dict[str, Any], after: dict[str, Any], name: str, count: int) -> str:
+    parts = [
+        f"{key} {before['thudm'][key]:.2f} before, {after['thudm'][key]:.2f} in {name}"
+        for key in ("rouge-l", "bleu-4")
+    ]
+    return f"scores of {count} answers: {'; '.join(parts)}"
+
+
+def _not_carried(source: Source, to: str, folder: Path) -> Generator[Note, None, None]:
+    """What was part of training and is in no weight; and code that the base does not have."""
+    if to in BITS and not (source.base / "quantization.py").exists():
+        yield Note(
+            "the base's folder has no quantization.py: glmtune opens this export, the official code does not"
+        )
+    card = None if (folder / CARD_FILE).exists() else source.place.card
+    for what, text in (("system text", card and card.system), ("source prefix", card and card.source_prefix)):
+        if text:
+            yield Note(f"trained with a {what} that no file of this kind holds; send it yourself: {text!r}")

@@ -1,0 +1,119 @@
+"""What quantising costs: perplexity, and scores if wanted, before and after, on rows not trained on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from glmtune.data.batches import collate
+from glmtune.data.encode import Row, encode_examples
+from glmtune.data.source import read_dataset
+from glmtune.data.tables import is_hub_name
+from glmtune.errors import GlmtuneError
+from glmtune.evaluation.predictions import Question, predict, score_all
+from glmtune.files import read_json_if_there
+from glmtune.objectives import Sft
+from glmtune.recipe import Data, Recipe, load_recipe
+from glmtune.recipe.parse import build_recipe
+from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
+from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE
+from glmtune.training.loop import mean_loss
+from glmtune.workflows.rows import data_hash, test_questions, training_rows
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Rows to measure on."""
+
+    rows: list[Row]
+    questions: list[Question]
+    max_new_tokens: int
+    micro_batch_size: int
+    place: str
+    """Where they are from."""
+
+
+def held_out_rows(
+    run: Path | None,
+    tokenizer: Any,
+    *,
+    data: Path | None,
+    max_rows: int,
+    score_rows: int,
+    given: dict[str, Any],
+) -> HeldOut | str:
+    """The rows of a file, else the run's own held-out ones; or, in words, why there are none.
+
+    `given`: how the rows are encoded where there is no run. At most `max_rows` rows, of which the first
+    `score_rows` are answered too. Raises `GlmtuneError` for a named file that cannot be read.
+    """
+    if run is None and data is None:
+        return "this is no run, so nothing says which rows were held out"
+    recipe = load_recipe(run / RECIPE_FILE) if run else build_recipe({"model": "-", "data": given})
+    if run and not data and (changed := _changed_data(run, recipe)):
+        return changed
+    settings = recipe.data.model_copy(
+        update={"test": None, **({"train": None, "validation": data} if data else {})}
+    )
+    try:
+        rows = _encoded(tokenizer, settings, data)[:max_rows]
+        asked = test_questions(tokenizer, settings, max_rows=score_rows).questions if score_rows else []
+    except GlmtuneError as error:
+        if data:
+            raise
+        return f"the run's held-out rows cannot be read: {error}"
+    if not rows:
+        return "there are no held-out rows"
+    new_tokens = recipe.evaluate.max_new_tokens or settings.max_target_tokens or DEFAULT_NEW_TOKENS
+    place = str(data or settings.validation or f"{settings.train}, the rows held out")
+    return HeldOut(rows, asked, new_tokens, recipe.train.micro_batch_size, place)
+
+
+def _changed_data(run: Path, recipe: Recipe) -> str:
+    """In words, which file of rows is no longer what the run read; empty where none is.
+
+    Rows held out of another file may be among those that were trained on.
+    """
+    known = read_json_if_there(run / ENVIRONMENT_FILE)
+    paths = {"train_sha256": recipe.data.train, "validation_sha256": recipe.data.validation}
+    for key, path in paths.items():
+        if path is not None and not is_hub_name(path) and key in known:
+            if not path.exists():
+                return f"{path}, which the run was trained on, is not there"
+            if data_hash(path) != known[key]:
+                return f"{path} is not the file any more that the run was trained on"
+    return ""
+
+
+def _encoded(tokenizer: Any, settings: Data, data: Path | None) -> list[Row]:
+    if data:
+        return encode_examples(tokenizer, read_dataset(data, settings).examples, settings).rows
+    return training_rows(tokenizer, settings).validation.rows
+
+
+def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
+    """Perplexity of the rows' answers, and the scores of the questions if there are any."""
+    AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
+    accelerator = Accelerator(mixed_precision="no", cpu=model.device.type == "cpu")
+    parts = _divide(sorted(held.rows, key=lambda row: len(row.input_ids)), held.micro_batch_size)
+    batches = [collate(part, tokenizer.pad_token_id) for part in parts]
+    loss = mean_loss(Sft(model), batches, accelerator)
+    found: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
+    if held.questions:
+        answers = predict(
+            model,
+            tokenizer,
+            held.questions,
+            max_new_tokens=held.max_new_tokens,
+            batch_size=held.micro_batch_size,
+        )
+        found["scores"] = score_all(list(answers))
+    return found
+
+
+def _divide(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]

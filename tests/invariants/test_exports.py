@@ -1,0 +1,213 @@
+"""Train, save, export: a fresh process that opens the export answers as base + adapter, to 1e-5 in fp32."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import glmtune
+from glmtune.errors import GlmtuneError
+from glmtune.models.shards import scan_tensors
+from glmtune.workflows import ExportResult
+from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
+
+SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}  # nf4 needs rows of whole blocks of 64
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "v1_late": lambda folder: tiny_v1_folder(folder),
+    "v1_mid": lambda folder: tiny_v1_folder(folder, "mid"),
+    "ChatGLM2": lambda folder: tiny_folder(folder, "chatglm2", **SIZES),
+    "ChatGLM3": lambda folder: tiny_folder(folder, "chatglm3", **SIZES),
+    "ChatGLM3 bf16": lambda folder: tiny_folder(folder, "chatglm3", dtype=torch.bfloat16, **SIZES),
+    "GLM-4": lambda folder: tiny_folder(folder, "glm4", **SIZES),
+    "GLM-4-0414": lambda folder: tiny_hf_folder(folder, "GLM-4-0414"),
+    "GLM-4.5": lambda folder: tiny_hf_folder(folder, "GLM-4.5"),
+}
+LORA: dict[str, Any] = {"name": "lora", "dropout": 0}
+ADALORA: dict[str, Any] = {"name": "adalora", "dropout": 0, "init_r": 6, "target_r": 4}
+PTUNING: dict[str, Any] = {"name": "ptuning", "dropout": 0, "num_prefix_tokens": 8}
+FREEZE: dict[str, Any] = {"name": "freeze", "num_layers": 1}
+FULL: dict[str, Any] = {"name": "full"}
+CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
+    ("merged", "v1_late", LORA, None),
+    ("merged", "v1_mid", {**LORA, "use_rslora": True}, None),
+    ("merged", "v1_late", FULL, None),
+    ("merged", "ChatGLM2", ADALORA, None),
+    ("merged", "ChatGLM3", {**LORA, "use_dora": True}, "nf4"),
+    ("merged", "ChatGLM3 bf16", LORA, None),
+    ("merged", "ChatGLM3 bf16", FULL, None),
+    ("merged", "ChatGLM3", FREEZE, None),
+    ("merged", "GLM-4", LORA, "int4"),
+    ("merged", "GLM-4-0414", LORA, None),
+    ("merged", "GLM-4.5", FULL, None),
+    ("merged", "GLM-4.5", LORA, None),
+    ("hf", "ChatGLM2", LORA, "int8"),
+    ("hf", "ChatGLM3", FULL, None),
+    ("hf", "ChatGLM3 bf16", {**LORA, "use_dora": True}, None),
+    ("hf", "GLM-4", FREEZE, None),
+    ("official-ptuning", "v1_late", {**PTUNING, "projection": True}, None),
+    ("official-ptuning", "ChatGLM2", PTUNING, "int8"),
+    ("lora-from-adalora", "GLM-4", ADALORA, None),
+    ("int8", "v1_late", LORA, None),
+    ("int4", "ChatGLM3", LORA, "int4"),
+]  # fmt: skip
+FAST = (("merged", "v1_late", "lora"), ("hf", "GLM-4", "freeze"))
+"""Tried in every run; the others are slow: each starts a process."""
+
+
+@dataclass
+class Desk:
+    """A folder with models, rows and what is made of them."""
+
+    folder: Path
+
+    def base(self, family: str) -> Path:
+        path = self.folder / "bases" / family
+        return path if path.exists() else FAMILIES[family](path)
+
+    @property
+    def rows(self) -> Path:
+        path = self.folder / "rows.csv"
+        lines = (f"问题{i},答案{i}。\n" for i in range(20))
+        path.write_text("prompt,response\n" + "".join(lines), encoding="utf-8")
+        return path
+
+    def run(self, family: str, method: dict[str, Any], quant: str | None = None, **data: Any) -> Path:
+        name = "-".join([family, *map(str, method.values()), str(quant), *data])
+        path = self.folder / "runs" / name
+        if not path.exists():
+            glmtune.train(
+                {
+                    "model": str(self.base(family)),
+                    "quant": quant,
+                    "output": path,
+                    "method": method,
+                    "data": {"train": self.rows, **data},
+                    "train": {"steps": 5, "batch_size": 4, "lr": 5e-3, "eval_every": 5},
+                    "samples": {"prompts": []},
+                }
+            )
+        return path
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("exports"))
+
+
+def marked(case: tuple[str, str, dict[str, Any], str | None]) -> Any:
+    to, family, method, quant = case
+    words = [word for word in ("rslora", "dora") if method.get(f"use_{word}")]
+    name = "-".join([to, family, method["name"], *words, *([quant] if quant else [])])
+    is_fast = (to, family, method["name"]) in FAST
+    return pytest.param(*case, id=name, marks=() if is_fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("to", "family", "method", "quant"), [marked(case) for case in CASES])
+def test_a_fresh_process_answers_as_base_and_adapter(
+    to: str, family: str, method: dict[str, Any], quant: str | None, desk: Desk, tmp_path: Path
+) -> None:
+    run = desk.run(family, method, quant)
+    result = glmtune.export(run, to=to, output=tmp_path / "out", max_shard_size="100KB")
+    figures = result.facts["verified"]
+    is_exact = "bf16" not in family and to not in ("int8", "int4")
+    assert figures["max_difference"] <= 1e-5 * max(1.0, figures["max_logit"])
+    assert (figures["max_difference_to_trained"] <= 1e-5 * max(1.0, figures["max_logit"])) is is_exact
+    assert figures["greedy_equal"]
+    assert [len(ids) for ids in figures["greedy_ids"]] == [8, 8]
+    assert json.loads((result.path / "export.json").read_text(encoding="utf-8")) == result.facts
+    assert figures["imports_glmtune"] is (to != "hf")
+    if to == "hf":
+        assert figures["class"] == "GlmForCausalLM"
+        assert figures["chat_ids_equal"]
+    if quant and to in ("merged", "hf", "int4"):
+        assert result.facts["difference_to_quantised_base"]["max"] > 10 * figures["max_difference"]
+    if to in ("int8", "int4"):
+        quality = result.facts["quality"]
+        assert quality["rows"] == 1
+        assert quality["before"]["perplexity"] != quality["after"]["perplexity"]
+    if to == "merged":
+        assert_as_the_base(result, desk.base(family))
+
+
+def assert_as_the_base(result: ExportResult, base: Path) -> None:
+    ours, theirs = scan_tensors(result.path), scan_tensors(base)
+    assert {name: at.shape for name, at in ours.items()} == {name: at.shape for name, at in theirs.items()}
+    assert {name: at.dtype for name, at in ours.items()} == {name: at.dtype for name, at in theirs.items()}
+    copied = [path for path in base.iterdir() if path.suffix in (".json", ".model", ".py", ".jinja")]
+    assert len(copied) >= 3
+    for path in copied:
+        assert (result.path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_plain_transformers_chats_with_an_export_as_glmtune_does_with_the_run(
+    desk: Desk, tmp_path: Path
+) -> None:
+    run = desk.run("ChatGLM3", LORA)
+    out = glmtune.export(run, to="hf", output=tmp_path / "out").path
+    code = f"""
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({str(out)!r})
+model = AutoModelForCausalLM.from_pretrained({str(out)!r})
+messages = [{{"role": "user", "content": "你好"}}]
+ask = {{"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}}
+inputs = tokenizer.apply_chat_template(messages, **ask)
+whole = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0]
+assert "glmtune" not in sys.modules
+print(tokenizer.decode(whole[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    model, tokenizer = glmtune.load_model(run, dtype="fp32"), glmtune.load_tokenizer(run)
+    said = "".join(glmtune.Chat(model, tokenizer, temperature=0, max_new_tokens=12).ask("你好"))
+    assert done.stdout.strip() == said.strip()
+
+
+def test_an_export_that_a_fresh_process_cannot_open_is_not_kept(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # so no python starts
+    with pytest.raises(GlmtuneError, match="a fresh process cannot open it"):
+        glmtune.export(desk.run("ChatGLM3", LORA), to="merged", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(GlmtuneError, match="is not empty and will not be overwritten"):
+        glmtune.export(desk.run("ChatGLM3", LORA), to="merged", output=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(("words", "problem"), [
+    ({"to": "gguf"}, "to: unknown 'gguf'"),
+    ({"to": "merged", "dtype": "int8"}, "dtype: 'int8' is not a type"),
+    ({"to": "merged", "max_shard_size": "big"}, "max_shard_size: 'big'"),
+    ({"to": "official-ptuning"}, "has no prefix"),
+    ({"to": "official-ptuning", "dtype": "bf16"}, "keeps its weights in fp32"),
+    ({"to": "int8", "data": "nowhere.json"}, "nowhere.json"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    words: dict[str, Any], problem: str, desk: Desk, tmp_path: Path
+) -> None:
+    with pytest.raises(GlmtuneError, match=problem) as caught:
+        glmtune.export(desk.run("ChatGLM3", LORA), output=tmp_path / "out", **words)
+    assert caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantised_base_is_refused_with_the_cure(desk: Desk, tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "quantization_bit": 4}), encoding="utf-8")
+    with pytest.raises(GlmtuneError, match="its own weights are int4") as caught:
+        glmtune.export(base, to="merged", output=tmp_path / "out")
+    assert "--base" in caught.value.hint

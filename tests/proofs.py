@@ -1,0 +1,41 @@
+"""Checkpoints as a training run leaves them, without the training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmtune.load import open_place, open_tokenizer, resolve
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import save_trained
+from glmtune.recipe.parse import build_recipe
+from glmtune.workflows.cards import look_at_base, write_card
+
+
+def make_checkpoint(
+    base: Path,
+    folder: Path,
+    method: dict[str, Any],
+    *,
+    seed: int = 1,
+    by: float = 0.2,
+    dtype: str = "fp32",
+    quant: str | None = None,
+) -> Path:
+    """A base's trained weights, moved at random by so much, with a run's card; `by` 0: nothing learned."""
+    recipe = build_recipe({"model": str(base), "method": method, "quant": quant})
+    place = resolve(base)
+    tokenizer = open_tokenizer(place, template=None)
+    opened = open_place(place, template=None, dtype=dtype, device="cpu", quant=quant)
+    untrained = look_at_base(opened, place, tokenizer)
+    tuned = apply_method(opened, recipe.method).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad and by:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * by
+    save_trained(tuned, folder, write_card(recipe, place, untrained, tokenizer, tuned, step=1))
+    if method["name"] == "full":
+        for path in base.iterdir():
+            if path.suffix != ".safetensors" and not (folder / path.name).exists():
+                (folder / path.name).write_bytes(path.read_bytes())
+    return folder

@@ -1,0 +1,55 @@
+"""An export that answers otherwise is refused."""
+
+import math
+
+import pytest
+import torch
+
+from glmtune.errors import OutputError
+from glmtune.exports.verify import NEW_TOKENS, TOLERANCE, Answers, Expected, compare
+
+PROMPT = 5
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return torch.randn(PROMPT + NEW_TOKENS, 11, generator=torch.Generator().manual_seed(seed))
+
+
+def answers(whole: torch.Tensor) -> Answers:
+    """What a process says whose logits are these."""
+    return Answers([whole[:PROMPT]], [whole[PROMPT - 1 : -1].argmax(-1).tolist()], {"class": "Any"})
+
+
+def test_the_same_logits_pass_and_what_rounding_changed_is_told_apart() -> None:
+    figures = compare(answers(logits()), Expected([logits()], [logits() + 0.01]))
+    assert figures["max_difference"] == 0
+    assert figures["max_difference_to_trained"] == pytest.approx(0.01, rel=1e-3)
+    assert figures["greedy_equal"]
+    assert figures["greedy_equal_to_trained"]
+    assert figures["tolerance"] == pytest.approx(TOLERANCE * figures["max_logit"])
+
+
+@pytest.mark.parametrize("off", [0.01, math.nan])
+def test_other_logits_are_refused_with_their_distance(off: float) -> None:
+    other = logits()
+    other[2, 3] += off
+    with pytest.raises(OutputError, match=f"its logits are off by {off:.3g}, allowed are"):
+        compare(answers(other), Expected([logits()], [logits()]))
+
+
+def test_other_greedy_ids_are_refused() -> None:
+    said = answers(logits())
+    said.greedy[0][3] = (said.greedy[0][3] + 1) % 11
+    with pytest.raises(OutputError, match="other greedy ids"):
+        compare(said, Expected([logits()], [logits()]))
+
+
+def test_a_tie_within_the_tolerance_may_be_broken_either_way() -> None:
+    whole = logits()
+    said = answers(whole)
+    taken = said.greedy[0][3]
+    row = whole[PROMPT + 2]
+    row[(taken + 1) % 11] = row[taken] + TOLERANCE / 10
+    figures = compare(said, Expected([whole], [whole]))
+    assert figures["greedy_equal"]
+    assert not figures["greedy_equal_to_trained"]

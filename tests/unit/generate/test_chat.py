@@ -1,0 +1,67 @@
+"""Talking to a model: what is shown, and what is remembered."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmtune.generate import Chat, Sampling, answer, stream_text
+from glmtune.models.chat_calls import settled_answer, shown_answer
+from glmtune.tokenizers import load_tokenizer
+from models import Scripted
+from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
+
+BUILDERS = {
+    "chatglm": lambda folder, _: tiny_ice(folder),
+    "chatglm2": tiny_sentencepiece,
+    "chatglm3": tiny_sentencepiece,
+    "glm4": tiny_tiktoken,
+    "glm4_0414": tiny_json,
+}
+SAID = "今天很好,[[训练时间]]!a,好: b,c?"
+SHOWN = {
+    "chatglm": "今天很好，2023年！a，好： b,c?",
+    "chatglm2": "今天很好,2023年!a,好: b,c?",
+    "chatglm3": "今天很好,2023年!a,好: b,c?",
+    "glm4": "今天很好,2023年!a,好: b,c?",
+    "glm4_0414": SAID,
+}
+KEPT = {**SHOWN, "chatglm3": SAID, "glm4": SAID}
+GREEDY = {"do_sample": False, "max_new_tokens": 200}
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    BUILDERS[request.param](folder, request.param)
+    if request.param == "glm4_0414":
+        (folder / "config.json").write_text('{"model_type": "glm4"}')
+    return load_tokenizer(folder, request.param)
+
+
+def saying(tokenizer: Any, text: str) -> Scripted:
+    ids = [*tokenizer.encode_plain(text), tokenizer.stop_ids[0]]
+    return Scripted(ids, tokenizer.vocab_size + 64)
+
+
+def test_an_answer_is_shown_and_remembered_as_by_the_official_chat(tokenizer: Any) -> None:
+    expected = SHOWN[tokenizer.template], KEPT[tokenizer.template]
+    chat = Chat(saying(tokenizer, SAID), tokenizer, **GREEDY)
+    assert "".join(chat.ask("早")) == expected[0]
+    assert chat.messages == [
+        {"role": "user", "content": "早"},
+        {"role": "assistant", "content": expected[1]},
+    ]
+    prompt, sampling = tokenizer.encode_plain("早"), Sampling(**GREEDY)
+    assert "".join(stream_text(saying(tokenizer, SAID), tokenizer, prompt, sampling)) == expected[0]
+    assert answer(saying(tokenizer, SAID), tokenizer, [prompt], sampling) == [expected[0]]
+
+
+@pytest.mark.parametrize("template", list(SHOWN))
+@given(text=st.text("中a,!:;? [训练时间]\n", max_size=24) | st.just(SAID))
+def test_what_is_shown_early_stays_whatever_follows(template: str, text: str) -> None:
+    whole = shown_answer(template, text)
+    for end in range(len(text) + 1):
+        assert whole.startswith(settled_answer(template, text[:end]))

@@ -1,0 +1,366 @@
+"""What was trained is what is loaded: every wrong pairing is refused, each with one sentence."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glmtune import load_model, load_tokenizer
+from glmtune.errors import CheckpointError
+from glmtune.methods.card import read_card
+from glmtune.methods.proof import OTHER_TYPE, REQUANTISED, ROUNDING
+from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
+from proofs import make_checkpoint
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"name": "lora", "r": 4, "dropout": 0},
+    "dora": {"name": "lora", "r": 4, "dropout": 0, "use_dora": True},
+    "adalora": {"name": "adalora", "init_r": 6, "target_r": 4, "dropout": 0},
+    "ptuning": {"name": "ptuning", "num_prefix_tokens": 4, "dropout": 0},
+    "projection": {"name": "ptuning", "num_prefix_tokens": 4, "projection": True, "dropout": 0},
+    "freeze": {"name": "freeze", "num_layers": 1},
+}
+OTHER_SIZE: dict[str, dict[str, Any]] = {
+    "lora": {"r": 8},
+    "dora": {"r": 8},
+    "adalora": {"init_r": 8, "target_r": 4},
+    "ptuning": {"num_prefix_tokens": 5},
+    "projection": {"num_prefix_tokens": 5},
+    "freeze": {"num_layers": 2},
+}
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "ChatGLM-6B": tiny_v1_folder,
+    "ChatGLM3": tiny_folder,
+    "GLM-4": lambda folder: tiny_folder(folder, "glm4"),
+    "GLM-4-hf": lambda folder: tiny_hf_folder(folder, "GLM-4-hf"),
+}
+PAIRS = [
+    (family, method)
+    for family in FAMILIES
+    for method in METHODS
+    if family != "GLM-4-hf" or METHODS[method]["name"] != "ptuning"
+]
+
+
+@dataclass
+class Desk:
+    """A base of each family, and a checkpoint of each method on it."""
+
+    folder: Path
+
+    def base(self, family: str) -> Path:
+        return self.folder / family / "base"
+
+    def checkpoint(self, family: str, method: str) -> Path:
+        path = self.folder / family / method
+        return path if path.exists() else make_checkpoint(self.base(family), path, METHODS[method])
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    folder = tmp_path_factory.mktemp("desk")
+    for family, make in FAMILIES.items():
+        make(folder / family / "base")
+    return Desk(folder)
+
+
+@pytest.fixture
+def copy(desk: Desk, tmp_path: Path) -> Callable[[str, str], Path]:
+    """A checkpoint that may be damaged."""
+    return lambda family, method: Path(shutil.copytree(desk.checkpoint(family, method), tmp_path / "copy"))
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], str]]:
+    """Gives the one line that was told with some words in it."""
+    logger = logging.getLogger("glmtune")
+    logger.addHandler(caplog.handler)
+
+    def find(words: str) -> str:
+        (line,) = {record.getMessage() for record in caplog.records if words in record.getMessage()}
+        return line
+
+    yield find
+    logger.removeHandler(caplog.handler)
+
+
+def refusal(path: Path, **settings: Any) -> str:
+    """The sentence with which a checkpoint is refused, by `load_model`; there is a hint too."""
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, dtype="fp32", **settings)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+# What is as it was
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_a_checkpoint_that_is_as_it_was_opens_and_says_so_in_one_line(
+    family: str, method: str, desk: Desk, told: Callable[[str], str]
+) -> None:
+    load_model(desk.checkpoint(family, method), dtype="fp32")
+    said = told("adapter loaded")
+    assert "as recorded: off by " in said
+    assert "different from the base's by " in said
+
+
+def test_the_card_says_what_it_belongs_to(desk: Desk) -> None:
+    card = read_card(desk.checkpoint("ChatGLM-6B", "lora"))
+    assert card is not None and card.probe is not None
+    assert (card.family, card.family_revision, card.template) == ("ChatGLM-6B", "late", "chatglm")
+    assert card.stop_ids == load_tokenizer(desk.base("ChatGLM-6B")).stop_ids
+    assert card.dtype == "float32"
+    assert set(card.versions) == {"torch", "transformers", "peft"}
+    assert len(card.probe.tokens) == len(card.probe.base) == len(card.probe.tuned) <= 16
+
+
+def test_a_base_that_has_moved_or_is_stored_in_another_layout_is_the_same(desk: Desk, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(desk.base("ChatGLM3"), tmp_path / "moved"))
+    torch.save(load_file(moved / "model.safetensors"), moved / "pytorch_model.bin")
+    (moved / "model.safetensors").unlink()
+    checkpoint = desk.checkpoint("ChatGLM3", "lora")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(load_model(moved, adapter=checkpoint)(ids).logits, load_model(checkpoint)(ids).logits)
+
+
+@pytest.mark.parametrize(("dtype", "quant"), [("bf16", None), ("fp32", "int8"), ("fp32", "int4")])
+def test_opened_in_another_precision_than_saved_more_is_allowed_by_rule(
+    dtype: str, quant: str | None, desk: Desk, told: Callable[[str], str]
+) -> None:
+    checkpoint = make_once(Path(desk.folder / "tiny"), {"name": "lora"})
+    card = read_card(checkpoint)
+    load_model(checkpoint, dtype=dtype, quant=quant)
+    assert card is not None and card.probe is not None
+    largest = max(map(abs, (*card.probe.base, *card.probe.tuned)))
+    share = (OTHER_TYPE if dtype == "bf16" else ROUNDING["float32"]) + REQUANTISED[quant]
+    said = told("adapter loaded")
+    assert f"allowed {share * largest:.2g}" in said
+
+
+def make_once(folder: Path, method: dict[str, Any]) -> Path:
+    """Of the bundled model, whose answers are no noise."""
+    base = Path(load_tokenizer("glm-tiny").vocab_file).parent
+    return folder if folder.exists() else make_checkpoint(base, folder, method, by=0.01)
+
+
+def test_a_whole_model_that_was_trained_opens_and_one_that_learned_nothing_does_not(
+    desk: Desk, tmp_path: Path
+) -> None:
+    base = desk.base("ChatGLM3")
+    load_model(make_checkpoint(base, tmp_path / "full", {"name": "full"}, by=0.01))
+    said = refusal(make_checkpoint(base, tmp_path / "nothing", {"name": "full"}, by=0))
+    assert said.endswith("nothing was learned: its weights are its base's")
+
+
+def test_without_verify_a_wrong_base_is_opened_and_that_is_said(
+    desk: Desk, tmp_path: Path, told: Callable[[str], str]
+) -> None:
+    other = tiny_folder(tmp_path / "other", seed=5)
+    load_model(other, adapter=desk.checkpoint("ChatGLM3", "lora"), verify=False)
+    assert told("not verified (verify=False)")
+
+
+# A wrong base
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "other"),
+    [(family, method, other) for family, method in PAIRS for other in FAMILIES if other != family],
+)
+def test_a_base_of_another_family_is_refused(family: str, method: str, other: str, desk: Desk) -> None:
+    checkpoint = desk.checkpoint(family, method)
+    with pytest.raises(CheckpointError, match=r": trained on .*, but .* is ") as caught:
+        load_model(desk.base(other), adapter=checkpoint, dtype="fp32")
+    assert "--base" in caught.value.hint
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_base_of_another_revision_is_refused(method: str, tmp_path: Path) -> None:
+    early = tiny_v1_folder(tmp_path / "early", "early")
+    late = tiny_v1_folder(tmp_path / "late", "late")
+    checkpoint = make_checkpoint(early, tmp_path / method, METHODS[method])
+    with pytest.raises(CheckpointError, match=r"trained on ChatGLM-6B early, but .* is ChatGLM-6B late"):
+        load_model(late, adapter=checkpoint)
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_a_base_with_other_weights_of_the_same_shapes_is_refused(
+    family: str, method: str, desk: Desk, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(desk.base(family), tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "layers.1" in name and tensors[name].ndim == 2)
+    save_file(tensors | {name: tensors[name] * 1.01}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"trained on other weights than those in .*: fingerprint"):
+        load_model(other, adapter=desk.checkpoint(family, method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_base_that_computes_otherwise_is_refused_by_the_key(
+    method: str, desk: Desk, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(desk.base("ChatGLM3"), tmp_path / "other"))
+    edit(other / "config.json", rope_ratio=50)
+    with pytest.raises(CheckpointError, match=r"trained on a base whose rope_ratio is 1, but .* has 50"):
+        load_model(other, adapter=desk.checkpoint("ChatGLM3", method))
+
+
+def edit(path: Path, **values: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **values}), encoding="utf-8")
+
+
+# A wrong tokenizer or chat format
+
+
+def test_the_tokenizer_of_another_text_is_refused(desk: Desk, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(desk.base("ChatGLM3"), tmp_path / "other"))
+    run = Path(shutil.copytree(desk.checkpoint("ChatGLM3", "lora"), tmp_path / "run"))
+    edit(run / "glmtune.json", base=str(other))
+    vocabulary = other / "tokenizer.model"
+    vocabulary.write_bytes(vocabulary.read_bytes().replace("你".encode(), "您".encode()))
+    with pytest.raises(CheckpointError, match="another tokenizer or template: this one encodes the probe"):
+        load_tokenizer(run)
+
+
+def test_a_chat_format_that_has_changed_since_is_refused(copy: Callable[[str, str], Path]) -> None:
+    run = copy("ChatGLM3", "lora")
+    edit(run / "glmtune.json", template="chatglm2")
+    with pytest.raises(CheckpointError, match="another tokenizer or template: this one encodes the probe"):
+        load_tokenizer(run)
+
+
+@pytest.mark.parametrize("opened", [load_model, load_tokenizer])
+def test_another_chat_format_than_it_was_trained_with_cannot_be_asked_for(
+    opened: Callable[..., Any], desk: Desk
+) -> None:
+    with pytest.raises(CheckpointError, match="trained with the chat format chatglm3, not with chatglm2"):
+        opened(desk.checkpoint("ChatGLM3", "lora"), template="chatglm2")
+
+
+# Wrong files
+
+
+def weights_of(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
+
+
+def change(folder: Path, make: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    tensors = make(load_file(weights_of(folder)))
+    save_file(tensors, weights_of(folder), {"format": "pt"})
+
+
+DECIDING = {"adalora": "lora_E", "lora": "lora_B", "dora": "lora_B"}
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_an_update_of_zeros_is_refused(
+    family: str, method: str, copy: Callable[[str, str], Path], desk: Desk
+) -> None:
+    run = copy(family, method)
+    if method == "freeze":
+        base = load_file(desk.base(family) / "model.safetensors")
+        change(run, lambda tensors: {name: base[name] for name in tensors})
+    else:
+        part = DECIDING.get(method, "")
+        change(run, lambda tensors: {n: t * 0 if part in n else t for n, t in tensors.items()})
+    assert ": changes nothing: its " in refusal(run)
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_keys_of_other_names_are_refused(family: str, method: str, copy: Callable[[str, str], Path]) -> None:
+    run = copy(family, method)
+    first = sorted(load_file(weights_of(run)))[0]
+    change(run, lambda tensors: {f"{n}.old" if n == first else n: t for n, t in tensors.items()})
+    assert any(word in refusal(run) for word in ("is left over", "is missing", "no transformer.prefix_enc"))
+
+
+@pytest.mark.parametrize("left", [0, 443, -100])
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_a_file_that_was_cut_off_is_refused(
+    family: str, method: str, left: int, copy: Callable[[str, str], Path]
+) -> None:
+    run = copy(family, method)
+    weights_of(run).write_bytes(weights_of(run).read_bytes()[:left])
+    said = refusal(run)
+    assert "truncated or damaged" in said or "bytes of weights, but " in said
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_the_file_of_a_run_of_another_size_is_refused(
+    family: str, method: str, copy: Callable[[str, str], Path], desk: Desk, tmp_path: Path
+) -> None:
+    run = copy(family, method)
+    other = make_checkpoint(desk.base(family), tmp_path / "big", {**METHODS[method], **OTHER_SIZE[method]})
+    shutil.copyfile(weights_of(other), weights_of(run))
+    assert " bytes of weights, but " in refusal(run)
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_the_file_of_another_run_of_the_same_size_is_refused(
+    family: str, method: str, copy: Callable[[str, str], Path], desk: Desk, tmp_path: Path
+) -> None:
+    run = copy(family, method)
+    other = make_checkpoint(desk.base(family), tmp_path / "other", METHODS[method], seed=2)
+    shutil.copyfile(weights_of(other), weights_of(run))
+    assert "these are not the weights that were saved: their length is " in refusal(run)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_logits_than_recorded_are_refused(method: str, copy: Callable[[str, str], Path]) -> None:
+    run = copy("ChatGLM3", method)
+    probe = json.loads((run / "glmtune.json").read_text(encoding="utf-8"))["probe"]
+    edit(run / "glmtune.json", probe={**probe, "tuned": probe["base"]})
+    assert "the tuned model answers the probe with logits off by " in refusal(run)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "p" not in name])
+def test_a_checkpoint_that_learned_nothing_is_saved_but_not_opened(
+    method: str, desk: Desk, tmp_path: Path
+) -> None:
+    run = make_checkpoint(desk.base("ChatGLM3"), tmp_path / "run", METHODS[method], by=0)
+    assert ": changes nothing: its " in refusal(run)
+
+
+# Nothing was recorded
+
+
+def test_a_card_of_an_earlier_version_opens_with_what_can_be_checked(
+    copy: Callable[[str, str], Path], told: Callable[[str], str]
+) -> None:
+    run = copy("ChatGLM3", "lora")
+    card = json.loads((run / "glmtune.json").read_text(encoding="utf-8"))
+    old = (
+        "base",
+        "template",
+        "method",
+        "system",
+        "source_prefix",
+        "quant",
+        "glmtune_version",
+        "base_revision",
+    )
+    (run / "glmtune.json").write_text(json.dumps({key: card[key] for key in old}), encoding="utf-8")
+    load_model(run)
+    assert told("nothing recorded; different from the base's by")
+
+
+def test_an_adapter_without_a_card_must_still_change_something(
+    copy: Callable[[str, str], Path], desk: Desk
+) -> None:
+    run = copy("ChatGLM3", "lora")
+    (run / "glmtune.json").unlink()
+    load_model(desk.base("ChatGLM3"), adapter=run)
+    change(run, lambda tensors: {n: t * 0 if "lora_B" in n else t for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match="changes nothing: its update is zero everywhere"):
+        load_model(desk.base("ChatGLM3"), adapter=run)

@@ -1,0 +1,141 @@
+"""Several adapters over one base: each answers as if it were alone, and the base is there once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glmtune import Adapters, load_model
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.family import identify
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import Card, save_trained
+from glmtune.recipe import Method
+from glmtune.recipe.parse import build_recipe
+from models import HF_FAMILIES, tiny_folder, tiny_hf_folder, tiny_v1_folder
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"name": "lora", "r": 4, "dropout": 0},
+    "wide": {"name": "lora", "r": 8, "alpha": 4, "dropout": 0},
+    "rslora": {"name": "lora", "use_rslora": True},
+    "dora": {"name": "lora", "use_dora": True},
+    "adalora": {"name": "adalora", "init_r": 6, "target_r": 4},
+    "short": {"name": "ptuning", "num_prefix_tokens": 3},
+    "projected": {"name": "ptuning", "num_prefix_tokens": 5, "projection": True},
+}
+FAMILIES = {"chatglm": tiny_v1_folder, "chatglm3": tiny_folder}
+
+
+def settings_of(method: str) -> Method:
+    return build_recipe({"model": "m", "method": METHODS[method]}).method
+
+
+def tune(base: Path, folder: Path, method: str, quant: str | None = None) -> Path:
+    """An adapter whose weights have moved."""
+    tuned = apply_method(load_model(base, dtype="fp32", quant=quant), settings_of(method))
+    generator = torch.Generator().manual_seed(len(method))
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
+    card = Card(base=str(base), template=identify(base).template or "", method=METHODS[method], quant=quant)
+    save_trained(tuned, folder, card)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, "GLM-4-hf"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    if request.param in HF_FAMILIES:
+        return tiny_hf_folder(folder, request.param)
+    return FAMILIES[request.param](folder)
+
+
+def prompt(model: Any) -> torch.Tensor:
+    config = model.config
+    ids = [5, 6, 7, 8, 9]
+    return torch.tensor(
+        [[*ids, config.mask_ids[1], config.bos_token_id] if hasattr(config, "mask_ids") else ids]
+    )
+
+
+def greedy(model: Any) -> list[int]:
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    ids = causal.generate(prompt(model), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    answer: list[int] = ids[0].tolist()
+    return answer
+
+
+def test_each_adapter_answers_as_it_does_alone_and_the_base_as_before(base: Path, tmp_path: Path) -> None:
+    adapters = Adapters(base, dtype="fp32")
+    can_prefix = hasattr(adapters.model, "hold_prefix")
+    names = [name for name in METHODS if can_prefix or METHODS[name]["name"] != "ptuning"]
+    before = {p.data_ptr() for p in adapters.model.parameters()}
+    alone = {None: load_model(base, dtype="fp32")}
+    for name in names:
+        folder = tune(base, tmp_path / name, name)
+        alone[name] = load_model(folder, dtype="fp32")
+        adapters.add(name, folder)
+    assert adapters.names == tuple(names)
+    assert adapters.active is None
+    assert before <= {p.data_ptr() for p in adapters.model.parameters()}  # the base's own, none copied
+    ids = prompt(adapters.model)
+    answers = set()
+    for name in [*names, None, *reversed(names), None]:
+        with adapters.using(name) as model:
+            torch.testing.assert_close(model(ids).logits, alone[name](ids).logits, rtol=0, atol=1e-5)
+            assert greedy(model) == greedy(alone[name])
+            answers.add(tuple(model(ids).logits[0, -1].topk(8).indices.tolist()))
+    assert len(answers) > 3
+    assert adapters.active is None
+
+
+def test_switching_copies_no_weights(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    adapters = Adapters(base, dtype="fp32")
+    for name in ("lora", "short"):
+        adapters.add(name, tune(base, tmp_path / name, name))
+    places = []
+    for name in ("lora", "short", None, "lora"):
+        adapters.use(name)
+        places.append({n: p.data_ptr() for n, p in adapters.model.named_parameters() if "prefix" not in n})
+    assert all(place == places[0] for place in places)
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_adapters_stand_on_a_quantised_base(quant: str, tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    adapters = Adapters(base, dtype="fp32", quant=quant)
+    for name in ("lora", "short"):
+        folder = tune(base, tmp_path / name, name, quant)
+        adapters.add(name, folder)
+        with adapters.using(name) as model:
+            assert greedy(model) == greedy(load_model(folder, dtype="fp32"))
+
+
+def test_an_adapter_that_is_refused_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    other = tiny_folder(tmp_path / "other", num_layers=3)
+    adapters = Adapters(base, dtype="fp32")
+    adapters.add("lora", tune(base, tmp_path / "lora", "lora"))
+    adapters.use("lora")
+    before = adapters.model(prompt(adapters.model)).logits
+    for method in ("wide", "short"):
+        with pytest.raises(CheckpointError):
+            adapters.add("wrong", tune(other, tmp_path / f"wrong-{method}", method))
+    assert (adapters.names, adapters.active) == (("lora",), "lora")
+    assert torch.equal(adapters.model(prompt(adapters.model)).logits, before)
+
+
+def test_names_and_folders_that_cannot_be_are_answered_with_what_can(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    adapters = Adapters(base, dtype="fp32")
+    lora = tune(base, tmp_path / "lora", "lora")
+    adapters.add("广告.v2", lora)
+    with pytest.raises(ConfigError, match="an adapter of this name already"):
+        adapters.add("广告.v2", lora)
+    with pytest.raises(ConfigError, match="ads: no adapter of this name") as caught:
+        adapters.use("ads")
+    assert "广告.v2" in caught.value.hint
+    with pytest.raises(ConfigError, match="an adapter, not a base"):
+        Adapters(lora)
