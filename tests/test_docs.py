@@ -205,6 +205,11 @@ def type_in(line: str, folder: Path) -> Done:
     return glmtune(verb, *words, *GUIDE_WORDS[verb], cwd=folder, typed="你好\nstop\n")
 
 
+CONTINUED = ("export", "troubleshooting")
+"""Guides that go on with the run of the quick start."""
+CONTINUED_FROM = "glmtune train model=/models/chatglm3-6b data.train=my.json output=runs/mine"
+
+
 @pytest.mark.parametrize(
     "name", [name for name in GUIDES if name != "data"]
 )  # tests/cli/test_data.py runs its
