@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,10 +127,21 @@ def letters_only(model: Any, tokenizer: Any) -> LogitsProcessorList:
 class Scripted(torch.nn.Module):
     """Says the given ids one after the other, whatever it is asked."""
 
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    dtype = torch.float32
+
     def __init__(self, ids: Sequence[int], vocabulary: int) -> None:
         super().__init__()
         self.scores = torch.nn.Parameter(torch.eye(vocabulary)[list(ids)])
         self.said = 0
+
+    def get_input_embeddings(self) -> "Scripted":
+        """Asked for where its weight lies."""
+        return self
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.scores
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> CausalLMOutputWithPast:
         """Logits (B, 1, V)."""
