@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,16 @@ def tiny_model(seed: int = 0, **settings: object) -> ChatGLMForConditionalGenera
         }
     )
     return ChatGLMForConditionalGeneration(config).eval()
+
+
+def lively_model(seed: int = 3, **settings: object) -> ChatGLMForConditionalGeneration:
+    """`tiny_model` with larger weights, so that greedy answers do not repeat one token."""
+    model = tiny_model(seed=seed, **settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
 
 
 def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
@@ -116,10 +127,21 @@ def letters_only(model: Any, tokenizer: Any) -> LogitsProcessorList:
 class Scripted(torch.nn.Module):
     """Says the given ids one after the other, whatever it is asked."""
 
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    dtype = torch.float32
+
     def __init__(self, ids: Sequence[int], vocabulary: int) -> None:
         super().__init__()
         self.scores = torch.nn.Parameter(torch.eye(vocabulary)[list(ids)])
         self.said = 0
+
+    def get_input_embeddings(self) -> "Scripted":
+        """Asked for where its weight lies."""
+        return self
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.scores
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> CausalLMOutputWithPast:
         """Logits (B, 1, V)."""

@@ -62,3 +62,12 @@ def test_a_run_on_it_remembers_its_name_not_its_place(tmp_path: Path) -> None:
     assert '"base": "glm-tiny"' in card
     talk = run("chat", "run", "--rounds", 1, "--temperature", 0, cwd=tmp_path, typed="你好\nstop\n")
     assert talk.returncode == 0, talk.stderr
+
+
+def test_a_second_turn_is_answered_as_if_the_first_were_read_again(chat: glmtune.Chat) -> None:
+    from glmtune.generate import stream_text
+
+    second = ask(chat, "你好，你是谁？", "你能做什么？")
+    *before, _ = chat.messages
+    prompt = glmtune.encode_messages(chat.tokenizer, before)
+    assert "".join(stream_text(chat.model, chat.tokenizer, prompt, chat.sampling)) == second

@@ -135,8 +135,12 @@ def test_the_classifier_gives_the_official_logits_and_loss(golden: Golden) -> No
 def test_rotary_angles_are_the_official_fp32_ones(golden: Golden) -> None:
     official = golden.tensors["rotary.cache_fp32"]
     positions = torch.arange(official.shape[0])[None]
-    ours = torch.stack(golden.model.transformer.rotary_pos_emb(positions, torch.float32), dim=-1)
-    golden.assert_close(ours[0], official)
+    cos, sin = golden.model.transformer.rotary_pos_emb(positions, torch.float32)  # (1, 1, S, D) each
+    half = 2 * official.shape[1]
+    golden.assert_close(torch.stack((cos, sin), dim=-1)[0, 0, :, 1:half:2], official)
+    assert torch.equal(sin[..., :half:2], -sin[..., 1:half:2])
+    assert torch.equal(cos[..., :half:2], cos[..., 1:half:2])
+    assert bool((cos[..., half:] == 1).all() and (sin[..., half:] == 0).all())
 
 
 def test_parameter_names_and_shapes_are_the_official_ones(golden: Golden) -> None:

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     help="Quantise while loading; else as stored or trained.",
 )
 @click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--compute",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="fast: weights and activations in int8, on an x86 CPU; answers may differ.",
+)
 def chat(
     path: Path,
     rounds: str | None,
@@ -48,6 +55,7 @@ def chat(
     dtype: str,
     quant: str | None,
     device: str,
+    compute: str,
 ) -> None:
     """Talk to a model, run or adapter folder.
 
@@ -55,13 +63,14 @@ def chat(
       glmtune chat runs/chatglm3-6b-lora
       glmtune chat /models/chatglm3-6b --temperature 0
     """
-    from glmtune.generate import Chat
+    from glmtune.generate import Chat, choose_compute
     from glmtune.load import open_place, open_tokenizer, resolve
     from glmtune.templates import find
 
     place = resolve(path, base=base, revision=revision)
     tokenizer = open_tokenizer(place, template=template)
     model = open_place(place, template=template, dtype=dtype, device=device, quant=quant).eval()
+    model = choose_compute(model, compute)  # in its place: the exact weights are let go
     card = place.card
     named = {
         "temperature": temperature,

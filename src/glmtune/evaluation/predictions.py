@@ -47,20 +47,22 @@ class Prediction:
 def predict(
     model: Any, tokenizer: Any, questions: Sequence[Question], *, max_new_tokens: int, batch_size: int
 ) -> Iterator[Prediction]:
-    """Answer greedily, in batches of similar length; yield each row as it finishes, without its thought."""
+    """Answer greedily, so many rows at a time, the next as soon as one ends; yield each as it finishes.
+
+    A thought in front of an answer is left out.
+    """
     stop_ids = frozenset(tokenizer.stop_ids)
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     ordered = sorted(questions, key=lambda question: len(question.prompt_ids))
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        answers: list[list[int]] = [[] for _ in batch]
-        for pairs in decode(model, [q.prompt_ids for q in batch], sampling, stop_ids=stop_ids):
-            for i, token in pairs:
-                if token not in stop_ids:
-                    answers[i].append(token)
-                if token in stop_ids or len(answers[i]) == max_new_tokens:
-                    text = visible_text(tokenizer.template, answer_text(tokenizer, answers[i]))
-                    yield Prediction(batch[i].row, batch[i].reference, text, token in stop_ids)
+    prompts = [question.prompt_ids for question in ordered]
+    answers: list[list[int]] = [[] for _ in ordered]
+    for pairs in decode(model, prompts, sampling, stop_ids=stop_ids, max_rows=batch_size):
+        for i, token in pairs:
+            if token not in stop_ids:
+                answers[i].append(token)
+            if token in stop_ids or len(answers[i]) == max_new_tokens:
+                text = visible_text(tokenizer.template, answer_text(tokenizer, answers[i]))
+                yield Prediction(ordered[i].row, ordered[i].reference, text, token in stop_ids)
 
 
 class PredictionFile:

@@ -1,13 +1,17 @@
 """Answers from a model."""
 
 from glmtune.generate.chat import Chat, answer, encode_conversation, stream_text
-from glmtune.generate.engine import complete, decode
+from glmtune.generate.engine import Engine, Request, complete, decode
+from glmtune.generate.fast import choose_compute
 from glmtune.generate.sampling import Sampling
 
 __all__ = [
     "Chat",
+    "Engine",
+    "Request",
     "Sampling",
     "answer",
+    "choose_compute",
     "complete",
     "decode",
     "encode_conversation",

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from glmtune.generate.engine import complete, decode
+from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.sampling import Sampling
 from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
 from glmtune.templates import messages_from_dicts, visible_text
 from glmtune.tokenizers import answer_text
+
+REUSED_TOKENS = 8192
+"""Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
 
 
 class Chat:
@@ -33,6 +36,7 @@ class Chat:
         self.system = system
         self.source_prefix = source_prefix
         self.messages: list[dict[str, Any]] = []
+        self._engine = Engine(model, reused_tokens=REUSED_TOKENS)
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
 
@@ -46,7 +50,8 @@ class Chat:
         An answer that is abandoned half-way is not remembered.
         """
         written = ""
-        for so_far, piece in _stream(self.model, self.tokenizer, self._prompt(text), self.sampling):
+        prompt = self._prompt(text)
+        for so_far, piece in _stream(self.model, self.tokenizer, prompt, self.sampling, self._engine):
             written = so_far
             yield piece
         kept = kept_answer(self.tokenizer.template, written.strip())
@@ -66,20 +71,27 @@ def encode_conversation(
     return ids
 
 
-def stream_text(model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-    """Yield the text of one answer as it grows, as the official chat shows it."""
-    for _, piece in _stream(model, tokenizer, prompt, sampling):
+def stream_text(
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    engine: Engine | None = None,
+) -> Iterator[str]:
+    """Yield the text of one answer as it grows, as the official chat shows it; `engine` as in `decode`."""
+    for _, piece in _stream(model, tokenizer, prompt, sampling, engine):
         yield piece
 
 
 def _stream(
-    model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling
+    model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, engine: Engine | None
 ) -> Iterator[tuple[str, str]]:
     """What the model has written so far, and what of it is new to show."""
     stop_ids = frozenset(tokenizer.stop_ids)
     ids: list[int] = []
     written, shown = "", ""
-    for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids):
+    for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids, engine=engine):
         token = pairs[0][1]
         if token in stop_ids:
             break

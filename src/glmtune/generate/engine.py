@@ -1,90 +1,256 @@
-"""The decoder: token ids in, token ids out, several prompts at once.
+"""The decoder: token ids in, token ids out, any number of requests at once.
 
-Used by chat, evaluation and the samples of a training run; `model.generate` is its oracle in the tests.
+Used by chat, evaluation and the samples of a training run; `model.generate` is its oracle in the tests. Each
+step answers every row that is held with one token, whatever its length; rows that have ended leave and those
+that wait join between two steps. An answer does not depend on what else is being answered.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from glmtune.generate.sampling import Sampling, next_tokens
-from glmtune.models.positions import positions_of
+from glmtune.errors import DataError
+from glmtune.generate.reuse import Reuse, count_shared
+from glmtune.generate.rows import Rows
+from glmtune.generate.runner import Prompt, build_runner
+from glmtune.generate.sampling import Draw, Sampling, draw_tokens
+
+MAX_ROWS = 64
+"""Rows that are answered at once unless more are asked for."""
+MAX_PREFILL_TOKENS = 4096
+"""Prompt tokens of one packed pass; a longer prompt has a pass of its own."""
+SHARED_TOKENS = 32
+"""Least common beginning of several prompts that is worth a pass of its own."""
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and how it is answered."""
+
+    prompt: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: Collection[int] = ()
+    """Each ends the answer; it is the answer's last token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer."""
+
+    request: int
+    """What `submit` has returned."""
+    id: int
+    is_last: bool
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A request that waits or is being answered."""
+
+    number: int
+    request: Request
+    draw: Draw
+    ids: list[int] = field(default_factory=list)
+
+    @property
+    def is_ended(self) -> bool:
+        return self.ids[-1] in self.request.stop_ids or len(self.ids) == self.draw.sampling.max_new_tokens
+
+
+class Engine:
+    """Answers requests together. The model must be in evaluation mode and stay as it is meanwhile."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_rows: int = MAX_ROWS,
+        max_prefill_tokens: int = MAX_PREFILL_TOKENS,
+        reused_tokens: int = 0,
+        compile_step: bool = False,
+    ) -> None:
+        """`max_rows`: how many are answered at once; further requests wait.
+
+        `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
+        that begin like them. `compile_step`: the first steps take a minute, the others are faster (our own
+        families; needs a C++ compiler). Raises `ConfigError` where the model cannot be run so.
+        """
+        self.runner = build_runner(model, compile_step=compile_step)
+        self.rows = Rows()
+        self.reuse = Reuse(reused_tokens)
+        self.max_rows = max_rows
+        self.max_prefill_tokens = max_prefill_tokens
+        self._numbers = count()
+        self._waiting: deque[_Answer] = deque()
+        self._held: list[_Answer] = []  # as in `rows`
+        self._positions = torch.empty(0)  # of the next token in each held row, (B, ..., 1)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to answer."""
+        return not self._held and not self._waiting
+
+    def submit(self, request: Request) -> int:
+        """Put a request in line; its number. Raises `DataError` for a prompt that nothing can follow."""
+        if not len(request.prompt):
+            raise DataError("prompt: empty, so nothing follows it", hint="give at least one id")
+        self.runner.count_positions(request.prompt)
+        draw = Draw(request.sampling, request.prompt, device=self.runner.device)
+        number = next(self._numbers)
+        self._waiting.append(_Answer(number, request, draw))
+        return number
+
+    @torch.inference_mode()
+    def cancel(self, number: int) -> None:
+        """Give a request up, waiting or half answered; its memory is free at once."""
+        self._waiting = deque(answer for answer in self._waiting if answer.number != number)
+        for row, answer in enumerate(self._held):
+            if answer.number == number:
+                self._leave(row)
+                return
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        """One token for each row that is held, and the first of each that joins."""
+        tokens = self._advance() if self._held else []
+        while self._waiting and len(self._held) < self.max_rows:
+            tokens += self._join(self._next_prompts())
+        for row in reversed(range(len(self._held))):
+            if self._held[row].is_ended:
+                self._leave(row)
+        return tokens
+
+    @torch.inference_mode()
+    def remember(self, ids: Sequence[int]) -> None:
+        """Compute a text that many prompts begin with, and keep it for good."""
+        row = len(self._held)
+        self._read([ids])
+        self.reuse.keep(self.runner.model, ids, self.rows.read(row), pin=True)
+        self.rows.remove(row)
+
+    def _advance(self) -> list[Token]:
+        last = torch.tensor([[answer.ids[-1]] for answer in self._held], device=self.runner.device)
+        logits = self.runner.step(self.rows, last, self._positions)
+        self._positions = self.runner.advance_positions(self._positions)
+        return _draw(logits, self._held)
+
+    def _next_prompts(self) -> list[_Answer]:
+        """Waiting requests that fit into one packed pass and the rows that are free; at least one."""
+        taken: list[_Answer] = []
+        left = self.max_prefill_tokens
+        while self._waiting and len(self._held) + len(taken) < self.max_rows:
+            left -= len(self._waiting[0].request.prompt)
+            if taken and left < 0:
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _join(self, joining: Sequence[_Answer]) -> list[Token]:
+        logits, following = self._read([answer.request.prompt for answer in joining])
+        self._positions = torch.cat((self._positions, following)) if self._held else following
+        self._held += joining
+        return _draw(logits, joining)
+
+    def _read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Prompts into new rows: logits after each, and the positions that follow. No row if it fails."""
+        self.reuse.check(self.runner.model)
+        first = len(self._held)
+        self.rows.add(len(texts))
+        try:
+            prompts = [self._begin(first + i, ids) for i, ids in enumerate(texts)]
+            return self.runner.prefill(self.rows, prompts)
+        except BaseException:  # an interrupted chat goes on with the same engine
+            self.rows.keep_first(first)
+            raise
+
+    def _begin(self, row: int, ids: Sequence[int]) -> Prompt:
+        """Put what is known of a prompt into its row; the last id is always computed: logits come from it."""
+        shared, layers = self.reuse.find(ids)
+        known = min(self.runner.count_reusable(ids, shared), len(ids) - 1) if shared else 0
+        if known:
+            end = self.runner.num_front + known
+            self.rows.write(row, 0, [(key[:, :end], value[:, :end]) for key, value in layers])
+        else:
+            self.runner.write_front(self.rows, row)
+        return Prompt(row, ids, known)
+
+    def _leave(self, row: int) -> None:
+        """The last row takes the place, as in `Rows.remove`."""
+        left = self._held[row]
+        ids = [*left.request.prompt, *left.ids[:-1]]
+        if len(ids) <= self.reuse.num_tokens:
+            self.reuse.keep(self.runner.model, ids, self.rows.read(row))
+        last = self._held.pop()
+        if row < len(self._held):
+            self._held[row] = last
+            self._positions[row] = self._positions[-1]
+        self._positions = self._positions[: len(self._held)]
+        self.rows.remove(row)
+
+
+def _draw(logits: Tensor, answers: Sequence[_Answer]) -> list[Token]:
+    drawn = draw_tokens(logits, [answer.draw for answer in answers])
+    for answer, token in zip(answers, drawn, strict=True):
+        answer.ids.append(token)
+    return [Token(answer.number, answer.ids[-1], answer.is_ended) for answer in answers]
+
+
 def decode(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, stop_ids: Collection[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    stop_ids: Collection[int],
+    max_rows: int = MAX_ROWS,
+    engine: Engine | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield, step by step, the new (row, token id) pairs; the stop token that ends a row is among them.
 
-    A row leaves the batch when it stops, so the slowest answer does not slow down the others' steps more
-    than it must. Prompts are padded on the left and the model's own rules count positions from the first
-    real token, which makes a batch equal to its rows one by one.
+    At most `max_rows` are answered at once, and the next prompt joins as soon as one of them has ended. What
+    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers.
     """
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
+    engine = engine or _build_engine(model, prompts, max_rows)
+    stops = frozenset(stop_ids)
+    rows: dict[int, int] = {}
     try:
-        yield from _decode(model, prompts, sampling, frozenset(stop_ids))
+        for row, prompt in enumerate(prompts):
+            rows[engine.submit(Request(prompt, sampling, stops))] = row
+        while not engine.is_idle:
+            yield [(rows[token.request], token.id) for token in engine.step()]
     finally:
-        model.train(was_training)
+        for number in rows:
+            engine.cancel(number)
+        if was_training:
+            model.train()
+
+
+def _build_engine(model: Any, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:
+    engine = Engine(model, max_rows=max_rows)
+    shared = min((count_shared(prompts[0], prompt) for prompt in prompts[1:]), default=0)
+    if shared >= SHARED_TOKENS and engine.runner.count_reusable(prompts[0], shared):
+        engine.remember(prompts[0][:shared])
+    return engine
 
 
 def complete(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, stop_ids: Collection[int]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    stop_ids: Collection[int],
+    max_rows: int = MAX_ROWS,
 ) -> list[list[int]]:
     """The whole answers, stop tokens included."""
     answers: list[list[int]] = [[] for _ in prompts]
-    for pairs in decode(model, prompts, sampling, stop_ids=stop_ids):
+    for pairs in decode(model, prompts, sampling, stop_ids=stop_ids, max_rows=max_rows):
         for row, token in pairs:
             answers[row].append(token)
     return answers
-
-
-def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int]
-) -> Iterator[list[tuple[int, int]]]:
-    device = next(model.parameters()).device
-    generator = None
-    if sampling.seed is not None:
-        generator = torch.Generator(device).manual_seed(sampling.seed)
-    seen, mask = _pad_left(prompts, device)
-    rows = list(range(len(prompts)))
-    counter = positions_of(model)
-    positions, following = counter.count_positions(seen, mask)
-    cache = DynamicCache()
-    new = seen
-    is_padded = bool((mask == 0).any())
-    for _ in range(sampling.max_new_tokens):
-        out = model(
-            input_ids=new,
-            attention_mask=mask if is_padded else None,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        drawn = next_tokens(out.logits[:, -1], seen, sampling, generator)  # (B,)
-        tokens = drawn.tolist()
-        yield list(zip(rows, tokens, strict=True))
-        going = [i for i, token in enumerate(tokens) if token not in stop_ids]
-        if not going:
-            return
-        seen = torch.cat([seen, drawn[:, None]], dim=1)
-        mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
-        if len(going) < len(tokens):
-            keep = torch.tensor(going, device=device)
-            cache.batch_select_indices(keep)
-            seen, mask, following = seen[keep], mask[keep], following[keep]
-            rows = [rows[i] for i in going]
-        new, positions, following = seen[:, -1:], following, counter.advance_positions(following)
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """input_ids and mask, (B, S). Pads take the row's own first id, so that they mean nothing new."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

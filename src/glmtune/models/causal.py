@@ -1,7 +1,9 @@
 """What the language models of every family share: logits, loss, and the official chat calls."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
@@ -60,6 +62,21 @@ class CausalLanguageModel(GenerationMixin, OfficialChat, Positions):  # type: ig
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def mask_prompt(self, input_ids: Tensor, past: int) -> Tensor | None:
+        """What a prompt's tokens (1, T) see on top of `past` cached ones: (1, 1, T, past + T), true = may.
+
+        None: the causal triangle, and nothing is cached; or everything, for a single token.
+        """
+        new = input_ids.shape[1]
+        if not past or new == 1:
+            return None
+        columns = torch.arange(past + new, device=input_ids.device)
+        return (columns <= columns[past:, None])[None, None]
+
+    def count_reusable(self, input_ids: Sequence[int], shared: int) -> int:
+        """Of the first `shared` ids of a prompt, cached with another text after them, how many stay valid."""
+        return shared
 
     def prepare_inputs_for_generation(self: Any, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """As in transformers; the prefix in a cache that is gone on from is not taken for tokens."""

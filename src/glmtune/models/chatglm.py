@@ -9,7 +9,7 @@ Shapes: B batch, T new tokens, S cached + new tokens, H heads, D head size, C hi
 positions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from glmtune.errors import ConfigError
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.chat_calls import process_chatglm
-from glmtune.models.chatglm2 import Rotary, eager_attention
+from glmtune.models.chatglm2 import Attend, Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.chatglm_layout import (
     build_mask,
@@ -95,9 +95,13 @@ class ChatGLM6BAttention(nn.Module):
         attention_mask: Tensor | None,
         prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
+        attend: Attend | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C) to (B, T, C), and the weights if the attention function has them."""
+        """(B, T, C) to (B, T, C), and the weights if the attention function has them.
+
+        `attend` takes the place of the configured attention function.
+        """
         heads = self.query_key_value(hidden_states)
         heads = heads.view(*heads.shape[:2], -1, 3 * self.head_dim)  # (B, T, H, 3 D)
         query, key, value = heads.transpose(1, 2).chunk(3, dim=-1)  # (B, H, T, D) each
@@ -105,7 +109,7 @@ class ChatGLM6BAttention(nn.Module):
         key, value = prepend(prefix, key, value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
         context, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
@@ -239,16 +243,27 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             real = None if attention_mask is None else attention_mask[:, -new:]
             position_ids, _ = count_positions(self.config, _needed(input_ids), real)
         check_positions(self.config, position_ids, batch=batch, new=new)
+        hidden_states = self.run_layers(
+            hidden_states, position_ids, mask, prefix, past_key_values=past_key_values, **kwargs
+        )
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def run_layers(
+        self,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        prefix: Sequence[Tensor | None],
+        **kwargs: Any,
+    ) -> Tensor:
+        """Embeddings (B, T, C) through all layers and the final norm; a prefix or None for each layer."""
         rows = position_ids if self.config.position_encoding_2d else position_ids[:, None]
         rotary = self.rotary_emb(rows, hidden_states.dtype)
         for layer, front in zip(self.layers, prefix, strict=True):
             # `front` by its place: re-entrant checkpointing takes gradients of those alone
-            hidden_states = layer(
-                hidden_states, rotary, mask, front, past_key_values=past_key_values, **kwargs
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.final_layernorm(hidden_states), past_key_values=past_key_values
-        )
+            hidden_states = layer(hidden_states, rotary, mask, front, **kwargs)
+        normed: Tensor = self.final_layernorm(hidden_states)
+        return normed
 
     def _build_mask(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None, new: int
@@ -305,6 +320,14 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
             return positions + 0 * steps
         is_block = torch.arange(2, device=positions.device)[:, None]
         return positions + is_block * steps
+
+    def mask_prompt(self, input_ids: Tensor, past: int) -> Tensor | None:
+        """As `CausalLanguageModel` says; all before bos is seen by every token."""
+        return build_mask(self.config, input_ids, None, past=past, width=past + input_ids.shape[1])
+
+    def count_reusable(self, input_ids: Sequence[int], shared: int) -> int:
+        """Nothing, unless the whole context is shared: another context changes every key."""
+        return shared if self.config.bos_token_id in input_ids[:shared] else 0
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a mask and positions as the official tokenizer makes them are taken too.

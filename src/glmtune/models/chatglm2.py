@@ -9,7 +9,7 @@ Shapes: B batch, T new tokens, S cached + new tokens, H query heads, G key/value
 size, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,19 +34,20 @@ from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
 
 Rotary = tuple[Tensor, Tensor]
-"""cos and sin, (B, T, D/4) each."""
+"""cos and sin, (B, 1, T, D) here, 1 and 0 where a head is not rotated; the 1 is over all heads."""
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+"""An attention function in transformers' form, as `eager_attention` is."""
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate the first half of each head in adjacent pairs; leave the second half as it is.
+    """Rotate each head in adjacent pairs; the angles of its second half are 0.
 
     Pairs are (0, 1), (2, 3), ... where Llama pairs (0, D/2), ...  x: (B, heads, T, D).
     """
-    cos, sin = (part[:, None] for part in rotary)  # over all heads
-    turned, kept = x.chunk(2, dim=-1)
-    a, b = turned[..., 0::2], turned[..., 1::2]  # (B, heads, T, D/4) each
-    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
-    return torch.cat((turned, kept), dim=-1)
+    cos, sin = rotary
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # 1, 0, 3, 2, ...
+    return x * cos + swapped * sin  # sin is negative for the first of a pair
 
 
 def eager_attention(
@@ -86,6 +87,8 @@ class ChatGLMRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise the last dimension; shape and type stay."""
+        if hidden_states.dtype == self.weight.dtype == torch.float32:  # the same to the last bit, in one call
+            return functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.epsilon)
         x = hidden_states.float()
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
         return (self.weight * x).to(hidden_states.dtype)
@@ -102,11 +105,17 @@ class ChatGLMRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
-        """Cos and sin of every position, (B, T, D/4) in `dtype`; the angles are computed in fp32."""
+        """Cos and sin of every position, (B, 1, T, D) in `dtype`; the angles are computed in fp32.
+
+        The sine of the first of each pair is negative.
+        """
         steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
         frequencies = 1.0 / self.base ** (steps / self.dim)
-        angles = (position_ids[..., None].float() / self.divisor) * frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        angles = (position_ids[:, None, :, None].float() / self.divisor) * frequencies
+        angles = functional.pad(angles, (0, self.dim // 2))  # the second half is not rotated
+        sin = angles.sin()
+        cos, sin = torch.stack((angles.cos(),) * 2, dim=-1), torch.stack((-sin, sin), dim=-1)
+        return cos.flatten(-2).to(dtype), sin.flatten(-2).to(dtype)
 
 
 class ChatGLMAttention(nn.Module):
@@ -121,10 +130,10 @@ class ChatGLMAttention(nn.Module):
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        queries, keys = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.sizes = [queries, keys, keys]
-        self.query_key_value = nn.Linear(config.hidden_size, sum(self.sizes), bias=config.add_qkv_bias)
-        self.dense = nn.Linear(queries, config.hidden_size, bias=False)
+        queries, keys = self.num_heads = (config.num_attention_heads, config.num_key_value_heads)
+        width = (queries + 2 * keys) * self.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, width, bias=config.add_qkv_bias)
+        self.dense = nn.Linear(queries * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -133,16 +142,22 @@ class ChatGLMAttention(nn.Module):
         attention_mask: Tensor | None,
         prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
+        attend: Attend | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C) to (B, T, C), and the weights if the attention function has them."""
-        parts = self.query_key_value(hidden_states).split(self.sizes, dim=-1)
-        query, key, value = (self._heads(x) for x in parts)  # (B, H, T, D), twice (B, G, T, D)
-        query, key = rotate(query, rotary), rotate(key, rotary)
+        """(B, T, C) to (B, T, C), and the weights if the attention function has them.
+
+        `attend` takes the place of the configured attention function.
+        """
+        heads = self.query_key_value(hidden_states)
+        heads = heads.view(*heads.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H + 2 G, T, D)
+        queries, keys = self.num_heads
+        turned = rotate(heads[:, : queries + keys], rotary)
+        query, key, value = turned[:, :queries], turned[:, queries:], heads[:, queries + keys :]
         key, value = prepend(prefix, key, value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
-        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
         dropout = self.config.attention_dropout if self.training else 0.0
@@ -150,9 +165,6 @@ class ChatGLMAttention(nn.Module):
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         return self.dense(context.flatten(2)), weights
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 class ChatGLMMLP(nn.Module):
@@ -195,7 +207,7 @@ class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, self.hidden_dropout, self.training)
+        return functional.dropout(x, self.hidden_dropout) if self.training else x
 
 
 class ChatGLMEmbedding(nn.Module):
@@ -304,21 +316,27 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids = new + self.count_cached(past_key_values)
         prefix = self.make_prefix(hidden_states, past_key_values)
         mask = self._build_mask(hidden_states, attention_mask, past_key_values, position_ids)
-        rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
-        for layer, front in zip(self.encoder.layers, prefix, strict=True):
-            hidden_states = layer(
-                hidden_states,
-                rotary,
-                mask,
-                front,  # by its place: re-entrant checkpointing takes gradients of those alone
-                past_key_values=past_key_values,
-                position_ids=position_ids,  # flash attention tells packed rows by it
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.encoder.final_layernorm(hidden_states),
-            past_key_values=past_key_values,
+        hidden_states = self.run_layers(
+            hidden_states, position_ids, mask, prefix, past_key_values=past_key_values, **kwargs
         )
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def run_layers(
+        self,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | None,
+        prefix: Sequence[Tensor | None],
+        **kwargs: Any,
+    ) -> Tensor:
+        """Embeddings (B, T, C) through all layers and the final norm; a prefix or None for each layer."""
+        rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
+        kwargs["position_ids"] = position_ids  # flash attention tells packed rows by it
+        for layer, front in zip(self.encoder.layers, prefix, strict=True):
+            # `front` by its place: re-entrant checkpointing takes gradients of those alone
+            hidden_states = layer(hidden_states, rotary, mask, front, **kwargs)
+        normed: Tensor = self.encoder.final_layernorm(hidden_states)
+        return normed
 
     def _build_mask(
         self, new: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor

@@ -159,6 +159,8 @@ class Evaluation(Settings):
     """Longest answer in tokens; empty: `data.max_target_tokens`, else 512."""
     max_rows: int | None = Field(None, ge=1)
     """Answer only the first so many rows."""
+    compute: Literal["exact", "fast"] = "exact"
+    """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ."""
 
 
 class Recipe(Settings):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
+from glmtune.generate import choose_compute
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
@@ -42,6 +43,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         model = open_place(
             place, template=recipe.template, dtype=recipe.dtype, device=recipe.device, quant=recipe.quant
         ).eval()
+        model = choose_compute(model, settings.compute)
         answers = predict(
             model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
@@ -83,6 +85,7 @@ def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_toke
         "data_sha256": data_hash(path),
         "encoding": recipe.data.model_dump(mode="json", exclude={"train", "validation", "test"}),
         "max_new_tokens": max_new_tokens,
+        "compute": recipe.evaluate.compute,
     }
 
 

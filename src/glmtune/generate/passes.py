@@ -1,0 +1,163 @@
+"""What one pass through a model writes into the rows, and what its attention sees of them.
+
+A pass stands where a layer expects a cache, and its `attend` where it expects an attention function; models
+of transformers' own classes use it as a cache alone, with their own attention. Shapes as in `rows`; T new
+tokens, H query heads, W the columns that are seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from glmtune.generate.rows import Layer, Rows
+
+
+@dataclass(slots=True)
+class Segment:
+    """The new tokens of one row in a packed pass."""
+
+    row: int
+    past: int
+    """Columns of the row that are written already."""
+    new: int
+    mask: Tensor | None
+    """What the new tokens may see, (1, 1, T, past + T), true = may; None: see `mask_prompt`."""
+
+
+class PromptPass:
+    """Several rows' new tokens, one after the other in one packed row: nothing is padded."""
+
+    def __init__(self, rows: Rows, segments: Sequence[Segment]) -> None:
+        self.rows = rows
+        self.segments = segments
+        rows.make_room(max(part.past + part.new for part in segments))
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write (1, G, sum of T, D); return the first segment's row as far as it is written."""
+        keys, values = self.rows.layer(layer, key)
+        start = 0
+        for part in self.segments:
+            new, columns = slice(start, start + part.new), slice(part.past, part.past + part.new)
+            keys[part.row, :, columns], values[part.row, :, columns] = key[0, :, new], value[0, :, new]
+            start += part.new
+        return self._seen(keys, self.segments[0]), self._seen(values, self.segments[0])
+
+    def attend(self, module: Any, query: Tensor, *_: Any, scaling: float, **__: Any) -> tuple[Tensor, None]:
+        """Attention of (1, H, sum of T, D), each segment in its own row, to (1, sum of T, H, D)."""
+        keys, values = self.rows.layers[module.layer_idx]
+        found, start = [], 0
+        for part in self.segments:
+            found.append(
+                functional.scaled_dot_product_attention(
+                    query[:, :, start : start + part.new],
+                    self._seen(keys, part),
+                    self._seen(values, part),
+                    attn_mask=part.mask,
+                    is_causal=part.mask is None and part.new > 1,
+                    scale=scaling,
+                    enable_gqa=True,
+                )
+            )
+            start += part.new
+        return torch.cat(found, dim=2).transpose(1, 2), None
+
+    def finish(self) -> None:
+        """Count what every layer has written."""
+        for part in self.segments:
+            self.rows.lengths[part.row] = part.past + part.new
+
+    @staticmethod
+    def _seen(held: Tensor, part: Segment) -> Tensor:
+        return held[part.row, None, :, : part.past + part.new]
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Columns before the new ones, as transformers asks of a cache."""
+        return self.segments[0].past
+
+    get_query_offset = get_seq_length
+
+    def get_mask_sizes(self, new: int, *_: Any) -> tuple[int, int]:
+        """Columns that are seen and the first of them, as transformers asks of a cache."""
+        return self.segments[0].past + new, 0
+
+
+class StepPass:
+    """One new token in each row, the rows of any lengths."""
+
+    def __init__(self, rows: Rows, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.rows = rows
+        self.width = max(rows.lengths) + 1
+        rows.make_room(self.width)
+        self.columns: Tensor | None = None
+        self.mask: Tensor | None = None
+        """Added to the scores, (B, 1, 1, W); None where all rows are equally long."""
+        if min(rows.lengths) + 1 < self.width:
+            self.columns = torch.tensor(rows.lengths, device=device)
+            self.held = torch.arange(len(rows.lengths), device=device)
+            self.mask = mask_later(torch.arange(self.width, device=device), self.columns, dtype)
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write (B, G, 1, D), each row's at its end; return the rows (B, G, W, D)."""
+        keys, values = self.rows.layer(layer, key)
+        count = key.shape[0]
+        if self.columns is None:
+            keys[:count, :, self.width - 1] = key[:, :, 0]
+            values[:count, :, self.width - 1] = value[:, :, 0]
+        else:
+            held, columns = self.held.to(key.device), self.columns.to(key.device)
+            keys[held, :, columns] = key[:, :, 0]
+            values[held, :, columns] = value[:, :, 0]
+        return keys[:count, :, : self.width], values[:count, :, : self.width]
+
+    def attend(
+        self, _: Any, query: Tensor, key: Tensor, value: Tensor, *__: Any, scaling: float, **___: Any
+    ) -> tuple[Tensor, None]:
+        """Attention of (B, H, 1, D) over (B, G, W, D), to (B, 1, H, D); a group's heads as its queries."""
+        grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[3])  # (B, G, H/G, D)
+        mask = None if self.mask is None else self.mask.to(query)
+        found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+        return found.reshape(query.shape[0], 1, -1, query.shape[3]), None
+
+    def finish(self) -> None:
+        """Count what every layer has written."""
+        self.rows.lengths = [length + 1 for length in self.rows.lengths]
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Columns before the new one, as transformers asks of a cache."""
+        return self.width - 1
+
+    get_query_offset = get_seq_length
+
+    def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
+        """Columns that are seen and the first of them, as transformers asks of a cache."""
+        return self.width, 0
+
+
+class WholeStep(StepPass):
+    """`StepPass` over all the room there is: nothing but the room changes its shapes, so it compiles."""
+
+    def __init__(self, layers: Sequence[Layer], columns: Tensor, *, dtype: torch.dtype) -> None:
+        """`layers`: the held rows of each, (B, G, S, D); `columns`: how long each row is, (B,)."""
+        self.layers = layers
+        self.columns = columns
+        self.held = torch.arange(columns.shape[0], device=columns.device)
+        room = torch.arange(layers[0][0].shape[2], device=columns.device)
+        self.mask = mask_later(room, columns, dtype)
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write (B, G, 1, D), each row's at its end; return the rows (B, G, S, D)."""
+        keys, values = self.layers[layer]
+        keys[self.held, :, self.columns] = key[:, :, 0]
+        values[self.held, :, self.columns] = value[:, :, 0]
+        return keys, values
+
+
+def mask_later(room: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Added to scores, (B, 1, 1, W): of the columns (W,) a row sees those up to its own (B,)."""
+    is_later = room > columns[:, None]
+    mask = torch.zeros(is_later.shape, dtype=dtype, device=room.device)
+    return mask.masked_fill(is_later, torch.finfo(dtype).min)[:, None, None]

@@ -1,0 +1,75 @@
+"""What earlier rows have left: keys and values of texts that a later prompt may begin with.
+
+A second turn of a chat goes on from the first, prompts share a system message or examples in front. What is
+found is exact: the same ids under the same weights, adapters and prefix have the same keys and values.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from torch import nn
+
+from glmtune.generate.rows import Layer
+
+
+@dataclass(slots=True)
+class _Text:
+    ids: list[int]
+    layers: list[Layer]
+    is_pinned: bool
+
+
+class Reuse:
+    """Texts in order of use; the one longest unused goes when their tokens are more than the budget."""
+
+    def __init__(self, num_tokens: int) -> None:
+        """`num_tokens`: the budget; what is pinned does not count."""
+        self.num_tokens = num_tokens
+        self._texts: list[_Text] = []
+        self._mark: object = None
+
+    @property
+    def num_held(self) -> int:
+        """Tokens that count against the budget."""
+        return sum(len(text.ids) for text in self._texts if not text.is_pinned)
+
+    def check(self, model: nn.Module) -> None:
+        """Forget everything if the model has changed since."""
+        if self._texts and mark_model(model) != self._mark:
+            self._texts = []
+
+    def find(self, ids: Sequence[int]) -> tuple[int, list[Layer]]:
+        """How many first ids a text shares with these, the most that any does, and the text's layers."""
+        shared = [count_shared(text.ids, ids) for text in self._texts]
+        if not shared or not max(shared):
+            return 0, []
+        text = self._texts.pop(shared.index(max(shared)))
+        self._texts.append(text)
+        return max(shared), text.layers
+
+    def keep(self, model: nn.Module, ids: Sequence[int], layers: list[Layer], *, pin: bool = False) -> None:
+        """Hold a text, in place of those that it goes on from. `pin`: for good."""
+        if not self._texts:
+            self._mark = mark_model(model)
+        others = [text for text in self._texts if text.is_pinned or text.ids != list(ids[: len(text.ids)])]
+        self._texts = [*others, _Text(list(ids), layers, pin)]
+        while self.num_held > self.num_tokens:
+            self._texts.remove(next(text for text in self._texts if not text.is_pinned))
+
+
+def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning of two texts."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def mark_model(model: nn.Module) -> object:
+    """What changes when a weight is replaced or changed in place, or another adapter is switched on.
+
+    Only a change through `.data` goes unseen.
+    """
+    weights = [(id(p), 0 if p.is_inference() else p._version) for p in model.parameters()]
+    layers: Iterator[Any] = (part for part in model.modules() if hasattr(part, "merged_adapters"))  # PEFT's
+    adapters = [(part.active_adapters, part.disable_adapters, list(part.merged_adapters)) for part in layers]
+    return weights, adapters

@@ -1,0 +1,203 @@
+"""How a model is run by the engine: the layers of our own families directly, other models as they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmtune.errors import ConfigError
+from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
+from glmtune.generate.rows import Layer, Rows
+from glmtune.models.causal import CausalLanguageModel
+from glmtune.models.positions import positions_of
+from glmtune.models.wrapped import causal_of
+
+_MASKED_ATTENTION = ("sdpa", "eager")
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A row's prompt, of which the first `cached` ids are in the row already."""
+
+    row: int
+    ids: Sequence[int]
+    cached: int
+
+
+def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | ModelRunner":
+    """The fastest way to run this model that gives its own results; PEFT's layers are run where they are.
+
+    Raises ConfigError where a step cannot be compiled, or for an attention function that takes no mask.
+    """
+    base = causal_of(model)
+    if isinstance(base, CausalLanguageModel):
+        return LayerRunner(base, compile_step=compile_step)
+    if compile_step:
+        raise ConfigError(
+            f"compile_step: {type(base).__name__} is transformers' own", hint="leave it off for this model"
+        )
+    return ModelRunner(base)
+
+
+class _Runner:
+    model: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids are expected."""
+        found: torch.device = self.model.get_input_embeddings().weight.device
+        return found
+
+    def count_positions(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `Positions` says, of one prompt. Raises `DataError` for one whose positions cannot be told."""
+        return positions_of(self.model).count_positions(torch.tensor([ids], device=self.device))
+
+    def advance_positions(self, positions: Tensor) -> Tensor:
+        """Those of the tokens after these."""
+        return positions_of(self.model).advance_positions(positions)
+
+
+class LayerRunner(_Runner):
+    """Runs the layers of our own models, without masks and checks that a step does not need.
+
+    Several prompts go through in one packed pass: only the attention is computed prompt by prompt.
+    """
+
+    def __init__(self, model: Any, *, compile_step: bool = False) -> None:
+        """`model`: one of our own, as it is inside PEFT's wrapper."""
+        self.model = model
+        self.compiled: Callable[..., Tensor] | None = (
+            torch.compile(self._step_whole) if compile_step else None
+        )
+        self.layers = (None,) * model.config.num_layers
+
+    @property
+    def num_front(self) -> int:
+        """Columns that a new row begins with: a learned prefix's."""
+        count: int = self.model.num_prefix_tokens
+        return count
+
+    def write_front(self, rows: Rows, row: int) -> None:
+        """Begin a row with the model's prefix, if it has one."""
+        if self.num_front:
+            embedded = self.model.get_input_embeddings().weight
+            parts = self.model.base_model.prefix_encoder(1, embedded.dtype)  # L times (2, 1, G, P, D)
+            layers: list[Layer] = [(part[0, 0], part[1, 0]) for part in parts]
+            rows.write(row, 0, layers)
+
+    def count_reusable(self, ids: Sequence[int], shared: int) -> int:
+        """Of the first `shared` ids that a cached row and a prompt have in common, how many are of use."""
+        count: int = self.model.count_reusable(ids, shared)
+        return count
+
+    def prefill(self, rows: Rows, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) after each prompt, and the positions of the tokens that follow, (B, ..., 1)."""
+        segments, ids, positions, following = [], [], [], []
+        for prompt in prompts:
+            new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
+            places, after = self.count_positions(prompt.ids)
+            past = rows.lengths[prompt.row]
+            segments.append(Segment(prompt.row, past, new.shape[1], self.model.mask_prompt(new, past)))
+            ids.append(new)
+            positions.append(places[..., prompt.cached :])
+            following.append(after)
+        packed = PromptPass(rows, segments)
+        hidden_states = self._run(torch.cat(ids, dim=1), torch.cat(positions, dim=-1), packed)
+        packed.finish()
+        ends = [end - 1 for end in accumulate(part.new for part in segments)]
+        logits = self.model.get_output_embeddings()(hidden_states[0, ends])
+        return logits, torch.cat(following)
+
+    def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, V) after one more token (B, 1) in each row."""
+        if self.compiled:
+            return self._step_compiled(rows, tokens, positions)
+        embeddings = self.model.get_input_embeddings().weight
+        step = StepPass(rows, dtype=embeddings.dtype, device=embeddings.device)
+        hidden_states = self._run(tokens, positions, step)
+        step.finish()
+        logits: Tensor = self.model.get_output_embeddings()(hidden_states)
+        return logits[:, 0]
+
+    def _step_compiled(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+        assert self.compiled
+        rows.make_room(max(rows.lengths) + 1)
+        count = len(rows.lengths)
+        layers = [(keys[:count], values[:count]) for keys, values in rows.layers]
+        logits = self.compiled(tokens, positions, layers, torch.tensor(rows.lengths, device=self.device))
+        rows.lengths = [length + 1 for length in rows.lengths]
+        return logits
+
+    def _step_whole(
+        self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor
+    ) -> Tensor:
+        step = WholeStep(layers, columns, dtype=self.model.get_input_embeddings().weight.dtype)
+        logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
+        return logits[:, 0]
+
+    def _run(self, input_ids: Tensor, positions: Tensor, this: PromptPass | StepPass) -> Tensor:
+        hidden_states: Tensor = self.model.base_model.run_layers(
+            self.model.get_input_embeddings()(input_ids),
+            positions,
+            None,
+            self.layers,
+            past_key_values=this,
+            attend=this.attend,
+        )
+        return hidden_states
+
+
+class ModelRunner(_Runner):
+    """Runs a model of transformers' own classes through its forward pass, prompts one by one."""
+
+    num_front = 0
+
+    def __init__(self, model: Any) -> None:
+        """Raise `ConfigError` for an attention function that takes no mask for rows of unequal lengths."""
+        if model.config._attn_implementation not in _MASKED_ATTENTION:
+            raise ConfigError(
+                f"attn_implementation: {model.config._attn_implementation} cannot be used to answer",
+                hint=f"one of {', '.join(_MASKED_ATTENTION)}",
+            )
+        self.model = model
+
+    def write_front(self, rows: Rows, row: int) -> None:
+        """A row begins empty."""
+
+    def count_reusable(self, _: Sequence[int], shared: int) -> int:
+        """All of them: these models are causal."""
+        return shared
+
+    def prefill(self, rows: Rows, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """As `LayerRunner.prefill`."""
+        logits, following = [], []
+        for prompt in prompts:
+            new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
+            places, after = self.count_positions(prompt.ids)
+            part = Segment(prompt.row, rows.lengths[prompt.row], new.shape[1], None)
+            logits.append(self._run(new, places[:, prompt.cached :], PromptPass(rows, [part]), None))
+            following.append(after)
+        return torch.cat(logits), torch.cat(following)
+
+    def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+        """As `LayerRunner.step`."""
+        step = StepPass(rows, dtype=self.model.dtype, device=self.device)
+        return self._run(tokens, positions, step, step.mask)
+
+    def _run(
+        self, input_ids: Tensor, positions: Tensor, this: PromptPass | StepPass, mask: Tensor | None
+    ) -> Tensor:
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=this,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        this.finish()
+        logits: Tensor = out.logits[:, -1]
+        return logits

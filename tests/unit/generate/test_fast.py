@@ -1,0 +1,98 @@
+"""W8A8: close to the exact model, faster on purpose only, and never instead of it unasked."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from glmtune.errors import ConfigError
+from glmtune.generate import Sampling, choose_compute, complete
+from glmtune.generate.fast import FastLinear, speed_up
+from glmtune.models.quant import QuantizedLinear, quantise_linears
+from golden import read_golden
+from models import lively_model, tiny_model
+
+if torch.backends.quantized.engine != "x86":
+    pytest.skip("W8A8 needs an x86 CPU", allow_module_level=True)
+
+IDS = torch.arange(3, 35)[None]
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_layer_is_off_by_about_one_per_cent(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 128).to(dtype)
+    x = torch.randn(2, 9, 256).to(dtype)
+    found = FastLinear(layer)(x)
+    assert found.dtype == dtype
+    assert 0 < error(found.float(), layer(x).float()) < 0.02
+
+
+@torch.no_grad()
+def test_official_int8_weights_keep_their_codes() -> None:
+    torch.manual_seed(0)
+    layer = QuantizedLinear(nn.Linear(64, 32), 8)
+    packed, _ = torch.ops.quantized.linear_unpack(FastLinear(layer).packed)
+    assert torch.equal(packed.int_repr(), layer.weight)
+
+
+def adapted(model: Any) -> Any:
+    torch.manual_seed(1)
+    settings = LoraConfig(r=4, target_modules=["query_key_value"], init_lora_weights=False)
+    return get_peft_model(model, settings).eval()
+
+
+def prefixed(model: Any) -> Any:
+    torch.manual_seed(1)
+    model.attach_prefix(5, projection=True)
+    return model.eval()
+
+
+def quantised(model: Any) -> Any:
+    quantise_linears(model, 4)
+    return model.eval()
+
+
+@pytest.mark.parametrize("change", [lambda model: model, adapted, prefixed, quantised])
+@torch.no_grad()
+def test_a_fast_model_is_close_to_the_exact_one_which_stays_as_it_is(change: Any) -> None:
+    model = change(tiny_model(seed=3))
+    exact = model(input_ids=IDS).logits
+    fast = speed_up(model)
+    assert 0 < error(fast(input_ids=IDS).logits, exact) < 0.05
+    assert torch.equal(model(input_ids=IDS).logits, exact)
+    kept = {name for name, part in fast.named_modules() if isinstance(part, nn.Linear)}
+    assert all("lora_" in name or "prefix_encoder" in name for name in kept)
+
+
+def test_a_fast_model_answers_in_a_batch_as_alone() -> None:
+    fast = speed_up(lively_model())
+    greedy = Sampling(do_sample=False, max_new_tokens=12)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20]]
+    alone = [complete(fast, [prompt], greedy, stop_ids=[])[0] for prompt in prompts]
+    assert complete(fast, prompts, greedy, stop_ids=[], max_rows=1) == alone
+
+
+def test_chatglm_6b_has_a_fast_output_layer_though_it_is_tied() -> None:
+    model = read_golden("v1_late").model
+    fast = speed_up(model)
+    assert isinstance(fast.lm_head, FastLinear)
+    assert fast.get_input_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_the_choice_is_the_callers() -> None:
+    model = tiny_model()
+    assert choose_compute(model, "exact") is model
+    assert isinstance(choose_compute(model, "fast").transformer.output_layer, FastLinear)
+
+
+def test_other_devices_are_refused() -> None:
+    with pytest.raises(ConfigError, match="x86"):
+        speed_up(tiny_model().to("meta"))

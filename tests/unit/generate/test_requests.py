@@ -1,0 +1,175 @@
+"""Requests that come and go: no answer depends on another, and what has ended holds no memory."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glmtune.errors import DataError
+from glmtune.generate import Engine, Request, Sampling
+from golden import read_golden
+from models import VOCABULARY, lively_model
+
+GREEDY = Sampling(do_sample=False, max_new_tokens=6)
+WAYS = (
+    GREEDY,
+    Sampling(do_sample=False, max_new_tokens=9, repetition_penalty=1.5),
+    Sampling(temperature=1.0, top_p=0.9, max_new_tokens=5, seed=3),
+    Sampling(temperature=0.7, top_k=9, top_p=1.0, max_new_tokens=7, seed=4, repetition_penalty=1.2),
+)
+MODEL = lively_model()
+
+prompts = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=70)
+requests = st.builds(Request, prompts, st.sampled_from(WAYS), st.sampled_from([(), (4, 40), (7,)]))
+
+
+def alone(request: Request) -> list[int]:
+    engine = Engine(MODEL)
+    engine.submit(request)
+    return [token.id for token in finish(engine)]
+
+
+def finish(engine: Engine) -> list:
+    tokens = []
+    while not engine.is_idle:
+        tokens += engine.step()
+    return tokens
+
+
+def requests_of(*lengths: int) -> list[Request]:
+    return [Request([i % 90 + 1 for i in range(length)], GREEDY) for length in lengths]
+
+
+@given(
+    arriving=st.lists(st.tuples(st.integers(0, 4), requests), min_size=1, max_size=6),
+    max_rows=st.integers(1, 4),
+    max_prefill_tokens=st.sampled_from([1, 50, 4096]),
+)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+def test_an_answer_is_the_same_whatever_else_arrives_and_when(
+    arriving: Sequence[tuple[int, Request]], max_rows: int, max_prefill_tokens: int
+) -> None:
+    engine = Engine(MODEL, max_rows=max_rows, max_prefill_tokens=max_prefill_tokens)
+    asked: dict[int, Request] = {}
+    answers: dict[int, list[int]] = {}
+    for wait, request in arriving:
+        for _ in range(wait):
+            for token in engine.step():
+                answers[token.request].append(token.id)
+        number = engine.submit(request)
+        asked[number], answers[number] = request, []
+    for token in finish(engine):
+        answers[token.request].append(token.id)
+    assert answers == {number: alone(request) for number, request in asked.items()}
+
+
+def test_a_row_that_ends_makes_place_for_one_that_waits_in_the_next_step() -> None:
+    engine = Engine(MODEL, max_rows=1)
+    for request in requests_of(3, 5):
+        engine.submit(request)
+    tokens = [engine.step() for _ in range(12)]
+    assert [[token.request for token in step] for step in tokens] == [[0]] * 6 + [[1]] * 6
+    assert [step[0].is_last for step in tokens] == ([False] * 5 + [True]) * 2
+    assert engine.is_idle
+
+
+def test_a_stop_token_is_the_last_of_its_answer() -> None:
+    free = alone(Request([1, 2, 3], GREEDY))
+    end = free.index(free[2])
+    assert alone(Request([1, 2, 3], GREEDY, [free[2]])) == free[: end + 1]
+
+
+def test_what_has_ended_holds_no_memory() -> None:
+    engine = Engine(MODEL)
+    for request in requests_of(3, 200):
+        engine.submit(request)
+    engine.step()
+    assert engine.rows.num_bytes > 0
+    finish(engine)
+    assert engine.rows.num_bytes == 0
+
+
+def test_a_cancelled_request_frees_its_memory_and_leaves_the_others_as_they_are() -> None:
+    engine = Engine(MODEL)
+    numbers = [engine.submit(request) for request in requests_of(3, 200, 5)]
+    answers: list[int] = [token.id for token in engine.step() if token.request == numbers[2]]
+    before = engine.rows.num_bytes
+    engine.cancel(numbers[1])
+    assert engine.rows.num_bytes <= before // 4  # two short rows of three, and the columns of the long one
+    tokens = engine.step()
+    assert {token.request for token in tokens} == {numbers[0], numbers[2]}
+    answers += [token.id for token in tokens + finish(engine) if token.request == numbers[2]]
+    assert answers == alone(requests_of(5)[0])
+
+
+def test_a_request_that_waits_can_be_cancelled() -> None:
+    engine = Engine(MODEL, max_rows=1)
+    numbers = [engine.submit(request) for request in requests_of(3, 4)]
+    engine.step()
+    engine.cancel(numbers[1])
+    engine.cancel(12345)
+    assert {token.request for token in finish(engine)} == {numbers[0]}
+
+
+def test_room_grows_with_the_answer_and_never_far_beyond_it() -> None:
+    engine = Engine(MODEL)
+    engine.submit(Request([1, 2, 3], Sampling(do_sample=False, max_new_tokens=100)))
+    sizes = []
+    while not engine.is_idle:
+        engine.step()
+        sizes.append(engine.rows.room)
+    assert set(sizes) == {(1, 64), (1, 128), (0, 0)}
+
+
+def test_rows_get_the_same_random_numbers_in_a_batch_as_alone() -> None:
+    ways = [Sampling(temperature=2.0, top_p=1.0, max_new_tokens=8, seed=seed) for seed in (1, 2, 1)]
+    engine = Engine(MODEL)
+    for way in ways:
+        engine.submit(Request([1, 2, 3], way))
+    answers: list[list[int]] = [[], [], []]
+    for token in finish(engine):
+        answers[token.request].append(token.id)
+    assert answers[0] == answers[2] != answers[1]
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(DataError, match="empty"):
+        Engine(MODEL).submit(Request([]))
+
+
+def test_an_unused_column_is_finite() -> None:
+    """Else a masked column would spoil a sum: 0 times NaN is NaN."""
+    engine = Engine(MODEL)
+    for request in requests_of(3, 60):
+        engine.submit(request)
+    engine.step()
+    assert all(bool(torch.isfinite(part).all()) for layer in engine.rows.layers for part in layer)
+
+
+def test_a_prompt_whose_positions_cannot_be_told_is_refused_at_once() -> None:
+    engine = Engine(read_golden("v1_late").model)
+    with pytest.raises(DataError, match="<sop>"):
+        engine.submit(Request([20, 21, 22]))
+    assert engine.is_idle
+
+
+def test_an_interrupted_prompt_leaves_no_row_behind() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    engine = Engine(MODEL)
+    first, second = requests_of(3, 5)
+    engine.submit(first)
+    answer = [token.id for token in engine.step()]
+    engine.submit(second)
+    hook = MODEL.transformer.encoder.layers[1].register_forward_pre_hook(
+        lambda _, inputs: interrupt() if inputs[0].shape[1] > 1 else None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    hook.remove()
+    rest = [token.id for token in finish(engine)]
+    assert [*answer, *rest] == [*alone(first)[:1], *alone(first)[2:]]  # the interrupted step's token is lost
+    assert engine.rows.num_bytes == 0
