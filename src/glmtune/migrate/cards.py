@@ -13,7 +13,7 @@ from glmtune.methods.adapter import stored_tensors
 from glmtune.methods.card import Card
 from glmtune.methods.probe import encode_probe, last_logits, take_probe
 from glmtune.methods.proof import name_dtype
-from glmtune.methods.seal import seal
+from glmtune.methods.seal import hash_tokenizer, seal
 from glmtune.models.fingerprint import fingerprint
 from glmtune.tokenizers import load_tokenizer
 
@@ -39,6 +39,7 @@ class Untuned:
     """What the base answers to the probe."""
 
     stop_ids: list[int]
+    tokenizer_sha256: dict[str, str]
     ids: list[int]
     logits: Tensor
     """At the probe's end, (V,)."""
@@ -51,7 +52,7 @@ def ask_untuned(model: Any, place: Place, template: str) -> Untuned | str:
     except CheckpointError as err:
         return f"no tokenizer is with the base ({err}), so no answer to the probe is recorded"
     ids = encode_probe(tokenizer)
-    return Untuned(tokenizer.stop_ids, ids, last_logits(model, ids))
+    return Untuned(tokenizer.stop_ids, hash_tokenizer(tokenizer), ids, last_logits(model, ids))
 
 
 def finish_card(card: Card, folder: Path, tuned: Any, untuned: Untuned | str) -> None:
@@ -59,5 +60,6 @@ def finish_card(card: Card, folder: Path, tuned: Any, untuned: Untuned | str) ->
     card = replace(seal(card, folder, stored_tensors(folder)), dtype=name_dtype(tuned))
     if isinstance(untuned, Untuned):
         probe = take_probe(untuned.ids, untuned.logits, last_logits(tuned, untuned.ids))
-        card = replace(card, stop_ids=untuned.stop_ids, probe=probe)
+        card = replace(card, stop_ids=untuned.stop_ids, tokenizer_sha256=untuned.tokenizer_sha256)
+        card = replace(card, probe=probe)
     card.save(folder)
