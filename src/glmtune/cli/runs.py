@@ -25,7 +25,7 @@ def runs(folder: Path, as_json: bool) -> None:
 
     \b
       glmtune runs
-      glmtune runs /work/experiments --json
+      glmtune runs experiments --json
     """
     from glmtune.report.listing import list_runs
 
