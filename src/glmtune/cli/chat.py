@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glmtune.cli.console import opening_options
+
 if TYPE_CHECKING:
     from glmtune.generate import Chat
 
@@ -24,15 +26,7 @@ if TYPE_CHECKING:
 @click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
-@click.option(
-    "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
-)
-@click.option(
-    "--quant",
-    type=click.Choice(["int8", "int4", "nf4"]),
-    help="Quantise while loading; else as stored or trained.",
-)
-@click.option("--device", default="auto", show_default=True)
+@opening_options
 @click.option(
     "--compute",
     type=click.Choice(["exact", "fast"]),

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,3 +110,15 @@ class _Folded:
         from rich.text import Text
 
         return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
+
+
+def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a model is opened: `dtype`, `quant`, `device`."""
+    types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(["int8", "int4", "nf4"])
+    for option in (
+        click.option("--device", default="auto", show_default=True),
+        click.option("--quant", type=quants, help="Quantise while loading; else as stored or trained."),
+        click.option("--dtype", type=types, default="auto", show_default=True),
+    ):  # the last added is shown first
+        command = option(command)
+    return command

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import Lines
+from glmtune.cli.console import Lines, opening_options
 
 NAME_WIDTH = 10
 UNRECORDED = (
@@ -22,15 +22,7 @@ NO_EFFECT = (
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
-@click.option(
-    "--dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True
-)
-@click.option(
-    "--quant",
-    type=click.Choice(["int8", "int4", "nf4"]),
-    help="Quantise while loading; else as stored or trained.",
-)
-@click.option("--device", default="auto", show_default=True)
+@opening_options
 def verify(
     path: Path, base: Path | None, template: str | None, dtype: str, quant: str | None, device: str
 ) -> None:

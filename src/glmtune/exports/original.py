@@ -40,14 +40,12 @@ def require_original(adapter: Path, card: Card, base: Path) -> str:
 
 
 def _other_config(card: Card, here: Fingerprint) -> str:
-    trained = f"{card.family} {card.family_revision}".strip()
-    if here.kind != trained:
-        return f"the family {here.kind}, not {trained}"
+    if here.kind != card.kind:
+        return f"the family {here.kind}, not {card.kind}"
     assert card.fingerprint is not None
     recorded = card.fingerprint["config"]
-    keys = sorted((recorded.keys() | here.config.keys()) - {_BITS})
-    odd = [key for key in keys if recorded.get(key) != here.config.get(key)]
-    return f"{odd[0]} {here.config.get(odd[0])}, not {recorded.get(odd[0])}" if odd else ""
+    odd = here.find_odd_key(recorded, but=(_BITS,))
+    return f"{odd} {here.config.get(odd)}, not {recorded.get(odd)}" if odd else ""
 
 
 def _compare(quantised: Path, base: Path) -> int | None:

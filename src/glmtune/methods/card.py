@@ -107,6 +107,11 @@ class Card:
     """What PEFT's file beside the weights says of them (`seal.deciding_settings`)."""
     probe: Probe | None = None
 
+    @property
+    def kind(self) -> str:
+        """The base's family and revision: `ChatGLM-6B late`."""
+        return f"{self.family} {self.family_revision}".strip()
+
     def save(self, folder: Path) -> None:
         """Write glmtune.json."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"

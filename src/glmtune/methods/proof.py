@@ -69,28 +69,25 @@ class Check:
 def check_base(folder: Path, card: Card, base: Path) -> Check:
     """The base is the one that was trained, wherever it lies now. The card has its fingerprint."""
     here = fingerprint(base)
-    problem = _other_base(card, here)
+    problem = _other_base(card, here, base)
     if problem:
-        raise CheckpointError(f"{folder}: {problem.format(base=base)}", hint=_ITS_BASE)
+        raise CheckpointError(f"{folder}: {problem}", hint=_ITS_BASE)
     return Check("base", f"{here.kind}, fingerprint {here.weights[:12]}, as recorded")
 
 
-def _other_base(card: Card, here: Fingerprint) -> str:
-    trained = f"{card.family} {card.family_revision}".strip()
-    if here.kind != trained:
-        return f"trained on {trained}, but {{base}} is {here.kind}"
+def _other_base(card: Card, here: Fingerprint, base: Path) -> str:
+    if here.kind != card.kind:
+        return f"trained on {card.kind}, but {base} is {here.kind}"
     assert card.fingerprint is not None
     config = card.fingerprint["config"]
-    odd = [
-        key for key in sorted(config.keys() | here.config.keys()) if config.get(key) != here.config.get(key)
-    ]
+    odd = here.find_odd_key(config)
     if odd:
-        before, now = config.get(odd[0]), here.config.get(odd[0])
-        return f"trained on a base whose {odd[0]} is {before}, but {{base}} has {now}"
+        before, now = config.get(odd), here.config.get(odd)
+        return f"trained on a base whose {odd} is {before}, but {base} has {now}"
     weights = card.fingerprint["weights"]
     if weights != here.weights:
         return (
-            f"trained on other weights than those in {{base}}: fingerprint {weights[:12]}, "
+            f"trained on other weights than those in {base}: fingerprint {weights[:12]}, "
             f"there it is {here.weights[:12]}"
         )
     return ""

@@ -8,7 +8,7 @@ stored in a wider type has it too, and one that was rounded, merged or quantised
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ class Fingerprint:
     def kind(self) -> str:
         """`ChatGLM-6B late`."""
         return f"{self.family} {self.revision}".strip()
+
+    def find_odd_key(self, recorded: Mapping[str, Any], *, but: Collection[str] = ()) -> str | None:
+        """The first deciding key whose value here is not the recorded one; those in `but` may differ."""
+        keys = sorted((recorded.keys() | self.config.keys()) - set(but))
+        return next((key for key in keys if recorded.get(key) != self.config.get(key)), None)
 
 
 def fingerprint(folder: Path) -> Fingerprint:

@@ -241,11 +241,12 @@ def _train(run: _Run) -> Iterator[Event]:
         _record_ranks(run)
         is_due = log.step % settings.log_every == 0 or is_last
         yield Stepped(log, run.num_steps, progress.line() if is_due else None)
-        is_best = False
-        if log.step % eval_every == 0 or is_last:
-            is_best = yield from _evaluate(run)
+        is_evaluated = log.step % eval_every == 0 or is_last
+        is_best = (yield from _evaluate(run)) if is_evaluated else False
         is_stopping = _is_out_of_patience(run)
         if is_best or is_stopping or is_last or log.step % save_every == 0:
+            if not is_evaluated:  # weights that a step has just ruined are no checkpoint: look at one batch
+                _evaluation_loss(run, run.validation[:1])
             yield _save(run, is_best=is_best)
         if is_stopping and not is_last:
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
@@ -292,8 +293,8 @@ def _evaluate(run: _Run) -> Generator[Event, None, bool]:
 def _evaluation_loss(run: _Run, batches: list[Batch]) -> float:
     """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
     loss = mean_loss(run.objective, batches, run.accelerator)
-    parts = _validation_parts(run.rows.validation.rows, run.recipe, run.accelerator)
-    guard = replace(run.guard, rows_of=lambda _: parts)
+    rows = run.rows.validation.rows
+    guard = replace(run.guard, rows_of=lambda _: _validation_parts(rows, run.recipe, run.accelerator))
     guard.check_evaluation(run.standing.step, loss, batches=batches)
     return loss
 
@@ -317,11 +318,7 @@ def _samples(run: _Run) -> list[tuple[str, str]]:
 
 
 def _save(run: _Run, *, is_best: bool) -> Saved:
-    """A checkpoint: weights, card, and all that an exact continuation needs.
-
-    One batch is looked at first: weights that a step has just ruined are no checkpoint.
-    """
-    _evaluation_loss(run, run.validation[:1])
+    """A checkpoint: weights, card, and all that an exact continuation needs."""
     state = collect_state(run.optimizer, run.schedule, run.accelerator)
     state["standing"] = asdict(run.standing)
     if run.pruning:

@@ -236,6 +236,14 @@ def test_a_base_that_computes_otherwise_is_refused_by_the_key(
         load_model(other, adapter=desk.checkpoint("ChatGLM3", method))
 
 
+def test_a_key_that_holds_settings_itself_is_told_as_it_is(desk: Desk, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(desk.base("GLM-4-hf"), tmp_path / "other"))
+    held = json.loads((other / "config.json").read_text(encoding="utf-8"))["rope_parameters"]
+    edit(other / "config.json", rope_parameters={**held, "rope_theta": 5.0})
+    with pytest.raises(CheckpointError, match=r"rope_parameters is \{.*, but .* has \{.*'rope_theta': 5.0"):
+        load_model(other, adapter=desk.checkpoint("GLM-4-hf", "lora"))
+
+
 def edit(path: Path, **values: Any) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**content, **values}), encoding="utf-8")
