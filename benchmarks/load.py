@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 SIZES: dict[str, Any] = {
-    "num_layers": 12,
+    "num_layers": 30,
     "padded_vocab_size": 65024,
     "hidden_size": 2048,
     "ffn_hidden_size": 6912,
