@@ -4,11 +4,15 @@ PYTHON ?= python3
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
+# Processes that share the tests, a core each.
+WORKERS ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 FAST := not slow and not gpu and not weights and not browser
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: setup demo test test-all check fix clean
 
@@ -25,10 +29,10 @@ demo: setup
 	$(BIN)/glmtune demo $(ARGS)
 
 test: setup
-	$(BIN)/pytest -q -m "$(FAST)"
+	$(PYTEST) -m "$(FAST)"
 
 test-all: setup
-	$(BIN)/pytest -q -m "not gpu and not weights"
+	$(PYTEST) -m "not gpu and not weights"
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -163,9 +163,11 @@ def _keys_of(group: str) -> list[str]:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
+    """Lines of a comment; a path in it, hyphens and all, stays on one."""
     start = f"{indent}# "
     return textwrap.wrap(
-        text, LONGEST_LINE, initial_indent=start, subsequent_indent=start, break_long_words=False
+        text, LONGEST_LINE, initial_indent=start, subsequent_indent=start,
+        break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import yaml
 import old_scripts
 from glmtune.errors import ConfigError
 from glmtune.migrate import Migration, migrate
+from glmtune.migrate.draft import _comment
 from glmtune.recipe import Recipe, load_recipe
 
 
@@ -324,6 +325,12 @@ def test_a_checkpoint_that_no_training_makes_is_mended(
     assert recipe.model == "runs/adgen-chatglm-6b-pt-128-2e-2"
     assert any(said in text for text in done.mended)
     assert said in " ".join((tmp_path / "new.yaml").read_text(encoding="utf-8").replace("#", "").split())
+
+
+@pytest.mark.parametrize("start", range(60, 110, 7))
+def test_a_path_in_a_comment_is_never_broken(start: int) -> None:
+    path = "output/adgen-chatglm-6b-pt-128-2e-2"
+    assert any(path in line for line in _comment(f"{'x' * start} {path} and more"))
 
 
 def test_a_checkpoint_that_is_there_is_kept(tmp_path: Path) -> None:
