@@ -92,6 +92,21 @@ def test_each_adapter_answers_as_it_does_alone_and_the_base_as_before(base: Path
     assert adapters.active is None
 
 
+@pytest.mark.parametrize(("method", "off"), [("lora", 0), ("rslora", 0), ("dora", 0), ("adalora", 2e-2)])
+def test_on_a_half_precision_base_each_answers_to_the_last_bit_as_alone(
+    method: str, off: float, tmp_path: Path
+) -> None:
+    base = tiny_folder(tmp_path / "base")
+    folder = tune(base, tmp_path / method, method)
+    adapters, alone = Adapters(base, dtype="bf16"), load_model(folder, dtype="bf16")
+    adapters.add(method, folder)
+    with adapters.using(method) as model:
+        ids = prompt(model)
+        assert (model(ids).logits - alone(ids).logits).abs().max() <= off  # AdaLoRA stands there as LoRA
+        factors = [p for name, p in model.named_parameters() if "lora_" in name]
+        assert {p.dtype for p in factors} == {torch.float32}
+
+
 def test_switching_copies_no_weights(tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base")
     adapters = Adapters(base, dtype="fp32")

@@ -15,7 +15,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import Tensor
 
 from glmtune.errors import ConfigError
@@ -89,6 +89,8 @@ class Beside:
             made = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
             require_same(folder, shapes_of(stored), shapes_of(made))
             set_peft_model_state_dict(self._model, stored, name, low_cpu_mem_usage=True)
+            cast_adapter_dtype(self._model, name)  # PEFT has just rounded the factors to the base's type,
+            set_peft_model_state_dict(self._model, stored, name)  # while alone they stand in fp32
         except BaseException:
             self._remove(name)
             raise
