@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune.errors import ConfigError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.generate import encode_conversation
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
@@ -135,6 +135,19 @@ def test_a_resumed_adalora_run_equals_an_uninterrupted_one_bit_by_bit(
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_adalora_run_is_not_resumed_from_a_state_of_other_weights_than_its_adapters(
+    folders: Callable[[str], str], tmp_path: Path
+) -> None:
+    settings = recipe(folders("v3"), tmp_path, *METHODS["adalora"], f"method.target_modules={OWN}")
+    drain(training(settings))
+    path = tmp_path / "last" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    next(iter(state["pruning"]["weights"].values())).mul_(1.1)
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="not the weights that were saved: their hash is"):
+        drain(training(settings, resume=True))
 
 
 def test_two_processes_prune_as_one_does(folders: Callable[[str], str], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from glmtune import load_tokenizer
 from glmtune.data.batches import Steps
-from glmtune.errors import ConfigError, TrainingError
+from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.workflows.events import Evaluated, Note, Saved
 from glmtune.workflows.rows import training_rows
@@ -163,6 +163,29 @@ def test_a_run_records_its_methods_rate_and_is_resumed_without_naming_it(model: 
     assert [line["lr"] for line in metrics(tmp_path / "run") if "lr" in line] == [1e-4, 5e-5]
     for again in (load_recipe(values), load_recipe(tmp_path / "run" / "recipe.yaml")):
         drain(training(again, resume=True))
+
+
+def tamper(checkpoint: Path) -> None:
+    (path,) = checkpoint.glob("*.safetensors")
+    tensors = load_file(path)
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    save_file(tensors | {name: tensors[name] * 1.1}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(("method", "problem"), [
+    ("lora", "not the weights that were saved: their hash"),
+    ("full", "logits off by .* from those recorded in training"),
+])  # fmt: skip
+def test_a_run_is_not_resumed_from_other_weights_than_it_saved(
+    model: Path, tmp_path: Path, method: str, problem: str
+) -> None:
+    settings = recipe(model, tmp_path / "run", *METHODS[method], "train.steps=2")
+    drain(training(settings))
+    tamper((tmp_path / "run" / "last").resolve())
+    with pytest.raises(CheckpointError, match=problem) as caught:
+        drain(training(settings, resume=True))
+    assert "step-000002" in str(caught.value)
+    assert caught.value.hint
 
 
 def test_a_run_is_not_resumed_with_other_rows(model: Path, tmp_path: Path) -> None:

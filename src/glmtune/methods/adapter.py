@@ -17,7 +17,9 @@ from glmtune.errors import CheckpointError
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_start
 from glmtune.methods.card import CARD_FILE, Card, read_card
-from glmtune.methods.seal import ADAPTER_FILE, seal
+from glmtune.methods.probe import last_logits
+from glmtune.methods.proof import check_logits
+from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
 from glmtune.methods.trained import (
     ITS_BASE,
     TRAINED_FILE,
@@ -39,7 +41,7 @@ from glmtune.recipe.parse import build_recipe
 
 __all__ = [
     "ADAPTER_FILE", "CARD_FILE", "KINDS", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
-    "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
+    "require_saved", "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
 ]  # fmt: skip
 
 KINDS = ("LORA", "ADALORA")
@@ -94,16 +96,20 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
             model.save_pretrained(str(folder), max_shard_size="2GB")
     except SafetensorError as err:  # what its writer makes of a failing disk
         raise OSError(str(err)) from err
-    if isinstance(model, PeftModel):
-        held: Any = get_peft_model_state_dict(model, save_embedding_layers=False)
-    elif card.method.get("name") in _OWN:
-        held = trained_weights(model)
-    else:
+    if not isinstance(model, PeftModel) and card.method.get("name") not in _OWN:
         card.save(folder)
         return
     written = stored_tensors(folder)
-    _require_written(folder, held, written)
+    _require_written(folder, _held_weights(model), written)
     seal(card, folder, written).save(folder)
+
+
+def _held_weights(model: Any) -> Mapping[str, Tensor]:
+    """What a model trains, by the names that it is saved under."""
+    if isinstance(model, PeftModel):
+        held: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return held
+    return trained_weights(model)
 
 
 def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
@@ -178,8 +184,32 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
 def restore_trained(model: Any, folder: Path) -> None:
     """Put the weights that `save_trained` wrote back into a model of the same method, in place.
 
-    Raises `CheckpointError` unless every one is there and fits.
+    Raises `CheckpointError` unless every one is there, fits, and is the one that was saved.
     """
+    _put_back(model, folder)
+    require_saved(model, folder)
+
+
+@_without_false_alarms()
+def require_saved(model: Any, folder: Path) -> None:
+    """Raise `CheckpointError` unless a model's trained weights are those that a folder's card records.
+
+    To the last bit; a whole model's hash is not taken, so its answer to the probe is compared.
+    """
+    card = read_card(folder)
+    if card and card.weights_sha256:
+        found = hash_weights(_held_weights(model))
+        if found != card.weights_sha256:
+            raise CheckpointError(
+                f"{folder}: not the weights that were saved: their hash is {found[:12]}, recorded is "
+                f"{card.weights_sha256[:12]}",
+                hint=_ANEW,
+            )
+    elif card and card.probe:
+        check_logits(folder, card, model, base=None, tuned=last_logits(model, card.probe.input_ids))
+
+
+def _put_back(model: Any, folder: Path) -> None:
     is_whole = not isinstance(model, PeftModel) and not (folder / TRAINED_FILE).exists()
     if is_whole and find_family(model.config.model_type).is_in_transformers:
         # its files hold other tensors than the model does: GLM-4.5's experts one by one

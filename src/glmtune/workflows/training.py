@@ -19,7 +19,7 @@ from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
-from glmtune.methods.adapter import read_card, restore_trained, save_trained
+from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
 from glmtune.methods.proof import check_base, recorded_difference
 from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
@@ -352,6 +352,7 @@ def _resume(run: _Run) -> Note:
     state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
     if run.pruning:  # its weights too: the adapter's files are without what is pruned
         run.pruning.load_state_dict(state["pruning"])
+        require_saved(run.model, last)
     run.standing = _Standing(**state["standing"])
     if run.is_main:
         run.record.forget_after(run.standing.step)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import Card, load_adapter, read_card, restore_trained, save_trained
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmtune.recipe import Full, Lora
+from glmtune.recipe import Freeze, Full, Lora, Ptuning
 from models import tiny_model
 
 CARD = Card(base="/base", template="chatglm3", method={"name": "lora"})
@@ -117,6 +118,22 @@ def test_a_checkpoint_with_a_fault_is_not_resumed_from(
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError):
         restore_trained(apply_method(tiny_model(), settings), tmp_path)
+
+
+@pytest.mark.parametrize("settings", [Lora(r=4, dropout=0.0), Ptuning(), Freeze(num_layers=1)], ids=repr)
+def test_weights_that_are_not_those_of_the_card_are_not_resumed_from(tmp_path: Path, settings: Any) -> None:
+    card = replace(CARD, method=settings.model_dump(mode="json"))
+    save_trained(apply_method(tiny_model(), settings), tmp_path, card)
+    restore_trained(apply_method(tiny_model(), settings), tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] += 1e-3
+    save_file(tensors, path)
+    with pytest.raises(
+        CheckpointError, match="not the weights that were saved: their hash is .* recorded is"
+    ) as caught:
+        restore_trained(apply_method(tiny_model(), settings), tmp_path)
+    assert str(tmp_path) in str(caught.value) and "train anew" in caught.value.hint
 
 
 def test_an_adapter_without_weights_is_refused_and_nobody_is_asked_for_them(tmp_path: Path) -> None:
