@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import glmtune
 from glmtune.errors import GlmtuneError
 from glmtune.exports.tensors import read_stored
 from glmtune.load import open_tokenizer, resolve
+from glmtune.methods import merge
 from glmtune.methods.adapter import stored_tensors
 from glmtune.models.shards import scan_tensors
 from glmtune.workflows import ExportResult
@@ -139,6 +141,8 @@ def test_a_fresh_process_answers_as_base_and_adapter(
         quality = result.facts["quality"]
         assert quality["rows"] == 1
         assert quality["before"]["perplexity"] != quality["after"]["perplexity"]
+    is_adapter = method["name"] in ("lora", "adalora") and to in ("merged", "hf", "int8", "int4")
+    assert (figures["proven_weights"] > 0) is is_adapter
     if to == "merged":
         assert_as_the_base(result, desk.base(family))
 
@@ -217,6 +221,39 @@ def test_an_export_of_weights_that_are_merged_wrongly_is_not_kept(
     monkeypatch.setattr("glmtune.methods.merge._merging", merging)
     with pytest.raises(GlmtuneError, match="base \\+ adapter"):
         glmtune.export(run, to=to, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merged_weight_that_is_off_by_too_little_for_the_logits_is_not_kept(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One number by one bit of bf16: its logits stay within the bound of 16 bits."""
+    merging = merge._merging
+
+    def wrongly(layer: Any) -> Callable[[], torch.Tensor]:
+        def give() -> torch.Tensor:
+            merged = merging(layer)()
+            merged[0, 0] *= 1 + 2**-7
+            return merged
+
+        return give
+
+    monkeypatch.setattr(merge, "_merging", wrongly)
+    with pytest.raises(GlmtuneError, match="not the weight of base \\+ adapter"):
+        glmtune.export(desk.run("ChatGLM3 bf16", LORA), to="merged", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_of_the_base_that_is_written_otherwise_is_not_kept(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(tensors: dict[str, torch.Tensor], path: Path, **settings: Any) -> None:
+        norm = {name: value * 1.01 for name, value in tensors.items() if "final_layernorm" in name}
+        save_file(tensors | norm, path, **settings)
+
+    monkeypatch.setattr("glmtune.exports.tensors.save_file", spoil)
+    with pytest.raises(GlmtuneError, match=r"final_layernorm\.weight reads back other than it was written"):
+        glmtune.export(desk.run("ChatGLM3 bf16", LORA), to="merged", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,7 @@
 """The kinds of exports: what each refuses, what it writes, and how a fresh process opens it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Draft:
     """Where weights are quantised: the values before that."""
     dtype: torch.dtype = torch.float32
     """The roughest type that floating weights are written in."""
+    proven: set[str] = field(default_factory=set)
+    """Names of the merged weights that were found to be base + adapter's, one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Pa
         names=frozenset(merged.stored),
         unquantised=None if weights is merged else merged.read,
         dtype=merged.roughest,
+        proven=merged.proven,
     )
 
 

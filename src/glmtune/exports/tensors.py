@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.exports.definition import (
+    Definition,
+    read_definitions,
+    require_defined,
+    require_same_names,
+)
+from glmtune.exports.refusal import refused
 from glmtune.exports.source import Source
-from glmtune.methods.adapter import ADAPTER_FILE
-from glmtune.methods.merge import Changed, merged_weights, own_weights
-from glmtune.methods.trained import trained_shapes
+from glmtune.methods.adapter import ADAPTER_FILE, stored_tensors
+from glmtune.methods.merge import Changed, giving, merged_weights
 from glmtune.models.checkpoint import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
 from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
@@ -47,6 +53,10 @@ class Merged:
     changed: Changed
     dtype: torch.dtype | None = None
     """Of every floating tensor; None: each as the base has it."""
+    defined: Mapping[str, Definition] = field(default_factory=dict)
+    """What a weight that is computed must be, by its name; all others are read from files as they are."""
+    proven: set[str] = field(default_factory=set)
+    """Those of them that have been read, and are so."""
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The type that a tensor is written in."""
@@ -62,7 +72,10 @@ class Merged:
         return max(floating, key=lambda kind: torch.finfo(kind).eps)
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is written. Raises `CheckpointError` for one that is not finite then."""
+        """A tensor as it is written.
+
+        Raises `CheckpointError` for one that is not finite then, `OutputError` for one merged wrongly.
+        """
         tensor = self.changed[name]() if name in self.changed else read_stored(self.stored[name])
         written = tensor.to("cpu", self.dtype_of(name))
         if written.is_floating_point() and not bool(written.isfinite().all()):
@@ -70,6 +83,9 @@ class Merged:
             raise CheckpointError(
                 f"{name}: not finite, or too large for {kind}", hint="try dtype bf16 or fp32"
             )
+        if name in self.defined and name not in self.proven:
+            require_defined(name, written, read_stored(self.stored[name]), self.defined[name])
+            self.proven.add(name)
         return written
 
     def group(self, name: str) -> Group:
@@ -94,19 +110,40 @@ def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:
     Raises `ConfigError` for a prefix, `CheckpointError` for weights that the base's files have no place for.
     """
     stored = scan_tensors(source.base)
-    changed = dict(_changed(source, model))
-    for copy, kept in _tied(source).items():  # whichever copies the base has
-        for one, other in ((copy, kept), (kept, copy)):
-            if one in changed and other in stored and other not in changed:
-                changed[other] = changed[one]
-        changed = {name: give for name, give in changed.items() if name in stored or name not in (copy, kept)}
-    odd = sorted(changed.keys() - stored.keys())
+    changed = _changed(source, model)
+    defined = _defined(source)
+    if defined:
+        require_same_names(changed, defined)
+    origins = _origins(source, set(changed), set(stored))
+    odd = sorted(origins.keys() - stored.keys())
     if odd:
         raise CheckpointError(
             f"{source.base}: it has no tensor {odd[0]}, which was trained, so there is no place for it",
             hint="GLM-4.5's experts lie one by one in its files; train them in full, or with LoRA elsewhere",
         )
-    return Merged(stored, changed, dtype)
+    return Merged(
+        stored,
+        {name: changed[origin] for name, origin in origins.items()},
+        dtype,
+        {name: defined[origin] for name, origin in origins.items() if defined},
+    )
+
+
+def _origins(source: Source, changed: set[str], stored: set[str]) -> dict[str, str]:
+    """By their names in the base's files, under which name the weights that are changed were trained."""
+    origins = {name: name for name in changed}
+    for copy, kept in _tied(source).items():  # whichever copies the base has
+        for one, other in ((copy, kept), (kept, copy)):
+            if one in origins and other in stored and other not in origins:
+                origins[other] = origins[one]
+        origins = {name: of for name, of in origins.items() if name in stored or name not in (copy, kept)}
+    return origins
+
+
+def _defined(source: Source) -> dict[str, Definition]:
+    """What must come out where weights are computed: of an adapter in PEFT's layout."""
+    adapter = source.place.adapter
+    return read_definitions(adapter) if adapter and (adapter / ADAPTER_FILE).exists() else {}
 
 
 def _changed(source: Source, model: Any) -> Changed:
@@ -123,7 +160,7 @@ def _changed(source: Source, model: Any) -> Changed:
         return {}
     if (place.adapter / ADAPTER_FILE).exists():
         return merged_weights(model)
-    return own_weights(model, set(trained_shapes(place.adapter)))
+    return {name: giving(value) for name, value in stored_tensors(place.adapter).items()}
 
 
 def _reading(at: Stored) -> Callable[[], Tensor]:
@@ -205,11 +242,25 @@ def write_shards(groups: Sequence[Group], folder: Path, largest: int) -> None:
             save_file(tensors, folder / file, metadata={"format": "pt"})
         except SafetensorError as err:  # what its writer makes of a failing disk
             raise OSError(str(err)) from err
+        _require_written(folder / file, tensors)
         places |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(group.num_bytes for group in groups)
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _require_written(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `OutputError` unless a file gives back what was written, byte by byte."""
+    with open_shard(file) as shard:
+        for name, value in tensors.items():
+            back = shard.read(name)
+            if back.dtype != value.dtype or not torch.equal(_bytes(back), _bytes(value)):
+                raise refused(f"{file.name}: {name} reads back other than it was written")
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _alone(tensor: Tensor) -> Tensor:

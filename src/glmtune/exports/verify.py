@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glmtune.errors import OutputError
 from glmtune.exports import fresh
+from glmtune.exports.refusal import refused
 
 TOLERANCE = 1e-4
 """Largest |difference| of logits in fp32, relative to the largest logit above 1: the same weights, added up
@@ -95,7 +96,7 @@ def ask_fresh_process(
             check=False,
         )
         if done.returncode:
-            raise _refused(f"a fresh process cannot open it: {_last_words(done.stderr)}")
+            raise refused(f"a fresh process cannot open it: {_last_words(done.stderr)}")
         facts = json.loads(path.with_suffix(".answer.json").read_text(encoding="utf-8"))
         logits = torch.load(path.with_suffix(".pt"), weights_only=True)
     return Answers(logits, facts.pop("greedy"), facts)
@@ -113,16 +114,19 @@ def compare(answers: Answers, expected: Expected) -> dict[str, Any]:
         "max_logit": largest,
         "greedy_ids": answers.greedy,
         "greedy_equal": _continues(answers.greedy, expected.rounded, slack=2 * tolerance),
+        "is_exact": _distance(answers.logits, expected.exact) <= tolerance,
         "greedy_equal_to_trained": _continues(answers.greedy, expected.exact, slack=0),
         **answers.facts,
     }
     if not figures["max_difference"] <= tolerance:  # nan is no match
-        raise _refused(
+        raise refused(
             f"opened in a fresh process its logits are off by {figures['max_difference']:.3g}, allowed are "
             f"{tolerance:.3g}"
         )
     if not figures["greedy_equal"]:
-        raise _refused("opened in a fresh process it writes other greedy ids than it should")
+        raise refused("opened in a fresh process it writes other greedy ids than it should")
+    if figures["is_exact"] and not _continues(answers.greedy, expected.exact, slack=2 * tolerance):
+        raise refused("opened in a fresh process it writes other greedy ids than base + adapter")
     return figures | _compare_to_trained(answers, expected, largest)
 
 
@@ -137,7 +141,7 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
     off, allowed = _distance(ours, expected.exact), ROUNDED[expected.dtype] * scale
     kind = str(expected.dtype).removeprefix("torch.")
     if not off <= allowed:
-        raise _refused(
+        raise refused(
             f"its logits are off by {off:.3g} from those of base + adapter, allowed in {kind} are "
             f"{allowed:.3g}"
         )
@@ -180,12 +184,6 @@ def _continues(greedy: Sequence[list[int]], logits: Sequence[Tensor], *, slack: 
         if not bool((rows.amax(-1) - taken <= slack).all()):
             return False
     return True
-
-
-def _refused(problem: str) -> OutputError:
-    return OutputError(
-        f"export: {problem}", hint="nothing was kept; this should not happen: please report it with the run"
-    )
 
 
 def _last_words(text: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import Tensor
 
 from glmtune.errors import CheckpointError
 
@@ -34,7 +34,7 @@ def merged_weights(tuned: PeftModel) -> Changed:
             changed[f"{name}.weight"] = _merging(part)
         elif isinstance(part, ModulesToSaveWrapper):
             own: Any = part.modules_to_save[tuned.active_adapter]
-            changed |= {f"{name}.{leaf}": _giving(value) for leaf, value in own.named_parameters()}
+            changed |= {f"{name}.{leaf}": giving(value) for leaf, value in own.named_parameters()}
     return changed
 
 
@@ -49,10 +49,6 @@ def _merging(layer: Any) -> Callable[[], Tensor]:
     return merge
 
 
-def own_weights(model: nn.Module, names: set[str]) -> Changed:
-    """A model's weights of these names, as they are."""
-    return {name: _giving(value) for name, value in model.named_parameters() if name in names}
-
-
-def _giving(value: Tensor) -> Callable[[], Tensor]:
+def giving(value: Tensor) -> Callable[[], Tensor]:
+    """What gives a weight that is there already."""
     return lambda: value.detach()

@@ -14,11 +14,11 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.methods.adalora import ADAPTER
 from glmtune.methods.adapter import Card
+from glmtune.methods.factors import START
 from glmtune.methods.seal import seal
 
 _EPSILON = 1e-5
 """What PEFT's SVDLinear adds to the rank that it divides the scale by."""
-_START = "base_model.model."
 
 Factors = tuple[Tensor, Tensor]
 """A (r, I) and B (O, r) of one target, whose product is the whole update."""
@@ -60,7 +60,7 @@ def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfi
     factors = {}
     for name in names:
         a, b, e = (tensors[f"{name}.lora_{part}"] for part in "ABE")
-        factors[name.removeprefix(_START)] = _fold(a, b, e, scale)
+        factors[name.removeprefix(START)] = _fold(a, b, e, scale)
     return _lora_config(theirs, {name: len(a) for name, (a, _) in factors.items()}), _tensors(factors)
 
 
@@ -110,6 +110,6 @@ def _tensors(factors: dict[str, Factors]) -> dict[str, Tensor]:
     tensors = {}
     for name, (a, b) in factors.items():
         if len(a):
-            tensors[f"{_START}{name}.lora_A.weight"] = a.cpu().contiguous()
-            tensors[f"{_START}{name}.lora_B.weight"] = b.cpu().contiguous()
+            tensors[f"{START}{name}.lora_A.weight"] = a.cpu().contiguous()
+            tensors[f"{START}{name}.lora_B.weight"] = b.cpu().contiguous()
     return tensors

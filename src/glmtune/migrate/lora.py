@@ -17,13 +17,12 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json, read_start
 from glmtune.methods.adapter import ADAPTER_FILE, KINDS
+from glmtune.methods.factors import START
 from glmtune.methods.peft_settings import known_settings
 from glmtune.methods.trained import read_pickle
 from glmtune.models.shards import explain_damage
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")
-START = "base_model.model."
-"""How the names in PEFT's files begin."""
 _PART = re.compile(r"\.(lora_[A-Za-z_]+?)(?:\.(?!weight$)([^.]+))?(\.weight)?$")
 _REFUSED = {
     "PREFIX_TUNING": "PEFT's own prefix shifts every position: the model computes something else with it",
@@ -60,6 +59,7 @@ class OldLora:
             self.config.get("use_dora")
             or self.config.get("modules_to_save")
             or self.config.get("bias", "none") != "none"
+            or any("lora_embedding_" in name for name in self.tensors)
         )
 
     def method(self) -> dict[str, Any]:

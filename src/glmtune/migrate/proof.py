@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.migrate.lora import START, OldLora
+from glmtune.methods.factors import Factors, read_factors
+from glmtune.migrate.lora import OldLora
 
 TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest logit above 1, by the base's type."""
@@ -48,56 +49,26 @@ def require_effect(ours: Tensor, plain: Tensor, *, what: str) -> str:
 
 @contextmanager
 def as_trained(model: nn.Module, old: OldLora) -> Iterator[None]:
-    """Inside, the base computes with the source's factors, by their definition and not by PEFT.
-
-    W x + scale B A x; AdaLoRA's A is scaled by E, row by row.
-    Source: arxiv.org/abs/2106.09685 (4.1), arxiv.org/abs/2303.10512 (3.1).
-    """
+    """Inside, the base computes W x + scale B A x with the source's factors, by definition, not by PEFT."""
     parts = dict(model.named_modules())
     hooks = []
     try:
-        for name in old.targets:
+        for name, factors in read_factors(old.tensors, old.config).items():
             if not isinstance(parts.get(name), nn.Module):
                 raise CheckpointError(
                     f"{name}: this base has no such layer", hint="name its own base: --base"
                 )
-            hooks.append(parts[name].register_forward_hook(_adds(old, name)))
+            hooks.append(parts[name].register_forward_hook(_adds(factors)))
         yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _adds(old: OldLora, name: str) -> Any:
-    a, b = (_factor(old, f"{name}.{part}") for part in ("lora_A", "lora_B"))
-    scale = _scale(old, name, len(a))
-    if old.kind == "ADALORA":
-        a = a * _factor(old, f"{name}.lora_E")
-
+def _adds(factors: Factors) -> Any:
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].float()
-        down, up = (factor.to(x.device) for factor in (a, b))
-        return (output.float() + scale * ((x @ down.T) @ up.T)).to(output.dtype)
+        down, up = (factor.to(x.device) for factor in (factors.a, factors.b))
+        return (output.float() + factors.scale * ((x @ down.T) @ up.T)).to(output.dtype)
 
     return add
-
-
-def _factor(old: OldLora, name: str) -> Tensor:
-    found = old.tensors.get(f"{START}{name}.weight", old.tensors.get(f"{START}{name}"))
-    if found is None:
-        raise CheckpointError(f"{name} is missing", hint="copy the adapter's files again")
-    return found.float()
-
-
-def _scale(old: OldLora, name: str, rank: int) -> float:
-    config = old.config
-    alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-    if old.kind == "ADALORA":  # the ranks change, the scale stays
-        return float(alpha / (config.get("init_r", 12) + 1e-5))
-    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
-
-
-def _by_pattern(patterns: dict[str, float] | None, name: str, default: float) -> float:
-    return next(
-        (v for key, v in (patterns or {}).items() if name == key or name.endswith(f".{key}")), default
-    )

@@ -166,7 +166,7 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         messages=messages[:1] if kind.has_chat else None,
     )
     expected = _expected(source, job.model, job.draft, prompts, answers)
-    facts["verified"] = compare(answers, expected)
+    facts["verified"] = {**compare(answers, expected), "proven_weights": len(job.draft.proven)}
     yield from _tell_verified(facts["verified"])
     if kind.has_chat:
         yield _tell_chat(facts, prompts[0])
@@ -245,12 +245,18 @@ def _expected(
 
 
 def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
+    if figures["proven_weights"]:
+        yield Note(
+            f"{figures['proven_weights']} merged weights are those of base + adapter by definition, to "
+            "the last bit of their type; the files read back as they were written"
+        )
     yield Note(
         f"opened in a fresh process ({figures['class']}): logits differ by at most "
         f"{figures['max_difference']:.2g} (allowed {figures['tolerance']:.2g}, largest logit "
         f"{figures['max_logit']:.3g}); greedy ids equal"
     )
-    same = "the same" if figures["greedy_equal_to_trained"] else "other"
+    same = "the same" if figures["greedy_equal_to_trained"] else "but for ties the same"
+    same = same if figures["is_exact"] or figures["greedy_equal_to_trained"] else "other"
     yield Note(
         f"against base + adapter, unrounded: at most {figures['max_difference_to_trained']:.2g}, {same} "
         "greedy ids"
@@ -258,8 +264,8 @@ def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
     learned = figures.get("trained_difference_to_base")
     if learned and not figures["nearer_to_trained_than_to_base"]:
         yield Note(
-            f"training changed the probe's logits by {learned:.2g} only, which rounding can hide: that the "
-            "export has what was learned is not proven",
+            f"training changed the probe's logits by {learned:.2g} only, and rounding can change as much: "
+            "--dtype fp32 keeps all of what was learned",
             is_warning=True,
         )
 

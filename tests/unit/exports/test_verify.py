@@ -44,6 +44,16 @@ def test_other_greedy_ids_are_refused() -> None:
         compare(said, Expected([logits()], [logits()]))
 
 
+def test_greedy_ids_that_only_base_and_adapter_would_not_write_are_refused_where_nothing_is_rounded() -> None:
+    rounded, exact = logits(), logits()
+    exact[PROMPT + 2] = -exact[PROMPT + 2]  # where only new ids stand
+    with pytest.raises(OutputError, match="other greedy ids than base \\+ adapter"):
+        compare(answers(rounded), Expected([rounded], [exact]))
+    figures = compare(answers(rounded), Expected([rounded], [exact + 0.01]))
+    assert not figures["is_exact"]
+    assert not figures["greedy_equal_to_trained"]
+
+
 def test_a_tie_within_the_tolerance_may_be_broken_either_way() -> None:
     whole = logits()
     said = answers(whole)

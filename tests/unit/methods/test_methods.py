@@ -129,9 +129,7 @@ def test_weights_that_are_not_those_of_the_card_are_not_resumed_from(tmp_path: P
     tensors = load_file(path)
     next(iter(tensors.values())).view(-1)[0] += 1e-3
     save_file(tensors, path)
-    with pytest.raises(
-        CheckpointError, match="not the weights that were saved: their hash is .* recorded is"
-    ) as caught:
+    with pytest.raises(CheckpointError, match="not the weights that were saved: their hash is") as caught:
         restore_trained(apply_method(tiny_model(), settings), tmp_path)
     assert str(tmp_path) in str(caught.value) and "train anew" in caught.value.hint
 
