@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
     ).scores
     assert scores["num_rows"] == 3
     assert set(scores["thudm"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "num_empty"}
+
+
+def test_no_library_warns_its_developers_through_ours(folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("prompt,response\n" + "问题,答案。\n" * 12, encoding="utf-8")
+    recipe = {"model": str(folder), "output": tmp_path / "run", "data": {"train": rows}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        glmtune.train(recipe | {"train": {"steps": 1, "lr": 0.01}, "samples": {"prompts": []}})
+        glmtune.load_model(tmp_path / "run")
+        glmtune.Adapters(folder).add("run", tmp_path / "run")
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4", "nf4"])

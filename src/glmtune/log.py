@@ -1,6 +1,7 @@
 """Lines for the user that are not results: choices made, places found. They go to stderr."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,24 @@ def tell(text: str) -> None:
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     logger.info(text)
+
+
+@contextmanager
+def without_false_alarms() -> Iterator[None]:
+    """Inside, PEFT and transformers do not warn of what they do themselves or take for a fault.
+
+    PEFT takes AdaLoRA's rank pattern for LoRA's, and a target of rank 0 for weights that were lost. It asks
+    transformers for names that are to go, and so do we, since earlier versions know no others.
+    """
+    with warnings.catch_warnings():
+        for text in (
+            "The following rank_pattern keys did not",
+            "Adapter .* invalid shape",
+            "Initializing zero-el",
+            "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated",
+        ):
+            warnings.filterwarnings("ignore", text)
+        yield
 
 
 @contextmanager

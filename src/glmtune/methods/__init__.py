@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from glmtune.log import without_false_alarms
 from glmtune.methods.adalora import Pruning, apply_adalora
 from glmtune.methods.freeze import apply_freeze
 from glmtune.methods.full import apply_full
@@ -22,6 +23,7 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@without_false_alarms()
 def apply_method(model: Any, settings: Method) -> Any:
     """Return the model with exactly the method's weights trainable, and those in fp32.
 

@@ -1,8 +1,6 @@
 """What training leaves behind: the trained weights and a card that says what they belong to."""
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_start
+from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
 from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import check_logits
@@ -67,20 +66,7 @@ def is_adapter(folder: Path, *, has_base: bool = False) -> bool:
     return found == "alone" or (found == "whole" and has_base)
 
 
-@contextmanager
-def _without_false_alarms() -> Iterator[None]:
-    """PEFT takes AdaLoRA's rank pattern for LoRA's, and a target of rank 0 for weights that were lost."""
-    with warnings.catch_warnings():
-        for text in (
-            "The following rank_pattern keys did not",
-            "Adapter .* invalid shape",
-            "Initializing zero-el",
-        ):
-            warnings.filterwarnings("ignore", text)
-        yield
-
-
-@_without_false_alarms()
+@without_false_alarms()
 def save_trained(model: Any, folder: Path, card: Card) -> None:
     """Write the trained weights (an adapter in PEFT's layout, some weights, or the whole model) and the card.
 
@@ -118,7 +104,7 @@ def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[
         raise OSError(f"{folder}: {odd[0]} reads back other than it was written")
 
 
-@_without_false_alarms()
+@without_false_alarms()
 def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
     """Put a folder's trained weights on their base: an adapter of PEFT's layout, a prefix, a model's own.
 
@@ -190,7 +176,7 @@ def restore_trained(model: Any, folder: Path) -> None:
     require_saved(model, folder)
 
 
-@_without_false_alarms()
+@without_false_alarms()
 def require_saved(model: Any, folder: Path) -> None:
     """Raise `CheckpointError` unless a model's trained weights are those that a folder's card records.
 

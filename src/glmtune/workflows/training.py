@@ -17,6 +17,7 @@ from glmtune.errors import ConfigError
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer, encode_conversation
 from glmtune.load import Place, open_place, open_tokenizer, resolve
+from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
@@ -158,7 +159,8 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     torch.manual_seed(recipe.train.seed)
     model = apply_method(base, recipe.method)
     if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with without_false_alarms():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     yield Note(trainable_line(model))
     yield first_row(tokenizer, rows.train.rows)
     AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
