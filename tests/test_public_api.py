@@ -27,6 +27,8 @@ SIGNATURES = {
         "max_rows=200, score_rows=0, device='auto')"
     ),
     "compare": "(runs, *, output=None, at=())",
+    "migrate": "(source, output=None, *, base=None, template=None)",
+    "verify": "(path, *, base=None, template=None, dtype='auto', quant=None, device='auto')",
 }
 
 
@@ -45,9 +47,11 @@ def test_every_public_name_is_there() -> None:
         [
             "Adapters",
             "Chat",
+            "Check",
             "Comparison",
             "ExportResult",
             "GlmtuneError",
+            "Migration",
             "Recipe",
             "RunResult",
             *SIGNATURES,

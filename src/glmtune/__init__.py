@@ -12,17 +12,21 @@ if TYPE_CHECKING:
     from glmtune.evaluation.metrics import score
     from glmtune.generate import Chat
     from glmtune.load import load_model, load_tokenizer
+    from glmtune.methods.proof import Check
+    from glmtune.migration import Migration, migrate
     from glmtune.recipe import Recipe
     from glmtune.report.compare import Comparison, compare
     from glmtune.tokenizers import encode_messages
-    from glmtune.workflows import ExportResult, RunResult, evaluate, export, train
+    from glmtune.workflows import ExportResult, RunResult, evaluate, export, train, verify
 
 _HOMES = {
     "Adapters": "glmtune.adapters",
     "Chat": "glmtune.generate",
+    "Check": "glmtune.methods.proof",
     "Comparison": "glmtune.report.compare",
     "ExportResult": "glmtune.workflows",
     "GlmtuneError": "glmtune.errors",
+    "Migration": "glmtune.migration",
     "Recipe": "glmtune.recipe",
     "RunResult": "glmtune.workflows",
     "compare": "glmtune.report.compare",
@@ -31,16 +35,20 @@ _HOMES = {
     "export": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
+    "migrate": "glmtune.migration",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
+    "verify": "glmtune.workflows",
 }
 
 __all__ = [
     "Adapters",
     "Chat",
+    "Check",
     "Comparison",
     "ExportResult",
     "GlmtuneError",
+    "Migration",
     "Recipe",
     "RunResult",
     "compare",
@@ -49,8 +57,10 @@ __all__ = [
     "export",
     "load_model",
     "load_tokenizer",
+    "migrate",
     "score",
     "train",
+    "verify",
 ]
 
 

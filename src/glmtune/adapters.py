@@ -13,7 +13,14 @@ from glmtune.load import open_place, putting_on, resolve
 from glmtune.log import tell
 from glmtune.methods.adapter import own_method
 from glmtune.methods.beside import Beside
-from glmtune.methods.proof import Check, check_base, check_size, check_tokenizer_files
+from glmtune.methods.proof import (
+    Check,
+    check_base,
+    check_recorded,
+    check_size,
+    check_tokenizer_files,
+    proof_line,
+)
 from glmtune.models.checkpoint import build_outline
 from glmtune.models.upstream import build_upstream_outline
 
@@ -83,8 +90,8 @@ class Adapters:
             raise
         finally:
             self.use(before)
-        found = "; ".join(check.found for check in checks if check.name in ("update", "logits"))
-        tell(f"{place.adapter}: adapter {name} loaded: {found or 'not verified (verify=False)'}")
+        said = proof_line(checks) if verify else "not verified (verify=False)"
+        tell(f"{place.adapter}: adapter {name} loaded: {said}")
 
     def use(self, name: str | None) -> None:
         """Set an adapter to work, None the base alone. Raises `ConfigError` for a name that is not there."""
@@ -105,6 +112,7 @@ class Adapters:
             self.use(before)
 
     def _prove(self, name: str, folder: Path, card: Any) -> Iterator[Check]:
+        yield from check_recorded(card)
         if card and card.fingerprint:
             yield check_base(folder, card, self._place.base)
         if card:

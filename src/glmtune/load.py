@@ -29,6 +29,7 @@ from glmtune.methods.proof import (
     check_difference,
     check_logits,
     check_probe,
+    check_recorded,
     check_settings,
     check_size,
     check_template,
@@ -37,6 +38,7 @@ from glmtune.methods.proof import (
     check_update,
     check_whole,
     own_weights,
+    proof_line,
 )
 from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
@@ -268,6 +270,8 @@ def opening(
     """
     if place.card:
         check_template(place.trained, place.card, template)
+    if verify and (place.adapter or place.card):
+        yield from check_recorded(place.card)
     if verify and place.card and place.card.fingerprint:
         check = check_base if place.adapter else check_whole
         yield check(place.trained, place.card, place.base)
@@ -317,8 +321,7 @@ def _tell_proof(place: Place, checks: Sequence[Check], *, verify: bool) -> None:
     if not (place.adapter or place.card):
         return
     what = "adapter loaded" if place.adapter else "trained weights loaded"
-    found = "; ".join(check.found for check in checks if check.name in ("update", "logits"))
-    said = found or "no proof was recorded" if verify else "not verified (verify=False)"
+    said = proof_line(checks) if verify else "not verified (verify=False)"
     tell(f"{place.trained}: {what}: {said}")
 
 
@@ -358,24 +361,6 @@ def _proven_tokenizer(place: Place, template: str | None) -> Any:
     if place.card and place.card.probe:
         check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
     return tokenizer
-
-
-def verifying(
-    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None = None
-) -> Generator[Check, None, None]:
-    """Open all of what was trained, yield each thing that is proven. Raises `CheckpointError` as `opening`.
-
-    Raises `ConfigError` for a model that was not trained here.
-    """
-    if not (place.adapter or place.card):
-        raise ConfigError(
-            f"{place.base}: a model, nothing that was trained from one: there is nothing to verify",
-            hint="give a run (runs/...), a checkpoint or an adapter folder",
-        )
-    if place.card and place.card.probe:
-        tokenizer = open_tokenizer(place, template=template)
-        yield check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
-    yield from opening(place, template=template, dtype=dtype, device=device, quant=quant)
 
 
 def open_tokenizer(place: Place, *, template: str | None) -> Any:

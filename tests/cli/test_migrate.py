@@ -8,7 +8,7 @@ import pytest
 
 import old_scripts
 from commands import Done, glmtune
-from glmtune.migrate import migrate
+from glmtune.migration import migrate
 from golden import GOLDENS
 from models import tiny_folder, tiny_v1_folder
 

@@ -85,7 +85,10 @@ def test_an_adapter_of_elsewhere_is_checked_as_far_as_can_be(work: Path, tmp_pat
     done = glmtune("verify", "adapter", "--base", work / "model", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nothing recorded; different from the base's by" in done.stdout
-    assert "warning: nothing was recorded" in done.stdout
+    assert (
+        "warning: not proven: its base, its weights, its answers; nothing of it was recorded" in done.stdout
+    )
+    assert done.stdout.endswith("adapter: verified, but for its base, its weights, its answers\n")
 
 
 def test_the_list_has_each_run_with_its_figures_in_80_columns(work: Path, tmp_path: Path) -> None:

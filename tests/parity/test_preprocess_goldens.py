@@ -12,7 +12,7 @@ from glmtune.data.encode import encode_examples
 from glmtune.data.official import find_encoding
 from glmtune.data.source import read_dataset
 from glmtune.errors import DataError
-from glmtune.migrate import migrate
+from glmtune.migration import migrate
 from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data
 from glmtune.templates import messages_from_dicts

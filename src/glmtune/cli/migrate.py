@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from glmtune.migrate import Migration
+    from glmtune.migration import Migration
 
 
 @click.command(short_help="Bring old scripts, adapters and checkpoints here.")
@@ -32,7 +32,7 @@ def migrate(source: Path, output: Path | None, base: str | None, template: str |
       glmtune migrate output/adgen-chatglm-6b-pt-128-2e-2/checkpoint-3000 --base /models/chatglm-6b
                       --output adapters/adgen
     """
-    from glmtune.migrate import migrate as migrate_source
+    from glmtune.migration import migrate as migrate_source
 
     for migration in migrate_source(source, output, base=base, template=template):
         _show(migration)

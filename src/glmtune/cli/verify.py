@@ -7,11 +7,7 @@ import click
 from glmtune.cli.console import Lines, opening_options
 
 NAME_WIDTH = 10
-UNRECORDED = (
-    "nothing was recorded when this was saved (PEFT, an official script, or an earlier version): only what "
-    "its files tell was checked"
-)
-
+UNRECORDED = "nothing of it was recorded when this was saved (PEFT, an official script or an earlier version)"
 NO_EFFECT = (
     "this precision proves nothing about the effect: the logits may be off by more than the adapter changes; "
     "least is allowed in the type and quantisation that it was saved in"
@@ -36,15 +32,18 @@ def verify(
       glmtune verify runs/chatglm3-6b-lora
       glmtune verify my-adapter --base /models/chatglm3-6b
     """
-    from glmtune.load import resolve, verifying
+    from glmtune.load import resolve
+    from glmtune.workflows.verifying import verifying
 
     lines, place = Lines(), resolve(path, base=base)
-    proves_effect = True
+    missing: list[str] = []
     for check in verifying(place, template=template, dtype=dtype, device=device, quant=quant):
-        proves_effect &= check.proves_effect
+        if not check.is_proven:
+            missing.append(check.found)
+            lines.warn(f"not proven: {check.found}; {UNRECORDED}")
+            continue
         lines.say(f"{check.name:<{NAME_WIDTH}} {check.found}")
-    if not (place.card and place.card.probe):
-        lines.warn(UNRECORDED)
-    if not proves_effect:
-        lines.warn(NO_EFFECT)
-    lines.say(f"{place.trained}: verified{'' if proves_effect else ', but for its effect'}")
+        if not check.proves_effect:
+            missing.append("its effect")
+            lines.warn(NO_EFFECT)
+    lines.say(f"{place.trained}: verified{', but for ' if missing else ''}{', '.join(missing)}")

@@ -24,6 +24,7 @@ from glmtune.files import read_json_if_there
 CARD_FILE = "glmtune.json"
 
 _NUMBERS = re.compile(r"\[\n[\s\d.,eE+-]*\]")  # lists of numbers go on one line
+_PROOFS = ("fingerprint", "probe")  # are there, or left out: a null would look like a proof
 _ANOTHER = "copy it from the run it came from"
 
 
@@ -114,7 +115,8 @@ class Card:
 
     def save(self, folder: Path) -> None:
         """Write glmtune.json."""
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+        recorded = {k: v for k, v in asdict(self).items() if not (k in _PROOFS and v is None)}
+        text = json.dumps(recorded, ensure_ascii=False, indent=2) + "\n"
         text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
         (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
@@ -124,6 +126,9 @@ def read_card(folder: Path) -> Card | None:
     content = read_json_if_there(folder / CARD_FILE)
     if not content:
         return None
+    empty = next((key for key in _PROOFS if key in content and content[key] is None), None)
+    if empty:
+        raise CheckpointError(f"{folder / CARD_FILE}: {empty}: null, so it proves nothing", hint=_ANOTHER)
     try:
         return _CARD.validate_python(content)
     except ValidationError as err:

@@ -54,13 +54,39 @@ _ANEW = "train anew, with a higher train.lr or for more steps"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was proven."""
+    """One thing that was proven, or, named `unproven`, all that could not be."""
 
     name: str
     found: str
     """What was found, with its figures."""
     proves_effect: bool = True
     """Whether an adapter without effect would have failed; not where more is allowed than it changes."""
+
+    is_proven: bool = True
+    """False where nothing was recorded that it could be compared with."""
+
+
+def check_recorded(card: Card | None) -> Iterator[Check]:
+    """What cannot be proven: PEFT and the official scripts record nothing, earlier versions not all of it."""
+    is_whole = card is not None and card.method.get("name") == "full"
+    has = {
+        "its base": card and card.fingerprint,
+        "its weights": card and (card.weights_sha256 or is_whole),
+        "its answers": card and card.probe,
+    }
+    missing = [what for what, recorded in has.items() if not recorded]
+    if missing:
+        yield Check("unproven", ", ".join(missing), is_proven=False)
+
+
+def proof_line(checks: Iterable[Check]) -> str:
+    """What was proven of the effect and what was not at all, short enough for one line."""
+    checks = list(checks)
+    found = [check.found for check in checks if check.name in ("update", "logits")]
+    unproven = [check.found for check in checks if not check.is_proven]
+    return "; ".join(
+        [*found, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
+    )
 
 
 # Which base

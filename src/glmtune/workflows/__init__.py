@@ -4,6 +4,7 @@ from glmtune.workflows.evaluating import evaluate, evaluating
 from glmtune.workflows.events import RunResult
 from glmtune.workflows.exporting import ExportResult, export, exporting
 from glmtune.workflows.training import train, training
+from glmtune.workflows.verifying import verify, verifying
 
 __all__ = [
     "ExportResult",
@@ -14,4 +15,6 @@ __all__ = [
     "exporting",
     "train",
     "training",
+    "verify",
+    "verifying",
 ]

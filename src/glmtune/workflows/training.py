@@ -21,7 +21,7 @@ from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
-from glmtune.methods.proof import check_base, recorded_difference
+from glmtune.methods.proof import check_base, check_recorded, proof_line, recorded_difference
 from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
@@ -358,9 +358,8 @@ def _resume(run: _Run) -> Note:
     run.standing = _Standing(**state["standing"])
     if run.is_main:
         run.record.forget_after(run.standing.step)
-    return Note(
-        f"resumed from {last.name}: {run.num_steps - run.standing.step} of {run.num_steps} steps to go"
-    )
+    left = f"resumed from {last.name}: {run.num_steps - run.standing.step} of {run.num_steps} steps to go"
+    return Note("; ".join(filter(None, [left, proof_line(check_recorded(card))])))
 
 
 def _micro_batches(run: _Run) -> Iterator[tuple[int, list[Batch]]]:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glmtune import Adapters, load_model, load_tokenizer
+from glmtune import Adapters, load_model, load_tokenizer, verify
 from glmtune.errors import CheckpointError
-from glmtune.methods.card import read_card
+from glmtune.methods.card import Card, read_card
 from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import OTHER_TYPE, REQUANTISED, ROUNDING
 from glmtune.methods.to_lora import save_as_lora
@@ -541,7 +541,50 @@ def test_a_card_of_an_earlier_version_opens_with_what_can_be_checked(
     )
     (run / "glmtune.json").write_text(json.dumps({key: card[key] for key in old}), encoding="utf-8")
     load_model(run)
-    assert told("nothing recorded; different from the base's by")
+    said = told("nothing recorded; different from the base's by")
+    assert said.endswith("; not proven, since nothing of it was recorded: its base, its weights, its answers")
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("fingerprint", "its base"), ("probe", "its answers"), ("weights_sha256", "its weights")],
+)
+@pytest.mark.parametrize("opened", ["load_model", "Adapters"])
+def test_what_a_card_does_not_record_is_said_not_to_be_proven(
+    key: str, what: str, opened: str, copy: Callable[[str, str], Path], told: Callable[[str], str], desk: Desk
+) -> None:
+    run = copy("ChatGLM3", "lora")
+    card = json.loads((run / "glmtune.json").read_text(encoding="utf-8"))
+    card.pop(key)
+    (run / "glmtune.json").write_text(json.dumps(card), encoding="utf-8")
+    if opened == "Adapters":
+        Adapters(desk.base("ChatGLM3")).add("run", run)
+    else:
+        load_model(run)
+    assert told(f"; not proven, since nothing of it was recorded: {what}").endswith(what)
+    (unproven,) = [check for check in verify(run) if not check.is_proven]
+    assert unproven.found == what
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "probe"])
+def test_a_proof_that_is_null_is_no_proof(key: str, copy: Callable[[str, str], Path]) -> None:
+    run = copy("ChatGLM3", "lora")
+    edit(run / "glmtune.json", **{key: None})
+    assert f"glmtune.json: {key}: null, so it proves nothing" in refusal(run)
+
+
+def test_a_card_says_nothing_of_what_it_does_not_record(tmp_path: Path) -> None:
+    Card(base="/base", template="chatglm3", method={"name": "lora"}).save(tmp_path)
+    assert not {"fingerprint", "probe"} & json.loads((tmp_path / "glmtune.json").read_text()).keys()
+    assert read_card(tmp_path) == Card(base="/base", template="chatglm3", method={"name": "lora"})
+
+
+def test_verify_gives_each_check_with_its_figures(desk: Desk) -> None:
+    checks = verify(desk.checkpoint("ChatGLM3", "lora"), dtype="fp32")
+    assert [check.name for check in checks] == ["tokenizer", "base", "size", "update", "logits"]
+    assert all(check.is_proven and check.proves_effect for check in checks)
+    with pytest.raises(CheckpointError, match="not the tokenizer's file of training"):
+        verify(desk.checkpoint("ChatGLM3", "lora"), base=desk.base("GLM-4"))
 
 
 def test_an_adapter_without_a_card_must_still_change_something(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from glmtune.errors import ConfigError
-from glmtune.migrate.flags import CARRIED, DROPPED, NOT_CARRIED, UNKNOWN, Reader
+from glmtune.migration.flags import CARRIED, DROPPED, NOT_CARRIED, UNKNOWN, Reader
 from glmtune.recipe import Recipe, load_recipe
 
 LONGEST_LINE = 110

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from glmtune.migrate.shell import Command
+from glmtune.migration.shell import Command
 
 PROGRAMS = ("main.py", "web_demo.py", "cli_demo.py", "finetune_hf.py")
 """The official programs that a recipe is made of. Source: github.com/THUDM/ChatGLM-6B and ChatGLM2-6B

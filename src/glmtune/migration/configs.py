@@ -11,9 +11,9 @@ import yaml
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_text
-from glmtune.migrate.draft import Draft
-from glmtune.migrate.flags import UNKNOWN, Reader
-from glmtune.migrate.trainer import carry_training
+from glmtune.migration.draft import Draft
+from glmtune.migration.flags import UNKNOWN, Reader
+from glmtune.migration.trainer import carry_training
 
 LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """The linear layers of a ChatGLM block, by the last part of their names."""

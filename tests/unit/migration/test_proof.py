@@ -8,8 +8,8 @@ import torch
 from glmtune.errors import CheckpointError
 from glmtune.load import load_model
 from glmtune.methods.adapter import load_adapter
-from glmtune.migrate.lora import read_lora
-from glmtune.migrate.proof import as_trained, compare, logits_of
+from glmtune.migration.lora import read_lora
+from glmtune.migration.proof import as_trained, compare, logits_of
 from golden import GOLDENS
 
 PLAIN = torch.zeros(1, 2, 3)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.files import read_text
-from glmtune.migrate.configs import draft_config
-from glmtune.migrate.draft import Draft
-from glmtune.migrate.flags import MAIN, is_on
-from glmtune.migrate.launch import Launch, find_launches
-from glmtune.migrate.shell import read_commands
-from glmtune.migrate.trainer import carry_training
+from glmtune.migration.configs import draft_config
+from glmtune.migration.draft import Draft
+from glmtune.migration.flags import MAIN, is_on
+from glmtune.migration.launch import Launch, find_launches
+from glmtune.migration.shell import read_commands
+from glmtune.migration.trainer import carry_training
 
 QUANT = {"4": "int4", "8": "int8"}
 _CHECKPOINT = re.compile(r"(.*)/checkpoint-(\d+)/?")

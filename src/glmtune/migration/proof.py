@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
 from glmtune.methods.factors import Factors, read_factors
-from glmtune.migrate.lora import OldLora
+from glmtune.migration.lora import OldLora
 
 TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest logit above 1, by the base's type."""

@@ -3,7 +3,7 @@
 import pytest
 
 from glmtune.errors import ConfigError
-from glmtune.migrate.shell import Command, read_commands
+from glmtune.migration.shell import Command, read_commands
 
 
 def only(text: str) -> Command:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glmtune.errors import ConfigError
-from glmtune.migrate.configs import draft_config
-from glmtune.migrate.draft import Draft, show
-from glmtune.migrate.report import Migration
-from glmtune.migrate.scripts import read_script
+from glmtune.migration.configs import draft_config
+from glmtune.migration.draft import Draft, show
+from glmtune.migration.report import Migration
+from glmtune.migration.scripts import read_script
 from glmtune.runs import make_folder, write_text
 
 YAML = (".yaml", ".yml")

@@ -16,11 +16,11 @@ from glmtune.files import read_json_if_there
 from glmtune.load import Place, open_place, resolve
 from glmtune.methods.adapter import ADAPTER_FILE, CARD_FILE, Card, load_adapter
 from glmtune.methods.trained import TRAINED_FILE, find_trained, save_weights, tell_method
-from glmtune.migrate.cards import Untuned, ask_untuned, finish_card, start_card
-from glmtune.migrate.lora import OldLora, read_lora
-from glmtune.migrate.prefix import check_frozen, read_bare
-from glmtune.migrate.proof import as_trained, compare, logits_of, require_effect
-from glmtune.migrate.report import Migration
+from glmtune.migration.cards import Untuned, ask_untuned, finish_card, start_card
+from glmtune.migration.lora import OldLora, read_lora
+from glmtune.migration.prefix import check_frozen, read_bare
+from glmtune.migration.proof import as_trained, compare, logits_of, require_effect
+from glmtune.migration.report import Migration
 from glmtune.models.shards import has_weights
 from glmtune.runs import make_folder, replacing, require_new
 

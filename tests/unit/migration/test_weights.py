@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from glmtune import load_model
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.load import resolve, verifying
+from glmtune.load import resolve
 from glmtune.methods.adapter import read_card
 from glmtune.methods.trained import PREFIX, read_pickle
-from glmtune.migrate import Migration, migrate
+from glmtune.migration import Migration, migrate
 from glmtune.models.quant import held_quant
+from glmtune.workflows.verifying import verifying
 from golden import GOLDENS, read_golden
 from models import tiny_folder
 from old_scripts import write_adapter

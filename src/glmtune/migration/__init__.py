@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.migrate.configs import is_config
-from glmtune.migrate.recipes import YAML, migrate_files
-from glmtune.migrate.report import Migration
+from glmtune.migration.configs import is_config
+from glmtune.migration.recipes import YAML, migrate_files
+from glmtune.migration.report import Migration
 
 __all__ = ["Migration", "migrate"]
 
@@ -37,7 +37,7 @@ def migrate(
         raise CheckpointError(
             f"{folder}: holds {', '.join(checkpoints)}", hint=f"choose one: {folder / checkpoints[-1]}"
         )
-    from glmtune.migrate.weights import migrate_weights
+    from glmtune.migration.weights import migrate_weights
 
     return [migrate_weights(folder, target, base=base, template=template)]
 

@@ -9,8 +9,8 @@ import yaml
 
 import old_scripts
 from glmtune.errors import ConfigError
-from glmtune.migrate import Migration, migrate
-from glmtune.migrate.draft import _comment
+from glmtune.migration import Migration, migrate
+from glmtune.migration.draft import _comment
 from glmtune.recipe import Recipe, load_recipe
 
 

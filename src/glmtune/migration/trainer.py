@@ -7,8 +7,8 @@ from typing import Any
 
 from glmtune.data.source import read_rows
 from glmtune.errors import ConfigError
-from glmtune.migrate.draft import Draft
-from glmtune.migrate.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
+from glmtune.migration.draft import Draft
+from glmtune.migration.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
 
 
 def carry_training(draft: Draft, *, is_full: bool) -> None:
