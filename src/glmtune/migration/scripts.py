@@ -240,15 +240,28 @@ def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft]) 
     maker = _find_maker(output, producers)
     if maker is None:
         return
-    draft.put("model", run_of(maker.output), f"the run of the recipe of {maker.place}; its best checkpoint")
-    draft.settings.pop("base", None)
     wrong = _never_made(output, step, maker)
+    draft.put("model", *_checkpoint_of(maker, None if wrong else step))
+    draft.settings.pop("base", None)
     if wrong:
         draft.mend("model", f"{text}: {wrong}")
     history = maker.settings.get("data.history_column")
     if history and draft.verb == "evaluate" and "history_column" not in draft.flags:
         draft.put("data.history_column", history)
         draft.mend("data.history_column", "the script trains with --history_column and evaluates without it")
+
+
+def _checkpoint_of(maker: Draft, step: int | None) -> tuple[str, str]:
+    """A checkpoint of the migrated training's run, by its step or else the last; and what to say of it."""
+    run, said = run_of(maker.output), f"the run of the recipe of {maker.place}"
+    every, last = maker.settings.get("train.save_every"), maker.settings.get("train.steps")
+    if step is None or not every or not last or step == last:
+        return f"{run}/last", f"{said}; its last checkpoint"
+    keep = (last - step) // every + 1
+    return (
+        f"{run}/checkpoints/step-{step:06d}",
+        f"{said}; a run keeps few of its checkpoints: give that training train.keep_checkpoints={keep}",
+    )
 
 
 def _find_maker(output: str, producers: Sequence[Draft]) -> Draft | None:

@@ -322,9 +322,21 @@ def test_a_checkpoint_that_no_training_makes_is_mended(
 ) -> None:
     (tmp_path / "train.sh").write_text(old_scripts.train("chatglm-6b"), encoding="utf-8")
     done, recipe = bring(tmp_path, old_scripts.evaluate("chatglm-6b", checkpoint, step), "evaluate.sh")
-    assert recipe.model == "runs/adgen-chatglm-6b-pt-128-2e-2"
+    assert recipe.model == "runs/adgen-chatglm-6b-pt-128-2e-2/last"
     assert any(said in text for text in done.mended)
     assert said in " ".join((tmp_path / "new.yaml").read_text(encoding="utf-8").replace("#", "").split())
+
+
+@pytest.mark.parametrize(("step", "checkpoint"), [(3000, "last"), (1000, "checkpoints/step-001000")])
+def test_the_checkpoint_that_the_script_names_is_evaluated_and_not_the_best(
+    step: int, checkpoint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "train.sh").write_text(old_scripts.train("chatglm-6b"), encoding="utf-8")
+    done, recipe = bring(tmp_path, old_scripts.evaluate("chatglm-6b", step=step), "evaluate.sh")
+    assert recipe.model == f"runs/adgen-chatglm-6b-pt-128-2e-2/{checkpoint}"
+    assert done.next[0].partition("glmtune evaluate ")[2].startswith(str(recipe.model))
+    written = " ".join((tmp_path / "new.yaml").read_text(encoding="utf-8").replace("#", "").split())
+    assert ("give that training train.keep_checkpoints=3" in written) is (step == 1000)
 
 
 @pytest.mark.parametrize("start", range(60, 110, 7))
