@@ -79,6 +79,13 @@ class Desk:
         path = self.folder / "bases" / family
         return path if path.exists() else FAMILIES[family](path)
 
+    def int4(self) -> Path:
+        """ChatGLM3 in the official int4, which a run can be trained on as on any base."""
+        path = self.folder / "bases" / "int4"
+        if not path.exists():
+            glmtune.export(self.base("ChatGLM3"), to="int4", output=path)
+        return path
+
     @property
     def rows(self) -> Path:
         path = self.folder / "rows.csv"
@@ -319,8 +326,7 @@ def test_a_run_on_an_official_int4_folder_is_exported_onto_the_original(
     desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = desk.base("ChatGLM3")
-    int4 = desk.folder / "bases" / "int4"
-    glmtune.export(original, to="int4", output=int4)
+    desk.int4()
     run = desk.run("int4", LORA)
     with pytest.raises(GlmtuneError, match="its own weights are int4") as caught:
         glmtune.export(run, to="merged", output=tmp_path / "out")
@@ -332,3 +338,19 @@ def test_a_run_on_an_official_int4_folder_is_exported_onto_the_original(
     assert "cannot be proven" in facts["base_is_unproven"]
     assert facts["base"] == str(original)
     assert facts["verified"]["nearer_to_trained_than_to_base"]
+
+
+@pytest.mark.parametrize(("to", "method"), [
+    ("official-ptuning", PTUNING),
+    pytest.param("lora-from-adalora", ADALORA, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_what_is_not_merged_is_exported_onto_the_int4_folder_that_it_was_trained_on(
+    to: str, method: dict[str, Any], desk: Desk, tmp_path: Path
+) -> None:
+    int4 = desk.int4()
+    result = glmtune.export(desk.run("int4", method), to=to, output=tmp_path / "out")
+    assert result.facts["base"] == str(int4)
+    assert result.facts["base_is_unproven"] is None
+    if to == "official-ptuning":
+        config = json.loads((result.path / "config.json").read_text(encoding="utf-8"))
+        assert (config["quantization_bit"], config["pre_seq_len"]) == (4, 8)

@@ -78,8 +78,17 @@ class Source:
             ).eval()
 
 
-def find_source(path: str | Path, *, base: str | Path | None = None, template: str | None = None) -> Source:
-    """What a path means for an export. Raises `CheckpointError`, and `ConfigError` for a quantised base."""
+def find_source(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    template: str | None = None,
+    is_merging: bool = True,
+) -> Source:
+    """What a path means for an export. Raises `CheckpointError`.
+
+    And `ConfigError` for a quantised base that weights shall be merged into (`is_merging`).
+    """
     whole = _find_whole(Path(path).expanduser())
     place = resolve(path, base=None if whole else base)
     card = place.card
@@ -91,13 +100,15 @@ def find_source(path: str | Path, *, base: str | Path | None = None, template: s
                 f"{path}: its base model is not at {base or card.base}, and its files are part of an export",
                 hint="name the base's folder: --base",
             )
-    _require_dense(folder, is_adapter=place.adapter is not None)
+    bits = read_json(folder / "config.json").get("quantization_bit")
+    if bits and is_merging:
+        raise _quantised(folder, bits, is_adapter=place.adapter is not None)
     return Source(
         place,
         folder,
         identify(folder, template or place.template),
         _tell_method(place),
-        require_original(place.adapter, card, folder) if place.adapter and card else "",
+        require_original(place.adapter, card, folder) if place.adapter and card and not bits else "",
     )
 
 
@@ -122,12 +133,10 @@ def _find_whole(path: Path) -> bool:
     return False
 
 
-def _require_dense(base: Path, *, is_adapter: bool) -> None:
-    bits = read_json(base / "config.json").get("quantization_bit")
-    if bits:
-        raise ConfigError(
-            f"{base}: its own weights are int{bits}; an export is made of the original ones",
-            hint="name the folder of the un-quantised model it was made from: --base"
-            if is_adapter
-            else "export the un-quantised model's folder",
-        )
+def _quantised(base: Path, bits: int, *, is_adapter: bool) -> ConfigError:
+    return ConfigError(
+        f"{base}: its own weights are int{bits}; an export is made of the original ones",
+        hint="name the folder of the un-quantised model it was made from: --base"
+        if is_adapter
+        else "export the un-quantised model's folder",
+    )

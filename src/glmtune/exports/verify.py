@@ -17,6 +17,7 @@ from torch import Tensor
 from glmtune.errors import OutputError
 from glmtune.exports import fresh
 from glmtune.exports.refusal import refused
+from glmtune.methods.probe import largest_difference
 
 TOLERANCE = 1e-4
 """Largest |difference| of logits in fp32, relative to the largest logit above 1: the same weights, added up
@@ -160,15 +161,14 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
     }
 
 
-def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
+def agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
     """Largest |difference| of logits of the same prompts, and the share of places with the same top token."""
     same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(ours, theirs, strict=True)])
     return _distance(ours, theirs), float(same.float().mean())
 
 
 def _distance(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
-    pairs = zip(shorter, longer, strict=True)
-    return max(float((a - b[: len(a)]).abs().max()) for a, b in pairs)
+    return max(map(largest_difference, shorter, longer))
 
 
 def _length(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:

@@ -27,18 +27,28 @@ def plain_probe(config: Any) -> list[int]:
     return [*spread, *starts]
 
 
-@torch.no_grad()
 def last_logits(model: Any, input_ids: Sequence[int]) -> Tensor:
-    """The logits at the prompt's end, (V,) in fp32 on the CPU; the model is put in evaluation mode for it."""
+    """The logits at the prompt's end, (V,), as `all_logits` gives them."""
+    return all_logits(model, input_ids)[-1]
+
+
+@torch.no_grad()
+def all_logits(model: Any, input_ids: Sequence[int]) -> Tensor:
+    """The logits of a row, (T, V) in fp32 on the CPU; the model is put in evaluation mode for it."""
     was_training = model.training
     model.eval()
     try:
         ids = torch.tensor([list(input_ids)], device=model.device)
         with torch.autocast(model.device.type, enabled=False):
-            logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, -1]
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     finally:
         model.train(was_training)
     return logits.float().cpu()
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Of two models' logits of the same row, (T, V) each; the second may go on."""
+    return float((ours - theirs[: len(ours)]).abs().max())
 
 
 def choose_tokens(logits: Tensor) -> list[int]:

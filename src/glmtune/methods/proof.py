@@ -18,6 +18,7 @@ from glmtune.files import read_json_if_there, read_start
 from glmtune.methods.card import CARD_FILE, Card, Probe
 from glmtune.methods.freeze import choose_weights
 from glmtune.methods.lora import find_targets
+from glmtune.methods.probe import largest_difference
 from glmtune.methods.seal import (
     ADAPTER_FILE,
     deciding_settings,
@@ -377,7 +378,7 @@ def recorded_difference(probe: Probe) -> float:
 
 def check_difference(folder: Path, base: Tensor, tuned: Tensor) -> Check:
     """An adapter that nothing was recorded of answers the probe in another way than its base (V,)."""
-    difference = float((base - tuned).abs().max())
+    difference = largest_difference(base, tuned)
     if not difference:
         raise CheckpointError(
             f"{folder}: changes nothing: the base's logits are the same without it", hint=_ANEW

@@ -9,28 +9,26 @@ from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
 from glmtune.methods.factors import Factors, read_factors
+from glmtune.methods.probe import all_logits, largest_difference
 from glmtune.migration.lora import OldLora
 
 TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest logit above 1, by the base's type."""
 
 
-@torch.no_grad()
-def logits_of(model: Any) -> Tensor:
-    """(1, T, V) in fp32 on the CPU: on ids spread over the vocabulary, as a prompt of its family has them."""
+def probe_logits(model: Any) -> Tensor:
+    """(T, V) in fp32 on the CPU: on ids spread over the vocabulary, as a prompt of its family has them."""
     config = model.config
-    spread = torch.linspace(10, config.vocab_size * 0.8, 24).long().tolist()
+    ids = torch.linspace(10, config.vocab_size * 0.8, 24).long().tolist()
     if hasattr(config, "mask_ids"):  # ChatGLM-6B's positions are told from them
-        spread[16:18] = [config.mask_ids[1], config.bos_token_id]
-    ids = torch.tensor([spread], device=model.device)
-    logits: Tensor = model.eval()(input_ids=ids).logits.float().cpu()
-    return logits
+        ids[16:18] = [config.mask_ids[1], config.bos_token_id]
+    return all_logits(model, ids)
 
 
-def compare(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtype, what: str) -> str:
+def prove_same(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtype, what: str) -> str:
     """One sentence of proof. Raises CheckpointError where old and new differ, or the base is not changed."""
     scale = max(1.0, theirs.abs().max().item())
-    difference = (ours - theirs).abs().max().item()
+    difference = largest_difference(ours, theirs)
     if not difference <= TOLERANCES[dtype] * scale:
         raise CheckpointError(
             f"{what}: its logits differ by {difference:.2g} after the migration, so nothing was written",
@@ -41,7 +39,7 @@ def compare(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtype, 
 
 def require_effect(ours: Tensor, plain: Tensor, *, what: str) -> str:
     """Say how far the base is changed. Raises CheckpointError where it is not."""
-    effect = (ours - plain).abs().max().item()
+    effect = largest_difference(ours, plain)
     if effect == 0:
         raise CheckpointError(f"{what}: changes nothing in this base", hint="it was never trained")
     return f"they differ from the base's by {effect:.3g}"

@@ -19,7 +19,7 @@ from glmtune.methods.trained import TRAINED_FILE, find_trained, save_weights, te
 from glmtune.migration.cards import Untuned, ask_untuned, finish_card, start_card
 from glmtune.migration.lora import OldLora, read_lora
 from glmtune.migration.prefix import check_frozen, read_bare
-from glmtune.migration.proof import as_trained, compare, logits_of, require_effect
+from glmtune.migration.proof import as_trained, probe_logits, prove_same, require_effect
 from glmtune.migration.report import Migration
 from glmtune.models.shards import has_weights
 from glmtune.runs import make_folder, replacing, require_new
@@ -63,7 +63,7 @@ def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template:
     if recorded and recorded != card.base:
         mended.append(f"base_model_name_or_path: {recorded} became {card.base}")
     model = open_place(place, template=card.template, dtype="auto", device="auto").eval()
-    plain, untuned = logits_of(model), ask_untuned(model, place, card.template)
+    plain, untuned = probe_logits(model), ask_untuned(model, place, card.template)
     theirs = _logits_as_trained(model, old) if old.is_plain else None
     with _writing(output) as partial:
         _write_lora(partial, old, card)
@@ -76,7 +76,7 @@ def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template:
 
 def _logits_as_trained(model: Any, old: OldLora) -> Tensor:
     with as_trained(model, old):
-        return logits_of(model)
+        return probe_logits(model)
 
 
 def _write_lora(folder: Path, old: OldLora, card: Card) -> None:
@@ -97,7 +97,7 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
     quant = None if is_held else QUANT.get(config.get("quantization_bit", 0))
     found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
     model = open_place(place, template=told, dtype="auto", device="auto", quant=quant).eval()
-    plain, untuned = logits_of(model), ask_untuned(model, place, told)
+    plain, untuned = probe_logits(model), ask_untuned(model, place, told)
     with _writing(output) as partial:
         theirs = _write_prefix(partial, model, folder)
         method = tell_method(partial)
@@ -120,7 +120,7 @@ def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:
         return None
     load_adapter(model, folder, is_trainable=True)
     save_weights(model, target)
-    return logits_of(model)
+    return probe_logits(model)
 
 
 def _base(folder: Path, base: str | Path | None, recorded: str | None) -> Place:
@@ -155,12 +155,12 @@ def _unrecorded(untuned: Untuned | str) -> list[str]:
 
 def _prove(tuned: Any, source: Path, theirs: Tensor | None, plain: Tensor) -> str:
     """Compare what was written, opened. Without `theirs` only that it changes the base."""
-    ours = logits_of(tuned)
+    ours = probe_logits(tuned)
     if theirs is None:
         return (
             f"{require_effect(ours, plain, what=str(source))}; nothing here computes the source's to compare"
         )
-    return compare(theirs, ours, plain, dtype=tuned.dtype, what=str(source))
+    return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=str(source))
 
 
 def _migration(

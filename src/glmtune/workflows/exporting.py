@@ -16,7 +16,7 @@ from glmtune.exports.fresh import logits_of
 from glmtune.exports.kinds import Draft, Kind, Settings, find_kind
 from glmtune.exports.source import Source, find_source
 from glmtune.exports.tensors import parse_size
-from glmtune.exports.verify import QUESTIONS, Answers, Expected, ask_fresh_process, compare, distance
+from glmtune.exports.verify import QUESTIONS, Answers, Expected, agreement, ask_fresh_process, compare
 from glmtune.family import require_template
 from glmtune.load import load_model
 from glmtune.log import quiet
@@ -136,7 +136,7 @@ def _prepare(order: Order) -> _Job:
     kind = find_kind(order.to)
     settings = _settings(order, kind)
     require_new(order.output, hint="name another folder: --output; an export never replaces anything")
-    source = find_source(order.path, base=order.base, template=order.template)
+    source = find_source(order.path, base=order.base, template=order.template, is_merging=not kind.is_adapter)
     kind.require(source)
     require_template(source.identity.template, str(source.base))
     tokenizer = load_tokenizer(source.base, source.identity.template)
@@ -288,7 +288,7 @@ def _note_quant(source: Source, facts: dict[str, Any], prompts: list[list[int]],
     trained = source.open(quant=source.quant)
     as_trained = [logits_of(trained, prompt) for prompt in prompts]
     exact = [row[: len(prompt)] for row, prompt in zip(expected.exact, prompts, strict=True)]
-    largest, same = distance(as_trained, exact)
+    largest, same = agreement(as_trained, exact)
     facts["difference_to_quantised_base"] = {"max": largest, "same_top_token": same}
     return Note(
         f"trained on the base in {source.quant}, merged onto the un-quantised one: logits differ by up to "
