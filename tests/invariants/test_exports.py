@@ -28,10 +28,12 @@ SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}  # nf4 ne
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "v1_late": lambda folder: tiny_v1_folder(folder),
     "v1_mid": lambda folder: tiny_v1_folder(folder, "mid"),
+    "v1_early": lambda folder: tiny_v1_folder(folder, "early"),
     "ChatGLM2": lambda folder: tiny_folder(folder, "chatglm2", **SIZES),
     "ChatGLM3": lambda folder: tiny_folder(folder, "chatglm3", **SIZES),
     "ChatGLM3 bf16": lambda folder: tiny_folder(folder, "chatglm3", dtype=torch.bfloat16, **SIZES),
     "GLM-4": lambda folder: tiny_folder(folder, "glm4", **SIZES),
+    "GLM-4-hf": lambda folder: tiny_hf_folder(folder, "GLM-4-hf"),
     "GLM-4-0414": lambda folder: tiny_hf_folder(folder, "GLM-4-0414"),
     "GLM-4.5": lambda folder: tiny_hf_folder(folder, "GLM-4.5"),
 }
@@ -43,6 +45,7 @@ FULL: dict[str, Any] = {"name": "full"}
 CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("merged", "v1_late", LORA, None),
     ("merged", "v1_mid", {**LORA, "use_rslora": True}, None),
+    ("merged", "v1_early", LORA, None),
     ("merged", "v1_late", FULL, None),
     ("merged", "ChatGLM2", ADALORA, None),
     ("merged", "ChatGLM3", {**LORA, "use_dora": True}, "nf4"),
@@ -50,6 +53,7 @@ CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("merged", "ChatGLM3 bf16", FULL, None),
     ("merged", "ChatGLM3", FREEZE, None),
     ("merged", "GLM-4", LORA, "int4"),
+    ("merged", "GLM-4-hf", LORA, None),
     ("merged", "GLM-4-0414", LORA, None),
     ("merged", "GLM-4.5", FULL, None),
     ("merged", "GLM-4.5", LORA, None),

@@ -169,20 +169,17 @@ def tamper(checkpoint: Path) -> None:
     (path,) = checkpoint.glob("*.safetensors")
     tensors = load_file(path)
     name = max(tensors, key=lambda name: tensors[name].numel())
-    save_file(tensors | {name: tensors[name] * 1.1}, path, {"format": "pt"})
+    save_file(tensors | {name: tensors[name] * (1 + 1e-6)}, path, {"format": "pt"})
 
 
-@pytest.mark.parametrize(("method", "problem"), [
-    ("lora", "not the weights that were saved: their hash"),
-    ("full", "logits off by .* from those recorded in training"),
-])  # fmt: skip
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_is_not_resumed_from_other_weights_than_it_saved(
-    model: Path, tmp_path: Path, method: str, problem: str
+    model: Path, tmp_path: Path, method: str
 ) -> None:
     settings = recipe(model, tmp_path / "run", *METHODS[method], "train.steps=2")
     drain(training(settings))
     tamper((tmp_path / "run" / "last").resolve())
-    with pytest.raises(CheckpointError, match=problem) as caught:
+    with pytest.raises(CheckpointError, match="not the weights that were saved: their hash") as caught:
         drain(training(settings, resume=True))
     assert "step-000002" in str(caught.value)
     assert caught.value.hint

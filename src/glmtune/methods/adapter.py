@@ -1,6 +1,7 @@
 """What training leaves behind: the trained weights and a card that says what they belong to."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -83,7 +84,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     except SafetensorError as err:  # what its writer makes of a failing disk
         raise OSError(str(err)) from err
     if not isinstance(model, PeftModel) and card.method.get("name") not in _OWN:
-        card.save(folder)
+        replace(card, weights_sha256=hash_weights(trained_weights(model))).save(folder)
         return
     written = stored_tensors(folder)
     _require_written(folder, _held_weights(model), written)
@@ -180,7 +181,8 @@ def restore_trained(model: Any, folder: Path) -> None:
 def require_saved(model: Any, folder: Path) -> None:
     """Raise `CheckpointError` unless a model's trained weights are those that a folder's card records.
 
-    To the last bit; a whole model's hash is not taken, so its answer to the probe is compared.
+    To the last bit; earlier versions took no hash of a whole model, of which the answer to the probe is
+    compared then.
     """
     card = read_card(folder)
     if card and card.weights_sha256:

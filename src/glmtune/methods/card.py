@@ -103,7 +103,8 @@ class Card:
     norm: FiniteFloat | None = None
     """Length of the stored update (`seal.update_norm`); of a whole model it is not taken."""
     weights_sha256: str = ""
-    """Of the stored update, to the last bit (`seal.hash_weights`); of a whole model it is not taken."""
+    """Of what was trained, to the last bit (`seal.hash_weights`); resuming compares it, and each load of an
+    adapter; to load a whole model its probe is asked."""
     adapter_config: Mapping[str, Any] = field(default_factory=dict)
     """What PEFT's file beside the weights says of them (`seal.deciding_settings`)."""
     probe: Probe | None = None
