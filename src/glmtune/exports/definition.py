@@ -9,12 +9,12 @@ from torch import Tensor
 from glmtune.exports.refusal import refused
 from glmtune.files import read_json
 from glmtune.methods.adapter import ADAPTER_FILE, stored_tensors
-from glmtune.methods.factors import START, Factors, is_part, read_factors
+from glmtune.methods.factors import START, Factors, Rows, is_part, read_factors
 
 Definition = Factors | Tensor
 """A weight's factors, or the whole weight that stands in its place."""
 
-_ROWS = 256  # so many are compared at once: fp64 copies of a whole weight would fill the memory
+_ROWS = 2048  # so many are compared at once: copies of a whole weight would fill the memory
 
 
 def read_definitions(adapter: Path) -> dict[str, Definition]:
@@ -43,22 +43,23 @@ def require_defined(name: str, written: Tensor, base: Tensor, definition: Defini
         raise refused(f"{name}: shape {list(written.shape)}, in the base it has {list(base.shape)}")
     for start in range(0, len(base), _ROWS):
         rows = slice(start, start + _ROWS)
-        off = _largest_excess(written[rows], *_bounds(base, definition, rows, written.dtype))
-        if off != 0:  # nan is no match
-            raise refused(
-                f"{name}: not the weight of base + adapter; beyond what rounding can do, off by {off:.3g}"
-            )
+        is_other = written[rows] != _merge(base, definition, rows).to(written.dtype)
+        if is_other.any():
+            odd = is_other.reshape(len(is_other), -1).any(dim=1).nonzero()[:, 0]
+            _require_between(name, written, base, definition, start + odd)
 
 
-def _bounds(base: Tensor, definition: Definition, rows: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rounding keeps order, so what is between the least and the largest is between them when rounded."""
-    if isinstance(definition, Tensor):
-        value = definition[rows].to(dtype)
-        return value, value
-    value, slack = definition.merge(base, rows)
-    return (value - slack).to(dtype), (value + slack).to(dtype)
+def _merge(base: Tensor, definition: Definition, rows: Rows) -> Tensor:
+    return definition[rows] if isinstance(definition, Tensor) else definition.merge(base, rows)
 
 
-def _largest_excess(written: Tensor, low: Tensor, high: Tensor) -> float:
-    below, above = low.double() - written.double(), written.double() - high.double()
-    return float(torch.maximum(below, above).clamp(min=0).max())
+def _require_between(name: str, written: Tensor, base: Tensor, definition: Definition, rows: Tensor) -> None:
+    """Rounding keeps order: what is between the least and the largest value is so when all are rounded."""
+    value, kind = written[rows].double(), written.dtype
+    pair = (definition[rows],) * 2 if isinstance(definition, Tensor) else definition.bounds(base, rows)
+    low, high = (bound.to(kind).double() for bound in pair)
+    off = float(torch.maximum(low - value, value - high).clamp(min=0).max())
+    if off != 0:  # nan is no match
+        raise refused(
+            f"{name}: not the weight of base + adapter; beyond what rounding can do, off by {off:.3g}"
+        )

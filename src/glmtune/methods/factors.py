@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
@@ -18,6 +19,10 @@ START = "base_model.model."
 """How the names in PEFT's files begin."""
 _UNIT = 2.0**-24  # fp32 rounds by so large a share at most
 _NORM = 2.0**-19  # a row's length in fp32, of some ten thousand numbers, is off by less (5e-7 was measured)
+
+
+Rows = slice | Tensor
+"""Some rows, one after the other or by their indices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +37,29 @@ class Factors:
     lengths: Tensor | None = None
     """DoRA's, of the rows of the merged weight, (O,)."""
 
-    def merge(self, weight: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        """Rows of the merged weight in fp64, and how far a merge in fp32 can be from them."""
-        a, b = self.a.double(), self.b[rows].double()
-        whole = weight[rows].double() + self.scale * (b @ a)
-        longest = abs(self.scale) * b.norm(dim=1)[:, None] * a.norm(dim=0)
-        slack = _UNIT * (2 * whole.abs() + (len(a) + 4) * longest)
+    def merge(self, weight: Tensor, rows: Rows) -> Tensor:
+        """Rows of the merged weight in fp32."""
+        return self._lengthen(self._add(weight, rows, torch.float32), rows)
+
+    def bounds(self, weight: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The least and the largest values in fp64 that a merge in fp32 can come to."""
+        whole = self._add(weight, rows, torch.float64)
+        longest = abs(self.scale) * self.b[rows].double().norm(dim=1)[:, None] * self.a.double().norm(dim=0)
+        slack = _UNIT * (2 * whole.abs() + (len(self.a) + 4) * longest)
+        if self.lengths is not None:
+            share = self.lengths[rows].double().abs() / whole.norm(dim=1)
+            slack = share[:, None] * (slack + _NORM * whole.abs())
+        value = self._lengthen(whole, rows)
+        return value - slack, value + slack
+
+    def _add(self, weight: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+        return weight[rows].to(dtype) + self.scale * (self.b[rows].to(dtype) @ self.a.to(dtype))
+
+    def _lengthen(self, whole: Tensor, rows: Rows) -> Tensor:
         if self.lengths is None:
-            return whole, slack
-        share = self.lengths[rows].double()[:, None] / whole.norm(dim=1, keepdim=True)
-        return share * whole, share.abs() * (slack + _NORM * whole.abs())
+            return whole
+        share: Tensor = self.lengths[rows].to(whole.dtype) / torch.linalg.norm(whole, dim=1)
+        return whole * share[:, None]
 
 
 def read_factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Factors]:

@@ -23,10 +23,10 @@ def merged_weights(tuned: PeftModel) -> Changed:
     Raises `CheckpointError` for an adapter that changes biases.
     """
     config = tuned.peft_config[tuned.active_adapter]
-    if getattr(config, "bias", "none") != "none":
+    if getattr(config, "bias", "none") != "none" or getattr(config, "lora_bias", False):
         raise CheckpointError(
-            f"adapter: it has biases (bias={config.bias!r}), which the base has no place for",
-            hint="only adapters with bias='none' can be merged; serve this one as an adapter",
+            f"adapter: it has biases (bias={config.bias!r} or lora_bias), which the base has no place for",
+            hint="only adapters with bias='none' and without lora_bias can be merged; serve this one as it is",
         )
     changed: dict[str, Callable[[], Tensor]] = {}
     for name, part in tuned.get_base_model().named_modules():

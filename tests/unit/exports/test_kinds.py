@@ -98,9 +98,10 @@ def test_weights_saved_whole_beside_an_adapter_are_merged_too(tmp_path: Path) ->
         assert (load_model(out, dtype="fp32", device="cpu")(IDS).logits - expected).abs().max() < 1e-5
 
 
-def test_an_adapter_with_biases_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("biases", [{"bias": "all"}, {"lora_bias": True}])
+def test_an_adapter_with_biases_is_refused(biases: dict[str, Any], tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base")
-    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=["query_key_value"], bias="all")
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=["query_key_value"], **biases)
     settings.init_lora_weights = False  # else its update is zero
     tuned = get_peft_model(load_base(base, device="cpu"), settings)
     tuned.save_pretrained(str(tmp_path / "adapter"))
