@@ -26,7 +26,7 @@ def merged_weights(tuned: PeftModel) -> Changed:
     if getattr(config, "bias", "none") != "none" or getattr(config, "lora_bias", False):
         raise CheckpointError(
             f"adapter: it has biases (bias={config.bias!r} or lora_bias), which the base has no place for",
-            hint="only adapters with bias='none' and without lora_bias can be merged; serve this one as it is",
+            hint="only adapters with bias='none' and without lora_bias can be merged; serve this as it is",
         )
     changed: dict[str, Callable[[], Tensor]] = {}
     for name, part in tuned.get_base_model().named_modules():
