@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.positions import positions_of
+from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.wrapped import causal_of
 
 _MASKED_ATTENTION = ("sdpa", "eager")
@@ -25,6 +26,8 @@ class Prompt:
     row: int
     ids: Sequence[int]
     cached: int
+    adapter: str | None = None
+    """Under which it is read, where there are several."""
 
 
 def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | ModelRunner":
@@ -44,12 +47,24 @@ def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | Mo
 
 class _Runner:
     model: Any
+    is_packing: ClassVar[bool]
+    """Whether several prompts go through in one pass."""
 
     @property
     def device(self) -> torch.device:
         """Where ids are expected."""
         found: torch.device = self.model.get_input_embeddings().weight.device
         return found
+
+    @property
+    def prefix(self) -> PrefixEncoder | None:
+        """What the model, as it is now, puts in front of every row."""
+        return None
+
+    def write_front(self, rows: Rows, row: int, prefix: PrefixEncoder) -> None:
+        """Begin a row with a prefix."""
+        parts = prefix(1, self.model.get_input_embeddings().weight.dtype)  # L times (2, 1, G, P, D)
+        rows.write(row, 0, [(part[0, 0], part[1, 0]) for part in parts])
 
     def count_positions(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """As `Positions` says, of one prompt. Raises `DataError` for one whose positions cannot be told."""
@@ -66,6 +81,8 @@ class LayerRunner(_Runner):
     Several prompts go through in one packed pass: only the attention is computed prompt by prompt.
     """
 
+    is_packing = True
+
     def __init__(self, model: Any, *, compile_step: bool = False) -> None:
         """`model`: one of our own, as it is inside PEFT's wrapper."""
         self.model = model
@@ -75,18 +92,10 @@ class LayerRunner(_Runner):
         self.layers = (None,) * model.config.num_layers
 
     @property
-    def num_front(self) -> int:
-        """Columns that a new row begins with: a learned prefix's."""
-        count: int = self.model.num_prefix_tokens
-        return count
-
-    def write_front(self, rows: Rows, row: int) -> None:
-        """Begin a row with the model's prefix, if it has one."""
-        if self.num_front:
-            embedded = self.model.get_input_embeddings().weight
-            parts = self.model.base_model.prefix_encoder(1, embedded.dtype)  # L times (2, 1, G, P, D)
-            layers: list[Layer] = [(part[0, 0], part[1, 0]) for part in parts]
-            rows.write(row, 0, layers)
+    def prefix(self) -> PrefixEncoder | None:
+        """As `_Runner` says."""
+        held: PrefixEncoder | None = self.model.base_model.prefix_encoder
+        return held
 
     def count_reusable(self, ids: Sequence[int], shared: int) -> int:
         """Of the first `shared` ids that a cached row and a prompt have in common, how many are of use."""
@@ -153,7 +162,7 @@ class LayerRunner(_Runner):
 class ModelRunner(_Runner):
     """Runs a model of transformers' own classes through its forward pass, prompts one by one."""
 
-    num_front = 0
+    is_packing = False
 
     def __init__(self, model: Any) -> None:
         """Raise `ConfigError` for an attention function that takes no mask for rows of unequal lengths."""
@@ -163,9 +172,6 @@ class ModelRunner(_Runner):
                 hint=f"one of {', '.join(_MASKED_ATTENTION)}",
             )
         self.model = model
-
-    def write_front(self, rows: Rows, row: int) -> None:
-        """A row begins empty."""
 
     def count_reusable(self, _: Sequence[int], shared: int) -> int:
         """All of them: these models are causal."""
