@@ -71,9 +71,14 @@ def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
 
 
 def tiny_folder(
-    folder: Path, template: str = "chatglm3", *, dtype: torch.dtype = torch.float32, **settings: object
+    folder: Path,
+    template: str = "chatglm3",
+    *,
+    dtype: torch.dtype = torch.float32,
+    lively: float = 1,
+    **settings: object,
 ) -> Path:
-    """A complete official-layout folder: tokenizer, config and random weights."""
+    """A complete official-layout folder: tokenizer, config and random weights, `lively` times as large."""
     is_glm4 = template.startswith("glm4")
     (tiny_tiktoken if is_glm4 else tiny_sentencepiece)(folder, template)
     tokenizer = load_tokenizer(folder, template)
@@ -81,6 +86,7 @@ def tiny_folder(
         settings = {"eos_token_id": tokenizer.stop_ids, "layernorm_epsilon": 1.5625e-07, **settings}
         settings = {"pad_token_id": tokenizer.pad_token_id, **settings}
     model = tiny_model(padded_vocab_size=len(tokenizer) + 3, **settings)
+    _make_lively(model, embeddings=lively, layers=lively)
     model.to(dtype).save_pretrained(folder)
     return folder
 
