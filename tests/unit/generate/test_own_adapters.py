@@ -18,6 +18,7 @@ from tuned import METHODS, tune
 
 NEW = 8
 GREEDY = Sampling(do_sample=False, max_new_tokens=NEW)
+HEADER = [(7 * i) % 80 + 5 for i in range(30)]
 TEXTS = [[20, 21, 22, 23, 24, 25, 26], [40], [50, 51, 52, 60]]
 EVERYWHERE = {
     "chatglm": ["query_key_value", "dense_h_to_4h", "dense_4h_to_h", "lm_head"],
@@ -120,7 +121,8 @@ arrivals = st.lists(
     st.tuples(
         st.integers(0, 3),
         st.sampled_from([*METHODS, "everywhere", None]),
-        st.lists(st.integers(5, 90), min_size=1, max_size=40),
+        st.integers(0, len(HEADER)),
+        st.lists(st.integers(5, 90), min_size=1, max_size=10),
     ),
     min_size=1,
     max_size=7,
@@ -143,11 +145,12 @@ def test_an_answer_is_its_adapters_whatever_else_arrives_and_when(
     )
     asked: dict[int, Request] = {}
     answers: dict[int, list[int]] = {}
-    for wait, name, text in arriving:
+    for wait, name, shared, rest in arriving:
         for _ in range(wait):
             collect(engine, answers)
         adapter = name if name in adapters.names else None
-        request = Request(prompt_of(adapters.model, text), GREEDY, adapter=adapter)
+        prompt = prompt_of(adapters.model, [*HEADER[:shared], *rest])
+        request = Request(prompt, GREEDY, adapter=adapter)
         number = engine.submit(request)
         asked[number], answers[number] = request, []
     finish(engine, answers)
@@ -156,11 +159,11 @@ def test_an_answer_is_its_adapters_whatever_else_arrives_and_when(
 
 
 def test_a_text_kept_under_one_adapter_serves_no_other(alone: Alone) -> None:
-    requests = requests_of(alone.adapters, [[(7 * i) % 80 + 5 for i in range(30)]])
+    requests = requests_of(alone.adapters, [HEADER])
     engine = Engine(alone.adapters, reused_tokens=2000)
     computed = count_prompt_tokens(engine)
     theirs = [alone.answer(request) for request in requests]
-    assert ask(engine, requests) == theirs
+    assert [ask(engine, [request])[0] for request in requests] == theirs
     assert computed == [len(request.prompt) for request in requests]
     computed.clear()
     assert ask(engine, requests[::-1]) == theirs[::-1]
@@ -171,11 +174,10 @@ def test_a_beginning_is_remembered_under_its_adapter(alone: Alone) -> None:
     model = alone.adapters.model
     if hasattr(model.config, "mask_ids"):
         pytest.skip("a context of ChatGLM-6B is reused whole or not at all")
-    header = [(7 * i) % 80 + 5 for i in range(30)]
     engine = Engine(alone.adapters)
-    engine.remember(header, adapter="lora")
+    engine.remember(HEADER, adapter="lora")
     computed = count_prompt_tokens(engine)
-    requests = [Request([*header, 9, 10], GREEDY, adapter=name) for name in ("wide", "lora", None)]
+    requests = [Request([*HEADER, 9, 10], GREEDY, adapter=name) for name in ("wide", "lora", None)]
     assert ask(engine, requests) == [alone.answer(request) for request in requests]
     assert computed == [32, 2, 32]
 
