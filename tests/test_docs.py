@@ -252,10 +252,11 @@ def test_the_python_with_several_adapters_runs(
     monkeypatch.chdir(tmp_path)
     for line in blocks(both("adapters")[0], language="")[0].splitlines():
         assert type_in(line, tmp_path).returncode == 0
-    [code] = blocks(both("adapters")[0], language="python")
-    exec(code, {})
-    answers = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line]
-    assert {"lora", "prefix", "None"} <= set(answers)
+    names: dict[str, object] = {}
+    for code in blocks(both("adapters")[0], language="python"):  # the second goes on from the first
+        exec(code, names)
+        answers = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line]
+        assert {"lora", "prefix", "None"} <= set(answers)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))

@@ -108,7 +108,7 @@ class Beside:
         low_rank = [part for part in held if isinstance(part, _LowRank)]
         layers = dict.fromkeys(layer for part in low_rank for layer in part.layers)
         owners = [part.inner if isinstance(part, _LowRank) else None for part in held]
-        return each_its_own(layers, owners, num_tokens)
+        return each_its_own(layers, owners, num_tokens, device=self._model.device)
 
     def _layers(self) -> Iterator[Any]:
         return (part for part in self._model.modules() if isinstance(part, BaseTunerLayer))

@@ -20,7 +20,7 @@ _Places = dict[str, Tensor]
 
 @contextmanager
 def each_its_own(
-    layers: Iterable[Any], owners: Sequence[str | None], num_tokens: Sequence[int]
+    layers: Iterable[Any], owners: Sequence[str | None], num_tokens: Sequence[int], *, device: torch.device
 ) -> Iterator[None]:
     """Inside, PEFT's linear layers, switched off, give each request's tokens what its own adapter adds.
 
@@ -28,7 +28,8 @@ def each_its_own(
     a row belong to each. A layer is given all tokens or, as the output layer may be, one for each request.
     """
     tokens = [owner for owner, count in zip(owners, num_tokens, strict=True) for _ in range(count)]
-    places = {len(owners): _find_places(owners), len(tokens): _find_places(tokens)}
+    told = {len(owners): owners, len(tokens): tokens}  # one and the same in a step
+    places = {count: _find_places(each, device) for count, each in told.items()}
     hooks = [layer.register_forward_hook(partial(_add_own, places)) for layer in layers]
     try:
         yield
@@ -37,9 +38,12 @@ def each_its_own(
             hook.remove()
 
 
-def _find_places(owners: Sequence[str | None]) -> _Places:
-    names = {owner for owner in owners if owner is not None}
-    return {name: torch.tensor([i for i, owner in enumerate(owners) if owner == name]) for name in names}
+def _find_places(owners: Sequence[str | None], device: torch.device) -> _Places:
+    places: dict[str, list[int]] = {}
+    for place, owner in enumerate(owners):
+        if owner is not None:
+            places.setdefault(owner, []).append(place)
+    return {name: torch.tensor(found, device=device) for name, found in places.items()}
 
 
 def _add_own(places: Mapping[int, _Places], layer: Any, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ def _add_own(places: Mapping[int, _Places], layer: Any, args: tuple[Tensor, ...]
     inputs, outputs = args[0].flatten(0, -2), result.flatten(0, -2)
     for name, where in places[len(inputs)].items():
         if name in layer.lora_A:
-            here = where.to(inputs.device)
+            here = where.to(inputs.device)  # elsewhere only where a model is spread
             outputs[here] = _tune(layer, name, inputs[here], outputs[here]).to(outputs.dtype)
     return outputs.view(result.shape)
 
