@@ -123,6 +123,7 @@ arrivals = st.lists(
         st.sampled_from([*METHODS, "everywhere", None]),
         st.integers(0, len(HEADER)),
         st.lists(st.integers(5, 90), min_size=1, max_size=10),
+        st.booleans(),
     ),
     min_size=1,
     max_size=7,
@@ -145,16 +146,22 @@ def test_an_answer_is_its_adapters_whatever_else_arrives_and_when(
     )
     asked: dict[int, Request] = {}
     answers: dict[int, list[int]] = {}
-    for wait, name, shared, rest in arriving:
+    given_up: list[int] = []
+    for wait, name, shared, rest, is_given_up in arriving:
         for _ in range(wait):
             collect(engine, answers)
+        for number in given_up:
+            engine.cancel(number)
         adapter = name if name in adapters.names else None
         prompt = prompt_of(adapters.model, [*HEADER[:shared], *rest])
         request = Request(prompt, GREEDY, adapter=adapter)
         number = engine.submit(request)
         asked[number], answers[number] = request, []
+        given_up += [number] if is_given_up else []  # when the next one arrives
     finish(engine, answers)
-    assert answers == {number: alone.answer(request) for number, request in asked.items()}
+    for number, request in asked.items():
+        answer, whole = answers[number], alone.answer(request)
+        assert answer == (whole[: len(answer)] if number in given_up else whole)
     assert engine.rows.num_bytes == 0
 
 
@@ -281,6 +288,21 @@ def test_an_adapter_may_come_and_another_be_set_to_work_while_requests_are_answe
     finish(engine, answers)
     single = Alone(chatglm3)
     assert list(answers.values()) == [single.answer(request) for request in requests]
+
+
+def test_a_base_with_a_prefix_of_its_own_keeps_it_under_lora(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base", lively=8)
+    prefixed = load_model(base, dtype="fp32")
+    torch.manual_seed(1)
+    prefixed.attach_prefix(4)
+    prefixed.save_pretrained(base)
+    adapters = Adapters(base, dtype="fp32")
+    for name in ("lora", "short"):
+        adapters.add(name, tune(base, tmp_path / name, name), verify=False)
+    requests, single = requests_of(adapters), Alone(adapters)
+    engine = Engine(adapters, reused_tokens=500)
+    for _ in range(2):
+        assert ask(engine, requests) == [single.answer(request) for request in requests]
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4", "nf4"])
