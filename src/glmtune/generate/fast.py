@@ -1,8 +1,9 @@
 """W8A8 on a CPU: weights as int8, activations rounded to int8 as they come, products in int32.
 
 It changes numbers, by about one per cent of a layer's output, so nothing chooses it by itself. A weight row
-has one scale, its largest magnitude / 127, as the official int8 weights have: those keep their codes. The
-embedding, the norms, the attention and an adapter's own layers stay exact.
+has one scale, its largest magnitude / 127, as the official int8 weights have: those keep their codes. Between
+the products everything is computed in fp32, whatever the model's type is: casts would cost more than they
+save, and the norms, the attention and an adapter's own layers are the more exact for it.
 """
 
 import warnings
@@ -16,6 +17,7 @@ from glmtune.errors import ConfigError
 from glmtune.models.quant import QuantizedLinear
 
 _EXACT_PARTS = ("lora_", "prefix_encoder")
+_MULTIPLY: Any = torch.ops.quantized.linear_dynamic.default
 
 
 class FastLinear(nn.Module):
@@ -31,8 +33,35 @@ class FastLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) to (..., O), in the input's type."""
-        product: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.packed, self.has_headroom)
-        return product.to(x.dtype)
+        return self.multiply(x.float()).to(x.dtype)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """`forward` of fp32."""
+        product: Tensor = _MULTIPLY(x, self.packed, self.has_headroom)
+        return product
+
+
+class FastExperts(nn.Module):
+    """The routed experts of GLM-4.5 in W8A8."""
+
+    def __init__(self, experts: Any) -> None:
+        """`experts`: transformers' `Glm4MoeExperts`, weights (E, 2 I, C) and (E, C, I), on a CPU."""
+        super().__init__()
+        self.activate = experts.act_fn
+        self.widen, self.narrow = (
+            [FastLinear(_as_linear(weight)).multiply for weight in held.detach()]
+            for held in (experts.gate_up_proj, experts.down_proj)
+        )
+
+    def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Tokens (N, C) through the experts chosen for each (N, k), added by their weights (N, k)."""
+        mixed = torch.zeros_like(hidden_states)
+        for expert in sorted(set(chosen.flatten().tolist())):
+            tokens, places = torch.where(chosen == expert)
+            gate, up = self.widen[expert](hidden_states[tokens]).chunk(2, dim=-1)
+            found = self.narrow[expert](self.activate(gate) * up)
+            mixed.index_add_(0, tokens, found * weights[tokens, places, None].float())
+        return mixed
 
 
 def choose_compute(model: Any, compute: str) -> Any:
@@ -43,8 +72,8 @@ def choose_compute(model: Any, compute: str) -> Any:
 def speed_up(model: Any) -> Any:
     """A copy of a model that answers in W8A8; other weights are shared with the model, which stays as it is.
 
-    Every linear layer is replaced, the output layer too; not the experts of GLM-4.5, which are none. Raises
-    ConfigError where there are no kernels for it.
+    Every linear layer is replaced, the output layer too, and GLM-4.5's experts. Raises ConfigError where
+    there are no kernels for it.
     """
     if model.device.type != "cpu" or torch.backends.quantized.engine != "x86":
         raise ConfigError(
@@ -55,10 +84,33 @@ def speed_up(model: Any) -> Any:
     shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     fast = deepcopy(model, shared).eval()
     for name, part in list(fast.named_modules()):
-        if isinstance(part, nn.Linear) and not any(exact in name for exact in _EXACT_PARTS):
-            path, _, leaf = name.rpartition(".")
-            setattr(fast.get_submodule(path), leaf, FastLinear(part))
+        if any(exact in name for exact in _EXACT_PARTS):
+            continue
+        if isinstance(part, nn.Linear):
+            fast.set_submodule(name, FastLinear(part))
+        elif hasattr(part, "gate_up_proj") and hasattr(part, "num_experts"):
+            fast.set_submodule(name, FastExperts(part))
+        elif isinstance(part, nn.Embedding):
+            part.register_forward_hook(_give_fp32)
+        else:
+            _hold_in_fp32(part)
     return fast
+
+
+def _give_fp32(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    return output.float()
+
+
+def _hold_in_fp32(part: nn.Module) -> None:
+    for name, held in list(part.named_parameters(recurse=False)):
+        if held.is_floating_point() and held.dtype != torch.float32:
+            part.register_parameter(name, nn.Parameter(held.detach().float(), requires_grad=False))
+
+
+def _as_linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
 def _quantise(layer: nn.Linear) -> Tensor:

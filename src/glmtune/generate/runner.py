@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
@@ -43,7 +44,14 @@ def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | Mo
 
 
 class _Runner:
-    model: Any
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        with torch.inference_mode():
+            embedded: Tensor = model.get_input_embeddings()(
+                torch.zeros(1, dtype=torch.long, device=self.device)
+            )
+        self.dtype = embedded.dtype
+        """In which the layers compute."""
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +76,9 @@ class LayerRunner(_Runner):
 
     def __init__(self, model: Any, *, compile_step: bool = False) -> None:
         """`model`: one of our own, as it is inside PEFT's wrapper."""
-        self.model = model
+        super().__init__(model)
+        self.lean: LeanLayers | None = None
+        self.turns: Turns | None = None
         self.compiled: Callable[..., Tensor] | None = (
             torch.compile(self._step_whole) if compile_step else None
         )
@@ -83,8 +93,7 @@ class LayerRunner(_Runner):
     def write_front(self, rows: Rows, row: int) -> None:
         """Begin a row with the model's prefix, if it has one."""
         if self.num_front:
-            embedded = self.model.get_input_embeddings().weight
-            parts = self.model.base_model.prefix_encoder(1, embedded.dtype)  # L times (2, 1, G, P, D)
+            parts = self.model.base_model.prefix_encoder(1, self.dtype)  # L times (2, 1, G, P, D)
             layers: list[Layer] = [(part[0, 0], part[1, 0]) for part in parts]
             rows.write(row, 0, layers)
 
@@ -95,6 +104,7 @@ class LayerRunner(_Runner):
 
     def prefill(self, rows: Rows, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Logits (B, V) after each prompt, and the positions of the tokens that follow, (B, ..., 1)."""
+        self._be_lean()
         segments, ids, positions, following = [], [], [], []
         for prompt in prompts:
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
@@ -115,12 +125,22 @@ class LayerRunner(_Runner):
         """Logits (B, V) after one more token (B, 1) in each row."""
         if self.compiled:
             return self._step_compiled(rows, tokens, positions)
-        embeddings = self.model.get_input_embeddings().weight
-        step = StepPass(rows, dtype=embeddings.dtype, device=embeddings.device)
-        hidden_states = self._run(tokens, positions, step)
+        step = StepPass(rows, dtype=self.dtype, device=self.device)
+        if self.lean and self.turns:
+            embedded = self.model.get_input_embeddings()(tokens)
+            hidden_states = self.lean.run(embedded, self.turns.at(positions, step.width), step)
+        else:
+            hidden_states = self._run(tokens, positions, step)
         step.finish()
         logits: Tensor = self.model.get_output_embeddings()(hidden_states)
         return logits[:, 0]
+
+    def _be_lean(self) -> None:
+        """Take the layers as they are now: an adapter may have come or gone."""
+        transformer = self.model.base_model
+        self.lean = LeanLayers(transformer, self.dtype) if is_plain(transformer) else None
+        if self.lean and self.turns is None:
+            self.turns = Turns(transformer.rotary_pos_emb, self.dtype, self.device)
 
     def _step_compiled(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         assert self.compiled
@@ -134,7 +154,7 @@ class LayerRunner(_Runner):
     def _step_whole(
         self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor
     ) -> Tensor:
-        step = WholeStep(layers, columns, dtype=self.model.get_input_embeddings().weight.dtype)
+        step = WholeStep(layers, columns, dtype=self.dtype)
         logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
         return logits[:, 0]
 
@@ -162,7 +182,7 @@ class ModelRunner(_Runner):
                 f"attn_implementation: {model.config._attn_implementation} cannot be used to answer",
                 hint=f"one of {', '.join(_MASKED_ATTENTION)}",
             )
-        self.model = model
+        super().__init__(model)
 
     def write_front(self, rows: Rows, row: int) -> None:
         """A row begins empty."""
@@ -184,7 +204,7 @@ class ModelRunner(_Runner):
 
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `LayerRunner.step`."""
-        step = StepPass(rows, dtype=self.model.dtype, device=self.device)
+        step = StepPass(rows, dtype=self.dtype, device=self.device)
         return self._run(tokens, positions, step, step.mask)
 
     def _run(
