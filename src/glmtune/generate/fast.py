@@ -7,16 +7,13 @@ save, and the norms, the attention and an adapter's own layers are the more exac
 """
 
 import warnings
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from glmtune.errors import ConfigError
 from glmtune.models.quant import QuantizedLinear
 
-_EXACT_PARTS = ("lora_", "prefix_encoder")
 _MULTIPLY: Any = torch.ops.quantized.linear_dynamic.default
 
 
@@ -62,49 +59,6 @@ class FastExperts(nn.Module):
             found = self.narrow[expert](self.activate(gate) * up)
             mixed.index_add_(0, tokens, found * weights[tokens, places, None].float())
         return mixed
-
-
-def choose_compute(model: Any, compute: str) -> Any:
-    """The model itself, or what answers in its place when `compute` is fast (`speed_up`)."""
-    return speed_up(model) if compute == "fast" else model
-
-
-def speed_up(model: Any) -> Any:
-    """A copy of a model that answers in W8A8; other weights are shared with the model, which stays as it is.
-
-    Every linear layer is replaced, the output layer too, and GLM-4.5's experts. Raises ConfigError where
-    there are no kernels for it.
-    """
-    if model.device.type != "cpu" or torch.backends.quantized.engine != "x86":
-        raise ConfigError(
-            f"compute: fast is for x86 CPUs, and this is {model.device.type}, "
-            f"{torch.backends.quantized.engine}",
-            hint="use compute=exact; quant=int8 or int4 makes the weights smaller",
-        )
-    shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
-    fast = deepcopy(model, shared).eval()
-    for name, part in list(fast.named_modules()):
-        if any(exact in name for exact in _EXACT_PARTS):
-            continue
-        if isinstance(part, nn.Linear):
-            fast.set_submodule(name, FastLinear(part))
-        elif hasattr(part, "gate_up_proj") and hasattr(part, "num_experts"):
-            fast.set_submodule(name, FastExperts(part))
-        elif isinstance(part, nn.Embedding):
-            part.register_forward_hook(_give_fp32)
-        else:
-            _hold_in_fp32(part)
-    return fast
-
-
-def _give_fp32(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-    return output.float()
-
-
-def _hold_in_fp32(part: nn.Module) -> None:
-    for name, held in list(part.named_parameters(recurse=False)):
-        if held.is_floating_point() and held.dtype != torch.float32:
-            part.register_parameter(name, nn.Parameter(held.detach().float(), requires_grad=False))
 
 
 def _as_linear(weight: Tensor) -> nn.Linear:

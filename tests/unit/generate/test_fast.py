@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from glmtune.errors import ConfigError
-from glmtune.generate import Engine, Request, Sampling, choose_compute, complete
-from glmtune.generate.fast import FastExperts, FastLinear, speed_up
+from glmtune.generate import Engine, Request, Sampling, complete
+from glmtune.generate.compute import speed_up
+from glmtune.generate.fast import FastExperts, FastLinear
 from glmtune.models import load_in_transformers
 from glmtune.models.quant import QuantizedLinear, quantise_linears
 from golden import read_golden
@@ -109,14 +109,3 @@ def test_chatglm_6b_has_a_fast_output_layer_though_it_is_tied() -> None:
     fast = speed_up(model)
     assert isinstance(fast.lm_head, FastLinear)
     assert fast.get_input_embeddings().weight is model.get_input_embeddings().weight
-
-
-def test_the_choice_is_the_callers() -> None:
-    model = tiny_model()
-    assert choose_compute(model, "exact") is model
-    assert isinstance(choose_compute(model, "fast").transformer.output_layer, FastLinear)
-
-
-def test_other_devices_are_refused() -> None:
-    with pytest.raises(ConfigError, match="x86"):
-        speed_up(tiny_model().to("meta"))
