@@ -1,0 +1,1 @@
+"""Measurements: ours beside named peers, in turns; see README.md here."""
