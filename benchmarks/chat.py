@@ -88,8 +88,7 @@ def main(words: Sequence[str] | None = None) -> Record:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    measure.add_options(parser)
-    options = parser.parse_args(words)
+    options = measure.parse(parser, words)
     sides = {"cold": Starting(is_cold=True), "warm": Starting(is_cold=False)}
     found = measure.take_turns(sides, options.rounds)
     record = measure.begin("chat", "s", options)  # not before: torch here would keep its files in memory

@@ -6,6 +6,8 @@ Cases:
   in batches padded on the left;
 - `1b`: 16 x 2048, random bf16 weights, batch 1, beside transformers' GlmForCausalLM, llama.cpp q8_0 (where
   llama-cpp-python is installed) and what the machine's read bandwidth allows.
+- `6b`: ChatGLM3-6B's shape on a GPU, random weights: batch 1 in bf16 and int8, batch 32, and 1,070 rows in
+  one batch (28 KB of keys and values a token).
 
     python -m benchmarks.decode tiny
     python -m benchmarks.decode 170m --rows 4 --longest 8 --shape test --dry      # shows that it runs
@@ -13,6 +15,8 @@ Cases:
 
 import argparse
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,8 +26,11 @@ from benchmarks import llama, measure, models
 from benchmarks.measure import Probe, Record, agreement, measure_bandwidth
 from benchmarks.models import Answer, Answering, Asked, generate, ours
 from glmtune.generate import choose_compute
+from glmtune.models.quant import quantise_linears
 
 BATCH = 16
+ADGEN_TOKENS = (44, 76)
+"""Mean of a prompt and of a reference, in ChatGLM3's tokens."""
 PROMPT_TOKENS = 4
 """So few are read in the time of one step: then tokens a second are steps a second."""
 
@@ -89,20 +96,50 @@ def run_1b(options: argparse.Namespace) -> Record:
     asked = Asked([models.numbered_prompt(PROMPT_TOKENS)], [options.longest or 48])
     model = models.build_model(options.shape or "1b", torch.bfloat16)
     fast = choose_compute(model, "fast")
+    size = models.decoded_bytes(model)
     sides: dict[str, Any] = {
         "GlmForCausalLM.generate bf16": Answering(generate(models.as_glm(model)), asked),
         "ours bf16": Answering(ours(model), asked),
         "ours W8A8": Answering(ours(fast), asked),
-        "bandwidth, bf16 weights": Probe(lambda: measure_bandwidth() * 1e9 / models.decoded_bytes(model, 2)),
-        "bandwidth, int8 weights": Probe(lambda: measure_bandwidth() * 1e9 / models.decoded_bytes(model, 1)),
+        "bandwidth, bf16 weights": allowed(size),
+        "bandwidth, int8 weights": allowed(size // 2),
     }
     add_llama(record, sides, model, lambda answer: Answering(answer, asked), options)
     record["sides"] = measure.take_turns(sides, options.rounds)
-    read = [
-        rate * models.decoded_bytes(model, 1) / 1e9 for rate in record["sides"]["bandwidth, int8 weights"]
-    ]
-    record["bandwidth_gb_per_s"] = [round(one, 2) for one in read]
+    read = [rate * size / 1e9 for rate in record["sides"]["bandwidth, bf16 weights"]]
+    record["checks"] = {"read bandwidth, GB/s": round(median(read), 2)}
     return record
+
+
+def run_6b(options: argparse.Namespace) -> Record:
+    """Ours alone; prompts and answers have the mean lengths of ADGEN's."""
+    record = measure.begin("decode 6b", "tokens/s", options)
+    device = options.device
+    model = models.build_model(options.shape or "6b", torch.bfloat16, device)
+    small = deepcopy(model)
+    quantise_linears(small, 8)
+    length = options.longest or ADGEN_TOKENS[1]
+    prompt = models.numbered_prompt(ADGEN_TOKENS[0])
+
+    def many(rows: int) -> Asked:
+        return Asked([prompt] * rows, [length] * rows)
+
+    sides: dict[str, Any] = {
+        "ours bf16": Answering(ours(model), many(1)),
+        "ours int8": Answering(ours(small), many(1)),
+        "ours bf16, batch 32": Answering(ours(model, 32), many(32)),
+        "ours int8, batch 32": Answering(ours(small, 32), many(32)),
+        "ours bf16, all rows at once": Answering(ours(model, options.all_rows), many(options.all_rows)),
+        "bandwidth, bf16 weights": allowed(models.decoded_bytes(model), device),
+        "bandwidth, int8 weights": allowed(models.decoded_bytes(small), device),
+    }
+    record["sides"] = measure.take_turns(sides, options.rounds)
+    return record
+
+
+def allowed(size: int, device: str = "cpu") -> Probe:
+    """Steps a second if nothing but reading so many bytes took time."""
+    return Probe(lambda: measure_bandwidth(device) * 1e9 / size)
 
 
 def add_llama(
@@ -121,7 +158,7 @@ def add_llama(
     sides["llama.cpp q8_0"] = build(peer)
 
 
-CASES = {"tiny": run_tiny, "170m": run_170m, "1b": run_1b}
+CASES = {"tiny": run_tiny, "170m": run_170m, "1b": run_1b, "6b": run_6b}
 
 
 def main(words: Sequence[str] | None = None) -> Record:
@@ -130,14 +167,15 @@ def main(words: Sequence[str] | None = None) -> Record:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("case", choices=CASES)
-    measure.add_options(parser)
     parser.add_argument("--rows", type=int, default=96, help="prompts of 170m")
-    parser.add_argument("--single-rows", type=int, default=4, help="of these, prompts at batch 1")
+    parser.add_argument("--single-rows", type=int, default=2, help="of these, prompts at batch 1")
     parser.add_argument("--longest", type=int, help="cut the answers")
     parser.add_argument("--shape", choices=models.SHAPES, help="another shape than the case's")
+    parser.add_argument("--device", default="cpu", help="of 6b, such as cuda")
+    parser.add_argument("--all-rows", type=int, default=1070, help="of 6b: as many as ADGEN's dev split has")
     parser.add_argument("--held-rows", type=int, default=200, help="rows of tiny's perplexity")
     parser.add_argument("--no-compile", action="store_true", help="tiny without the compiled step")
-    options = parser.parse_args(words)
+    options = measure.parse(parser, words)
     return measure.finish(CASES[options.case](options), "decode", options)
 
 

@@ -95,12 +95,11 @@ def main(words: Sequence[str] | None = None) -> Record:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    measure.add_options(parser)
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the exact sides")
     parser.add_argument("--shape", choices=models.SHAPES, default="170m")
     parser.add_argument("--longest", type=int, help="cut the answers")
-    options = parser.parse_args(words)
+    options = measure.parse(parser, words)
     return measure.finish(run(options), "evaluate", options)
 
 

@@ -58,15 +58,15 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure_bandwidth() -> float:
+def measure_bandwidth(device: str = "cpu") -> float:
     """GB a second that a sum over 1 GB reads, the best of three: what bounds a decode step."""
     import torch
 
-    block = torch.ones(2**28)
-    return float(block.nbytes / min(seconds_of(block.sum) for _ in range(3)) / 1e9)
+    block = torch.ones(2**28, device=device)
+    return float(block.nbytes / min(seconds_of(lambda: block.sum().item()) for _ in range(3)) / 1e9)
 
 
-def describe_machine(threads: int) -> dict[str, Any]:
+def describe_machine(threads: int, device: str) -> dict[str, Any]:
     """Processor, instructions, threads, how busy it is, and versions."""
     import torch
 
@@ -78,6 +78,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "instructions": [name for name in INSTRUCTIONS if has.get(name)],
         "threads": threads,
         "load": round(os.getloadavg()[0], 2),
+        **({"GPU": torch.cuda.get_device_name(device)} if device != "cpu" else {}),
         "python": platform.python_version(),
         **{name: found for name in PACKAGES if (found := _version(name))},
     }
@@ -99,6 +100,16 @@ def _version(package: str) -> str | None:
         return None
 
 
+def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
+    """What a benchmark is told, and in `changed` what of its own settings is not as usual."""
+    own = {action.dest for action in parser._actions if action.option_strings} - {"help"}
+    add_options(parser)
+    options = parser.parse_args(words)
+    told = {name: getattr(options, name) for name in sorted(own)}
+    options.changed = {name: value for name, value in told.items() if value != parser.get_default(name)}
+    return options
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every benchmark can be told."""
     parser.add_argument("--rounds", type=int, default=3)
@@ -116,23 +127,19 @@ def begin(case: str, unit: str, options: argparse.Namespace) -> Record:
         "case": case,
         "unit": unit,
         "when": time.strftime("%Y-%m-%d"),
-        "machine": describe_machine(options.threads),
+        "machine": describe_machine(options.threads, getattr(options, "device", "cpu")),
         "rounds": options.rounds,
-        "settings": {
-            name: value
-            for name, value in sorted(vars(options).items())
-            if isinstance(value, int | str) and name not in {"case", "dry", "rounds", "threads"}
-        },
+        "settings": options.changed,
     }
 
 
 def finish(record: Record, name: str, options: argparse.Namespace) -> Record:
-    """Show a case; append it to results/NAME.jsonl unless it is a dry run."""
+    """Show a case; append it to results/NAME.jsonl unless it is a dry run or one of no meaning."""
     record["sides"] = {side: [_round(one) for one in found] for side, found in record["sides"].items()}
     print(json.dumps({key: value for key, value in record.items() if key != "sides"}, indent=2))
     for side, found in record["sides"].items():
         print(f"{side:48} {median(found):10.4g} {record['unit']}  ({min(found):.4g} to {max(found):.4g})")
-    if not options.dry:
+    if not options.dry and record["settings"].get("shape") != "test":
         RESULTS.mkdir(exist_ok=True)
         with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -28,6 +28,10 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_layers": 16, "hidden_size": 2048, "ffn_hidden_size": 6848, "num_attention_heads": 16,
         "kv_channels": 128,
     },
+    "6b": {
+        "num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "num_attention_heads": 32,
+        "kv_channels": 128,
+    },
     "test": {
         "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4,
         "kv_channels": 16,
@@ -89,7 +93,7 @@ class Reading(Answering):
         return sum(map(len, self.asked.prompts)) / seconds_of(self._run)
 
 
-def build_model(shape: str, dtype: torch.dtype) -> Any:
+def build_model(shape: str, dtype: torch.dtype, device: str = "cpu") -> Any:
     """ChatGLM3's architecture in a shape, random weights N(0, 0.02)."""
     torch.manual_seed(0)
     config = ChatGLMConfig(
@@ -98,7 +102,7 @@ def build_model(shape: str, dtype: torch.dtype) -> Any:
     )  # fmt: skip
     with torch.device("meta"):
         model: Any = ChatGLMForConditionalGeneration(config)
-    model = model.to(dtype).to_empty(device="cpu").eval()
+    model = model.to(dtype).to_empty(device=device).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 or name.endswith("bias"):
@@ -194,10 +198,10 @@ def forward(model: Any) -> Answer:
     return answer
 
 
-def decoded_bytes(model: Any, bytes_a_weight: int) -> int:
+def decoded_bytes(model: Any) -> int:
     """What a decode step reads: every weight but the embedding, of which it wants one row."""
-    embedding = model.get_input_embeddings().weight.numel()
-    return (sum(p.numel() for p in model.parameters()) - embedding) * bytes_a_weight
+    held = sum(weight.nbytes for weight in (*model.parameters(), *model.buffers()))
+    return int(held - model.get_input_embeddings().weight.nbytes)
 
 
 def numbered_prompt(length: int) -> list[int]:

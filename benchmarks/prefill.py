@@ -65,14 +65,13 @@ def main(words: Sequence[str] | None = None) -> list[Record]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    measure.add_options(parser)
-    parser.add_argument("--only", choices=CASES, help="one case")
+    parser.add_argument("case", choices=CASES, nargs="?", help="one of the two")
     parser.add_argument("--tokens", type=int, default=128, help="of the single prompt")
     parser.add_argument("--shape", choices=models.SHAPES, default="1b")
-    options = parser.parse_args(words)
+    options = measure.parse(parser, words)
     exact = models.build_model(options.shape, torch.bfloat16)
     trio = {"exact": exact, "peer": models.as_glm(exact), "fast": choose_compute(exact, "fast")}
-    wanted = [options.only] if options.only else list(CASES)
+    wanted = [options.case] if options.case else list(CASES)
     return [measure.finish(CASES[case](trio, options), "prefill", options) for case in wanted]
 
 

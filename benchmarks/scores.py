@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Record, add_options, begin, finish, take_turns
+from benchmarks.measure import Record, begin, finish, parse, take_turns
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared")) / "data/AdvertiseGen"
@@ -162,8 +162,7 @@ def main(words: Sequence[str] | None = None) -> Record:
     )
     parser.add_argument("--measure", nargs=3, metavar=("SIDE", "TASK", "PAIRS"), help=argparse.SUPPRESS)
     parser.add_argument("--num-pairs", type=int, default=NUM_PAIRS)
-    add_options(parser)
-    options = parser.parse_args(words)
+    options = parse(parser, words)
     if options.measure:
         side, task, path = options.measure
         figures = measure(side, task, Path(path))
