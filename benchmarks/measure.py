@@ -17,6 +17,8 @@ from typing import Any, Protocol, TypeVar
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "llama-cpp-python", "jieba", "rouge-chinese", "nltk")
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+COMMON = {"case", "rounds", "threads", "work", "dry"}
+"""Options of all, which a record states elsewhere or which change no figure."""
 
 Name = TypeVar("Name")
 Record = dict[str, Any]
@@ -102,20 +104,14 @@ def _version(package: str) -> str | None:
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
     """What a benchmark is told, and in `changed` what of its own settings is not as usual."""
-    own = {action.dest for action in parser._actions if action.option_strings} - {"help"}
-    add_options(parser)
-    options = parser.parse_args(words)
-    told = {name: getattr(options, name) for name in sorted(own)}
-    options.changed = {name: value for name, value in told.items() if value != parser.get_default(name)}
-    return options
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What every benchmark can be told."""
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every side")
     parser.add_argument("--work", type=Path, default=Path("/tmp/glmtune-bench"), help="for files it makes")
     parser.add_argument("--dry", action="store_true", help="print the figures, keep none")
+    options = parser.parse_args(words)
+    told = {name: value for name, value in sorted(vars(options).items()) if name not in COMMON}
+    options.changed = {name: value for name, value in told.items() if value != parser.get_default(name)}
+    return options
 
 
 def begin(case: str, unit: str, options: argparse.Namespace) -> Record:
