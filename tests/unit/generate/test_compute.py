@@ -33,30 +33,31 @@ def test_other_devices_are_refused() -> None:
 @needs_x86
 @pytest.mark.parametrize("gain", [AUTO_GAIN - 0.1, AUTO_GAIN])
 def test_auto_takes_fast_only_where_it_is_faster_and_says_so(
-    gain: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gain: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO")
     asked: list[int] = []
+    said: list[str] = []
 
     def measured(_: Any, rows: int) -> float:
         asked.append(rows)
         return gain
 
     monkeypatch.setattr(compute, "measure_gain", measured)
+    monkeypatch.setattr(compute, "tell", said.append)
     model = tiny_model()
     chosen = choose_compute(model, "auto", rows=16)
-    said = caplog.text
     assert asked == [16]
     assert (chosen is model) == (gain < AUTO_GAIN)
-    assert ("takes exact" if gain < AUTO_GAIN else "takes fast") in said
-    assert f"{gain:.1f}" in said
+    assert ("takes exact" if gain < AUTO_GAIN else "takes fast") in said[0]
+    assert f"{gain:.1f}" in said[0]
 
 
-def test_auto_is_exact_where_there_is_no_fast(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+def test_auto_is_exact_where_there_is_no_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(compute, "tell", said.append)
     model = tiny_model().to("meta")
     assert choose_compute(model, "auto") is model
-    assert "auto is exact here" in caplog.text
+    assert "auto is exact here" in said[0]
 
 
 @needs_x86
