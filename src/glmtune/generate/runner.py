@@ -1,6 +1,6 @@
 """How a model is run by the engine: the layers of our own families directly, other models as they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.generate.graphs import Step, StepGraphs, capture_on_cuda
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
 from glmtune.generate.rows import Layer, Rows
@@ -79,9 +80,7 @@ class LayerRunner(_Runner):
         super().__init__(model)
         self.lean: LeanLayers | None = None
         self.turns: Turns | None = None
-        self.compiled: Callable[..., Tensor] | None = (
-            torch.compile(self._step_whole) if compile_step else None
-        )
+        self.compiled = self._compile() if compile_step else None
         self.layers = (None,) * model.config.num_layers
 
     @property
@@ -135,6 +134,12 @@ class LayerRunner(_Runner):
         logits: Tensor = self.model.get_output_embeddings()(hidden_states)
         return logits[:, 0]
 
+    def _compile(self) -> Step:
+        if self.device.type == "cuda":
+            return StepGraphs(self._step_whole, capture_on_cuda)
+        compiled: Step = torch.compile(self._step_whole)
+        return compiled
+
     def _be_lean(self) -> None:
         """Take the layers as they are now: an adapter may have come or gone."""
         transformer = self.model.base_model
@@ -143,13 +148,16 @@ class LayerRunner(_Runner):
             self.turns = Turns(transformer.rotary_pos_emb, self.dtype, self.device)
 
     def _step_compiled(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+        """A step whose shapes are powers of two, so that they seldom change; what is more is given no row."""
         assert self.compiled
-        rows.make_room(max(rows.lengths) + 1)
-        count = len(rows.lengths)
+        held = len(rows.lengths)
+        count = _power_of_two(held)
+        rows.make_room(_power_of_two(max(rows.lengths) + 1), rows=count)
         layers = [(keys[:count], values[:count]) for keys, values in rows.layers]
-        logits = self.compiled(tokens, positions, layers, torch.tensor(rows.lengths, device=self.device))
+        columns = torch.tensor(rows.lengths + [0] * (count - held), device=self.device)
+        logits = self.compiled(_more(tokens, count), _more(positions, count), layers, columns)
         rows.lengths = [length + 1 for length in rows.lengths]
-        return logits
+        return logits[:held]
 
     def _step_whole(
         self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor
@@ -168,6 +176,16 @@ class LayerRunner(_Runner):
             attend=this.attend,
         )
         return hidden_states
+
+
+def _power_of_two(count: int) -> int:
+    """The least that is no smaller."""
+    return 1 << (count - 1).bit_length()
+
+
+def _more(part: Tensor, count: int) -> Tensor:
+    """(B, ...) with zeros behind, (count, ...)."""
+    return torch.cat((part, part.new_zeros(count - len(part), *part.shape[1:])))
 
 
 class ModelRunner(_Runner):
