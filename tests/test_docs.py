@@ -31,7 +31,7 @@ SMALL = {
 
 GUIDES = (
     "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
-    "generations", "glm-tiny", "troubleshooting",
+    "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
 """Pages made by a program, and lists of figures and links."""
@@ -46,6 +46,7 @@ NOT_RUN = {
     "make ": "installs",
     "source ": "installs",
     "python -m tools.glm_tiny.build ": "takes half an hour",
+    "python -m benchmarks.": "takes long, and has tests of its own",
 }
 SHOWN = ("error: ", "hint: ", "warning: ", "training rows: ", "trainable params: ", "  tokens ", "/models/")
 """How lines begin that a program prints."""

@@ -88,8 +88,9 @@ class Engine:
         `max_rows`: how many are answered at once; further requests wait.
 
         `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
-        that begin like them. `compile_step`: the first steps take a minute, the others are faster (our own
-        families; needs a C++ compiler). Raises `ConfigError` where the model cannot be run so.
+        that begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute and
+        the others are faster (needs a C++ compiler); on CUDA the step is captured as a graph. Raises
+        `ConfigError` where the model cannot be run so.
         """
         self._adapters = model if isinstance(model, Adapters) else None
         if self._adapters and compile_step:

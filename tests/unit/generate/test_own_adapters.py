@@ -262,7 +262,8 @@ def test_the_active_adapter_is_at_work_again_after_every_step_and_after_an_excep
         collect(engine, answers)
         assert chatglm3.active == active
         assert torch.equal(chatglm3.model(ids).logits, before)
-    hook = chatglm3.model.transformer.encoder.layers[1].register_forward_pre_hook(fail)
+    part = chatglm3.model.transformer.encoder.layers[1].self_attention.query_key_value
+    hook = part.register_forward_pre_hook(fail)
     with pytest.raises(Broken):
         engine.step()
     hook.remove()
