@@ -4,7 +4,7 @@ The base's product is computed once for all tokens, then each adapter's part is 
 PEFT's own formula. PEFT's `adapter_names` does so for the rows of a batch; it knows neither several requests
 in one packed row nor DoRA.
 
-Source: S-LoRA, https://arxiv.org/abs/2311.03285, section 5.
+Source: S-LoRA, https://arxiv.org/abs/2311.03285.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ def _add_own(places: Mapping[int, _Places], layer: Any, args: tuple[Tensor, ...]
 def _tune(layer: Any, name: str, inputs: Tensor, result: Tensor) -> Tensor:
     """What the layer gives with one adapter set to work, from what the base gives.
 
-    Source: github.com/huggingface/peft v0.21.0, tuners/lora/layer.py, Linear.forward.
+    Source: github.com/huggingface/peft v0.21.2, tuners/lora/layer.py, Linear.forward.
     """
     down, up = layer.lora_A[name], layer.lora_B[name]
     inputs = inputs.to(down.weight.dtype)
