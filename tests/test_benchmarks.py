@@ -1,17 +1,12 @@
 """The benchmarks run, take turns on the same weights, and the page says what their results say."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is no installed package
-
 from benchmarks import (
     chat,
     decode,
@@ -24,7 +19,9 @@ from benchmarks import (
     products,
     report,
     scores,
-)  # noqa: E402
+)
+
+ROOT = Path(__file__).parents[1]
 
 DRY = ["--rounds", "1", "--threads", "1", "--dry"]
 SMALL = ["--shape", "test", "--rounds", "1", "--threads", "1"]  # kept by no run, dry or not
