@@ -65,6 +65,10 @@ CASES: dict[str, dict[str, str]] = {
         "en": "Decoding on a GPU, ChatGLM3-6B (28 layers x 4096), random weights",
         "zh": "GPU 解码，ChatGLM3-6B（28 层 x 4096），随机权重",
     },
+    "products": {
+        "en": "Linear layers of a block of the 1 B shape, by rows at once",
+        "zh": "1 B 形状一个块的线性层，按一次的行数",
+    },
     "scores": {"en": "Scoring 1,070 answers", "zh": "给 1,070 个回答评分"},
     "chat": {
         "en": "`glmtune chat glm-tiny` to its first token",

@@ -1,18 +1,27 @@
 """The benchmarks run, take turns on the same weights, and the page says what their results say."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from benchmarks import (
+    chat,
+    decode,
+    evaluate,
+    goals,
+    llama,
+    measure,
+    models,
+    prefill,
+    products,
+    report,
+    scores,
+)
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is no installed package
-
-from benchmarks import chat, decode, evaluate, goals, llama, measure, models, prefill, report, scores  # noqa: E402
 
 DRY = ["--rounds", "1", "--threads", "1", "--dry"]
 SMALL = ["--shape", "test", "--rounds", "1", "--threads", "1"]  # kept by no run, dry or not
@@ -44,6 +53,7 @@ RUNS: list[Any] = [
         id="decode 6b",
     ),
     pytest.param(prefill.main, ["single", *SMALL], {"GlmForCausalLM bf16", "ours W8A8"}, id="prefill"),
+    pytest.param(products.main, SMALL, {"int4, codes, 1 rows", "W8A8, 256 rows"}, id="products"),
     pytest.param(prefill.main, ["packed", *SMALL], {"GlmForCausalLM bf16"}, id="packed", marks=ADGEN),
     pytest.param(
         evaluate.main,
