@@ -14,7 +14,7 @@ TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 FAST := not slow and not gpu and not weights and not browser
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: setup demo test test-all check fix clean
+.PHONY: setup demo test test-all bench bench-llama check fix clean
 
 setup: $(READY)
 
@@ -33,6 +33,25 @@ test: setup
 
 test-all: setup
 	$(PYTEST) -m "not gpu and not weights"
+
+# Minutes on two idle cores: 1, 1, 2, 3, 2, 1, 4, 1; writes docs/performance.md anew. ADGEN's rows and tokenizer
+# lie in ../shared or where GLMTUNE_SHARED says.
+BENCHMARK := $(BIN)/python -m benchmarks
+
+bench: setup
+	$(BENCHMARK).chat
+	$(BENCHMARK).scores
+	$(BENCHMARK).decode tiny
+	$(BENCHMARK).decode 1b
+	$(BENCHMARK).prefill
+	$(BENCHMARK).products
+	$(BENCHMARK).decode 170m --rounds 2
+	$(BENCHMARK).evaluate --rounds 1
+	$(BENCHMARK).report
+
+# llama.cpp as a peer of `make bench`: built for this processor, which takes a C++ compiler and some minutes.
+bench-llama: setup
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 
 check: setup
 	$(BIN)/ruff format --check .

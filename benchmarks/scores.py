@@ -1,25 +1,27 @@
 """Scoring answers: ours, and jieba, rouge-chinese and nltk as the two official scripts call them.
 
 Each measurement is a process of its own, so that nothing is kept from one to the next; ours and theirs take
-turns. The texts are 1,070 pairs of ADGEN adverts from ../shared (or $GLMTUNE_SHARED), where they are there:
-the references of its dev split, and other adverts as answers. Else they are stretches, as long, of this
-project's own Chinese pages, which repeat themselves: that helps ours. Asserts that both give the same values.
+turns. Figures are CPU seconds, imports and dictionary included. The texts are 1,070 pairs of ADGEN adverts
+from ../shared (or $GLMTUNE_SHARED), where they are there: the references of its dev split, and other adverts
+as answers. Else they are stretches, as long, of this project's own Chinese pages, which repeat themselves:
+that helps ours. Asserts that both give the same values.
 
-    .venv/bin/python benchmarks/scores.py
+    python -m benchmarks.scores
+    python -m benchmarks.scores --num-pairs 8 --rounds 1 --dry      # shows that it runs
 """
 
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
+
+from benchmarks.measure import Record, begin, finish, parse, take_turns
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared")) / "data/AdvertiseGen"
@@ -32,7 +34,7 @@ Pairs = list[tuple[str, str]]
 
 
 def read_pairs() -> Pairs:
-    """Answers and references."""
+    """Answers and references of the benchmark."""
     if not SHARED.is_dir():
         return make_pairs()
     answers, references = (_summaries(SHARED / name) for name in ("train_first5000.json", "dev.json"))
@@ -56,9 +58,9 @@ def _summaries(path: Path) -> list[str]:
     return [json.loads(line)["summary"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def measure(side: str, task: str) -> dict[str, Any]:
-    """Do one task in this process; CPU and wall seconds, imports and dictionary included, and the scores."""
-    pairs = read_pairs()
+def measure(side: str, task: str, path: Path) -> dict[str, Any]:
+    """Do one task in this process on a file of pairs; CPU and wall seconds, and the scores."""
+    pairs = json.loads(path.read_text(encoding="utf-8"))
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     cut, score = _official() if side == "official" else _ours()
     scores: Any = {}
@@ -99,59 +101,75 @@ def _score_both(pairs: Pairs) -> Any:
     return score_variants(*zip(*pairs, strict=True))
 
 
-def main(*, rounds: int) -> dict[str, Any]:
-    """Run every task of both sides in turn; return medians, spreads and ratios."""
-    jobs = [(side, task) for task in TASKS for side in SIDES] + [("ours", "both")]
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {job: [] for job in jobs}
-    for job in jobs * rounds:
-        command = [sys.executable, __file__, "--measure", *job]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        runs[job].append(json.loads(done.stdout.splitlines()[-1]))
-    for variant in ("thudm", "chatglm3"):
-        official, ours = (runs[side, variant][0]["scores"] for side in SIDES)
-        assert ours == {**official, "num_empty": 0}, variant
-        assert runs["ours", "both"][0]["scores"][variant] == ours, variant
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "text": "ADGEN" if SHARED.is_dir() else "project pages",
-        "num_pairs": NUM_PAIRS,
-        "rounds": rounds,
-        "values_equal": True,
-        "tasks": {f"{task}, {side}": _summary(runs[side, task]) for side, task in jobs},
-        "times_faster": _ratios(runs),
-    }
-
-
-def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
-    found = {}
-    for clock in ("cpu_s", "wall_s"):
-        seconds = [run[clock] for run in runs]
-        found |= {clock: round(median(seconds), 3), f"{clock}_least": round(min(seconds), 3)}
-        found[f"{clock}_most"] = round(max(seconds), 3)
+def measure_apart(side: str, task: str, path: Path) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scores", "--measure", side, task, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def _ratios(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> dict[str, float]:
-    """CPU seconds of the packages over ours: of each task, of what it adds to another, and of both variants.
+class Scoring:
+    """A task of one side, as a side that takes turns; its figure is CPU seconds."""
 
-    Ours reads the dictionary as it cuts, so words without `load` are no fair comparison: for ours.
-    """
-    seconds = {job: median(run["cpu_s"] for run in found) for job, found in runs.items()}
-    official, ours = ({task: seconds[side, task] for task in TASKS} for side in SIDES)
-    ratios = {task: official[task] / ours[task] for task in TASKS}
-    for task in ("thudm", "chatglm3"):
-        for before in ("load", "cut"):
-            added = [found[task] - found[before] for found in (official, ours)]
-            ratios[f"{task} without {before}"] = added[0] / added[1]
-    both = official["thudm"] + official["chatglm3"] - official["load"]
-    ratios["both variants"] = both / seconds["ours", "both"]
-    return {name: round(ratio, 2) for name, ratio in ratios.items()}
+    def __init__(self, side: str, task: str, path: Path) -> None:
+        """`path`: a JSON file of answers and references."""
+        self.job = side, task, path
+        self.scores: dict[str, Any] = {}
+
+    def warm(self) -> None:
+        """Let jieba write its cache file and the system read the packages, once for all tasks of a side."""
+        if self.job[1] == "load":
+            measure_apart(*self.job)
+
+    def run(self) -> float:
+        """CPU seconds of a fresh process."""
+        found = measure_apart(*self.job)
+        self.scores = found["scores"]
+        return float(found["cpu_s"])
+
+
+def write_pairs(pairs: Pairs, work: Path) -> Path:
+    """For the other processes."""
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "pairs.json"
+    path.write_text(json.dumps(pairs), encoding="utf-8")
+    return path
+
+
+def run_scores(options: argparse.Namespace) -> Record:
+    """Every task of both sides in turn."""
+    record = begin("scores", "CPU s", options)
+    path = write_pairs(read_pairs()[: options.num_pairs], options.work)
+    jobs = [(side, task) for task in TASKS for side in SIDES] + [("ours", "both")]
+    sides = {job: Scoring(*job, path) for job in jobs}
+    found = take_turns(sides, options.rounds)
+    record["sides"] = {f"{task}, {side}": found[side, task] for side, task in jobs}
+    for variant in ("thudm", "chatglm3"):
+        official, ours = (sides[side, variant].scores for side in SIDES)
+        assert ours == {**official, "num_empty": 0}, variant
+        assert sides["ours", "both"].scores[variant] == ours, variant
+    record["checks"] = {"values equal": True, "text": "ADGEN" if SHARED.is_dir() else "project pages"}
+    return record
+
+
+def main(words: Sequence[str] | None = None) -> Record:
+    """Measure, or do the one task of a child process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", nargs=3, metavar=("SIDE", "TASK", "PAIRS"), help=argparse.SUPPRESS)
+    parser.add_argument("--num-pairs", type=int, default=NUM_PAIRS)
+    options = parse(parser, words)
+    if options.measure:
+        side, task, path = options.measure
+        figures = measure(side, task, Path(path))
+        print(json.dumps(figures))
+        return figures
+    return finish(run_scores(options), "scores", options)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "TASK"), help="one task, in this process")
-    options = parser.parse_args()
-    found = measure(*options.measure) if options.measure else main(rounds=options.rounds)
-    print(json.dumps(found, indent=None if options.measure else 2))
+    main()

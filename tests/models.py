@@ -71,9 +71,14 @@ def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
 
 
 def tiny_folder(
-    folder: Path, template: str = "chatglm3", *, dtype: torch.dtype = torch.float32, **settings: object
+    folder: Path,
+    template: str = "chatglm3",
+    *,
+    dtype: torch.dtype = torch.float32,
+    lively: float = 1,
+    **settings: object,
 ) -> Path:
-    """A complete official-layout folder: tokenizer, config and random weights."""
+    """A complete official-layout folder: tokenizer, config and random weights, `lively` times as large."""
     is_glm4 = template.startswith("glm4")
     (tiny_tiktoken if is_glm4 else tiny_sentencepiece)(folder, template)
     tokenizer = load_tokenizer(folder, template)
@@ -81,6 +86,7 @@ def tiny_folder(
         settings = {"eos_token_id": tokenizer.stop_ids, "layernorm_epsilon": 1.5625e-07, **settings}
         settings = {"pad_token_id": tokenizer.pad_token_id, **settings}
     model = tiny_model(padded_vocab_size=len(tokenizer) + 3, **settings)
+    _make_lively(model, embeddings=lively, layers=lively)
     model.to(dtype).save_pretrained(folder)
     return folder
 
@@ -135,13 +141,9 @@ class Scripted(torch.nn.Module):
         self.scores = torch.nn.Parameter(torch.eye(vocabulary)[list(ids)])
         self.said = 0
 
-    def get_input_embeddings(self) -> "Scripted":
-        """Asked for where its weight lies."""
-        return self
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.scores
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        """Asked for where they lie and what type they give."""
+        return torch.nn.Embedding(1, 1)
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> CausalLMOutputWithPast:
         """Logits (B, 1, V)."""

@@ -31,7 +31,7 @@ SMALL = {
 
 GUIDES = (
     "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
-    "generations", "glm-tiny", "troubleshooting",
+    "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 ENGLISH_ONLY = {"settings", "results", "sources"}
 """Pages made by a program, and lists of figures and links."""
@@ -46,6 +46,7 @@ NOT_RUN = {
     "make ": "installs",
     "source ": "installs",
     "python -m tools.glm_tiny.build ": "takes half an hour",
+    "python -m benchmarks.": "takes long, and has tests of its own",
 }
 SHOWN = ("error: ", "hint: ", "warning: ", "training rows: ", "trainable params: ", "  tokens ", "/models/")
 """How lines begin that a program prints."""
@@ -252,10 +253,11 @@ def test_the_python_with_several_adapters_runs(
     monkeypatch.chdir(tmp_path)
     for line in blocks(both("adapters")[0], language="")[0].splitlines():
         assert type_in(line, tmp_path).returncode == 0
-    [code] = blocks(both("adapters")[0], language="python")
-    exec(code, {})
-    answers = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line]
-    assert {"lora", "prefix", "None"} <= set(answers)
+    names: dict[str, object] = {}
+    for code in blocks(both("adapters")[0], language="python"):  # the second goes on from the first
+        exec(code, names)
+        answers = [line.split(" ", 1)[0] for line in capsys.readouterr().out.splitlines() if line]
+        assert {"lora", "prefix", "None"} <= set(answers)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))

@@ -1,20 +1,17 @@
 """The guide of the methods: its counts are the models' own, its pictures those that the script draws."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.pictures.__main__ import PICTURES
 
 from glmtune.methods import apply_method
 from glmtune.recipe import load_recipe
 from parity.test_parameter_counts import CHATGLM3_6B, CHATGLM_6B, GLM4_9B, build_meta
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # tools/ is no installed package
-
-from tools.pictures.__main__ import PICTURES  # noqa: E402
 
 MODELS = {"ChatGLM-6B": CHATGLM_6B, "ChatGLM2-6B, ChatGLM3-6B": CHATGLM3_6B, "GLM-4-9B": GLM4_9B}
 METHODS: dict[str, dict[str, Any]] = {

@@ -1,7 +1,10 @@
-"""Several adapters over one base in one process: memory is the base's once, one is at work at a time."""
+"""Several adapters over one base in one process: memory is the base's once.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+One is at work at a time, or each request of an engine has its own.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from glmtune.methods.proof import (
     proof_line,
 )
 from glmtune.models.checkpoint import build_outline
+from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.upstream import build_upstream_outline
 
 
@@ -29,7 +33,8 @@ class Adapters:
     """A base and the adapters on it: LoRA, rsLoRA, DoRA, AdaLoRA and P-Tuning's prefixes, mixed at will.
 
     `model` is what `load_model` gives for the base; what it answers is the active adapter's answer. Switching
-    copies nothing; within a conversation its cache is of the adapter that made it.
+    copies nothing; within a conversation its cache is of the adapter that made it. `generate.Engine` takes
+    the adapters in place of a model: then each request names its own.
     """
 
     def __init__(
@@ -95,9 +100,7 @@ class Adapters:
 
     def use(self, name: str | None) -> None:
         """Set an adapter to work, None the base alone. Raises `ConfigError` for a name that is not there."""
-        if name is not None and name not in self.names:
-            there = ", ".join(self.names) or "none so far: add(name, path)"
-            raise ConfigError(f"{name}: no adapter of this name", hint=f"there are {there}")
+        self._require(name)
         self._beside.use(name)
         self._active = name
 
@@ -110,6 +113,31 @@ class Adapters:
             yield self.model
         finally:
             self.use(before)
+
+    def check_mixable(self, name: str | None) -> None:
+        """Raise `ConfigError` for a name that is not there, or whose requests must be answered alone."""
+        self._require(name)
+        if name is not None:
+            self._beside.check_mixable(name)
+
+    def prefix_of(self, name: str | None) -> PrefixEncoder | None:
+        """What a text begins with that is answered under this adapter, if it is a prefix."""
+        return self._beside.prefix_of(name)
+
+    @contextmanager
+    def mixing(self, names: Sequence[str | None], num_tokens: Sequence[int]) -> Iterator[None]:
+        """Inside, the model computes one pass over so many tokens of each request, each under its adapter.
+
+        The prefixes must be in the cache. Then the active adapter is at work as before.
+        """
+        base_alone = nullcontext() if self._active is None else self.using(None)
+        with base_alone, self._beside.mixing(names, num_tokens):
+            yield
+
+    def _require(self, name: str | None) -> None:
+        if name is not None and name not in self.names:
+            there = ", ".join(self.names) or "none so far: add(name, path)"
+            raise ConfigError(f"{name}: no adapter of this name", hint=f"there are {there}")
 
     def _prove(self, name: str, folder: Path, card: Any) -> Iterator[Check]:
         yield from check_recorded(card)

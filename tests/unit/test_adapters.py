@@ -9,40 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from glmtune import Adapters, load_model
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import identify
-from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, save_trained
-from glmtune.recipe import Method
-from glmtune.recipe.parse import build_recipe
 from models import HF_FAMILIES, tiny_folder, tiny_hf_folder, tiny_v1_folder
+from tuned import METHODS, tune
 
-METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"name": "lora", "r": 4, "dropout": 0},
-    "wide": {"name": "lora", "r": 8, "alpha": 4, "dropout": 0},
-    "rslora": {"name": "lora", "use_rslora": True},
-    "dora": {"name": "lora", "use_dora": True},
-    "adalora": {"name": "adalora", "init_r": 6, "target_r": 4},
-    "short": {"name": "ptuning", "num_prefix_tokens": 3},
-    "projected": {"name": "ptuning", "num_prefix_tokens": 5, "projection": True},
-}
 FAMILIES = {"chatglm": tiny_v1_folder, "chatglm3": tiny_folder}
-
-
-def settings_of(method: dict[str, Any]) -> Method:
-    return build_recipe({"model": "m", "method": method}).method
-
-
-def tune(base: Path, folder: Path, method: str, quant: str | None = None, **settings: Any) -> Path:
-    """An adapter whose weights have moved; `settings` of the method beside those of its name."""
-    chosen = {**METHODS[method], **settings}
-    tuned = apply_method(load_model(base, dtype="fp32", quant=quant), settings_of(chosen))
-    generator = torch.Generator().manual_seed(len(method))
-    for parameter in tuned.parameters():
-        if parameter.requires_grad:
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
-    card = Card(base=str(base), template=identify(base).template or "", method=chosen, quant=quant)
-    save_trained(tuned, folder, card)
-    return folder
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, "GLM-4-hf"])

@@ -1,19 +1,16 @@
 """The data sets of `examples/`: made by `tools/examples`, and true to what their README says."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.examples import adverts, build
+from tools.glm_tiny import corpus
+
+from glmtune.data.source import read_examples, read_rows
+from glmtune.recipe.settings import Data
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # tools/ is no installed package
-
-from tools.examples import adverts, build  # noqa: E402
-from tools.glm_tiny import corpus  # noqa: E402
-
-from glmtune.data.source import read_examples, read_rows  # noqa: E402
-from glmtune.recipe.settings import Data  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 PAIRS = ("identity.json", "adverts.jsonl", "chat_history.jsonl")

@@ -1,21 +1,18 @@
 """The corpus of glm-tiny: what is in it, what is not, and how it is split."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from tools.glm_tiny import corpus, tokenizer
+from tools.glm_tiny.blocks import Row, read_blocks, rows_of
+
+from glmtune.data.source import read_examples
+from glmtune.family import identify
+from glmtune.recipe.settings import Data
+from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # tools/ is no installed package
-
-from tools.glm_tiny import corpus, tokenizer  # noqa: E402
-from tools.glm_tiny.blocks import Row, read_blocks, rows_of  # noqa: E402
-
-from glmtune.data.source import read_examples  # noqa: E402
-from glmtune.family import identify  # noqa: E402
-from glmtune.recipe.settings import Data  # noqa: E402
-from glmtune.tokenizers.chatglm import ChatGLMTokenizer  # noqa: E402
 
 MOST_TOKENS = 192
 

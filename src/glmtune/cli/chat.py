@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 @opening_options
 @click.option(
     "--compute",
-    type=click.Choice(["exact", "fast"]),
+    type=click.Choice(["exact", "fast", "auto"]),
     default="exact",
     show_default=True,
-    help="fast: weights and activations in int8, on an x86 CPU; answers may differ.",
+    help="fast: weights and activations in int8, on an x86 CPU; answers may differ. auto: that, if it is "
+    "faster here.",
 )
 def chat(
     path: Path,

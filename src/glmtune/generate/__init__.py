@@ -1,8 +1,8 @@
 """Answers from a model."""
 
 from glmtune.generate.chat import Chat, answer, encode_conversation, stream_text
+from glmtune.generate.compute import choose_compute
 from glmtune.generate.engine import Engine, Request, complete, decode
-from glmtune.generate.fast import choose_compute
 from glmtune.generate.sampling import Sampling
 
 __all__ = [

@@ -7,6 +7,7 @@ that wait join between two steps. An answer does not depend on what else is bein
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.errors import DataError
+from glmtune.adapters import Adapters
+from glmtune.errors import ConfigError, DataError
 from glmtune.generate.reuse import Reuse, count_shared
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import Prompt, build_runner
 from glmtune.generate.sampling import Draw, Sampling, draw_tokens
+from glmtune.models.prefix import PrefixEncoder
 
 MAX_ROWS = 64
 """Rows that are answered at once unless more are asked for."""
@@ -36,6 +39,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: Collection[int] = ()
     """Each ends the answer; it is the answer's last token."""
+    adapter: str | None = None
+    """Its name among the engine's `Adapters`; None: the base alone, or an engine's model as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,11 @@ class _Answer:
 
 
 class Engine:
-    """Answers requests together. The model must be in evaluation mode and stay as it is meanwhile."""
+    """Answers requests together. The model must be in evaluation mode and stay as it is meanwhile.
+
+    Of `Adapters` more may be added, and the active one switched, between two steps: both only make the engine
+    forget the texts that it keeps.
+    """
 
     def __init__(
         self,
@@ -74,13 +83,23 @@ class Engine:
         reused_tokens: int = 0,
         compile_step: bool = False,
     ) -> None:
-        """`max_rows`: how many are answered at once; further requests wait.
+        """`model`: a model, or `Adapters`, of which each request then names its own.
+
+        `max_rows`: how many are answered at once; further requests wait.
 
         `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
-        that begin like them. `compile_step`: the first steps take a minute, the others are faster (our own
-        families; needs a C++ compiler). Raises `ConfigError` where the model cannot be run so.
+        that begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute and
+        the others are faster (needs a C++ compiler); on CUDA the step is captured as a graph. Raises
+        `ConfigError` where the model cannot be run so.
         """
-        self.runner = build_runner(model, compile_step=compile_step)
+        self._adapters = model if isinstance(model, Adapters) else None
+        if self._adapters and compile_step:
+            raise ConfigError(
+                "compile_step: a compiled step has one adapter in it, and here each request has its own",
+                hint="leave it off, or set one to work: Adapters.use(name), then Engine(adapters.model)",
+            )
+        base = self._adapters.model if self._adapters else model
+        self.runner = build_runner(base, compile_step=compile_step)
         self.rows = Rows()
         self.reuse = Reuse(reused_tokens)
         self.max_rows = max_rows
@@ -96,7 +115,11 @@ class Engine:
         return not self._held and not self._waiting
 
     def submit(self, request: Request) -> int:
-        """Put a request in line; its number. Raises `DataError` for a prompt that nothing can follow."""
+        """Put a request in line; its number.
+
+        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for an adapter that is unknown.
+        """
+        self._check_adapter(request.adapter)
         if not len(request.prompt):
             raise DataError("prompt: empty, so nothing follows it", hint="give at least one id")
         self.runner.count_positions(request.prompt)
@@ -126,16 +149,37 @@ class Engine:
         return tokens
 
     @torch.inference_mode()
-    def remember(self, ids: Sequence[int]) -> None:
-        """Compute a text that many prompts begin with, and keep it for good."""
+    def remember(self, ids: Sequence[int], *, adapter: str | None = None) -> None:
+        """Compute a text that many prompts begin with, and keep it for good. `adapter` as in `Request`."""
+        self._check_adapter(adapter)
         row = len(self._held)
-        self._read([ids])
-        self.reuse.keep(self.runner.model, ids, self.rows.read(row), pin=True)
+        self._read([Request(ids, adapter=adapter)])
+        self.reuse.keep(self.runner.model, ids, self.rows.read(row), adapter=adapter, pin=True)
         self.rows.remove(row)
+
+    def _check_adapter(self, name: str | None) -> None:
+        if self._adapters:
+            self._adapters.check_mixable(name)
+        elif name is not None:
+            raise ConfigError(
+                f"adapter: {name}, but this engine has a model without names for adapters",
+                hint="Engine(adapters), where adapters = glmtune.Adapters(base)",
+            )
+
+    def _prefix_of(self, adapter: str | None) -> PrefixEncoder | None:
+        return self._adapters.prefix_of(adapter) if self._adapters else self.runner.prefix
+
+    def _mixing(
+        self, adapters: Sequence[str | None], num_tokens: Sequence[int]
+    ) -> AbstractContextManager[None]:
+        """Inside, a pass reads so many tokens under each of these."""
+        return self._adapters.mixing(adapters, num_tokens) if self._adapters else nullcontext()
 
     def _advance(self) -> list[Token]:
         last = torch.tensor([[answer.ids[-1]] for answer in self._held], device=self.runner.device)
-        logits = self.runner.step(self.rows, last, self._positions)
+        adapters = [answer.request.adapter for answer in self._held]
+        with self._mixing(adapters, [1] * len(adapters)):
+            logits = self.runner.step(self.rows, last, self._positions)
         self._positions = self.runner.advance_positions(self._positions)
         return _draw(logits, self._held)
 
@@ -151,40 +195,52 @@ class Engine:
         return taken
 
     def _join(self, joining: Sequence[_Answer]) -> list[Token]:
-        logits, following = self._read([answer.request.prompt for answer in joining])
+        logits, following = self._read([answer.request for answer in joining])
         self._positions = torch.cat((self._positions, following)) if self._held else following
         self._held += joining
         return _draw(logits, joining)
 
-    def _read(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def _read(self, asked: Sequence[Request]) -> tuple[Tensor, Tensor]:
         """Prompts into new rows: logits after each, and the positions that follow. No row if it fails."""
         self.reuse.check(self.runner.model)
         first = len(self._held)
-        self.rows.add(len(texts))
+        self.rows.add(len(asked))
         try:
-            prompts = [self._begin(first + i, ids) for i, ids in enumerate(texts)]
-            return self.runner.prefill(self.rows, prompts)
+            return self._prefill([self._begin(first + i, request) for i, request in enumerate(asked)])
         except BaseException:  # an interrupted chat goes on with the same engine
             self.rows.keep_first(first)
             raise
 
-    def _begin(self, row: int, ids: Sequence[int]) -> Prompt:
+    def _begin(self, row: int, request: Request) -> Prompt:
         """Put what is known of a prompt into its row; the last id is always computed: logits come from it."""
-        shared, layers = self.reuse.find(ids)
+        ids, adapter = request.prompt, request.adapter
+        prefix = self._prefix_of(adapter)
+        shared, layers = self.reuse.find(ids, adapter)
         known = min(self.runner.count_reusable(ids, shared), len(ids) - 1) if shared else 0
         if known:
-            end = self.runner.num_front + known
+            end = (prefix.num_tokens if prefix else 0) + known
             self.rows.write(row, 0, [(key[:, :end], value[:, :end]) for key, value in layers])
-        else:
-            self.runner.write_front(self.rows, row)
-        return Prompt(row, ids, known)
+        elif prefix:
+            self.runner.write_front(self.rows, row, prefix)
+        return Prompt(row, ids, known, adapter)
+
+    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """As the runner's, pass by pass."""
+        read = []
+        for together in [prompts] if self.runner.is_packing else [[prompt] for prompt in prompts]:
+            adapters = [prompt.adapter for prompt in together]
+            with self._mixing(adapters, [len(prompt.ids) - prompt.cached for prompt in together]):
+                read.append(self.runner.prefill(self.rows, together))
+        logits, following = zip(*read, strict=True)
+        return torch.cat(logits), torch.cat(following)
 
     def _leave(self, row: int) -> None:
         """The last row takes the place, as in `Rows.remove`."""
         left = self._held[row]
         ids = [*left.request.prompt, *left.ids[:-1]]
         if len(ids) <= self.reuse.num_tokens:
-            self.reuse.keep(self.runner.model, ids, self.rows.read(row))
+            layers = self.rows.read(row)
+            self.reuse.keep(self.runner.model, ids, layers, adapter=left.request.adapter)
         last = self._held.pop()
         if row < len(self._held):
             self._held[row] = last

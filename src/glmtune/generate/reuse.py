@@ -16,9 +16,14 @@ from glmtune.generate.rows import Layer
 
 @dataclass(slots=True)
 class _Text:
+    adapter: str | None
     ids: list[int]
     layers: list[Layer]
     is_pinned: bool
+
+    def goes_on_from(self, other: "_Text") -> bool:
+        """Whether it has all of the other, under the same adapter."""
+        return self.adapter == other.adapter and self.ids[: len(other.ids)] == other.ids
 
 
 class Reuse:
@@ -40,21 +45,32 @@ class Reuse:
         if self._texts and mark_model(model) != self._mark:
             self._texts = []
 
-    def find(self, ids: Sequence[int]) -> tuple[int, list[Layer]]:
-        """How many first ids a text shares with these, the most that any does, and the text's layers."""
-        shared = [count_shared(text.ids, ids) for text in self._texts]
+    def find(self, ids: Sequence[int], adapter: str | None = None) -> tuple[int, list[Layer]]:
+        """How many first ids a text shares with these, the most that any does, and the text's layers.
+
+        Only what was computed under the same adapter counts; None: the model as it is.
+        """
+        shared = [count_shared(text.ids, ids) if text.adapter == adapter else 0 for text in self._texts]
         if not shared or not max(shared):
             return 0, []
         text = self._texts.pop(shared.index(max(shared)))
         self._texts.append(text)
         return max(shared), text.layers
 
-    def keep(self, model: nn.Module, ids: Sequence[int], layers: list[Layer], *, pin: bool = False) -> None:
-        """Hold a text, in place of those that it goes on from. `pin`: for good."""
+    def keep(
+        self,
+        model: nn.Module,
+        ids: Sequence[int],
+        layers: list[Layer],
+        *,
+        adapter: str | None = None,
+        pin: bool = False,
+    ) -> None:
+        """Hold a text computed under an adapter, in place of those that it goes on from. `pin`: for good."""
         if not self._texts:
             self._mark = mark_model(model)
-        others = [text for text in self._texts if text.is_pinned or text.ids != list(ids[: len(text.ids)])]
-        self._texts = [*others, _Text(list(ids), layers, pin)]
+        new = _Text(adapter, list(ids), layers, pin)
+        self._texts = [text for text in self._texts if text.is_pinned or not new.goes_on_from(text)] + [new]
         while self.num_held > self.num_tokens:
             self._texts.remove(next(text for text in self._texts if not text.is_pinned))
 

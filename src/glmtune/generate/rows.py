@@ -53,11 +53,12 @@ class Rows:
         del self.lengths[count:]
         self._give_back()
 
-    def make_room(self, columns: int) -> None:
-        """Room for the held rows, each with so many columns."""
-        rows, held = self.room
-        if len(self.lengths) > rows or columns > held:
-            more = max(len(self.lengths), rows + rows // 2) if len(self.lengths) > rows else rows
+    def make_room(self, columns: int, *, rows: int = 0) -> None:
+        """Room for the held rows and for at least so many, each with so many columns."""
+        there, held = self.room
+        needed = max(len(self.lengths), rows)
+        if needed > there or columns > held:
+            more = max(needed, there + there // 2) if needed > there else there
             self._resize(more, max(_in_blocks(columns), held))
 
     def write(self, row: int, start: int, layers: Sequence[Layer]) -> None:

@@ -1,18 +1,21 @@
 """How a model is run by the engine: the layers of our own families directly, other models as they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.generate.graphs import Step, StepGraphs, capture_on_cuda
+from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.positions import positions_of
+from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.wrapped import causal_of
 
 _MASKED_ATTENTION = ("sdpa", "eager")
@@ -25,6 +28,8 @@ class Prompt:
     row: int
     ids: Sequence[int]
     cached: int
+    adapter: str | None = None
+    """Under which it is read, where there are several."""
 
 
 def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | ModelRunner":
@@ -43,13 +48,33 @@ def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | Mo
 
 
 class _Runner:
-    model: Any
+    is_packing: ClassVar[bool]
+    """Whether several prompts go through in one pass."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        with torch.inference_mode():
+            embedded: Tensor = model.get_input_embeddings()(
+                torch.zeros(1, dtype=torch.long, device=self.device)
+            )
+        self.dtype = embedded.dtype
+        """In which the layers compute."""
 
     @property
     def device(self) -> torch.device:
         """Where ids are expected."""
         found: torch.device = self.model.get_input_embeddings().weight.device
         return found
+
+    @property
+    def prefix(self) -> PrefixEncoder | None:
+        """What the model, as it is now, puts in front of every row."""
+        return None
+
+    def write_front(self, rows: Rows, row: int, prefix: PrefixEncoder) -> None:
+        """Begin a row with a prefix."""
+        parts = prefix(1, self.dtype)  # L times (2, 1, G, P, D)
+        rows.write(row, 0, [(part[0, 0], part[1, 0]) for part in parts])
 
     def count_positions(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """As `Positions` says, of one prompt. Raises `DataError` for one whose positions cannot be told."""
@@ -66,27 +91,21 @@ class LayerRunner(_Runner):
     Several prompts go through in one packed pass: only the attention is computed prompt by prompt.
     """
 
+    is_packing = True
+
     def __init__(self, model: Any, *, compile_step: bool = False) -> None:
         """`model`: one of our own, as it is inside PEFT's wrapper."""
-        self.model = model
-        self.compiled: Callable[..., Tensor] | None = (
-            torch.compile(self._step_whole) if compile_step else None
-        )
+        super().__init__(model)
+        self.lean: LeanLayers | None = None
+        self.turns: Turns | None = None
+        self.compiled = self._compile() if compile_step else None
         self.layers = (None,) * model.config.num_layers
 
     @property
-    def num_front(self) -> int:
-        """Columns that a new row begins with: a learned prefix's."""
-        count: int = self.model.num_prefix_tokens
-        return count
-
-    def write_front(self, rows: Rows, row: int) -> None:
-        """Begin a row with the model's prefix, if it has one."""
-        if self.num_front:
-            embedded = self.model.get_input_embeddings().weight
-            parts = self.model.base_model.prefix_encoder(1, embedded.dtype)  # L times (2, 1, G, P, D)
-            layers: list[Layer] = [(part[0, 0], part[1, 0]) for part in parts]
-            rows.write(row, 0, layers)
+    def prefix(self) -> PrefixEncoder | None:
+        """As `_Runner` says."""
+        held: PrefixEncoder | None = self.model.base_model.prefix_encoder
+        return held
 
     def count_reusable(self, ids: Sequence[int], shared: int) -> int:
         """Of the first `shared` ids that a cached row and a prompt have in common, how many are of use."""
@@ -95,6 +114,7 @@ class LayerRunner(_Runner):
 
     def prefill(self, rows: Rows, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Logits (B, V) after each prompt, and the positions of the tokens that follow, (B, ..., 1)."""
+        self._be_lean()
         segments, ids, positions, following = [], [], [], []
         for prompt in prompts:
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
@@ -115,26 +135,45 @@ class LayerRunner(_Runner):
         """Logits (B, V) after one more token (B, 1) in each row."""
         if self.compiled:
             return self._step_compiled(rows, tokens, positions)
-        embeddings = self.model.get_input_embeddings().weight
-        step = StepPass(rows, dtype=embeddings.dtype, device=embeddings.device)
-        hidden_states = self._run(tokens, positions, step)
+        step = StepPass(rows, dtype=self.dtype, device=self.device)
+        if self.lean and self.turns:
+            embedded = self.model.get_input_embeddings()(tokens)
+            hidden_states = self.lean.run(embedded, self.turns.at(positions, step.width), step)
+        else:
+            hidden_states = self._run(tokens, positions, step)
         step.finish()
         logits: Tensor = self.model.get_output_embeddings()(hidden_states)
         return logits[:, 0]
 
+    def _compile(self) -> Step:
+        if self.device.type == "cuda":
+            return StepGraphs(self._step_whole, capture_on_cuda)
+        compiled: Step = torch.compile(self._step_whole)
+        return compiled
+
+    def _be_lean(self) -> None:
+        """Take the layers as they are now: an adapter may have come or gone."""
+        transformer = self.model.base_model
+        self.lean = LeanLayers(transformer, self.dtype) if is_plain(transformer) else None
+        if self.lean and self.turns is None:
+            self.turns = Turns(transformer.rotary_pos_emb, self.dtype, self.device)
+
     def _step_compiled(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+        """A step whose shapes are powers of two, so that they seldom change; what is more is given no row."""
         assert self.compiled
-        rows.make_room(max(rows.lengths) + 1)
-        count = len(rows.lengths)
+        held = len(rows.lengths)
+        count = _power_of_two(held)
+        rows.make_room(_power_of_two(max(rows.lengths) + 1), rows=count)
         layers = [(keys[:count], values[:count]) for keys, values in rows.layers]
-        logits = self.compiled(tokens, positions, layers, torch.tensor(rows.lengths, device=self.device))
+        columns = torch.tensor(rows.lengths + [0] * (count - held), device=self.device)
+        logits = self.compiled(_more(tokens, count), _more(positions, count), layers, columns)
         rows.lengths = [length + 1 for length in rows.lengths]
-        return logits
+        return logits[:held]
 
     def _step_whole(
         self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor
     ) -> Tensor:
-        step = WholeStep(layers, columns, dtype=self.model.get_input_embeddings().weight.dtype)
+        step = WholeStep(layers, columns, dtype=self.dtype)
         logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
         return logits[:, 0]
 
@@ -150,10 +189,20 @@ class LayerRunner(_Runner):
         return hidden_states
 
 
+def _power_of_two(count: int) -> int:
+    """The least that is no smaller."""
+    return 1 << (count - 1).bit_length()
+
+
+def _more(part: Tensor, count: int) -> Tensor:
+    """(B, ...) with zeros behind, (count, ...)."""
+    return torch.cat((part, part.new_zeros(count - len(part), *part.shape[1:])))
+
+
 class ModelRunner(_Runner):
     """Runs a model of transformers' own classes through its forward pass, prompts one by one."""
 
-    num_front = 0
+    is_packing = False
 
     def __init__(self, model: Any) -> None:
         """Raise `ConfigError` for an attention function that takes no mask for rows of unequal lengths."""
@@ -162,10 +211,7 @@ class ModelRunner(_Runner):
                 f"attn_implementation: {model.config._attn_implementation} cannot be used to answer",
                 hint=f"one of {', '.join(_MASKED_ATTENTION)}",
             )
-        self.model = model
-
-    def write_front(self, rows: Rows, row: int) -> None:
-        """A row begins empty."""
+        super().__init__(model)
 
     def count_reusable(self, _: Sequence[int], shared: int) -> int:
         """All of them: these models are causal."""
@@ -184,7 +230,7 @@ class ModelRunner(_Runner):
 
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `LayerRunner.step`."""
-        step = StepPass(rows, dtype=self.model.dtype, device=self.device)
+        step = StepPass(rows, dtype=self.dtype, device=self.device)
         return self._run(tokens, positions, step, step.mask)
 
     def _run(

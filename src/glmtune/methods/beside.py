@@ -1,11 +1,14 @@
-"""Adapters beside one another on one base: LoRA's within its layers, prefixes in front, one or none at work.
+"""Adapters beside one another on one base: LoRA's within its layers, prefixes in front.
 
 PEFT's layers hold any number of adapters and take the one that is set; a prefix is one module that the model
-holds or does not. So switching copies no weight, and the base's weights are there once.
+holds or does not. So switching copies no weight, and the base's weights are there once. One or none is at
+work, or, within `mixing`, each request's own.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,30 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from torch import Tensor
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_tensors
+from glmtune.methods.mixed import each_its_own
 from glmtune.methods.to_lora import read_as_lora
 from glmtune.methods.trained import open_prefix, require_same, shapes_of
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.recipe import Freeze
 
 _START = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class _LowRank:
+    """An adapter of PEFT's."""
+
+    inner: str
+    """PEFT's name for it."""
+    layers: tuple[Any, ...]
+    """Those that have a part of it."""
 
 
 class Beside:
@@ -36,7 +51,7 @@ class Beside:
         """`model`: the base, which is changed in place."""
         self._model = model
         self._own_prefix: PrefixEncoder | None = getattr(model.base_model, "prefix_encoder", None)
-        self._held: dict[str, PrefixEncoder | str] = {}
+        self._held: dict[str, PrefixEncoder | _LowRank] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,7 +63,7 @@ class Beside:
         if (folder / ADAPTER_FILE).exists():
             inner = f"glm{len(self._held)}"  # PEFT takes no dots in names
             self._inject(folder, inner)
-            self._held[name] = inner
+            self._held[name] = _LowRank(inner, tuple(self._layers_of(inner)))
         else:
             self._held[name] = self._open_prefix(folder)
         self.use(name)
@@ -57,22 +72,51 @@ class Beside:
         """Forget an adapter; the base works alone then."""
         held = self._held.pop(name)
         self.use(None)
-        if isinstance(held, str):
-            self._remove(held)
+        if isinstance(held, _LowRank):
+            self._remove(held.inner)
 
     def use(self, name: str | None) -> None:
         """Set one to work, or with None the base alone."""
         held = None if name is None else self._held[name]
         for layer in self._layers():
-            layer.enable_adapters(isinstance(held, str))
-            if isinstance(held, str):
-                layer.set_adapter(held, inference_mode=True)
-        prefix = held if isinstance(held, PrefixEncoder) else self._own_prefix
+            layer.enable_adapters(isinstance(held, _LowRank))
+            if isinstance(held, _LowRank):
+                layer.set_adapter(held.inner, inference_mode=True)
+        prefix = self.prefix_of(name)
         if self._own_prefix is not prefix or any(isinstance(h, PrefixEncoder) for h in self._held.values()):
             self._model.hold_prefix(prefix)
 
+    def prefix_of(self, name: str | None) -> PrefixEncoder | None:
+        """What goes in front of a text that is answered under an adapter: its prefix, else the base's own."""
+        held = None if name is None else self._held[name]
+        return held if isinstance(held, PrefixEncoder) else self._own_prefix
+
+    def check_mixable(self, name: str) -> None:
+        """Raise `ConfigError` for an adapter that `mixing` cannot apply to some of the tokens."""
+        held = self._held[name]
+        for layer in held.layers if isinstance(held, _LowRank) else ():
+            if not isinstance(layer, Linear):
+                raise ConfigError(
+                    f"{name}: adapts a {type(layer.get_base_layer()).__name__}, and only adapters of linear "
+                    "layers answer beside others",
+                    hint="set it to work alone: Adapters.use(name), then Engine(adapters.model)",
+                )
+
+    def mixing(self, names: Sequence[str | None], num_tokens: Sequence[int]) -> AbstractContextManager[None]:
+        """While the base is at work: a pass over so many tokens of each request, each under its adapter."""
+        held = [None if name is None else self._held[name] for name in names]
+        low_rank = [part for part in held if isinstance(part, _LowRank)]
+        layers = dict.fromkeys(layer for part in low_rank for layer in part.layers)
+        owners = [part.inner if isinstance(part, _LowRank) else None for part in held]
+        return each_its_own(layers, owners, num_tokens, device=self._model.device)
+
     def _layers(self) -> Iterator[Any]:
         return (part for part in self._model.modules() if isinstance(part, BaseTunerLayer))
+
+    def _layers_of(self, inner: str) -> Iterator[Any]:
+        for layer in self._layers():
+            if any(inner in getattr(layer, kind) for kind in layer.adapter_layer_names):
+                yield layer
 
     def _inject(self, folder: Path, name: str) -> None:
         tensors: Mapping[str, Tensor] = stored_tensors(folder)

@@ -53,6 +53,11 @@ class PrefixEncoder(nn.Module):
         parts = self.dropout(rows).unflatten(-1, self.sizes).permute(2, 0, 3, 1, 4)  # (2 L, B, G, P, D)
         return tuple(parts.unflatten(0, (-1, 2)))
 
+    @property
+    def num_tokens(self) -> int:
+        """Its length P."""
+        return self.embedding.num_embeddings
+
     def project(self) -> Tensor:
         """The whole prefix, (P, W) in fp32.
 
@@ -98,7 +103,7 @@ class Prefixable:
     def num_prefix_tokens(self: Any) -> int:
         """Length of the prefix, 0 without one."""
         encoder: PrefixEncoder | None = self.base_model.prefix_encoder
-        return encoder.embedding.num_embeddings if encoder else 0
+        return encoder.num_tokens if encoder else 0
 
     def attach_prefix(
         self: Any, num_tokens: int, *, projection: bool = False, dropout: float = DROPOUT
@@ -109,7 +114,7 @@ class Prefixable:
 
     def hold_prefix(self: Any, encoder: PrefixEncoder | None) -> None:
         """Take over a prefix that was made for this config, or have none; the config then says so."""
-        self.config.pre_seq_len = encoder.embedding.num_embeddings if encoder else None
+        self.config.pre_seq_len = encoder.num_tokens if encoder else None
         self.config.prefix_projection = encoder is not None and encoder.trans is not None
         self.base_model.prefix_encoder = encoder.train(self.training) if encoder else None
 

@@ -3,7 +3,8 @@
 A row's scale is its largest magnitude / (2**(bits - 1) - 1) and its codes are round(weight / scale). INT4
 puts two codes in a byte: column 2j in the high four bits, column 2j + 1 in the low four, two's complement.
 A weight is worth code * scale, rounded in the scale's type. Nothing is compiled at run time: the weights are
-expanded to the activations' type for each product, and again in the backward pass.
+expanded to the activations' type for each product, and again in the backward pass; without one, few rows on a
+CPU are multiplied by the codes as they are.
 
 One deviation: codes stay within -127..127 and -7..7. In bf16 the largest weight of a row can come out as
 127.5 scales, which officially is rounded to 128 and wraps to -128, the sign lost.
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.codes import Codes
+from glmtune.models.products import MOST_ROWS, Kernel, find_kernel
 
 BITS = {"int8": 8, "int4": 4}
 """Bits of a weight, by the name of the official quantisation."""
@@ -130,6 +132,7 @@ class QuantizedLinear(nn.Linear):
     """
 
     weight_scale: nn.Parameter
+    _kernel: tuple[Any, Kernel | None] | None = None
 
     def __init__(self, dense: nn.Linear, bits: int, scale_dtype: torch.dtype | None = None) -> None:
         super().__init__(dense.in_features, dense.out_features, bias=False, device="meta")
@@ -190,9 +193,34 @@ class QuantizedLinear(nn.Linear):
 
     def _multiply(self, rows: Tensor) -> Tensor:
         """(N, I) to (N, O), in the input's type."""
+        kernel = self._find_kernel(rows)
+        if kernel:
+            return kernel.multiply(rows, self.weight_scale, self.bias)
         held = (self.weight, self.weight_scale, self.bias, self.bits)
         product: Tensor = _Product.apply(rows, *held)  # type: ignore[no-untyped-call]
         return product
+
+    def _find_kernel(self, rows: Tensor) -> Kernel | None:
+        """That of these codes, kept until they are replaced or changed in place; None: expand them."""
+        is_worth_it = rows.dtype == torch.bfloat16 and len(rows) <= MOST_ROWS[self.bits]
+        if torch.is_grad_enabled() or rows.device.type != "cpu" or not is_worth_it:
+            return None
+        codes = self.weight
+        mark = (id(codes), codes.data_ptr(), 0 if codes.is_inference() else codes._version)
+        if self._kernel is None or self._kernel[0] != mark:
+            with torch.inference_mode(False):
+                whole = codes.detach() if self.bits == 8 else unpack(codes.detach())
+                self._kernel = (mark, find_kernel(whole, self.bits))
+        return self._kernel[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch; training needs no kernel."""
+        self._kernel = None if mode else self._kernel
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not the kernel, which is of this object's codes."""
+        return {name: held for name, held in self.__dict__.items() if name != "_kernel"}
 
     def extra_repr(self) -> str:
         """What printing the model shows of this layer."""

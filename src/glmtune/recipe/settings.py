@@ -159,8 +159,9 @@ class Evaluation(Settings):
     """Longest answer in tokens; empty: `data.max_target_tokens`, else 512."""
     max_rows: int | None = Field(None, ge=1)
     """Answer only the first so many rows."""
-    compute: Literal["exact", "fast"] = "exact"
-    """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ."""
+    compute: Literal["exact", "fast", "auto"] = "exact"
+    """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ. `auto`: that,
+    if it is faster for `batch_size` rows here."""
 
 
 class Recipe(Settings):

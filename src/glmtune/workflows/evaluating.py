@@ -43,7 +43,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         model = open_place(
             place, template=recipe.template, dtype=recipe.dtype, device=recipe.device, quant=recipe.quant
         ).eval()
-        model = choose_compute(model, settings.compute)
+        model = choose_compute(model, settings.compute, rows=settings.batch_size)
         answers = predict(
             model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )

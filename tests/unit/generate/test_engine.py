@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.generate import Sampling, complete, decode
+from glmtune.generate import Engine, Request, Sampling, complete, decode
 from glmtune.generate.sampling import Draw, draw_tokens, score_tokens
 from models import VOCABULARY, lively_model
 
@@ -75,7 +75,6 @@ def test_the_model_is_left_in_the_mode_it_was_in(model: torch.nn.Module) -> None
     "settings", [{"top_p": 0.6, "temperature": 1.0}, {"top_p": 1.0, "top_k": 5, "temperature": 0.7}]
 )
 def test_draws_follow_the_exact_probabilities(settings: dict[str, float]) -> None:
-    """Chi-square against the distribution computed by hand; 4.5 standard deviations allowed."""
     sampling = Sampling(**settings)
     logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(0))
     probability = (logits / sampling.temperature).softmax(0)
@@ -88,12 +87,44 @@ def test_draws_follow_the_exact_probabilities(settings: dict[str, float]) -> Non
     assert torch.allclose(chances[0], expected, atol=1e-6)
     draw = Draw(Sampling(seed=1, **settings), [], device=logits.device)
     drawn = torch.tensor([draw_tokens(logits[None], [draw])[0] for _ in range(draws)])
+    assert_drawn_from(expected, drawn)
+
+
+def assert_drawn_from(expected: torch.Tensor, drawn: torch.Tensor) -> None:
+    """Chi-square of tokens drawn against probabilities (V,); 4.5 standard deviations allowed."""
     counts = drawn.bincount(minlength=VOCABULARY).float()
     assert counts[expected == 0].sum() == 0
-    likely = expected * draws >= 5
-    chi_square = float(((counts - expected * draws)[likely] ** 2 / (expected * draws)[likely]).sum())
+    means = expected * len(drawn)
+    likely = means >= 5
+    chi_square = float(((counts - means)[likely] ** 2 / means[likely]).sum())
     freedom = int(likely.sum()) - 1
+    assert freedom > 0
     assert chi_square < freedom + 4.5 * math.sqrt(2 * freedom)
+
+
+def test_tokens_of_a_batch_follow_the_exact_probabilities(model: torch.nn.Module) -> None:
+    """Both tokens of 4000 answers, the second given the likeliest first; exact ones from a forward pass."""
+    engine = Engine(model)
+    prompt = PROMPTS[1]
+    for seed in range(4000):
+        engine.submit(Request(prompt, Sampling(temperature=0.5, top_p=0.9, max_new_tokens=2, seed=seed)))
+    answers: list[list[int]] = [[] for _ in range(4000)]
+    while not engine.is_idle:
+        for token in engine.step():
+            answers[token.request].append(token.id)
+    likeliest = int(exact(model, prompt).argmax())
+    seconds = [answer[1] for answer in answers if answer[0] == likeliest]
+    assert len(seconds) > 400
+    for drawn, before in ((seconds, [*prompt, likeliest]), ([answer[0] for answer in answers], prompt)):
+        assert_drawn_from(exact(model, before), torch.tensor(drawn))
+
+
+@torch.no_grad()
+def exact(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    """Probabilities (V,) of the next token at temperature 0.5 and top_p 0.9, by definition."""
+    ordered, order = (model(torch.tensor([ids])).logits[0, -1] / 0.5).softmax(0).sort(descending=True)
+    kept = int(((ordered.cumsum(0) - ordered) < 0.9).sum())
+    return torch.zeros(VOCABULARY).scatter(0, order[:kept], ordered[:kept] / ordered[:kept].sum())
 
 
 def test_a_top_p_of_zero_is_greedy(model: torch.nn.Module) -> None:

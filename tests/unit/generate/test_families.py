@@ -7,10 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from glmtune import load_model
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete
+from glmtune.models.quant import held_quant
 from golden import read_golden
-from models import HF_FAMILIES, lively_model, tiny_hf_folder
+from models import HF_FAMILIES, lively_model, tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 NEW = 12
 GREEDY = Sampling(do_sample=False, max_new_tokens=NEW)
@@ -82,6 +84,34 @@ def test_greedy_ids_are_those_of_generate(name: str, what: str, tmp_path: Path) 
     assert any(len(set(answer)) > 3 for answer in theirs)
     assert complete(model, prompts, GREEDY, stop_ids=[]) == theirs
     assert complete(model, prompts, GREEDY, stop_ids=[], max_rows=1) == theirs
+    assert complete(model, prompts, GREEDY, stop_ids=[], max_rows=2) == theirs
+
+
+WHOLE_BLOCKS: dict[str, dict[str, Any]] = {  # nf4 has blocks of 64
+    "chatglm3": {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16},
+    "glm4": {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16},
+    "chatglm": {"hidden_size": 64, "inner_hidden_size": 128},
+}
+
+
+@pytest.mark.parametrize("what", ["plain", "lora", "prefix"])
+@pytest.mark.parametrize("quant", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("name", WHOLE_BLOCKS)
+def test_greedy_ids_of_a_quantised_model_are_those_of_generate(
+    name: str, quant: str, what: str, tmp_path: Path
+) -> None:
+    sizes = WHOLE_BLOCKS[name]
+    if name == "chatglm":
+        tiny_v1_folder(tmp_path, **sizes)
+    else:
+        tiny_folder(tmp_path, name, lively=4, **sizes)
+    opened = load_model(tmp_path, quant=quant, dtype="fp32").eval()
+    assert held_quant(opened) == quant
+    model = put_on(opened, what)
+    prompts = prompts_of(model)
+    theirs = generated(model, prompts)
+    assert any(len(set(answer)) > 3 for answer in theirs)
+    assert complete(model, prompts, GREEDY, stop_ids=[]) == theirs
     assert complete(model, prompts, GREEDY, stop_ids=[], max_rows=2) == theirs
 
 

@@ -1,5 +1,6 @@
 """W8A8: close to the exact model, faster on purpose only, and never instead of it unasked."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,12 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from glmtune.errors import ConfigError
-from glmtune.generate import Sampling, choose_compute, complete
-from glmtune.generate.fast import FastLinear, speed_up
+from glmtune.generate import Engine, Request, Sampling, complete
+from glmtune.generate.compute import speed_up
+from glmtune.generate.fast import FastExperts, FastLinear
+from glmtune.models import load_in_transformers
 from glmtune.models.quant import QuantizedLinear, quantise_linears
 from golden import read_golden
-from models import lively_model, tiny_model
+from models import lively_model, tiny_hf_folder, tiny_model
 
 if torch.backends.quantized.engine != "x86":
     pytest.skip("W8A8 needs an x86 CPU", allow_module_level=True)
@@ -80,19 +82,30 @@ def test_a_fast_model_answers_in_a_batch_as_alone() -> None:
     assert complete(fast, prompts, greedy, stop_ids=[], max_rows=1) == alone
 
 
+@torch.no_grad()
+def test_between_the_products_a_bf16_model_computes_in_fp32() -> None:
+    exact = lively_model()
+    fast = speed_up(exact.bfloat16())
+    assert fast(input_ids=IDS).logits.dtype == torch.float32
+    engine = Engine(fast)
+    engine.submit(Request([5, 6, 7]))
+    engine.step()
+    assert engine.rows.layers[0][0].dtype == torch.float32
+
+
+@torch.no_grad()
+def test_the_experts_of_glm_45_are_fast_too(tmp_path: Path) -> None:
+    folder = tiny_hf_folder(tmp_path, "GLM-4.5")
+    model = load_in_transformers(folder, dtype="fp32", device="cpu", template="glm45")
+    fast = speed_up(model)
+    assert any(isinstance(part, FastExperts) for part in fast.modules())
+    assert 0 < error(fast(input_ids=IDS).logits, model(input_ids=IDS).logits) < 0.05
+    halved = speed_up(model.bfloat16())
+    assert error(halved(input_ids=IDS).logits, fast(input_ids=IDS).logits) < 0.05
+
+
 def test_chatglm_6b_has_a_fast_output_layer_though_it_is_tied() -> None:
     model = read_golden("v1_late").model
     fast = speed_up(model)
     assert isinstance(fast.lm_head, FastLinear)
     assert fast.get_input_embeddings().weight is model.get_input_embeddings().weight
-
-
-def test_the_choice_is_the_callers() -> None:
-    model = tiny_model()
-    assert choose_compute(model, "exact") is model
-    assert isinstance(choose_compute(model, "fast").transformer.output_layer, FastLinear)
-
-
-def test_other_devices_are_refused() -> None:
-    with pytest.raises(ConfigError, match="x86"):
-        speed_up(tiny_model().to("meta"))

@@ -1,5 +1,6 @@
 """Requests that come and go: no answer depends on another, and what has ended holds no memory."""
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtune.errors import DataError
-from glmtune.generate import Engine, Request, Sampling
+from glmtune.generate import Engine, Request, Sampling, decode
 from golden import read_golden
 from models import VOCABULARY, lively_model
 
@@ -88,6 +89,42 @@ def test_what_has_ended_holds_no_memory() -> None:
     engine.step()
     assert engine.rows.num_bytes > 0
     finish(engine)
+    assert engine.rows.num_bytes == 0
+
+
+def test_an_answer_that_a_stop_token_ends_frees_its_memory_while_another_goes_on() -> None:
+    long, short = requests_of(200, 5)
+    stop = alone(long)[1]
+    engine = Engine(MODEL)
+    engine.submit(Request(long.prompt, GREEDY, [stop]))
+    engine.submit(short)
+    engine.step()
+    room = engine.rows.num_bytes
+    assert [token.is_last for token in engine.step()] == [True, False]
+    assert engine.rows.num_bytes <= room // 4  # one of two rows, and a quarter of its columns
+    finish(engine)
+    assert engine.rows.num_bytes == 0
+
+
+def test_keys_and_values_are_gone_when_nothing_is_answered_any_more() -> None:
+    engine = Engine(MODEL)
+    for request in requests_of(3, 200, 50):
+        engine.submit(request)
+    engine.step()
+    held = [weakref.ref(part) for layer in engine.rows.layers for part in layer]
+    assert len(held) == 2 * MODEL.config.num_layers
+    for number in range(3):
+        engine.cancel(number)
+    assert engine.is_idle
+    assert not [part for part in held if part() is not None]
+
+
+def test_an_answer_that_nobody_waits_for_leaves_the_engine_empty() -> None:
+    engine = Engine(MODEL)
+    answers = decode(MODEL, [[1, 2, 3], [4, 5]], GREEDY, stop_ids=[], engine=engine)
+    next(answers)
+    answers.close()
+    assert engine.is_idle
     assert engine.rows.num_bytes == 0
 
 

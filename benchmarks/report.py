@@ -1,0 +1,182 @@
+"""Writes docs/performance.md and .zh.md from results/*.jsonl and the notes beside this file.
+
+The newest line of each case counts. What profiles say about the goals that were missed is written by hand, in
+notes.md and notes.zh.md.
+
+    python -m benchmarks.report
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks.goals import GOALS, Goal
+from benchmarks.measure import RESULTS, Record
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+WORDS: dict[str, dict[str, str]] = {
+    "en": {
+        "title": "# Speed, beside named peers\n\n[中文](performance.zh.md)",
+        "goals": "\n## Goals\n\n| goal | measured: median (least to most) | |\n|---|---|---|",
+        "met": "met", "missed": "**missed**", "open": "not measured", "to": "to",
+        "figures": "\n## Figures",
+        "table": "| side | {unit}, median | least to most |\n|---|---|---|",
+        "machine": "{processor}, {cores} cores, {memory_gib} GiB, {instructions}; {threads} threads; "
+        "{versions}; load {load}; {rounds} rounds, {when}",
+        "skipped": "not taking part", "settings": "settings",
+    },
+    "zh": {
+        "title": "# 速度：与点名的对手比较\n\n[English](performance.md)",
+        "goals": "\n## 目标\n\n| 目标 | 测得：中位数（最小到最大） | |\n|---|---|---|",
+        "met": "达到", "missed": "**未达到**", "open": "未测", "to": "到",
+        "figures": "\n## 数字",
+        "table": "| 参与者 | {unit}，中位数 | 最小到最大 |\n|---|---|---|",
+        "machine": "{processor}，{cores} 核，{memory_gib} GiB，{instructions}；{threads} 个线程；"
+        "{versions}；负载 {load}；{rounds} 轮，{when}",
+        "skipped": "没有参加", "settings": "设置",
+    },
+}  # fmt: skip
+CASES: dict[str, dict[str, str]] = {
+    "decode 1b": {
+        "en": "Decoding, 1 B (16 layers x 2048), batch 1",
+        "zh": "解码，1 B（16 层 x 2048），单条",
+    },
+    "prefill 128": {"en": "Reading a prompt of 128 tokens, 1 B", "zh": "读入 128 个 token 的提示，1 B"},
+    "prefill packed": {
+        "en": "Reading 16 ADGEN prompts, 1 B; padding is no token",
+        "zh": "读入 16 条 ADGEN 提示，1 B；填充不算 token",
+    },
+    "decode 170m": {
+        "en": "Decoding ADGEN, 170 M (12 layers x 768)",
+        "zh": "解码 ADGEN，170 M（12 层 x 768）",
+    },
+    "decode tiny": {"en": "Decoding, glm-tiny, batch 1", "zh": "解码，glm-tiny，单条"},
+    "evaluate 96": {
+        "en": "A whole evaluation of 96 ADGEN rows, 170 M",
+        "zh": "完整评估 96 行 ADGEN，170 M",
+    },
+    "evaluate 1070": {
+        "en": "A whole evaluation of all 1,070 rows of ADGEN's dev split, 170 M",
+        "zh": "完整评估 ADGEN 验证集的全部 1,070 行，170 M",
+    },
+    "decode 6b": {
+        "en": "Decoding on a GPU, ChatGLM3-6B (28 layers x 4096), random weights",
+        "zh": "GPU 解码，ChatGLM3-6B（28 层 x 4096），随机权重",
+    },
+    "products": {
+        "en": "Linear layers of a block of the 1 B shape, by rows at once",
+        "zh": "1 B 形状一个块的线性层，按一次的行数",
+    },
+    "scores": {"en": "Scoring 1,070 answers", "zh": "给 1,070 个回答评分"},
+    "chat": {
+        "en": "`glmtune chat glm-tiny` to its first token",
+        "zh": "`glmtune chat glm-tiny` 到第一个 token",
+    },
+}
+"""Their titles, in the order of the page; other cases follow under their names."""
+
+
+def read_results(folder: Path = RESULTS) -> dict[str, Record]:
+    """The newest record of each case."""
+    found: dict[str, Record] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            found[record["case"]] = record
+    return found
+
+
+def write_page(results: Mapping[str, Record], language: str, notes: str) -> str:
+    """The whole page."""
+    words = WORDS[language]
+    lines = [words["title"], words["goals"]]
+    lines += [_goal(goal, results.get(goal.case), language) for goal in GOALS]
+    lines += ["", notes.rstrip(), *([words["figures"]] if results else [])]
+    for case in sorted(results, key=_place):
+        lines += ["", f"### {CASES.get(case, {}).get(language, case)}", "", *_case(results[case], words)]
+    return "\n".join(lines) + "\n"
+
+
+def _place(case: str) -> tuple[int, str]:
+    return (list(CASES).index(case) if case in CASES else len(CASES), case)
+
+
+def _goal(goal: Goal, record: Record | None, language: str) -> str:
+    words = WORDS[language]
+    text = goal.english if language == "en" else goal.chinese
+    found = goal.figures(record) if record else []
+    if not found:
+        return f"| {text} | | {words['open']} |"
+    unit = "" if goal.unit == "x" else f" {goal.unit}"
+    spread = f" ({_number(min(found))} {words['to']} {_number(max(found))})" if len(found) > 1 else ""
+    verdict = words["met"] if goal.is_met(found) else words["missed"]
+    return f"| {text} | {_number(median(found))}{unit}{spread} | {verdict} |"
+
+
+def _case(record: Record, words: Mapping[str, str]) -> Iterator[str]:
+    yield words["table"].format(unit=record["unit"])
+    for name, found in record["sides"].items():
+        yield f"| {name} | {_number(median(found))} | {_spread(found, words)} |"
+    yield ""
+    for name, parts in record.get("parts", {}).items():
+        yield f"- {name}: {_listed(parts)}"
+    if checks := record.get("checks"):
+        yield f"- {_listed(checks)}"
+    for name, why in record.get("skipped", {}).items():
+        yield f"- {words['skipped']}: {name} ({why})"
+    if settings := record["settings"]:
+        yield f"- {words['settings']}: {_listed(settings)}"
+    yield f"- {_machine(record, words)}"
+
+
+def _machine(record: Record, words: Mapping[str, str]) -> str:
+    machine = dict(record["machine"])
+    known = {key: machine.pop(key) for key in ("processor", "cores", "memory_gib", "threads", "load")}
+    instructions = ", ".join(machine.pop("instructions"))
+    versions = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return words["machine"].format(
+        **known, instructions=instructions, versions=versions, rounds=record["rounds"], when=record["when"]
+    )
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return _number(value)
+
+
+def _spread(found: Sequence[float], words: Mapping[str, str]) -> str:
+    return f"{_number(min(found))} {words['to']} {_number(max(found))}"
+
+
+def _number(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def pages() -> dict[Path, str]:
+    """What each page of the documentation should say."""
+    results = read_results()
+    names = {"en": ".md", "zh": ".zh.md"}
+    return {
+        DOCS / f"performance{suffix}": write_page(
+            results, language, (HERE / f"notes{suffix}").read_text(encoding="utf-8")
+        )
+        for language, suffix in names.items()
+    }
+
+
+def main() -> None:
+    """Write them."""
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The benchmarks run, take turns on the same weights, and the page says what their results say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import (
+    chat,
+    decode,
+    evaluate,
+    goals,
+    llama,
+    measure,
+    models,
+    prefill,
+    products,
+    report,
+    scores,
+)
+
+ROOT = Path(__file__).parents[1]
+
+DRY = ["--rounds", "1", "--threads", "1", "--dry"]
+SMALL = ["--shape", "test", "--rounds", "1", "--threads", "1"]  # kept by no run, dry or not
+ADGEN = pytest.mark.shared
+RUNS: list[Any] = [
+    pytest.param(
+        decode.main,
+        ["tiny", "--longest", "4", "--held-rows", "2", "--no-compile", *DRY],
+        {"generate fp32", "ours fp32", "ours W8A8"},
+        id="decode tiny",
+    ),
+    pytest.param(
+        decode.main,
+        ["1b", "--longest", "3", *SMALL],
+        {"GlmForCausalLM.generate bf16", "ours bf16", "ours W8A8", "bandwidth, int8 weights"},
+        id="decode 1b",
+    ),
+    pytest.param(
+        decode.main,
+        ["170m", "--rows", "3", "--longest", "3", *SMALL],
+        {"generate fp32, batch 16", "ours bf16, all at once", "ours W8A8, all at once"},
+        id="decode 170m",
+        marks=ADGEN,
+    ),
+    pytest.param(
+        decode.main,
+        ["6b", "--longest", "2", "--all-rows", "5", *SMALL],
+        {"ours bf16", "ours int8", "ours bf16, batch 32"},
+        id="decode 6b",
+    ),
+    pytest.param(prefill.main, ["single", *SMALL], {"GlmForCausalLM bf16", "ours W8A8"}, id="prefill"),
+    pytest.param(products.main, SMALL, {"int4, codes, 1 rows", "W8A8, 256 rows"}, id="products"),
+    pytest.param(prefill.main, ["packed", *SMALL], {"GlmForCausalLM bf16"}, id="packed", marks=ADGEN),
+    pytest.param(
+        evaluate.main,
+        ["--rows", "3", "--longest", "3", *SMALL],
+        {"generate bf16, batch 16; packages", "ours bf16", "ours W8A8"},
+        id="evaluate",
+        marks=ADGEN,
+    ),
+    pytest.param(
+        scores.main,
+        ["--num-pairs", "2", *DRY],
+        {"thudm, official", "thudm, ours", "both, ours"},
+        id="scores",
+    ),
+]
+
+
+@pytest.mark.parametrize(("main", "words", "sides"), RUNS)
+def test_a_benchmark_runs_and_every_side_has_a_figure(
+    main: Callable[[list[str]], Any], words: list[str], sides: set[str], tmp_path: Path
+) -> None:
+    found = main([*words, "--work", str(tmp_path)])
+    record = found[0] if isinstance(found, list) else found
+    assert sides <= set(record["sides"])
+    assert all(len(figures) == 1 and figures[0] > 0 for figures in record["sides"].values())
+    assert record["machine"]["threads"] == 1
+    for name, value in record.get("checks", {}).items():
+        assert value == 1 or "equal" not in name, name
+
+
+def test_the_chat_is_timed_to_its_first_token() -> None:
+    assert 0 < chat.start_chat() < 600
+
+
+def test_a_side_that_is_not_installed_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama, "find_spec", lambda name: None if name == "gguf" else name)
+    record = decode.main(["1b", "--longest", "1", *SMALL])
+    assert record["skipped"]["llama.cpp q8_0"].startswith("gguf not installed: pip install")
+    assert "gguf not installed" in report.write_page({"decode 1b": record}, "en", "")
+
+
+def test_sides_take_turns() -> None:
+    order: list[str] = []
+    sides = {name: measure.Probe(lambda name=name: order.append(name) or 1.0) for name in "ab"}
+    assert measure.take_turns(sides, 2) == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    assert order == ["a", "b", "a", "b"]
+
+
+def lively(dtype: torch.dtype = torch.float32) -> Any:
+    model = models.build_model("test", dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or name.endswith("bias"):
+                parameter.mul_(5)
+    return model
+
+
+def test_transformers_class_computes_the_same_from_the_same_memory() -> None:
+    model = lively()
+    peer = models.as_glm(model)
+    ids = torch.tensor([models.numbered_prompt(19)])
+    with torch.inference_mode():
+        torch.testing.assert_close(peer(input_ids=ids).logits, model(input_ids=ids).logits)
+    own = model.get_output_embeddings().weight
+    assert peer.get_output_embeddings().weight.data_ptr() == own.data_ptr()
+
+
+def test_llama_cpp_computes_the_same_from_our_weights(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    model, prompt = lively(), models.numbered_prompt(19)
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+    for kind, error in (("F32", 5e-3), ("Q8_0", 5e-2)):  # its keys and values are fp16
+        peer = llama.LlamaCpp(llama.make_gguf(model, tmp_path, kind=kind), 1)
+        assert (peer.logits(prompt) - expected).norm() / expected.norm() < error
+        peer.close()
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_generate_in_batches_and_the_engine_answer_alike(rows: int) -> None:
+    model = lively()
+    asked = models.Asked([models.numbered_prompt(n) for n in (5, 9, 3, 7)], [4, 2, 6, 3])
+    assert models.generate(model, rows)(asked) == models.ours(model, rows)(asked)
+
+
+def test_a_padded_forward_pass_and_the_packed_one_give_the_same_tokens() -> None:
+    model = lively()
+    asked = models.Asked([models.numbered_prompt(n) for n in (5, 9, 3)], [1, 1, 1])
+    assert models.forward(models.as_glm(model))(asked) == models.ours(model)(asked)
+
+
+def line(case: str = "decode 1b", **more: Any) -> dict[str, Any]:
+    machine = {
+        "processor": "p", "cores": 2, "memory_gib": 8, "instructions": ["i"], "threads": 2, "load": 0.1
+    }  # fmt: skip
+    sides = {"ours W8A8": [8.0, 10.0, 9.0], "llama.cpp q8_0": [10.0, 5.0, 10.0]}
+    return {
+        "case": case, "unit": "tokens/s", "when": "2026-01-01", "machine": machine, "rounds": 3,
+        "settings": {}, "sides": sides, **more,
+    }  # fmt: skip
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    assert goals.ratio("ours W8A8", "llama.cpp q8_0")(line()) == [0.8, 2.0, 0.9]
+
+
+def test_the_better_side_is_compared_with() -> None:
+    record = line(sides={"a": [1.0], "b": [2.0], "c": [8.0]})
+    assert goals.ratio("c", ("a", "b"))(record) == [4.0]
+
+
+def test_a_ratio_without_one_of_its_sides_is_not_measured() -> None:
+    assert goals.ratio("ours W8A8", ("llama.cpp q8_0", "another"))(line()) == []
+
+
+@pytest.mark.parametrize(("figure", "verdict"), [(12.0, "met"), (11.0, "**missed**")])
+def test_a_goal_is_met_or_missed_by_the_median(figure: float, verdict: str) -> None:
+    record = line(sides={"ours W8A8": [1.0, figure, 99.0], "llama.cpp q8_0": [10.0] * 3})
+    page = report.write_page({"decode 1b": record}, "en", "")
+    [row] = [text for text in page.splitlines() if "batch 1: W8A8 over llama.cpp" in text]
+    assert row.endswith(f"| {figure / 10:.2g} (0.1 to 9.9) | {verdict} |")
+
+
+def test_a_time_is_met_from_below() -> None:
+    goal = next(goal for goal in goals.GOALS if goal.case == "chat")
+    assert goal.is_met([5.0])
+    assert not goal.is_met([7.0])
+
+
+def test_the_newest_line_of_a_case_counts(tmp_path: Path) -> None:
+    lines = [line(rounds=1), line("prefill 128"), line(rounds=2)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+    found = report.read_results(tmp_path)
+    assert {case: record["rounds"] for case, record in found.items()} == {"decode 1b": 2, "prefill 128": 3}
+
+
+def test_a_run_is_kept_as_one_line_unless_it_means_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    words = ["single", "--tokens", "4", "--work", str(tmp_path), *SMALL]
+    prefill.main(words)
+    assert not list(tmp_path.glob("*.jsonl"))
+    monkeypatch.setitem(models.SHAPES, "170m", models.SHAPES["test"])
+    kept = prefill.main([*words, "--shape", "170m"])
+    lines = (tmp_path / "prefill.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(text) for text in lines] == kept
+
+
+@pytest.mark.parametrize("path", report.pages(), ids=lambda path: path.name)
+def test_the_page_is_what_the_report_makes_of_the_results(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == report.pages()[path], "python -m benchmarks.report"

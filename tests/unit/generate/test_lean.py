@@ -1,0 +1,102 @@
+"""The layers written out give what the model's own modules give, which stay where they say more."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+
+from glmtune.generate.lean import LeanLayers, Turns, is_plain
+from glmtune.generate.passes import StepPass
+from glmtune.generate.rows import Rows
+from glmtune.generate.runner import LayerRunner, Prompt
+from glmtune.models.chatglm2 import rotate
+from glmtune.models.quant import quantise_linears
+from models import lively_model
+
+PROMPTS = ([5, 6, 7, 8, 9, 10], [40, 41, 42])
+
+
+def begun(model: Any) -> tuple[LayerRunner, Rows, torch.Tensor]:
+    """A runner whose rows hold the prompts, and the positions that follow."""
+    runner, rows = LayerRunner(model), Rows()
+    rows.add(len(PROMPTS))
+    _, positions = runner.prefill(rows, [Prompt(i, ids, 0) for i, ids in enumerate(PROMPTS)])
+    return runner, rows, positions
+
+
+@torch.inference_mode()
+def step_both_ways(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states after one more token in each row: written out, and by the modules."""
+    runner, rows, positions = begun(model)
+    assert runner.lean
+    assert runner.turns
+    tokens = torch.tensor([[11], [12]])
+    step = StepPass(rows, dtype=runner.dtype, device=runner.device)
+    embedded = model.get_input_embeddings()(tokens)
+    lean = runner.lean.run(embedded, runner.turns.at(positions, step.width), step)
+    again = StepPass(rows, dtype=runner.dtype, device=runner.device)  # writes the same columns
+    return lean, runner._run(tokens, positions, again)
+
+
+def with_lora(model: Any) -> Any:
+    torch.manual_seed(1)
+    settings = LoraConfig(r=4, target_modules=["query_key_value", "dense_h_to_4h"], init_lora_weights=False)
+    return inject_adapter_in_model(settings, model).eval()
+
+
+def with_codes(model: Any) -> Any:
+    quantise_linears(model, 8)
+    return model
+
+
+def with_hook(model: Any) -> Any:
+    model.transformer.encoder.layers[0].mlp.dense_4h_to_h.register_forward_hook(lambda *said: said[2] * 3)
+    return model
+
+
+@pytest.mark.parametrize("change", [lambda model: model, with_lora, with_codes, with_hook])
+def test_in_fp32_the_hidden_states_are_the_modules(change: Any) -> None:
+    lean, own = step_both_ways(change(lively_model()))
+    torch.testing.assert_close(lean, own, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bf16_they_are_equal_to_the_last_bit() -> None:
+    lean, own = step_both_ways(lively_model().bfloat16())
+    assert lean.dtype == torch.bfloat16
+    assert torch.equal(lean, own)
+
+
+def test_a_layer_that_was_given_more_to_do_is_not_written_out() -> None:
+    model = lively_model()
+    assert is_plain(model.transformer)
+    model.transformer.encoder.layers[1].register_forward_hook(lambda *_: None)
+    assert not is_plain(model.transformer)
+
+
+@torch.inference_mode()
+def test_an_adapter_that_came_later_is_seen_from_the_next_prompt_on() -> None:
+    model = lively_model()
+    runner, _, _ = begun(model)
+    before = runner.lean
+    with_lora(model)
+    rows = Rows()
+    rows.add()
+    runner.prefill(rows, [Prompt(0, PROMPTS[0], 0)])
+    assert isinstance(before, LeanLayers)
+    assert runner.lean is not before
+    assert runner.lean
+    assert (
+        runner.lean.layers[0].query_key_value
+        is model.transformer.encoder.layers[0].self_attention.query_key_value
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_looked_up_turns_are_the_computed_ones(dtype: torch.dtype) -> None:
+    rotary = lively_model().transformer.rotary_pos_emb
+    turns = Turns(rotary, dtype, torch.device("cpu"))
+    heads = torch.randn(3, 6, 1, 2 * rotary.dim).to(dtype)
+    for positions in (torch.tensor([[0], [4], [2]]), torch.tensor([[900], [5], [17]])):  # the table grows
+        looked_up = turns.at(positions, int(positions.max()) + 1)(heads)
+        torch.testing.assert_close(looked_up, rotate(heads, rotary(positions, dtype)))
