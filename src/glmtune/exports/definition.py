@@ -1,4 +1,4 @@
-"""Proof of merged weights, number by number: what base + adapter are by definition, rounded, is written."""
+"""Proof of what is written, number by number: base + adapter by definition, or the adapter as trained."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from glmtune.exports.refusal import refused
 from glmtune.files import read_json
 from glmtune.methods.adapter import ADAPTER_FILE, stored_tensors
 from glmtune.methods.factors import START, Factors, Rows, is_part, read_factors
+from glmtune.methods.trained import read_trained
 
 Definition = Factors | Tensor
 """A weight's factors, or the whole weight that stands in its place."""
@@ -19,10 +20,13 @@ _ROWS = 2048  # so many are compared at once: copies of a whole weight would fil
 
 def read_definitions(adapter: Path) -> dict[str, Definition]:
     """By their names in the base, the weights that a folder in PEFT's layout changes."""
-    tensors = stored_tensors(adapter)
-    factors = read_factors(tensors, read_json(adapter / ADAPTER_FILE))
+    tensors, factors = stored_tensors(adapter), _factors_in(adapter)
     whole = {name.removeprefix(START): value for name, value in tensors.items() if not is_part(name)}
     return {**{f"{layer}.weight": found for layer, found in factors.items()}, **whole}
+
+
+def _factors_in(adapter: Path) -> dict[str, Factors]:
+    return read_factors(stored_tensors(adapter), read_json(adapter / ADAPTER_FILE))
 
 
 def require_same_names(changed: Mapping[str, object], defined: Mapping[str, Definition]) -> None:
@@ -63,3 +67,37 @@ def _require_between(name: str, written: Tensor, base: Tensor, definition: Defin
         raise refused(
             f"{name}: not the weight of base + adapter; beyond what rounding can do, off by {off:.3g}"
         )
+
+
+def require_same_update(trained: Path, written: Path) -> None:
+    """Raise `OutputError` unless the factors in a folder make the update of those they were made of.
+
+    A layer that is left out must have none.
+    """
+    found = _factors_in(written)
+    for layer, factors in _factors_in(trained).items():
+        outputs, inputs = len(factors.b), factors.a.shape[1]
+        ours = found.get(layer, Factors(torch.zeros(1, inputs), torch.zeros(outputs, 1), 1.0))
+        for start in range(0, outputs, _ROWS):
+            _require_same_rows(layer, factors, ours, slice(start, start + _ROWS))
+
+
+def _require_same_rows(layer: str, trained: Factors, ours: Factors, rows: slice) -> None:
+    nothing = torch.zeros(len(trained.b), 1).expand(-1, trained.a.shape[1])
+    low, high = trained.bounds(nothing, rows)
+    least, largest = ours.bounds(nothing, rows)
+    if not bool(((least <= high) & (largest >= low)).all()):
+        raise refused(f"{layer}: its factors are not as they were trained")
+
+
+def require_same_prefix(trained: Path, written: Path) -> None:
+    """Raise `OutputError` unless a prefix is written with the numbers that were trained."""
+    ours, theirs = read_trained(written), read_trained(trained)
+    names = sorted(ours.keys() | theirs.keys())
+    odd = next((name for name in names if not _is_same(ours.get(name), theirs.get(name))), None)
+    if odd:
+        raise refused(f"{odd} is not as it was trained")
+
+
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one.float(), other.float())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.exports.definition import require_same_prefix, require_same_update
 from glmtune.exports.folder import copy_base_files, dtype_facts, write_pretty
 from glmtune.exports.hf import hf_groups, require_hf, write_hf_files
 from glmtune.exports.source import Source
@@ -156,6 +157,7 @@ def _draft_prefix(source: Source, model: Any, _: Settings) -> Draft:
         copy_base_files(source, folder)
         write_pretty(folder / "config.json", {**read_json(folder / "config.json"), **facts})
         torch.save(tensors, folder / "pytorch_model.bin")
+        require_same_prefix(source.place.trained, folder)
 
     return Draft(sum(value.nbytes for value in tensors.values()), write)
 
@@ -170,7 +172,12 @@ def _require_adalora(source: Source) -> None:
 
 def _draft_lora(source: Source, model: Any, _: Settings) -> Draft:
     own = sum(value.nbytes for name, value in model.named_parameters() if ".lora_" in name)
-    return Draft(own, lambda folder: save_as_lora(model, folder, source.place.card))
+
+    def write(folder: Path) -> None:
+        save_as_lora(model, folder, source.place.card)
+        require_same_update(source.place.trained, folder)
+
+    return Draft(own, write)
 
 
 KINDS = {

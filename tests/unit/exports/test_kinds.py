@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from glmtune import load_model, load_tokenizer
-from glmtune.errors import CheckpointError, ConfigError
+from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.exports.kinds import KINDS, Settings, find_kind
 from glmtune.exports.source import Source, find_source
 from glmtune.methods import apply_method
@@ -19,6 +19,7 @@ from glmtune.models import load_base
 from glmtune.models.shards import scan_tensors
 from glmtune.recipe import Freeze, Full
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
+from proofs import make_checkpoint
 from tiny import tiny_sentencepiece
 
 IDS = torch.arange(5, 40)[None]
@@ -147,6 +148,24 @@ def test_what_is_in_transformers_layout_is_merged_only(to: str, tmp_path: Path) 
     with pytest.raises(ConfigError, match="GLM-4-0414") as caught:
         KINDS[to].require(source)
     assert "--to merged" in caught.value.hint
+
+
+@pytest.mark.parametrize(("to", "part", "method"), [
+    ("official-ptuning", "prefix_encoder", {"name": "ptuning", "num_prefix_tokens": 4}),
+    ("lora-from-adalora", "lora_A", {"name": "adalora", "init_r": 6, "target_r": 4}),
+])  # fmt: skip
+def test_an_adapter_that_is_off_by_too_little_for_the_logits_is_refused(
+    to: str, part: str, method: dict[str, Any], tmp_path: Path
+) -> None:
+    source = find_source(make_checkpoint(tiny_folder(tmp_path / "base"), tmp_path / "run", method))
+    write(source, to, tmp_path / "right")
+    model = source.open()
+    for name, parameter in model.named_parameters():
+        if part in name:
+            parameter.data *= 1 + 1e-5
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(OutputError, match=r"not as (it was|they were) trained"):
+        KINDS[to].draft(source, model, Settings()).write(tmp_path / "wrong")
 
 
 def test_a_prefix_for_code_without_a_prefix_encoder_is_refused(tmp_path: Path) -> None:
