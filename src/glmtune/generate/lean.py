@@ -1,4 +1,4 @@
-"""The layers of ChatGLM2, ChatGLM3 and GLM-4-9B written out for one new token a row.
+"""The layers of ChatGLM2, ChatGLM3 and GLM-4-9B written out.
 
 The same products as the model's own modules, without the calls around them, which take longer than the
 products of a small model. The weights are the model's own; a part that is more than it was made as (an
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from glmtune.generate.fast import FastLinear
-from glmtune.generate.passes import StepPass
+from glmtune.generate.passes import PromptPass, StepPass
 from glmtune.models.chatglm2 import (
     ChatGLMAttention,
     ChatGLMBlock,
@@ -39,10 +39,10 @@ class LeanLayers:
         self.layers = [_Layer(block, dtype) for block in blocks]
         self.final_norm = direct(model.encoder.final_layernorm, dtype)
 
-    def run(self, hidden_states: Tensor, turn: Part, step: StepPass) -> Tensor:
-        """Embeddings (B, 1, C) through all layers; `turn` is `Turns.at`'s."""
+    def run(self, hidden_states: Tensor, turn: Part, this: PromptPass | StepPass) -> Tensor:
+        """Embeddings (B, T, C) through all layers; `turn` is `Turns.at`'s."""
         for layer in self.layers:
-            hidden_states = layer.run(hidden_states, turn, step)
+            hidden_states = layer.run(hidden_states, turn, this)
         return self.final_norm(hidden_states)
 
 
@@ -66,13 +66,15 @@ class _Layer:
             )
         )
 
-    def run(self, hidden_states: Tensor, turn: Part, step: StepPass) -> Tensor:
-        """(B, 1, C) to (B, 1, C)."""
+    def run(self, hidden_states: Tensor, turn: Part, this: PromptPass | StepPass) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
         heads = self.query_key_value(self.before(hidden_states))
-        heads = heads.view(heads.shape[0], -1, 1, self.attention.head_dim)  # (B, H + 2 G, 1, D)
+        heads = heads.view(*heads.shape[:2], -1, self.attention.head_dim).transpose(
+            1, 2
+        )  # (B, H + 2 G, T, D)
         turned = turn(heads[:, : self.turned])
-        key, value = step.update(turned[:, self.queries :], heads[:, self.turned :], self.index)
-        context, _ = step.attend(
+        key, value = this.update(turned[:, self.queries :], heads[:, self.turned :], self.index)
+        context, _ = this.attend(
             self.attention, turned[:, : self.queries], key, value, scaling=self.attention.scaling
         )
         hidden_states = hidden_states + self.dense(context.flatten(2))
@@ -91,10 +93,10 @@ class Turns:
         self.table: tuple[Tensor, ...] = ()
 
     def at(self, positions: Tensor, end: int) -> Part:
-        """What turns heads (B, heads, 1, D) by their rows' positions (B, 1), all of them below `end`."""
+        """What turns heads (B, heads, T, D) by their positions (B, T), all of them below `end`."""
         if not self.table or end > len(self.table[0]):
             self.table = self._compute(2 * end)
-        found = [part[positions][:, None] for part in self.table]  # (B, 1, 1, ...)
+        found = [part[positions][:, None] for part in self.table]  # (B, 1, T, ...)
         return (
             partial(_turn, by=found[0]) if len(found) == 1 else partial(rotate, rotary=(found[0], found[1]))
         )

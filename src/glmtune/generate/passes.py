@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from glmtune.generate.rows import Layer, Rows
 
+MANY_ROWS = 8
+"""From so many rows on, in fp32, a step's attention is written out: for 96 rows of 12 heads 0.5 ms, not 1.2."""
+
 
 @dataclass(slots=True)
 class Segment:
@@ -34,7 +37,8 @@ class PromptPass:
     def __init__(self, rows: Rows, segments: Sequence[Segment]) -> None:
         self.rows = rows
         self.segments = segments
-        rows.make_room(max(part.past + part.new for part in segments))
+        self.width = max(part.past + part.new for part in segments)
+        rows.make_room(self.width)
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write (1, G, sum of T, D); return the first segment's row as far as it is written."""
@@ -117,9 +121,10 @@ class StepPass:
         self, _: Any, query: Tensor, key: Tensor, value: Tensor, *__: Any, scaling: float, **___: Any
     ) -> tuple[Tensor, None]:
         """Attention of (B, H, 1, D) over (B, G, W, D), to (B, 1, H, D); a group's heads as its queries."""
-        grouped = query.view(query.shape[0], key.shape[1], -1, query.shape[3])  # (B, G, H/G, D)
+        grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])  # (B, G, H/G, D)
         mask = None if self.mask is None else self.mask.to(query)
-        found = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+        attend = _attend_many if _is_many(query) else functional.scaled_dot_product_attention
+        found = attend(grouped, key, value, attn_mask=mask, scale=scaling)
         return found.reshape(query.shape[0], 1, -1, query.shape[3]), None
 
     def finish(self) -> None:
@@ -135,6 +140,20 @@ class StepPass:
     def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
         """Columns that are seen and the first of them, as transformers asks of a cache."""
         return self.width, 0
+
+
+def _is_many(query: Tensor) -> bool:
+    return query.device.type == "cpu" and query.dtype == torch.float32 and len(query) >= MANY_ROWS
+
+
+def _attend_many(
+    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None, scale: float
+) -> Tensor:
+    """What torch's own gives, for single queries of many rows, where that takes twice as long on a CPU."""
+    scores = (query @ key.transpose(-1, -2)).mul_(scale)
+    if attn_mask is not None:
+        scores += attn_mask
+    return scores.softmax(dim=-1) @ value
 
 
 class WholeStep(StepPass):

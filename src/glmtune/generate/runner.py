@@ -136,11 +136,7 @@ class LayerRunner(_Runner):
         if self.compiled:
             return self._step_compiled(rows, tokens, positions)
         step = StepPass(rows, dtype=self.dtype, device=self.device)
-        if self.lean and self.turns:
-            embedded = self.model.get_input_embeddings()(tokens)
-            hidden_states = self.lean.run(embedded, self.turns.at(positions, step.width), step)
-        else:
-            hidden_states = self._run(tokens, positions, step)
+        hidden_states = self._run(tokens, positions, step)
         step.finish()
         logits: Tensor = self.model.get_output_embeddings()(hidden_states)
         return logits[:, 0]
@@ -174,17 +170,19 @@ class LayerRunner(_Runner):
         self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor
     ) -> Tensor:
         step = WholeStep(layers, columns, dtype=self.dtype)
-        logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
+        embedded = self.model.get_input_embeddings()(tokens)
+        logits: Tensor = self.model.get_output_embeddings()(self._run_modules(embedded, positions, step))
         return logits[:, 0]
 
     def _run(self, input_ids: Tensor, positions: Tensor, this: PromptPass | StepPass) -> Tensor:
+        embedded = self.model.get_input_embeddings()(input_ids)
+        if self.lean and self.turns:
+            return self.lean.run(embedded, self.turns.at(positions, this.width), this)
+        return self._run_modules(embedded, positions, this)
+
+    def _run_modules(self, embedded: Tensor, positions: Tensor, this: PromptPass | StepPass) -> Tensor:
         hidden_states: Tensor = self.model.base_model.run_layers(
-            self.model.get_input_embeddings()(input_ids),
-            positions,
-            None,
-            self.layers,
-            past_key_values=this,
-            attend=this.attend,
+            embedded, positions, None, self.layers, past_key_values=this, attend=this.attend
         )
         return hidden_states
 

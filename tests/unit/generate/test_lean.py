@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
-from glmtune.generate.passes import StepPass
+from glmtune.generate.passes import PromptPass, Segment, StepPass
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import LayerRunner, Prompt
 from glmtune.models.chatglm2 import rotate
@@ -30,13 +30,22 @@ def step_both_ways(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states after one more token in each row: written out, and by the modules."""
     runner, rows, positions = begun(model)
     assert runner.lean
-    assert runner.turns
     tokens = torch.tensor([[11], [12]])
-    step = StepPass(rows, dtype=runner.dtype, device=runner.device)
-    embedded = model.get_input_embeddings()(tokens)
-    lean = runner.lean.run(embedded, runner.turns.at(positions, step.width), step)
+    lean = runner._run(tokens, positions, StepPass(rows, dtype=runner.dtype, device=runner.device))
     again = StepPass(rows, dtype=runner.dtype, device=runner.device)  # writes the same columns
-    return lean, runner._run(tokens, positions, again)
+    return lean, runner._run_modules(model.get_input_embeddings()(tokens), positions, again)
+
+
+@torch.inference_mode()
+def read_both_ways(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of the prompts in one packed pass: written out, and by the modules."""
+    runner, rows, _ = begun(model)
+    assert runner.lean
+    ids = torch.tensor([[token for prompt in PROMPTS for token in prompt]])
+    positions = torch.tensor([[place for prompt in PROMPTS for place in range(len(prompt))]])
+    parts = [Segment(row, 0, len(prompt), None) for row, prompt in enumerate(PROMPTS)]
+    lean = runner._run(ids, positions, PromptPass(rows, parts))
+    return lean, runner._run_modules(model.get_input_embeddings()(ids), positions, PromptPass(rows, parts))
 
 
 def with_lora(model: Any) -> Any:
@@ -55,14 +64,16 @@ def with_hook(model: Any) -> Any:
     return model
 
 
+@pytest.mark.parametrize("both", [step_both_ways, read_both_ways])
 @pytest.mark.parametrize("change", [lambda model: model, with_lora, with_codes, with_hook])
-def test_in_fp32_the_hidden_states_are_the_modules(change: Any) -> None:
-    lean, own = step_both_ways(change(lively_model()))
+def test_in_fp32_the_hidden_states_are_the_modules(change: Any, both: Any) -> None:
+    lean, own = both(change(lively_model()))
     torch.testing.assert_close(lean, own, rtol=1e-5, atol=1e-5)
 
 
-def test_in_bf16_they_are_equal_to_the_last_bit() -> None:
-    lean, own = step_both_ways(lively_model().bfloat16())
+@pytest.mark.parametrize("both", [step_both_ways, read_both_ways])
+def test_in_bf16_they_are_equal_to_the_last_bit(both: Any) -> None:
+    lean, own = both(lively_model().bfloat16())
     assert lean.dtype == torch.bfloat16
     assert torch.equal(lean, own)
 
