@@ -19,17 +19,8 @@ from benchmarks import measure
 from benchmarks.measure import Record
 
 COMMAND = (
-    "-m",
-    "glmtune",
-    "chat",
-    "glm-tiny",
-    "--rounds",
-    "1",
-    "--temperature",
-    "0",
-    "--max-new-tokens",
-    "4",
-)
+    "-m", "glmtune", "chat", "glm-tiny", "--rounds", "1", "--temperature", "0", "--max-new-tokens", "4",
+)  # fmt: skip
 QUESTION = "你好\n"
 BEFORE = "|>: "
 """Printed when the answer begins."""

@@ -106,3 +106,15 @@ for name in {TORCH_FREE}:
     assert "torch" not in sys.modules, name
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_without_an_adapter_answers_without_peft() -> None:
+    code = """
+import sys
+from glmtune.generate import Chat
+from glmtune.load import load_model, load_tokenizer
+chat = Chat(load_model("glm-tiny"), load_tokenizer("glm-tiny"), max_new_tokens=4)
+assert list(chat.ask("hi"))
+assert "peft" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -15,7 +15,6 @@ from glmtune.family import FAMILIES, identify
 from glmtune.load import open_place, putting_on, resolve
 from glmtune.log import tell
 from glmtune.methods.adapter import own_method
-from glmtune.methods.beside import Beside
 from glmtune.methods.proof import (
     Check,
     check_base,
@@ -54,6 +53,8 @@ class Adapters:
         self.model: Any = open_place(
             self._place, template=template, dtype=dtype, device=device, quant=quant
         ).eval()
+        from glmtune.methods.beside import Beside  # which imports PEFT: seconds, for who has no adapter
+
         self._beside = Beside(self.model)
         self._active: str | None = None
         self._outline = self._build_outline()

@@ -1,47 +1,43 @@
 """Fine-tuning methods: each turns a loaded model into one whose intended weights can be trained."""
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from glmtune.log import without_false_alarms
-from glmtune.methods.adalora import Pruning, apply_adalora
-from glmtune.methods.freeze import apply_freeze
-from glmtune.methods.full import apply_full
-from glmtune.methods.lora import apply_lora
-from glmtune.methods.ptuning import apply_ptuning
 from glmtune.models.outline import count_weights
 from glmtune.recipe import AdaLora, Method
 
-METHODS: dict[str, Callable[[Any, Any], Any]] = {
-    "full": apply_full,
-    "freeze": apply_freeze,
-    "lora": apply_lora,
-    "adalora": apply_adalora,
-    "ptuning": apply_ptuning,
-}
+if TYPE_CHECKING:
+    from glmtune.methods.adalora import Pruning
 
 
 @without_false_alarms()
 def apply_method(model: Any, settings: Method) -> Any:
     """Return the model with exactly the method's weights trainable, and those in fp32.
 
-    The given model is changed in place (frozen, or adapters put in).
+    The given model is changed in place (frozen, or adapters put in). The method NAME is `apply_NAME` of the
+    module NAME; what it needs is imported when it is wanted.
     """
-    tuned = METHODS[settings.name](model, settings)
+    module = import_module(f"glmtune.methods.{settings.name}")
+    tuned = getattr(module, f"apply_{settings.name}")(model, settings)
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return tuned
 
 
-def begin_pruning(tuned: Any, settings: Method, num_steps: int) -> Pruning | None:
+def begin_pruning(tuned: Any, settings: Method, num_steps: int) -> "Pruning | None":
     """What AdaLoRA does within each of a run's steps; None for the other methods.
 
     Raises `ConfigError` if its schedule does not fit so many steps.
     """
-    return Pruning(tuned, settings, num_steps) if isinstance(settings, AdaLora) else None
+    if not isinstance(settings, AdaLora):
+        return None
+    from glmtune.methods.adalora import Pruning
+
+    return Pruning(tuned, settings, num_steps)
 
 
 def trainable_line(model: nn.Module) -> str:

@@ -7,7 +7,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -36,6 +35,7 @@ from glmtune.methods.trained import (
     trained_weights,
 )
 from glmtune.models import load_in_transformers
+from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
 
@@ -74,7 +74,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     What was written is read again. Raises OSError if the disk does not take it, or gives other numbers back.
     """
     try:
-        if isinstance(model, PeftModel):
+        if is_wrapped(model):
             # "auto" would look up the base on the hub to see whether its vocabulary has grown
             model.save_pretrained(str(folder), save_embedding_layers=False)
         elif card.method.get("name") in _OWN:
@@ -83,7 +83,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
             model.save_pretrained(str(folder), max_shard_size="2GB")
     except SafetensorError as err:  # what its writer makes of a failing disk
         raise OSError(str(err)) from err
-    if not isinstance(model, PeftModel) and card.method.get("name") not in _OWN:
+    if not is_wrapped(model) and card.method.get("name") not in _OWN:
         replace(card, weights_sha256=hash_weights(trained_weights(model))).save(folder)
         return
     written = stored_tensors(folder)
@@ -93,10 +93,16 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
 
 def _held_weights(model: Any) -> Mapping[str, Tensor]:
     """What a model trains, by the names that it is saved under."""
-    if isinstance(model, PeftModel):
-        held: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return held
+    if is_wrapped(model):
+        return _held_adapter(model)
     return trained_weights(model)
+
+
+def _held_adapter(tuned: Any) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
+    held: dict[str, Tensor] = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    return held
 
 
 def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
@@ -119,7 +125,9 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any
     return load_weights(model, folder, method, is_trainable=is_trainable)
 
 
-def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
+def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
+    from peft import PeftModel
+
     stored = stored_shapes(folder)
     kind = read_json(folder / ADAPTER_FILE).get("peft_type")
     if kind not in KINDS:
@@ -134,7 +142,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> PeftModel:
         raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
-    require_same(folder, stored, shapes_of(get_peft_model_state_dict(tuned, save_embedding_layers=False)))
+    require_same(folder, stored, shapes_of(_held_adapter(tuned)))
     return tuned
 
 
@@ -198,7 +206,7 @@ def require_saved(model: Any, folder: Path) -> None:
 
 
 def _put_back(model: Any, folder: Path) -> None:
-    is_whole = not isinstance(model, PeftModel) and not (folder / TRAINED_FILE).exists()
+    is_whole = not is_wrapped(model) and not (folder / TRAINED_FILE).exists()
     if is_whole and find_family(model.config.model_type).is_in_transformers:
         # its files hold other tensors than the model does: GLM-4.5's experts one by one
         model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
@@ -209,9 +217,10 @@ def _put_back(model: Any, folder: Path) -> None:
             tensors |= load_file(path)
         except (OSError, SafetensorError) as err:
             raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=_ANEW) from err
-    if isinstance(model, PeftModel):
-        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-        require_same(folder, shapes_of(tensors), shapes_of(expected))
+    if is_wrapped(model):
+        from peft import set_peft_model_state_dict
+
+        require_same(folder, shapes_of(tensors), shapes_of(_held_adapter(model)))
         set_peft_model_state_dict(model, tensors)
     else:
         put_back(folder, tensors, trained_weights(model))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from glmtune.errors import ConfigError
@@ -16,6 +15,8 @@ def apply_lora(model: Any, settings: Lora) -> Any:
 
     Raises `ConfigError` listing the valid names if a target does not exist in this model.
     """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,

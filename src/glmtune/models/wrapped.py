@@ -8,4 +8,9 @@ def causal_of(model: Any) -> Any:
 
     `peft_config` tells nothing: PEFT sets it on the wrapper and on the model inside.
     """
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.get_base_model() if is_wrapped(model) else model
+
+
+def is_wrapped(model: Any) -> bool:
+    """Whether it is PEFT's wrapper; PEFT, which takes seconds to import, is not asked."""
+    return hasattr(model, "get_base_model")
