@@ -5,7 +5,8 @@ of transformers' own classes use it as a cache alone, with their own attention. 
 tokens, H query heads, W the columns that are seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,7 @@ class StepPass:
         self.rows = rows
         self.width = max(rows.lengths) + 1
         rows.make_room(self.width)
+        self.is_single_bf16 = len(rows.lengths) == 1 and dtype == torch.bfloat16 and device.type == "cpu"
         self.columns: Tensor | None = None
         self.mask: Tensor | None = None
         """Added to the scores, (B, 1, 1, W); None where all rows are equally long."""
@@ -105,6 +107,20 @@ class StepPass:
             self.columns = torch.tensor(rows.lengths, device=device)
             self.held = torch.arange(len(rows.lengths), device=device)
             self.mask = mask_later(torch.arange(self.width, device=device), self.columns, dtype)
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Inside, linear layers take the quickest products for such a step.
+
+        For one row in bf16 on a CPU that is torch's own, 1.6 times as fast as oneDNN's with the same error.
+        """
+        onednn: Any = torch.backends.mkldnn
+        before = onednn.enabled
+        onednn.enabled = before and not self.is_single_bf16
+        try:
+            yield
+        finally:
+            onednn.enabled = before
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write (B, G, 1, D), each row's at its end; return the rows (B, G, W, D)."""

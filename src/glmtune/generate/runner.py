@@ -136,9 +136,9 @@ class LayerRunner(_Runner):
         if self.compiled:
             return self._step_compiled(rows, tokens, positions)
         step = StepPass(rows, dtype=self.dtype, device=self.device)
-        hidden_states = self._run(tokens, positions, step)
+        with step.products():
+            logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
         step.finish()
-        logits: Tensor = self.model.get_output_embeddings()(hidden_states)
         return logits[:, 0]
 
     def _compile(self) -> Step:
@@ -229,7 +229,8 @@ class ModelRunner(_Runner):
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `LayerRunner.step`."""
         step = StepPass(rows, dtype=self.dtype, device=self.device)
-        return self._run(tokens, positions, step, step.mask)
+        with step.products():
+            return self._run(tokens, positions, step, step.mask)
 
     def _run(
         self, input_ids: Tensor, positions: Tensor, this: PromptPass | StepPass, mask: Tensor | None

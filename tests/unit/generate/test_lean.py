@@ -111,3 +111,35 @@ def test_looked_up_turns_are_the_computed_ones(dtype: torch.dtype) -> None:
     for positions in (torch.tensor([[0], [4], [2]]), torch.tensor([[900], [5], [17]])):  # the table grows
         looked_up = turns.at(positions, int(positions.max()) + 1)(heads)
         torch.testing.assert_close(looked_up, rotate(heads, rotary(positions, dtype)))
+
+
+def test_a_single_row_in_bf16_takes_torchs_own_products_and_leaves_the_switch_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+    model = lively_model().bfloat16()
+    runner, rows, positions = begun(model)
+    rows.keep_first(1)
+    model.transformer.output_layer.register_forward_hook(
+        lambda *_: seen.append(torch.backends.mkldnn.enabled)
+    )
+    with torch.inference_mode():
+        runner.step(rows, torch.tensor([[11]]), positions[:1])
+    assert seen == [False]
+    assert torch.backends.mkldnn.enabled
+    monkeypatch.setattr(runner, "_run", lambda *_: 1 / 0)
+    with torch.inference_mode(), pytest.raises(ZeroDivisionError):
+        runner.step(rows, torch.tensor([[11]]), positions[:1])
+    assert torch.backends.mkldnn.enabled
+
+
+def test_several_rows_in_bf16_do_not() -> None:
+    seen: list[Any] = []
+    model = lively_model().bfloat16()
+    runner, rows, positions = begun(model)
+    model.transformer.output_layer.register_forward_hook(
+        lambda *_: seen.append(torch.backends.mkldnn.enabled)
+    )
+    with torch.inference_mode():
+        runner.step(rows, torch.tensor([[11], [12]]), positions)
+    assert seen == [True]
