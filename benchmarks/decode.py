@@ -1,7 +1,8 @@
 """Decoding: our engine, transformers' `generate` and llama.cpp in turns, on the same weights and prompts.
 
 Cases:
-- `tiny`: the bundled glm-tiny, batch 1, with W8A8's perplexity beside the exact one;
+- `tiny`: the bundled glm-tiny, batch 1, in bf16, as it is stored and answers on a CPU, and in fp32, with
+  W8A8's perplexity beside the exact one;
 - `170m`: 12 layers x 768, random weights, ADGEN's prompts, each answer as long as its reference; `generate`
   in batches padded on the left;
 - `1b`: 16 x 2048, random bf16 weights, batch 1, beside transformers' GlmForCausalLM, llama.cpp q8_0 (where
@@ -40,25 +41,29 @@ def run_tiny(options: argparse.Namespace) -> Record:
     from tools.glm_tiny import corpus
 
     record = measure.begin("decode tiny", "tokens/s", options)
-    model, tokenizer = glmtune.load_model("glm-tiny", dtype="fp32"), glmtune.load_tokenizer("glm-tiny")
+    half, exact = (glmtune.load_model("glm-tiny", dtype=dtype) for dtype in ("bf16", "fp32"))
+    tokenizer = glmtune.load_tokenizer("glm-tiny")
     prompt = glmtune.encode_messages(tokenizer, [{"role": "user", "content": "类型#裙*颜色#红色"}])
     asked = Asked([prompt], [options.longest or 128])
-    fast = choose_compute(model, "fast")
+    fast = choose_compute(exact, "fast")
     answers = {
-        "generate fp32": generate(model),
-        "ours fp32": ours(model),
-        "ours fp32, compiled step": ours(model, is_compiled=True),
+        "generate bf16": generate(half),
+        "ours bf16": ours(half),
+        "ours bf16, compiled step": ours(half, is_compiled=True),
+        "generate fp32": generate(exact),
+        "ours fp32": ours(exact),
+        "ours fp32, compiled step": ours(exact, is_compiled=True),
         "ours W8A8": ours(fast),
     }
     if options.no_compile:
-        del answers["ours fp32, compiled step"]
+        answers = {name: answer for name, answer in answers.items() if "compiled" not in name}
     sides = {name: Answering(answer, asked, warm=asked) for name, answer in answers.items()}
     record["sides"] = measure.take_turns(sides, options.rounds)
     corpus.write(options.work)
     held = options.work / "heldout.jsonl"  # in no training row of the bundled model
     record["checks"] = {
         "greedy ids equal": agreement(sides["generate fp32"].answers, sides["ours fp32"].answers),
-        "perplexity, exact": models.measure_perplexity(model, tokenizer, held, options.held_rows),
+        "perplexity, exact": models.measure_perplexity(exact, tokenizer, held, options.held_rows),
         "perplexity, W8A8": models.measure_perplexity(fast, tokenizer, held, options.held_rows),
     }
     return record

@@ -114,6 +114,11 @@ def _turn(heads: Tensor, by: Tensor) -> Tensor:
     return torch.view_as_real(pairs * by).flatten(-2)
 
 
+def _normalise(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`ChatGLMRMSNorm` with its weight in fp32, to the last bit."""
+    return functional.rms_norm(x.float(), weight.shape, weight, epsilon).to(x.dtype)
+
+
 def is_plain(transformer: nn.Module) -> bool:
     """Whether a model's layers can be written out: its class, and that nothing hangs on what is left out."""
     if type(transformer) is not ChatGLMModel:
@@ -137,8 +142,6 @@ def direct(part: nn.Module, dtype: torch.dtype) -> Part:
         call = partial(functional.linear, weight=held.weight, bias=held.bias)
     elif type(part) is FastLinear and dtype == torch.float32:
         call = held.multiply
-    elif type(part) is ChatGLMRMSNorm and dtype == held.weight.dtype == torch.float32:
-        call = partial(
-            functional.rms_norm, normalized_shape=held.weight.shape, weight=held.weight, eps=held.epsilon
-        )
+    elif type(part) is ChatGLMRMSNorm:
+        call = partial(_normalise, weight=held.weight.detach().float(), epsilon=held.epsilon)
     return call

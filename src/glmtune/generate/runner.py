@@ -11,7 +11,7 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.generate.graphs import Step, StepGraphs, capture_on_cuda
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
-from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep
+from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep, quick_products
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.positions import positions_of
@@ -133,10 +133,10 @@ class LayerRunner(_Runner):
 
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits (B, V) after one more token (B, 1) in each row."""
-        if self.compiled:
-            return self._step_compiled(rows, tokens, positions)
-        step = StepPass(rows, dtype=self.dtype, device=self.device)
-        with step.products():
+        with quick_products(len(tokens), self.dtype, self.device):
+            if self.compiled:
+                return self._step_compiled(rows, tokens, positions)
+            step = StepPass(rows, dtype=self.dtype, device=self.device)
             logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
         step.finish()
         return logits[:, 0]
@@ -194,6 +194,8 @@ def _power_of_two(count: int) -> int:
 
 def _more(part: Tensor, count: int) -> Tensor:
     """(B, ...) with zeros behind, (count, ...)."""
+    if count == len(part):
+        return part
     return torch.cat((part, part.new_zeros(count - len(part), *part.shape[1:])))
 
 
@@ -229,7 +231,7 @@ class ModelRunner(_Runner):
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `LayerRunner.step`."""
         step = StepPass(rows, dtype=self.dtype, device=self.device)
-        with step.products():
+        with quick_products(len(tokens), self.dtype, self.device):
             return self._run(tokens, positions, step, step.mask)
 
     def _run(
