@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmtune.adapters import Adapters
 from glmtune.errors import ConfigError
 from glmtune.generate.fast import FastExperts, FastLinear
 from glmtune.log import tell
@@ -16,32 +17,33 @@ AUTO_GAIN = 1.2
 """How many times as fast W8A8 must be before `auto` takes it: it changes answers."""
 
 _OUTSIDE = ("lora_", "prefix_encoder")  # parts of an adapter
-_MEASURED_LAYERS = 4  # those of a block
 _ROUNDS = 5
 
 
 def choose_compute(model: Any, compute: str, *, rows: int = 1) -> Any:
     """The model itself (`exact`) or what answers in its place (`fast`: `speed_up`).
 
-    `auto`: the faster of both for so many `rows` at once, measured here; which one is told.
+    `auto`: the faster of both for so many `rows` at once, measured here; which one is told. Raises
+    ConfigError for another word.
     """
-    if compute == "auto":
-        compute = _choose(model, rows)
-    return speed_up(model) if compute == "fast" else model
+    return speed_up(model) if pick_compute(model, compute, rows=rows) == "fast" else model
+
+
+def pick_compute(model: Any, compute: str, *, rows: int = 1) -> str:
+    """What `choose_compute` takes, `exact` or `fast`: to be recorded, and asked for again later."""
+    if compute not in ("exact", "fast", "auto"):
+        raise ConfigError(f"compute: {compute}, not exact, fast or auto")
+    return _choose(model, rows) if compute == "auto" else compute
 
 
 def speed_up(model: Any) -> Any:
     """A copy of a model that answers in W8A8; other weights are shared with the model, which stays as it is.
 
     Every linear layer is replaced, the output layer too, and GLM-4.5's experts. Raises ConfigError where
-    there are no kernels for it.
+    there are no kernels for it, and for DoRA.
     """
-    if not _has_fast(model):
-        raise ConfigError(
-            f"compute: fast is for x86 CPUs, and this is {model.device.type}, "
-            f"{torch.backends.quantized.engine}",
-            hint="use compute=exact; quant=int8 or int4 makes the weights smaller",
-        )
+    if problem := _find_problem(model):
+        raise ConfigError(f"compute: {problem[0]}", hint=problem[1])
     shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     fast = deepcopy(model, shared).eval()
     for name, part in list(fast.named_modules()):
@@ -55,8 +57,24 @@ def speed_up(model: Any) -> Any:
     return fast
 
 
-def _has_fast(model: Any) -> bool:
-    return bool(model.device.type == "cpu" and torch.backends.quantized.engine == "x86")
+def _find_problem(model: Any) -> tuple[str, str] | None:
+    """Why a model cannot answer in W8A8, and what to do instead."""
+    if isinstance(model, Adapters):
+        return (
+            "fast cannot answer each request under its own adapter, as Engine(adapters) does",
+            "set one to work, Adapters.use(name), and give its model: choose_compute(adapters.model, ...)",
+        )
+    if model.device.type != "cpu" or torch.backends.quantized.engine != "x86":
+        return (
+            f"fast is for x86 CPUs, and this is {model.device.type}, {torch.backends.quantized.engine}",
+            "use compute=exact; quant=int8 or int4 makes the weights smaller",
+        )
+    if any("lora_magnitude_vector" in name for name, _ in model.named_parameters()):
+        return (
+            "fast cannot answer with DoRA, which measures the base's own weights as it answers",
+            "use compute=exact, or merge it: glmtune export RUN --to merged",
+        )
+    return None
 
 
 def _as_fast(part: nn.Module) -> nn.Module | None:
@@ -81,8 +99,8 @@ def _hold_in_fp32(part: nn.Module) -> None:
 
 
 def _choose(model: Any, rows: int) -> str:
-    if not _has_fast(model):
-        tell(f"compute: auto is exact here: fast is for x86 CPUs, and this is {model.device.type}")
+    if problem := _find_problem(model):
+        tell(f"compute: auto is exact here: {problem[0]}")
         return "exact"
     gain = measure_gain(model, rows)
     if gain < AUTO_GAIN:
@@ -97,16 +115,25 @@ def _choose(model: Any, rows: int) -> str:
 
 @torch.inference_mode()
 def measure_gain(model: Any, rows: int) -> float:
-    """How many times as fast W8A8 is for a block's linear layers and so many rows."""
-    linears = [
-        part for name, part in model.named_modules() if isinstance(part, nn.Linear) and not _is_outside(name)
-    ][:_MEASURED_LAYERS]
+    """How many times as fast W8A8 is for so many rows: a block's linear layers, no routed experts."""
+    linears = _linears_of_block(model)
     inputs = [torch.randn(rows, part.in_features, dtype=model.dtype) for part in linears]
     fast = [FastLinear(part) for part in linears]
     widened = [x.float() for x in inputs]
     times = [(_time(linears, inputs), _time(fast, widened)) for _ in range(_ROUNDS)]
     slow, quick = (min(found) for found in zip(*times[1:], strict=True))  # the first round warms up
     return float(slow / quick)
+
+
+def _linears_of_block(model: Any) -> list[nn.Linear]:
+    """Of the last block: the first ones of GLM-4.5 are not as the others."""
+    lists = (part for part in model.modules() if isinstance(part, nn.ModuleList))
+    block = next(part[-1] for part in lists if any(isinstance(inner, nn.Linear) for inner in part.modules()))
+    return [
+        part
+        for name, part in block.named_modules()
+        if isinstance(part, nn.Linear) and not _is_outside(name) and ".experts." not in name
+    ]
 
 
 def _time(layers: Sequence[nn.Module], inputs: Sequence[Tensor]) -> float:

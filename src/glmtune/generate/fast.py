@@ -4,28 +4,48 @@ It changes numbers, by about one per cent of a layer's output, so nothing choose
 has one scale, its largest magnitude / 127, as the official int8 weights have: those keep their codes. Between
 the products everything is computed in fp32, whatever the model's type is: casts would cost more than they
 save, and the norms, the attention and an adapter's own layers are the more exact for it.
+
+A product of several rows rounds them all in the range of all: each is brought to its own largest magnitude
+first, so that a row beside much larger ones keeps its digits, but answers may differ a little by what else
+is being answered.
 """
 
+import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glmtune.errors import ConfigError
 from glmtune.models.quant import QuantizedLinear
 
 _MULTIPLY: Any = torch.ops.quantized.linear_dynamic.default
+_SMALLEST = torch.finfo(torch.float32).tiny  # a row of zeros is divided by it
 
 
-class FastLinear(nn.Module):
+class _Unsaved(nn.Module):
+    """Weights packed for one CPU's kernels: a state without them would be a model with holes."""
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise ConfigError(
+            "a model that answers with compute=fast cannot be saved: its weights are packed for this CPU",
+            hint="save the model that it was made from, which is as it was",
+        )
+
+
+class FastLinear(_Unsaved):
     """A linear layer in W8A8. It cannot be trained, saved or moved."""
+
+    bias: Tensor | None
 
     def __init__(self, layer: nn.Linear) -> None:
         """`layer`: dense or quantised, on a CPU."""
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         bias = None if layer.bias is None else layer.bias.detach().float()
-        self.packed = torch.ops.quantized.linear_prepack(_quantise(layer), bias)
+        self.register_buffer("bias", bias)
+        self.packed = torch.ops.quantized.linear_prepack(_quantise(layer), None)
         self.has_headroom = not _has_vnni()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,11 +54,15 @@ class FastLinear(nn.Module):
 
     def multiply(self, x: Tensor) -> Tensor:
         """`forward` of fp32."""
-        product: Tensor = _MULTIPLY(x, self.packed, self.has_headroom)
-        return product
+        if x.numel() == self.in_features:  # a single row is its own scale
+            product: Tensor = _MULTIPLY(x, self.packed, self.has_headroom)
+        else:
+            scale = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_min_(_SMALLEST)
+            product = _MULTIPLY(x / scale, self.packed, self.has_headroom).mul_(scale)
+        return product if self.bias is None else product.add_(self.bias)
 
 
-class FastExperts(nn.Module):
+class FastExperts(_Unsaved):
     """The routed experts of GLM-4.5 in W8A8."""
 
     def __init__(self, experts: Any) -> None:

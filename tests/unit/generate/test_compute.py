@@ -1,16 +1,20 @@
 """Which products a model answers with is the caller's choice, and `auto` says what it has chosen."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
+from glmtune.adapters import Adapters
 from glmtune.errors import ConfigError
 from glmtune.generate import choose_compute, compute
 from glmtune.generate.compute import AUTO_GAIN, measure_gain, speed_up
 from glmtune.generate.fast import FastLinear
+from glmtune.models import load_in_transformers
 from glmtune.models.quant import quantise_linears
-from models import tiny_model
+from models import tiny_hf_folder, tiny_model
 
 needs_x86 = pytest.mark.skipif(torch.backends.quantized.engine != "x86", reason="W8A8 needs an x86 CPU")
 
@@ -67,3 +71,59 @@ def test_a_gain_is_measured_of_dense_and_of_quantised_layers(bits: int | None) -
     if bits:
         quantise_linears(model, bits)
     assert measure_gain(model.bfloat16(), 3) > 0
+
+
+def test_another_word_is_refused_with_the_three_that_are_known() -> None:
+    with pytest.raises(ConfigError, match=r"fst.*exact, fast or auto"):
+        choose_compute(tiny_model(), "fst")
+
+
+@needs_x86
+def test_auto_is_exact_for_dora_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(compute, "tell", said.append)
+    settings = LoraConfig(r=4, target_modules=["query_key_value"], use_dora=True)
+    model = get_peft_model(tiny_model(), settings).eval()
+    assert choose_compute(model, "auto") is model
+    assert "auto is exact here" in said[0] and "DoRA" in said[0]
+
+
+def test_adapters_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Engine\(adapters\)"):
+        choose_compute(Adapters("glm-tiny"), "fast")
+
+
+def measured_layers(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The output sizes of the layers that are measured."""
+    seen: list[int] = []
+
+    def watched(layer: torch.nn.Linear) -> FastLinear:
+        seen.append(layer.out_features)
+        return FastLinear(layer)
+
+    monkeypatch.setattr(compute, "FastLinear", watched)
+    assert measure_gain(model, 2) > 0
+    return seen
+
+
+@needs_x86
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_whole_block_is_measured(wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model()
+    block = model.transformer.encoder.layers[-1]
+    linears = [part.out_features for part in block.modules() if isinstance(part, torch.nn.Linear)]
+    assert len(linears) == 4
+    if wrapped:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["query_key_value"]))
+    assert measured_layers(model, monkeypatch) == linears
+
+
+@needs_x86
+@pytest.mark.parametrize(("family", "count"), [("GLM-4-0414", 6), ("GLM-4.5", 7)])
+def test_a_transformers_family_is_measured_with_its_mlp(
+    family: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_hf_folder(tmp_path, family)
+    template = {"GLM-4-0414": "glm4_0414", "GLM-4.5": "glm45"}[family]
+    model = load_in_transformers(folder, dtype="fp32", device="cpu", template=template)
+    assert len(measured_layers(model, monkeypatch)) == count

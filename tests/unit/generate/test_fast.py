@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete
 from glmtune.generate.compute import speed_up
 from glmtune.generate.fast import FastExperts, FastLinear
@@ -74,12 +75,62 @@ def test_a_fast_model_is_close_to_the_exact_one_which_stays_as_it_is(change: Any
     assert all("lora_" in name or "prefix_encoder" in name for name in kept)
 
 
-def test_a_fast_model_answers_in_a_batch_as_alone() -> None:
+@pytest.mark.parametrize("has_bias", [False, True])
+@torch.no_grad()
+def test_a_row_is_off_by_little_more_beside_a_much_larger_one(has_bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 128, bias=has_bias)
+    fast = FastLinear(layer)
+    row, larger = torch.randn(1, 256), 50 * torch.randn(1, 256)
+    beside = fast(torch.cat((larger, row, torch.zeros(1, 256))))
+    assert error(beside[1:2], fast(row)) < 0.015
+    assert error(beside[1:2], layer(row)) < 0.02
+    assert torch.equal(beside[2], layer(torch.zeros(256)))
+
+
+@torch.no_grad()
+def test_a_fast_model_answers_in_a_batch_almost_as_alone() -> None:
     fast = speed_up(lively_model())
-    greedy = Sampling(do_sample=False, max_new_tokens=12)
-    prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20]]
-    alone = [complete(fast, [prompt], greedy, stop_ids=[])[0] for prompt in prompts]
-    assert complete(fast, prompts, greedy, stop_ids=[], max_rows=1) == alone
+    together = torch.stack([(IDS[0] * step) % 60 + 3 for step in (1, 5, 7)])
+    logits = fast(input_ids=together).logits
+    alone = torch.cat([fast(input_ids=ids[None]).logits for ids in together])
+    assert error(logits, alone) < 0.02
+    greedy = Sampling(do_sample=False, max_new_tokens=4)
+    prompts = together.tolist()
+    singly = [complete(fast, [prompt], greedy, stop_ids=[])[0] for prompt in prompts]
+    assert complete(fast, prompts, greedy, stop_ids=[], max_rows=3) == singly
+
+
+@torch.no_grad()
+def test_a_single_row_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = FastLinear(nn.Linear(64, 32, bias=False))
+    monkeypatch.setattr(torch.linalg, "vector_norm", None)
+    assert quick(torch.randn(1, 1, 64)).shape == (1, 1, 32)
+    with pytest.raises(TypeError):
+        quick(torch.randn(2, 64))
+
+
+def test_a_fast_model_is_not_saved(tmp_path: Path) -> None:
+    fast = speed_up(tiny_model())
+    with pytest.raises(ConfigError, match="fast"):
+        fast.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="fast"):
+        fast.state_dict()
+
+
+def test_the_experts_are_not_saved_either(tmp_path: Path) -> None:
+    folder = tiny_hf_folder(tmp_path, "GLM-4.5")
+    fast = speed_up(load_in_transformers(folder, dtype="fp32", device="cpu", template="glm45"))
+    experts = next(part for part in fast.modules() if isinstance(part, FastExperts))
+    with pytest.raises(ConfigError, match="fast"):
+        experts.state_dict()
+
+
+def test_dora_which_needs_the_base_weights_is_refused() -> None:
+    settings = LoraConfig(r=4, target_modules=["query_key_value"], use_dora=True)
+    model = get_peft_model(tiny_model(), settings).eval()
+    with pytest.raises(ConfigError, match="DoRA"):
+        speed_up(model)
 
 
 @torch.no_grad()
