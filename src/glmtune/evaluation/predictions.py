@@ -71,15 +71,21 @@ class PredictionFile:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Open or begin the file. Raises `ConfigError` if it belongs to other settings."""
         self.path = folder / PREDICTIONS_FILE
-        known = folder / SETTINGS_FILE
-        if known.exists():
-            _require_same(folder, known, settings)
+        self._known = folder / SETTINGS_FILE
+        if self._known.exists():
+            _require_same(folder, self._known, settings)
         else:
             require_new(folder, hint="name another: output=...")
             make_folder(folder)
-            write_json(known, dict(settings))
+            write_json(self._known, dict(settings))
+        self.settings: dict[str, Any] = json.loads(self._known.read_text(encoding="utf-8"))
         self.done = {line["row"]: Prediction(**line) for line in read_json_lines(self.path)}
         self._write_all()  # drops the half line of a run that was killed
+
+    def record(self, key: str, value: Any) -> None:
+        """Keep beside the settings what is known only later; a second run finds it in `settings`."""
+        self.settings[key] = value
+        write_json(self._known, self.settings)
 
     def add(self, prediction: Prediction) -> None:
         """Append one finished row."""

@@ -1,7 +1,7 @@
 """Answers from a model."""
 
 from glmtune.generate.chat import Chat, answer, encode_conversation, stream_text
-from glmtune.generate.compute import choose_compute
+from glmtune.generate.compute import choose_compute, pick_compute
 from glmtune.generate.engine import Engine, Request, complete, decode
 from glmtune.generate.sampling import Sampling
 
@@ -15,5 +15,6 @@ __all__ = [
     "complete",
     "decode",
     "encode_conversation",
+    "pick_compute",
     "stream_text",
 ]

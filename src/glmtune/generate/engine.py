@@ -2,7 +2,8 @@
 
 Used by chat, evaluation and the samples of a training run; `model.generate` is its oracle in the tests. Each
 step answers every row that is held with one token, whatever its length; rows that have ended leave and those
-that wait join between two steps. An answer does not depend on what else is being answered.
+that wait join between two steps. An answer does not depend on what else is being answered, except that
+those of `compute=fast` may differ a little by it (see `fast`).
 """
 
 from collections import deque

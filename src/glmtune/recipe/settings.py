@@ -161,7 +161,7 @@ class Evaluation(Settings):
     """Answer only the first so many rows."""
     compute: Literal["exact", "fast", "auto"] = "exact"
     """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ. `auto`: that,
-    if it is faster for `batch_size` rows here."""
+    if it is faster for `batch_size` rows here; what it took is recorded, and a second run goes on with it."""
 
 
 class Recipe(Settings):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
-from glmtune.generate import choose_compute
+from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
@@ -15,6 +15,8 @@ from glmtune.workflows.events import Answered, Event, Note, RunResult, drain
 from glmtune.workflows.rows import data_hash, full_path, test_questions
 
 WEIGHTS = {".bin", ".safetensors"}
+COMPUTED_WITH = "computed_with"
+"""In an evaluation's settings: `exact` or `fast`, as its rows are answered; `auto` chooses once."""
 
 
 def evaluate(recipe: Source) -> RunResult:
@@ -43,7 +45,10 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         model = open_place(
             place, template=recipe.template, dtype=recipe.dtype, device=recipe.device, quant=recipe.quant
         ).eval()
-        model = choose_compute(model, settings.compute, rows=settings.batch_size)
+        if COMPUTED_WITH not in file.settings:
+            rows = min(settings.batch_size, len(todo))
+            file.record(COMPUTED_WITH, pick_compute(model, settings.compute, rows=rows))
+        model = choose_compute(model, file.settings[COMPUTED_WITH])
         answers = predict(
             model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
@@ -52,6 +57,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
             yield Answered(total - len(todo) + len(file.done.keys() & {q.row for q in todo}), total)
     wanted = {question.row for question in asked.questions}
     scores = score_all([p for p in file.finish() if p.row in wanted])
+    scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)
     return RunResult(folder, {}, scores)
 

@@ -76,7 +76,8 @@ class RunResult:
     """Of a training: steps, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
     peak_memory_gib."""
     scores: dict[str, Any]
-    """Of an evaluation: the two score variants, num_rows, num_empty, stopped_share."""
+    """Of an evaluation: the two score variants, num_rows, num_empty, stopped_share, compute
+    (`exact` or `fast`)."""
 
 
 Result = TypeVar("Result")
