@@ -260,6 +260,15 @@ def test_the_python_with_several_adapters_runs(
         assert {"lora", "prefix", "None"} <= set(answers)
 
 
+def test_the_python_that_answers_many_prompts_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = blocks(both("models")[0], language="python")
+    exec(code, {})
+    answers = capsys.readouterr().out.splitlines()
+    assert [line.split(" ", 1)[0] for line in answers if line.startswith("类型#")] == re.findall(
+        r'"(类型#[^"]+)"', code
+    )
+
+
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_the_shown_chat_format_is_the_one_trained_on(template: str) -> None:
     turns = ("user", "你好"), ("assistant", "你好！"), ("user", "一加一？"), ("assistant", "二。")

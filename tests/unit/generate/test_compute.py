@@ -14,7 +14,8 @@ from glmtune.generate.compute import AUTO_GAIN, measure_gain, speed_up
 from glmtune.generate.fast import FastLinear
 from glmtune.models import load_in_transformers
 from glmtune.models.quant import quantise_linears
-from models import tiny_hf_folder, tiny_model
+from models import tiny_folder, tiny_hf_folder, tiny_model
+from tuned import tune
 
 needs_x86 = pytest.mark.skipif(torch.backends.quantized.engine != "x86", reason="W8A8 needs an x86 CPU")
 
@@ -127,3 +128,17 @@ def test_a_transformers_family_is_measured_with_its_mlp(
     template = {"GLM-4-0414": "glm4_0414", "GLM-4.5": "glm45"}[family]
     model = load_in_transformers(folder, dtype="fp32", device="cpu", template=template)
     assert len(measured_layers(model, monkeypatch)) == count
+
+
+@needs_x86
+@pytest.mark.parametrize("method", ["lora", "projected", "adalora"])
+def test_a_fast_copy_answers_under_the_adapter_at_work(method: str, tmp_path: Path) -> None:
+    adapters = Adapters(tiny_folder(tmp_path / "base"), dtype="fp32", device="cpu")
+    adapters.add("mine", tune(tmp_path / "base", tmp_path / "mine", method))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad(), adapters.using("mine") as model:
+        exact = model(input_ids=ids).logits
+        fast = choose_compute(model, "fast")
+    adapters.use(None)
+    found = fast(input_ids=ids).logits
+    assert float((found - exact).norm() / exact.norm()) < 0.05
