@@ -89,9 +89,10 @@ class Engine:
         `max_rows`: how many are answered at once; further requests wait.
 
         `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
-        that begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute and
-        the others are faster (needs a C++ compiler); on CUDA the step is captured as a graph. Raises
-        `ConfigError` where the model cannot be run so.
+        that begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute,
+        and small models are faster then (needs a C++ compiler); on CUDA the step is captured as a graph.
+        Memory of ended answers is kept for the next ones. Raises `ConfigError` where the model cannot be run
+        so.
         """
         self._adapters = model if isinstance(model, Adapters) else None
         if self._adapters and compile_step:
@@ -101,7 +102,7 @@ class Engine:
             )
         base = self._adapters.model if self._adapters else model
         self.runner = build_runner(base, compile_step=compile_step)
-        self.rows = Rows()
+        self.rows = Rows(is_room_kept=compile_step)
         self.reuse = Reuse(reused_tokens)
         self.max_rows = max_rows
         self.max_prefill_tokens = max_prefill_tokens

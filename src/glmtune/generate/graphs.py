@@ -1,7 +1,8 @@
 """A decode step on CUDA, captured once and replayed: its hundreds of launches become one.
 
-A graph reads and writes memory that stays where it is, so there is one for each number of rows and each room
-that the rows have; `LayerRunner` takes powers of two of both, so there are few.
+A graph reads and writes memory that stays where it is, and runs the layers as they were. So there is one for
+each number of rows, and none outlives the rows' room or a change of the model. `LayerRunner` takes powers of
+two of both and keeps the room, so there are few.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +38,12 @@ class StepGraphs:
         self.capture = capture
         self.graphs: dict[int, _Graph] = {}  # by the number of rows
         self._place: Any = None
+        self._mark: object = None
+
+    def renew(self, mark: object) -> None:
+        """Let all graphs go if the model has changed; `mark`: what changes with it (`mark_model`)."""
+        if mark != self._mark:
+            self.graphs, self._mark = {}, mark
 
     def __call__(self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor) -> Tensor:
         """As `Step`. The logits are a copy: the next replay writes over its own."""
@@ -57,19 +64,24 @@ class StepGraphs:
         return _Graph(held, replay, logits)
 
 
-def capture_on_cuda(run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-    """`Capture` by a CUDA graph.
+def capture_on(device: torch.device) -> Capture:
+    """`Capture` by a CUDA graph of this device.
 
     Running a step several times is no harm: each writes the same keys and values to the same columns.
     Source: docs.pytorch.org, "CUDA semantics", CUDA Graphs.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = run()
-    return graph.replay, logits
+
+    def capture(run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                logits = run()
+        return graph.replay, logits
+
+    return capture

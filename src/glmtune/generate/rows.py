@@ -26,6 +26,8 @@ class Rows:
     """Empty until the first pass writes them."""
     room: tuple[int, int] = (0, 0)
     """R and S of the layers."""
+    is_room_kept: bool = False
+    """Whether rows that leave give no memory back: a compiled step wants it to stay where it is."""
 
     @property
     def num_bytes(self) -> int:
@@ -86,6 +88,8 @@ class Rows:
         """Halve the room when less than half of it is used, so that a leaving row seldom costs a copy."""
         rows, columns = self.room
         needed = _in_blocks(max(self.lengths, default=0))
+        if self.is_room_kept:
+            return
         if not self.lengths:
             self.layers, self.room = [], (0, 0)
         elif 2 * len(self.lengths) <= rows or 2 * needed < columns:

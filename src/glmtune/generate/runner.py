@@ -1,17 +1,20 @@
 """How a model is run by the engine: the layers of our own families directly, other models as they are."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from shutil import which
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
-from glmtune.generate.graphs import Step, StepGraphs, capture_on_cuda
+from glmtune.generate.graphs import Step, StepGraphs, capture_on
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep, quick_products
+from glmtune.generate.reuse import mark_model
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.positions import positions_of
@@ -114,7 +117,7 @@ class LayerRunner(_Runner):
 
     def prefill(self, rows: Rows, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Logits (B, V) after each prompt, and the positions of the tokens that follow, (B, ..., 1)."""
-        self._be_lean()
+        self._take_layers()
         segments, ids, positions, following = [], [], [], []
         for prompt in prompts:
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
@@ -143,12 +146,16 @@ class LayerRunner(_Runner):
 
     def _compile(self) -> Step:
         if self.device.type == "cuda":
-            return StepGraphs(self._step_whole, capture_on_cuda)
+            return StepGraphs(self._step_whole, capture_on(self.device))
+        if not any(map(which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+            raise ConfigError("compile_step: needs a C++ compiler, and there is none", hint="install g++")
         compiled: Step = torch.compile(self._step_whole)
         return compiled
 
-    def _be_lean(self) -> None:
-        """Take the layers as they are now: an adapter may have come or gone."""
+    def _take_layers(self) -> None:
+        """The layers as they are now: an adapter may have come or gone."""
+        if isinstance(self.compiled, StepGraphs):
+            self.compiled.renew(mark_model(self.model))
         transformer = self.model.base_model
         self.lean = LeanLayers(transformer, self.dtype) if is_plain(transformer) else None
         if self.lean and self.turns is None:

@@ -1,7 +1,7 @@
 """Products with the official int8 and int4 codes on a CPU that expand nothing: for few rows, in bf16.
 
 As exact as expanding the codes (both are 0.2 % off the exact product, by the rounding of the output), and for
-one row 4 and 50 times as fast. The cost grows with the rows, and that of expanding hardly does, so beyond
+one row 11 and 40 times as fast. The cost grows with the rows, and that of expanding hardly does, so beyond
 `MOST_ROWS` it is the slower way. Figures: benchmarks/products.py, 2 cores with AVX-512.
 """
 

@@ -1,7 +1,7 @@
 """A captured step: what is replayed reads what it is given and writes where the rows lie now.
 
-Here a capture is a stand-in that runs the step again, into the memory that its first result has; a CUDA graph
-does just that. The real one is captured where there is a GPU.
+Here a capture is a stand-in that runs the step's Python again, into the memory that its first result has. The
+real one, which keeps the kernels of the first run, is captured where there is a GPU.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from glmtune.generate import Engine, Request, Sampling
-from glmtune.generate.graphs import Replay, StepGraphs, capture_on_cuda
+from glmtune.generate.graphs import Replay, StepGraphs, capture_on
 from golden import read_golden
 from models import lively_model
 
@@ -34,6 +35,7 @@ def answers_of(engine: Engine, requests: list[Request]) -> list[list[int]]:
 
 def engine_with(capture: Any, model: Any) -> Engine:
     engine = Engine(model, max_rows=3)
+    engine.rows.is_room_kept = True
     engine.runner.compiled = StepGraphs(engine.runner._step_whole, capture)
     return engine
 
@@ -62,7 +64,28 @@ def own_prompts(model: Any) -> list[Request]:
     return [Request([*asked.prompt, *end], asked.sampling) for asked in REQUESTS]
 
 
-@pytest.mark.parametrize("build", [lively_model, lambda: read_golden("v1_late").model])
+def adapted(model: Any) -> Any:
+    torch.manual_seed(1)
+    settings = LoraConfig(r=4, target_modules=["query_key_value"], init_lora_weights=False)
+    return inject_adapter_in_model(settings, model).eval()
+
+
+def prefixed(model: Any) -> Any:
+    torch.manual_seed(1)
+    model.attach_prefix(5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lively_model,
+        lambda: adapted(lively_model()),
+        lambda: prefixed(lively_model()),
+        lambda: read_golden("v1_late").model,
+    ],
+    ids=["chatglm2", "lora", "prefix", "chatglm"],
+)
 def test_replayed_steps_give_the_ids_of_plain_ones(build: Callable[[], Any]) -> None:
     model = build()
     captures = Captures()
@@ -79,19 +102,37 @@ def test_a_graph_is_captured_once_for_each_number_of_rows_and_each_room() -> Non
         engine.step()
     assert captures.count == 3  # columns: 64, 128, 256
     assert captures.replayed == 199
+    answers_of(engine, [Request([5, 6], Sampling(do_sample=False, max_new_tokens=100))])
+    assert captures.count == 3  # the room is still there
+
+
+def test_graphs_of_a_model_that_has_changed_are_let_go() -> None:
+    captures = Captures()
+    model = lively_model()
+    engine = engine_with(captures, model)
+    few = [Request([5, 6], Sampling(do_sample=False, max_new_tokens=3))]
+    answers_of(engine, few)
+    answers_of(engine, few)
+    assert captures.count == 1
+    adapted(model)
+    answers_of(engine, few)
+    assert captures.count == 2
 
 
 def test_graphs_of_rows_that_have_moved_are_let_go() -> None:
-    engine = engine_with(Captures(), lively_model())
+    captures = Captures()
+    engine = engine_with(captures, lively_model())
     answers_of(engine, REQUESTS)
     graphs = engine.runner.compiled
     assert isinstance(graphs, StepGraphs)
-    assert len(graphs.graphs) <= 2
+    assert set(graphs.graphs) <= {1, 2, 4}
+    assert captures.count > len(graphs.graphs)  # those of a smaller room are gone
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_gives_the_ids_of_plain_steps() -> None:
-    model = lively_model().to("cuda")
-    captured = engine_with(capture_on_cuda, model)
+@pytest.mark.parametrize("change", [lambda model: model, adapted, prefixed])
+def test_a_cuda_graph_gives_the_ids_of_plain_steps(change: Callable[[Any], Any]) -> None:
+    model = change(lively_model()).to("cuda")
+    captured = engine_with(capture_on(torch.device("cuda")), model)
     assert answers_of(captured, REQUESTS) == answers_of(Engine(model), REQUESTS)
     assert answers_of(Engine(model, compile_step=True), REQUESTS) == answers_of(Engine(model), REQUESTS)
