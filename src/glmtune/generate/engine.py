@@ -8,7 +8,6 @@ that wait join between two steps. An answer does not depend on what else is bein
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -16,11 +15,12 @@ import torch
 from torch import Tensor
 
 from glmtune.adapters import Adapters
-from glmtune.errors import ConfigError, DataError
+from glmtune.errors import AnswerError, ConfigError
+from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request
 from glmtune.generate.reuse import Reuse, count_shared
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import Prompt, build_runner
-from glmtune.generate.sampling import Draw, Sampling, draw_tokens
+from glmtune.generate.sampling import NOTHING, Draw, Sampling, draw_tokens
 from glmtune.models.prefix import PrefixEncoder
 
 MAX_ROWS = 64
@@ -31,44 +31,11 @@ SHARED_TOKENS = 32
 """Least common beginning of several prompts that is worth a pass of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt and how it is answered."""
-
-    prompt: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    stop_ids: Collection[int] = ()
-    """Each ends the answer; it is the answer's last token."""
-    adapter: str | None = None
-    """Its name among the engine's `Adapters`; None: the base alone, or an engine's model as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of an answer."""
-
-    request: int
-    """What `submit` has returned."""
-    id: int
-    is_last: bool
-
-
-@dataclass(slots=True)
-class _Answer:
-    """A request that waits or is being answered."""
-
-    number: int
-    request: Request
-    draw: Draw
-    ids: list[int] = field(default_factory=list)
-
-    @property
-    def is_ended(self) -> bool:
-        return self.ids[-1] in self.request.stop_ids or len(self.ids) == self.draw.sampling.max_new_tokens
-
-
 class Engine:
     """Answers requests together. The model must be in evaluation mode and stay as it is meanwhile.
+
+    An engine is one thread's: several must take turns, by a lock of theirs. Whatever a call raises, no other
+    request is lost or answered otherwise: the next step goes on with one that was broken off.
 
     Of `Adapters` more may be added, and the active one switched, between two steps: both only make the engine
     forget the texts that it keeps.
@@ -105,33 +72,35 @@ class Engine:
         self.max_rows = max_rows
         self.max_prefill_tokens = max_prefill_tokens
         self._numbers = count()
-        self._waiting: deque[_Answer] = deque()
-        self._held: list[_Answer] = []  # as in `rows`
+        self._waiting: deque[Answer] = deque()
+        self._held: list[Answer] = []  # as in `rows`
+        self._drawn: list[Token] = []  # of the step that is under way
         self._positions = torch.empty(0)  # of the next token in each held row, (B, ..., 1)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is left to answer."""
-        return not self._held and not self._waiting
+        return not (self._held or self._waiting or self._drawn)
 
     def submit(self, request: Request) -> int:
         """Put a request in line; its number.
 
-        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for an adapter that is unknown.
+        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for stop ids that are none and
+        an adapter that is unknown.
         """
         self._check_adapter(request.adapter)
-        if not len(request.prompt):
-            raise DataError("prompt: empty, so nothing follows it", hint="give at least one id")
+        request = check_request(request, self._vocabulary)
         self.runner.count_positions(request.prompt)
         draw = Draw(request.sampling, request.prompt, device=self.runner.device)
         number = next(self._numbers)
-        self._waiting.append(_Answer(number, request, draw))
+        self._waiting.append(Answer(number, request, draw))
         return number
 
     @torch.inference_mode()
     def cancel(self, number: int) -> None:
         """Give a request up, waiting or half answered; its memory is free at once."""
         self._waiting = deque(answer for answer in self._waiting if answer.number != number)
+        self._drawn = [token for token in self._drawn if token.request != number]
         for row, answer in enumerate(self._held):
             if answer.number == number:
                 self._leave(row)
@@ -139,23 +108,37 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """One token for each row that is held, and the first of each that joins."""
-        tokens = self._advance() if self._held else []
+        """One token for each row that is held, and the first of each that joins.
+
+        Raises `AnswerError` where the model's numbers are not finite: the requests that it names are gone,
+        and the next step gives the other rows' tokens.
+        """
+        if self._held and not self._drawn:  # else the step before was broken off after this
+            self._advance()
         while self._waiting and len(self._held) < self.max_rows:
-            tokens += self._join(self._next_prompts())
+            self._join(self._next_prompts())
         for row in reversed(range(len(self._held))):
             if self._held[row].is_ended:
                 self._leave(row)
+        tokens, self._drawn = self._drawn, []
         return tokens
 
     @torch.inference_mode()
     def remember(self, ids: Sequence[int], *, adapter: str | None = None) -> None:
         """Compute a text that many prompts begin with, and keep it for good. `adapter` as in `Request`."""
         self._check_adapter(adapter)
+        text = check_prompt(ids, self._vocabulary)
         row = len(self._held)
-        self._read([Request(ids, adapter=adapter)])
-        self.reuse.keep(self.runner.model, ids, self.rows.read(row), adapter=adapter, pin=True)
-        self.rows.remove(row)
+        try:
+            self._read([Request(text, adapter=adapter)])
+            self.reuse.keep(self.runner.model, text, self.rows.read(row), adapter=adapter, pin=True)
+        finally:
+            self.rows.keep_first(row)
+
+    @property
+    def _vocabulary(self) -> int:
+        size: int = self.runner.model.get_input_embeddings().weight.shape[0]
+        return size
 
     def _check_adapter(self, name: str | None) -> None:
         if self._adapters:
@@ -175,41 +158,75 @@ class Engine:
         """Inside, a pass reads so many tokens under each of these."""
         return self._adapters.mixing(adapters, num_tokens) if self._adapters else nullcontext()
 
-    def _advance(self) -> list[Token]:
+    def _advance(self) -> None:
         last = torch.tensor([[answer.ids[-1]] for answer in self._held], device=self.runner.device)
         adapters = [answer.request.adapter for answer in self._held]
-        with self._mixing(adapters, [1] * len(adapters)):
-            logits = self.runner.step(self.rows, last, self._positions)
-        self._positions = self.runner.advance_positions(self._positions)
-        return _draw(logits, self._held)
+        lengths = list(self.rows.lengths)
+        try:
+            with self._mixing(adapters, [1] * len(adapters)):
+                logits = self.runner.step(self.rows, last, self._positions)
+            following = self.runner.advance_positions(self._positions)
+            drawn = draw_tokens(logits, [answer.draw for answer in self._held])
+        except BaseException:  # the step is done again: its column is written once more
+            self.rows.lengths = lengths
+            raise
+        self._positions = following
+        self._take(self._held, drawn)
 
-    def _next_prompts(self) -> list[_Answer]:
+    def _next_prompts(self) -> list[Answer]:
         """Waiting requests that fit into one packed pass and the rows that are free; at least one."""
-        taken: list[_Answer] = []
+        taken: list[Answer] = []
         left = self.max_prefill_tokens
-        while self._waiting and len(self._held) + len(taken) < self.max_rows:
-            left -= len(self._waiting[0].request.prompt)
-            if taken and left < 0:
+        for answer in self._waiting:
+            left -= len(answer.request.prompt)
+            if len(self._held) + len(taken) == self.max_rows or (taken and left < 0):
                 break
-            taken.append(self._waiting.popleft())
+            taken.append(answer)
         return taken
 
-    def _join(self, joining: Sequence[_Answer]) -> list[Token]:
-        logits, following = self._read([answer.request for answer in joining])
+    def _join(self, joining: Sequence[Answer]) -> None:
+        """They wait until their first tokens are drawn, so that none is lost if that fails."""
+        first = len(self._held)
+        try:
+            logits, following = self._read([answer.request for answer in joining])
+            drawn = draw_tokens(logits, [answer.draw for answer in joining])
+        except BaseException as error:
+            self.rows.keep_first(first)
+            error.add_note(f"while the prompts of requests {_numbers_of(joining)} were read")
+            raise
         self._positions = torch.cat((self._positions, following)) if self._held else following
         self._held += joining
-        return _draw(logits, joining)
+        for _ in joining:
+            self._waiting.popleft()
+        self._take(joining, drawn)
+
+    def _take(self, answers: Sequence[Answer], drawn: Sequence[int]) -> None:
+        """Give each answer its token, and give up those that there is none for."""
+        spoiled = [answer for answer, token in zip(answers, drawn, strict=True) if token == NOTHING]
+        for answer, token in zip(answers, drawn, strict=True):
+            if token != NOTHING:
+                answer.ids.append(token)
+                self._drawn.append(Token(answer.number, token, answer.is_ended))
+        if spoiled:
+            self._give_up(spoiled)
+
+    def _give_up(self, spoiled: Sequence[Answer]) -> None:
+        for answer in spoiled:
+            row = self._held.index(answer)
+            self.rows.wipe(row)
+            self._drop(row)
+        raise AnswerError(
+            f"request {_numbers_of(spoiled)}: the model's scores of the next token are not finite",
+            requests=tuple(answer.number for answer in spoiled),
+            hint="look for NaN in the weights (`glmtune verify`); fp16 overflows where bf16 and fp32 do not",
+        )
 
     def _read(self, asked: Sequence[Request]) -> tuple[Tensor, Tensor]:
-        """Prompts into new rows: logits after each, and the positions that follow. No row if it fails."""
+        """Prompts into new rows: logits after each, and the positions that follow."""
         self.reuse.check(self.runner.model)
         first = len(self._held)
         self.rows.add(len(asked))
-        try:
-            return self._prefill([self._begin(first + i, request) for i, request in enumerate(asked)])
-        except BaseException:  # an interrupted chat goes on with the same engine
-            self.rows.keep_first(first)
-            raise
+        return self._prefill([self._begin(first + i, request) for i, request in enumerate(asked)])
 
     def _begin(self, row: int, request: Request) -> Prompt:
         """Put what is known of a prompt into its row; the last id is always computed: logits come from it."""
@@ -235,12 +252,21 @@ class Engine:
         return torch.cat(logits), torch.cat(following)
 
     def _leave(self, row: int) -> None:
-        """The last row takes the place, as in `Rows.remove`."""
+        try:
+            self._keep(row)
+        finally:
+            self._drop(row)
+
+    def _keep(self, row: int) -> None:
+        """Hold what was read for later prompts, all but the last token."""
         left = self._held[row]
         ids = [*left.request.prompt, *left.ids[:-1]]
         if len(ids) <= self.reuse.num_tokens:
             layers = self.rows.read(row)
             self.reuse.keep(self.runner.model, ids, layers, adapter=left.request.adapter)
+
+    def _drop(self, row: int) -> None:
+        """The last row takes the place, as in `Rows.remove`."""
         last = self._held.pop()
         if row < len(self._held):
             self._held[row] = last
@@ -249,11 +275,8 @@ class Engine:
         self.rows.remove(row)
 
 
-def _draw(logits: Tensor, answers: Sequence[_Answer]) -> list[Token]:
-    drawn = draw_tokens(logits, [answer.draw for answer in answers])
-    for answer, token in zip(answers, drawn, strict=True):
-        answer.ids.append(token)
-    return [Token(answer.number, answer.ids[-1], answer.is_ended) for answer in answers]
+def _numbers_of(answers: Sequence[Answer]) -> str:
+    return ", ".join(str(answer.number) for answer in answers)
 
 
 def decode(

@@ -48,6 +48,12 @@ class Rows:
         self.lengths.pop()
         self._give_back()
 
+    def wipe(self, row: int) -> None:
+        """Overwrite numbers that are not finite: the row that comes next masks them, and 0 times NaN is NaN."""
+        for layer in self.layers:
+            for part in layer:
+                part[row] = 0
+
     def keep_first(self, count: int) -> None:
         """Let all rows but the first ones go."""
         del self.lengths[count:]

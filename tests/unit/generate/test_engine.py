@@ -135,8 +135,13 @@ def test_a_top_p_of_zero_is_greedy(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": -1}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}]
-)
+    "settings",
+    [
+        {"temperature": -1}, {"temperature": 1e-40}, {"temperature": math.inf}, {"temperature": "0.8"},
+        {"top_p": 1.5}, {"top_k": -1}, {"top_k": 2.5}, {"max_new_tokens": 0}, {"max_new_tokens": 2.5},
+        {"repetition_penalty": math.nan}, {"seed": 2**64},
+    ],
+)  # fmt: skip
 def test_a_sampling_that_means_nothing_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         Sampling(**settings)
