@@ -17,7 +17,7 @@ from torch import Tensor
 from glmtune.adapters import Adapters
 from glmtune.errors import AnswerError, ConfigError
 from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request
-from glmtune.generate.reuse import Reuse, count_shared
+from glmtune.generate.reuse import Reuse, count_shared, mark_model
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import Prompt, build_runner
 from glmtune.generate.sampling import NOTHING, Draw, Sampling, draw_tokens
@@ -65,12 +65,16 @@ class Engine:
                 "compile_step: a compiled step has one adapter in it, and here each request has its own",
                 hint="leave it off, or set one to work: Adapters.use(name), then Engine(adapters.model)",
             )
+        _check_size("max_rows", max_rows, 1)
+        _check_size("reused_tokens", reused_tokens, 0)
         base = self._adapters.model if self._adapters else model
+        _refuse_prompt_learning(base)
         self.runner = build_runner(base, compile_step=compile_step)
         self.rows = Rows()
         self.reuse = Reuse(reused_tokens)
         self.max_rows = max_rows
         self.max_prefill_tokens = max_prefill_tokens
+        self._kind = _kind_of(self.runner.model)
         self._numbers = count()
         self._waiting: deque[Answer] = deque()
         self._held: list[Answer] = []  # as in `rows`
@@ -85,9 +89,10 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Put a request in line; its number.
 
-        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for stop ids that are none and
-        an adapter that is unknown.
+        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for stop ids that are none, an
+        adapter that is unknown, and a model that is in training mode, or was cast or moved.
         """
+        self._check_model()
         self._check_adapter(request.adapter)
         request = check_request(request, self._vocabulary)
         self.runner.count_positions(request.prompt)
@@ -125,13 +130,27 @@ class Engine:
 
     @torch.inference_mode()
     def remember(self, ids: Sequence[int], *, adapter: str | None = None) -> None:
-        """Compute a text that many prompts begin with, and keep it for good. `adapter` as in `Request`."""
+        """Compute a text that many prompts begin with, and keep it until a weight changes, or `forget`.
+
+        `adapter` as in `Request`; errors as of `submit`.
+        """
+        self._check_model()
         self._check_adapter(adapter)
         text = check_prompt(ids, self._vocabulary)
-        row = len(self._held)
+        self.reuse.check(self.runner.model)
+        if not self.reuse.is_pinned(text, adapter):
+            self._remember(text, adapter)
+
+    def forget(self) -> None:
+        """Let go of what is kept for later prompts, remembered texts too."""
+        self.reuse.forget()
+
+    def _remember(self, text: Sequence[int], adapter: str | None) -> None:
+        row, mark = len(self._held), mark_model(self.runner.model)
         try:
             self._read([Request(text, adapter=adapter)])
-            self.reuse.keep(self.runner.model, text, self.rows.read(row), adapter=adapter, pin=True)
+            layers = self.rows.read(row)
+            self.reuse.keep(self.runner.model, text, layers, mark=mark, adapter=adapter, pin=True)
         finally:
             self.rows.keep_first(row)
 
@@ -139,6 +158,25 @@ class Engine:
     def _vocabulary(self) -> int:
         size: int = self.runner.model.get_input_embeddings().weight.shape[0]
         return size
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what is kept of a text is of use for prompts that only begin like it.
+
+        Not so for ChatGLM-6B: each token of its context sees the whole.
+        """
+        return self.runner.count_reusable((), 1) > 0
+
+    def _check_model(self) -> None:
+        """That it is as answers, and this engine, need it."""
+        if self.runner.model.training:
+            raise ConfigError(
+                "model: in training mode, where dropout makes every answer a random one", hint="model.eval()"
+            )
+        if _kind_of(self.runner.model) != self._kind:
+            raise ConfigError(
+                "model: cast or moved since this engine was made", hint="make a new Engine or Chat after that"
+            )
 
     def _check_adapter(self, name: str | None) -> None:
         if self._adapters:
@@ -196,7 +234,8 @@ class Engine:
             raise
         self._positions = torch.cat((self._positions, following)) if self._held else following
         self._held += joining
-        for _ in joining:
+        for answer in joining:
+            answer.mark = self.reuse.mark
             self._waiting.popleft()
         self._take(joining, drawn)
 
@@ -263,7 +302,8 @@ class Engine:
         ids = [*left.request.prompt, *left.ids[:-1]]
         if len(ids) <= self.reuse.num_tokens:
             layers = self.rows.read(row)
-            self.reuse.keep(self.runner.model, ids, layers, adapter=left.request.adapter)
+            mark, adapter = left.mark, left.request.adapter
+            self.reuse.keep(self.runner.model, ids, layers, mark=mark, adapter=adapter)
 
     def _drop(self, row: int) -> None:
         """The last row takes the place, as in `Rows.remove`."""
@@ -273,6 +313,25 @@ class Engine:
             self._positions[row] = self._positions[-1]
         self._positions = self._positions[: len(self._held)]
         self.rows.remove(row)
+
+
+def _check_size(name: str, size: int, least: int) -> None:
+    if size < least:
+        raise ConfigError(f"{name}: must be at least {least}, got {size}", hint="see Engine")
+
+
+def _refuse_prompt_learning(model: Any) -> None:
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise ConfigError(
+            f"model: PEFT's {config.peft_type.value} stands in front of the layers, where this engine begins",
+            hint="answer with model.generate; LoRA and glmtune's own prefixes are answered here",
+        )
+
+
+def _kind_of(model: Any) -> tuple[torch.dtype, torch.device]:
+    weight = model.get_input_embeddings().weight
+    return weight.dtype, weight.device
 
 
 def _numbers_of(answers: Sequence[Answer]) -> str:
@@ -291,22 +350,27 @@ def decode(
     """Yield, step by step, the new (row, token id) pairs; the stop token that ends a row is among them.
 
     At most `max_rows` are answered at once, and the next prompt joins as soon as one of them has ended. What
-    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers.
+    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers;
+    `ConfigError` if it is not idle, for it answers others' requests then.
     """
-    was_training = model.training
-    if was_training:
-        model.eval()
-    engine = engine or _build_engine(model, prompts, max_rows)
-    stops = frozenset(stop_ids)
+    if engine and not engine.is_idle:
+        raise ConfigError(
+            "engine: still answering", hint="finish or close() the earlier answer, or cancel it"
+        )
     rows: dict[int, int] = {}
+    was_training = model.training
     try:
+        if was_training:
+            model.eval()
+        engine = engine or _build_engine(model, prompts, max_rows)
         for row, prompt in enumerate(prompts):
-            rows[engine.submit(Request(prompt, sampling, stops))] = row
+            rows[engine.submit(Request(prompt, sampling, stop_ids))] = row
         while not engine.is_idle:
             yield [(rows[token.request], token.id) for token in engine.step()]
     finally:
-        for number in rows:
-            engine.cancel(number)
+        if engine:
+            for number in rows:
+                engine.cancel(number)
         if was_training:
             model.train()
 

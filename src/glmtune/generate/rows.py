@@ -49,7 +49,7 @@ class Rows:
         self._give_back()
 
     def wipe(self, row: int) -> None:
-        """Overwrite numbers that are not finite: the row that comes next masks them, and 0 times NaN is NaN."""
+        """Overwrite numbers that are not finite: the next row there masks them, and 0 times NaN is NaN."""
         for layer in self.layers:
             for part in layer:
                 part[row] = 0
