@@ -257,7 +257,7 @@ class Engine:
         raise AnswerError(
             f"request {_numbers_of(spoiled)}: the model's scores of the next token are not finite",
             requests=tuple(answer.number for answer in spoiled),
-            hint="look for NaN in the weights (`glmtune verify`); fp16 overflows where bf16 and fp32 do not",
+            hint="look for NaN in the weights; fp16 overflows where bf16 and fp32 do not",
         )
 
     def _read(self, asked: Sequence[Request]) -> tuple[Tensor, Tensor]:
@@ -368,11 +368,11 @@ def decode(
         while not engine.is_idle:
             yield [(rows[token.request], token.id) for token in engine.step()]
     finally:
+        if was_training:
+            model.train()
         if engine:
             for number in rows:
                 engine.cancel(number)
-        if was_training:
-            model.train()
 
 
 def _build_engine(model: Any, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:

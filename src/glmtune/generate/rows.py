@@ -100,6 +100,7 @@ class Rows:
     def _resize(self, rows: int, columns: int) -> None:
         used = max(self.lengths, default=0)
         kept = min(self.room[0], len(self.lengths))
+        self.room = (min(rows, self.room[0]), min(columns, self.room[1]))  # all there is if this breaks off
         for i, layer in enumerate(self.layers):  # one after the other: little is held twice
             self.layers[i] = tuple(_moved(part, rows, columns, kept, used) for part in layer)  # type: ignore[assignment]
         self.room = (rows, columns)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import glmtune.generate.rows as rows_module
 import glmtune.generate.sampling as sampling_module
 from glmtune.errors import AnswerError, ConfigError, DataError
 from glmtune.generate import Engine, Request, Sampling, decode
@@ -215,11 +216,12 @@ FAILING: tuple[tuple[str, Callable[[Engine], object]], ...] = (
     ("write", lambda engine: type(engine.rows)),
     ("remove", lambda engine: type(engine.rows)),
     ("keep", lambda engine: engine.reuse),
+    ("_moved", lambda _: rows_module),
     ("_draw", lambda _: sampling_module),
 )
 
 
-@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("after", range(8))
 @pytest.mark.parametrize(("name", "owner"), FAILING)
 def test_a_step_that_fails_anywhere_loses_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, name: str, owner: Callable[[Engine], object], after: int
@@ -266,16 +268,17 @@ def test_an_answer_without_finite_scores_is_given_up_by_name_and_the_others_go_o
     model = lively_model()
     with torch.no_grad():
         model.get_input_embeddings().weight[77] = math.nan
-    good = [Request(range(1, length), way) for length in (9, 60)]
-    engine = Engine(model, max_rows=2)
-    numbers = [engine.submit(request) for request in (good[1], Request([*range(1, 50), 77], way), good[0])]
+    good = [Request(range(1, length), way) for length in (60, 40, 9)]
+    asked = [good[0], Request([*range(1, 50), 77], way), *good[1:]]
+    engine = Engine(model, max_rows=3)
+    numbers = [engine.submit(request) for request in asked]
     answers: dict[int, list[int]] = {number: [] for number in numbers}
     with pytest.raises(AnswerError, match=f"request {numbers[1]}: ") as caught:
         engine.step()
     assert caught.value.requests == (numbers[1],)
     for token in finish(engine):
         answers[token.request].append(token.id)
-    assert list(answers.values()) == [alone(good[1]), [], alone(good[0])]
+    assert list(answers.values()) == [alone(good[0]), [], alone(good[1]), alone(good[2])]
 
 
 @pytest.mark.parametrize("ids", [[], [1, VOCABULARY], [-1, 1], [1.5], ["a"], 5])
