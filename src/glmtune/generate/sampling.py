@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any
 
@@ -92,17 +92,17 @@ def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     Where it fails nothing is drawn: the answers' random numbers are as they were.
     """
     if all(draw.sampling.is_greedy and not draw.is_penalised for draw in draws):
-        greedy: list[int] = _draw_likeliest(logits).tolist()
-        return greedy
+        return _draw_likeliest(logits)
     alike: dict[Sampling, list[int]] = {}
     for i, draw in enumerate(draws):
         alike.setdefault(draw.sampling, []).append(i)
-    tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
+    drawn = [NOTHING] * len(draws)
     with _rewinding(draws):
         for sampling, rows in alike.items():
             chosen = logits if len(rows) == len(draws) else logits[rows]
-            tokens[rows] = _draw(chosen, sampling, [draws[i] for i in rows])
-        drawn: list[int] = tokens.tolist()
+            tokens = _draw(chosen, sampling, [draws[i] for i in rows])
+            for i, token in zip(rows, tokens, strict=True):
+                drawn[i] = token
     for draw, token in zip(draws, drawn, strict=True):
         if draw.is_penalised:
             draw.seen_of(logits)[token] = True
@@ -121,24 +121,31 @@ def _rewinding(draws: Sequence[Draw]) -> Iterator[None]:
         raise
 
 
-def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> Tensor:
+def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> list[int]:
     seen = torch.stack([draw.seen_of(logits) for draw in draws]) if draws[0].is_penalised else None
     scores = score_tokens(logits, sampling, seen)
     if sampling.is_greedy:
         return _draw_likeliest(scores)
     chances = scores.softmax(dim=-1)
-    is_drawn = chances[:, 0].isfinite()  # one score that is not finite makes its whole row NaN
-    chances.nan_to_num_(nan=1.0)  # which multinomial does not take, and on CUDA not survive
+    firsts = chances[:, 0].tolist()  # one score that is not finite makes its whole row NaN
     drawn = [
-        torch.multinomial(row, 1, generator=draw.generator) for row, draw in zip(chances, draws, strict=True)
+        torch.multinomial(row if isfinite(first) else torch.ones_like(row), 1, generator=draw.generator)
+        for row, first, draw in zip(chances, firsts, draws, strict=True)
     ]
-    return torch.cat(drawn).where(is_drawn, NOTHING)
+    return _name_nothing(torch.cat(drawn), firsts)
 
 
-def _draw_likeliest(scores: Tensor) -> Tensor:
+def _draw_likeliest(scores: Tensor) -> list[int]:
     """As `most_likely`, for which NaN is larger than any number."""
     tokens = most_likely(scores)
-    return tokens.where(scores.gather(1, tokens[:, None])[:, 0].isfinite(), NOTHING)
+    return _name_nothing(tokens, scores.gather(1, tokens[:, None])[:, 0].tolist())
+
+
+def _name_nothing(tokens: Tensor, numbers: Sequence[float]) -> list[int]:
+    """The tokens (B,), `NOTHING` in place of those whose number is not finite."""
+    return [
+        token if isfinite(number) else NOTHING for token, number in zip(tokens.tolist(), numbers, strict=True)
+    ]
 
 
 def most_likely(scores: Tensor) -> Tensor:
