@@ -143,7 +143,7 @@ class Scripted(torch.nn.Module):
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         """Asked for where they lie and what type they give."""
-        return torch.nn.Embedding(1, 1)
+        return torch.nn.Embedding(self.scores.shape[1], 1)
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> CausalLMOutputWithPast:
         """Logits (B, 1, V)."""

@@ -2,7 +2,8 @@
 
 from glmtune.generate.chat import Chat, answer, encode_conversation, stream_text
 from glmtune.generate.compute import choose_compute, pick_compute
-from glmtune.generate.engine import Engine, Request, complete, decode
+from glmtune.generate.engine import Engine, complete, decode
+from glmtune.generate.requests import Request
 from glmtune.generate.sampling import Sampling
 
 __all__ = [

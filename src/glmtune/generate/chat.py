@@ -1,6 +1,6 @@
 """Talking to a model: history, template, text that never splits a character."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from glmtune.generate.engine import Engine, complete, decode
@@ -17,7 +17,7 @@ class Chat:
     """A conversation with a model, in the template of its tokenizer.
 
     `system` and `source_prefix` are what the model was tuned with: a system message put first, and a text
-    in front of the first question.
+    in front of the first question. As an engine, a chat is one thread's.
     """
 
     def __init__(
@@ -37,25 +37,42 @@ class Chat:
         self.source_prefix = source_prefix
         self.messages: list[dict[str, Any]] = []
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS)
+        if not self._engine.goes_on:
+            self._engine.reuse.num_tokens = 0  # a turn that is kept would be of no use to the next
+        self._asked: Generator[tuple[str, str], None, None] | None = None
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
 
     def clear(self) -> None:
-        """Forget the conversation; the system message stays."""
+        """Forget the conversation, and give up an answer that is under way; the system message stays."""
+        self._give_up()
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, text: str) -> Iterator[str]:
         """Yield the answer piece by piece, then remember question and answer.
 
-        An answer that is abandoned half-way is not remembered.
+        An answer that is abandoned half-way, or by another question, is not remembered.
         """
-        written = ""
+        self._give_up()
         prompt = self._prompt(text)
-        for so_far, piece in _stream(self.model, self.tokenizer, prompt, self.sampling, self._engine):
-            written = so_far
-            yield piece
+        asked = self._asked = _stream(self.model, self.tokenizer, prompt, self.sampling, self._engine)
+        written = ""
+        try:
+            for so_far, piece in asked:
+                written = so_far
+                yield piece
+        finally:
+            asked.close()
+        if self._asked is not asked:
+            return
         kept = kept_answer(self.tokenizer.template, written.strip())
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
+
+    def _give_up(self) -> None:
+        """End the answer that is under way."""
+        if self._asked:
+            self._asked.close()
+            self._asked = None
 
     def _prompt(self, text: str) -> list[int]:
         conversation = [*self.messages, {"role": "user", "content": text}]
@@ -86,7 +103,7 @@ def stream_text(
 
 def _stream(
     model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, engine: Engine | None
-) -> Iterator[tuple[str, str]]:
+) -> Generator[tuple[str, str], None, None]:
     """What the model has written so far, and what of it is new to show."""
     stop_ids = frozenset(tokenizer.stop_ids)
     ids: list[int] = []

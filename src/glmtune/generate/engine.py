@@ -9,7 +9,6 @@ those of `compute=fast` may differ a little by it (see `fast`).
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 
 from glmtune.adapters import Adapters
-from glmtune.errors import ConfigError, DataError
-from glmtune.generate.reuse import Reuse, count_shared
+from glmtune.errors import AnswerError, ConfigError
+from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request
+from glmtune.generate.reuse import Reuse, count_shared, mark_model
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import Prompt, build_runner
-from glmtune.generate.sampling import Draw, Sampling, draw_tokens
+from glmtune.generate.sampling import NOTHING, Draw, Sampling, draw_tokens
 from glmtune.models.prefix import PrefixEncoder
 
 MAX_ROWS = 64
@@ -32,44 +32,11 @@ SHARED_TOKENS = 32
 """Least common beginning of several prompts that is worth a pass of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt and how it is answered."""
-
-    prompt: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    stop_ids: Collection[int] = ()
-    """Each ends the answer; it is the answer's last token."""
-    adapter: str | None = None
-    """Its name among the engine's `Adapters`; None: the base alone, or an engine's model as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of an answer."""
-
-    request: int
-    """What `submit` has returned."""
-    id: int
-    is_last: bool
-
-
-@dataclass(slots=True)
-class _Answer:
-    """A request that waits or is being answered."""
-
-    number: int
-    request: Request
-    draw: Draw
-    ids: list[int] = field(default_factory=list)
-
-    @property
-    def is_ended(self) -> bool:
-        return self.ids[-1] in self.request.stop_ids or len(self.ids) == self.draw.sampling.max_new_tokens
-
-
 class Engine:
     """Answers requests together. The model must be in evaluation mode and stay as it is meanwhile.
+
+    An engine is one thread's: several must take turns, by a lock of theirs. Whatever a call raises, no other
+    request is lost or answered otherwise: the next step goes on with one that was broken off.
 
     Of `Adapters` more may be added, and the active one switched, between two steps: both only make the engine
     forget the texts that it keeps.
@@ -100,40 +67,47 @@ class Engine:
                 "compile_step: a compiled step has one adapter in it, and here each request has its own",
                 hint="leave it off, or set one to work: Adapters.use(name), then Engine(adapters.model)",
             )
+        _check_size("max_rows", max_rows, 1)
+        _check_size("reused_tokens", reused_tokens, 0)
         base = self._adapters.model if self._adapters else model
+        _refuse_prompt_learning(base)
         self.runner = build_runner(base, compile_step=compile_step)
         self.rows = Rows(is_room_kept=compile_step)
         self.reuse = Reuse(reused_tokens)
         self.max_rows = max_rows
         self.max_prefill_tokens = max_prefill_tokens
+        self._kind = _kind_of(self.runner.model)
         self._numbers = count()
-        self._waiting: deque[_Answer] = deque()
-        self._held: list[_Answer] = []  # as in `rows`
+        self._waiting: deque[Answer] = deque()
+        self._held: list[Answer] = []  # as in `rows`
+        self._drawn: list[Token] = []  # of the step that is under way
         self._positions = torch.empty(0)  # of the next token in each held row, (B, ..., 1)
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing is left to answer."""
-        return not self._held and not self._waiting
+        return not (self._held or self._waiting or self._drawn)
 
     def submit(self, request: Request) -> int:
         """Put a request in line; its number.
 
-        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for an adapter that is unknown.
+        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for stop ids that are none, an
+        adapter that is unknown, and a model that is in training mode, or was cast or moved.
         """
+        self._check_model()
         self._check_adapter(request.adapter)
-        if not len(request.prompt):
-            raise DataError("prompt: empty, so nothing follows it", hint="give at least one id")
+        request = check_request(request, self._vocabulary)
         self.runner.count_positions(request.prompt)
         draw = Draw(request.sampling, request.prompt, device=self.runner.device)
         number = next(self._numbers)
-        self._waiting.append(_Answer(number, request, draw))
+        self._waiting.append(Answer(number, request, draw))
         return number
 
     @torch.inference_mode()
     def cancel(self, number: int) -> None:
         """Give a request up, waiting or half answered; its memory is free at once."""
         self._waiting = deque(answer for answer in self._waiting if answer.number != number)
+        self._drawn = [token for token in self._drawn if token.request != number]
         for row, answer in enumerate(self._held):
             if answer.number == number:
                 self._leave(row)
@@ -141,23 +115,70 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """One token for each row that is held, and the first of each that joins."""
-        tokens = self._advance() if self._held else []
+        """One token for each row that is held, and the first of each that joins.
+
+        Raises `AnswerError` where the model's numbers are not finite: the requests that it names are gone,
+        and the next step gives the other rows' tokens.
+        """
+        if self._held and not self._drawn:  # else the step before was broken off after this
+            self._advance()
         while self._waiting and len(self._held) < self.max_rows:
-            tokens += self._join(self._next_prompts())
+            self._join(self._next_prompts())
         for row in reversed(range(len(self._held))):
             if self._held[row].is_ended:
                 self._leave(row)
+        tokens, self._drawn = self._drawn, []
         return tokens
 
     @torch.inference_mode()
     def remember(self, ids: Sequence[int], *, adapter: str | None = None) -> None:
-        """Compute a text that many prompts begin with, and keep it for good. `adapter` as in `Request`."""
+        """Compute a text that many prompts begin with, and keep it until a weight changes, or `forget`.
+
+        `adapter` as in `Request`; errors as of `submit`.
+        """
+        self._check_model()
         self._check_adapter(adapter)
-        row = len(self._held)
-        self._read([Request(ids, adapter=adapter)])
-        self.reuse.keep(self.runner.model, ids, self.rows.read(row), adapter=adapter, pin=True)
-        self.rows.remove(row)
+        text = check_prompt(ids, self._vocabulary)
+        self.reuse.check(self.runner.model)
+        if not self.reuse.is_pinned(text, adapter):
+            self._remember(text, adapter)
+
+    def forget(self) -> None:
+        """Let go of what is kept for later prompts, remembered texts too."""
+        self.reuse.forget()
+
+    def _remember(self, text: Sequence[int], adapter: str | None) -> None:
+        row, mark = len(self._held), mark_model(self.runner.model)
+        try:
+            self._read([Request(text, adapter=adapter)])
+            layers = self.rows.read(row)
+            self.reuse.keep(self.runner.model, text, layers, mark=mark, adapter=adapter, pin=True)
+        finally:
+            self.rows.keep_first(row)
+
+    @property
+    def _vocabulary(self) -> int:
+        size: int = self.runner.model.get_input_embeddings().weight.shape[0]
+        return size
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether what is kept of a text is of use for prompts that only begin like it.
+
+        Not so for ChatGLM-6B: each token of its context sees the whole.
+        """
+        return self.runner.count_reusable((), 1) > 0
+
+    def _check_model(self) -> None:
+        """That it is as answers, and this engine, need it."""
+        if self.runner.model.training:
+            raise ConfigError(
+                "model: in training mode, where dropout makes every answer a random one", hint="model.eval()"
+            )
+        if _kind_of(self.runner.model) != self._kind:
+            raise ConfigError(
+                "model: cast or moved since this engine was made", hint="make a new Engine or Chat after that"
+            )
 
     def _check_adapter(self, name: str | None) -> None:
         if self._adapters:
@@ -177,41 +198,76 @@ class Engine:
         """Inside, a pass reads so many tokens under each of these."""
         return self._adapters.mixing(adapters, num_tokens) if self._adapters else nullcontext()
 
-    def _advance(self) -> list[Token]:
+    def _advance(self) -> None:
         last = torch.tensor([[answer.ids[-1]] for answer in self._held], device=self.runner.device)
         adapters = [answer.request.adapter for answer in self._held]
-        with self._mixing(adapters, [1] * len(adapters)):
-            logits = self.runner.step(self.rows, last, self._positions)
-        self._positions = self.runner.advance_positions(self._positions)
-        return _draw(logits, self._held)
+        lengths = list(self.rows.lengths)
+        try:
+            with self._mixing(adapters, [1] * len(adapters)):
+                logits = self.runner.step(self.rows, last, self._positions)
+            following = self.runner.advance_positions(self._positions)
+            drawn = draw_tokens(logits, [answer.draw for answer in self._held])
+        except BaseException:  # the step is done again: its column is written once more
+            self.rows.lengths = lengths
+            raise
+        self._positions = following
+        self._take(self._held, drawn)
 
-    def _next_prompts(self) -> list[_Answer]:
+    def _next_prompts(self) -> list[Answer]:
         """Waiting requests that fit into one packed pass and the rows that are free; at least one."""
-        taken: list[_Answer] = []
+        taken: list[Answer] = []
         left = self.max_prefill_tokens
-        while self._waiting and len(self._held) + len(taken) < self.max_rows:
-            left -= len(self._waiting[0].request.prompt)
-            if taken and left < 0:
+        for answer in self._waiting:
+            left -= len(answer.request.prompt)
+            if len(self._held) + len(taken) == self.max_rows or (taken and left < 0):
                 break
-            taken.append(self._waiting.popleft())
+            taken.append(answer)
         return taken
 
-    def _join(self, joining: Sequence[_Answer]) -> list[Token]:
-        logits, following = self._read([answer.request for answer in joining])
+    def _join(self, joining: Sequence[Answer]) -> None:
+        """They wait until their first tokens are drawn, so that none is lost if that fails."""
+        first = len(self._held)
+        try:
+            logits, following = self._read([answer.request for answer in joining])
+            drawn = draw_tokens(logits, [answer.draw for answer in joining])
+        except BaseException as error:
+            self.rows.keep_first(first)
+            error.add_note(f"while the prompts of requests {_numbers_of(joining)} were read")
+            raise
         self._positions = torch.cat((self._positions, following)) if self._held else following
         self._held += joining
-        return _draw(logits, joining)
+        for answer in joining:
+            answer.mark = self.reuse.mark
+            self._waiting.popleft()
+        self._take(joining, drawn)
+
+    def _take(self, answers: Sequence[Answer], drawn: Sequence[int]) -> None:
+        """Give each answer its token, and give up those that there is none for."""
+        spoiled = [answer for answer, token in zip(answers, drawn, strict=True) if token == NOTHING]
+        for answer, token in zip(answers, drawn, strict=True):
+            if token != NOTHING:
+                answer.ids.append(token)
+                self._drawn.append(Token(answer.number, token, answer.is_ended))
+        if spoiled:
+            self._give_up(spoiled)
+
+    def _give_up(self, spoiled: Sequence[Answer]) -> None:
+        for answer in spoiled:
+            row = self._held.index(answer)
+            self.rows.wipe(row)
+            self._drop(row)
+        raise AnswerError(
+            f"request {_numbers_of(spoiled)}: the model's scores of the next token are not finite",
+            requests=tuple(answer.number for answer in spoiled),
+            hint="look for NaN in the weights; fp16 overflows where bf16 and fp32 do not",
+        )
 
     def _read(self, asked: Sequence[Request]) -> tuple[Tensor, Tensor]:
-        """Prompts into new rows: logits after each, and the positions that follow. No row if it fails."""
+        """Prompts into new rows: logits after each, and the positions that follow."""
         self.reuse.check(self.runner.model)
         first = len(self._held)
         self.rows.add(len(asked))
-        try:
-            return self._prefill([self._begin(first + i, request) for i, request in enumerate(asked)])
-        except BaseException:  # an interrupted chat goes on with the same engine
-            self.rows.keep_first(first)
-            raise
+        return self._prefill([self._begin(first + i, request) for i, request in enumerate(asked)])
 
     def _begin(self, row: int, request: Request) -> Prompt:
         """Put what is known of a prompt into its row; the last id is always computed: logits come from it."""
@@ -237,12 +293,22 @@ class Engine:
         return torch.cat(logits), torch.cat(following)
 
     def _leave(self, row: int) -> None:
-        """The last row takes the place, as in `Rows.remove`."""
+        try:
+            self._keep(row)
+        finally:
+            self._drop(row)
+
+    def _keep(self, row: int) -> None:
+        """Hold what was read for later prompts, all but the last token."""
         left = self._held[row]
         ids = [*left.request.prompt, *left.ids[:-1]]
         if len(ids) <= self.reuse.num_tokens:
             layers = self.rows.read(row)
-            self.reuse.keep(self.runner.model, ids, layers, adapter=left.request.adapter)
+            mark, adapter = left.mark, left.request.adapter
+            self.reuse.keep(self.runner.model, ids, layers, mark=mark, adapter=adapter)
+
+    def _drop(self, row: int) -> None:
+        """The last row takes the place, as in `Rows.remove`."""
         last = self._held.pop()
         if row < len(self._held):
             self._held[row] = last
@@ -251,11 +317,27 @@ class Engine:
         self.rows.remove(row)
 
 
-def _draw(logits: Tensor, answers: Sequence[_Answer]) -> list[Token]:
-    drawn = draw_tokens(logits, [answer.draw for answer in answers])
-    for answer, token in zip(answers, drawn, strict=True):
-        answer.ids.append(token)
-    return [Token(answer.number, answer.ids[-1], answer.is_ended) for answer in answers]
+def _check_size(name: str, size: int, least: int) -> None:
+    if size < least:
+        raise ConfigError(f"{name}: must be at least {least}, got {size}", hint="see Engine")
+
+
+def _refuse_prompt_learning(model: Any) -> None:
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        raise ConfigError(
+            f"model: PEFT's {config.peft_type.value} stands in front of the layers, where this engine begins",
+            hint="answer with model.generate; LoRA and glmtune's own prefixes are answered here",
+        )
+
+
+def _kind_of(model: Any) -> tuple[torch.dtype, torch.device]:
+    weight = model.get_input_embeddings().weight
+    return weight.dtype, weight.device
+
+
+def _numbers_of(answers: Sequence[Answer]) -> str:
+    return ", ".join(str(answer.number) for answer in answers)
 
 
 def decode(
@@ -270,24 +352,29 @@ def decode(
     """Yield, step by step, the new (row, token id) pairs; the stop token that ends a row is among them.
 
     At most `max_rows` are answered at once, and the next prompt joins as soon as one of them has ended. What
-    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers.
+    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers;
+    `ConfigError` if it is not idle, for it answers others' requests then.
     """
-    was_training = model.training
-    if was_training:
-        model.eval()
-    engine = engine or _build_engine(model, prompts, max_rows)
-    stops = frozenset(stop_ids)
+    if engine and not engine.is_idle:
+        raise ConfigError(
+            "engine: still answering", hint="finish or close() the earlier answer, or cancel it"
+        )
     rows: dict[int, int] = {}
+    was_training = model.training
     try:
+        if was_training:
+            model.eval()
+        engine = engine or _build_engine(model, prompts, max_rows)
         for row, prompt in enumerate(prompts):
-            rows[engine.submit(Request(prompt, sampling, stops))] = row
+            rows[engine.submit(Request(prompt, sampling, stop_ids))] = row
         while not engine.is_idle:
             yield [(rows[token.request], token.id) for token in engine.step()]
     finally:
-        for number in rows:
-            engine.cancel(number)
         if was_training:
             model.train()
+        if engine:
+            for number in rows:
+                engine.cancel(number)
 
 
 def _build_engine(model: Any, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:

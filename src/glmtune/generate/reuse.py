@@ -32,8 +32,9 @@ class Reuse:
     def __init__(self, num_tokens: int) -> None:
         """`num_tokens`: the budget; what is pinned does not count."""
         self.num_tokens = num_tokens
+        self.mark: object = None
+        """The model's at the last check, if there is anything to keep or kept."""
         self._texts: list[_Text] = []
-        self._mark: object = None
 
     @property
     def num_held(self) -> int:
@@ -41,9 +42,21 @@ class Reuse:
         return sum(len(text.ids) for text in self._texts if not text.is_pinned)
 
     def check(self, model: nn.Module) -> None:
-        """Forget everything if the model has changed since."""
-        if self._texts and mark_model(model) != self._mark:
-            self._texts = []
+        """Forget everything if the model has changed since the last check."""
+        if self._texts or self.num_tokens:
+            mark = mark_model(model)
+            if mark != self.mark:
+                self.forget()
+            self.mark = mark
+
+    def forget(self) -> None:
+        """Let all texts go, pinned ones too."""
+        self._texts = []
+
+    def is_pinned(self, ids: Sequence[int], adapter: str | None = None) -> bool:
+        """Whether a text that is kept for good has all of these."""
+        asked = _Text(adapter, list(ids), [], is_pinned=True)
+        return any(text.is_pinned and text.goes_on_from(asked) for text in self._texts)
 
     def find(self, ids: Sequence[int], adapter: str | None = None) -> tuple[int, list[Layer]]:
         """How many first ids a text shares with these, the most that any does, and the text's layers.
@@ -63,12 +76,19 @@ class Reuse:
         ids: Sequence[int],
         layers: list[Layer],
         *,
+        mark: object,
         adapter: str | None = None,
         pin: bool = False,
     ) -> None:
-        """Hold a text computed under an adapter, in place of those that it goes on from. `pin`: for good."""
-        if not self._texts:
-            self._mark = mark_model(model)
+        """Hold a text computed under an adapter, in place of those that it goes on from. `pin`: for good.
+
+        `mark`: of `mark_model` when its first id was read; the text of a model that was another is not held.
+        """
+        if mark_model(model) != mark:
+            return
+        if mark != self.mark:
+            self.forget()
+            self.mark = mark
         new = _Text(adapter, list(ids), layers, pin)
         self._texts = [text for text in self._texts if text.is_pinned or not new.goes_on_from(text)] + [new]
         while self.num_held > self.num_tokens:
@@ -81,11 +101,15 @@ def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def mark_model(model: nn.Module) -> object:
-    """What changes when a weight is replaced or changed in place, or another adapter is switched on.
+    """What changes when a weight is replaced or changed in place, an adapter switched on, off or scaled.
 
     Only a change through `.data` goes unseen.
     """
     weights = [(id(p), 0 if p.is_inference() else p._version) for p in model.parameters()]
     layers: Iterator[Any] = (part for part in model.modules() if hasattr(part, "merged_adapters"))  # PEFT's
-    adapters = [(part.active_adapters, part.disable_adapters, list(part.merged_adapters)) for part in layers]
-    return weights, adapters
+    return weights, [_mark_adapters(part) for part in layers]
+
+
+def _mark_adapters(part: Any) -> object:
+    scaling = repr(getattr(part, "scaling", None))
+    return list(part.active_adapters), part.disable_adapters, list(part.merged_adapters), scaling

@@ -50,6 +50,12 @@ class Rows:
         self.lengths.pop()
         self._give_back()
 
+    def wipe(self, row: int) -> None:
+        """Overwrite numbers that are not finite: the next row there masks them, and 0 times NaN is NaN."""
+        for layer in self.layers:
+            for part in layer:
+                part[row] = 0
+
     def keep_first(self, count: int) -> None:
         """Let all rows but the first ones go."""
         del self.lengths[count:]
@@ -98,6 +104,7 @@ class Rows:
     def _resize(self, rows: int, columns: int) -> None:
         used = max(self.lengths, default=0)
         kept = min(self.room[0], len(self.lengths))
+        self.room = (min(rows, self.room[0]), min(columns, self.room[1]))  # all there is if this breaks off
         for i, layer in enumerate(self.layers):  # one after the other: little is held twice
             self.layers[i] = tuple(_moved(part, rows, columns, kept, used) for part in layer)  # type: ignore[assignment]
         self.room = (rows, columns)

@@ -1,12 +1,21 @@
 """How the next token is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf, isfinite
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+
+NOTHING = -1
+"""Drawn where the scores are not finite: no token follows from them."""
+LEAST_TEMPERATURE = 1e-6
+"""Logits divided by less overflow fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +27,7 @@ class Sampling:
     do_sample: bool = True
     """False: always the most likely token."""
     temperature: float = 0.8
-    """Divides the logits; below 1 sharpens. 0 means no sampling."""
+    """Divides the logits; below 1 sharpens. 0 means no sampling; else at least 1e-6."""
     top_p: float = 0.8
     """Draw only from the most likely tokens that together have this probability."""
     top_k: int = 0
@@ -30,22 +39,26 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no distribution comes from."""
-        for name, is_valid, allowed in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("top_k", self.top_k >= 0, "at least 0"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-        ):
-            if not is_valid:
-                raise ConfigError(
-                    f"{name}: must be {allowed}, got {getattr(self, name)}", hint="see Sampling"
-                )
+        for name, (kind, is_allowed, allowed) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or not is_allowed(value):
+                raise ConfigError(f"{name}: must be {allowed}, got {value!r}", hint="see Sampling")
 
     @property
     def is_greedy(self) -> bool:
         """Whether the next token is always the most likely one."""
         return not self.do_sample or self.temperature == 0
+
+
+_ALLOWED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+    "max_new_tokens": (Integral, lambda n: n >= 1, "a whole number from 1 on"),
+    "temperature": (Real, lambda t: t == 0 or LEAST_TEMPERATURE <= t < inf, "0, or a number from 1e-6 on"),
+    "top_p": (Real, lambda p: 0 <= p <= 1, "between 0 and 1"),
+    "top_k": (Integral, lambda k: k >= 0, "a whole number from 0 on"),
+    "repetition_penalty": (Real, lambda r: 0 < r < inf, "a number above 0"),
+    "seed": (Integral | None, lambda s: s is None or -(2**63) <= s < 2**64, "a whole number of 64 bits"),
+}
+"""Type and range of each number, and how it is said."""
 
 
 class Draw:
@@ -74,34 +87,65 @@ class Draw:
 
 
 def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """The next token of each answer. logits: (B, V). A row's token does not depend on the other rows."""
+    """The next token of each answer, or `NOTHING`. logits: (B, V). No row's token depends on the other rows.
+
+    Where it fails nothing is drawn: the answers' random numbers are as they were.
+    """
     if all(draw.sampling.is_greedy and not draw.is_penalised for draw in draws):
-        greedy: list[int] = most_likely(logits).tolist()
-        return greedy
+        return _draw_likeliest(logits)
     alike: dict[Sampling, list[int]] = {}
     for i, draw in enumerate(draws):
         alike.setdefault(draw.sampling, []).append(i)
-    tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
-    for sampling, rows in alike.items():
-        chosen = logits if len(rows) == len(draws) else logits[rows]
-        tokens[rows] = _draw(chosen, sampling, [draws[i] for i in rows])
-    for draw, token in zip(draws, tokens, strict=True):
+    drawn = [NOTHING] * len(draws)
+    with _rewinding(draws):
+        for sampling, rows in alike.items():
+            chosen = logits if len(rows) == len(draws) else logits[rows]
+            tokens = _draw(chosen, sampling, [draws[i] for i in rows])
+            for i, token in zip(rows, tokens, strict=True):
+                drawn[i] = token
+    for draw, token in zip(draws, drawn, strict=True):
         if draw.is_penalised:
             draw.seen_of(logits)[token] = True
-    drawn: list[int] = tokens.tolist()
     return drawn
 
 
-def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> Tensor:
+@contextmanager
+def _rewinding(draws: Sequence[Draw]) -> Iterator[None]:
+    """Inside, an exception takes each answer's random numbers back to where they were."""
+    states = [(draw.generator, draw.generator.get_state()) for draw in draws if draw.generator]
+    try:
+        yield
+    except BaseException:
+        for generator, state in states:
+            generator.set_state(state)
+        raise
+
+
+def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> list[int]:
     seen = torch.stack([draw.seen_of(logits) for draw in draws]) if draws[0].is_penalised else None
     scores = score_tokens(logits, sampling, seen)
     if sampling.is_greedy:
-        return most_likely(scores)
+        return _draw_likeliest(scores)
     chances = scores.softmax(dim=-1)
+    firsts = chances[:, 0].tolist()  # one score that is not finite makes its whole row NaN
     drawn = [
-        torch.multinomial(row, 1, generator=draw.generator) for row, draw in zip(chances, draws, strict=True)
+        torch.multinomial(row if isfinite(first) else torch.ones_like(row), 1, generator=draw.generator)
+        for row, first, draw in zip(chances, firsts, draws, strict=True)
     ]
-    return torch.cat(drawn)
+    return _name_nothing(torch.cat(drawn), firsts)
+
+
+def _draw_likeliest(scores: Tensor) -> list[int]:
+    """As `most_likely`, for which NaN is larger than any number."""
+    tokens = most_likely(scores)
+    return _name_nothing(tokens, scores.gather(1, tokens[:, None])[:, 0].tolist())
+
+
+def _name_nothing(tokens: Tensor, numbers: Sequence[float]) -> list[int]:
+    """The tokens (B,), `NOTHING` in place of those whose number is not finite."""
+    return [
+        token if isfinite(number) else NOTHING for token, number in zip(tokens.tolist(), numbers, strict=True)
+    ]
 
 
 def most_likely(scores: Tensor) -> Tensor:

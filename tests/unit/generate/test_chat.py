@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from glmtune.generate import Chat, Sampling, answer, stream_text
 from glmtune.models.chat_calls import settled_answer, shown_answer
 from glmtune.tokenizers import load_tokenizer
+from golden import read_golden
 from models import Scripted
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
@@ -57,6 +58,40 @@ def test_an_answer_is_shown_and_remembered_as_by_the_official_chat(tokenizer: An
     prompt, sampling = tokenizer.encode_plain("早"), Sampling(**GREEDY)
     assert "".join(stream_text(saying(tokenizer, SAID), tokenizer, prompt, sampling)) == expected[0]
     assert answer(saying(tokenizer, SAID), tokenizer, [prompt], sampling) == [expected[0]]
+
+
+def test_a_new_question_or_a_cleared_conversation_gives_up_the_answer_before(tokenizer: Any) -> None:
+    chat = Chat(saying(tokenizer, SAID), tokenizer, **GREEDY)
+    chat._engine.reuse.num_tokens = 0  # there are no keys and values to keep
+    ends = (chat.clear, lambda: list(chat.ask("晚")))
+    for end in ends:
+        chat.model.said = 0
+        given_up = chat.ask("早")
+        next(given_up)
+        chat.model.said = 0
+        end()
+        assert list(given_up) == []
+    assert [message["content"] for message in chat.messages] == ["晚", KEPT[tokenizer.template]]
+    assert chat._engine.is_idle
+
+
+def test_an_answer_that_is_closed_frees_its_memory(tokenizer: Any) -> None:
+    chat = Chat(saying(tokenizer, SAID), tokenizer, **GREEDY)
+    answer = chat.ask("早")
+    next(answer)
+    answer.close()
+    assert chat._engine.is_idle
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize(("golden", "is_kept"), [("v1_late", False), ("v3", True)])
+def test_a_chat_keeps_the_turns_that_the_next_can_go_on_from(
+    golden: str, is_kept: bool, tmp_path: Path
+) -> None:
+    model = read_golden(golden).model
+    BUILDERS["chatglm3"](tmp_path, "chatglm3")
+    chat = Chat(model, load_tokenizer(tmp_path, "chatglm3"))
+    assert (chat._engine.reuse.num_tokens > 0) == is_kept
 
 
 @pytest.mark.parametrize("template", list(SHOWN))

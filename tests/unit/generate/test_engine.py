@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete, decode
@@ -71,6 +72,65 @@ def test_the_model_is_left_in_the_mode_it_was_in(model: torch.nn.Module) -> None
     model.eval()
 
 
+def test_an_interrupt_before_the_first_step_leaves_the_model_in_the_mode_it_was_in(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "remember", interrupt)
+    model.train()
+    with pytest.raises(KeyboardInterrupt):
+        complete(model, [[*range(1, 60), end] for end in (1, 2)], GREEDY, stop_ids=[])
+    assert model.training
+    model.eval()
+
+
+def test_a_model_in_training_mode_is_refused(model: torch.nn.Module) -> None:
+    engine = Engine(model)
+    model.train()
+    for refused in (lambda: engine.submit(Request([1])), lambda: engine.remember([1])):
+        with pytest.raises(ConfigError, match="training mode"):
+            refused()
+    model.eval()
+    engine.submit(Request([1]))
+
+
+def test_a_model_that_was_cast_needs_a_new_engine() -> None:
+    model = lively_model()
+    engine = Engine(model)
+    model.to(torch.bfloat16)
+    with pytest.raises(ConfigError, match="cast or moved"):
+        engine.submit(Request([1]))
+    assert complete(model, PROMPTS, GREEDY, stop_ids=[])
+
+
+@pytest.mark.parametrize("settings", [{"max_rows": 0}, {"reused_tokens": -1}])
+def test_sizes_with_which_nothing_is_ever_answered_are_refused(
+    model: torch.nn.Module, settings: dict[str, int]
+) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        Engine(model, **settings)
+    with pytest.raises(ConfigError, match="max_rows"):
+        complete(model, PROMPTS, GREEDY, stop_ids=[], max_rows=0)
+
+
+def test_prompts_that_peft_has_learned_are_refused_and_not_ignored() -> None:
+    model = get_peft_model(lively_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ConfigError, match="PROMPT_TUNING"):
+        complete(model, PROMPTS, GREEDY, stop_ids=[])
+
+
+def test_an_engine_that_answers_already_is_refused_for_other_answers(model: torch.nn.Module) -> None:
+    engine = Engine(model)
+    first = decode(model, PROMPTS[:1], GREEDY, stop_ids=[], engine=engine)
+    answer = [token for _, token in next(first)]
+    with pytest.raises(ConfigError, match="still answering"):
+        next(decode(model, PROMPTS[1:], GREEDY, stop_ids=[], engine=engine))
+    answer += [token for pairs in first for _, token in pairs]
+    assert answer == complete(model, PROMPTS[:1], GREEDY, stop_ids=[])[0]
+
+
 @pytest.mark.parametrize(
     "settings", [{"top_p": 0.6, "temperature": 1.0}, {"top_p": 1.0, "top_k": 5, "temperature": 0.7}]
 )
@@ -135,8 +195,13 @@ def test_a_top_p_of_zero_is_greedy(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": -1}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}]
-)
+    "settings",
+    [
+        {"temperature": -1}, {"temperature": 1e-40}, {"temperature": math.inf}, {"temperature": "0.8"},
+        {"top_p": 1.5}, {"top_k": -1}, {"top_k": 2.5}, {"max_new_tokens": 0}, {"max_new_tokens": 2.5},
+        {"repetition_penalty": math.nan}, {"seed": 2**64},
+    ],
+)  # fmt: skip
 def test_a_sampling_that_means_nothing_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         Sampling(**settings)

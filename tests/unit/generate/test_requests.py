@@ -1,14 +1,20 @@
 """Requests that come and go: no answer depends on another, and what has ended holds no memory."""
 
+import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtune.errors import DataError
+import glmtune.generate.rows as rows_module
+import glmtune.generate.sampling as sampling_module
+from glmtune.errors import AnswerError, ConfigError, DataError
 from glmtune.generate import Engine, Request, Sampling, decode
 from golden import read_golden
 from models import VOCABULARY, lively_model
@@ -171,11 +177,6 @@ def test_rows_get_the_same_random_numbers_in_a_batch_as_alone() -> None:
     assert answers[0] == answers[2] != answers[1]
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(DataError, match="empty"):
-        Engine(MODEL).submit(Request([]))
-
-
 def test_an_unused_column_is_finite() -> None:
     """Else a masked column would spoil a sum: 0 times NaN is NaN."""
     engine = Engine(MODEL)
@@ -192,6 +193,54 @@ def test_a_prompt_whose_positions_cannot_be_told_is_refused_at_once() -> None:
     assert engine.is_idle
 
 
+def failing_once(monkeypatch: pytest.MonkeyPatch, target: object, name: str, *, after: int = 0) -> None:
+    """The call after so many more fails when its work is done; all others do what they did."""
+    work, calls = getattr(target, name), count()
+
+    def fail(*args: object, **kwargs: object) -> object:
+        done = work(*args, **kwargs)
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(target, name, fail)
+
+
+SEEDED = [Request(request.prompt, way) for request, way in zip(requests_of(3, 9, 5), WAYS[1:], strict=True)]
+
+
+FAILING: tuple[tuple[str, Callable[[Engine], object]], ...] = (
+    ("step", lambda engine: engine.runner),
+    ("prefill", lambda engine: engine.runner),
+    ("advance_positions", lambda engine: engine.runner),
+    ("write", lambda engine: type(engine.rows)),
+    ("remove", lambda engine: type(engine.rows)),
+    ("keep", lambda engine: engine.reuse),
+    ("_moved", lambda _: rows_module),
+    ("_draw", lambda _: sampling_module),
+)
+
+
+@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize(("name", "owner"), FAILING)
+def test_a_step_that_fails_anywhere_loses_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, owner: Callable[[Engine], object], after: int
+) -> None:
+    asked = [*SEEDED, SEEDED[0]]  # the last one's prompt is known from the first
+    expected = [alone(request) for request in asked]
+    engine = Engine(MODEL, max_rows=2, reused_tokens=100)
+    failing_once(monkeypatch, owner(engine), name, after=after)
+    answers: list[list[int]] = [[] for _ in asked]
+    for request in asked:
+        engine.submit(request)
+    while not engine.is_idle:
+        with suppress(KeyboardInterrupt):
+            for token in engine.step():
+                answers[token.request].append(token.id)
+    assert answers == expected
+    assert engine.rows.num_bytes == 0
+
+
 def test_an_interrupted_prompt_leaves_no_row_behind() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -199,14 +248,66 @@ def test_an_interrupted_prompt_leaves_no_row_behind() -> None:
     engine = Engine(MODEL)
     first, second = requests_of(3, 5)
     engine.submit(first)
-    answer = [token.id for token in engine.step()]
-    engine.submit(second)
+    answers = {0: [token.id for token in engine.step()], engine.submit(second): []}
     hook = MODEL.transformer.encoder.layers[1].register_forward_pre_hook(
         lambda _, inputs: interrupt() if inputs[0].shape[1] > 1 else None
     )
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         engine.step()
     hook.remove()
-    rest = [token.id for token in finish(engine)]
-    assert [*answer, *rest] == [*alone(first)[:1], *alone(first)[2:]]  # the interrupted step's token is lost
+    assert caught.value.__notes__ == ["while the prompts of requests 1 were read"]
+    for token in finish(engine):
+        answers[token.request].append(token.id)
+    assert answers == {0: alone(first), 1: alone(second)}
     assert engine.rows.num_bytes == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_answer_without_finite_scores_is_given_up_by_name_and_the_others_go_on(way: Sampling) -> None:
+    """Its keys and values are NaN: nothing of them may reach the row that takes its place."""
+    model = lively_model()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[77] = math.nan
+    good = [Request(range(1, length), way) for length in (60, 40, 9)]
+    asked = [good[0], Request([*range(1, 50), 77], way), *good[1:]]
+    engine = Engine(model, max_rows=3)
+    numbers = [engine.submit(request) for request in asked]
+    answers: dict[int, list[int]] = {number: [] for number in numbers}
+    with pytest.raises(AnswerError, match=f"request {numbers[1]}: ") as caught:
+        engine.step()
+    assert caught.value.requests == (numbers[1],)
+    for token in finish(engine):
+        answers[token.request].append(token.id)
+    assert list(answers.values()) == [alone(good[0]), [], alone(good[1]), alone(good[2])]
+
+
+@pytest.mark.parametrize("ids", [[], [1, VOCABULARY], [-1, 1], [1.5], ["a"], 5])
+def test_a_prompt_of_other_than_the_models_ids_is_refused_at_once(ids: Any) -> None:
+    engine = Engine(MODEL)
+    for refuse in (lambda: engine.submit(Request(ids)), lambda: engine.remember(ids)):
+        with pytest.raises(DataError, match="prompt: "):
+            refuse()
+    assert engine.is_idle
+    assert engine.rows.num_bytes == 0
+
+
+@pytest.mark.parametrize("stop_ids", [2, None, "ab", [2.5]])
+def test_stop_ids_that_are_none_are_refused_at_once(stop_ids: Any) -> None:
+    engine = Engine(MODEL)
+    with pytest.raises(ConfigError, match="stop_ids: "):
+        engine.submit(Request([1], stop_ids=stop_ids))
+    assert engine.is_idle
+
+
+def test_a_prompt_and_stop_ids_that_change_afterwards_change_no_answer() -> None:
+    expected = alone(Request([1, 2, 3], GREEDY))
+    prompt, stop_ids = [1, 2, 3], []
+    engine = Engine(MODEL, reused_tokens=1000)
+    engine.submit(Request(prompt, GREEDY, stop_ids))
+    answer = []
+    while not engine.is_idle:
+        answer += [token.id for token in engine.step()]
+        prompt.append(answer[-1])
+        stop_ids.append(answer[-1])
+    assert answer == expected
+    assert engine.reuse.find([1, 2, 3, *expected])[0] == 3 + len(expected) - 1

@@ -1,6 +1,7 @@
 """A text that is known already is not computed again, and the answer is the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from glmtune.generate import Engine, Request, Sampling, complete
-from glmtune.generate.reuse import Reuse
+from glmtune.generate.reuse import Reuse, mark_model
 from golden import read_golden
 from models import lively_model
 
@@ -122,12 +123,68 @@ def test_what_another_adapter_has_made_is_forgotten() -> None:
     assert ask(engine, HEADER) == tuned
 
 
+@pytest.mark.parametrize("switch", ["off", "scaled"])
+def test_a_text_that_was_read_by_a_model_as_it_was_then_is_not_taken_for_one_of_the_model_now(
+    switch: str,
+) -> None:
+    model = adapted()
+    expected: dict[bool, list[int]] = {}
+    for is_switched in (False, True):
+        with switched(model, switch) if is_switched else nullcontext():
+            expected[is_switched] = complete(model, [HEADER], GREEDY, stop_ids=[])[0]
+    engine = Engine(model, reused_tokens=1000)
+    engine.submit(Request(HEADER, GREEDY))
+    engine.step()
+    with switched(model, switch):
+        while not engine.is_idle:
+            engine.step()
+        assert ask(engine, HEADER) == expected[True] != expected[False]
+    assert ask(engine, HEADER) == expected[False]
+
+
+@contextmanager
+def switched(model: Any, how: str) -> Iterator[None]:
+    layers = [part for part in model.modules() if hasattr(part, "set_scale")]
+    if how == "off":
+        with model.disable_adapter():
+            yield
+        return
+    for part in layers:
+        part.set_scale("default", 9)
+    yield
+    for part in layers:
+        part.set_scale("default", 1)
+
+
+def test_a_remembered_text_is_computed_and_held_once_until_it_is_let_go() -> None:
+    engine = Engine(lively_model())
+    for text in (HEADER, HEADER, HEADER[:20]):
+        engine.remember(text)
+    assert [text.ids for text in engine.reuse._texts] == [HEADER]
+    engine.forget()
+    assert engine.reuse.find(HEADER) == (0, [])
+
+
+def test_a_text_that_cannot_be_kept_leaves_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    model = lively_model()
+    engine = Engine(model)
+    monkeypatch.setattr(engine.reuse, "keep", fail)
+    with pytest.raises(MemoryError):
+        engine.remember(HEADER)
+    assert engine.rows.num_bytes == 0
+    assert ask(engine, HEADER) == complete(model, [HEADER], GREEDY, stop_ids=[])[0]
+
+
 def test_the_text_longest_unused_goes_first() -> None:
     model, reuse = torch.nn.Linear(1, 1), Reuse(6)
+    mark = mark_model(model)
     for ids in ([1, 2, 3], [4, 5]):
-        reuse.keep(model, ids, [])
+        reuse.keep(model, ids, [], mark=mark)
     assert reuse.find([1, 2, 9])[0] == 2
-    reuse.keep(model, [6, 7], [])
+    reuse.keep(model, [6, 7], [], mark=mark)
     assert [reuse.find(ids)[0] for ids in ([1, 2, 3], [4, 5], [6, 7])] == [3, 0, 2]
-    reuse.keep(model, [1, 2, 3, 4], [])
+    reuse.keep(model, [1, 2, 3, 4], [], mark=mark)
     assert reuse.num_held == 6
