@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 )
 @click.option("--temperature", type=float, help="Below 1 sharpens, 0: no sampling; default 0.8.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens of this total; default 0.8.")
+@click.option("--top-k", type=int, help="Draw from so many likeliest tokens; default 0: no limit.")
 @click.option("--repetition-penalty", type=float, help="Above 1 repeats less; default 1.")
 @click.option("--max-new-tokens", type=int, help="Longest answer in tokens; default 512.")
 @click.option("--seed", type=int, help="Makes the answers repeatable.")
@@ -35,11 +36,19 @@ if TYPE_CHECKING:
     help="fast: weights and activations in int8, on an x86 CPU; answers may differ. auto: that, if it is "
     "faster here.",
 )
+@click.option(
+    "--compile",
+    "compile_step",
+    is_flag=True,
+    help="Each token quicker after the first: on CUDA a captured graph; on a CPU compiled C++, which takes a "
+    "minute and pays for small models.",
+)
 def chat(
     path: Path,
     rounds: str | None,
     temperature: float | None,
     top_p: float | None,
+    top_k: int | None,
     repetition_penalty: float | None,
     max_new_tokens: int | None,
     seed: int | None,
@@ -51,6 +60,7 @@ def chat(
     quant: str | None,
     device: str,
     compute: str,
+    compile_step: bool,
 ) -> None:
     """Talk to a model, run or adapter folder.
 
@@ -70,6 +80,7 @@ def chat(
     named = {
         "temperature": temperature,
         "top_p": top_p,
+        "top_k": top_k,
         "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
@@ -79,6 +90,7 @@ def chat(
         tokenizer,
         system=system if system is not None else card.system if card else None,
         source_prefix=card.source_prefix if card else "",
+        compile_step=compile_step,
         **{name: value for name, value in named.items() if value is not None},
     )
     click.echo("model load done...")

@@ -27,16 +27,20 @@ class Chat:
         *,
         system: str | None = None,
         source_prefix: str = "",
+        compile_step: bool = False,
         **sampling: Any,
     ) -> None:
-        """`sampling`: fields of `Sampling`, such as temperature=0.8. Raises `ConfigError`, `DataError`."""
+        """`sampling`: fields of `Sampling`, such as temperature=0.8; `compile_step` as in `Engine`.
+
+        Raises `ConfigError`, `DataError`.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = Sampling(**sampling)
         self.system = system
         self.source_prefix = source_prefix
         self.messages: list[dict[str, Any]] = []
-        self._engine = Engine(model, reused_tokens=REUSED_TOKENS)
+        self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
         if not self._engine.goes_on:
             self._engine.reuse.num_tokens = 0  # a turn that is kept would be of no use to the next
         self._asked: Generator[tuple[str, str], None, None] | None = None

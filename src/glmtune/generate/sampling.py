@@ -20,7 +20,11 @@ LEAST_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Settings of one answer; the defaults are those of the official `chat`."""
+    """Settings of one answer; temperature and top_p are those of ChatGLM2's and ChatGLM3's official `chat`.
+
+    That also draws from the 50 likeliest only (top_k, which transformers sets unasked), and ChatGLM-6B's from
+    top_p 0.7 at temperature 0.95.
+    """
 
     max_new_tokens: int = 512
     """Longest answer in tokens."""

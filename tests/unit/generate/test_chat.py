@@ -11,7 +11,7 @@ from glmtune.generate import Chat, Sampling, answer, stream_text
 from glmtune.models.chat_calls import settled_answer, shown_answer
 from glmtune.tokenizers import load_tokenizer
 from golden import read_golden
-from models import Scripted
+from models import Scripted, tiny_model
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 BUILDERS = {
@@ -82,6 +82,16 @@ def test_an_answer_that_is_closed_frees_its_memory(tokenizer: Any) -> None:
     answer.close()
     assert chat._engine.is_idle
     assert chat.messages == []
+
+
+def test_a_step_is_compiled_where_a_chat_is_asked_for_it(tmp_path: Path) -> None:
+    tiny_sentencepiece(tmp_path, "chatglm2")
+    tokenizer = load_tokenizer(tmp_path, "chatglm2")
+    model = tiny_model().eval()
+    compiled = Chat(model, tokenizer, compile_step=True)._engine
+    assert compiled.runner.compiled
+    assert compiled.rows.is_room_kept
+    assert not Chat(model, tokenizer)._engine.runner.compiled
 
 
 @pytest.mark.parametrize(("golden", "is_kept"), [("v1_late", False), ("v3", True)])
