@@ -10,7 +10,6 @@ first, so that a row beside much larger ones keeps its digits, but answers may d
 is being answered.
 """
 
-import math
 import warnings
 from typing import Any
 
@@ -57,7 +56,7 @@ class FastLinear(_Unsaved):
         if x.numel() == self.in_features:  # a single row is its own scale
             product: Tensor = _MULTIPLY(x, self.packed, self.has_headroom)
         else:
-            scale = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_min_(_SMALLEST)
+            scale = x.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
             product = _MULTIPLY(x / scale, self.packed, self.has_headroom).mul_(scale)
         return product if self.bias is None else product.add_(self.bias)
 
