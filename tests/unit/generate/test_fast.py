@@ -104,7 +104,7 @@ def test_a_fast_model_answers_in_a_batch_almost_as_alone() -> None:
 @torch.no_grad()
 def test_a_single_row_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = FastLinear(nn.Linear(64, 32, bias=False))
-    monkeypatch.setattr(torch.linalg, "vector_norm", None)
+    monkeypatch.setattr(torch.Tensor, "abs", None)
     assert quick(torch.randn(1, 1, 64)).shape == (1, 1, 32)
     with pytest.raises(TypeError):
         quick(torch.randn(2, 64))
