@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -128,6 +129,22 @@ def letters_only(model: Any, tokenizer: Any) -> LogitsProcessorList:
     letters = [i for i, text in texts if text.isascii() and text.isalpha()]
     mask = torch.full((size,), -1e9).index_fill(0, torch.tensor(letters), 0.0)
     return LogitsProcessorList([lambda _ids, scores: scores + mask])
+
+
+def with_lora(model: Any, *targets: str) -> Any:
+    """The model with a LoRA of random weights in its layers, on query_key_value unless others are named."""
+    torch.manual_seed(1)
+    names = list(targets or ("query_key_value",))
+    return inject_adapter_in_model(
+        LoraConfig(r=4, target_modules=names, init_lora_weights=False), model
+    ).eval()
+
+
+def with_prefix(model: Any, *, projection: bool = False) -> Any:
+    """The model with a prefix of 5 random tokens."""
+    torch.manual_seed(1)
+    model.attach_prefix(5, projection=projection)
+    return model.eval()
 
 
 class Scripted(torch.nn.Module):

@@ -20,7 +20,8 @@ _ROWS = 2048  # so many are compared at once: copies of a whole weight would fil
 
 def read_definitions(adapter: Path) -> dict[str, Definition]:
     """By their names in the base, the weights that a folder in PEFT's layout changes."""
-    tensors, factors = stored_tensors(adapter), _factors_in(adapter)
+    tensors = stored_tensors(adapter)
+    factors = read_factors(tensors, read_json(adapter / ADAPTER_FILE))
     whole = {name.removeprefix(START): value for name, value in tensors.items() if not is_part(name)}
     return {**{f"{layer}.weight": found for layer, found in factors.items()}, **whole}
 

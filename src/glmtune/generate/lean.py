@@ -69,9 +69,8 @@ class _Layer:
     def run(self, hidden_states: Tensor, turn: Part, this: PromptPass | StepPass) -> Tensor:
         """(B, T, C) to (B, T, C)."""
         heads = self.query_key_value(self.before(hidden_states))
-        heads = heads.view(*heads.shape[:2], -1, self.attention.head_dim).transpose(
-            1, 2
-        )  # (B, H + 2 G, T, D)
+        heads = heads.view(*heads.shape[:2], -1, self.attention.head_dim)
+        heads = heads.transpose(1, 2)  # (B, H + 2 G, T, D)
         turned = turn(heads[:, : self.turned])
         key, value = this.update(turned[:, self.queries :], heads[:, self.turned :], self.index)
         context, _ = this.attend(

@@ -92,10 +92,10 @@ class Rows:
 
     def _give_back(self) -> None:
         """Halve the room when less than half of it is used, so that a leaving row seldom costs a copy."""
-        rows, columns = self.room
-        needed = _in_blocks(max(self.lengths, default=0))
         if self.is_room_kept:
             return
+        rows, columns = self.room
+        needed = _in_blocks(max(self.lengths, default=0))
         if not self.lengths:
             self.layers, self.room = [], (0, 0)
         elif 2 * len(self.lengths) <= rows or 2 * needed < columns:

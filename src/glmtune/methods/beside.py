@@ -25,13 +25,12 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_tensors
+from glmtune.methods.factors import START
 from glmtune.methods.mixed import each_its_own
 from glmtune.methods.to_lora import read_as_lora
 from glmtune.methods.trained import open_prefix, require_same, shapes_of
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.recipe import Freeze
-
-_START = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ class Beside:
         else:
             config = PeftConfig.from_pretrained(str(folder))
             config.inference_mode = True
-        stored = {n.removeprefix(_START): t.float().to(self._model.device) for n, t in tensors.items()}
+        stored = {n.removeprefix(START): t.float().to(self._model.device) for n, t in tensors.items()}
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are to be several

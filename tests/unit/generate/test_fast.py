@@ -15,7 +15,7 @@ from glmtune.generate.fast import FastExperts, FastLinear
 from glmtune.models import load_in_transformers
 from glmtune.models.quant import QuantizedLinear, quantise_linears
 from golden import read_golden
-from models import lively_model, tiny_hf_folder, tiny_model
+from models import lively_model, tiny_hf_folder, tiny_model, with_prefix
 
 if torch.backends.quantized.engine != "x86":
     pytest.skip("W8A8 needs an x86 CPU", allow_module_level=True)
@@ -53,9 +53,7 @@ def adapted(model: Any) -> Any:
 
 
 def prefixed(model: Any) -> Any:
-    torch.manual_seed(1)
-    model.attach_prefix(5, projection=True)
-    return model.eval()
+    return with_prefix(model, projection=True)
 
 
 def quantised(model: Any) -> Any:

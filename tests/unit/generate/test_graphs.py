@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 
 from glmtune.generate import Engine, Request, Sampling
 from glmtune.generate.graphs import Replay, StepGraphs, capture_on
 from golden import read_golden
-from models import lively_model
+from models import lively_model, with_lora, with_prefix
 
 REQUESTS = [
     Request(list(range(3, 3 + length)), Sampling(do_sample=False, max_new_tokens=new))
@@ -64,24 +63,12 @@ def own_prompts(model: Any) -> list[Request]:
     return [Request([*asked.prompt, *end], asked.sampling) for asked in REQUESTS]
 
 
-def adapted(model: Any) -> Any:
-    torch.manual_seed(1)
-    settings = LoraConfig(r=4, target_modules=["query_key_value"], init_lora_weights=False)
-    return inject_adapter_in_model(settings, model).eval()
-
-
-def prefixed(model: Any) -> Any:
-    torch.manual_seed(1)
-    model.attach_prefix(5)
-    return model.eval()
-
-
 @pytest.mark.parametrize(
     "build",
     [
         lively_model,
-        lambda: adapted(lively_model()),
-        lambda: prefixed(lively_model()),
+        lambda: with_lora(lively_model()),
+        lambda: with_prefix(lively_model()),
         lambda: read_golden("v1_late").model,
     ],
     ids=["chatglm2", "lora", "prefix", "chatglm"],
@@ -114,7 +101,7 @@ def test_graphs_of_a_model_that_has_changed_are_let_go() -> None:
     answers_of(engine, few)
     answers_of(engine, few)
     assert captures.count == 1
-    adapted(model)
+    with_lora(model)
     answers_of(engine, few)
     assert captures.count == 2
 
@@ -130,7 +117,7 @@ def test_graphs_of_rows_that_have_moved_are_let_go() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("change", [lambda model: model, adapted, prefixed])
+@pytest.mark.parametrize("change", [lambda model: model, with_lora, with_prefix])
 def test_a_cuda_graph_gives_the_ids_of_plain_steps(change: Callable[[Any], Any]) -> None:
     model = change(lively_model()).to("cuda")
     captured = engine_with(capture_on(torch.device("cuda")), model)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass
@@ -12,7 +11,7 @@ from glmtune.generate.rows import Rows
 from glmtune.generate.runner import LayerRunner, Prompt
 from glmtune.models.chatglm2 import rotate
 from glmtune.models.quant import quantise_linears
-from models import lively_model
+from models import lively_model, with_lora
 
 PROMPTS = ([5, 6, 7, 8, 9, 10], [40, 41, 42])
 
@@ -48,10 +47,8 @@ def read_both_ways(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return lean, runner._run_modules(model.get_input_embeddings()(ids), positions, PromptPass(rows, parts))
 
 
-def with_lora(model: Any) -> Any:
-    torch.manual_seed(1)
-    settings = LoraConfig(r=4, target_modules=["query_key_value", "dense_h_to_4h"], init_lora_weights=False)
-    return inject_adapter_in_model(settings, model).eval()
+def with_two(model: Any) -> Any:
+    return with_lora(model, "query_key_value", "dense_h_to_4h")
 
 
 def with_codes(model: Any) -> Any:
@@ -65,7 +62,7 @@ def with_hook(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("both", [step_both_ways, read_both_ways])
-@pytest.mark.parametrize("change", [lambda model: model, with_lora, with_codes, with_hook])
+@pytest.mark.parametrize("change", [lambda model: model, with_two, with_codes, with_hook])
 def test_in_fp32_the_hidden_states_are_the_modules(change: Any, both: Any) -> None:
     lean, own = both(change(lively_model()))
     torch.testing.assert_close(lean, own, rtol=1e-5, atol=1e-5)
@@ -90,7 +87,7 @@ def test_an_adapter_that_came_later_is_seen_from_the_next_prompt_on() -> None:
     model = lively_model()
     runner, _, _ = begun(model)
     before = runner.lean
-    with_lora(model)
+    with_two(model)
     rows = Rows()
     rows.add()
     runner.prefill(rows, [Prompt(0, PROMPTS[0], 0)])
