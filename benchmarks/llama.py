@@ -3,7 +3,8 @@
 llama.cpp knows this architecture as `chatglm`: a fused query_key_value with bias, and one `ffn_up` of twice
 the width that SwiGLU halves. The file has no vocabulary but its size: ids go in and come out. llama.cpp runs
 with its own defaults (memory mapped, flash attention where it likes it), and by its C functions, so that no
-Python of llama-cpp-python's counts.
+Python of llama-cpp-python's counts. Only its AMX kernels are left out: built by gcc 12 they stop the process
+with an illegal instruction (github.com/ggml-org/llama.cpp/pull/26954).
 Source: github.com/ggml-org/llama.cpp, src/models/chatglm.cpp, src/llama-vocab.cpp (`no_vocab`),
 conversion/chatglm.py; github.com/ggml-org/llama.cpp/tree/master/gguf-py.
 
@@ -109,9 +110,9 @@ class LlamaCpp:
         self.cpp: Any = llama_cpp
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)  # C keeps a pointer to it
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
-        self.model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        loading = llama_cpp.llama_model_default_params()
+        loading.use_extra_bufts = not torch.cpu.get_capabilities().get("amx_int8")
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), loading)
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = CONTEXT_TOKENS
         settings.n_threads = settings.n_threads_batch = threads

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glmtune.adapters import Adapters
 from glmtune.errors import ConfigError
-from glmtune.generate.fast import FastExperts, FastLinear
+from glmtune.generate.fast import FastExperts, FastLinear, add_tiles, at_once
 from glmtune.log import tell
 
 AUTO_GAIN = 1.2
@@ -46,13 +46,15 @@ def speed_up(model: Any) -> Any:
         raise ConfigError(f"compute: {problem[0]}", hint=problem[1])
     shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     fast = deepcopy(model, shared).eval()
-    for name, part in list(fast.named_modules()):
-        quick = None if _is_outside(name) else _as_fast(part)
-        if quick:
-            fast.set_submodule(name, quick)
+    inside = {name: part for name, part in fast.named_modules() if not _is_outside(name)}
+    quick = at_once(_as_fast, inside.values())
+    add_tiles(part for part in quick if isinstance(part, FastLinear))
+    for (name, part), made in zip(inside.items(), quick, strict=True):
+        if made:
+            fast.set_submodule(name, made)
         elif isinstance(part, nn.Embedding):
             part.register_forward_hook(_give_fp32)
-        elif not _is_outside(name):
+        else:
             _hold_in_fp32(part)
     return fast
 
@@ -118,7 +120,8 @@ def measure_gain(model: Any, rows: int) -> float:
     """How many times as fast W8A8 is for so many rows: a block's linear layers, no routed experts."""
     linears = _linears_of_block(model)
     inputs = [torch.randn(rows, part.in_features, dtype=model.dtype) for part in linears]
-    fast = [FastLinear(part) for part in linears]
+    fast = at_once(FastLinear, linears)
+    add_tiles(fast)
     widened = [x.float() for x in inputs]
     times = [(_time(linears, inputs), _time(fast, widened)) for _ in range(_ROUNDS)]
     slow, quick = (min(found) for found in zip(*times[1:], strict=True))  # the first round warms up

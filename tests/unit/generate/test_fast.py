@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from glmtune.errors import ConfigError
-from glmtune.generate import Engine, Request, Sampling, complete
+from glmtune.generate import Engine, Request, Sampling, complete, fast
 from glmtune.generate.compute import speed_up
-from glmtune.generate.fast import FastExperts, FastLinear
+from glmtune.generate.fast import TILE_ROWS, FastExperts, FastLinear, add_tiles
 from glmtune.models import load_in_transformers
 from glmtune.models.quant import QuantizedLinear, quantise_linears
 from golden import read_golden
@@ -97,6 +97,29 @@ def test_a_fast_model_answers_in_a_batch_almost_as_alone() -> None:
     prompts = together.tolist()
     singly = [complete(fast, [prompt], greedy, stop_ids=[])[0] for prompt in prompts]
     assert complete(fast, prompts, greedy, stop_ids=[], max_rows=3) == singly
+
+
+@torch.no_grad()
+def test_many_rows_take_the_weights_in_tiles_and_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_has", lambda *_: True)  # oneDNN's kernel is there without AMX too
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 128)
+    plain, tiled = FastLinear(layer), FastLinear(layer)
+    add_tiles([tiled])
+    assert torch.backends.quantized.engine == "x86"
+    x = torch.randn(TILE_ROWS, 256)
+    assert torch.allclose(tiled(x), plain(x), atol=1e-5)
+    assert torch.equal(tiled(x[1:]), plain(x[1:]))
+    tiled.packed = None
+    assert torch.allclose(tiled(x), plain(x), atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_amx_a_weight_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "_has", lambda *names: "amx_int8" not in names)
+    layer = FastLinear(nn.Linear(64, 32))
+    add_tiles([layer])
+    assert layer.tiled is None
 
 
 @torch.no_grad()
