@@ -1,38 +1,38 @@
 """Writes docs/performance.md and .zh.md from results/*.jsonl and the notes beside this file.
 
-The newest line of each case counts. What profiles say about the goals that were missed is written by hand, in
+The newest line of each case counts, on each kind of machine. What profiles say about the goals that were missed is written by hand, in
 notes.md and notes.zh.md.
 
     python -m benchmarks.report
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from benchmarks.goals import GOALS, Goal
 from benchmarks.measure import RESULTS, Record
 
+Results = Mapping[str, Mapping[str, Record]]
+"""Records by case, then by machine."""
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 WORDS: dict[str, dict[str, str]] = {
     "en": {
         "title": "# Speed, beside named peers\n\n[中文](performance.zh.md)",
-        "goals": "\n## Goals\n\n| goal | measured: median (least to most) | |\n|---|---|---|",
+        "goals": "\n## Goals\n", "goal": "goal; measured: median (least to most)",
         "met": "met", "missed": "**missed**", "open": "not measured", "to": "to",
-        "figures": "\n## Figures",
-        "table": "| side | {unit}, median | least to most |\n|---|---|---|",
+        "figures": "\n## Figures", "figure": "{unit}: median (least to most)",
         "machine": "{processor}, {cores} cores, {memory_gib} GiB, {instructions}; {threads} threads; "
         "{versions}; load {load}; {rounds} rounds, {when}",
         "skipped": "not taking part", "settings": "settings",
     },
     "zh": {
         "title": "# 速度：与点名的对手比较\n\n[English](performance.md)",
-        "goals": "\n## 目标\n\n| 目标 | 测得：中位数（最小到最大） | |\n|---|---|---|",
+        "goals": "\n## 目标\n", "goal": "目标；测得：中位数（最小到最大）",
         "met": "达到", "missed": "**未达到**", "open": "未测", "to": "到",
-        "figures": "\n## 数字",
-        "table": "| 参与者 | {unit}，中位数 | 最小到最大 |\n|---|---|---|",
+        "figures": "\n## 数字", "figure": "{unit}：中位数（最小到最大）",
         "machine": "{processor}，{cores} 核，{memory_gib} GiB，{instructions}；{threads} 个线程；"
         "{versions}；负载 {load}；{rounds} 轮，{when}",
         "skipped": "没有参加", "settings": "设置",
@@ -78,21 +78,30 @@ CASES: dict[str, dict[str, str]] = {
 """Their titles, in the order of the page; other cases follow under their names."""
 
 
-def read_results(folder: Path = RESULTS) -> dict[str, Record]:
-    """The newest record of each case."""
-    found: dict[str, Record] = {}
+def read_results(folder: Path = RESULTS) -> Results:
+    """The newest record of each case and machine."""
+    found: dict[str, dict[str, Record]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-            found[record["case"]] = record
+            found.setdefault(record["case"], {})[name_machine(record)] = record
     return found
 
 
-def write_page(results: Mapping[str, Record], language: str, notes: str) -> str:
+def name_machine(record: Record) -> str:
+    """Its GPU or processor, and whether that multiplies tiles: it makes another machine of it."""
+    machine = record["machine"]
+    processor = machine["processor"].removeprefix("x86_64, ").removesuffix(" Processor").replace("(R)", "")
+    has_tiles = "amx_int8" in machine["instructions"]
+    return str(machine.get("GPU", f"{processor}, AMX" if has_tiles else processor))
+
+
+def write_page(results: Results, language: str, notes: str) -> str:
     """The whole page."""
     words = WORDS[language]
-    lines = [words["title"], words["goals"]]
-    lines += [_goal(goal, results.get(goal.case), language) for goal in GOALS]
+    machines = list(dict.fromkeys(name for case in sorted(results) for name in results[case]))
+    lines = [words["title"], words["goals"], *_heading(words["goal"], machines)]
+    lines += [_goal(goal, results.get(goal.case, {}), machines, language) for goal in GOALS]
     lines += ["", notes.rstrip(), *([words["figures"]] if results else [])]
     for case in sorted(results, key=_place):
         lines += ["", f"### {CASES.get(case, {}).get(language, case)}", "", *_case(results[case], words)]
@@ -103,32 +112,55 @@ def _place(case: str) -> tuple[int, str]:
     return (list(CASES).index(case) if case in CASES else len(CASES), case)
 
 
-def _goal(goal: Goal, record: Record | None, language: str) -> str:
+def _heading(first: str, machines: Iterable[str]) -> list[str]:
+    row = _row([first, *machines])
+    return [row, "|" + "---|" * (row.count("|") - 1)]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _goal(goal: Goal, records: Mapping[str, Record], machines: Sequence[str], language: str) -> str:
     words = WORDS[language]
-    text = goal.english if language == "en" else goal.chinese
-    found = goal.figures(record) if record else []
-    if not found:
-        return f"| {text} | | {words['open']} |"
+    measured = {name: figures for name, record in records.items() if (figures := goal.figures(record))}
+    cells = [
+        _verdict(goal, measured[name], words) if name in measured else words["open"] for name in machines
+    ]
+    return _row([goal.english if language == "en" else goal.chinese, *cells])
+
+
+def _verdict(goal: Goal, found: Sequence[float], words: Mapping[str, str]) -> str:
     unit = "" if goal.unit == "x" else f" {goal.unit}"
+    return f"{_figure(found, words, unit)} {words['met'] if goal.is_met(found) else words['missed']}"
+
+
+def _figure(found: Sequence[float], words: Mapping[str, str], unit: str = "") -> str:
     spread = f" ({_number(min(found))} {words['to']} {_number(max(found))})" if len(found) > 1 else ""
-    verdict = words["met"] if goal.is_met(found) else words["missed"]
-    return f"| {text} | {_number(median(found))}{unit}{spread} | {verdict} |"
+    return f"{_number(median(found))}{unit}{spread}"
 
 
-def _case(record: Record, words: Mapping[str, str]) -> Iterator[str]:
-    yield words["table"].format(unit=record["unit"])
-    for name, found in record["sides"].items():
-        yield f"| {name} | {_number(median(found))} | {_spread(found, words)} |"
+def _case(records: Mapping[str, Record], words: Mapping[str, str]) -> Iterator[str]:
+    unit = next(iter(records.values()))["unit"]
+    yield from _heading(words["figure"].format(unit=unit), records)
+    for side in dict.fromkeys(name for record in records.values() for name in record["sides"]):
+        every = [record["sides"].get(side) for record in records.values()]
+        yield _row([side, *(_figure(found, words) if found else "" for found in every)])
     yield ""
+    for record in records.values():
+        yield f"- {_machine(record, words)}"
+        yield from (f"  - {line}" for line in _remarks(record, words))
+
+
+def _remarks(record: Record, words: Mapping[str, str]) -> Iterator[str]:
     for name, parts in record.get("parts", {}).items():
-        yield f"- {name}: {_listed(parts)}"
+        yield f"{name}: {_listed(parts)}"
     if checks := record.get("checks"):
-        yield f"- {_listed(checks)}"
+        yield _listed(checks)
     for name, why in record.get("skipped", {}).items():
-        yield f"- {words['skipped']}: {name} ({why})"
+        yield f"{words['skipped']}: {name} ({why})"
     if settings := record["settings"]:
-        yield f"- {words['settings']}: {_listed(settings)}"
-    yield f"- {_machine(record, words)}"
+        yield f"{words['settings']}: {_listed(settings)}"
 
 
 def _machine(record: Record, words: Mapping[str, str]) -> str:
@@ -149,10 +181,6 @@ def _plain(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return _number(value)
-
-
-def _spread(found: Sequence[float], words: Mapping[str, str]) -> str:
-    return f"{_number(min(found))} {words['to']} {_number(max(found))}"
 
 
 def _number(value: float) -> str:

@@ -92,7 +92,7 @@ def test_a_side_that_is_not_installed_is_named_with_the_reason(monkeypatch: pyte
     monkeypatch.setattr(llama, "find_spec", lambda name: None if name == "gguf" else name)
     record = decode.main(["1b", "--longest", "1", *SMALL])
     assert record["skipped"]["llama.cpp q8_0"].startswith("gguf not installed: pip install")
-    assert "gguf not installed" in report.write_page({"decode 1b": record}, "en", "")
+    assert "gguf not installed" in report.write_page({"decode 1b": {"here": record}}, "en", "")
 
 
 def test_sides_take_turns() -> None:
@@ -173,9 +173,9 @@ def test_a_ratio_without_one_of_its_sides_is_not_measured() -> None:
 @pytest.mark.parametrize(("figure", "verdict"), [(12.0, "met"), (11.0, "**missed**")])
 def test_a_goal_is_met_or_missed_by_the_median(figure: float, verdict: str) -> None:
     record = line(sides={"ours W8A8": [1.0, figure, 99.0], "llama.cpp q8_0": [10.0] * 3})
-    page = report.write_page({"decode 1b": record}, "en", "")
+    page = report.write_page({"decode 1b": {"here": record}, "prefill 128": {"there": line()}}, "en", "")
     [row] = [text for text in page.splitlines() if "batch 1: W8A8 over llama.cpp" in text]
-    assert row.endswith(f"| {figure / 10:.2g} (0.1 to 9.9) | {verdict} |")
+    assert row.endswith(f"| {figure / 10:.2g} (0.1 to 9.9) {verdict} | not measured |")
 
 
 def test_a_time_is_met_from_below() -> None:
@@ -184,11 +184,22 @@ def test_a_time_is_met_from_below() -> None:
     assert not goal.is_met([7.0])
 
 
-def test_the_newest_line_of_a_case_counts(tmp_path: Path) -> None:
-    lines = [line(rounds=1), line("prefill 128"), line(rounds=2)]
+def test_the_newest_line_of_a_case_counts_on_each_machine(tmp_path: Path) -> None:
+    plain = {"processor": "x86_64, Intel(R) Xeon(R) Processor", "instructions": ["avx2"]}
+    tiles = {**plain, "instructions": ["avx2", "amx_int8"]}
+    lines = [
+        line(machine=plain, rounds=1),
+        line("prefill 128", machine=plain),
+        line(machine=tiles, rounds=4),
+        line(machine=plain, rounds=2),
+    ]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
     found = report.read_results(tmp_path)
-    assert {case: record["rounds"] for case, record in found.items()} == {"decode 1b": 2, "prefill 128": 3}
+    rounds = {case: {name: record["rounds"] for name, record in of.items()} for case, of in found.items()}
+    assert rounds == {
+        "decode 1b": {"Intel Xeon": 2, "Intel Xeon, AMX": 4},
+        "prefill 128": {"Intel Xeon": 3},
+    }
 
 
 def test_a_run_is_kept_as_one_line_unless_it_means_nothing(
