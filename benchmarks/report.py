@@ -1,7 +1,7 @@
 """Writes docs/performance.md and .zh.md from results/*.jsonl and the notes beside this file.
 
-The newest line of each case counts, on each kind of machine. What profiles say about the goals that were missed is written by hand, in
-notes.md and notes.zh.md.
+The newest line of each case counts, on each kind of machine. What profiles say about the goals that were
+missed is written by hand, in notes.md and notes.zh.md.
 
     python -m benchmarks.report
 """

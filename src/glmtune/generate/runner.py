@@ -13,7 +13,7 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.generate.graphs import Step, StepGraphs, capture_on
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
-from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep, quick_products
+from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep, are_own_quicker, own_products
 from glmtune.generate.reuse import mark_model
 from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
@@ -62,6 +62,7 @@ class _Runner:
             )
         self.dtype = embedded.dtype
         """In which the layers compute."""
+        self.are_own_quicker = are_own_quicker(embedded.dtype, self.device, embedded.shape[-1])
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +137,7 @@ class LayerRunner(_Runner):
 
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits (B, V) after one more token (B, 1) in each row."""
-        with quick_products(len(tokens), self.dtype, self.device):
+        with own_products(self.are_own_quicker and len(tokens) == 1):
             if self.compiled:
                 return self._step_compiled(rows, tokens, positions)
             step = StepPass(rows, dtype=self.dtype, device=self.device)
@@ -238,7 +239,7 @@ class ModelRunner(_Runner):
     def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `LayerRunner.step`."""
         step = StepPass(rows, dtype=self.dtype, device=self.device)
-        with quick_products(len(tokens), self.dtype, self.device):
+        with own_products(self.are_own_quicker and len(tokens) == 1):
             return self._run(tokens, positions, step, step.mask)
 
     def _run(

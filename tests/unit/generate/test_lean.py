@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from glmtune.generate import passes
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass
 from glmtune.generate.rows import Rows
@@ -108,6 +109,19 @@ def test_looked_up_turns_are_the_computed_ones(dtype: torch.dtype) -> None:
     for positions in (torch.tensor([[0], [4], [2]]), torch.tensor([[900], [5], [17]])):  # the table grows
         looked_up = turns.at(positions, int(positions.max()) + 1)(heads)
         torch.testing.assert_close(looked_up, rotate(heads, rotary(positions, dtype)))
+
+
+@pytest.mark.parametrize(
+    ("has_tiles", "width", "are_quicker"), [(False, 4096, True), (True, 768, True), (True, 2048, False)]
+)
+def test_products_of_onednn_are_quicker_for_wide_layers_with_amx(
+    monkeypatch: pytest.MonkeyPatch, has_tiles: bool, width: int, are_quicker: bool
+) -> None:
+    monkeypatch.setattr(passes, "_HAS_TILES", has_tiles)
+    cpu = torch.device("cpu")
+    assert passes.are_own_quicker(torch.bfloat16, cpu, width) == are_quicker
+    assert not passes.are_own_quicker(torch.float32, cpu, width)
+    assert not passes.are_own_quicker(torch.bfloat16, torch.device("cuda"), width)
 
 
 def test_a_single_row_in_bf16_takes_torchs_own_products_and_leaves_the_switch_as_it_was(
