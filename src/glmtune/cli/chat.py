@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     "compile_step",
     is_flag=True,
     help="Each token quicker after the first: on CUDA a captured graph; on a CPU compiled C++, which takes a "
-    "minute and pays for small models.",
+    "minute and pays for small models in bf16 or fp32.",
 )
 def chat(
     path: Path,

@@ -57,7 +57,7 @@ class Engine:
 
         `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
         that begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute,
-        and small models are faster then (needs a C++ compiler); on CUDA the step is captured as a graph.
+        and small exact models are faster then (needs a C++ compiler); on CUDA the step becomes a graph.
         Memory of ended answers is kept for the next ones. Raises `ConfigError` where the model cannot be run
         so.
         """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.generate.fast import FastLinear
 from glmtune.generate.graphs import Step, StepGraphs, capture_on
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep, are_own_quicker, own_products
@@ -19,9 +20,11 @@ from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.positions import positions_of
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.models.quant import QuantizedLinear
 from glmtune.models.wrapped import causal_of
 
 _MASKED_ATTENTION = ("sdpa", "eager")
+_NOT_COMPILED = (FastLinear, QuantizedLinear)  # torch's compiler stops at each: 0.4 times as fast
 
 
 @dataclass(slots=True)
@@ -150,6 +153,12 @@ class LayerRunner(_Runner):
             return StepGraphs(self._step_whole, capture_on(self.device))
         if not any(map(which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
             raise ConfigError("compile_step: needs a C++ compiler, and there is none", hint="install g++")
+        if packed := next((part for part in self.model.modules() if isinstance(part, _NOT_COMPILED)), None):
+            held = packed.quant if isinstance(packed, QuantizedLinear) else "compute=fast"
+            raise ConfigError(
+                f"compile_step: a step with the products of {held} is slower compiled on a CPU",
+                hint="leave it off; it pays for small models in bf16 or fp32, computed exactly",
+            )
         compiled: Step = torch.compile(self._step_whole)
         return compiled
 

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from glmtune import load_model
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete
-from glmtune.models.quant import held_quant
+from glmtune.generate.compute import speed_up
+from glmtune.models.quant import held_quant, quantise_linears
 from golden import read_golden
 from models import HF_FAMILIES, lively_model, tiny_folder, tiny_hf_folder, tiny_v1_folder
 
@@ -128,6 +129,17 @@ def test_a_compiled_step_gives_the_same_ids(name: str, tmp_path: Path) -> None:
         for token in engine.step():
             answers[token.request].append(token.id)
     assert answers == complete(model, prompts, GREEDY, stop_ids=[])
+
+
+def in_int8(model: Any) -> Any:
+    quantise_linears(model, 8)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("change", "named"), [(in_int8, "int8"), (speed_up, "compute=fast")])
+def test_a_step_that_compiling_slows_down_is_not_compiled(change: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"compile_step: a step with the products of {named} is slower"):
+        Engine(change(lively_model()), compile_step=True)
 
 
 def test_a_step_of_transformers_own_models_is_not_compiled(tmp_path: Path) -> None:
