@@ -26,8 +26,10 @@ from glmtune.models.prefix import PrefixEncoder
 
 MAX_ROWS = 64
 """Rows that are answered at once unless more are asked for."""
-MAX_PREFILL_TOKENS = 4096
-"""Prompt tokens of one packed pass; a longer prompt has a pass of its own."""
+MAX_PREFILL_TOKENS = 2048
+"""Prompt tokens of one packed pass; a longer prompt has a pass of its own. On a CPU twice as many gain
+nothing, and cost W8A8 a third more time: what lies between its layers is in fp32, too large to be kept then.
+"""
 SHARED_TOKENS = 32
 """Least common beginning of several prompts that is worth a pass of its own."""
 
