@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks import measure, models
 from benchmarks.measure import Record, seconds_of
-from glmtune.generate.fast import FastLinear, add_tiles, at_once
+from glmtune.generate.fast import FastLinear, pack_all
 from glmtune.models.products import find_kernel
 from glmtune.models.quant import QuantizedLinear, unpack
 
@@ -75,12 +75,10 @@ def main(words: Sequence[str] | None = None) -> Record:
     width, wide = shape["hidden_size"], shape["ffn_hidden_size"]
     sizes = [(width, width + 4 * shape["kv_channels"]), (width, width), (width, 2 * wide), (wide, width)]
     dense = [nn.Linear(*size, bias=False).bfloat16() for size in sizes]
-    fast = at_once(FastLinear, dense)
-    add_tiles(fast)
     eight, four = ([QuantizedLinear(layer, bits) for layer in dense] for bits in (8, 4))
     ways: dict[str, Sequence[Layer]] = {
         "dense bf16": dense,
-        "W8A8": [layer.multiply for layer in fast],
+        "W8A8": [layer.multiply for layer in pack_all(FastLinear, dense)],
         "int8, codes": [by_codes(layer) for layer in eight],
         "int8, expanded": [expanded(layer) for layer in eight],
         "int4, codes": [by_codes(layer) for layer in four],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glmtune.adapters import Adapters
 from glmtune.errors import ConfigError
-from glmtune.generate.fast import FastExperts, FastLinear, add_tiles, at_once
+from glmtune.generate.fast import FastExperts, FastLinear, pack_all
 from glmtune.log import tell
 
 AUTO_GAIN = 1.2
@@ -47,8 +47,7 @@ def speed_up(model: Any) -> Any:
     shared: dict[int, Any] = {id(weight): weight for weight in (*model.parameters(), *model.buffers())}
     fast = deepcopy(model, shared).eval()
     inside = {name: part for name, part in fast.named_modules() if not _is_outside(name)}
-    quick = at_once(_as_fast, inside.values())
-    add_tiles(part for part in quick if isinstance(part, FastLinear))
+    quick = pack_all(_as_fast, inside.values())
     for (name, part), made in zip(inside.items(), quick, strict=True):
         if made:
             fast.set_submodule(name, made)
@@ -120,8 +119,7 @@ def measure_gain(model: Any, rows: int) -> float:
     """How many times as fast W8A8 is for so many rows: a block's linear layers, no routed experts."""
     linears = _linears_of_block(model)
     inputs = [torch.randn(rows, part.in_features, dtype=model.dtype) for part in linears]
-    fast = at_once(FastLinear, linears)
-    add_tiles(fast)
+    fast = pack_all(FastLinear, linears)
     widened = [x.float() for x in inputs]
     times = [(_time(linears, inputs), _time(fast, widened)) for _ in range(_ROUNDS)]
     slow, quick = (min(found) for found in zip(*times[1:], strict=True))  # the first round warms up

@@ -27,8 +27,8 @@ from glmtune.models.prefix import PrefixEncoder
 MAX_ROWS = 64
 """Rows that are answered at once unless more are asked for."""
 MAX_PREFILL_TOKENS = 2048
-"""Prompt tokens of one packed pass; a longer prompt has a pass of its own. On a CPU twice as many gain
-nothing, and cost W8A8 a third more time: what lies between its layers is in fp32, too large to be kept then.
+"""Prompt tokens of one packed pass; a longer prompt has a pass of its own. Twice as many gain nothing
+on a CPU (measured on a Xeon), and cost W8A8 a third more time: fp32 too large for malloc to keep.
 """
 SHARED_TOKENS = 32
 """Least common beginning of several prompts that is worth a pass of its own."""

@@ -31,8 +31,8 @@ TILE_ROWS = 32
 """From so many rows on, oneDNN's kernel is the quicker one where there is AMX."""
 
 _MOST_AT_ONCE = 4
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
+_Part = TypeVar("_Part")
+_Packed = TypeVar("_Packed")
 
 
 class _Unsaved(nn.Module):
@@ -58,7 +58,7 @@ class FastLinear(_Unsaved):
         self.register_buffer("bias", bias)
         self.packed = torch.ops.quantized.linear_prepack(_quantise(layer), None)
         self.tiled: Any = None
-        """The weight once more, for products of many rows; see `add_tiles`."""
+        """The weight once more, for products of many rows; `pack_all` gives it."""
         self.has_headroom = not _has("avx512_vnni", "avx_vnni")  # VNNI adds products of bytes in 32 bits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,27 +116,28 @@ def _quantise(layer: nn.Linear) -> Tensor:
     return torch._make_per_channel_quantized_tensor(codes, scales, zeros, 0)
 
 
-def add_tiles(layers: Iterable[FastLinear]) -> None:
-    """Where the CPU has AMX, hold these layers' weights in the order of oneDNN's kernel too."""
+def pack_all(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_Packed]:
+    """What `pack` makes of each part; layers in W8A8 get their tiles where the CPU has AMX."""
+    packed = _at_once(pack, parts)
     engines: Any = torch.backends.quantized
-    if not _has("amx_int8") or "onednn" not in engines.supported_engines:
-        return
-    before = engines.engine
-    engines.engine = "onednn"  # read as a weight is packed; a product takes its weight's own
-    try:
-        at_once(_add_tiles, layers)
-    finally:
-        engines.engine = before
+    if _has("amx_int8") and "onednn" in engines.supported_engines:
+        before = engines.engine
+        engines.engine = "onednn"  # read as a weight is packed; a product takes its weight's own
+        try:
+            _at_once(_add_tiles, (part for part in packed if isinstance(part, FastLinear)))
+        finally:
+            engines.engine = before
+    return packed
 
 
-def at_once(pack: Callable[[_Given], _Made], layers: Iterable[_Given]) -> list[_Made]:
-    """What becomes of each; packing takes one core, and a copy of the layer in fp32."""
+def _at_once(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_Packed]:
+    """Several at a time: each takes one core, and a copy of its weight in fp32."""
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(min(torch.get_num_threads(), _MOST_AT_ONCE)) as pool,
     ):
         warnings.filterwarnings("ignore", "torch.quantize_per", UserWarning)  # its kernels take nothing else
-        return list(pool.map(pack, layers))
+        return list(pool.map(pack, parts))
 
 
 def _add_tiles(layer: FastLinear) -> None:

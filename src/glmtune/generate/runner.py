@@ -24,7 +24,7 @@ from glmtune.models.quant import QuantizedLinear
 from glmtune.models.wrapped import causal_of
 
 _MASKED_ATTENTION = ("sdpa", "eager")
-_NOT_COMPILED = (FastLinear, QuantizedLinear)  # torch's compiler stops at each: 0.4 times as fast
+_NOT_COMPILED = (FastLinear, QuantizedLinear)  # torch's compiler stops at each: half as fast
 
 
 @dataclass(slots=True)

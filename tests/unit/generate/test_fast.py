@@ -11,7 +11,7 @@ from torch import nn
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete, fast
 from glmtune.generate.compute import speed_up
-from glmtune.generate.fast import TILE_ROWS, FastExperts, FastLinear, add_tiles
+from glmtune.generate.fast import TILE_ROWS, FastExperts, FastLinear, pack_all
 from glmtune.models import load_in_transformers
 from glmtune.models.quant import QuantizedLinear, quantise_linears
 from golden import read_golden
@@ -104,8 +104,7 @@ def test_many_rows_take_the_weights_in_tiles_and_find_the_same(monkeypatch: pyte
     monkeypatch.setattr(fast, "_has", lambda *_: True)  # oneDNN's kernel is there without AMX too
     torch.manual_seed(0)
     layer = nn.Linear(256, 128)
-    plain, tiled = FastLinear(layer), FastLinear(layer)
-    add_tiles([tiled])
+    plain, [tiled] = FastLinear(layer), pack_all(FastLinear, [layer])
     assert torch.backends.quantized.engine == "x86"
     x = torch.randn(TILE_ROWS, 256)
     assert torch.allclose(tiled(x), plain(x), atol=1e-5)
@@ -117,8 +116,7 @@ def test_many_rows_take_the_weights_in_tiles_and_find_the_same(monkeypatch: pyte
 @torch.no_grad()
 def test_without_amx_a_weight_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "_has", lambda *names: "amx_int8" not in names)
-    layer = FastLinear(nn.Linear(64, 32))
-    add_tiles([layer])
+    [layer] = pack_all(FastLinear, [nn.Linear(64, 32)])
     assert layer.tiled is None
 
 
