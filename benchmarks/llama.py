@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import Answers, Asked
+from glmtune.generate.fast import cpu_has
 
 CONTEXT_TOKENS = 512
 HINT = "not installed: pip install -c constraints.txt -e '.[bench]'"
@@ -111,7 +112,7 @@ class LlamaCpp:
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)  # C keeps a pointer to it
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         loading = llama_cpp.llama_model_default_params()
-        loading.use_extra_bufts = not torch.cpu.get_capabilities().get("amx_int8")
+        loading.use_extra_bufts = not cpu_has("amx_int8")
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), loading)
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = CONTEXT_TOKENS

@@ -59,7 +59,7 @@ class FastLinear(_Unsaved):
         self.packed = torch.ops.quantized.linear_prepack(_quantise(layer), None)
         self.tiled: Any = None
         """The weight once more, for products of many rows; `pack_all` gives it."""
-        self.has_headroom = not _has("avx512_vnni", "avx_vnni")  # VNNI adds products of bytes in 32 bits
+        self.has_headroom = not cpu_has("avx512_vnni", "avx_vnni")  # VNNI adds products of bytes in 32 bits
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) to (..., O), in the input's type."""
@@ -120,7 +120,7 @@ def pack_all(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_
     """What `pack` makes of each part; layers in W8A8 get their tiles where the CPU has AMX."""
     packed = _at_once(pack, parts)
     engines: Any = torch.backends.quantized
-    if _has("amx_int8") and "onednn" in engines.supported_engines:
+    if cpu_has("amx_int8") and "onednn" in engines.supported_engines:
         before = engines.engine
         engines.engine = "onednn"  # read as a weight is packed; a product takes its weight's own
         try:
@@ -145,7 +145,8 @@ def _add_tiles(layer: FastLinear) -> None:
     layer.tiled = torch.ops.quantized.linear_prepack(weight, None)
 
 
-def _has(*instructions: str) -> bool:
-    """Whether the CPU has one of these."""
-    has = torch.cpu.get_capabilities()
+def cpu_has(*instructions: str) -> bool:
+    """Whether the CPU has one of these; not so where torch is too old to say."""
+    find_capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
+    has = find_capabilities()
     return any(has.get(name) for name in instructions)

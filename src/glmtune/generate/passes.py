@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glmtune.generate.fast import cpu_has
 from glmtune.generate.rows import Layer, Rows
 
 MANY_ROWS = 8
@@ -22,7 +23,7 @@ ms, on 2 cores.
 """
 SMALL_WIDTH = 1024
 """Hidden size up to which oneDNN's products of one row do not gain from AMX."""
-_HAS_TILES = torch.cpu.get_capabilities().get("amx_bf16", False)
+_HAS_TILES = cpu_has("amx_bf16")
 
 
 @dataclass(slots=True)
