@@ -60,6 +60,7 @@ GLM4_0414 = (
     .replace("# 可用工具\n{%- for", "# 可用工具\n{% for")
     .replace("    {%- set visible = content.split('</think>')[-1].strip() %}\n", "")
     .replace("visible", "content")
+    .replace("<|assistant|>{{ meta }}\n", "<|assistant|>{{ meta }} \n")
     .replace("<|assistant|>\n<think>{% endif %}", "<|assistant|>{% endif %}")
 )  # fmt: skip
 

@@ -18,7 +18,8 @@ SIGNATURES = {
         " verify=True)"
     ),
     "load_tokenizer": "(path, template=None, *, revision=None)",
-    "encode_messages": "(tokenizer, messages, add_generation_prompt=True)",
+    "encode_messages": "(tokenizer, messages, *, tools=None, add_generation_prompt=True, **options)",
+    "render_messages": "(template, messages, *, tools=None, add_generation_prompt=True, **options)",
     "score": "(predictions, references, variant='thudm')",
     "train": "(recipe, *, resume=False)",
     "evaluate": "(recipe)",

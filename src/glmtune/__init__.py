@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from glmtune.migration import Migration, migrate
     from glmtune.recipe import Recipe
     from glmtune.report.compare import Comparison, compare
+    from glmtune.templates import render_messages
     from glmtune.tokenizers import encode_messages
     from glmtune.workflows import ExportResult, RunResult, evaluate, export, train, verify
 
@@ -38,6 +39,7 @@ _HOMES = {
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
     "migrate": "glmtune.migration",
+    "render_messages": "glmtune.templates",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
     "verify": "glmtune.workflows",
@@ -60,6 +62,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "migrate",
+    "render_messages",
     "score",
     "train",
     "verify",

@@ -13,6 +13,7 @@ from typing import Any
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json_if_there, read_text
 from glmtune.recipe.settings import TemplateName
+from glmtune.unsupported import UNSUPPORTED_MODELS, name_unsupported_format
 
 GLM4_EPSILON = 1.5625e-07
 """`layernorm_epsilon` of every GLM-4-9B. Source: https://huggingface.co/THUDM/glm-4-9b-chat config.json."""
@@ -137,6 +138,12 @@ def _family_of_config(folder: Path, config: Config) -> str:
             f"{folder / 'config.json'}: an original GLM model: not supported yet", hint=_KNOWN
         )
     found = next((name for name, family in FAMILIES.items() if family.is_told_by(config)), None)
+    if found is None and config.get("model_type") in UNSUPPORTED_MODELS:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: a {UNSUPPORTED_MODELS[config['model_type']]} model "
+            f"(model_type {config['model_type']}): not supported yet",
+            hint=_KNOWN,
+        )
     if found is None:
         types = ", ".join(sorted({repr(family.model_type) for family in FAMILIES.values()}))
         raise CheckpointError(
@@ -219,19 +226,29 @@ def _reads(template: TemplateName, *words: str, lacks: str = "\0") -> Callable[[
     return look
 
 
-def _base_template(template: TemplateName) -> Callable[[Path], TemplateName | None]:
-    """Tells `template` where there is no chat_template; one that is not known is a ConfigError."""
+def _base_template(
+    template: TemplateName, templates: tuple[TemplateName, ...]
+) -> Callable[[Path], TemplateName | None]:
+    """Tells `template` where there is no chat_template; one that is none of `templates` is a ConfigError."""
 
     def look(folder: Path) -> TemplateName | None:
         if read_chat_template(folder) in ("", '""'):
             return template
-        raise ConfigError(
-            f"{folder}: its chat_template is none of the formats that this version knows",
-            hint=_made_of(folder)
-            or f"if it is one of {', '.join(TEMPLATES_IN_TRANSFORMERS)}, say so: template=...",
-        )
+        raise _unknown_format(folder, templates)
 
     return look
+
+
+def _unknown_format(folder: Path, templates: tuple[TemplateName, ...]) -> ConfigError:
+    named = name_unsupported_format(read_chat_template(folder))
+    if named:
+        return ConfigError(
+            f"{folder}: its chat_template is that of {named}, which is not supported yet", hint=_KNOWN
+        )
+    return ConfigError(
+        f"{folder}: its chat_template is none of the formats that this version knows",
+        hint=_made_of(folder) or f"if it is an edited {' or '.join(templates)}, say so: template=...",
+    )
 
 
 def _made_of(folder: Path) -> str:
@@ -241,8 +258,6 @@ def _made_of(folder: Path) -> str:
         return ""
     return f"exported for other programs: open {facts.get('source')} itself, or export it --to merged"
 
-
-TEMPLATES_IN_TRANSFORMERS: tuple[TemplateName, ...] = ("glm4", "glm4_0414", "glmz1", "glm45", "glm45_nothink")
 
 _Rule = tuple[str, Callable[[Path], TemplateName | None]]
 
@@ -309,7 +324,7 @@ def _in_transformers(
         rules=(
             *rules,
             ("the template written when it was saved", _saved_template),
-            ("that it has no chat_template", _base_template(base)),
+            ("that it has no chat_template", _base_template(base, templates)),
         ),
         sign=f"config.json has model_type {model_type}{unless_first}",
         is_told_by=lambda config: config.get("model_type") == model_type and not _is_first(config),

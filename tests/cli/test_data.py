@@ -68,7 +68,7 @@ def test_a_bad_row_is_an_error_and_a_hint(tmp_path):
     assert (done.returncode, done.stderr) == (
         2,
         "error: a.jsonl:1: 'messages[0]' has no 'content', got 'role'\n"
-        'hint: a turn is like {"role": "...", "content": "..."}\n',
+        'hint: a message is like {"role": "user", "content": "..."}\n',
     )
 
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.generate import encode_conversation
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import read_json_lines
+from glmtune.tokenizers import encode_messages
 from glmtune.workflows.events import Note, Saved
 from glmtune.workflows.training import drain, training
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
@@ -71,7 +71,7 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
 
 
 def logits(path: str | Path) -> torch.Tensor:
-    ids = encode_conversation(load_tokenizer(path), [{"role": "user", "content": "你好 hello"}])
+    ids = encode_messages(load_tokenizer(path), [{"role": "user", "content": "你好 hello"}])
     with torch.no_grad():
         result: torch.Tensor = load_model(path, dtype="fp32", device="cpu")(torch.tensor([ids])).logits
     return result

@@ -254,7 +254,7 @@ def check_glm4(tokenizer: Any, case: dict[str, Any]) -> None:
         truth = case[f"ids,add_generation_prompt={add}"]
         encoded = tokenizer.apply_chat_template(case["messages"], return_tensors="pt", **arguments)
         assert plain(encoded) == truth
-        ids = encode_messages(tokenizer, case["messages"], add)
+        ids = encode_messages(tokenizer, case["messages"], add_generation_prompt=add)
         if tokenizer.template == "glm4" and spells_control:
             # the deviation: the official chat revision turns this text into control tokens
             content = tokenizer.encode_plain("\n" + case["messages"][0]["content"])

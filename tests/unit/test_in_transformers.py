@@ -25,7 +25,7 @@ from glmtune.methods.adapter import Card, load_adapter, restore_trained, save_tr
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.objectives import Sft
 from glmtune.recipe import Full, Lora
-from glmtune.templates import Message, render, training_examples
+from glmtune.templates import Call, Message, render, training_examples
 from glmtune.tokenizers import FastGlmTokenizer, encode_messages
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 from models import HF_FAMILIES, random_rows, tiny_hf_folder
@@ -96,10 +96,10 @@ def test_the_published_chat_templates_tell_the_format(
 
 def test_an_unknown_chat_template_is_refused_and_may_be_overruled(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "glm4_moe"}', encoding="utf-8")
-    (tmp_path / "chat_template.jinja").write_text("[gMASK]<sop>{{ clear_thinking }}", encoding="utf-8")
+    (tmp_path / "chat_template.jinja").write_text("[gMASK]<sop>{{ messages }}", encoding="utf-8")
     with pytest.raises(ConfigError, match="none of the formats") as caught:
         identify(tmp_path)
-    assert "template=" in caught.value.hint
+    assert caught.value.hint == "if it is an edited glm45 or glm45_nothink, say so: template=..."
     assert identify(tmp_path, "glm45").template == "glm45"
     with pytest.raises(ConfigError, match="not a chat format of"):
         identify(tmp_path, "glmz1")
@@ -112,10 +112,13 @@ def test_the_original_glm_is_not_taken_for_the_later_one(tmp_path: Path) -> None
         identify(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["glm4v", "glm4_moe_lite", "glm_moe_dsa"])
-def test_other_types_of_transformers_are_refused_by_name(tmp_path: Path, model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [("glm4v", "GLM-4.1V"), ("glm4_moe_lite", "GLM-4.7-Flash"), ("glm_moe_dsa", "GLM-5")],
+)
+def test_other_models_of_transformers_are_refused_by_name(tmp_path: Path, model_type: str, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=f"'{model_type}'"):
+    with pytest.raises(CheckpointError, match=f"a {name} model .model_type {model_type}.: not supported"):
         identify(tmp_path)
 
 
@@ -169,7 +172,7 @@ CONVERSATIONS = {
 def test_ids_equal_those_of_the_published_template(tokenizer: Any, name: str, ask: bool) -> None:
     messages = CONVERSATIONS[name]
     theirs = published(tokenizer, tokenizer.template, messages, ask)
-    assert encode_messages(tokenizer, messages, ask) == theirs
+    assert encode_messages(tokenizer, messages, add_generation_prompt=ask) == theirs
 
 
 def test_tools_calls_and_results_equal_the_published_template(tokenizer: Any) -> None:
@@ -180,7 +183,7 @@ def test_tools_calls_and_results_equal_the_published_template(tokenizer: Any) ->
     ours = [
         Message("system", "简短", tools=TOOLS),
         Message("user", "天气"),
-        Message("assistant", "", "weather", arguments=arguments),
+        Message("assistant", "", calls=(Call("weather", arguments),)),
         Message("observation", "晴"),
         Message("observation", "风"),
         Message("assistant", "晴天"),
@@ -241,15 +244,74 @@ def test_glm_45_learns_each_answer_as_it_is_generated_and_forgets_earlier_though
 
 
 def test_a_call_is_learned_with_the_observation_that_ends_it() -> None:
-    call = [Message("user", "天气"), Message("assistant", '{"city": "上海"}', "weather")]
+    call = [Message("user", "天气"), Message("assistant", "", calls=(Call("weather", {"city": "上海"}),))]
+    named = [call[0], Message("assistant", '{"city": "上海"}', "weather")]
     assert learned("glm45", call) == [
         "\n<think></think>\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>上海</arg_value>\n"
         "</tool_call><|observation|>"
     ]
+    assert learned("glm45", named) == learned("glm45", call)
+    assert learned("glm4", call) == learned("glm4", named) == ['weather\n{"city": "上海"}<|observation|>']
+    assert learned("glm4_0414", call) == ['weather \n{"city": "上海"}<|observation|>']
+    assert learned("chatglm3", call) == ["weather\n```python\ntool_call(city='上海')\n```<|observation|>"]
     with pytest.raises(DataError, match="GLM-Z1: a tool call cannot be learned"):
         training_examples("glmz1", call)
     with pytest.raises(DataError, match="no JSON object"):
         training_examples("glm45", [call[0], Message("assistant", "city=上海", "weather")])
+
+
+AGENT = [
+    Message("user", "两地几点"),
+    Message(
+        "assistant",
+        "我查一下。",
+        thought="要查两次",
+        calls=(Call("time", {"city": "北京"}), Call("time", {"city": "上海"})),
+    ),
+    Message("observation", "九点"),
+    Message("observation", "十点"),
+    Message("assistant", "九点和十点", thought="都有了"),
+]
+
+
+def test_glm_45_learns_a_turn_of_thought_text_and_calls_as_one() -> None:
+    city = "<tool_call>time\n<arg_key>city</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>"
+    calls = f"\n{city.format('北京')}\n{city.format('上海')}<|observation|>"
+    assert learned("glm45", AGENT) == [
+        f"\n<think>要查两次</think>\n我查一下。{calls}",
+        "\n<think>都有了</think>\n九点和十点<|user|>",
+    ]
+    assert learned("glm45_nothink", AGENT)[0] == f"\n我查一下。{calls}"
+    last = training_examples("glm45", AGENT)[-1]
+    sent = "".join(segment.text for segment in last if not segment.is_target)
+    assert sent.endswith(
+        "<|observation|>\n<tool_response>\n九点\n</tool_response>\n<tool_response>\n十点\n</tool_response>"
+        "<|assistant|>"
+    )
+
+
+def test_text_and_line_break_in_front_of_a_call_are_one_text() -> None:
+    """A tokenizer joins the full stop and the line break behind it, as it does in the published text."""
+    texts = [segment.text for segment in render("glm45", AGENT[:2], False)]
+    assert "\n我查一下。\n" in texts
+
+
+def test_glm_4_writes_text_and_each_call_behind_the_assistants_token_in_one_answer() -> None:
+    assert learned("glm4", AGENT) == [
+        '\n我查一下。<|assistant|>time\n{"city": "北京"}<|assistant|>time\n{"city": "上海"}<|observation|>'
+        "\n九点和十点<|user|>"
+    ]
+
+
+def test_a_call_that_the_user_interrupts_is_not_learned_to_wait_for_the_user() -> None:
+    (example,) = training_examples("glm4", [*AGENT[:2], Message("user", "算了"), Message("assistant", "好")])
+    ends = [segment.text for segment in example if segment.is_control and segment.is_target]
+    assert ends == ["<|assistant|>", "<|assistant|>", "<|user|>"]
+
+
+def test_glm_z1_learns_a_thought_beside_the_answer_between_line_breaks() -> None:
+    talk = [THOUGHT[0], Message("assistant", "早上好", thought="怎么")]
+    assert learned("glmz1", talk) == ["\n怎么\n</think>\n\n早上好<|user|>"]
 
 
 # --- tokenizer ---
@@ -504,7 +566,7 @@ def test_all_bytes_of_the_files_are_shown(folder: Path) -> None:
 
 def test_of_an_unknown_chat_format_all_else_is_told(copied: Path) -> None:
     whole = inspect(copied)
-    (copied / "chat_template.jinja").write_text("[gMASK]<sop>{{ clear_thinking }}", encoding="utf-8")
+    (copied / "chat_template.jinja").write_text("[gMASK]<sop>{{ messages }}", encoding="utf-8")
     found = inspect(copied)
     assert (found.family, found.template, found.context) == (whole.family, None, whole.context)
     assert (found.parameters, found.tokenizer) == (whole.parameters, whole.tokenizer)
@@ -514,6 +576,21 @@ def test_of_an_unknown_chat_format_all_else_is_told(copied: Path) -> None:
     assert (
         "  template         open (its chat_template is none of" in glmtune("info", copied, cwd=copied).stdout
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("[gMASK]<sop>{% if clear_thinking %}<|user|>", "GLM-4.7 or a later model"),
+        ("[gMASK]<sop><|system|>\n你是一个专业的深度研究助手", "GLM-Z1-Rumination"),
+        ("<|user|>\n{{ item['content'] }}", "GLM-Edge"),
+    ],
+)
+def test_a_chat_format_that_is_not_supported_is_refused_by_name(copied: Path, text: str, name: str) -> None:
+    (copied / "chat_template.jinja").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"its chat_template is that of {name}, which is not") as caught:
+        load_tokenizer(copied)
+    assert "template=" not in str(caught.value.hint)
 
 
 def test_a_tokenizer_of_another_family_is_refused(copied: Path) -> None:

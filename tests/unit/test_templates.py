@@ -7,10 +7,12 @@ import pytest
 from glmtune.errors import ConfigError, DataError
 from glmtune.templates import (
     TEMPLATES,
+    Call,
     Message,
     Segment,
     messages_from_dicts,
     render,
+    render_messages,
     stop_tokens,
     training_examples,
     visible_text,
@@ -149,7 +151,7 @@ def test_content_is_never_a_control_token():
 def test_chatglm3_puts_tools_behind_the_system_text():
     system = Message("system", "Use tools.", tools=[TOOL])
     content = render("chatglm3", [system])[4].text
-    assert content == "Use tools.\n" + json.dumps([TOOL], ensure_ascii=False, indent=4)
+    assert content == "Use tools.\n" + json.dumps([TOOL["function"]], ensure_ascii=False, indent=4)
 
 
 @pytest.mark.parametrize(
@@ -196,17 +198,20 @@ def test_what_rounds_cannot_express_is_an_error(messages, words, hint, template)
     ("rows", "words"),
     [
         ([], "no message"),
-        ("hello", "a list of messages, got str"),
-        ({"role": "user"}, "a list of messages, got dict"),
-        (["hello"], r"messages\[0\]: expected a message, got str"),
-        ([{"role": "user"}], r"messages\[0\]: no 'content'"),
-        ([{"role": "user", "content": None}], "'content' must be text, got nothing"),
-        ([{"role": "user", "content": 3}], "'content' must be text, got int"),
-        ([{"role": "tool", "content": ""}], "unknown role 'tool'"),
-        ([{"role": "user", "content": "", "name": "x"}], "unknown key 'name'"),
-        ([{"role": "user", "content": "", "tools": []}], "tools in a turn of role 'user'"),
-        ([{"role": "assistant", "content": "", "metadata": "a\nb"}], "a line break in 'metadata'"),
-        ([{"role": "assistant", "content": "", "loss": 1}], "'loss' must be true or false, got int"),
+        ("hello", "must be a list of messages, got 'hello'"),
+        ({"role": "user"}, "must be a list of messages, got {"),
+        (["hello"], r"'messages\[0\]' must be an object, got 'hello'"),
+        ([{"role": "user"}], r"'messages\[0\]' has no 'content'"),
+        ([{"content": "a"}], r"'messages\[0\]' has no 'role', got 'content'"),
+        ([{"role": "user", "content": None}], "content' must be text, got null"),
+        ([{"role": "user", "content": 3}], "content' must be text, got 3"),
+        ([{"role": "bot", "content": ""}], "no known role, got 'bot'"),
+        ([{"role": "user", "content": "", "nam": "x"}], "unknown key 'nam'"),
+        ([{"role": "user", "content": "", "tools": [TOOL]}], "tools' is in a turn of role 'user'"),
+        ([{"role": "assistant", "content": "", "metadata": "a\nb"}], "metadata' holds a line break"),
+        ([{"role": "assistant", "content": "", "loss": 1}], "loss' must be true or false, got 1"),
+        ([{"role": "assistant", "content": "", "think": "a", "reasoning": "b"}], "its thought twice"),
+        ([{"role": "assistant", "tool_calls": [{"id": "1"}]}], "must be a call"),
     ],
 )
 def test_a_wrong_message_is_named(rows, words):
@@ -225,6 +230,59 @@ def test_messages_come_from_dicts_and_messages():
         TALK[0],
         Message("assistant", "a"),
     ]
+
+
+OPENAI = [
+    {"role": "developer", "content": "简短"},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "上海"}, {"type": "text", "text": "几点"}],
+        "name": "小林",
+    },
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "要查",
+        "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": "time", "arguments": '{"city": "上海"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "a", "content": {"time": "十点"}},
+]
+
+
+def test_openais_messages_are_messages():
+    assert messages_from_dicts(OPENAI, tools=[TOOL]) == [
+        Message("system", "简短", tools=[TOOL]),
+        Message("user", "上海几点"),
+        Message("assistant", "", thought="要查", calls=(Call("time", {"city": "上海"}),)),
+        Message("observation", '{"time": "十点"}'),
+    ]
+    assert render_messages("glm45", OPENAI, tools=[TOOL]) == "".join(
+        segment.text for segment in render("glm45", messages_from_dicts(OPENAI, tools=[TOOL]))
+    )
+
+
+def test_the_options_of_a_rendering_are_those_that_the_format_has():
+    asked = [{"role": "user", "content": "早"}]
+    assert render_messages("glm45", asked, enable_thinking=False) == render_messages("glm45_nothink", asked)
+    assert render_messages("glm45_nothink", asked, enable_thinking=True) == render_messages("glm45", asked)
+    for template in TEMPLATES:
+        thinks = template in ("glm45", "glmz1")
+        assert render_messages(template, asked, enable_thinking=thinks) == render_messages(template, asked)
+    with pytest.raises(ConfigError, match="enable_thinking: True, but GLM-4 does not think aloud"):
+        render_messages("glm4", asked, enable_thinking=True)
+    with pytest.raises(ConfigError, match="enable_thinking: False, but GLM-Z1 thinks before every answer"):
+        render_messages("glmz1", asked, enable_thinking=False)
+    with pytest.raises(ConfigError, match="enable_thought: no option") as caught:
+        render_messages("glm45", asked, enable_thought=False)
+    assert "enable_thinking" in caught.value.hint
+    assert "小助手" in render_messages("glm4", asked, tools=[TOOL], assistant_name="小助手")
+
+
+def test_tools_are_given_once():
+    with pytest.raises(DataError, match="for all and by a system turn"):
+        render_messages("glm4", [{"role": "system", "content": "", "tools": [TOOL]}], tools=[TOOL])
 
 
 def test_an_unknown_format_is_an_error():

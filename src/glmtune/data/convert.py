@@ -13,12 +13,12 @@ from typing import Any
 from glmtune.data.example import Example
 from glmtune.data.formats import FORMATS, Messages, find_format
 from glmtune.data.source import Dataset, read_dataset
-from glmtune.data.tools import wrapped
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.extras import require
 from glmtune.recipe.settings import Data
 from glmtune.runs import replacing
-from glmtune.templates import Message, Role
+from glmtune.templates import Call, Message, Role
+from glmtune.templates.tools import unwrapped, wrapped
 
 CSV_CELL_LIMIT = 131_072
 """What Python's csv module reads in one cell unless told otherwise; ours reads longer ones."""
@@ -112,12 +112,14 @@ def _split_system(messages: Messages) -> tuple[Message | None, Messages]:
 
 def _check_rounds(name: str, turns: Sequence[Message]) -> None:
     for index, message in enumerate(turns):
-        if message.role == "observation" or message.metadata:
+        if message.role == "observation" or message.is_call:
             raise _cannot(name, "tool calls and observations")
         if message.role != ("user", "assistant")[index % 2]:
             raise _cannot(name, f"a turn of role {message.role!r} at this place (turn {index + 1})")
         if not message.loss:
             raise _cannot(name, "an answer that is not learned (loss: false)")
+        if message.thought is not None:
+            raise _cannot(name, "a thought beside its answer")
 
 
 # Rows of turns
@@ -125,11 +127,11 @@ def _check_rounds(name: str, turns: Sequence[Message]) -> None:
 
 def _sharegpt(messages: Messages) -> Row:
     system, turns = _split_system(messages)
-    row: Row = {"conversations": [_sharegpt_turn(message) for message in turns]}
+    row: Row = {"conversations": [turn for message in turns for turn in _sharegpt_turns(message)]}
     if system is not None and system.content:
         row["system"] = system.content
     if system is not None and system.tools is not None:
-        row["tools"] = json.dumps(system.tools, ensure_ascii=False)
+        row["tools"] = json.dumps([unwrapped(tool) for tool in system.tools], ensure_ascii=False)
     return row
 
 
@@ -141,60 +143,72 @@ SHAREGPT_NAMES: Mapping[Role, str] = {
 }
 
 
-def _sharegpt_turn(message: Message) -> Row:
-    if message.arguments is not None:
-        call = {"name": message.metadata, "arguments": message.arguments}
-        turn: Row = {"from": "function_call", "value": json.dumps(call, ensure_ascii=False)}
-    elif message.metadata:
+def _sharegpt_turns(message: Message) -> list[Row]:
+    """A turn's text, then each of its calls."""
+    if message.metadata:
         raise _cannot("sharegpt", f"a call of {message.metadata!r} whose arguments are not named")
-    else:
-        turn = {"from": SHAREGPT_NAMES[message.role], "value": message.content}
-    return turn if message.loss else {**turn, "loss": False}
+    turns: list[Row] = []
+    if message.content or not message.calls:
+        turns.append({"from": SHAREGPT_NAMES[message.role], "value": message.content})
+        if message.thought is not None:
+            turns[0]["reasoning_content"] = message.thought
+    elif message.thought is not None:
+        raise _cannot("sharegpt", "a thought in front of a call without text")
+    for call in message.calls:
+        written = {"name": call.name, "arguments": call.arguments}
+        turns.append({"from": "function_call", "value": json.dumps(written, ensure_ascii=False)})
+    return turns if message.loss else [{**turn, "loss": False} for turn in turns]
 
 
 def _chatglm3(messages: Messages) -> Row:
-    """A call and its observation are one turn, as in ChatGLM3's script."""
+    """A turn's text, then each of its calls; one call and its only result are one turn, as in the script."""
     turns: list[Row] = []
     for index, message in enumerate(messages):
-        if message.role == "observation" and messages[index - 1].arguments is not None:
+        before = messages[index - 1]
+        is_only = [m.role for m in messages[index : index + 2]].count("observation") == 1
+        if message.role == "observation" and len(before.calls) == 1 and is_only:
             turns[-1]["observation"] = message.content
         else:
-            turns.append(_chatglm3_turn(message))
+            turns += _chatglm3_turns(message)
     return _with_tools(messages, turns, wrap=False)
 
 
-def _chatglm3_turn(message: Message) -> Row:
-    if message.arguments is None:
-        return _plain_turn(message)
-    turn: Row = {"role": "tool", "name": message.metadata, "parameters": message.arguments}
-    return turn if message.loss else {**turn, "loss": False}
+def _chatglm3_turns(message: Message) -> list[Row]:
+    has_text = message.content or message.thought is not None or not message.calls
+    turns = [_plain_turn(message)] if has_text else []
+    turns += [{"role": "tool", "name": call.name, "parameters": call.arguments} for call in message.calls]
+    return turns if message.loss else [{**turn, "loss": False} for turn in turns]
 
 
 def _plain_turn(message: Message) -> Row:
     named = {"metadata": message.metadata} if message.metadata else {}
-    turn: Row = {"role": message.role, **named, "content": message.content}
+    thought = {} if message.thought is None else {"reasoning_content": message.thought}
+    turn: Row = {"role": message.role, **named, **thought, "content": message.content}
     return turn if message.loss else {**turn, "loss": False}
 
 
 def _messages(messages: Messages) -> Row:
     turns: list[Row] = []
+    waiting: list[str] = []
     for index, message in enumerate(messages):
         turn = _plain_turn(message)
-        if message.arguments is not None:
-            turn = {**turn, "content": None, "tool_calls": [_openai_call(message, index)]}
-            del turn["metadata"]
+        if message.calls:
+            waiting = [f"call_{index}_{place}" for place in range(len(message.calls))]
+            turn["content"] = message.content or None
+            turn["tool_calls"] = [
+                _openai_call(call, call_id) for call, call_id in zip(message.calls, waiting, strict=True)
+            ]
         if message.role == "observation":
             turn["role"] = "tool"
-            if messages[index - 1].arguments is not None:
-                turn["tool_call_id"] = f"call_{index - 1}"
+            if waiting:
+                turn["tool_call_id"] = waiting.pop(0)
         turns.append(turn)
     return _with_tools(messages, turns, wrap=True)
 
 
-def _openai_call(message: Message, index: int) -> Row:
-    arguments = json.dumps(message.arguments, ensure_ascii=False)
-    function = {"name": message.metadata, "arguments": arguments}
-    return {"id": f"call_{index}", "type": "function", "function": function}
+def _openai_call(call: Call, call_id: str) -> Row:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 def _with_tools(messages: Messages, turns: list[Row], *, wrap: bool) -> Row:
@@ -203,7 +217,7 @@ def _with_tools(messages: Messages, turns: list[Row], *, wrap: bool) -> Row:
     column = "messages" if wrap else "conversations"
     if system is None or system.tools is None:
         return {column: turns}
-    tools = [wrapped(tool) for tool in system.tools] if wrap else list(system.tools)
+    tools = [wrapped(tool) if wrap else unwrapped(tool) for tool in system.tools]
     return {column: turns if system.content else turns[1:], "tools": tools}
 
 

@@ -120,7 +120,8 @@ class Cutter:
         last = [(end, self.limits.is_target_met)]
         for index, is_met in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
             if not is_met(self.encode(unit)):
-                unit = self._shorten(unit, index, _without_end, 1, is_met, cuts, "answer")
+                least = _thought_length(unit[index]) + 1
+                unit = self._shorten(unit, index, _without_end, least, is_met, cuts, "answer")
         return unit
 
     def _shorten(
@@ -166,6 +167,11 @@ def _without_middle(text: str, count: int) -> str:
 def _without_end(text: str, count: int) -> str:
     """The first `count` characters of a text."""
     return text[:count]
+
+
+def _thought_length(message: Message) -> int:
+    """Characters in front of an answer's own text: a thought that breaks off would never end."""
+    return len(message.content) - len(message.split_thought()[1])
 
 
 def _without_oldest_round(unit: list[Message]) -> list[Message] | None:

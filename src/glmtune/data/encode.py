@@ -21,6 +21,7 @@ from glmtune.templates import (
     Message,
     Segment,
     find,
+    is_learned,
     training_examples,
     visible_text,
     with_question_prefix,
@@ -67,14 +68,37 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     limits = Limits.of(settings)
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
+    keeps_thoughts = settings.encoding == "chat" and find(_template(tokenizer)).learns_thoughts
     rows: list[Row] = []
     for example in examples:
         with _At(example.place):
             messages = _with_settings(example.messages, settings)
+            if not keeps_thoughts:
+                report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
             for ids, labels in encode(tokenizer, messages, settings, report):
                 rows.append(_row(ids, labels, example.place))
     _check(report, rows, settings)
     return Encoded(rows, report)
+
+
+def _count_lost_thoughts(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> int:
+    """How many learned answers have a thought that their format leaves out; refuse one that is no more.
+
+    Tags inside an answer's text are text to a format that knows no thoughts.
+    """
+    chosen = find(_template(tokenizer))
+    lost = 0
+    for message in filter(is_learned, messages):
+        thought, said = message.split_thought()
+        if not thought.strip() or (message.thought is None and not chosen.thought_end):
+            continue
+        lost += 1
+        if not (said.strip() or message.calls):
+            raise DataError(
+                f"an answer that is only a thought, which the chat format of {chosen.title} leaves out",
+                hint="give it an answer, or take the row out",
+            )
+    return lost
 
 
 def encode_prompts(
@@ -106,16 +130,15 @@ def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data
 
 
 def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
-    """The last turn as the model would say it; a tool call as its format writes it.
+    """The last turn as the model would say it without its thought; its calls as their format writes them.
 
     Encoded and decoded as an answer is: ChatGLM-6B's tokenizer makes full-width punctuation half width.
     """
     answer = messages[-1]
     segments = [Segment(answer.content)]
-    if answer.arguments is not None or (answer.metadata and answer.content):
-        segments = tokenizer.segments(messages, add_generation_prompt=False)
-        role = max(i for i, segment in enumerate(segments) if segment.text == "<|assistant|>")
-        segments = segments[role + 1 :]
+    if answer.is_call:
+        before = tokenizer.segments(messages[:-1], add_generation_prompt=False)
+        segments = tokenizer.segments(messages, add_generation_prompt=False)[len(before) + 1 :]
     said = answer_text(tokenizer, tokenizer.encode_segments(segments))
     return visible_text(_template(tokenizer), said)
 

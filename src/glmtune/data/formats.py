@@ -11,10 +11,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from glmtune.data import dialogues
-from glmtune.data.values import Row, decoded, non_empty, shown, text
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
+from glmtune.values import Row, decoded, non_empty, shown, text
 
 Messages = tuple[Message, ...]
 Parse = Callable[[Row], Messages]
@@ -108,7 +108,7 @@ def _dialogue(row: Row, chosen: Format, settings: Data) -> Messages:
             hint=f"put all turns of the conversation into {chosen.columns[0]!r}",
         )
     messages = chosen.parse(row)
-    if settings.encoding != "chat" and any(message.arguments is not None for message in messages):
+    if settings.encoding != "chat" and any(message.calls for message in messages):
         raise DataError(
             "a tool call: the official scripts do not take it as such", hint="use data.encoding=chat"
         )

@@ -37,6 +37,8 @@ class LengthReport:
     rows_cut: int = 0
     tokens_lost: int = 0
     """Tokens cut out of rows that were kept."""
+    thoughts_lost: int = 0
+    """Learned answers whose thought the chat format leaves out."""
 
     def add(self, uncut_tokens: int, kept_tokens: int, cuts: Sequence[str] = ()) -> None:
         """Count a row that is kept."""
@@ -105,6 +107,8 @@ class LengthReport:
         lines = [f"{self.rows:,} rows; tokens before any cut: {lengths}; limit {self.limit}"]
         if happened:
             lines.append(f"of these, {'; '.join(happened)}; {self.tokens_lost:,} tokens lost")
+        if self.thoughts_lost:
+            lines.append(f"{self.thoughts_lost:,} thoughts left out: this chat format learns none")
         return lines
 
     @property

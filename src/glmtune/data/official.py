@@ -5,7 +5,7 @@ raises DataError.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glmtune.errors import ConfigError, DataError
@@ -206,7 +206,7 @@ def _without_unset(message: Message) -> Message:
             ) from error
         function["parameters"] = {**function["parameters"], "properties": properties}
         tools.append({**tool, "function": function})
-    return Message(message.role, message.content, message.metadata, tools, message.loss)
+    return replace(message, tools=tools)
 
 
 _Turn = Callable[[GlmTokenizer, Message], list[int]]

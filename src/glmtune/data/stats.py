@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from glmtune.data.example import Example
 from glmtune.data.source import Dataset, read_dataset
@@ -75,7 +76,7 @@ def measure(path: Path, settings: Data) -> tuple[Stats, Dataset]:
         with_history=sum(sum(message.role == "user" for message in row) > 1 for row in rows),
         with_system=sum(any(m.role == "system" and m.content.strip() for m in row) for row in rows),
         with_tools=sum(any(message.tools for message in row) for row in rows),
-        with_calls=sum(any(message.metadata for message in row) for row in rows),
+        with_calls=sum(any(message.is_call for message in row) for row in rows),
         unlearned=sum(any(m.role == "assistant" and not m.loss for m in row) for row in rows),
         empty_questions=dataset.num_empty_questions,
         cut=dataset.num_cut,
@@ -89,9 +90,14 @@ def measure(path: Path, settings: Data) -> tuple[Stats, Dataset]:
 
 
 def _num_characters(message: Message) -> int:
-    """Characters of a turn; those of a call as JSON."""
-    called = "" if message.arguments is None else json.dumps(message.arguments, ensure_ascii=False)
-    return len(message.content) + len(message.metadata) + len(called)
+    """Characters of a turn; those of its calls' arguments as JSON."""
+    called = (call.name + json.dumps(call.arguments, ensure_ascii=False) for call in message.calls)
+    return sum(map(len, (message.content, message.metadata, message.thought or "", *called)))
+
+
+def _without_ids(message: Message) -> dict[str, Any]:
+    calls = [(call.name, call.arguments) for call in message.calls]
+    return {**asdict(message), "calls": calls, "call_id": None}
 
 
 def _duplicates(examples: Sequence[Example]) -> tuple[int, int]:
@@ -100,7 +106,7 @@ def _duplicates(examples: Sequence[Example]) -> tuple[int, int]:
     repeated = contradicting = 0
     for example in examples:
         *asked, answer = (
-            json.dumps(asdict(message), ensure_ascii=False, sort_keys=True, default=str)
+            json.dumps(_without_ids(message), ensure_ascii=False, sort_keys=True, default=str)
             for message in example.messages
         )
         known = answers.setdefault("\n".join(asked), set())

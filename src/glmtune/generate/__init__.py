@@ -1,6 +1,6 @@
 """Answers from a model."""
 
-from glmtune.generate.chat import Chat, answer, encode_conversation, stream_text
+from glmtune.generate.chat import Chat, answer, stream_text
 from glmtune.generate.compute import choose_compute, pick_compute
 from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.requests import Request
@@ -15,7 +15,6 @@ __all__ = [
     "choose_compute",
     "complete",
     "decode",
-    "encode_conversation",
     "pick_compute",
     "stream_text",
 ]

@@ -1,13 +1,13 @@
 """Talking to a model: history, template, text that never splits a character."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.sampling import Sampling
 from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
-from glmtune.templates import messages_from_dicts, visible_text
-from glmtune.tokenizers import answer_text
+from glmtune.templates import visible_text
+from glmtune.tokenizers import answer_text, encode_messages
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -80,16 +80,7 @@ class Chat:
 
     def _prompt(self, text: str) -> list[int]:
         conversation = [*self.messages, {"role": "user", "content": text}]
-        return encode_conversation(self.tokenizer, conversation, source_prefix=self.source_prefix)
-
-
-def encode_conversation(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, source_prefix: str = ""
-) -> list[int]:
-    """The ids that ask for the next answer, with the text that a run put in front of its prompts."""
-    segments = tokenizer.segments(messages_from_dicts(messages), source_prefix=source_prefix)
-    ids: list[int] = tokenizer.encode_segments(segments)
-    return ids
+        return encode_messages(self.tokenizer, conversation, source_prefix=self.source_prefix)
 
 
 def stream_text(

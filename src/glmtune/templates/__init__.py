@@ -15,13 +15,15 @@ from glmtune.errors import ConfigError
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates.messages import (
     ROLES,
+    Call,
     Loss,
     Message,
     Role,
     Segment,
     Template,
-    messages_from_dicts,
+    is_learned,
 )
+from glmtune.templates.reading import messages_from_dicts
 from glmtune.templates.rounds import (
     CHATGLM2_CONTROL_TOKENS,
     CHATGLM_CONTROL_TOKENS,
@@ -56,6 +58,7 @@ from glmtune.templates.turns import (
 __all__ = [
     "ROLES",
     "TEMPLATES",
+    "Call",
     "Loss",
     "Message",
     "Role",
@@ -64,8 +67,11 @@ __all__ = [
     "chatglm2_prompt",
     "chatglm_prompt",
     "find",
+    "is_learned",
+    "message_segments",
     "messages_from_dicts",
     "render",
+    "render_messages",
     "rounds",
     "stop_tokens",
     "training_examples",
@@ -88,6 +94,63 @@ def render(
         messages = with_question_prefix(messages, source_prefix)
     segments = chosen.render(messages, add_generation_prompt, assistant_name or chosen.assistant_name)
     return _with_prompt_prefix(segments, source_prefix) if chosen.prefixes_prompt else segments
+
+
+OPTIONS = ("enable_thinking", "assistant_name", "source_prefix")
+"""What can be said of a rendering besides messages and tools."""
+_UNTHINKING: Mapping[TemplateName, TemplateName] = {"glm45": "glm45_nothink"}
+"""The formats whose prompt can ask for an answer without a thought, and how that is then rendered."""
+
+
+def render_messages(
+    template: TemplateName,
+    messages: Sequence[Mapping[str, Any] | Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    **options: Any,
+) -> str:
+    """The text that chat sends for these messages, control tokens spelled; no tokenizer is needed.
+
+    `template` is the name of a chat format; messages, tools and options are as of `encode_messages`. Raises
+    DataError and ConfigError.
+    """
+    segments = message_segments(
+        template, messages, tools=tools, add_generation_prompt=add_generation_prompt, **options
+    )
+    return "".join(segment.text for segment in segments)
+
+
+def message_segments(
+    template: TemplateName,
+    messages: Sequence[Mapping[str, Any] | Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    **options: Any,
+) -> list[Segment]:
+    """`render` of dicts and tools in OpenAI's form. Raises ConfigError for an option that is none."""
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]}: no option of a chat format", hint=f"the options are {', '.join(OPTIONS)}"
+        )
+    chosen = _with_thinking(template, options.pop("enable_thinking", None))
+    return render(chosen, messages_from_dicts(messages, tools=tools), add_generation_prompt, **options)
+
+
+def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> TemplateName:
+    """The format that thinks, or does not, as asked."""
+    thinks = bool(find(template).thought_end) and template not in _UNTHINKING.values()
+    if enable_thinking is None or enable_thinking == thinks:
+        return template
+    pairs = [pair for pair in _UNTHINKING.items() if template in pair]
+    if pairs:
+        return pairs[0][0] if enable_thinking else pairs[0][1]
+    always = "thinks before every answer" if thinks else "does not think aloud"
+    raise ConfigError(
+        f"enable_thinking: {enable_thinking}, but {find(template).title} {always}", hint="leave it out"
+    )
 
 
 def training_examples(
@@ -195,6 +258,7 @@ TEMPLATES: Mapping[str, Template] = {
         partial(glm45_turns, end_of_question="/nothink"),
         glm45_learned_unthinking,
         ask=GLM45_NO_THOUGHT,
+        learns_thoughts=False,
         **_GLM45_FACTS,
     ),
 }

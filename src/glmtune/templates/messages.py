@@ -1,31 +1,60 @@
-"""What chat formats are made of: messages, segments, the format itself; messages read from dicts."""
+"""What chat formats are made of: messages, segments, the format itself."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
-
-from glmtune.errors import DataError
 
 Role = Literal["system", "user", "assistant", "observation"]
 ROLES: tuple[str, ...] = get_args(Role)
 Loss = Literal["all_turns", "last_turn"]
+THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
+"""The tags around a thought inside an answer's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a tool."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str | None = field(default=None, compare=False, repr=False)
+    """What its result names as `tool_call_id`; no chat format writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation, whole: only a chat format takes it apart."""
 
     role: Role
     content: str
     metadata: str = ""
-    """What follows the role on its line: a tool's name in an assistant turn that calls one."""
+    """What follows the role on its line: a tool's name in an assistant turn that calls one in words of its
+    own, such as code."""
     tools: Sequence[Mapping[str, Any]] | None = None
     """Tool descriptions, in a system turn."""
     loss: bool = True
     """Whether this turn, if it is the assistant's, is learned."""
-    arguments: Mapping[str, Any] | None = None
-    """In an assistant turn without content: the arguments of the call of the tool that `metadata` names."""
+    thought: str | None = None
+    """In an assistant turn: the thought in front of its text, None where there is none beside it."""
+    calls: tuple[Call, ...] = ()
+    """In an assistant turn: the tools that it calls after its text; their results are the next turns."""
+    call_id: str | None = field(default=None, compare=False, repr=False)
+    """In an observation: the id of the call that it answers."""
+
+    @property
+    def is_call(self) -> bool:
+        """Whether this turn waits for a tool's result."""
+        return self.role == "assistant" and bool(self.calls or self.metadata)
+
+    def split_thought(self) -> tuple[str, str]:
+        """Its thought and its text; without a thought beside it, that between tags in front of the text."""
+        if self.thought is not None:
+            return self.thought, self.content
+        before, mark, after = self.content.partition(THOUGHT_END)
+        if not mark:
+            return "", self.content
+        return before.rpartition(THOUGHT_BEGIN)[2], after.rpartition(THOUGHT_END)[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,65 +94,8 @@ class Template:
     """Each learned answer is a training example of its own; what comes before it is only its context."""
     thought_end: str = ""
     """What ends the thought in front of an answer; empty where the model does not think aloud."""
-
-
-def messages_from_dicts(
-    rows: Sequence[Mapping[str, Any] | Message], place: str = "messages"
-) -> list[Message]:
-    """Messages from dicts with `role`, `content` and optionally `metadata`, `tools`, `loss`.
-
-    Raises DataError naming the message that is wrong.
-    """
-    if isinstance(rows, str | Mapping) or not isinstance(rows, Sequence):
-        raise DataError(f"{place}: expected a list of messages, got {_kind(rows)}", hint=_MESSAGE_HINT)
-    if not rows:
-        raise DataError(f"{place}: no message", hint=_MESSAGE_HINT)
-    return [_message(row, f"{place}[{index}]") for index, row in enumerate(rows)]
-
-
-_MESSAGE_HINT = 'a message is like {"role": "user", "content": "..."}'
-_MESSAGE_KEYS: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "role": ((str,), "text"),
-    "content": ((str,), "text"),
-    "metadata": ((str, type(None)), "text"),
-    "tools": ((list, tuple, type(None)), "a list of tool descriptions"),
-    "loss": ((bool,), "true or false"),
-}
-
-
-def _message(row: Mapping[str, Any] | Message, place: str) -> Message:
-    if isinstance(row, Message):
-        return row
-    if not isinstance(row, Mapping):
-        raise DataError(f"{place}: expected a message, got {_kind(row)}", hint=_MESSAGE_HINT)
-    unknown = sorted(set(row) - set(_MESSAGE_KEYS))
-    missing = [key for key in ("role", "content") if key not in row]
-    if unknown or missing:
-        what = f"unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
-        raise DataError(f"{place}: {what}", hint="the keys are " + ", ".join(_MESSAGE_KEYS))
-    for key, value in row.items():
-        kinds, wanted = _MESSAGE_KEYS[key]
-        if not isinstance(value, kinds):
-            raise DataError(f"{place}: {key!r} must be {wanted}, got {_kind(value)}", hint=_MESSAGE_HINT)
-    return _checked(Message(**{key: value for key, value in row.items() if value is not None}), place)
-
-
-def _checked(message: Message, place: str) -> Message:
-    if message.role not in ROLES:
-        raise DataError(f"{place}: unknown role {message.role!r}", hint="the roles are " + ", ".join(ROLES))
-    if message.tools is not None and message.role != "system":
-        raise DataError(
-            f"{place}: tools in a turn of role {message.role!r}", hint="put them in the system turn"
-        )
-    if "\n" in message.metadata:
-        raise DataError(
-            f"{place}: a line break in 'metadata'", hint="metadata is one line, like a tool's name"
-        )
-    return message
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__
+    learns_thoughts: bool = False
+    """Whether an answer is learned with its thought."""
 
 
 def parse_object(text: str) -> Mapping[str, Any] | None:

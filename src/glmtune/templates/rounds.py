@@ -37,7 +37,7 @@ def _check_round_role(message: Message, expected: str, index: int, format_name: 
     if message.role == "system":
         hint = "put the text into data.source_prefix, which goes in front of the prompt"
         raise DataError(f"message {index + 1}: {format_name} has no system message", hint=hint)
-    if message.role == "observation" or message.metadata:
+    if message.role == "observation" or message.metadata or message.calls:
         raise DataError(
             f"message {index + 1}: {format_name} has no tool calls", hint="use a ChatGLM3 or GLM-4 model"
         )

@@ -12,6 +12,9 @@ from typing import Any
 
 from glmtune.errors import DataError
 from glmtune.templates.messages import (
+    THOUGHT_BEGIN,
+    THOUGHT_END,
+    Call,
     Message,
     Segment,
     Template,
@@ -32,6 +35,7 @@ def thinking_format(
     ask: Sequence[str | Segment],
     prefix: Sequence[str],
     end: str,
+    learns_thoughts: bool = True,
     **facts: Any,
 ) -> Template:
     """A format of role tokens; `ask` is what stands behind the assistant's role token in a prompt."""
@@ -49,14 +53,19 @@ def thinking_format(
             [
                 *render_turns(messages[:index], False, name),
                 *learned_turn(message).segments(),
-                control("<|observation|>" if message.metadata else end, is_target=True),
+                control("<|observation|>" if message.is_call else end, is_target=True),
             ]
             for index, message in enumerate(messages)
             if is_learned(message)
         ]
 
     return Template(
-        render=render_turns, examples=examples, splits_answers=True, thought_end="</think>", **facts
+        render=render_turns,
+        examples=examples,
+        splits_answers=True,
+        thought_end=THOUGHT_END,
+        learns_thoughts=learns_thoughts,
+        **facts,
     )
 
 
@@ -76,23 +85,25 @@ def glmz1_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
 
 
 def _without_thought(content: str) -> str:
-    return content.rpartition("</think>")[2].strip()
+    return content.rpartition(THOUGHT_END)[2].strip()
 
 
 def glmz1_learned(message: Message) -> Turn:
-    """An answer without a thought is learned with an empty one.
+    """An answer without a thought is learned with an empty one; one inside the text is learned as it stands.
 
-    Source of the empty one: hiyouga/LLaMA-Factory src/llamafactory/data/template.py (ReasoningTemplate).
+    Source of the empty one, and of the line breaks around a thought: hiyouga/LLaMA-Factory
+    src/llamafactory/data/template.py (ReasoningTemplate).
     """
-    if message.metadata:
+    if message.is_call:
         raise DataError(
             "GLM-Z1: a tool call cannot be learned: the prompt already begins a thought",
             hint='take the call out of what is learned: "loss": false',
         )
     content = message.content
-    if "</think>" not in content:
-        content = f"\n\n</think>\n\n{content.strip()}"
-    return Turn("assistant", (GLMZ1_ASK, content.removeprefix("<think>")), True, num_asked=1)
+    if message.thought is not None or THOUGHT_END not in content:
+        thought = (message.thought or "").strip()
+        content = f"\n{thought}\n</think>\n\n{content.strip()}"
+    return Turn("assistant", (GLMZ1_ASK, content.removeprefix(THOUGHT_BEGIN)), True, num_asked=1)
 
 
 # --- GLM-4.5 and 4.6: thoughts, tool calls and their results stand between control tokens of their own ---
@@ -130,27 +141,33 @@ def _glm45_question(message: Message, end: str) -> tuple[str | Segment, ...]:
 
 
 def _glm45_answer(message: Message, *, keeps_thought: bool) -> tuple[str | Segment, ...]:
-    if message.metadata:
-        return (*GLM45_NO_THOUGHT, *_glm45_call(message))
-    thought, mark, content = message.content.rpartition("</think>")
-    thought = message.content.partition("</think>")[0].rpartition("<think>")[2].strip() if mark else ""
-    beginning = GLM45_NO_THOUGHT
+    """Thought, text and calls, as they stand in one turn."""
+    thought, content = (part.strip() for part in message.split_thought())
+    calls = message.calls or (_glm45_named_call(message) if message.metadata else ())
+    text = f"\n{content}" if content and not message.metadata else ""
+    texts: list[str | Segment] = [*GLM45_NO_THOUGHT]
     if keeps_thought and thought:
-        beginning = ("\n", control("<think>"), thought, control("</think>"))
-    return (*beginning, f"\n{content.strip()}") if content.strip() else beginning
+        texts = ["\n", control(THOUGHT_BEGIN), thought, control(THOUGHT_END)]
+    for call in calls:
+        texts += [f"{text}\n", *_glm45_call(call)]
+        text = ""
+    return (*texts, text) if text else tuple(texts)
 
 
-def _glm45_call(message: Message) -> tuple[str | Segment, ...]:
-    arguments = message.arguments
-    if arguments is None:
-        arguments = parse_object(message.content or "{}")
+def _glm45_named_call(message: Message) -> tuple[Call, ...]:
+    """The call of a turn that has the tool's name as metadata."""
+    arguments = parse_object(message.content or "{}")
     if arguments is None:
         raise DataError(
             f"a call of {message.metadata!r}: its content is no JSON object of GLM-4.5's named arguments",
             hint='write the arguments as {"name": value}',
         )
-    texts: list[str | Segment] = ["\n", control("<tool_call>"), f"{message.metadata}\n"]
-    for key, value in arguments.items():
+    return (Call(message.metadata, arguments),)
+
+
+def _glm45_call(call: Call) -> tuple[str | Segment, ...]:
+    texts: list[str | Segment] = [control("<tool_call>"), f"{call.name}\n"]
+    for key, value in call.arguments.items():
         written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for tag, text in (("arg_key", key), ("arg_value", written)):
             texts += [control(f"<{tag}>"), *([text] if text else []), control(f"</{tag}>"), "\n"]

@@ -17,6 +17,7 @@ from glmtune.templates.messages import (
     is_learned,
     pretty,
 )
+from glmtune.templates.tools import unwrapped
 
 # --- ChatGLM3 and GLM-4: turns that begin with a role token ---
 
@@ -31,6 +32,12 @@ class Turn:
     is_learned: bool = False
     num_asked: int = 0
     """How many of the texts are part of the question, and so not learned."""
+    is_call: bool = False
+    """Whether it waits for a tool's result."""
+
+    def is_ended_by(self, role: str) -> bool:
+        """Whether the role token of the next turn is what the model ends this one with."""
+        return self.is_learned and not (self.is_call and role in ("user", "system"))
 
     def segments(self, *, ends_learned: bool = False) -> Iterator[Segment]:
         """Its segments; `ends_learned`: its role token is the end of a learned answer before it."""
@@ -44,7 +51,10 @@ Turns = Callable[[Sequence[Message], str], list[Turn]]
 
 
 def turn_format(turns_of: Turns, prefix: Sequence[str], end: str, **facts: Any) -> Template:
-    """A format of role tokens: a turn is ended by the role token of the next, the last one by `end`."""
+    """A format of role tokens: a turn is ended by the role token of the next, the last one by `end`.
+
+    A call at the end is ended as every call: by the role token of its result.
+    """
     start = [control(text) for text in prefix]
 
     def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
@@ -63,10 +73,34 @@ def turn_format(turns_of: Turns, prefix: Sequence[str], end: str, **facts: Any) 
         following = turns[len(kept)].role if len(turns) > len(kept) else None
         segments = [*start, *kept[0].segments()]
         for before, turn in pairwise(kept):
-            segments += turn.segments(ends_learned=before.is_learned)
-        return [[*segments, control(f"<|{following}|>" if following else end, is_target=True)]]
+            segments += turn.segments(ends_learned=before.is_ended_by(turn.role))
+        last = "observation" if kept[-1].is_call else following
+        return [[*segments, control(f"<|{last}|>" if last else end, is_target=True)]]
 
     return Template(render=render_turns, examples=examples, **facts)
+
+
+def spread(messages: Sequence[Message], written: Callable[[Mapping[str, Any]], str]) -> Iterator[Message]:
+    """The messages with each call as a turn of its own, the tool's name as metadata, `written` its arguments.
+
+    So the official chat reads an answer: its text and every call begin with `<|assistant|>`.
+    Source: https://huggingface.co/THUDM/chatglm3-6b modeling_chatglm.py (process_response). A thought beside
+    the text is left out: these formats have none.
+    """
+    for message in messages:
+        if message.content or not message.calls:
+            yield replace(message, calls=(), thought=None)
+        for call in message.calls:
+            yield Message(message.role, written(call.arguments), call.name, loss=message.loss)
+
+
+def as_json(arguments: Mapping[str, Any]) -> str:
+    """Arguments as GLM-4 writes them."""
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+def _turn(message: Message, *texts: str) -> Turn:
+    return Turn(message.role, texts, is_learned(message), is_call=message.is_call)
 
 
 def chatglm3_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
@@ -76,25 +110,23 @@ def chatglm3_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
     build_chat_input).
     """
     return [
-        Turn(message.role, (f"{message.metadata}\n", _chatglm3_content(message)), is_learned(message))
-        for message in messages
+        _turn(message, f"{message.metadata}\n", _chatglm3_content(message))
+        for message in spread(messages, _python_call)
     ]
 
 
 def _chatglm3_content(message: Message) -> str:
-    if message.arguments is not None:
-        return f"```python\n{_python_call(message.arguments)}\n```"
     if message.tools is None:
         return message.content
-    return f"{message.content}\n{pretty(message.tools)}"
+    return f"{message.content}\n{pretty([unwrapped(tool) for tool in message.tools])}"
 
 
 def _python_call(arguments: Mapping[str, Any]) -> str:
-    """A call of `tool_call`; an argument whose name is no Python name stands in a dict."""
+    """A call of `tool_call` in a code block; an argument whose name is no Python name stands in a dict."""
     plain = {key: value for key, value in arguments.items() if _is_python_name(key)}
     odd = {key: value for key, value in arguments.items() if key not in plain}
     words = [f"{key}={value!r}" for key, value in plain.items()]
-    return f"tool_call({', '.join([*words, *([f'**{odd!r}'] if odd else [])])})"
+    return f"```python\ntool_call({', '.join([*words, *([f'**{odd!r}'] if odd else [])])})\n```"
 
 
 def _is_python_name(name: str) -> bool:
@@ -109,13 +141,11 @@ def glm4_turns(messages: Sequence[Message], name: str) -> list[Turn]:
     drops the first line break after a block, hence one in front of a tool where the base revision has two).
     """
     turns = []
-    for message in messages:
+    for message in spread(messages, as_json):
         if message.tools is not None:
             turns.append(Turn("system", ("\n" + _glm4_tools(message.tools, name, "\n"),)))
-        content = glm4_content(message)
-        if content:
-            text = f"{message.metadata}\n{content}"
-            turns.append(Turn(message.role, (text,), is_learned(message)))
+        if message.content:
+            turns.append(_turn(message, f"{message.metadata}\n{message.content}"))
     return turns
 
 
@@ -125,21 +155,12 @@ def glm4_base_turns(messages: Sequence[Message], name: str) -> list[Turn]:
     Source: https://huggingface.co/THUDM/glm-4-9b tokenization_chatglm.py (apply_chat_template).
     """
     turns = []
-    for message in messages:
+    for message in spread(messages, as_json):
         if message.tools:
             turns.append(Turn("system", ("\n", _glm4_tools(message.tools, name, "\n\n"))))
-        content = glm4_content(message)
-        if content:
-            texts = (f"{message.metadata}\n", content)
-            turns.append(Turn(message.role, texts, is_learned(message)))
+        if message.content:
+            turns.append(_turn(message, f"{message.metadata}\n", message.content))
     return turns
-
-
-def glm4_content(message: Message) -> str:
-    """A turn's text; a call is its arguments as JSON."""
-    if message.arguments is None:
-        return message.content
-    return json.dumps(message.arguments, ensure_ascii=False)
 
 
 def _glm4_tools(tools: Sequence[Mapping[str, Any]], name: str, gap: str) -> str:
@@ -150,8 +171,8 @@ def _glm4_tool(tool: Mapping[str, Any]) -> str:
     kind = str(tool.get("type", "function")) if isinstance(tool, Mapping) else ""
     if kind in _GLM4_BUILT_IN_TOOLS:
         return _GLM4_BUILT_IN_TOOLS[kind]
-    function = tool.get("function", tool) if kind == "function" else None  # ChatGLM3's have no wrapper
-    if not isinstance(function, Mapping) or "name" not in function:
+    function = unwrapped(tool) if kind == "function" else {}
+    if "name" not in function:
         raise DataError(
             f"tools: a tool of type {kind!r} that GLM-4 does not know",
             hint='use {"type": "function", "function": {"name": ...}} or type '
@@ -203,37 +224,42 @@ _GLM4_BUILT_IN_TOOLS: Mapping[str, str] = {
 
 
 # --- GLM-4-0414: GLM-4's turns, with the system messages first ---
-# Source: modelscope/ms-swift swift/plugin/agent_template/glm4.py (GLM4_0414AgentTemplate) for the tools, and
-# the template of its thinking revision below, which introduces them otherwise and changes the content.
+# Source: zai-org/GLM-4-9B-0414 chat_template.jinja, sha256 854b703e44ca..., which SillyTavern pins too;
+# the template of its thinking revision introduces the tools otherwise.
 
 
 def glm4_0414_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
-    """GLM-4-0414's turns: tools, every system message, then the others."""
-    return turns_0414(messages, "# 可用工具\n", lambda content: content)
+    """GLM-4-0414's turns: tools, every system message, then the others; a tool's name ends in a space."""
+    return turns_0414(messages, "# 可用工具\n", lambda content: content, name_end=" ")
 
 
-def turns_0414(messages: Sequence[Message], introduction: str, shown: Callable[[str], str]) -> list[Turn]:
-    """Tools, then every system message, then the others; `shown` is what is sent of their content."""
+def turns_0414(
+    messages: Sequence[Message], introduction: str, shown: Callable[[str], str], name_end: str = ""
+) -> list[Turn]:
+    """Tools, then every system message, then the others.
+
+    `shown` is what is sent of their content, `name_end` what follows the name of a tool that is called.
+    """
     tools = [tool for message in messages for tool in message.tools or ()]
     turns = []
     if tools:
-        texts = [introduction, *(_glm4_function(_unwrapped(tool)) for tool in tools)]
+        texts = [introduction, *(_glm4_function(_named(tool)) for tool in tools)]
         turns.append(Turn("system", ("\n" + "\n".join(texts),)))
     turns += [
         Turn("system", (f"\n{message.content}",))
         for message in messages
         if message.role == "system" and (message.content or message.tools is None)
     ]
-    for message in messages:
+    for message in spread(messages, as_json):
         if message.role != "system":
-            text = f"{message.metadata}\n{shown(glm4_content(message))}"
-            turns.append(Turn(message.role, (text,), is_learned(message)))
+            called = message.metadata + name_end if message.is_call else message.metadata
+            turns.append(_turn(message, f"{called}\n{shown(message.content)}"))
     return turns
 
 
-def _unwrapped(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    function = tool.get("function") or tool if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or "name" not in function:
+def _named(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = unwrapped(tool)
+    if "name" not in function:
         raise DataError("tools: a tool without a name", hint='use {"type": "function", "function": {...}}')
     return function
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.family import FAMILIES, Identity, identify
+from glmtune.family import FAMILIES, Identity, identify, require_template
 from glmtune.recipe.settings import TemplateName
-from glmtune.templates import Message, find, messages_from_dicts
+from glmtune.templates import Message, find, message_segments
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
@@ -65,13 +65,28 @@ def open_identified(folder: Path, identity: Identity) -> GlmTokenizer:
 def encode_messages(
     tokenizer: GlmTokenizer,
     messages: Sequence[Mapping[str, Any] | Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    **options: Any,
 ) -> list[int]:
     """The ids that chat sends for these messages; content is plain text and never a control token.
 
-    `messages` are dicts with `role`, `content` and optionally `metadata`, `tools`. Raises DataError.
+    `messages` are in OpenAI's form: dicts with `role`, `content` and what the turn has besides of
+    `reasoning_content`, `tool_calls`, `tool_call_id`; the official code's `metadata` and `observation` are
+    read too. `tools` are described as OpenAI does, `{"type": "function", "function": {...}}`. Options:
+    `enable_thinking`, for the formats that let one choose; `assistant_name`, for how the tools' introduction
+    calls the assistant; `source_prefix`, a text in front of the first question. Raises DataError for
+    messages, ConfigError for options that the format does not have.
     """
-    segments = tokenizer.segments(messages_from_dicts(messages), add_generation_prompt)
+    template = require_template(tokenizer.template, str(tokenizer.vocab_file))
+    segments = message_segments(
+        template,
+        messages,
+        tools=tools,
+        add_generation_prompt=add_generation_prompt,
+        **{"assistant_name": tokenizer.assistant_name, **options},
+    )
     return tokenizer.encode_segments(segments)
 
 

@@ -1,5 +1,6 @@
 """What the tokenizers of all families share: control tokens by name, plain text that stays plain, padding."""
 
+import re
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -14,6 +15,8 @@ from glmtune.family import require_template
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, Segment, find, messages_from_dicts, render
 from glmtune.tokenizers.files import VOCABULARY
+
+_NAME_IN_TEMPLATE = re.compile("你是一个名为 (.+?) 的人工智能助手")
 
 
 class ChatTokenizer:
@@ -176,6 +179,12 @@ class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  #
             pads = [filler] * num_pads
             encoded_inputs[name] = pads + values if is_left else values + pads
         return encoded_inputs
+
+
+def name_in_template(chat_template: object) -> str:
+    """How a Jinja chat template calls the assistant where it lists tools; empty where it does not."""
+    found = _NAME_IN_TEMPLATE.search(chat_template) if isinstance(chat_template, str) else None
+    return found.group(1) if found else ""
 
 
 def count_pads(

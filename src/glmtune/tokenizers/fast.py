@@ -15,7 +15,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import Identity
 from glmtune.files import read_json
 from glmtune.templates import find
-from glmtune.tokenizers.base import ChatTokenizer
+from glmtune.tokenizers.base import ChatTokenizer, name_in_template
 
 FAST_VOCABULARY = "tokenizer.json"
 _COPY_HINT = f"copy {FAST_VOCABULARY} and tokenizer_config.json from the model's own source"
@@ -63,6 +63,7 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
         str(folder), template=identity.template, local_files_only=True
     )
     tokenizer.template, tokenizer.vocab_file, tokenizer.padding_side = identity.template, str(path), "left"
+    tokenizer.assistant_name = name_in_template(tokenizer.chat_template)
     names = find(identity.template).control_tokens if identity.template else tokenizer.prefix
     missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
     if missing:

@@ -4,7 +4,6 @@ Facts from https://huggingface.co/THUDM/glm-4-9b-chat and https://huggingface.co
 tokenization_chatglm.py and tokenizer_config.json.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import AddedToken
 from glmtune.errors import ConfigError
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, find
-from glmtune.tokenizers.base import GlmTokenizer
+from glmtune.tokenizers.base import GlmTokenizer, name_in_template
 from glmtune.tokenizers.files import VOCABULARY, read_ranks
 
 SPLIT = (
@@ -23,7 +22,6 @@ SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Where a text is cut before it is encoded."""
-_NAME_IN_TEMPLATE = re.compile("你是一个名为 (.+?) 的人工智能助手")
 
 
 class ChatGLM4Tokenizer(GlmTokenizer):
@@ -48,7 +46,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         )
         self.vocab_file = str(path)
         self.template = template or ("glm4" if kwargs.get("chat_template") else "glm4_base")
-        self.assistant_name = _assistant_name(kwargs.get("chat_template"))
+        self.assistant_name = name_in_template(kwargs.get("chat_template"))
         self.encode_special_tokens = encode_special_tokens
         names = find(self.template).control_tokens
         if not kwargs.get("added_tokens_decoder"):
@@ -148,8 +146,3 @@ class ChatGLM4Tokenizer(GlmTokenizer):
             parts.append(self.convert_tokens_to_string(plain))
         text = (" " if spaces_between_special_tokens else "").join(parts)
         return str(self.clean_up_tokenization(text)) if clean_up_tokenization_spaces else text
-
-
-def _assistant_name(chat_template: object) -> str:
-    found = _NAME_IN_TEMPLATE.search(chat_template) if isinstance(chat_template, str) else None
-    return found.group(1) if found else ""

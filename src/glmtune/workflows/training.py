@@ -15,7 +15,7 @@ from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
 from glmtune.files import copy_small_files
-from glmtune.generate import Sampling, answer, encode_conversation
+from glmtune.generate import Sampling, answer
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
@@ -28,6 +28,7 @@ from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import RESULT_FILE, follow, make_folder, read_json_lines, replacing, write_json
+from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
@@ -310,7 +311,7 @@ def _samples(run: _Run) -> list[tuple[str, str]]:
     data = run.recipe.data
     system = [{"role": "system", "content": data.system}] if data.system else []
     asked = [
-        encode_conversation(
+        encode_messages(
             run.tokenizer, [*system, {"role": "user", "content": prompt}], source_prefix=data.source_prefix
         )
         for prompt in settings.prompts

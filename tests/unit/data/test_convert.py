@@ -13,7 +13,7 @@ from glmtune.data.formats import FORMATS, find_format
 from glmtune.data.source import read_dataset, read_examples
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message
+from glmtune.templates import Call, Message
 
 DIALOGUES = [name for name, known in FORMATS.items() if known.is_dialogue]
 PAIRS = [name for name in FORMATS if name not in DIALOGUES]
@@ -50,18 +50,29 @@ values = st.recursive(
 )
 arguments = st.dictionaries(texts, values, max_size=3)
 tools = st.lists(
-    st.builds(lambda name, about: {"name": name, "parameters": about}, names, arguments), min_size=1
+    st.builds(
+        lambda name, about: {"type": "function", "function": {"name": name, "parameters": about}},
+        names,
+        arguments,
+    ),
+    min_size=1,
 )
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> list[Message]:
-    called = Message("assistant", "", draw(names), loss=draw(st.booleans()), arguments=draw(arguments))
-    return [called, Message("observation", draw(texts))]
+def called(draw: st.DrawFn) -> list[Message]:
+    calls = draw(st.lists(st.builds(Call, names, arguments), min_size=1, max_size=3))
+    content = draw(answers | st.just(""))
+    thought = draw(st.none() | texts) if content else None
+    turn = Message("assistant", content, loss=draw(st.booleans()), thought=thought, calls=tuple(calls))
+    return [Message("user", draw(texts)), turn, *(Message("observation", draw(texts)) for _ in calls)]
 
 
 said = st.builds(lambda text: [Message("user", text)], texts) | st.builds(
-    lambda text, loss: [Message("assistant", text, loss=loss)], answers, st.booleans()
+    lambda text, thought, loss: [Message("assistant", text, thought=thought, loss=loss)],
+    answers,
+    st.none() | texts,
+    st.booleans(),
 )
 
 
@@ -69,7 +80,7 @@ said = st.builds(lambda text: [Message("user", text)], texts) | st.builds(
 def conversations(draw: st.DrawFn) -> tuple[Message, ...]:
     system = draw(st.none() | st.tuples(answers | st.just(""), st.none() | tools))
     first = [Message("system", system[0], tools=system[1])] if system and any(system) else []
-    turns = [message for part in draw(st.lists(said | calls(), max_size=4)) for message in part]
+    turns = [message for part in draw(st.lists(said | called(), max_size=4)) for message in part]
     return (*first, Message("user", draw(texts)), *turns, Message("assistant", draw(answers)))
 
 

@@ -8,17 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmtune.data.formats import find_format
-from glmtune.data.tools import read_arguments
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message, render
+from glmtune.templates import Call, Message, render
+from glmtune.templates.tools import read_arguments
 
 WEATHER = {"name": "weather", "description": "查天气", "parameters": {"type": "object", "properties": {}}}
 ASKED = Message("user", "北京冷吗？")
-CALLED = Message("assistant", "", "weather", arguments={"city": "北京", "days": 1})
+CALLED = Message("assistant", "", calls=(Call("weather", {"city": "北京", "days": 1}),))
 SEEN = Message("observation", "3 度")
 ANSWERED = Message("assistant", "有点冷，3 度。")
-TALK = (Message("system", "", tools=[WEATHER]), ASKED, CALLED, SEEN, ANSWERED)
+WRAPPED = {"type": "function", "function": WEATHER}
+TALK = (Message("system", "", tools=[WRAPPED]), ASKED, CALLED, SEEN, ANSWERED)
 
 CALL_TEXT = '{"name": "weather", "arguments": {"city": "北京", "days": 1}}'
 OPENAI_CALL = {
@@ -84,8 +85,8 @@ def test_a_good_row_of_each_format_is_the_same_conversation(name):
     assert found(GOOD[name]) == TALK
 
 
-FROM_HINT = 'a turn is like {"from": "...", "value": "..."}'
-ROLE_HINT = 'a turn is like {"role": "...", "content": "..."}'
+FROM_HINT = 'a turn is like {"from": "human", "value": "..."}'
+ROLE_HINT = 'a message is like {"role": "user", "content": "..."}'
 NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn in it"
 
 
@@ -132,8 +133,8 @@ NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn i
         ),
         (
             chat(user(), assistant(None)),
-            "'messages[1].content' must be non-empty text, got null",
-            NOTHING_HINT,
+            "'messages[1].content' must be text, got null",
+            "write it as one text",
         ),
         (
             chat(user(), {"role": "model", "content": "b"}),
@@ -169,7 +170,7 @@ NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn i
             chat(
                 {"role": "system", "content": "s", "tools": [WEATHER]}, user(), assistant(), tools=[WEATHER]
             ),
-            "'tools' is given by the row and by a system turn, got both",
+            "'tools' is given for all and by a system turn, got both",
             "keep one",
         ),
         (
@@ -257,33 +258,48 @@ def test_code_for_an_interpreter_stays_as_it_is():
     )
 
 
-def test_text_beside_a_call_comes_before_it():
-    row = chat(
-        user(),
-        assistant("我查一下。", tool_calls=[OPENAI_CALL]),
-        {"role": "tool", "content": "3 度"},
-        assistant(),
+def test_a_turn_stays_whole_with_thought_text_and_calls():
+    said = assistant("我查一下。", reasoning_content="要查天气", tool_calls=[OPENAI_CALL])
+    row = chat(user(), said, {"role": "tool", "content": "3 度"}, assistant())
+    whole = Message("assistant", "我查一下。", thought="要查天气", calls=CALLED.calls)
+    assert parse(row)[1:3] == (whole, SEEN)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "think"])
+def test_a_thought_is_known_by_each_of_its_names(key):
+    assert parse(chat(user(), assistant("七", **{key: "数一数"})))[1] == Message(
+        "assistant", "七", thought="数一数"
     )
-    assert parse(row)[1:4] == (Message("assistant", "我查一下。"), CALLED, SEEN)
 
 
-def test_several_calls_are_each_followed_by_their_own_observation():
+def test_a_call_that_was_written_apart_joins_the_turn_before_it():
+    row = {
+        "conversations": [
+            {"from": "human", "value": "北京冷吗？"},
+            {"from": "gpt", "value": "我查一下。"},
+            {"from": "function_call", "value": CALL_TEXT},
+            {"from": "function_call", "value": CALL_TEXT},
+            {"from": "observation", "value": "3 度"},
+            {"from": "observation", "value": "4 度"},
+            {"from": "gpt", "value": "冷。"},
+        ]
+    }
+    assert parse(row)[1] == Message("assistant", "我查一下。", calls=CALLED.calls * 2)
+
+
+def test_several_calls_stand_in_one_turn_and_their_results_in_the_order_of_the_calls():
     other = {"id": "b", "function": {"name": "time", "arguments": "{}"}}
     results = [{"role": "tool", "tool_call_id": key, "content": key} for key in ("b", "a")]
     found = parse(chat(user(), assistant("", tool_calls=[OPENAI_CALL, other]), *results, assistant()))
-    assert [(m.metadata, m.content) for m in found[1:5]] == [
-        ("weather", ""),
-        ("", "a"),
-        ("time", ""),
-        ("", "b"),
-    ]
+    assert [call.name for call in found[1].calls] == ["weather", "time"]
+    assert [m.content for m in found[2:4]] == ["a", "b"]
     with pytest.raises(DataError, match=r"'messages\[1\]' makes 2 calls, got 1 observations"):
         parse(chat(user(), assistant("", tool_calls=[OPENAI_CALL, other]), results[0], assistant()))
 
 
 def test_tools_join_the_system_text_wherever_that_is():
     row = chat({"role": "system", "content": "s"}, user(), assistant(), tools=[WEATHER])
-    assert parse(row)[0] == Message("system", "s", tools=[WEATHER])
+    assert parse(row)[0] == Message("system", "s", tools=[WRAPPED])
     assert parse(chat(user(), assistant(), tools=[WEATHER], system="t"))[0].content == "t"
     assert parse(chat(user(), assistant(), tools=[WEATHER]), system="u")[0].content == "u"
     assert parse(chat(user(), assistant(), tools="[]")) == (Message("user", "a"), Message("assistant", "b"))
@@ -320,13 +336,15 @@ def test_chatglm3_is_sent_a_code_block_and_glm4_json():
 
 
 def test_glm4_is_sent_a_call_without_arguments_too():
-    assert sent("glm4", Message("assistant", "", "now", arguments={})).endswith("<|assistant|>now\n{}")
+    assert sent("glm4", Message("assistant", "", calls=(Call("now", {}),))).endswith("<|assistant|>now\n{}")
 
 
 def test_both_are_sent_functions_as_they_know_them():
-    wrapped = Message("system", "", tools=[{"type": "function", "function": WEATHER}])
-    assert sent("glm4", TALK[0]) == sent("glm4", wrapped)
+    bare = Message("system", "", tools=[WEATHER])
+    for template in ("chatglm3", "glm4", "glm4_0414", "glmz1"):
+        assert sent(template, TALK[0]) == sent(template, bare)
     assert '[\n    {\n        "name": "weather"' in sent("chatglm3", TALK[0])
+    assert '<tools>\n{"type": "function", "function": {"name": "weather"' in sent("glm45", TALK[0])
 
 
 @given(
@@ -344,7 +362,7 @@ def test_both_are_sent_functions_as_they_know_them():
     )
 )
 def test_any_arguments_come_back_from_what_is_sent(arguments):
-    call = Message("assistant", "", "f", arguments=arguments)
+    call = Message("assistant", "", calls=(Call("f", arguments),))
     for template in ("chatglm3", "glm4"):
         content = sent(template, call).partition("<|assistant|>f\n")[2]
         assert read_arguments(content) == arguments

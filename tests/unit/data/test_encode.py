@@ -12,7 +12,7 @@ from glmtune.data.example import Example
 from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.metrics import score
 from glmtune.recipe.settings import Data
-from glmtune.templates import TEMPLATES, Message, visible_text
+from glmtune.templates import TEMPLATES, Call, Message, visible_text
 from glmtune.tokenizers import answer_text, encode_messages, load_tokenizer
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
@@ -402,7 +402,7 @@ def test_the_prefix_stands_in_training_where_chat_puts_it(four, name, encoding):
     ],
 )
 def test_an_answer_that_is_a_call_is_compared_as_the_model_writes_it(four, name, text):
-    call = Message("assistant", "", metadata="get_time", arguments={"city": "上海"})
+    call = Message("assistant", "", calls=(Call("get_time", {"city": "上海"}),))
     prompts, _ = encode_prompts(four[name], [example(Message("user", "几点？"), call)], Data())
     assert prompts[0].reference == text
 
@@ -443,3 +443,52 @@ def assert_perfect_answers_score_100(tokenizer: Any, data: Data) -> None:
     assert said == [prompt.reference for prompt in prompts]
     scores = score(said, [prompt.reference for prompt in prompts], variant="thudm")
     assert [scores[name] for name in ("rouge-1", "rouge-2", "rouge-l")] == [100] * 3
+
+
+# --- thoughts ---
+
+THINKING = [
+    example(Message("user", "早"), Message("assistant", "早上好", thought="该问好")),
+    example(Message("user", "去哪"), Message("assistant", "公园")),
+]
+
+
+@pytest.mark.parametrize("name", [name for name, format_ in TEMPLATES.items() if format_.learns_thoughts])
+def test_a_thought_is_learned_in_front_of_its_answer(four, name):
+    encoded = encode_examples(four[name], THINKING, Data())
+    learned = decode(four[name], encoded.rows[0].labels)
+    assert learned.index("该问好") < learned.index("</think>") < learned.index("早上好")
+    assert encoded.report.thoughts_lost == 0
+
+
+@pytest.mark.parametrize("name", [name for name, format_ in TEMPLATES.items() if not format_.learns_thoughts])
+def test_a_thought_that_a_format_has_no_place_for_is_counted(four, name):
+    encoded = encode_examples(four[name], THINKING, Data())
+    assert "该问好" not in decode(four[name], encoded.rows[0].input_ids)
+    assert encoded.report.thoughts_lost == 1
+    assert "1 thoughts left out: this chat format learns none" in encoded.report.lines()
+
+
+def test_the_official_scripts_leave_thoughts_out_too(four):
+    data = Data(encoding="chatglm3", max_source_tokens=90, max_target_tokens=90)
+    assert encode_examples(four["chatglm3"], THINKING, data).report.thoughts_lost == 1
+
+
+def test_an_answer_that_is_only_a_thought_is_refused_where_thoughts_are_left_out(four):
+    rows = [example(Message("user", "早"), Message("assistant", "", thought="该问好"))]
+    with pytest.raises(DataError, match="only a thought, which the chat format of GLM-4 leaves out"):
+        encode_examples(four["glm4"], rows, Data())
+    learned = decode(four["glm45"], encode_examples(four["glm45"], rows, Data()).rows[0].labels)
+    assert learned == "\n<think>该问好</think><|user|>"
+
+
+@pytest.mark.parametrize("name", ["glm45", "glmz1"])
+@given(thought=st.text("想z", min_size=1, max_size=60), answer=st.text("答z", min_size=1, max_size=60))
+def test_no_cut_breaks_a_thought_off(four, name, thought, answer):
+    for turn in (
+        Message("assistant", answer, thought=thought),
+        Message("assistant", f"<think>{thought}</think>{answer}"),
+    ):
+        rows = [example(Message("user", "早"), turn), *THINKING]
+        for row in encode_examples(four[name], rows, Data(max_tokens=60, overlong="cut_any")).rows:
+            assert "</think>" in decode(four[name], row.labels)

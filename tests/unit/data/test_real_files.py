@@ -64,12 +64,10 @@ def test_a_real_file_is_encoded_with_every_row_counted(shared, tokenizers, name,
 def test_real_tool_calls_become_calls_of_both_models(shared, tokenizers):
     examples = read_dataset(shared / "data/llamafactory/glaive_toolcall_zh_demo.json", Data()).examples
     counts = Counter(
-        "call" if message.arguments is not None else message.role
-        for example in examples
-        for message in example.messages
+        "call" if message.calls else message.role for example in examples for message in example.messages
     )
     assert counts == {"user": 722, "assistant": 724, "observation": 218, "call": 216, "system": 200}
-    called = next(e for e in examples if any(m.arguments for m in e.messages))
+    called = next(e for e in examples if any(call.arguments for m in e.messages for call in m.calls))
     learned = {
         name: tokenizers[name].decode([i for i in row.labels.tolist() if i != -100])
         for name in tokenizers

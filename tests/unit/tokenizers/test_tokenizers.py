@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.templates import TEMPLATES, Message, render
 from glmtune.tokenizers import check_fits, encode_messages, load_tokenizer, register
-from tiny import tiny_sentencepiece, tiny_tiktoken
+from tiny import tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 BUILDERS = {
     "chatglm2": tiny_sentencepiece,
@@ -185,8 +185,17 @@ def test_the_assistants_name_is_the_folders_own(tmp_path):
     assert "名为 小助手 的" in tokenizer.decode(ids)
 
 
+def test_the_assistants_name_is_the_folders_own_in_a_tokenizer_json_too(tmp_path):
+    folder = tiny_json(tmp_path, "glm4")
+    (folder / "config.json").write_text('{"model_type": "glm"}')
+    text = "{# 你是一个名为 GLM-4 的人工智能助手 #}[gMASK]<sop>{{ item['metadata'] }}"
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    ids = encode_messages(load_tokenizer(folder), [{"role": "user", "content": "x"}], tools=[{"name": "f"}])
+    assert "名为 GLM-4 的" in load_tokenizer(folder).decode(ids)
+
+
 def test_a_wrong_conversation_is_a_data_error(tokenizer):
-    with pytest.raises(DataError, match="unknown role"):
+    with pytest.raises(DataError, match="no known role"):
         encode_messages(tokenizer, [{"role": "bot", "content": "x"}])
 
 

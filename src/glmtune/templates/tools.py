@@ -1,62 +1,65 @@
-"""Tools and their calls: each of the spellings that rows use becomes the one that messages hold.
+"""Tools and their calls: each of the spellings that messages and rows use becomes a description or a call.
 
-A function is described as `{"name", "description", "parameters"}`; a call is its name and its arguments.
-Only a chat format turns a call into text, since ChatGLM3 writes Python and GLM-4 writes JSON.
+A description is OpenAI's `{"type": "function", "function": {...}}` or the bare function; each chat format
+prints the one that its models know. Only a chat format turns a call into text: ChatGLM3 writes Python, GLM-4
+JSON, GLM-4.5 tags.
 """
 
 import ast
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from glmtune.data.values import decoded, shown, text
 from glmtune.errors import DataError
+from glmtune.templates.messages import Call
+from glmtune.values import decoded, shown, text
 
 CODE_BLOCK = "```"
 CALL = 'a call is like {"name": "get_weather", "arguments": {"city": "北京"}}'
 TOOLS = 'a list like [{"name": "get_weather", "description": "...", "parameters": {...}}]'
 
 
-class Call(NamedTuple):
-    """One call of a tool."""
-
-    name: str
-    arguments: Mapping[str, Any]
-    id: str | None = None
-    """What its observation names in the `tool_call_id` of OpenAI's messages."""
-
-
 # Descriptions
 
 
 def read_tools(value: Any, name: str) -> list[dict[str, Any]] | None:
-    """The descriptions in a row's `tools`, a list or its JSON text; None where there are none."""
-    tools = decoded(value)
+    """The descriptions in `tools`, a list or its JSON text, as they are; None where there are none.
+
+    Raises `DataError` for one without a name, and for anything else.
+    """
+    tools = list(value) if isinstance(value, tuple) else decoded(value)
     if tools is None or tools == "" or tools == []:
         return None
     if not isinstance(tools, list):
         raise DataError(f"{name!r} must be {TOOLS}, got {shown(value)}", hint="write the tools as a list")
-    return [_described(tool, f"{name}[{index}]") for index, tool in enumerate(tools)]
+    return [_checked(tool, f"{name}[{index}]") for index, tool in enumerate(tools)]
 
 
-def _described(value: Any, name: str) -> dict[str, Any]:
-    """OpenAI's `{"type": "function", "function": {...}}` is unpacked; a tool of another type stays."""
-    tool = dict(value) if isinstance(value, dict) else {}
-    if isinstance(tool.get("function"), dict):
-        tool = dict(tool["function"])
-    if isinstance(tool.get("name"), str) and tool["name"].strip():
-        found = {key: item for key, item in tool.items() if (key, item) != ("type", "function")}
-    elif isinstance(tool.get("type"), str) and tool["type"] != "function":
-        found = tool
-    else:
-        raise DataError(f"{name!r} must be a tool with a name, got {shown(value)}", hint=f"tools are {TOOLS}")
-    _check_text(found, name)
+def _checked(tool: Any, name: str) -> dict[str, Any]:
+    """The description of a function, which has a name, or of a tool of another type."""
+    found = unwrapped(tool) if isinstance(tool, Mapping) else {}
+    named = isinstance(found.get("name"), str) and found["name"].strip()
+    if not named and found.get("type") in (None, "function"):
+        raise DataError(f"{name!r} must be a tool with a name, got {shown(tool)}", hint=f"tools are {TOOLS}")
+    _check_text(tool, name)
+    return dict(tool)
+
+
+def unwrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's description without OpenAI's wrapper; a tool of another type as it is."""
+    inner = tool.get("function")
+    found = dict(inner if isinstance(inner, Mapping) else tool)
+    if "name" in found and found.get("type") == "function":
+        del found["type"]
     return found
 
 
 def wrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A description as OpenAI writes it."""
-    return {"type": "function", "function": dict(tool)} if "name" in tool else dict(tool)
+    """A function's description as OpenAI writes it; a tool of another type as it is."""
+    if isinstance(tool.get("function"), Mapping):
+        return dict(tool)
+    found = unwrapped(tool)
+    return {"type": "function", "function": found} if "name" in found else found
 
 
 # Calls
@@ -75,13 +78,13 @@ def read_calls(value: Any, name: str) -> list[Call]:
 
 
 def _call(value: Any, name: str) -> Call:
-    inner = value.get("function") if isinstance(value, dict) else None
-    call = inner if isinstance(inner, dict) else value
-    if not isinstance(call, dict) or "name" not in call:
+    inner = value.get("function") if isinstance(value, Mapping) else None
+    call = inner if isinstance(inner, Mapping) else value
+    if not isinstance(call, Mapping) or "name" not in call:
         raise DataError(f"{name!r} must be a call, got {shown(value)}", hint=CALL)
     given = call.get("arguments", call.get("parameters"))
     arguments = {} if given is None or given == "" else decoded(given)
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, Mapping):
         raise DataError(f"'{name}.arguments' must be an object, got {shown(given)}", hint=CALL)
     _check_text(arguments, f"{name}.arguments")
     identity = value.get("id")

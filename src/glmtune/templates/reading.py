@@ -1,0 +1,195 @@
+"""Messages from dicts: OpenAI's form, and the one of the ChatGLM3 and GLM-4 code with `metadata`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from glmtune.errors import DataError
+from glmtune.templates.messages import Message, Role
+from glmtune.templates.tools import read_calls, read_tools
+from glmtune.values import shown, text
+
+FORM = 'a message is like {"role": "user", "content": "..."}'
+ROLE_NAMES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "observation": "observation",
+    "tool": "observation",
+    "function": "observation",
+    "developer": "system",
+}
+"""Every name of a role, and the role; `developer` is OpenAI's later name of `system`."""
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "think")
+"""The names of the thought in front of an answer; transformers 5 knows the first three."""
+_READ = (
+    *("role", "content", *THOUGHT_KEYS, "tool_calls", "function_call", "tool_call_id", "metadata", "tools"),
+    *("loss", "weight"),
+)
+_WITHOUT_MEANING = ("name", "annotations")
+"""Keys of OpenAI's messages that no chat format prints."""
+
+
+def messages_from_dicts(
+    rows: Sequence[Mapping[str, Any] | Message],
+    place: str = "messages",
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[Message]:
+    """Messages from dicts with `role`, `content` and what else OpenAI's and the official code's have.
+
+    That is `reasoning_content`, `tool_calls`, `tool_call_id`; `metadata`, `tools` in a system turn, `loss`. A
+    key that is None is as none. `tools` go into the first system message. Raises DataError naming the message
+    that is wrong.
+    """
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Sequence):
+        raise DataError(f"{place}: must be a list of messages, got {shown(rows)}", hint=FORM)
+    if not rows:
+        raise DataError(f"{place}: no message", hint=FORM)
+    found = [_message(row, f"{place}[{index}]") for index, row in enumerate(rows)]
+    return with_tools(found, read_tools(tools, "tools"))
+
+
+def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[Message]:
+    """The messages with the tools in the system text that begins them, or in a turn of its own."""
+    if tools is None:
+        return list(messages)
+    if any(message.tools is not None for message in messages):
+        raise DataError("'tools' is given for all and by a system turn, got both", hint="keep one")
+    if messages and messages[0].role == "system" and messages[0].content:
+        return [replace(messages[0], tools=tools), *messages[1:]]
+    return [Message("system", "", tools=tools), *messages]
+
+
+def _message(row: Mapping[str, Any] | Message, name: str) -> Message:
+    if isinstance(row, Message):
+        return row
+    message = read_message(row, name)
+    unknown = unread_keys(row) - set(_WITHOUT_MEANING)
+    if unknown:
+        raise DataError(
+            f"{name}: unknown key {min(unknown)!r}", hint=f"the keys are {', '.join(_READ)}; name is left out"
+        )
+    return message
+
+
+def unread_keys(row: Mapping[str, Any]) -> set[str]:
+    """The keys of a message's dict that hold something and that `read_message` does not read."""
+    return {key for key, value in row.items() if value is not None and key not in _READ}
+
+
+def read_message(row: Mapping[str, Any], name: str) -> Message:
+    """One message of a dict, called `name` in errors. Raises DataError for a missing or wrong value."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{name!r} must be an object, got {shown(row)}", hint=FORM)
+    if row.get("role") is None:
+        raise DataError(f"{name!r} has no 'role', got {', '.join(map(repr, row)) or 'nothing'}", hint=FORM)
+    role = read_role(row["role"], f"{name}.role", ROLE_NAMES)
+    loss = read_loss(row, name, role)
+    if role == "assistant":
+        return _answer(row, name, loss)
+    call_id = row.get("tool_call_id")
+    return Message(
+        role,
+        _content(row, name, role),
+        metadata=_metadata(row, name),
+        tools=_own_tools(row, name, role),
+        call_id=call_id if isinstance(call_id, str) else None,
+    )
+
+
+def read_role(value: Any, name: str, known: Mapping[str, Role]) -> Role:
+    """The role of this name. Raises DataError for an unknown one."""
+    if not isinstance(value, str) or value not in known:
+        raise DataError(f"{name!r} is no known role, got {shown(value)}", hint=f"known: {', '.join(known)}")
+    return known[value]
+
+
+def read_loss(row: Mapping[str, Any], name: str, role: Role) -> bool:
+    """The flag of a turn; `weight`, 0 or 1, is OpenAI's name for it."""
+    key = "loss" if row.get("loss") is not None else "weight"
+    value = row.get(key)
+    if value is None:
+        return True
+    if value not in (False, True) or (key == "loss" and not isinstance(value, bool)):
+        allowed = "true or false" if key == "loss" else "0 or 1"
+        raise DataError(
+            f"'{name}.{key}' must be {allowed}, got {shown(value)}", hint="it says if the turn is learned"
+        )
+    if value and role != "assistant" and key == "loss":
+        raise DataError(
+            f"'{name}.loss' is set in a turn of role {role!r}, got true",
+            hint="only an assistant's turn can be learned: remove the flag",
+        )
+    return bool(value)
+
+
+def _answer(row: Mapping[str, Any], name: str, loss: bool) -> Message:
+    key = "tool_calls" if row.get("tool_calls") else "function_call"
+    calls = tuple(read_calls(row[key], f"{name}.{key}")) if row.get(key) else ()
+    thought = read_thought(row, name)
+    says_nothing = row.get("content") is None and (calls or thought is not None)
+    return Message(
+        "assistant",
+        "" if says_nothing else _content(row, name, "assistant"),
+        metadata=_metadata(row, name),
+        tools=_own_tools(row, name, "assistant"),
+        loss=loss,
+        thought=thought,
+        calls=calls,
+    )
+
+
+def read_thought(row: Mapping[str, Any], name: str) -> str | None:
+    """The thought beside an answer, by any of its names. Raises DataError for two of them."""
+    given = [key for key in THOUGHT_KEYS if row.get(key) is not None]
+    if len({row[key] for key in given if isinstance(row[key], str)}) > 1:
+        raise DataError(
+            f"{name!r} holds its thought twice, got {' and '.join(map(repr, given))}", hint="keep one"
+        )
+    return text(row[given[0]], f"{name}.{given[0]}") if given else None
+
+
+def _content(row: Mapping[str, Any], name: str, role: Role) -> str:
+    """The text of a message: text parts are joined, the object that a tool gave is written as JSON.
+
+    A system text that is null is none.
+    """
+    if "content" not in row:
+        raise DataError(f"{name!r} has no 'content', got {', '.join(map(repr, row))}", hint=FORM)
+    value = row["content"]
+    if isinstance(value, list) and value and all(_part(part) is not None for part in value):
+        value = "".join(str(_part(part)) for part in value)
+    elif role == "observation" and isinstance(value, Mapping):
+        value = json.dumps(value, ensure_ascii=False)
+    elif role == "system" and value is None:
+        value = ""
+    return text(value, f"{name}.content")
+
+
+def _part(part: Any) -> str | None:
+    """The text of one part of a content; None for an image or another kind."""
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        part = part.get("text")
+    return part if isinstance(part, str) else None
+
+
+def _metadata(row: Mapping[str, Any], name: str) -> str:
+    value = row.get("metadata")
+    metadata = "" if value is None else text(value, f"{name}.metadata")
+    if "\n" in metadata:
+        raise DataError(f"'{name}.metadata' holds a line break", hint="metadata is one line, a tool's name")
+    return metadata
+
+
+def _own_tools(row: Mapping[str, Any], name: str, role: Role) -> Sequence[Mapping[str, Any]] | None:
+    tools = row.get("tools")
+    if not tools:
+        return tools if role == "system" else None
+    if role != "system":
+        raise DataError(
+            f"'{name}.tools' is in a turn of role {role!r}, got {shown(tools)}",
+            hint="put the tools into the row's own `tools`, or into its system turn",
+        )
+    return read_tools(tools, f"{name}.tools")

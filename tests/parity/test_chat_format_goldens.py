@@ -1,0 +1,118 @@
+"""Our renderings beside those of the published chat templates: equal, or listed with the reason."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune import render_messages
+from glmtune.errors import DataError
+
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "chat_formats.json").read_text("utf-8"))
+OURS = {
+    "glm-4-9b-chat-hf": "glm4",
+    "glm-4-9b-chat-1m-hf": "glm4",
+    "glm-4-0414": "glm4_0414",
+    "glm-z1-0414": "glmz1",
+    "glm-4.5": "glm45",
+    "glm-4.5-first": "glm45",
+}
+NOT_45 = {"glm-4-9b-chat-hf", "glm-4-0414", "glm-z1-0414"}
+ALL = NOT_45 | {"glm-4.5"}
+CALLS = {
+    "call_dict",
+    "call_json_string",
+    "call_null_content",
+    "call_arguments_missing",
+    "call_with_reasoning_round",
+    "call_with_inline_think",
+    "call_several",
+    "call_results_reversed",
+    "call_values",
+    "call_string_like_json",
+    "result_dict",
+    "result_parts",
+    "agentic_long",
+}
+DIFFERENCES: dict[str, list[tuple[set[str], set[str]]]] = {
+    "OpenAI's calls, results and tools": [
+        (NOT_45, CALLS),
+        (
+            {"glm-4-9b-chat-hf"},
+            {"tools_one", "tools_strict_and_deferred", "tools_bare", "observation_role_tools"},
+        ),
+    ],
+    "Arguments as JSON text": [({"glm-4.5"}, {"call_json_string", "call_arguments_missing"})],
+    "Objects and parts from a tool": [({"glm-4.5"}, {"result_dict", "result_parts"})],
+    "GLM-4's own form of calls": [({"glm-4.5"}, {"observation_role", "observation_role_tools"})],
+    "Content in parts": [(NOT_45, {"content_parts_text", "content_parts_strings"})],
+    "Role `developer`": [(ALL, {"developer_role"})],
+}
+"""Conversations that we render otherwise, by the reason that docs/sources.md gives."""
+REFUSED = {
+    "content_null_user": "must be text, got null",
+    "content_parts_image": "must be text, got",
+    "result_outputs": "must be text, got",
+    "result_tool_reference": "must be text, got",
+}
+"""Conversations that we refuse, in every format."""
+
+
+def rendered(template: str, golden: dict[str, Any], conversation: dict[str, Any]) -> str:
+    return render_messages(
+        template,
+        conversation["messages"],
+        tools=conversation["tools"],
+        add_generation_prompt=golden["add_generation_prompt"],
+        **golden["options"],
+    )
+
+
+def reason(name: str, conversation: str) -> str | None:
+    found = [
+        why
+        for why, places in DIFFERENCES.items()
+        if any(name in formats and conversation in conversations for formats, conversations in places)
+    ]
+    return found[0] if found else None
+
+
+def odd(name: str, goldens: dict[str, Any], conversations: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each rendering that is not as it is listed above, and what is wrong with it."""
+    for golden in goldens["renderings"]:
+        which = golden["conversation"]
+        if which in REFUSED:
+            with pytest.raises(DataError, match=REFUSED[which]):
+                rendered(OURS[name], golden, conversations[which])
+            continue
+        is_equal = rendered(OURS[name], golden, conversations[which]) == golden.get("expected")
+        if is_equal == bool(reason(name, which)):
+            yield which, "equal, though listed" if is_equal else "different, and not listed"
+
+
+@pytest.mark.parametrize("name", GOLDENS["formats"])
+def test_each_rendering_is_the_published_one_or_listed_as_another(name: str) -> None:
+    assert list(odd(name, GOLDENS["formats"][name], GOLDENS["conversations"])) == []
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", OURS)
+def test_the_goldens_hold_for_every_revision_of_a_template(shared: Path, name: str) -> None:
+    goldens = json.loads((shared / f"goldens/chat_formats/{name}.json").read_text("utf-8"))
+    same = {"glm-4-9b-chat-1m-hf": "glm-4-9b-chat-hf", "glm-4.5-first": "glm-4.5"}.get(name, name)
+    for golden in goldens["renderings"]:
+        which, conversation = golden["conversation"], goldens["conversations"][golden["conversation"]]
+        if which not in REFUSED and not reason(same, which):
+            assert rendered(OURS[name], golden, conversation) == golden["expected"], which
+
+
+def test_the_sources_give_the_reason_of_each_difference() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sources.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    for why, places in DIFFERENCES.items():
+        (row,) = [row for row in rows if row.startswith(f"| {why} |")]
+        assert [c for _, listed in places for c in listed if f"`{c}`" not in row] == []
+    (refused,) = [row for row in rows if row.startswith("| Refused |")]
+    assert [c for c in REFUSED if f"`{c}`" not in refused] == []
