@@ -309,6 +309,12 @@ def test_a_call_that_the_user_interrupts_is_not_learned_to_wait_for_the_user() -
     assert ends == ["<|assistant|>", "<|assistant|>", "<|user|>"]
 
 
+def test_a_thought_in_front_of_an_earlier_call_leaves_no_empty_turn_behind() -> None:
+    called = Message("assistant", "<think>要查</think>", calls=(Call("time", {}),))
+    sent = "".join(segment.text for segment in render("glmz1", [THOUGHT[0], called], False))
+    assert sent == "[gMASK]<sop><|user|>\n早<|assistant|>time\n{}"
+
+
 def test_glm_z1_learns_a_thought_beside_the_answer_between_line_breaks() -> None:
     talk = [THOUGHT[0], Message("assistant", "早上好", thought="怎么")]
     assert learned("glmz1", talk) == ["\n怎么\n</think>\n\n早上好<|user|>"]

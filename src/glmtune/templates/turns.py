@@ -250,10 +250,10 @@ def turns_0414(
         for message in messages
         if message.role == "system" and (message.content or message.tools is None)
     ]
-    for message in spread(messages, as_json):
-        if message.role != "system":
-            called = message.metadata + name_end if message.is_call else message.metadata
-            turns.append(_turn(message, f"{called}\n{shown(message.content)}"))
+    others = [replace(m, content=shown(m.content)) for m in messages if m.role != "system"]
+    for message in spread(others, as_json):
+        called = message.metadata + name_end if message.is_call else message.metadata
+        turns.append(_turn(message, f"{called}\n{message.content}"))
     return turns
 
 
