@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"extras", "log"},
+    {"extras", "log", "strict"},
     {"files", "hub", "recipe", "runs"},
     {"family", "templates"},
     {"tokenizers"},
