@@ -73,7 +73,7 @@ def _check_new(target: Path) -> None:
 def _written(example: Example, to: str) -> Row:
     try:
         row = WRITERS[to](example.messages)
-        if find_format([row], Data())(row) != example.messages:
+        if find_format([row], Data(transcripts="text"))(row) != example.messages:
             raise _cannot(to, "this conversation: it would come back as another one")
     except DataError as err:
         raise DataError(f"{example.place}: {err}", hint=err.hint) from None
@@ -118,6 +118,22 @@ def _check_rounds(name: str, turns: Sequence[Message]) -> None:
             raise _cannot(name, f"a turn of role {message.role!r} at this place (turn {index + 1})")
         if not message.loss:
             raise _cannot(name, "an answer that is not learned (loss: false)")
+
+
+# Rows of rounds
+
+
+def _firefly(messages: Messages) -> Row:
+    system, turns = _split_system(messages)
+    _check_rounds("firefly", turns)
+    texts = [message.content for message in turns]
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    row: Row = {"conversation": [{"human": asked, "assistant": said} for asked, said in pairs]}
+    if system is not None:
+        row["system"] = system.content
+        if system.tools is not None:
+            raise _cannot("firefly", "tools")
+    return row
 
 
 # Rows of turns
@@ -212,6 +228,7 @@ WRITERS: Mapping[str, Write] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "chatglm3": _chatglm3,
+    "firefly": _firefly,
 }
 """What writes a conversation as a row, by the name of the format."""
 

@@ -150,7 +150,7 @@ def _sharegpt_turn(row: Row, name: str) -> Iterator[Turn]:
     if kind == "function_call":
         yield Turn(name, role, "", calls=tuple(read_calls(value, place)), has_loss=has_loss)
     else:
-        found = non_empty(value, place) if role == "assistant" else text(value, place)
+        found = non_empty(value, place) if role == "assistant" else text(_said(value, role), place)
         yield Turn(name, role, found, has_loss=has_loss)
 
 
@@ -168,7 +168,7 @@ def _chat_turn(row: Row, name: str) -> Iterator[Turn]:
         yield Turn(
             name,
             role,
-            text(content, f"{name}.content"),
+            text(_said(content, role), f"{name}.content"),
             call_id=call_id if isinstance(call_id, str) else None,
             tools=_own_tools(row, name, role),
         )
@@ -196,11 +196,16 @@ def _is_call_with_result(row: Row) -> bool:
 
 
 def _call_with_result(row: Row, name: str, has_loss: bool) -> Iterator[Turn]:
-    yield Turn(name, "assistant", "", calls=tuple(read_calls(dict(row), name)), has_loss=has_loss)
+    yield Turn(name, "assistant", "", calls=tuple(read_calls(row, name)), has_loss=has_loss)
     observation = row.get("observation")
     if observation is not None:
         result = observation if isinstance(observation, str) else json.dumps(observation, ensure_ascii=False)
         yield Turn(name, "observation", text(result, f"{name}.observation"))
+
+
+def _said(value: Any, role: Role) -> Any:
+    """A system text of null is none."""
+    return "" if value is None and role == "system" else value
 
 
 def _content(value: Any) -> Any:

@@ -74,7 +74,7 @@ def _check_paths(settings: BaseModel, group: str = "") -> None:
             if written != str(value):
                 slashes = written.replace("\\", "/")
                 raise ConfigError(
-                    f"{group}{name}: {written}: in double quotes a backslash begins an escape, as \\n a new line",
+                    f"{group}{name}: {written}: in double quotes a backslash begins an escape, as \\n does",
                     hint=f"write the path in single quotes, or with /: '{written}', {slashes}",
                 )
 

@@ -15,7 +15,7 @@ from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 
-DIALOGUES = [name for name, known in FORMATS.items() if known.is_dialogue]
+DIALOGUES = [name for name, known in FORMATS.items() if known.is_dialogue and name != "firefly"]
 PAIRS = [name for name in FORMATS if name not in DIALOGUES]
 TEXT_FILES = [suffix for suffix in FILES if suffix != ".parquet"]
 CALL = [
