@@ -112,6 +112,7 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
     }
     plain = {
         "empty questions kept": found.empty_questions,
+        "open <think> in answers": found.open_thoughts,
         "cut after last answer": found.cut,
         "left out: no answer": found.unanswered,
     }

@@ -269,11 +269,15 @@ def _with_system(messages: Messages, column: Messages, settings: Data) -> Messag
     return replace(first, content=added or own_text), *messages[1:]
 
 
+def has_open_thought(message: Message) -> bool:
+    """Whether an answer holds a <think> that never closes."""
+    return message.role == "assistant" and THOUGHT in message.content.rpartition(THOUGHT_END)[2]
+
+
 def _check_thoughts(messages: Messages) -> None:
     """Refuse an answer that was cut within its thought: the thought would be learned as the answer."""
     for message in messages:
-        begins = message.role == "assistant" and message.content.lstrip().startswith(THOUGHT)
-        if begins and THOUGHT in message.content.rpartition(THOUGHT_END)[2]:
+        if has_open_thought(message) and message.content.lstrip().startswith(THOUGHT):
             raise DataError(
                 f"an answer's <think> never closes, got {shown(message.content)}",
                 hint="the answer was cut as it was generated: remove the row, or write its end with </think>",

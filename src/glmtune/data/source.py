@@ -18,7 +18,14 @@ from typing import Any
 from glmtune.data import columns, tables
 from glmtune.data.csv_rows import csv_rows
 from glmtune.data.example import Example
-from glmtune.data.formats import Parsed, RowParser, dialogue_of, find_format, up_to_last_answer
+from glmtune.data.formats import (
+    Parsed,
+    RowParser,
+    dialogue_of,
+    find_format,
+    has_open_thought,
+    up_to_last_answer,
+)
 from glmtune.data.json_rows import array_rows, check_not_wrapped, line_rows, shortened
 from glmtune.data.tables import Row
 from glmtune.errors import DataError
@@ -55,12 +62,18 @@ class Dataset:
             for message in example.messages
         )
 
+    @property
+    def num_open_thoughts(self) -> int:
+        """Answers with a <think> inside that never closes; they are kept as they are."""
+        return sum(has_open_thought(message) for example in self.examples for message in example.messages)
+
     def notes(self) -> list[str]:
         """What was found or left out that a user should know, a sentence each."""
         counts = {
             "dialogues cut after their last answer": self.num_cut,
             "dialogues without any answer left out": self.num_unanswered,
             "empty questions kept": self.num_empty_questions,
+            "answers with a <think> inside that never closes, kept": self.num_open_thoughts,
         }
         return [*(f"{what}: {count:,}" for what, count in counts.items() if count), *self.column_notes()]
 

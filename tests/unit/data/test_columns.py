@@ -223,9 +223,19 @@ def test_a_thought_that_never_closes_is_refused_with_its_place(form):
     assert str(error).endswith("(and 1 more row like it)")
 
 
-@pytest.mark.parametrize("answer", ["<think>a</think>b", "a</think>b", "写 <think> 这个词", "a"])
-def test_closed_thoughts_and_words_about_them_are_read(answer):
-    assert said(read({**PAIR, "response": answer}))[0][1] == ("assistant", answer)
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ("<think>a</think>b", []),
+        ("a</think>b", []),
+        ("a", []),
+        ("写 <think> 这个词", ["answers with a <think> inside that never closes, kept: 1"]),
+    ],
+)
+def test_closed_thoughts_and_words_about_them_are_read(answer, note):
+    found = read({**PAIR, "response": answer})
+    assert said(found)[0][1] == ("assistant", answer)
+    assert found.notes() == note
 
 
 def test_a_question_may_hold_an_open_thought():
