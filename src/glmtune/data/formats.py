@@ -141,7 +141,7 @@ def _named_format(settings: Data) -> Format | None:
 
 def _fitting(row: Row) -> list[str]:
     """Names of the formats that a row fits, by its columns alone where its turns cannot be read."""
-    fitting = {name: known for name, known in FORMATS.items() if row.keys() >= set(known.columns)}
+    fitting = {name: known for name, known in FORMATS.items() if all(c in row for c in known.columns)}
     try:
         return [name for name, known in fitting.items() if known.has_form is None or known.has_form(row)]
     except DataError:  # parsing the row says so, with its place

@@ -104,6 +104,14 @@ def test_each_way_out_that_the_hint_says_works(name, cell, messages):
     assert said(ignoring) == said(read(PAIR))
 
 
+def test_the_functions_of_a_dialogue_are_tools_once_renamed_as_the_hint_says():
+    tool = {"name": "f", "description": "d", "parameters": {}}
+    assert refusal({"messages": TALK, "functions": [tool]}).hint.startswith("rename 'functions' to 'tools'; ")
+    found = read({"messages": TALK, "tools": [tool]})
+    assert found.examples[0].messages[0].tools
+    assert found.unread == {}
+
+
 def test_several_lost_columns_are_left_out_by_one_setting():
     row = {**PAIR, "context": "a", "images": ["b.png"], "带 空格 tools": "c", "tools": [{"name": "f"}]}
     error = refusal(row)
