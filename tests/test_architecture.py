@@ -11,7 +11,8 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"extras", "log", "unsupported", "values"},
+    {"extras", "log", "strict", "unsupported"},
+    {"values"},
     {"files", "hub", "recipe", "runs"},
     {"family", "templates"},
     {"tokenizers"},

@@ -308,6 +308,11 @@ def rows_file(text: str) -> Callable[[Path], object]:
     return lambda desk: (desk / "my.json").write_text(text, encoding="utf-8")
 
 
+def windows_path(desk: Path) -> None:
+    text = 'model: models/chatglm3-6b\ndata:\n  train: "D:\\new\\rows.json"\n'
+    (desk / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
 def forget_name(desk: Path) -> None:
     tiny_sentencepiece(desk / "models" / "chatglm3-6b", None)
 
@@ -347,6 +352,16 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
         rows_file('[\n{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": "d"}\n]'), TRAIN,
     ),
     "Unknown columns": (rows_file('[{"question": "a", "reply": "b"}]'), TRAIN),
+    "Columns that nobody reads": (
+        rows_file('[{"question": "a", "context": "b", "answer": "c"}]'), TRAIN,
+    ),
+    "A key given twice": (
+        rows_file('[{"prompt": "a", "response": "b",\n  "prompt": "c", "response": "d"}]'), TRAIN,
+    ),
+    "A thought that never closes": (
+        rows_file('[{"prompt": "a", "response": "b"}, {"prompt": "a", "response": "<think>一周从周一到"}]'),
+        TRAIN,
+    ),
     "An empty answer": (
         rows_file('[{"prompt": "a", "response": "b"}, {"prompt": "c", "response": ""}]'), TRAIN,
     ),
@@ -355,6 +370,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "The validation file is the training file": (keep, f"{TRAIN} data.validation=my.json"),
     "Target modules not found": (keep, f"{TRAIN} method.target_modules=[q_proj]"),
+    "A path with backslashes": (windows_path, "train recipe.yaml"),
     "A misspelled setting": (keep, f"{TRAIN} train.lrr=1"),
     "The loss is nan": (keep, f"{TRAIN} train.lr=1e30 train.max_grad_norm=0"),
     "Chat at risk before the start": (keep, f"{TRAIN} train.steps=12 train.lr=1e-2"),

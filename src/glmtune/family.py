@@ -253,7 +253,7 @@ def _unknown_format(folder: Path, templates: tuple[TemplateName, ...]) -> Config
 
 def _made_of(folder: Path) -> str:
     """What to open instead of an export for other programs; empty for any other folder."""
-    facts = read_json_if_there(folder / "export.json")
+    facts = read_json_if_there(folder / "export.json", is_ours=True)
     if facts.get("kind") != "hf":
         return ""
     return f"exported for other programs: open {facts.get('source')} itself, or export it --to merged"

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import CheckpointError
-
-LFS_POINTER = b"version https://git-lfs"
-"""How the text begins that git leaves for a large file. Source: github.com/git-lfs/git-lfs, docs/spec.md."""
+from glmtune.strict import LFS_POINTER as LFS_POINTER
+from glmtune.strict import KeyTwiceError, NotTextError, decode, parse_json
 
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Of the files that a model needs beside its weights: config, tokenizer, code."""
@@ -34,17 +33,23 @@ def read_text(path: Path) -> str:
     """A UTF-8 file's text, without a byte-order mark. Raises `CheckpointError`."""
     read_start(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return decode(path.read_bytes(), str(path))
     except OSError as err:
         raise unreadable(path, err) from err
-    except UnicodeDecodeError as err:
-        raise CheckpointError(f"{path}: not UTF-8 text (byte {err.start})", hint=COPY_AGAIN) from None
+    except NotTextError as err:
+        raise CheckpointError(f"{path}:{err.line}: {err}", hint=f"{COPY_AGAIN}, or {err.hint}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `CheckpointError` with line and column if it is broken."""
+def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
+    """The JSON object in a file. Raises `CheckpointError` with line and column if it is broken.
+
+    A key given twice is an error; in files of others only where the two values differ.
+    """
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path), may_agree=not is_ours)
+    except KeyTwiceError as err:
+        place = f"{path}:{err.lineno}:{err.colno}"
+        raise CheckpointError(f"{place}: {err.msg}", hint="keep the one that is right") from None
     except json.JSONDecodeError as err:
         place = f"{path}:{err.lineno}:{err.colno}"
         raise CheckpointError(f"{place}: broken JSON: {err.msg}", hint=COPY_AGAIN) from None
@@ -55,9 +60,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_json_if_there(path: Path) -> dict[str, Any]:
+def read_json_if_there(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """As `read_json`; empty where there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    return read_json(path, is_ours=is_ours) if path.is_file() else {}
 
 
 def unreadable(path: Path, err: OSError) -> CheckpointError:

@@ -12,7 +12,10 @@ import pytest
 from commands import glmtune
 from glmtune.data.formats import FORMATS
 from glmtune.data.source import read_dataset
+from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
+from glmtune.tokenizers import load_tokenizer
+from glmtune.workflows.rows import training_rows
 from models import tiny_folder
 
 ROW = {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "你好"}]}
@@ -48,7 +51,7 @@ def test_columns_are_named_as_in_a_recipe(tmp_path):
         assert "  format                   q/a" in done.stdout.splitlines(), done.stderr
     done = glmtune("data", "stats", "a.csv", "system=x", cwd=tmp_path)
     assert done.returncode == 2
-    assert "allowed: prompt_column, response_column, history_column" in done.stderr
+    assert "allowed: prompt_column, response_column, history_column, input_column" in done.stderr
 
 
 def test_stats_are_counted_and_tokens_where_a_model_is_named(rows, tmp_path):
@@ -60,6 +63,34 @@ def test_stats_are_counted_and_tokens_where_a_model_is_named(rows, tmp_path):
     assert "  same as an earlier row   1 (50.0%)" in lines
     assert lines[-1].startswith("  tokens                   p50 ")
     assert lines[-1].endswith(" (chatglm3)")
+
+
+def test_each_verb_names_the_columns_that_nobody_reads_and_stops_at_those_that_carry_meaning(tmp_path):
+    row = {"id": 7, "prompt": "早", "response": "早上好"}
+    note = "columns that nobody reads: 'id' (3 rows)"
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row)}\n" * 3, encoding="utf-8")
+    for words in (["stats", "a.jsonl"], ["convert", "a.jsonl", "b.json", "--to", "alpaca"]):
+        done = glmtune("data", *words, cwd=tmp_path)
+        assert note in [line.strip() for line in done.stdout.splitlines()], done.stderr
+    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    notes = training_rows(tokenizer, Data(train=tmp_path / "a.jsonl")).notes
+    assert f"{tmp_path / 'a.jsonl'}: {note}" in [said.text for said in notes]
+    lost = json.dumps({**row, "context": "醒了"})
+    (tmp_path / "a.jsonl").write_text(f"{lost}\n{lost}\n{lost}\n", encoding="utf-8")
+    for words in (["stats", "a.jsonl"], ["convert", "a.jsonl", "c.json", "--to", "alpaca"]):
+        done = glmtune("data", *words, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (
+            2,
+            "error: a.jsonl:1: columns that carry meaning, and nobody reads: 'context' (3 rows)\n"
+            "hint: data.input_column=context puts it below the question; "
+            "data.ignore_columns=context leaves it out\n",
+        )
+        for word in re.findall(r"data\.\S+", done.stderr):
+            again = glmtune("data", *words, word, cwd=tmp_path)
+            assert again.returncode == 0, again.stderr
+            (tmp_path / "c.json").unlink(missing_ok=True)
+    with pytest.raises(DataError, match="'context' "):
+        training_rows(tokenizer, Data(train=tmp_path / "a.jsonl"))
 
 
 def test_a_bad_row_is_an_error_and_a_hint(tmp_path):

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from glmtune.data.stats import Stats
     from glmtune.recipe import Data
 
-COLUMN_SETTINGS = ("prompt_column", "response_column", "history_column")
+COLUMN_SETTINGS = (
+    "prompt_column",
+    "response_column",
+    "history_column",
+    "input_column",
+    "system_column",
+    "ignore_columns",
+    "transcripts",
+)
 UNLIMITED_TOKENS = 1_000_000_000
 
 
@@ -34,7 +42,8 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
     """Write the rows of IN to the new file OUT in another format.
 
     OUT's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. A row that FORMAT cannot
-    hold is an error, and nothing is written. KEY is prompt_column, response_column or history_column.
+    hold is an error, and nothing is written. KEY is prompt_column, response_column, history_column,
+    input_column, system_column, ignore_columns or transcripts, as in a recipe's data.
 
     \b
       glmtune data convert chats.json chats.jsonl --to messages
@@ -57,6 +66,9 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
 def stats(file: Path, words: tuple[str, ...], model: Path | None) -> None:
     """Count the rows of FILE: format, turns, systems and tools, empty questions, lengths, duplicates.
 
+    Columns that nobody reads are named; those that carry meaning are an error until a KEY says what they are:
+    KEY is as of `glmtune data convert`.
+
     \b
       glmtune data stats my.json
       glmtune data stats my.json --model /models/chatglm3-6b
@@ -67,6 +79,8 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None) -> None:
     click.echo(file)
     for name, value in _lines(found):
         click.echo(f"  {name:<24} {value}")
+    for note in dataset.column_notes():
+        click.echo(f"  {note}")
     if model is not None:
         click.echo(f"  {'tokens':<24} {_tokens(model, dataset.examples)}")
 
@@ -98,6 +112,7 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
     }
     plain = {
         "empty questions kept": found.empty_questions,
+        "open <think> in answers": found.open_thoughts,
         "cut after last answer": found.cut,
         "left out: no answer": found.unanswered,
     }

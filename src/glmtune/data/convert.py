@@ -73,7 +73,7 @@ def _check_new(target: Path) -> None:
 def _written(example: Example, to: str) -> Row:
     try:
         row = WRITERS[to](example.messages)
-        if find_format([row], Data())(row) != example.messages:
+        if find_format([row], Data(transcripts="text"))(row) != example.messages:
             raise _cannot(to, "this conversation: it would come back as another one")
     except DataError as err:
         raise DataError(f"{example.place}: {err}", hint=err.hint) from None
@@ -122,6 +122,22 @@ def _check_rounds(name: str, turns: Sequence[Message]) -> None:
             raise _cannot(name, "a thought beside its answer")
 
 
+# Rows of rounds
+
+
+def _firefly(messages: Messages) -> Row:
+    system, turns = _split_system(messages)
+    _check_rounds("firefly", turns)
+    texts = [message.content for message in turns]
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    row: Row = {"conversation": [{"human": asked, "assistant": said} for asked, said in pairs]}
+    if system is not None:
+        row["system"] = system.content
+        if system.tools is not None:
+            raise _cannot("firefly", "tools")
+    return row
+
+
 # Rows of turns
 
 
@@ -150,14 +166,17 @@ def _sharegpt_turns(message: Message) -> list[Row]:
     turns: list[Row] = []
     if message.content or not message.calls:
         turns.append({"from": SHAREGPT_NAMES[message.role], "value": message.content})
-        if message.thought is not None:
-            turns[0]["reasoning_content"] = message.thought
-    elif message.thought is not None:
-        raise _cannot("sharegpt", "a thought in front of a call without text")
     for call in message.calls:
         written = {"name": call.name, "arguments": call.arguments}
         turns.append({"from": "function_call", "value": json.dumps(written, ensure_ascii=False)})
-    return turns if message.loss else [{**turn, "loss": False} for turn in turns]
+    return _marked(turns, message)
+
+
+def _marked(turns: list[Row], message: Message) -> list[Row]:
+    """The turns that a message is written as: its thought in the first, its flag in all."""
+    thought = {} if message.thought is None else {"reasoning_content": message.thought}
+    flag = {} if message.loss else {"loss": False}
+    return [{**turn, **(thought if turn is turns[0] else {}), **flag} for turn in turns]
 
 
 def _chatglm3(messages: Messages) -> Row:
@@ -174,24 +193,21 @@ def _chatglm3(messages: Messages) -> Row:
 
 
 def _chatglm3_turns(message: Message) -> list[Row]:
-    has_text = message.content or message.thought is not None or not message.calls
-    turns = [_plain_turn(message)] if has_text else []
+    turns = [_plain_turn(message)] if message.content or not message.calls else []
     turns += [{"role": "tool", "name": call.name, "parameters": call.arguments} for call in message.calls]
-    return turns if message.loss else [{**turn, "loss": False} for turn in turns]
+    return _marked(turns, message)
 
 
 def _plain_turn(message: Message) -> Row:
     named = {"metadata": message.metadata} if message.metadata else {}
-    thought = {} if message.thought is None else {"reasoning_content": message.thought}
-    turn: Row = {"role": message.role, **named, **thought, "content": message.content}
-    return turn if message.loss else {**turn, "loss": False}
+    return {"role": message.role, **named, "content": message.content}
 
 
 def _messages(messages: Messages) -> Row:
     turns: list[Row] = []
     waiting: list[str] = []
     for index, message in enumerate(messages):
-        turn = _plain_turn(message)
+        (turn,) = _marked([_plain_turn(message)], message)
         if message.calls:
             waiting = [f"call_{index}_{place}" for place in range(len(message.calls))]
             turn["content"] = message.content or None
@@ -226,6 +242,7 @@ WRITERS: Mapping[str, Write] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "chatglm3": _chatglm3,
+    "firefly": _firefly,
 }
 """What writes a conversation as a row, by the name of the format."""
 

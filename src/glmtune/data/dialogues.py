@@ -97,13 +97,14 @@ def _sharegpt_turn(row: Row, name: str) -> Iterator[Turn]:
     role = read_role(row["from"], f"{name}.from", SHAREGPT_ROLES)
     value, place = row["value"], f"{name}.value"
     loss = read_loss(row, name, role)
-    if row["from"] == "function_call":
-        yield name, Message(role, "", loss=loss, calls=tuple(read_calls(value, place)))
-    elif role == "assistant":
-        thought = read_thought(row, name)
-        yield name, _learnable(Message(role, non_empty(value, place), loss=loss, thought=thought), name)
+    if role != "assistant":
+        is_none = value is None and role == "system"
+        yield name, Message(role, "" if is_none else text(value, place), loss=loss)
+    elif row["from"] == "function_call":
+        calls = tuple(read_calls(value, place))
+        yield name, Message(role, "", loss=loss, thought=read_thought(row, name), calls=calls)
     else:
-        yield name, Message(role, text(value, place), loss=loss)
+        yield name, Message(role, non_empty(value, place), loss=loss, thought=read_thought(row, name))
 
 
 def _chat_turn(row: Row, name: str) -> Iterator[Turn]:
@@ -120,10 +121,6 @@ def _learnable(message: Message, name: str) -> Message:
     """An assistant's turn that says something, its call read from under the tool's name where it can be."""
     if not message.calls and not (message.thought or "").strip():
         non_empty(message.content, f"{name}.content")
-    if message.thought is not None and THOUGHT_END in message.content:
-        raise DataError(
-            f"{name!r} holds a thought beside its content and one inside it, got both", hint="keep one"
-        )
     if not message.metadata.strip():
         return replace(message, metadata="")
     metadata = tool_name(message.metadata, f"{name}.metadata")
@@ -142,8 +139,9 @@ def _is_call_with_result(row: Row) -> bool:
 
 
 def _call_with_result(row: Row, name: str) -> Iterator[Turn]:
-    calls = tuple(read_calls(dict(row), name))
-    yield name, Message("assistant", "", loss=read_loss(row, name, "assistant"), calls=calls)
+    calls = tuple(read_calls(row, name))
+    loss = read_loss(row, name, "assistant")
+    yield name, Message("assistant", "", loss=loss, thought=read_thought(row, name), calls=calls)
     observation = row.get("observation")
     if observation is not None:
         result = observation if isinstance(observation, str) else json.dumps(observation, ensure_ascii=False)

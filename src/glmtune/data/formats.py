@@ -1,49 +1,105 @@
 """Row formats: one function a format turns one raw row into the messages of a conversation.
 
-Which format a file has is found by looking at its columns; errors here say what is wrong with a row,
-the reader adds where it stands.
+Which format a row has is found by looking at its columns; errors here say what is wrong with a row, the
+reader adds where it stands.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from typing import Any
 
-from glmtune.data import dialogues
+from glmtune.data import columns, dialogues, rounds
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
-from glmtune.values import Row, decoded, non_empty, shown, text
+from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
+from glmtune.values import Fields, Record, Row, decoded, is_filled, shown
 
 Messages = tuple[Message, ...]
 Parse = Callable[[Row], Messages]
 
+VOID = {"nan", "none", "null", "<na>"}
+"""What programs write into a cell without a value, in small letters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """The columns that every row of a format has, and what turns such a row into messages."""
+    """The columns that every row of a format has, and what turns such a row into messages.
+
+    What a format may read besides is listed nowhere: a row knows which of its columns were read.
+    """
 
     columns: tuple[str, ...]
-    parse: Parse
-    is_dialogue: bool = False
-    """Whether a row is a list of turns, its history among them."""
+    parse: Parse | None = None
+    """Of a row that is a list of turns, its history among them; else the columns are question and answer."""
     has_form: Callable[[Row], bool] | None = None
     """Whether a row with these columns is of this format, where another has the same columns."""
+    input_column: str | None = None
+    """Column of text that follows the question on a new line."""
+
+    @property
+    def is_dialogue(self) -> bool:
+        """Whether a row is a list of turns."""
+        return self.parse is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A row's messages, those after the last answer included, and what became of its filled columns."""
+
+    messages: Messages
+    is_dialogue: bool
+    unread: list[str]
+    """Those that nobody reads; `messages.name` is a key of turns."""
+    ignored: list[str]
+    """Those that the settings leave out."""
+    void: list[str]
+    """Those read as text whose text spells nothing, such as `nan`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowParser:
-    """Turns the rows of a file into messages."""
+    """Turns the rows of a file into messages, each by the format it fits."""
 
+    settings: Data
     format: str
-    """Name of the format found."""
-    parse_whole: Parse
-    """A row's messages, those after the last answer included."""
+    """Names of the formats found, that of most rows first."""
+    counts: Counter[str]
+    """How many rows fit each format: a row that fits several, or none, is read as most others are."""
+    named: Format | None = None
+    """The question and answer that the settings name."""
 
     def __call__(self, row: Row) -> Messages:
         """The messages of a row up to its last answer, none where nobody answers. Raises `DataError`."""
-        return up_to_last_answer(self.parse_whole(row))
+        return up_to_last_answer(self.parse(row).messages)
+
+    def parse(self, row: Row) -> Parsed:
+        """The whole row, every filled column accounted for. Raises `DataError`."""
+        fields, ignored = _without(row, self.settings.ignore_columns)
+        chosen = self.named or _choose(fields, self.counts)
+        if chosen.is_dialogue:
+            ignored += _track_turns(fields, chosen.columns[0], self.settings.ignore_columns)
+        messages = _messages(fields, chosen, self.settings)
+        _check_thoughts(messages)
+        cells = [(name, cell) for name, cell in fields.items() if name in fields.read]
+        void = [name for name, cell in cells if isinstance(cell, str) and cell.strip().lower() in VOID]
+        return Parsed(messages, chosen.is_dialogue, [*_unread(fields, chosen)], ignored, void)
+
+
+def find_format(rows: Sequence[Row], settings: Data) -> RowParser:
+    """Return what turns each of these rows into messages, its `history` and `system` columns included.
+
+    Raises `DataError` where the columns of no row fit a format.
+    """
+    named = _named_format(settings)
+    if named is not None:
+        return RowParser(settings, "/".join(named.columns), Counter(), named)
+    fits = [_fitting(_without(row, settings.ignore_columns)[0]) for row in rows]
+    counts = Counter(name for names in fits for name in names)
+    if not counts:
+        raise _unknown_columns(rows[0])
+    found = Counter(_most(names, counts)[0] for names in fits if names)
+    return RowParser(settings, " + ".join(name for name, _ in found.most_common()), counts)
 
 
 def up_to_last_answer(messages: Messages) -> Messages:
@@ -52,91 +108,25 @@ def up_to_last_answer(messages: Messages) -> Messages:
     return messages[: last + 1]
 
 
-def alpaca(row: Row) -> Messages:
-    """`{instruction, input?, output}`; a non-empty input follows the instruction on a new line."""
-    question = _question(row, "instruction")
-    extra = row.get("input")
-    if extra is not None and text(extra, "input").strip():
-        question = f"{question}\n{extra}" if question else extra
-    return Message("user", question), Message("assistant", _answer(row, "output"))
-
-
-def pair(question: str, answer: str) -> Format:
-    """A format of two columns; an empty question is kept, an empty answer is an error."""
-
-    def parse(row: Row) -> Messages:
-        return Message("user", _question(row, question)), Message("assistant", _answer(row, answer))
-
-    return Format((question, answer), parse)
-
-
 FORMATS: dict[str, Format] = {
-    "alpaca": Format(("instruction", "output"), alpaca),
-    "adgen": pair("content", "summary"),
-    "prompt_response": pair("prompt", "response"),
-    "prompt_completion": pair("prompt", "completion"),
-    "question_answer": pair("question", "answer"),
-    "query_response": pair("query", "response"),
-    "query_answer": pair("query", "answer"),
-    "messages": Format(("messages",), dialogues.messages, is_dialogue=True),
-    "sharegpt": Format(("conversations",), dialogues.sharegpt, True, dialogues.is_sharegpt),
-    "chatglm3": Format(("conversations",), dialogues.chatglm3, True, dialogues.is_chatglm3),
+    "alpaca": Format(("instruction", "output"), input_column="input"),
+    "adgen": Format(("content", "summary")),
+    "prompt_response": Format(("prompt", "response")),
+    "prompt_completion": Format(("prompt", "completion")),
+    "question_answer": Format(("question", "answer")),
+    "query_response": Format(("query", "response")),
+    "query_answer": Format(("query", "answer")),
+    "messages": Format(("messages",), dialogues.messages),
+    "sharegpt": Format(("conversations",), dialogues.sharegpt, dialogues.is_sharegpt),
+    "chatglm3": Format(("conversations",), dialogues.chatglm3, dialogues.is_chatglm3),
+    "firefly": Format(("conversation",), rounds.firefly, rounds.is_firefly),
 }
 
 
-def find_format(rows: Sequence[Row], settings: Data) -> RowParser:
-    """Return what turns each of these rows into messages, its `history` and `system` columns included.
-
-    Raises `DataError` where the columns fit no format, or several.
-    """
-    name, chosen = _named_format(settings) or _fitting_format(rows)
-
-    def parse(row: Row) -> Messages:
-        if not chosen.is_dialogue:
-            return *_system(row, settings), *_history(row, settings.history_column), *chosen.parse(row)
-        return _dialogue(row, chosen, settings)
-
-    return RowParser(name, parse)
+# Which format
 
 
-def _dialogue(row: Row, chosen: Format, settings: Data) -> Messages:
-    if any(name not in row for name in chosen.columns):
-        raise _missing_column(chosen.columns[0], row)
-    if _history(row, settings.history_column):
-        raise DataError(
-            f"{settings.history_column or 'history'!r} stands beside {chosen.columns[0]!r}, got both",
-            hint=f"put all turns of the conversation into {chosen.columns[0]!r}",
-        )
-    messages = chosen.parse(row)
-    if settings.encoding != "chat" and any(message.calls for message in messages):
-        raise DataError(
-            "a tool call: the official scripts do not take it as such", hint="use data.encoding=chat"
-        )
-    return _with_system(messages, _system(row, settings), settings)
-
-
-def _with_system(messages: Messages, column: Messages, settings: Data) -> Messages:
-    """Put the system text of the row's column, or of the settings, into the turn that holds the tools."""
-    first = messages[0] if messages and messages[0].role == "system" else None
-    own_text = first.content if first else ""
-    if own_text.strip() and settings.system is not None:
-        raise _two_systems("by the row and by data.system")
-    if own_text.strip() and column:
-        raise _two_systems("by its column and by a turn")
-    if first is None:
-        return *column, *messages
-    added = column[0].content if column else settings.system
-    return replace(first, content=added or own_text), *messages[1:]
-
-
-def _two_systems(where: str) -> DataError:
-    return DataError(
-        f"'system' is given {where}, got both",
-        hint="keep one: leave data.system unset, or remove the row's own",
-    )
-
-
-def _named_format(settings: Data) -> tuple[str, Format] | None:
+def _named_format(settings: Data) -> Format | None:
     names = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
     missing = [setting for setting, column in names.items() if column is None]
     if len(missing) == 1:
@@ -146,108 +136,154 @@ def _named_format(settings: Data) -> tuple[str, Format] | None:
         )
     if settings.prompt_column is None or settings.response_column is None:
         return None
-    columns = (settings.prompt_column, settings.response_column)
-    return "/".join(columns), pair(*columns)
+    return Format((settings.prompt_column, settings.response_column))
 
 
-def _fitting_format(rows: Sequence[Row]) -> tuple[str, Format]:
-    kinds = Counter(frozenset(row) for row in rows)
-    fits = {
-        name: sum(count for columns, count in kinds.items() if columns.issuperset(known.columns))
-        for name, known in FORMATS.items()
-    }
-    for name, known in FORMATS.items():
-        if fits[name] and known.has_form is not None:
-            fits[name] = sum(set(known.columns) <= row.keys() and known.has_form(row) for row in rows)
-    most = max(fits.values())
-    best = [name for name, count in fits.items() if count == most]
-    if not most:
-        raise _unknown_columns(rows[0])
-    if len(best) > 1:
-        several = " and ".join("/".join(FORMATS[name].columns) for name in best)
+def _fitting(row: Row) -> list[str]:
+    """Names of the formats that a row fits, by its columns alone where its turns cannot be read."""
+    fitting = {name: known for name, known in FORMATS.items() if all(c in row for c in known.columns)}
+    try:
+        return [name for name, known in fitting.items() if known.has_form is None or known.has_form(row)]
+    except DataError:  # parsing the row says so, with its place
+        return list(fitting)
+
+
+def _most(names: Collection[str], counts: Counter[str]) -> list[str]:
+    """Of these formats those that most rows fit."""
+    most = max(counts[name] for name in names)
+    return [name for name in names if counts[name] == most]
+
+
+def _choose(row: Row, counts: Counter[str]) -> Format:
+    names = _fitting(row)
+    best = _most(names or FORMATS, counts)
+    first, *others = dict.fromkeys(FORMATS[name].columns for name in best)
+    if others and names:
+        several = " and ".join("/".join(names) for names in (first, *others))
+        rest = dict.fromkeys(name for names in others for name in names if name not in first)
         raise DataError(
-            f"the rows fit several formats: {several}",
-            hint="name the columns of question and answer: data.prompt_column=... data.response_column=...",
+            f"the row fits several formats: {several}",
+            hint=f"leave all but one out: {columns.setting('ignore_columns', list(rest))}",
         )
-    return best[0], FORMATS[best[0]]
+    return FORMATS[best[0]]
 
 
 def _unknown_columns(row: Row) -> DataError:
+    column = dialogue_of(row)
+    if column:
+        return DataError(
+            f"a row is one turn of a dialogue; columns found: {columns.names_of(row)}",
+            hint=f'put the turns of each dialogue into one row: {{"{column}": [...]}}',
+        )
     for known in FORMATS.values():
-        missing = [name for name in known.columns if name not in row]
-        if all(_nearest(name, row) for name in missing):
-            return _missing_column(missing[0], row)
+        absent = [name for name in known.columns if name not in row]
+        if all(columns.nearest(name, row) for name in absent):
+            return columns.missing(absent[0], row, () if known.is_dialogue else known.columns)
+    error = f"cannot tell the format; columns found: {columns.names_of(row)}"
+    if len(row) < 2:
+        return DataError(
+            error, hint='a row needs a question and an answer: {"prompt": "...", "response": "..."}'
+        )
     is_plain = len(row) == 2 and all(isinstance(v, str) and len(k) < 20 for k, v in row.items())
     guess = [*row] if is_plain else ["...", "..."]
-    return DataError(
-        f"cannot tell the format; columns found: {_listed(row)}",
-        hint="name the columns of question and answer: "
-        f"data.prompt_column={guess[0]} data.response_column={guess[1]}",
-    )
+    first = "put names above line 1 if it is a row, such as prompt and response; if it is none, "
+    naming = f"name the columns of question and answer: {columns.name_pair(*guess)}"
+    return DataError(error, hint=f"{first if isinstance(row, Record) else ''}{naming}")
 
 
-def _missing_column(name: str, row: Row) -> DataError:
-    near = _nearest(name, row)
-    naming = "name the columns with data.prompt_column and data.response_column"
-    return DataError(
-        f"column {name!r} is missing; columns found: {_listed(row)}",
-        hint=f"did you mean {near!r}? Rename it, or {naming}" if near else f"add it, or {naming}",
-    )
+def dialogue_of(turn: Row) -> str | None:
+    """The column that takes turns of this form; None where it is no turn."""
+    forms = {"messages": {"role", "content"}, "conversations": {"from", "value"}}
+    return next((column for column, keys in forms.items() if turn.keys() >= keys), None)
 
 
-def _nearest(name: str, columns: Collection[str]) -> str | None:
-    spellings = {column.strip().lower(): column for column in columns}
-    close = get_close_matches(name.lower(), spellings, n=1, cutoff=0.7)
-    return spellings[close[0]] if close else None
+# Which columns
 
 
-def _listed(columns: Collection[str]) -> str:
-    return ", ".join(shown(column) for column in columns) or "none"
+def _without(row: Row, ignore: Collection[str]) -> tuple[Fields, list[str]]:
+    """The row without the columns to ignore, and which of those hold something."""
+    kept = Fields({name: cell for name, cell in row.items() if name not in ignore})
+    return kept, [name for name, cell in row.items() if name in ignore and is_filled(cell)]
 
 
-def _column(row: Row, name: str) -> Any:
+def _track_turns(row: Fields, column: str, ignore: Collection[str]) -> list[str]:
+    """Put turns into a row that know which of their keys were read; give the keys left out of them."""
+    left_out: dict[str, None] = {}
+    turns = decoded(dict.get(row, column))
+    if isinstance(turns, list):
+        keys = [name.removeprefix(f"{column}.") for name in ignore if name.startswith(f"{column}.")]
+        row[column] = [_without(turn, keys)[0] if isinstance(turn, dict) else turn for turn in turns]
+        for turn in turns:
+            if isinstance(turn, dict):
+                left_out.update(dict.fromkeys(f"{column}.{key}" for key in keys if is_filled(turn.get(key))))
+    return list(left_out)
+
+
+def _unread(row: Fields, chosen: Format) -> Iterator[str]:
+    yield from row.unread()
+    column = chosen.columns[0]
+    turns = row.get(column) if chosen.is_dialogue else None
+    keys = [key for turn in turns or () if isinstance(turn, Fields) for key in turn.unread()]
+    yield from dict.fromkeys(f"{column}.{key}" for key in keys)
+
+
+# Row -> messages
+
+
+def _messages(row: Row, chosen: Format, settings: Data) -> Messages:
+    if chosen.parse is None:
+        return rounds.question_and_answer(row, chosen.columns, chosen.input_column, settings)
+    name = chosen.columns[0]
     if name not in row:
-        raise _missing_column(name, row)
-    return row[name]
+        raise columns.missing(name, row)
+    if rounds.history(row, settings.history_column):
+        raise _beside(settings.history_column or "history", name)
+    if settings.input_column and is_filled(row.get(settings.input_column)):
+        raise _beside(settings.input_column, name)
+    messages = chosen.parse(row)
+    if settings.encoding != "chat" and any(message.calls for message in messages):
+        raise DataError(
+            "a tool call: the official scripts do not take it as such", hint="use data.encoding=chat"
+        )
+    return _with_system(messages, rounds.system(row, settings), settings)
 
 
-def _question(row: Row, name: str) -> str:
-    return text(_column(row, name), name)
-
-
-def _answer(row: Row, name: str) -> str:
-    return non_empty(_column(row, name), name)
-
-
-def _system(row: Row, settings: Data) -> Messages:
-    value = row.get("system")
-    if value is None or not text(value, "system").strip():
-        return ()
-    if settings.system is not None:
-        raise _two_systems("by the row and by data.system")
-    return (Message("system", value),)
-
-
-def _history(row: Row, column: str | None) -> Messages:
-    """Earlier rounds, `[[question, answer], ...]`; null, absent or an empty cell is no history."""
-    name = column or "history"
-    value = _column(row, name) if column else row.get(name)
-    if value is None or value == "":
-        return ()
-    rounds = decoded(value)
-    if not isinstance(rounds, list):
-        raise _bad_history(name, value)
-    messages: list[Message] = []
-    for index, turn in enumerate(rounds):
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise _bad_history(f"{name}[{index}]", turn, form="[question, answer]")
-        messages.append(Message("user", text(turn[0], f"{name}[{index}][0]")))
-        messages.append(Message("assistant", non_empty(turn[1], f"{name}[{index}][1]")))
-    return tuple(messages)
-
-
-def _bad_history(name: str, value: Any, *, form: str = "[[question, answer], ...]") -> DataError:
+def _beside(name: str, turns: str) -> DataError:
     return DataError(
-        f"{name!r} must be {form}, got {shown(value)}",
-        hint="a history is a list of earlier rounds, each a list of a question and its answer",
+        f"{name!r} stands beside {turns!r}, got both",
+        hint=f"put all turns of the conversation into {turns!r}",
     )
+
+
+def _with_system(messages: Messages, column: Messages, settings: Data) -> Messages:
+    """Put the system text of the row's column, or of the settings, into the turn that holds the tools."""
+    first = messages[0] if messages and messages[0].role == "system" else None
+    own_text = first.content if first else ""
+    if own_text.strip() and settings.system is not None:
+        raise rounds.two_systems("by the row and by data.system")
+    if own_text.strip() and column:
+        raise rounds.two_systems("by its column and by a turn")
+    if first is None:
+        return *column, *messages
+    added = column[0].content if column else settings.system
+    return replace(first, content=added or own_text), *messages[1:]
+
+
+def has_open_thought(message: Message) -> bool:
+    """Whether an answer holds a <think> that never closes."""
+    return message.role == "assistant" and THOUGHT_BEGIN in message.content.rpartition(THOUGHT_END)[2]
+
+
+def _check_thoughts(messages: Messages) -> None:
+    """Refuse an answer that was cut within its thought, which would be learned as the answer, or has two."""
+    for message in messages:
+        if message.thought is not None and THOUGHT_END in message.content:
+            raise DataError(
+                f"an answer holds a thought beside it and one inside, got {shown(message.content)}",
+                hint="keep one of the two",
+            )
+        if has_open_thought(message) and message.content.lstrip().startswith(THOUGHT_BEGIN):
+            raise DataError(
+                f"an answer's <think> never closes, got {shown(message.content)}",
+                hint="the answer was cut as it was generated: remove the row, or write its end with </think>",
+            )

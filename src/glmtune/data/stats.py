@@ -50,6 +50,8 @@ class Stats:
     unlearned: int
     """Rows with an answer that is not learned."""
     empty_questions: int
+    open_thoughts: int
+    """Answers with a <think> inside that never closes."""
     cut: int
     """Dialogues that lost what came after their last answer."""
     unanswered: int
@@ -79,6 +81,7 @@ def measure(path: Path, settings: Data) -> tuple[Stats, Dataset]:
         with_calls=sum(any(message.is_call for message in row) for row in rows),
         unlearned=sum(any(m.role == "assistant" and not m.loss for m in row) for row in rows),
         empty_questions=dataset.num_empty_questions,
+        open_thoughts=dataset.num_open_thoughts,
         cut=dataset.num_cut,
         unanswered=dataset.num_unanswered,
         repeated=repeated,

@@ -8,6 +8,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import score_variants
+from glmtune.files import read_json
 from glmtune.generate import Sampling, decode
 from glmtune.runs import (
     SETTINGS_FILE,
@@ -78,7 +79,7 @@ class PredictionFile:
             require_new(folder, hint="name another: output=...")
             make_folder(folder)
             write_json(self._known, dict(settings))
-        self.settings: dict[str, Any] = json.loads(self._known.read_text(encoding="utf-8"))
+        self.settings: dict[str, Any] = read_json(self._known, is_ours=True)
         self.done = {line["row"]: Prediction(**line) for line in read_json_lines(self.path)}
         self._write_all()  # drops the half line of a run that was killed
 
@@ -114,7 +115,7 @@ def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _require_same(folder: Path, known: Path, settings: Mapping[str, Any]) -> None:
-    before = json.loads(known.read_text(encoding="utf-8"))
+    before = read_json(known, is_ours=True)
     changed = [key for key in settings if before.get(key) != settings[key]]
     if changed:
         key = changed[0]

@@ -124,7 +124,7 @@ class Card:
 
 def read_card(folder: Path) -> Card | None:
     """The card in a folder, None if there is none. Raises `CheckpointError` if it is broken."""
-    content = read_json_if_there(folder / CARD_FILE)
+    content = read_json_if_there(folder / CARD_FILE, is_ours=True)
     if not content:
         return None
     empty = next((key for key in _PROOFS if key in content and content[key] is None), None)

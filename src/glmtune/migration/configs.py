@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from glmtune.errors import ConfigError
 from glmtune.files import read_text
 from glmtune.migration.draft import Draft
 from glmtune.migration.flags import UNKNOWN, Reader
 from glmtune.migration.trainer import carry_training
+from glmtune.strict import parse_yaml
 
 LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """The linear layers of a ChatGLM block, by the last part of their names."""
@@ -60,10 +59,7 @@ def draft_config(
 
 
 def _read(path: Path) -> Section:
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{path}: not valid YAML: {err}", hint="check indentation and quotes") from None
+    values = parse_yaml(read_text(path), str(path), may_agree=True)
     return values if isinstance(values, dict) else {}
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from glmtune.errors import ConfigError
 from glmtune.migration.flags import CARRIED, DROPPED, NOT_CARRIED, UNKNOWN, Reader
 from glmtune.recipe import Recipe, load_recipe
+from glmtune.strict import dump_yaml
 
 LONGEST_LINE = 110
 
@@ -150,10 +149,7 @@ class Draft:
 
 def show(value: Any) -> str:
     """A value as YAML, on one line."""
-    text: str = yaml.safe_dump(
-        value, allow_unicode=True, default_flow_style=True, sort_keys=False, width=10**6
-    )
-    return text.strip().removesuffix("\n...")
+    return dump_yaml(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...")
 
 
 def _keys_of(group: str) -> list[str]:

@@ -1,12 +1,12 @@
 """What transformers' Trainer was told: rows of a step, length, rate, precision, when it looks and saves."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from glmtune.data.source import read_rows
-from glmtune.errors import ConfigError
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.files import read_json
 from glmtune.migration.draft import Draft
 from glmtune.migration.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
 
@@ -158,7 +158,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise ConfigError(f"{path}: not JSON: {err}", hint="mend it, or take --deepspeed out") from None
-    return content if isinstance(content, dict) else {}
+        return read_json(path)
+    except CheckpointError as err:
+        raise ConfigError(str(err), hint="mend it, or take --deepspeed out") from None

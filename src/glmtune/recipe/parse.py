@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from glmtune.errors import ConfigError
 from glmtune.recipe.settings import Recipe
+from glmtune.strict import NotTextError, RepeatedKeyError, decode, dump_yaml, load_yaml, parse_yaml
 
 RIVALS = (
     ({"train.steps"}, {"train.epochs"}),
@@ -18,6 +19,9 @@ RIVALS = (
     ({"method.num_layers"}, {"method.patterns"}),
 )
 """Settings that say the same in two ways: what is named on top clears the other way below it."""
+
+ESCAPES = dict(zip("\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", "0abtnvfreN_LP", strict=True))
+"""What a backslash and a letter in YAML's double quotes become. Source: yaml.org/spec/1.1, 5.7."""
 
 Source = str | Path | Mapping[str, Any] | Recipe
 
@@ -52,32 +56,43 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
         _lay_over(values, layer)
         _clear_rivals(values, _named(layer))
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as err:
         raise _explain(err) from None
+    _check_paths(recipe)
+    return recipe
+
+
+def _check_paths(settings: BaseModel, group: str = "") -> None:
+    """Refuse a path whose backslashes have become line breaks, tabs and the like."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            _check_paths(value, f"{name}.")
+        elif isinstance(value, Path) or name == "model":
+            written = "".join(f"\\{ESCAPES[c]}" if c in ESCAPES else c for c in str(value))
+            if written != str(value):
+                slashes = written.replace("\\", "/")
+                raise ConfigError(
+                    f"{group}{name}: {written}: in double quotes a backslash begins an escape, as \\n does",
+                    hint=f"write the path in single quotes, or with /: '{written}', {slashes}",
+                )
 
 
 def to_yaml(recipe: Recipe) -> str:
     """Every setting of the recipe, spelled out, as YAML text."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(decode(path.read_bytes(), str(path)), str(path))
     except OSError as err:
         raise ConfigError(
             f"{path}: cannot be read: {err.strerror}", hint="name a recipe file, such as recipes/lora.yaml"
         ) from None
-    except UnicodeDecodeError as err:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {err.start})", hint="save it as UTF-8") from None
-    except yaml.MarkedYAMLError as err:
-        mark = err.problem_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        hint = "check indentation and quotes"
-        raise ConfigError(f"{place}: not valid YAML: {err.problem}", hint=hint) from None
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{path}: not valid YAML: {err}", hint="check the file's characters") from None
+    except NotTextError as err:
+        raise ConfigError(f"{path}:{err.line}: {err}", hint=err.hint) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -143,7 +158,9 @@ def _read_value(key: str, text: str) -> Any:
     if kinds & {str, Path}:
         return None if text == "null" and type(None) in kinds else text
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
+    except RepeatedKeyError as err:
+        raise ConfigError(f"{key}: {err.problem}", hint="keep the one that is right") from None
     except yaml.YAMLError:
         value = text
     is_list = any(get_origin(kind) is tuple for kind in kinds)

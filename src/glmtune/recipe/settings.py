@@ -47,6 +47,17 @@ class Data(Settings):
     history_column: str | None = None
     """Column of earlier rounds, `[[question, answer], ...]`; empty: `history` if the rows have it. Naming it
     makes ChatGLM-6B's `encoding: thudm` train on `[Round 0]` where a row has none, as its script does."""
+    input_column: str | None = None
+    """Column of text that follows the question on a new line; empty: alpaca's `input`."""
+    system_column: str | None = None
+    """Column of the system text; empty: `system` if the rows have it."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns to leave out, as if the rows had none of them; `messages.name` is the key `name` of the turns
+    in `messages`. Filled columns that nobody reads are told with their number; those that carry meaning, such
+    as `context`, `images` or `tools`, stop the run until they are named here or read."""
+    transcripts: Literal["turns", "text"] | None = None
+    """How to read a question that is a dialogue written as text, `Human: ...` and `Assistant: ...` on lines
+    of their own: as turns, or as the text it is; empty: an error."""
     source_prefix: str = ""
     """Text put in front of the first question (ChatGLM-6B, ChatGLM2: of the whole prompt, as the official
     scripts do), in training, evaluation and chat alike."""

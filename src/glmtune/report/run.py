@@ -132,11 +132,11 @@ def read_run(path: str | Path) -> Run:
         raise ConfigError(f"{folder / RECIPE_FILE}: {err}", hint=err.hint) from err
     metrics = read_json_lines(folder / METRICS_FILE)
     training = read_curve(metrics, "loss")
-    result = read_json_if_there(folder / RESULT_FILE)
+    result = read_json_if_there(folder / RESULT_FILE, is_ours=True)
     return Run(
         path=folder,
         recipe=recipe,
-        environment=read_json_if_there(folder / ENVIRONMENT_FILE),
+        environment=read_json_if_there(folder / ENVIRONMENT_FILE, is_ours=True),
         result=result,
         metrics=metrics,
         samples=read_json_lines(folder / SAMPLES_FILE),
@@ -166,7 +166,7 @@ def read_scores(run: Run) -> list[Scores]:
 
 
 def _scores(file: Path) -> Scores:
-    scores, settings = read_json(file), read_json(file.parent / SETTINGS_FILE)
+    scores, settings = (read_json(path, is_ours=True) for path in (file, file.parent / SETTINGS_FILE))
     values = {name: value for name, value in scores["thudm"].items() if name != "num_empty"}
     return Scores(
         data=Path(settings["data"]).name,

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from glmtune.strict import parse_json
+
 Role = Literal["system", "user", "assistant", "observation"]
 ROLES: tuple[str, ...] = get_args(Role)
 Loss = Literal["all_turns", "last_turn"]
@@ -101,7 +103,7 @@ class Template:
 def parse_object(text: str) -> Mapping[str, Any] | None:
     """The JSON object of a text, None if it is none."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except json.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None

@@ -109,7 +109,7 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
         raise ConfigError(
             f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
         )
-    hashes = read_json(folder / ENVIRONMENT_FILE)
+    hashes = read_json(folder / ENVIRONMENT_FILE, is_ours=True)
     for name, digest in data_hashes(recipe).items():
         if hashes.get(name) != digest:
             raise ConfigError(

@@ -78,7 +78,7 @@ def _changed_data(run: Path, recipe: Recipe) -> str:
 
     Rows held out of another file may be among those that were trained on.
     """
-    known = read_json_if_there(run / ENVIRONMENT_FILE)
+    known = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
     paths = {"train_sha256": recipe.data.train, "validation_sha256": recipe.data.validation}
     for key, path in paths.items():
         if path is not None and not is_hub_name(path) and key in known:

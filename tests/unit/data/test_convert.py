@@ -15,7 +15,7 @@ from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Call, Message
 
-DIALOGUES = [name for name, known in FORMATS.items() if known.is_dialogue]
+DIALOGUES = [name for name, known in FORMATS.items() if known.is_dialogue and name != "firefly"]
 PAIRS = [name for name in FORMATS if name not in DIALOGUES]
 TEXT_FILES = [suffix for suffix in FILES if suffix != ".parquet"]
 CALL = [
@@ -63,7 +63,7 @@ tools = st.lists(
 def called(draw: st.DrawFn) -> list[Message]:
     calls = draw(st.lists(st.builds(Call, names, arguments), min_size=1, max_size=3))
     content = draw(answers | st.just(""))
-    thought = draw(st.none() | texts) if content else None
+    thought = draw(st.none() | texts)
     turn = Message("assistant", content, loss=draw(st.booleans()), thought=thought, calls=tuple(calls))
     return [Message("user", draw(texts)), turn, *(Message("observation", draw(texts)) for _ in calls)]
 

@@ -148,8 +148,9 @@ NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn i
         ),
         (
             chat(user([{"type": "image_url", "image_url": "x"}]), assistant()),
-            '\'messages[0].content\' must be text, got [{"type": "image_url", "image_url": "x"}]',
-            "write it as one text",
+            "'messages[0].content' holds parts that are no text: image_url, got "
+            '[{"type": "image_url", "image_url": "x"}]',
+            "these models read text alone: leave such rows out, or the parts with what refers to them",
         ),
         (
             chat(user(), assistant("b", loss="no")),

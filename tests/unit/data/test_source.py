@@ -220,10 +220,9 @@ def test_bad_csv_is_named_by_line(text, message):
     assert str(refusal(text, "a.csv")).startswith(message)
 
 
-def test_a_byte_order_mark_is_named_with_the_cure():
-    error = refusal(b"\xef\xbb\xbf" + GOOD.encode())
-    assert "byte-order mark (BOM)" in str(error)
-    assert "without BOM" in error.hint
+def test_a_byte_order_mark_at_the_beginning_is_passed_over():
+    assert read(b"\xef\xbb\xbf" + GOOD.encode())[0].messages == read(GOOD)[0].messages
+    assert read(b"\xef\xbb\xbfprompt,response\na,b\n", "a.csv")[0].messages[0].content == "a"
 
 
 def test_utf16_is_named():
@@ -244,7 +243,7 @@ def test_the_converted_gbk_file_is_read():
 
 
 def test_bytes_that_are_no_text_are_refused():
-    assert "is not UTF-8" in str(refusal(b"PAR1\xff\xff\xff\x80"))
+    assert "is not UTF-8" in str(refusal(b"what\xff\xff\xff\x80"))
 
 
 def test_a_missing_file_is_answered_with_the_nearest_name():
@@ -295,6 +294,137 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 def test_the_projects_own_examples_are_read_whole(name, num_rows):
     examples = read_examples(EXAMPLES / name, Data())
     assert len({example.messages for example in examples}) == num_rows
+
+
+# Keys given twice, lost brackets
+
+
+@pytest.mark.parametrize("joint", ["},{", "},\n{", "}, {", "},\n {", "},\r\n{", "} ,{", "},\n\n{", "},\t{"])
+@pytest.mark.parametrize("lost", [0, 1, 15, 31])
+@pytest.mark.parametrize("left", ["", ","])
+def test_a_lost_bracket_between_two_rows_loses_no_row(joint, lost, left):
+    """32 places in a file of 33 rows, with or without the comma: an error, never 32 rows."""
+    rows = [json.dumps({"prompt": f"问 {i}", "response": f"答 {i}"}) for i in range(33)]
+    parts = [row[1:-1] for row in rows]
+    text = "[{" + joint.join(parts[: lost + 1]) + left + joint.join(parts[lost + 1 :]) + "}]"
+    assert len(read("[" + ",".join(rows) + "]", "a.json")) == 33
+    line = text.count("\n", 0, text.index(left + parts[lost + 1])) + 1
+    assert str(refusal(text, "a.json")).startswith(f"a.json:{line}")
+
+
+@pytest.mark.parametrize("other", ['"output": "b"', '"answer": "b"', '"messages": []'])
+def test_a_row_that_swallowed_one_of_another_format_is_refused(other):
+    refusal(f'{{"prompt": "a", "response": "b", "question": "q", "instruction": "i", {other}}}')
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"prompt": "a", "response": "b"}\n{"prompt": "a", "prompt": "c", "response": "b"}', "2: column 17"),
+        ('[\n{"prompt": "a",\n"response": "b",\n"response": "c"}]', "4 (row 1): column 1"),
+        ('{"data": [{"prompt": "a",\n"prompt": "b"}]}', "2: column 1"),
+        ('{"prompt": "a", "response": "b", "about": {"x": 1, "x": 1}}', "1: column 52"),
+    ],
+)
+def test_a_key_given_twice_in_a_row_is_named_by_line_and_column(text, place):
+    error = refusal(text, "a.json")
+    assert str(error).startswith(f"a.json:{place}: the key '")
+    assert "is given twice" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("messages", '[{"role": "user", "role": "user", "content": "a"}]'),
+        ("conversations", '[{"from": "human", "value": "a", "value": "b"}]'),
+        ("history", '[["a", "b"], {"a": 1, "a": 2}]'),
+        ("tools", '[{"name": "f", "name": "g"}]'),
+    ],
+)
+def test_a_key_given_twice_in_the_json_of_a_cell_is_refused_at_its_row(column, cell):
+    talk = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
+    beside = {"tools": {"messages": talk}, "history": {"prompt": "a", "response": "b"}}.get(
+        column, {"id": "1"}
+    )
+    file = io.StringIO()
+    csv.writer(file).writerows([[column, *beside], [cell, *beside.values()]])
+    assert str(refusal(file.getvalue(), "a.csv")).startswith("a.csv:2: JSON in which the key '")
+
+
+def test_a_calls_arguments_with_a_key_twice_are_refused():
+    call = {"function": {"name": "f", "arguments": '{"city": "a", "city": "b"}'}}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert "JSON in which the key 'city' is given twice" in str(refusal(json.dumps({"messages": turns})))
+
+
+# Line ends, records, and what a file is
+
+
+def test_lines_that_end_as_on_old_macs_are_read():
+    assert [e.place for e in read(f"{GOOD}\r{GOOD}\r")] == ["train.jsonl:1", "train.jsonl:2"]
+
+
+def test_records_without_a_filled_cell_are_passed_over_like_blank_lines():
+    assert [e.place for e in read("prompt,response\na,b\n,\nc,d\n,\n", "a.csv")] == ["a.csv:2", "a.csv:4"]
+
+
+def test_values_separated_by_bars_are_read():
+    assert read("prompt|response\na,b|c\n", "a.csv")[0].messages[0].content == "a,b"
+
+
+@pytest.mark.parametrize("comment", ["// a", "# a", "/* a */"])
+def test_comments_in_json_are_named(comment):
+    assert refusal(f"{comment}\n{GOOD}").hint == "JSON has no comments: remove the line"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message", "hint", "mended"),
+    [
+        (
+            '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]', "a.json",
+            "a row is one turn of a dialogue", '{"messages": [...]}',
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        ),
+        (
+            '[[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]]', "a.json",
+            "a row must be an object with named columns, got [", '{"conversations": [...]}',
+            '[{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]',
+        ),
+        (
+            '[[{"prompt": "a", "response": "b"}]]', "a.json",
+            "a row must be an object with named columns, got [", "take out the inner [ and ]",
+            '[{"prompt": "a", "response": "b"}]',
+        ),
+        (
+            '{"x": {"prompt": "a", "response": "b"}, "y": {"prompt": "c", "response": "d"}}', "a.json",
+            "one object around everything, with an object under each of its 2 names: x, y", "as an array",
+            '[{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]',
+        ),
+        (
+            "早\t早上好\n晚\t晚上好\n", "a.txt",
+            "cannot tell the format", "put names above line 1 if it is a row",
+            "prompt\tresponse\n早\t早上好\n晚\t晚上好\n",
+        ),
+        (
+            '{"text": "a"}', "a.jsonl", "cannot tell the format", '{"prompt": "...", "response": "..."}',
+            '{"prompt": "a", "response": "b"}',
+        ),
+    ],
+)  # fmt: skip
+def test_the_hint_for_another_shape_leads_to_rows(text, name, message, hint, mended):
+    error = refusal(text, name)
+    assert message in str(error)
+    assert hint in error.hint
+    assert read(mended, name)
+
+
+def test_columns_in_another_spelling_are_read_as_the_hint_says():
+    error = refusal('{"id": 1, "Question": "a", "Answer": "b"}')
+    assert error.hint.endswith("data.prompt_column=Question data.response_column=Answer")
+    (row,) = read(
+        '{"id": 1, "Question": "a", "Answer": "b"}', prompt_column="Question", response_column="Answer"
+    )
+    assert [m.content for m in row.messages] == ["a", "b"]
 
 
 # Real files

@@ -1,0 +1,238 @@
+"""JSON lines and JSON arrays -> rows with the line where each begins; what is broken, and its cure."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from glmtune.data.tables import Row
+from glmtune.errors import DataError
+from glmtune.strict import Decoder, KeyTwiceError
+
+CONTEXT_CHARACTERS = 20
+SPACE = re.compile(r"[ \t\r\n]*")
+# A curly quote that stands where JSON has a straight one: around a key, or at either end of a value.
+CURLY_QUOTE = re.compile(
+    r"""[{,]\s*(?:[“”„‟][^"“”]*["“”]|"[^"“”]*[“”])\s*:|"\s*:\s*[“”„‟]|[“”]\s*\}\s*,?\s*$""", re.MULTILINE
+)
+COMMENTS = ("//", "/*", "#")
+CURLY_QUOTES = re.compile("[“”„‟]")
+CULPRITS = {
+    "“": 'a curly quote “ where JSON needs a straight "',
+    "”": 'a curly quote ” where JSON needs a straight "',
+    "„": 'a curly quote „ where JSON needs a straight "',
+    "‟": 'a curly quote ‟ where JSON needs a straight "',
+    "‘": 'a curly quote ‘ where JSON needs a straight "',
+    "’": 'a curly quote ’ where JSON needs a straight "',
+    "'": "a single quote ' where JSON needs a double \"",
+    "，": "a full-width comma ， where JSON needs ,",
+    "：": "a full-width colon ： where JSON needs :",
+    "\ufeff": "a byte-order mark (BOM) inside the file",
+    "\u3000": "a full-width space",
+    "\u00a0": "a non-breaking space",
+}
+
+
+# One row a line
+
+
+def line_rows(text: str, path: Path) -> Iterator[Row]:
+    """Yield one row a line; blank lines are passed over. Lines may end as on old Macs."""
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    decode = Decoder().decode
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line or line.isspace():
+            continue
+        try:
+            yield Row(f"{path}:{number}", decode(line))
+        except KeyTwiceError as err:
+            raise _key_twice(err, f"{path}:{number}", err.pos) from None
+        except json.JSONDecodeError as err:
+            _check_not_spread(text, path, number)
+            raise _bad_line(err, line, path, number) from None
+        except RecursionError:
+            raise _too_deep(f"{path}:{number}") from None
+
+
+def _check_not_spread(text: str, path: Path, number: int) -> None:
+    """Tell a broken line from an object that is written over several lines."""
+    start = sum(len(line) + 1 for line in text.split("\n", number - 1)[: number - 1])
+    try:
+        value, end = Decoder().raw_decode(text, _skip_space(text, start))
+    except KeyTwiceError as err:
+        raise _key_twice(err, f"{path}:{err.lineno}", err.colno - 1) from None
+    except (json.JSONDecodeError, RecursionError):
+        return
+    if "\n" not in text[start:end].strip():
+        return
+    place = f"{path}:{number}"
+    if number == 1 and isinstance(value, dict):
+        check_not_wrapped(Row(place, value))
+    raise DataError(
+        f"{place}: an object spread over several lines, outside an array",
+        hint="write one row a line, or all rows as one array: [ {...}, {...} ]",
+    )
+
+
+def _bad_line(err: json.JSONDecodeError, line: str, path: Path, number: int) -> DataError:
+    if err.msg == "Extra data" and err.pos:
+        return DataError(
+            f"{path}:{number}: column {err.pos + 1}: text after the row's end: {excerpt(line[err.pos :])}",
+            hint="write one row a line with nothing between the lines, or all rows as one array with [ and ]",
+        )
+    return _broken_json(err.msg, line, err.pos, place=f"{path}:{number}", line_start=0)
+
+
+# A JSON array
+
+
+def array_rows(text: str, path: Path) -> Iterator[Row]:
+    """Yield the rows of an array, each with the line of its first character."""
+    decode = Decoder().raw_decode
+    position = _skip_space(text, text.index("[") + 1)
+    line, counted, index = 1, 0, 0
+    while text[position : position + 1] != "]" or index:
+        line, counted = line + text.count("\n", counted, position), position
+        index += 1
+        place = f"{path}:{line} (row {index})"
+        try:
+            value, end = decode(text, position)
+        except KeyTwiceError as err:
+            raise _key_twice(err, f"{path}:{err.lineno} (row {index})", err.colno - 1) from None
+        except json.JSONDecodeError as err:
+            raise _bad_element(err, text, path, index) from None
+        except RecursionError:
+            raise _too_deep(place) from None
+        yield Row(place, value)
+        position = _skip_space(text, end)
+        if text[position : position + 1] != ",":
+            break
+        position = _skip_space(text, position + 1)
+    _check_array_end(text, position, path, index)
+
+
+def _bad_element(err: json.JSONDecodeError, text: str, path: Path, index: int) -> DataError:
+    line, line_start = _line_of(text, err.pos)
+    place = f"{path}:{line}"
+    if text[err.pos : err.pos + 1] == "]" and index > 1:
+        return DataError(
+            f"{place}: column {err.pos - line_start + 1}: a comma after the last row",
+            hint="remove the comma before the closing ]",
+        )
+    if not text[err.pos :].strip():
+        return DataError(
+            f"{place}: column {err.pos - line_start + 1}: the file ends inside row {index}",
+            hint="the file is cut off: fetch it again, or close the row and the array with ]",
+        )
+    return _broken_json(err.msg, text, err.pos, place=place, line_start=line_start)
+
+
+def _check_array_end(text: str, position: int, path: Path, index: int) -> None:
+    line, line_start = _line_of(text, position)
+    place = f"{path}:{line}: column {position - line_start + 1}"
+    found = text[position : position + 1]
+    if found == "]":
+        rest = _skip_space(text, position + 1)
+        if rest < len(text):
+            line, line_start = _line_of(text, rest)
+            raise DataError(
+                f"{path}:{line}: column {rest - line_start + 1}: text after the array's end: "
+                f"{excerpt(text[rest:])}",
+                hint="put all rows into one array, or write one row a line without [ and ]",
+            )
+        return
+    if not found:
+        raise DataError(f"{place}: the array is not closed after row {index}", hint="add ] at the end")
+    if found == "{":
+        raise DataError(
+            f"{place}: a comma is missing between rows {index} and {index + 1}",
+            hint="write a comma after each row but the last",
+        )
+    raise _broken_json("Expecting ',' or ']'", text, position, place=f"{path}:{line}", line_start=line_start)
+
+
+# What is wrong with JSON
+
+
+def _key_twice(err: KeyTwiceError, place: str, column: int) -> DataError:
+    return DataError(
+        f"{place}: column {column + 1}: {err.msg}, again at {excerpt(err.doc[err.pos :])}",
+        hint="keep the one that is right; if two rows run together here, write the lost },{ between them",
+    )
+
+
+def _broken_json(reason: str, text: str, position: int, *, place: str, line_start: int) -> DataError:
+    """Say line, column and the offending text; name the usual culprits."""
+    if text[position : position + 1] not in CULPRITS:
+        position = _curly_quote(text, line_start) or position
+    found = text[position:].split("\n", 1)[0]
+    culprit = CULPRITS.get(found[:1])
+    what = culprit or f"{reason[:1].lower()}{reason[1:].removesuffix(' at').removesuffix(' starting')}"
+    at = excerpt(found) if found.strip() else "the end of the line"
+    return DataError(
+        f"{place}: column {position - line_start + 1}: broken JSON: {what}, at {at}",
+        hint=_json_hint(reason, found),
+    )
+
+
+def _curly_quote(text: str, line_start: int) -> int | None:
+    """Where, in the line that begins at a position, a curly quote stands for a straight one."""
+    line = text[line_start:].split("\n", 1)[0]
+    place = CURLY_QUOTE.search(line)
+    quote = place and CURLY_QUOTES.search(line, place.start())
+    return quote and line_start + quote.start()
+
+
+def _json_hint(reason: str, found: str) -> str:
+    if found[:1] in CULPRITS:
+        return "replace it, and all like it, in your editor"
+    if found.startswith(COMMENTS):
+        return "JSON has no comments: remove the line"
+    if reason.startswith("Invalid control character"):
+        return r"write a line break inside text as \n and a tab as \t"
+    if reason.startswith("Unterminated string"):
+        return r"close the text with a quote, on its own line: a line break inside text is written \n"
+    if reason.startswith("Invalid \\escape"):
+        return r"write a backslash as \\"
+    return 'correct this place; each row is like {"prompt": "...", "response": "..."}'
+
+
+def _too_deep(place: str) -> DataError:
+    return DataError(f"{place}: lists or objects nested too deeply", hint="is this a file of examples?")
+
+
+def _line_of(text: str, position: int) -> tuple[int, int]:
+    """Give the line number of a position, and the position of that line's first character."""
+    return text.count("\n", 0, position) + 1, text.rfind("\n", 0, position) + 1
+
+
+def _skip_space(text: str, position: int) -> int:
+    found = SPACE.match(text, position)
+    return found.end() if found else position
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text, in quotes."""
+    return repr(shortened(text))
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning with dots."""
+    return text if len(text) <= CONTEXT_CHARACTERS else text[:CONTEXT_CHARACTERS] + "..."
+
+
+def check_not_wrapped(row: Row) -> None:
+    """Refuse one object around all rows: `{"data": [{...}, ...]}`, `{"a": {...}, "b": {...}}`."""
+    if row.value and all(isinstance(value, dict) for value in row.value.values()):
+        raise DataError(
+            f"{row.place}: one object around everything, with an object under each of its "
+            f"{len(row.value)} names: {shortened(', '.join(row.value))}",
+            hint="if those are the rows, keep the objects without the names, as an array: [ {...}, {...} ]",
+        )
+    for name, value in row.value.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            raise DataError(
+                f"{row.place}: one object around everything, with {len(value)} objects under {name!r}",
+                hint=f"if those are the rows, keep only the array under {name!r}: the file begins with '['",
+            )
