@@ -93,6 +93,19 @@ def test_each_verb_names_the_columns_that_nobody_reads_and_stops_at_those_that_c
         training_rows(tokenizer, Data(train=tmp_path / "a.jsonl"))
 
 
+def test_thoughts_are_counted_and_so_are_those_that_the_model_does_not_learn(tmp_path):
+    row = {"role": "assistant", "reasoning_content": "数一数", "content": "七天。"}
+    rows = [
+        {"messages": [{"role": "user", "content": "几天？"}, row]},
+        {"prompt": "三加四？", "response": "七"},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "my.jsonl").write_text(text, encoding="utf-8")
+    lines = glmtune("data", "stats", "my.jsonl", "--model", "glm-tiny", cwd=tmp_path).stdout.splitlines()
+    assert "  with thoughts            1 (50.0%)" in lines
+    assert lines[-1] == "  thoughts left out        1: chatglm3 learns none"
+
+
 def test_a_bad_row_is_an_error_and_a_hint(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user"}]}', encoding="utf-8")
     done = glmtune("data", "stats", "a.jsonl", cwd=tmp_path)

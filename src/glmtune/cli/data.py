@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from glmtune.data.example import Example
     from glmtune.data.stats import Stats
     from glmtune.recipe import Data
@@ -82,7 +84,8 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None) -> None:
     for note in dataset.column_notes():
         click.echo(f"  {note}")
     if model is not None:
-        click.echo(f"  {'tokens':<24} {_tokens(model, dataset.examples)}")
+        for name, value in _encoded(model, dataset.examples):
+            click.echo(f"  {name:<24} {value}")
 
 
 def _settings(words: tuple[str, ...]) -> "Data":
@@ -106,6 +109,7 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
         "with a system text": found.with_system,
         "with tools": found.with_tools,
         "with tool calls": found.with_calls,
+        "with thoughts": found.with_thoughts,
         "with unlearned answers": found.unlearned,
         "same as an earlier row": found.repeated,
         "same question as earlier": found.contradicting,
@@ -127,8 +131,8 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
     ]
 
 
-def _tokens(model: Path, examples: "list[Example]") -> str:
-    """Lengths of the training rows as this model reads them, uncut."""
+def _encoded(model: Path, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
+    """By name, lengths of the training rows as this model reads them, uncut, and thoughts that it does not."""
     from glmtune.data.encode import encode_examples
     from glmtune.load import open_tokenizer, resolve
     from glmtune.recipe import Data
@@ -136,4 +140,6 @@ def _tokens(model: Path, examples: "list[Example]") -> str:
     tokenizer = open_tokenizer(resolve(model), template=None)
     report = encode_examples(tokenizer, examples, Data(max_tokens=UNLIMITED_TOKENS)).report
     lengths = f"p50 {report.p50:,}, p95 {report.p95:,}, p99 {report.p99:,}, longest {report.longest:,}"
-    return f"{lengths} ({tokenizer.template})"
+    yield "tokens", f"{lengths} ({tokenizer.template})"
+    if report.thoughts_lost:
+        yield "thoughts left out", f"{report.thoughts_lost:,}: {tokenizer.template} learns none"

@@ -47,6 +47,8 @@ class Stats:
     with_system: int
     with_tools: int
     with_calls: int
+    with_thoughts: int
+    """Rows with a thought beside an answer or inside it."""
     unlearned: int
     """Rows with an answer that is not learned."""
     empty_questions: int
@@ -79,6 +81,7 @@ def measure(path: Path, settings: Data) -> tuple[Stats, Dataset]:
         with_system=sum(any(m.role == "system" and m.content.strip() for m in row) for row in rows),
         with_tools=sum(any(message.tools for message in row) for row in rows),
         with_calls=sum(any(message.is_call for message in row) for row in rows),
+        with_thoughts=sum(any(_has_thought(message) for message in row) for row in rows),
         unlearned=sum(any(m.role == "assistant" and not m.loss for m in row) for row in rows),
         empty_questions=dataset.num_empty_questions,
         open_thoughts=dataset.num_open_thoughts,
@@ -90,6 +93,10 @@ def measure(path: Path, settings: Data) -> tuple[Stats, Dataset]:
         answer_characters=Lengths.of([_num_characters(row[-1]) for row in rows]),
     )
     return stats, dataset
+
+
+def _has_thought(message: Message) -> bool:
+    return message.role == "assistant" and bool(message.split_thought()[0].strip())
 
 
 def _num_characters(message: Message) -> int:
