@@ -132,7 +132,7 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
 
 
 def _encoded(model: Path, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
-    """By name, lengths of the training rows as this model reads them, uncut, and thoughts that it does not."""
+    """By name, lengths of the rows as this model reads them, uncut, and the thoughts that it does not."""
     from glmtune.data.encode import encode_examples
     from glmtune.load import open_tokenizer, resolve
     from glmtune.recipe import Data
