@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
-from peft.tuners.adalora import AdaLoraLayer, RankAllocator
+from peft.tuners.adalora import RankAllocator
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
+from glmtune.methods.held import ADAPTER, widen_adapter
 from glmtune.methods.lora import find_targets
 from glmtune.recipe import AdaLora
-
-ADAPTER = "default"
-"""PEFT's name for the adapter it puts in."""
 
 
 def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:
@@ -40,8 +38,7 @@ def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:
         total_step=1,  # PEFT wants a number; Pruning knows it
     )
     tuned = get_peft_model(model, config)
-    for layer in (part for part in tuned.modules() if isinstance(part, AdaLoraLayer)):
-        layer.ranknum.float().requires_grad_(False)  # PEFT would train the scale on a half-precision base
+    widen_adapter(tuned)  # PEFT would round the scale on a half-precision base, and train it
     return tuned
 
 

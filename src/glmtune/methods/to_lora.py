@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.methods.adalora import ADAPTER
 from glmtune.methods.adapter import Card
 from glmtune.methods.factors import START
+from glmtune.methods.held import ADAPTER
 from glmtune.methods.seal import seal
 
 _EPSILON = 1e-5
