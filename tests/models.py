@@ -148,7 +148,7 @@ def with_prefix(model: Any, *, projection: bool = False) -> Any:
 
 
 def prune(tuned: Any) -> None:
-    """Leave an AdaLoRA with the ranks 1, 2, 3, ..., target by target, as its schedule does when they settle."""
+    """Leave an AdaLoRA with ranks 1, 2, 3, ..., target by target, as its schedule leaves it at the end."""
     pattern = {}
     for name, values in tuned.get_base_model().named_parameters():
         if ".lora_E." in name:
