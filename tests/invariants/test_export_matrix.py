@@ -82,11 +82,11 @@ class Desk:
         return path
 
     def logits(self, source: Source) -> tuple[Tensor, Tensor]:
-        """The tuned model's, with its trained weights as they are held, and its base's; (T, V) in fp32."""
+        """The tuned model's, with the numbers that were trained, and its base's; (T, V) in fp32."""
         path = source.place.trained
         if path not in self.opened:
-            models = (source.open(), source.open_untrained() if source.is_whole else source.open_base())
-            self.opened[path] = (logits_of(models[0], IDS), logits_of(models[1], IDS))
+            tuned, base = source.open(), source.open_untrained() if source.is_whole else source.open_base()
+            self.opened[path] = (logits_of(tuned, IDS, source.as_trained(tuned)), logits_of(base, IDS))
         return self.opened[path]
 
 

@@ -209,7 +209,9 @@ def test_an_export_that_a_fresh_process_cannot_open_is_not_kept(
 
 def test_an_export_in_fp32_has_the_numbers_that_freeze_trained(desk: Desk, tmp_path: Path) -> None:
     run = desk.run("ChatGLM3 bf16", FREEZE)
-    out = glmtune.export(run, to="merged", output=tmp_path / "out", dtype="fp32").path
+    result = glmtune.export(run, to="merged", output=tmp_path / "out", dtype="fp32")
+    out, figures = result.path, result.facts["verified"]
+    assert figures["max_difference_to_trained"] <= figures["tolerance"]
     trained, written = stored_tensors((run / "best").resolve()), scan_tensors(out)
     assert trained
     for name, values in trained.items():

@@ -110,10 +110,13 @@ def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:
     Raises `ConfigError` for a prefix, `CheckpointError` for weights that the base's files have no place for.
     """
     stored = scan_tensors(source.base)
-    changed = _changed(source, model)
+    changed = dict(_changed(source, model))
     defined = _defined(source)
     if defined:
         require_same_names(changed, defined)
+    for name, whole in defined.items():  # saved whole, and rounded in the model to the base's type
+        if isinstance(whole, Tensor):
+            changed[name] = giving(whole)
     origins = _origins(source, set(changed), set(stored))
     odd = sorted(origins.keys() - stored.keys())
     if odd:
