@@ -204,23 +204,50 @@ def test_a_lora_of_pefts_is_gone_on_from_by_its_own_settings(begin: Begin, tmp_p
     assert card.parent["weights_sha256"] == card.weights_sha256
 
 
+def test_an_official_prefix_is_gone_on_from_with_its_base_named(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = glmtune.export(begin("ptuning"), to="official-ptuning", output=tmp_path / "prefix").path
+    base = begin("ptuning").parent / "base"
+    monkeypatch.chdir(base.parent)
+    second = recipe(prefix, tmp_path / "second", "train.lr=0", "train.steps=1", "base=base")
+    drain(training(second))
+    card = read_card(follow(tmp_path / "second" / "last"))
+    assert card
+    assert (card.method["num_prefix_tokens"], card.base) == (4, str(base))
+    assert load_recipe(tmp_path / "second" / "recipe.yaml").base == base
+    theirs, ours = trained(begin("ptuning")), trained(tmp_path / "second", "last")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
 @pytest.mark.parametrize(("changes", "problem"), [
-    ({"modules_to_save": ["output_layer"]}, "modules_to_save is ['output_layer'], which method=lora has no"),
-    ({"target_modules": ".*dense"}, "target_modules is '.*dense', which method=lora has no setting for"),
+    ({"modules_to_save": ["output_layer"]}, "modules_to_save is ['output_layer'], which no method here"),
+    ({"target_modules": ".*dense"}, "target_modules is '.*dense', which no method here has a setting for"),
     ({"bias": "all"}, "bias is 'all'"),
-    ({"peft_type": "ADALORA"}, "peft_type ADALORA, but no glmtune.json"),
 ])  # fmt: skip
 def test_an_adapter_whose_settings_no_method_has_is_refused_by_name(
-    changes: dict[str, Any], problem: str, begin: Begin, tmp_path: Path
+    changes: dict[str, Any], problem: str, is_ours: bool, begin: Begin, tmp_path: Path
 ) -> None:
     parent = shutil.copytree(follow(begin("lora") / "best"), tmp_path / "parent")
-    (parent / "glmtune.json").unlink()
+    if not is_ours:
+        (parent / "glmtune.json").unlink()
     config = json.loads((parent / "adapter_config.json").read_text(encoding="utf-8"))
     (parent / "adapter_config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         drain(training(recipe(parent, tmp_path / "second")))
     assert problem in str(caught.value)
     assert caught.value.hint
+
+
+def test_an_adalora_without_a_card_is_refused_with_the_way_to_plain_lora(
+    begin: Begin, tmp_path: Path
+) -> None:
+    parent = shutil.copytree(follow(begin("adalora") / "best"), tmp_path / "parent")
+    (parent / "glmtune.json").unlink()
+    with pytest.raises(ConfigError, match=r"peft_type ADALORA, but no glmtune\.json") as caught:
+        drain(training(recipe(parent, tmp_path / "second")))
+    assert "--to lora-from-adalora" in caught.value.hint
 
 
 @pytest.mark.slow

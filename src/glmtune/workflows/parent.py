@@ -15,7 +15,7 @@ from glmtune.methods.adapter import (
     restore_trained,
     stored_tensors,
 )
-from glmtune.methods.peft_settings import read_settings
+from glmtune.methods.peft_settings import read_settings, require_ours
 from glmtune.methods.proof import Check, proof_line
 from glmtune.methods.seal import hash_weights
 from glmtune.recipe import Freeze, Method, Recipe
@@ -42,6 +42,7 @@ def with_parent(recipe: Recipe) -> Recipe:
 
 def _settle(recipe: Recipe, adapter: Path) -> Method:
     """The adapter's method, which may be named in the recipe too."""
+    require_ours(adapter)
     its = own_method(adapter) or read_settings(adapter)
     for key in sorted(recipe.method.model_fields_set) if "method" in recipe.model_fields_set else ():
         given, had = getattr(recipe.method, key), getattr(its, key, None)
