@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import glmtune
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.exports.kinds import KINDS, Settings
+from glmtune.exports.source import find_source
 from glmtune.methods.adapter import read_card
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import follow, read_json_lines
@@ -123,7 +125,10 @@ def test_a_step_that_changes_nothing_leaves_every_weight_of_the_parent(begin: Be
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), method
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "ptuning", "freeze"])
+@pytest.mark.parametrize(
+    "method",
+    ["lora", "adalora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ptuning", "freeze"))],
+)
 def test_a_run_that_goes_on_and_is_resumed_equals_an_uninterrupted_one(
     method: str, begin: Begin, tmp_path: Path
 ) -> None:
@@ -207,7 +212,9 @@ def test_a_lora_of_pefts_is_gone_on_from_by_its_own_settings(begin: Begin, tmp_p
 def test_an_official_prefix_is_gone_on_from_with_its_base_named(
     begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefix = glmtune.export(begin("ptuning"), to="official-ptuning", output=tmp_path / "prefix").path
+    source, prefix = find_source(begin("ptuning")), tmp_path / "prefix"
+    prefix.mkdir()
+    KINDS["official-ptuning"].draft(source, source.open(), Settings()).write(prefix)
     base = begin("ptuning").parent / "base"
     monkeypatch.chdir(base.parent)
     second = recipe(prefix, tmp_path / "second", "train.lr=0", "train.steps=1", "base=base")

@@ -26,7 +26,7 @@ from glmtune.methods.adapter import ADAPTER_FILE, stored_tensors
 from glmtune.methods.merge import Changed, giving, merged_weights
 from glmtune.models.checkpoint import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
-from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _BUFFER = "inv_freq"  # computed by every model itself; kept only because the base's files have it
@@ -96,12 +96,6 @@ class Merged:
     def groups(self) -> list[Group]:
         """All of them, in the base's order."""
         return [self.group(name) for name in self.stored]
-
-
-def read_stored(at: Stored) -> Tensor:
-    """A tensor of a checkpoint, mapped."""
-    with open_shard(at.file) as shard, explain_damage(at.file):
-        return shard.read(at.name)
 
 
 def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:

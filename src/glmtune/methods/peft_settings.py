@@ -17,7 +17,7 @@ _OURS = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
     "alpha_pattern", "exclude_modules", "init_r", "target_r",
 }  # fmt: skip
-"""Of the settings that decide, those that an adapter to be trained on may have; its file keeps the patterns."""
+"""Of the settings that decide, those that an adapter to be trained on may have."""
 
 
 def known_settings(peft_type: str) -> set[str]:

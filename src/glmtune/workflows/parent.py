@@ -15,6 +15,7 @@ from glmtune.methods.adapter import (
     restore_trained,
     stored_tensors,
 )
+from glmtune.methods.freeze import read_unrounded
 from glmtune.methods.peft_settings import read_settings, require_ours
 from glmtune.methods.proof import Check, proof_line
 from glmtune.methods.seal import hash_weights
@@ -86,7 +87,10 @@ def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]
     Says what was proven of the adapter. Raises `CheckpointError` for anything that is not as it was saved.
     """
     if place.adapter is None:
-        return apply_method(base, method)
+        model = apply_method(base, method)
+        if isinstance(method, Freeze):
+            read_unrounded(model, place.base)
+        return model
 
     def put_on(adapter: Path) -> Any:
         if not isinstance(method, Freeze):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune import load_model
@@ -61,6 +62,18 @@ def test_an_adapter_beside_others_is_held_as_it_is_stored(method: str, tmp_path:
     require_equal(
         {name if PREFIX in name else f"base_model.model.{name}": p for name, p in ours.items()}, stored
     )
+
+
+def test_an_adapter_in_half_precision_is_computed_in_fp32_beside_others_too(tmp_path: Path) -> None:
+    """As plain LoRA its factors are products of those that are stored."""
+    base = tiny_folder(tmp_path / "base", **SIZES)
+    folder = tune(base, tmp_path / "tuned", "pruned")
+    (folder / "glmtune.json").unlink()
+    stored = {name: tensor.half() for name, tensor in stored_tensors(folder).items()}
+    save_file(stored, folder / "adapter_model.safetensors", {"format": "pt"})
+    wide = {name: tensor.float() for name, tensor in stored.items()}
+    ours, theirs = (read_as_lora(folder, tensors)[1] for tensors in (stored, wide))
+    require_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "pruned"])
