@@ -32,8 +32,7 @@ def apply_freeze(model: Any, settings: Freeze) -> Any:
 
 @torch.no_grad()
 def read_unrounded(model: nn.Module, base: Path) -> None:
-    """Give the weights to be trained, which are fp32, the numbers of the base's files and not those rounded to
-    the type that it is held in.
+    """Give the weights to be trained, which are fp32, the numbers of the base's files, unrounded.
 
     Weights that the files hold under other names (GLM-4.5's experts, one by one) stay as they are.
     """
