@@ -45,7 +45,8 @@ def _settle(recipe: Recipe, adapter: Path) -> Method:
     """The adapter's method, which may be named in the recipe too."""
     require_ours(adapter)
     its = own_method(adapter) or read_settings(adapter)
-    for key in sorted(recipe.method.model_fields_set) if "method" in recipe.model_fields_set else ():
+    named = recipe.method.model_fields_set if "method" in recipe.model_fields_set else set()
+    for key in sorted(named, key=lambda key: (key != "name", key)):
         given, had = getattr(recipe.method, key), getattr(its, key, None)
         if given != had:
             raise ConfigError(
