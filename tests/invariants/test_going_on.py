@@ -164,19 +164,19 @@ def test_a_pruned_adalora_keeps_its_ranks_and_an_unpruned_one_is_pruned(begin: B
     assert (ranks[0], ranks[-1]) == (2 * 4, 2 * 2)
 
 
-@pytest.mark.parametrize(("word", "problem"), [
+@pytest.mark.parametrize(("words", "problem"), [
     ("method.r=16", "method.r: 16, but {run} was trained with 4"),
     ("method.alpha=8", "method.alpha: 8.0, but {run} was trained with 16.0"),
     ("method=ptuning", "method.name: ptuning, but {run} was trained with lora"),
-    ("method={name: adalora, init_r: 6}", "method.name: adalora, but {run} was trained with lora"),
+    ("method=adalora method.init_r=6", "method.name: adalora, but {run} was trained with lora"),
     ("template=chatglm2", "trained with the chat format chatglm3, not with chatglm2"),
 ])  # fmt: skip
 def test_other_settings_than_the_parents_are_refused_by_name(
-    word: str, problem: str, begin: Begin, tmp_path: Path
+    words: str, problem: str, begin: Begin, tmp_path: Path
 ) -> None:
     first = begin("lora")
     with pytest.raises(GlmtuneError) as caught:
-        drain(training(recipe(first, tmp_path / "second", word)))
+        drain(training(recipe(first, tmp_path / "second", *words.split())))
     assert problem.format(run=first) in str(caught.value)
     assert caught.value.hint
     assert not (tmp_path / "second").exists()
