@@ -168,7 +168,7 @@ def test_a_pruned_adalora_keeps_its_ranks_and_an_unpruned_one_is_pruned(begin: B
     ("method.r=16", "method.r: 16, but {run} was trained with 4"),
     ("method.alpha=8", "method.alpha: 8.0, but {run} was trained with 16.0"),
     ("method=ptuning", "method.name: ptuning, but {run} was trained with lora"),
-    ("method=adalora method.init_r=6", "method.name: adalora, but {run} was trained with lora"),
+    ("method=adalora method.init_r=16", "method.name: adalora, but {run} was trained with lora"),
     ("template=chatglm2", "trained with the chat format chatglm3, not with chatglm2"),
 ])  # fmt: skip
 def test_other_settings_than_the_parents_are_refused_by_name(
