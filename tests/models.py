@@ -147,6 +147,17 @@ def with_prefix(model: Any, *, projection: bool = False) -> Any:
     return model.eval()
 
 
+def prune(tuned: Any) -> None:
+    """Leave an AdaLoRA with ranks 1, 2, 3, ..., target by target, as its schedule leaves it at the end."""
+    pattern = {}
+    for name, values in tuned.get_base_model().named_parameters():
+        if ".lora_E." in name:
+            kept = torch.arange(len(values)) <= len(pattern) % len(values)
+            values.data[~kept] = 0
+            pattern[name] = kept.tolist()
+    tuned.peft_config["default"].rank_pattern = pattern
+
+
 class Scripted(torch.nn.Module):
     """Says the given ids one after the other, whatever it is asked."""
 

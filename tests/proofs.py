@@ -10,6 +10,7 @@ from glmtune.methods import apply_method
 from glmtune.methods.adapter import save_trained
 from glmtune.recipe.parse import build_recipe
 from glmtune.workflows.cards import look_at_base, write_card
+from models import prune
 
 
 def make_checkpoint(
@@ -21,6 +22,7 @@ def make_checkpoint(
     by: float = 0.2,
     dtype: str = "fp32",
     quant: str | None = None,
+    is_pruned: bool = False,
 ) -> Path:
     """A base's trained weights, moved at random by so much, with a run's card; `by` 0: nothing learned."""
     recipe = build_recipe({"model": str(base), "method": method, "quant": quant})
@@ -33,6 +35,8 @@ def make_checkpoint(
     for parameter in tuned.parameters():
         if parameter.requires_grad and by:
             parameter.data += torch.randn(parameter.shape, generator=generator) * by
+    if is_pruned:
+        prune(tuned)
     save_trained(tuned, folder, write_card(recipe, place, untrained, tokenizer, tuned, step=1))
     if method["name"] == "full":
         for path in base.iterdir():

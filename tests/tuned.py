@@ -11,6 +11,7 @@ from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, save_trained
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
+from models import prune
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 4, "dropout": 0},
@@ -18,6 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rslora": {"name": "lora", "use_rslora": True},
     "dora": {"name": "lora", "use_dora": True},
     "adalora": {"name": "adalora", "init_r": 6, "target_r": 4},
+    "pruned": {"name": "adalora", "init_r": 6, "target_r": 4},
     "short": {"name": "ptuning", "num_prefix_tokens": 3},
     "projected": {"name": "ptuning", "num_prefix_tokens": 5, "projection": True},
 }
@@ -35,6 +37,8 @@ def tune(base: Path, folder: Path, method: str, quant: str | None = None, **sett
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
+    if method == "pruned":
+        prune(tuned)
     card = Card(base=str(base), template=identify(base).template or "", method=chosen, quant=quant)
     save_trained(tuned, folder, card)
     return folder

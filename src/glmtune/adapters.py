@@ -12,17 +12,9 @@ import torch
 
 from glmtune.errors import ConfigError
 from glmtune.family import FAMILIES, identify
-from glmtune.load import open_place, putting_on, resolve
+from glmtune.load import Place, open_place, proving, resolve
 from glmtune.log import tell
-from glmtune.methods.adapter import own_method
-from glmtune.methods.proof import (
-    Check,
-    check_base,
-    check_recorded,
-    check_size,
-    check_tokenizer_files,
-    proof_line,
-)
+from glmtune.methods.proof import Check, proof_line
 from glmtune.models.checkpoint import build_outline
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.upstream import build_upstream_outline
@@ -87,7 +79,7 @@ class Adapters:
         self._beside.use(None)
         try:
             if verify:
-                checks += self._prove(name, place.adapter, place.card)
+                checks += self._prove(name, place)
             else:
                 self._beside.put_on(name, place.adapter)
         except BaseException:
@@ -140,19 +132,12 @@ class Adapters:
             there = ", ".join(self.names) or "none so far: add(name, path)"
             raise ConfigError(f"{name}: no adapter of this name", hint=f"there are {there}")
 
-    def _prove(self, name: str, folder: Path, card: Any) -> Iterator[Check]:
-        yield from check_recorded(card)
-        if card and card.fingerprint:
-            yield check_base(folder, card, self._place.base)
-        if card:
-            check_tokenizer_files(folder, card, self._place.base)
-            yield from check_size(folder, own_method(folder), self._outline)
-
+    def _prove(self, name: str, place: Place) -> Iterator[Check]:
         def put_on(adapter: Path) -> Any:
             self._beside.put_on(name, adapter)
             return self.model
 
-        yield from putting_on(self.model, folder, card, put_on)
+        yield from proving(self.model, place, put_on, outline=self._outline)
 
     def _build_outline(self) -> Any:
         """The base's shapes, which the model itself no longer shows once it has adapters."""

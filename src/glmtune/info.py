@@ -69,6 +69,8 @@ class AdapterFacts:
     folder: Path
     base: str
     """The model that was trained, as it was written down; empty if it was not."""
+    parent: str
+    """The folder that its run went on from; empty where that was an untrained model."""
     method: dict[str, Any]
     quant: str | None
     """How its base is quantised when it is opened: int8, int4, nf4 or not at all."""
@@ -314,6 +316,7 @@ def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
     return AdapterFacts(
         folder=folder,
         base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
+        parent=card.parent.get("path", "") if card else "",
         method=card.method if card else told,
         quant=place.quant,
         system=card.system if card else None,

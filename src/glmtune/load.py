@@ -74,6 +74,11 @@ class Place:
         return self.adapter or self.base
 
     @property
+    def under(self) -> "Place":
+        """The same without an adapter that lies on it."""
+        return Place(self.base, snapshot=self.snapshot) if self.adapter else self
+
+    @property
     def name(self) -> str:
         """What finds the model again from anywhere: its name, on a hub or of a bundled one; its full path."""
         if self.snapshot:
@@ -291,6 +296,25 @@ def opening(
         tuned = last_logits(model, place.card.probe.input_ids)
         yield check_logits(place.trained, place.card, model, base=None, tuned=tuned)
     return model
+
+
+def proving(
+    model: Any, place: Place, put_on: Callable[[Path], Any], *, outline: Any = None
+) -> Generator[Check, None, Any]:
+    """Put a place's adapter on its base, opened as `model`, by `put_on`: as `opening`, which opens it too.
+
+    `outline`: the base's shapes, where the model no longer shows them.
+    """
+    assert place.adapter is not None
+    yield from check_recorded(place.card)
+    if place.card and place.card.fingerprint:
+        yield check_base(place.adapter, place.card, place.base)
+    if place.other_base:
+        tell(f"{place.adapter}: warning: {place.other_base}")
+    if place.card:
+        check_tokenizer_files(place.adapter, place.card, place.base)
+        yield from check_size(place.adapter, own_method(place.adapter), outline or model)
+    return (yield from putting_on(model, place.adapter, place.card, put_on))
 
 
 def putting_on(

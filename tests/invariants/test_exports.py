@@ -47,7 +47,7 @@ CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("merged", "v1_mid", {**LORA, "use_rslora": True}, None),
     ("merged", "v1_early", LORA, None),
     ("merged", "v1_late", FULL, None),
-    ("merged", "ChatGLM2", ADALORA, None),
+    ("merged", "ChatGLM3 bf16", ADALORA, None),
     ("merged", "ChatGLM3", {**LORA, "use_dora": True}, "nf4"),
     ("merged", "ChatGLM3 bf16", LORA, None),
     ("merged", "ChatGLM3 bf16", FULL, None),
@@ -65,11 +65,15 @@ CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("official-ptuning", "ChatGLM2", PTUNING, "int8"),
     ("official-ptuning", "ChatGLM3", PTUNING, "int4"),
     ("official-ptuning", "ChatGLM3", PTUNING, "nf4"),
-    ("lora-from-adalora", "GLM-4", ADALORA, None),
+    ("lora-from-adalora", "ChatGLM3 bf16", ADALORA, None),
     ("int8", "v1_late", LORA, None),
     ("int4", "ChatGLM3", LORA, "int4"),
 ]  # fmt: skip
-FAST = (("merged", "v1_late", "lora"), ("hf", "GLM-4", "freeze"))
+FAST = (
+    ("merged", "v1_late", "lora"),
+    ("hf", "GLM-4", "freeze"),
+    ("lora-from-adalora", "ChatGLM3 bf16", "adalora"),
+)
 """Tried in every run; the others are slow: each starts a process."""
 
 
@@ -135,9 +139,9 @@ def test_a_fresh_process_answers_as_base_and_adapter(
     run = desk.run(family, method, quant)
     result = glmtune.export(run, to=to, output=tmp_path / "out", max_shard_size="100KB")
     figures = result.facts["verified"]
-    is_exact = "bf16" not in family and to not in ("int8", "int4")
+    is_rounded = to in ("int8", "int4") or ("bf16" in family and to in ("merged", "hf"))
     assert figures["max_difference"] <= 1e-5 * max(1.0, figures["max_logit"])
-    assert (figures["max_difference_to_trained"] <= 1e-5 * max(1.0, figures["max_logit"])) is is_exact
+    assert (figures["max_difference_to_trained"] <= 1e-5 * max(1.0, figures["max_logit"])) is not is_rounded
     assert figures["greedy_equal"]
     assert [len(ids) for ids in figures["greedy_ids"]] == [8, 8]
     assert json.loads((result.path / "export.json").read_text(encoding="utf-8")) == result.facts
@@ -205,7 +209,9 @@ def test_an_export_that_a_fresh_process_cannot_open_is_not_kept(
 
 def test_an_export_in_fp32_has_the_numbers_that_freeze_trained(desk: Desk, tmp_path: Path) -> None:
     run = desk.run("ChatGLM3 bf16", FREEZE)
-    out = glmtune.export(run, to="merged", output=tmp_path / "out", dtype="fp32").path
+    result = glmtune.export(run, to="merged", output=tmp_path / "out", dtype="fp32")
+    out, figures = result.path, result.facts["verified"]
+    assert figures["max_difference_to_trained"] <= figures["tolerance"]
     trained, written = stored_tensors((run / "best").resolve()), scan_tensors(out)
     assert trained
     for name, values in trained.items():

@@ -111,6 +111,8 @@ def _adapter(found: "Info") -> Iterator[tuple[str, str]]:
         yield "quant", f"{facts.quant}: its base is quantised so when this is opened"
     if facts.base:
         yield "trained from", facts.base
+    if facts.parent:
+        yield "going on from", facts.parent
     if facts.system:
         yield "system", facts.system
     if facts.source_prefix:

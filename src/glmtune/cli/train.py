@@ -24,7 +24,10 @@ def train(words: tuple[str, ...], resume: bool) -> None:
       glmtune train model=/models/chatglm3-6b data.train=my.json
       glmtune train recipes/lora.yaml model=/models/chatglm3-6b train.lr=2e-4
       glmtune train runs/chatglm3-6b-lora --resume
+      glmtune train model=runs/chatglm3-6b-lora data.train=new.json output=runs/more
       torchrun --nproc-per-node 2 -m glmtune train recipes/lora.yaml
+
+    A run or adapter as the model is gone on from: its weights and its method, all else anew.
 
     `glmtune settings` lists every KEY. The run's files go to a new folder (output=...): recipe.yaml,
     metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
 from glmtune.family import FAMILIES, Family, Identity, identify
 from glmtune.files import read_json, read_json_if_there
 from glmtune.load import Place, find_folder, open_place, resolve
 from glmtune.log import quiet
-from glmtune.methods.adapter import ADAPTER_FILE, own_method, read_card
+from glmtune.methods.adapter import ADAPTER_FILE, own_method, read_card, stored_tensors
+from glmtune.methods.held import held_adapter
 from glmtune.models.checkpoint import stored_dtype
+from glmtune.models.wrapped import is_wrapped
 from glmtune.runs import follow
 
 
@@ -64,6 +67,17 @@ class Source:
     def open_untrained(self) -> Any:
         """The base, of a fully trained model too."""
         return self._open(Place(self.base, snapshot=self.place.snapshot), "stored", "cpu", None)
+
+    def as_trained(self, model: Any) -> Worth:
+        """Gives `logits_of` the numbers that were trained, where they stand rounded in the opened model.
+
+        There freeze's weights have the type of the base whose own they stand for.
+        """
+        if self.place.adapter is None:
+            return lambda _, held: held
+        own = held_adapter(model) if is_wrapped(model) else dict(model.named_parameters())
+        trained = {id(own[name]): value for name, value in stored_tensors(self.place.adapter).items()}
+        return lambda _, held: trained.get(id(held), held)
 
     def _open(self, place: Place, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
         wanted = stored_dtype(place.base) if dtype == "stored" else dtype

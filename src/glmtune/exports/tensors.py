@@ -26,7 +26,7 @@ from glmtune.methods.adapter import ADAPTER_FILE, stored_tensors
 from glmtune.methods.merge import Changed, giving, merged_weights
 from glmtune.models.checkpoint import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
-from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _BUFFER = "inv_freq"  # computed by every model itself; kept only because the base's files have it
@@ -98,22 +98,19 @@ class Merged:
         return [self.group(name) for name in self.stored]
 
 
-def read_stored(at: Stored) -> Tensor:
-    """A tensor of a checkpoint, mapped."""
-    with open_shard(at.file) as shard, explain_damage(at.file):
-        return shard.read(at.name)
-
-
 def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:
     """The merged weights of a source that was opened as `model`.
 
     Raises `ConfigError` for a prefix, `CheckpointError` for weights that the base's files have no place for.
     """
     stored = scan_tensors(source.base)
-    changed = _changed(source, model)
+    changed = dict(_changed(source, model))
     defined = _defined(source)
     if defined:
         require_same_names(changed, defined)
+    for name, whole in defined.items():  # saved whole, and rounded in the model to the base's type
+        if isinstance(whole, Tensor):
+            changed[name] = giving(whole)
     origins = _origins(source, set(changed), set(stored))
     odd = sorted(origins.keys() - stored.keys())
     if odd:

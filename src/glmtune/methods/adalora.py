@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
-from peft.tuners.adalora import AdaLoraLayer, RankAllocator
+from peft.tuners.adalora import RankAllocator
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
+from glmtune.methods.held import ADAPTER, widen_adapter
 from glmtune.methods.lora import find_targets
 from glmtune.recipe import AdaLora
-
-ADAPTER = "default"
-"""PEFT's name for the adapter it puts in."""
 
 
 def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:
@@ -40,8 +38,7 @@ def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:
         total_step=1,  # PEFT wants a number; Pruning knows it
     )
     tuned = get_peft_model(model, config)
-    for layer in (part for part in tuned.modules() if isinstance(part, AdaLoraLayer)):
-        layer.ranknum.float().requires_grad_(False)  # PEFT would train the scale on a half-precision base
+    widen_adapter(tuned)  # PEFT would round the scale on a half-precision base, and train it
     return tuned
 
 
@@ -62,19 +59,27 @@ def plan_pruning(settings: AdaLora, num_steps: int) -> tuple[int, int, int]:
 
 
 class Pruning:
-    """What AdaLoRA does within the steps of a run: it penalises vectors that align, and prunes."""
+    """What AdaLoRA does within the steps of a run: it penalises vectors that align, and prunes.
+
+    An adapter that was pruned before keeps its ranks: what was pruned is in no file, and nothing more is.
+    """
 
     def __init__(self, tuned: PeftModel, settings: AdaLora, num_steps: int) -> None:
-        """`tuned` is from `apply_adalora`. Raises `ConfigError` if the schedule does not fit `num_steps`."""
-        warmup, self._end, every = plan_pruning(settings, num_steps)
+        """`tuned` is from `apply_adalora`, or opened to be trained on.
+
+        Raises `ConfigError` if the schedule does not fit `num_steps`.
+        """
         self._tuned: Any = tuned
         self._config: Any = tuned.peft_config[ADAPTER]
-        self._config.tinit, self._config.tfinal = warmup, num_steps - self._end
-        self._config.deltaT, self._config.total_step = every, num_steps
+        self._end = 0
+        if not self._config.rank_pattern:
+            warmup, self._end, every = plan_pruning(settings, num_steps)
+            self._config.tinit, self._config.tfinal = warmup, num_steps - self._end
+            self._config.deltaT, self._config.total_step = every, num_steps
         self._allocator = _Allocator(self._tuned.base_model.model, self._config, ADAPTER)
         self._tuned.base_model.rankallocator = self._allocator
         self._start_rank, self._aim, self._step = settings.init_r, settings.target_r, 0
-        self.ranks = {_layer(name): settings.init_r for name in self._trained() if ".lora_E." in name}
+        self.ranks = {_layer(name): len(p) for name, p in self._trained().items() if ".lora_E." in name}
         """The rank of each target by the layer's name, in the model's order."""
         self.has_changed = False
         """Whether the last step changed a rank."""
@@ -97,6 +102,8 @@ class Pruning:
     def after_step(self, step: int) -> None:
         """Score the weights by the step's gradients and prune if the schedule says so."""
         self._step, before = step, self.ranks
+        if not self._end:
+            return
         self._tuned.base_model.update_and_allocate(step)
         pattern = self._config.rank_pattern
         if pattern:

@@ -16,6 +16,7 @@ from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_start
 from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
+from glmtune.methods.held import fill_adapter, held_adapter
 from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import check_logits
 from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
@@ -27,7 +28,6 @@ from glmtune.methods.trained import (
     put_back,
     read_pickle,
     read_trained,
-    require_same,
     save_weights,
     shapes_of,
     tell_method,
@@ -93,16 +93,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
 
 def _held_weights(model: Any) -> Mapping[str, Tensor]:
     """What a model trains, by the names that it is saved under."""
-    if is_wrapped(model):
-        return _held_adapter(model)
-    return trained_weights(model)
-
-
-def _held_adapter(tuned: Any) -> dict[str, Tensor]:
-    from peft import get_peft_model_state_dict
-
-    held: dict[str, Tensor] = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    return held
+    return held_adapter(model) if is_wrapped(model) else trained_weights(model)
 
 
 def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
@@ -128,7 +119,7 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any
 def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
-    stored = stored_shapes(folder)
+    stored = stored_tensors(folder)
     kind = read_json(folder / ADAPTER_FILE).get("peft_type")
     if kind not in KINDS:
         raise CheckpointError(
@@ -142,7 +133,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
         raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
-    require_same(folder, stored, shapes_of(_held_adapter(tuned)))
+    fill_adapter(folder, tuned, stored)
     return tuned
 
 
@@ -218,9 +209,6 @@ def _put_back(model: Any, folder: Path) -> None:
         except (OSError, SafetensorError) as err:
             raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=_ANEW) from err
     if is_wrapped(model):
-        from peft import set_peft_model_state_dict
-
-        require_same(folder, shapes_of(tensors), shapes_of(_held_adapter(model)))
-        set_peft_model_state_dict(model, tensors)
+        fill_adapter(folder, model, tensors)
     else:
         put_back(folder, tensors, trained_weights(model))

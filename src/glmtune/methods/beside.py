@@ -14,18 +14,18 @@ from typing import Any
 
 from peft import (
     PeftConfig,
-    get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import Linear
-from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_tensors
 from glmtune.methods.factors import START
+from glmtune.methods.held import fill_adapter, held_adapter
 from glmtune.methods.mixed import each_its_own
 from glmtune.methods.to_lora import read_as_lora
 from glmtune.methods.trained import open_prefix, require_same, shapes_of
@@ -129,11 +129,9 @@ class Beside:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are to be several
                 inject_adapter_in_model(config, self._model, name, low_cpu_mem_usage=True)
-            made = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
-            require_same(folder, shapes_of(stored), shapes_of(made))
+            require_same(folder, shapes_of(stored), shapes_of(held_adapter(self._model, name)))
             set_peft_model_state_dict(self._model, stored, name, low_cpu_mem_usage=True)
-            cast_adapter_dtype(self._model, name)  # PEFT has just rounded the factors to the base's type,
-            set_peft_model_state_dict(self._model, stored, name)  # while alone they stand in fp32
+            fill_adapter(folder, self._model, stored, name)
         except BaseException:
             self._remove(name)
             raise

@@ -108,6 +108,8 @@ class Card:
     adapter_config: Mapping[str, Any] = field(default_factory=dict)
     """What PEFT's file beside the weights says of them (`seal.deciding_settings`)."""
     probe: Probe | None = None
+    parent: Mapping[str, str] = field(default_factory=dict)
+    """What the run went on from: its folder as `path`, its `weights_sha256`; empty: an untrained model."""
 
     @property
     def kind(self) -> str:
@@ -116,7 +118,7 @@ class Card:
 
     def save(self, folder: Path) -> None:
         """Write glmtune.json."""
-        recorded = {k: v for k, v in asdict(self).items() if not (k in _PROOFS and v is None)}
+        recorded = {k: v for k, v in asdict(self).items() if v or k not in (*_PROOFS, "parent")}
         text = json.dumps(recorded, ensure_ascii=False, indent=2) + "\n"
         text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
         (folder / CARD_FILE).write_text(text, encoding="utf-8")

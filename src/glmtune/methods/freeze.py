@@ -5,12 +5,14 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
+from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe import Freeze
 
 NUM_LAYERS = 3
@@ -26,6 +28,18 @@ def apply_freeze(model: Any, settings: Freeze) -> Any:
         parameter.requires_grad_(name in chosen)
     _bridge_types(model)
     return model
+
+
+@torch.no_grad()
+def read_unrounded(model: nn.Module, base: Path) -> None:
+    """Give the weights to be trained, which are fp32, the numbers of the base's files, unrounded.
+
+    Weights that the files hold under other names (GLM-4.5's experts, one by one) stay as they are.
+    """
+    stored = scan_tensors(base)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name in stored:
+            parameter.copy_(read_stored(stored[name]))
 
 
 def choose_weights(model: nn.Module, settings: Freeze) -> list[str]:

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.methods.adalora import ADAPTER
 from glmtune.methods.adapter import Card
 from glmtune.methods.factors import START
+from glmtune.methods.held import ADAPTER
 from glmtune.methods.seal import seal
 
 _EPSILON = 1e-5
@@ -59,7 +59,7 @@ def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfi
     names = [name.removesuffix(".lora_E") for name in tensors if name.endswith(".lora_E")]
     factors = {}
     for name in names:
-        a, b, e = (tensors[f"{name}.lora_{part}"] for part in "ABE")
+        a, b, e = (tensors[f"{name}.lora_{part}"].float() for part in "ABE")
         factors[name.removeprefix(START)] = _fold(a, b, e, scale)
     return _lora_config(theirs, {name: len(a) for name, (a, _) in factors.items()}), _tensors(factors)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from glmtune.errors import CheckpointError
 from glmtune.family import name_family, require_own_model
 from glmtune.files import COPY_AGAIN, read_json_if_there, read_start
+from glmtune.methods.factors import is_part
 from glmtune.methods.freeze import choose_weights
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
@@ -53,6 +54,7 @@ def put_back(place: Path, tensors: Mapping[str, Tensor], target: Mapping[str, nn
     require_same(place, shapes_of(tensors), shapes_of(target))
     for name, parameter in target.items():
         parameter.copy_(tensors[name])
+    require_held(place, tensors, target)
 
 
 def find_trained(folder: Path) -> Literal["", "alone", "whole"]:
@@ -144,6 +146,7 @@ def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncode
         for name, tensor in tensors.items()
     }
     encoder.load_state_dict(values, assign=True)
+    require_held(folder, tensors, encoder.state_dict(prefix=PREFIX))
     return encoder
 
 
@@ -237,3 +240,23 @@ def require_same(place: Path, stored: Shapes, expected: Shapes) -> None:
     raise CheckpointError(
         f"{place}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=ITS_BASE
     )
+
+
+def require_held(place: Path, stored: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless trained weights are held as they are stored, to the last bit.
+
+    Factors and prefixes are held in fp32, whatever they lie on. What stands in place of the base's own
+    weights (freeze, PEFT's modules_to_save) is held in the type that the base is opened in.
+    """
+    for name, ours in held.items():
+        kind = torch.float32 if is_part(name) or name.startswith(PREFIX) else ours.dtype
+        wanted = stored[name].to(ours.device, kind)
+        if ours.dtype != kind or not torch.equal(_bits(ours), _bits(wanted)):
+            raise CheckpointError(
+                f"{place}: {name} is held with other numbers than the file's",
+                hint="this should not happen: please report it with the versions of torch and peft",
+            )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -124,6 +124,12 @@ def open_shard(file: Path) -> Iterator[Shard]:
     yield shard
 
 
+def read_stored(at: Stored) -> Tensor:
+    """A tensor of a checkpoint, mapped."""
+    with open_shard(at.file) as shard, explain_damage(at.file):
+        return shard.read(at.name)
+
+
 @contextmanager
 def explain_damage(file: Path) -> Iterator[None]:
     """Turn what the file libraries raise into a CheckpointError that names the file."""

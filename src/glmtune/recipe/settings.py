@@ -180,11 +180,11 @@ class Recipe(Settings):
 
     model: str
     """Folder of the model, run or adapter; or a model's name on a hub: OWNER/NAME or hf:OWNER/NAME (Hugging
-    Face), modelscope:OWNER/NAME."""
+    Face), modelscope:OWNER/NAME. Training a run or an adapter goes on from its weights, by its method."""
     revision: str | None = None
     """Branch, tag or commit of a model on a hub; empty: the hub's main one. A run records the commit."""
     base: Path | None = None
-    """Base model of an adapter that is evaluated, if it has moved from its recorded place."""
+    """Base model of an adapter that is evaluated or gone on from, if it has moved from its recorded place."""
     template: TemplateName | None = None
     """Chat format; empty: told from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -199,7 +199,7 @@ class Recipe(Settings):
     output: Path | None = None
     """Folder of the run; empty: `runs/<model>-<method>`. It must be new or empty."""
     method: Method = Lora()
-    """What is trained."""
+    """What is trained; an adapter that is gone on from keeps its own."""
     data: Data = Data()
     """The rows."""
     train: Train = Train()

@@ -210,7 +210,7 @@ def _why_incomparable(runs: Sequence[Run]) -> Iterator[str]:
             "the evaluation losses cannot be compared: the evaluated rows, or how they are read, differ in "
             + ", ".join(apart)
         )
-    models = {str(run.environment.get("model", {}).get("name") or run.recipe.model) for run in runs}
+    models = {run.base for run in runs}
     if len(models) > 1:
         yield (
             f"different base models ({', '.join(sorted(models))}): their losses per token can be compared "

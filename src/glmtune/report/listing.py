@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.report.run import Run, Scores, describe_method, read_run, read_scores
+from glmtune.report.run import Scores, describe_method, read_run, read_scores
 from glmtune.runs import METRICS_FILE, RECIPE_FILE, follow
 
 State = Literal["finished", "stopped", "broken"]
@@ -69,7 +69,7 @@ def _entry(folder: Path) -> Entry:
         state=state,
         changed=changed,
         problem=problem,
-        base=_base_name(run),
+        base=Path(run.base).name or run.base,
         method=describe_method(run.recipe.method),
         quant=run.recipe.quant,
         steps=run.num_steps,
@@ -87,7 +87,3 @@ def _dangling(folder: Path) -> str:
         if (link.is_symlink() or link.exists()) and not follow(link).is_dir():
             return f"{link}: leads to no checkpoint"
     return ""
-
-
-def _base_name(run: Run) -> str:
-    return Path(run.recipe.model).name or run.recipe.model

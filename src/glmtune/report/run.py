@@ -65,6 +65,11 @@ class Run:
     is_finished: bool
 
     @property
+    def base(self) -> str:
+        """Its base model's name, also where it went on from an earlier run."""
+        return str(self.environment.get("model", {}).get("name") or self.recipe.model)
+
+    @property
     def num_steps(self) -> int:
         """The last step that was made."""
         return max(self.training, default=0)

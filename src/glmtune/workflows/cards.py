@@ -1,5 +1,6 @@
 """The card of a checkpoint: what is known of the base before training, and what the tuned model answers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +14,7 @@ from glmtune.methods.proof import name_dtype
 from glmtune.methods.seal import hash_tokenizer
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.recipe import Recipe
+from glmtune.workflows.parent import parent_facts
 from glmtune.workflows.plan import data_hashes
 
 
@@ -26,12 +28,15 @@ class Untrained:
     probe_ids: list[int]
     logits: Tensor
     """At the probe's end, (V,)."""
+    parent: Mapping[str, str]
+    """What is gone on from, if that is no untrained model."""
 
 
 def look_at_base(model: Any, place: Place, tokenizer: Any) -> Untrained:
     """What the cards of a run say of its base: once freeze or full has begun, it is gone."""
     ids = encode_probe(tokenizer)
-    return Untrained(fingerprint(place.base), name_dtype(model), ids, last_logits(model, ids))
+    logits = last_logits(model, ids)
+    return Untrained(fingerprint(place.base), name_dtype(model), ids, logits, parent_facts(place))
 
 
 def write_card(
@@ -58,5 +63,6 @@ def write_card(
         data=data_hashes(recipe),
         step=step,
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
+        parent=base.parent,
         probe=take_probe(base.probe_ids, base.logits, last_logits(model, base.probe_ids)),
     )

@@ -80,10 +80,11 @@ class RunResult:
     (`exact` or `fast`)."""
 
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def drain(events: Generator[Event, None, Result], show: Callable[[Event], None] = lambda _: None) -> Result:
+def drain(events: Generator[Item, None, Result], show: Callable[[Item], None] = lambda _: None) -> Result:
     """Run a workflow to its end, each event shown as it comes; return the workflow's result."""
     while True:
         try:

@@ -141,15 +141,10 @@ def _prepare(order: Order) -> _Job:
     require_template(source.identity.template, str(source.base))
     tokenizer = load_tokenizer(source.base, source.identity.template)
     held = _held_out(order, source, tokenizer) if order.to in BITS else "not asked for"
-    model = source.open(dtype=_dtype_to_draft_in(source, order.dtype))
+    model = source.open()
     job = _Job(order, kind, source, tokenizer, held, model, kind.draft(source, model, settings))
     require_space(order.output, job.num_bytes)
     return job
-
-
-def _dtype_to_draft_in(source: Source, dtype: str | None) -> str:
-    """Freeze's weights lie apart in fp32, and opened in the base's type they would be rounded to that."""
-    return "fp32" if source.method == "freeze" and dtype else "stored"
 
 
 def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
@@ -223,7 +218,7 @@ def _expected(
 ) -> Expected:
     """What the answers should be: once with the weights as written, once of base + adapter themselves."""
     rows = [prompt + new for prompt, new in zip(prompts, answers.greedy, strict=True)]
-    exact = [logits_of(model, row) for row in rows]
+    exact = [logits_of(model, row, source.as_trained(model)) for row in rows]
     if draft.worth is None:
         return Expected(exact, exact)
     skeleton = source.open_base()

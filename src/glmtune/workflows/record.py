@@ -128,5 +128,5 @@ def with_full_paths(recipe: Recipe) -> Recipe:
         for name in ("train", "validation", "test")
         if (path := getattr(recipe.data, name)) is not None
     }
-    model = lasting_name(recipe.model)
-    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=data)})
+    models = {"model": lasting_name(recipe.model), "base": recipe.base and Path(lasting_name(recipe.base))}
+    return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data)})

@@ -13,12 +13,11 @@ from accelerate.state import AcceleratorState
 
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
-from glmtune.errors import ConfigError
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer
 from glmtune.load import Place, open_place, open_tokenizer, resolve
 from glmtune.log import without_false_alarms
-from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
+from glmtune.methods import begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
 from glmtune.methods.proof import check_base, check_recorded, proof_line, recorded_difference
@@ -37,6 +36,7 @@ from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
 from glmtune.workflows.outcome import worse_warning
+from glmtune.workflows.parent import is_pruned, text_warnings, tuned, with_parent
 from glmtune.workflows.plan import (
     choose_precision,
     data_hashes,
@@ -109,15 +109,16 @@ def train(recipe: Source, *, resume: bool = False) -> RunResult:
 
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
-    recipe, folder = with_default_rate(recipe), run_folder(recipe)
     if resume:
-        recipe = with_begun_revision(recipe, folder)
+        recipe = with_begun_revision(recipe, run_folder(recipe))
+    recipe = with_default_rate(with_parent(recipe))
+    folder = run_folder(recipe)
     (require_resumable if resume else require_startable)(recipe, folder)
     run = yield from _prepare(recipe, folder)
     if resume:
         yield _resume(run)
     if run.is_main:
-        pinned = recipe.model_copy(update={"revision": run.place.revision})
+        pinned = recipe if run.place.adapter else recipe.model_copy(update={"revision": run.place.revision})
         facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
@@ -130,14 +131,13 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
 
 def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
-    place = resolve(recipe.model, revision=recipe.revision)
-    if place.adapter:
-        raise ConfigError(f"model: {recipe.model} is an adapter", hint=f"train its base: model={place.base}")
+    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     state = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data)
     yield from rows.notes
+    yield from text_warnings(recipe, place)
     steps = Steps(
         rows.train.rows,
         batch_size=recipe.train.batch_size,
@@ -147,18 +147,22 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
         num_processes=state.num_processes,
     )
     num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
-    if early := pruning_warning(recipe.method, num_steps):
+    if not is_pruned(place) and (early := pruning_warning(recipe.method, num_steps)):
         yield Note(early, is_warning=True)
     held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
     precision = choose_precision(recipe, held, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
     dtype = torch.float32 if recipe.method.name == "full" else held
     base = open_place(
-        place, template=recipe.template, dtype=dtype, device=str(state.device), quant=recipe.quant
+        place.under,
+        template=recipe.template or place.template,
+        dtype=dtype,
+        device=str(state.device),
+        quant=recipe.quant,
     )
     untrained = look_at_base(base, place, tokenizer)
     torch.manual_seed(recipe.train.seed)
-    model = apply_method(base, recipe.method)
+    model = yield from tuned(base, place, recipe.method)
     if recipe.train.gradient_checkpointing:
         with without_false_alarms():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

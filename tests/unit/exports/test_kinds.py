@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import CheckpointError, ConfigError, OutputError
+from glmtune.exports.fresh import logits_of
 from glmtune.exports.kinds import KINDS, Settings, find_kind
 from glmtune.exports.source import Source, find_source
 from glmtune.methods import apply_method
@@ -85,16 +86,23 @@ def test_a_chat_format_that_only_the_user_knew_is_written_down(tmp_path: Path) -
     assert load_tokenizer(out).template == "chatglm2"
 
 
-def test_weights_saved_whole_beside_an_adapter_are_merged_too(tmp_path: Path) -> None:
-    """`modules_to_save`, as other tools write it for vocabularies."""
-    base = tiny_folder(tmp_path / "base")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_saved_whole_beside_an_adapter_are_merged_unrounded(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """`modules_to_save`, as other tools write it for vocabularies; on a base that is stored in a type."""
+    base = tiny_folder(tmp_path / "base", dtype=dtype)
     settings = {"target_modules": ["dense"], "modules_to_save": ["output_layer"], "init_lora_weights": False}
-    tuned = get_peft_model(load_base(base, device="cpu"), LoraConfig(task_type="CAUSAL_LM", **settings))
+    opened = load_base(base, device="cpu", dtype="fp32")
+    tuned = get_peft_model(opened, LoraConfig(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
-        tuned.get_base_model().transformer.output_layer.modules_to_save["default"].weight.mul_(2)
+        tuned.get_base_model().transformer.output_layer.modules_to_save["default"].weight.mul_(2.001)
         expected = tuned.eval()(IDS).logits
     tuned.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    out = write(find_source(tmp_path / "adapter", base=base), "merged", tmp_path / "out")
+    source = find_source(tmp_path / "adapter", base=base)
+    out = write(source, "merged", tmp_path / "out", dtype=torch.float32)
+    model = source.open()
+    assert (logits_of(model, IDS[0].tolist(), source.as_trained(model)) - expected).abs().max() < 1e-5
     with torch.no_grad():
         assert (load_model(out, dtype="fp32", device="cpu")(IDS).logits - expected).abs().max() < 1e-5
 

@@ -1,0 +1,106 @@
+"""Going on from what was trained: the weights and settings of an adapter, a fresh optimizer and schedule."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import ConfigError
+from glmtune.files import read_json_if_there
+from glmtune.load import Place, proving, resolve
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import (
+    ADAPTER_FILE,
+    load_adapter,
+    own_method,
+    restore_trained,
+    stored_tensors,
+)
+from glmtune.methods.freeze import read_unrounded
+from glmtune.methods.peft_settings import read_settings, require_ours
+from glmtune.methods.proof import Check, proof_line
+from glmtune.methods.seal import hash_weights
+from glmtune.recipe import Freeze, Method, Recipe
+from glmtune.workflows.events import Note, drain
+from glmtune.workflows.plan import run_folder
+
+
+def with_parent(recipe: Recipe) -> Recipe:
+    """The recipe with what its model settles, where that is something trained: the checkpoint that it means
+    now and, of an adapter, the method and the base's quantisation.
+
+    Raises `ConfigError` for settings of a method that the adapter does not have.
+    """
+    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    if not (place.adapter or place.run):
+        return recipe
+    pinned: dict[str, Any] = {"model": str(place.trained.resolve()), "revision": None}
+    if place.adapter:
+        pinned["method"] = _settle(recipe, place.adapter)
+        pinned["quant"] = recipe.quant or place.quant
+    output = run_folder(recipe.model_copy(update={"method": pinned.get("method", recipe.method)}))
+    return recipe.model_copy(update={**pinned, "output": output})
+
+
+def _settle(recipe: Recipe, adapter: Path) -> Method:
+    """The adapter's method, which may be named in the recipe too."""
+    require_ours(adapter)
+    its = own_method(adapter) or read_settings(adapter)
+    named = recipe.method.model_fields_set if "method" in recipe.model_fields_set else set()
+    for key in sorted(named, key=lambda key: (key != "name", key)):
+        given, had = getattr(recipe.method, key), getattr(its, key, None)
+        if given != had:
+            raise ConfigError(
+                f"method.{key}: {given}, but {recipe.model} was trained with {had}",
+                hint="leave the method's settings out: they are the adapter's; or train its base anew",
+            )
+    return its
+
+
+def is_pruned(place: Place) -> bool:
+    """Whether an AdaLoRA's ranks have settled already, so that they stay."""
+    return bool(place.adapter and read_json_if_there(place.adapter / ADAPTER_FILE).get("rank_pattern"))
+
+
+def text_warnings(recipe: Recipe, place: Place) -> Iterator[Note]:
+    """What the parent was told with every question and this run is not."""
+    data, card = recipe.data, place.card
+    for name, now, before in (
+        ("system", data.system or "", card.system or "" if card else ""),
+        ("source_prefix", data.source_prefix, card.source_prefix if card else ""),
+    ):
+        if card and now != before:
+            text = f"data.{name}: {now!r}, but {place.trained} was trained with {before!r}"
+            yield Note(text, is_warning=True)
+
+
+def parent_facts(place: Place) -> dict[str, str]:
+    """What a card says of what its run went on from: where it lay, and the hash of its weights."""
+    if not (place.adapter or place.card):
+        return {}
+    known = place.card.weights_sha256 if place.card else ""
+    found = known or (hash_weights(stored_tensors(place.adapter)) if place.adapter else "")
+    return {"path": str(place.trained.resolve()), "weights_sha256": found}
+
+
+def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]:
+    """A base with the method's weights, to be trained: new ones, or those of the place's adapter.
+
+    Says what was proven of the adapter. Raises `CheckpointError` for anything that is not as it was saved.
+    """
+    if place.adapter is None:
+        model = apply_method(base, method)
+        if isinstance(method, Freeze):
+            read_unrounded(model, place.base)
+        return model
+
+    def put_on(adapter: Path) -> Any:
+        if not isinstance(method, Freeze):
+            return load_adapter(base, adapter, is_trainable=True)
+        model = apply_method(base, method)  # in fp32 among the base's own, however these are held
+        restore_trained(model, adapter)
+        return model
+
+    checks: list[Check] = []
+    model = drain(proving(base, place, put_on), checks.append)
+    yield Note(f"goes on from {place.adapter}: {proof_line(checks)}")
+    return model
