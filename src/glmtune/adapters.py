@@ -11,21 +11,16 @@ from typing import Any
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.family import FAMILIES, identify
 from glmtune.load import open_place, putting_on, resolve
 from glmtune.log import tell
-from glmtune.methods.adapter import own_method
 from glmtune.methods.proof import (
     Check,
     check_base,
     check_recorded,
-    check_size,
     check_tokenizer_files,
     proof_line,
 )
-from glmtune.models.checkpoint import build_outline
 from glmtune.models.prefix import PrefixEncoder
-from glmtune.models.upstream import build_upstream_outline
 
 
 class Adapters:
@@ -57,7 +52,6 @@ class Adapters:
 
         self._beside = Beside(self.model)
         self._active: str | None = None
-        self._outline = self._build_outline()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,17 +140,9 @@ class Adapters:
             yield check_base(folder, card, self._place.base)
         if card:
             check_tokenizer_files(folder, card, self._place.base)
-            yield from check_size(folder, own_method(folder), self._outline)
 
         def put_on(adapter: Path) -> Any:
             self._beside.put_on(name, adapter)
             return self.model
 
         yield from putting_on(self.model, folder, card, put_on)
-
-    def _build_outline(self) -> Any:
-        """The base's shapes, which the model itself no longer shows once it has adapters."""
-        known = identify(self._place.base)
-        if FAMILIES[known.family].is_in_transformers:
-            return build_upstream_outline(self._place.base)
-        return build_outline(self._place.base, template=self._place.template)

@@ -1,6 +1,6 @@
 """Open what a path means: a model folder, a run, an adapter. The rest of the program takes any of them."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import FAMILIES, identify, require_own_model, require_template
+from glmtune.family import FAMILIES, Identity, identify, require_own_model, require_template
 from glmtune.files import read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.log import tell
@@ -18,7 +18,6 @@ from glmtune.methods.adapter import (
     Card,
     is_adapter,
     load_adapter,
-    own_method,
     read_card,
     stored_tensors,
 )
@@ -31,7 +30,6 @@ from glmtune.methods.proof import (
     check_probe,
     check_recorded,
     check_settings,
-    check_size,
     check_template,
     check_tokenizer,
     check_tokenizer_files,
@@ -41,10 +39,10 @@ from glmtune.methods.proof import (
     proof_line,
 )
 from glmtune.models import load_base, load_in_transformers
-from glmtune.models.checkpoint import read_config
+from glmtune.models.checkpoint import build_outline, check_stored, read_config, without_copies
 from glmtune.models.quant import held_quant
-from glmtune.models.shards import has_weights
-from glmtune.models.upstream import read_upstream_config
+from glmtune.models.shards import Stored, has_weights, scan_tensors
+from glmtune.models.upstream import build_upstream_outline, check_upstream_stored, read_upstream_config
 from glmtune.runs import RECIPE_FILE, follow
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
@@ -280,8 +278,6 @@ def opening(
     model = _open_base(place, template=template, dtype=dtype, device=device, quant=quant)
     if place.other_base:
         tell(f"{place.adapter}: warning: {place.other_base}")
-    if verify and place.card:
-        yield from check_size(place.trained, own_method(place.trained), model)
     if place.adapter and verify:
         return (yield from putting_on(model, place.adapter, place.card, partial(load_adapter, model)))
     if place.adapter:
@@ -344,6 +340,32 @@ def _open_base(
     tell(f"{place.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}")
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
+    return model
+
+
+def check_outline(place: Place) -> None:
+    """Go the way of every load without a weight: config, names, shapes, an adapter's settings.
+
+    Raises `CheckpointError` for the first thing that a load would refuse.
+    """
+    model = open_outline(place.base, identify(place.base, place.template), scan_tensors(place.base))
+    if place.adapter:
+        load_adapter(model, place.adapter)
+
+
+def open_outline(folder: Path, known: Identity, stored: Mapping[str, Stored]) -> Any:
+    """A folder's model on the meta device, `stored`, if anything, known to fit it.
+
+    Raises `CheckpointError` where config.json makes no model, or the files hold another.
+    """
+    if FAMILIES[known.family].is_in_transformers:
+        model: Any = build_upstream_outline(folder)
+        if stored:
+            check_upstream_stored(folder, model, stored)
+        return model
+    model = build_outline(folder, template=known.template)
+    if stored:
+        check_stored(model, without_copies(model, stored))
     return model
 
 

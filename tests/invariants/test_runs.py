@@ -147,6 +147,20 @@ def test_a_full_disk_ends_the_run_with_what_was_there_intact(model: Path, tmp_pa
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_run_whose_first_checkpoint_cannot_be_opened_ends_there(model: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(model, tmp_path / "base"))
+    events = training(recipe(base, tmp_path / "run", "train.steps=4", "train.save_every=2"))
+    while not isinstance(next(events), Evaluated):
+        pass
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(
+        json.dumps({**config, "num_layers": 3, "num_hidden_layers": 3}), encoding="utf-8"
+    )
+    with pytest.raises(CheckpointError, match=r"tensor .* is missing"):
+        drain(events)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 def test_a_run_is_resumed_with_its_own_settings_only(model: Path, tmp_path: Path) -> None:
     drain(training(recipe(model, tmp_path / "run", "train.steps=2")))
     with pytest.raises(ConfigError, match="its train settings differ from this recipe's"):

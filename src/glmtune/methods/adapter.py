@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, first_line
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_start
 from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
+from glmtune.methods.peft_settings import KINDS, require_supported
 from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import check_logits
 from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
@@ -43,9 +44,6 @@ __all__ = [
     "ADAPTER_FILE", "CARD_FILE", "KINDS", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
     "require_saved", "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
 ]  # fmt: skip
-
-KINDS = ("LORA", "ADALORA")
-"""PEFT's types of adapters that this version loads."""
 
 _OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
 _ANEW = "resume from a copy of this folder, or train anew"
@@ -129,18 +127,16 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
     stored = stored_shapes(folder)
-    kind = read_json(folder / ADAPTER_FILE).get("peft_type")
-    if kind not in KINDS:
-        raise CheckpointError(
-            f"{folder / ADAPTER_FILE}: peft_type is {kind!r}",
-            hint=f"adapters of these types work: {', '.join(KINDS)}",
-        )
     try:
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except RuntimeError as err:
         reason = str(err).strip().splitlines()[-1].strip()
         raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
-    except (OSError, ValueError, TypeError, SafetensorError) as err:
+    except (ValueError, TypeError) as err:
+        raise CheckpointError(
+            f"{folder}: cannot be put on this model: {first_line(err)}", hint=ITS_BASE
+        ) from err
+    except (OSError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     require_same(folder, stored, shapes_of(_held_adapter(tuned)))
     return tuned
@@ -154,7 +150,10 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(folder: Path) -> dict[str, Tensor]:
-    """An adapter's trained weights by their names in its files. Raises `CheckpointError`."""
+    """An adapter's trained weights by their names in its files, once its settings are known to be supported.
+
+    Raises `CheckpointError`.
+    """
     if not (folder / ADAPTER_FILE).exists():
         if find_trained(folder):
             return read_trained(folder)
@@ -162,6 +161,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder}: no {ADAPTER_FILE}, so not an adapter this version reads",
             hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
         )
+    require_supported(folder, read_json(folder / ADAPTER_FILE))
     for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", read_pickle)):
         path = folder / name
         if path.exists():

@@ -173,7 +173,7 @@ def refuse_quantised(folder: Path) -> None:
     """Raise CheckpointError for a folder of pre-quantised weights."""
     path = folder / "config.json"
     stated = read_json(path).get("quantization_config")
-    if stated:
+    if isinstance(stated, dict) and stated:
         raise CheckpointError(
             f"{path}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
             hint="open the original, unquantised folder of this model",
