@@ -9,10 +9,11 @@ from typing import Any
 from glmtune.errors import GlmtuneError
 from glmtune.family import FAMILIES, Identity, identify, identify_family
 from glmtune.files import read_json_if_there
-from glmtune.load import Place, open_outline, resolve
+from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import ADAPTER_FILE, load_adapter, own_method, stored_shapes
 from glmtune.models.checkpoint import main_dtype
+from glmtune.models.opening import open_outline
 from glmtune.models.outline import (
     Parameter,
     Part,

@@ -1,6 +1,6 @@
 """Open what a path means: a model folder, a run, an adapter. The rest of the program takes any of them."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import FAMILIES, Identity, identify, require_own_model, require_template
+from glmtune.family import FAMILIES, identify, require_own_model, require_template
 from glmtune.files import read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.log import tell
@@ -31,6 +31,7 @@ from glmtune.methods.proof import (
     check_recorded,
     check_settings,
     check_template,
+    check_tensors,
     check_tokenizer,
     check_tokenizer_files,
     check_update,
@@ -39,10 +40,12 @@ from glmtune.methods.proof import (
     proof_line,
 )
 from glmtune.models import load_base, load_in_transformers
-from glmtune.models.checkpoint import build_outline, check_stored, read_config, without_copies
+from glmtune.models.checkpoint import read_config
+from glmtune.models.opening import open_outline
 from glmtune.models.quant import held_quant
-from glmtune.models.shards import Stored, has_weights, scan_tensors
-from glmtune.models.upstream import build_upstream_outline, check_upstream_stored, read_upstream_config
+from glmtune.models.reading import Reading
+from glmtune.models.shards import has_weights, scan_tensors
+from glmtune.models.upstream import read_upstream_config
 from glmtune.runs import RECIPE_FILE, follow
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
@@ -275,7 +278,11 @@ def opening(
         yield check(place.trained, place.card, place.base)
     if verify and place.card:
         check_tokenizer_files(place.trained, place.card, place.base)
-    model = _open_base(place, template=template, dtype=dtype, device=device, quant=quant)
+    is_sealed = verify and place.adapter is None and bool(place.card and place.card.tensors_sha256)
+    reading = Reading(is_hashed=is_sealed)
+    model = _open_base(place, reading, template=template, dtype=dtype, device=device, quant=quant)
+    if place.card and is_sealed:
+        yield check_tensors(place.trained, place.card, reading)
     if place.other_base:
         tell(f"{place.adapter}: warning: {place.other_base}")
     if place.adapter and verify:
@@ -322,7 +329,13 @@ def _tell_proof(place: Place, checks: Sequence[Check], *, verify: bool) -> None:
 
 
 def _open_base(
-    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None
+    place: Place,
+    reading: Reading,
+    *,
+    template: str | None,
+    dtype: str | torch.dtype,
+    device: str,
+    quant: str | None,
 ) -> Any:
     told_by = "the template setting" if template else "recorded with the adapter"
     known = identify(place.base, template or place.template, told_by=told_by)
@@ -330,9 +343,13 @@ def _open_base(
     if FAMILIES[known.family].is_in_transformers:
         if quant is not None:
             require_own_model(known.family, f"quant: {quant!r}")
-        model: Any = load_in_transformers(place.base, dtype=dtype, device=device, template=known.template)
+        model: Any = load_in_transformers(
+            place.base, dtype=dtype, device=device, template=known.template, reading=reading
+        )
     else:
-        model = load_base(place.base, dtype=dtype, device=device, template=known.template, quant=quant)
+        model = load_base(
+            place.base, dtype=dtype, device=device, template=known.template, quant=quant, reading=reading
+        )
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
     held = held_quant(model)
@@ -351,22 +368,6 @@ def check_outline(place: Place) -> None:
     model = open_outline(place.base, identify(place.base, place.template), scan_tensors(place.base))
     if place.adapter:
         load_adapter(model, place.adapter)
-
-
-def open_outline(folder: Path, known: Identity, stored: Mapping[str, Stored]) -> Any:
-    """A folder's model on the meta device, `stored`, if anything, known to fit it.
-
-    Raises `CheckpointError` where config.json makes no model, or the files hold another.
-    """
-    if FAMILIES[known.family].is_in_transformers:
-        model: Any = build_upstream_outline(folder)
-        if stored:
-            check_upstream_stored(folder, model, stored)
-        return model
-    model = build_outline(folder, template=known.template)
-    if stored:
-        check_stored(model, without_copies(model, stored))
-    return model
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:

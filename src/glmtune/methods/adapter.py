@@ -18,7 +18,7 @@ from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
 from glmtune.methods.peft_settings import KINDS, require_supported
 from glmtune.methods.probe import last_logits
-from glmtune.methods.proof import check_logits
+from glmtune.methods.proof import check_logits, require_hash
 from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
 from glmtune.methods.trained import (
     ITS_BASE,
@@ -36,6 +36,7 @@ from glmtune.methods.trained import (
     trained_weights,
 )
 from glmtune.models import load_in_transformers
+from glmtune.models.reading import hash_whole
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
@@ -82,7 +83,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     except SafetensorError as err:  # what its writer makes of a failing disk
         raise OSError(str(err)) from err
     if not is_wrapped(model) and card.method.get("name") not in _OWN:
-        replace(card, weights_sha256=hash_weights(trained_weights(model))).save(folder)
+        replace(card, tensors_sha256=hash_whole(model)).save(folder)
         return
     written = stored_tensors(folder)
     _require_written(folder, _held_weights(model), written)
@@ -189,18 +190,14 @@ def restore_trained(model: Any, folder: Path) -> None:
 def require_saved(model: Any, folder: Path) -> None:
     """Raise `CheckpointError` unless a model's trained weights are those that a folder's card records.
 
-    To the last bit; earlier versions took no hash of a whole model, of which the answer to the probe is
+    To the last bit; the first versions took no hash of a whole model, of which the answer to the probe is
     compared then.
     """
     card = read_card(folder)
-    if card and card.weights_sha256:
-        found = hash_weights(_held_weights(model))
-        if found != card.weights_sha256:
-            raise CheckpointError(
-                f"{folder}: not the weights that were saved: their hash is {found[:12]}, recorded is "
-                f"{card.weights_sha256[:12]}",
-                hint=_ANEW,
-            )
+    recorded = card and (card.tensors_sha256 or card.weights_sha256)
+    if card and recorded:
+        found = hash_whole(model) if card.tensors_sha256 else hash_weights(_held_weights(model))
+        require_hash(folder, found, recorded, hint=_ANEW)
     elif card and card.probe:
         check_logits(folder, card, model, base=None, tuned=last_logits(model, card.probe.input_ids))
 

@@ -26,6 +26,7 @@ from glmtune.methods.seal import (
 )
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.quant import held_quant, name_bits
+from glmtune.models.reading import Reading, require_finite
 
 ROUNDING = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
 """How far the probe's logits may be from the recorded ones, as a share of the largest of them, by the type
@@ -66,7 +67,7 @@ def check_recorded(card: Card | None) -> Iterator[Check]:
     is_whole = card is not None and card.method.get("name") == "full"
     has = {
         "its base": card and card.fingerprint,
-        "its weights": card and (card.weights_sha256 or is_whole),
+        "its weights": card and (card.tensors_sha256 if is_whole else card.weights_sha256),
         "its answers": card and card.probe,
     }
     missing = [what for what, recorded in has.items() if not recorded]
@@ -123,6 +124,22 @@ def check_whole(folder: Path, card: Card, whole: Path) -> Check:
     return Check(
         "update", f"fingerprint {here.weights[:12]}, its base's is {card.fingerprint['weights'][:12]}"
     )
+
+
+def check_tensors(folder: Path, card: Card, reading: Reading) -> Check:
+    """Every tensor of a whole model that was read is the one that was saved. The card has their hash."""
+    require_hash(folder, reading.digest(), card.tensors_sha256, hint=_OTHER_FILES)
+    return Check("weights", f"hash {card.tensors_sha256[:12]}, as recorded")
+
+
+def require_hash(folder: Path, found: str, recorded: str, *, hint: str) -> None:
+    """Raise `CheckpointError` unless weights have the recorded hash."""
+    if found != recorded:
+        raise CheckpointError(
+            f"{folder}: not the weights that were saved: their hash is {found[:12]}, recorded is "
+            f"{recorded[:12]}",
+            hint=hint,
+        )
 
 
 # Which tokenizer and template
@@ -200,10 +217,10 @@ def check_update(
 
     `replaced`: of the base's own weights those that it stands for.
     """
+    for name, tensor in tensors.items():
+        require_finite(folder, name, tensor)
     norm = update_norm(tensors)
     length = norm_of(_moves(tensors, replaced)) if replaced else norm
-    if not isfinite(norm):
-        raise CheckpointError(f"{folder}: holds numbers that are not finite", hint=_OTHER_FILES)
     if not length:
         what = "its weights are its base's" if replaced else "its update is zero everywhere"
         raise CheckpointError(f"{folder}: changes nothing: {what}", hint=_ANEW)
@@ -310,12 +327,23 @@ def recorded_difference(probe: Probe) -> float:
 
 def check_difference(folder: Path, base: Tensor, tuned: Tensor) -> Check:
     """An adapter that nothing was recorded of answers the probe in another way than its base (V,)."""
-    difference = largest_difference(base, tuned)
-    if not difference:
+    effect = measure_effect(folder, base, tuned)
+    return Check("logits", f"nothing recorded; different from the base's by {effect:.3g}")
+
+
+def measure_effect(folder: Path, base: Tensor, tuned: Tensor) -> float:
+    """How far an adapter changes its base's logits. Raises `CheckpointError` for nothing, or no number."""
+    effect = largest_difference(tuned, base)
+    if not isfinite(effect):
+        who = "with it the logits" if base.isfinite().all() else "the base's own logits"
+        raise CheckpointError(
+            f"{folder}: {who} are not finite", hint="open it in a wider type: dtype=fp32; or it is damaged"
+        )
+    if not effect:
         raise CheckpointError(
             f"{folder}: changes nothing: the base's logits are the same without it", hint=_ANEW
         )
-    return Check("logits", f"nothing recorded; different from the base's by {difference:.3g}")
+    return effect
 
 
 def _saved_quant(card: Card) -> str | None:

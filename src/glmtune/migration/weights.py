@@ -168,10 +168,8 @@ def _prove(tuned: Any, source: Path, theirs: Tensor | None, plain: Tensor) -> st
     """Compare what was written, opened. Without `theirs` only that it changes the base."""
     ours = probe_logits(tuned)
     if theirs is None:
-        return (
-            f"{require_effect(ours, plain, what=str(source))}; nothing here computes the source's to compare"
-        )
-    return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=str(source))
+        return f"{require_effect(ours, plain, what=source)}; nothing here computes the source's to compare"
+    return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=source)
 
 
 def _migration(
