@@ -128,6 +128,8 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
     stored = stored_shapes(folder)
+    if model.device.type == "meta" and read_json(folder / ADAPTER_FILE)["peft_type"] == "ADALORA":
+        _hollow_out(model)
     try:
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except RuntimeError as err:
@@ -141,6 +143,14 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     require_same(folder, stored, shapes_of(_held_adapter(tuned)))
     return tuned
+
+
+def _hollow_out(outline: Any) -> None:
+    """Give an outline's weights a device, and no memory: PEFT picks AdaLoRA's triplets by their values."""
+    for path, parameter in list(outline.named_parameters()):
+        nothing = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        module, _, leaf = path.rpartition(".")
+        setattr(outline.get_submodule(module), leaf, torch.nn.Parameter(nothing, requires_grad=False))
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

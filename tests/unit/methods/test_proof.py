@@ -17,8 +17,9 @@ from glmtune import Adapters, load_model, load_tokenizer, verify
 from glmtune.errors import CheckpointError
 from glmtune.load import check_outline, resolve
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import restore_trained
+from glmtune.methods.adapter import restore_trained, save_trained
 from glmtune.methods.card import Card, read_card
+from glmtune.methods.factors import START
 from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import OTHER_TYPE, REQUANTISED, ROUNDING
 from glmtune.methods.seal import hash_weights
@@ -160,6 +161,17 @@ def make_once(folder: Path, method: dict[str, Any]) -> Path:
     """Of the bundled model, whose answers are no noise."""
     base = Path(load_tokenizer("glm-tiny").vocab_file).parent
     return folder if folder.exists() else make_checkpoint(base, folder, method, by=0.01)
+
+
+def test_the_outline_of_a_pruned_adalora_opens(copy: Callable[[str, str], Path]) -> None:
+    run = copy("ChatGLM3", "adalora")
+    tuned = load_model(run, dtype="fp32")
+    kept = {n: [True] * 4 + [False] * 2 for n, _ in tuned.named_parameters() if ".lora_E." in n}
+    named = {n.removeprefix(START).removesuffix(".default"): mask for n, mask in kept.items()}
+    tuned.peft_config["default"].rank_pattern = named
+    save_trained(tuned, run, read_card(run) or Card(base="", template="", method={}))
+    assert {len(t) for n, t in load_file(weights_of(run)).items() if "lora_E" in n} == {4}
+    check_outline(resolve(run))
 
 
 @pytest.mark.parametrize(
