@@ -366,8 +366,9 @@ def check_outline(place: Place) -> None:
     Raises `CheckpointError` for the first thing that a load would refuse.
     """
     model = open_outline(place.base, identify(place.base, place.template), scan_tensors(place.base))
-    if place.adapter:
-        load_adapter(model, place.adapter)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter before it reads it
+        if place.adapter:
+            load_adapter(model, place.adapter)
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:
