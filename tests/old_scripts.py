@@ -216,8 +216,8 @@ def write_adapter(folder: Path, config: peft.PeftConfig, base: Path) -> Path:
     """An adapter that PEFT itself writes, its factors random."""
     tuned = peft.get_peft_model(load_model(base, dtype="fp32"), config)
     torch.manual_seed(0)
-    for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     tuned.save_pretrained(str(folder))
     return folder

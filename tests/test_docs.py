@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import old_scripts
 from commands import Done, glmtune
 from glmtune.files import LFS_POINTER
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
 from glmtune.templates import TEMPLATES, Message, training_examples
-from models import tiny_folder
+from models import tiny_folder, tiny_hf_folder
 from tiny import tiny_ice, tiny_sentencepiece
 
 ROOT = Path(__file__).parents[1]
@@ -323,6 +324,33 @@ def quantise(desk: Path) -> None:
     path.write_text(json.dumps({**config, "quantization_bit": 4}), encoding="utf-8")
 
 
+def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: change(tensors[name])}, folder / "model.safetensors", {"format": "pt"})
+
+
+def put_nan(desk: Path) -> None:
+    def spoil(weight: torch.Tensor) -> torch.Tensor:
+        weight[7, 5] = float("nan")
+        return weight
+
+    change_tensor(desk / "models" / "chatglm3-6b", "transformer.output_layer.weight", spoil)
+
+
+def make_experts(desk: Path) -> Path:
+    return tiny_hf_folder(desk / "models" / "glm-4.5", "GLM-4.5")
+
+
+def put_float8(desk: Path) -> None:
+    change_tensor(make_experts(desk), "model.norm.weight", lambda weight: weight.to(torch.float8_e4m3fn))
+
+
+def pissa(desk: Path) -> None:
+    path = desk / "old" / "lora" / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "init_lora_weights": "pissa"}), encoding="utf-8")
+
+
 def make_run(desk: Path) -> None:
     words = "model=models/chatglm3-6b data.train=my.json train.steps=2 train.eval_every=2 samples.prompts=[]"
     done = glmtune("train", *words.split(), "output=runs/mine", cwd=desk)
@@ -346,6 +374,14 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "A Git LFS pointer": (model_file("model.safetensors", LFS_POINTER + b".github.com/spec/v1\n"), TRAIN),
     "ChatGLM2 or ChatGLM3?": (forget_name, TRAIN),
     "Quantised or not?": (quantise, TRAIN),
+    "A number that is none": (put_nan, TRAIN),
+    "A tensor of another type": (put_float8, TRAIN.replace("chatglm3-6b", "glm-4.5")),
+    "Target modules that are experts": (
+        make_experts, f"{TRAIN.replace('chatglm3-6b', 'glm-4.5')} method.target_modules=[gate_proj]",
+    ),
+    "An adapter of PEFT's is refused by a setting": (
+        pissa, "migrate old/lora --base /models/chatglm3-6b --output new",
+    ),
     "PyTorch sees no GPU": (keep, f"{TRAIN} device=cuda"),
     "The base model has moved": (move_base, "chat runs/mine"),
     "A broken file": (

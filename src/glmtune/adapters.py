@@ -11,13 +11,10 @@ from typing import Any
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.family import FAMILIES, identify
 from glmtune.load import Place, open_place, proving, resolve
 from glmtune.log import tell
 from glmtune.methods.proof import Check, proof_line
-from glmtune.models.checkpoint import build_outline
 from glmtune.models.prefix import PrefixEncoder
-from glmtune.models.upstream import build_upstream_outline
 
 
 class Adapters:
@@ -49,7 +46,6 @@ class Adapters:
 
         self._beside = Beside(self.model)
         self._active: str | None = None
-        self._outline = self._build_outline()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,11 +133,4 @@ class Adapters:
             self._beside.put_on(name, adapter)
             return self.model
 
-        yield from proving(self.model, place, put_on, outline=self._outline)
-
-    def _build_outline(self) -> Any:
-        """The base's shapes, which the model itself no longer shows once it has adapters."""
-        known = identify(self._place.base)
-        if FAMILIES[known.family].is_in_transformers:
-            return build_upstream_outline(self._place.base)
-        return build_outline(self._place.base, template=self._place.template)
+        yield from proving(self.model, place, put_on)

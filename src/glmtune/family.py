@@ -281,6 +281,9 @@ class Family:
     """Key of the longest context in config.json."""
     lora_targets: tuple[str, ...] = ("query_key_value",)
     """What LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
+    experts: tuple[str, ...] = ()
+    """Names of linear layers that PEFT's LoRA takes for the routed experts, so that it skips the layers.
+    Source: github.com/huggingface/peft v0.21.0, utils/transformers_weight_conversion.py."""
     open_rule: str = "nothing in the folder tells ChatGLM2 from ChatGLM3"
     """What is said where no rule told the chat format."""
     is_in_transformers: bool = False
@@ -393,16 +396,19 @@ FAMILIES: Mapping[str, Family] = {
         ),
         base="glm4_0414",
     ),
-    "GLM-4.5": _in_transformers(
-        "glm4_moe",
-        ("glm45", "glm45_nothink"),
-        (
+    "GLM-4.5": replace(
+        _in_transformers(
+            "glm4_moe",
+            ("glm45", "glm45_nothink"),
             (
-                "/nothink and <tool_response> in its chat_template",
-                _reads("glm45", "/nothink", "\n<tool_response>"),
+                (
+                    "/nothink and <tool_response> in its chat_template",
+                    _reads("glm45", "/nothink", "\n<tool_response>"),
+                ),
             ),
+            base="glm45",
         ),
-        base="glm45",
+        experts=("gate_proj", "up_proj", "down_proj"),
     ),
 }
 """Every family, in the order in which a config.json is looked at."""

@@ -11,8 +11,9 @@ from glmtune.family import FAMILIES, Identity, identify, identify_family
 from glmtune.files import read_json_if_there
 from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
-from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_shapes
-from glmtune.models.checkpoint import build_outline, check_stored, main_dtype, without_copies
+from glmtune.methods.adapter import ADAPTER_FILE, load_adapter, own_method, stored_shapes
+from glmtune.models.checkpoint import main_dtype
+from glmtune.models.opening import open_outline
 from glmtune.models.outline import (
     Parameter,
     Part,
@@ -24,12 +25,7 @@ from glmtune.models.outline import (
 )
 from glmtune.models.quant import BITS, name_linears
 from glmtune.models.shards import Stored, has_weights, scan_tensors
-from glmtune.models.upstream import (
-    build_upstream_outline,
-    check_upstream_stored,
-    name_stored,
-    refuse_quantised,
-)
+from glmtune.models.upstream import name_stored, refuse_quantised
 from glmtune.recipe import Method
 from glmtune.templates import find
 from glmtune.tokenizers import check_fits, open_identified
@@ -151,13 +147,13 @@ def inspect(
     warnings: list[str] = [place.other_base] if place.other_base else []
     known = _identify(place.base, template or place.template, warnings)
     stored = _scan(place.base, warnings)
-    method = method or own_method(place.adapter or place.base)
     model = _outline(place.base, known, stored, warnings)
     if model is not None and FAMILIES[known.family].is_in_transformers:
         stored = name_stored(model, stored)
     codes = {f"{name}.weight" for name in name_linears(model)} if model is not None and place.quant else ()
-    if model is not None and method is not None:
-        model = apply_method(model, method)
+    if model is not None:
+        model = _with_trained(model, place, method, warnings)
+    method = method or own_method(place.trained)
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)
     parameters = [_as_opened(parameter, codes, place.quant) for parameter in parameters]
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
@@ -193,8 +189,20 @@ def inspect(
         adapter=_adapter_facts(place, warnings),
         method=method.name if method and model is not None else None,
         trainable=trainable_line(model) if method and model is not None else None,
-        warnings=tuple(warnings),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _with_trained(model: Any, place: Place, method: Method | None, warnings: list[str]) -> Any:
+    """The outline with what a method would train, or else with what the place has; None if that won't go."""
+    if method is None and place.adapter:
+        try:
+            return load_adapter(model, place.adapter, is_trainable=True)
+        except GlmtuneError as err:
+            warnings.append(f"this adapter cannot be loaded: {_within(place.adapter, err)}")
+            return None
+    method = method or own_method(place.base)
+    return apply_method(model, method) if method else model
 
 
 def _as_opened(parameter: Parameter, codes: Collection[str], quant: str | None) -> Parameter:
@@ -226,15 +234,9 @@ def _identify(folder: Path, template: str | None, warnings: list[str]) -> Identi
 
 def _outline(folder: Path, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
     """The model on the meta device, None where config.json makes none, or the files hold another."""
+    is_closed = FAMILIES[known.family].is_in_transformers and _is_quantised(folder, warnings)
     try:
-        if FAMILIES[known.family].is_in_transformers:
-            model = build_upstream_outline(folder)
-            if not _is_quantised(folder, warnings) and stored:
-                check_upstream_stored(folder, model, stored)
-        else:
-            model = build_outline(folder, template=known.template)
-            if stored:
-                check_stored(model, without_copies(model, stored))
+        model = open_outline(folder, known, {} if is_closed else stored)
     except GlmtuneError as err:
         warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
         return None

@@ -1,6 +1,6 @@
 """Open what a path means: a model folder, a run, an adapter. The rest of the program takes any of them."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from glmtune.methods.adapter import (
     Card,
     is_adapter,
     load_adapter,
-    own_method,
     read_card,
     stored_tensors,
 )
@@ -31,8 +30,8 @@ from glmtune.methods.proof import (
     check_probe,
     check_recorded,
     check_settings,
-    check_size,
     check_template,
+    check_tensors,
     check_tokenizer,
     check_tokenizer_files,
     check_update,
@@ -42,8 +41,10 @@ from glmtune.methods.proof import (
 )
 from glmtune.models import load_base, load_in_transformers
 from glmtune.models.checkpoint import read_config
+from glmtune.models.opening import open_outline
 from glmtune.models.quant import held_quant
-from glmtune.models.shards import has_weights
+from glmtune.models.reading import Reading
+from glmtune.models.shards import has_weights, scan_tensors
 from glmtune.models.upstream import read_upstream_config
 from glmtune.runs import RECIPE_FILE, follow
 from glmtune.tokenizers import check_fits
@@ -275,18 +276,15 @@ def opening(
     """
     if place.card:
         check_template(place.trained, place.card, template)
-    if verify and (place.adapter or place.card):
-        yield from check_recorded(place.card)
-    if verify and place.card and place.card.fingerprint:
-        check = check_base if place.adapter else check_whole
-        yield check(place.trained, place.card, place.base)
-    if verify and place.card:
-        check_tokenizer_files(place.trained, place.card, place.base)
-    model = _open_base(place, template=template, dtype=dtype, device=device, quant=quant)
+    if verify:
+        yield from _proving_files(place)
+    is_sealed = verify and place.adapter is None and bool(place.card and place.card.tensors_sha256)
+    reading = Reading(is_hashed=is_sealed)
+    model = _open_base(place, reading, template=template, dtype=dtype, device=device, quant=quant)
+    if place.card and is_sealed:
+        yield check_tensors(place.trained, place.card, reading)
     if place.other_base:
         tell(f"{place.adapter}: warning: {place.other_base}")
-    if verify and place.card:
-        yield from check_size(place.trained, own_method(place.trained), model)
     if place.adapter and verify:
         return (yield from putting_on(model, place.adapter, place.card, partial(load_adapter, model)))
     if place.adapter:
@@ -298,23 +296,24 @@ def opening(
     return model
 
 
-def proving(
-    model: Any, place: Place, put_on: Callable[[Path], Any], *, outline: Any = None
-) -> Generator[Check, None, Any]:
-    """Put a place's adapter on its base, opened as `model`, by `put_on`: as `opening`, which opens it too.
-
-    `outline`: the base's shapes, where the model no longer shows them.
-    """
+def proving(model: Any, place: Place, put_on: Callable[[Path], Any]) -> Generator[Check, None, Any]:
+    """Put a place's adapter on its base, opened as `model`, by `put_on`: as `opening`, which opens it too."""
     assert place.adapter is not None
-    yield from check_recorded(place.card)
-    if place.card and place.card.fingerprint:
-        yield check_base(place.adapter, place.card, place.base)
+    yield from _proving_files(place)
     if place.other_base:
         tell(f"{place.adapter}: warning: {place.other_base}")
-    if place.card:
-        check_tokenizer_files(place.adapter, place.card, place.base)
-        yield from check_size(place.adapter, own_method(place.adapter), outline or model)
     return (yield from putting_on(model, place.adapter, place.card, put_on))
+
+
+def _proving_files(place: Place) -> Iterator[Check]:
+    """What is proven of the files before a model is opened."""
+    if place.adapter or place.card:
+        yield from check_recorded(place.card)
+    if place.card and place.card.fingerprint:
+        check = check_base if place.adapter else check_whole
+        yield check(place.trained, place.card, place.base)
+    if place.card:
+        check_tokenizer_files(place.trained, place.card, place.base)
 
 
 def putting_on(
@@ -350,7 +349,13 @@ def _tell_proof(place: Place, checks: Sequence[Check], *, verify: bool) -> None:
 
 
 def _open_base(
-    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None
+    place: Place,
+    reading: Reading,
+    *,
+    template: str | None,
+    dtype: str | torch.dtype,
+    device: str,
+    quant: str | None,
 ) -> Any:
     told_by = "the template setting" if template else "recorded with the adapter"
     known = identify(place.base, template or place.template, told_by=told_by)
@@ -358,9 +363,13 @@ def _open_base(
     if FAMILIES[known.family].is_in_transformers:
         if quant is not None:
             require_own_model(known.family, f"quant: {quant!r}")
-        model: Any = load_in_transformers(place.base, dtype=dtype, device=device, template=known.template)
+        model: Any = load_in_transformers(
+            place.base, dtype=dtype, device=device, template=known.template, reading=reading
+        )
     else:
-        model = load_base(place.base, dtype=dtype, device=device, template=known.template, quant=quant)
+        model = load_base(
+            place.base, dtype=dtype, device=device, template=known.template, quant=quant, reading=reading
+        )
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
     held = held_quant(model)
@@ -369,6 +378,17 @@ def _open_base(
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
     return model
+
+
+def check_outline(place: Place) -> None:
+    """Go the way of every load without a weight: config, names, shapes, an adapter's settings.
+
+    Raises `CheckpointError` for the first thing that a load would refuse.
+    """
+    model = open_outline(place.base, identify(place.base, place.template), scan_tensors(place.base))
+    with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter before it reads it
+        if place.adapter:
+            load_adapter(model, place.adapter)
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:

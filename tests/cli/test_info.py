@@ -135,4 +135,4 @@ def test_only_method_settings_are_taken(work: Path) -> None:
     )
     done = glmtune("info", "model", "method.target_modules=q_proj", cwd=work)
     assert done.returncode == 2
-    assert "hint: its linear layers are query_key_value, " in done.stderr
+    assert "hint: possible are query_key_value, " in done.stderr

@@ -39,7 +39,7 @@ def test_each_check_is_printed_with_its_figures(work: Path, method: str) -> None
     done = glmtune("verify", f"runs/{method}", cwd=work)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["tokenizer", "base", "size", "update", "logits"]
+    assert [line.split()[0] for line in lines[:-1]] == ["tokenizer", "base", "update", "logits"]
     assert lines[-1].endswith("step-000002: verified")
 
 
@@ -58,7 +58,7 @@ def test_what_fails_is_an_error_after_what_has_passed(work: Path, tmp_path: Path
     save_file(zeroed, file, {"format": "pt"})
     done = glmtune("verify", "adapter", cwd=tmp_path)
     assert done.returncode == 2
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["tokenizer", "base", "size"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["tokenizer", "base"]
     assert "error: adapter: changes nothing: its update is zero everywhere" in done.stderr
     assert "hint: " in done.stderr
 

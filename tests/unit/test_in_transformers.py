@@ -454,6 +454,36 @@ def test_a_wholly_trained_model_is_saved_for_transformers_and_restored(folder: P
     assert torch.equal(raw(ids).logits, tuned.eval()(ids).logits)
 
 
+# --- layers behind the model's own, which predict further tokens ---
+
+
+def with_layer(folder: Path, number: int, **settings: Any) -> Path:
+    """A GLM-4.5 of two layers, and one more in its files."""
+    tiny_hf_folder(folder, "GLM-4.5", **settings)
+    tensors = load_file(folder / "model.safetensors")
+    more = {
+        n.replace("layers.1.", f"layers.{number}."): t.clone() for n, t in tensors.items() if "layers.1." in n
+    }
+    save_file({**tensors, **more}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_as_many_mtp_layers_as_the_config_says_are_passed_over(tmp_path: Path) -> None:
+    folder = with_layer(tmp_path / "with", 2, num_nextn_predict_layers=1)
+    plain = tiny_hf_folder(tmp_path / "plain", "GLM-4.5")
+    ids = torch.tensor([PROMPTS[1]])
+    assert torch.equal(load_model(folder)(ids).logits, load_model(plain)(ids).logits)
+    assert inspect(folder).warnings == ()
+
+
+@pytest.mark.parametrize(("number", "said"), [(2, 0), (3, 1), (46, 1), (92, 1)])
+def test_any_other_layer_is_not_part_of_the_model(number: int, said: int, tmp_path: Path) -> None:
+    folder = with_layer(tmp_path / "with", number, num_nextn_predict_layers=said)
+    with pytest.raises(CheckpointError, match=rf"model.layers.{number}\..* is not part of this model"):
+        load_model(folder)
+    assert "is not part of this model" in inspect(folder).warnings[0]
+
+
 # --- what is wrong with a folder ---
 
 

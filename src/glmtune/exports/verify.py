@@ -168,7 +168,8 @@ def agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, 
 
 
 def _distance(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
-    return max(map(largest_difference, shorter, longer))
+    each = list(map(largest_difference, shorter, longer))
+    return float(torch.tensor(each).max())  # Python's max may pass over a nan
 
 
 def _length(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:

@@ -11,14 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, first_line
 from glmtune.family import find_family
 from glmtune.files import COPY_AGAIN, read_json, read_start
 from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
 from glmtune.methods.held import fill_adapter, held_adapter
+from glmtune.methods.peft_settings import require_supported
 from glmtune.methods.probe import last_logits
-from glmtune.methods.proof import check_logits
+from glmtune.methods.proof import check_logits, require_hash
 from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
 from glmtune.methods.trained import (
     ITS_BASE,
@@ -35,17 +36,15 @@ from glmtune.methods.trained import (
     trained_weights,
 )
 from glmtune.models import load_in_transformers
+from glmtune.models.reading import hash_whole
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
 
 __all__ = [
-    "ADAPTER_FILE", "CARD_FILE", "KINDS", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
+    "ADAPTER_FILE", "CARD_FILE", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
     "require_saved", "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
 ]  # fmt: skip
-
-KINDS = ("LORA", "ADALORA")
-"""PEFT's types of adapters that this version loads."""
 
 _OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
 _ANEW = "resume from a copy of this folder, or train anew"
@@ -84,7 +83,7 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     except SafetensorError as err:  # what its writer makes of a failing disk
         raise OSError(str(err)) from err
     if not is_wrapped(model) and card.method.get("name") not in _OWN:
-        replace(card, weights_sha256=hash_weights(trained_weights(model))).save(folder)
+        replace(card, tensors_sha256=hash_whole(model)).save(folder)
         return
     written = stored_tensors(folder)
     _require_written(folder, _held_weights(model), written)
@@ -120,21 +119,29 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
     stored = stored_tensors(folder)
-    kind = read_json(folder / ADAPTER_FILE).get("peft_type")
-    if kind not in KINDS:
-        raise CheckpointError(
-            f"{folder / ADAPTER_FILE}: peft_type is {kind!r}",
-            hint=f"adapters of these types work: {', '.join(KINDS)}",
-        )
+    if model.device.type == "meta" and read_json(folder / ADAPTER_FILE)["peft_type"] == "ADALORA":
+        _hollow_out(model)
     try:
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except RuntimeError as err:
         reason = str(err).strip().splitlines()[-1].strip()
         raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
-    except (OSError, ValueError, TypeError, SafetensorError) as err:
+    except (ValueError, TypeError) as err:
+        raise CheckpointError(
+            f"{folder}: cannot be put on this model: {first_line(err)}", hint=ITS_BASE
+        ) from err
+    except (OSError, SafetensorError) as err:
         raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     fill_adapter(folder, tuned, stored)
     return tuned
+
+
+def _hollow_out(outline: Any) -> None:
+    """Give an outline's weights a device, and no memory: PEFT picks AdaLoRA's triplets by their values."""
+    for path, parameter in list(outline.named_parameters()):
+        nothing = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        module, _, leaf = path.rpartition(".")
+        setattr(outline.get_submodule(module), leaf, torch.nn.Parameter(nothing, requires_grad=False))
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -145,7 +152,10 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(folder: Path) -> dict[str, Tensor]:
-    """An adapter's trained weights by their names in its files. Raises `CheckpointError`."""
+    """An adapter's trained weights by their names in its files, once its settings are known to be supported.
+
+    Raises `CheckpointError`.
+    """
     if not (folder / ADAPTER_FILE).exists():
         if find_trained(folder):
             return read_trained(folder)
@@ -153,6 +163,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder}: no {ADAPTER_FILE}, so not an adapter this version reads",
             hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
         )
+    require_supported(folder, read_json(folder / ADAPTER_FILE))
     for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", read_pickle)):
         path = folder / name
         if path.exists():
@@ -180,18 +191,14 @@ def restore_trained(model: Any, folder: Path) -> None:
 def require_saved(model: Any, folder: Path) -> None:
     """Raise `CheckpointError` unless a model's trained weights are those that a folder's card records.
 
-    To the last bit; earlier versions took no hash of a whole model, of which the answer to the probe is
+    To the last bit; the first versions took no hash of a whole model, of which the answer to the probe is
     compared then.
     """
     card = read_card(folder)
-    if card and card.weights_sha256:
-        found = hash_weights(_held_weights(model))
-        if found != card.weights_sha256:
-            raise CheckpointError(
-                f"{folder}: not the weights that were saved: their hash is {found[:12]}, recorded is "
-                f"{card.weights_sha256[:12]}",
-                hint=_ANEW,
-            )
+    recorded = card and (card.tensors_sha256 or card.weights_sha256)
+    if card and recorded:
+        found = hash_whole(model) if card.tensors_sha256 else hash_weights(_held_weights(model))
+        require_hash(folder, found, recorded, hint=_ANEW)
     elif card and card.probe:
         check_logits(folder, card, model, base=None, tuned=last_logits(model, card.probe.input_ids))
 

@@ -32,6 +32,9 @@ from glmtune.methods.trained import open_prefix, require_same, shapes_of
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.recipe import Freeze
 
+_CHANGE_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters")
+"""Keys of PEFT's settings that put something else in the base than layers that can be switched off."""
+
 
 @dataclass(frozen=True, slots=True)
 class _LowRank:
@@ -119,7 +122,9 @@ class Beside:
 
     def _inject(self, folder: Path, name: str) -> None:
         tensors: Mapping[str, Tensor] = stored_tensors(folder)
-        if read_json_if_there(folder / ADAPTER_FILE).get("peft_type") == "ADALORA":
+        settings = read_json_if_there(folder / ADAPTER_FILE)
+        _require_layers_alone(folder, settings)
+        if settings.get("peft_type") == "ADALORA":
             config, tensors = read_as_lora(folder, tensors)
         else:
             config = PeftConfig.from_pretrained(str(folder))
@@ -156,3 +161,14 @@ class Beside:
                 hint="open it alone: load_model(path)",
             )
         return open_prefix(self._model, folder, method).requires_grad_(False)
+
+
+def _require_layers_alone(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an adapter that the base does not come out of as it was."""
+    changes = [key for key in _CHANGE_MORE if settings.get(key)]
+    changes += ["bias"] if settings.get("bias", "none") != "none" else []
+    if changes:
+        raise ConfigError(
+            f"{folder / ADAPTER_FILE}: {changes[0]} is set: it would change the base for the others too",
+            hint="open it alone: load_model(path)",
+        )

@@ -103,8 +103,10 @@ class Card:
     norm: FiniteFloat | None = None
     """Length of the stored update (`seal.update_norm`); of a whole model it is not taken."""
     weights_sha256: str = ""
-    """Of what was trained, to the last bit (`seal.hash_weights`); resuming compares it, and each load of an
-    adapter; to load a whole model its probe is asked."""
+    """Of what was trained, to the last bit (`seal.hash_weights`); resuming compares it, and each load. Of a
+    whole model earlier versions took it, and resuming alone compares it."""
+    tensors_sha256: str = ""
+    """Of a whole model's stored tensors (`models.reading.hash_whole`); resuming and each load compare it."""
     adapter_config: Mapping[str, Any] = field(default_factory=dict)
     """What PEFT's file beside the weights says of them (`seal.deciding_settings`)."""
     probe: Probe | None = None

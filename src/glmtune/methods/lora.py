@@ -1,5 +1,6 @@
 """LoRA, rsLoRA and DoRA through PEFT."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from glmtune.recipe.method import LowRank
 def apply_lora(model: Any, settings: Lora) -> Any:
     """Freeze the model and put LoRA beside each target layer.
 
-    Raises `ConfigError` listing the valid names if a target does not exist in this model.
+    Raises `ConfigError` listing the possible names if a target is none of them.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -32,17 +33,30 @@ def apply_lora(model: Any, settings: Lora) -> Any:
 def find_targets(model: Any, settings: LowRank) -> list[str]:
     """The names of the linear layers to adapt, the family's own if the settings leave them open.
 
-    Raises `ConfigError` listing the valid names if one does not exist in this model.
+    Raises `ConfigError` listing the possible names if one is none of them.
     """
-    targets = settings.target_modules or find_family(model.config.model_type).lora_targets
-    valid = linear_names(model)
+    family = find_family(model.config.model_type)
+    targets = settings.target_modules or family.lora_targets
+    possible = [name for name in linear_names(model) if name not in family.experts]
     for name in targets:
-        if name not in valid:
-            raise ConfigError(
-                f"method.target_modules: this model has no linear layer called {name!r}",
-                hint=f"its linear layers are {', '.join(valid)}",
-            )
+        if name not in possible:
+            problem = _explain(model, name, family.experts)
+            raise ConfigError(f"method.target_modules: {problem}", hint=f"possible are {', '.join(possible)}")
     return list(targets)
+
+
+def _explain(model: nn.Module, name: str, experts: Iterable[str]) -> str:
+    """Why no adapter goes on what is called so."""
+    if name in experts:
+        return (
+            f"{name} is also what this model's experts are made of, and adapters on those are not supported"
+        )
+    for kind, found in (("part", model.named_modules()), ("parameter", model.named_parameters())):
+        for path, part in found:
+            if path.rpartition(".")[2] == name:
+                what = type(part).__name__ if kind == "part" else f"parameter of shape {list(part.shape)}"
+                return f"{name} is a {what} in this model, and adapters go on linear layers alone"
+    return f"this model has no linear layer called {name!r}"
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -1,28 +1,98 @@
-"""The settings of a PEFT adapter: which this version of PEFT knows, which are a method's of ours."""
+"""The settings of PEFT's adapters: which of them are carried out here, and why the others are refused.
 
-from dataclasses import fields
+Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py and adalora/config.py.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import AdaLoraConfig, LoraConfig
-
-from glmtune.errors import ConfigError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json, read_json_if_there
 from glmtune.methods.card import CARD_FILE
 from glmtune.methods.seal import ADAPTER_FILE, DECIDING
 from glmtune.recipe import Lora
 
-CONFIGS = {"LORA": LoraConfig, "ADALORA": AdaLoraConfig}
+KINDS = ("LORA", "ADALORA")
+"""PEFT's types of adapters that this version loads."""
+
+SUPPORTED = {
+    "peft_type", "auto_mapping", "task_type", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "r", "target_modules", "exclude_modules", "target_parameters", "layers_to_transform",
+    "layers_pattern", "rank_pattern", "alpha_pattern", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias",
+    "lora_bias", "use_rslora", "use_dora", "modules_to_save", "trainable_token_indices",
+    "ensure_weight_tying",
+    # of AdaLoRA
+    "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
+    # these say how training began or took its gradients, and nothing of what came out
+    "init_lora_weights", "eva_config", "corda_config", "loftq_config", "lora_ga_config", "velora_config",
+    "runtime_config", "megatron_core", "qalora_group_size",
+}  # fmt: skip
+"""Keys of an adapter_config.json that loading carries out; of `init_lora_weights` see `_CHANGES_BASE`."""
+
+REFUSED = {
+    "alora_invocation_tokens": "aLoRA is at work only behind certain tokens",
+    "layer_replication": "it makes a deeper model of the base's layers",
+    "megatron_config": "it is for Megatron's layers, which no base here has",
+    "monteclora_config": "MonteCLoRA draws its weights at random",
+    "use_bdlora": "BD-LoRA's factors are made of blocks",
+    "use_qalora": "QA-LoRA goes on GPTQ's layers, which no base here has",
+    "arrow_config": "Arrow mixes several adapters token by token",
+    "kasa_config": "KaSA takes away a part of the base's weights",
+}
+"""Keys that may only be empty, and why."""
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How the values of `init_lora_weights` begin that take a part out of the base's weights."""
+_EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
+
+
+def require_supported(folder: Path, settings: Mapping[str, Any], *, are_unknown_kept: bool = False) -> None:
+    """Raise `CheckpointError`, naming the key, unless an adapter_config.json's settings are carried out here.
+
+    `are_unknown_kept`: a key that this PEFT does not know is left to the caller.
+    """
+    kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
+    if kind not in KINDS:
+        raise _refusal(folder, f"peft_type is {kind!r}", f"adapters of these types work: {', '.join(KINDS)}")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise _refusal(folder, f"init_lora_weights is {start!r}: {_HALF}", _MAKE_PLAIN)
+    for key, why in REFUSED.items():
+        if settings.get(key) not in _EMPTY:
+            raise _refusal(folder, f"{key} is set: {why}, which is not supported", _ELSEWHERE)
+    unknown = find_unknown(settings)
+    if unknown and not are_unknown_kept:
+        without = (
+            f"make an adapter without it, and see what that answers: glmtune migrate {folder} --output NEW"
+        )
+        raise _refusal(folder, f"{unknown[0]} is set, which this version of PEFT does not know", without)
+
+
+def find_unknown(settings: Mapping[str, Any], *, are_empty_too: bool = False) -> list[str]:
+    """The keys that this PEFT does not know and that are set, or all of them."""
+    unknown = sorted(settings.keys() - SUPPORTED - REFUSED.keys())
+    return [key for key in unknown if are_empty_too or settings[key] not in _EMPTY]
+
+
+def _refusal(folder: Path, problem: str, hint: str) -> CheckpointError:
+    return CheckpointError(f"{folder / ADAPTER_FILE}: {problem}", hint=hint)
+
+
+_HALF = "a part of the base's own weights was taken out when training began, and this adapter lacks it"
+_MAKE_PLAIN = (
+    "make plain LoRA of it with PEFT where it was trained: model.save_pretrained(NEW, "
+    "path_initial_model_for_weight_conversion=INITIAL), where INITIAL was saved before the first step"
+)
+_ELSEWHERE = "use it with the program that trained it, or train LoRA anew"
+
+
+# What training goes on from
+
 _OURS = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
     "alpha_pattern", "exclude_modules", "init_r", "target_r",
 }  # fmt: skip
 """Of the settings that decide, those that an adapter to be trained on may have."""
-
-
-def known_settings(peft_type: str) -> set[str]:
-    """The names that an adapter_config.json of this type may hold; any other stops PEFT from loading it."""
-    return {field.name for field in fields(CONFIGS[peft_type])} | {"peft_type", "auto_mapping"}
 
 
 def require_ours(adapter: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.errors import CheckpointError
 from glmtune.methods.card import Probe
 from glmtune.tokenizers import encode_messages
 
@@ -59,7 +60,13 @@ def choose_tokens(logits: Tensor) -> list[int]:
 
 
 def take_probe(input_ids: Sequence[int], base: Tensor, tuned: Tensor) -> Probe:
-    """What the card keeps of both models' logits (V,)."""
+    """What the card keeps of both models' logits (V,). Raises CheckpointError unless those are finite."""
+    for who, logits in (("the base", base), ("the tuned model", tuned)):
+        if not logits.isfinite().all():
+            raise CheckpointError(
+                f"{who} answers the probe with logits that are not finite, so there is nothing to record",
+                hint="open it in a wider type: dtype=fp32; or its weights are damaged",
+            )
     tokens = choose_tokens(base)
     return Probe(
         input_ids=list(input_ids), tokens=tokens, base=base[tokens].tolist(), tuned=tuned[tokens].tolist()

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.files import read_json_if_there, read_start
 from glmtune.methods.card import CARD_FILE, Card, Probe
-from glmtune.methods.freeze import choose_weights
-from glmtune.methods.lora import find_targets
 from glmtune.methods.probe import largest_difference
 from glmtune.methods.seal import (
     ADAPTER_FILE,
@@ -28,9 +25,8 @@ from glmtune.methods.seal import (
     update_norm,
 )
 from glmtune.models.fingerprint import Fingerprint, fingerprint
-from glmtune.models.prefix import new_prefix
 from glmtune.models.quant import held_quant, name_bits
-from glmtune.recipe import AdaLora, Freeze, Lora, Method, Ptuning
+from glmtune.models.reading import Reading, require_finite
 
 ROUNDING = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
 """How far the probe's logits may be from the recorded ones, as a share of the largest of them, by the type
@@ -45,7 +41,6 @@ REQUANTISED = {None: 0.0, "int8": 0.03, "nf4": 0.3, "int4": 0.4}
 the two: again some ten times glm-tiny's (int8 3e-3, nf4 2e-2, int4 4e-2)."""
 SAME_NORM = 1e-5
 """Share by which the length of a stored update may differ, summed in another order."""
-BYTES_OF_FP32 = 4
 
 _ITS_BASE = "name the base it was trained on: --base, or in Python load_model(base, adapter=...)"
 _ITS_TOKENIZER = "take the tokenizer's files from the base it was trained on"
@@ -72,7 +67,7 @@ def check_recorded(card: Card | None) -> Iterator[Check]:
     is_whole = card is not None and card.method.get("name") == "full"
     has = {
         "its base": card and card.fingerprint,
-        "its weights": card and (card.weights_sha256 or is_whole),
+        "its weights": card and (card.tensors_sha256 if is_whole else card.weights_sha256),
         "its answers": card and card.probe,
     }
     missing = [what for what, recorded in has.items() if not recorded]
@@ -131,6 +126,22 @@ def check_whole(folder: Path, card: Card, whole: Path) -> Check:
     )
 
 
+def check_tensors(folder: Path, card: Card, reading: Reading) -> Check:
+    """Every tensor of a whole model that was read is the one that was saved. The card has their hash."""
+    require_hash(folder, reading.digest(), card.tensors_sha256, hint=_OTHER_FILES)
+    return Check("weights", f"hash {card.tensors_sha256[:12]}, as recorded")
+
+
+def require_hash(folder: Path, found: str, recorded: str, *, hint: str) -> None:
+    """Raise `CheckpointError` unless weights have the recorded hash."""
+    if found != recorded:
+        raise CheckpointError(
+            f"{folder}: not the weights that were saved: their hash is {found[:12]}, recorded is "
+            f"{recorded[:12]}",
+            hint=hint,
+        )
+
+
 # Which tokenizer and template
 
 
@@ -185,27 +196,6 @@ def _first_odd(before: list[int], now: list[int]) -> str:
 # Its files
 
 
-def check_size(folder: Path, method: Method | None, model: Any) -> Iterator[Check]:
-    """The files have the size that the method's settings make on this base; nothing where none are known.
-
-    `model`: the base, without the adapter.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if method is None or not files:
-        return
-    expected = count_numbers(model, method)
-    found = sum(_data_bytes(file) for file in files)
-    most, is_exact = expected * BYTES_OF_FP32, not _is_pruned(folder, method)
-    if found != most if is_exact else found > most:
-        bound = "" if is_exact else "at most "
-        raise CheckpointError(
-            f"{folder}: {_files(files)} {found:,} bytes of weights, but {method.name} with the settings in "
-            f"{CARD_FILE} makes {bound}{most:,} on this base",
-            hint=_OTHER_FILES,
-        )
-    yield Check("size", f"{found:,} bytes of weights, as {method.name}'s settings make them")
-
-
 def check_settings(folder: Path, card: Card) -> None:
     """PEFT's file beside the weights has the settings that it was saved with, where they were recorded."""
     recorded, now = card.adapter_config, deciding_settings(folder)
@@ -215,47 +205,6 @@ def check_settings(folder: Path, card: Card) -> None:
             raise CheckpointError(
                 f"{folder / ADAPTER_FILE}: {key} is {found}, recorded is {before}", hint=_OTHER_FILES
             )
-
-
-def _files(files: list[Path]) -> str:
-    return f"{files[0].name} holds" if len(files) == 1 else f"{len(files)} files hold"
-
-
-def _is_pruned(folder: Path, method: Method) -> bool:
-    config = read_json_if_there(folder / ADAPTER_FILE)
-    return isinstance(method, AdaLora) or bool(config.get("rank_pattern") or config.get("exclude_modules"))
-
-
-def _data_bytes(file: Path) -> int:
-    """Of a safetensors file, without its header. Source: github.com/huggingface/safetensors, Format."""
-    header = int.from_bytes(read_start(file, 8), "little")
-    return max(0, file.stat().st_size - 8 - header)
-
-
-def count_numbers(model: Any, method: Method) -> int:
-    """How many numbers the method trains on this model; of AdaLoRA how many at its start."""
-    match method:
-        case Lora():
-            extra = 1 if method.use_dora else 0  # a length for each row
-            return sum(method.r * (i + o) + extra * o for i, o in _target_sizes(model, method))
-        case AdaLora():
-            return sum(method.init_r * (i + o + 1) for i, o in _target_sizes(model, method))
-        case Ptuning():
-            with torch.device("meta"):
-                prefix = new_prefix(model.config, method.num_prefix_tokens, method.projection)
-            return sum(p.numel() for p in prefix.parameters())
-        case Freeze():
-            sizes = {name: p.numel() for name, p in model.named_parameters()}
-            return sum(sizes[name] for name in choose_weights(model, method))
-    stored = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}  # tied ones once
-    return sum(stored.values())
-
-
-def _target_sizes(model: nn.Module, method: Lora | AdaLora) -> Iterator[tuple[int, int]]:
-    targets = set(find_targets(model, method))
-    for name, part in model.named_modules():
-        if isinstance(part, nn.Linear) and name.rpartition(".")[2] in targets:
-            yield part.in_features, part.out_features
 
 
 # What they change
@@ -268,10 +217,10 @@ def check_update(
 
     `replaced`: of the base's own weights those that it stands for.
     """
+    for name, tensor in tensors.items():
+        require_finite(folder, name, tensor)
     norm = update_norm(tensors)
     length = norm_of(_moves(tensors, replaced)) if replaced else norm
-    if not isfinite(norm):
-        raise CheckpointError(f"{folder}: holds numbers that are not finite", hint=_OTHER_FILES)
     if not length:
         what = "its weights are its base's" if replaced else "its update is zero everywhere"
         raise CheckpointError(f"{folder}: changes nothing: {what}", hint=_ANEW)
@@ -378,12 +327,23 @@ def recorded_difference(probe: Probe) -> float:
 
 def check_difference(folder: Path, base: Tensor, tuned: Tensor) -> Check:
     """An adapter that nothing was recorded of answers the probe in another way than its base (V,)."""
-    difference = largest_difference(base, tuned)
-    if not difference:
+    effect = measure_effect(folder, base, tuned)
+    return Check("logits", f"nothing recorded; different from the base's by {effect:.3g}")
+
+
+def measure_effect(folder: Path, base: Tensor, tuned: Tensor) -> float:
+    """How far an adapter changes its base's logits. Raises `CheckpointError` for nothing, or no number."""
+    effect = largest_difference(tuned, base)
+    if not isfinite(effect):
+        who = "with it the logits" if base.isfinite().all() else "the base's own logits"
+        raise CheckpointError(
+            f"{folder}: {who} are not finite", hint="open it in a wider type: dtype=fp32; or it is damaged"
+        )
+    if not effect:
         raise CheckpointError(
             f"{folder}: changes nothing: the base's logits are the same without it", hint=_ANEW
         )
-    return Check("logits", f"nothing recorded; different from the base's by {difference:.3g}")
+    return effect
 
 
 def _saved_quant(card: Card) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -78,11 +79,10 @@ def hash_file(path: Path) -> str:
 
 
 def update_norm(tensors: Mapping[str, Tensor]) -> float:
-    """Length of a stored update: of what it is multiplied by, LoRA's B or AdaLoRA's E, else of all."""
-    for part in (".lora_E", ".lora_B", ".lora_embedding_B"):
-        if deciding := [tensor for name, tensor in tensors.items() if part in name]:
-            return norm_of(deciding)
-    return norm_of(list(tensors.values()))
+    """Length of a stored update: of what it is multiplied by, LoRA's B or AdaLoRA's E, and all beside it."""
+    has_scales = any(".lora_E" in name for name in tensors)
+    deciding = re.compile(r"\.lora_E" if has_scales else r"\.lora_(embedding_)?B")
+    return norm_of([t for name, t in tensors.items() if ".lora_" not in name or deciding.search(name)])
 
 
 def norm_of(tensors: list[Tensor]) -> float:

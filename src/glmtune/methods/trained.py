@@ -246,9 +246,12 @@ def require_held(place: Path, stored: Mapping[str, Tensor], held: Mapping[str, T
     """Raise `CheckpointError` unless trained weights are held as they are stored, to the last bit.
 
     Factors and prefixes are held in fp32, whatever they lie on. What stands in place of the base's own
-    weights (freeze, PEFT's modules_to_save) is held in the type that the base is opened in.
+    weights (freeze, PEFT's modules_to_save) is held in the type that the base is opened in. An outline holds
+    no numbers.
     """
     for name, ours in held.items():
+        if ours.is_meta:
+            continue
         kind = torch.float32 if is_part(name) or name.startswith(PREFIX) else ours.dtype
         wanted = stored[name].to(ours.device, kind)
         if ours.dtype != kind or not torch.equal(_bits(ours), _bits(wanted)):

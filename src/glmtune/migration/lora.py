@@ -16,14 +16,17 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json, read_start
-from glmtune.methods.adapter import ADAPTER_FILE, KINDS
+from glmtune.methods.adapter import ADAPTER_FILE
 from glmtune.methods.factors import START
-from glmtune.methods.peft_settings import known_settings
+from glmtune.methods.peft_settings import KINDS, find_unknown, require_supported
+from glmtune.methods.seal import update_norm
 from glmtune.methods.trained import read_pickle
 from glmtune.models.shards import explain_damage
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")
-_PART = re.compile(r"\.(lora_[A-Za-z_]+?)(?:\.(?!weight$)([^.]+))?(\.weight)?$")
+_PART = re.compile(r"\.(lora_[A-Za-z_]+?)(?:\.(?!weight$|bias$)([^.]+))?(\.weight|\.bias)?$")
+_DOWN = re.compile(r"\.lora_(embedding_)?A")
+_MORE = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters")
 _REFUSED = {
     "PREFIX_TUNING": "PEFT's own prefix shifts every position: the model computes something else with it",
     "P_TUNING": "PEFT's virtual tokens are no prefix of P-Tuning v2",
@@ -49,15 +52,14 @@ class OldLora:
     @property
     def targets(self) -> list[str]:
         """The layers that it adapts, by full name."""
-        names = {_PART.sub("", name) for name in self.tensors if ".lora_A" in name}
+        names = {_PART.sub("", name) for name in self.tensors if _DOWN.search(name)}
         return sorted(name.removeprefix(START) for name in names)
 
     @property
     def is_plain(self) -> bool:
         """Whether it is factors beside linear layers and nothing else."""
         return not (
-            self.config.get("use_dora")
-            or self.config.get("modules_to_save")
+            any(self.config.get(key) for key in _MORE)
             or self.config.get("bias", "none") != "none"
             or any("lora_embedding_" in name for name in self.tensors)
         )
@@ -90,6 +92,7 @@ def read_lora(folder: Path) -> OldLora:
             hint=f"adapters of these types can be migrated: {', '.join(KINDS)}",
         )
     old = OldLora({**config, "peft_type": kind}, {})
+    require_supported(folder, old.config, are_unknown_kept=True)
     _check_merged(folder, config)
     _read_tensors(old, folder)
     _mend_config(old)
@@ -128,17 +131,18 @@ def _read_tensors(old: OldLora, folder: Path) -> None:
         old.mended.append(f"{renamed} tensors have names that today's PEFT does not look for: renamed")
     if left:
         old.mended.append(f"{left} tensors of the base lie beside it: left out")
-    if all(not tensor.any() for name, tensor in old.tensors.items() if ".lora_B" in name):
+    if not update_norm(old.tensors):
         raise CheckpointError(
-            f"{path}: lora_B is 0 everywhere, so this adapter changes nothing", hint="it was never trained"
+            f"{path}: its update is 0 everywhere, so this adapter changes nothing",
+            hint="it was never trained",
         )
 
 
 def _rename(name: str, whole: list[str], *, has_biases: bool) -> str | None:
     """A tensor's name in PEFT's files; None for what belongs to the base."""
     found = _PART.search(name)
-    is_bias = has_biases and name.endswith(".bias")
-    if found is None and not is_bias and not any(f".{part}." in f".{name}" for part in whole):
+    is_own = (has_biases and name.endswith(".bias")) or ".token_adapter." in name
+    if found is None and not is_own and not any(f".{part}." in f".{name}" for part in whole):
         return None
     name = START + name.removeprefix("module.").removeprefix(START)
     if found is not None:
@@ -147,13 +151,11 @@ def _rename(name: str, whole: list[str], *, has_biases: bool) -> str | None:
 
 
 def _mend_config(old: OldLora) -> None:
-    known = known_settings(old.kind)
-    for key in [key for key in old.config if key not in known]:
-        value = old.config.pop(key)
-        if value in (None, False, [], {}, ""):
-            old.mended.append(f"{key}: a setting that this PEFT does not know, unused: left out")
-        else:
-            old.lost[f"{key} {value}"] = "a setting that this PEFT does not know"
+    for key in find_unknown(old.config):
+        old.lost[f"{key} {old.config.pop(key)}"] = "a setting that this PEFT does not know"
+    for key in find_unknown(old.config, are_empty_too=True):
+        del old.config[key]
+        old.mended.append(f"{key}: a setting that this PEFT does not know, unused: left out")
     if old.kind == "ADALORA" and "r" in old.config:
         ranks = f"init_r {old.config.get('init_r', 12)} and target_r {old.config.get('target_r', 8)}"
         old.mended.append(f"r {old.config['r']}: PEFT's AdaLoRA ignores it; it was trained with {ranks}")
@@ -163,7 +165,7 @@ def _mend_config(old: OldLora) -> None:
 def _mend_targets(old: OldLora) -> None:
     """The tensors say which layers are adapted; names that none of them has were never there."""
     named = old.config.get("target_modules")
-    if isinstance(named, str):
+    if isinstance(named, str) or old.config.get("target_parameters"):
         return
     real = sorted({name.rpartition(".")[2] for name in old.targets})
     missing = [n for n in named or [] if not any(t == n or t.endswith(f".{n}") for t in old.targets)]

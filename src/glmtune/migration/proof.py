@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from glmtune.errors import CheckpointError
 from glmtune.methods.factors import Factors, read_factors
 from glmtune.methods.probe import all_logits, largest_difference
+from glmtune.methods.proof import measure_effect
 from glmtune.migration.lora import OldLora
 
 TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -25,7 +27,7 @@ def probe_logits(model: Any) -> Tensor:
     return all_logits(model, ids)
 
 
-def prove_same(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtype, what: str) -> str:
+def prove_same(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtype, what: Path) -> str:
     """One sentence of proof. Raises CheckpointError where old and new differ, or the base is not changed."""
     scale = max(1.0, theirs.abs().max().item())
     difference = largest_difference(ours, theirs)
@@ -37,12 +39,9 @@ def prove_same(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtyp
     return f"logits equal the source's to {difference:.1e}; {require_effect(ours, plain, what=what)}"
 
 
-def require_effect(ours: Tensor, plain: Tensor, *, what: str) -> str:
-    """Say how far the base is changed. Raises CheckpointError where it is not."""
-    effect = largest_difference(ours, plain)
-    if effect == 0:
-        raise CheckpointError(f"{what}: changes nothing in this base", hint="it was never trained")
-    return f"they differ from the base's by {effect:.3g}"
+def require_effect(ours: Tensor, plain: Tensor, *, what: Path) -> str:
+    """Say how far the base is changed. Raises CheckpointError as `measure_effect`."""
+    return f"they differ from the base's by {measure_effect(what, plain, ours):.3g}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import identify, require_template
 from glmtune.files import read_json_if_there
 from glmtune.load import Place, open_place, resolve
+from glmtune.log import quiet
 from glmtune.methods.adapter import ADAPTER_FILE, CARD_FILE, Card, load_adapter
 from glmtune.methods.trained import TRAINED_FILE, find_trained, save_weights, tell_method
 from glmtune.migration.cards import Untuned, ask_untuned, finish_card, start_card
@@ -70,6 +71,8 @@ def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template:
         tuned = load_adapter(model, partial)
         proof = _prove(tuned, folder, theirs, plain)
         finish_card(card, partial, tuned, untuned)
+        del model, tuned  # the next is as large
+        _require_opens(partial, place)
     found = [*old.found, *_unrecorded(untuned)]
     return _migration(folder, output, card, [*found, proof], mended, old.lost)
 
@@ -106,6 +109,8 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
         tuned = load_adapter(model, partial)
         proof = _prove(tuned, folder, theirs, plain)
         finish_card(card, partial, tuned, untuned)
+        del model, tuned  # the next is as large
+        _require_opens(partial, place)
     found += _unrecorded(untuned)
     projection = " with projection" if method.projection else ""
     what = f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}"
@@ -140,6 +145,12 @@ def _told(place: Place, template: str | None) -> str:
     return require_template(identify(place.base, template).template, f"{place.name}: --template")
 
 
+def _require_opens(folder: Path, place: Place) -> None:
+    """Open what was written as every later load will. Raises CheckpointError for what that would refuse."""
+    with quiet():
+        open_place(resolve(folder, base=place.base), template=None, dtype="auto", device="auto")
+
+
 @contextmanager
 def _writing(output: Path) -> Iterator[Path]:
     """A folder that takes the place of `output` once all is written and proven."""
@@ -157,10 +168,8 @@ def _prove(tuned: Any, source: Path, theirs: Tensor | None, plain: Tensor) -> st
     """Compare what was written, opened. Without `theirs` only that it changes the base."""
     ours = probe_logits(tuned)
     if theirs is None:
-        return (
-            f"{require_effect(ours, plain, what=str(source))}; nothing here computes the source's to compare"
-        )
-    return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=str(source))
+        return f"{require_effect(ours, plain, what=source)}; nothing here computes the source's to compare"
+    return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=source)
 
 
 def _migration(

@@ -26,6 +26,7 @@ from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
+from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
 
 Config = ChatGLMConfig | ChatGLM6BConfig
@@ -60,20 +61,22 @@ def load_base(
     template: str | None = None,
     quant: str | None = None,
     progress: Progress | None = None,
+    reading: Reading | None = None,
 ) -> Model:
     """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
 
     `quant`, int8, int4 or nf4, quantises the blocks' linear layers from their stored values while they are
     read; a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
     `template` is the chat format if it is known; only a config with `rope_ratio` != 1 needs it. Without
-    `progress` a bar appears on a terminal when loading takes long. Raises CheckpointError (files, names,
-    shapes) and ConfigError (settings, `dtype`, `device`).
+    `progress` a bar appears on a terminal when loading takes long. `reading` sees each tensor as it is
+    stored. Raises CheckpointError (files, names, shapes, numbers that are not finite) and ConfigError
+    (settings, `dtype`, `device`).
     """
     place = resolve_device(device)
     folder = Path(folder)
     config = read_config(folder, template=template)
     quant = _quant_to_make(config, quant, folder)
-    generation = _read_generation_config(folder)
+    generation = read_generation_config(folder)
     stored = scan_tensors(folder)
     wanted = resolve_dtype(dtype, main_dtype(stored), place)
     model = _build_empty(config, wanted)
@@ -82,7 +85,7 @@ def load_base(
     if quant:
         quantise_as(model, quant)
     _set_scale_types(model, stored)
-    _fill(model, stored, place, progress)
+    _fill(model, stored, place, progress, reading or Reading())
     model.tie_weights()
     if generation is not None:
         model.generation_config = generation
@@ -166,7 +169,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return main_dtype(scan_tensors(folder))
 
 
-def _read_generation_config(folder: Path) -> GenerationConfig | None:
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """The folder's own, if it has one."""
     file = folder / "generation_config.json"
     return GenerationConfig.from_dict(read_json(file)) if file.exists() else None
 
@@ -205,6 +209,7 @@ def check_stored(model: Model, stored: Mapping[str, Stored]) -> None:
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    require_held_types({name: held for name, held in stored.items() if not _IGNORED.search(name)})
     _check_kinds(state, stored)
     extra = [name for name in stored if name not in expected and not _IGNORED.search(name)]
     missing = [name for name in expected if name not in stored]
@@ -270,6 +275,7 @@ def _fill(
     stored: Mapping[str, Stored],
     device: torch.device,
     progress: Progress | None,
+    reading: Reading,
 ) -> None:
     """Give every parameter its memory on `device` and its values, file by file."""
     parameters = dict(model.named_parameters())
@@ -283,8 +289,10 @@ def _fill(
                     if stored[name].file == file:
                         with explain_damage(file):
                             source = shard.read(stored[name].name)
+                            reading.look(name, file, source)
                         done += _place(model, name, source, device)
                         report(done, total)
+    reading.finish()
 
 
 def _place(model: torch.nn.Module, name: str, source: Tensor, device: torch.device) -> int:

@@ -6,7 +6,7 @@ Every file's header is read first, so a missing shard or a git-lfs pointer is na
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path
@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json
-from glmtune.models.checkpoint import resolve_device, resolve_dtype, stored_dtype
+from glmtune.models.checkpoint import main_dtype, read_generation_config, resolve_device, resolve_dtype
 from glmtune.models.config_checks import PUBLISHED, check_sizes
-from glmtune.models.shards import Stored
+from glmtune.models.reading import Reading, require_held_types
+from glmtune.models.shards import Shard, Stored, explain_damage, open_shard, scan_tensors
 
 _SAME_MODEL = "config.json and weights must be of the same model, and complete"
 _SIZES = (
@@ -44,28 +46,64 @@ def load_in_transformers(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     template: str | None = None,  # only ChatGLM2's and ChatGLM3's model depends on it
+    reading: Reading | None = None,
 ) -> Any:
     """The model of a folder, in evaluation mode, its weights in `dtype` on `device`.
 
-    Raises CheckpointError (files, names, shapes) and ConfigError (settings, `dtype`, `device`).
+    `reading` sees each tensor as it is stored. Raises CheckpointError (files, names, shapes, numbers that are
+    not finite) and ConfigError (settings, `dtype`, `device`).
     """
-    place = resolve_device(device)
+    place, reading = resolve_device(device), reading or Reading()
     config = read_upstream_config(folder)
-    _build_empty(config, folder)  # what no model can be built from is told by its key
-    wanted = resolve_dtype(dtype, stored_dtype(folder), place)
-    with _bar_on_a_terminal(), _without_report():
-        model, found = AutoModelForCausalLM.from_pretrained(
-            str(folder),
+    outline = _build_empty(config, folder)  # what no model can be built from is told by its key
+    stored = scan_tensors(folder)
+    check_upstream_stored(folder, outline, stored)
+    wanted = resolve_dtype(dtype, main_dtype(stored), place)
+    with _bar_on_a_terminal(), _without_report(), ExitStack() as files:
+        model, found = type(outline).from_pretrained(
+            None,
             config=config,
+            state_dict=_lazily(_without_mtp(stored, config), files, reading),
+            generation_config=read_generation_config(folder),
             dtype=wanted,
             device_map=None if place.type == "cpu" else {"": place},
-            trust_remote_code=False,
-            local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported in `found`, and refused below
         )
     _check_found(folder, found)
+    reading.finish()
+    model.name_or_path = model.config.name_or_path = str(folder)
     return model.eval()
+
+
+class _Lazy:
+    """A stored tensor that is read where transformers takes it, `[...]`, and looked at then."""
+
+    def __init__(self, shard: Shard, held: Stored, reading: Reading) -> None:
+        self._shard, self._held, self._reading = shard, held, reading
+
+    def __getitem__(self, _: Any) -> Tensor:
+        with explain_damage(self._held.file):
+            tensor = self._shard.read(self._held.name)
+            self._reading.look(self._held.name, self._held.file, tensor)
+        return tensor
+
+
+def _lazily(stored: Mapping[str, Stored], files: ExitStack, reading: Reading) -> dict[str, _Lazy]:
+    shards = {file: files.enter_context(open_shard(file)) for file in {held.file for held in stored.values()}}
+    return {name: _Lazy(shards[held.file], held, reading) for name, held in stored.items()}
+
+
+def _without_mtp(stored: Mapping[str, Stored], config: Any) -> dict[str, Stored]:
+    """Without the layers behind the model's own, which predict further tokens (GLM-4.5's MTP).
+
+    They are as many as the config says, `num_nextn_predict_layers`; of transformers' class none is a part.
+    """
+    layers, more = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", 0) or 0
+    starts = tuple(f"model.layers.{number}." for number in range(layers, layers + more))
+    return (
+        {name: held for name, held in stored.items() if not name.startswith(starts)} if more else dict(stored)
+    )
 
 
 def build_upstream_outline(folder: Path) -> Any:
@@ -87,11 +125,11 @@ def check_upstream_stored(folder: Path, model: Any, stored: Mapping[str, Stored]
     Told from headers: the model's tensors by the names that it is saved with (GLM-4.5's experts one by one).
     """
     expected = revert_weight_conversion(model, model.state_dict())
-    passed_over = [re.compile(rule) for rule in model._keys_to_ignore_on_load_unexpected or ()]
-    extra = [name for name in stored.keys() - expected.keys() if not _COMPUTED.search(name)]
+    stored = _without_mtp(stored, model.config)
+    require_held_types({name: held for name, held in stored.items() if not _COMPUTED.search(name)})
     found = {
         "missing_keys": expected.keys() - stored.keys() - model.all_tied_weights_keys.keys(),
-        "unexpected_keys": [name for name in extra if not any(rule.search(name) for rule in passed_over)],
+        "unexpected_keys": [name for name in stored.keys() - expected.keys() if not _COMPUTED.search(name)],
         "mismatched_keys": [
             (name, held.shape, expected[name].shape)
             for name, held in stored.items()
@@ -173,7 +211,7 @@ def refuse_quantised(folder: Path) -> None:
     """Raise CheckpointError for a folder of pre-quantised weights."""
     path = folder / "config.json"
     stated = read_json(path).get("quantization_config")
-    if stated:
+    if isinstance(stated, dict) and stated:
         raise CheckpointError(
             f"{path}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
             hint="open the original, unquantised folder of this model",

@@ -160,6 +160,9 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         template=source.identity.template if kind.is_adapter else None,
         messages=messages[:1] if kind.has_chat else None,
     )
+    if kind.opener == "peft":  # that process knows nothing of this program, whose loads refuse more
+        with quiet():
+            load_model(source.base, adapter=folder, template=source.identity.template, device="cpu")
     expected = _expected(source, job.model, job.draft, prompts, answers)
     facts["verified"] = {**compare(answers, expected), "proven_weights": len(job.draft.proven)}
     yield from _tell_verified(facts["verified"])

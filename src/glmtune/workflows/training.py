@@ -15,7 +15,7 @@ from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer
-from glmtune.load import Place, open_place, open_tokenizer, resolve
+from glmtune.load import Place, check_outline, open_place, open_tokenizer, resolve
 from glmtune.log import without_false_alarms
 from glmtune.methods import begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
@@ -341,6 +341,9 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
             save_trained(run.model, partial, card)
             with (partial / STATE_FILE).open("wb") as file:
                 torch.save(state, file)
+            if not (run.record.folder / "last").exists():  # a run's first: can it be opened at all?
+                is_whole = run.recipe.method.name == "full"
+                check_outline(resolve(partial, base=None if is_whole else run.place.base))
         run.record.link_checkpoint(path, is_best=is_best)
         run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
     run.accelerator.wait_for_everyone()

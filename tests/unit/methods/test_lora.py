@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from glmtune.errors import ConfigError
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, load_adapter, save_trained
-from glmtune.recipe import Lora
-from models import tiny_model
+from glmtune.models.upstream import build_upstream_outline
+from glmtune.recipe import AdaLora, Lora
+from models import tiny_hf_folder, tiny_model
 
 ALL_FOUR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -62,3 +64,29 @@ def test_adapters_that_are_saved_and_loaded_or_merged_give_the_same_logits(kind:
     assert not torch.allclose(model(IDS).logits, tiny_model()(IDS).logits, atol=1e-2)
     merged = loaded.merge_and_unload(safe_merge=True)
     torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("gate_proj", "is also what this model's experts are made of"),
+        ("down_proj", "is also what this model's experts are made of"),
+        ("gate", "is a Glm4MoeTopkRouter in this model"),
+        ("experts", "is a Glm4Moe.* in this model"),
+        ("gate_up_proj", r"is a parameter of shape \[4, 32, 32\] in this model"),
+        ("query_key_value", "no linear layer called 'query_key_value'"),
+    ],
+)
+@pytest.mark.parametrize("method", [Lora, AdaLora])
+def test_of_a_model_with_experts_the_attention_alone_is_adapted(
+    method: Any, name: str, why: str, experts: Path
+) -> None:
+    model = build_upstream_outline(experts)
+    with pytest.raises(ConfigError, match=why) as caught:
+        apply_method(model, method(target_modules=("o_proj", name)))
+    assert caught.value.hint == "possible are q_proj, k_proj, v_proj, o_proj, lm_head"
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hf_folder(tmp_path_factory.mktemp("experts"), "GLM-4.5")

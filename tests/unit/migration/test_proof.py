@@ -16,7 +16,7 @@ PLAIN = torch.zeros(1, 2, 3)
 
 
 def test_equal_logits_that_differ_from_the_base_are_a_proof() -> None:
-    said = prove_same(PLAIN + 1, PLAIN + 1, PLAIN, dtype=torch.float32, what="x")
+    said = prove_same(PLAIN + 1, PLAIN + 1, PLAIN, dtype=torch.float32, what=Path("x"))
     assert said == "logits equal the source's to 0.0e+00; they differ from the base's by 1"
 
 
@@ -25,14 +25,14 @@ def test_equal_logits_that_differ_from_the_base_are_a_proof() -> None:
     [
         (PLAIN + 1, PLAIN + 1.001, "its logits differ by 0.001 after the migration"),
         (PLAIN + 1, PLAIN + torch.nan, "its logits differ by nan"),
-        (PLAIN, PLAIN, "changes nothing in this base"),
+        (PLAIN, PLAIN, "changes nothing: the base's logits"),
     ],
 )
 def test_logits_that_differ_or_do_nothing_are_refused(
     theirs: torch.Tensor, ours: torch.Tensor, sentence: str
 ) -> None:
     with pytest.raises(CheckpointError, match=sentence):
-        prove_same(theirs, ours, PLAIN, dtype=torch.float32, what="x")
+        prove_same(theirs, ours, PLAIN, dtype=torch.float32, what=Path("x"))
 
 
 @pytest.mark.parametrize("family", ["v1_late", "v3"])
@@ -55,4 +55,4 @@ def test_another_scale_is_another_adapter() -> None:
         theirs = probe_logits(model)
     ours = probe_logits(load_adapter(model, GOLDENS / "v3" / "lora"))
     with pytest.raises(CheckpointError, match="after the migration"):
-        prove_same(theirs, ours, plain, dtype=torch.bfloat16, what="x")
+        prove_same(theirs, ours, plain, dtype=torch.bfloat16, what=Path("x"))

@@ -209,6 +209,32 @@ def test_what_peft_writes_is_computed_without_it(config: Any, method: str, said:
     assert same(before, after)
 
 
+QKV = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["query_key_value"]}
+MORE: dict[str, dict[str, Any]] = {
+    "some layers": {"layers_to_transform": [1]},
+    "all but some layers": {"exclude_modules": r".*layers\.0.*"},
+    "a regex": {"target_modules": r".*layers\.1\..*(dense|query_key_value)"},
+    "a larger rank": {"rank_pattern": {r"layers\.1\..*query_key_value": 16}},
+    "a module saved whole": {"modules_to_save": ["output_layer"]},
+    "an embedding": {"target_modules": ["word_embeddings"]},
+    "some tokens": {"trainable_token_indices": [5, 6]},
+    "biases": {"bias": "lora_only"},
+    "biases of its own": {"lora_bias": True},
+    "a parameter": {"target_parameters": ["mlp.dense_h_to_4h.weight"]},
+    "tied weights": {"modules_to_save": ["embedding"], "ensure_weight_tying": True},
+}
+
+
+@pytest.mark.parametrize("what", MORE)
+def test_what_is_made_opens_and_answers_as_peft_alone_does(what: str, tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    source = write_adapter(tmp_path / "old", peft.LoraConfig(**{**QKV, **MORE[what]}), base)
+    migrate(source, tmp_path / "new", base=base)
+    in_peft = peft.PeftModel.from_pretrained(load_model(base, dtype="fp32"), str(source)).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(load_model(tmp_path / "new", dtype="fp32")(ids).logits, in_peft(ids).logits)
+
+
 @pytest.mark.parametrize("named", [None, ["query_key_value", "query", "value"]])
 def test_targets_are_told_from_the_weights(named: Any, tmp_path: Path) -> None:
     bring(old_lora(tmp_path / "old", target_modules=named), tmp_path / "new", "v3")
@@ -235,7 +261,7 @@ def set_in_config(**settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (zero_b, "lora_B is 0 everywhere, so this adapter changes nothing"),
+        (zero_b, "its update is 0 everywhere, so this adapter changes nothing"),
         (set_in_config(peft_type="PREFIX_TUNING"), "peft_type PREFIX_TUNING: PEFT's own prefix shifts every"),
         (set_in_config(peft_type="IA3"), "peft_type IA3: this version has no such method"),
         (set_in_config(enable_lora=[True, False, True]), "a LoRA of parts of a layer"),

@@ -1,0 +1,120 @@
+"""Each setting that PEFT's adapters can have is carried out, or refused by its name."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from glmtune import Adapters, export, load_model
+from glmtune.errors import CheckpointError, ConfigError
+from glmtune.info import inspect
+from glmtune.methods.peft_settings import REFUSED, SUPPORTED
+from glmtune.migration import migrate
+from models import tiny_folder, tiny_hf_folder
+from old_scripts import write_adapter
+
+QKV: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["query_key_value"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("base"))
+
+
+def adapter(folder: Path, base: Path, **settings: Any) -> Path:
+    """PEFT's, with settings written into its file afterwards."""
+    path = write_adapter(folder, peft.LoraConfig(**QKV), base) / "adapter_config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), **settings}), encoding="utf-8"
+    )
+    return folder
+
+
+def test_every_setting_of_peft_is_decided() -> None:
+    known = {field.name for config in (peft.LoraConfig, peft.AdaLoraConfig) for field in fields(config)}
+    assert SUPPORTED | REFUSED.keys() == known
+    assert not SUPPORTED & REFUSED.keys()
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_is_not_carried_out_is_refused_by_name(key: str, base: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "old", base, **{key: [[0, 1]]})
+    opening: list[Any] = [
+        lambda: load_model(base, adapter=folder),
+        lambda: load_model(base, adapter=folder, verify=False),
+        lambda: Adapters(base).add("a", folder),
+        lambda: migrate(folder, tmp_path / "new", base=base),
+    ]
+    for run in opening:
+        with pytest.raises(CheckpointError, match=f"adapter_config.json: {key} is set: .* not supported"):
+            run()
+    [warning] = inspect(folder, base=base).warnings
+    assert f"this adapter cannot be loaded: adapter_config.json: {key} is set" in warning
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_an_adapter_that_took_a_part_of_its_base_opens_as_the_hint_says(
+    start: str, base: Path, tmp_path: Path
+) -> None:
+    tuned = peft.get_peft_model(
+        load_model(base, dtype="fp32"), peft.LoraConfig(**QKV, init_lora_weights=start)
+    )
+    tuned.save_pretrained(str(tmp_path / "initial"))
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.05
+    tuned.save_pretrained(str(tmp_path / "old"))
+    with pytest.raises(CheckpointError, match=f"init_lora_weights is '{start}': a part of the") as caught:
+        load_model(base, adapter=tmp_path / "old")
+    assert "path_initial_model_for_weight_conversion=INITIAL" in caught.value.hint
+    initial = str(tmp_path / "initial")
+    tuned.save_pretrained(str(tmp_path / "plain"), path_initial_model_for_weight_conversion=initial)
+    ids = torch.tensor([[5, 6, 7]])
+    theirs = tuned.eval()(ids).logits
+    ours = load_model(base, adapter=tmp_path / "plain", dtype="fp32")(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_a_setting_that_is_not_known_is_refused_unless_it_is_empty(base: Path, tmp_path: Path) -> None:
+    load_model(base, adapter=adapter(tmp_path / "empty", base, from_the_future=None, merge_weights=False))
+    folder = adapter(tmp_path / "old", base, from_the_future={"x": 1})
+    with pytest.raises(CheckpointError, match="from_the_future is set, which this version") as caught:
+        load_model(base, adapter=folder)
+    assert f"glmtune migrate {folder} --output NEW" in caught.value.hint
+    [done] = migrate(folder, tmp_path / "new", base=base)
+    assert list(done.lost) == ["from_the_future {'x': 1}"]
+    load_model(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bias": "all"}, {"modules_to_save": ["output_layer"]}, {"trainable_token_indices": [5]}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_changes_more_than_layers_stands_beside_no_other(
+    settings: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "old", peft.LoraConfig(**QKV, **settings), base)
+    adapters = Adapters(base)
+    ids = torch.tensor([[5, 6, 7]])
+    before = adapters.model(ids).logits
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is set: it would change the base"):
+        adapters.add("a", folder)
+    assert torch.equal(adapters.model(ids).logits, before)
+    load_model(base, adapter=folder)
+
+
+def test_adapters_on_experts_open_and_are_not_merged(tmp_path: Path) -> None:
+    base = tiny_hf_folder(tmp_path / "base", "GLM-4.5")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["gate_proj", "up_proj", "down_proj"])
+    folder = write_adapter(tmp_path / "old", config, base)
+    migrate(folder, tmp_path / "new", base=base)
+    in_peft = peft.PeftModel.from_pretrained(load_model(base, dtype="fp32"), str(folder)).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(load_model(tmp_path / "new", dtype="fp32")(ids).logits, in_peft(ids).logits)
+    with pytest.raises(CheckpointError, match=r"target_parameters is set, and only"):
+        export(tmp_path / "new", to="merged", output=tmp_path / "merged")
