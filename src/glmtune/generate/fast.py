@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.models.quant import QuantizedLinear
+from glmtune.processor import cpu_has
 
 _MULTIPLY: Any = torch.ops.quantized.linear_dynamic.default
 _SMALLEST = torch.finfo(torch.float32).tiny  # a row of zeros is divided by it
@@ -143,10 +144,3 @@ def _at_once(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_
 def _add_tiles(layer: FastLinear) -> None:
     weight, _ = torch.ops.quantized.linear_unpack(layer.packed)
     layer.tiled = torch.ops.quantized.linear_prepack(weight, None)
-
-
-def cpu_has(*instructions: str) -> bool:
-    """Whether the CPU has one of these; not so where torch is too old to say."""
-    find_capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
-    has = find_capabilities()
-    return any(has.get(name) for name in instructions)

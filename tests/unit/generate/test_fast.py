@@ -113,11 +113,6 @@ def test_many_rows_take_the_weights_in_tiles_and_find_the_same(monkeypatch: pyte
     assert torch.allclose(tiled(x), plain(x), atol=1e-5)
 
 
-def test_a_torch_that_cannot_tell_what_the_cpu_has_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not fast.cpu_has("amx_int8")
-
-
 @torch.no_grad()
 def test_without_amx_a_weight_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "cpu_has", lambda *names: "amx_int8" not in names)
