@@ -12,7 +12,8 @@ from glmtune.files import read_json_if_there
 from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_shapes
-from glmtune.models.checkpoint import build_outline, check_stored, main_dtype, without_copies
+from glmtune.models.checkpoint import build_outline, check_stored, without_copies
+from glmtune.models.dtype import main_dtype
 from glmtune.models.outline import (
     Parameter,
     Part,

@@ -20,9 +20,10 @@ from transformers.utils import logging
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json
-from glmtune.models.checkpoint import resolve_device, resolve_dtype, stored_dtype
+from glmtune.models.checkpoint import resolve_device
 from glmtune.models.config_checks import PUBLISHED, check_sizes
-from glmtune.models.shards import Stored
+from glmtune.models.dtype import choose_dtype
+from glmtune.models.shards import Stored, scan_tensors
 
 _SAME_MODEL = "config.json and weights must be of the same model, and complete"
 _SIZES = (
@@ -52,7 +53,7 @@ def load_in_transformers(
     place = resolve_device(device)
     config = read_upstream_config(folder)
     _build_empty(config, folder)  # what no model can be built from is told by its key
-    wanted = resolve_dtype(dtype, stored_dtype(folder), place)
+    wanted = choose_dtype(dtype, scan_tensors(folder), place).dtype
     with _bar_on_a_terminal(), _without_report():
         model, found = AutoModelForCausalLM.from_pretrained(
             str(folder),

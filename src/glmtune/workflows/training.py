@@ -16,13 +16,12 @@ from glmtune.data.encode import Row
 from glmtune.errors import ConfigError
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer, encode_conversation
-from glmtune.load import Place, open_place, open_tokenizer, resolve
+from glmtune.load import Place, choose_type, open_place, open_tokenizer, resolve
 from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
 from glmtune.methods.proof import check_base, check_recorded, proof_line, recorded_difference
-from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
@@ -37,6 +36,7 @@ from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import (
+    as_begun,
     choose_precision,
     data_hashes,
     fp16_line,
@@ -50,8 +50,8 @@ from glmtune.workflows.plan import (
     require_resumable,
     require_startable,
     run_folder,
+    same_for_all,
     start_processes,
-    with_begun_revision,
     with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
@@ -110,13 +110,13 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
     recipe, folder = with_default_rate(recipe), run_folder(recipe)
     if resume:
-        recipe = with_begun_revision(recipe, folder)
+        recipe = as_begun(recipe, folder)
     (require_resumable if resume else require_startable)(recipe, folder)
     run = yield from _prepare(recipe, folder)
     if resume:
         yield _resume(run)
     if run.is_main:
-        pinned = recipe.model_copy(update={"revision": run.place.revision})
+        pinned = run.recipe.model_copy(update={"revision": run.place.revision})
         facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
@@ -148,12 +148,13 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
     if early := pruning_warning(recipe.method, num_steps):
         yield Note(early, is_warning=True)
-    held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
-    precision = choose_precision(recipe, held, state.device)
+    held = same_for_all(choose_type(place, recipe.dtype, state.device, recipe.quant))
+    recipe = recipe.model_copy(update={"dtype": held.name})
+    precision = choose_precision(recipe, held.dtype, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
-    dtype = torch.float32 if recipe.method.name == "full" else held
+    opened = replace(held, dtype=torch.float32) if recipe.method.name == "full" else held
     base = open_place(
-        place, template=recipe.template, dtype=dtype, device=str(state.device), quant=recipe.quant
+        place, template=recipe.template, dtype=opened, device=str(state.device), quant=recipe.quant
     )
     untrained = look_at_base(base, place, tokenizer)
     torch.manual_seed(recipe.train.seed)
@@ -359,7 +360,9 @@ def _resume(run: _Run) -> Note:
     if run.is_main:
         run.record.forget_after(run.standing.step)
     left = f"resumed from {last.name}: {run.num_steps - run.standing.step} of {run.num_steps} steps to go"
-    return Note("; ".join(filter(None, [left, proof_line(check_recorded(card))])))
+    before, now = card.dtype if card else "", run.base.dtype
+    changed = f"the base was in {before} so far, from here it is in {now}" if before not in ("", now) else ""
+    return Note("; ".join(filter(None, [left, changed, proof_line(check_recorded(card))])))
 
 
 def _micro_batches(run: _Run) -> Iterator[tuple[int, list[Batch]]]:
