@@ -128,13 +128,19 @@ def test_what_is_asked_for_is_taken_and_a_cpu_says_what_it_costs(has_bf16: bool)
     assert choose_dtype("fp16", stored(FP16), CARD) == Choice(FP16)
 
 
-def test_what_cannot_be_is_refused_by_name(has_bf16: bool) -> None:
-    with pytest.raises(ConfigError, match=r"^dtype: 'int3' is not a type for weights"):
-        choose_dtype("int3", stored(BF16), CPU)
-    if not has_bf16:
-        with pytest.raises(ConfigError, match=r"^dtype: bf16, but this card has no bf16") as caught:
-            choose_dtype("bf16", stored(FP16), CARD)
-        assert "dtype=fp16" in caught.value.hint
+@pytest.mark.parametrize("requested", ["int8", "half", torch.int8, torch.float64])
+def test_a_type_that_is_none_for_weights_is_refused(requested: str | torch.dtype) -> None:
+    with pytest.raises(ConfigError, match="is not a type for weights"):
+        choose_dtype(requested, stored(FP16), CPU)
+
+
+def test_bf16_asked_of_a_card_without_it_is_refused(has_bf16: bool) -> None:
+    if has_bf16:
+        assert choose_dtype("bf16", stored(FP16), CARD) == Choice(BF16)
+        return
+    with pytest.raises(ConfigError, match=r"^dtype: bf16, but this card has no bf16") as caught:
+        choose_dtype("bf16", stored(FP16), CARD)
+    assert "dtype=fp16" in caught.value.hint
 
 
 def test_the_size_in_fp32_is_told_from_headers() -> None:
