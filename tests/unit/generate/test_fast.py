@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from closeness import assert_close
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete, fast
 from glmtune.generate.compute import speed_up
@@ -107,10 +108,10 @@ def test_many_rows_take_the_weights_in_tiles_and_find_the_same(monkeypatch: pyte
     plain, [tiled] = FastLinear(layer), pack_all(FastLinear, [layer])
     assert torch.backends.quantized.engine == "x86"
     x = torch.randn(TILE_ROWS, 256)
-    assert torch.allclose(tiled(x), plain(x), atol=1e-5)
+    assert_close(tiled(x), plain(x))
     assert torch.equal(tiled(x[1:]), plain(x[1:]))
     tiled.packed = None
-    assert torch.allclose(tiled(x), plain(x), atol=1e-5)
+    assert_close(tiled(x), plain(x))
 
 
 @torch.no_grad()
