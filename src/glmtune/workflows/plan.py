@@ -160,7 +160,7 @@ def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.devi
             hint="hold them in fp32 too: dtype=fp32",
         )
     if name == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=bf16, or dtype=bf16")
+        raise ConfigError("train.precision: fp16 needs a GPU", hint="leave train.precision and dtype at auto")
     if name == "bf16" and device.type == "cuda" and not has_bf16(device):
         raise ConfigError(
             "train.precision: bf16, but this card has no bf16",
