@@ -150,7 +150,7 @@ def test_a_layer_that_overflows_is_told_from_a_broken_weight(accelerator: Accele
     assert error.hint.startswith("it does so before anything is learned")
 
 
-@pytest.mark.parametrize(("precision", "safe"), [("bf16", "fp32"), ("fp16", "bf16")])
+@pytest.mark.parametrize(("precision", "safe"), [("bf16", "fp32"), ("fp16", OTHER)])
 def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str) -> None:
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
