@@ -217,12 +217,11 @@ def load_model(
     `adapter` puts an adapter folder on the model at `path`. dtype "auto" is what it was trained in; of a
     model the stored type on a GPU, and on a CPU bf16 for half precision if the processor has it, else fp32
     where memory allows that (`models.dtype.choose_dtype`): the line that tells what was opened says which.
-    `quant`, int8, int4 or nf4, quantises the blocks'
-    weights while loading; an adapter trained on such a base opens it so by itself. `template` says which chat
-    format a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without
-    it, the hub's main one. What was trained is proven to be on its base and to do what it did when it was
-    saved, which costs two short passes; `verify=False` leaves that out. Raises `CheckpointError` or
-    `ConfigError`.
+    `quant`, int8, int4 or nf4, quantises the blocks' weights while loading; an adapter trained on such a base
+    opens it so by itself. `template` says which chat format a ChatGLM2/3 folder has where its files do not.
+    `revision` is that of a `path` on a hub; without it, the hub's main one. What was trained is proven to be
+    on its base and to do what it did when it was saved, which costs two short passes; `verify=False` leaves
+    that out. Raises `CheckpointError` or `ConfigError`.
     """
     place = resolve(path, revision=revision)
     if adapter is not None:

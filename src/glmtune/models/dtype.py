@@ -107,7 +107,7 @@ def _choose(stored: Mapping[str, Stored], device: torch.device, quant: str | Non
     cost = _cost(torch.bfloat16, device)
     if not cost:
         return Choice(torch.bfloat16)
-    if quant in BITS or any(not held.dtype.is_floating_point for held in stored.values()):
+    if quant in BITS or any(held.dtype == torch.int8 for held in stored.values()):
         return Choice(
             torch.bfloat16, _join(cost, "int8 and int4 codes are multiplied as they are in it alone")
         )

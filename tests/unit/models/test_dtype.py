@@ -81,6 +81,11 @@ def test_codes_are_multiplied_in_bf16_whatever_the_cpu_has(quant: str | None, ha
     assert ("codes" in found.why) != has_bf16
 
 
+def test_a_buffer_of_whole_numbers_is_no_code(has_bf16: bool) -> None:
+    found = choose_dtype("auto", stored(FP16, position_ids=torch.int64), CPU)
+    assert found.dtype == (BF16 if has_bf16 else FP32)
+
+
 @pytest.mark.parametrize("held", [FP32, BF16, FP16])
 @pytest.mark.parametrize(("name", "trained"), [("float32", FP32), ("bfloat16", BF16)])
 def test_what_was_trained_is_opened_as_it_was_on_any_cpu(
