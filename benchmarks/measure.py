@@ -17,7 +17,12 @@ from typing import Any, Protocol, TypeVar
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "llama-cpp-python", "jieba", "rouge-chinese", "nltk")
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-CAPS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+CAPS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "FBGEMM_ENABLE_INSTRUCTIONS",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
 """Of the environment: with one, the processor counts as another."""
 ZEN = {"23": "Zen 1 or 2", "25": "Zen 3 or 4", "26": "Zen 5"}
 """AMD's processors do not say more than EPYC: by their family in /proc/cpuinfo."""

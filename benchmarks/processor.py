@@ -7,7 +7,8 @@ Cases:
 
 Caps of the environment make an older processor of a newer one, and a column of their own:
 
-    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python -m benchmarks.processor
+    export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2
+    python -m benchmarks.processor
     python -m benchmarks.processor --rounds 1 --steps 3 --dry                       # shows that it runs
 """
 

@@ -1,8 +1,9 @@
 """What the processor can do as torch uses it, and the memory that is left: what every default rests on.
 
 The caps of the environment count as if the processor were that old: `ATEN_CPU_CAPABILITY`, which torch's own
-kernels heed, and `ONEDNN_MAX_CPU_ISA` (or `DNNL_MAX_CPU_ISA`), which oneDNN's do. Source:
-github.com/uxlfoundation/oneDNN, doc/performance_considerations/dispatcher_control.md.
+kernels heed, `ONEDNN_MAX_CPU_ISA` (or `DNNL_MAX_CPU_ISA`), which oneDNN's do, and
+`FBGEMM_ENABLE_INSTRUCTIONS`, which those of W8A8 do. Source: github.com/uxlfoundation/oneDNN,
+doc/performance_considerations/dispatcher_control.md; github.com/pytorch/FBGEMM, src/Utils.cc.
 """
 
 import os
@@ -17,15 +18,15 @@ _AVX2: frozenset[str] = frozenset({"avx2"})
 _AVX512 = _AVX2 | {"avx512_f"}
 _VNNI = _AVX512 | {"avx512_vnni"}
 _BF16 = _VNNI | {"avx512_bf16"}
-_FP16 = _BF16 | {"avx512_fp16", "avx_vnni"}
+_FP16 = _BF16 | {"avx512_fp16"}
 _AMX = _FP16 | {"amx_int8", "amx_bf16"}
 _ALL = _AMX | {"amx_fp16"}
 _ONEDNN = {
     "SSE41": frozenset(),
     "AVX": frozenset(),
     "AVX2": _AVX2,
-    "AVX2_VNNI": _AVX2 | {"avx_vnni"},
-    "AVX2_VNNI_2": _AVX2 | {"avx_vnni"},
+    "AVX2_VNNI": _AVX2,
+    "AVX2_VNNI_2": _AVX2,
     "AVX512_CORE": _AVX512,
     "AVX512_CORE_VNNI": _VNNI,
     "AVX512_CORE_BF16": _BF16,
@@ -37,8 +38,16 @@ _ONEDNN = {
     "AVX10_1_512_AMX": _AMX,
 }
 """What a cap of oneDNN's leaves; others leave all there is, as an unknown one does."""
-_ATEN: dict[str, frozenset[str]] = {"DEFAULT": frozenset(), "AVX2": _AVX2 | {"avx_vnni"}}
-"""The same for torch's own kernels, by torch's word for what they use."""
+_FBGEMM = {
+    "AVX2": _AVX2,
+    "AVX512": _AVX512,
+    "AVX512_256": _AVX512,
+    "AVX512_E1": _VNNI,
+    "AVX512_E1_256": _VNNI,
+}
+"""The same of FBGEMM's."""
+_ATEN: dict[str, frozenset[str]] = {"DEFAULT": frozenset(), "AVX2": _AVX2}
+"""The same of torch's own, by torch's word for what its kernels use."""
 _ARM = frozenset({"bf16", "fp16_arith"})
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -59,12 +68,13 @@ def cpu_has(*instructions: str) -> bool:
 
 def _left_by_caps() -> frozenset[str]:
     """Of the instructions of x86."""
-    return _ATEN.get(torch.backends.cpu.get_cpu_capability(), _ALL) & _ONEDNN.get(_onednn_cap(), _ALL)
-
-
-def _onednn_cap() -> str:
-    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-    return next((found for name in names if (found := os.environ.get(name))), "").upper()
+    onednn = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    fbgemm = os.environ.get("FBGEMM_ENABLE_INSTRUCTIONS", "")
+    return (
+        _ATEN.get(torch.backends.cpu.get_cpu_capability(), _ALL)
+        & _ONEDNN.get(onednn.upper(), _ALL)
+        & _FBGEMM.get(fbgemm.upper(), _ALL)
+    )
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -25,7 +25,7 @@ Move = Callable[[bool], None]
 @pytest.fixture
 def move(monkeypatch: pytest.MonkeyPatch) -> Move:
     """Go on to a processor that has bf16 instructions, or to one that has none."""
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS"):
         monkeypatch.delenv(name, raising=False)
 
     def move(has_bf16: bool) -> None:

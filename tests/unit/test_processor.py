@@ -12,7 +12,8 @@ import torch
 from glmtune.processor import cpu_has, free_memory, has_bf16, has_fp16, left_in_cgroups
 
 CPU = torch.device("cpu")
-NAMES = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16")
+CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS")
+NAMES = ("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16")
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def newest(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         torch.cpu, "get_capabilities", lambda: dict.fromkeys((*NAMES, "avx512_f", "avx2"), True)
     )
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    for name in CAPS:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -32,11 +33,11 @@ def newest(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     [
         ("AVX2", ()),
         ("avx2", ()),
-        ("AVX2_VNNI", ("avx_vnni",)),
+        ("AVX2_VNNI", ()),
         ("AVX512_CORE", ()),
         ("AVX512_CORE_VNNI", ("avx512_vnni",)),
         ("AVX512_CORE_BF16", ("avx512_vnni", "avx512_bf16")),
-        ("AVX10_1_512", ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16")),
+        ("AVX10_1_512", ("avx512_vnni", "avx512_bf16", "avx512_fp16")),
         ("AVX512_CORE_AMX", NAMES[:-1]),
         ("AVX10_1_512_AMX_FP16", NAMES),
         ("DEFAULT", NAMES),
@@ -54,11 +55,22 @@ def test_onednns_cap_hides_what_came_later(
         newest.delenv(variable)
 
 
-@pytest.mark.parametrize(("kernels", "left"), [("AVX512", NAMES), ("AVX2", ("avx_vnni",)), ("DEFAULT", ())])
+@pytest.mark.parametrize(("kernels", "left"), [("AVX512", NAMES), ("AVX2", ()), ("DEFAULT", ())])
 def test_the_cap_of_torchs_own_kernels_hides_what_came_later(
     kernels: str, left: tuple[str, ...], newest: pytest.MonkeyPatch
 ) -> None:
     newest.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
+    assert tuple(name for name in NAMES if cpu_has(name)) == left
+
+
+@pytest.mark.parametrize(
+    ("cap", "left"),
+    [("avx2", ()), ("AVX512_256", ()), ("AVX512_E1", ("avx512_vnni",)), ("no such cap", NAMES)],
+)
+def test_the_cap_of_w8a8s_kernels_hides_what_came_later(
+    cap: str, left: tuple[str, ...], newest: pytest.MonkeyPatch
+) -> None:
+    newest.setenv("FBGEMM_ENABLE_INSTRUCTIONS", cap)
     assert tuple(name for name in NAMES if cpu_has(name)) == left
 
 

@@ -60,7 +60,8 @@ class FastLinear(_Unsaved):
         self.packed = torch.ops.quantized.linear_prepack(_quantise(layer), None)
         self.tiled: Any = None
         """The weight once more, for products of many rows; `pack_all` gives it."""
-        self.has_headroom = not cpu_has("avx512_vnni", "avx_vnni")  # VNNI adds products of bytes in 32 bits
+        # FBGEMM adds products of bytes in 32 bits with AVX-512's VNNI alone, else two of them in 16
+        self.has_headroom = not cpu_has("avx512_vnni")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) to (..., O), in the input's type."""

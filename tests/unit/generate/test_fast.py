@@ -1,5 +1,8 @@
 """W8A8: close to the exact model, faster on purpose only, and never instead of it unasked."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,31 @@ def test_a_layer_is_off_by_about_one_per_cent(dtype: torch.dtype) -> None:
     found = FastLinear(layer)(x)
     assert found.dtype == dtype
     assert 0 < error(found.float(), layer(x).float()) < 0.02
+
+
+@pytest.mark.parametrize("cap", ["AVX2", "AVX512", "AVX512_E1"])
+def test_a_product_is_as_close_on_a_processor_that_adds_in_16_bits(cap: str) -> None:
+    """All weights and inputs of one sign, so that every sum of two is as large as can be."""
+    code = """
+import torch
+from torch import nn
+from glmtune.generate.fast import FastLinear
+torch.manual_seed(0)
+layer = nn.Linear(256, 128, bias=False)
+layer.weight.data.abs_().clamp_(min=layer.weight.data.max() / 2)
+x = torch.rand(5, 256)
+with torch.no_grad():
+    exact = layer(x)
+    print(float((FastLinear(layer)(x) - exact).norm() / exact.norm()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": cap},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 0.02
 
 
 @torch.no_grad()

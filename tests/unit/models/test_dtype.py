@@ -31,7 +31,7 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: names)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: request.param)
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS"):
         monkeypatch.delenv(name, raising=False)
     set_free(monkeypatch, 100 * SIZE)
     return bool(request.param)
