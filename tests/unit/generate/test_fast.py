@@ -43,8 +43,7 @@ def test_a_layer_is_off_by_about_one_per_cent(dtype: torch.dtype) -> None:
     assert 0 < error(found.float(), layer(x).float()) < 0.02
 
 
-@pytest.mark.parametrize("cap", ["AVX2", "AVX512", "AVX512_E1"])
-def test_a_product_is_as_close_on_a_processor_that_adds_in_16_bits(cap: str) -> None:
+def test_a_product_is_as_close_on_a_processor_that_adds_in_16_bits() -> None:
     """All weights and inputs of one sign, so that every sum of two is as large as can be."""
     code = """
 import torch
@@ -60,7 +59,7 @@ with torch.no_grad():
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": cap},
+        env={**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"},
         capture_output=True,
         text=True,
         check=True,
