@@ -14,10 +14,11 @@ CAPS: dict[str, dict[str, str]] = {
     "only avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     },
 }
-"""Of torch's own kernels, oneDNN's and MKL's, where there are such."""
+"""Of torch's own kernels, oneDNN's, FBGEMM's and MKL's, where there are such."""
 ROWS = Path(__file__).parents[2] / "examples" / "adverts_heldout.jsonl"
 TUNE = """
 import sys
