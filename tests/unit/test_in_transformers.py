@@ -25,6 +25,7 @@ from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, load_adapter, restore_trained, save_trained
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.objectives import Sft
+from glmtune.processor import has_bf16
 from glmtune.recipe import Full, Lora
 from glmtune.templates import Message, render, training_examples
 from glmtune.tokenizers import FastGlmTokenizer, encode_messages
@@ -34,6 +35,8 @@ from published import PUBLISHED
 from tiny import tiny_json
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+QUICK = torch.bfloat16 if has_bf16(torch.device("cpu")) else torch.float32
+"""The type that half precision is opened in here."""
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [30, 31, 32, 33]]
 TALK = [
     {"role": "user", "content": " 早 <b> "},
@@ -339,7 +342,9 @@ def test_the_loss_is_transformers_own(model: Any) -> None:
     assert_close(objective(batch) / objective.weight(batch), theirs)
 
 
-@pytest.mark.parametrize(("dtype", "held"), [("auto", torch.bfloat16), ("fp32", torch.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "held"), [("auto", QUICK), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
 def test_weights_are_held_in_the_type_asked_for(tmp_path: Path, dtype: str, held: torch.dtype) -> None:
     folder = tiny_hf_folder(tmp_path, "GLM-4-0414", dtype=torch.bfloat16)
     assert stored_dtype(folder) == torch.bfloat16
