@@ -34,7 +34,7 @@ test: setup
 test-all: setup
 	$(PYTEST) -m "not gpu and not weights"
 
-# Minutes on two idle cores: 1, 1, 2, 3, 2, 1, 4, 1; writes docs/performance.md anew. ADGEN's rows and tokenizer
+# Minutes on two idle cores: 1, 1, 2, 3, 2, 1, 1, 4, 1; writes docs/performance.md anew. ADGEN's rows and tokenizer
 # lie in ../shared or where GLMTUNE_SHARED says.
 BENCHMARK := $(BIN)/python -m benchmarks
 
@@ -45,6 +45,7 @@ bench: setup
 	$(BENCHMARK).decode 1b
 	$(BENCHMARK).prefill
 	$(BENCHMARK).products
+	$(BENCHMARK).processor
 	$(BENCHMARK).decode 170m --rounds 2
 	$(BENCHMARK).evaluate --rounds 1
 	$(BENCHMARK).report

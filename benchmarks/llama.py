@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import Answers, Asked
-from glmtune.generate.fast import cpu_has
+from glmtune.processor import cpu_has
 
 CONTEXT_TOKENS = 512
 HINT = "not installed: pip install -c constraints.txt -e '.[bench]'"

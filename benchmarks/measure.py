@@ -17,6 +17,15 @@ from typing import Any, Protocol, TypeVar
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "llama-cpp-python", "jieba", "rouge-chinese", "nltk")
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+CAPS = (
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "FBGEMM_ENABLE_INSTRUCTIONS",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+"""Of the environment: with one, the processor counts as another."""
+ZEN = {"23": "Zen 1 or 2", "25": "Zen 3 or 4", "26": "Zen 5"}
+"""AMD's processors do not say more than EPYC: by their family in /proc/cpuinfo."""
 COMMON = {"case", "rounds", "threads", "work", "dry"}
 """Options of all, which a record states elsewhere or which change no figure."""
 
@@ -69,15 +78,18 @@ def measure_bandwidth(device: str = "cpu") -> float:
 
 
 def describe_machine(threads: int, device: str) -> dict[str, Any]:
-    """Processor, instructions, threads, how busy it is, and versions."""
+    """Processor, instructions, caps on them, threads, how busy it is, and versions."""
     import torch
 
-    has = torch.cpu.get_capabilities()
+    from glmtune.processor import cpu_has
+
+    caps = {name: os.environ[name] for name in CAPS if os.environ.get(name)}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "instructions": [name for name in INSTRUCTIONS if has.get(name)],
+        "instructions": [name for name in INSTRUCTIONS if cpu_has(name)],
+        **({"caps": caps} if caps else {}),
         "threads": threads,
         "load": round(os.getloadavg()[0], 2),
         **({"GPU": torch.cuda.get_device_name(device)} if device != "cpu" else {}),
@@ -89,8 +101,10 @@ def describe_machine(threads: int, device: str) -> dict[str, Any]:
 def _processor() -> str:
     found = Path("/proc/cpuinfo")
     lines = found.read_text(encoding="utf-8").splitlines() if found.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()}, {names[0]}" if names else platform.machine()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name", "")
+    zen = ZEN.get(facts["cpu family"], "") if facts.get("vendor_id") == "AuthenticAMD" else ""
+    return ", ".join(filter(None, [platform.machine(), f"{name} ({zen})" if zen else name]))
 
 
 def _version(package: str) -> str | None:

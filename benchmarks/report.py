@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.goals import GOALS, Goal
 from benchmarks.measure import RESULTS, Record
@@ -69,6 +70,11 @@ CASES: dict[str, dict[str, str]] = {
         "en": "Linear layers of a block of the 1 B shape, by rows at once",
         "zh": "1 B 形状一个块的线性层，按一次的行数",
     },
+    "product": {
+        "en": "One linear layer of 768 x 2048, by the type of its weights",
+        "zh": "768 x 2048 的一个线性层，按权重类型",
+    },
+    "lora tiny": {"en": "Training LoRA on glm-tiny", "zh": "在 glm-tiny 上训练 LoRA"},
     "scores": {"en": "Scoring 1,070 answers", "zh": "给 1,070 个回答评分"},
     "chat": {
         "en": "`glmtune chat glm-tiny` to its first token",
@@ -89,23 +95,45 @@ def read_results(folder: Path = RESULTS) -> Results:
 
 
 def name_machine(record: Record) -> str:
-    """Its GPU or processor, and whether that multiplies tiles: it makes another machine of it."""
+    """Its GPU or processor, whether that multiplies tiles, and its caps: they make another machine of it."""
     machine = record["machine"]
+    if caps := machine.get("caps"):
+        return f"{_processor(machine)}, {_stated(caps)}"
+    return str(machine.get("GPU", _processor(machine)))
+
+
+def _processor(machine: Mapping[str, Any]) -> str:
     processor = machine["processor"].removeprefix("x86_64, ").removesuffix(" Processor").replace("(R)", "")
     has_tiles = "amx_int8" in machine["instructions"]
-    return str(machine.get("GPU", f"{processor}, AMX" if has_tiles else processor))
+    return f"{processor}, AMX" if has_tiles else processor
+
+
+def _stated(caps: Mapping[str, str]) -> str:
+    return " ".join(f"`{name}={value}`" for name, value in caps.items())
 
 
 def write_page(results: Results, language: str, notes: str) -> str:
     """The whole page."""
     words = WORDS[language]
-    machines = list(dict.fromkeys(name for case in sorted(results) for name in results[case]))
+    machines = _machines_with_a_goal(results)
     lines = [words["title"], words["goals"], *_heading(words["goal"], machines)]
     lines += [_goal(goal, results.get(goal.case, {}), machines, language) for goal in GOALS]
     lines += ["", notes.rstrip(), *([words["figures"]] if results else [])]
     for case in sorted(results, key=_place):
         lines += ["", f"### {CASES.get(case, {}).get(language, case)}", "", *_case(results[case], words)]
     return "\n".join(lines) + "\n"
+
+
+def _machines_with_a_goal(results: Results) -> list[str]:
+    cases = {case: [goal for goal in GOALS if goal.case == case] for case in sorted(results)}
+    return list(
+        dict.fromkeys(
+            name
+            for case, goals in cases.items()
+            for name, record in results[case].items()
+            if any(goal.figures(record) for goal in goals)
+        )
+    )
 
 
 def _place(case: str) -> tuple[int, str]:
@@ -166,7 +194,9 @@ def _remarks(record: Record, words: Mapping[str, str]) -> Iterator[str]:
 def _machine(record: Record, words: Mapping[str, str]) -> str:
     machine = dict(record["machine"])
     known = {key: machine.pop(key) for key in ("processor", "cores", "memory_gib", "threads", "load")}
-    instructions = ", ".join(machine.pop("instructions"))
+    instructions = ", ".join(
+        [*machine.pop("instructions"), *filter(None, [_stated(machine.pop("caps", {}))])]
+    )
     versions = ", ".join(f"{name} {value}" for name, value in machine.items())
     return words["machine"].format(
         **known, instructions=instructions, versions=versions, rounds=record["rounds"], when=record["when"]

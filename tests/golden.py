@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from closeness import assert_close
 from glmtune.methods.adapter import load_adapter
 from glmtune.models import load_base
 
@@ -17,13 +18,12 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 @dataclass
 class Golden:
-    """A tiny model and its oracle, in float32; `tolerance` is relative to the largest magnitude above 1."""
+    """A tiny model and its oracle, in float32."""
 
     family: str
     tensors: dict[str, Tensor]
     values: dict[str, Any]
     model: Any
-    tolerance: float = 1e-5
 
     def inputs(self, case: str, *names: str) -> dict[str, Tensor]:
         """The named inputs that the case has."""
@@ -47,19 +47,21 @@ class Golden:
         pad = {"pad_token_id": self.model.config.pad_token_id}
         return self.model.generate(**inputs, do_sample=False, **(pad | settings))
 
-    def assert_close(self, ours: Tensor, official: Tensor) -> None:
-        assert ours.shape == official.shape
-        allowed = self.tolerance * max(1.0, official.abs().max().item())
-        assert (ours - official).abs().max().item() <= allowed
-
     def assert_loss_close(self, loss: Tensor, official: float) -> None:
-        assert abs(loss.item() - official) <= self.tolerance * official
+        assert_close(loss.item(), official)
 
     def assert_norms_close(self, model: torch.nn.Module, official: dict[str, float]) -> None:
         ours = {n: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
         assert ours.keys() == official.keys()
-        for name, norm in official.items():
-            assert abs(ours[name] - norm) <= self.tolerance * max(1.0, norm), name
+        assert_close([ours[name] for name in official], list(official.values()))
+
+    def assert_gradients_close(self, case: str) -> None:
+        """All norms, and the gradients that the case has."""
+        self.assert_norms_close(self.model, self.values[f"{case}.grad_norms"])
+        kept = {
+            name: p.grad for name, p in self.model.named_parameters() if f"{case}.grad.{name}" in self.tensors
+        }
+        assert_close(list(kept.values()), [self.tensors[f"{case}.grad.{name}"] for name in kept])
 
     def assert_cache_close(self, case: str, cache: Any) -> None:
         last_step = self.tensors[f"{case}.logits"].shape[1] - 1
@@ -71,15 +73,15 @@ class Golden:
                     official = official.permute(1, 2, 0, 3)  # the others keep (S, B, G, D)
                 real = torch.ones(ours.shape[0], ours.shape[2]) if mask is None else mask
                 real = ~real[:, 0, -1] if real.ndim == 4 else real.bool()
-                self.assert_close(ours.transpose(1, 2)[real], official.transpose(1, 2)[real])
+                assert_close(ours.transpose(1, 2)[real], official.transpose(1, 2)[real])
 
 
-def read_golden(family: str, tolerance: float = 1e-5) -> Golden:
+def read_golden(family: str) -> Golden:
     """The committed golden of a family, its model opened by `load_base`."""
     folder = GOLDENS / family
     values = json.loads((folder / "oracle.json").read_text())
     model = load_base(folder / "ckpt", dtype="fp32", device="cpu")
-    return Golden(family, load_file(folder / "oracle.safetensors"), values, model, tolerance)
+    return Golden(family, load_file(folder / "oracle.safetensors"), values, model)
 
 
 def read_prefix_golden(family: str, kind: str) -> Golden:
@@ -97,7 +99,6 @@ def read_prefix_golden(family: str, kind: str) -> Golden:
         {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)},
         {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)},
         model,
-        3e-5,
     )
 
 

@@ -13,7 +13,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"errors"},
     {"extras", "log", "strict", "unsupported"},
     {"values"},
-    {"files", "hub", "recipe", "runs"},
+    {"files", "hub", "processor", "recipe", "runs"},
     {"family", "templates"},
     {"tokenizers"},
     {"models"},

@@ -16,10 +16,13 @@ from benchmarks import (
     measure,
     models,
     prefill,
+    processor,
     products,
     report,
     scores,
 )
+
+from closeness import assert_close
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +57,18 @@ RUNS: list[Any] = [
     ),
     pytest.param(prefill.main, ["single", *SMALL], {"GlmForCausalLM bf16", "ours W8A8"}, id="prefill"),
     pytest.param(products.main, SMALL, {"int4, codes, 1 rows", "W8A8, 256 rows"}, id="products"),
+    pytest.param(
+        processor.main,
+        ["product", "--calls", "1", *DRY],
+        {"fp32, 512 rows", "bf16, 1 rows", "fp16, 1 rows", "W8A8, 512 rows"},
+        id="product",
+    ),
+    pytest.param(
+        processor.main,
+        ["lora", "--steps", "2", *DRY],
+        {"dtype=auto", "dtype=fp32", "dtype=bf16"},
+        id="lora",
+    ),
     pytest.param(prefill.main, ["packed", *SMALL], {"GlmForCausalLM bf16"}, id="packed", marks=ADGEN),
     pytest.param(
         evaluate.main,
@@ -116,7 +131,7 @@ def test_transformers_class_computes_the_same_from_the_same_memory() -> None:
     peer = models.as_glm(model)
     ids = torch.tensor([models.numbered_prompt(19)])
     with torch.inference_mode():
-        torch.testing.assert_close(peer(input_ids=ids).logits, model(input_ids=ids).logits)
+        assert_close(peer(input_ids=ids).logits, model(input_ids=ids).logits)
     own = model.get_output_embeddings().weight
     assert peer.get_output_embeddings().weight.data_ptr() == own.data_ptr()
 
@@ -200,6 +215,24 @@ def test_the_newest_line_of_a_case_counts_on_each_machine(tmp_path: Path) -> Non
         "decode 1b": {"Intel Xeon": 2, "Intel Xeon, AMX": 4},
         "prefill 128": {"Intel Xeon": 3},
     }
+
+
+def test_a_capped_processor_is_a_machine_of_its_own_and_says_its_caps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in measure.CAPS:
+        monkeypatch.delenv(name, raising=False)
+    free = measure.describe_machine(1, "cpu")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    capped = measure.describe_machine(1, "cpu")
+    assert "caps" not in free
+    assert capped["caps"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert set(capped["instructions"]) <= {"avx2"}
+    record = line(machine=capped)
+    assert report.name_machine(record).endswith(", `ONEDNN_MAX_CPU_ISA=AVX2`")
+    assert report.name_machine(line(machine=free)) != report.name_machine(record)
+    page = report.write_page({"decode 1b": {report.name_machine(record): record}}, "en", "")
+    assert "`ONEDNN_MAX_CPU_ISA=AVX2`; 1 threads" in page
 
 
 def test_a_run_is_kept_as_one_line_unless_it_means_nothing(

@@ -45,6 +45,7 @@ NOT_RUN = {
     "modelscope ": "downloads",
     "pip ": "installs",
     "make ": "installs",
+    "ONEDNN_MAX_CPU_ISA=": "measures for minutes",
     "source ": "installs",
     "python -m tools.glm_tiny.build ": "takes half an hour",
     "python -m benchmarks.": "takes long, and has tests of its own",

@@ -12,7 +12,7 @@ from glmtune.files import read_json_if_there
 from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import ADAPTER_FILE, load_adapter, own_method, stored_shapes
-from glmtune.models.checkpoint import main_dtype
+from glmtune.models.dtype import main_dtype
 from glmtune.models.opening import open_outline
 from glmtune.models.outline import (
     Parameter,

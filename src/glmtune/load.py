@@ -39,8 +39,9 @@ from glmtune.methods.proof import (
     own_weights,
     proof_line,
 )
-from glmtune.models import load_base, load_in_transformers
+from glmtune.models import load_base, load_in_transformers, resolve_device
 from glmtune.models.checkpoint import read_config
+from glmtune.models.dtype import Choice, choose_dtype
 from glmtune.models.opening import open_outline
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading
@@ -219,13 +220,14 @@ def load_model(
 ) -> Any:
     """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
-    `adapter` puts an adapter folder on the model at `path`. dtype "auto" is the stored type on a GPU; on a
-    CPU bf16 for half-precision checkpoints, else fp32. `quant`, int8, int4 or nf4, quantises the blocks'
-    weights while loading; an adapter trained on such a base opens it so by itself. `template` says which chat
-    format a ChatGLM2/3 folder has where its files do not. `revision` is that of a `path` on a hub; without
-    it, the hub's main one. What was trained is proven to be on its base and to do what it did when it was
-    saved, which costs two short passes; `verify=False` leaves that out. Raises `CheckpointError` or
-    `ConfigError`.
+    `adapter` puts an adapter folder on the model at `path`. dtype "auto" is what it was trained in; of a
+    model the stored type on a GPU, and on a CPU bf16 for half precision if the processor has it, else fp32
+    where memory allows that (`models.dtype.choose_dtype`): the line that tells what was opened says which.
+    `quant`, int8, int4 or nf4, quantises the blocks' weights while loading; an adapter trained on such a base
+    opens it so by itself. `template` says which chat format a ChatGLM2/3 folder has where its files do not.
+    `revision` is that of a `path` on a hub; without it, the hub's main one. What was trained is proven to be
+    on its base and to do what it did when it was saved, which costs two short passes; `verify=False` leaves
+    that out. Raises `CheckpointError` or `ConfigError`.
     """
     place = resolve(path, revision=revision)
     if adapter is not None:
@@ -242,14 +244,15 @@ def open_place(
     place: Place,
     *,
     template: str | None,
-    dtype: str | torch.dtype,
+    dtype: str | torch.dtype | Choice,
     device: str,
     quant: str | None = None,
     verify: bool = True,
 ) -> Any:
     """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does.
 
-    With `verify`, what `opening` proves is said in one line.
+    `dtype`: as settings have it, or what `choose_type` made of that. With `verify`, what `opening` proves is
+    said in one line.
     """
     steps = opening(place, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
     checks: list[Check] = []
@@ -265,7 +268,7 @@ def opening(
     place: Place,
     *,
     template: str | None,
-    dtype: str | torch.dtype,
+    dtype: str | torch.dtype | Choice,
     device: str,
     quant: str | None = None,
     verify: bool = True,
@@ -353,28 +356,34 @@ def _open_base(
     reading: Reading,
     *,
     template: str | None,
-    dtype: str | torch.dtype,
+    dtype: str | torch.dtype | Choice,
     device: str,
     quant: str | None,
 ) -> Any:
     told_by = "the template setting" if template else "recorded with the adapter"
     known = identify(place.base, template or place.template, told_by=told_by)
     quant = quant or place.quant
-    if FAMILIES[known.family].is_in_transformers:
-        if quant is not None:
-            require_own_model(known.family, f"quant: {quant!r}")
-        model: Any = load_in_transformers(
-            place.base, dtype=dtype, device=device, template=known.template, reading=reading
-        )
-    else:
-        model = load_base(
-            place.base, dtype=dtype, device=device, template=known.template, quant=quant, reading=reading
-        )
+    is_upstream = FAMILIES[known.family].is_in_transformers
+    if is_upstream and quant is not None:
+        require_own_model(known.family, f"quant: {quant!r}")
+    chosen = choose_type(place, dtype, device, quant)
+    opened: dict[str, Any] = {
+        "dtype": chosen.dtype,
+        "device": device,
+        "template": known.template,
+        "reading": reading,
+    }
+    model: Any = (
+        load_in_transformers(place.base, **opened)
+        if is_upstream
+        else load_base(place.base, **opened, quant=quant)
+    )
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
     held = held_quant(model)
     blocks = f"{held} and " if held else ""
-    tell(f"{place.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}")
+    why = f" ({chosen.why})" if chosen.why else ""
+    tell(f"{place.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}{why}")
     if place.snapshot and place.snapshot.name.hub == "hf":
         model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
     return model
@@ -389,6 +398,20 @@ def check_outline(place: Place) -> None:
     with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter before it reads it
         if place.adapter:
             load_adapter(model, place.adapter)
+
+
+def choose_type(
+    place: Place, dtype: str | torch.dtype | Choice, device: str | torch.device, quant: str | None = None
+) -> Choice:
+    """In which type a place's weights are opened, and why: one rule for all who open it.
+
+    Raises `ConfigError` for what cannot be.
+    """
+    if isinstance(dtype, Choice):
+        return dtype
+    stored = scan_tensors(place.base)
+    trained = place.card.dtype if place.card else ""
+    return choose_dtype(dtype, stored, resolve_device(device), quant=quant or place.quant, trained=trained)
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from closeness import distance
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
@@ -87,7 +88,7 @@ def test_loss_falls_on_every_kind_of_model_and_the_adapter_opens_again(
     words = (*METHODS[method], f"method.target_modules={BASES[base][1]}", "train.eval_every=10")
     result = drain(training(recipe(folders(base), tmp_path, *words)))
     assert result.metrics["eval_loss"] < result.metrics["first_eval_loss"] - 0.02
-    assert not torch.allclose(logits(tmp_path), logits(folders(base)))
+    assert distance(logits(tmp_path), logits(folders(base))) > 1e-4
     if method == "adalora":
         found = ranks(tmp_path)
         num_targets = BASES[base][2] or len(found[0])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from closeness import assert_close
 from glmtune.errors import ConfigError
 from glmtune.exports.folder import write_pretty
 from glmtune.exports.hf import hf_config, hf_groups
@@ -58,10 +59,6 @@ def logits(model: Any, ids: Tensor) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(input_ids=ids).logits
     return found
-
-
-def assert_close(ours: Tensor, official: Tensor, tolerance: float = 1e-5) -> None:
-    assert (ours - official).abs().max() <= tolerance * max(1.0, float(official.abs().max()))
 
 
 @pytest.mark.parametrize("family", LORA)
@@ -136,7 +133,7 @@ def test_a_prefix_is_written_as_the_official_checkpoint_is(family: str, kind: st
     again = load_adapter(load_base(GOLDENS / family / "ckpt", dtype="fp32", device="cpu"), folder)
     known = load_file(GOLDENS / family / "prefix.safetensors")
     name = kind.removeprefix("ckpt_")
-    assert_close(logits(again, known[f"{name}.full.input_ids"]), known[f"{name}.full.logits"], 3e-5)
+    assert_close(logits(again, known[f"{name}.full.input_ids"]), known[f"{name}.full.logits"])
 
 
 @pytest.mark.parametrize("to", ["int8", "int4"])

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from closeness import assert_close
 from glmtune.models import load_base
 from glmtune.models.quant import dequantise, quantise, quantised_layers
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 COMMITTED = ("v3",)
 FAMILIES = ("v1_late", "v2", "v3", "glm4")
-TOLERANCE = 3e-5
 CASES = [
     pytest.param((family, bits), marks=() if family in COMMITTED else pytest.mark.shared)
     for family in FAMILIES
@@ -57,11 +57,6 @@ def golden(request: pytest.FixtureRequest, shared: Path, tmp_path: Path) -> Gold
     if family in COMMITTED:
         tensors["full.input_ids"] = load_file(root / "oracle.safetensors")["full.input_ids"]
     return Golden(bits, root / "ckpt", folder, tensors)
-
-
-def assert_close(ours: Tensor, official: Tensor) -> None:
-    assert ours.shape == official.shape
-    assert (ours - official).abs().max() <= TOLERANCE * max(1.0, official.abs().max().item())
 
 
 def assert_same_codes(ours: Tensor, official: Tensor, bits: int) -> None:

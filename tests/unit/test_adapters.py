@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from closeness import assert_close, distance
 from glmtune import Adapters, load_model
 from glmtune.errors import CheckpointError, ConfigError
 from models import HF_FAMILIES, tiny_folder, tiny_hf_folder, tiny_v1_folder
@@ -55,7 +56,7 @@ def test_each_adapter_answers_as_it_does_alone_and_the_base_as_before(base: Path
     answers = set()
     for name in [*names, None, *reversed(names), None]:
         with adapters.using(name) as model:
-            torch.testing.assert_close(model(ids).logits, alone[name](ids).logits, rtol=0, atol=1e-5)
+            assert_close(model(ids).logits, alone[name](ids).logits)
             assert greedy(model) == greedy(alone[name])
             answers.add(tuple(model(ids).logits[0, -1].topk(8).indices.tolist()))
     assert len(answers) > 3
@@ -72,7 +73,7 @@ def test_on_a_half_precision_base_each_answers_to_the_last_bit_as_alone(
     adapters.add(method, folder)
     with adapters.using(method) as model:
         ids = prompt(model)
-        assert (model(ids).logits - alone(ids).logits).abs().max() <= off  # AdaLoRA stands there as LoRA
+        assert distance(model(ids).logits, alone(ids).logits) <= off  # AdaLoRA stands there as LoRA
         factors = [p for name, p in model.named_parameters() if "lora_" in name]
         assert {p.dtype for p in factors} == {torch.float32}
 

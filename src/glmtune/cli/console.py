@@ -118,7 +118,13 @@ def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--device", default="auto", show_default=True),
         click.option("--quant", type=quants, help="Quantise while loading; else as stored or trained."),
-        click.option("--dtype", type=types, default="auto", show_default=True),
+        click.option(
+            "--dtype",
+            type=types,
+            default="auto",
+            show_default=True,
+            help="Type to compute in; auto: that of training, else what is stored and quick here.",
+        ),
     ):  # the last added is shown first
         command = option(command)
     return command

@@ -20,8 +20,8 @@ from glmtune.exports.refusal import refused
 from glmtune.methods.probe import largest_difference
 
 TOLERANCE = 1e-4
-"""Largest |difference| of logits in fp32, relative to the largest logit above 1: the same weights, added up
-in another order. On models of a few layers it stays below 1e-5."""
+"""Largest |difference| of logits in fp32, as a share of the largest logit: the same weights, added up in
+another order. On models of a few layers it stays below 1e-5."""
 WHY = (
     "the same weights computed in fp32 in another process: only the order of sums differs; what rounding the "
     "merged weights to the export's type changes is given apart, against base + adapter unrounded"
@@ -106,7 +106,7 @@ def ask_fresh_process(
 def compare(answers: Answers, expected: Expected) -> dict[str, Any]:
     """The figures of an export. Raises `OutputError` if it does not answer as it should."""
     largest = max(float(logits.abs().max()) for logits in expected.exact)
-    tolerance = TOLERANCE * max(1.0, largest)
+    tolerance = TOLERANCE * largest
     figures = {
         "max_difference": _distance(answers.logits, expected.rounded),
         "tolerance": tolerance,
@@ -138,8 +138,8 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
     """
     if expected.base is None:
         return {}
-    ours, scale = expected.merged or answers.logits, max(1.0, largest)
-    off, allowed = _distance(ours, expected.exact), ROUNDED[expected.dtype] * scale
+    ours = expected.merged or answers.logits
+    off, allowed = _distance(ours, expected.exact), ROUNDED[expected.dtype] * largest
     kind = str(expected.dtype).removeprefix("torch.")
     if not off <= allowed:
         raise refused(
@@ -147,7 +147,7 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
             f"{allowed:.3g}"
         )
     learned = _distance(expected.exact, expected.base)
-    is_notable = learned > NOTABLE[expected.dtype] * scale
+    is_notable = learned > NOTABLE[expected.dtype] * largest
     if is_notable and not _length(ours, expected.exact) < _length(ours, expected.base):
         raise OutputError(
             f"export: in {kind} the merged weights are nearer to the base than to base + adapter",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.models.quant import QuantizedLinear
+from glmtune.processor import cpu_has
 
 _MULTIPLY: Any = torch.ops.quantized.linear_dynamic.default
 _SMALLEST = torch.finfo(torch.float32).tiny  # a row of zeros is divided by it
@@ -59,7 +60,8 @@ class FastLinear(_Unsaved):
         self.packed = torch.ops.quantized.linear_prepack(_quantise(layer), None)
         self.tiled: Any = None
         """The weight once more, for products of many rows; `pack_all` gives it."""
-        self.has_headroom = not cpu_has("avx512_vnni", "avx_vnni")  # VNNI adds products of bytes in 32 bits
+        # FBGEMM adds products of bytes in 32 bits with AVX-512's VNNI alone, else two of them in 16
+        self.has_headroom = not cpu_has("avx512_vnni")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) to (..., O), in the input's type."""
@@ -143,10 +145,3 @@ def _at_once(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_
 def _add_tiles(layer: FastLinear) -> None:
     weight, _ = torch.ops.quantized.linear_unpack(layer.packed)
     layer.tiled = torch.ops.quantized.linear_prepack(weight, None)
-
-
-def cpu_has(*instructions: str) -> bool:
-    """Whether the CPU has one of these; not so where torch is too old to say."""
-    find_capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
-    has = find_capabilities()
-    return any(has.get(name) for name in instructions)

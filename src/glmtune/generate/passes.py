@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glmtune.generate.fast import cpu_has
 from glmtune.generate.rows import Layer, Rows
+from glmtune.processor import cpu_has
 
 MANY_ROWS = 8
 """From so many rows on, in fp32, a step's attention is written out: 0.5 ms for 96 rows of 12 heads, not 1.2
@@ -23,7 +23,6 @@ ms, on 2 cores.
 """
 SMALL_WIDTH = 1024
 """Hidden size up to which oneDNN's products of one row do not gain from AMX."""
-_HAS_TILES = cpu_has("amx_bf16")
 
 
 @dataclass(slots=True)
@@ -195,7 +194,7 @@ def are_own_quicker(dtype: torch.dtype, device: torch.device, width: int) -> boo
     In bf16 on a CPU: 1.6 times as fast with the same error. Where there is AMX, 1.1 to 2 times for widths up
     to 768, but 0.8 times from 2,048 on.
     """
-    is_large_for_tiles = _HAS_TILES and width > SMALL_WIDTH
+    is_large_for_tiles = width > SMALL_WIDTH and cpu_has("amx_bf16")
     return dtype == torch.bfloat16 and device.type == "cpu" and not is_large_for_tiles
 
 

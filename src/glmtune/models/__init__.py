@@ -11,8 +11,9 @@ from transformers import (
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForSequenceClassification
 from glmtune.models.chatglm_config import ChatGLM6BConfig
-from glmtune.models.checkpoint import load_base, resolve_device, resolve_dtype
+from glmtune.models.checkpoint import load_base, resolve_device
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.dtype import choose_dtype
 from glmtune.models.upstream import load_in_transformers
 from glmtune.tokenizers import register as register_tokenizers
 
@@ -29,8 +30,8 @@ __all__ = [
     "ChatGLMConfig",
     "ChatGLMForConditionalGeneration",
     "ChatGLMForSequenceClassification",
+    "choose_dtype",
     "load_base",
     "load_in_transformers",
     "resolve_device",
-    "resolve_dtype",
 ]

@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.dtype import choose_dtype, main_dtype
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
 from glmtune.models.reading import Reading, require_held_types
@@ -39,15 +39,6 @@ MODELS: Mapping[type[Config], type[Model]] = {
 
 Progress = Callable[[int, int], None]
 """Called after each tensor with the bytes copied so far and the bytes in all."""
-
-DTYPES = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
 
 _IGNORED = re.compile(r"rotary(_pos)?_emb\.inv_freq$")  # buffers that the models compute themselves
 _SHOW_BAR_AFTER_S = 1.0
@@ -78,7 +69,7 @@ def load_base(
     quant = _quant_to_make(config, quant, folder)
     generation = read_generation_config(folder)
     stored = scan_tensors(folder)
-    wanted = resolve_dtype(dtype, main_dtype(stored), place)
+    wanted = choose_dtype(dtype, stored, place, quant=quant).dtype
     model = _build_empty(config, wanted)
     stored = without_copies(model, stored)
     check_stored(model, stored)
@@ -120,27 +111,6 @@ def resolve_device(requested: str | torch.device) -> torch.device:
     return device
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16 itself; cards older than Ampere only imitate it, slowly."""
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def resolve_dtype(requested: str | torch.dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The weights' type: "auto" is the stored one, but on a CPU bf16 for half precision and fp32 else, and
-    fp16 for bf16 on a card without it.
-    """
-    if requested == "auto":
-        if device.type != "cpu":
-            return stored if stored != torch.bfloat16 or has_bf16(device) else torch.float16
-        return torch.bfloat16 if stored in (torch.float16, torch.bfloat16) else torch.float32
-    dtype = DTYPES.get(requested) if isinstance(requested, str) else requested
-    if dtype is None or dtype not in DTYPES.values():
-        raise ConfigError(f"dtype: {requested!r} is not a type for weights", hint="auto, fp32, bf16 or fp16")
-    if dtype == torch.bfloat16 and not has_bf16(device):
-        raise ConfigError("dtype: bf16, but this card has no bf16", hint="dtype=fp16, or leave it at auto")
-    return dtype
-
-
 def read_config(folder: Path, *, template: str | None = None) -> Config:
     """The folder's `config.json`, checked; `template` settles what `rope_ratio` scales."""
     if not folder.is_dir():
@@ -173,15 +143,6 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
     """The folder's own, if it has one."""
     file = folder / "generation_config.json"
     return GenerationConfig.from_dict(read_json(file)) if file.exists() else None
-
-
-def main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
-    """The type of most weights that are not quantised."""
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in stored.values():
-        if tensor.dtype.is_floating_point:
-            sizes[tensor.dtype] += torch.Size(tensor.shape).numel()
-    return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
 def _build_empty(config: Config, dtype: torch.dtype) -> Model:

@@ -40,6 +40,11 @@ def check_quant(quant: str | None) -> None:
         raise ConfigError(f"quant: unknown {quant!r}", hint=f"one of {', '.join(QUANTS)}, or leave it out")
 
 
+def is_quantised(name: str) -> bool:
+    """Whether the layer of this name is one that is quantised."""
+    return _QUANTISED.search(name) is not None
+
+
 def name_bits(bits: int) -> str:
     """The name of an official quantisation: `int8` or `int4`."""
     return f"int{bits}"
@@ -248,7 +253,7 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], QuantizedLinea
 
 def name_linears(model: nn.Module) -> list[str]:
     """Names of the layers that are quantised. Raises ConfigError if one is no plain linear layer."""
-    found = [(name, part) for name, part in model.named_modules() if _QUANTISED.search(name)]
+    found = [(name, part) for name, part in model.named_modules() if is_quantised(name)]
     for name, part in found:
         if not isinstance(part, nn.Linear):
             if hasattr(part, "base_layer"):  # PEFT's name for what an adapter lies on

@@ -21,8 +21,9 @@ from transformers.utils import logging
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json
-from glmtune.models.checkpoint import main_dtype, read_generation_config, resolve_device, resolve_dtype
+from glmtune.models.checkpoint import read_generation_config, resolve_device
 from glmtune.models.config_checks import PUBLISHED, check_sizes
+from glmtune.models.dtype import choose_dtype
 from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Shard, Stored, explain_damage, open_shard, scan_tensors
 
@@ -58,7 +59,7 @@ def load_in_transformers(
     outline = _build_empty(config, folder)  # what no model can be built from is told by its key
     stored = scan_tensors(folder)
     check_upstream_stored(folder, outline, stored)
-    wanted = resolve_dtype(dtype, main_dtype(stored), place)
+    wanted = choose_dtype(dtype, stored, place).dtype
     with _bar_on_a_terminal(), _without_report(), ExitStack() as files:
         model, found = type(outline).from_pretrained(
             None,

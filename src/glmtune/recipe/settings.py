@@ -188,8 +188,9 @@ class Recipe(Settings):
     template: TemplateName | None = None
     """Chat format; empty: told from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type the frozen weights are held in; auto: as stored, but fp16 for bf16 on a card without bf16; on a
-    CPU bf16 for half precision, else fp32."""
+    """Type the frozen weights are held in; auto: that of training, else as stored, but fp16 for bf16 on a
+    card without it; on a CPU bf16 for half precision if the processor has bf16 instructions, else fp32 where
+    it fits into memory. A run records the type."""
     quant: Literal["int8", "int4", "nf4"] | None = None
     """Quantise the frozen blocks while loading, to a half (`int8`) or a quarter (`int4`, `nf4`) of their
     memory; `nf4` is QLoRA's, with double quantisation (extra `bitsandbytes`); empty: as stored. A folder that

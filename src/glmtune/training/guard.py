@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from glmtune.data.encode import Row
 from glmtune.errors import TrainingError
-from glmtune.models.checkpoint import has_bf16
 from glmtune.objectives import Batch
+from glmtune.processor import has_bf16
 
 RowsOf = Callable[[int], Sequence[Sequence[Row]]]
 """The rows that this process's batches of a step were made of; asked for only when something is wrong."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.generate import choose_compute, pick_compute
-from glmtune.load import Place, open_place, open_tokenizer, resolve
+from glmtune.load import Place, choose_type, open_place, open_tokenizer, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
@@ -36,6 +36,8 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     yield from asked.notes
     max_new_tokens = settings.max_new_tokens or data.max_target_tokens or DEFAULT_NEW_TOKENS
     folder = recipe.output or _default_folder(recipe, place, asked.path)
+    dtype = choose_type(place, recipe.dtype, recipe.device, recipe.quant)
+    recipe = recipe.model_copy(update={"dtype": dtype.name})
     file = PredictionFile(folder, _facts(recipe, place, asked.path, tokenizer.template, max_new_tokens))
     todo = [question for question in asked.questions if question.row not in file.done]
     total = len(asked.questions)
@@ -43,7 +45,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         model = open_place(
-            place, template=recipe.template, dtype=recipe.dtype, device=recipe.device, quant=recipe.quant
+            place, template=recipe.template, dtype=dtype, device=recipe.device, quant=recipe.quant
         ).eval()
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
@@ -71,7 +73,7 @@ def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
     own: dict[str, Any] = {}
     if place.run:
         known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
-        own = {key: known[key] for key in ("template", "dtype", "quant", "data", "evaluate")}
+        own = {key: known[key] for key in ("template", "quant", "data", "evaluate")}
     elif place.card:
         own["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
     return build_recipe(own, values)

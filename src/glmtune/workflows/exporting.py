@@ -21,7 +21,7 @@ from glmtune.family import require_template
 from glmtune.load import load_model
 from glmtune.log import quiet
 from glmtune.methods.adapter import CARD_FILE
-from glmtune.models.checkpoint import DTYPES
+from glmtune.models.dtype import DTYPES
 from glmtune.models.quant import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
 from glmtune.tokenizers import encode_messages, load_tokenizer
@@ -305,12 +305,12 @@ def _measure(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, 
         )
         return
     trained = job.source.open(dtype="auto", device=order.device)
-    before = measure(trained, job.tokenizer, held)
+    before, kind = measure(trained, job.tokenizer, held), trained.dtype
     del trained
     with quiet():
-        reopened = load_model(folder, device=order.device)
+        reopened = load_model(folder, dtype=kind, device=order.device)
     after = measure(reopened, job.tokenizer, held)
-    dtype = str(next(reopened.parameters()).dtype).removeprefix("torch.")
+    dtype = str(kind).removeprefix("torch.")
     facts["quality"] = {
         "rows": len(held.rows),
         "scored_rows": len(held.questions),

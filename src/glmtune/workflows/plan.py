@@ -4,13 +4,16 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
 from glmtune.load import Place
 from glmtune.methods.adalora import plan_pruning
-from glmtune.models.checkpoint import has_bf16, resolve_device
+from glmtune.models import resolve_device
+from glmtune.models.dtype import Choice
+from glmtune.processor import has_bf16
 from glmtune.recipe import AdaLora, Method, Recipe, load_recipe
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, require_new
 from glmtune.workflows.forgetting import chat_loss_warning
@@ -49,12 +52,17 @@ def model_facts(place: Place) -> dict[str, str | None]:
     return {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
 
 
-def with_begun_revision(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, with the model's revision that its run began with where it names none itself."""
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe, with the model's revision and type that its run began with where it names none itself."""
     known = folder / RECIPE_FILE
-    if recipe.revision is not None or not known.exists():
+    if not known.exists():
         return recipe
-    return recipe.model_copy(update={"revision": load_recipe(known).revision})
+    begun = load_recipe(known)
+    settled = {
+        "revision": begun.revision if recipe.revision is None else recipe.revision,
+        "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,
+    }
+    return recipe.model_copy(update=settled)
 
 
 def with_default_rate(recipe: Recipe) -> Recipe:
@@ -135,6 +143,12 @@ def start_processes(device: str) -> PartialState:
     return PartialState(cpu=resolve_device(device).type == "cpu")
 
 
+def same_for_all(choice: Choice) -> Choice:
+    """The first process's choice of a type: the memory that each finds free may differ."""
+    shared: list[Choice] = broadcast_object_list([choice])
+    return shared[0]
+
+
 def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) -> str:
     """The name accelerate has for the arithmetic of the forward pass."""
     names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -146,8 +160,8 @@ def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.devi
             hint="hold them in fp32 too: dtype=fp32",
         )
     if name == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=bf16, or dtype=bf16")
-    if name == "bf16" and not has_bf16(device):
+        raise ConfigError("train.precision: fp16 needs a GPU", hint="leave train.precision and dtype at auto")
+    if name == "bf16" and device.type == "cuda" and not has_bf16(device):
         raise ConfigError(
             "train.precision: bf16, but this card has no bf16",
             hint="train.precision=fp16, or leave it at auto",

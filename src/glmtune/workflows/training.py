@@ -15,13 +15,12 @@ from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer
-from glmtune.load import Place, check_outline, open_place, open_tokenizer, resolve
+from glmtune.load import Place, check_outline, choose_type, open_place, open_tokenizer, resolve
 from glmtune.log import without_false_alarms
 from glmtune.methods import begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
 from glmtune.methods.proof import check_base, check_recorded, proof_line, recorded_difference
-from glmtune.models.checkpoint import resolve_dtype, stored_dtype
 from glmtune.objectives import Batch, Sft
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
@@ -38,6 +37,7 @@ from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, S
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.parent import is_pruned, text_warnings, tuned, with_parent
 from glmtune.workflows.plan import (
+    as_begun,
     choose_precision,
     data_hashes,
     fp16_line,
@@ -51,8 +51,8 @@ from glmtune.workflows.plan import (
     require_resumable,
     require_startable,
     run_folder,
+    same_for_all,
     start_processes,
-    with_begun_revision,
     with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
@@ -110,7 +110,7 @@ def train(recipe: Source, *, resume: bool = False) -> RunResult:
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
     if resume:
-        recipe = with_begun_revision(recipe, run_folder(recipe))
+        recipe = as_begun(recipe, run_folder(recipe))
     recipe = with_default_rate(with_parent(recipe))
     folder = run_folder(recipe)
     (require_resumable if resume else require_startable)(recipe, folder)
@@ -118,7 +118,9 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
     if resume:
         yield _resume(run)
     if run.is_main:
-        pinned = recipe if run.place.adapter else recipe.model_copy(update={"revision": run.place.revision})
+        pinned = run.recipe
+        if not run.place.adapter:
+            pinned = pinned.model_copy(update={"revision": run.place.revision})
         facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
     yield from _train(run)
@@ -149,14 +151,15 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
     if not is_pruned(place) and (early := pruning_warning(recipe.method, num_steps)):
         yield Note(early, is_warning=True)
-    held = resolve_dtype(recipe.dtype, stored_dtype(place.base), state.device)
-    precision = choose_precision(recipe, held, state.device)
+    held = same_for_all(choose_type(place, recipe.dtype, state.device, recipe.quant))
+    recipe = recipe.model_copy(update={"dtype": held.name})
+    precision = choose_precision(recipe, held.dtype, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
-    dtype = torch.float32 if recipe.method.name == "full" else held
+    opened = replace(held, dtype=torch.float32) if recipe.method.name == "full" else held
     base = open_place(
         place.under,
         template=recipe.template or place.template,
-        dtype=dtype,
+        dtype=opened,
         device=str(state.device),
         quant=recipe.quant,
     )
@@ -367,7 +370,9 @@ def _resume(run: _Run) -> Note:
     if run.is_main:
         run.record.forget_after(run.standing.step)
     left = f"resumed from {last.name}: {run.num_steps - run.standing.step} of {run.num_steps} steps to go"
-    return Note("; ".join(filter(None, [left, proof_line(check_recorded(card))])))
+    before, now = card.dtype if card else "", run.base.dtype
+    changed = f"the base was in {before} so far, from here it is in {now}" if before not in ("", now) else ""
+    return Note("; ".join(filter(None, [left, changed, proof_line(check_recorded(card))])))
 
 
 def _micro_batches(run: _Run) -> Iterator[tuple[int, list[Batch]]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
 
+from closeness import assert_close
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete, decode
 from glmtune.generate.sampling import Draw, draw_tokens, score_tokens
@@ -144,7 +145,7 @@ def test_draws_follow_the_exact_probabilities(settings: dict[str, float]) -> Non
     expected[order[:kept]] = ordered[:kept] / ordered[:kept].sum()
     draws = 5000
     chances = score_tokens(logits[None], sampling).softmax(dim=-1)
-    assert torch.allclose(chances[0], expected, atol=1e-6)
+    assert_close(chances[0], expected)
     draw = Draw(Sampling(seed=1, **settings), [], device=logits.device)
     drawn = torch.tensor([draw_tokens(logits[None], [draw])[0] for _ in range(draws)])
     assert_drawn_from(expected, drawn)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from closeness import assert_close
 from glmtune.generate import passes
 from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass
@@ -66,7 +67,7 @@ def with_hook(model: Any) -> Any:
 @pytest.mark.parametrize("change", [lambda model: model, with_two, with_codes, with_hook])
 def test_in_fp32_the_hidden_states_are_the_modules(change: Any, both: Any) -> None:
     lean, own = both(change(lively_model()))
-    torch.testing.assert_close(lean, own, rtol=1e-5, atol=1e-5)
+    assert_close(lean, own)
 
 
 @pytest.mark.parametrize("both", [step_both_ways, read_both_ways])
@@ -108,7 +109,7 @@ def test_looked_up_turns_are_the_computed_ones(dtype: torch.dtype) -> None:
     heads = torch.randn(3, 6, 1, 2 * rotary.dim).to(dtype)
     for positions in (torch.tensor([[0], [4], [2]]), torch.tensor([[900], [5], [17]])):  # the table grows
         looked_up = turns.at(positions, int(positions.max()) + 1)(heads)
-        torch.testing.assert_close(looked_up, rotate(heads, rotary(positions, dtype)))
+        assert_close(looked_up, rotate(heads, rotary(positions, dtype)))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_looked_up_turns_are_the_computed_ones(dtype: torch.dtype) -> None:
 def test_products_of_onednn_are_quicker_for_wide_layers_with_amx(
     monkeypatch: pytest.MonkeyPatch, has_tiles: bool, width: int, are_quicker: bool
 ) -> None:
-    monkeypatch.setattr(passes, "_HAS_TILES", has_tiles)
+    monkeypatch.setattr(passes, "cpu_has", lambda *_: has_tiles)
     cpu = torch.device("cpu")
     assert passes.are_own_quicker(torch.bfloat16, cpu, width) == are_quicker
     assert not passes.are_own_quicker(torch.float32, cpu, width)

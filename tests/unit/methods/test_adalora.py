@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from closeness import assert_close, distance
 from glmtune.data.batches import collate
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.methods import apply_method, begin_pruning, trainable_line
@@ -110,8 +111,7 @@ def test_ranks_scores_and_weights_are_those_of_pefts_own_loop(every: int, final:
         for optimizer in optimizers:
             optimizer.zero_grad()
         assert live_triplets(ours) == live_triplets(theirs), step
-    for mine, his in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine, his, rtol=0, atol=1e-4)
+    assert_close(list(ours.parameters()), list(theirs.parameters()), share=1e-4)
     assert set(part.ranks.values()) != {3}  # they differ from each other
 
 
@@ -127,8 +127,7 @@ def test_the_penalty_counts_once_a_step_and_is_not_logged() -> None:
         before = objective(collate(rows, 0)).detach() / objective.weight(collate(rows, 0))
         logs = list(fit(objective, objective, steps, optimizer, schedule, Accelerator(cpu=True), part=part))
         assert logs[0].loss == pytest.approx(float(before), rel=1e-6)
-    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert_close(list(parts.parameters()), list(whole.parameters()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -208,8 +207,8 @@ def test_a_pruned_adapter_that_is_saved_and_loaded_gives_the_same_logits(
     tuned, part = pruned
     save_trained(tuned, tmp_path, CARD)
     loaded = load_adapter(tiny_model(), tmp_path).eval()
-    torch.testing.assert_close(loaded(IDS).logits, tuned(IDS).logits, rtol=0, atol=1e-5)
-    assert not torch.allclose(loaded(IDS).logits, tiny_model()(IDS).logits, atol=1e-2)
+    assert_close(loaded(IDS).logits, tuned(IDS).logits)
+    assert distance(loaded(IDS).logits, tiny_model()(IDS).logits) > 1e-2
     stored = {name: len(p) for name, p in loaded.named_parameters() if "lora_E" in name}
     assert sorted(stored.values()) == sorted(part.ranks.values())
 
@@ -222,7 +221,7 @@ def test_an_adapter_that_is_saved_while_ranks_still_fall_gives_the_same_logits(t
     assert part.line().endswith("; 3 at step 16")
     save_trained(tuned, tmp_path, CARD)
     loaded = load_adapter(tiny_model(), tmp_path).eval()
-    torch.testing.assert_close(loaded(IDS).logits, tuned.eval()(IDS).logits, rtol=0, atol=1e-5)
+    assert_close(loaded(IDS).logits, tuned.eval()(IDS).logits)
 
 
 @pytest.mark.parametrize("stop", [6, 9])  # while ranks fall; settled
@@ -261,13 +260,13 @@ def test_plain_lora_made_of_it_gives_the_same_logits_in_peft_alone_and_merged(
     save_as_lora(source, tmp_path / "lora", CARD)
     plain = peft.PeftModel.from_pretrained(tiny_model(), str(tmp_path / "lora")).eval()
     assert plain.peft_config["default"].peft_type == "LORA"
-    torch.testing.assert_close(plain(IDS).logits, tuned(IDS).logits, rtol=0, atol=1e-5)
+    assert_close(plain(IDS).logits, tuned(IDS).logits)
     ours = load_adapter(tiny_model(), tmp_path / "lora").eval()
     assert torch.equal(ours(IDS).logits, plain(IDS).logits)
     ranks = sorted(len(p) for name, p in plain.named_parameters() if "lora_A" in name)
     assert ranks == sorted(rank for rank in part.ranks.values() if rank)
     merged = plain.merge_and_unload(safe_merge=True)
-    torch.testing.assert_close(merged(IDS).logits, tuned(IDS).logits, rtol=0, atol=1e-5)
+    assert_close(merged(IDS).logits, tuned(IDS).logits)
     card = read_card(tmp_path / "lora")
     assert card is not None
     assert load_recipe({"model": "m", "method": card.method}).method.name == "lora"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from closeness import assert_close, distance
 from glmtune import load_model
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.info import inspect
@@ -133,8 +134,7 @@ def test_frozen_half_and_trained_fp32_layers_work_together(
         gradients.append([p.grad for p in model.parameters() if p.requires_grad and p.grad is not None])
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients[0])
     assert gradients[0]
-    for off, on in zip(*gradients, strict=True):
-        torch.testing.assert_close(on, off)
+    assert_close(gradients[1], gradients[0])
 
 
 def open_half(folder: Path, family: str) -> Any:
@@ -164,7 +164,7 @@ def test_trained_weights_are_all_that_is_kept_and_give_the_same_logits(settings:
     assert {path.name for path in tmp_path.iterdir()} == {TRAINED_FILE, "glmtune.json"}
     loaded = load_adapter(tiny_model(), tmp_path)
     assert torch.equal(loaded(IDS).logits, tuned(IDS).logits)
-    assert not torch.allclose(loaded(IDS).logits, tiny_model()(IDS).logits, atol=1e-2)
+    assert distance(loaded(IDS).logits, tiny_model()(IDS).logits) > 1e-2
     assert not any(p.requires_grad for p in loaded.parameters())
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from closeness import assert_close, distance
 from glmtune.errors import CheckpointError
 from glmtune.load import load_model
 from glmtune.methods.adapter import load_adapter
@@ -43,8 +44,8 @@ def test_factors_are_computed_as_peft_computes_them_and_leave_no_trace(family: s
     with as_trained(model, old):
         theirs = probe_logits(model)
     assert torch.equal(probe_logits(model), plain)
-    torch.testing.assert_close(theirs, probe_logits(load_adapter(model, folder)), atol=3e-5, rtol=0)
-    assert (theirs - plain).abs().max() > 1e-2
+    assert_close(theirs, probe_logits(load_adapter(model, folder)))
+    assert distance(theirs, plain) > 1e-3
 
 
 def test_another_scale_is_another_adapter() -> None:

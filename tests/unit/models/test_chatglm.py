@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
+from closeness import assert_close
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.family import v1_revision
 from glmtune.generate import Sampling, complete
@@ -296,9 +297,7 @@ def test_a_pad_id_in_the_text_is_a_token_and_a_padded_bos_is_none(
     row = torch.tensor([[3, 20, 301, 304, 3, 30]])
     padded = torch.cat([torch.tensor([[304, 301]]), row, torch.tensor([[304]])], dim=1)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 0]])
-    torch.testing.assert_close(
-        model(padded, attention_mask=mask).logits[:, 2:8], model(row).logits, atol=3e-5, rtol=0
-    )
+    assert_close(model(padded, attention_mask=mask).logits[:, 2:8], model(row).logits)
 
 
 def test_one_new_token_needs_no_mask_and_a_forward_makes_one_for_all_layers(
@@ -342,7 +341,7 @@ def test_a_cache_filled_before_the_prompt_is_seen_and_moves_no_position(
     nothing = torch.cat([torch.zeros(1, 8, dtype=torch.long), ones[:, :8]], dim=1)
     third = model(IDS[:1], use_cache=True)
     blind = model(IDS[:1], attention_mask=nothing, past_key_values=third.past_key_values).logits
-    torch.testing.assert_close(blind, logits(model)[:1], atol=3e-5, rtol=0)
+    assert_close(blind, logits(model)[:1])
 
 
 def test_other_models_count_one_after_the_other() -> None:
@@ -396,9 +395,9 @@ def test_the_loss_divides_a_sum_by_the_given_number_of_items(
 ) -> None:
     mean = model(IDS, labels=IDS).loss
     summed = model(IDS, labels=IDS, num_items_in_batch=torch.tensor(28)).loss
-    torch.testing.assert_close(summed, mean / 2)
+    assert_close(summed, mean / 2)
     kept = model(IDS, logits_to_keep=2).logits
-    torch.testing.assert_close(kept, logits(model)[:, -2:])
+    assert_close(kept, logits(model)[:, -2:])
 
 
 def test_no_cache_is_built_while_training_unless_asked_for(model: ChatGLM6BForConditionalGeneration) -> None:

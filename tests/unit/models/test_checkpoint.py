@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.models import ChatGLMConfig, load_base, resolve_device, resolve_dtype
+from glmtune.models import ChatGLMConfig, load_base, resolve_device
+from glmtune.models.dtype import DTYPES
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 QKV = "transformer.encoder.layers.1.self_attention.query_key_value.weight"
@@ -79,7 +80,7 @@ def test_every_layout_opens_with_the_stored_values_in_the_asked_type(
 ) -> None:
     write(folder, tensors, layout)
     model = load_base(folder, dtype=dtype, device="cpu")
-    wanted = resolve_dtype(dtype, torch.float16, torch.device("cpu"))
+    wanted = DTYPES[dtype]
     weights = model.state_dict()
     assert weights.keys() == {name for name in tensors if not name.endswith("inv_freq")}
     for name, tensor in weights.items():
@@ -124,32 +125,6 @@ def test_a_bar_appears_on_a_terminal_only(
     monkeypatch.setenv("FORCE_COLOR", "1")
     load_base(folder, device="cpu")
     assert "loading weights" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("requested", "stored", "device", "expected"),
-    [
-        ("auto", torch.float16, "cuda", torch.float16),
-        ("auto", torch.float32, "cuda", torch.float32),
-        ("auto", torch.float16, "cpu", torch.bfloat16),
-        ("auto", torch.bfloat16, "cpu", torch.bfloat16),
-        ("auto", torch.float32, "cpu", torch.float32),
-        ("fp16", torch.bfloat16, "cpu", torch.float16),
-        ("bfloat16", torch.float16, "cpu", torch.bfloat16),
-        ("float32", torch.float16, "cpu", torch.float32),
-        (torch.float32, torch.float16, "cpu", torch.float32),
-    ],
-)
-def test_the_type_of_the_weights_follows_request_file_and_device(
-    requested: str | torch.dtype, stored: torch.dtype, device: str, expected: torch.dtype
-) -> None:
-    assert resolve_dtype(requested, stored, torch.device(device)) == expected
-
-
-@pytest.mark.parametrize("requested", ["int8", "half", torch.int8, torch.float64])
-def test_a_type_that_is_none_for_weights_is_refused(requested: str | torch.dtype) -> None:
-    with pytest.raises(ConfigError, match="is not a type for weights"):
-        resolve_dtype(requested, torch.float16, torch.device("cpu"))
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

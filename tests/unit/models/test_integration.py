@@ -20,6 +20,7 @@ from transformers import (
     StaticCache,
 )
 
+from closeness import assert_close
 from glmtune.errors import ConfigError
 from glmtune.models import (
     ChatGLMConfig,
@@ -162,7 +163,7 @@ def test_packed_documents_do_not_see_each_other(
     packed = model(
         IDS.reshape(1, 24), position_ids=torch.arange(12).repeat(2)[None], labels=IDS.reshape(1, 24)
     )
-    torch.testing.assert_close(packed.logits.reshape(2, 12, -1), logits(model), atol=1e-5, rtol=0)
+    assert_close(packed.logits.reshape(2, 12, -1), logits(model))
 
 
 def test_without_padding_no_mask_is_made(
@@ -179,7 +180,7 @@ def test_without_padding_no_mask_is_made(
 def test_the_loss_divides_a_sum_by_the_given_number_of_items(model: ChatGLMForConditionalGeneration) -> None:
     mean = model(IDS, labels=IDS).loss
     summed = model(IDS, labels=IDS, num_items_in_batch=torch.tensor(44)).loss
-    torch.testing.assert_close(summed, mean / 2)
+    assert_close(summed, mean / 2)
 
 
 def test_the_loss_of_half_precision_weights_is_computed_in_fp32() -> None:
@@ -207,7 +208,7 @@ def test_kept_logits_are_those_of_the_full_forward(
 ) -> None:
     part = slice(-keep, None) if isinstance(keep, int) else keep
     kept = model(IDS, logits_to_keep=keep).logits
-    torch.testing.assert_close(kept, logits(model)[:, part], atol=1e-5, rtol=0)
+    assert_close(kept, logits(model)[:, part])
 
 
 def test_return_last_logit_keeps_one_position(model: ChatGLMForConditionalGeneration) -> None:
@@ -235,7 +236,7 @@ def test_a_static_cache_gives_the_same_ids(model: ChatGLMForConditionalGeneratio
 def test_a_plain_tuple_comes_back_where_it_is_asked_for(model: ChatGLMForConditionalGeneration) -> None:
     loss, found, *_ = model(IDS, labels=IDS, return_dict=False)
     assert loss.ndim == 0
-    torch.testing.assert_close(found, logits(model))
+    assert_close(found, logits(model))
 
 
 def test_eager_attention_gives_its_weights_and_the_same_logits() -> None:
@@ -245,9 +246,9 @@ def test_eager_attention_gives_its_weights_and_the_same_logits() -> None:
     )
     outputs = model(IDS, output_attentions=True)
     assert [tuple(w.shape) for w in outputs.attentions] == [(2, 4, 12, 12)] * 2
-    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, 12))
+    assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, 12))
     sdpa = load_base(folder, dtype="fp32", device="cpu")
-    torch.testing.assert_close(outputs.logits, logits(sdpa), atol=1e-5, rtol=0)
+    assert_close(outputs.logits, logits(sdpa))
 
 
 def test_embeddings_can_be_given_and_resized(model: ChatGLMForConditionalGeneration) -> None:
@@ -286,7 +287,7 @@ def test_a_lora_adapter_is_saved_reopened_and_merged(
     assert torch.equal(logits(again), expected)
     adapter = json.loads((tmp_path / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(GOLDENS / "v3" / "ckpt")
-    torch.testing.assert_close(logits(again.merge_and_unload()), expected, atol=1e-4, rtol=0)
+    assert_close(logits(again.merge_and_unload()), expected)
 
 
 def test_lora_trains_under_gradient_checkpointing(model: ChatGLMForConditionalGeneration) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import glmtune
+from closeness import ROUNDING, assert_close
 from glmtune.errors import ConfigError, MissingDependencyError
 from glmtune.load import load_model
 from glmtune.methods import apply_method, trainable_line
@@ -133,14 +134,13 @@ def test_output_and_gradients_are_those_of_the_dense_layer_of_the_same_worth(
     y = x.detach().clone().requires_grad_()
     dense_bias = layer.bias.detach().clone().requires_grad_() if bias else None
     ours, theirs = layer(x), functional.linear(y, layer.dequantise(), dense_bias)
-    near = {"rtol": 0, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
-    torch.testing.assert_close(ours, theirs, **near)
+    assert_close(ours, theirs)
     seed = torch.randn_like(ours)
     ours.backward(seed)
     theirs.backward(seed)
-    torch.testing.assert_close(x.grad, y.grad, **near)
+    assert_close(x.grad, y.grad)
     if dense_bias is not None:
-        torch.testing.assert_close(layer.bias.grad, dense_bias.grad, **near)
+        assert_close(layer.bias.grad, dense_bias.grad)
 
 
 @FLOATS
@@ -161,9 +161,7 @@ def test_autocast_decides_the_type_of_the_product(held: torch.dtype) -> None:
         y = layer(x)
     assert y.dtype == torch.bfloat16
     y.sum().backward()
-    torch.testing.assert_close(
-        x.grad, layer.dequantise(torch.float32).sum(0).expand(2, -1), rtol=0.02, atol=0.02
-    )
+    assert_close(x.grad, layer.dequantise(torch.float32).sum(0).expand(2, -1), share=ROUNDING[y.dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -226,7 +224,7 @@ def test_every_native_family_is_quantised_while_it_is_read(
 
 def test_logits_are_those_of_the_dense_model_of_the_same_worth() -> None:
     model = nf4_model()
-    torch.testing.assert_close(dense_twin(model)(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
+    assert_close(dense_twin(model)(IDS).logits, model(IDS).logits)
 
 
 def test_a_state_dict_put_into_another_nf4_model_makes_it_the_same() -> None:
@@ -274,11 +272,10 @@ def test_lora_steps_are_those_of_the_dense_model_of_the_same_worth(checkpointing
             tuned.eval()(IDS)
         losses.append([*steps, lora_step(tuned), lora_step(tuned)])
         trained.append({n: p for n, p in tuned.named_parameters() if p.requires_grad})
-    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-4)
+    assert_close(losses[0], losses[1], share=1e-4)
     assert losses[0][2] < losses[0][0]
     assert len(trained[0]) == 16
-    for name, parameter in trained[0].items():
-        torch.testing.assert_close(parameter, trained[1][name], rtol=0, atol=1e-5)
+    assert_close(list(trained[0].values()), [trained[1][name] for name in trained[0]])
 
 
 def test_training_changes_the_adapter_alone_and_it_opens_again_the_same(tmp_path: Path) -> None:
@@ -380,8 +377,8 @@ def test_codes_and_products_of_a_gpu_are_those_of_the_cpu(dtype: torch.dtype) ->
     dense = dense_layer(512, 448, bias=True, dtype=dtype)
     here, there = Nf4Linear(dense), Nf4Linear(copy.deepcopy(dense).cuda())
     assert torch.equal(here.weight, there.weight.cpu())
-    torch.testing.assert_close(here.dequantise(), there.dequantise().cpu(), rtol=1e-3, atol=1e-5)
+    assert_close(here.dequantise(), there.dequantise().cpu(), share=1e-3)
     for tokens in (1, 7, 300, 2000):  # one kernel for few, another for many
         x = torch.randn(1, tokens, 448, dtype=dtype, device="cuda", requires_grad=True)
         moved: Tensor = functional.linear(x, there.dequantise(), there.bias)
-        torch.testing.assert_close(there(x), moved, rtol=0.02, atol=0.02)
+        assert_close(there(x), moved, share=0.02)

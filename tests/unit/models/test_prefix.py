@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from closeness import assert_close, distance
 from glmtune.errors import ConfigError
 from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.prefix import PrefixEncoder
@@ -46,8 +47,8 @@ def test_dropout_is_drawn_for_each_row_and_not_in_evaluation() -> None:
     assert not torch.equal(rows[:, :, 0], rows[:, :, 1])
     kept = rows != 0
     assert abs(kept.float().mean().item() - 0.5) < 0.01
-    torch.testing.assert_close(rows[kept], (2 * whole[:, :, :1]).expand_as(rows)[kept])
-    torch.testing.assert_close(rows.mean(dim=2), whole[:, :, 0], atol=0.3, rtol=0)
+    assert_close(rows[kept], (2 * whole[:, :, :1]).expand_as(rows)[kept])
+    assert distance(rows.mean(dim=2), whole[:, :, 0]) < 0.3
 
 
 def test_a_models_training_mode_reaches_its_dropout() -> None:
@@ -186,7 +187,7 @@ def test_on_a_quantised_base_the_prefix_alone_gets_gradients_and_they_are_the_de
     dense.transformer.prefix_encoder.load_state_dict(model.transformer.prefix_encoder.state_dict())
     dense(IDS, labels=IDS).loss.backward()
     expected = dense.transformer.prefix_encoder.embedding.weight.grad
-    torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=1e-7)
+    assert_close(weight.grad, expected)
 
 
 def test_packed_rows_stay_apart_and_each_sees_the_prefix() -> None:
@@ -195,13 +196,13 @@ def test_packed_rows_stay_apart_and_each_sees_the_prefix() -> None:
     positions = torch.arange(6).repeat(2)[None]
     logits = model(packed, position_ids=positions, use_cache=False).logits
     alone = torch.cat((model(IDS).logits, model(IDS + 20).logits), dim=1)
-    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
+    assert_close(logits, alone)
 
 
 def test_embeddings_give_what_their_ids_give() -> None:
     model = prefixed()
     embeddings = model.get_input_embeddings()(IDS)
-    torch.testing.assert_close(model(inputs_embeds=embeddings).logits, model(IDS).logits)
+    assert_close(model(inputs_embeds=embeddings).logits, model(IDS).logits)
 
 
 @torch.no_grad()
@@ -209,7 +210,7 @@ def test_a_full_mask_of_ones_own_gets_the_prefix_in_front() -> None:
     model = prefixed()
     causal = torch.ones(6, 6).tril()[None, None]
     for mask in (causal.bool(), (causal - 1) * 1e9):
-        torch.testing.assert_close(model(IDS, attention_mask=mask).logits, model(IDS).logits)
+        assert_close(model(IDS, attention_mask=mask).logits, model(IDS).logits)
 
 
 @torch.no_grad()
@@ -217,7 +218,7 @@ def test_positions_that_nobody_passes_count_the_tokens_in_the_cache_alone() -> N
     model = prefixed()
     cache = model(IDS[:, :2], use_cache=True).past_key_values
     rest = model(IDS[:, 2:], past_key_values=cache).logits
-    torch.testing.assert_close(rest, model(IDS).logits[:, 2:], rtol=1e-4, atol=1e-5)
+    assert_close(rest, model(IDS).logits[:, 2:])
 
 
 @torch.no_grad()
@@ -231,7 +232,7 @@ def test_a_full_official_mask_covers_the_cached_tokens_and_never_the_prefix() ->
     mask = torch.zeros(1, 1, 1, prompt.shape[1] + 1, dtype=torch.bool)
     step = {"input_ids": IDS[:, :1], "position_ids": following}
     masked = golden.model(**step, attention_mask=mask, past_key_values=twin).logits
-    golden.assert_close(masked, golden.model(**step, past_key_values=first.past_key_values).logits)
+    assert_close(masked, golden.model(**step, past_key_values=first.past_key_values).logits)
 
 
 def test_beam_search_gives_the_same_with_a_cache_and_without() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from closeness import assert_close
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model
 from glmtune.methods import apply_method, trainable_line
@@ -89,7 +90,7 @@ def test_quantising_what_quantised_weights_are_worth_gives_the_same_codes(
     codes, scale = quantise(weight, bits)
     again, scale_again = quantise(dequantise(codes, scale, bits), bits)
     assert torch.equal(again, codes)
-    torch.testing.assert_close(scale_again, scale, rtol=1e-6, atol=0)
+    assert ((scale_again - scale).abs() <= 1e-6 * scale).all()
 
 
 @BOTH
@@ -131,13 +132,13 @@ def test_output_and_gradients_are_those_of_the_dense_layer_of_the_same_worth(bit
     y = x.detach().clone().requires_grad_()
     dense_bias = layer.bias.detach().clone().requires_grad_() if bias else None
     ours, theirs = layer(x), functional.linear(y, layer.dequantise(), dense_bias)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert_close(ours, theirs)
     seed = torch.randn_like(ours)
     ours.backward(seed)
     theirs.backward(seed)
-    torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-6)
+    assert_close(x.grad, y.grad)
     if dense_bias is not None:
-        torch.testing.assert_close(layer.bias.grad, dense_bias.grad, rtol=0, atol=1e-6)
+        assert_close(layer.bias.grad, dense_bias.grad)
 
 
 @BOTH
@@ -165,7 +166,7 @@ def test_activations_may_be_of_another_type_than_the_scales() -> None:
     layer = QuantizedLinear(nn.Linear(16, 8).half(), 8)
     x = torch.randn(2, 16)
     exact = functional.linear(x, layer.dequantise().float(), layer.bias.float())
-    torch.testing.assert_close(layer(x), exact, rtol=0, atol=1e-6)
+    assert_close(layer(x), exact)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
 
@@ -240,7 +241,7 @@ def test_a_model_made_from_a_quantised_config_works(bits: int) -> None:
     model = tiny_model(quantization_bit=bits)
     assert len(quantised_layers(model)) == 8
     assert model(IDS).logits.isfinite().all()
-    torch.testing.assert_close(dense_twin(model)(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
+    assert_close(dense_twin(model)(IDS).logits, model(IDS).logits)
 
 
 @BOTH
@@ -276,14 +277,13 @@ def test_a_lora_step_is_that_of_the_dense_model_of_the_same_worth(bits: int, che
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-    assert abs(losses[0] - losses[1]) <= 1e-5
+    assert_close(losses[0], losses[1])
     ours, theirs = (
         {n: p for n, p in model.named_parameters() if p.requires_grad and "lora" in n} for model in models
     )
     assert ours.keys() == theirs.keys()
     assert len(ours) == 16
-    for name, parameter in ours.items():
-        torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=1e-5)
+    assert_close(list(ours.values()), [theirs[name] for name in ours])
 
 
 # What is refused
@@ -351,7 +351,8 @@ def test_dora_reads_what_codes_are_worth(bits: int, dropout: float) -> None:
         logits = tuned(IDS).logits
         logits.square().mean().backward()
         results.append((logits, [p.grad for p in tuned.parameters() if p.requires_grad]))
-    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+    for mine, dense in zip(*results, strict=True):
+        assert_close(mine, dense)
 
 
 def test_an_adapter_on_a_dense_base_is_still_merged() -> None:

@@ -5,7 +5,6 @@ import torch
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
-from glmtune.models import resolve_dtype
 from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
 from glmtune.workflows.plan import (
@@ -35,26 +34,18 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return bool(request.param)
 
 
-@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
-def test_auto_is_fp16_in_weights_and_arithmetic_where_a_card_has_no_bf16(
-    stored: torch.dtype, has_bf16: bool
-) -> None:
-    recipe = load_recipe({"model": "m"})
-    held = resolve_dtype("auto", stored, CARD)
-    assert held == (torch.float16 if stored == torch.bfloat16 and not has_bf16 else stored)
+@pytest.mark.parametrize("held", [torch.bfloat16, torch.float16, torch.float32])
+def test_arithmetic_is_in_the_type_of_the_weights(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
-    assert choose_precision(recipe, held, CARD) == names[held]
+    assert choose_precision(load_recipe({"model": "m"}), held, CARD) == names[held]
 
 
-def test_bf16_asked_of_a_card_without_it_is_refused_by_name(has_bf16: bool) -> None:
+def test_bf16_arithmetic_asked_of_a_card_without_it_is_refused_by_name(has_bf16: bool) -> None:
     recipe = load_recipe({"model": "m", "train": {"precision": "bf16"}})
     if has_bf16:
-        assert resolve_dtype("bf16", torch.float16, CARD) == torch.bfloat16
         assert choose_precision(recipe, torch.float16, CARD) == "bf16"
         return
-    with pytest.raises(ConfigError, match=r"^dtype: bf16, but this card has no bf16") as caught:
-        resolve_dtype("bf16", torch.float16, CARD)
-    assert "dtype=fp16" in caught.value.hint
     with pytest.raises(ConfigError, match=r"^train\.precision: bf16, but this card has no bf16") as caught:
         choose_precision(recipe, torch.float16, CARD)
     assert "train.precision=fp16" in caught.value.hint
@@ -67,8 +58,11 @@ def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> 
     assert fp16_line("no", CARD) is None
 
 
-def test_a_cpu_keeps_bf16(has_bf16: bool) -> None:
-    assert resolve_dtype("auto", torch.float16, torch.device("cpu")) == torch.bfloat16
+@pytest.mark.parametrize("cap", ["AVX2", "DEFAULT"])
+def test_a_cpu_computes_in_bf16_where_that_is_asked_of_it(cap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    recipe = load_recipe({"model": "m", "train": {"precision": "bf16"}})
+    assert choose_precision(recipe, torch.float32, torch.device("cpu")) == "bf16"
 
 
 @pytest.mark.parametrize(("processes", "said"), [(1, "1 process on cpu"), (2, "2 processes on cpu")])

@@ -1,0 +1,148 @@
+"""The type that a run computes in: by what its processor can, recorded, and the same for all who open it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import glmtune
+from glmtune.load import open_place, resolve
+from glmtune.methods.adapter import read_card
+from glmtune.models.shards import scan_tensors
+from glmtune.recipe import load_recipe
+from glmtune.runs import SETTINGS_FILE, follow, read_json_lines
+from glmtune.workflows.events import Note, Saved
+from glmtune.workflows.training import drain, training
+from glmtune.workflows.verifying import verify
+from models import tiny_folder
+
+ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
+Move = Callable[[bool], None]
+
+
+@pytest.fixture
+def move(monkeypatch: pytest.MonkeyPatch) -> Move:
+    """Go on to a processor that has bf16 instructions, or to one that has none."""
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def move(has_bf16: bool) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": has_bf16})
+
+    return move
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
+    """What was told since the last call."""
+    logger = logging.getLogger("glmtune")
+    logger.addHandler(caplog.handler)
+
+    def take() -> str:
+        text = "\n".join(record.getMessage() for record in caplog.records)
+        caplog.clear()
+        return text
+
+    yield take
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("base"), dtype=torch.bfloat16)
+
+
+def recipe(base: Path, output: Path, *words: str) -> glmtune.Recipe:
+    values = {
+        "model": str(base),
+        "output": output,
+        "data": {"train": ADVERTS, "max_tokens": 400, "max_rows": 12, "holdout_rows": 4},
+        "train": {"steps": 4, "batch_size": 2, "lr": 1e-2, "eval_every": 2},
+        "samples": {"prompts": []},
+    }
+    return load_recipe(values, words)
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "name", "kind"), [(True, "bf16", "bfloat16"), (False, "fp32", "float32")]
+)
+def test_a_run_says_and_records_its_type_and_all_who_open_it_take_that(
+    has_bf16: bool, name: str, kind: str, base: Path, tmp_path: Path, move: Move, said: Callable[[], str]
+) -> None:
+    move(has_bf16)
+    run = drain(training(recipe(base, tmp_path / "run"))).path
+    line = said()
+    assert f"{kind} on cpu" in line
+    assert ("this processor has no bf16 arithmetic" in line) != has_bf16
+    assert load_recipe(run / "recipe.yaml").dtype == name
+    card = read_card(follow(run / "best"))
+    assert card is not None
+    assert card.dtype == kind
+    move(not has_bf16)
+    assert glmtune.load_model(run, device="cpu").dtype == getattr(torch, kind)
+    assert ("as it was trained" in said()) != has_bf16
+    checks = {check.name: check.found for check in verify(run, device="cpu")}
+    assert f"({kind}, saved in {kind})" in checks["logits"]
+    glmtune.evaluate(
+        {
+            "model": str(run),
+            "device": "cpu",
+            "output": tmp_path / "scores",
+            "data": {"test": ADVERTS},
+            "evaluate": {"max_rows": 2, "max_new_tokens": 2},
+        }
+    )
+    assert load_recipe(run / "recipe.yaml").dtype == name
+    assert f'"dtype": "{name}"' in (tmp_path / "scores" / SETTINGS_FILE).read_text(encoding="utf-8")
+    opened = open_place(resolve(run), template=None, dtype="auto", device="cpu")  # as chat does
+    assert opened.dtype == getattr(torch, kind)
+
+
+def test_a_run_goes_on_in_its_type_on_another_processor(base: Path, tmp_path: Path, move: Move) -> None:
+    move(False)
+    whole, parts = (recipe(base, tmp_path / name) for name in ("whole", "parts"))
+    drain(training(whole))
+    interrupted = training(parts)
+    while not isinstance(next(interrupted), Saved):
+        pass
+    interrupted.close()
+    move(True)
+    events = list(training(parts, resume=True))
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert any("1 process on cpu, fp32" in note for note in notes)
+    assert not any("so far" in note for note in notes)
+    losses = [
+        [line["loss"] for line in read_json_lines(tmp_path / name / "metrics.jsonl") if "loss" in line]
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_that_recorded_no_type_says_what_changes(base: Path, tmp_path: Path, move: Move) -> None:
+    move(True)
+    begun = training(recipe(base, tmp_path / "run"))
+    while not isinstance(next(begun), Saved):
+        pass
+    begun.close()
+    file = tmp_path / "run" / "recipe.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("dtype: bf16", "dtype: auto"), encoding="utf-8")
+    move(False)
+    notes = [
+        e.text
+        for e in training(load_recipe(file, [f"output={tmp_path / 'run'}"]), resume=True)
+        if isinstance(e, Note)
+    ]
+    assert any("the base was in bfloat16 so far, from here it is in float32" in note for note in notes)
+
+
+def test_an_export_keeps_the_stored_type_whatever_it_was_computed_in(
+    base: Path, tmp_path: Path, move: Move
+) -> None:
+    move(False)
+    run = drain(training(recipe(base, tmp_path / "run"))).path
+    out = glmtune.export(run, to="merged", output=tmp_path / "out").path
+    assert {stored.dtype for stored in scan_tensors(out).values()} == {torch.bfloat16}
+    wide = glmtune.export(run, to="merged", output=tmp_path / "wide", dtype="fp32").path
+    assert {stored.dtype for stored in scan_tensors(wide).values()} == {torch.float32}

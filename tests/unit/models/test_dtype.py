@@ -1,0 +1,153 @@
+"""Which type weights are held in, by who asks, what they were trained in, and what the device can do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmtune.errors import ConfigError
+from glmtune.models import choose_dtype, dtype
+from glmtune.models.dtype import Choice, num_bytes
+from glmtune.models.shards import Stored, scan_tensors
+
+CPU, CARD = torch.device("cpu"), torch.device("cuda")
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+SIZE = 1024**3
+NO_BF16 = "this processor has no bf16 arithmetic"
+GLM_TINY = Path(dtype.__file__).parents[1] / "glm_tiny"
+
+
+def stored(held: torch.dtype, **others: torch.dtype) -> dict[str, Stored]:
+    """One large tensor of a block, and small ones."""
+    name = "transformer.encoder.layers.0.mlp.dense_4h_to_h.weight"
+    found = {name: Stored(Path("a"), name, (1024, 1024, 1024), held)}
+    return found | {key: Stored(Path("a"), key, (2,), kind) for key, kind in others.items()}
+
+
+@pytest.fixture(params=[True, False], ids=["with bf16", "without bf16"])
+def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A CPU by its instructions; no card has bf16 that its CPU has not."""
+    names = {"avx512_bf16": request.param, "avx512_fp16": False, "bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: names)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: request.param)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    set_free(monkeypatch, 100 * SIZE)
+    return bool(request.param)
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(dtype, "free_memory", lambda device: size)
+
+
+@pytest.mark.parametrize("held", [BF16, FP16])
+def test_half_precision_is_bf16_on_a_cpu_that_has_it_else_fp32(held: torch.dtype, has_bf16: bool) -> None:
+    found = choose_dtype("auto", stored(held), CPU)
+    assert found.dtype == (BF16 if has_bf16 else FP32)
+    assert bool(found.why) != has_bf16
+    if not has_bf16:
+        assert found.why.startswith(NO_BF16)
+        assert found.why.endswith(f"stored in {'bf16' if held == BF16 else 'fp16'}")
+
+
+def test_fp32_stays_fp32_whatever_the_cpu_has(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 0)  # they are mapped from the file
+    assert choose_dtype("auto", stored(FP32), CPU) == Choice(FP32)
+
+
+def test_half_precision_that_does_not_fit_in_fp32_stays_bf16_and_says_what_it_costs(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_free(monkeypatch, 5 * SIZE)
+    found = choose_dtype("auto", stored(FP16), CPU)
+    assert found.dtype == BF16
+    if not has_bf16:
+        assert "bf16 takes 4 to 12 times as long as fp32" in found.why
+        assert "fp32 takes 4.0 GiB where 3.8 GiB are to spare" in found.why
+
+
+def test_blocks_in_nf4_take_an_eighth_of_fp32(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, SIZE)
+    assert choose_dtype("auto", stored(FP16), CPU, quant="nf4").dtype == (BF16 if has_bf16 else FP32)
+    assert num_bytes(stored(FP16, word_embeddings=FP16), "nf4") == SIZE * 4.25 / 8 + 8
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4", None])
+def test_codes_are_multiplied_in_bf16_whatever_the_cpu_has(quant: str | None, has_bf16: bool) -> None:
+    held = stored(FP16) if quant else stored(torch.int8, norm=FP16)
+    found = choose_dtype("auto", held, CPU, quant=quant)
+    assert found.dtype == BF16
+    assert ("codes" in found.why) != has_bf16
+
+
+def test_a_buffer_of_whole_numbers_is_no_code(has_bf16: bool) -> None:
+    found = choose_dtype("auto", stored(FP16, position_ids=torch.int64), CPU)
+    assert found.dtype == (BF16 if has_bf16 else FP32)
+
+
+@pytest.mark.parametrize("held", [FP32, BF16, FP16])
+@pytest.mark.parametrize(("name", "trained"), [("float32", FP32), ("bfloat16", BF16)])
+def test_what_was_trained_is_opened_as_it_was_on_any_cpu(
+    held: torch.dtype, name: str, trained: torch.dtype, has_bf16: bool
+) -> None:
+    found = choose_dtype("auto", stored(held), CPU, trained=name)
+    assert found.dtype == trained
+    assert ("as it was trained" in found.why) == (held != trained)
+    assert ("4 to 12 times" in found.why) == (trained == BF16 and not has_bf16)
+
+
+def test_what_was_trained_in_a_type_that_cannot_be_had_says_what_changes(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_cpu = choose_dtype("auto", stored(FP16), CPU, trained="float16")
+    assert on_cpu.dtype == (BF16 if has_bf16 else FP32)
+    assert on_cpu.why.startswith("trained in fp16; CPUs are slow in it")
+    on_card = choose_dtype("auto", stored(BF16), CARD, trained="bfloat16")
+    assert on_card.dtype == (BF16 if has_bf16 else FP16)
+    assert on_card.why == ("" if has_bf16 else "trained in bf16; this card has no bf16")
+    assert choose_dtype("auto", stored(FP16), CARD, trained="float32").why == "as it was trained"
+    set_free(monkeypatch, SIZE)
+    for device in (CPU, CARD):
+        found = choose_dtype("auto", stored(FP16), device, trained="float32")
+        assert found.dtype == (BF16 if device == CPU else FP16)
+        assert found.why.startswith("trained in fp32; fp32 takes 4.0 GiB where 0.8 GiB are to spare")
+
+
+@pytest.mark.parametrize("held", [FP32, BF16, FP16])
+def test_a_card_takes_the_stored_type_but_fp16_where_it_has_no_bf16(
+    held: torch.dtype, has_bf16: bool
+) -> None:
+    found = choose_dtype("auto", stored(held), CARD)
+    is_missing = held == BF16 and not has_bf16
+    assert found == (Choice(FP16, "this card has no bf16") if is_missing else Choice(held))
+
+
+def test_what_is_asked_for_is_taken_and_a_cpu_says_what_it_costs(has_bf16: bool) -> None:
+    assert choose_dtype("fp32", stored(BF16), CPU, trained="bfloat16") == Choice(FP32)
+    assert choose_dtype("bf16", stored(FP32), CPU) == Choice(
+        BF16,
+        "" if has_bf16 else f"{NO_BF16}: bf16 takes 4 to 12 times as long as fp32 for many tokens at once",
+    )
+    assert "this processor has no fp16 arithmetic" in choose_dtype(FP16, stored(FP16), CPU).why
+    assert choose_dtype("fp16", stored(FP16), CARD) == Choice(FP16)
+
+
+@pytest.mark.parametrize("requested", ["int8", "half", torch.int8, torch.float64])
+def test_a_type_that_is_none_for_weights_is_refused(requested: str | torch.dtype) -> None:
+    with pytest.raises(ConfigError, match="is not a type for weights"):
+        choose_dtype(requested, stored(FP16), CPU)
+
+
+def test_bf16_asked_of_a_card_without_it_is_refused(has_bf16: bool) -> None:
+    if has_bf16:
+        assert choose_dtype("bf16", stored(FP16), CARD) == Choice(BF16)
+        return
+    with pytest.raises(ConfigError, match=r"^dtype: bf16, but this card has no bf16") as caught:
+        choose_dtype("bf16", stored(FP16), CARD)
+    assert "dtype=fp16" in caught.value.hint
+
+
+def test_the_size_in_fp32_is_told_from_headers() -> None:
+    on_disk = sum(file.stat().st_size for file in GLM_TINY.glob("*.safetensors"))
+    assert num_bytes(scan_tensors(GLM_TINY), None) == pytest.approx(2 * on_disk, rel=0.01)
