@@ -395,8 +395,10 @@ def check_outline(place: Place) -> None:
     Raises `CheckpointError` for the first thing that a load would refuse.
     """
     model = open_outline(place.base, identify(place.base, place.template), scan_tensors(place.base))
-    with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter before it reads it
-        if place.adapter:
+    if place.adapter and place.card:
+        check_settings(place.adapter, place.card)
+    if place.adapter:
+        with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter before it reads it
             load_adapter(model, place.adapter)
 
 

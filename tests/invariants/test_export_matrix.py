@@ -13,7 +13,7 @@ from glmtune.exports.fresh import OPENERS, logits_of
 from glmtune.exports.kinds import KINDS, Kind, Settings
 from glmtune.exports.source import Source, find_source
 from glmtune.methods.probe import largest_difference
-from glmtune.models import checkpoint
+from glmtune.models.dtype import DTYPES
 from models import tiny_folder
 from proofs import make_checkpoint
 
@@ -70,7 +70,7 @@ class Desk:
 
     def base(self, kind: str) -> Path:
         path = self.folder / kind
-        return path if path.exists() else tiny_folder(path, dtype=checkpoint.DTYPES[kind], **SIZES)
+        return path if path.exists() else tiny_folder(path, dtype=DTYPES[kind], **SIZES)
 
     def run(self, method: str, base: str) -> Path:
         kind, quant = BASES[base]
