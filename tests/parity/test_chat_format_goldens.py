@@ -53,7 +53,7 @@ DIFFERENCES: dict[str, list[tuple[set[str], set[str]]]] = {
 """Conversations that we render otherwise, by the reason that docs/sources.md gives."""
 REFUSED = {
     "content_null_user": "must be text, got null",
-    "content_parts_image": "must be text, got",
+    "content_parts_image": "holds parts that are no text: image_url",
     "result_outputs": "must be text, got",
     "result_tool_reference": "must be text, got",
 }
