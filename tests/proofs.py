@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from glmtune.load import open_place, open_tokenizer, resolve
+from glmtune.load import open_place, open_tokenizer
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import save_trained
+from glmtune.places import resolve
 from glmtune.recipe.parse import build_recipe
 from glmtune.workflows.cards import look_at_base, write_card
 from models import prune

@@ -18,6 +18,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"tokenizers"},
     {"models"},
     {"data", "methods", "objectives"},
+    {"places"},
     {"load"},
     {"adapters", "info"},
     {"generate"},

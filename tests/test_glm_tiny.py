@@ -6,7 +6,7 @@ import pytest
 
 import glmtune
 from commands import glmtune as run
-from glmtune.load import BUNDLED
+from glmtune.places import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 

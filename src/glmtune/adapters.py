@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.load import Place, open_place, proving, resolve
+from glmtune.load import open_place, proving
 from glmtune.log import tell
 from glmtune.methods.proof import Check, proof_line
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.places import Place, resolve
 
 
 class Adapters:

@@ -9,7 +9,6 @@ from typing import Any
 from glmtune.errors import GlmtuneError
 from glmtune.family import FAMILIES, Identity, identify, identify_family
 from glmtune.files import read_json_if_there
-from glmtune.load import Place, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import ADAPTER_FILE, load_adapter, own_method, stored_shapes
 from glmtune.models.dtype import main_dtype
@@ -26,6 +25,7 @@ from glmtune.models.outline import (
 from glmtune.models.quant import BITS, name_linears
 from glmtune.models.shards import Stored, has_weights, scan_tensors
 from glmtune.models.upstream import name_stored, refuse_quantised
+from glmtune.places import Place, resolve
 from glmtune.recipe import Method
 from glmtune.templates import find
 from glmtune.tokenizers import check_fits, open_identified

@@ -1,26 +1,16 @@
-"""Open what a path means: a model folder, a run, an adapter. The rest of the program takes any of them."""
+"""Open a place: a model, a run, an adapter on its base. What was trained is proven on the way."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glmtune.errors import CheckpointError, ConfigError
+from glmtune.errors import ConfigError
 from glmtune.family import FAMILIES, identify, require_own_model, require_template
-from glmtune.files import read_json_if_there
-from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.log import tell
-from glmtune.methods.adapter import (
-    ADAPTER_FILE,
-    Card,
-    is_adapter,
-    load_adapter,
-    read_card,
-    stored_tensors,
-)
+from glmtune.methods.adapter import Card, load_adapter, stored_tensors
 from glmtune.methods.probe import encode_probe, last_logits, plain_probe
 from glmtune.methods.proof import (
     Check,
@@ -45,166 +35,11 @@ from glmtune.models.dtype import Choice, choose_dtype
 from glmtune.models.opening import open_outline
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading
-from glmtune.models.shards import has_weights, scan_tensors
+from glmtune.models.shards import scan_tensors
 from glmtune.models.upstream import read_upstream_config
-from glmtune.runs import RECIPE_FILE, follow
+from glmtune.places import Place, resolve
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
-
-BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
-"""Models that come with the package, by the name that stands for their folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a path means."""
-
-    base: Path
-    """Folder of the model."""
-    adapter: Path | None = None
-    card: Card | None = None
-    run: Path | None = None
-    """The run the path is, or lies in."""
-    snapshot: Snapshot | None = None
-    """Where the model came from, if that is a hub."""
-    is_dense: bool = False
-    """Whether the base is opened un-quantised, however it was held in training."""
-
-    @property
-    def trained(self) -> Path:
-        """The folder of what was trained: the adapter, or the whole model."""
-        return self.adapter or self.base
-
-    @property
-    def under(self) -> "Place":
-        """The same without an adapter that lies on it."""
-        return Place(self.base, snapshot=self.snapshot) if self.adapter else self
-
-    @property
-    def name(self) -> str:
-        """What finds the model again from anywhere: its name, on a hub or of a bundled one; its full path."""
-        if self.snapshot:
-            return str(self.snapshot.name)
-        bundled = (name for name, folder in BUNDLED.items() if folder == self.base)
-        return next(bundled, str(self.base.resolve()))
-
-    @property
-    def revision(self) -> str | None:
-        """The model's revision on its hub."""
-        return self.snapshot.revision if self.snapshot else None
-
-    @property
-    def template(self) -> str | None:
-        """The chat format it was trained with, if that is known."""
-        return self.card.template if self.card else None
-
-    @property
-    def quant(self) -> str | None:
-        """How the base was quantised while its adapter was trained, None if it was not."""
-        return self.card.quant if self.card and not self.is_dense else None
-
-    @property
-    def other_base(self) -> str:
-        """Names both bases where an adapter is put on another than it knows, by name alone; else empty."""
-        is_proven = self.card is not None and self.card.fingerprint is not None
-        recorded = _recorded_base(self.adapter, self.card)[0] if self.adapter and not is_proven else None
-        if not recorded or lasting_name(recorded) == self.name:
-            return ""
-        return f"trained on {recorded}, put on {self.name}: if that is another model, the answers are wrong"
-
-
-def resolve(path: str | Path, *, base: str | Path | None = None, revision: str | None = None) -> Place:
-    """Tell a model, run or adapter and find the base of the last two; what a hub's name means is fetched.
-
-    A run means its best checkpoint by evaluation loss. `base` overrides the recorded place of the base.
-    `revision` is that of a `path` on a hub. Raises `CheckpointError` and `ConfigError`.
-    """
-    folder, snapshot = find_folder(path, revision)
-    folder = follow(folder)
-    if not folder.exists():
-        raise CheckpointError(
-            f"{folder}: no such folder",
-            hint="give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME",
-        )
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
-    run = folder if (folder / RECIPE_FILE).exists() else None
-    if run:
-        folder = _best_checkpoint(run)
-    elif (folder.resolve().parent.parent / RECIPE_FILE).exists():
-        run = folder.resolve().parent.parent
-    card = read_card(folder)
-    if is_adapter(folder, has_base=base is not None):
-        found, snapshot = _base_of(folder, card, base)
-        return Place(found, folder, card, run, snapshot)
-    if (folder / "config.json").exists():
-        if base is not None:
-            raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
-        return Place(folder, None, card, run, snapshot)
-    if has_weights(folder):
-        raise CheckpointError(
-            f"{folder}: weights, but config.json is missing beside them",
-            hint="copy config.json from the folder that the weights came from",
-        )
-    raise CheckpointError(
-        f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
-        hint="check the path",
-    )
-
-
-def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Snapshot | None]:
-    """The folder that a path means, and the snapshot of a hub that it is.
-
-    A folder that is here comes first, then the name of a bundled model, then a hub's. Raises `ConfigError`
-    for a `revision` of what is on no hub.
-    """
-    folder = Path(path).expanduser()
-    name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
-    if name:
-        snapshot = fetch(name, revision)
-        return snapshot.folder, snapshot
-    if revision is not None:
-        raise ConfigError(
-            f"revision: {path} is not a hub's name, so it has no revisions", hint="leave revision out"
-        )
-    return (folder if folder.exists() else BUNDLED.get(str(path), folder)), None
-
-
-def lasting_name(path: str | Path) -> str:
-    """What a path means, said so that it means the same from anywhere."""
-    folder = Path(path).expanduser()
-    if folder.exists():
-        return str(folder.resolve())
-    return str(path if str(path) in BUNDLED else parse_name(path) or path)
-
-
-def _best_checkpoint(run: Path) -> Path:
-    for name in ("best", "last"):
-        if (run / name).exists():
-            return follow(run / name)
-    raise CheckpointError(f"{run}: this run has no checkpoint yet", hint="train it first: glmtune train")
-
-
-def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:
-    if base is not None:
-        return find_folder(base)
-    recorded, revision = _recorded_base(adapter, card)
-    if recorded:
-        found = find_folder(recorded, revision)
-        if (found[0] / "config.json").exists():
-            return found
-    raise CheckpointError(
-        f"{adapter}: its base model is not at {recorded or '(no place recorded)'}",
-        hint="name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)",
-    )
-
-
-def _recorded_base(adapter: Path, card: Card | None) -> tuple[str | None, str | None]:
-    """The base that an adapter was trained on, and its revision, as they were written down."""
-    if card:
-        return card.base, card.base_revision
-    theirs = read_json_if_there(adapter / ADAPTER_FILE)
-    return theirs.get("base_model_name_or_path"), theirs.get("revision")
 
 
 def load_model(

@@ -16,10 +16,11 @@ import glmtune
 from closeness import ROUNDING
 from glmtune.errors import GlmtuneError
 from glmtune.exports.tensors import read_stored
-from glmtune.load import open_tokenizer, resolve
+from glmtune.load import open_tokenizer
 from glmtune.methods import merge
 from glmtune.methods.adapter import stored_tensors
 from glmtune.models.shards import scan_tensors
+from glmtune.places import resolve
 from glmtune.workflows import ExportResult
 from glmtune.workflows.events import drain
 from glmtune.workflows.exporting import Order, _tell_chat, exporting

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import glmtune
-from glmtune.load import open_place, resolve
+from glmtune.load import open_place
 from glmtune.methods.adapter import read_card
 from glmtune.models.shards import scan_tensors
+from glmtune.places import resolve
 from glmtune.recipe import load_recipe
 from glmtune.runs import SETTINGS_FILE, follow, read_json_lines
 from glmtune.workflows.events import Note, Saved

@@ -20,11 +20,12 @@ from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.family import identify, require_own_model
 from glmtune.generate import Sampling, complete
 from glmtune.info import inspect
-from glmtune.load import load_model, load_tokenizer, open_tokenizer, resolve
+from glmtune.load import load_model, load_tokenizer, open_tokenizer
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, load_adapter, restore_trained, save_trained
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.objectives import Sft
+from glmtune.places import resolve
 from glmtune.processor import has_bf16
 from glmtune.recipe import Full, Lora
 from glmtune.templates import Call, Message, render, training_examples

@@ -69,7 +69,8 @@ def chat(
       glmtune chat /models/chatglm3-6b --temperature 0
     """
     from glmtune.generate import Chat, choose_compute
-    from glmtune.load import open_place, open_tokenizer, resolve
+    from glmtune.load import open_place, open_tokenizer
+    from glmtune.places import resolve
     from glmtune.templates import find
 
     place = resolve(path, base=base, revision=revision)

@@ -134,7 +134,8 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
 def _encoded(model: Path, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
     """By name, lengths of the rows as this model reads them, uncut, and the thoughts that it does not."""
     from glmtune.data.encode import encode_examples
-    from glmtune.load import open_tokenizer, resolve
+    from glmtune.load import open_tokenizer
+    from glmtune.places import resolve
     from glmtune.recipe import Data
 
     tokenizer = open_tokenizer(resolve(model), template=None)

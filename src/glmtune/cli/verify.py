@@ -32,7 +32,7 @@ def verify(
       glmtune verify runs/chatglm3-6b-lora
       glmtune verify my-adapter --base /models/chatglm3-6b
     """
-    from glmtune.load import resolve
+    from glmtune.places import resolve
     from glmtune.workflows.verifying import verifying
 
     lines, place = Lines(), resolve(path, base=base)

@@ -11,12 +11,13 @@ from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
 from glmtune.family import FAMILIES, Family, Identity, identify
 from glmtune.files import read_json, read_json_if_there
-from glmtune.load import Place, find_folder, open_place, resolve
+from glmtune.load import open_place
 from glmtune.log import quiet
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, read_card, stored_tensors
 from glmtune.methods.held import held_adapter
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.wrapped import is_wrapped
+from glmtune.places import Place, find_folder, resolve
 from glmtune.runs import follow
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import identify, require_template
 from glmtune.files import read_json_if_there
-from glmtune.load import Place, open_place, resolve
+from glmtune.load import open_place
 from glmtune.log import quiet
 from glmtune.methods.adapter import ADAPTER_FILE, CARD_FILE, Card, load_adapter
 from glmtune.methods.trained import TRAINED_FILE, find_trained, save_weights, tell_method
@@ -23,6 +23,7 @@ from glmtune.migration.prefix import check_frozen, read_bare
 from glmtune.migration.proof import as_trained, probe_logits, prove_same, require_effect
 from glmtune.migration.report import Migration
 from glmtune.models.shards import has_weights
+from glmtune.places import Place, resolve
 from glmtune.runs import make_folder, replacing, require_new
 
 QUANT = {4: "int4", 8: "int8"}

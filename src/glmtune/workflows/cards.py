@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from glmtune.load import Place
 from glmtune.methods.card import Card
 from glmtune.methods.probe import encode_probe, last_logits, take_probe
 from glmtune.methods.proof import name_dtype
 from glmtune.methods.seal import hash_tokenizer
 from glmtune.models.fingerprint import Fingerprint, fingerprint
+from glmtune.places import Place
 from glmtune.recipe import Recipe
 from glmtune.workflows.parent import parent_facts
 from glmtune.workflows.plan import data_hashes

@@ -6,7 +6,8 @@ from typing import Any
 
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.generate import choose_compute, pick_compute
-from glmtune.load import Place, choose_type, open_place, open_tokenizer, resolve
+from glmtune.load import choose_type, open_place, open_tokenizer
+from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS

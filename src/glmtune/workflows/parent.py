@@ -6,7 +6,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
-from glmtune.load import Place, proving, resolve
+from glmtune.load import proving
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import (
     ADAPTER_FILE,
@@ -19,6 +19,7 @@ from glmtune.methods.freeze import read_unrounded
 from glmtune.methods.peft_settings import read_settings, require_ours
 from glmtune.methods.proof import Check, proof_line
 from glmtune.methods.seal import hash_weights
+from glmtune.places import Place, resolve
 from glmtune.recipe import Freeze, Method, Recipe
 from glmtune.workflows.events import Note, drain
 from glmtune.workflows.plan import run_folder

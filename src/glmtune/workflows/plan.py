@@ -9,10 +9,10 @@ from accelerate.utils import broadcast_object_list
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
-from glmtune.load import Place
 from glmtune.methods.adalora import plan_pruning
 from glmtune.models import resolve_device
 from glmtune.models.dtype import Choice
+from glmtune.places import Place
 from glmtune.processor import has_bf16
 from glmtune.recipe import AdaLora, Method, Recipe, load_recipe
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, require_new

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from glmtune.extras import require
-from glmtune.load import lasting_name
+from glmtune.places import lasting_name
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks

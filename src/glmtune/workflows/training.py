@@ -15,13 +15,14 @@ from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer
-from glmtune.load import Place, check_outline, choose_type, open_place, open_tokenizer, resolve
+from glmtune.load import check_outline, choose_type, open_place, open_tokenizer
 from glmtune.log import without_false_alarms
 from glmtune.methods import begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
 from glmtune.methods.proof import check_base, check_recorded, proof_line, recorded_difference
 from glmtune.objectives import Batch, Sft
+from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.load import Place, open_tokenizer, opening, resolve
+from glmtune.load import open_tokenizer, opening
 from glmtune.methods.probe import encode_probe
 from glmtune.methods.proof import Check, check_tokenizer
+from glmtune.places import Place, resolve
 
 
 def verify(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from glmtune import Adapters, load_model, load_tokenizer, verify
 from glmtune.errors import CheckpointError
-from glmtune.load import check_outline, resolve
+from glmtune.load import check_outline
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import restore_trained, save_trained
 from glmtune.methods.card import Card, read_card
@@ -25,6 +25,7 @@ from glmtune.methods.proof import OTHER_TYPE, REQUANTISED, ROUNDING
 from glmtune.methods.seal import hash_weights
 from glmtune.methods.to_lora import save_as_lora
 from glmtune.methods.trained import trained_weights
+from glmtune.places import resolve
 from glmtune.recipe import Full
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 from proofs import make_checkpoint

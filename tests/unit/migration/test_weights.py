@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from closeness import assert_close, distance
 from glmtune import load_model
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.load import resolve
 from glmtune.methods.adapter import read_card
 from glmtune.methods.trained import PREFIX, read_pickle
 from glmtune.migration import Migration, migrate
 from glmtune.models.quant import held_quant
+from glmtune.places import resolve
 from glmtune.workflows.verifying import verifying
 from golden import GOLDENS, read_golden
 from models import tiny_folder
