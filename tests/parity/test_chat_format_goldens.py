@@ -55,7 +55,7 @@ REFUSED = {
     "content_null_user": "must be text, got null",
     "content_parts_image": "holds parts that are no text: image_url",
     "result_outputs": "must be text, got",
-    "result_tool_reference": "must be text, got",
+    "result_tool_reference": "holds parts that are no text: tool_reference",
 }
 """Conversations that we refuse, in every format."""
 
