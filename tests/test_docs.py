@@ -271,6 +271,15 @@ def test_the_python_that_answers_many_prompts_runs(capsys: pytest.CaptureFixture
     )
 
 
+def test_the_python_that_renders_a_chat_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    english, chinese = (blocks(guide, language="python") for guide in both("generations"))
+    assert english == chinese
+    exec(english[0], {})
+    said = capsys.readouterr().out
+    assert "<think>两地各查一次。</think>\n我查一下。\n<tool_call>get_time" in said
+    assert "我查一下。<|assistant|>get_time\n{" in said
+
+
 @pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_the_shown_chat_format_is_the_one_trained_on(template: str) -> None:
     turns = ("user", "你好"), ("assistant", "你好！"), ("user", "一加一？"), ("assistant", "二。")
