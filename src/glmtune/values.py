@@ -20,6 +20,8 @@ class Record(dict[str, str]):
 class Fields(dict[str, Any]):
     """A row, or one turn of it, that knows which of its keys were read: by index or by `get`."""
 
+    __slots__ = ("read",)
+
     def __init__(self, values: Row) -> None:
         super().__init__(values)
         self.read: set[str] = set()

@@ -7,6 +7,7 @@ reader adds where it stands.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from glmtune.data import columns, dialogues, rounds
 from glmtune.errors import ConfigError, DataError
@@ -141,11 +142,17 @@ def _named_format(settings: Data) -> Format | None:
 
 def _fitting(row: Row) -> list[str]:
     """Names of the formats that a row fits, by its columns alone where its turns cannot be read."""
-    fitting = {name: known for name, known in FORMATS.items() if all(c in row for c in known.columns)}
+    fitting = _with_columns(tuple(row))
     try:
-        return [name for name, known in fitting.items() if known.has_form is None or known.has_form(row)]
+        return [name for name in fitting if (is_so := FORMATS[name].has_form) is None or is_so(row)]
     except DataError:  # parsing the row says so, with its place
         return list(fitting)
+
+
+@lru_cache(maxsize=256)
+def _with_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the formats whose columns are among these; the rows of a file are mostly alike."""
+    return tuple(name for name, known in FORMATS.items() if set(columns) >= set(known.columns))
 
 
 def _most(names: Collection[str], counts: Counter[str]) -> list[str]:
@@ -202,6 +209,8 @@ def dialogue_of(turn: Row) -> str | None:
 
 def _without(row: Row, ignore: Collection[str]) -> tuple[Fields, list[str]]:
     """The row without the columns to ignore, and which of those hold something."""
+    if not ignore:
+        return Fields(row), []
     kept = Fields({name: cell for name, cell in row.items() if name not in ignore})
     return kept, [name for name, cell in row.items() if name in ignore and is_filled(cell)]
 
