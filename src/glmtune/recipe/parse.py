@@ -220,7 +220,15 @@ def _unknown(key: str, location: Sequence[str | int]) -> ConfigError:
         f"{group}.{name}" for group, field in groups if name in getattr(field.annotation, "model_fields", {})
     ]
     hint = f"did you mean {inside[0]!r}?" if inside else hint
+    if methods := _methods_with(name) if location[0] == "method" else ():
+        hint = f"it is one of method.name={' or '.join(methods)}; {location[1]} has {', '.join(siblings)}"
     return ConfigError(f"{key}: unknown setting", hint=hint)
+
+
+def _methods_with(name: str) -> list[str]:
+    """The methods that have a setting of this name."""
+    kinds = get_args(Recipe.model_fields["method"].annotation)
+    return [kind.model_fields["name"].default for kind in kinds if name in kind.model_fields]
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:

@@ -14,7 +14,12 @@ BAD = [
     (["train.lrr=1"], "train.lrr: unknown setting", "did you mean 'lr'?"),
     (["method.alpa=1"], "method.alpa: unknown setting", "did you mean 'alpha'?"),
     (["sample.prompts=[a]"], "sample: unknown setting", "did you mean 'samples'?"),
-    (["method=full", "method.r=3"], "method.r: unknown setting", "known here: name"),
+    (
+        ["method.init_r=3"],
+        "method.init_r: unknown setting",
+        "it is one of method.name=adalora; lora has alpha, dropout, target_modules, name, r, use_rslora",
+    ),
+    (["method=full", "method.r=3"], "method.r: unknown setting", "it is one of method.name=lora; full has name"),
     (["method=lorra"], "method: unknown method 'lorra'", "allowed: full, freeze, lora, adalora, ptuning"),
     (["train.steps=yes"], "steps must be a number, got True", "glmtune settings"),
     (["train.steps=1.5"], "train.steps: input should be a valid integer", "glmtune settings"),
