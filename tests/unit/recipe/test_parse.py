@@ -19,7 +19,7 @@ BAD = [
         "method.init_r: unknown setting",
         "it is one of method.name=adalora; lora has alpha, dropout, target_modules, name, r, use_rslora",
     ),
-    (["method=full", "method.r=3"], "method.r: unknown setting", "it is one of method.name=lora; full has name"),
+    (["method=full", "method.r=3"], "method.r: unknown setting", "method.name=lora; full has name"),
     (["method=lorra"], "method: unknown method 'lorra'", "allowed: full, freeze, lora, adalora, ptuning"),
     (["train.steps=yes"], "steps must be a number, got True", "glmtune settings"),
     (["train.steps=1.5"], "train.steps: input should be a valid integer", "glmtune settings"),
