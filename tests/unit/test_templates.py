@@ -206,7 +206,19 @@ def test_what_rounds_cannot_express_is_an_error(messages, words, hint, template)
         ([{"role": "user", "content": None}], "content' must be text, got null"),
         ([{"role": "user", "content": 3}], "content' must be text, got 3"),
         ([{"role": "bot", "content": ""}], "no known role, got 'bot'"),
-        ([{"role": "user", "content": "", "nam": "x"}], "unknown key 'nam'"),
+        (
+            [{"role": "user", "content": "", "nam": "x"}],
+            "holds 'nam', which says nothing in a turn of role 'user'",
+        ),
+        (
+            [{"role": "user", "content": "", "reasoning_content": "x"}],
+            "holds 'reasoning_content', which says",
+        ),
+        ([{"role": "user", "content": "", "tool_calls": [{"name": "f"}]}], "holds 'tool_calls', which says"),
+        (
+            [{"role": "assistant", "tool_calls": [{"name": "f"}], "function_call": {"name": "g"}}],
+            "holds 'function_call', which says",
+        ),
         ([{"role": "user", "content": "", "tools": [TOOL]}], "tools' is in a turn of role 'user'"),
         ([{"role": "assistant", "content": "", "metadata": "a\nb"}], "metadata' holds a line break"),
         ([{"role": "assistant", "content": "", "loss": 1}], "loss' must be true or false, got 1"),

@@ -9,12 +9,24 @@ from difflib import get_close_matches
 from typing import Any
 
 from glmtune.errors import DataError
+from glmtune.templates.reading import THOUGHT_KEYS
 from glmtune.values import Row, shown
 
 PLAIN_NAME = re.compile(r"[^\W\d][\w.]*")
 SHELL_WORD = re.compile(r"[\w.=]+")
 """shlex.quote puts quotes around every letter beyond ASCII too."""
-INPUTS = {"input", "inputs", "context", "contexts", "passage", "passages", "document", "documents"}
+INPUTS = {
+    "instruction",
+    "instructions",
+    "input",
+    "inputs",
+    "context",
+    "contexts",
+    "passage",
+    "passages",
+    "document",
+    "documents",
+}
 SYSTEMS = {"system", "system_prompt", "system_message", "sys", "sys_prompt"}
 HISTORIES = {"history", "histories"} | {
     f"{of}_history" for of in ("chat", "conversation", "dialog", "dialogue", "message")
@@ -98,6 +110,8 @@ def _way(name: str, *, is_dialogue: bool) -> str:
     plain = _plain(name)
     if plain in MEDIA:
         return "these models read text alone: take such rows out"
+    if plain in THOUGHT_KEYS:
+        return "a thought stands in an assistant's turn, or beside question and answer"
     if plain in THOUGHTS and ("." in name or not is_dialogue):
         return f"rename {name.rpartition('.')[2]!r} to 'reasoning_content'"
     if "." in name:

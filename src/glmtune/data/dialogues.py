@@ -139,7 +139,8 @@ def _is_call_with_result(row: Row) -> bool:
 
 
 def _call_with_result(row: Row, name: str) -> Iterator[Turn]:
-    calls = tuple(read_calls(row, name))
+    call = {key: row[key] for key in ("name", "parameters") if key in row}
+    calls = tuple(read_calls(call, name))
     loss = read_loss(row, name, "assistant")
     yield name, Message("assistant", "", loss=loss, thought=read_thought(row, name), calls=calls)
     observation = row.get("observation")
@@ -202,15 +203,19 @@ def _calling(message: Message) -> Message:
 
 
 def _in_order(name: str, message: Message, results: Sequence[Message]) -> list[Message]:
-    """The results in the order of the calls, by id where they have one."""
-    if len(message.calls) < 2:
-        return list(results)
-    if len(results) != len(message.calls):
+    """The results in the order of the calls, by id where both have them."""
+    if len(message.calls) > 1 and len(results) != len(message.calls):
         raise DataError(
             f"{name!r} makes {len(message.calls)} calls, got {len(results)} observations",
             hint="give every call its own observation, in the same order",
         )
-    by_id = {result.call_id: result for result in results}
-    if {call.id for call in message.calls} == set(by_id) and None not in by_id:
-        return [by_id[call.id] for call in message.calls]
-    return list(results)
+    made = [call.id for call in message.calls if call.id]
+    answered = [result.call_id for result in results if result.call_id]
+    if not made or len(made) < len(message.calls) or len(answered) < len(results):
+        return list(results)
+    if sorted(made) != sorted(answered):
+        raise DataError(
+            f"{name!r} makes the calls {', '.join(made)}, but its results answer {', '.join(answered)}",
+            hint="give each result the id of its call as tool_call_id, or none of them an id",
+        )
+    return sorted(results, key=lambda result: made.index(str(result.call_id)))

@@ -286,6 +286,12 @@ def has_open_thought(message: Message) -> bool:
 def _check_thoughts(messages: Messages) -> None:
     """Refuse an answer that was cut within its thought, which would be learned as the answer, or has two."""
     for message in messages:
+        tags = [tag for tag in (THOUGHT_BEGIN, THOUGHT_END) if tag in (message.thought or "")]
+        if tags:
+            raise DataError(
+                f"a thought holds {tags[0]}, got {shown(message.thought)}",
+                hint="write the thought alone: the chat format puts its tags around it",
+            )
         if message.thought is not None and THOUGHT_END in message.content:
             raise DataError(
                 f"an answer holds a thought beside it and one inside, got {shown(message.content)}",

@@ -8,7 +8,7 @@ from typing import Any
 from glmtune.errors import DataError
 from glmtune.templates.messages import Message, Role
 from glmtune.templates.tools import read_calls, read_tools
-from glmtune.values import shown, text
+from glmtune.values import Fields, shown, text
 
 FORM = 'a message is like {"role": "user", "content": "..."}'
 ROLE_NAMES: Mapping[str, Role] = {
@@ -23,7 +23,7 @@ ROLE_NAMES: Mapping[str, Role] = {
 """Every name of a role, and the role; `developer` is OpenAI's later name of `system`."""
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "think")
 """The names of the thought in front of an answer; transformers 5 knows the first three."""
-_READ = (
+_KNOWN = (
     *("role", "content", *THOUGHT_KEYS, "tool_calls", "function_call", "tool_call_id", "metadata", "tools"),
     *("loss", "weight"),
 )
@@ -65,18 +65,15 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] |
 def _message(row: Mapping[str, Any] | Message, name: str) -> Message:
     if isinstance(row, Message):
         return row
-    message = read_message(row, name)
-    unknown = unread_keys(row) - set(_WITHOUT_MEANING)
-    if unknown:
+    fields = Fields(row) if isinstance(row, Mapping) else row
+    message = read_message(fields, name)
+    unread = sorted(set(fields.unread()) - set(_WITHOUT_MEANING))
+    if unread:
         raise DataError(
-            f"{name}: unknown key {min(unknown)!r}", hint=f"the keys are {', '.join(_READ)}; name is left out"
+            f"{name!r} holds {unread[0]!r}, which says nothing in a turn of role {message.role!r}",
+            hint=f"known are {', '.join(_KNOWN)}, each in its role, and {', '.join(_WITHOUT_MEANING)}",
         )
     return message
-
-
-def unread_keys(row: Mapping[str, Any]) -> set[str]:
-    """The keys of a message's dict that hold something and that `read_message` does not read."""
-    return {key for key, value in row.items() if value is not None and key not in _READ}
 
 
 def read_message(row: Mapping[str, Any], name: str) -> Message:

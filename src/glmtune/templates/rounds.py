@@ -34,6 +34,10 @@ def rounds(
 
 
 def _check_round_role(message: Message, expected: str, index: int, format_name: str) -> None:
+    if message.tools:
+        raise DataError(
+            f"message {index + 1}: {format_name} has no tools", hint="use a ChatGLM3 or GLM-4 model"
+        )
     if message.role == "system":
         hint = "put the text into data.source_prefix, which goes in front of the prompt"
         raise DataError(f"message {index + 1}: {format_name} has no system message", hint=hint)

@@ -12,7 +12,7 @@ from typing import Any
 
 from glmtune.errors import DataError
 from glmtune.templates.messages import Call
-from glmtune.values import decoded, shown, text
+from glmtune.values import decoded, is_filled, shown, text
 
 CODE_BLOCK = "```"
 CALL = 'a call is like {"name": "get_weather", "arguments": {"city": "北京"}}'
@@ -82,15 +82,28 @@ def _call(value: Any, name: str) -> Call:
     call = inner if isinstance(inner, Mapping) else value
     if not isinstance(call, Mapping) or "name" not in call:
         raise DataError(f"{name!r} must be a call, got {shown(value)}", hint=CALL)
-    given = call.get("arguments", call.get("parameters"))
-    arguments = {} if given is None or given == "" else decoded(given)
+    odd = [key for part in {id(part): part for part in (value, call)}.values() for key in _unread(part)]
+    given = [call[key] for key in _ARGUMENTS if is_filled(call.get(key))]
+    if odd or len(given) > 1:
+        what = f"{odd[0]!r}, which nobody reads" if odd else "its arguments twice"
+        raise DataError(f"{name!r} holds {what}, got {shown(value)}", hint=CALL)
+    arguments = decoded(given[0]) if given else {}
     if not isinstance(arguments, Mapping):
-        raise DataError(f"'{name}.arguments' must be an object, got {shown(given)}", hint=CALL)
+        raise DataError(f"'{name}.arguments' must be an object, got {shown(given[0])}", hint=CALL)
     _check_text(arguments, f"{name}.arguments")
     identity = value.get("id")
     return Call(
         tool_name(call["name"], f"{name}.name"), arguments, identity if isinstance(identity, str) else None
     )
+
+
+def _unread(part: Mapping[str, Any]) -> list[str]:
+    """The filled keys of a call that are none of a call's."""
+    return [key for key, value in part.items() if key not in _CALL_KEYS and is_filled(value)]
+
+
+_ARGUMENTS = ("arguments", "parameters")
+_CALL_KEYS = {"id", "type", "index", "function", "name", *_ARGUMENTS}
 
 
 def tool_name(value: Any, name: str) -> str:
@@ -102,8 +115,14 @@ def tool_name(value: Any, name: str) -> str:
 
 
 def _check_text(value: Any, name: str) -> None:
-    """Refuse half characters anywhere inside."""
-    text(json.dumps(value, ensure_ascii=False, default=str), name)
+    """Refuse half characters anywhere inside, and numbers that JSON does not have."""
+    try:
+        written = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        raise DataError(
+            f"{name!r} holds NaN or infinity, got {shown(value)}", hint="write null, or a number"
+        ) from None
+    text(written, name)
 
 
 def call_in_answer(answer: str) -> Call | None:

@@ -268,3 +268,8 @@ def test_a_dialogue_written_as_text_is_read_as_the_hint_says(end):
 )
 def test_a_question_about_speakers_is_a_question(question):
     assert said(read({**PAIR, "prompt": question}))[0][0] == ("user", question)
+
+
+def test_a_thought_with_its_tags_is_refused():
+    talk = [TALK[0], {**TALK[1], "reasoning_content": "<think>数一数</think>"}]
+    assert "a thought holds <think>" in str(refusal({"messages": talk}))

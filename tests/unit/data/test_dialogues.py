@@ -298,6 +298,36 @@ def test_several_calls_stand_in_one_turn_and_their_results_in_the_order_of_the_c
         parse(chat(user(), assistant("", tool_calls=[OPENAI_CALL, other]), results[0], assistant()))
 
 
+@pytest.mark.parametrize("ids", [("b", "zz"), ("b", "b")])
+def test_a_result_that_answers_no_call_of_its_turn_is_refused(ids):
+    other = {"id": "b", "function": {"name": "time", "arguments": "{}"}}
+    results = [{"role": "tool", "tool_call_id": key, "content": key} for key in ids]
+    with pytest.raises(DataError, match="makes the calls a, b, but its results answer"):
+        parse(chat(user(), assistant("", tool_calls=[OPENAI_CALL, other]), *results, assistant()))
+    with pytest.raises(DataError, match="makes the calls a, but its results answer b"):
+        parse(chat(user(), assistant("", tool_calls=[OPENAI_CALL]), results[0], assistant()))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"name": "f", "args": {"a": 1}}, "holds 'args', which nobody reads"),
+        ({"type": "tool_use", "name": "f", "input": {"a": 1}}, "holds 'input', which nobody reads"),
+        ({"function": {"name": "f"}, "args": {"a": 1}}, "holds 'args', which nobody reads"),
+        ({"name": "f", "arguments": {"a": 1}, "parameters": {"b": 1}}, "holds its arguments twice"),
+        ({"name": "f", "arguments": {"a": float("nan")}}, "holds NaN or infinity"),
+    ],
+)
+def test_no_argument_of_a_call_is_lost(call, words):
+    with pytest.raises(DataError, match=words):
+        parse(chat(user(), assistant("", tool_calls=[call])))
+
+
+def test_arguments_may_be_called_parameters():
+    call = {"name": "f", "arguments": None, "parameters": {"a": 1}}
+    assert parse(chat(user(), assistant("", tool_calls=[call])))[1].calls == (Call("f", {"a": 1}),)
+
+
 def test_tools_join_the_system_text_wherever_that_is():
     row = chat({"role": "system", "content": "s"}, user(), assistant(), tools=[WEATHER])
     assert parse(row)[0] == Message("system", "s", tools=[WRAPPED])
