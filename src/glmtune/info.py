@@ -228,7 +228,8 @@ def _identify(folder: Path, template: str | None, warnings: list[str]) -> Identi
         if template is not None:
             raise
         known = identify_family(folder)
-        warnings.append(f"no chat and no training without template=...: {_within(folder, err)}")
+        unless = " without template=..." if "template=" in str(err.hint) else ""
+        warnings.append(f"no chat and no training{unless}: {_within(folder, err)}")
         return known
 
 

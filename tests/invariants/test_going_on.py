@@ -18,6 +18,7 @@ from glmtune.methods.adapter import read_card
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import follow, read_json_lines
 from glmtune.workflows.events import Note, Saved, drain
+from glmtune.workflows.parent import training_recipe
 from glmtune.workflows.training import training
 from models import tiny_folder
 
@@ -45,7 +46,7 @@ def recipe(model: Path, output: Path | None, *words: str, **values: Any) -> Reci
         "train": {"steps": 8, "batch_size": 4, "micro_batch_size": 4, "lr": 1e-2, "eval_every": 4},
         "samples": {"prompts": []},
     }
-    return load_recipe({**defaults, **values}, words)
+    return training_recipe({**defaults, **values}, words)
 
 
 Begin = Callable[[str], Path]
@@ -180,6 +181,27 @@ def test_other_settings_than_the_parents_are_refused_by_name(
     assert problem.format(run=first) in str(caught.value)
     assert caught.value.hint
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "word", "problem"),
+    [
+        ("adalora", "method.target_r=1", "method.target_r: 1, but {run} was trained with 2"),
+        (
+            "ptuning",
+            "method.num_prefix_tokens=64",
+            "method.num_prefix_tokens: 64, but {run} was trained",
+        ),
+        ("freeze", "method.num_layers=7", "method.num_layers: 7, but {run} was trained with"),
+    ],
+)
+def test_settings_are_those_of_the_parents_method_though_it_is_not_named(
+    method: str, word: str, problem: str, begin: Begin, tmp_path: Path
+) -> None:
+    first = begin(method)
+    with pytest.raises(ConfigError) as caught:
+        drain(training(recipe(first, tmp_path / "second", word)))
+    assert str(caught.value).startswith(problem.format(run=first))
 
 
 def test_the_parents_own_settings_may_be_named(begin: Begin, tmp_path: Path) -> None:

@@ -56,19 +56,19 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
 
 def _recipe(words: tuple[str, ...]) -> "Recipe":
     from glmtune.errors import ConfigError
-    from glmtune.recipe import load_recipe
+    from glmtune.workflows.parent import training_recipe
 
     if not words or "=" in words[0]:
-        return load_recipe({}, words)
+        return training_recipe({}, words)
     source = Path(words[0])
     if not source.is_dir():
-        return load_recipe(source, words[1:])
+        return training_recipe(source, words[1:])
     if not (source / "recipe.yaml").exists():
         raise ConfigError(
             f"{source}: not the folder of a run (no recipe.yaml)",
             hint=f"a model folder goes in as model={source}",
         )
-    return load_recipe(source / "recipe.yaml", [f"output={source}", *words[1:]])
+    return training_recipe(source / "recipe.yaml", [f"output={source}", *words[1:]])
 
 
 def _show(lines: Lines, event: "Event") -> None:

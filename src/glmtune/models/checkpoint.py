@@ -69,14 +69,15 @@ def load_base(
     quant = _quant_to_make(config, quant, folder)
     generation = read_generation_config(folder)
     stored = scan_tensors(folder)
-    wanted = choose_dtype(dtype, stored, place, quant=quant).dtype
+    reading = reading or Reading()
+    wanted = reading.dtype = choose_dtype(dtype, stored, place, quant=quant).dtype
     model = _build_empty(config, wanted)
     stored = without_copies(model, stored)
     check_stored(model, stored)
     if quant:
         quantise_as(model, quant)
     _set_scale_types(model, stored)
-    _fill(model, stored, place, progress, reading or Reading())
+    _fill(model, stored, place, progress, reading)
     model.tie_weights()
     if generation is not None:
         model.generation_config = generation

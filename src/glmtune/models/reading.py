@@ -25,20 +25,22 @@ class Reading:
     def __init__(self, *, is_hashed: bool = False) -> None:
         """`is_hashed`: `digest` is to be known; costs some 0.6 s for each GB."""
         self._is_hashed = is_hashed
+        self.dtype: torch.dtype | None = None
+        """The type that weights are held in, once it is chosen."""
         self._hashes: dict[str, str] = {}
         self._problems: dict[str, CheckpointError] = {}
 
     def look(self, name: str, file: Path, tensor: Tensor) -> None:
         """See a tensor as it is stored, by the name that the model has it under in its files."""
         try:
-            require_finite(file, name, tensor)
+            require_finite(file, name, tensor, held_in=self.dtype)
         except CheckpointError as problem:  # raised in `finish`: not every thread's caller hears of it
             self._problems[name] = problem
         if self._is_hashed:
             self._hashes[name] = hash_tensor(name, tensor)
 
     def finish(self) -> None:
-        """Raise CheckpointError for the first tensor that holds a number which is not finite."""
+        """Raise CheckpointError for the first tensor with a number that is not finite, or not once held."""
         for name in sorted(self._problems):
             raise self._problems[name]
 
@@ -47,12 +49,22 @@ class Reading:
         return combine_hashes(self._hashes)
 
 
-def require_finite(place: Path, name: str, tensor: Tensor) -> None:
-    """Raise CheckpointError for a tensor with NaN or infinity in it. One pass: the extremes tell of both."""
+def require_finite(place: Path, name: str, tensor: Tensor, *, held_in: torch.dtype | None = None) -> None:
+    """Raise CheckpointError for a tensor with NaN or infinity in it, or once it is held in a smaller type.
+
+    One pass: the extremes tell of all.
+    """
     if not (tensor.is_floating_point() and tensor.numel()):
         return
-    if torch.stack(torch.aminmax(tensor)).isfinite().all():
+    extremes = torch.stack(torch.aminmax(tensor))
+    if extremes.to(held_in or tensor.dtype).isfinite().all():
         return
+    if extremes.isfinite().all():
+        kind = str(held_in).removeprefix("torch.")
+        raise CheckpointError(
+            f"{place}: tensor {name} holds {extremes.abs().max():.4g}, too large for {kind}",
+            hint="open it in a wider type: dtype=fp32 or dtype=bf16",
+        )
     odd = (~tensor.isfinite()).nonzero()
     first = tuple(odd[0].tolist())
     raise CheckpointError(

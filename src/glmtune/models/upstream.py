@@ -59,7 +59,7 @@ def load_in_transformers(
     outline = _build_empty(config, folder)  # what no model can be built from is told by its key
     stored = scan_tensors(folder)
     check_upstream_stored(folder, outline, stored)
-    wanted = choose_dtype(dtype, stored, place).dtype
+    wanted = reading.dtype = choose_dtype(dtype, stored, place).dtype
     with _bar_on_a_terminal(), _without_report(), ExitStack() as files:
         model, found = type(outline).from_pretrained(
             None,

@@ -50,11 +50,16 @@ def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]
 
 
 def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """A recipe from layers of settings, later ones on top of earlier ones. Raises `ConfigError`."""
+    """A recipe from layers of settings, later ones on top of earlier ones; a method without a name is LoRA.
+
+    Raises `ConfigError`.
+    """
     values: dict[str, Any] = {}
     for layer in layers:
         _lay_over(values, layer)
         _clear_rivals(values, _named(layer))
+    if isinstance(values.get("method"), dict):
+        values["method"].setdefault("name", "lora")
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as err:
@@ -182,12 +187,10 @@ def _kinds_of(key: str) -> set[Any]:
 
 
 def _expand_method(values: dict[str, Any]) -> None:
-    """`method: lora` is short for `method: {name: lora}`; a method without a name is LoRA."""
+    """`method: lora` is short for `method: {name: lora}`."""
     method = values.get("method")
     if isinstance(method, str):
         values["method"] = {"name": method}
-    elif isinstance(method, dict):
-        method.setdefault("name", "lora")
 
 
 def _explain(err: ValidationError) -> ConfigError:

@@ -23,7 +23,7 @@ from glmtune.methods.adapter import read_card, require_saved, restore_trained, s
 from glmtune.methods.proof import check_base, check_recorded, proof_line, recorded_difference
 from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
-from glmtune.recipe import Recipe, load_recipe
+from glmtune.recipe import Recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import RESULT_FILE, follow, make_folder, read_json_lines, replacing, write_json
@@ -36,7 +36,7 @@ from glmtune.training.state import STATE_FILE, collect_state, restore_state
 from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
 from glmtune.workflows.outcome import worse_warning
-from glmtune.workflows.parent import is_pruned, text_warnings, tuned, with_parent
+from glmtune.workflows.parent import is_pruned, text_warnings, training_recipe, tuned, with_parent
 from glmtune.workflows.plan import (
     as_begun,
     choose_precision,
@@ -105,7 +105,7 @@ def train(recipe: Source, *, resume: bool = False) -> RunResult:
 
     With `resume`, go on from the last checkpoint of the recipe's `output`.
     """
-    return drain(training(load_recipe(recipe), resume=resume))
+    return drain(training(training_recipe(recipe), resume=resume))
 
 
 def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:

@@ -1,5 +1,6 @@
 """What is seen of a checkpoint's tensors while they are read: NaN, infinity, types no model is held in."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,20 @@ def test_a_base_whose_weights_are_not_finite_is_refused_by_the_tensor(
         (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=f"tensor {last} holds .* not finite, the first is {bad}"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_number_that_the_type_asked_for_cannot_hold_is_refused_by_the_tensor(
+    family: str, tmp_path: Path
+) -> None:
+    folder = FAMILIES[family](tmp_path / "base")
+    last = sorted(load_file(folder / "model.safetensors"))[-1]
+    one = torch.tensor([1])
+    change(folder, lambda name, t: t.float().index_fill(0, one, 1e5) if name == last else t.float())
+    with pytest.raises(CheckpointError, match=f"tensor {last} holds 1e.05, too large for float16") as caught:
+        load_model(folder, dtype="fp16")
+    for dtype in re.findall(r"dtype=(\w+)", caught.value.hint):
+        load_model(folder, dtype=dtype)
 
 
 @pytest.mark.parametrize("quant", ["int8", "int4"])
