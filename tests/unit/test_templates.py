@@ -286,6 +286,8 @@ def test_the_options_of_a_rendering_are_those_that_the_format_has():
         render_messages("glm4", asked, enable_thinking=True)
     with pytest.raises(ConfigError, match="enable_thinking: False, but GLM-Z1 thinks before every answer"):
         render_messages("glmz1", asked, enable_thinking=False)
+    with pytest.raises(ConfigError, match="enable_thinking: 'no'"):
+        render_messages("glm45", asked, enable_thinking="no")
     with pytest.raises(ConfigError, match="enable_thought: no option") as caught:
         render_messages("glm45", asked, enable_thought=False)
     assert "enable_thinking" in caught.value.hint

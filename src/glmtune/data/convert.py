@@ -7,6 +7,7 @@ conversation is an error that names the row, never a silent loss.
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,12 @@ def _pair(name: str) -> Write:
 
     def write(messages: Messages) -> Row:
         system, turns = _split_system(messages)
-        _check_rounds(name, turns)
+        thought = turns[-1].thought
+        _check_rounds(name, [*turns[:-1], replace(turns[-1], thought=None)])
         texts = [message.content for message in turns]
         row: Row = {question: texts[-2], answer: texts[-1]}
+        if thought is not None:
+            row["reasoning_content"] = thought
         if len(texts) > 2:
             row["history"] = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
         if system is not None:

@@ -141,6 +141,8 @@ def message_segments(
 
 def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> TemplateName:
     """The format that thinks, or does not, as asked."""
+    if enable_thinking not in (None, False, True):
+        raise ConfigError(f"enable_thinking: {enable_thinking!r}", hint="true, false, or leave it out")
     thinks = bool(find(template).thought_end) and template not in _UNTHINKING.values()
     if enable_thinking is None or enable_thinking == thinks:
         return template
