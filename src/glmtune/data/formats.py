@@ -21,6 +21,8 @@ Parse = Callable[[Row], Messages]
 
 VOID = {"nan", "none", "null", "<na>"}
 """What programs write into a cell without a value, in small letters."""
+LONGEST_VOID = 16
+"""Characters of a cell, spaces around it too, from which on nobody looks for those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,12 @@ class RowParser:
             ignored += _track_turns(fields, chosen.columns[0], self.settings.ignore_columns)
         messages = _messages(fields, chosen, self.settings)
         _check_thoughts(messages)
-        cells = [(name, cell) for name, cell in fields.items() if name in fields.read]
-        void = [name for name, cell in cells if isinstance(cell, str) and cell.strip().lower() in VOID]
+        void = [name for name, cell in fields.items() if _is_void(cell) and name in fields.read]
         return Parsed(messages, chosen.is_dialogue, [*_unread(fields, chosen)], ignored, void)
+
+
+def _is_void(cell: object) -> bool:
+    return isinstance(cell, str) and len(cell) < LONGEST_VOID and cell.strip().lower() in VOID
 
 
 def find_format(rows: Sequence[Row], settings: Data) -> RowParser:
@@ -163,6 +168,8 @@ def _most(names: Collection[str], counts: Counter[str]) -> list[str]:
 
 def _choose(row: Row, counts: Counter[str]) -> Format:
     names = _fitting(row)
+    if len(names) == 1:
+        return FORMATS[names[0]]
     best = _most(names or FORMATS, counts)
     first, *others = dict.fromkeys(FORMATS[name].columns for name in best)
     if others and names:
