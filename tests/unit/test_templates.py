@@ -224,6 +224,10 @@ def test_what_rounds_cannot_express_is_an_error(messages, words, hint, template)
         ([{"role": "assistant", "content": "", "loss": 1}], "loss' must be true or false, got 1"),
         ([{"role": "assistant", "content": "", "think": "a", "reasoning": "b"}], "its thought twice"),
         ([{"role": "assistant", "tool_calls": [{"id": "1"}]}], "must be a call"),
+        (
+            [{"role": "assistant", "content": "x", "metadata": "f", "tool_calls": [{"name": "g"}]}],
+            "names a tool in 'metadata' and calls one in 'tool_calls', got both",
+        ),
     ],
 )
 def test_a_wrong_message_is_named(rows, words):

@@ -127,7 +127,7 @@ def _learnable(message: Message, name: str) -> Message:
     arguments = read_arguments(message.content)
     if arguments is None:
         return replace(message, metadata=metadata)
-    return replace(message, content="", metadata="", calls=(Call(metadata, arguments), *message.calls))
+    return replace(message, content="", metadata="", calls=(Call(metadata, arguments),))
 
 
 def _is_call_with_result(row: Row) -> bool:

@@ -125,12 +125,17 @@ def read_loss(row: Mapping[str, Any], name: str, role: Role) -> bool:
 def _answer(row: Mapping[str, Any], name: str, loss: bool) -> Message:
     key = "tool_calls" if row.get("tool_calls") else "function_call"
     calls = tuple(read_calls(row[key], f"{name}.{key}")) if row.get(key) else ()
-    thought = read_thought(row, name)
+    metadata, thought = _metadata(row, name), read_thought(row, name)
+    if calls and metadata.strip():
+        raise DataError(
+            f"{name!r} names a tool in 'metadata' and calls one in {key!r}, got both",
+            hint="keep one of the two",
+        )
     says_nothing = row.get("content") is None and (calls or thought is not None)
     return Message(
         "assistant",
         "" if says_nothing else _content(row, name, "assistant"),
-        metadata=_metadata(row, name),
+        metadata=metadata,
         tools=_own_tools(row, name, "assistant"),
         loss=loss,
         thought=thought,

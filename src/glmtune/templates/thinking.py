@@ -143,8 +143,10 @@ def _glm45_question(message: Message, end: str) -> tuple[str | Segment, ...]:
 def _glm45_answer(message: Message, *, keeps_thought: bool) -> tuple[str | Segment, ...]:
     """Thought, text and calls, as they stand in one turn."""
     thought, content = (part.strip() for part in message.split_thought())
-    calls = message.calls or (_glm45_named_call(message) if message.metadata else ())
-    text = f"\n{content}" if content and not message.metadata else ""
+    calls = message.calls
+    if message.metadata:
+        calls, content = _glm45_named_call(message), ""
+    text = f"\n{content}" if content else ""
     texts: list[str | Segment] = [*GLM45_NO_THOUGHT]
     if keeps_thought and thought:
         texts = ["\n", control(THOUGHT_BEGIN), thought, control(THOUGHT_END)]

@@ -82,7 +82,7 @@ def _call(value: Any, name: str) -> Call:
     call = inner if isinstance(inner, Mapping) else value
     if not isinstance(call, Mapping) or "name" not in call:
         raise DataError(f"{name!r} must be a call, got {shown(value)}", hint=CALL)
-    odd = [key for part in {id(part): part for part in (value, call)}.values() for key in _unread(part)]
+    odd = _unread(value) or _unread(call)
     given = [call[key] for key in _ARGUMENTS if is_filled(call.get(key))]
     if odd or len(given) > 1:
         what = f"{odd[0]!r}, which nobody reads" if odd else "its arguments twice"
