@@ -1,5 +1,6 @@
 """Read the files of a model's folder; what is wrong with one is said once, by its name."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -71,6 +72,15 @@ def unreadable(path: Path, err: OSError) -> CheckpointError:
     return CheckpointError(
         f"{path}: cannot be read: {reason}", hint="check the path, its owner and mode, and the disk"
     )
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file. Raises `CheckpointError` if it cannot be read."""
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as err:
+        raise unreadable(path, err) from err
 
 
 def list_small_files(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from glmtune.methods.proof import (
     check_tokenizer_files,
     check_update,
     check_whole,
+    find_changed,
     own_weights,
     proof_line,
 )
@@ -152,6 +153,17 @@ def _proving_files(place: Place) -> Iterator[Check]:
         yield check(place.trained, place.card, place.base)
     if place.card:
         check_tokenizer_files(place.trained, place.card, place.base)
+        _tell_changed(place.trained, place.card)
+
+
+def _tell_changed(trained: Path, card: Card) -> None:
+    """Name the files that are not as they were saved, and that nothing else refuses: they may be edited.
+
+    What a run goes on with is not read here; of a whole model's weights each tensor is compared.
+    """
+    unread = (".pt", ".safetensors") if card.tensors_sha256 else (".pt",)
+    if changed := find_changed(trained, card, unread=unread):
+        tell(f"{trained}: warning: changed since it was saved: {', '.join(changed)}")
 
 
 def putting_on(

@@ -8,7 +8,7 @@ from glmtune.files import read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
 from glmtune.models.shards import has_weights
-from glmtune.runs import RECIPE_FILE, follow
+from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow
 
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
 """Models that come with the package, by the name that stands for their folder."""
@@ -138,10 +138,20 @@ def lasting_name(path: str | Path) -> str:
 
 
 def _best_checkpoint(run: Path) -> Path:
-    for name in ("best", "last"):
-        if (run / name).exists():
-            return follow(run / name)
-    raise CheckpointError(f"{run}: this run has no checkpoint yet", hint="train it first: glmtune train")
+    """The checkpoint that `best` leads to; before a run has one, `last`'s. Raises `CheckpointError`."""
+    best = find_checkpoint(run, "best")
+    card = read_card(best) if best else None
+    named = read_json_if_there(run / RESULT_FILE, is_ours=True).get("best_step")
+    if named is not None and (best is None or (card and card.step not in (None, named))):
+        found = f"leads to step {card.step}" if card else "is missing"
+        raise CheckpointError(
+            f"{run / 'best'}: {found}, but {RESULT_FILE} names step {named} as the best",
+            hint=f"mend the links from the last checkpoint: glmtune train {run} --resume",
+        )
+    checkpoint = best or find_checkpoint(run, "last")
+    if checkpoint is None:
+        raise CheckpointError(f"{run}: this run has no checkpoint yet", hint="train it first: glmtune train")
+    return checkpoint
 
 
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import ConfigError, OutputError
+from glmtune.errors import CheckpointError, ConfigError, OutputError
 
 RECIPE_FILE = "recipe.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -21,6 +22,8 @@ SCORES_FILE = "scores.json"
 SETTINGS_FILE = "settings.json"
 """What the answers beside it depend on."""
 
+STEP_NAME = re.compile(r"step-(\d{6,})")
+"""Name of a checkpoint's folder; from step 1,000,000 on it is longer."""
 LONGEST_LINK = 1024
 """Bytes in the file that stands for a link on Windows, at most."""
 
@@ -31,12 +34,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Works for a file and for a folder. A failing disk becomes an `OutputError` naming `path`.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _aside(path)
     try:
         _remove(partial)
         yield partial
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_folder(path)
         partial.replace(path)
     except OSError as err:
         _remove(partial)
@@ -44,6 +47,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(partial)
         raise
+
+
+def _aside(path: Path, mark: str = "") -> Path:
+    return path.with_name(f".{path.name}{mark}.partial")
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; if that is cut short, nothing is left under its name."""
+    gone = _aside(path, ".gone")
+    _remove(gone)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether this is what a killed process has left half-written or half-deleted."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def sweep(folder: Path) -> None:
+    """Delete the files and folders in a folder that `is_partial` tells of."""
+    for path in filter(is_partial, folder.iterdir() if folder.is_dir() else ()):
+        _remove(path)
 
 
 def cannot_write(path: Path, err: OSError) -> OutputError:
@@ -101,6 +127,29 @@ def follow(path: Path) -> Path:
     return path.resolve() if path.is_symlink() else path
 
 
+def find_checkpoint(run: Path, name: str) -> Path | None:
+    """The checkpoint that a run's link `best` or `last` leads to, None where the run has no such link.
+
+    Raises `CheckpointError` for a link to a checkpoint that is gone.
+    """
+    link = run / name
+    if not (link.is_symlink() or link.exists()):
+        return None
+    folder = follow(link)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{link}: leads to {folder if link.is_symlink() else 'no folder'}, which is not there",
+            hint=f"put that checkpoint back, or open another by its own name: {run / 'checkpoints'}/step-...",
+        )
+    return folder
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint folder's name, `step-000010`; None for another name."""
+    found = STEP_NAME.fullmatch(checkpoint.name)
+    return int(found[1]) if found else None
+
+
 def require_new(path: Path, *, hint: str) -> None:
     """Raise `ConfigError` unless a folder can be begun here: the path is free, or an empty folder."""
     for parent in (path, *path.parents):
@@ -108,7 +157,7 @@ def require_new(path: Path, *, hint: str) -> None:
             raise ConfigError(
                 f"{path}: {parent} is a file, not a folder", hint="name another folder: output=..."
             )
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and not all(map(is_partial, path.iterdir())):
         raise ConfigError(f"{path}: this folder is not empty and will not be overwritten", hint=hint)
 
 

@@ -13,6 +13,7 @@ import pytest
 from commands import glmtune, glmtune_process
 from glmtune.workflows import evaluate
 from models import tiny_folder
+from proofs import edit_card
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROGRESS = re.compile(
@@ -188,8 +189,8 @@ assert not {"torch", "pydantic"} & set(sys.modules)
 def test_an_adapter_whose_base_has_moved_is_told_where_it_is(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "run", tmp_path / "run", symlinks=True)
     shutil.copytree(work / "model", tmp_path / "base")
-    for card in (tmp_path / "run" / "checkpoints").glob("*/glmtune.json"):
-        card.write_text(card.read_text(encoding="utf-8").replace(str(work), "/moved"), encoding="utf-8")
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        edit_card(checkpoint, lambda card: card.update(base="/moved/model"))
     words = ("evaluate", "run", "evaluate.max_rows=1", "evaluate.max_new_tokens=2")
     lost = glmtune(*words, cwd=tmp_path)
     assert lost.returncode == 2

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from commands import glmtune
+from proofs import edit_card
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = Path(__file__).parents[2] / "src" / "glmtune" / "glm_tiny"
@@ -65,9 +66,7 @@ def test_what_fails_is_an_error_after_what_has_passed(work: Path, tmp_path: Path
 
 def test_a_base_that_has_moved_is_named_and_found_to_be_the_same(work: Path, tmp_path: Path) -> None:
     shutil.copytree(work / "runs" / "lora" / "checkpoints" / "step-000002", tmp_path / "adapter")
-    card = tmp_path / "adapter" / "glmtune.json"
-    content = json.loads(card.read_text(encoding="utf-8"))
-    card.write_text(json.dumps({**content, "base": "/gone/model"}), encoding="utf-8")
+    edit_card(tmp_path / "adapter", lambda card: card.update(base="/gone/model"))
     assert glmtune("verify", "adapter", cwd=tmp_path).returncode == 2
     done = glmtune("verify", "adapter", "--base", work / "model", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

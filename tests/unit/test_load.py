@@ -16,6 +16,7 @@ from glmtune.methods.adapter import Card, save_trained
 from glmtune.places import resolve
 from glmtune.recipe import Lora
 from models import tiny_folder
+from proofs import edit_card
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,7 @@ def test_two_adapters_are_not_combined(adapter: Path) -> None:
 
 
 def test_a_lost_base_is_asked_for(base: Path, adapter: Path) -> None:
-    card = adapter / "glmtune.json"
-    card.write_text(card.read_text(encoding="utf-8").replace(str(base), "/gone"), encoding="utf-8")
+    edit_card(adapter, lambda card: card.update(base="/gone"))
     with pytest.raises(CheckpointError, match="its base model is not at /gone"):
         resolve(adapter)
     assert resolve(adapter, base=base).base == base

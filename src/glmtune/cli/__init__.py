@@ -3,7 +3,9 @@
 What a verb needs is imported inside it, so that `glmtune --help` answers at once.
 """
 
+import os
 import sys
+import time
 import warnings
 
 import click
@@ -22,6 +24,9 @@ from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
+
+FIRST_SPEAKS_S = 5.0
+"""How long a process that `torchrun` started waits before it tells its error, which may be every one's."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,11 +75,21 @@ def main() -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except GlmtuneError as err:
-        if is_main_process():
-            click.echo(f"error: {err}", err=True)
-            if err.hint:
-                click.echo(f"hint: {err.hint}", err=True)
+        _show_error(err)
         sys.exit(err.exit_code)
+
+
+def _show_error(err: GlmtuneError) -> None:
+    """Print an error; of several processes with the same one only the first prints it.
+
+    That one ends first, and `torchrun` then ends the others. Where it does not, the error is another's alone.
+    """
+    if not is_main_process():
+        time.sleep(FIRST_SPEAKS_S)
+    process = "" if is_main_process() else f"process {os.environ['RANK']}: "
+    click.echo(f"error: {process}{err}", err=True)
+    if err.hint:
+        click.echo(f"hint: {err.hint}", err=True)
 
 
 def _show_misuse(err: click.ClickException) -> None:

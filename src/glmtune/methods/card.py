@@ -1,5 +1,6 @@
 """The card beside trained weights, glmtune.json: what they are, what they belong to, what they must give."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -19,13 +20,14 @@ from pydantic import (
 )
 
 from glmtune.errors import CheckpointError
-from glmtune.files import read_json_if_there
+from glmtune.files import hash_file, read_json_if_there, read_text
 
 CARD_FILE = "glmtune.json"
 
 _NUMBERS = re.compile(r"\[\n[\s\d.,eE+-]*\]")  # lists of numbers go on one line
 _PROOFS = ("fingerprint", "probe")  # are there, or left out: a null would look like a proof
 _ANOTHER = "copy it from the run it came from"
+_END = "\n}\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,8 @@ class Card:
     probe: Probe | None = None
     parent: Mapping[str, str] = field(default_factory=dict)
     """What the run went on from: its folder as `path`, its `weights_sha256`; empty: an untrained model."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files beside the card, by name, as `save` found them."""
 
     @property
     def kind(self) -> str:
@@ -119,25 +123,49 @@ class Card:
         return f"{self.family} {self.family_revision}".strip()
 
     def save(self, folder: Path) -> None:
-        """Write glmtune.json."""
+        """Write glmtune.json, the last file of its folder: it holds the hashes of all others, and its own."""
         recorded = {k: v for k, v in asdict(self).items() if v or k not in (*_PROOFS, "parent")}
+        recorded["files"] = {
+            path.name: hash_file(path)
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.name != CARD_FILE
+        }
         text = json.dumps(recorded, ensure_ascii=False, indent=2) + "\n"
         text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
-        (folder / CARD_FILE).write_text(text, encoding="utf-8")
+        (folder / CARD_FILE).write_text(_sealed(text), encoding="utf-8", newline="\n")
+
+
+def _sealed(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f'{text.removesuffix(_END)},\n  "sha256": "{digest}"{_END}'
+
+
+def _require_sealed(path: Path, text: str) -> None:
+    plain, comma, _ = text.rpartition(',\n  "sha256": ')
+    if not comma or _sealed(plain + _END) != text:
+        raise CheckpointError(
+            f"{path}: not as it was written: its hash is another than the sha256 at its end",
+            hint=f"{_ANOTHER}; if you have changed it yourself, take `sha256` out of it",
+        )
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card in a folder, None if there is none. Raises `CheckpointError` if it is broken."""
-    content = read_json_if_there(folder / CARD_FILE, is_ours=True)
+    """The card in a folder, None if there is none. Raises `CheckpointError` unless it is as it was written."""
+    path = folder / CARD_FILE
+    content = read_json_if_there(path, is_ours=True)
     if not content:
         return None
+    is_sealed = content.pop("sha256", None) is not None  # cards of earlier versions have no seal
     empty = next((key for key in _PROOFS if key in content and content[key] is None), None)
     if empty:
         raise CheckpointError(f"{folder / CARD_FILE}: {empty}: null, so it proves nothing", hint=_ANOTHER)
     try:
-        return _CARD.validate_python(content)
+        card = _CARD.validate_python(content)
     except ValidationError as err:
-        raise CheckpointError(f"{folder / CARD_FILE}: {_explain(err)}", hint=_ANOTHER) from None
+        raise CheckpointError(f"{path}: {_explain(err)}", hint=_ANOTHER) from None
+    if is_sealed:
+        _require_sealed(path, read_text(path).replace("\r\n", "\n"))
+    return card
 
 
 _CARD = TypeAdapter(Card)

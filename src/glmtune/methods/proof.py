@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
+from glmtune.files import hash_file
 from glmtune.methods.card import CARD_FILE, Card, Probe
 from glmtune.methods.probe import largest_difference
 from glmtune.methods.seal import (
     ADAPTER_FILE,
     deciding_settings,
-    hash_file,
     hash_weights,
     norm_of,
     update_norm,
@@ -42,6 +42,7 @@ the two: again some ten times glm-tiny's (int8 3e-3, nf4 2e-2, int4 4e-2)."""
 SAME_NORM = 1e-5
 """Share by which the length of a stored update may differ, summed in another order."""
 
+_WHOLE_FOLDER = "take the whole folder from a copy, or train anew, with another output="
 _ITS_BASE = "name the base it was trained on: --base, or in Python load_model(base, adapter=...)"
 _ITS_TOKENIZER = "take the tokenizer's files from the base it was trained on"
 _OTHER_FILES = "take the whole folder from the run it came from; see what is wrong: glmtune verify"
@@ -83,6 +84,26 @@ def proof_line(checks: Iterable[Check]) -> str:
     return "; ".join(
         [*found, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
     )
+
+
+# Which files
+
+
+def find_changed(folder: Path, card: Card, *, unread: tuple[str, ...] = ()) -> list[str]:
+    """Names of the files that are there and no longer as the card records them; not those that end so."""
+    return [
+        name
+        for name, digest in card.files.items()
+        if not name.endswith(unread) and (folder / name).is_file() and hash_file(folder / name) != digest
+    ]
+
+
+def require_files(folder: Path, card: Card) -> None:
+    """Raise `CheckpointError` unless every file that a card records is there and as it was saved."""
+    missing = [name for name in card.files if not (folder / name).is_file()]
+    for name in missing or find_changed(folder, card):
+        problem = "is missing" if missing else "is not as it was saved: its hash is not the card's"
+        raise CheckpointError(f"{folder / name}: {problem}", hint=_WHOLE_FOLDER)
 
 
 # Which base

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.files import read_json_if_there, unreadable
+from glmtune.files import hash_file, read_json_if_there
 from glmtune.methods.card import Card
 
 ADAPTER_FILE = "adapter_config.json"
@@ -67,15 +67,6 @@ def hash_tokenizer(tokenizer: Any) -> dict[str, str]:
     """SHA-256 of the file that the tokenizer's vocabulary was read from, by its name."""
     path = Path(tokenizer.vocab_file)
     return {path.name: hash_file(path)}
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file. Raises `CheckpointError` if it cannot be read."""
-    try:
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as err:
-        raise unreadable(path, err) from err
 
 
 def update_norm(tensors: Mapping[str, Tensor]) -> float:

@@ -1,8 +1,9 @@
 """All that a run needs to go on exactly where it stopped, besides the weights."""
 
 import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from accelerate.utils import gather_object
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, first_line
+from glmtune.models.pickles import read_pickle, write_pickle
 
 STATE_FILE = "state.pt"
-PARTS = {"optimizer", "schedule", "random"}
-"""What `collect_state` gives in any case."""
+PARTS = {"optimizer", "schedule", "random", "standing"}
+"""What is in every state: of `collect_state`, and how the run stood."""
 
 _ANEW = "take the folder from a copy, or train anew, with another output="
 
@@ -33,33 +35,53 @@ def collect_state(optimizer: Optimizer, schedule: LRScheduler, accelerator: Acce
     return state
 
 
-def restore_state(
-    folder: Path, optimizer: Optimizer, schedule: LRScheduler, accelerator: Accelerator
-) -> dict[str, Any]:
-    """Put back what `collect_state` gave, saved as state.pt in `folder`; return the whole file.
+def write_state(state: Mapping[str, Any], folder: Path) -> None:
+    """Save a state as state.pt. Raises OSError if the disk does not take it."""
+    write_pickle(state, folder / STATE_FILE)
 
-    Raises `CheckpointError` if it is missing, broken, or of another number of processes.
+
+def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[str, Any]:
+    """What `write_state` saved, `collect_state`'s parts and the caller's own, e.g. `standing`.
+
+    `step` is the checkpoint's. Raises `CheckpointError` if the file is missing, damaged, of another step or
+    of another number of processes.
     """
     path = folder / STATE_FILE
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as err:
-        reason = str(err).strip().splitlines() or [type(err).__name__]
-        raise CheckpointError(f"{path}: cannot be read: {reason[0]}", hint=_ANEW) from err
+    state = read_pickle(path, mmap=False, check_crc=True)
     lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS
     if lacking:
         raise CheckpointError(f"{path}: not a run's state: {', '.join(sorted(lacking))} missing", hint=_ANEW)
-    if len(state["random"]) != accelerator.num_processes:
+    with as_state(path):
+        saved_at, processes = state["standing"]["step"], len(state["random"])
+    if step is not None and saved_at != step:
+        raise CheckpointError(f"{path}: saved at step {saved_at}, beside weights of step {step}", hint=_ANEW)
+    if processes != num_processes:
         raise CheckpointError(
-            f"{path}: saved by {len(state['random'])} processes, resumed by {accelerator.num_processes}",
+            f"{path}: saved by {processes} processes, resumed by {num_processes}",
             hint="resume with the same number of processes",
         )
+    return state
+
+
+def restore_state(
+    state: Mapping[str, Any], optimizer: Optimizer, schedule: LRScheduler, accelerator: Accelerator
+) -> None:
+    """Put back what `collect_state` gave."""
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     _set_random_state(state["random"][accelerator.process_index], accelerator.device)
-    return state
+
+
+@contextmanager
+def as_state(path: Path) -> Iterator[None]:
+    """Turn what a state with missing or wrong members makes of its reader into a `CheckpointError`."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as err:
+        problem = f"{type(err).__name__}: {first_line(err)}"
+        raise CheckpointError(f"{path}: not this run's state: {problem}", hint=_ANEW) from err
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

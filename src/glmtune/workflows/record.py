@@ -1,7 +1,6 @@
 """The files of a training run: who writes what, and what a resumed run takes back."""
 
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from glmtune.errors import CheckpointError
 from glmtune.extras import require
 from glmtune.places import lasting_name
 from glmtune.recipe import Recipe, to_yaml
@@ -23,7 +23,10 @@ from glmtune.runs import (
     link,
     make_folder,
     read_json_lines,
+    remove_folder,
     replacing,
+    step_of,
+    sweep,
     write_json,
     write_text,
 )
@@ -51,6 +54,8 @@ class RunRecord:
         Running that recipe again is the run again.
         """
         make_folder(self.folder)
+        for folder in (self.folder, self.folder / "checkpoints"):
+            sweep(folder)
         if is_new:
             self._describe(recipe, facts)
         if self._wants_board:
@@ -96,22 +101,46 @@ class RunRecord:
         """Folder of the checkpoint of a step."""
         return self.folder / "checkpoints" / f"step-{step:06d}"
 
-    def link_checkpoint(self, path: Path, *, is_best: bool) -> None:
-        """Point `last`, and `best` if it is, at a checkpoint."""
-        link(self.folder / "last", path)
-        if is_best:
-            link(self.folder / "best", path)
+    def link_checkpoint(self, step: int, *, best_step: int | None) -> None:
+        """Point `best` and `last` at their steps' checkpoints.
+
+        `best` first: between the two it is right already, and a resumed run sets both again from `last`.
+        """
+        for name, its_step in (("best", best_step), ("last", step)):
+            if its_step is not None:
+                link(self.folder / name, self.checkpoint_path(its_step))
 
     def prune(self, keep: int, *, best_step: int | None) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
-        paths = sorted((self.folder / "checkpoints").glob("step-*"))
-        best = self.checkpoint_path(best_step) if best_step is not None else None
-        for path in paths[:-keep]:
-            if path != best:
-                shutil.rmtree(path)
+        for step in self._steps()[:-keep]:
+            if step != best_step:
+                remove_folder(self.checkpoint_path(step))
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines written after the checkpoint that a run goes on from."""
+    def _steps(self) -> list[int]:
+        """The steps that have a checkpoint."""
+        found = map(step_of, (self.folder / "checkpoints").glob("step-*"))
+        return sorted(step for step in found if step is not None)
+
+    def go_back(self, step: int, *, keep: int, best_step: int | None) -> None:
+        """Have the run's files as they were at a checkpoint that it goes on from.
+
+        A process that was killed behind it leaves lines, checkpoints and links of later steps, and files half
+        written. Raises `CheckpointError` if the best checkpoint so far is gone.
+        """
+        if best_step is not None and best_step not in self._steps():
+            raise CheckpointError(
+                f"{self.checkpoint_path(best_step)}: missing, though it is the best so far",
+                hint="put it back from a copy, or train anew, with another output=",
+            )
+        self.link_checkpoint(step, best_step=best_step)
+        if best_step is None:
+            (self.folder / "best").unlink(missing_ok=True)
+        for later in (found for found in self._steps() if found > step):
+            remove_folder(self.checkpoint_path(later))
+        self.prune(keep, best_step=best_step)
+        self._forget_after(step)
+
+    def _forget_after(self, step: int) -> None:
         written = (self.metrics_path, self._samples_path, self._ranks_path)
         for path in (path for path in written if path.exists()):
             lines = [line for line in read_json_lines(path) if line["step"] <= step]

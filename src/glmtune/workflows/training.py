@@ -20,19 +20,32 @@ from glmtune.log import without_false_alarms
 from glmtune.methods import begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
-from glmtune.methods.proof import check_base, check_recorded, proof_line, recorded_difference
+from glmtune.methods.proof import (
+    check_base,
+    check_recorded,
+    proof_line,
+    recorded_difference,
+    require_files,
+)
 from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import RESULT_FILE, follow, make_folder, read_json_lines, replacing, write_json
+from glmtune.runs import RESULT_FILE, find_checkpoint, make_folder, read_json_lines, replacing, write_json
 from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
 from glmtune.training.progress import Progress, run_time
-from glmtune.training.state import STATE_FILE, collect_state, restore_state
+from glmtune.training.state import (
+    STATE_FILE,
+    as_state,
+    collect_state,
+    read_state,
+    restore_state,
+    write_state,
+)
 from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
 from glmtune.workflows.outcome import worse_warning
@@ -342,13 +355,12 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
             partial.mkdir()
             if run.recipe.method.name == "full":
                 copy_small_files(run.place.base, partial)
+            write_state(state, partial)
             save_trained(run.model, partial, card)
-            with (partial / STATE_FILE).open("wb") as file:
-                torch.save(state, file)
-            if not (run.record.folder / "last").exists():  # a run's first: can it be opened at all?
+            if not find_checkpoint(run.record.folder, "last"):  # a run's first: can it be opened at all?
                 is_whole = run.recipe.method.name == "full"
                 check_outline(resolve(partial, base=None if is_whole else run.place.base))
-        run.record.link_checkpoint(path, is_best=is_best)
+        run.record.link_checkpoint(run.standing.step, best_step=run.standing.best_step)
         run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
     run.accelerator.wait_for_everyone()
     assert card.probe is not None
@@ -356,20 +368,28 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
 
 
 def _resume(run: _Run) -> Note:
-    """Weights, optimizer, schedule, random numbers and standing of the last checkpoint."""
-    last = follow(run.record.folder / "last")
+    """Weights, optimizer, schedule, random numbers and standing of the last checkpoint; both links."""
+    last = find_checkpoint(run.record.folder, "last")
+    assert last is not None
     card = read_card(last)
+    if card:
+        require_files(last, card)
     if card and card.fingerprint:
         check_base(last, card, run.place.base)
     if run.pruning is None:
         restore_trained(run.model, last)
-    state = restore_state(last, run.optimizer, run.schedule, run.accelerator)
-    if run.pruning:  # its weights too: the adapter's files are without what is pruned
-        run.pruning.load_state_dict(state["pruning"])
+    processes = run.accelerator.num_processes
+    state = read_state(last, step=card.step if card else None, num_processes=processes)
+    with as_state(last / STATE_FILE):
+        restore_state(state, run.optimizer, run.schedule, run.accelerator)
+        if run.pruning:  # its weights too: the adapter's files are without what is pruned
+            run.pruning.load_state_dict(state["pruning"])
+        run.standing = _Standing(**state["standing"])
+    if run.pruning:
         require_saved(run.model, last)
-    run.standing = _Standing(**state["standing"])
     if run.is_main:
-        run.record.forget_after(run.standing.step)
+        keep = run.recipe.train.keep_checkpoints
+        run.record.go_back(run.standing.step, keep=keep, best_step=run.standing.best_step)
     left = f"resumed from {last.name}: {run.num_steps - run.standing.step} of {run.num_steps} steps to go"
     before, now = card.dtype if card else "", run.base.dtype
     changed = f"the base was in {before} so far, from here it is in {now}" if before not in ("", now) else ""

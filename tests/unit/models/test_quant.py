@@ -28,6 +28,7 @@ from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.quant import QuantizedLinear, dequantise, pack, quantise, quantised_layers, unpack
 from glmtune.recipe import AdaLora, Full, Lora
 from models import random_rows, tiny_folder, tiny_model, tiny_v1_folder
+from proofs import edit_card
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "v3"
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -465,10 +466,7 @@ def test_a_model_and_an_adapter_trained_on_it_open_the_same_way(tmp_path: Path) 
     assert opened.config.quantization_bit == 8
     assert torch.equal(opened(IDS).logits, tuned(IDS).logits)
     assert load_model(tmp_path / "adapter", quant="int4").config.quantization_bit == 4
-    file = tmp_path / "adapter" / "glmtune.json"
-    content = json.loads(file.read_text())
-    del content["quant"]
-    file.write_text(json.dumps(content))
+    edit_card(tmp_path / "adapter", lambda card: card.pop("quant"))
     assert not load_model(tmp_path / "adapter").config.quantization_bit
 
 
