@@ -18,6 +18,7 @@ from glmtune.errors import OutputError
 from glmtune.exports import fresh
 from glmtune.exports.refusal import refused
 from glmtune.methods.probe import largest_difference
+from glmtune.models.pickles import read_pickle
 
 TOLERANCE = 1e-4
 """Largest |difference| of logits in fp32, as a share of the largest logit: the same weights, added up in
@@ -99,7 +100,7 @@ def ask_fresh_process(
         if done.returncode:
             raise refused(f"a fresh process cannot open it: {_last_words(done.stderr)}")
         facts = json.loads(path.with_suffix(".answer.json").read_text(encoding="utf-8"))
-        logits = torch.load(path.with_suffix(".pt"), weights_only=True)
+        logits = read_pickle(path.with_suffix(".pt"), mmap=False)
     return Answers(logits, facts.pop("greedy"), facts)
 
 

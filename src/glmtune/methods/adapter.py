@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from glmtune.methods.trained import (
     find_trained,
     load_weights,
     put_back,
-    read_pickle,
     read_trained,
     save_weights,
     shapes_of,
@@ -36,6 +34,7 @@ from glmtune.methods.trained import (
     trained_weights,
 )
 from glmtune.models import load_in_transformers
+from glmtune.models.pickles import read_tensors
 from glmtune.models.reading import hash_whole
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Method
@@ -164,14 +163,14 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
             hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
         )
     require_supported(folder, read_json(folder / ADAPTER_FILE))
-    for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", read_pickle)):
+    for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", read_tensors)):
         path = folder / name
         if path.exists():
             read_start(path)
             try:
                 tensors: dict[str, Tensor] = read(path)
                 return tensors
-            except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as err:
+            except (OSError, SafetensorError, RuntimeError) as err:
                 raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
     raise CheckpointError(
         f"{folder}: no weights; looked for adapter_model.safetensors and .bin", hint=COPY_AGAIN

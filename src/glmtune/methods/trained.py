@@ -8,7 +8,6 @@ Source: github.com/THUDM/ChatGLM-6B, ptuning/trainer.py (what it saves) and ptun
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from glmtune.family import name_family, require_own_model
 from glmtune.files import COPY_AGAIN, read_json_if_there, read_start
 from glmtune.methods.factors import is_part
 from glmtune.methods.freeze import choose_weights
+from glmtune.models.pickles import read_tensors
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
 from glmtune.models.shards import Stored, has_weights, scan_tensors
@@ -202,14 +202,8 @@ def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in set(wanted.values()):
         with _explained(file):
-            content = load_file(file) if file.suffix == ".safetensors" else read_pickle(file)
+            content = load_file(file) if file.suffix == ".safetensors" else read_tensors(file)
         tensors |= {name: content[name] for name in wanted if wanted[name] == file}
-    return tensors
-
-
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `torch.save` file, mapped; nothing else is unpickled."""
-    tensors: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     return tensors
 
 
@@ -217,7 +211,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as err:
+    except (OSError, SafetensorError, RuntimeError) as err:
         raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
 
 

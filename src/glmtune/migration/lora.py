@@ -20,7 +20,7 @@ from glmtune.methods.adapter import ADAPTER_FILE
 from glmtune.methods.factors import START
 from glmtune.methods.peft_settings import KINDS, find_unknown, require_supported
 from glmtune.methods.seal import update_norm
-from glmtune.methods.trained import read_pickle
+from glmtune.models.pickles import read_tensors
 from glmtune.models.shards import explain_damage
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")
@@ -114,7 +114,7 @@ def _read_tensors(old: OldLora, folder: Path) -> None:
         raise CheckpointError(f"{folder}: no weights; looked for {', '.join(FILES)}", hint="copy them too")
     read_start(path)
     with explain_damage(path):
-        stored = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
+        stored = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
     whole = old.config.get("modules_to_save") or []
     renamed = 0
     for name, tensor in stored.items():

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.methods.trained import PREFIX, read_pickle
-from glmtune.models.shards import Stored, explain_damage, has_weights, open_shard, scan_tensors
+from glmtune.methods.trained import PREFIX
+from glmtune.models.pickles import read_tensors
+from glmtune.models.shards import Stored, has_weights, open_shard, scan_tensors
 
 BARE = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
 """A prefix encoder's own names."""
@@ -28,8 +29,7 @@ def read_bare(folder: Path) -> dict[str, Tensor]:
     names = scan_tensors(folder).keys()
     if "embedding.weight" not in names or not names <= BARE:
         return {}
-    with explain_damage(path):
-        return {PREFIX + name: tensor.float() for name, tensor in read_pickle(path).items()}
+    return {PREFIX + name: tensor.float() for name, tensor in read_tensors(path).items()}
 
 
 def check_frozen(folder: Path, base: Path) -> str:

@@ -4,7 +4,6 @@ Whatever is wrong with a file becomes a CheckpointError that names it.
 """
 
 import errno
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError, first_line
 from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
+from glmtune.models.pickles import read_tensors
 
 _LAYOUTS = (
     ("model.safetensors", "model.safetensors.index.json"),
@@ -35,7 +35,6 @@ _SAFETENSORS_DTYPES = {
     "I32": torch.int32,
     "I8": torch.int8,
 }
-_ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,7 @@ def _read_index(file: Path) -> dict[str, Path]:
 @contextmanager
 def open_shard(file: Path) -> Iterator[Shard]:
     """Map a file of weights; whatever is wrong with it becomes a CheckpointError that names it."""
-    start = read_start(file)
-    if file.suffix == ".bin" and start and not start.startswith(_ZIP):
-        raise CheckpointError(
-            f"{file}: damaged, or written by torch before 1.6 (such files cannot be mapped)",
-            hint="copy the file again, or load and torch.save it once with a current torch",
-        )
+    read_start(file)
     opened = _SafetensorsShard if file.suffix == ".safetensors" else _PickleShard
     with explain_damage(file):
         shard = opened(file)
@@ -139,11 +133,6 @@ def explain_damage(file: Path) -> Iterator[None]:
         if error.errno == errno.EINVAL:  # how mapping a cut-off file fails
             raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
         raise unreadable(file, error) from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file}: holds more than tensors, and is not loaded for safety: {first_line(error)}",
-            hint="only weights are ever unpickled; get the safetensors files or re-save the state dict",
-        ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{file}: truncated or damaged: {first_line(error)}", hint=COPY_AGAIN) from None
 
@@ -167,16 +156,10 @@ class _SafetensorsShard:
 
 
 class _PickleShard:
-    """A mapped `torch.save` file; only tensors are unpickled."""
+    """A mapped `torch.save` file."""
 
     def __init__(self, file: Path) -> None:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if not isinstance(content, dict):
-            raise ValueError(f"holds a {type(content).__name__}, expected a dict of tensors")
-        self._tensors = content
-        for name, tensor in content.items():
-            if not isinstance(tensor, Tensor):
-                raise ValueError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+        self._tensors = read_tensors(file, check_crc=False)  # read once more, 10 GB take a while
 
     def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}

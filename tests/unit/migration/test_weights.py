@@ -14,8 +14,9 @@ from closeness import assert_close, distance
 from glmtune import load_model
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.methods.adapter import read_card
-from glmtune.methods.trained import PREFIX, read_pickle
+from glmtune.methods.trained import PREFIX
 from glmtune.migration import Migration, migrate
+from glmtune.models.pickles import read_tensors
 from glmtune.models.quant import held_quant
 from glmtune.places import resolve
 from glmtune.workflows.verifying import verifying
@@ -63,7 +64,7 @@ def test_a_prefix_has_the_official_logits(family: str, kind: str, tmp_path: Path
     bring(source, tmp_path / "new", family)
     assert_is_official(tmp_path / "new", family, kind)
     assert same(
-        read_pickle(source / "pytorch_model.bin"), load_file(tmp_path / "new" / "trained.safetensors")
+        read_tensors(source / "pytorch_model.bin"), load_file(tmp_path / "new" / "trained.safetensors")
     )
     assert not list((tmp_path / "new").glob("*.bin"))
 
@@ -76,7 +77,7 @@ def whole_save(folder: Path, family: str, change: float = 0.0) -> Path:
     """What the old trainers and PREFIX_TUNING leave: every weight, the prefix among them."""
     shutil.copytree(GOLDENS / family / "ckpt_prefix", folder)
     base = load_file(GOLDENS / family / "ckpt" / "model.safetensors")
-    prefix = read_pickle(folder / "pytorch_model.bin")
+    prefix = read_tensors(folder / "pytorch_model.bin")
     name = next(name for name in base if name.endswith("query_key_value.weight"))
     base[name] = base[name] + change
     kept = torch.float32 if family == "v2" else torch.float16  # trained with and without half precision
@@ -115,7 +116,7 @@ def test_a_whole_save_whose_other_weights_were_trained_too_is_refused(tmp_path: 
 
 def test_a_prefix_by_its_bare_names_is_read(tmp_path: Path) -> None:
     """finetune_hf.py's commented-out save_model."""
-    named = read_pickle(GOLDENS / "v3" / "ckpt_prefix_proj" / "pytorch_model.bin")
+    named = read_tensors(GOLDENS / "v3" / "ckpt_prefix_proj" / "pytorch_model.bin")
     (tmp_path / "old").mkdir()
     bare = {name.removeprefix(PREFIX): tensor.clone() for name, tensor in named.items()}
     torch.save(bare, tmp_path / "old" / "pytorch_model.bin")
@@ -133,7 +134,7 @@ def old_lora(folder: Path, family: str = "v3", names: Any = None, **config: Any)
     settings = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     (folder / "adapter_config.json").write_text(json.dumps({**settings, **config}), encoding="utf-8")
     file = source / "adapter_model.bin"
-    tensors = read_pickle(file) if file.exists() else load_file(source / "adapter_model.safetensors")
+    tensors = read_tensors(file) if file.exists() else load_file(source / "adapter_model.safetensors")
     tensors = {names(n) if names else n: t.clone() for n, t in tensors.items()}
     torch.save(tensors, folder / "adapter_model.bin")
     return folder
@@ -158,7 +159,7 @@ def test_tensors_under_other_names_are_found(names: Any, tmp_path: Path) -> None
 def test_the_base_s_weights_beside_an_adapter_are_left_out(tmp_path: Path) -> None:
     """What a Trainer that knows no PEFT saves: 12 GB in place of megabytes."""
     folder = old_lora(tmp_path / "old")
-    adapter = {n: t.clone() for n, t in read_pickle(folder / "adapter_model.bin").items()}
+    adapter = {n: t.clone() for n, t in read_tensors(folder / "adapter_model.bin").items()}
     base = load_file(GOLDENS / "v3" / "ckpt" / "model.safetensors")
     torch.save(
         {**adapter, **{f"base_model.model.{n}": t for n, t in base.items()}}, folder / "pytorch_model.bin"
@@ -245,7 +246,7 @@ def test_targets_are_told_from_the_weights(named: Any, tmp_path: Path) -> None:
 
 def zero_b(folder: Path) -> None:
     path = folder / "adapter_model.bin"
-    tensors = {n: t * (".lora_B" not in n) for n, t in read_pickle(path).items()}
+    tensors = {n: t * (".lora_B" not in n) for n, t in read_tensors(path).items()}
     torch.save(tensors, folder / "new.bin")
     (folder / "new.bin").replace(path)
 
