@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from glmtune.errors import CheckpointError, ConfigError, OutputError
 
 RECIPE_FILE = "recipe.yaml"
@@ -41,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             remove_folder(path)
         partial.replace(path)
-    except OSError as err:
+    except (OSError, SafetensorError) as err:  # the latter: what its writer makes of a failing disk
         _remove(partial)
         raise cannot_write(path, err) from err
     except BaseException:
@@ -72,9 +74,9 @@ def sweep(folder: Path) -> None:
         _remove(path)
 
 
-def cannot_write(path: Path, err: OSError) -> OutputError:
+def cannot_write(path: Path, err: OSError | SafetensorError) -> OutputError:
     """The error for a write that failed."""
-    reason = err.strerror or str(err)
+    reason = getattr(err, "strerror", None) or str(err)
     return OutputError(f"{path}: cannot be written: {reason}", hint="check free space and permissions there")
 
 
@@ -136,12 +138,19 @@ def find_checkpoint(run: Path, name: str) -> Path | None:
     if not (link.is_symlink() or link.exists()):
         return None
     folder = follow(link)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{link}: leads to {folder if link.is_symlink() else 'no folder'}, which is not there",
-            hint=f"put that checkpoint back, or open another by its own name: {run / 'checkpoints'}/step-...",
-        )
-    return folder
+    if folder.is_dir():
+        return folder
+    there = ", ".join(str(path) for path in list_checkpoints(run)) or "none is left"
+    raise CheckpointError(
+        f"{link}: leads to {folder if link.is_symlink() else 'no folder'}, which is not there",
+        hint=f"put that checkpoint back, or open another by its own name: {there}",
+    )
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, by their steps."""
+    steps = {step_of(path): path for path in (run / "checkpoints").glob("step-*")}
+    return [steps[step] for step in sorted(step for step in steps if step is not None)]
 
 
 def step_of(checkpoint: Path) -> int | None:

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from glmtune import load_tokenizer
 from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
+from glmtune.places import resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.workflows.events import Evaluated, Note, Saved
 from glmtune.workflows.rows import training_rows
 from glmtune.workflows.training import drain, training
 from models import tiny_folder, tiny_v1_folder
+from proofs import edit_card
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 
@@ -85,12 +87,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, me
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def on_two_processes(words: list[str]) -> subprocess.CompletedProcess[str]:
+def on_two_processes(words: list[str], *program: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*command, "-m", "glmtune", "train", *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*command, *(program or ("-m", "glmtune")), *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, encoding="utf-8", timeout=300, check=False,
     )  # fmt: skip
+
+
+def test_an_error_of_one_process_alone_is_told_by_that_one(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "one_fails.py").write_text(
+        "import os\n"
+        "from importlib import import_module\n"
+        "from glmtune.cli import main\n"
+        "from glmtune.errors import OutputError\n"
+        "def fail(*_, **__):\n"
+        "    raise OutputError('disk of the second machine: full', hint='free some space')\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    import_module('glmtune.workflows.training').collate = fail\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    words = [f"model={model}", f"data.train={ADVERTS}", f"output={tmp_path / 'run'}", "data.max_rows=10"]
+    done = on_two_processes(["train", *words], str(tmp_path / "one_fails.py"))
+    assert done.returncode != 0
+    assert "error: process 1: disk of the second machine: full" in done.stderr
+    assert "hint: free some space" in done.stderr
+
+
+def test_an_error_of_all_processes_is_told_once(model: Path, tmp_path: Path) -> None:
+    done = on_two_processes(["train", f"model={model}", "data.train=gone.json", f"output={tmp_path / 'run'}"])
+    assert done.stderr.count("error: ") == 1
 
 
 @pytest.mark.parametrize("method", ["lora", "ptuning projected"])
@@ -102,7 +129,7 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> No
         "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.lr=1e-2", "train.eval_every=5",
         "samples.prompts=[]", *changed,
     ]  # fmt: skip
-    done = on_two_processes(words)
+    done = on_two_processes(["train", *words])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("global step 10 ( 100.00% )") == 1  # one process prints, of the whole
     one, two = ([line for line in metrics(tmp_path / name) if "loss" in line] for name in ("one", "two"))
@@ -192,6 +219,7 @@ def test_a_run_is_not_resumed_from_other_weights_than_it_saved(
     settings = recipe(model, tmp_path / "run", *METHODS[method], "train.steps=2")
     drain(training(settings))
     tamper((tmp_path / "run" / "last").resolve())
+    edit_card((tmp_path / "run" / "last").resolve(), lambda card: card.pop("files"))  # an earlier version's
     with pytest.raises(CheckpointError, match="not the weights that were saved: their hash") as caught:
         drain(training(settings, resume=True))
     assert "step-000002" in str(caught.value)
@@ -218,6 +246,55 @@ def test_a_run_without_a_checkpoint_says_what_to_do(model: Path, tmp_path: Path)
         with pytest.raises(ConfigError, match=message) as caught:
             drain(training(settings, resume=resume))
         assert "delete it" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps that keeps all its checkpoints."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    drain(training(recipe(model, run, "train.steps=4", "train.eval_every=1")))
+    return run
+
+
+def moved(run: Path, link: str, step: int) -> None:
+    (run / link).unlink()
+    (run / link).symlink_to(f"checkpoints/step-{step:06d}")
+
+
+def test_links_that_an_earlier_version_left_wrong_are_told_and_mended_by_resuming(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    moved(run, "best", 3)
+    with pytest.raises(
+        CheckpointError, match=r"best: leads to step 3, but eval\.json names step 4"
+    ) as caught:
+        resolve(run)
+    assert f"glmtune train {run} --resume" in caught.value.hint
+    drain(training(load_recipe(run / "recipe.yaml", [f"output={run}"]), resume=True))
+    assert resolve(run).trained == run / "checkpoints" / "step-000004"
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_link_to_a_checkpoint_that_is_gone_is_an_error(finished: Path, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    if name == "last":
+        (run / "best").unlink()
+        (run / "eval.json").unlink()
+    moved(run, name, 77)
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: leads to .*step-000077, which is not there"
+    ) as caught:
+        resolve(run)
+    assert "step-000004" in caught.value.hint
+    resolve(run / "checkpoints" / "step-000004")  # as the hint says
+
+
+def test_what_a_kill_left_of_a_runs_first_file_does_not_stand_in_the_way(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".recipe.yaml.partial").write_text("model: /mod", encoding="utf-8")
+    drain(training(recipe(model, tmp_path / "run", "train.steps=1")))
+    assert not list((tmp_path / "run").rglob("*.partial"))
 
 
 def test_an_early_stopped_run_has_nothing_to_resume(model: Path, tmp_path: Path) -> None:
@@ -293,7 +370,7 @@ def test_a_fault_in_one_process_stops_all_by_its_name(faulty: tuple[Path, Path, 
         "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=4",
         "samples.prompts=[]",
     ]  # fmt: skip
-    done = on_two_processes(words)
+    done = on_two_processes(["train", *words])
     assert done.returncode != 0
     assert f"step 8: the loss is nan, first in {FIRST_NORM} at {place};" in done.stderr
 

@@ -12,7 +12,7 @@ import click
 
 from glmtune.cli.chat import chat
 from glmtune.cli.compare import compare
-from glmtune.cli.console import is_main_process, program
+from glmtune.cli.console import is_main_process, leave_group, program
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
@@ -76,6 +76,7 @@ def main() -> None:
         sys.exit(130)
     except GlmtuneError as err:
         _show_error(err)
+        leave_group()
         sys.exit(err.exit_code)
 
 

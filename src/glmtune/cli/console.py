@@ -15,6 +15,13 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def leave_group() -> None:
+    """Processes that `torchrun` started part in order; one that just exits can crash in a waiting thread."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 class Lines:
     """Prints lines, above the progress bar while there is one."""
 

@@ -1,12 +1,14 @@
 """`glmtune train`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import Lines, indent, program
+from glmtune.cli.console import Lines, indent, leave_group, program
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
@@ -46,11 +48,9 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     disable_progress_bar()  # one bar is enough
     enable_progress_bars()  # but a download, which comes before it, shows its own
     lines = Lines()
-    try:
-        with lines.bar("training"):
-            result = drain(training(recipe, resume=resume), partial(_show, lines))
-    finally:
-        _leave_group()
+    with lines.bar("training"), _among_others():
+        result = drain(training(recipe, resume=resume), partial(_show, lines))
+    leave_group()
     _summary(lines, recipe, result)
 
 
@@ -96,12 +96,19 @@ def _show(lines: Lines, event: "Event") -> None:
                 lines.warn("nothing was learned so far, or too little to show: a zero update is not opened")
 
 
-def _leave_group() -> None:
-    """Processes that `torchrun` started part in order; one that just exits can crash in a waiting thread."""
-    from torch import distributed
+@contextmanager
+def _among_others() -> Iterator[None]:
+    """Turn the end of another process of `torchrun`, which is in some call's way, into a `TrainingError`."""
+    from glmtune.errors import TrainingError
 
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    try:
+        yield
+    except RuntimeError as err:  # torch.distributed has no narrower kind for it
+        if "by peer" not in str(err):
+            raise
+        raise TrainingError(
+            "another process of this run has ended", hint="it says why; without a word, it was killed"
+        ) from err
 
 
 def _summary(lines: Lines, recipe: "Recipe", result: "RunResult") -> None:

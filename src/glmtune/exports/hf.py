@@ -151,7 +151,7 @@ def write_hf_files(source: Source, folder: Path, dtype: torch.dtype | None) -> N
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     converted = convert_tokenizer(tokenizer)
     assert converted is not None
-    converted.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(converted.to_str(pretty=True), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(chat_template_of(tokenizer), encoding="utf-8")
     names: Mapping[int, str] = {i: name for name, i in converted.get_vocab(with_added_tokens=True).items()}
     content = {

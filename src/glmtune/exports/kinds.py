@@ -24,6 +24,7 @@ from glmtune.exports.tensors import (
 from glmtune.files import read_json
 from glmtune.methods.to_lora import save_as_lora
 from glmtune.methods.trained import PREFIX
+from glmtune.models.pickles import write_pickle
 from glmtune.models.quant import BITS
 
 
@@ -156,7 +157,7 @@ def _draft_prefix(source: Source, model: Any, _: Settings) -> Draft:
         facts = {"pre_seq_len": model.config.pre_seq_len, "prefix_projection": model.config.prefix_projection}
         copy_base_files(source, folder)
         write_pretty(folder / "config.json", {**read_json(folder / "config.json"), **facts})
-        torch.save(tensors, folder / "pytorch_model.bin")
+        write_pickle(tensors, folder / "pytorch_model.bin")
         require_same_prefix(source.place.trained, folder)
 
     return Draft(sum(value.nbytes for value in tensors.values()), write)

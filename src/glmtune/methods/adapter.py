@@ -69,18 +69,16 @@ def is_adapter(folder: Path, *, has_base: bool = False) -> bool:
 def save_trained(model: Any, folder: Path, card: Card) -> None:
     """Write the trained weights (an adapter in PEFT's layout, some weights, or the whole model) and the card.
 
-    What was written is read again. Raises OSError if the disk does not take it, or gives other numbers back.
+    What was written is read again. Raises OSError or SafetensorError if the disk does not take it, OSError if
+    it gives other numbers back.
     """
-    try:
-        if is_wrapped(model):
-            # "auto" would look up the base on the hub to see whether its vocabulary has grown
-            model.save_pretrained(str(folder), save_embedding_layers=False)
-        elif card.method.get("name") in _OWN:
-            save_weights(model, folder)
-        else:
-            model.save_pretrained(str(folder), max_shard_size="2GB")
-    except SafetensorError as err:  # what its writer makes of a failing disk
-        raise OSError(str(err)) from err
+    if is_wrapped(model):
+        # "auto" would look up the base on the hub to see whether its vocabulary has grown
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    elif card.method.get("name") in _OWN:
+        save_weights(model, folder)
+    else:
+        model.save_pretrained(str(folder), max_shard_size="2GB")
     if not is_wrapped(model) and card.method.get("name") not in _OWN:
         replace(card, tensors_sha256=hash_whole(model)).save(folder)
         return

@@ -150,7 +150,7 @@ def _require_sealed(path: Path, text: str) -> None:
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card in a folder, None if there is none. Raises `CheckpointError` unless it is as it was written."""
+    """A folder's card, None if there is none. Raises `CheckpointError` unless it is as it was written."""
     path = folder / CARD_FILE
     content = read_json_if_there(path, is_ours=True)
     if not content:

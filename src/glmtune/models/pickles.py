@@ -103,6 +103,15 @@ def read_tensors(path: Path, *, mmap: bool = True, check_crc: bool = True) -> di
     return {name: tensor.detach() for name, tensor in content.items()}
 
 
+def write_pickle(value: Any, path: Path) -> None:
+    """`torch.save`, which makes a RuntimeError of a failing disk. Raises OSError."""
+    try:
+        with path.open("wb") as file:
+            torch.save(value, file)
+    except RuntimeError as err:
+        raise OSError(first_line(err)) from err
+
+
 def require_zip(path: Path) -> None:
     """Raise CheckpointError for a file that cannot be read, or that no torch since 1.6 has written."""
     start = read_start(path)

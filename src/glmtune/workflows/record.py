@@ -21,6 +21,7 @@ from glmtune.runs import (
     SAMPLES_FILE,
     append_json,
     link,
+    list_checkpoints,
     make_folder,
     read_json_lines,
     remove_folder,
@@ -54,14 +55,18 @@ class RunRecord:
         Running that recipe again is the run again.
         """
         make_folder(self.folder)
-        for folder in (self.folder, self.folder / "checkpoints"):
-            sweep(folder)
+        self.sweep()
         if is_new:
             self._describe(recipe, facts)
         if self._wants_board:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self.folder / "tensorboard"))
+
+    def sweep(self) -> None:
+        """Delete what a killed process has left half-written or half-deleted."""
+        for folder in (self.folder, self.folder / "checkpoints"):
+            sweep(folder)
 
     def _describe(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
@@ -104,22 +109,18 @@ class RunRecord:
     def link_checkpoint(self, step: int, *, best_step: int | None) -> None:
         """Point `best` and `last` at their steps' checkpoints.
 
-        `best` first: between the two it is right already, and a resumed run sets both again from `last`.
+        What is opened is right between the two as well: the new `best`, or, where there was none, `last`.
         """
-        for name, its_step in (("best", best_step), ("last", step)):
-            if its_step is not None:
+        links = {"best": best_step, "last": step}
+        for name in ("best", "last") if (self.folder / "best").exists() else ("last", "best"):
+            if (its_step := links[name]) is not None:
                 link(self.folder / name, self.checkpoint_path(its_step))
 
     def prune(self, keep: int, *, best_step: int | None) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
-        for step in self._steps()[:-keep]:
-            if step != best_step:
-                remove_folder(self.checkpoint_path(step))
-
-    def _steps(self) -> list[int]:
-        """The steps that have a checkpoint."""
-        found = map(step_of, (self.folder / "checkpoints").glob("step-*"))
-        return sorted(step for step in found if step is not None)
+        for path in list_checkpoints(self.folder)[:-keep]:
+            if step_of(path) != best_step:
+                remove_folder(path)
 
     def go_back(self, step: int, *, keep: int, best_step: int | None) -> None:
         """Have the run's files as they were at a checkpoint that it goes on from.
@@ -127,16 +128,18 @@ class RunRecord:
         A process that was killed behind it leaves lines, checkpoints and links of later steps, and files half
         written. Raises `CheckpointError` if the best checkpoint so far is gone.
         """
-        if best_step is not None and best_step not in self._steps():
+        best = None if best_step is None else self.checkpoint_path(best_step)
+        if best and not best.exists():
             raise CheckpointError(
-                f"{self.checkpoint_path(best_step)}: missing, though it is the best so far",
+                f"{best}: missing, though it is the best so far",
                 hint="put it back from a copy, or train anew, with another output=",
             )
         self.link_checkpoint(step, best_step=best_step)
-        if best_step is None:
+        if best is None:
             (self.folder / "best").unlink(missing_ok=True)
-        for later in (found for found in self._steps() if found > step):
-            remove_folder(self.checkpoint_path(later))
+        for path in list_checkpoints(self.folder):
+            if (step_of(path) or 0) > step:
+                remove_folder(path)
         self.prune(keep, best_step=best_step)
         self._forget_after(step)
 

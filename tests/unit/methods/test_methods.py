@@ -68,7 +68,7 @@ def test_an_adapter_that_is_saved_and_loaded_gives_the_same_logits(tmp_path: Pat
     assert distance(loaded(IDS).logits, tiny_model()(IDS).logits) > 1e-2
     card = read_card(tmp_path)
     assert card is not None and card.norm and card.weights_sha256 and card.adapter_config["r"] == 4
-    assert replace(card, norm=None, weights_sha256="", adapter_config={}) == CARD
+    assert replace(card, norm=None, weights_sha256="", adapter_config={}, files={}) == CARD
 
 
 def test_trained_weights_are_put_back_into_a_model_of_the_same_method(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What is no state of a run is refused by name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,38 +9,89 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from glmtune.errors import CheckpointError
+from glmtune.models.pickles import write_pickle
 from glmtune.recipe import Train
 from glmtune.training.optim import build_optimizer, build_schedule
-from glmtune.training.state import STATE_FILE, collect_state, restore_state
+from glmtune.training.state import (
+    STATE_FILE,
+    as_state,
+    collect_state,
+    read_state,
+    restore_state,
+    write_state,
+)  # fmt: skip
 from models import tiny_model
 
 
-def restore(folder: Path) -> None:
+@pytest.fixture
+def parts() -> tuple[Any, Any, Accelerator]:
     AcceleratorState._reset_state()
-    accelerator = Accelerator(cpu=True)
     settings = Train(lr=1e-3)
     optimizer = build_optimizer(tiny_model(), settings)
-    schedule = build_schedule(optimizer, settings, 3)
-    if not (folder / STATE_FILE).exists():
-        torch.save(collect_state(optimizer, schedule, accelerator), folder / STATE_FILE)
-    restore_state(folder, optimizer, schedule, accelerator)
+    return optimizer, build_schedule(optimizer, settings, 3), Accelerator(cpu=True)
 
 
-def test_a_whole_state_is_read(tmp_path: Path) -> None:
-    restore(tmp_path)
+def read(folder: Path, step: int | None = None) -> dict[str, Any]:
+    return read_state(folder, step=step, num_processes=1)
+
+
+def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: tuple[Any, Any, Accelerator]) -> None:
+    write_state({**collect_state(*parts), "standing": {"step": 3}}, tmp_path)
+    expected = torch.rand(3)
+    restore_state(read(tmp_path, 3), *parts)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_state_of_another_step_or_of_more_processes_is_refused(
+    tmp_path: Path, parts: tuple[Any, Any, Accelerator]
+) -> None:
+    write_state({**collect_state(*parts), "standing": {"step": 3}}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"state\.pt: saved at step 3, beside weights of step 4"):
+        read(tmp_path, 4)
+    with pytest.raises(CheckpointError, match=r"state\.pt: saved by 1 processes, resumed by 2"):
+        read_state(tmp_path, step=3, num_processes=2)
+
+
+@pytest.mark.parametrize("changes", [
+    {"optimizer": {}}, {"optimizer": {"state": {}, "param_groups": []}}, {"optimizer": None}, {"schedule": 3},
+    {"random": [{}]}, {"random": [None]}, {"random": [{"torch": torch.zeros(3)}]},
+])  # fmt: skip
+def test_a_state_with_wrong_members_is_refused(
+    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Accelerator]
+) -> None:
+    write_state({**collect_state(*parts), "standing": {"step": 3}, **changes}, tmp_path)
+    path = tmp_path / STATE_FILE
+    with pytest.raises(CheckpointError, match=r"state\.pt: not this run's state: ") as caught, as_state(path):
+        restore_state(read(tmp_path), *parts)
+    assert "train anew" in caught.value.hint
+
+
+@pytest.mark.parametrize("changes", [{"standing": 3}, {"standing": {}}, {"random": None}])
+def test_a_standing_or_random_numbers_of_another_kind_are_refused(
+    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Accelerator]
+) -> None:
+    write_state({**collect_state(*parts), "standing": {"step": 3}, **changes}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"state\.pt: not this run's state: "):
+        read(tmp_path)
+
+
+def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        write_pickle({"weights": torch.zeros(1_000_000)}, Path("/dev/full"))
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"not a pickle at all\n" * 40, b"\x80\x02garbage", b""])
 def test_garbage_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / STATE_FILE).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"state\.pt: cannot be read") as caught:
-        restore(tmp_path)
-    assert "train anew" in caught.value.hint
+    with pytest.raises(CheckpointError, match=r"state\.pt: ") as caught:
+        read(tmp_path)
+    assert caught.value.hint
+    assert "weights_only" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [{"optimizer": {}, "random": []}, [1, 2]])
 def test_another_file_of_torch_is_refused_by_name(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / STATE_FILE)
-    with pytest.raises(CheckpointError, match=r"state\.pt: not a run's state: .*schedule missing"):
-        restore(tmp_path)
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a run's state: .*schedule, standing missing"):
+        read(tmp_path)

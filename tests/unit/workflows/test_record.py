@@ -1,0 +1,101 @@
+"""What a run's folder holds after each thing that can happen to it, without the training."""
+
+from pathlib import Path
+
+import pytest
+
+from glmtune.errors import CheckpointError
+from glmtune.runs import append_json, find_checkpoint, is_partial, read_json_lines
+from glmtune.workflows.record import RunRecord
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> RunRecord:
+    return RunRecord(tmp_path, tensorboard=False)
+
+
+def save(record: RunRecord, *steps: int) -> None:
+    for step in steps:
+        record.checkpoint_path(step).mkdir(parents=True)
+
+
+def steps(record: RunRecord) -> list[str]:
+    return sorted(path.name for path in (record.folder / "checkpoints").iterdir())
+
+
+def test_the_newest_checkpoints_are_those_of_the_highest_steps(record: RunRecord) -> None:
+    save(record, 5, 999_998, 999_999, 1_000_000)
+    record.prune(2, best_step=5)
+    assert steps(record) == ["step-000005", "step-1000000", "step-999999"]
+
+
+def test_a_kill_between_the_links_leaves_the_best_right(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(record, 2, 4)
+    record.link_checkpoint(2, best_step=2)
+    linked: list[str] = []
+
+    def link_once(path: Path, target: Path) -> None:
+        if linked:
+            raise KeyboardInterrupt
+        linked.append(path.name)
+        path.unlink()
+        path.symlink_to(target)
+
+    monkeypatch.setattr("glmtune.workflows.record.link", link_once)
+    with pytest.raises(KeyboardInterrupt):
+        record.link_checkpoint(4, best_step=4)
+    best, last = (find_checkpoint(record.folder, name) for name in ("best", "last"))
+    assert best and last
+    assert (best.name, last.name) == ("step-000004", "step-000002")
+
+
+def test_going_back_sets_links_lines_and_checkpoints_right(record: RunRecord) -> None:
+    save(record, 1, 2, 3, 4, 6)
+    record.link_checkpoint(4, best_step=6)  # as an earlier version could leave them
+    for step in (3, 4, 5, 6):
+        append_json(record.metrics_path, {"step": step})
+    record.go_back(4, keep=2, best_step=2)
+    assert steps(record) == ["step-000002", "step-000003", "step-000004"]
+    best, last = (find_checkpoint(record.folder, name) for name in ("best", "last"))
+    assert best and last
+    assert (best.name, last.name) == ("step-000002", "step-000004")
+    assert [line["step"] for line in read_json_lines(record.metrics_path)] == [3, 4]
+
+
+def test_where_no_checkpoint_is_the_best_yet_there_is_no_link(record: RunRecord) -> None:
+    save(record, 1, 2)
+    record.link_checkpoint(2, best_step=2)
+    record.go_back(1, keep=1, best_step=None)
+    assert not (record.folder / "best").is_symlink()
+    assert steps(record) == ["step-000001"]
+
+
+def test_a_best_checkpoint_that_is_gone_is_told(record: RunRecord) -> None:
+    save(record, 4)
+    record.link_checkpoint(4, best_step=2)
+    with pytest.raises(
+        CheckpointError, match=r"step-000002: missing, though it is the best so far"
+    ) as caught:
+        record.go_back(4, keep=1, best_step=2)
+    assert caught.value.hint
+
+
+def test_a_checkpoint_is_deleted_whole_or_not_at_all(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(record, 1, 2)
+    (record.checkpoint_path(1) / "state.pt").touch()
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record.prune(1, best_step=None)
+    monkeypatch.undo()
+    assert steps(record)[-1] == "step-000002"
+    assert [is_partial(path) for path in (record.folder / "checkpoints").iterdir()].count(True) == 1
+    record.sweep()
+    assert steps(record) == ["step-000002"]
