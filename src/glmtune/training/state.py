@@ -47,7 +47,7 @@ def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[st
     of another number of processes.
     """
     path = folder / STATE_FILE
-    state = read_pickle(path, mmap=False, check_crc=True)
+    state: dict[str, Any] = read_pickle(path, mmap=False, check_crc=True)
     lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS
     if lacking:
         raise CheckpointError(f"{path}: not a run's state: {', '.join(sorted(lacking))} missing", hint=_ANEW)
