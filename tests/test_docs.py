@@ -378,6 +378,21 @@ def break_off(desk: Path) -> None:
     (desk / "runs" / "early" / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
+def flip_state(desk: Path) -> None:
+    make_run(desk)
+    path = desk / "runs" / "mine" / "checkpoints" / "step-000002" / "state.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+
+
+def mislead_best(desk: Path) -> None:
+    words = "model=models/chatglm3-6b data.train=my.json train.steps=2 train.eval_every=1 samples.prompts=[]"
+    done = glmtune("train", *words.split(), "output=runs/mine", cwd=desk)
+    assert done.returncode == 0, done.stderr
+    (desk / "runs" / "mine" / "best").unlink()
+    (desk / "runs" / "mine" / "best").symlink_to("checkpoints/step-000001")
+
+
 TRAIN = "train model=/models/chatglm3-6b data.train=my.json train.steps=1 samples.prompts=[] output=runs/new"
 PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "The tokenizer of another model": (model_file("tokenizer.model", b"IQ== 0\nIg== 1\n"), TRAIN),
@@ -423,6 +438,8 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "fp16 on a CPU": (keep, f"{TRAIN} dtype=fp16 device=cpu"),
     "Not overwritten": (make_run, f"{TRAIN} output=runs/mine"),
     "Interrupted before the first checkpoint": (break_off, "train runs/early --resume"),
+    "A file of a checkpoint has changed": (flip_state, "train runs/mine --resume"),
+    "The best checkpoint is not the one that is linked": (mislead_best, "chat runs/mine --rounds 1"),
     "Resumed with other settings": (make_run, "train runs/mine --resume train.lr=1e-3"),
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ from glmtune.runs import (
     RECIPE_FILE,
     SAMPLES_FILE,
     append_json,
+    cannot_write,
     link,
     list_checkpoints,
     make_folder,
@@ -83,9 +84,15 @@ class RunRecord:
         """One line of metrics.jsonl: a step or an evaluation."""
         append_json(self.metrics_path, line)
         if self._board is not None:
+            self._draw_on_board(line)
+
+    def _draw_on_board(self, line: Mapping[str, Any]) -> None:
+        try:
             for name in line.keys() & {"loss", "eval_loss", "lr", "grad_norm", "tokens_per_s"}:
                 self._board.add_scalar(name, line[name], line["step"])
             self._board.flush()
+        except OSError as err:
+            raise cannot_write(self.folder / "tensorboard", err) from err
 
     def add_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
         """The fixed prompts and their answers at a step."""
