@@ -1,11 +1,14 @@
-"""Read the files of a model's folder; what is wrong with one is said once, by its name."""
+"""Open files for reading, and read those of a model's folder; what is wrong with one is said by its name."""
 
+import errno
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.strict import LFS_POINTER as LFS_POINTER
 from glmtune.strict import KeyTwiceError, NotTextError, decode, parse_json
 
@@ -13,12 +16,58 @@ SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Of the files that a model needs beside its weights: config, tokenizer, code."""
 
 COPY_AGAIN = "copy or download the file again"
+RIGHT_FILE = "is this the right file?"
+
+
+MOST_BYTES = 2**26
+"""Of a file that is read whole and is no table of rows; the largest, GLM-4's tokenizer.json, has a third."""
+ODD_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+"""What is no file, by the type in its mode."""
+
+
+class OddFileError(OSError):
+    """What stands at a path is not to be read as a file: why, and what to do."""
+
+    def __init__(self, what: str, *, hint: str) -> None:
+        super().__init__(errno.EINVAL, what)
+        self.hint = hint
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file, open for reading. Raises `OSError`; for a pipe or a device too: reading one may never end."""
+    mode = path.stat().st_mode
+    kind = ODD_KINDS.get(stat.S_IFMT(mode))
+    if kind is not None:
+        raise OddFileError(f"is {kind}, not a file", hint="save what it gives to a file, and name that")
+    return path.open("rb")
+
+
+def load_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
+    """All bytes of a file. Raises `OSError`, for one of more bytes than the limit too."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OddFileError(f"holds {size:,} bytes, at most {limit:,} are read", hint=RIGHT_FILE)
+        return file.read()
+
+
+def read_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
+    """As `load_bytes`, but raises `CheckpointError`."""
+    try:
+        return load_bytes(path, limit)
+    except OSError as err:
+        raise unreadable(path, err) from err
 
 
 def read_start(path: Path, size: int = 512) -> bytes:
     """The first bytes of a file that is there and no git-lfs pointer. Raises `CheckpointError`."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(size)
     except OSError as err:
         raise unreadable(path, err) from err
@@ -33,9 +82,7 @@ def read_text(path: Path) -> str:
     """A UTF-8 file's text, without a byte-order mark. Raises `CheckpointError`."""
     read_start(path)
     try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as err:
-        raise unreadable(path, err) from err
+        return decode(read_bytes(path), str(path))
     except NotTextError as err:
         raise CheckpointError(f"{path}:{err.line}: {err}", hint=f"{COPY_AGAIN}, or {err.hint}") from None
 
@@ -62,15 +109,21 @@ def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
 
 def read_json_if_there(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """As `read_json`; empty where there is no such file."""
-    return read_json(path, is_ours=is_ours) if path.is_file() else {}
+    return read_json(path, is_ours=is_ours) if path.exists() else {}
 
 
-def unreadable(path: Path, err: OSError) -> CheckpointError:
+def unreadable(
+    path: Path,
+    err: OSError,
+    kind: type[GlmtuneError] = CheckpointError,
+    *,
+    hint: str = "check the path, its owner and mode, and the disk",
+) -> GlmtuneError:
     """The error for a file that could not be read."""
     reason = err.strerror or str(err) or type(err).__name__
-    return CheckpointError(
-        f"{path}: cannot be read: {reason}", hint="check the path, its owner and mode, and the disk"
-    )
+    if isinstance(err, OddFileError):
+        return kind(f"{path}: {reason}", hint=err.hint)
+    return kind(f"{path}: cannot be read: {reason}", hint=hint)
 
 
 def list_small_files(folder: Path) -> list[Path]:
