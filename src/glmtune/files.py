@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from glmtune.errors import CheckpointError, GlmtuneError
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.strict import LFS_POINTER as LFS_POINTER
-from glmtune.strict import KeyTwiceError, NotTextError, decode, parse_json
+from glmtune.strict import NotTextError, UnfitJsonError, decode, parse_json
 
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Of the files that a model needs beside its weights: config, tokenizer, code."""
@@ -36,6 +36,16 @@ class OddFileError(OSError):
     def __init__(self, what: str, *, hint: str) -> None:
         super().__init__(errno.EINVAL, what)
         self.hint = hint
+
+
+def expand_home(path: str | Path) -> Path:
+    """The path, with a leading ~ written out. Raises `ConfigError` for the home of a user who is not here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path}: no such user here", hint=f"write ./{path} for a file of that name"
+        ) from None
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -94,9 +104,8 @@ def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """
     try:
         content = parse_json(read_text(path), may_agree=not is_ours)
-    except KeyTwiceError as err:
-        place = f"{path}:{err.lineno}:{err.colno}"
-        raise CheckpointError(f"{place}: {err.msg}", hint="keep the one that is right") from None
+    except UnfitJsonError as err:
+        raise CheckpointError(f"{path}:{err.lineno}:{err.colno}: {err.msg}", hint=err.hint) from None
     except json.JSONDecodeError as err:
         place = f"{path}:{err.lineno}:{err.colno}"
         raise CheckpointError(f"{place}: broken JSON: {err.msg}", hint=COPY_AGAIN) from None

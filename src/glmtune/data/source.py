@@ -28,7 +28,8 @@ from glmtune.data.formats import (
 )
 from glmtune.data.json_rows import array_rows, check_not_wrapped, line_rows, shortened
 from glmtune.data.tables import Row
-from glmtune.errors import DataError
+from glmtune.errors import DataError, GlmtuneError
+from glmtune.files import load_bytes, unreadable
 from glmtune.recipe.settings import Data
 from glmtune.strict import NotTextError, decode
 
@@ -208,21 +209,21 @@ def _no_object(value: Any) -> DataError:
 
 def _read_text(path: Path) -> str:
     try:
-        return decode(path.read_bytes(), str(path))
+        return decode(load_bytes(path, limit=None), str(path))
     except OSError as err:
         raise _unreadable(path, err) from err
     except NotTextError as err:
         raise DataError(f"{path}:{err.line}: {err}", hint=err.hint) from None
 
 
-def _unreadable(path: Path, err: OSError) -> DataError:
+def _unreadable(path: Path, err: OSError) -> GlmtuneError:
     if path.is_dir():
         names = ", ".join(_names_in(path)[:5])
         return DataError(
             f"{path}: is a folder, a file is needed",
             hint=f"name one of its files: {names}" if names else "the folder holds no files",
         )
-    return DataError(f"{path}: cannot be read: {err.strerror or err}", hint=_reading_hint(path, err))
+    return unreadable(path, err, DataError, hint=_reading_hint(path, err))
 
 
 def _reading_hint(path: Path, err: OSError) -> str:

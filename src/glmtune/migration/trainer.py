@@ -6,7 +6,7 @@ from typing import Any
 
 from glmtune.data.source import read_rows
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import read_json
+from glmtune.files import read_json_if_there
 from glmtune.migration.draft import Draft
 from glmtune.migration.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
 
@@ -155,9 +155,7 @@ def _carry_deepspeed(draft: Draft) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        return read_json(path)
+        return read_json_if_there(path)
     except CheckpointError as err:
         raise ConfigError(str(err), hint="mend it, or take --deepspeed out") from None
