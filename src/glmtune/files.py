@@ -3,18 +3,21 @@
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from glmtune.contents import find_fault
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.strict import HALF_CHARACTER, NotTextError, UnfitJsonError, decode, parse_json
 from glmtune.strict import LFS_POINTER as LFS_POINTER
-from glmtune.strict import NotTextError, UnfitJsonError, decode, parse_json
 
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Of the files that a model needs beside its weights: config, tokenizer, code."""
 
+HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 COPY_AGAIN = "copy or download the file again"
 RIGHT_FILE = "is this the right file?"
 
@@ -100,20 +103,34 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """The JSON object in a file. Raises `CheckpointError` with line and column if it is broken.
 
-    A key given twice is an error; in files of others only where the two values differ.
+    Our own holds what `contents` says. A key given twice is an error; in files of others only where the two
+    values differ.
     """
+    return parse_object(read_text(path), path, is_ours=is_ours)
+
+
+def parse_object(
+    text: str, path: Path, *, is_ours: bool, line: int | None = None, hint: str = COPY_AGAIN
+) -> dict[str, Any]:
+    """The JSON object of a file's text, or of one line of it; errors as of `read_json`."""
     try:
-        content = parse_json(read_text(path), may_agree=not is_ours)
+        content = parse_json(text, may_agree=not is_ours)
     except UnfitJsonError as err:
-        raise CheckpointError(f"{path}:{err.lineno}:{err.colno}: {err.msg}", hint=err.hint) from None
+        raise CheckpointError(f"{_at(path, err, line)}: {err.msg}", hint=err.hint) from None
     except json.JSONDecodeError as err:
-        place = f"{path}:{err.lineno}:{err.colno}"
-        raise CheckpointError(f"{place}: broken JSON: {err.msg}", hint=COPY_AGAIN) from None
+        raise CheckpointError(f"{_at(path, err, line)}: broken JSON: {err.msg}", hint=hint) from None
+    place = path if line is None else f"{path}:{line}"
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, expected an object", hint=COPY_AGAIN
-        )
+        raise CheckpointError(f"{place}: holds a {type(content).__name__}, expected an object", hint=hint)
+    if HALF_ESCAPE.search(text) and HALF_CHARACTER.search(json.dumps(content, ensure_ascii=False)):
+        raise CheckpointError(f"{place}: holds half a character", hint=r"write the whole \ud8xx\udcxx pair")
+    if is_ours and (fault := find_fault(path.name, content)):
+        raise CheckpointError(f"{place}: {fault}", hint=hint)
     return content
+
+
+def _at(path: Path, err: json.JSONDecodeError, line: int | None) -> str:
+    return f"{path}:{err.lineno + (line or 1) - 1}:{err.colno}"
 
 
 def read_json_if_there(path: Path, *, is_ours: bool = False) -> dict[str, Any]:

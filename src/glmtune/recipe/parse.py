@@ -22,6 +22,7 @@ from glmtune.strict import (
     parse_yaml,
     yaml_error,
 )
+from glmtune.values import shown
 
 RIVALS = (
     ({"train.steps"}, {"train.epochs"}),
@@ -35,7 +36,6 @@ ESCAPES = dict(zip("\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", "0abtnvfreN_LP", 
 
 MOST_PARTS = 9
 """Dots in a setting's name that are read as such: more than any setting has."""
-SHOWN_CHARACTERS = 200
 
 Source = str | Path | Mapping[str, Any] | Recipe
 
@@ -224,20 +224,15 @@ def _explain(err: ValidationError) -> ConfigError:
         return _unknown(key, first["loc"])
     if first["type"] == "union_tag_invalid":
         allowed = first["ctx"]["expected_tags"].replace("'", "")
-        found = _short(first["ctx"]["tag"])
+        found = shown(first["ctx"]["tag"])
         return ConfigError(f"{key}: unknown {key} {found}", hint=f"allowed: {allowed}")
     if first["type"] == "missing":
         hint = f"add it to the recipe, or write {key}=... on the command line"
         return ConfigError(f"{key}: missing", hint=hint)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, got {_short(first['input'])}"
+        message = f"{message[0].lower()}{message[1:]}, got {shown(first['input'])}"
     return ConfigError(f"{key}: {message}", hint="`glmtune settings` explains every setting")
-
-
-def _short(value: Any) -> str:
-    spelled = repr(value)
-    return spelled if len(spelled) <= SHOWN_CHARACTERS else f"{spelled[:SHOWN_CHARACTERS]}..."
 
 
 def _unknown(key: str, location: Sequence[str | int]) -> ConfigError:

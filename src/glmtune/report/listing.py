@@ -61,8 +61,6 @@ def _entry(folder: Path) -> Entry:
         scores = tuple(read_scores(run))
     except GlmtuneError as err:
         return Entry(path=folder, state="broken", changed=changed, problem=str(err))
-    except (KeyError, ValueError) as err:  # files of another program, or cut off
-        return Entry(path=folder, state="broken", changed=changed, problem=f"{folder}: unreadable: {err}")
     problem = _dangling(folder)
     state: State = "broken" if problem else "finished" if run.is_finished else "stopped"
     return Entry(
