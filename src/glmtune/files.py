@@ -51,9 +51,20 @@ def expand_home(path: str | Path) -> Path:
         ) from None
 
 
+def is_there(path: Path) -> bool:
+    """Whether something stands at a path; nothing does where no file can, as at too long a name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def open_file(path: Path) -> BinaryIO:
     """A file, open for reading. Raises `OSError`; for a pipe or a device too: reading one may never end."""
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a zero byte in it
+        raise OddFileError("no file can have this name", hint="check the path") from None
     kind = ODD_KINDS.get(stat.S_IFMT(mode))
     if kind is not None:
         raise OddFileError(f"is {kind}, not a file", hint="save what it gives to a file, and name that")
@@ -135,7 +146,7 @@ def _at(path: Path, err: json.JSONDecodeError, line: int | None) -> str:
 
 def read_json_if_there(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """As `read_json`; empty where there is no such file."""
-    return read_json(path, is_ours=is_ours) if path.exists() else {}
+    return read_json(path, is_ours=is_ours) if is_there(path) else {}
 
 
 def unreadable(

@@ -29,7 +29,7 @@ from glmtune.data.formats import (
 from glmtune.data.json_rows import array_rows, check_not_wrapped, line_rows, shortened
 from glmtune.data.tables import Row
 from glmtune.errors import DataError, GlmtuneError
-from glmtune.files import load_bytes, unreadable
+from glmtune.files import is_there, load_bytes, unreadable
 from glmtune.recipe.settings import Data
 from glmtune.strict import NotTextError, decode
 
@@ -115,9 +115,9 @@ def read_rows(path: Path) -> list[Row]:
     """Read the raw rows of a file, a saved data set or a Hub data set, whatever their columns."""
     if tables.is_hub_name(path):
         return tables.hub_rows(path)
-    if tables.is_saved_dataset(path):
+    if is_there(path) and tables.is_saved_dataset(path):
         return tables.saved_rows(path)
-    if tables.is_parquet(path):
+    if is_there(path) and tables.is_parquet(path):
         return tables.parquet_rows(path)
     text = _read_text(path)
     start = text.lstrip()[:1]
@@ -217,7 +217,7 @@ def _read_text(path: Path) -> str:
 
 
 def _unreadable(path: Path, err: OSError) -> GlmtuneError:
-    if path.is_dir():
+    if is_there(path) and path.is_dir():
         names = ", ".join(_names_in(path)[:5])
         return DataError(
             f"{path}: is a folder, a file is needed",
