@@ -1,25 +1,99 @@
-"""Read the files of a model's folder; what is wrong with one is said once, by its name."""
+"""Open files for reading, and read those of a model's folder; what is wrong with one is said by its name."""
 
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import CheckpointError
+from glmtune.contents import find_fault
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.strict import HALF_CHARACTER, NotTextError, UnfitJsonError, decode, parse_json
 from glmtune.strict import LFS_POINTER as LFS_POINTER
-from glmtune.strict import KeyTwiceError, NotTextError, decode, parse_json
 
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Of the files that a model needs beside its weights: config, tokenizer, code."""
 
+HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 COPY_AGAIN = "copy or download the file again"
+RIGHT_FILE = "is this the right file?"
+
+
+MOST_BYTES = 2**26
+"""Of a file that is read whole and is no table of rows; the largest, GLM-4's tokenizer.json, has a third."""
+ODD_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+"""What is no file, by the type in its mode."""
+
+
+class OddFileError(OSError):
+    """What stands at a path is not to be read as a file: why, and what to do."""
+
+    def __init__(self, what: str, *, hint: str) -> None:
+        super().__init__(errno.EINVAL, what)
+        self.hint = hint
+
+
+def expand_home(path: str | Path) -> Path:
+    """The path, with a leading ~ written out. Raises `ConfigError` for the home of a user who is not here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path}: no such user here", hint=f"write ./{path} for a file of that name"
+        ) from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether something stands at a path; nothing does where no file can, as at too long a name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A file, open for reading. Raises `OSError`; for a pipe or a device too: reading one may never end."""
+    try:
+        mode = path.stat().st_mode
+    except ValueError:  # a zero byte in it
+        raise OddFileError("no file can have this name", hint="check the path") from None
+    kind = ODD_KINDS.get(stat.S_IFMT(mode))
+    if kind is not None:
+        raise OddFileError(f"is {kind}, not a file", hint="save what it gives to a file, and name that")
+    return path.open("rb")
+
+
+def load_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
+    """All bytes of a file. Raises `OSError`, for one of more bytes than the limit too."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OddFileError(f"holds {size:,} bytes, at most {limit:,} are read", hint=RIGHT_FILE)
+        return file.read()
+
+
+def read_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
+    """As `load_bytes`, but raises `CheckpointError`."""
+    try:
+        return load_bytes(path, limit)
+    except OSError as err:
+        raise unreadable(path, err) from err
 
 
 def read_start(path: Path, size: int = 512) -> bytes:
     """The first bytes of a file that is there and no git-lfs pointer. Raises `CheckpointError`."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(size)
     except OSError as err:
         raise unreadable(path, err) from err
@@ -34,9 +108,7 @@ def read_text(path: Path) -> str:
     """A UTF-8 file's text, without a byte-order mark. Raises `CheckpointError`."""
     read_start(path)
     try:
-        return decode(path.read_bytes(), str(path))
-    except OSError as err:
-        raise unreadable(path, err) from err
+        return decode(read_bytes(path), str(path))
     except NotTextError as err:
         raise CheckpointError(f"{path}:{err.line}: {err}", hint=f"{COPY_AGAIN}, or {err.hint}") from None
 
@@ -44,40 +116,59 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """The JSON object in a file. Raises `CheckpointError` with line and column if it is broken.
 
-    A key given twice is an error; in files of others only where the two values differ.
+    Our own holds what `contents` says. A key given twice is an error; in files of others only where the two
+    values differ.
     """
+    return parse_object(read_text(path), path, is_ours=is_ours)
+
+
+def parse_object(
+    text: str, path: Path, *, is_ours: bool, line: int | None = None, hint: str = COPY_AGAIN
+) -> dict[str, Any]:
+    """The JSON object of a file's text, or of one line of it; errors as of `read_json`."""
     try:
-        content = parse_json(read_text(path), may_agree=not is_ours)
-    except KeyTwiceError as err:
-        place = f"{path}:{err.lineno}:{err.colno}"
-        raise CheckpointError(f"{place}: {err.msg}", hint="keep the one that is right") from None
+        content = parse_json(text, may_agree=not is_ours)
+    except UnfitJsonError as err:
+        raise CheckpointError(f"{_at(path, err, line)}: {err.msg}", hint=err.hint) from None
     except json.JSONDecodeError as err:
-        place = f"{path}:{err.lineno}:{err.colno}"
-        raise CheckpointError(f"{place}: broken JSON: {err.msg}", hint=COPY_AGAIN) from None
+        raise CheckpointError(f"{_at(path, err, line)}: broken JSON: {err.msg}", hint=hint) from None
+    place = path if line is None else f"{path}:{line}"
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, expected an object", hint=COPY_AGAIN
-        )
+        raise CheckpointError(f"{place}: holds a {type(content).__name__}, expected an object", hint=hint)
+    if HALF_ESCAPE.search(text) and HALF_CHARACTER.search(json.dumps(content, ensure_ascii=False)):
+        raise CheckpointError(f"{place}: holds half a character", hint=r"write the whole \ud8xx\udcxx pair")
+    if is_ours and (fault := find_fault(path.name, content)):
+        raise CheckpointError(f"{place}: {fault}", hint=hint)
     return content
+
+
+def _at(path: Path, err: json.JSONDecodeError, line: int | None) -> str:
+    return f"{path}:{err.lineno + (line or 1) - 1}:{err.colno}"
 
 
 def read_json_if_there(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """As `read_json`; empty where there is no such file."""
-    return read_json(path, is_ours=is_ours) if path.is_file() else {}
+    return read_json(path, is_ours=is_ours) if is_there(path) else {}
 
 
-def unreadable(path: Path, err: OSError) -> CheckpointError:
+def unreadable(
+    path: Path,
+    err: OSError,
+    kind: type[GlmtuneError] = CheckpointError,
+    *,
+    hint: str = "check the path, its owner and mode, and the disk",
+) -> GlmtuneError:
     """The error for a file that could not be read."""
     reason = err.strerror or str(err) or type(err).__name__
-    return CheckpointError(
-        f"{path}: cannot be read: {reason}", hint="check the path, its owner and mode, and the disk"
-    )
+    if isinstance(err, OddFileError):
+        return kind(f"{path}: {reason}", hint=err.hint)
+    return kind(f"{path}: cannot be read: {reason}", hint=hint)
 
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file. Raises `CheckpointError` if it cannot be read."""
     try:
-        with path.open("rb") as content:
+        with open_file(path) as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as err:
         raise unreadable(path, err) from err

@@ -13,6 +13,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glmtune.errors import CheckpointError, ConfigError, OutputError
+from glmtune.files import parse_object, read_bytes
+from glmtune.strict import NotTextError, decode
 
 RECIPE_FILE = "recipe.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -26,6 +28,7 @@ SETTINGS_FILE = "settings.json"
 
 STEP_NAME = re.compile(r"step-(\d{6,})")
 """Name of a checkpoint's folder; from step 1,000,000 on it is longer."""
+CUT_LINE = "the file is damaged: take this line out, or copy the file again"
 LONGEST_LINK = 1024
 """Bytes in the file that stands for a link on Windows, at most."""
 
@@ -101,11 +104,24 @@ def append_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file of ours; a half-written last line is left out."""
+    """The complete lines of a JSON-lines file of ours; none where it is not there.
+
+    A half-written last line is left out. Raises `CheckpointError` with the line that is damaged, or does not
+    hold what `contents` says.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    content = read_bytes(path, limit=None)
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        lines = decode(whole, str(path)).split("\n")
+    except NotTextError as err:
+        raise CheckpointError(f"{path}:{err.line}: {err}", hint=CUT_LINE) from None
+    return [
+        parse_object(line, path, is_ours=True, line=number, hint=CUT_LINE)
+        for number, line in enumerate(lines, start=1)
+        if line
+    ]
 
 
 def link(path: Path, target: Path) -> None:

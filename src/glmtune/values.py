@@ -108,10 +108,8 @@ def decoded(value: Any) -> Any:
     try:
         return parse_json(value)
     except KeyTwiceError as err:
-        raise DataError(
-            f"JSON in which {err.msg}, got {shown(value)}", hint="keep the one that is right"
-        ) from None
-    except (ValueError, RecursionError):
+        raise DataError(f"JSON in which {err.msg}, got {shown(value)}", hint=err.hint) from None
+    except json.JSONDecodeError:
         return value
 
 

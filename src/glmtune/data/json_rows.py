@@ -7,7 +7,7 @@ from pathlib import Path
 
 from glmtune.data.tables import Row
 from glmtune.errors import DataError
-from glmtune.strict import Decoder, KeyTwiceError
+from glmtune.strict import Decoder, KeyTwiceError, UnfitJsonError
 
 CONTEXT_CHARACTERS = 20
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -46,13 +46,11 @@ def line_rows(text: str, path: Path) -> Iterator[Row]:
             continue
         try:
             yield Row(f"{path}:{number}", decode(line))
-        except KeyTwiceError as err:
-            raise _key_twice(err, f"{path}:{number}", err.pos) from None
+        except UnfitJsonError as err:
+            raise _unfit(err, f"{path}:{number}", err.pos) from None
         except json.JSONDecodeError as err:
             _check_not_spread(text, path, number)
             raise _bad_line(err, line, path, number) from None
-        except RecursionError:
-            raise _too_deep(f"{path}:{number}") from None
 
 
 def _check_not_spread(text: str, path: Path, number: int) -> None:
@@ -60,9 +58,9 @@ def _check_not_spread(text: str, path: Path, number: int) -> None:
     start = sum(len(line) + 1 for line in text.split("\n", number - 1)[: number - 1])
     try:
         value, end = Decoder().raw_decode(text, _skip_space(text, start))
-    except KeyTwiceError as err:
-        raise _key_twice(err, f"{path}:{err.lineno}", err.colno - 1) from None
-    except (json.JSONDecodeError, RecursionError):
+    except UnfitJsonError as err:
+        raise _unfit(err, f"{path}:{err.lineno}", err.colno - 1) from None
+    except json.JSONDecodeError:
         return
     if "\n" not in text[start:end].strip():
         return
@@ -98,12 +96,10 @@ def array_rows(text: str, path: Path) -> Iterator[Row]:
         place = f"{path}:{line} (row {index})"
         try:
             value, end = decode(text, position)
-        except KeyTwiceError as err:
-            raise _key_twice(err, f"{path}:{err.lineno} (row {index})", err.colno - 1) from None
+        except UnfitJsonError as err:
+            raise _unfit(err, f"{path}:{err.lineno} (row {index})", err.colno - 1) from None
         except json.JSONDecodeError as err:
             raise _bad_element(err, text, path, index) from None
-        except RecursionError:
-            raise _too_deep(place) from None
         yield Row(place, value)
         position = _skip_space(text, end)
         if text[position : position + 1] != ",":
@@ -155,10 +151,13 @@ def _check_array_end(text: str, position: int, path: Path, index: int) -> None:
 # What is wrong with JSON
 
 
-def _key_twice(err: KeyTwiceError, place: str, column: int) -> DataError:
+def _unfit(err: UnfitJsonError, place: str, column: int) -> DataError:
+    place, found = f"{place}: column {column + 1}", excerpt(err.doc[err.pos :])
+    if not isinstance(err, KeyTwiceError):
+        return DataError(f"{place}: {err.msg}, at {found}", hint=err.hint)
     return DataError(
-        f"{place}: column {column + 1}: {err.msg}, again at {excerpt(err.doc[err.pos :])}",
-        hint="keep the one that is right; if two rows run together here, write the lost },{ between them",
+        f"{place}: {err.msg}, again at {found}",
+        hint=f"{err.hint}; if two rows run together here, write the lost }},{{ between them",
     )
 
 
@@ -196,10 +195,6 @@ def _json_hint(reason: str, found: str) -> str:
     if reason.startswith("Invalid \\escape"):
         return r"write a backslash as \\"
     return 'correct this place; each row is like {"prompt": "...", "response": "..."}'
-
-
-def _too_deep(place: str) -> DataError:
-    return DataError(f"{place}: lists or objects nested too deeply", hint="is this a file of examples?")
 
 
 def _line_of(text: str, position: int) -> tuple[int, int]:

@@ -122,12 +122,15 @@ def firefly(row: Row) -> Messages:
 
     Source: https://huggingface.co/datasets/YeungNLP/moss-003-sft-data.
     """
+    form = 'a turn is like {"human": "...", "assistant": "..."}'
+    turns = row["conversation"]
+    if not isinstance(turns, list):
+        raise DataError(f"'conversation' must be a list of turns, got {shown(turns)}", hint=form)
     found: list[Message] = []
-    for index, turn in enumerate(row["conversation"]):
+    for index, turn in enumerate(turns):
         name = f"conversation[{index}]"
         missing = [key for key in ("human", "assistant") if not isinstance(turn, dict) or key not in turn]
         if missing:
-            form = 'a turn is like {"human": "...", "assistant": "..."}'
             raise DataError(f"{name!r} has no {missing[0]!r}, got {shown(turn)}", hint=form)
         found.append(Message("user", text(turn["human"], f"{name}.human")))
         found.append(Message("assistant", non_empty(turn["assistant"], f"{name}.assistant")))

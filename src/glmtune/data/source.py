@@ -28,7 +28,8 @@ from glmtune.data.formats import (
 )
 from glmtune.data.json_rows import array_rows, check_not_wrapped, line_rows, shortened
 from glmtune.data.tables import Row
-from glmtune.errors import DataError
+from glmtune.errors import DataError, GlmtuneError
+from glmtune.files import is_there, load_bytes, unreadable
 from glmtune.recipe.settings import Data
 from glmtune.strict import NotTextError, decode
 
@@ -114,9 +115,9 @@ def read_rows(path: Path) -> list[Row]:
     """Read the raw rows of a file, a saved data set or a Hub data set, whatever their columns."""
     if tables.is_hub_name(path):
         return tables.hub_rows(path)
-    if tables.is_saved_dataset(path):
+    if is_there(path) and tables.is_saved_dataset(path):
         return tables.saved_rows(path)
-    if tables.is_parquet(path):
+    if is_there(path) and tables.is_parquet(path):
         return tables.parquet_rows(path)
     text = _read_text(path)
     start = text.lstrip()[:1]
@@ -208,21 +209,21 @@ def _no_object(value: Any) -> DataError:
 
 def _read_text(path: Path) -> str:
     try:
-        return decode(path.read_bytes(), str(path))
+        return decode(load_bytes(path, limit=None), str(path))
     except OSError as err:
         raise _unreadable(path, err) from err
     except NotTextError as err:
         raise DataError(f"{path}:{err.line}: {err}", hint=err.hint) from None
 
 
-def _unreadable(path: Path, err: OSError) -> DataError:
-    if path.is_dir():
+def _unreadable(path: Path, err: OSError) -> GlmtuneError:
+    if is_there(path) and path.is_dir():
         names = ", ".join(_names_in(path)[:5])
         return DataError(
             f"{path}: is a folder, a file is needed",
             hint=f"name one of its files: {names}" if names else "the folder holds no files",
         )
-    return DataError(f"{path}: cannot be read: {err.strerror or err}", hint=_reading_hint(path, err))
+    return unreadable(path, err, DataError, hint=_reading_hint(path, err))
 
 
 def _reading_hint(path: Path, err: OSError) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.files import expand_home, is_there
 from glmtune.migration.configs import is_config
 from glmtune.migration.recipes import YAML, migrate_files
 from glmtune.migration.report import Migration
@@ -25,13 +26,13 @@ def migrate(
     one adapter folder; `base` is the model it goes on, `template` its chat format where its folder does not
     tell. Raises GlmtuneError's children for what cannot be carried over as it is.
     """
-    path, target = Path(source).expanduser(), None if output is None else Path(output).expanduser()
-    if not path.exists():
+    path, target = expand_home(source), None if output is None else expand_home(output)
+    if not is_there(path):
         raise ConfigError(f"{path}: no such file or folder", hint="give a script, a YAML file or a folder")
     files = _scripts(path)
     if files:
         return migrate_files(files, target, None if base is None else str(base))
-    folder = path.parent if path.is_file() else path
+    folder = path if path.is_dir() else path.parent
     checkpoints = sorted((p.name for p in folder.glob("checkpoint-*") if p.is_dir()), key=_step)
     if checkpoints and not any(p.suffix in WEIGHTS for p in folder.iterdir()):
         raise CheckpointError(
@@ -44,7 +45,7 @@ def migrate(
 
 def _scripts(path: Path) -> list[Path]:
     """The scripts and configurations that a path means; none where it is a folder of weights."""
-    if path.is_file():
+    if not path.is_dir():
         return [] if path.suffix in WEIGHTS else [path]
     if any(p.suffix in WEIGHTS for p in path.iterdir()):
         return []

@@ -13,6 +13,7 @@ from glmtune.migration.draft import Draft
 from glmtune.migration.flags import UNKNOWN, Reader
 from glmtune.migration.trainer import carry_training
 from glmtune.strict import parse_yaml
+from glmtune.values import shown
 
 LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """The linear layers of a ChatGLM block, by the last part of their names."""
@@ -51,7 +52,7 @@ def draft_config(
     _put_rows(draft, _section(values, "data_config"), data_folder)
     _put_encoding(draft, values)
     carry_training(draft, is_full=draft.settings["method"] == "full")
-    _put_answers(draft, _section(values, "training_args").get("generation_config") or {})
+    _put_answers(draft, _section(_section(values, "training_args"), "generation_config"))
     draft.drop("output_dir", "runs/<model>-<method>, or output=...")
     _name_rest(draft, values)
     draft.carry_rest()
@@ -66,7 +67,7 @@ def _read(path: Path) -> Section:
 def _section(values: Mapping[str, Any], name: str) -> Section:
     found = values.get(name) or {}
     if not isinstance(found, dict):
-        raise ConfigError(f"{name}: must hold settings, got {found!r}", hint="indent them below it")
+        raise ConfigError(f"{name}: must hold settings, got {shown(found)}", hint="indent them below it")
     return found
 
 
@@ -151,7 +152,12 @@ def _take(draft: Draft, peft: Section, name: str, default: float, read: Reader) 
 
 def _put_low_rank(draft: Draft, method: Section, peft: Section) -> None:
     named = peft.pop("target_modules", None) or []
-    named = [named] if isinstance(named, str) else list(named)
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(
+            f"{draft.place}: target_modules: must be names of layers, got {shown(named)}",
+            hint="write a list like [query_key_value]",
+        )
     known = [name for name in named if name in LINEAR]
     if known and known != ["query_key_value"]:
         method["target_modules"] = known

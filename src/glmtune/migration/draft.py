@@ -1,5 +1,6 @@
 """A recipe in the making: its settings, a comment at each trap it mends, and what became of every flag."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmtune.errors import ConfigError
+from glmtune.files import is_there
 from glmtune.migration.flags import CARRIED, DROPPED, NOT_CARRIED, UNKNOWN, Reader
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.strict import dump_yaml
 
+LARGEST = 2**63
+"""Of a number, up and down."""
 LONGEST_LINE = 110
 
 
@@ -72,12 +76,15 @@ class Draft:
     def read(self, name: str, value: Any, reader: Reader) -> Any:
         """A setting's value. Raises ConfigError with its place if it is no number."""
         try:
-            return reader(value)
-        except (TypeError, ValueError):
+            found = reader(value)
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+        if isinstance(found, int | float) and not abs(found) <= LARGEST:
             raise ConfigError(
                 f"{self.place}: {name} {value}: not a number that this setting can have",
                 hint="put the number there, then migrate again",
-            ) from None
+            )
+        return found
 
     def drop(self, name: str, why: str) -> None:
         """Deal with a flag by leaving it out, if it is there."""
@@ -104,7 +111,7 @@ class Draft:
     def locate(self, text: str) -> str:
         """A path, from here; one that is only found beside the script, from there."""
         path = Path(text)
-        is_beside = not path.exists() and not path.is_absolute() and (self.folder / path).exists()
+        is_beside = not is_there(path) and not path.is_absolute() and is_there(self.folder / path)
         return str(self.folder / path) if is_beside else text
 
     def carry_rest(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glmtune.errors import ConfigError
+from glmtune.files import is_there
 from glmtune.migration.configs import draft_config
 from glmtune.migration.draft import Draft, show
 from glmtune.migration.report import Migration
@@ -109,7 +110,7 @@ def _evaluation_words(draft: Draft) -> list[str]:
 def _migrate_first(draft: Draft) -> list[str]:
     """An old checkpoint that is here can become an adapter that knows its base and format."""
     model = str(draft.settings.get("model", ""))
-    if "base" not in draft.settings or not Path(model).exists():
+    if "base" not in draft.settings or not is_there(Path(model)):
         return []
     name = shlex.quote(f"adapters/{Path(model).parent.name}")
     return [f"glmtune migrate {_quoted(draft, 'model')} --base {_quoted(draft, 'base')} --output {name}"]

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.files import read_text
+from glmtune.files import is_there, read_text
 from glmtune.migration.configs import draft_config
 from glmtune.migration.draft import Draft
 from glmtune.migration.flags import MAIN, is_on
@@ -88,7 +88,7 @@ def _configured(launch: Launch, path: Path, base: str | None) -> Draft:
             hint="write all three into the script",
         )
     data, model, config, *resume = launch.arguments
-    found = next((p for p in (path.parent / config, Path(config)) if p.is_file()), Path(config))
+    found = next((p for p in (path.parent / config, Path(config)) if is_there(p)), Path(config))
     draft = draft_config(
         found, base or model, data_folder=data, processes=launch.processes, folder=path.parent
     )
@@ -234,7 +234,7 @@ def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft]) 
         return
     draft.put_path("model", text)
     found = _CHECKPOINT.fullmatch(text)
-    if found is None or "model" in draft.open or Path(draft.settings["model"]).exists():
+    if found is None or "model" in draft.open or is_there(Path(draft.settings["model"])):
         return
     output, step = found[1], int(found[2])
     maker = _find_maker(output, producers)

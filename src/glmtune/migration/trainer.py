@@ -6,7 +6,7 @@ from typing import Any
 
 from glmtune.data.source import read_rows
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import read_json
+from glmtune.files import is_there, read_json_if_there
 from glmtune.migration.draft import Draft
 from glmtune.migration.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
 
@@ -64,7 +64,7 @@ def _count_rows(draft: Draft) -> int | None:
     The Trainer's count: github.com/huggingface/transformers v4.30, trainer.py, `num_update_steps_per_epoch`.
     """
     path = draft.settings.get("data.train")
-    if path is None or not Path(path).exists():
+    if path is None or not is_there(Path(path)):
         return None
     columns = [draft.flags[name] for name in ("prompt_column", "response_column") if draft.flags.get(name)]
     rows = [row.value for row in read_rows(Path(path))]
@@ -155,9 +155,7 @@ def _carry_deepspeed(draft: Draft) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        return read_json(path)
+        return read_json_if_there(path)
     except CheckpointError as err:
         raise ConfigError(str(err), hint="mend it, or take --deepspeed out") from None

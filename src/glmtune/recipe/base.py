@@ -5,6 +5,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from glmtune.files import expand_home
+
 
 class Settings(BaseModel):
     """Base: read-only, refuses what it does not know, carries its documentation."""
@@ -14,7 +16,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
-        return value.expanduser() if isinstance(value, Path) else value
+        return expand_home(value) if isinstance(value, Path) else value
 
     @model_validator(mode="before")
     @classmethod

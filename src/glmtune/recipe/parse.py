@@ -10,8 +10,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from glmtune.errors import ConfigError
+from glmtune.files import load_bytes, unreadable
 from glmtune.recipe.settings import Recipe
-from glmtune.strict import NotTextError, RepeatedKeyError, decode, dump_yaml, load_yaml, parse_yaml
+from glmtune.strict import (
+    HALF_CHARACTER,
+    NotTextError,
+    UnfitYamlError,
+    decode,
+    dump_yaml,
+    load_yaml,
+    parse_yaml,
+    yaml_error,
+)
+from glmtune.values import shown
 
 RIVALS = (
     ({"train.steps"}, {"train.epochs"}),
@@ -22,6 +33,9 @@ RIVALS = (
 
 ESCAPES = dict(zip("\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", "0abtnvfreN_LP", strict=True))
 """What a backslash and a letter in YAML's double quotes become. Source: yaml.org/spec/1.1, 5.7."""
+
+MOST_PARTS = 9
+"""Dots in a setting's name that are read as such: more than any setting has."""
 
 Source = str | Path | Mapping[str, Any] | Recipe
 
@@ -91,10 +105,10 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(decode(path.read_bytes(), str(path)), str(path))
+        values = parse_yaml(decode(load_bytes(path), str(path)), str(path))
     except OSError as err:
-        raise ConfigError(
-            f"{path}: cannot be read: {err.strerror}", hint="name a recipe file, such as recipes/lora.yaml"
+        raise unreadable(
+            path, err, ConfigError, hint="name a recipe file, such as recipes/lora.yaml"
         ) from None
     except NotTextError as err:
         raise ConfigError(f"{path}:{err.line}: {err}", hint=err.hint) from None
@@ -142,8 +156,9 @@ def _apply(values: dict[str, Any], word: str) -> None:
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise ConfigError(f"{word!r}: expected key=value", hint="for example train.lr=2e-4")
+    _require_whole(word)
     value = _read_value(key, text)
-    *parents, last = key.split(".")
+    *parents, last = key.split(".", MOST_PARTS)
     for parent in parents:
         inner = values.get(parent)
         if isinstance(inner, str) and parent == "method":
@@ -157,6 +172,11 @@ def _apply(values: dict[str, Any], word: str) -> None:
     values[last] = value
 
 
+def _require_whole(word: str) -> None:
+    if HALF_CHARACTER.search(word):
+        raise ConfigError(f"{word!a}: is not UTF-8 text", hint="rename the file, or write UTF-8")
+
+
 def _read_value(key: str, text: str) -> Any:
     """Text settings take the word as it is; of the others YAML says what it means."""
     kinds = _kinds_of(key)
@@ -164,8 +184,8 @@ def _read_value(key: str, text: str) -> Any:
         return None if text == "null" and type(None) in kinds else text
     try:
         value = load_yaml(text)
-    except RepeatedKeyError as err:
-        raise ConfigError(f"{key}: {err.problem}", hint="keep the one that is right") from None
+    except UnfitYamlError as err:
+        raise yaml_error(err, key) from None
     except yaml.YAMLError:
         value = text
     is_list = any(get_origin(kind) is tuple for kind in kinds)
@@ -204,13 +224,14 @@ def _explain(err: ValidationError) -> ConfigError:
         return _unknown(key, first["loc"])
     if first["type"] == "union_tag_invalid":
         allowed = first["ctx"]["expected_tags"].replace("'", "")
-        return ConfigError(f"{key}: unknown {key} {first['ctx']['tag']!r}", hint=f"allowed: {allowed}")
+        found = shown(first["ctx"]["tag"])
+        return ConfigError(f"{key}: unknown {key} {found}", hint=f"allowed: {allowed}")
     if first["type"] == "missing":
         hint = f"add it to the recipe, or write {key}=... on the command line"
         return ConfigError(f"{key}: missing", hint=hint)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
+        message = f"{message[0].lower()}{message[1:]}, got {shown(first['input'])}"
     return ConfigError(f"{key}: {message}", hint="`glmtune settings` explains every setting")
 
 

@@ -20,12 +20,13 @@ def read_curve(metrics: Metrics, key: str) -> Curve:
 
 
 def read_seconds(metrics: Metrics) -> Curve:
-    """Training time in seconds up to the end of each step, from 0 at step 0.
+    """Training time in seconds up to the end of each step that has a line, from 0 at step 0.
 
     Evaluating, saving and the pause before a resume are not in it.
     """
     seconds = read_curve(metrics, "step_s")
-    return dict(zip((0, *seconds), accumulate(seconds.values(), initial=0.0), strict=True))
+    steps = sorted({0, *(line["step"] for line in metrics)})
+    return dict(zip(steps, accumulate(seconds.get(step, 0.0) for step in steps), strict=True))
 
 
 def finite(curve: Curve) -> Curve:

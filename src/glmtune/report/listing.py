@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.files import expand_home
 from glmtune.report.run import Scores, describe_method, read_run, read_scores
 from glmtune.runs import METRICS_FILE, RECIPE_FILE, follow
 
@@ -35,7 +36,7 @@ class Entry:
 
 def list_runs(folder: str | Path = "runs") -> list[Entry]:
     """Every run in a folder and below it, the newest first. Raises `ConfigError` for no folder."""
-    place = Path(folder).expanduser()
+    place = expand_home(folder)
     if not place.is_dir():
         raise ConfigError(f"{place}: no such folder", hint="give the folder that runs lie in: runs")
     entries = [_entry(file.parent) for file in _recipes(place)]
@@ -60,8 +61,6 @@ def _entry(folder: Path) -> Entry:
         scores = tuple(read_scores(run))
     except GlmtuneError as err:
         return Entry(path=folder, state="broken", changed=changed, problem=str(err))
-    except (KeyError, ValueError) as err:  # files of another program, or cut off
-        return Entry(path=folder, state="broken", changed=changed, problem=f"{folder}: unreadable: {err}")
     problem = _dangling(folder)
     state: State = "broken" if problem else "finished" if run.is_finished else "stopped"
     return Entry(

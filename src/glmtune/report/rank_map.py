@@ -28,11 +28,11 @@ def _draw(lines: Sequence[Mapping[str, Any]], last_step: int) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    names = list(lines[0]["ranks"])
+    names = list(dict.fromkeys(name for line in lines for name in line["ranks"]))
     height = max(HEIGHT_INCHES, 1 + ROW_INCHES * len(names))
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    table = [[line["ranks"][name] for line in lines] for name in names]
+    table = [[line["ranks"].get(name, 0) for line in lines] for name in names]
     edges = [*(line["step"] for line in lines), max(last_step, lines[-1]["step"] + 1)]
     largest = max(map(max, table))
     mesh = axes.pcolormesh(edges, range(len(names) + 1), table, cmap="cividis", vmin=0, vmax=largest)

@@ -6,8 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import ConfigError
-from glmtune.files import read_json, read_json_if_there
+from glmtune.errors import CheckpointError, ConfigError, first_line
+from glmtune.files import COPY_AGAIN, expand_home, read_json, read_json_if_there, read_start
 from glmtune.recipe import Method, Recipe, load_recipe
 from glmtune.report.curves import Curve, finite, read_curve, read_seconds
 from glmtune.runs import (
@@ -67,7 +67,7 @@ class Run:
     @property
     def base(self) -> str:
         """Its base model's name, also where it went on from an earlier run."""
-        return str(self.environment.get("model", {}).get("name") or self.recipe.model)
+        return str((self.environment.get("model") or {}).get("name") or self.recipe.model)
 
     @property
     def num_steps(self) -> int:
@@ -109,7 +109,7 @@ class Run:
         """Tokens through the model per second of training."""
         rates, seconds = (read_curve(self.metrics, key) for key in ("tokens_per_s", "step_s"))
         total = sum(seconds.values())
-        return sum(rate * seconds[step] for step, rate in rates.items()) / total if total else None
+        return sum(rate * seconds.get(step, 0.0) for step, rate in rates.items()) / total if total else None
 
     def peak_memory_gib(self) -> float | None:
         """The highest memory of any step."""
@@ -128,7 +128,7 @@ class Run:
 
 def read_run(path: str | Path) -> Run:
     """Read a run's files. Raises `ConfigError` for a folder that is no run, `CheckpointError` if broken."""
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder}: {_what_it_is(folder)}", hint="give the folders of runs: runs/...")
     try:
@@ -202,13 +202,17 @@ def _weight_files(folder: Path | None) -> list[Path]:
 
 def _count_stored(folder: Path | None) -> int | None:
     """Numbers in the safetensors files of a folder, from their headers; None where there are others."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     files = _weight_files(folder)
     if not files or any(file.suffix != ".safetensors" for file in files):
         return None
     count = 0
     for file in files:
-        with safe_open(file, "numpy") as tensors:
-            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        read_start(file)
+        try:
+            with safe_open(file, "numpy") as tensors:
+                count += sum(prod(tensors.get_slice(n).get_shape()) for n in tensors.keys())  # noqa: SIM118
+        except SafetensorError as err:
+            raise CheckpointError(f"{file}: damaged: {first_line(err)}", hint=COPY_AGAIN) from None
     return count

@@ -9,7 +9,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from glmtune.errors import CheckpointError
-from glmtune.files import read_start, unreadable
+from glmtune.files import read_bytes, read_start
 from glmtune.templates import TEMPLATES
 
 VOCABULARY = "tokenizer.model"
@@ -71,10 +71,8 @@ def _read_processor(path: Path, family: str) -> tuple[Any, bytes]:
     if _is_rank_file(_first_bytes(path)):
         raise _wrong_family(path, "a GLM-4 vocabulary (tiktoken ranks)", family)
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         return SentencePieceProcessor(model_proto=content), content
-    except OSError as error:
-        raise unreadable(path, error) from error
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: not a sentencepiece model, or a damaged one", hint=_copy_hint(path)
@@ -89,11 +87,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         what = "a sentencepiece vocabulary" if is_sentencepiece else "not a list of tiktoken ranks"
         raise _wrong_family(path, what, "GLM-4")
     ranks: dict[bytes, int] = {}
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)

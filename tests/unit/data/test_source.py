@@ -196,7 +196,7 @@ def test_curly_quotes_inside_text_are_not_blamed():
         (f'{{\n"data": [\n{GOOD}\n]\n}}', "a.json:1: one object around everything"),
         ('{\n"content": "a",\n"summary": "b"\n}\n', "a.json:1: an object spread over several lines"),
         ("hello", "a.json:1: column 1: broken JSON: expecting value, at 'hello'"),
-        ("[" * 100_000, "a.json:1 (row 1): lists or objects nested too deeply"),
+        ("[" * 100_000, "a.json:1 (row 1): column 102: lists and objects nested more than 100 deep, at '[["),
     ],
 )
 def test_a_file_that_is_no_row_of_objects_says_what_it_is(text, message):
