@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError, first_line
 from glmtune.family import find_family
-from glmtune.files import COPY_AGAIN, read_json, read_start
+from glmtune.files import COPY_AGAIN, read_json
 from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
 from glmtune.methods.held import fill_adapter, held_adapter
@@ -34,8 +33,8 @@ from glmtune.methods.trained import (
     trained_weights,
 )
 from glmtune.models import load_in_transformers
-from glmtune.models.pickles import read_tensors
 from glmtune.models.reading import hash_whole
+from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
@@ -163,15 +162,9 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
             hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
         )
     require_supported(folder, read_json(folder / ADAPTER_FILE))
-    for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", read_tensors)):
-        path = folder / name
-        if path.exists():
-            read_start(path)
-            try:
-                tensors: dict[str, Tensor] = read(path)
-                return tensors
-            except (OSError, SafetensorError, RuntimeError) as err:
-                raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).exists():
+            return read_shard(folder / name)
     raise CheckpointError(
         f"{folder}: no weights; looked for adapter_model.safetensors and .bin", hint=COPY_AGAIN
     )
@@ -208,12 +201,9 @@ def _put_back(model: Any, folder: Path) -> None:
         # its files hold other tensors than the model does: GLM-4.5's experts one by one
         model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
         return
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            tensors |= load_file(path)
-        except (OSError, SafetensorError) as err:
-            raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=_ANEW) from err
+        tensors |= read_shard(path)
     if is_wrapped(model):
         fill_adapter(folder, model, tensors)
     else:

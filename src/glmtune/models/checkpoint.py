@@ -28,7 +28,7 @@ from glmtune.models.dtype import choose_dtype, main_dtype
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
 from glmtune.models.reading import Reading, require_held_types
-from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Stored, open_shard, scan_tensors
 
 Config = ChatGLMConfig | ChatGLM6BConfig
 Model = ChatGLMForConditionalGeneration | ChatGLM6BForConditionalGeneration
@@ -253,14 +253,12 @@ def _fill(
     done = 0
     with _bar(total) if progress is None else _given(progress) as report:
         for file in sorted({stored[name].file for name in names}):
-            with open_shard(file) as shard:
-                for name in names:
-                    if stored[name].file == file:
-                        with explain_damage(file):
-                            source = shard.read(stored[name].name)
-                            reading.look(name, file, source)
-                        done += _place(model, name, source, device)
-                        report(done, total)
+            shard = open_shard(file)
+            for name in (name for name in names if stored[name].file == file):
+                source = shard.read(stored[name].name)
+                reading.look(name, file, source)
+                done += _place(model, name, source, device)
+                report(done, total)
     reading.finish()
 
 

@@ -20,7 +20,7 @@ from glmtune.family import FAMILIES, identify
 from glmtune.files import read_json
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.config_checks import explain_config
-from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Stored, open_shard, scan_tensors
 from glmtune.models.upstream import read_upstream_config
 
 MOST_TENSORS = 512
@@ -84,9 +84,9 @@ def _hash(stored: Mapping[str, Stored]) -> str:
     chosen = names[:: -(-len(names) // MOST_TENSORS)] if names else []
     samples: dict[str, bytes] = {}
     for file in sorted({stored[name].file for name in chosen}):
-        with open_shard(file) as shard, explain_damage(file):
-            for name in (name for name in chosen if stored[name].file == file):
-                samples[name] = _sample(shard.read(stored[name].name))
+        shard = open_shard(file)
+        for name in (name for name in chosen if stored[name].file == file):
+            samples[name] = _sample(shard.read(stored[name].name))
     digest = hashlib.sha256(f"{len(names)}".encode())
     for name in chosen:
         digest.update(f"{name}{list(stored[name].shape)}".encode() + samples[name])

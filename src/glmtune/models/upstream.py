@@ -6,7 +6,7 @@ Every file's header is read first, so a missing shard or a git-lfs pointer is na
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path
@@ -24,7 +24,7 @@ from glmtune.models.checkpoint import read_generation_config, resolve_device
 from glmtune.models.config_checks import PUBLISHED, check_content, explain_config
 from glmtune.models.dtype import choose_dtype
 from glmtune.models.reading import Reading, require_held_types
-from glmtune.models.shards import Shard, Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Shard, Stored, open_shard, scan_tensors
 
 _SAME_MODEL = "config.json and weights must be of the same model, and complete"
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old files hold and the model computes
@@ -49,11 +49,11 @@ def load_in_transformers(
     stored = scan_tensors(folder)
     check_upstream_stored(folder, outline, stored)
     wanted = reading.dtype = choose_dtype(dtype, stored, place).dtype
-    with _bar_on_a_terminal(), _without_report(), ExitStack() as files:
+    with _bar_on_a_terminal(), _without_report():
         model, found = type(outline).from_pretrained(
             None,
             config=config,
-            state_dict=_lazily(_without_mtp(stored, config), files, reading),
+            state_dict=_lazily(_without_mtp(stored, config), reading),
             generation_config=read_generation_config(folder),
             dtype=wanted,
             device_map=None if place.type == "cpu" else {"": place},
@@ -73,14 +73,13 @@ class _Lazy:
         self._shard, self._held, self._reading = shard, held, reading
 
     def __getitem__(self, _: Any) -> Tensor:
-        with explain_damage(self._held.file):
-            tensor = self._shard.read(self._held.name)
-            self._reading.look(self._held.name, self._held.file, tensor)
+        tensor = self._shard.read(self._held.name)
+        self._reading.look(self._held.name, self._held.file, tensor)
         return tensor
 
 
-def _lazily(stored: Mapping[str, Stored], files: ExitStack, reading: Reading) -> dict[str, _Lazy]:
-    shards = {file: files.enter_context(open_shard(file)) for file in {held.file for held in stored.values()}}
+def _lazily(stored: Mapping[str, Stored], reading: Reading) -> dict[str, _Lazy]:
+    shards = {file: open_shard(file) for file in {held.file for held in stored.values()}}
     return {name: _Lazy(shards[held.file], held, reading) for name, held in stored.items()}
 
 

@@ -21,6 +21,7 @@ from glmtune.runs import (
     follow,
     read_json_lines,
 )
+from glmtune.tensor_file import read_shapes
 
 WEIGHT_SUFFIXES = {".bin", ".safetensors"}
 MEAN_STEPS = 10
@@ -202,13 +203,7 @@ def _weight_files(folder: Path | None) -> list[Path]:
 
 def _count_stored(folder: Path | None) -> int | None:
     """Numbers in the safetensors files of a folder, from their headers; None where there are others."""
-    from safetensors import safe_open
-
     files = _weight_files(folder)
     if not files or any(file.suffix != ".safetensors" for file in files):
         return None
-    count = 0
-    for file in files:
-        with safe_open(file, "numpy") as tensors:
-            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return count
+    return sum(prod(shape) for file in files for shape in read_shapes(file).values())
