@@ -9,18 +9,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from glmtune.errors import CheckpointError, first_line
+from glmtune.errors import CheckpointError
 from glmtune.family import find_family
-from glmtune.files import COPY_AGAIN, read_json
+from glmtune.files import COPY_AGAIN
 from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
 from glmtune.methods.held import fill_adapter, held_adapter
-from glmtune.methods.peft_settings import require_supported
+from glmtune.methods.peft_rules import read_adapter_config
+from glmtune.methods.peft_settings import explain_peft, require_ranks, require_supported
 from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import check_logits, require_hash
 from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
 from glmtune.methods.trained import (
-    ITS_BASE,
     TRAINED_FILE,
     find_trained,
     load_weights,
@@ -117,19 +117,10 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
     stored = stored_tensors(folder)
-    if model.device.type == "meta" and read_json(folder / ADAPTER_FILE)["peft_type"] == "ADALORA":
+    if model.device.type == "meta" and read_adapter_config(folder)["peft_type"] == "ADALORA":
         _hollow_out(model)
-    try:
+    with explain_peft(folder):
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-    except RuntimeError as err:
-        reason = str(err).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
-    except (ValueError, TypeError) as err:
-        raise CheckpointError(
-            f"{folder}: cannot be put on this model: {first_line(err)}", hint=ITS_BASE
-        ) from err
-    except (OSError, SafetensorError) as err:
-        raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     fill_adapter(folder, tuned, stored)
     return tuned
 
@@ -161,10 +152,13 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder}: no {ADAPTER_FILE}, so not an adapter this version reads",
             hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
         )
-    require_supported(folder, read_json(folder / ADAPTER_FILE))
+    settings = read_adapter_config(folder)
+    require_supported(folder, settings)
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).exists():
-            return read_shard(folder / name)
+            tensors = read_shard(folder / name)
+            require_ranks(folder, settings, shapes_of(tensors).values())
+            return tensors
     raise CheckpointError(
         f"{folder}: no weights; looked for adapter_model.safetensors and .bin", hint=COPY_AGAIN
     )

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.files import read_json
 from glmtune.methods.adapter import ADAPTER_FILE
 from glmtune.methods.factors import START
+from glmtune.methods.peft_rules import read_adapter_config
 from glmtune.methods.peft_settings import KINDS, find_unknown, require_supported
 from glmtune.methods.seal import update_norm
 from glmtune.models.shards import read_shard
@@ -81,7 +81,7 @@ class OldLora:
 
 def read_lora(folder: Path) -> OldLora:
     """The adapter in a folder. Raises CheckpointError for what cannot be the same adapter here."""
-    config = read_json(folder / ADAPTER_FILE)
+    config = read_adapter_config(folder)
     kind = str(config.get("peft_type", "")).upper()
     if kind not in KINDS:
         why = _REFUSED.get(kind, "this version has no such method")

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,28 @@ PUBLISHED = "take config.json from the published folder again"
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Rule:
     """What the value of a key must be, in words and as a test."""
 
     words: str
     is_met: Callable[[Any], bool]
     may_be_null: bool = False
 
+    def allows(self, value: Any) -> bool:
+        """Whether a value is so."""
+        return self.is_met(value) or (value is None and self.may_be_null)
 
-def _integer(low: int, high: int, *, may_be_null: bool = False) -> _Rule:
+
+def integer(low: int, high: int, *, may_be_null: bool = False) -> Rule:
+    """An integer within both bounds, which true and false are not."""
     words = f"an integer from {low:,} to {high:,}"
-    return _Rule(words, lambda value: type(value) is int and low <= value <= high, may_be_null)
+    return Rule(words, lambda value: type(value) is int and low <= value <= high, may_be_null)
 
 
-def _number(low: float, high: float, *, is_above: bool = False, may_be_null: bool = False) -> _Rule:
+def number(low: float, high: float, *, is_above: bool = False, may_be_null: bool = False) -> Rule:
+    """A finite number within both bounds, `is_above`: above the lower one."""
     words = f"a number above {low:g}, at most {high:g}" if is_above else f"a number from {low:g} to {high:g}"
-    return _Rule(words, lambda value: _is_within(value, low, high, is_above=is_above), may_be_null)
+    return Rule(words, lambda value: _is_within(value, low, high, is_above=is_above), may_be_null)
 
 
 def _is_within(value: Any, low: float, high: float, *, is_above: bool) -> bool:
@@ -62,36 +68,37 @@ def _is_numbered(value: Any) -> bool:
     return _is_labels(value) and all(str(key).isdecimal() for key in value)
 
 
-_ID = _integer(0, 2_000_000, may_be_null=True)
-_IDS = _Rule("a token's id or a list of them", _is_ids, may_be_null=True)
-_SWITCH = _Rule("true or false", lambda value: isinstance(value, bool))
-_TEXT = _Rule("text", lambda value: isinstance(value, str), may_be_null=True)
-_TEXTS = _Rule("a list of texts", _is_texts, may_be_null=True)
-_OBJECT = _Rule("an object", lambda value: isinstance(value, dict), may_be_null=True)
-_SHARE = _number(0, 1, is_above=True, may_be_null=True)
-_DROPOUT = _Rule("a number from 0 to below 1", lambda v: _is_within(v, 0, 1, is_above=False) and v < 1)
-_UNSET = _Rule("left out: no GLM has it", lambda value: value in (False, 0), may_be_null=True)
+_ID = integer(0, 2_000_000, may_be_null=True)
+_IDS = Rule("a token's id or a list of them", _is_ids, may_be_null=True)
+SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
+SWITCH_OR_NULL = replace(SWITCH, may_be_null=True)
+TEXT = Rule("text", lambda value: isinstance(value, str), may_be_null=True)
+TEXTS = Rule("a list of texts", _is_texts, may_be_null=True)
+OBJECT = Rule("an object", lambda value: isinstance(value, dict), may_be_null=True)
+_SHARE = number(0, 1, is_above=True, may_be_null=True)
+_DROPOUT = Rule("a number from 0 to below 1", lambda v: _is_within(v, 0, 1, is_above=False) and v < 1)
+_UNSET = Rule("left out: no GLM has it", lambda value: value in (False, 0), may_be_null=True)
 _ROPE = "rope_parameters"
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
-_ROPE_RULES: Mapping[str, _Rule] = {
+_ROPE_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         ("rope_type", "type"),
-        _Rule(f"one of {', '.join(_ROPE_TYPES)}", lambda value: value in _ROPE_TYPES, may_be_null=True),
+        Rule(f"one of {', '.join(_ROPE_TYPES)}", lambda value: value in _ROPE_TYPES, may_be_null=True),
     ),
-    "rope_theta": _number(0, 1e12, is_above=True),
+    "rope_theta": number(0, 1e12, is_above=True),
     "partial_rotary_factor": _SHARE,
-    "factor": _number(0, 1e6, is_above=True),
-    "original_max_position_embeddings": _integer(1, 2**30, may_be_null=True),
+    "factor": number(0, 1e6, is_above=True),
+    "original_max_position_embeddings": integer(1, 2**30, may_be_null=True),
     **dict.fromkeys(
         ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor",
          "high_freq_factor"),
-        _number(0, 1e6, may_be_null=True),
+        number(0, 1e6, may_be_null=True),
     ),
-    "truncate": _SWITCH,
+    "truncate": SWITCH,
     **dict.fromkeys(
         ("short_factor", "long_factor"),
-        _Rule(
+        Rule(
             "a list of numbers",
             lambda v: isinstance(v, list) and all(_is_within(n, 0, 1e6, is_above=True) for n in v),
         ),
@@ -99,36 +106,36 @@ _ROPE_RULES: Mapping[str, _Rule] = {
 }  # fmt: skip
 """Of the object that says how positions are rotated; it holds nothing else."""
 
-CONFIG_RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(("num_layers", "num_hidden_layers"), _integer(1, 1_000)),
-    "hidden_size": _integer(1, 65_536),
+CONFIG_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("num_layers", "num_hidden_layers"), integer(1, 1_000)),
+    "hidden_size": integer(1, 65_536),
     **dict.fromkeys(
         ("ffn_hidden_size", "inner_hidden_size", "intermediate_size", "moe_intermediate_size"),
-        _integer(1, 262_144),
+        integer(1, 262_144),
     ),
-    **dict.fromkeys(("vocab_size", "padded_vocab_size"), _integer(1, 2_000_000)),
-    "num_attention_heads": _integer(1, 1_024),
-    "multi_query_group_num": _integer(1, 1_024),
-    "num_key_value_heads": _integer(1, 1_024, may_be_null=True),
-    "kv_channels": _integer(1, 2_048),
-    "head_dim": _integer(1, 2_048, may_be_null=True),
-    **dict.fromkeys(("seq_length", "max_sequence_length", "max_position_embeddings"), _integer(1, 2**30)),
-    "n_routed_experts": _integer(1, 2_048),
-    "num_local_experts": _integer(1, 2_048),
-    "num_experts_per_tok": _integer(1, 2_048),
-    **dict.fromkeys(("n_group", "topk_group"), _integer(1, 2_048)),
-    "n_shared_experts": _integer(1, 64),
-    "first_k_dense_replace": _integer(0, 1_000),
-    **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), _integer(0, 64)),
-    "pre_seq_len": _integer(0, 65_536, may_be_null=True),
-    **dict.fromkeys(("layernorm_epsilon", "layer_norm_eps", "rms_norm_eps"), _number(0, 1, is_above=True)),
-    "rope_ratio": _number(0, 1e6, is_above=True),
-    "rope_theta": _number(0, 1e12, is_above=True),
+    **dict.fromkeys(("vocab_size", "padded_vocab_size"), integer(1, 2_000_000)),
+    "num_attention_heads": integer(1, 1_024),
+    "multi_query_group_num": integer(1, 1_024),
+    "num_key_value_heads": integer(1, 1_024, may_be_null=True),
+    "kv_channels": integer(1, 2_048),
+    "head_dim": integer(1, 2_048, may_be_null=True),
+    **dict.fromkeys(("seq_length", "max_sequence_length", "max_position_embeddings"), integer(1, 2**30)),
+    "n_routed_experts": integer(1, 2_048),
+    "num_local_experts": integer(1, 2_048),
+    "num_experts_per_tok": integer(1, 2_048),
+    **dict.fromkeys(("n_group", "topk_group"), integer(1, 2_048)),
+    "n_shared_experts": integer(1, 64),
+    "first_k_dense_replace": integer(0, 1_000),
+    **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), integer(0, 64)),
+    "pre_seq_len": integer(0, 65_536, may_be_null=True),
+    **dict.fromkeys(("layernorm_epsilon", "layer_norm_eps", "rms_norm_eps"), number(0, 1, is_above=True)),
+    "rope_ratio": number(0, 1e6, is_above=True),
+    "rope_theta": number(0, 1e12, is_above=True),
     "partial_rotary_factor": _SHARE,
-    "routed_scaling_factor": _number(0, 1e6, is_above=True),
-    "initializer_range": _number(0, 1e3),
+    "routed_scaling_factor": number(0, 1e6, is_above=True),
+    "initializer_range": number(0, 1e3),
     **dict.fromkeys(("hidden_dropout", "attention_dropout"), _DROPOUT),
-    "quantization_bit": _Rule(
+    "quantization_bit": Rule(
         "8 or 4, as official folders say, or 0",
         lambda value: type(value) is int and value in (0, 4, 8),
         may_be_null=True,
@@ -140,32 +147,32 @@ CONFIG_RULES: Mapping[str, _Rule] = {
          "position_encoding_2d", "norm_topk_prob", "use_qk_norm", "output_attentions", "output_hidden_states",
          "output_router_logits", "apply_query_key_layer_scaling", "attention_softmax_in_fp32",
          "bias_dropout_fusion", "original_rope"),
-        _SWITCH,
+        SWITCH,
     ),
-    **dict.fromkeys(("return_dict", "use_return_dict"), _Rule("true", lambda value: value is True)),
+    **dict.fromkeys(("return_dict", "use_return_dict"), Rule("true", lambda value: value is True)),
     **dict.fromkeys(
         ("model_type", "_name_or_path", "name_or_path", "hidden_act", "transformers_version", "template",
          "attn_implementation", "_attn_implementation", "rope_scaling_by", "problem_type", "_commit_hash"),
-        _TEXT,
+        TEXT,
     ),
     **dict.fromkeys(
         ("torch_dtype", "dtype"),
-        _Rule(
+        Rule(
             "float16, bfloat16 or float32",
             lambda value: str(value).removeprefix("torch.") in ("float16", "bfloat16", "float32", "float64"),
             may_be_null=True,
         ),
     ),
-    "architectures": _TEXTS,
-    "layer_types": _Rule(
+    "architectures": TEXTS,
+    "layer_types": Rule(
         "a list of full_attention alone",
         lambda value: _is_texts(value) and set(value) <= {"full_attention"},
         may_be_null=True,
     ),
-    **dict.fromkeys(("auto_map", "quantization_config", _ROPE, "rope_scaling"), _OBJECT),
-    "id2label": _Rule("an object of numbered labels", _is_numbered, may_be_null=True),
-    "label2id": _Rule("an object of labels", _is_labels, may_be_null=True),
-    "num_labels": _integer(0, 10_000, may_be_null=True),
+    **dict.fromkeys(("auto_map", "quantization_config", _ROPE, "rope_scaling"), OBJECT),
+    "id2label": Rule("an object of numbered labels", _is_numbered, may_be_null=True),
+    "label2id": Rule("an object of labels", _is_labels, may_be_null=True),
+    "num_labels": integer(0, 10_000, may_be_null=True),
     **dict.fromkeys(
         ("text_config", "vision_config", "decoder", "encoder", "is_encoder_decoder", "is_decoder",
          "add_cross_attention", "per_layer_config", "sliding_window", "attention_chunk_size",
@@ -177,27 +184,27 @@ CONFIG_RULES: Mapping[str, _Rule] = {
 }  # fmt: skip
 """Of config.json. A key that is not among them decides nothing here, and is kept as it is."""
 
-GENERATION_RULES: Mapping[str, _Rule] = {
+GENERATION_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), _ID),
     "eos_token_id": _IDS,
     **dict.fromkeys(
-        ("max_length", "max_new_tokens", "min_length", "min_new_tokens"), _integer(0, 2**30, may_be_null=True)
+        ("max_length", "max_new_tokens", "min_length", "min_new_tokens"), integer(0, 2**30, may_be_null=True)
     ),
-    **dict.fromkeys(("num_beams", "num_return_sequences"), _integer(1, 1_024, may_be_null=True)),
-    **dict.fromkeys(("top_k", "no_repeat_ngram_size"), _integer(0, 2_000_000, may_be_null=True)),
-    "temperature": _number(0, 1e6, may_be_null=True),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), integer(1, 1_024, may_be_null=True)),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size"), integer(0, 2_000_000, may_be_null=True)),
+    "temperature": number(0, 1e6, may_be_null=True),
     **dict.fromkeys(
-        ("top_p", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff"), _number(0, 1, may_be_null=True)
+        ("top_p", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff"), number(0, 1, may_be_null=True)
     ),
-    "repetition_penalty": _number(0, 1e6, is_above=True, may_be_null=True),
-    "length_penalty": _number(-1e6, 1e6, may_be_null=True),
+    "repetition_penalty": number(0, 1e6, is_above=True, may_be_null=True),
+    "length_penalty": number(-1e6, 1e6, may_be_null=True),
     **dict.fromkeys(
         ("do_sample", "use_cache", "output_attentions", "output_hidden_states", "output_scores",
          "output_logits", "return_dict_in_generate", "remove_invalid_values", "renormalize_logits",
          "_from_model_config"),
-        _Rule("true or false", lambda value: isinstance(value, bool), may_be_null=True),
+        SWITCH_OR_NULL,
     ),
-    "transformers_version": _TEXT,
+    "transformers_version": TEXT,
 }  # fmt: skip
 """Of generation_config.json."""
 
@@ -213,34 +220,22 @@ def check_kind(config: Any, kind: type) -> None:
 
 def check_content(
     content: Mapping[str, Any],
-    rules: Mapping[str, _Rule] = CONFIG_RULES,
+    rules: Mapping[str, Rule] = CONFIG_RULES,
     *,
     place: str | Path = "config.json",
     kind: type = object,
 ) -> None:
     """Raise ConfigError for the first key whose value breaks its rule, or that is a method of its class."""
+    hint = PUBLISHED if rules is not GENERATION_RULES else PUBLISHED.replace("config", "generation_config")
     for key, value in content.items():
         rule = rules.get(key)
-        if rule and not (rule.is_met(value) or (value is None and rule.may_be_null)):
-            raise ConfigError(f"{place}: {key} must be {rule.words}, got {shown(value)}", hint=_take(place))
+        if rule and not rule.allows(value):
+            raise ConfigError(f"{place}: {key} must be {rule.words}, got {shown(value)}", hint=hint)
         if not rule and (key.startswith("__") or callable(getattr(kind, key, None))):
-            raise ConfigError(f"{place}: {key[:50]} is no key of such a file", hint=_take(place))
-    if rules is CONFIG_RULES:
-        _check_rope(content, place)
-
-
-def _take(place: str | Path) -> str:
-    return PUBLISHED.replace("config.json", Path(place).name)
-
-
-def _check_rope(content: Mapping[str, Any], place: str | Path) -> None:
-    for name in (_ROPE, "rope_scaling"):
-        for key, value in (content.get(name) or {}).items():
-            rule = _ROPE_RULES.get(key, _UNSET)
-            if not (rule.is_met(value) or (value is None and rule.may_be_null)):
-                raise ConfigError(
-                    f"{place}: {name}: {key[:50]} must be {rule.words}, got {shown(value)}", hint=PUBLISHED
-                )
+            raise ConfigError(f"{place}: {key[:50]} is no key of such a file", hint=hint)
+    for name in (_ROPE, "rope_scaling") if rules is CONFIG_RULES else ():
+        stated = {key: _ROPE_RULES.get(key, _UNSET) for key in content.get(name) or {}}
+        check_content(content.get(name) or {}, stated, place=f"{place}: {name}")
 
 
 _FIELD = re.compile(r"for field '(\w+)'")
