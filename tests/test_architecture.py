@@ -16,7 +16,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"contents"},
     {"files"},
     {"hub", "processor", "recipe", "runs"},
-    {"family", "templates"},
+    {"family", "templates", "tensor_file"},
     {"tokenizers"},
     {"models"},
     {"data", "methods", "objectives"},

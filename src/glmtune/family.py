@@ -138,7 +138,7 @@ def _family_of_config(folder: Path, config: Config) -> str:
             f"{folder / 'config.json'}: an original GLM model: not supported yet", hint=_KNOWN
         )
     found = next((name for name, family in FAMILIES.items() if family.is_told_by(config)), None)
-    if found is None and config.get("model_type") in UNSUPPORTED_MODELS:
+    if found is None and str(config.get("model_type")) in UNSUPPORTED_MODELS:
         raise CheckpointError(
             f"{folder / 'config.json'}: a {UNSUPPORTED_MODELS[config['model_type']]} model "
             f"(model_type {config['model_type']}): not supported yet",

@@ -10,7 +10,8 @@ from glmtune.errors import GlmtuneError
 from glmtune.family import FAMILIES, Identity, identify, identify_family
 from glmtune.files import read_json_if_there
 from glmtune.methods import apply_method, trainable_line
-from glmtune.methods.adapter import ADAPTER_FILE, load_adapter, own_method, stored_shapes
+from glmtune.methods.adapter import load_adapter, own_method, stored_shapes
+from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.dtype import main_dtype
 from glmtune.models.opening import open_outline
 from glmtune.models.outline import (
@@ -311,7 +312,7 @@ def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
     card, folder = place.card, place.adapter or place.base
     if card is None and place.adapter is None:
         return None
-    theirs = read_json_if_there(folder / ADAPTER_FILE)
+    theirs = read_adapter_config_if_there(folder)
     told = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
     if card is None and not theirs and (method := own_method(folder)):
         told = method.model_dump(mode="json")

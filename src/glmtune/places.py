@@ -7,6 +7,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
+from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.shards import has_weights
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow
 
@@ -172,5 +173,5 @@ def _recorded_base(adapter: Path, card: Card | None) -> tuple[str | None, str | 
     """The base that an adapter was trained on, and its revision, as they were written down."""
     if card:
         return card.base, card.base_revision
-    theirs = read_json_if_there(adapter / ADAPTER_FILE)
+    theirs = read_adapter_config_if_there(adapter)
     return theirs.get("base_model_name_or_path"), theirs.get("revision")

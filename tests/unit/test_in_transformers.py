@@ -547,16 +547,16 @@ def test_what_does_not_match_is_said_by_the_error_alone(
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("num_attention_heads", "x", "num_attention_heads: expected int, got str"),
-        ("num_attention_heads", 0, "num_attention_heads must be a positive integer, got 0"),
-        ("hidden_size", -1, "hidden_size must be a positive integer, got -1"),
-        ("max_position_embeddings", "x", "max_position_embeddings: expected int"),
-        ("eos_token_id", "x", "eos_token_id: "),
-        ("rope_parameters", "x", "rope_parameters: "),
+        ("num_attention_heads", "x", "num_attention_heads must be an integer from 1 to 1,024, got 'x'"),
+        ("num_attention_heads", 0, "num_attention_heads must be an integer from 1 to 1,024, got 0"),
+        ("hidden_size", -1, "hidden_size must be an integer from 1 to 65,536, got -1"),
+        ("max_position_embeddings", "x", "max_position_embeddings must be an integer"),
+        ("eos_token_id", "x", "eos_token_id must be a token's id"),
+        ("rope_parameters", "x", "rope_parameters must be an object"),
         ("layer_types", ["x"], "layer_types"),
-        ("dtype", "x", "makes no model"),
+        ("dtype", "x", "dtype must be float16, bfloat16 or float32"),
         ("hidden_act", "x", "unknown 'x'"),
-        ("quantization_config", "x", "quantization_config: expected an object, got 'x'"),
+        ("quantization_config", "x", "quantization_config must be an object, got 'x'"),
     ],
 )
 def test_a_wrong_value_in_config_json_is_named_with_its_key(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from glmtune.exports.refusal import refused
-from glmtune.files import read_json
-from glmtune.methods.adapter import ADAPTER_FILE, stored_tensors
+from glmtune.methods.adapter import stored_tensors
 from glmtune.methods.factors import START, Factors, Rows, is_part, read_factors
+from glmtune.methods.peft_rules import read_adapter_config
 from glmtune.methods.trained import read_trained
 
 Definition = Factors | Tensor
@@ -21,13 +21,13 @@ _ROWS = 2048  # so many are compared at once: copies of a whole weight would fil
 def read_definitions(adapter: Path) -> dict[str, Definition]:
     """By their names in the base, the weights that a folder in PEFT's layout changes."""
     tensors = stored_tensors(adapter)
-    factors = read_factors(tensors, read_json(adapter / ADAPTER_FILE))
+    factors = read_factors(tensors, read_adapter_config(adapter))
     whole = {name.removeprefix(START): value for name, value in tensors.items() if not is_part(name)}
     return {**{f"{layer}.weight": found for layer, found in factors.items()}, **whole}
 
 
 def _factors_in(adapter: Path) -> dict[str, Factors]:
-    return read_factors(stored_tensors(adapter), read_json(adapter / ADAPTER_FILE))
+    return read_factors(stored_tensors(adapter), read_adapter_config(adapter))
 
 
 def require_same_names(changed: Mapping[str, object], defined: Mapping[str, Definition]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.methods.card import Card
 from glmtune.models.fingerprint import Fingerprint, fingerprint
-from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Stored, read_stored, scan_tensors
 
 _BITS = "quantization_bit"
 _ROWS = 16  # of a tensor are compared
@@ -66,5 +66,4 @@ def _are_close(one: Tensor, other: Tensor) -> bool:
 
 
 def _start(at: Stored) -> Tensor:
-    with open_shard(at.file) as shard, explain_damage(at.file):
-        return shard.read(at.name)[:_ROWS].float()
+    return read_stored(at)[:_ROWS].float()

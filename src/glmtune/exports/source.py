@@ -10,11 +10,12 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
 from glmtune.family import FAMILIES, Family, Identity, identify
-from glmtune.files import expand_home, read_json, read_json_if_there
+from glmtune.files import expand_home, read_json
 from glmtune.load import open_place
 from glmtune.log import quiet
-from glmtune.methods.adapter import ADAPTER_FILE, own_method, read_card, stored_tensors
+from glmtune.methods.adapter import own_method, read_card, stored_tensors
 from glmtune.methods.held import held_adapter
+from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.wrapped import is_wrapped
 from glmtune.places import Place, find_folder, resolve
@@ -133,7 +134,7 @@ def _tell_method(place: Place) -> str:
         return str(place.card.method.get("name", ""))
     if place.adapter is None:
         return ""
-    theirs = str(read_json_if_there(place.adapter / ADAPTER_FILE).get("peft_type", ""))
+    theirs = str(read_adapter_config_if_there(place.adapter).get("peft_type", ""))
     found = None if theirs else own_method(place.adapter)
     return found.name if found else theirs.lower()
 

@@ -249,11 +249,11 @@ def write_shards(groups: Sequence[Group], folder: Path, largest: int) -> None:
 
 def _require_written(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise `OutputError` unless a file gives back what was written, byte by byte."""
-    with open_shard(file) as shard:
-        for name, value in tensors.items():
-            back = shard.read(name)
-            if back.dtype != value.dtype or not torch.equal(_bytes(back), _bytes(value)):
-                raise refused(f"{file.name}: {name} reads back other than it was written")
+    shard = open_shard(file)
+    for name, value in tensors.items():
+        back = shard.read(name)
+        if back.dtype != value.dtype or not torch.equal(_bytes(back), _bytes(value)):
+            raise refused(f"{file.name}: {name} reads back other than it was written")
 
 
 def _bytes(tensor: Tensor) -> Tensor:

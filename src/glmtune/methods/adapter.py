@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from glmtune.errors import CheckpointError, first_line
+from glmtune.errors import CheckpointError
 from glmtune.family import find_family
-from glmtune.files import COPY_AGAIN, read_json, read_start
+from glmtune.files import COPY_AGAIN
 from glmtune.log import without_false_alarms
 from glmtune.methods.card import CARD_FILE, Card, read_card
 from glmtune.methods.held import fill_adapter, held_adapter
-from glmtune.methods.peft_settings import require_supported
+from glmtune.methods.peft_rules import read_adapter_config
+from glmtune.methods.peft_settings import explain_peft, require_ranks, require_supported
 from glmtune.methods.probe import last_logits
 from glmtune.methods.proof import check_logits, require_hash
 from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
 from glmtune.methods.trained import (
-    ITS_BASE,
     TRAINED_FILE,
     find_trained,
     load_weights,
@@ -34,8 +32,8 @@ from glmtune.methods.trained import (
     trained_weights,
 )
 from glmtune.models import load_in_transformers
-from glmtune.models.pickles import read_tensors
 from glmtune.models.reading import hash_whole
+from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
@@ -116,19 +114,10 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
     stored = stored_tensors(folder)
-    if model.device.type == "meta" and read_json(folder / ADAPTER_FILE)["peft_type"] == "ADALORA":
+    if model.device.type == "meta" and read_adapter_config(folder)["peft_type"] == "ADALORA":
         _hollow_out(model)
-    try:
+    with explain_peft(folder):
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-    except RuntimeError as err:
-        reason = str(err).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"{folder}: does not fit this model: {reason}", hint=ITS_BASE) from err
-    except (ValueError, TypeError) as err:
-        raise CheckpointError(
-            f"{folder}: cannot be put on this model: {first_line(err)}", hint=ITS_BASE
-        ) from err
-    except (OSError, SafetensorError) as err:
-        raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
     fill_adapter(folder, tuned, stored)
     return tuned
 
@@ -160,16 +149,13 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder}: no {ADAPTER_FILE}, so not an adapter this version reads",
             hint="LoRA adapters in PEFT's layout work, runs of this version, and official P-Tuning folders",
         )
-    require_supported(folder, read_json(folder / ADAPTER_FILE))
-    for name, read in (("adapter_model.safetensors", load_file), ("adapter_model.bin", read_tensors)):
-        path = folder / name
-        if path.exists():
-            read_start(path)
-            try:
-                tensors: dict[str, Tensor] = read(path)
-                return tensors
-            except (OSError, SafetensorError, RuntimeError) as err:
-                raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
+    settings = read_adapter_config(folder)
+    require_supported(folder, settings)
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).exists():
+            tensors = read_shard(folder / name)
+            require_ranks(folder, settings, shapes_of(tensors).values())
+            return tensors
     raise CheckpointError(
         f"{folder}: no weights; looked for adapter_model.safetensors and .bin", hint=COPY_AGAIN
     )
@@ -206,12 +192,9 @@ def _put_back(model: Any, folder: Path) -> None:
         # its files hold other tensors than the model does: GLM-4.5's experts one by one
         model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
         return
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            tensors |= load_file(path)
-        except (OSError, SafetensorError) as err:
-            raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=_ANEW) from err
+        tensors |= read_shard(path)
     if is_wrapped(model):
         fill_adapter(folder, model, tensors)
     else:

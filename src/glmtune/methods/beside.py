@@ -22,11 +22,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from glmtune.errors import ConfigError
-from glmtune.files import read_json_if_there
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_tensors
 from glmtune.methods.factors import START
 from glmtune.methods.held import fill_adapter, held_adapter
 from glmtune.methods.mixed import each_its_own
+from glmtune.methods.peft_rules import read_adapter_config_if_there
+from glmtune.methods.peft_settings import explain_peft
 from glmtune.methods.to_lora import read_as_lora
 from glmtune.methods.trained import open_prefix, require_same, shapes_of
 from glmtune.models.prefix import PrefixEncoder
@@ -122,16 +123,17 @@ class Beside:
 
     def _inject(self, folder: Path, name: str) -> None:
         tensors: Mapping[str, Tensor] = stored_tensors(folder)
-        settings = read_json_if_there(folder / ADAPTER_FILE)
+        settings = read_adapter_config_if_there(folder)
         _require_layers_alone(folder, settings)
         if settings.get("peft_type") == "ADALORA":
             config, tensors = read_as_lora(folder, tensors)
         else:
-            config = PeftConfig.from_pretrained(str(folder))
+            with explain_peft(folder):
+                config = PeftConfig.from_pretrained(str(folder))
             config.inference_mode = True
         stored = {n.removeprefix(START): t.float().to(self._model.device) for n, t in tensors.items()}
         try:
-            with warnings.catch_warnings():
+            with explain_peft(folder), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")  # there are to be several
                 inject_adapter_in_model(config, self._model, name, low_cpu_mem_usage=True)
             require_same(folder, shapes_of(stored), shapes_of(held_adapter(self._model, name)))

@@ -3,15 +3,21 @@
 Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py and adalora/config.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import read_json, read_json_if_there
+from safetensors import SafetensorError
+
+from glmtune.errors import CheckpointError, ConfigError, first_line
+from glmtune.files import COPY_AGAIN
 from glmtune.methods.card import CARD_FILE
+from glmtune.methods.peft_rules import read_adapter_config, read_adapter_config_if_there
 from glmtune.methods.seal import ADAPTER_FILE, DECIDING
+from glmtune.methods.trained import ITS_BASE
 from glmtune.recipe import Lora
+from glmtune.recipe.parse import build_recipe
 
 KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
@@ -44,6 +50,7 @@ REFUSED = {
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """How the values of `init_lora_weights` begin that take a part out of the base's weights."""
+_USUAL_RANK = 1_024
 _EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
@@ -66,6 +73,37 @@ def require_supported(folder: Path, settings: Mapping[str, Any], *, are_unknown_
             f"make an adapter without it, and see what that answers: glmtune migrate {folder} --output NEW"
         )
         raise _refusal(folder, f"{unknown[0]} is set, which this version of PEFT does not know", without)
+
+
+def require_ranks(folder: Path, settings: Mapping[str, Any], stored: Iterable[tuple[int, ...]]) -> None:
+    """Raise `CheckpointError` for a rank far above those of the tensors, whose room PEFT makes first."""
+    largest = max((min(shape) for shape in stored if len(shape) > 1), default=0)
+    ranks = {key: settings[key] for key in ("r", "init_r") if key in settings}
+    ranks |= {
+        f"rank_pattern: {name}": rank
+        for name, rank in (settings.get("rank_pattern") or {}).items()
+        if isinstance(rank, int)
+    }
+    for key, rank in ranks.items():
+        if rank > max(_USUAL_RANK, 16 * largest):
+            problem = f"{key} is {rank:,}, but the tensors have ranks of at most {largest:,}"
+            raise _refusal(folder, problem, COPY_AGAIN)
+
+
+@contextmanager
+def explain_peft(folder: Path) -> Iterator[None]:
+    """Turn what PEFT raises over an adapter into a CheckpointError that names its folder."""
+    try:
+        yield
+    except RuntimeError as err:
+        *_, last = str(err).strip().splitlines() or [type(err).__name__]
+        raise CheckpointError(f"{folder}: does not fit this model: {last.strip()}", hint=ITS_BASE) from err
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as err:
+        raise CheckpointError(
+            f"{folder}: cannot be put on this model: {first_line(err)}", hint=ITS_BASE
+        ) from err
+    except (OSError, SafetensorError) as err:
+        raise CheckpointError(f"{folder}: cannot be read: {err}", hint=COPY_AGAIN) from err
 
 
 def find_unknown(settings: Mapping[str, Any], *, are_empty_too: bool = False) -> list[str]:
@@ -97,7 +135,7 @@ _OURS = {
 
 def require_ours(adapter: Path) -> None:
     """Raise `ConfigError` for an adapter of which more is trained than a method here trains."""
-    theirs = read_json_if_there(adapter / ADAPTER_FILE)
+    theirs = read_adapter_config_if_there(adapter)
     odd = next((key for key in DECIDING if _is_foreign(key, theirs.get(key))), None)
     if odd:
         raise ConfigError(
@@ -109,7 +147,7 @@ def require_ours(adapter: Path) -> None:
 def read_settings(adapter: Path) -> Lora:
     """The method of a LoRA without a card. Raises `ConfigError` for another kind, and as `require_ours`."""
     file = adapter / ADAPTER_FILE
-    theirs = read_json(file)
+    theirs = read_adapter_config(adapter)
     if theirs.get("peft_type") != "LORA":
         raise ConfigError(
             f"{file}: peft_type {theirs.get('peft_type')}, but no {CARD_FILE} that says how it was trained",
@@ -117,14 +155,18 @@ def read_settings(adapter: Path) -> Lora:
             f"{adapter} --to lora-from-adalora --output FOLDER",
         )
     require_ours(adapter)
-    return Lora(
-        r=theirs["r"],
-        alpha=theirs["lora_alpha"],
-        dropout=theirs.get("lora_dropout", 0.0),
-        target_modules=tuple(sorted(theirs["target_modules"])),
-        use_rslora=bool(theirs.get("use_rslora")),
-        use_dora=bool(theirs.get("use_dora")),
-    )
+    method = {
+        "name": "lora",
+        "r": theirs.get("r", 8),  # PEFT's defaults, where a file leaves them out
+        "alpha": theirs.get("lora_alpha", 8),
+        "dropout": theirs.get("lora_dropout", 0.0),
+        "target_modules": sorted(theirs.get("target_modules") or []),
+        "use_rslora": bool(theirs.get("use_rslora")),
+        "use_dora": bool(theirs.get("use_dora")),
+    }
+    settings = build_recipe({"model": str(adapter), "method": method}).method
+    assert isinstance(settings, Lora)
+    return settings
 
 
 def _is_foreign(key: str, value: Any) -> bool:

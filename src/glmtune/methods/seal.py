@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.files import hash_file, read_json_if_there
+from glmtune.files import hash_file
 from glmtune.methods.card import Card
+from glmtune.methods.peft_rules import ADAPTER_FILE as ADAPTER_FILE
+from glmtune.methods.peft_rules import read_adapter_config_if_there
 
-ADAPTER_FILE = "adapter_config.json"
 DECIDING = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",
     "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern", "layer_replication",
@@ -51,7 +52,7 @@ def hash_weights(tensors: Mapping[str, Tensor]) -> str:
 
 def deciding_settings(folder: Path) -> dict[str, Any]:
     """Of adapter_config.json the keys that decide and are set, in an order of their own; empty without it."""
-    config = read_json_if_there(folder / ADAPTER_FILE)
+    config = read_adapter_config_if_there(folder)
     return {key: _short(config[key]) for key in DECIDING if config.get(key)}
 
 

@@ -15,6 +15,7 @@ from glmtune.errors import CheckpointError
 from glmtune.methods.adapter import Card
 from glmtune.methods.factors import START
 from glmtune.methods.held import ADAPTER
+from glmtune.methods.peft_settings import explain_peft
 from glmtune.methods.seal import seal
 
 _EPSILON = 1e-5
@@ -54,14 +55,15 @@ def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfi
 
     Raises `CheckpointError` if it has rank 0 everywhere.
     """
-    theirs: Any = PeftConfig.from_pretrained(str(folder))
-    scale = theirs.lora_alpha / (theirs.init_r + _EPSILON)
-    names = [name.removesuffix(".lora_E") for name in tensors if name.endswith(".lora_E")]
-    factors = {}
-    for name in names:
-        a, b, e = (tensors[f"{name}.lora_{part}"].float() for part in "ABE")
-        factors[name.removeprefix(START)] = _fold(a, b, e, scale)
-    return _lora_config(theirs, {name: len(a) for name, (a, _) in factors.items()}), _tensors(factors)
+    with explain_peft(folder):
+        theirs: Any = PeftConfig.from_pretrained(str(folder))
+        scale = theirs.lora_alpha / (theirs.init_r + _EPSILON)
+        names = [name.removesuffix(".lora_E") for name in tensors if name.endswith(".lora_E")]
+        factors = {}
+        for name in names:
+            a, b, e = (tensors[f"{name}.lora_{part}"].float() for part in "ABE")
+            factors[name.removeprefix(START)] = _fold(a, b, e, scale)
+        return _lora_config(theirs, {name: len(a) for name, (a, _) in factors.items()}), _tensors(factors)
 
 
 def _lora_config(theirs: Any, ranks: Mapping[str, int]) -> LoraConfig:

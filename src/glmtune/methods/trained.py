@@ -5,26 +5,24 @@ of the prefix alone, or of the whole model with it.
 Source: github.com/THUDM/ChatGLM-6B, ptuning/trainer.py (what it saves) and ptuning/main.py (what it reads).
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
 from glmtune.family import name_family, require_own_model
-from glmtune.files import COPY_AGAIN, read_json_if_there, read_start
+from glmtune.files import read_json_if_there
 from glmtune.methods.factors import is_part
 from glmtune.methods.freeze import choose_weights
-from glmtune.models.pickles import read_tensors
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
-from glmtune.models.shards import Stored, has_weights, scan_tensors
+from glmtune.models.shards import Stored, has_weights, read_shard, read_stored, scan_tensors
 from glmtune.recipe import Freeze, Method, Ptuning
+from glmtune.tensor_file import read_shapes
 
 TRAINED_FILE = "trained.safetensors"
 PREFIX = "transformer.prefix_encoder."
@@ -86,8 +84,7 @@ def _is_sharded(folder: Path) -> bool:
 def trained_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the trained weights in a folder that `find_trained` found."""
     if (folder / TRAINED_FILE).exists():
-        with _explained(folder / TRAINED_FILE), safe_open(folder / TRAINED_FILE, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return read_shapes(folder / TRAINED_FILE)
     return {name: held.shape for name, held in scan_tensors(folder).items() if name.startswith(PREFIX)}
 
 
@@ -190,29 +187,12 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
     """The trained weights in a folder that `find_trained` found."""
     if not (folder / TRAINED_FILE).exists():
         return _read(scan_tensors(folder))
-    read_start(folder / TRAINED_FILE)
-    with _explained(folder / TRAINED_FILE):
-        tensors: dict[str, Tensor] = load_file(folder / TRAINED_FILE)
-    return tensors
+    return read_shard(folder / TRAINED_FILE)
 
 
 def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
     """The prefix's tensors, from whichever files hold them."""
-    wanted = {name: held.file for name, held in stored.items() if name.startswith(PREFIX)}
-    tensors: dict[str, Tensor] = {}
-    for file in set(wanted.values()):
-        with _explained(file):
-            content = load_file(file) if file.suffix == ".safetensors" else read_tensors(file)
-        tensors |= {name: content[name] for name in wanted if wanted[name] == file}
-    return tensors
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as err:
-        raise CheckpointError(f"{path}: truncated or damaged: {err}", hint=COPY_AGAIN) from err
+    return {name: read_stored(held) for name, held in stored.items() if name.startswith(PREFIX)}
 
 
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

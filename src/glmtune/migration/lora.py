@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.files import read_json, read_start
 from glmtune.methods.adapter import ADAPTER_FILE
 from glmtune.methods.factors import START
+from glmtune.methods.peft_rules import read_adapter_config
 from glmtune.methods.peft_settings import KINDS, find_unknown, require_supported
 from glmtune.methods.seal import update_norm
-from glmtune.models.pickles import read_tensors
-from glmtune.models.shards import explain_damage
+from glmtune.models.shards import read_shard
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")
 _PART = re.compile(r"\.(lora_[A-Za-z_]+?)(?:\.(?!weight$|bias$)([^.]+))?(\.weight|\.bias)?$")
@@ -83,7 +81,7 @@ class OldLora:
 
 def read_lora(folder: Path) -> OldLora:
     """The adapter in a folder. Raises CheckpointError for what cannot be the same adapter here."""
-    config = read_json(folder / ADAPTER_FILE)
+    config = read_adapter_config(folder)
     kind = str(config.get("peft_type", "")).upper()
     if kind not in KINDS:
         why = _REFUSED.get(kind, "this version has no such method")
@@ -112,9 +110,7 @@ def _read_tensors(old: OldLora, folder: Path) -> None:
     path = next((folder / name for name in FILES if (folder / name).exists()), None)
     if path is None:
         raise CheckpointError(f"{folder}: no weights; looked for {', '.join(FILES)}", hint="copy them too")
-    read_start(path)
-    with explain_damage(path):
-        stored = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+    stored = read_shard(path)
     whole = old.config.get("modules_to_save") or []
     renamed = 0
     for name, tensor in stored.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 from glmtune.errors import CheckpointError
 from glmtune.methods.trained import PREFIX
 from glmtune.models.pickles import read_tensors
-from glmtune.models.shards import Stored, has_weights, open_shard, scan_tensors
+from glmtune.models.shards import Stored, has_weights, read_stored, scan_tensors
 
 BARE = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
 """A prefix encoder's own names."""
@@ -56,11 +56,6 @@ def _is_dense(held: Stored) -> bool:
 
 def _is_same(one: Stored, other: Stored) -> bool:
     """Equal in the coarser of both types."""
-    first, second = _read(one), _read(other)
+    first, second = read_stored(one), read_stored(other)
     coarse = min((first.dtype, second.dtype), key=lambda dtype: torch.finfo(dtype).bits)
     return torch.equal(first.to(coarse), second.to(coarse))
-
-
-def _read(held: Stored) -> Tensor:
-    with open_shard(held.file) as shard:
-        return shard.read(held.name)

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import v1_revision
-from glmtune.models.config_checks import PUBLISHED, check_numbers, check_options, check_sizes
+from glmtune.models.config_checks import PUBLISHED, check_content
 
 V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
 """Keys that no other family has."""
@@ -22,8 +22,14 @@ _REQUIRED = (
     "vocab_size",
     "bos_token_id",
 )
-_SIZES = (*_REQUIRED, "max_sequence_length")
-_OFFICIAL = (*_SIZES, "position_encoding_2d", "layernorm_epsilon", "use_cache", "eos_token_id")
+_OFFICIAL = (
+    *_REQUIRED,
+    "max_sequence_length",
+    "position_encoding_2d",
+    "layernorm_epsilon",
+    "use_cache",
+    "eos_token_id",
+)
 _IDS_BY_REVISION = {
     "early": (),
     "mid": ("pad_token_id",),
@@ -91,7 +97,11 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Config from a `config.json`'s content; CheckpointError if that is not ChatGLM-6B's."""
+        """Config from a `config.json`'s content; CheckpointError if that is not ChatGLM-6B's.
+
+        ConfigError for a value that cannot be.
+        """
+        check_content(config_dict, kind=cls)
         stated = set(config_dict) | {cls.attribute_map.get(key, key) for key in config_dict}
         if missing := sorted(set(_REQUIRED) - stated):
             raise CheckpointError(
@@ -137,9 +147,7 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
 
     def check_supported(self) -> None:
         """Raise ConfigError, naming the key, for a setting that the model cannot express."""
-        check_sizes(self, _SIZES)
-        check_numbers(self, {"layernorm_epsilon": lambda value: value > 0})
-        check_options(self)
+        check_content(self.to_dict())
         rotated = 4 if self.position_encoding_2d else 2
         if self.hidden_size % (rotated * self.num_attention_heads):
             raise ConfigError(

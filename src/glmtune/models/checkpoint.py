@@ -23,11 +23,12 @@ from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.config_checks import GENERATION_RULES, check_content, explain_config
 from glmtune.models.dtype import choose_dtype, main_dtype
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
 from glmtune.models.reading import Reading, require_held_types
-from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Stored, open_shard, scan_tensors
 
 Config = ChatGLMConfig | ChatGLM6BConfig
 Model = ChatGLMForConditionalGeneration | ChatGLM6BForConditionalGeneration
@@ -122,9 +123,10 @@ def read_config(folder: Path, *, template: str | None = None) -> Config:
             f"{folder / 'config.json'}: model_type is {content.get('model_type')!r}, not 'chatglm'",
             hint="supported are ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B in the chatglm layout",
         )
-    config: Config = ChatGLMConfig.from_dict(content)
-    config.set_template(template)
-    config.check_supported()
+    with explain_config(folder / "config.json"):
+        config: Config = ChatGLMConfig.from_dict(content)
+        config.set_template(template)
+        config.check_supported()
     config.name_or_path = str(folder)
     return config
 
@@ -143,12 +145,17 @@ def stored_dtype(folder: Path) -> torch.dtype:
 def read_generation_config(folder: Path) -> GenerationConfig | None:
     """The folder's own, if it has one."""
     file = folder / "generation_config.json"
-    return GenerationConfig.from_dict(read_json(file)) if file.exists() else None
+    if not file.exists():
+        return None
+    content = read_json(file)
+    check_content(content, GENERATION_RULES, place=file, kind=GenerationConfig)
+    with explain_config(file):
+        return GenerationConfig.from_dict(content)
 
 
 def _build_empty(config: Config, dtype: torch.dtype) -> Model:
     """The model without memory: every parameter on the meta device."""
-    with torch.device("meta"):
+    with explain_config("config.json"), torch.device("meta"):
         model: Model = MODELS[type(config)]._from_config(config, dtype=dtype)
     return model
 
@@ -246,14 +253,12 @@ def _fill(
     done = 0
     with _bar(total) if progress is None else _given(progress) as report:
         for file in sorted({stored[name].file for name in names}):
-            with open_shard(file) as shard:
-                for name in names:
-                    if stored[name].file == file:
-                        with explain_damage(file):
-                            source = shard.read(stored[name].name)
-                            reading.look(name, file, source)
-                        done += _place(model, name, source, device)
-                        report(done, total)
+            shard = open_shard(file)
+            for name in (name for name in names if stored[name].file == file):
+                source = shard.read(stored[name].name)
+                reading.look(name, file, source)
+                done += _place(model, name, source, device)
+                report(done, total)
     reading.finish()
 
 

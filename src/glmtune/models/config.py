@@ -1,6 +1,6 @@
 """The `config.json` of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B, read and written with its official keys."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from transformers import PreTrainedConfig
@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import GLM4_EPSILON
 from glmtune.models.chatglm_config import V1_KEYS, ChatGLM6BConfig
-from glmtune.models.config_checks import PUBLISHED, check_numbers, check_options, check_sizes
+from glmtune.models.config_checks import PUBLISHED, check_content
 
 RopeScaling = Literal["base", "positions"]
 
@@ -22,13 +22,6 @@ ROPE_SCALING: dict[str, RopeScaling] = {
 
 _V1_TOO_KEYS = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
 _REQUIRED_KEYS = _V1_TOO_KEYS | {"padded_vocab_size", "ffn_hidden_size", "kv_channels"}
-_SIZES = (*sorted(_REQUIRED_KEYS), "multi_query_group_num", "seq_length")
-_NUMBERS: dict[str, Callable[[float], bool]] = {
-    "layernorm_epsilon": lambda value: value > 0,
-    "rope_ratio": lambda value: value > 0,
-    "hidden_dropout": lambda value: 0 <= value < 1,
-    "attention_dropout": lambda value: 0 <= value < 1,
-}
 _ONLY_VALUES: dict[str, Any] = {
     "add_bias_linear": False,
     "rmsnorm": True,
@@ -126,8 +119,9 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """Config from a `config.json`'s content, ChatGLM-6B's `ChatGLM6BConfig` if it has that family's keys.
 
-        CheckpointError if it is of no family with this `model_type`.
+        CheckpointError if it is of no family with this `model_type`, ConfigError for a value that cannot be.
         """
+        check_content(config_dict, kind=cls)
         if _is_v1(config_dict):
             return ChatGLM6BConfig.from_dict(config_dict, **kwargs)
         config: Self = super().from_dict(config_dict, **kwargs)
@@ -163,7 +157,6 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
                     hint="no published ChatGLM2, ChatGLM3 or GLM-4 checkpoint sets it so",
                 )
         self._check_sizes()
-        check_options(self)
         if self.rope_ratio != 1 and self.rope_scaling_by is None:
             raise ConfigError(
                 f"config.json: rope_ratio = {self.rope_ratio} multiplies the rotary base in ChatGLM3 and "
@@ -172,15 +165,12 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
             )
 
     def _check_sizes(self) -> None:
-        check_sizes(self, _SIZES)
-        check_numbers(self, _NUMBERS)
+        check_content(self.to_dict())
         if self.num_attention_heads % self.multi_query_group_num:
             raise ConfigError(
                 f"config.json: num_attention_heads = {self.num_attention_heads} is not a multiple of "
                 f"multi_query_group_num = {self.multi_query_group_num}"
             )
-        if not isinstance(self.rope_ratio, int | float) or self.rope_ratio <= 0:
-            raise ConfigError(f"config.json: rope_ratio must be a positive number, got {self.rope_ratio!r}")
         if self.kv_channels % 4:
             raise ConfigError(f"config.json: kv_channels must be a multiple of 4, got {self.kv_channels}")
 

@@ -1,13 +1,212 @@
-"""What the configs of every family check alike."""
+"""What a config.json and a generation_config.json may hold: one rule a key, for the families of all sources.
 
-from collections.abc import Callable, Iterable, Mapping
+A limit is some ten times what any published GLM has, so that a wrong number is named and not carried out.
+Source of the largest: huggingface.co/zai-org, the config.json of GLM-4.5 (92 layers, 160 experts, 96 heads),
+GLM-4-32B-0414 (hidden size 6,144, feed-forward 23,040), GLM-4-9B (vocabulary 151,552), glm-4-9b-chat-1m.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from glmtune.errors import ConfigError
-from glmtune.models.quant import check_bits
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, first_line
+from glmtune.values import shown
 
 PUBLISHED = "take config.json from the published folder again"
 """Hint for a config that no published folder has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the value of a key must be, in words and as a test."""
+
+    words: str
+    is_met: Callable[[Any], bool]
+    may_be_null: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is so."""
+        return self.is_met(value) or (value is None and self.may_be_null)
+
+
+def integer(low: int, high: int, *, may_be_null: bool = False) -> Rule:
+    """An integer within both bounds, which true and false are not."""
+    words = f"an integer from {low:,} to {high:,}"
+    return Rule(words, lambda value: type(value) is int and low <= value <= high, may_be_null)
+
+
+def number(low: float, high: float, *, is_above: bool = False, may_be_null: bool = False) -> Rule:
+    """A finite number within both bounds, `is_above`: above the lower one."""
+    words = f"a number above {low:g}, at most {high:g}" if is_above else f"a number from {low:g} to {high:g}"
+    return Rule(words, lambda value: _is_within(value, low, high, is_above=is_above), may_be_null)
+
+
+def _is_within(value: Any, low: float, high: float, *, is_above: bool) -> bool:
+    is_number = type(value) is int or (type(value) is float and math.isfinite(value))
+    return is_number and low <= value <= high and not (is_above and value == low)
+
+
+def _is_ids(value: Any) -> bool:
+    return _ID.is_met(value) or (isinstance(value, list) and all(map(_ID.is_met, value)))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= 10_000
+
+
+def _is_numbered(value: Any) -> bool:
+    return _is_labels(value) and all(str(key).isdecimal() for key in value)
+
+
+_ID = integer(0, 2_000_000, may_be_null=True)
+_IDS = Rule("a token's id or a list of them", _is_ids, may_be_null=True)
+SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
+SWITCH_OR_NULL = replace(SWITCH, may_be_null=True)
+TEXT = Rule("text", lambda value: isinstance(value, str), may_be_null=True)
+TEXTS = Rule("a list of texts", _is_texts, may_be_null=True)
+OBJECT = Rule("an object", lambda value: isinstance(value, dict), may_be_null=True)
+_SHARE = number(0, 1, is_above=True, may_be_null=True)
+_DROPOUT = Rule("a number from 0 to below 1", lambda v: _is_within(v, 0, 1, is_above=False) and v < 1)
+_UNSET = Rule("left out: no GLM has it", lambda value: value in (False, 0), may_be_null=True)
+_ROPE = "rope_parameters"
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+_ROPE_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        ("rope_type", "type"),
+        Rule(f"one of {', '.join(_ROPE_TYPES)}", lambda value: value in _ROPE_TYPES, may_be_null=True),
+    ),
+    "rope_theta": number(0, 1e12, is_above=True),
+    "partial_rotary_factor": _SHARE,
+    "factor": number(0, 1e6, is_above=True),
+    "original_max_position_embeddings": integer(1, 2**30, may_be_null=True),
+    **dict.fromkeys(
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor",
+         "high_freq_factor"),
+        number(0, 1e6, may_be_null=True),
+    ),
+    "truncate": SWITCH,
+    **dict.fromkeys(
+        ("short_factor", "long_factor"),
+        Rule(
+            "a list of numbers",
+            lambda v: isinstance(v, list) and all(_is_within(n, 0, 1e6, is_above=True) for n in v),
+        ),
+    ),
+}  # fmt: skip
+"""Of the object that says how positions are rotated; it holds nothing else."""
+
+CONFIG_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("num_layers", "num_hidden_layers"), integer(1, 1_000)),
+    "hidden_size": integer(1, 65_536),
+    **dict.fromkeys(
+        ("ffn_hidden_size", "inner_hidden_size", "intermediate_size", "moe_intermediate_size"),
+        integer(1, 262_144),
+    ),
+    **dict.fromkeys(("vocab_size", "padded_vocab_size"), integer(1, 2_000_000)),
+    "num_attention_heads": integer(1, 1_024),
+    "multi_query_group_num": integer(1, 1_024),
+    "num_key_value_heads": integer(1, 1_024, may_be_null=True),
+    "kv_channels": integer(1, 2_048),
+    "head_dim": integer(1, 2_048, may_be_null=True),
+    **dict.fromkeys(("seq_length", "max_sequence_length", "max_position_embeddings"), integer(1, 2**30)),
+    "n_routed_experts": integer(1, 2_048),
+    "num_local_experts": integer(1, 2_048),
+    "num_experts_per_tok": integer(1, 2_048),
+    **dict.fromkeys(("n_group", "topk_group"), integer(1, 2_048)),
+    "n_shared_experts": integer(1, 64),
+    "first_k_dense_replace": integer(0, 1_000),
+    **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), integer(0, 64)),
+    "pre_seq_len": integer(0, 65_536, may_be_null=True),
+    **dict.fromkeys(("layernorm_epsilon", "layer_norm_eps", "rms_norm_eps"), number(0, 1, is_above=True)),
+    "rope_ratio": number(0, 1e6, is_above=True),
+    "rope_theta": number(0, 1e12, is_above=True),
+    "partial_rotary_factor": _SHARE,
+    "routed_scaling_factor": number(0, 1e6, is_above=True),
+    "initializer_range": number(0, 1e3),
+    **dict.fromkeys(("hidden_dropout", "attention_dropout"), _DROPOUT),
+    "quantization_bit": Rule(
+        "8 or 4, as official folders say, or 0",
+        lambda value: type(value) is int and value in (0, 4, 8),
+        may_be_null=True,
+    ),
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "mask_token_id", "gmask_token_id", "sep_token_id"), _ID),
+    "eos_token_id": _IDS,
+    **dict.fromkeys(
+        ("use_cache", "tie_word_embeddings", "add_qkv_bias", "attention_bias", "prefix_projection",
+         "position_encoding_2d", "norm_topk_prob", "use_qk_norm", "output_attentions", "output_hidden_states",
+         "output_router_logits", "apply_query_key_layer_scaling", "attention_softmax_in_fp32",
+         "bias_dropout_fusion", "original_rope"),
+        SWITCH,
+    ),
+    **dict.fromkeys(("return_dict", "use_return_dict"), Rule("true", lambda value: value is True)),
+    **dict.fromkeys(
+        ("model_type", "_name_or_path", "name_or_path", "hidden_act", "transformers_version", "template",
+         "attn_implementation", "_attn_implementation", "rope_scaling_by", "problem_type", "_commit_hash"),
+        TEXT,
+    ),
+    **dict.fromkeys(
+        ("torch_dtype", "dtype"),
+        Rule(
+            "float16, bfloat16 or float32",
+            lambda value: str(value).removeprefix("torch.") in ("float16", "bfloat16", "float32", "float64"),
+            may_be_null=True,
+        ),
+    ),
+    "architectures": TEXTS,
+    "layer_types": Rule(
+        "a list of full_attention alone",
+        lambda value: _is_texts(value) and set(value) <= {"full_attention"},
+        may_be_null=True,
+    ),
+    **dict.fromkeys(("auto_map", "quantization_config", _ROPE, "rope_scaling"), OBJECT),
+    "id2label": Rule("an object of numbered labels", _is_numbered, may_be_null=True),
+    "label2id": Rule("an object of labels", _is_labels, may_be_null=True),
+    "num_labels": integer(0, 10_000, may_be_null=True),
+    **dict.fromkeys(
+        ("text_config", "vision_config", "decoder", "encoder", "is_encoder_decoder", "is_decoder",
+         "add_cross_attention", "per_layer_config", "sliding_window", "attention_chunk_size",
+         "attribute_map", "sub_configs", "base_model_tp_plan", "base_model_pp_plan", "base_model_ep_plan",
+         "base_model_fsdp_plan", "keys_to_ignore_at_inference", "experts_implementation",
+         "_experts_implementation", "chunk_size_feed_forward", "torchscript"),
+        _UNSET,
+    ),
+}  # fmt: skip
+"""Of config.json. A key that is not among them decides nothing here, and is kept as it is."""
+
+GENERATION_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), _ID),
+    "eos_token_id": _IDS,
+    **dict.fromkeys(
+        ("max_length", "max_new_tokens", "min_length", "min_new_tokens"), integer(0, 2**30, may_be_null=True)
+    ),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), integer(1, 1_024, may_be_null=True)),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size"), integer(0, 2_000_000, may_be_null=True)),
+    "temperature": number(0, 1e6, may_be_null=True),
+    **dict.fromkeys(
+        ("top_p", "typical_p", "min_p", "epsilon_cutoff", "eta_cutoff"), number(0, 1, may_be_null=True)
+    ),
+    "repetition_penalty": number(0, 1e6, is_above=True, may_be_null=True),
+    "length_penalty": number(-1e6, 1e6, may_be_null=True),
+    **dict.fromkeys(
+        ("do_sample", "use_cache", "output_attentions", "output_hidden_states", "output_scores",
+         "output_logits", "return_dict_in_generate", "remove_invalid_values", "renormalize_logits",
+         "_from_model_config"),
+        SWITCH_OR_NULL,
+    ),
+    "transformers_version": TEXT,
+}  # fmt: skip
+"""Of generation_config.json."""
 
 
 def check_kind(config: Any, kind: type) -> None:
@@ -19,30 +218,45 @@ def check_kind(config: Any, kind: type) -> None:
         )
 
 
-def check_sizes(config: Any, keys: Iterable[str], *, place: str = "config.json") -> None:
-    """Raise ConfigError for the first of these keys that is no positive integer."""
-    for key in keys:
-        value = getattr(config, key)
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{place}: {key} must be a positive integer, got {value!r}", hint=PUBLISHED)
+def check_content(
+    content: Mapping[str, Any],
+    rules: Mapping[str, Rule] = CONFIG_RULES,
+    *,
+    place: str | Path = "config.json",
+    kind: type = object,
+) -> None:
+    """Raise ConfigError for the first key whose value breaks its rule, or that is a method of its class."""
+    hint = PUBLISHED if rules is not GENERATION_RULES else PUBLISHED.replace("config", "generation_config")
+    for key, value in content.items():
+        rule = rules.get(key)
+        if rule and not rule.allows(value):
+            raise ConfigError(f"{place}: {key} must be {rule.words}, got {shown(value)}", hint=hint)
+        if not rule and (key.startswith("__") or callable(getattr(kind, key, None))):
+            raise ConfigError(f"{place}: {key[:50]} is no key of such a file", hint=hint)
+    for name in (_ROPE, "rope_scaling") if rules is CONFIG_RULES else ():
+        stated = {key: _ROPE_RULES.get(key, _UNSET) for key in content.get(name) or {}}
+        check_content(content.get(name) or {}, stated, place=f"{place}: {name}")
 
 
-def check_numbers(config: Any, numbers: Mapping[str, Callable[[float], bool]]) -> None:
-    """Raise ConfigError for the first of these keys that is no number, or one that its rule refuses."""
-    for key, is_valid in numbers.items():
-        value = getattr(config, key)
-        if type(value) not in (int, float) or not is_valid(value):
-            raise ConfigError(f"config.json: {key} cannot be {value!r}", hint=PUBLISHED)
+_FIELD = re.compile(r"for field '(\w+)'")
 
 
-def check_options(config: Any) -> None:
-    """Raise ConfigError for a quantisation or a prefix that cannot be."""
-    if config.quantization_bit:
-        check_bits(config.quantization_bit, "config.json: quantization_bit")
-    if config.pre_seq_len:
-        check_sizes(config, ("pre_seq_len",))
-    if not isinstance(config.prefix_projection, bool):
-        raise ConfigError(
-            f"config.json: prefix_projection must be true or false, got {config.prefix_projection!r}",
-            hint=PUBLISHED,
-        )
+@contextmanager
+def explain_config(place: str | Path) -> Iterator[None]:
+    """Turn whatever transformers raises over a config into a CheckpointError with file and key."""
+    try:
+        yield
+    except GlmtuneError:
+        raise
+    except StrictDataclassError as error:
+        field = _FIELD.search(str(error))
+        key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""
+        reason = str(error.__cause__ or error).split(". Errors: ")[0]
+        reason = reason.removeprefix(f"Field {field[1]!r} ") if field else reason
+        raise CheckpointError(f"{place}{key}: {reason}", hint=PUBLISHED) from error
+    except (
+        ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError,
+        RuntimeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        problem = f"unknown {error}" if isinstance(error, KeyError) else first_line(error)
+        raise CheckpointError(f"{place}: makes no model: {problem}", hint=PUBLISHED) from error

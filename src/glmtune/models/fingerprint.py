@@ -19,7 +19,8 @@ from torch import Tensor
 from glmtune.family import FAMILIES, identify
 from glmtune.files import read_json
 from glmtune.models.config import ChatGLMConfig
-from glmtune.models.shards import Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.config_checks import explain_config
+from glmtune.models.shards import Stored, open_shard, scan_tensors
 from glmtune.models.upstream import read_upstream_config
 
 MOST_TENSORS = 512
@@ -62,9 +63,10 @@ def fingerprint(folder: Path) -> Fingerprint:
     """The fingerprint of a model's folder. Raises CheckpointError for files that cannot be read."""
     known = identify(folder)
     is_upstream = FAMILIES[known.family].is_in_transformers
-    content = read_json(folder / "config.json")
-    # unlike `read_config`, this needs no chat format to read a config of long contexts
-    config = (read_upstream_config(folder) if is_upstream else ChatGLMConfig.from_dict(content)).to_dict()
+    with explain_config(folder / "config.json"):
+        # unlike `read_config`, this needs no chat format to read a config of long contexts
+        read = read_upstream_config if is_upstream else _read_own_config
+        config = read(folder).to_dict()
     deciding = {key: config[key] for key in DECIDING if config.get(key) is not None}
     stored = scan_tensors(folder)
     if config.get("tie_word_embeddings"):  # a copy, which not every layout stores
@@ -73,14 +75,18 @@ def fingerprint(folder: Path) -> Fingerprint:
     return Fingerprint(known.family, known.revision, plain, _hash(stored))
 
 
+def _read_own_config(folder: Path) -> Any:
+    return ChatGLMConfig.from_dict(read_json(folder / "config.json"))
+
+
 def _hash(stored: Mapping[str, Stored]) -> str:
     names = sorted(name for name in stored if not name.endswith("inv_freq"))
     chosen = names[:: -(-len(names) // MOST_TENSORS)] if names else []
     samples: dict[str, bytes] = {}
     for file in sorted({stored[name].file for name in chosen}):
-        with open_shard(file) as shard, explain_damage(file):
-            for name in (name for name in chosen if stored[name].file == file):
-                samples[name] = _sample(shard.read(stored[name].name))
+        shard = open_shard(file)
+        for name in (name for name in chosen if stored[name].file == file):
+            samples[name] = _sample(shard.read(stored[name].name))
     digest = hashlib.sha256(f"{len(names)}".encode())
     for name in chosen:
         digest.update(f"{name}{list(stored[name].shape)}".encode() + samples[name])

@@ -3,20 +3,18 @@
 Whatever is wrong with a file becomes a CheckpointError that names it.
 """
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from glmtune.errors import CheckpointError, first_line
-from glmtune.files import COPY_AGAIN, read_json, read_start, unreadable
+from glmtune.errors import CheckpointError
+from glmtune.files import COPY_AGAIN, read_json
 from glmtune.models.pickles import read_tensors
+from glmtune.tensor_file import explain_damage, open_safetensors
+from glmtune.values import shown
 
 _LAYOUTS = (
     ("model.safetensors", "model.safetensors.index.json"),
@@ -24,6 +22,7 @@ _LAYOUTS = (
 )
 """A single file and the index of several, in transformers' order: saving one file over shards leaves their
 index behind."""
+_LONGEST_NAME = 255  # bytes, of Linux, Windows and macOS alike
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -35,6 +34,9 @@ _SAFETENSORS_DTYPES = {
     "I32": torch.int32,
     "I8": torch.int8,
 }
+
+
+_TRAINED_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8)
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,10 @@ def scan_tensors(folder: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     listed = _list_shards(folder)
     for file in sorted(set(listed.values())):
-        with open_shard(file) as shard:
-            for name, (shape, dtype) in shard.headers().items():
-                if name in found:
-                    raise CheckpointError(
-                        f"{file}: {name} is also in {found[name].file.name}", hint=COPY_AGAIN
-                    )
-                found[name] = Stored(file, name, shape, dtype)
+        for name, (shape, dtype) in open_shard(file).headers().items():
+            if name in found:
+                raise CheckpointError(f"{file}: {name} is also in {found[name].file.name}", hint=COPY_AGAIN)
+            found[name] = Stored(file, name, shape, dtype)
     for name, file in listed.items():
         if name and name not in found:
             raise CheckpointError(
@@ -98,9 +97,13 @@ def _read_index(file: Path) -> dict[str, Path]:
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file}: no weight_map, an object of tensor name to file", hint=COPY_AGAIN)
-    for shard in sorted({str(name) for name in weight_map.values()}):
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{file}: {shard!r} is not the name of a file beside it", hint=COPY_AGAIN)
+    for name, shard in weight_map.items():
+        if not is_file_name(shard):
+            raise CheckpointError(
+                f"{file}: {name} lies in {shown(shard)}, which is not the name of a file beside it",
+                hint=COPY_AGAIN,
+            )
+    for shard in sorted(set(weight_map.values())):
         if not (file.parent / shard).exists():
             raise CheckpointError(
                 f"{file.parent / shard}: missing, but listed in {file.name}", hint="download this shard"
@@ -108,40 +111,46 @@ def _read_index(file: Path) -> dict[str, Path]:
     return {name: file.parent / shard for name, shard in weight_map.items()}
 
 
-@contextmanager
-def open_shard(file: Path) -> Iterator[Shard]:
+def is_file_name(value: object) -> bool:
+    """Whether this can be the name of a file in the same folder, on any system."""
+    if not isinstance(value, str) or value in ("", ".", "..") or any(c in value for c in "/\\\0"):
+        return False
+    return len(value.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME and value.isprintable()
+
+
+def open_shard(file: Path) -> Shard:
     """Map a file of weights; whatever is wrong with it becomes a CheckpointError that names it."""
-    read_start(file)
-    opened = _SafetensorsShard if file.suffix == ".safetensors" else _PickleShard
-    with explain_damage(file):
-        shard = opened(file)
-    yield shard
+    return _SafetensorsShard(file) if file.suffix == ".safetensors" else _PickleShard(file)
 
 
 def read_stored(at: Stored) -> Tensor:
     """A tensor of a checkpoint, mapped."""
-    with open_shard(at.file) as shard, explain_damage(at.file):
-        return shard.read(at.name)
+    return open_shard(at.file).read(at.name)
 
 
-@contextmanager
-def explain_damage(file: Path) -> Iterator[None]:
-    """Turn what the file libraries raise into a CheckpointError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # how mapping a cut-off file fails
-            raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
-        raise unreadable(file, error) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: truncated or damaged: {first_line(error)}", hint=COPY_AGAIN) from None
+def read_shard(file: Path) -> dict[str, Tensor]:
+    """Every tensor of a file of trained weights, mapped. Raises CheckpointError, as `open_shard`.
+
+    Of a pickle each byte is compared with its checksum: such files are small.
+    """
+    if file.suffix != ".safetensors":
+        tensors = read_tensors(file)
+    else:
+        shard = _SafetensorsShard(file)
+        tensors = {name: shard.read(name) for name in shard.headers()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TRAINED_TYPES:
+            raise CheckpointError(
+                f"{file}: {name} is stored in {str(tensor.dtype).removeprefix('torch.')}", hint=COPY_AGAIN
+            )
+    return tensors
 
 
 class _SafetensorsShard:
     """A mapped safetensors file."""
 
     def __init__(self, file: Path) -> None:
-        self._file: Any = safe_open(file, framework="pt")
+        self._path, self._file = file, open_safetensors(file, "pt")
 
     def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 it is no dict
@@ -151,7 +160,8 @@ class _SafetensorsShard:
         }
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        with explain_damage(self._path):
+            tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
 

@@ -6,39 +6,28 @@ Every file's header is read first, so a missing shard or a git-lfs pointer is na
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json
 from glmtune.models.checkpoint import read_generation_config, resolve_device
-from glmtune.models.config_checks import PUBLISHED, check_sizes
+from glmtune.models.config_checks import PUBLISHED, check_content, explain_config
 from glmtune.models.dtype import choose_dtype
 from glmtune.models.reading import Reading, require_held_types
-from glmtune.models.shards import Shard, Stored, explain_damage, open_shard, scan_tensors
+from glmtune.models.shards import Shard, Stored, open_shard, scan_tensors
 
 _SAME_MODEL = "config.json and weights must be of the same model, and complete"
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-)
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old files hold and the model computes
-_FIELD = re.compile(r"for field '(\w+)'")
 
 
 def load_in_transformers(
@@ -60,11 +49,11 @@ def load_in_transformers(
     stored = scan_tensors(folder)
     check_upstream_stored(folder, outline, stored)
     wanted = reading.dtype = choose_dtype(dtype, stored, place).dtype
-    with _bar_on_a_terminal(), _without_report(), ExitStack() as files:
+    with _bar_on_a_terminal(), _without_report():
         model, found = type(outline).from_pretrained(
             None,
             config=config,
-            state_dict=_lazily(_without_mtp(stored, config), files, reading),
+            state_dict=_lazily(_without_mtp(stored, config), reading),
             generation_config=read_generation_config(folder),
             dtype=wanted,
             device_map=None if place.type == "cpu" else {"": place},
@@ -84,14 +73,13 @@ class _Lazy:
         self._shard, self._held, self._reading = shard, held, reading
 
     def __getitem__(self, _: Any) -> Tensor:
-        with explain_damage(self._held.file):
-            tensor = self._shard.read(self._held.name)
-            self._reading.look(self._held.name, self._held.file, tensor)
+        tensor = self._shard.read(self._held.name)
+        self._reading.look(self._held.name, self._held.file, tensor)
         return tensor
 
 
-def _lazily(stored: Mapping[str, Stored], files: ExitStack, reading: Reading) -> dict[str, _Lazy]:
-    shards = {file: files.enter_context(open_shard(file)) for file in {held.file for held in stored.values()}}
+def _lazily(stored: Mapping[str, Stored], reading: Reading) -> dict[str, _Lazy]:
+    shards = {file: open_shard(file) for file in {held.file for held in stored.values()}}
     return {name: _Lazy(shards[held.file], held, reading) for name, held in stored.items()}
 
 
@@ -116,7 +104,7 @@ def build_upstream_outline(folder: Path) -> Any:
 
 
 def _build_empty(config: Any, folder: Path) -> Any:
-    with _explained(folder / "config.json"), torch.device("meta"):
+    with explain_config(folder / "config.json"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 
 
@@ -195,17 +183,31 @@ def read_upstream_config(folder: Path) -> Any:
 
 def _read_config(folder: Path) -> Any:
     path = folder / "config.json"
-    stated = read_json(path).get("quantization_config")
-    if not isinstance(stated or {}, dict):
-        raise CheckpointError(
-            f"{path}: quantization_config: expected an object, got {stated!r}", hint=PUBLISHED
-        )
-    with _explained(path):
+    content = read_json(path)
+    check_content(content, place=path, kind=PreTrainedConfig)
+    with explain_config(path):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        check_sizes(
-            config, [key for key in _SIZES if getattr(config, key, None) is not None], place=str(path)
-        )
+    _check_multiples(path, config)
     return config
+
+
+def _check_multiples(path: Path, config: Any) -> None:
+    """Raise ConfigError for sizes that contradict one another."""
+    experts, of_each = getattr(config, "n_routed_experts", 1), getattr(config, "num_experts_per_tok", 1)
+    groups, layers = getattr(config, "n_group", 1), config.num_hidden_layers
+    turned = (config.head_dim or 0) * (config.rope_parameters or {}).get("partial_rotary_factor", 1)
+    for problem, is_so in (
+        ("num_attention_heads is no multiple of num_key_value_heads",
+         config.num_attention_heads % (config.num_key_value_heads or 1)),
+        ("head_dim times partial_rotary_factor is no even number", turned % 2),
+        ("num_experts_per_tok is larger than n_routed_experts", of_each > experts),
+        ("n_routed_experts is no multiple of n_group", experts % groups),
+        ("topk_group is larger than n_group", getattr(config, "topk_group", 1) > groups),
+        ("first_k_dense_replace is larger than num_hidden_layers",
+         getattr(config, "first_k_dense_replace", 0) > layers),
+    ):  # fmt: skip
+        if is_so:
+            raise ConfigError(f"{path}: {problem}", hint=PUBLISHED)
 
 
 def refuse_quantised(folder: Path) -> None:
@@ -217,22 +219,6 @@ def refuse_quantised(folder: Path) -> None:
             f"{path}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
             hint="open the original, unquantised folder of this model",
         )
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn whatever transformers raises over a config into a CheckpointError with file and key."""
-    try:
-        yield
-    except StrictDataclassError as error:
-        field = _FIELD.search(str(error))
-        key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""
-        reason = str(error.__cause__ or error).split(". Errors: ")[0]
-        reason = reason.removeprefix(f"Field {field[1]!r} ") if field else reason
-        raise CheckpointError(f"{path}{key}: {reason}", hint=PUBLISHED) from error
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
-        problem = f"unknown {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{path}: makes no model: {problem}", hint=PUBLISHED) from error
 
 
 def _check_found(folder: Path, found: Mapping[str, Any]) -> None:

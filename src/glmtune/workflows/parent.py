@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.files import read_json_if_there
 from glmtune.load import proving
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import (
-    ADAPTER_FILE,
     load_adapter,
     own_method,
     restore_trained,
     stored_tensors,
 )
 from glmtune.methods.freeze import read_unrounded
+from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.methods.peft_settings import read_settings, require_ours
 from glmtune.methods.proof import Check, proof_line
 from glmtune.methods.seal import hash_weights
@@ -74,7 +73,7 @@ def _settle(recipe: Recipe, adapter: Path) -> Method:
 
 def is_pruned(place: Place) -> bool:
     """Whether an AdaLoRA's ranks have settled already, so that they stay."""
-    return bool(place.adapter and read_json_if_there(place.adapter / ADAPTER_FILE).get("rank_pattern"))
+    return bool(place.adapter and read_adapter_config_if_there(place.adapter).get("rank_pattern"))
 
 
 def text_warnings(recipe: Recipe, place: Place) -> Iterator[Note]:

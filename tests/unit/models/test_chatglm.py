@@ -123,12 +123,12 @@ def test_peft_and_generate_find_the_names_they_look_up(model: ChatGLM6BForCondit
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"num_layers": 0}, "num_layers must be a positive integer"),
+        ({"num_layers": 0}, "num_layers must be an integer from 1 to 1,000"),
         ({"inner_hidden_size": "many"}, "inner_hidden_size must be"),
-        ({"layernorm_epsilon": -1}, "layernorm_epsilon cannot be -1"),
+        ({"layernorm_epsilon": -1}, "layernorm_epsilon must be a number above 0"),
         ({"num_attention_heads": 5}, "hidden_size = 64 is not a multiple of 4 times num_attention_heads = 5"),
         ({"num_hidden_layers": 5}, "num_hidden_layers = 5 contradicts num_layers = 3"),
-        ({"quantization_bit": 3}, "quantization_bit = 3"),
+        ({"quantization_bit": 3}, "quantization_bit must be 8 or 4"),
         ({"pre_seq_len": -8}, "pre_seq_len must be"),
         ({"prefix_projection": 1}, "prefix_projection must be"),
     ],

@@ -182,7 +182,6 @@ def test_an_open_rope_ratio_asks_for_the_template_whatever_the_folder_is_called(
         ("apply_residual_connection_post_layernorm", True),
         ("fp32_residual_connection", True),
         ("multi_query_attention", False),
-        ("quantization_bit", 3),
     ],
 )
 def test_a_setting_the_model_cannot_express_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
@@ -204,6 +203,7 @@ def test_a_config_that_names_a_prefix_needs_its_weights(folder: Path) -> None:
         ("multi_query_group_num", 3),
         ("kv_channels", 18),
         ("rope_ratio", None),
+        ("quantization_bit", 3),
     ],
 )
 def test_a_size_that_cannot_be_is_refused_by_name(folder: Path, key: str, value: Any) -> None:

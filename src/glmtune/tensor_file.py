@@ -1,0 +1,38 @@
+"""safetensors files: opened, and whatever is wrong with one said by its name. Loads no torch."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from glmtune.errors import CheckpointError, first_line
+from glmtune.files import COPY_AGAIN, read_start, unreadable
+
+
+def open_safetensors(file: Path, framework: Literal["pt", "numpy"]) -> Any:
+    """A mapped file, as `safe_open` gives it. Raises CheckpointError."""
+    read_start(file)
+    with explain_damage(file):
+        return safe_open(file, framework=framework)
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes by name, from the header alone. Raises CheckpointError."""
+    opened = open_safetensors(file, "numpy")
+    return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 no dict
+
+
+@contextmanager
+def explain_damage(file: Path) -> Iterator[None]:
+    """Turn what the file libraries raise into a CheckpointError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # how mapping a cut-off file fails
+            raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
+        raise unreadable(file, error) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, MemoryError) as error:
+        raise CheckpointError(f"{file}: truncated or damaged: {first_line(error)}", hint=COPY_AGAIN) from None
