@@ -8,6 +8,7 @@ from glmtune.files import read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
 from glmtune.models.shards import has_weights
+from glmtune.paths import read_path
 from glmtune.runs import RECIPE_FILE, follow
 
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
@@ -117,7 +118,7 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
     A folder that is here comes first, then the name of a bundled model, then a hub's. Raises `ConfigError`
     for a `revision` of what is on no hub.
     """
-    folder = Path(path).expanduser()
+    folder = _read_path(path)
     name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
     if name:
         snapshot = fetch(name, revision)
@@ -131,10 +132,17 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
 
 def lasting_name(path: str | Path) -> str:
     """What a path means, said so that it means the same from anywhere."""
-    folder = Path(path).expanduser()
+    folder = _read_path(path)
     if folder.exists():
         return str(folder.resolve())
     return str(path if str(path) in BUNDLED else parse_name(path) or path)
+
+
+def _read_path(path: str | Path) -> Path:
+    try:
+        return read_path(path)
+    except ValueError as err:
+        raise ConfigError(f"no model: {err}", hint="give a folder, or a hub's name: OWNER/NAME") from None
 
 
 def _best_checkpoint(run: Path) -> Path:

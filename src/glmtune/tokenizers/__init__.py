@@ -14,6 +14,7 @@ from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
+from glmtune.tokenizers.growing import GrowingText
 from glmtune.tokenizers.ice import IceTokenizer
 
 TOKENIZERS: Mapping[str, type[GlmTokenizer]] = {
@@ -29,6 +30,7 @@ __all__ = [
     "ChatGLMTokenizer",
     "FastGlmTokenizer",
     "GlmTokenizer",
+    "GrowingText",
     "IceTokenizer",
     "answer_text",
     "check_fits",

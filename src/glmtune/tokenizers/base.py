@@ -15,6 +15,7 @@ from glmtune.family import require_template
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, Segment, find, messages_from_dicts, render
 from glmtune.tokenizers.files import VOCABULARY
+from glmtune.values import text
 
 _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.+?) 的人工智能助手")
 
@@ -53,9 +54,13 @@ class ChatTokenizer:
         return int(self.eos_token_id)
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
-        """The ids of segments: each text on its own, each control token by its id."""
+        """The ids of segments: each text on its own, each control token by its id.
+
+        Raises `DataError` for half a character.
+        """
         ids: list[int] = []
         for segment in segments:
+            text(segment.text, "text")
             ids += [self.control_id(segment.text)] if segment.is_control else self.encode_plain(segment.text)
         return ids
 
