@@ -10,17 +10,20 @@ MAX_PATH_BYTES = 4095
 """Longest path. Source: the same, PATH_MAX without the zero at its end."""
 
 
-def read_path(given: str | PathLike[str]) -> Path:
-    """The path, `~` replaced by the home folder. Raises `ValueError` for one that cannot be anywhere."""
+def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
+    """The path, `~` replaced by the home folder. Raises `ValueError` for one that cannot be anywhere.
+
+    `has_weights`: for a folder of weights, which safetensors opens by names in UTF-8 alone.
+    """
     text = os.fspath(given)
     if "\0" in text:
         raise ValueError("a path with a zero character in it, which no file system can hold")
     try:
         path = Path(text).expanduser()
-        written = os.fsencode(path)
+        written = str(path).encode() if has_weights else os.fsencode(path)
     except UnicodeEncodeError as err:
-        half = ascii(text[err.start])
-        raise ValueError(f"a path with {half}, which names of files here cannot hold") from None
+        what = "a folder of weights" if has_weights else "files here"
+        raise ValueError(f"a path with {text[err.start]!a}, which no name of {what} can have") from None
     except RuntimeError:  # pathlib's own for `~name`
         raise ValueError(f"{path_start(text)}: no user of this name has a home folder") from None
     longest = max(written.split(os.fsencode(os.sep)), key=len)

@@ -26,7 +26,7 @@ def migrate(
     tell. Raises GlmtuneError's children for what cannot be carried over as it is.
     """
     path, target = Path(source).expanduser(), None if output is None else Path(output).expanduser()
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise ConfigError(f"{path}: no such file or folder", hint="give a script, a YAML file or a folder")
     files = _scripts(path)
     if files:

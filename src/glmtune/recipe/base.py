@@ -25,14 +25,13 @@ class Settings(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _readable(cls, value: Any, info: ValidationInfo) -> Any:
-        """Home folders are put in; half a character is refused, but in the name of a file."""
+        """Home folders are put in; half a character is refused, but in the name of a file of rows."""
         if isinstance(value, int):  # as text, it was none before
             _check_size(value, str(info.field_name))
         if isinstance(value, Path):
-            return read_path(value)
+            return read_path(value, has_weights=info.field_name in ("base", "output"))
         if info.field_name == "model":
-            read_path(value)  # it stays text: it may be a name on a hub
-            return value
+            read_path(value, has_weights=True)  # it stays text: it may be a name on a hub
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, str):
                 _check_text(part)
