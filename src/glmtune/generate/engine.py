@@ -81,7 +81,7 @@ class Engine:
         self.max_rows = max_rows
         self.max_prefill_tokens = max_prefill_tokens
         self.context = _context_of(base)
-        """Tokens of the longest text that the model was trained on, None where its config names none."""
+        """Tokens of the longest text that the model was made for, None where its config names none."""
         self.is_length_told = False
         self._kind = _kind_of(self.runner.model)
         self._numbers = count()
@@ -112,13 +112,13 @@ class Engine:
         return number
 
     def tell_length(self, lengths: Sequence[int]) -> None:
-        """Say, once, that texts of so many tokens are longer than those that the model was trained on."""
+        """Say, once, that texts of so many tokens are longer than those that the model was made for."""
         longer = [length for length in lengths if length > (self.context or length)]
         if longer and not self.is_length_told:
             self.is_length_told = True
             what = f"{len(longer):,} of {len(lengths):,} prompts are" if len(lengths) > 1 else "this text is"
             tell(
-                f"warning: {what} longer than the {self.context:,} tokens that the model was trained on "
+                f"warning: {what} longer than the {self.context:,} tokens that the model was made for "
                 f"({max(longer):,} tokens): expect worse answers there"
             )
 
