@@ -12,7 +12,7 @@ SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
     {"extras", "log", "strict", "unsupported"},
-    {"values"},
+    {"paths", "values"},
     {"contents"},
     {"files"},
     {"hub", "processor", "recipe", "runs"},

@@ -8,11 +8,13 @@ import re
 import shutil
 import stat
 from io import BufferedReader
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from glmtune.contents import find_fault
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
+from glmtune.paths import read_path
 from glmtune.strict import HALF_CHARACTER, NotTextError, UnfitJsonError, decode, parse_json
 from glmtune.strict import LFS_POINTER as LFS_POINTER
 
@@ -43,14 +45,12 @@ class OddFileError(OSError):
         self.hint = hint
 
 
-def expand_home(path: str | Path) -> Path:
-    """The path, with a leading ~ written out. Raises `ConfigError` for the home of a user who is not here."""
+def given_path(path: str | PathLike[str]) -> Path:
+    """As `read_path`, but raises `ConfigError`."""
     try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise ConfigError(
-            f"{path}: no such user here", hint=f"write ./{path} for a file of that name"
-        ) from None
+        return read_path(path)
+    except ValueError as err:
+        raise ConfigError(str(err), hint="name another path") from None
 
 
 def is_there(path: Path) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import read_json_if_there
+from glmtune.files import given_path, read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
 from glmtune.methods.peft_rules import read_adapter_config_if_there
@@ -118,7 +118,7 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
     A folder that is here comes first, then the name of a bundled model, then a hub's. Raises `ConfigError`
     for a `revision` of what is on no hub.
     """
-    folder = Path(path).expanduser()
+    folder = given_path(path)
     name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
     if name:
         snapshot = fetch(name, revision)
@@ -132,7 +132,7 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
 
 def lasting_name(path: str | Path) -> str:
     """What a path means, said so that it means the same from anywhere."""
-    folder = Path(path).expanduser()
+    folder = given_path(path)
     if folder.exists():
         return str(folder.resolve())
     return str(path if str(path) in BUNDLED else parse_name(path) or path)

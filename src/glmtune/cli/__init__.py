@@ -12,7 +12,7 @@ import click
 
 from glmtune.cli.chat import chat
 from glmtune.cli.compare import compare
-from glmtune.cli.console import is_main_process, leave_group, program
+from glmtune.cli.console import is_main_process, leave_group, program, settle_streams
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
@@ -60,6 +60,7 @@ for verb in (
 
 def main() -> None:
     """Run the command line; what a user can fix ends in `error:` and `hint:` and exit code 2."""
+    settle_streams()
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries' developers
     try:
         glmtune(standalone_mode=False)

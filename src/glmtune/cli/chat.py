@@ -1,19 +1,21 @@
 """`glmtune chat`."""
 
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import opening_options
+from glmtune.cli.console import PATH, opening_options
 
 if TYPE_CHECKING:
     from glmtune.generate import Chat
 
 
 @click.command(short_help="Talk to a model in the terminal.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option(
     "--rounds", type=click.Choice(["1", "2"]), help="1: single-turn, 2: multi-turn; asked if not given."
 )
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=int, help="Longest answer in tokens; default 512.")
 @click.option("--seed", type=int, help="Makes the answers repeatable.")
 @click.option("--system", help="System message; without it, the one the run was tuned with.")
-@click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @opening_options
@@ -108,6 +110,7 @@ def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:
     if rounds is None:
         question = "您想体验【单轮对话】还是【多轮对话】？ 请输入（1 代表单轮，2 代表多轮）"
         rounds = click.prompt(question, type=click.Choice(["1", "2"]), show_choices=False)
+    _edit_lines()
     while True:
         try:
             text = click.prompt("\n<|Human|>", prompt_suffix=": ", default="", show_default=False).strip()
@@ -125,13 +128,39 @@ def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:
             _answer(conversation, name, text)
 
 
+def _edit_lines() -> None:
+    """Let a terminal's lines be of any length: by itself it keeps 4,095 bytes of one and drops the rest."""
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # Windows has no readline and no such limit
+            import readline  # noqa: F401  # `input` uses it from here on
+
+
 def _answer(conversation: "Chat", name: str, text: str) -> None:
+    from glmtune.errors import DataError
+
     click.echo("> begin generated, wait a moment...")
     start = time.perf_counter()
     click.echo(f"<|{name}|>: ", nl=False)
     try:
+        _check_typed(text)
         for piece in conversation.ask(text):
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
         click.echo(" ...(interrupted, not remembered)", nl=False)
+    except DataError as err:
+        click.echo(f"\nerror: {err}\nhint: {err.hint}")
+        return
     click.echo(f"\n> use time: {time.perf_counter() - start:.3f} s")
+
+
+def _check_typed(text: str) -> None:
+    """Refuse what came in as other bytes than text. Raises `DataError`."""
+    from glmtune.errors import DataError
+
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise DataError(
+            f"character {err.start + 1} of the line, {text[err.start]!a}, is no text in {sys.stdin.encoding}",
+            hint="the conversation goes on: type it again, in a terminal set to UTF-8",
+        ) from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import Lines, plain
+from glmtune.cli.console import PATH, Lines, plain
 
 if TYPE_CHECKING:
     from glmtune.report.compare import Comparison, Lead, RunFigures
@@ -18,16 +18,14 @@ NOTHING = "-"
 
 
 @click.command(short_help="Put training runs side by side.")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
+@click.argument("runs", nargs=-1, required=True, type=PATH, metavar="RUN RUN...")
 @click.option(
     "--at",
     multiple=True,
     type=int,
     help="Compare the loss at this step; else at the last that all have made.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="New folder of the results; else runs/compare, -2, ..."
-)
+@click.option("--output", type=PATH, help="New folder of the results; else runs/compare, -2, ...")
 def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) -> None:
     """Put two or more runs side by side: speed, memory, losses, scores, answers; no model is loaded.
 

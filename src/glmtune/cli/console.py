@@ -1,13 +1,18 @@
 """Lines and progress bars: the bar only on a terminal, lines the same everywhere."""
 
+import codecs
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import click
+
+from glmtune.paths import read_path
 
 
 def is_main_process() -> bool:
@@ -20,6 +25,36 @@ def leave_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def settle_streams() -> None:
+    """Let no character break a line: one that the console cannot show is spelled, like `\\u4f60`.
+
+    What is typed and is no text comes in as half characters, which those who read it refuse. Where Python
+    knows of no characters but ASCII, as under LANG=C, typed text is UTF-8, as click has it of printed text.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, TextIOWrapper):
+        is_ascii = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if is_ascii else sys.stdin.encoding, errors="surrogateescape")
+
+
+class PathType(click.ParamType[Path]):
+    """A path that can be one, its home folder put in."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """As click has it: misuse is told with the name of the argument."""
+        try:
+            return read_path(value)
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
+
+
+PATH = PathType()
 
 
 class Lines:

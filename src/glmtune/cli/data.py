@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glmtune.cli.console import PATH
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,8 +36,8 @@ def data() -> None:
 
 
 @data.command(short_help="Write rows in another format.")
-@click.argument("source", type=click.Path(path_type=Path), metavar="IN")
-@click.argument("target", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("source", type=PATH, metavar="IN")
+@click.argument("target", type=PATH, metavar="OUT")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--to", required=True, metavar="FORMAT", help="alpaca, prompt_response, messages, sharegpt, ..."
@@ -60,11 +62,9 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
 
 
 @data.command(short_help="Count what a file of rows holds.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="Also count tokens, with this model's tokenizer."
-)
+@click.option("--model", type=PATH, help="Also count tokens, with this model's tokenizer.")
 def stats(file: Path, words: tuple[str, ...], model: Path | None) -> None:
     """Count the rows of FILE: format, turns, systems and tools, empty questions, lengths, duplicates.
 

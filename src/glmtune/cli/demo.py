@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import Lines, plain, program
+from glmtune.cli.console import PATH, Lines, plain, program
 
 if TYPE_CHECKING:
     from glmtune.workflows.demo import DemoResult
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 @click.command(short_help="See a small model being tuned: no data, no GPU, no download needed.")
 @click.option("--name", default="小橙", show_default=True, help="The name that the model learns to have.")
 @click.option("--author", default="橙子工作室", show_default=True, help="Who it learns to have been made by.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="New folder of the results; else runs/demo, -2, ..."
-)
+@click.option("--output", type=PATH, help="New folder of the results; else runs/demo, -2, ...")
 def demo(name: str, author: str, output: Path | None) -> None:
     """Tune the bundled glm-tiny on the example rows, and ask it the same before and after.
 

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import Lines, counted
+from glmtune.cli.console import PATH, Lines, counted
 
 if TYPE_CHECKING:
     from glmtune.workflows.events import Event
 
 
 @click.command(short_help="Answer and score the rows of a file.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--data", "data", type=click.Path(path_type=Path), help="Rows to answer; without it, the held-out rows."
-)
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of the results.")
-@click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.option("--data", "data", type=PATH, help="Rows to answer; without it, the held-out rows.")
+@click.option("--output", type=PATH, help="Folder of the results.")
+@click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 def evaluate(
     path: Path,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import Lines
+from glmtune.cli.console import PATH, Lines
 
 if TYPE_CHECKING:
     from glmtune.workflows.events import Event
@@ -15,16 +15,14 @@ KINDS = ("merged", "hf", "official-ptuning", "lora-from-adalora", "int8", "int4"
 
 
 @click.command(short_help="Write a tuned model as other programs take it.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option("--to", required=True, metavar="KIND", help=f"One of {', '.join(KINDS)}.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--base", type=click.Path(path_type=Path), help="Un-quantised base model, if it has moved.")
+@click.option("--output", required=True, type=PATH, help="A new folder.")
+@click.option("--base", type=PATH, help="Un-quantised base model, if it has moved.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @click.option("--dtype", help="bf16, fp16 or fp32; without it, what the base's files have.")
 @click.option("--max-shard-size", default="2GB", show_default=True, help="Largest file of weights.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="int8, int4: rows to measure the loss of quality on."
-)
+@click.option("--data", type=PATH, help="int8, int4: rows to measure the loss of quality on.")
 @click.option(
     "--max-rows", type=int, default=200, show_default=True, help="int8, int4: so many rows at most."
 )

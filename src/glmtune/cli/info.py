@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import Lines
+from glmtune.cli.console import PATH, Lines
 
 if TYPE_CHECKING:
     from glmtune.info import AdapterFacts, Info
@@ -19,11 +19,11 @@ ROW_WIDTH = 20
 
 
 @click.command(short_help="Say what a model, run or adapter is.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--recipe", type=click.Path(path_type=Path), help="Show what this recipe's method trains.")
+@click.option("--recipe", type=PATH, help="Show what this recipe's method trains.")
 @click.option("--names", is_flag=True, help="List every parameter by its full name.")
-@click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from glmtune.cli.console import PATH
+
 if TYPE_CHECKING:
     from glmtune.migration import Migration
 
 
 @click.command(short_help="Bring old scripts, adapters and checkpoints here.")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="New folder; for one recipe also a new .yaml file."
-)
+@click.argument("source", type=PATH)
+@click.option("--output", type=PATH, help="New folder; for one recipe also a new .yaml file.")
 @click.option(
     "--base", help="The model that the weights go on, or that a recipe trains: folder or hub's name."
 )

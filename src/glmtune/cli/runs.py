@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import Lines
+from glmtune.cli.console import PATH, Lines
 
 if TYPE_CHECKING:
     from glmtune.report.listing import Entry
@@ -18,7 +18,7 @@ SHOWN_SCORES = ("rouge-l", "bleu-4")
 
 
 @click.command(short_help="List runs: base, method, losses, scores, size, state.")
-@click.argument("folder", type=click.Path(path_type=Path), default="runs")
+@click.argument("folder", type=PATH, default="runs")
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON array.")
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER and below, the newest first; without it, those in runs.

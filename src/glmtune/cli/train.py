@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import Lines, indent, leave_group, program
+from glmtune.cli.console import PATH, Lines, indent, leave_group, program
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
@@ -60,7 +59,7 @@ def _recipe(words: tuple[str, ...]) -> "Recipe":
 
     if not words or "=" in words[0]:
         return training_recipe({}, words)
-    source = Path(words[0])
+    source = PATH.convert(words[0], None, None)
     if not source.is_dir():
         return training_recipe(source, words[1:])
     if not (source / "recipe.yaml").exists():

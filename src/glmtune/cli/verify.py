@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import Lines, opening_options
+from glmtune.cli.console import PATH, Lines, opening_options
 
 NAME_WIDTH = 10
 UNRECORDED = "nothing of it was recorded when this was saved (PEFT, an official script or an earlier version)"
@@ -15,8 +15,8 @@ NO_EFFECT = (
 
 
 @click.command(short_help="Prove that an adapter or run is what was trained.")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="Base model of an adapter, if it has moved.")
+@click.argument("path", type=PATH)
+@click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @opening_options
 def verify(

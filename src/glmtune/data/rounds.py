@@ -14,7 +14,9 @@ Messages = tuple[Message, ...]
 
 HISTORY_HINT = "a history is a list of earlier rounds, each a list of a question and its answer"
 JSON_HINT = 'in a cell a history is JSON, with double quotes: [["...", "..."]]'
-SPEAKER = re.compile(r"^\s*(?:(human|user|用户)|assistant|bot|助手)\s*[:：]", re.IGNORECASE | re.MULTILINE)
+SPEAKER = re.compile(
+    r"^[^\S\n]*(?:(human|user|用户)|assistant|bot|助手)\s*[:：]", re.IGNORECASE | re.MULTILINE
+)
 """Who speaks in a dialogue written as text: a person, or the assistant.
 
 Source: https://huggingface.co/datasets/BelleGroup/multiturn_chat_0.8M."""
@@ -94,7 +96,7 @@ def _bad_history(name: str, value: Any, *, form: str, hint: str) -> DataError:
 def _asked(question: str, name: str, settings: Data) -> Messages:
     """The question; of one that is a dialogue written as text its turns, if the settings say so."""
     speakers = list(SPEAKER.finditer(question))
-    is_transcript = speakers and speakers[0].start() == 0 and speakers[0][1]
+    is_transcript = speakers and not question[: speakers[0].start()].strip() and speakers[0][1]
     if settings.transcripts == "text" or not is_transcript or all(found[1] for found in speakers):
         return (Message("user", question),)
     if settings.transcripts is None:

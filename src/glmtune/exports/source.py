@@ -10,7 +10,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
 from glmtune.family import FAMILIES, Family, Identity, identify
-from glmtune.files import expand_home, read_json
+from glmtune.files import given_path, read_json
 from glmtune.load import open_place
 from glmtune.log import quiet
 from glmtune.methods.adapter import own_method, read_card, stored_tensors
@@ -105,7 +105,7 @@ def find_source(
 
     And `ConfigError` for a quantised base that weights shall be merged into (`is_merging`).
     """
-    whole = _find_whole(expand_home(path))
+    whole = _find_whole(given_path(path))
     place = resolve(path, base=None if whole else base)
     card = place.card
     folder = place.base

@@ -7,7 +7,7 @@ from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.sampling import Sampling
 from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
 from glmtune.templates import visible_text
-from glmtune.tokenizers import answer_text, encode_messages
+from glmtune.tokenizers import GrowingText, answer_text, encode_messages
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -50,6 +50,7 @@ class Chat:
     def clear(self) -> None:
         """Forget the conversation, and give up an answer that is under way; the system message stays."""
         self._give_up()
+        self._engine.is_length_told = False
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, text: str) -> Iterator[str]:
@@ -101,14 +102,13 @@ def _stream(
 ) -> Generator[tuple[str, str], None, None]:
     """What the model has written so far, and what of it is new to show."""
     stop_ids = frozenset(tokenizer.stop_ids)
-    ids: list[int] = []
+    answer = GrowingText(tokenizer)
     written, shown = "", ""
     for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids, engine=engine):
         token = pairs[0][1]
         if token in stop_ids:
             break
-        ids.append(token)
-        written = answer_text(tokenizer, ids)
+        written = answer.add(token).lstrip()
         settled = settled_answer(tokenizer.template, written)
         is_whole = not settled.endswith("\ufffd")  # else half a character: wait for the rest of its bytes
         if is_whole and len(settled) > len(shown):

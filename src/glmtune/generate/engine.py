@@ -22,7 +22,9 @@ from glmtune.generate.reuse import Reuse, count_shared, mark_model
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import Prompt, build_runner
 from glmtune.generate.sampling import NOTHING, Draw, Sampling, draw_tokens
+from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.models.wrapped import causal_of
 
 MAX_ROWS = 64
 """Rows that are answered at once unless more are asked for."""
@@ -78,6 +80,9 @@ class Engine:
         self.reuse = Reuse(reused_tokens)
         self.max_rows = max_rows
         self.max_prefill_tokens = max_prefill_tokens
+        self.context = _context_of(base)
+        """Tokens of the longest text that the model was made for, None where its config names none."""
+        self.is_length_told = False
         self._kind = _kind_of(self.runner.model)
         self._numbers = count()
         self._waiting: deque[Answer] = deque()
@@ -99,11 +104,23 @@ class Engine:
         self._check_model()
         self._check_adapter(request.adapter)
         request = check_request(request, self._vocabulary)
+        self.tell_length([len(request.prompt)])
         self.runner.count_positions(request.prompt)
         draw = Draw(request.sampling, request.prompt, device=self.runner.device)
         number = next(self._numbers)
         self._waiting.append(Answer(number, request, draw))
         return number
+
+    def tell_length(self, lengths: Sequence[int]) -> None:
+        """Say, once, that texts of so many tokens are longer than those that the model was made for."""
+        longer = [length for length in lengths if length > (self.context or length)]
+        if longer and not self.is_length_told:
+            self.is_length_told = True
+            what = f"{len(longer):,} of {len(lengths):,} prompts are" if len(lengths) > 1 else "this text is"
+            tell(
+                f"warning: {what} longer than the {self.context:,} tokens that the model was made for "
+                f"({max(longer):,} tokens): expect worse answers there"
+            )
 
     @torch.inference_mode()
     def cancel(self, number: int) -> None:
@@ -250,6 +267,7 @@ class Engine:
             if token != NOTHING:
                 answer.ids.append(token)
                 self._drawn.append(Token(answer.number, token, answer.is_ended))
+                self.tell_length([len(answer.request.prompt) + len(answer.ids)])
         if spoiled:
             self._give_up(spoiled)
 
@@ -333,6 +351,11 @@ def _refuse_prompt_learning(model: Any) -> None:
         )
 
 
+def _context_of(model: Any) -> int | None:
+    length = getattr(causal_of(model).config, "max_position_embeddings", None)  # our own configs' too
+    return length if isinstance(length, int) else None
+
+
 def _kind_of(model: Any) -> tuple[torch.dtype, torch.device]:
     weight = model.get_input_embeddings().weight
     return weight.dtype, weight.device
@@ -367,6 +390,7 @@ def decode(
         if was_training:
             model.eval()
         engine = engine or _build_engine(model, prompts, max_rows)
+        engine.tell_length([len(prompt) for prompt in prompts])
         for row, prompt in enumerate(prompts):
             rows[engine.submit(Request(prompt, sampling, stop_ids))] = row
         while not engine.is_idle:

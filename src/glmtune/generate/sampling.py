@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.recipe.base import MAX_COUNT, MAX_RATE
 
 NOTHING = -1
 """Drawn where the scores are not finite: no token follows from them."""
@@ -46,7 +47,9 @@ class Sampling:
         for name, (kind, is_allowed, allowed) in _ALLOWED.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or not is_allowed(value):
-                raise ConfigError(f"{name}: must be {allowed}, got {value!r}", hint="see Sampling")
+                raise ConfigError(f"{name}: must be {allowed}, got {_shown(value)}", hint="see Sampling")
+            if kind is Real:  # a fraction is one too, but divides no tensor
+                object.__setattr__(self, name, float(value))
 
     @property
     def is_greedy(self) -> bool:
@@ -55,14 +58,28 @@ class Sampling:
 
 
 _ALLOWED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-    "max_new_tokens": (Integral, lambda n: n >= 1, "a whole number from 1 on"),
-    "temperature": (Real, lambda t: t == 0 or LEAST_TEMPERATURE <= t < inf, "0, or a number from 1e-6 on"),
+    "max_new_tokens": (Integral, lambda n: 1 <= n <= MAX_COUNT, f"a whole number from 1 to {MAX_COUNT:,}"),
+    "temperature": (
+        Real,
+        lambda t: t == 0 or LEAST_TEMPERATURE <= t <= MAX_RATE,
+        f"0, or a number from 1e-6 to {MAX_RATE:g}",
+    ),
     "top_p": (Real, lambda p: 0 <= p <= 1, "between 0 and 1"),
-    "top_k": (Integral, lambda k: k >= 0, "a whole number from 0 on"),
-    "repetition_penalty": (Real, lambda r: 0 < r < inf, "a number above 0"),
-    "seed": (Integral | None, lambda s: s is None or -(2**63) <= s < 2**64, "a whole number of 64 bits"),
+    "top_k": (Integral, lambda k: 0 <= k <= MAX_COUNT, f"a whole number from 0 to {MAX_COUNT:,}"),
+    "repetition_penalty": (Real, lambda r: 0 < r <= MAX_RATE, f"a number above 0, at most {MAX_RATE:g}"),
+    "seed": (
+        Integral | None,
+        lambda s: s is None or -(2**63) <= s < 2**64,
+        "a whole number from -2^63 to 2^64 - 1",
+    ),
 }
 """Type and range of each number, and how it is said."""
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; Python prints no number of more than 4,300 digits."""
+    is_huge = isinstance(value, int) and value.bit_length() > 128
+    return f"one of {value.bit_length():,} bits" if is_huge else f"{value!r:.80}"
 
 
 class Draw:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import expand_home, is_there
+from glmtune.files import given_path, is_there
 from glmtune.migration.configs import is_config
 from glmtune.migration.recipes import YAML, migrate_files
 from glmtune.migration.report import Migration
@@ -26,7 +26,7 @@ def migrate(
     one adapter folder; `base` is the model it goes on, `template` its chat format where its folder does not
     tell. Raises GlmtuneError's children for what cannot be carried over as it is.
     """
-    path, target = expand_home(source), None if output is None else expand_home(output)
+    path, target = given_path(source), None if output is None else given_path(output)
     if not is_there(path):
         raise ConfigError(f"{path}: no such file or folder", hint="give a script, a YAML file or a folder")
     files = _scripts(path)

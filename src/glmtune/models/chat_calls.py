@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from glmtune.errors import DataError
 from glmtune.models.positions import positions_of
-from glmtune.tokenizers import GlmTokenizer, encode_messages
+from glmtune.tokenizers import GlmTokenizer, GrowingText, encode_messages
 
 _HALF_CHARACTER = "�"
 _TOP_K = 50
@@ -34,6 +35,7 @@ _TOP_K = 50
 _FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 _UNSETTLED = re.compile(r"(?:[,!:;?]|\[(?:\[(?:训(?:练(?:时(?:间\]?)?)?)?)?)?)\Z")
 """An end of a text that is tidied otherwise when more follows: punctuation, a begun [[训练时间]]."""
+_LONGEST_UNSETTLED = len("[[训练时间]")
 _HALF_WIDTH = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 
 
@@ -85,6 +87,8 @@ class OfficialChat:
         """
         style = _STYLES[_template(tokenizer)]
         prompt = encode_messages(tokenizer, style.messages(query, history, role))
+        if kwargs.get("max_new_tokens") is None:
+            _check_room((max_length or style.max_length) - len(prompt), len(prompt))
         input_ids = torch.tensor([prompt], device=self.device)
         sampling = style.sampling(top_p, temperature) if do_sample else {}
         settings = {
@@ -98,7 +102,9 @@ class OfficialChat:
             **kwargs,
         }
         output = self.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **settings)
-        return style.result(tokenizer, output[0, len(prompt) :].tolist(), query, history, role)
+        answer = output[0, len(prompt) :].tolist()
+        text = tokenizer.decode(answer[:-1] if style.ends_with_stop else answer)
+        return style.result(text, query, history, role)
 
     @torch.inference_mode()
     def stream_chat(
@@ -131,16 +137,18 @@ class OfficialChat:
         processors = _processors(sampling, _with_finite_scores(logits_processor, self.fallback_id), kwargs)
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         stop_ids = _as_set(kwargs.pop("eos_token_id", None) or tokenizer.stop_ids)
-        room = (max_length or style.max_length) - len(prompt) - self.count_cached(cache)
-        steps = kwargs.pop("max_new_tokens", None) or room
+        length = len(prompt) + self.count_cached(cache)
+        steps = kwargs.pop("max_new_tokens", None) or (max_length or style.max_length) - length
+        _check_room(steps, length)
         if kwargs:
             raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
-        answer: list[int] = []
+        answer = GrowingText(tokenizer)
         for token in _tokens(self, prompt, cache, processors, do_sample, stop_ids, steps):
-            answer.append(token)
-            if not style.is_whole(tokenizer, answer):
+            before, now = answer.text, answer.add(token)
+            text = before if style.ends_with_stop else now
+            if not text or text.endswith(_HALF_CHARACTER):
                 continue
-            found = style.result(tokenizer, answer, query, history, role)
+            found = style.result(text, query, history, role)
             yield (*found, cache) if return_past_key_values else found
 
     def process_response(self, output: str, history: Sequence[Mapping[str, Any]] | None = None) -> Any:
@@ -213,7 +221,10 @@ def shown_answer(template: str, text: str) -> str:
 
 def settled_answer(template: str, text: str) -> str:
     """What `shown_answer` will begin with, however the text goes on."""
-    return shown_answer(template, _UNSETTLED.sub("", text) if template in _STYLES else text)
+    if template not in _STYLES:
+        return text
+    tail = text[-_LONGEST_UNSETTLED:]
+    return shown_answer(template, text[: len(text) - len(tail)] + _UNSETTLED.sub("", tail))
 
 
 def kept_answer(template: str, text: str) -> str:
@@ -233,6 +244,8 @@ class _Style:
     max_length: int = 8192
     top_p: float = 0.8
     temperature: float = 0.8
+    ends_with_stop: ClassVar[bool] = False
+    """Whether the last id of an answer is no part of its text."""
 
     def sampling(self, top_p: float | None, temperature: float | None) -> dict[str, float]:
         """The given settings, or else the family's."""
@@ -262,19 +275,10 @@ class _RoundsStyle(_Style):
         number = len(history or ()) + 1
         return tokenizer.encode_plain(f"\n\n[Round {number}]\n\n问：{query}\n\n答：")[1:]
 
-    def is_whole(self, tokenizer: GlmTokenizer, answer: list[int]) -> bool:
-        text = tokenizer.decode(answer)
-        return bool(text) and not text.endswith(_HALF_CHARACTER)
-
     def result(
-        self,
-        tokenizer: GlmTokenizer,
-        answer: list[int],
-        query: str,
-        history: Sequence[Any] | None,
-        _role: str,
+        self, text: str, query: str, history: Sequence[Any] | None, _role: str
     ) -> tuple[str, list[Any]]:
-        response = self.tidy(tokenizer.decode(answer))
+        response = self.tidy(text)
         return response, [*(history or ()), (query, response)]
 
 
@@ -292,6 +296,7 @@ class _FirstStyle(_RoundsStyle):
 class _TurnsStyle(_Style):
     """ChatGLM3 and GLM-4: history is message dicts; the last id, a stop token, is not part of the answer."""
 
+    ends_with_stop = True
     tidy = staticmethod(_with_year)
 
     def messages(self, query: str, history: Sequence[Any] | None, role: str) -> list[dict[str, Any]]:
@@ -304,14 +309,10 @@ class _TurnsStyle(_Style):
         ids = encode_messages(tokenizer, [{"role": role, "content": query}])
         return ids[len(tokenizer.get_prefix_tokens()) :]
 
-    def is_whole(self, tokenizer: GlmTokenizer, answer: list[int]) -> bool:
-        text = tokenizer.decode(answer[:-1])
-        return bool(text) and not text.endswith(_HALF_CHARACTER)
-
     def result(
-        self, tokenizer: GlmTokenizer, answer: list[int], query: str, history: Sequence[Any] | None, role: str
+        self, text: str, query: str, history: Sequence[Any] | None, role: str
     ) -> tuple[Any, list[Any]]:
-        return process_turns(tokenizer.decode(answer[:-1]), self.messages(query, history, role))
+        return process_turns(text, self.messages(query, history, role))
 
 
 _STYLES: Mapping[str, _RoundsStyle | _TurnsStyle] = {
@@ -341,6 +342,14 @@ def _processors(
     processors += [TopKLogitsWarper(top_k)] if top_k else []
     processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     return LogitsProcessorList(processors)
+
+
+def _check_room(room: int, length: int) -> None:
+    if room < 1:
+        raise DataError(
+            f"query: {length:,} tokens with its history, which leaves no room for an answer",
+            hint="give a shorter history, a larger max_length, or max_new_tokens",
+        )
 
 
 def _as_set(ids: int | Sequence[int]) -> frozenset[int]:

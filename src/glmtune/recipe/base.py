@@ -3,29 +3,63 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
-from glmtune.files import expand_home
+from glmtune.paths import read_path
+
+MAX_COUNT = 10**15
+"""Largest whole number of a setting, seeds apart: what is counted with it still fits into 64 bits."""
+MAX_SEED = 2**63 - 1
+"""Largest seed that torch takes, with room for the number of a process."""
+MAX_SIZE = 2**16
+"""Most rows that are answered at once, and the largest rank and prefix: what is made has this size."""
+MAX_RATE = 1e30
+"""Up to here AdamW can calculate, and the guard stops a run; from some 1e37 on its step is no fp32 number."""
 
 
 class Settings(BaseModel):
     """Base: read-only, refuses what it does not know, carries its documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
-    def _expand_home(cls, value: Any) -> Any:
-        return expand_home(value) if isinstance(value, Path) else value
+    def _readable(cls, value: Any, info: ValidationInfo) -> Any:
+        """Home folders are put in; half a character is refused, but in the name of a file of rows."""
+        if isinstance(value, int):  # as text, it was none before
+            _check_size(value, str(info.field_name))
+        if isinstance(value, Path):
+            return read_path(value, has_weights=info.field_name in ("base", "output"))
+        if info.field_name == "model":
+            read_path(value, has_weights=True)  # it stays text: it may be a name on a hub
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str):
+                _check_text(part)
+        return value
 
     @model_validator(mode="before")
     @classmethod
-    def _no_bool_as_number(cls, values: Any) -> Any:
-        """YAML's `yes` and `True` would pass for the number 1."""
+    def _numbers(cls, values: Any) -> Any:
+        """YAML's `yes` and `True` would pass for the number 1; one too large to print goes no further."""
         for key, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and key in cls.model_fields:
                 kind = cls.model_fields[key].annotation
                 kinds = get_args(kind) or (kind,)
                 if bool not in kinds and (int in kinds or float in kinds):
                     raise ValueError(f"{key} must be a number, got {value}")
+            if isinstance(value, int):
+                _check_size(value, str(key), f"{key} ")
         return values
+
+
+def _check_size(value: int, name: str, subject: str = "") -> None:
+    limit = MAX_SEED if name.endswith("seed") else MAX_COUNT
+    if abs(value) > limit:
+        raise ValueError(f"{subject}must be at most {limit:,}, got a number of {value.bit_length():,} bits")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise ValueError(f"half a character, {text[err.start]!a}, at character {err.start + 1}") from None

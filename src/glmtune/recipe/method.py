@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, Settings
 
 
 class MethodSettings(Settings):
@@ -52,7 +52,7 @@ class Freeze(MethodSettings):
 class LowRank(MethodSettings):
     """What the adapters of low rank share."""
 
-    alpha: float = Field(32, gt=0)
+    alpha: float = Field(32, gt=0, le=MAX_RATE)
     """Scale: the update is multiplied by alpha / rank."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
@@ -71,7 +71,7 @@ class Lora(LowRank):
         "liucongg/ChatGLM-Finetuning; ChatGLM3's lora.yaml has 5e-5, the ADGEN run 5e-4"
     )
     name: Literal["lora"] = "lora"
-    r: int = Field(8, ge=1)
+    r: int = Field(8, ge=1, le=MAX_SIZE)
     """Rank of the two matrices added to each target."""
     use_rslora: bool = False
     """Multiply the update by alpha / sqrt(r) instead, for high ranks (Kalajdzievski 2023,
@@ -93,9 +93,9 @@ class AdaLora(LowRank):
     go to 1e-3 and beyond. Source: https://github.com/QingruZhang/AdaLoRA, NLG_QA/scripts/run_bart_xsum.sh."""
     lr_source: ClassVar[str] = "QingruZhang/AdaLoRA, run_bart_xsum.sh"
     name: Literal["adalora"] = "adalora"
-    init_r: int = Field(12, ge=2)
+    init_r: int = Field(12, ge=2, le=MAX_SIZE)
     """Rank of every target at the start."""
-    target_r: int = Field(8, ge=1)
+    target_r: int = Field(8, ge=1, le=MAX_SIZE)
     """Mean rank of the targets at the end."""
     warmup_steps: int | None = Field(None, ge=0)
     """Steps before the first pruning; empty: a tenth of the run, as PEFT's documentation has it."""
@@ -105,7 +105,7 @@ class AdaLora(LowRank):
     prune_every: int | None = Field(None, ge=1)
     """Steps between two prunings; what is pruned may come back until the ranks settle. Empty: a hundredth
     of the run."""
-    orthogonality: float = Field(0.5, ge=0)
+    orthogonality: float = Field(0.5, ge=0, le=MAX_RATE)
     """Weight in the loss of the penalty that keeps the vectors of a target orthogonal (0.5: PEFT's default;
     the loss that is logged is without it)."""
 
@@ -126,7 +126,7 @@ class Ptuning(MethodSettings):
     Source: https://github.com/THUDM/ChatGLM2-6B/blob/main/ptuning/train.sh."""
     lr_source: ClassVar[str] = "ChatGLM-6B's and ChatGLM2-6B's ptuning/train.sh; train_chat.sh has 1e-2"
     name: Literal["ptuning"] = "ptuning"
-    num_prefix_tokens: int = Field(128, ge=1)
+    num_prefix_tokens: int = Field(128, ge=1, le=MAX_SIZE)
     """Length of the prefix (the official scripts' pre_seq_len)."""
     projection: bool = False
     """Make the prefix by a two-layer network from embeddings (the official prefix_projection)."""

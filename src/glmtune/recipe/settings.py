@@ -8,14 +8,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, Settings
 from glmtune.recipe.method import Lora, Method
 
 DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 512
-MAX_RATE = 1e30
-"""Up to here AdamW can calculate, and the guard stops a run; from some 1e37 on its step is no fp32 number."""
 
 TemplateName = Literal[
     "chatglm", "chatglm2", "chatglm3", "glm4", "glm4_base", "glm4_0414", "glmz1", "glm45", "glm45_nothink"
@@ -100,7 +98,7 @@ class Train(Settings):
 
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; empty: from `epochs`."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     """Passes over the training rows; empty: 1, unless `steps` is set."""
     batch_size: int = Field(16, ge=1)
     """Rows per optimizer step, over all processes: more cards make a step faster, not bigger."""
@@ -114,16 +112,16 @@ class Train(Settings):
     """Shape of the learning rate after the warm-up; `linear` and `cosine` end at 0."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from 0 to its peak."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=MAX_RATE)
     """AdamW's decoupled weight decay."""
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of AdamW's running mean."""
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     """Decay of AdamW's running square."""
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_epsilon: float = Field(1e-8, gt=0, le=MAX_RATE)
     """AdamW's denominator floor. 1e-8 is 0 in fp16, hence the 1e-4 of half-precision recipes; here it is
     never fp16: trained weights and AdamW's means are fp32."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, le=MAX_RATE)
     """Clip the global gradient norm to this; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass; auto: the frozen weights' type. Trainable weights are fp32 always. bf16
@@ -164,7 +162,7 @@ class Samples(Settings):
 class Evaluation(Settings):
     """How `glmtune evaluate` answers the test rows: greedily, in batches."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=MAX_SIZE)
     """Rows answered at once."""
     max_new_tokens: int | None = Field(None, ge=1)
     """Longest answer in tokens; empty: `data.max_target_tokens`, else 512."""

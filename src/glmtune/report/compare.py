@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.files import expand_home
+from glmtune.files import given_path
 from glmtune.report.curves import Curve
 from glmtune.report.fonts import find_families
 from glmtune.report.plots import Curves, plot_comparison
@@ -99,7 +99,7 @@ def compare(
     comparison = _compare(read, names, tuple(at) or _largest_shared([run.training for run in read]))
     if output is None:
         return comparison
-    folder = expand_home(output)
+    folder = given_path(output)
     require_new(folder, hint="name another: --output FOLDER")
     make_folder(folder)
     labels = [f"{name} ({run.recipe.method.name})" for name, run in zip(names, read, strict=True)]

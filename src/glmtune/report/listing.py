@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glmtune.errors import ConfigError, GlmtuneError
-from glmtune.files import expand_home
+from glmtune.files import given_path
 from glmtune.report.run import Scores, describe_method, read_run, read_scores
 from glmtune.runs import METRICS_FILE, RECIPE_FILE, follow
 
@@ -36,7 +36,7 @@ class Entry:
 
 def list_runs(folder: str | Path = "runs") -> list[Entry]:
     """Every run in a folder and below it, the newest first. Raises `ConfigError` for no folder."""
-    place = expand_home(folder)
+    place = given_path(folder)
     if not place.is_dir():
         raise ConfigError(f"{place}: no such folder", hint="give the folder that runs lie in: runs")
     entries = [_entry(file.parent) for file in _recipes(place)]

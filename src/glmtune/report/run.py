@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.files import expand_home, read_json, read_json_if_there
+from glmtune.files import given_path, read_json, read_json_if_there
 from glmtune.recipe import Method, Recipe, load_recipe
 from glmtune.report.curves import Curve, finite, read_curve, read_seconds
 from glmtune.runs import (
@@ -129,7 +129,7 @@ class Run:
 
 def read_run(path: str | Path) -> Run:
     """Read a run's files. Raises `ConfigError` for a folder that is no run, `CheckpointError` if broken."""
-    folder = expand_home(path)
+    folder = given_path(path)
     if not (folder / RECIPE_FILE).is_file():
         raise ConfigError(f"{folder}: {_what_it_is(folder)}", hint="give the folders of runs: runs/...")
     try:

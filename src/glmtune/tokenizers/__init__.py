@@ -8,12 +8,14 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.family import FAMILIES, Identity, identify, require_template
+from glmtune.files import given_path
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, find, message_segments
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
+from glmtune.tokenizers.growing import GrowingText
 from glmtune.tokenizers.ice import IceTokenizer
 
 TOKENIZERS: Mapping[str, type[GlmTokenizer]] = {
@@ -29,6 +31,7 @@ __all__ = [
     "ChatGLMTokenizer",
     "FastGlmTokenizer",
     "GlmTokenizer",
+    "GrowingText",
     "IceTokenizer",
     "answer_text",
     "check_fits",
@@ -44,7 +47,7 @@ def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenize
 
     Raises CheckpointError for a missing or foreign vocabulary file, ConfigError for an unfit `template`.
     """
-    folder = Path(path).expanduser()
+    folder = given_path(path)
     if template is not None:
         find(template)
     return open_identified(folder, identify(folder, cast("TemplateName | None", template)))

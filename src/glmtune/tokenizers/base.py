@@ -4,6 +4,7 @@ import re
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from glmtune.errors import ConfigError
 from glmtune.family import require_template
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, Segment, find, messages_from_dicts, render
-from glmtune.tokenizers.files import VOCABULARY
+from glmtune.tokenizers.files import VOCABULARY, reading_folder
+from glmtune.tokenizers.rendering import bounded_rendering
+from glmtune.values import text
 
-_NAME_IN_TEMPLATE = re.compile("你是一个名为 (.+?) 的人工智能助手")
+_NAME_IN_TEMPLATE = re.compile("你是一个名为 (.{1,64}?) 的人工智能助手")
+"""Bounded, for a hostile template may repeat its beginning."""
 
 
 class ChatTokenizer:
@@ -32,6 +36,19 @@ class ChatTokenizer:
     """The control tokens that every text begins with."""
     eos_token_id: Any
     """The id that ends a text, as transformers has it."""
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; of a folder here, what cannot be read is a CheckpointError that names it."""
+        transformers: Any = super()
+        with reading_folder(Path(name)) if Path(name).is_dir() else nullcontext():
+            return transformers.from_pretrained(name, *args, **kwargs)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a template that loops or fails is a ConfigError."""
+        transformers: Any = super()
+        with bounded_rendering(str(self.vocab_file)):
+            return transformers.apply_chat_template(*args, **kwargs)
 
     @abstractmethod
     def encode_plain(self, text: str) -> list[int]:
@@ -53,9 +70,13 @@ class ChatTokenizer:
         return int(self.eos_token_id)
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
-        """The ids of segments: each text on its own, each control token by its id."""
+        """The ids of segments: each text on its own, each control token by its id.
+
+        Raises `DataError` for half a character.
+        """
         ids: list[int] = []
         for segment in segments:
+            text(segment.text, "text")
             ids += [self.control_id(segment.text)] if segment.is_control else self.encode_plain(segment.text)
         return ids
 

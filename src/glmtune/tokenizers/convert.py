@@ -55,9 +55,13 @@ def convert_tokenizer(tokenizer: Any) -> Tokenizer | None:
 
 
 def chat_template_of(tokenizer: Any) -> str:
-    """The Jinja template of a tokenizer's chats; the folder's own if it has one that fits."""
+    """The Jinja template of a tokenizer's chats; the folder's own if it has one that fits.
+
+    Raises ConfigError for one that loops or fails.
+    """
     own = tokenizer.chat_template
     if isinstance(own, str) and not isinstance(tokenizer, ChatGLMTokenizer):
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
         return own  # ChatGLM3's spells `sop`, see RENAMED
     return CHAT_TEMPLATES[tokenizer.template]
 

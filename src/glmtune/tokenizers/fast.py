@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import Identity
@@ -49,7 +50,9 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
     def _plain(self) -> Tokenizer:
         """The same vocabulary without its added tokens."""
         content = json.loads(self.backend_tokenizer.to_str())
-        return Tokenizer.from_str(json.dumps(content | {"added_tokens": [], "post_processor": None}))
+        for key in ("post_processor", "truncation", "padding"):  # a saved file may have a length to cut at
+            content[key] = None
+        return Tokenizer.from_str(json.dumps(content | {"added_tokens": []}))
 
 
 def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
@@ -57,7 +60,8 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
     path = folder / FAST_VOCABULARY
     if not path.is_file():
         raise CheckpointError(f"{path}: the vocabulary file is missing", hint=_COPY_HINT)
-    if read_json(path).get("model", {}).get("type") != "BPE":
+    model = read_json(path).get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
         raise CheckpointError(f"{path}: not a byte-pair vocabulary like GLM's", hint=_COPY_HINT)
     tokenizer: FastGlmTokenizer = FastGlmTokenizer.from_pretrained(
         str(folder), template=identity.template, local_files_only=True
@@ -66,6 +70,9 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
     tokenizer.assistant_name = name_in_template(tokenizer.chat_template)
     names = find(identity.template).control_tokens if identity.template else tokenizer.prefix
     missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
+    missing += [letter for letter in bytes_to_unicode().values() if letter not in tokenizer.vocab]
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: names no eos_token", hint=_COPY_HINT)
     if missing:
         raise CheckpointError(
             f"{path}: no token {missing[0]!r}, which {identity.family} models need", hint=_COPY_HINT

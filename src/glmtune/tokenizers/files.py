@@ -3,20 +3,48 @@
 import base64
 import binascii
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from glmtune.errors import CheckpointError
-from glmtune.files import read_bytes, read_start
+from glmtune.errors import CheckpointError, first_line
+from glmtune.files import read_bytes, read_json_if_there, read_start, read_text
 from glmtune.templates import TEMPLATES
 
 VOCABULARY = "tokenizer.model"
 ICE_VOCABULARY = "ice_text.model"
 """ChatGLM-6B's."""
 
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_FOREIGN_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What transformers and tokenizers raise for settings of wrong types, besides `Exception` itself."""
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
+
+
+@contextmanager
+def reading_folder(folder: Path) -> Iterator[None]:
+    """Inside, a tokenizer is made of a folder's files by other packages.
+
+    Raises CheckpointError for a file that is damaged, and for settings that they cannot read.
+    """
+    for name in _SETTINGS:
+        read_json_if_there(folder / name)
+    for path in (folder / "chat_template.jinja", *sorted(folder.glob("additional_chat_templates/*.jinja"))):
+        if path.is_file():
+            read_text(path)
+    try:
+        yield
+    except Exception as err:
+        if not (type(err) is Exception or isinstance(err, _FOREIGN_ERRORS)):  # tokenizers raises the first
+            raise
+        raise CheckpointError(
+            f"{folder / _SETTINGS[0]}: no tokenizer can be made of this and the files beside it: "
+            f"{first_line(err)}",
+            hint="copy the tokenizer's files from the model's own source",
+        ) from err
 
 
 def read_sentencepiece(path: Path) -> Any:
@@ -72,8 +100,10 @@ def _read_processor(path: Path, family: str) -> tuple[Any, bytes]:
         raise _wrong_family(path, "a GLM-4 vocabulary (tiktoken ranks)", family)
     try:
         content = read_bytes(path)
-        return SentencePieceProcessor(model_proto=content), content
-    except RuntimeError as error:
+        processor = SentencePieceProcessor(model_proto=content)
+        processor.id_to_piece(list(range(processor.get_piece_size())))  # each piece is text
+        return processor, content
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path}: not a sentencepiece model, or a damaged one", hint=_copy_hint(path)
         ) from error
@@ -98,6 +128,11 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise CheckpointError(
             f"{path}: ranks are missing or doubled: the file is cut off", hint=_copy_hint(path)
+        )
+    missing = [value for value in range(256) if bytes([value]) not in ranks]
+    if missing:
+        raise CheckpointError(
+            f"{path}: no token for the byte 0x{missing[0]:02x}: the file is damaged", hint=_copy_hint(path)
         )
     return ranks
 

@@ -54,8 +54,8 @@ class ChatGLM4Tokenizer(GlmTokenizer):
                 len(self._ids) + index: AddedToken(name, special=True, normalized=False)
                 for index, name in enumerate(names)
             }
-        kwargs.setdefault("eos_token", "<|endoftext|>")
-        kwargs.setdefault("pad_token", "<|endoftext|>")
+        for name in ("eos_token", "pad_token"):
+            kwargs[name] = kwargs.get(name) or "<|endoftext|>"
         if not (kwargs.get("extra_special_tokens") or kwargs.get("additional_special_tokens")):
             kwargs["extra_special_tokens"] = list(names)
         super().__init__(

@@ -33,7 +33,7 @@ _SHAPES = {
 """Pieces that stand for white space, which sentencepiece itself would normalise away."""
 _SHAPE_PIECE = re.compile("|".join(map(re.escape, _SHAPES)))
 _BLANKS = re.compile(f" {{2,{_LONGEST_BLANK}}}")
-_IMAGE = re.compile(r"<image_(\d+)>")
+_IMAGE = re.compile(r"<image_([0-9]{1,5})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +281,10 @@ def _revision(path: Path, is_late: bool, given: str | None) -> str:
     told = given or (v1_revision(config) if config else "")
     if not told:
         return "late" if is_late else "mid"
+    if told not in _REVISIONS:
+        raise CheckpointError(
+            f"{path.parent}: ice_revision {told!r} is none of ChatGLM-6B's", hint=", ".join(_REVISIONS)
+        )
     if (told == "late") == is_late:
         return told
     found = "late" if is_late else "early and mid"

@@ -14,6 +14,8 @@ from glmtune.data.split import split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
 from glmtune.evaluation.predictions import Question
+from glmtune.family import FAMILIES, identify_family
+from glmtune.files import read_json_if_there
 from glmtune.recipe import Data
 from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
@@ -38,10 +40,27 @@ def training_rows(tokenizer: Any, data: Data) -> Rows:
     encoded = encode_examples(tokenizer, train, data)
     held_out = encode_examples(tokenizer, validation, data)
     notes += [Note(f"training rows: {line}") for line in encoded.report.lines()]
-    for name, report in (("training", encoded.report), ("validation", held_out.report)):
-        if report.warning:
-            notes.append(Note(f"{name} rows: {report.warning}", is_warning=True))
+    for name, part in (("training", encoded), ("validation", held_out)):
+        if part.report.warning:
+            notes.append(Note(f"{name} rows: {part.report.warning}", is_warning=True))
+        notes += _longer_than_context(name, [len(row.input_ids) for row in part.rows], tokenizer)
     return Rows(encoded, held_out, tuple(notes))
+
+
+def _longer_than_context(name: str, lengths: Sequence[int], tokenizer: Any) -> list[Note]:
+    """A warning of rows that are longer than all that the model has read before."""
+    folder = Path(tokenizer.vocab_file).parent
+    context = read_json_if_there(folder / "config.json").get(
+        FAMILIES[identify_family(folder).family].context_key
+    )
+    longer = [length for length in lengths if isinstance(context, int) and length > context]
+    if not longer:
+        return []
+    text = (
+        f"{name} rows: {len(longer):,} of {len(lengths):,} are longer than the {context:,} tokens that the "
+        f"model was made for (longest {max(longer):,}); data.max_tokens={context} cuts them"
+    )
+    return [Note(text, is_warning=True)]
 
 
 def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[Note]]:

@@ -46,7 +46,7 @@ BAD = [
         "train.lr: input should be less than or equal to 10000000000",
         "settings",
     ),
-    (["train.lr=nan"], "train.lr: input should be less than or equal to 10000000000", "settings"),
+    (["train.lr=nan"], "train.lr: input should be a finite number", "settings"),
     (["data.max_source_tokens=64"], "max_target_tokens go together", "glmtune settings"),
     (["data.encoding=thudm"], "needs max_source_tokens", "glmtune settings"),
     (["lr=1"], "lr: unknown setting", "did you mean 'train.lr'?"),

@@ -1,0 +1,43 @@
+"""Paths as people give them: one that no file system can hold is told at once, by what is wrong with it."""
+
+import os
+from os import PathLike
+from pathlib import Path
+
+MAX_NAME_BYTES = 255
+"""Longest name of a file or folder. Source: man7.org limits.h, NAME_MAX; NTFS and APFS have 255 too."""
+MAX_PATH_BYTES = 4095
+"""Longest path. Source: the same, PATH_MAX without the zero at its end."""
+
+
+def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
+    """The path, `~` replaced by the home folder. Raises `ValueError` for one that cannot be anywhere.
+
+    `has_weights`: for a folder of weights, which safetensors opens by names in UTF-8 alone.
+    """
+    text = os.fspath(given)
+    if "\0" in text:
+        raise ValueError("a path with a zero character in it, which no file system can hold")
+    try:
+        path = Path(text).expanduser()
+        written = str(path).encode() if has_weights else os.fsencode(path)
+    except UnicodeEncodeError as err:
+        what = "a folder of weights" if has_weights else "files here"
+        raise ValueError(f"a path with {text[err.start]!a}, which no name of {what} can have") from None
+    except RuntimeError:  # pathlib's own for `~name`
+        raise ValueError(f"{path_start(text)}: no user of this name has a home folder") from None
+    longest = max(written.split(os.fsencode(os.sep)), key=len)
+    if len(longest) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"{path_start(text)}: a name of {len(longest):,} bytes, and {MAX_NAME_BYTES} are possible"
+        )
+    if len(written) > MAX_PATH_BYTES:
+        raise ValueError(
+            f"{path_start(text)}: a path of {len(written):,} bytes, and {MAX_PATH_BYTES:,} are possible"
+        )
+    return path
+
+
+def path_start(text: str) -> str:
+    """The beginning of a path, as much as a message has room for."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
