@@ -1,4 +1,4 @@
-"""What our own files must hold: each value that is read of them, by the file's name."""
+"""What the files of a run must hold: each value that is read of them, by the file's name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 COUNTS = Kind("an object of whole numbers from 0", _holds(_is_count))
 NUMBERS = Kind("an object of numbers", _holds(_is_number))
+OBJECTS = Kind("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.fits, value)))
 
 CONTENTS: Mapping[str, Mapping[str, Kind]] = {
     "metrics.jsonl": {
@@ -65,6 +66,7 @@ CONTENTS: Mapping[str, Mapping[str, Kind]] = {
         "all_parameters": COUNT.or_none(),
     },
     "eval.json": {"steps": COUNT, "best_step": COUNT.or_none()},
+    "trainer_state.json": {"log_history": OBJECTS.or_none(), "global_step": COUNT.or_none()},
     "scores.json": {"thudm": NUMBERS, "num_rows": COUNT},
     "settings.json": {
         "model": TEXT,
@@ -74,7 +76,7 @@ CONTENTS: Mapping[str, Mapping[str, Kind]] = {
         "computed_with": TEXT.or_none(),
     },
 }
-"""Of the files of a run and of an evaluation; of what is not named nothing depends on its kind."""
+"""Of the files of a run, of an evaluation and of the Trainer; nothing depends on the kind of other values."""
 
 CLOSED = {"generated_predictions.txt"}
 """Written anew from what is read: a key that nobody knows would be lost."""

@@ -100,7 +100,7 @@ def require_own_model(family: str, what: str) -> None:
 def read_chat_template(folder: Path) -> str:
     """The text of the folder's Jinja chat template; empty when it has none."""
     found = read_json_if_there(folder / "tokenizer_config.json").get("chat_template")
-    if found is None and (folder / "chat_template.jinja").is_file():
+    if found is None and (folder / "chat_template.jinja").exists():
         return read_text(folder / "chat_template.jinja")
     return found if isinstance(found, str) else json.dumps(found or "", ensure_ascii=False)
 
@@ -188,7 +188,7 @@ def _from_chat_template(folder: Path) -> TemplateName | None:
 
 def _from_tokenizer_code(folder: Path) -> TemplateName | None:
     path = folder / "tokenization_chatglm.py"
-    text = read_text(path) if path.is_file() else ""
+    text = read_text(path) if path.exists() else ""
     if "<|user|>" in text or "build_single_message" in text:
         return "chatglm3"
     return "chatglm2" if "[Round" in text else None

@@ -116,8 +116,8 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """The JSON object in a file. Raises `CheckpointError` with line and column if it is broken.
 
-    Our own holds what `contents` says. A key given twice is an error; in files of others only where the two
-    values differ.
+    A file that `contents` names holds what it says. A key given twice is an error; in files of others only
+    where the two values differ.
     """
     return parse_object(read_text(path), path, is_ours=is_ours)
 
@@ -137,7 +137,7 @@ def parse_object(
         raise CheckpointError(f"{place}: holds a {type(content).__name__}, expected an object", hint=hint)
     if HALF_ESCAPE.search(text) and HALF_CHARACTER.search(json.dumps(content, ensure_ascii=False)):
         raise CheckpointError(f"{place}: holds half a character", hint=r"write the whole \ud8xx\udcxx pair")
-    if is_ours and (fault := find_fault(path.name, content)):
+    if fault := find_fault(path.name, content):
         raise CheckpointError(f"{place}: {fault}", hint=hint)
     return content
 

@@ -101,7 +101,7 @@ def read_dataset(path: Path, settings: Data) -> Dataset:
     rows = read_rows(path)
     if not rows:
         raise DataError(f"{path}: holds no rows", hint="write one row for each example")
-    _check_objects(rows)
+    check_objects(rows)
     try:
         parse = find_format([row.value for row in rows], settings)
     except DataError as err:
@@ -188,7 +188,8 @@ def _first_of(bad: list[tuple[str, DataError]]) -> DataError:
     return DataError(f"{place}: {first}{more}", hint=first.hint)
 
 
-def _check_objects(rows: list[Row]) -> None:
+def check_objects(rows: list[Row]) -> None:
+    """Raise `DataError` for the first row that is no object with named columns."""
     bad = [(row.place, _no_object(row.value)) for row in rows if not isinstance(row.value, dict)]
     if bad:
         raise _first_of(bad)

@@ -55,4 +55,4 @@ def _scripts(path: Path) -> list[Path]:
 
 def _step(name: str) -> int:
     number = name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isdecimal() else -1

@@ -12,6 +12,8 @@ PROGRAMS = ("main.py", "web_demo.py", "cli_demo.py", "finetune_hf.py")
 
 _COUNTS = ("nproc_per_node", "num_gpus", "num_processes")
 _NODES = ("nnodes", "num_nodes", "num_machines")
+MOST_DIGITS = 6
+"""Of a number of processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +105,4 @@ def _processes(launcher: str, options: dict[str, str | None], devices: str) -> t
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
+    return int(text) if text and text.isdecimal() and len(text) <= MOST_DIGITS else 0

@@ -19,7 +19,7 @@ from glmtune.migration.shell import read_commands
 from glmtune.migration.trainer import carry_training
 
 QUANT = {"4": "int4", "8": "int8"}
-_CHECKPOINT = re.compile(r"(.*)/checkpoint-(\d+)/?")
+_CHECKPOINT = re.compile(r"(.*)/checkpoint-(\d{1,9})/?")
 _PREFIX_IN_NAME = re.compile(r"-pt-(\d+)-")
 
 

@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.source import read_rows
+from glmtune.data.source import check_objects, read_rows
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import is_there, read_json_if_there
 from glmtune.migration.draft import Draft
 from glmtune.migration.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
+from glmtune.values import shown
 
 
 def carry_training(draft: Draft, *, is_full: bool) -> None:
@@ -67,10 +68,11 @@ def _count_rows(draft: Draft) -> int | None:
     if path is None or not is_there(Path(path)):
         return None
     columns = [draft.flags[name] for name in ("prompt_column", "response_column") if draft.flags.get(name)]
-    rows = [row.value for row in read_rows(Path(path))]
+    rows = read_rows(Path(path))
+    check_objects(rows)
     limit = draft.flags.get("max_train_samples")
-    rows = rows[: int(limit)] if limit and limit.isdigit() else rows
-    return sum(all(row.get(name) for name in columns) for row in rows)
+    rows = rows[: draft.read("max_train_samples", limit, int)] if limit else rows
+    return sum(all(row.value.get(name) for name in columns) for row in rows)
 
 
 def _carry_schedule(draft: Draft, steps: int | None) -> None:
@@ -146,8 +148,9 @@ def _carry_deepspeed(draft: Draft) -> None:
         return
     path = Path(draft.locate(draft.flags["deepspeed"] or ""))
     config = _read_config(path)
-    stage = config.get("zero_optimization", {}).get("stage")
-    what = "DeepSpeed" if stage is None else f"DeepSpeed's ZeRO-{stage}"
+    zero = config.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    what = "DeepSpeed" if stage is None else f"DeepSpeed's ZeRO-{shown(stage)}"
     for part in ("optimizer", "scheduler"):
         if part in config:
             draft.lost[f"{path.name}: {part}"] = "the recipe's AdamW and schedule are used"

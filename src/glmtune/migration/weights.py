@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.family import identify, require_template
-from glmtune.files import read_json_if_there
+from glmtune.files import COPY_AGAIN, is_there, read_json_if_there
 from glmtune.load import open_place
 from glmtune.log import quiet
 from glmtune.methods.adapter import ADAPTER_FILE, CARD_FILE, Card, load_adapter
@@ -25,6 +25,7 @@ from glmtune.migration.report import Migration
 from glmtune.models.shards import has_weights
 from glmtune.places import Place, resolve
 from glmtune.runs import make_folder, replacing, require_new
+from glmtune.values import shown
 
 QUANT = {4: "int4", 8: "int8"}
 
@@ -98,7 +99,7 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
     told = _told(place, template)
     found = [check_frozen(folder, place.base)] if find_trained(folder) == "whole" else []
     is_held = bool(read_json_if_there(place.base / "config.json").get("quantization_bit"))
-    quant = None if is_held else QUANT.get(config.get("quantization_bit", 0))
+    quant = None if is_held else _quant(folder, config.get("quantization_bit"))
     found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
     model = open_place(place, template=told, dtype="auto", device="auto", quant=quant).eval()
     plain, untuned = probe_logits(model), ask_untuned(model, place, told)
@@ -118,6 +119,17 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
     return _migration(folder, output, card, [what, *found, proof], [], {})
 
 
+def _quant(folder: Path, bits: Any) -> str | None:
+    """How its base was quantised while loading."""
+    if bits in (None, 0):
+        return None
+    if bits not in (*QUANT,):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: quantization_bit: {shown(bits)}, known are 4 and 8", hint=COPY_AGAIN
+        )
+    return QUANT[bits]
+
+
 def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:
     """Write the prefix; its logits on the base, where the base takes the old folder as it is."""
     bare = read_bare(folder)
@@ -129,9 +141,10 @@ def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:
     return probe_logits(model)
 
 
-def _base(folder: Path, base: str | Path | None, recorded: str | None) -> Place:
+def _base(folder: Path, base: str | Path | None, recorded: Any) -> Place:
     """The base that is named, else the one that the folder records, where that is here."""
-    if base is None and (not recorded or not Path(recorded).is_dir() or Path(recorded) == folder):
+    theirs = Path(recorded) if isinstance(recorded, str) and recorded else folder
+    if base is None and (theirs == folder or not is_there(theirs) or not theirs.is_dir()):
         raise ConfigError(
             f"{folder}: its base model is not at {recorded or '(no place recorded)'}",
             hint="name its folder, or its name on a hub: --base",
@@ -190,6 +203,7 @@ def _migration(
 def _training(folder: Path) -> list[str]:
     """What the Trainer wrote down beside the weights."""
     state = read_json_if_there(folder / "trainer_state.json")
-    losses = [line["loss"] for line in state.get("log_history", []) if "loss" in line]
+    losses = [line["loss"] for line in state.get("log_history") or [] if "loss" in line]
     loss = f", its last loss {losses[-1]}" if losses else ""
-    return [f"step {state['global_step']} of its training{loss}"] if "global_step" in state else []
+    step = state.get("global_step")
+    return [f"step {step} of its training{loss}"] if step is not None else []

@@ -8,7 +8,6 @@ THUDM/chatglm3-6b and THUDM/glm-4-9b-chat.
 """
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -27,6 +26,7 @@ from transformers.generation import (
 
 from glmtune.errors import DataError
 from glmtune.models.positions import positions_of
+from glmtune.templates.messages import parse_object
 from glmtune.tokenizers import GlmTokenizer, GrowingText, encode_messages
 
 _HALF_CHARACTER = "�"
@@ -195,17 +195,17 @@ def _tool_call(name: str, content: str, has_tools: bool) -> dict[str, Any]:
 
 def _parameters(content: str) -> dict[str, Any] | None:
     """GLM-4's JSON object, or the keyword arguments of ChatGLM3's tool_call(x=1) in a code block."""
-    try:
-        found = json.loads(content)
-        return found if isinstance(found, dict) else None
-    except json.JSONDecodeError:
-        pass
+    found = parse_object(content)
+    if found is not None:
+        return dict(found)
     try:
         call = ast.parse("\n".join(content.split("\n")[1:-1]).strip(), mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
             return None
-        return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # what literal_eval is documented to raise
+        words = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        repr(words)  # raises where an integer is too long to be written
+        return words
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # as literal_eval documents
         return None
 
 
