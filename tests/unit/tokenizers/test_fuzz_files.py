@@ -41,46 +41,14 @@ ODD: list[Any] = [
     {"AutoTokenizer": ["a.B", None]},
 ]
 KEYS = [
-    "chat_template",
-    "added_tokens_decoder",
-    "unk_token",
-    "bos_token",
-    "eos_token",
-    "pad_token",
-    "mask_token",
-    "sep_token",
-    "cls_token",
-    "additional_special_tokens",
-    "extra_special_tokens",
-    "model_specific_special_tokens",
-    "model_max_length",
-    "tokenizer_class",
-    "padding_side",
-    "truncation_side",
-    "auto_map",
-    "clean_up_tokenization_spaces",
-    "name_or_path",
-    "template",
-    "ice_revision",
-    "encode_special_tokens",
-    "gmask_token",
-    "model_input_names",
-    "backend",
-    "vocab_file",
-    "tokenizer_file",
-    "added_tokens",
-    "special_tokens_map_file",
-    "init_inputs",
-    "processor_class",
-    "fast_tokenizer_files",
-    "self",
-    "args",
-    "kwargs",
-    "vocab",
-    "merges",
-    "ice_file",
-    "split_special_tokens",
-    "add_bos_token",
+    *("chat_template", "added_tokens_decoder", "unk_token", "bos_token", "eos_token", "pad_token"),
+    *("mask_token", "sep_token", "cls_token", "additional_special_tokens", "extra_special_tokens"),
+    *("model_specific_special_tokens", "model_max_length", "tokenizer_class", "padding_side"),
+    *("truncation_side", "auto_map", "clean_up_tokenization_spaces", "name_or_path", "template"),
+    *("ice_revision", "encode_special_tokens", "gmask_token", "model_input_names", "backend"),
+    *("vocab_file", "tokenizer_file", "added_tokens", "special_tokens_map_file", "init_inputs"),
+    *("processor_class", "fast_tokenizer_files", "self", "args", "kwargs", "vocab", "merges"),
+    *("ice_file", "split_special_tokens", "add_bos_token"),
 ]
 
 
@@ -181,7 +149,7 @@ def test_the_tokenizers_of_auto_tokenizer_refuse_in_the_same_words(tmp_path: Pat
         path = build(tmp_path / build.__name__) / "tokenizer_config.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps({**content, "unk_token": [1]}), encoding="utf-8")
-        with pytest.raises(CheckpointError, match="no tokenizer can be made of this.*unk_token"):
+        with pytest.raises(CheckpointError, match=r"no tokenizer can be made of this.*unk_token"):
             AutoTokenizer.from_pretrained(path.parent, trust_remote_code=False)
 
 
