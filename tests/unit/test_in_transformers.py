@@ -556,7 +556,7 @@ def test_what_does_not_match_is_said_by_the_error_alone(
         ("layer_types", ["x"], "layer_types"),
         ("dtype", "x", "dtype must be float16, bfloat16 or float32"),
         ("hidden_act", "x", "unknown 'x'"),
-        ("quantization_config", "x", "quantization_config must be an object, got 'x'"),
+        ("quantization_config", "x", "quantization_config must be an object with a quant_method, got 'x'"),
     ],
 )
 def test_a_wrong_value_in_config_json_is_named_with_its_key(

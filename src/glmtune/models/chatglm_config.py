@@ -148,6 +148,12 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
     def check_supported(self) -> None:
         """Raise ConfigError, naming the key, for a setting that the model cannot express."""
         check_content(self.to_dict())
+        if self.bos_token_id is None or self.bos_token_id >= self.vocab_size:
+            raise ConfigError(
+                f"config.json: bos_token_id must be an id below vocab_size = {self.vocab_size}, got "
+                f"{self.bos_token_id!r}: positions are counted from it",
+                hint=PUBLISHED,
+            )
         rotated = 4 if self.position_encoding_2d else 2
         if self.hidden_size % (rotated * self.num_attention_heads):
             raise ConfigError(

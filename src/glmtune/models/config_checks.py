@@ -169,7 +169,12 @@ CONFIG_RULES: Mapping[str, Rule] = {
         lambda value: _is_texts(value) and set(value) <= {"full_attention"},
         may_be_null=True,
     ),
-    **dict.fromkeys(("auto_map", "quantization_config", _ROPE, "rope_scaling"), OBJECT),
+    **dict.fromkeys(("auto_map", _ROPE, "rope_scaling"), OBJECT),
+    "quantization_config": Rule(
+        "an object with a quant_method",
+        lambda value: isinstance(value, dict) and isinstance(value.get("quant_method"), str),
+        may_be_null=True,
+    ),
     "id2label": Rule("an object of numbered labels", _is_numbered, may_be_null=True),
     "label2id": Rule("an object of labels", _is_labels, may_be_null=True),
     "num_labels": integer(0, 10_000, may_be_null=True),

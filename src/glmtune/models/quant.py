@@ -73,7 +73,7 @@ def quantise(
     _require_pairs(inputs, bits, "a layer")
     codes = torch.empty(outputs, inputs * bits // 8, dtype=torch.int8, device=device)
     scale = torch.empty(outputs, dtype=scale_dtype or weight.dtype, device=device)
-    for start in range(0, outputs, _ROWS_AT_ONCE):
+    for start in range(0, 0 if codes.is_meta else outputs, _ROWS_AT_ONCE):  # an outline has no numbers
         rows = slice(start, start + _ROWS_AT_ONCE)
         codes[rows], scale[rows] = _quantise_rows(weight[rows].to(device), bits, scale.dtype)
     return codes, scale

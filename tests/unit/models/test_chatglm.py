@@ -131,6 +131,7 @@ def test_peft_and_generate_find_the_names_they_look_up(model: ChatGLM6BForCondit
         ({"quantization_bit": 3}, "quantization_bit must be 8 or 4"),
         ({"pre_seq_len": -8}, "pre_seq_len must be"),
         ({"prefix_projection": 1}, "prefix_projection must be"),
+        ({"bos_token_id": None}, "bos_token_id must be an id below vocab_size"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused_by_key(
