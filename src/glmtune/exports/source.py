@@ -19,7 +19,7 @@ from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.wrapped import is_wrapped
 from glmtune.places import Place, find_folder, resolve
-from glmtune.runs import follow
+from glmtune.runs import find_checkpoint, follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,8 @@ def _tell_method(place: Place) -> str:
 
 def _find_whole(path: Path) -> bool:
     """Whether a run's or checkpoint's own folder is a whole model, trained in full."""
-    for folder in (path, path / "best", path / "last"):
-        folder = follow(folder)
-        card = read_card(folder) if folder.is_dir() else None
+    for folder in (follow(path), find_checkpoint(path, "best"), find_checkpoint(path, "last")):
+        card = read_card(folder) if folder and folder.is_dir() else None
         if card:
             return card.method.get("name") == "full"
     return False

@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.files import given_path
 from glmtune.report.run import Scores, describe_method, read_run, read_scores
-from glmtune.runs import METRICS_FILE, RECIPE_FILE, follow
+from glmtune.runs import METRICS_FILE, RECIPE_FILE, find_checkpoint
 
 State = Literal["finished", "stopped", "broken"]
 
@@ -74,15 +74,16 @@ def _entry(folder: Path) -> Entry:
         steps=run.num_steps,
         best_eval_loss=run.evaluated[run.best_step] if run.best_step is not None else None,
         best_step=run.best_step,
-        size_bytes=run.size_bytes(),
+        size_bytes=None if problem else run.size_bytes(),
         scores=scores,
     )
 
 
 def _dangling(folder: Path) -> str:
-    """A link to a checkpoint that is gone."""
-    for name in ("best", "last"):
-        link = folder / name
-        if (link.is_symlink() or link.exists()) and not follow(link).is_dir():
-            return f"{link}: leads to no checkpoint"
+    """In words, a link to a checkpoint that is gone."""
+    try:
+        for name in ("best", "last"):
+            find_checkpoint(folder, name)
+    except CheckpointError as err:
+        return str(err)
     return ""

@@ -18,8 +18,10 @@ from glmtune.runs import (
     SAMPLES_FILE,
     SCORES_FILE,
     SETTINGS_FILE,
+    find_checkpoint,
     follow,
     read_json_lines,
+    step_of,
 )
 from glmtune.tensor_file import read_shapes
 
@@ -97,9 +99,8 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The best checkpoint's folder, else the last one's."""
-        links = (self.path / "best", self.path / "last")
-        return next((folder for link in links if (folder := follow(link)).is_dir()), None)
+        """The best checkpoint's folder; before there is one, the last one's. Raises `CheckpointError`."""
+        return find_checkpoint(self.path, "best") or find_checkpoint(self.path, "last")
 
     def loss_at(self, step: int) -> float | None:
         """Mean training loss of the `MEAN_STEPS` steps up to a step."""
@@ -186,9 +187,7 @@ def _scores(file: Path) -> Scores:
 
 def _step_of(link: Path) -> int | None:
     """The step of the checkpoint that a link points at, whether or not that is still there."""
-    target = link.resolve().name if link.is_symlink() else follow(link).name
-    number = target.removeprefix("step-")
-    return int(number) if number.isdecimal() else None
+    return step_of(follow(link))
 
 
 def _what_it_is(folder: Path) -> str:
