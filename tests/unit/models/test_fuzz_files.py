@@ -150,17 +150,18 @@ def test_an_odd_index_is_read_or_refused(count: int, tmp_path: Path) -> None:
         [*names, "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "x" * 300, "..", "", "\ud800"]
     )
     maps = st.dictionaries(st.sampled_from(["a", "b", "c", ""]), paths | VALUES, max_size=3)
-    good = {"weight_map": dict(zip(held, names, strict=True))}
+    right = st.just(dict(zip(held, names, strict=True)))
+    content = st.fixed_dictionaries({"weight_map": right | maps | VALUES}, optional={"metadata": VALUES})
 
     @cases(count)
-    @given(st.just(good) | st.fixed_dictionaries({"weight_map": maps | VALUES}) | VALUES)
-    def run(content: Any) -> None:
-        index.write_text(json.dumps(content), encoding="utf-8")
+    @given(content | VALUES)
+    def run(stated: Any) -> None:
+        index.write_text(json.dumps(stated), encoding="utf-8")
         tally.take(lambda: scan_tensors(tmp_path))
 
     with bounds():
         run()
-    tally.require(refused=count // 4, read=1)
+    tally.require(refused=count // 4, read=count // 20)
 
 
 HARMFUL = {
