@@ -196,7 +196,7 @@ class Decoder(json.JSONDecoder):
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits.lstrip("-")) > MOST_DIGITS:
         raise _LongError
     return int(digits)
 

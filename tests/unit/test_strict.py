@@ -12,7 +12,17 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json
 from glmtune.migration.configs import draft_config
 from glmtune.recipe import load_recipe, to_yaml
-from glmtune.strict import KeyTwiceError, NotTextError, decode, dump_yaml, load_yaml, parse_json, parse_yaml
+from glmtune.strict import (
+    KeyTwiceError,
+    LongIntegerError,
+    NotTextError,
+    TooDeepError,
+    decode,
+    dump_yaml,
+    load_yaml,
+    parse_json,
+    parse_yaml,
+)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -55,6 +65,34 @@ def test_a_models_file_with_two_values_of_a_key_is_refused_and_our_own_with_any_
     assert read_json(path) == {"hidden_size": 8}
     with pytest.raises(CheckpointError, match="given twice"):
         read_json(path, is_ours=True)
+
+
+@given(st.text("[{", min_size=1, max_size=200), st.booleans())
+def test_json_is_read_to_a_depth_of_100_and_not_beyond(brackets, is_closed):
+    inner = "".join('{"[[{": ' if bracket == "{" else "[" for bracket in brackets)
+    ends = "".join("}" if bracket == "{" else "]" for bracket in reversed(brackets))
+    text = f'{inner}"{"[" * 300}"{ends if is_closed else ""}'
+    if is_closed and len(brackets) <= 100:
+        assert parse_json(text) == json.loads(text)
+    elif is_closed or len(brackets) > 900:
+        with pytest.raises(TooDeepError, match="nested more than 100 deep") as caught:
+            parse_json(text)
+        assert text[: caught.value.pos] == "".join('{"[[{": ' if b == "{" else "[" for b in brackets[:100])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000])
+def test_json_nested_without_end_is_refused(text):
+    with pytest.raises(TooDeepError, match="nested more than 100 deep"):
+        parse_json(text)
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_an_integer_is_read_as_far_as_it_can_be_written(sign):
+    assert parse_json(f"[{sign}{'9' * 4300}]") == [int(sign + "9" * 4300)]
+    assert parse_json(f"[{sign}0.{'9' * 9000}, 1e999]")[1] == float("inf")
+    with pytest.raises(LongIntegerError, match="more than 4,300 digits") as caught:
+        parse_json(f'["{"9" * 9000}", 0.{"9" * 9000}, {sign}{"9" * 4301}]')
+    assert caught.value.pos == 2 + 9000 + 2 + 1 + 9002 + 2
 
 
 def test_a_recipes_key_given_twice_is_named_by_line(tmp_path):
