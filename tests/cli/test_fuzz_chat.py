@@ -69,7 +69,7 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> list[Chat]:
 
 def test_any_question_is_answered_or_refused(chats: list[Chat]) -> None:
     counts = check_questions(300, chats)
-    assert min(counts["answered"], counts["refused"]) > 30, counts
+    assert min(counts["answered"], counts["refused"]) > 20, counts
 
 
 @pytest.mark.slow
