@@ -1,5 +1,6 @@
 """The files of a run, written so that a crash or a full disk loses nothing that was there before."""
 
+import hashlib
 import json
 import os
 import re
@@ -29,6 +30,8 @@ SETTINGS_FILE = "settings.json"
 STEP_NAME = re.compile(r"step-(\d{6,})")
 """Name of a checkpoint's folder; from step 1,000,000 on it is longer."""
 CUT_LINE = "the file is damaged: take this line out, or copy the file again"
+LONGEST_KEPT_NAME = 200
+"""Bytes of a name that a temporary one is still made of."""
 LONGEST_LINK = 1024
 """Bytes in the file that stands for a link on Windows, at most."""
 
@@ -55,7 +58,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _aside(path: Path, mark: str = "") -> Path:
-    return path.with_name(f".{path.name}{mark}.partial")
+    """A temporary name beside a path; of a name so long that no more fits into one, its hash."""
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= LONGEST_KEPT_NAME else hashlib.sha256(name).hexdigest()
+    return path.with_name(f".{short}{mark}.partial")
 
 
 def remove_folder(path: Path) -> None:

@@ -35,6 +35,12 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_behind(
     assert "old" in path.read_text(encoding="utf-8")
 
 
+def test_the_longest_name_there_can_be_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("名" * 85)
+    write_json(path, {"a": 1})
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "step"
     with pytest.raises(RuntimeError), replacing(path) as partial:

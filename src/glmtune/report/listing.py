@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.files import given_path
+from glmtune.files import given_path, unreadable
 from glmtune.report.run import Scores, describe_method, read_run, read_scores
 from glmtune.runs import METRICS_FILE, RECIPE_FILE, find_checkpoint
 
@@ -45,12 +45,16 @@ def list_runs(folder: str | Path = "runs") -> list[Entry]:
 
 def _recipes(folder: Path) -> Iterator[Path]:
     """Of runs; a run has none inside."""
-    if (folder / RECIPE_FILE).is_file():
+    try:
+        is_run = (folder / RECIPE_FILE).is_file()
+        found = sorted(path for path in folder.iterdir() if not path.is_symlink() and path.is_dir())
+    except OSError as err:
+        raise unreadable(folder, err, ConfigError, hint="name the folder that your runs lie in") from None
+    if is_run:
         yield folder / RECIPE_FILE
         return
-    for inner in sorted(folder.iterdir()):
-        if inner.is_dir() and not inner.is_symlink():
-            yield from _recipes(inner)
+    for inner in found:
+        yield from _recipes(inner)
 
 
 def _entry(folder: Path) -> Entry:
