@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from glmtune.errors import CheckpointError, ConfigError, OutputError
-from glmtune.files import parse_object, read_bytes
+from glmtune.files import is_there, parse_object, read_bytes
 from glmtune.strict import NotTextError, decode
 
 RECIPE_FILE = "recipe.yaml"
@@ -147,8 +147,8 @@ def follow(path: Path) -> Path:
     """The folder that `link` pointed a path at; any other path as it is."""
     if path.is_file() and path.stat().st_size < LONGEST_LINK:
         target = path.parent / path.read_bytes().decode("utf-8", errors="replace")
-        return target.resolve() if target.is_dir() else path
-    return path.resolve() if path.is_symlink() else path
+        return target.resolve() if is_there(target) and target.is_dir() else path
+    return Path(os.path.realpath(path)) if path.is_symlink() else path  # resolve() fails for one to itself
 
 
 def find_checkpoint(run: Path, name: str) -> Path | None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from glmtune.errors import ConfigError, OutputError
+from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.runs import (
     append_json,
+    find_checkpoint,
     follow,
     link,
     read_json_lines,
@@ -86,6 +87,19 @@ def test_what_is_no_link_stays_where_it_is(tmp_path: Path) -> None:
     write_text(tmp_path / "notes", "some text")
     for path in (tmp_path, tmp_path / "notes", tmp_path / "missing"):
         assert follow(path) == path
+
+
+@pytest.mark.parametrize("content", ["x" * 600, "\0", "nowhere", "best"])
+def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, content: str) -> None:
+    write_text(tmp_path / "best", content)
+    with pytest.raises(CheckpointError, match="best: leads to no folder"):
+        find_checkpoint(tmp_path, "best")
+
+
+def test_a_link_to_itself_is_told(tmp_path: Path) -> None:
+    (tmp_path / "best").symlink_to("best")
+    with pytest.raises(CheckpointError, match="best: leads to "):
+        find_checkpoint(tmp_path, "best")
 
 
 def test_a_folder_with_something_in_it_is_not_taken(tmp_path: Path) -> None:
