@@ -29,6 +29,7 @@ from glmtune.methods.proof import (
     find_changed,
     own_weights,
     proof_line,
+    tell_changed,
 )
 from glmtune.models import load_base, load_in_transformers, resolve_device
 from glmtune.models.checkpoint import read_config
@@ -153,17 +154,9 @@ def _proving_files(place: Place) -> Iterator[Check]:
         yield check(place.trained, place.card, place.base)
     if place.card:
         check_tokenizer_files(place.trained, place.card, place.base)
-        _tell_changed(place.trained, place.card)
-
-
-def _tell_changed(trained: Path, card: Card) -> None:
-    """Name the files that are not as they were saved, and that nothing else refuses: they may be edited.
-
-    What a run goes on with is not read here; of a whole model's weights each tensor is compared.
-    """
-    unread = (".pt", ".safetensors") if card.tensors_sha256 else (".pt",)
-    if changed := find_changed(trained, card, unread=unread):
-        tell(f"{trained}: warning: changed since it was saved: {', '.join(changed)}")
+        # what a run goes on with is not read here; of a whole model's weights each tensor is compared
+        unread = (".pt", ".safetensors") if place.card.tensors_sha256 else (".pt",)
+        tell_changed(place.trained, find_changed(place.trained, place.card, unread=unread))
 
 
 def putting_on(

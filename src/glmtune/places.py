@@ -9,7 +9,7 @@ from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
 from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.shards import has_weights
-from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow
+from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
 
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
 """Models that come with the package, by the name that stands for their folder."""
@@ -139,7 +139,7 @@ def lasting_name(path: str | Path) -> str:
 
 
 def _best_checkpoint(run: Path) -> Path:
-    """The checkpoint that `best` leads to; before a run has one, `last`'s. Raises `CheckpointError`."""
+    """The checkpoint that `best` leads to; before a run has one, the last. Raises `CheckpointError`."""
     best = find_checkpoint(run, "best")
     card = read_card(best) if best else None
     named = read_json_if_there(run / RESULT_FILE, is_ours=True).get("best_step")
@@ -149,7 +149,7 @@ def _best_checkpoint(run: Path) -> Path:
             f"{run / 'best'}: {found}, but {RESULT_FILE} names step {named} as the best",
             hint=f"mend the links from the last checkpoint: glmtune train {run} --resume",
         )
-    checkpoint = best or find_checkpoint(run, "last")
+    checkpoint = best or last_checkpoint(run)
     if checkpoint is None:
         raise CheckpointError(f"{run}: this run has no checkpoint yet", hint="train it first: glmtune train")
     return checkpoint

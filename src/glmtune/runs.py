@@ -65,11 +65,17 @@ def _aside(path: Path, mark: str = "") -> Path:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; if that is cut short, nothing is left under its name."""
+    """Delete a folder, or a link to one; if that is cut short, nothing is left under its name.
+
+    Raises `OutputError`.
+    """
     gone = _aside(path, ".gone")
-    _remove(gone)
-    path.rename(gone)
-    shutil.rmtree(gone)
+    try:
+        _remove(gone)
+        path.rename(gone)
+        _remove(gone)
+    except OSError as err:
+        raise cannot_write(path, err) from err
 
 
 def is_partial(path: Path) -> bool:
@@ -78,9 +84,12 @@ def is_partial(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the files and folders in a folder that `is_partial` tells of."""
-    for path in filter(is_partial, folder.iterdir() if folder.is_dir() else ()):
-        _remove(path)
+    """Delete the files and folders in a folder that `is_partial` tells of. Raises `OutputError`."""
+    try:
+        for path in filter(is_partial, folder.iterdir() if folder.is_dir() else ()):
+            _remove(path)
+    except OSError as err:
+        raise cannot_write(folder, err) from err
 
 
 def cannot_write(path: Path, err: OSError | SafetensorError) -> OutputError:
@@ -135,7 +144,7 @@ def link(path: Path, target: Path) -> None:
 
     Windows lets few users make those: there it is a text file with the relative path. `follow` reads both.
     """
-    relative = os.path.relpath(target, path.parent)
+    relative = Path(os.path.relpath(target, path.parent)).as_posix()
     with replacing(path) as partial:
         if sys.platform == "win32":
             partial.write_text(relative, encoding="utf-8")
@@ -146,7 +155,7 @@ def link(path: Path, target: Path) -> None:
 def follow(path: Path) -> Path:
     """The folder that `link` pointed a path at; any other path as it is."""
     if path.is_file() and path.stat().st_size < LONGEST_LINK:
-        target = path.parent / path.read_bytes().decode("utf-8", errors="replace")
+        target = path.parent / path.read_bytes().decode("utf-8", errors="replace").replace("\\", "/")
         return target.resolve() if is_there(target) and target.is_dir() else path
     return Path(os.path.realpath(path)) if path.is_symlink() else path  # resolve() fails for one to itself
 
@@ -163,15 +172,24 @@ def find_checkpoint(run: Path, name: str) -> Path | None:
     if folder.is_dir():
         return folder
     there = ", ".join(str(path) for path in list_checkpoints(run)) or "none is left"
+    other = f"open another by its own name: {there}" if name == "best" else f"delete the link {link}"
     raise CheckpointError(
-        f"{link}: leads to {folder if link.is_symlink() else 'no folder'}, which is not there",
-        hint=f"put that checkpoint back, or open another by its own name: {there}",
+        f"{link}: leads to no checkpoint: {folder if link.is_symlink() else 'what it names'} is not there",
+        hint=f"put that checkpoint back, or {other}",
     )
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that a run goes on from: `last`, or the newest where that link is lost or was not made.
+
+    Raises `CheckpointError` as `find_checkpoint`.
+    """
+    return find_checkpoint(run, "last") or next(reversed(list_checkpoints(run)), None)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, by their steps."""
-    steps = {step_of(path): path for path in (run / "checkpoints").glob("step-*")}
+    steps = {step_of(path): path for path in (run / "checkpoints").glob("step-*") if path.is_dir()}
     return [steps[step] for step in sorted(step for step in steps if step is not None)]
 
 

@@ -40,14 +40,27 @@ def test_each_check_is_printed_with_its_figures(work: Path, method: str) -> None
     done = glmtune("verify", f"runs/{method}", cwd=work)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["tokenizer", "base", "update", "logits"]
+    assert [line.split()[0] for line in lines[:-1]] == ["tokenizer", "base", "update", "logits", "files"]
     assert lines[-1].endswith("step-000002: verified")
+
+
+def test_a_flipped_bit_in_a_file_that_nothing_opens_is_told(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "runs" / "lora" / "checkpoints" / "step-000002", tmp_path / "adapter")
+    state = tmp_path / "adapter" / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    done = glmtune("verify", "adapter", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: adapter/state.pt: is not as it was saved" in done.stderr
+    state.unlink()  # what is passed on needs none
+    assert glmtune("verify", "adapter", cwd=tmp_path).returncode == 0
 
 
 def test_a_precision_too_coarse_for_the_effect_is_said_not_to_prove_it(work: Path) -> None:
     done = glmtune("verify", "runs/ptuning", "--quant", "int4", cwd=work)
     assert done.returncode == 0, done.stderr
-    warning, verdict = done.stdout.splitlines()[-2:]
+    warning, _, verdict = done.stdout.splitlines()[-3:]
     assert warning.startswith("warning: this precision proves nothing about the effect: ")
     assert verdict.endswith("step-000002: verified, but for its effect")
 

@@ -282,12 +282,43 @@ def test_a_link_to_a_checkpoint_that_is_gone_is_an_error(finished: Path, tmp_pat
         (run / "best").unlink()
         (run / "eval.json").unlink()
     moved(run, name, 77)
-    with pytest.raises(
-        CheckpointError, match=rf"{name}: leads to .*step-000077, which is not there"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=rf"{name}: leads to no checkpoint: .*step-000077") as caught:
         resolve(run)
-    assert "step-000004" in caught.value.hint
-    resolve(run / "checkpoints" / "step-000004")  # as the hint says
+    if name == "best":  # as the hints say
+        assert "step-000004" in caught.value.hint
+        resolve(run / "checkpoints" / "step-000004")
+    else:
+        assert f"delete the link {run / 'last'}" in caught.value.hint
+        (run / "last").unlink()
+        resolve(run)
+
+
+@pytest.mark.parametrize("lost", [["last"], ["best"], ["best", "last"]])
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_run_whose_links_are_lost_goes_on_from_its_newest_checkpoint(
+    finished: Path, tmp_path: Path, lost: list[str], is_finished: bool
+) -> None:
+    """As a process leaves it that was killed between its first checkpoint and the links."""
+    run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    for name in lost if is_finished else [*lost, "eval.json"]:
+        (run / name).unlink()
+    if not is_finished:
+        assert resolve(run).trained == run / "checkpoints" / "step-000004"
+    drain(training(load_recipe(run / "recipe.yaml", [f"output={run}"]), resume=True))
+    assert {(run / name).resolve().name for name in ("best", "last")} == {"step-000004"}
+
+
+def test_a_run_goes_on_whatever_figures_an_earlier_version_did_not_write(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    lines = metrics(run)
+    kept = [{k: v for k, v in line.items() if k not in ("step_s", "peak_memory_gib")} for line in lines]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    (run / "metrics.jsonl").write_text(text, encoding="utf-8")
+    result = drain(training(load_recipe(run / "recipe.yaml", [f"output={run}"]), resume=True))
+    assert result.metrics["peak_memory_gib"] is None
+    assert result.metrics["loss"] == lines[-2]["loss"]
 
 
 def test_what_a_kill_left_of_a_runs_first_file_does_not_stand_in_the_way(model: Path, tmp_path: Path) -> None:

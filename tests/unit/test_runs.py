@@ -92,13 +92,13 @@ def test_what_is_no_link_stays_where_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["x" * 600, "\0", "nowhere", "best"])
 def test_a_link_that_leads_nowhere_is_told(tmp_path: Path, content: str) -> None:
     write_text(tmp_path / "best", content)
-    with pytest.raises(CheckpointError, match="best: leads to no folder"):
+    with pytest.raises(CheckpointError, match="best: leads to no checkpoint"):
         find_checkpoint(tmp_path, "best")
 
 
 def test_a_link_to_itself_is_told(tmp_path: Path) -> None:
     (tmp_path / "best").symlink_to("best")
-    with pytest.raises(CheckpointError, match="best: leads to "):
+    with pytest.raises(CheckpointError, match="best: leads to no checkpoint"):
         find_checkpoint(tmp_path, "best")
 
 

@@ -19,7 +19,7 @@ from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.wrapped import is_wrapped
 from glmtune.places import Place, find_folder, resolve
-from glmtune.runs import find_checkpoint, follow
+from glmtune.runs import find_checkpoint, follow, last_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _tell_method(place: Place) -> str:
 
 def _find_whole(path: Path) -> bool:
     """Whether a run's or checkpoint's own folder is a whole model, trained in full."""
-    for folder in (follow(path), find_checkpoint(path, "best"), find_checkpoint(path, "last")):
+    for folder in (follow(path), find_checkpoint(path, "best"), last_checkpoint(path)):
         card = read_card(folder) if folder and folder.is_dir() else None
         if card:
             return card.method.get("name") == "full"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
 from glmtune.files import hash_file
+from glmtune.log import tell
 from glmtune.methods.card import CARD_FILE, Card, Probe
 from glmtune.methods.probe import largest_difference
 from glmtune.methods.seal import (
@@ -89,6 +90,10 @@ def proof_line(checks: Iterable[Check]) -> str:
 # Which files
 
 
+FOR_PEOPLE = "README.md"
+"""PEFT writes it beside an adapter, and nobody but people reads it: they may change it."""
+
+
 def find_changed(folder: Path, card: Card, *, unread: tuple[str, ...] = ()) -> list[str]:
     """Names of the files that are there and no longer as the card records them; not those that end so."""
     return [
@@ -98,11 +103,32 @@ def find_changed(folder: Path, card: Card, *, unread: tuple[str, ...] = ()) -> l
     ]
 
 
+def tell_changed(folder: Path, changed: Sequence[str]) -> None:
+    """Name files that are not as they were saved, and that nothing else refuses: they may be edited."""
+    if changed:
+        tell(f"{folder}: warning: changed since it was saved: {', '.join(changed)}")
+
+
+def check_files(folder: Path, card: Card) -> Check:
+    """Every file that is there is as it was saved; what is passed on needs not all of them."""
+    _require_none(folder, find_changed(folder, card, unread=(FOR_PEOPLE,)))
+    there = sum((folder / name).is_file() for name in card.files)
+    return Check("files", f"{there} beside the card, as they were saved")
+
+
 def require_files(folder: Path, card: Card) -> None:
     """Raise `CheckpointError` unless every file that a card records is there and as it was saved."""
-    missing = [name for name in card.files if not (folder / name).is_file()]
-    for name in missing or find_changed(folder, card):
-        problem = "is missing" if missing else "is not as it was saved: its hash is not the card's"
+    missing = [name for name in card.files if name != FOR_PEOPLE and not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder / missing[0]}: is missing", hint=_WHOLE_FOLDER)
+    changed = find_changed(folder, card)
+    _require_none(folder, [name for name in changed if name != FOR_PEOPLE])
+    tell_changed(folder, changed)
+
+
+def _require_none(folder: Path, changed: Sequence[str]) -> None:
+    for name in changed:
+        problem = "is not as it was saved: its hash is not the card's"
         raise CheckpointError(f"{folder / name}: {problem}", hint=_WHOLE_FOLDER)
 
 

@@ -20,6 +20,7 @@ from glmtune.runs import (
     SETTINGS_FILE,
     find_checkpoint,
     follow,
+    last_checkpoint,
     read_json_lines,
     step_of,
 )
@@ -100,7 +101,7 @@ class Run:
     @property
     def checkpoint(self) -> Path | None:
         """The best checkpoint's folder; before there is one, the last one's. Raises `CheckpointError`."""
-        return find_checkpoint(self.path, "best") or find_checkpoint(self.path, "last")
+        return find_checkpoint(self.path, "best") or last_checkpoint(self.path)
 
     def loss_at(self, step: int) -> float | None:
         """Mean training loss of the `MEAN_STEPS` steps up to a step."""

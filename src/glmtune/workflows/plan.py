@@ -15,7 +15,7 @@ from glmtune.models.dtype import Choice
 from glmtune.places import Place
 from glmtune.processor import has_bf16
 from glmtune.recipe import AdaLora, Method, Recipe, load_recipe
-from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, find_checkpoint, require_new
+from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint, require_new
 from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.record import with_full_paths
 from glmtune.workflows.rows import data_hash
@@ -32,7 +32,7 @@ def run_folder(recipe: Recipe) -> Path:
 
 def require_startable(recipe: Recipe, folder: Path) -> None:
     """Raise `ConfigError` unless a new run can begin in the folder."""
-    is_begun = (folder / RECIPE_FILE).exists() and not find_checkpoint(folder, "last")
+    is_begun = (folder / RECIPE_FILE).exists() and not last_checkpoint(folder)
     goes_on = "delete it: that run has no checkpoint yet" if is_begun else "go on with it: --resume"
     require_new(folder, hint=f"name another with output=..., or {goes_on}")
 
@@ -113,7 +113,7 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
     known = folder / RECIPE_FILE
     if not known.exists():
         raise ConfigError(f"{folder}: no run to resume here", hint="train anew without --resume")
-    if not find_checkpoint(folder, "last"):
+    if not last_checkpoint(folder):
         raise ConfigError(
             f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
         )

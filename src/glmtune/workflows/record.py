@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, OutputError
 from glmtune.extras import require
+from glmtune.log import tell
 from glmtune.places import lasting_name
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.plots import plot_loss
@@ -126,8 +127,12 @@ class RunRecord:
     def prune(self, keep: int, *, best_step: int | None) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
         for path in list_checkpoints(self.folder)[:-keep]:
-            if step_of(path) != best_step:
+            if step_of(path) == best_step:
+                continue
+            try:
                 remove_folder(path)
+            except OutputError as err:  # no reason to end a training; what is left is swept away on resuming
+                tell(f"warning: {err}")
 
     def go_back(self, step: int, *, keep: int, best_step: int | None) -> None:
         """Have the run's files as they were at a checkpoint that it goes on from.
@@ -141,6 +146,7 @@ class RunRecord:
                 f"{best}: missing, though it is the best so far",
                 hint="put it back from a copy, or train anew, with another output=",
             )
+        self._forget_after(step)  # first: a line that cannot be read is told before anything is deleted
         self.link_checkpoint(step, best_step=best_step)
         if best is None:
             (self.folder / "best").unlink(missing_ok=True)
@@ -148,7 +154,6 @@ class RunRecord:
             if (step_of(path) or 0) > step:
                 remove_folder(path)
         self.prune(keep, best_step=best_step)
-        self._forget_after(step)
 
     def _forget_after(self, step: int) -> None:
         written = (self.metrics_path, self._samples_path, self._ranks_path)

@@ -32,7 +32,7 @@ from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
 from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import RESULT_FILE, find_checkpoint, make_folder, read_json_lines, replacing, write_json
+from glmtune.runs import RESULT_FILE, last_checkpoint, make_folder, read_json_lines, replacing, write_json
 from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
@@ -357,7 +357,7 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
                 copy_small_files(run.place.base, partial)
             write_state(state, partial)
             save_trained(run.model, partial, card)
-            if not find_checkpoint(run.record.folder, "last"):  # a run's first: can it be opened at all?
+            if not last_checkpoint(run.record.folder):  # a run's first: can it be opened at all?
                 is_whole = run.recipe.method.name == "full"
                 check_outline(resolve(partial, base=None if is_whole else run.place.base))
         run.record.link_checkpoint(run.standing.step, best_step=run.standing.best_step)
@@ -369,7 +369,7 @@ def _save(run: _Run, *, is_best: bool) -> Saved:
 
 def _resume(run: _Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint; both links."""
-    last = find_checkpoint(run.record.folder, "last")
+    last = last_checkpoint(run.record.folder)
     assert last is not None
     card = read_card(last)
     if card:
@@ -427,8 +427,8 @@ def _result(run: _Run) -> RunResult:
             "first_eval_loss": evaluated[0]["eval_loss"],
             "eval_loss": evaluated[-1]["eval_loss"],
             "best_eval_loss": run.standing.best_loss,
-            "train_s": sum(line["step_s"] for line in trained),
-            "peak_memory_gib": trained[-1]["peak_memory_gib"],
+            "train_s": sum(line.get("step_s") or 0.0 for line in trained),
+            "peak_memory_gib": trained[-1].get("peak_memory_gib"),
         }
         write_json(run.record.folder / RESULT_FILE, metrics)
     return RunResult(run.record.folder, metrics, {})

@@ -8,7 +8,7 @@ import torch
 from glmtune.errors import ConfigError
 from glmtune.load import open_tokenizer, opening
 from glmtune.methods.probe import encode_probe
-from glmtune.methods.proof import Check, check_tokenizer
+from glmtune.methods.proof import Check, check_files, check_tokenizer
 from glmtune.places import Place, resolve
 
 
@@ -46,3 +46,5 @@ def verifying(
         tokenizer = open_tokenizer(place, template=template)
         yield check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
     yield from opening(place, template=template, dtype=dtype, device=device, quant=quant)
+    if place.card and place.card.files:  # last: what is wrong with a file is told better by what it does
+        yield check_files(place.trained, place.card)

@@ -658,7 +658,7 @@ def test_a_card_says_nothing_of_what_it_does_not_record(tmp_path: Path) -> None:
 
 def test_verify_gives_each_check_with_its_figures(desk: Desk) -> None:
     checks = verify(desk.checkpoint("ChatGLM3", "lora"), dtype="fp32")
-    assert [check.name for check in checks] == ["tokenizer", "base", "update", "logits"]
+    assert [check.name for check in checks] == ["tokenizer", "base", "update", "logits", "files"]
     assert all(check.is_proven and check.proves_effect for check in checks)
     with pytest.raises(CheckpointError, match="not the tokenizer's file of training"):
         verify(desk.checkpoint("ChatGLM3", "lora"), base=desk.base("GLM-4"))

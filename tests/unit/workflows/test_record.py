@@ -82,6 +82,45 @@ def test_a_best_checkpoint_that_is_gone_is_told(record: RunRecord) -> None:
     assert caught.value.hint
 
 
+def test_a_checkpoint_that_was_moved_away_is_unlinked_and_another_file_is_left_alone(
+    record: RunRecord, tmp_path: Path
+) -> None:
+    save(record, 1, 3)
+    elsewhere = tmp_path / "elsewhere"
+    record.checkpoint_path(1).rename(elsewhere)
+    record.checkpoint_path(1).symlink_to(elsewhere)
+    record.checkpoint_path(2).touch()
+    record.prune(1, best_step=None)
+    assert steps(record) == ["step-000002", "step-000003"]
+    assert elsewhere.is_dir()
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_training(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(_: Path) -> None:
+        raise OSError(39, "Directory not empty")
+
+    told: list[str] = []
+    monkeypatch.setattr("shutil.rmtree", busy)
+    monkeypatch.setattr("glmtune.workflows.record.tell", told.append)
+    save(record, 1, 2)
+    record.prune(1, best_step=None)
+    (line,) = told
+    assert "step-000001" in line and "Directory not empty" in line
+    monkeypatch.undo()
+    record.sweep()
+    assert steps(record) == ["step-000002"]
+
+
+def test_a_line_that_cannot_be_read_is_told_before_anything_is_deleted(record: RunRecord) -> None:
+    save(record, 1, 2)
+    record.metrics_path.write_text("junk\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1"):
+        record.go_back(1, keep=1, best_step=1)
+    assert steps(record) == ["step-000001", "step-000002"]
+
+
 def test_a_checkpoint_is_deleted_whole_or_not_at_all(
     record: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
