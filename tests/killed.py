@@ -142,7 +142,7 @@ def main(work: Path, seed: int, kills: int) -> None:
         changes, seconds, expected = whole[number % len(METHODS)]
         shutil.rmtree(folder, ignore_errors=True)
         settings = recipe(work, folder, METHODS[number % len(METHODS)])
-        by_change = number // len(METHODS) % 2 == 0
+        by_change = (number + number // len(METHODS)) % 2 == 0
         when = {"at": draw.randint(1, changes)} if by_change else {"after_s": draw.uniform(0.3, 1) * seconds}
         status, _, message = in_child(work, lambda settings=settings: train(settings), **when)
         leftover = any(is_partial(path) for path in folder.rglob("*"))

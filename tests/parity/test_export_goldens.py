@@ -19,7 +19,7 @@ from glmtune.exports.tensors import merge, write_shards
 from glmtune.methods.adapter import load_adapter
 from glmtune.models import load_base
 from glmtune.models.checkpoint import read_config
-from glmtune.models.shards import open_shard, scan_tensors
+from glmtune.models.shards import read_stored, scan_tensors
 from golden import GOLDENS
 
 TEMPLATES = {"v1_mid": "chatglm", "v1_late": "chatglm", "v2": "chatglm2", "v3": "chatglm3", "glm4": "glm4"}
@@ -80,16 +80,10 @@ def test_names_shapes_types_and_small_files_are_the_bases(family: str, tmp_path:
     assert len({at.file for at in ours.values()}) > 1
     for path in base.glob("*.json"):
         assert (folder / path.name).read_bytes() == path.read_bytes()
-    same = [name for name in theirs if torch.equal(read(ours[name]), read(theirs[name]))]
+    same = [name for name in theirs if torch.equal(read_stored(ours[name]), read_stored(theirs[name]))]
     assert {name for name in theirs if name not in same} == {
         n for n in theirs if n.endswith("query_key_value.weight")
     }
-
-
-def read(at: Any) -> Tensor:
-    with open_shard(at.file) as shard:
-        tensor: Tensor = shard.read(at.name)
-    return tensor
 
 
 @pytest.mark.parametrize("family", ["v2", "v3", "glm4"])
@@ -125,7 +119,7 @@ def test_a_prefix_is_written_as_the_official_checkpoint_is(family: str, kind: st
             torch.float32,
             "pytorch_model.bin",
         )
-        assert torch.equal(read(ours[name]), read(at))
+        assert torch.equal(read_stored(ours[name]), read_stored(at))
     config, official = ((place / "config.json").read_text(encoding="utf-8") for place in (folder, golden))
     assert [line for line in config.splitlines() if "pre" in line] == [
         line for line in official.splitlines() if "pre" in line
@@ -144,7 +138,7 @@ def test_quantised_weights_are_the_official_ones_to_the_bit(to: str, tmp_path: P
     assert ours.keys() - theirs.keys() == set()
     for name, at in theirs.items():
         if not name.endswith("inv_freq"):
-            assert torch.equal(read(ours[name]), read(at)), name
+            assert torch.equal(read_stored(ours[name]), read_stored(at)), name
     said = f'"quantization_bit": {to.removeprefix("int")}'
     assert said in (folder / "config.json").read_text(encoding="utf-8")
 
