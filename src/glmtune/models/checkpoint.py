@@ -109,7 +109,11 @@ def resolve_device(requested: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device: {requested} is not there: torch sees no CUDA device", hint="device=cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {requested} is not there: torch sees {torch.cuda.device_count()} devices")
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device: {requested} is not there: torch sees {count} devices",
+            hint=f"cuda:0 to cuda:{count - 1}",
+        )
     return device
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
-from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, first_line
+from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.values import shown
 
 PUBLISHED = "take config.json from the published folder again"
@@ -283,11 +283,16 @@ _FIELD = re.compile(r"for field '(\w+)'")
 
 @contextmanager
 def explain_config(place: str | Path) -> Iterator[None]:
-    """Turn whatever transformers raises over a config into a CheckpointError with file and key."""
+    """Turn whatever transformers raises over a config into a CheckpointError with file and key.
+
+    Our own errors, raised where only the content is known, get the file's place too.
+    """
     try:
         yield
-    except GlmtuneError:
-        raise
+    except (CheckpointError, ConfigError) as error:
+        if not str(error).startswith("config.json"):
+            raise
+        raise type(error)(f"{place}{str(error).removeprefix('config.json')}", hint=error.hint) from None
     except StrictDataclassError as error:
         field = _FIELD.search(str(error))
         key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""
