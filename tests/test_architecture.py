@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from glmtune import errors
+
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
@@ -79,6 +81,17 @@ def test_only_the_command_line_prints_and_exits(path: Path) -> None:
         if isinstance(node, ast.Call) and part(path) != "cli":
             called = ast.unparse(node.func)
             assert called not in {"print", "exit", "quit", "sys.exit"}, f"line {node.lineno}: {called}"
+
+
+ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_every_error_of_ours_has_a_hint(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ERRORS:
+            hints = [ast.unparse(word.value) for word in node.keywords if word.arg == "hint"]
+            assert hints not in ([], ["''"]), f"line {node.lineno}: no hint"
 
 
 TORCH_FREE = [

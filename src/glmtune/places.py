@@ -7,9 +7,11 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import given_path, read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
+from glmtune.methods.card import CARD_FILE
 from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.shards import has_weights
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
+from glmtune.values import shown
 
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
 """Models that come with the package, by the name that stands for their folder."""
@@ -45,8 +47,7 @@ class Place:
         """What finds the model again from anywhere: its name, on a hub or of a bundled one; its full path."""
         if self.snapshot:
             return str(self.snapshot.name)
-        bundled = (name for name, folder in BUNDLED.items() if folder == self.base)
-        return next(bundled, str(self.base.resolve()))
+        return _name_folder(self.base)
 
     @property
     def revision(self) -> str | None:
@@ -67,9 +68,14 @@ class Place:
     def other_base(self) -> str:
         """Names both bases where an adapter is put on another than it knows, by name alone; else empty."""
         is_proven = self.card is not None and self.card.fingerprint is not None
-        recorded = _recorded_base(self.adapter, self.card)[0] if self.adapter and not is_proven else None
-        if not recorded or lasting_name(recorded) == self.name:
+        recorded = _recorded_base(self.adapter, self.card).base if self.adapter and not is_proven else None
+        if not recorded:
             return ""
+        try:
+            if lasting_name(recorded) == self.name:
+                return ""
+        except ConfigError:  # a name of nothing, which the base that was given stands for
+            recorded = shown(recorded)
         return f"trained on {recorded}, put on {self.name}: if that is another model, the answers are wrong"
 
 
@@ -134,8 +140,14 @@ def lasting_name(path: str | Path) -> str:
     """What a path means, said so that it means the same from anywhere."""
     folder = given_path(path)
     if folder.exists():
-        return str(folder.resolve())
+        return _name_folder(folder)
     return str(path if str(path) in BUNDLED else parse_name(path) or path)
+
+
+def _name_folder(folder: Path) -> str:
+    """The name of a bundled model, or the full path."""
+    whole = folder.resolve()
+    return next((name for name, its in BUNDLED.items() if its.resolve() == whole), str(whole))
 
 
 def _best_checkpoint(run: Path) -> Path:
@@ -158,20 +170,34 @@ def _best_checkpoint(run: Path) -> Path:
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:
     if base is not None:
         return find_folder(base)
-    recorded, revision = _recorded_base(adapter, card)
-    if recorded:
-        found = find_folder(recorded, revision)
+    recorded = _recorded_base(adapter, card)
+    if recorded.base:
+        try:
+            found = find_folder(recorded.base, recorded.revision)
+        except ConfigError as err:
+            raise CheckpointError(f"{recorded.place}: {err}", hint=_NAME_BASE) from None
         if (found[0] / "config.json").exists():
             return found
     raise CheckpointError(
-        f"{adapter}: its base model is not at {recorded or '(no place recorded)'}",
-        hint="name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)",
+        f"{adapter}: its base model is not at {recorded.base or '(no place recorded)'}", hint=_NAME_BASE
     )
 
 
-def _recorded_base(adapter: Path, card: Card | None) -> tuple[str | None, str | None]:
-    """The base that an adapter was trained on, and its revision, as they were written down."""
+_NAME_BASE = "name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """The base that an adapter was trained on, as it was written down."""
+
+    base: str | None
+    revision: str | None
+    place: str
+    """The file and its key."""
+
+
+def _recorded_base(adapter: Path, card: Card | None) -> _Recorded:
     if card:
-        return card.base, card.base_revision
-    theirs = read_adapter_config_if_there(adapter)
-    return theirs.get("base_model_name_or_path"), theirs.get("revision")
+        return _Recorded(card.base, card.base_revision, f"{adapter / CARD_FILE}: base")
+    theirs, key = read_adapter_config_if_there(adapter), "base_model_name_or_path"
+    return _Recorded(theirs.get(key), theirs.get("revision"), f"{adapter / ADAPTER_FILE}: {key}")

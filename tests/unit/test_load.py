@@ -1,6 +1,9 @@
 """What a path means."""
 
+import json
 import logging
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer
 from glmtune.methods import apply_method
 from glmtune.methods.adapter import Card, save_trained
-from glmtune.places import resolve
+from glmtune.places import lasting_name, resolve
 from glmtune.recipe import Lora
 from models import tiny_folder
 from proofs import edit_card
@@ -122,6 +125,31 @@ def test_an_adapter_on_another_base_than_its_own_is_said(
     assert f"trained on {base}, put on {other}" in said()
     assert f"trained on {base}, put on {other}" in inspect(adapter, base=other).warnings[0]
     assert not inspect(adapter).warnings
+
+
+@pytest.mark.parametrize("named", ["a\0b", "a" * 300, "hf:a:b"])
+def test_a_recorded_base_that_cannot_be_anywhere_is_named_or_stood_for(
+    named: str, adapter: Path, base: Path, tmp_path: Path, said: Callable[[], str]
+) -> None:
+    folder = Path(shutil.copytree(adapter, tmp_path / "a"))
+    (folder / "glmtune.json").unlink(missing_ok=True)
+    file = folder / "adapter_config.json"
+    held = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": named}
+    file.write_text(json.dumps(held), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=re.escape(f"{file}: base_model_name_or_path: ")) as caught:
+        resolve(folder)
+    assert "--base" in caught.value.hint
+    load_model(base, adapter=folder)
+    assert "trained on " in said()
+
+
+def test_a_bundled_model_is_the_same_by_its_name_and_by_its_folder(tmp_path: Path) -> None:
+    folder = resolve("glm-tiny").base
+    assert lasting_name(folder) == lasting_name("glm-tiny") == resolve(folder).name
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(folder)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert not resolve(tmp_path, base="glm-tiny").other_base
 
 
 def test_a_folder_of_either_family_opens_and_asks_for_the_template_only_to_chat(tmp_path: Path) -> None:

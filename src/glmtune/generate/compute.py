@@ -32,7 +32,7 @@ def choose_compute(model: Any, compute: str, *, rows: int = 1) -> Any:
 def pick_compute(model: Any, compute: str, *, rows: int = 1) -> str:
     """What `choose_compute` takes, `exact` or `fast`: to be recorded, and asked for again later."""
     if compute not in ("exact", "fast", "auto"):
-        raise ConfigError(f"compute: {compute}, not exact, fast or auto")
+        raise ConfigError(f"compute: {compute!r} is unknown", hint="one of exact, fast, auto")
     return _choose(model, rows) if compute == "auto" else compute
 
 

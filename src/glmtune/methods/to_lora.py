@@ -93,7 +93,9 @@ def _factors(tuned: PeftModel) -> dict[str, Factors]:
     base = tuned.get_base_model()
     layers = {name: part for name, part in base.named_modules() if isinstance(part, AdaLoraLayer)}
     if not layers:
-        raise CheckpointError("adapter: not AdaLoRA's, so there is nothing to turn into LoRA")
+        raise CheckpointError(
+            "adapter: not AdaLoRA's, so there is nothing to turn into LoRA", hint="LoRA is used as it is"
+        )
     return {name: _factors_of(layer) for name, layer in layers.items()}
 
 

@@ -91,7 +91,8 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
             return
         if getattr(self, official) != default:
             raise ConfigError(
-                f"config.json: {alias} = {value!r} contradicts {official} = {getattr(self, official)!r}"
+                f"config.json: {alias} = {value!r} contradicts {official} = {getattr(self, official)!r}",
+                hint=f"two names of one setting: leave {alias} out, or {PUBLISHED}",
             )
         setattr(self, official, value)
 

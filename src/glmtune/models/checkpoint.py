@@ -23,7 +23,7 @@ from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
-from glmtune.models.config_checks import GENERATION_RULES, check_content, explain_config
+from glmtune.models.config_checks import GENERATION_RULES, check_content, explain_config, require_held
 from glmtune.models.dtype import choose_dtype, main_dtype
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
@@ -72,7 +72,7 @@ def load_base(
     stored = scan_tensors(folder)
     reading = reading or Reading()
     wanted = reading.dtype = choose_dtype(dtype, stored, place, quant=quant).dtype
-    model = _build_empty(config, wanted)
+    model = _build_empty(config, wanted, stored)
     stored = without_copies(model, stored)
     check_stored(model, stored)
     if quant:
@@ -109,7 +109,11 @@ def resolve_device(requested: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device: {requested} is not there: torch sees no CUDA device", hint="device=cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {requested} is not there: torch sees {torch.cuda.device_count()} devices")
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device: {requested} is not there: torch sees {count} devices",
+            hint=f"cuda:0 to cuda:{count - 1}",
+        )
     return device
 
 
@@ -131,10 +135,16 @@ def read_config(folder: Path, *, template: str | None = None) -> Config:
     return config
 
 
-def build_outline(folder: Path, *, template: str | None = None) -> Model:
-    """The folder's model without any weights: every parameter on the meta device, from config.json alone."""
+def build_outline(
+    folder: Path, *, template: str | None = None, stored: Mapping[str, Stored] | None = None
+) -> Model:
+    """The folder's model without any weights: every parameter on the meta device, from config.json alone.
+
+    Raises CheckpointError where `stored` has far fewer layers.
+    """
     config = read_config(folder, template=template)
-    return _build_empty(config, config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return _build_empty(config, dtype, stored or {})
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -153,9 +163,11 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         return GenerationConfig.from_dict(content)
 
 
-def _build_empty(config: Config, dtype: torch.dtype) -> Model:
+def _build_empty(config: Config, dtype: torch.dtype, stored: Mapping[str, Stored]) -> Model:
     """The model without memory: every parameter on the meta device."""
-    with explain_config("config.json"), torch.device("meta"):
+    place = Path(config.name_or_path) / "config.json"
+    require_held(config, stored, place)
+    with explain_config(place), torch.device("meta"):
         model: Model = MODELS[type(config)]._from_config(config, dtype=dtype)
     return model
 

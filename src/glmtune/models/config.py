@@ -105,7 +105,10 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
         if alias == "vocab_size" and stated != type(self).padded_vocab_size:
             return  # the official code reads padded_vocab_size only
         if stated != getattr(type(self), official):
-            raise ConfigError(f"config.json: {alias} = {value!r} contradicts {official} = {stated!r}")
+            raise ConfigError(
+                f"config.json: {alias} = {value!r} contradicts {official} = {stated!r}",
+                hint=f"two names of one setting: leave {alias} out, or {PUBLISHED}",
+            )
         setattr(self, official, value)
 
     def _told_rope_scaling(self) -> RopeScaling | None:
@@ -169,10 +172,13 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
         if self.num_attention_heads % self.multi_query_group_num:
             raise ConfigError(
                 f"config.json: num_attention_heads = {self.num_attention_heads} is not a multiple of "
-                f"multi_query_group_num = {self.multi_query_group_num}"
+                f"multi_query_group_num = {self.multi_query_group_num}",
+                hint=PUBLISHED,
             )
         if self.kv_channels % 4:
-            raise ConfigError(f"config.json: kv_channels must be a multiple of 4, got {self.kv_channels}")
+            raise ConfigError(
+                f"config.json: kv_channels must be a multiple of 4, got {self.kv_channels}", hint=PUBLISHED
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Official keys plus the transformers names that PEFT and `generate` look up."""

@@ -7,7 +7,7 @@ GLM-4-32B-0414 (hidden size 6,144, feed-forward 23,040), GLM-4-9B (vocabulary 15
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
-from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, first_line
+from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.values import shown
 
 PUBLISHED = "take config.json from the published folder again"
@@ -189,6 +189,16 @@ CONFIG_RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 """Of config.json. A key that is not among them decides nothing here, and is kept as it is."""
 
+_LAYERS = ("num_layers", "num_hidden_layers")
+_EXPERTS = ("n_routed_experts", "num_local_experts")
+_MOST_EXPERTS = 10 * 92 * 160
+"""In all layers together, as many as the keys may say."""
+_COUNTED = (
+    ("num_hidden_layers", re.compile(r"\blayers\.(\d+)\."), 100),
+    ("n_routed_experts", re.compile(r"\bexperts\.(\d+)\."), 200),
+)
+"""What is numbered in the names of tensors: its key, and how many are built before the names are compared."""
+
 GENERATION_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), _ID),
     "eos_token_id": _IDS,
@@ -238,9 +248,34 @@ def check_content(
             raise ConfigError(f"{place}: {key} must be {rule.words}, got {shown(value)}", hint=hint)
         if not rule and (key.startswith("__") or callable(getattr(kind, key, None))):
             raise ConfigError(f"{place}: {key[:50]} is no key of such a file", hint=hint)
-    for name in (_ROPE, "rope_scaling") if rules is CONFIG_RULES else ():
+    if rules is not CONFIG_RULES:
+        return
+    layers, experts = (max(content.get(key) or 1 for key in keys) for keys in (_LAYERS, _EXPERTS))
+    if layers * experts > _MOST_EXPERTS:
+        raise ConfigError(
+            f"{place}: {layers:,} layers (num_hidden_layers) of {experts:,} experts (n_routed_experts) are "
+            f"too many: at most {_MOST_EXPERTS:,} experts in all",
+            hint=hint,
+        )
+    for name in (_ROPE, "rope_scaling"):
         stated = {key: _ROPE_RULES.get(key, _UNSET) for key in content.get(name) or {}}
         check_content(content.get(name) or {}, stated, place=f"{place}: {name}")
+
+
+def require_held(config: Any, names: Iterable[str], place: str | Path) -> None:
+    """Raise CheckpointError where config.json has many more layers or experts than the stored names.
+
+    Building them would take long; where it does not, the tensor that is missing is named later.
+    """
+    names = list(names)
+    for key, pattern, few in _COUNTED:
+        stated = getattr(config, key, 0)
+        held = 1 + max((int(found[1]) for name in names if (found := pattern.search(name))), default=-1)
+        if names and stated > max(held, few):
+            raise CheckpointError(
+                f"{place}: {config.attribute_map.get(key, key)} = {stated:,}, and the files hold {held:,}",
+                hint="config.json and weights must be of the same model, and complete",
+            )
 
 
 _FIELD = re.compile(r"for field '(\w+)'")
@@ -248,11 +283,16 @@ _FIELD = re.compile(r"for field '(\w+)'")
 
 @contextmanager
 def explain_config(place: str | Path) -> Iterator[None]:
-    """Turn whatever transformers raises over a config into a CheckpointError with file and key."""
+    """Turn whatever transformers raises over a config into a CheckpointError with file and key.
+
+    Our own errors, raised where only the content is known, get the file's place too.
+    """
     try:
         yield
-    except GlmtuneError:
-        raise
+    except (CheckpointError, ConfigError) as error:
+        if not str(error).startswith("config.json"):
+            raise
+        raise type(error)(f"{place}{str(error).removeprefix('config.json')}", hint=error.hint) from None
     except StrictDataclassError as error:
         field = _FIELD.search(str(error))
         key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""

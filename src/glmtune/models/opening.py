@@ -16,11 +16,11 @@ def open_outline(folder: Path, known: Identity, stored: Mapping[str, Stored]) ->
     Raises `CheckpointError` where config.json makes no model, or the files hold another.
     """
     if FAMILIES[known.family].is_in_transformers:
-        model: Any = build_upstream_outline(folder)
+        model: Any = build_upstream_outline(folder, stored)
         if stored:
             check_upstream_stored(folder, model, stored)
         return model
-    model = build_outline(folder, template=known.template)
+    model = build_outline(folder, template=known.template, stored=stored)
     if stored:
         check_stored(model, without_copies(model, stored))
     return model

@@ -10,9 +10,9 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,19 @@ from glmtune.errors import CheckpointError, first_line
 from glmtune.files import COPY_AGAIN, read_start, unreadable
 
 _ZIP = b"PK\x03\x04"  # how torch.save files begin since torch 1.6
-_MOST_PICKLE_BYTES = (
-    32 * 2**20
-)  # the tensors of GLM-4.5, 44,000, need 9 MB; their numbers lie in other records
-_MOST_VALUES = 10_000_000
+_MOST_PICKLE_BYTES = 32 * 2**20  # the numbers of the tensors lie in other records
+_MOST_VALUES = 500_000
+"""Operations of a pickle, and values in what comes of it: a shared one counts wherever it lies.
+
+15,000 tensors take so many; the 44,000 of GLM-4.5 are published in 93 files, and no pickles.
+"""
 _MOST_DEPTH = 64
 _BYTES = {
-    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
-    "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+    "torch DoubleStorage": 8, "torch FloatStorage": 4, "torch HalfStorage": 2, "torch BFloat16Storage": 2,
+    "torch LongStorage": 8, "torch IntStorage": 4, "torch ShortStorage": 2, "torch CharStorage": 1,
+    "torch ByteStorage": 1, "torch BoolStorage": 1,
 }  # fmt: skip
 """Bytes of one number, by the storages that are read."""
-_NAMED = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_parameter",
-    *(f"torch {name}" for name in _BYTES),
-}
-"""All that a pickle may name, as its operation has it: module and name."""
 _KINDS = {
     "sparse": "sparse",
     "meta": "meta (it has no numbers)",
@@ -51,21 +47,36 @@ _KINDS = {
     "QUInt": "quantised by PyTorch",
 }
 """Tensors that are not read, by a part of the name that rebuilds them."""
+_LEAVES = {
+    "GLOBAL": "global", "BINUNICODE": "text", "BINFLOAT": "other", "NONE": "other", "NEWFALSE": "other",
+    "NEWTRUE": "other", "EMPTY_TUPLE": "tuple", "EMPTY_LIST": "list", "EMPTY_DICT": "dict",
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1"), "number"),
+}  # fmt: skip
+"""Operations that put a new value on the stack, and its kind."""
+_TUPLES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+"""Those that make a tuple, and of how many values: of those since the mark, or so many."""
+_FILLS = {
+    "APPEND": ("list", 1), "APPENDS": ("list", None), "SETITEM": ("dict", 2), "SETITEMS": ("dict", None),
+    "BUILD": ("dict", 1),
+}  # fmt: skip
+"""Those that fill a value, its kind, and with how many."""
 _OPERATIONS = {
-    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET",
-    "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-    "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "NONE", "NEWFALSE", "NEWTRUE", "BININT", "BININT1", "BININT2",
-    "LONG1", "BINFLOAT", "BINUNICODE",
+    *_LEAVES, *_TUPLES, *_FILLS, "PROTO", "STOP", "MARK", "REDUCE", "BINPERSID", "BINPUT", "LONG_BINPUT",
+    "BINGET", "LONG_BINGET",
 }  # fmt: skip
 """What `torch.save` writes of plain values and tensors."""
+_NEWER = range(3, pickle.HIGHEST_PROTOCOL + 1)
 _CALLS = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
-_INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1")
-_STORAGE = (
-    ("MARK",), ("BINUNICODE",), ("GLOBAL",), ("BINUNICODE",), ("BINUNICODE",), _INTEGERS, ("TUPLE",),
-)  # fmt: skip
-"""The operations that name a storage: the word, its class, its key, its device and how many numbers."""
-_KEPT = ("BINUNICODE", "GLOBAL", *_INTEGERS)
-"""Those whose value a pickle may take up again."""
+_CALLED = {
+    "collections OrderedDict": "dict",
+    "torch._utils _rebuild_tensor_v2": "tensor",
+    "torch._utils _rebuild_parameter": "tensor",
+}
+"""What may be called, as its operation names it, and the kind of what comes of it."""
+_STORAGE = ("text", "global", "text", "text", "number")
+"""What a storage is named by: the word, its class, its key, its device and how many numbers."""
+_LARGEST_KEY = 2**60
+"""Numbers below are their own hash; of larger ones, any many hash alike."""
 _PLAIN = (str, int, float, type(None))  # bool is an int
 _DAMAGED = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError,
@@ -189,40 +200,120 @@ def _list_records(path: Path, records: Iterable[zipfile.ZipInfo]) -> dict[str, i
 
 def _follow(path: Path, program: bytes) -> Iterator[tuple[str, int]]:
     """Key and bytes of every storage that a pickle names. Raises as `_look_over` for what is not allowed."""
-    memo: dict[Any, Any] = {}
-    last: deque[tuple[str, Any]] = deque(maxlen=len(_STORAGE))  # operations, with what they put on the stack
-    for operation, value, _ in pickletools.genops(program):
-        name = operation.name
-        if name in ("BINPUT", "LONG_BINPUT"):
-            memo[value] = last[-1]
-            continue
-        _allow(path, name, value)
-        if name == "BINPERSID":
-            yield _read_storage([one for one, _ in last], [put for _, put in last])
-        if name in ("BINGET", "LONG_BINGET"):
-            taken = memo[value]
-            last.append(taken if taken[0] in _KEPT else (name, None))
+    machine = _Machine(path)
+    for number, (operation, value, _) in enumerate(pickletools.genops(program)):
+        if number > _MOST_VALUES:
+            raise _odd(path, f"its pickle has more than {_MOST_VALUES:,} operations")
+        _allow(path, operation.name, value)
+        if operation.name == "BINPERSID":
+            yield machine.name_storage()
         else:
-            last.append((name, value))
+            machine.take(operation.name, value)
+
+
+@dataclass(slots=True)
+class _Value:
+    """What a value on the stack is, as far as it matters."""
+
+    kind: str
+    value: Any = None
+    size: int = 1
+    """Itself and all that lies in it."""
+    is_part: bool = False
+    """Whether it lies in another one: then nothing more may be put into it."""
+
+
+class _Machine:
+    """Carries out a pickle's operations over the sizes of values alone. Raises as `_look_over`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stack: list[_Value] = []
+        self._below: list[list[_Value]] = []  # the stack under each mark
+        self._memo: dict[int, _Value] = {}
+
+    def take(self, name: str, value: Any) -> None:
+        if name in _LEAVES:
+            self._stack.append(_Value(_LEAVES[name], value))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[value] = self._stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            self._stack.append(self._memo[value])
+        elif name == "MARK":
+            self._below.append(self._stack)
+            self._stack = []
+        elif name in _TUPLES:
+            parts = self._since(_TUPLES[name])
+            self._stack.append(_Value("tuple", parts, self._count(parts, 1)))
+        elif name == "REDUCE":
+            self._call()
+        elif name in _FILLS:
+            self._fill(name)
+
+    def name_storage(self) -> tuple[str, int]:
+        """Key and bytes of the storage that the tuple on the stack names, which takes its place."""
+        named = self._stack.pop()
+        parts: list[_Value] = named.value or [] if named.kind == "tuple" else []
+        if tuple(part.kind for part in parts) != _STORAGE:
+            raise _otherwise("names a storage")
+        word, kind, key, _, count = (part.value for part in parts)
+        if word != "storage" or kind not in _BYTES:
+            raise _otherwise("names a storage")
+        self._stack.append(_Value("storage"))
+        return key, count * _BYTES[kind]
+
+    def _since(self, count: int | None) -> list[_Value]:
+        """So many values off the stack; all since the last mark for None."""
+        if count is None:
+            parts, self._stack = self._stack, self._below.pop()
+            return parts
+        return [self._stack.pop() for _ in range(count)][::-1]
+
+    def _count(self, parts: Iterable[_Value], size: int) -> int:
+        """The size of a value that holds these too."""
+        for part in parts:
+            part.is_part = True
+            size += part.size
+        if size > _MOST_VALUES:
+            raise _odd(self._path, f"holds more than {_MOST_VALUES:,} values, a shared one counted each time")
+        return size
+
+    def _call(self) -> None:
+        called, given = self._since(2)
+        kind = _CALLED.get(called.value) if called.kind == "global" else None
+        if kind is None or given.kind != "tuple" or (kind == "dict" and given.size > 1):
+            raise _otherwise("makes a value")
+        self._stack.append(_Value(kind, size=self._count([given], 1)))
+
+    def _fill(self, name: str) -> None:
+        kind, count = _FILLS[name]
+        parts = self._since(count)
+        target = self._stack[-1]
+        if target.kind != kind or target.is_part or any(part is target for part in parts):
+            raise _otherwise("fills a value")
+        for key in parts[::2] if name.startswith("SET") else ():
+            if key.kind != "text" and (key.kind != "number" or abs(key.value) >= _LARGEST_KEY):
+                raise _odd(self._path, f"has a {key.kind} as a key, expected text or a number below 2**60")
+        target.size = self._count(parts, target.size)
+
+
+def _otherwise(does: str) -> ValueError:
+    return ValueError(f"its pickle {does} in another way than torch.save")
 
 
 def _allow(path: Path, name: str, value: Any) -> None:
-    if name in _CALLS or (name == "GLOBAL" and value not in _NAMED):
+    if name in _CALLS or (name == "GLOBAL" and value not in _CALLED and value not in _BYTES):
         kind = next((kind for part, kind in _KINDS.items() if part in str(value)), None)
         if kind:
             raise _odd(path, f"holds a tensor that is {kind}, expected dense ones")
         raise _unsafe(path, f"it names {str(value).replace(' ', '.')[:100]}")
+    if name == "PROTO" and value in _NEWER:
+        raise CheckpointError(
+            f"{path}: saved with pickle_protocol={value}, and only PyTorch's own, 2, is read safely",
+            hint="save it again without pickle_protocol where it was made, or get the safetensors files",
+        )
     if name not in _OPERATIONS or (name == "PROTO" and value != 2):
         raise ValueError(f"its pickle has the operation {name} {value if name == 'PROTO' else ''}".rstrip())
-
-
-def _read_storage(names: list[str], values: list[Any]) -> tuple[str, int]:
-    """Key and bytes of the storage that the last operations name."""
-    is_known = len(names) == len(_STORAGE) and all(map(tuple.__contains__, _STORAGE, names))
-    size = _BYTES.get(str(values[2]).removeprefix("torch ")) if is_known else None
-    if size is None or values[1] != "storage":
-        raise ValueError("its pickle names a storage in another way than torch.save")
-    return values[3], values[5] * size
 
 
 # Once it is read
@@ -230,12 +321,11 @@ def _read_storage(names: list[str], values: list[Any]) -> tuple[str, int]:
 
 def _require_plain(path: Path, content: Any) -> None:
     """Raise CheckpointError for a value that is neither plain nor a dense tensor, or that never ends."""
-    waiting, seen = [(content, 0)], 0
+    waiting = [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
-        seen += 1
-        if depth > _MOST_DEPTH or seen + len(waiting) > _MOST_VALUES:
-            raise _odd(path, "its values lie in one another too deep, or are too many")
+        if depth > _MOST_DEPTH:
+            raise _odd(path, f"its values lie in one another more than {_MOST_DEPTH} deep")
         if isinstance(value, Tensor):
             _require_dense(path, value)
         elif isinstance(value, Mapping):
@@ -247,7 +337,9 @@ def _require_plain(path: Path, content: Any) -> None:
 
 
 def _require_dense(path: Path, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_neg():
+    if tensor.is_neg():
+        raise _odd(path, "holds a negated view of a tensor, expected its own numbers (resolve_neg)")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
         raise _odd(path, f"holds a tensor of layout {tensor.layout} on {tensor.device}, expected dense ones")
     if (
         tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes()

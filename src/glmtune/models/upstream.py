@@ -21,7 +21,7 @@ from transformers.utils import logging
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json
 from glmtune.models.checkpoint import read_generation_config, resolve_device
-from glmtune.models.config_checks import PUBLISHED, check_content, explain_config
+from glmtune.models.config_checks import PUBLISHED, check_content, explain_config, require_held
 from glmtune.models.dtype import choose_dtype
 from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Shard, Stored, open_shard, scan_tensors
@@ -45,8 +45,8 @@ def load_in_transformers(
     """
     place, reading = resolve_device(device), reading or Reading()
     config = read_upstream_config(folder)
-    outline = _build_empty(config, folder)  # what no model can be built from is told by its key
     stored = scan_tensors(folder)
+    outline = _build_empty(config, folder, stored)
     check_upstream_stored(folder, outline, stored)
     wanted = reading.dtype = choose_dtype(dtype, stored, place).dtype
     with _bar_on_a_terminal(), _without_report():
@@ -95,15 +95,17 @@ def _without_mtp(stored: Mapping[str, Stored], config: Any) -> dict[str, Stored]
     )
 
 
-def build_upstream_outline(folder: Path) -> Any:
+def build_upstream_outline(folder: Path, stored: Mapping[str, Stored] | None = None) -> Any:
     """The folder's model without any weights: every parameter on the meta device, from config.json alone.
 
-    Pre-quantised weights are shown as the model is without them.
+    Pre-quantised weights are shown as the model is without them. Raises CheckpointError where `stored` has
+    far fewer layers or experts.
     """
-    return _build_empty(_read_config(folder), folder)
+    return _build_empty(_read_config(folder), folder, stored or {})
 
 
-def _build_empty(config: Any, folder: Path) -> Any:
+def _build_empty(config: Any, folder: Path, stored: Mapping[str, Stored]) -> Any:
+    require_held(config, stored, folder / "config.json")
     with explain_config(folder / "config.json"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 

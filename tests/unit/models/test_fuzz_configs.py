@@ -1,6 +1,7 @@
 """config.json and generation_config.json with any value at any key: a model that answers, or a refusal."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, GenerationConfig
 
+from glmtune.errors import GlmtuneError
 from glmtune.family import identify
 from glmtune.info import inspect
 from glmtune.load import load_model
@@ -71,6 +73,32 @@ def near(value: Any) -> st.SearchStrategy[Any]:
     if isinstance(value, int):
         return st.sampled_from([value, value + 1, value - 1, 2 * value])
     return st.sampled_from([value, value / 2, value * 1.5]) if isinstance(value, float) else st.just(value)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "words"),
+    [
+        ("GLM-4.5", {"num_hidden_layers": 1000, "n_routed_experts": 2048}, "at most 147,200 experts"),
+        ("GLM-4.5", {"num_hidden_layers": 1000}, "num_hidden_layers = 1,000, and the files hold 2"),
+        ("GLM-4.5", {"n_routed_experts": 2048}, "n_routed_experts = 2,048, and the files hold 4"),
+        ("GLM-4-hf", {"num_hidden_layers": 1000}, "num_hidden_layers = 1,000, and the files hold 2"),
+        ("chatglm3", {"num_layers": 1000}, "num_layers = 1,000, and the files hold 2"),
+        ("v1_late", {"num_layers": 1000}, "num_layers = 1,000, and the files hold 2"),
+        ("GLM-4.5", {"num_hidden_layers": 100}, r"layers\.\d+\..*is missing"),
+        ("chatglm3", {"num_layers": 100}, r"layers\.\d+\..*is missing"),
+    ],
+)
+def test_more_layers_than_the_files_have_are_not_built(
+    folders: dict[str, Path], family: str, keys: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders[family], tmp_path / "m"))
+    stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "num_layers" in keys:
+        stated.pop("num_hidden_layers", None)
+    (folder / "config.json").write_text(json.dumps(stated | keys), encoding="utf-8")
+    with pytest.raises(GlmtuneError, match=words):
+        load_model(folder, device="cpu")
+    assert any(re.search(words, said) for said in inspect(folder).warnings)
 
 
 @pytest.mark.parametrize("count", SIZES)

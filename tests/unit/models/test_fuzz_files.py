@@ -188,12 +188,25 @@ def program(*parts: bytes) -> bytes:
     return b"\x80\x02" + b"".join(parts) + b"."
 
 
+def doubled(*, times: int) -> bytes:
+    """A tuple of two equal tuples of two equal ones, and so on: hashing it takes 2**times steps."""
+    return b"X\x01\x00\x00\x00x" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(times))
+
+
 TEN_TERABYTES = b"\x8a\x06" + (10**13).to_bytes(6, "little")
+ALIKE = [n * (2**61 - 1) for n in range(100_000)]  # numbers of one hash
 BOMBS = {
     "bytearray": program(b"cbuiltins\nbytearray\n", TEN_TERABYTES, b"\x85R"),
     "storage": program(b"ctorch.storage\nUntypedStorage\n", TEN_TERABYTES, b"\x85R"),
     "itself": program(b"]q\x00h\x00a"),
     "laughs": program(b"]q\x00", b"".join(b"]q%c(%be" % (n + 1, b"h%c" % n * 10) for n in range(30))),
+    "key": program(b"}", doubled(times=60), b"K\x01s"),
+    "keys": program(b"}(", doubled(times=60), b"K\x01u"),
+    "pairs": program(b"ccollections\nOrderedDict\n]", doubled(times=60), b"K\x01\x86a\x85R"),
+    "doubled": program(doubled(times=40)),
+    "many doubled": program(b"]", doubled(times=20), b"q\x30a", b"h\x30a" * 1000),
+    "filled later": program(b"]q\x30q\x31", b"h\x30h\x30\x86q\x30" * 18, b"h\x31(" + b"K\x01" * 1000, b"e"),
+    "alike": program(b"}(", b"".join(b"\x8a\x0b%bN" % n.to_bytes(11, "little") for n in ALIKE), b"u"),
     "deep": program(b"]" * 1000 + b"a" * 999),
     "memo": program(b"]r\xff\xff\xff\xff"),
     "nothing": b"",
@@ -205,10 +218,46 @@ BOMBS = {
 def test_a_pickle_that_would_fill_the_memory_is_refused(name: str, mmap: bool, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
         archive.writestr("x/data.pkl", BOMBS[name])
+        archive.writestr("x/version", "3\n")
     with bounds():
         tally = Tally()
         tally.take(lambda: read_pickle(tmp_path / "x.bin", mmap=mmap))
     assert tally.refused or name == "memo"
+
+
+def test_the_largest_pickle_that_is_read_is_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
+        archive.writestr("x/data.pkl", program(b"](", b"N" * 500_000, b"e"))
+    with pytest.raises(CheckpointError, match="more than 500,000"):
+        read_pickle(tmp_path / "x.bin")
+
+
+def test_plain_values_of_a_state_are_read_as_they_were(tmp_path: Path) -> None:
+    shared = {"lr": 0.1, 5: [True, None]}
+    held = {"random": (3, tuple(range(625)), None), "groups": [shared, shared], -1: {}, "": ((), (1,), 2**70)}
+    torch.save(held, tmp_path / "x.pt")
+    assert read_pickle(tmp_path / "x.pt") == held
+
+
+@pytest.mark.parametrize("key", [(1, 2), None, 0.5, True, 2**61])
+def test_a_key_that_is_neither_text_nor_a_usual_number_is_refused(key: object, tmp_path: Path) -> None:
+    torch.save({key: 1}, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match="as a key, expected text or a number"):
+        read_pickle(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_another_protocol_of_pickle_is_told_with_its_cure(protocol: int, tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "x.bin", pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match=f"pickle_protocol={protocol}") as told:
+        read_tensors(tmp_path / "x.bin")
+    assert "without pickle_protocol" in told.value.hint
+
+
+def test_a_negated_view_is_called_so(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3, dtype=torch.complex64).conj().imag}, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match="negated view"):
+        read_tensors(tmp_path / "x.bin")
 
 
 def test_a_storage_cannot_be_larger_than_its_record(tmp_path: Path) -> None:
