@@ -104,8 +104,8 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Put a request in line; its number.
 
-        Raises `DataError` for a prompt that nothing can follow or that is too long, `ConfigError` for stop ids
-        that are none, an adapter that is unknown, and a model that is in training mode, or was cast or moved.
+        Raises `DataError` for a prompt that nothing can follow or that is too long, `ConfigError` for stop
+        ids that are none, an unknown adapter, and a model that is in training mode, or was cast or moved.
         """
         self._check_model()
         self._check_adapter(request.adapter)
