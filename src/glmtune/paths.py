@@ -15,6 +15,8 @@ def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
 
     `has_weights`: for a folder of weights, which safetensors opens by names in UTF-8 alone.
     """
+    if not isinstance(given, str | PathLike):
+        raise ValueError(f"a path is text, not of type {type(given).__name__}")
     text = os.fspath(given)
     if "\0" in text:
         raise ValueError("a path with a zero character in it, which no file system can hold")

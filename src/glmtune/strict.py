@@ -297,6 +297,8 @@ class _Loader(yaml.SafeLoader):
         for key, value in node.value:
             if key.tag == MERGE:
                 continue
+            if self.may_agree and key.tag in SIMPLE_TAGS:
+                key.tag = TEXT
             if key.tag != TEXT:
                 raise _unfit(f"a key must be text, got {_spelled(key)}", key)
             if key.value in seen and not (self.may_agree and self._is_same(seen[key.value], value)):
@@ -329,26 +331,37 @@ def _spelled(node: yaml.Node) -> str:
 
 
 class _LenientLoader(_Loader):
+    """For files of others: a key that is a number or the like is taken as its text."""
+
     may_agree = True
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `_Loader` would take for a number."""
+    """Quotes the text that `_Loader` would take for a number, or in which it would see line breaks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escape Unicode's own line breaks, which other quotes turn into spaces."""
+        return self.represent_scalar(TEXT, data, style='"' if UNICODE_BREAKS.search(data) else None)
 
 
 PREFIX = "tag:yaml.org,2002:"
 TEXT, INTEGER, FLOAT, MERGE = (PREFIX + name for name in ("str", "int", "float", "merge"))
-KNOWN_TAGS = {None, TEXT, INTEGER, FLOAT, *(PREFIX + name for name in ("bool", "null", "seq", "map"))}
+SIMPLE_TAGS = {INTEGER, FLOAT, PREFIX + "bool", PREFIX + "null"}
+KNOWN_TAGS = {None, TEXT, *SIMPLE_TAGS, PREFIX + "seq", PREFIX + "map"}
 """What a value is made of; None is the constructor that refuses all others."""
+PLAIN_TEXT = {f"{PREFIX}timestamp", f"{PREFIX}value"}
+"""What YAML 1.1 sees in a date and in a lone `=`."""
+UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
 EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for kind in (_Loader, _LenientLoader, _Dumper):
     kind.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
 for kind in (_Loader, _LenientLoader):
     kind.yaml_constructors = {t: read for t, read in kind.yaml_constructors.items() if t in KNOWN_TAGS}
     kind.yaml_implicit_resolvers = {
-        first: [(tag, form) for tag, form in forms if tag != f"{PREFIX}timestamp"]
+        first: [(tag, form) for tag, form in forms if tag not in PLAIN_TEXT]
         for first, forms in kind.yaml_implicit_resolvers.items()
     }
+_Dumper.add_representer(str, _Dumper.represent_str)
 YAML_FAULTS = {
     "given twice": ("{}", "keep the one that is right"),
     "stands inside": ("{}", "write the value out"),

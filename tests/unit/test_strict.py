@@ -129,6 +129,26 @@ def test_text_and_numbers_that_were_dumped_as_yaml_are_read_back_as_such(value):
     assert load_yaml(dump_yaml(value)) == value
 
 
+@given(st.text(st.sampled_from("a =:\n\x85\u2028\u2029'\"1~"), max_size=4))
+def test_text_with_line_breaks_and_marks_of_yaml_is_read_back(value):
+    assert load_yaml(dump_yaml({value: [value]})) == {value: [value]}
+
+
+@pytest.mark.parametrize("text", ["a: =", "a: '='", "a:\n  ="])
+def test_a_lone_equals_sign_is_text(text):
+    assert load_yaml(text) == {"a": "="}
+
+
+def test_keys_of_others_may_be_numbers_and_ours_not():
+    text = "1: a\n1.5: b\nyes: c\nnull: d"
+    assert load_yaml(text, may_agree=True) == {"1": "a", "1.5": "b", "yes": "c", "null": "d"}
+    for line in text.splitlines():
+        with pytest.raises(ConfigError, match=r"r:1:1: a key must be text"):
+            parse_yaml(line, "r")
+    with pytest.raises(ConfigError, match=r"r:2:1: the key '1' is given twice"):
+        parse_yaml("1: a\n'1': b", "r", may_agree=True)
+
+
 def test_a_commit_that_looks_like_a_number_stays_text(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(to_yaml(load_recipe({"model": "m", "revision": "12e4567"})), encoding="utf-8")

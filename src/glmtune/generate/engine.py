@@ -32,6 +32,10 @@ MAX_PREFILL_TOKENS = 2048
 """Prompt tokens of one packed pass; a longer prompt has a pass of its own. Twice as many gain nothing
 on a CPU (measured on a Xeon), and cost W8A8 a third more time: fp32 too large for malloc to keep.
 """
+MAX_CONTEXTS = 16
+"""A prompt is read up to so many times the length that the model was made for: attention takes the square."""
+MIN_MAX_PROMPT = 8192
+"""Tokens of a prompt that are read however short that length is: 2 seconds of glm-tiny, on one core."""
 SHARED_TOKENS = 32
 """Least common beginning of several prompts that is worth a pass of its own."""
 
@@ -82,6 +86,8 @@ class Engine:
         self.max_prefill_tokens = max_prefill_tokens
         self.context = _context_of(base)
         """Tokens of the longest text that the model was made for, None where its config names none."""
+        self.max_prompt = max(MAX_CONTEXTS * self.context, MIN_MAX_PROMPT) if self.context else None
+        """Tokens of the longest prompt that is read, None where there is no such bound."""
         self.is_length_told = False
         self._kind = _kind_of(self.runner.model)
         self._numbers = count()
@@ -98,12 +104,12 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Put a request in line; its number.
 
-        Raises `DataError` for a prompt that nothing can follow, `ConfigError` for stop ids that are none, an
-        adapter that is unknown, and a model that is in training mode, or was cast or moved.
+        Raises `DataError` for a prompt that nothing can follow or that is too long, `ConfigError` for stop
+        ids that are none, an unknown adapter, and a model that is in training mode, or was cast or moved.
         """
         self._check_model()
         self._check_adapter(request.adapter)
-        request = check_request(request, self._vocabulary)
+        request = check_request(request, self._vocabulary, self.max_prompt)
         self.tell_length([len(request.prompt)])
         self.runner.count_positions(request.prompt)
         draw = Draw(request.sampling, request.prompt, device=self.runner.device)
@@ -112,8 +118,12 @@ class Engine:
         return number
 
     def tell_length(self, lengths: Sequence[int]) -> None:
-        """Say, once, that texts of so many tokens are longer than those that the model was made for."""
-        longer = [length for length in lengths if length > (self.context or length)]
+        """Say, once, that texts of so many tokens are longer than those that the model was made for.
+
+        Not of prompts that `submit` refuses.
+        """
+        read = [length for length in lengths if length <= (self.max_prompt or length)]
+        longer = [length for length in read if length > (self.context or length)]
         if longer and not self.is_length_told:
             self.is_length_told = True
             what = f"{len(longer):,} of {len(lengths):,} prompts are" if len(lengths) > 1 else "this text is"
@@ -157,7 +167,7 @@ class Engine:
         """
         self._check_model()
         self._check_adapter(adapter)
-        text = check_prompt(ids, self._vocabulary)
+        text = check_prompt(ids, self._vocabulary, self.max_prompt)
         self.reuse.check(self.runner.model)
         if not self.reuse.is_pinned(text, adapter):
             self._remember(text, adapter)

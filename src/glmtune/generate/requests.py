@@ -47,24 +47,31 @@ class Answer:
         return self.ids[-1] in self.request.stop_ids or len(self.ids) == self.draw.sampling.max_new_tokens
 
 
-def check_request(request: Request, vocabulary: int) -> Request:
+def check_request(request: Request, vocabulary: int, most: int | None = None) -> Request:
     """The request with ids of its own: the lists that were given may change meanwhile.
 
-    Raises `DataError` for a prompt that a model of so many tokens cannot read, `ConfigError` for stop ids
-    that are none.
+    Raises `DataError` as `check_prompt`, `ConfigError` for stop ids that are none.
     """
-    prompt, stop_ids = check_prompt(request.prompt, vocabulary), _check_stop_ids(request.stop_ids)
+    prompt, stop_ids = check_prompt(request.prompt, vocabulary, most), _check_stop_ids(request.stop_ids)
     return replace(request, prompt=prompt, stop_ids=stop_ids)
 
 
-def check_prompt(ids: Iterable[int], vocabulary: int) -> tuple[int, ...]:
-    """A copy of a prompt's ids; `DataError` where there are none, or others than 0 to `vocabulary` - 1."""
+def check_prompt(ids: Iterable[int], vocabulary: int, most: int | None = None) -> tuple[int, ...]:
+    """A copy of a prompt's ids.
+
+    Raises `DataError` where there are none, more than `most`, or others than 0 to `vocabulary` - 1.
+    """
     try:
         checked = tuple(map(index, ids))
     except TypeError as error:
         raise DataError(f"prompt: {error}", hint="give token ids, as a tokenizer makes them") from error
     if not checked:
         raise DataError("prompt: empty, so nothing follows it", hint="give at least one id")
+    if len(checked) > (most or len(checked)):
+        raise DataError(
+            f"prompt: {len(checked):,} tokens, where this model reads {most:,} at most",
+            hint="shorten it; in a chat, `clear` forgets the turns before it",
+        )
     if min(checked) < 0 or max(checked) >= vocabulary:
         place = next(i for i, token in enumerate(checked) if not 0 <= token < vocabulary)
         raise DataError(

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from glmtune.errors import ConfigError
-from glmtune.files import load_bytes, unreadable
+from glmtune.files import given_path, load_bytes, unreadable
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import (
     HALF_CHARACTER,
@@ -35,7 +35,7 @@ ESCAPES = dict(zip("\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", "0abtnvfreN_LP", 
 """What a backslash and a letter in YAML's double quotes become. Source: yaml.org/spec/1.1, 5.7."""
 
 MOST_PARTS = 9
-"""Dots in a setting's name that are read as such: more than any setting has."""
+"""Dots in a setting's name that are read as such, and levels of a dict: more than any setting has."""
 
 Source = str | Path | Mapping[str, Any] | Recipe
 
@@ -55,7 +55,7 @@ def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]
     elif isinstance(source, Mapping):
         values = _copy(source)
     else:
-        values = _read_yaml(Path(source))
+        values = _read_yaml(given_path(source))
     for word in overrides:
         _apply(values, word)
     _clear_rivals(values, {word.partition("=")[0] for word in overrides if not word.endswith("=null")})
@@ -122,8 +122,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+def _copy(value: Any, depth: int = 0) -> Any:
+    """Mappings and lists of one's own, all the way down. Raises `ConfigError` where that is too far."""
+    if depth > MOST_PARTS:
+        raise ConfigError(
+            f"settings nested more than {MOST_PARTS} deep", hint="`glmtune settings` lists all, none so deep"
+        )
+    if isinstance(value, Mapping):
+        return {key: _copy(inner, depth + 1) for key, inner in value.items()}
+    return [_copy(inner, depth + 1) for inner in value] if isinstance(value, list) else value
 
 
 def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -132,7 +139,7 @@ def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(below, dict) and key != "method":
             _lay_over(below, value)
         else:
-            values[key] = _copy(value) if isinstance(value, Mapping) else value
+            values[key] = _copy(value)
 
 
 def _named(layer: Mapping[str, Any]) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from glmtune import load_model, load_tokenizer
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, DataError
 from glmtune.generate import Chat, Engine, Request, Sampling, complete, engine
 from glmtune.recipe import Data
 from glmtune.workflows.rows import training_rows
@@ -68,6 +68,31 @@ def test_an_answer_that_grows_past_the_length_is_told(tmp_path: Path, said: list
         steps += 1
         assert bool(said) == (10 + steps > 16)
     assert steps == 20
+
+
+def test_a_text_far_past_the_length_is_refused_before_anything_is_computed(
+    pair: tuple[Any, Any], said: list[str]
+) -> None:
+    model, tokenizer = pair
+    chat = Chat(model, tokenizer, do_sample=False, max_new_tokens=3)
+    with pytest.raises(DataError, match=r"prompt: 9,\d\d\d tokens, where this model reads 8,192") as caught:
+        list(chat.ask("天" * 9_000))
+    assert "clear" in caught.value.hint
+    assert not said
+    assert len(list(chat.ask("好"))) <= 3
+    running = Engine(model)
+    for call in (running.remember, lambda ids: running.submit(Request(ids, SHORT))):
+        with pytest.raises(DataError, match="8,193 tokens"):
+            call([5] * 8193)
+    assert running.is_idle
+
+
+@pytest.mark.parametrize(("context", "most"), [(16, 8192), (512, 8192), (32_768, 524_288), (None, None)])
+def test_the_bound_grows_with_the_length_that_a_model_was_made_for(
+    context: int | None, most: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_context_of", lambda _: context)
+    assert Engine(load_model(BUILDERS["ChatGLM3"](tmp_path))).max_prompt == most
 
 
 def test_training_rows_past_the_length_are_counted(tmp_path: Path) -> None:

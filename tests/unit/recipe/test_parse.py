@@ -194,3 +194,23 @@ def test_one_word_is_a_list_of_one() -> None:
 
 def test_a_path_in_the_home_folder_is_found() -> None:
     assert load_recipe({"model": "m"}, ["data.train=~/x.json"]).data.train == Path.home() / "x.json"
+
+
+@pytest.mark.parametrize("kind", ["dict in itself", "deep dict", "deep list"])
+def test_settings_nested_without_end_are_refused(kind: str) -> None:
+    settings: Any = {"model": "m"}
+    inner: Any = settings
+    for _ in range(100_000 if kind != "dict in itself" else 0):
+        inner = {"train": inner} if kind == "deep dict" else [inner]
+    settings = {"model": "m", "train": inner}
+    if kind == "dict in itself":
+        settings["train"] = settings
+    for read in (load_recipe, build_recipe):
+        with pytest.raises(ConfigError, match="nested more than 9 deep"):
+            read(settings)
+
+
+@pytest.mark.parametrize("source", [5, None, [], b"recipe.yaml"])
+def test_a_path_that_is_no_text_is_refused(source: Any) -> None:
+    with pytest.raises(ConfigError, match=f"a path is text, not of type {type(source).__name__}"):
+        load_recipe(source)
