@@ -5,18 +5,19 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizer
-from transformers.utils import PaddingStrategy
+from transformers.utils import PaddingStrategy, get_json_schema
 
 from glmtune.errors import ConfigError
 from glmtune.family import require_template
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, Segment, find, messages_from_dicts, render
 from glmtune.tokenizers.files import VOCABULARY, reading_folder
-from glmtune.tokenizers.rendering import bounded_rendering
+from glmtune.tokenizers.rendering import PARTS, render_apart
 from glmtune.values import text
 
 _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.{1,64}?) 的人工智能助手")
@@ -44,11 +45,47 @@ class ChatTokenizer:
         with reading_folder(Path(name)) if Path(name).is_dir() else nullcontext():
             return transformers.from_pretrained(name, *args, **kwargs)
 
-    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but a template that loops or fails is a ConfigError."""
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, but a template that loops, grows without end or fails is a ConfigError."""
         transformers: Any = super()
-        with bounded_rendering(str(self.vocab_file)):
-            return transformers.apply_chat_template(*args, **kwargs)
+        if kwargs.get("sanitize_control_tokens"):
+            raise ConfigError(
+                "apply_chat_template: 'sanitize_control_tokens' is not supported here",
+                hint="glmtune.encode_messages makes no control token of a content",
+            )
+        is_marked = bool(kwargs.get("return_assistant_tokens_mask"))
+        if not conversation or (continue_final_message and (add_generation_prompt or is_marked)):
+            return transformers.apply_chat_template(  # which says what is wrong
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                chat_template=PARTS,
+                **kwargs,
+            )
+        is_batched = isinstance(conversation[0], list | tuple)
+        variables = kwargs.keys() - signature(transformers.apply_chat_template).parameters
+        rendered = render_apart(
+            str(self.vocab_file),
+            conversation if is_batched else [conversation],
+            tools=tools and [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in tools],
+            documents=documents,
+            chat_template=transformers.get_chat_template(chat_template, tools),
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            return_assistant_tokens_mask=is_marked,
+            **{**transformers.special_tokens_map, **{name: kwargs.pop(name) for name in variables}},
+        )
+        parts = rendered if is_batched else rendered[0]
+        return transformers.apply_chat_template(parts, chat_template=PARTS, **kwargs)
 
     @abstractmethod
     def encode_plain(self, text: str) -> list[int]:
