@@ -263,6 +263,16 @@ def check_content(
         check_content(content.get(name) or {}, stated, place=f"{place}: {name}")
 
 
+def refuse_quantised(content: Mapping[str, Any], place: Path) -> None:
+    """Raise CheckpointError for the config.json of pre-quantised weights, of other programs' kinds."""
+    stated = content.get("quantization_config")
+    if isinstance(stated, dict) and stated:
+        raise CheckpointError(
+            f"{place}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
+            hint="open the original, unquantised folder of this model",
+        )
+
+
 def require_held(config: Any, names: Iterable[str], place: str | Path) -> None:
     """Raise CheckpointError where config.json has many more layers or experts than the stored names.
 
