@@ -8,10 +8,11 @@ from typing import Any
 
 from glmtune.errors import GlmtuneError
 from glmtune.family import FAMILIES, Identity, identify, identify_family
-from glmtune.files import read_json_if_there
+from glmtune.files import read_json, read_json_if_there
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import load_adapter, own_method, stored_shapes
 from glmtune.methods.peft_rules import read_adapter_config_if_there
+from glmtune.models.config_checks import refuse_quantised
 from glmtune.models.dtype import main_dtype
 from glmtune.models.opening import open_outline
 from glmtune.models.outline import (
@@ -25,7 +26,7 @@ from glmtune.models.outline import (
 )
 from glmtune.models.quant import BITS, name_linears
 from glmtune.models.shards import Stored, has_weights, scan_tensors
-from glmtune.models.upstream import name_stored, refuse_quantised
+from glmtune.models.upstream import name_stored
 from glmtune.places import Place, resolve
 from glmtune.recipe import Method
 from glmtune.templates import find
@@ -248,7 +249,7 @@ def _outline(folder: Path, known: Identity, stored: Mapping[str, Stored], warnin
 def _is_quantised(folder: Path, warnings: list[str]) -> bool:
     """Whether the weights are so that they cannot be loaded; what the model is, is known nevertheless."""
     try:
-        refuse_quantised(folder)
+        refuse_quantised(read_json(folder / "config.json"), folder / "config.json")
     except GlmtuneError as err:
         warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
         return True

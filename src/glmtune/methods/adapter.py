@@ -154,7 +154,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).exists():
             tensors = read_shard(folder / name)
-            require_ranks(folder, settings, shapes_of(tensors).values())
+            require_ranks(folder, settings, shapes_of(tensors))
             return tensors
     raise CheckpointError(
         f"{folder}: no weights; looked for adapter_model.safetensors and .bin", hint=COPY_AGAIN

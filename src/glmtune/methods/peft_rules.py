@@ -13,6 +13,7 @@ from glmtune.errors import CheckpointError
 from glmtune.files import read_json
 from glmtune.methods.patterns import PatternError, require_bounded
 from glmtune.models.config_checks import OBJECT, SWITCH_OR_NULL, TEXT, Rule, integer, number
+from glmtune.recipe.base import MAX_COUNT, MAX_RATE, MAX_SIZE
 from glmtune.values import shown
 
 ADAPTER_FILE = "adapter_config.json"
@@ -20,7 +21,6 @@ ADAPTER_FILE = "adapter_config.json"
 _MOST_NAMES = 20_000
 _MOST_PATTERNS = 2_048
 """AdaLoRA's rank pattern has a key for each layer that it adapts."""
-_MOST_RANK = 65_536
 
 
 def _is_names(value: Any, most: int = _MOST_NAMES) -> bool:
@@ -44,14 +44,14 @@ def _pattern(words: str, is_value: Callable[[Any], bool]) -> Rule:
 def _is_rank(value: Any) -> bool:
     """A rank, or AdaLoRA's list of the triplets that are kept."""
     return _RANK.is_met(value) or (
-        isinstance(value, list) and len(value) <= _MOST_RANK and all(isinstance(kept, bool) for kept in value)
+        isinstance(value, list) and len(value) <= MAX_SIZE and all(isinstance(kept, bool) for kept in value)
     )
 
 
-_RANK = integer(1, _MOST_RANK)
-_ALPHA = number(0, 1e6)
+_RANK = integer(1, MAX_SIZE)
+_ALPHA = number(-MAX_RATE, MAX_RATE)  # below 0 an update is taken away, and PEFT calculates so
 _INDEX = integer(0, 2_000_000)
-_STEPS = integer(0, 2**40, may_be_null=True)
+_STEPS = integer(0, MAX_COUNT, may_be_null=True)
 _MODULES = Rule("text or a list of names", lambda v: isinstance(v, str) or _is_names(v), may_be_null=True)
 _NAMES = Rule(
     f"a list of at most {_MOST_PATTERNS:,} names", lambda v: _is_names(v, _MOST_PATTERNS), may_be_null=True
@@ -103,7 +103,7 @@ RULES: Mapping[str, Rule] = {
     ),
     **dict.fromkeys(("tinit", "tfinal", "deltaT", "total_step", "qalora_group_size"), _STEPS),
     **dict.fromkeys(("beta1", "beta2"), number(0, 1, may_be_null=True)),
-    "orth_reg_weight": number(0, 1e6, may_be_null=True),
+    "orth_reg_weight": number(0, MAX_RATE, may_be_null=True),
 }  # fmt: skip
 """Of the keys that loading carries out. Others are refused by their name, where they are set."""
 

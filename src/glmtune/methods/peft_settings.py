@@ -3,7 +3,8 @@
 Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py and adalora/config.py.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ REFUSED = {
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """How the values of `init_lora_weights` begin that take a part out of the base's weights."""
 _USUAL_RANK = 1_024
+_DOWN = re.compile(r"\blora_(embedding_)?A\b")
+"""In the names of factors whose rows are as many as the rank."""
 _EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
@@ -75,9 +78,14 @@ def require_supported(folder: Path, settings: Mapping[str, Any], *, are_unknown_
         raise _refusal(folder, f"{unknown[0]} is set, which this version of PEFT does not know", without)
 
 
-def require_ranks(folder: Path, settings: Mapping[str, Any], stored: Iterable[tuple[int, ...]]) -> None:
-    """Raise `CheckpointError` for a rank far above those of the tensors, whose room PEFT makes first."""
-    largest = max((min(shape) for shape in stored if len(shape) > 1), default=0)
+def require_ranks(folder: Path, settings: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `CheckpointError` for a rank far above those of the tensors, whose room PEFT makes first.
+
+    AdaLoRA's lists of what is kept of each rank count too: the tensors of the others are in no file.
+    """
+    held = [shape[0] for name, shape in stored.items() if shape and _DOWN.search(name)]
+    held += [len(kept) for kept in (settings.get("rank_pattern") or {}).values() if isinstance(kept, list)]
+    largest = max(held, default=0)
     ranks = {key: settings[key] for key in ("r", "init_r") if key in settings}
     ranks |= {
         f"rank_pattern: {name}": rank

@@ -23,7 +23,13 @@ from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.config import ChatGLMConfig
-from glmtune.models.config_checks import GENERATION_RULES, check_content, explain_config, require_held
+from glmtune.models.config_checks import (
+    GENERATION_RULES,
+    check_content,
+    explain_config,
+    refuse_quantised,
+    require_held,
+)
 from glmtune.models.dtype import choose_dtype, main_dtype
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
@@ -131,6 +137,7 @@ def read_config(folder: Path, *, template: str | None = None) -> Config:
         config: Config = ChatGLMConfig.from_dict(content)
         config.set_template(template)
         config.check_supported()
+    refuse_quantised(content, folder / "config.json")
     config.name_or_path = str(folder)
     return config
 

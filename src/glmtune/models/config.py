@@ -29,6 +29,7 @@ _ONLY_VALUES: dict[str, Any] = {
     "apply_residual_connection_post_layernorm": False,
     "fp32_residual_connection": False,
     "multi_query_attention": True,
+    "tie_word_embeddings": False,
 }
 """Switches that every published checkpoint sets alike; the model is written for these values."""
 

@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
 from glmtune.errors import CheckpointError, ConfigError, first_line
+from glmtune.recipe.base import MAX_SIZE
 from glmtune.values import shown
 
 PUBLISHED = "take config.json from the published folder again"
@@ -127,7 +128,7 @@ CONFIG_RULES: Mapping[str, Rule] = {
     "n_shared_experts": integer(1, 64),
     "first_k_dense_replace": integer(0, 1_000),
     **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), integer(0, 64)),
-    "pre_seq_len": integer(0, 65_536, may_be_null=True),
+    "pre_seq_len": integer(0, MAX_SIZE, may_be_null=True),
     **dict.fromkeys(("layernorm_epsilon", "layer_norm_eps", "rms_norm_eps"), number(0, 1, is_above=True)),
     "rope_ratio": number(0, 1e6, is_above=True),
     "rope_theta": number(0, 1e12, is_above=True),
@@ -260,6 +261,16 @@ def check_content(
     for name in (_ROPE, "rope_scaling"):
         stated = {key: _ROPE_RULES.get(key, _UNSET) for key in content.get(name) or {}}
         check_content(content.get(name) or {}, stated, place=f"{place}: {name}")
+
+
+def refuse_quantised(content: Mapping[str, Any], place: Path) -> None:
+    """Raise CheckpointError for the config.json of pre-quantised weights, of other programs' kinds."""
+    stated = content.get("quantization_config")
+    if isinstance(stated, dict) and stated:
+        raise CheckpointError(
+            f"{place}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
+            hint="open the original, unquantised folder of this model",
+        )
 
 
 def require_held(config: Any, names: Iterable[str], place: str | Path) -> None:

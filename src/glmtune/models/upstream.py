@@ -21,7 +21,13 @@ from transformers.utils import logging
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json
 from glmtune.models.checkpoint import read_generation_config, resolve_device
-from glmtune.models.config_checks import PUBLISHED, check_content, explain_config, require_held
+from glmtune.models.config_checks import (
+    PUBLISHED,
+    check_content,
+    explain_config,
+    refuse_quantised,
+    require_held,
+)
 from glmtune.models.dtype import choose_dtype
 from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Shard, Stored, open_shard, scan_tensors
@@ -179,7 +185,7 @@ def read_upstream_config(folder: Path) -> Any:
     Raises CheckpointError and ConfigError for one that makes no model, or makes a pre-quantised one.
     """
     config = _read_config(folder)
-    refuse_quantised(folder)
+    refuse_quantised(read_json(folder / "config.json"), folder / "config.json")
     return config
 
 
@@ -210,17 +216,6 @@ def _check_multiples(path: Path, config: Any) -> None:
     ):  # fmt: skip
         if is_so:
             raise ConfigError(f"{path}: {problem}", hint=PUBLISHED)
-
-
-def refuse_quantised(folder: Path) -> None:
-    """Raise CheckpointError for a folder of pre-quantised weights."""
-    path = folder / "config.json"
-    stated = read_json(path).get("quantization_config")
-    if isinstance(stated, dict) and stated:
-        raise CheckpointError(
-            f"{path}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
-            hint="open the original, unquantised folder of this model",
-        )
 
 
 def _check_found(folder: Path, found: Mapping[str, Any]) -> None:

@@ -13,9 +13,16 @@ from closeness import assert_close
 from glmtune import Adapters, export, load_model
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.info import inspect
+from glmtune.methods import apply_method
+from glmtune.methods.adapter import stored_tensors
+from glmtune.methods.held import ADAPTER
+from glmtune.methods.peft_rules import read_adapter_config
 from glmtune.methods.peft_settings import REFUSED, SUPPORTED
 from glmtune.migration import migrate
-from models import tiny_folder, tiny_hf_folder
+from glmtune.models.config_checks import CONFIG_RULES
+from glmtune.recipe import AdaLora, Lora, Ptuning
+from glmtune.recipe.base import MAX_COUNT
+from models import tiny_folder, tiny_hf_folder, tiny_model
 from old_scripts import write_adapter
 
 QKV: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["query_key_value"]}
@@ -119,3 +126,49 @@ def test_adapters_on_experts_open_and_are_not_merged(tmp_path: Path) -> None:
     assert torch.equal(load_model(tmp_path / "new", dtype="fp32")(ids).logits, in_peft(ids).logits)
     with pytest.raises(CheckpointError, match=r"target_parameters is set, and only"):
         export(tmp_path / "new", to="merged", output=tmp_path / "merged")
+
+
+STEPS = {"gt": 1e-30, "ge": 0, "le": 0, "lt": -1e-9}
+"""From a bound of a setting to a value that is allowed."""
+
+
+def extremes(kind: Any, name: str) -> list[float]:
+    """The smallest and the largest number that a setting may be."""
+    bounds = [(bound, sign) for bound in kind.model_fields[name].metadata for sign in STEPS]
+    return [getattr(bound, sign) + STEPS[sign] for bound, sign in bounds if hasattr(bound, sign)]
+
+
+NUMBERS = {Lora: ("r", "alpha", "dropout"), AdaLora: ("alpha", "dropout", "init_r", "orthogonality")}
+SIZES = [
+    (kind, name, value) for kind, names in NUMBERS.items() for name in names for value in extremes(kind, name)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), SIZES)
+def test_what_a_recipe_may_say_is_read_back_from_the_adapter(
+    kind: Any, name: str, value: float, tmp_path: Path
+) -> None:
+    low = {"target_r": 1} if kind is AdaLora else {}
+    config = apply_method(tiny_model(), kind(**{**low, name: value})).peft_config[ADAPTER]
+    if kind is AdaLora:
+        config.tinit = config.tfinal = config.deltaT = config.total_step = MAX_COUNT
+    config.save_pretrained(str(tmp_path))
+    assert read_adapter_config(tmp_path)["peft_type"] == kind.__name__.upper()
+
+
+@pytest.mark.parametrize("value", extremes(Ptuning, "num_prefix_tokens"))
+def test_the_longest_prefix_of_a_recipe_is_one_of_a_config(value: int) -> None:
+    assert CONFIG_RULES["pre_seq_len"].allows(value)
+
+
+@pytest.mark.parametrize("alpha", [-16, 2e6])
+def test_any_scale_is_carried_out_as_peft_does(alpha: float, base: Path, tmp_path: Path) -> None:
+    plain, ids = load_model(base), torch.tensor([[5, 6, 7]])
+    folder = adapter(tmp_path / "a", base, lora_alpha=alpha)
+    ours = load_model(base, adapter=folder)(input_ids=ids).logits
+    assert_close(ours, peft.PeftModel.from_pretrained(plain, folder)(input_ids=ids).logits)
+
+
+def test_a_rank_above_the_model_s_sizes_is_opened_again(base: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", peft.LoraConfig(**{**QKV, "r": 1_100}), base)
+    assert stored_tensors(folder)

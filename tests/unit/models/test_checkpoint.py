@@ -186,7 +186,8 @@ def test_an_open_rope_ratio_asks_for_the_template_whatever_the_folder_is_called(
 )
 def test_a_setting_the_model_cannot_express_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
     edit_config(folder, **{key: value})
-    assert refusal(folder, ConfigError).startswith(f"config.json: {key} = {value}")
+    said = refusal(folder, ConfigError)
+    assert said.startswith(f"{folder / 'config.json'}: {key} = {value}")
 
 
 def test_a_config_that_names_a_prefix_needs_its_weights(folder: Path) -> None:
@@ -211,6 +212,13 @@ def test_a_size_that_cannot_be_is_refused_by_name(folder: Path, key: str, value:
     said = refusal(folder, ConfigError)
     assert said.startswith(f"{folder / 'config.json'}: ")
     assert key in said
+
+
+def test_what_no_published_folder_says_is_not_passed_over(folder: Path) -> None:
+    edit_config(folder, tie_word_embeddings=True)
+    assert "tie_word_embeddings = True is not supported, only False" in refusal(folder, ConfigError)
+    edit_config(folder, tie_word_embeddings=False, quantization_config={"quant_method": "x"})
+    assert refusal(folder) == f"{folder / 'config.json'}: pre-quantised weights (x) cannot be opened"
 
 
 def test_two_names_of_one_setting_must_agree(folder: Path) -> None:
@@ -573,7 +581,7 @@ def measure(large: Path, small: Path, dtype: str, quant: str) -> tuple[int, int]
 def zeros_like_config(folder: Path) -> dict[str, Tensor]:
     from glmtune.models.checkpoint import _build_empty, read_config
 
-    empty = _build_empty(read_config(folder), torch.float16)
+    empty = _build_empty(read_config(folder), torch.float16, {})
     return {name: torch.zeros(x.shape, dtype=torch.float16) for name, x in empty.state_dict().items()}
 
 
