@@ -50,7 +50,9 @@ def recipe(work: Path, output: Path, words: list[str]) -> Any:
     return load_recipe(values, ["train.keep_checkpoints=1", *words])
 
 
-def in_child(work: Path, act: Callable[[], Any], *, at: int = 0, after_s: float = 0) -> tuple[int, int, str]:
+def in_child(
+    work: Path, act: Callable[[], Any], *, at: float = 0, after_s: float = 0
+) -> tuple[int, int, str]:
     """Run in a process of its own, killed before its `at`-th change of a file, or after so many seconds.
 
     Returns its exit status, how many changes it made, and the message of an error.
@@ -65,7 +67,7 @@ def in_child(work: Path, act: Callable[[], Any], *, at: int = 0, after_s: float 
             is_writing = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
             if event in CHANGES or (is_writing and str(work) in str(args[0])):
                 changes += 1
-                if changes == at:
+                if at and changes >= at:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         random.seed(0)  # a fork draws a new seed
@@ -140,11 +142,15 @@ def main(work: Path, seed: int, kills: int) -> None:
         whole.append((changes, time.perf_counter() - begun, left(work / f"whole-{number}")))
     for number in range(kills):
         changes, seconds, expected = whole[number % len(METHODS)]
-        shutil.rmtree(folder, ignore_errors=True)
         settings = recipe(work, folder, METHODS[number % len(METHODS)])
         by_change = (number + number // len(METHODS)) % 2 == 0
         when = {"at": draw.randint(1, changes)} if by_change else {"after_s": draw.uniform(0.3, 1) * seconds}
-        status, _, message = in_child(work, lambda settings=settings: train(settings), **when)
+        status = 0
+        while status != KILLED:  # it may have come to its end before
+            shutil.rmtree(folder, ignore_errors=True)
+            status, _, message = in_child(work, lambda settings=settings: train(settings), **when)
+            assert not message, message
+            when = {name: value * 0.7 for name, value in when.items()}
         leftover = any(is_partial(path) for path in folder.rglob("*"))
         if number % 3 == 0:
             in_child(work, lambda settings=settings: go_on(settings, folder), at=draw.randint(1, changes))
@@ -152,7 +158,7 @@ def main(work: Path, seed: int, kills: int) -> None:
         found = left(folder) if again == 0 else {"error": problem}
         odd = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
         told = {name: [found.get(name), expected.get(name)] for name in odd}
-        line = {"was_killed": status == KILLED, **when, "leftover": leftover, "odd": told}
+        line = {**when, "leftover": leftover, "odd": told}
         print(json.dumps(line), flush=True)
 
 

@@ -23,5 +23,4 @@ def test_a_killed_run_goes_on_to_the_same_files_and_leaves_nothing_behind(tmp_pa
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line for line in found if line["odd"]] == []
     assert len(found) == kills
-    assert sum(line["was_killed"] for line in found) >= kills * 3 / 4  # the others ended earlier
     assert kills < 100 or any(line["leftover"] for line in found)  # there was something to sweep away

@@ -114,7 +114,7 @@ def weather(city: str) -> str:
         {"return_assistant_tokens_mask": True},
         {"return_tensors": "np", "padding": True},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options) or "plain",
 )
 @pytest.mark.parametrize("is_batched", [False, True])
 def test_what_is_rendered_apart_is_what_transformers_renders(
