@@ -70,7 +70,7 @@ def opens_as_before(checkpoint: Path, file: Path, ids: torch.Tensor, logits: tor
     return True
 
 
-@pytest.mark.parametrize("flips", [6, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [4, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_flipped_bit_is_never_accepted_in_silence(
     begin: Begin, method: str, flips: int, monkeypatch: pytest.MonkeyPatch
