@@ -64,6 +64,8 @@ MOST_EXPANDED = 2**20
 MOST_NUMBER = 300
 """Characters of a number in YAML: as a decimal it is a float, in any base an integer that can be written."""
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Half characters but those that stand for a byte of a file's name. Source: peps.python.org/pep-0383."""
 MOST_DIGITS = 4300
 """Of an integer: Python writes out, and reads, no longer ones. Source: docs.python.org, sys.int_info."""
 
@@ -313,7 +315,7 @@ class _Loader(yaml.SafeLoader):
         is_scalar = isinstance(node, yaml.ScalarNode)
         if is_scalar and node.tag in (INTEGER, FLOAT) and len(node.value) > MOST_NUMBER:
             raise _unfit(f"a number of more than {MOST_NUMBER} characters", node)
-        if is_scalar and HALF_CHARACTER.search(node.value):
+        if is_scalar and NO_BYTE.search(node.value):
             raise _unfit(f"half a character in {node.value!r}", node)
         try:
             return super().construct_object(node, deep=deep)
