@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz import fuzzed
 from glmtune import Adapters, load_model
 from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.info import inspect
@@ -18,7 +19,7 @@ from glmtune.methods.adapter import load_adapter
 from glmtune.methods.peft_rules import read_adapter_config
 from glmtune.migration import migrate
 from models import tiny_folder
-from odd_files import FEW, MANY, VALUES, Tally, bounds, cases
+from odd_files import FEW, MANY, VALUES, Tally, bounds
 from old_scripts import write_adapter
 
 CONFIGS = {
@@ -58,7 +59,7 @@ def test_any_value_at_any_key_is_read_or_refused(kind: str, count: int, base: Pa
     keys = sorted({*whole, "r", "init_r", "enable_lora", "self", "__class__", "layers_pattern"})
     tally, others = Tally(), Tally()
 
-    @cases(count)
+    @fuzzed(count)
     @given(st.data(), st.sampled_from(keys))
     def run(data: st.DataObject, key: str) -> None:
         value = data.draw(st.just(whole.get(key)) | ODD)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz import fuzzed
 from glmtune.methods.patterns import PatternError, require_bounded
-from odd_files import FEW, MANY, cases
+from odd_files import FEW, MANY
 
 WRITTEN = [
     r"^(?!.*visual).*(?:q_proj|k_proj).*$",
@@ -79,7 +80,7 @@ def test_what_passes_ends(count: int) -> None:
     """Each match is given the time of some 10**8 steps, a hundred times what is allowed."""
     passed = refused = 0
 
-    @cases(count)
+    @fuzzed(count)
     @given(PARTS)
     def run(pattern: str) -> None:
         nonlocal passed, refused

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, GenerationConfig
 
+from fuzz import fuzzed
 from glmtune.errors import GlmtuneError
 from glmtune.family import identify
 from glmtune.info import inspect
@@ -21,7 +22,7 @@ from glmtune.models.checkpoint import read_generation_config
 from glmtune.models.fingerprint import fingerprint
 from glmtune.models.opening import open_outline
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
-from odd_files import FEW, MANY, VALUES, Tally, bounds, cases
+from odd_files import FEW, MANY, VALUES, Tally, bounds
 
 FAMILIES = {
     "v1_early": lambda folder: tiny_v1_folder(folder, "early"),
@@ -110,7 +111,7 @@ def test_any_value_at_any_key_is_read_or_refused(
     places = [(name, key) for name, folder in folders.items() for key in keys_of(folder)]
     told, opened = Tally(), Tally()
 
-    @cases(count)
+    @fuzzed(count)
     @given(st.data(), st.sampled_from(places))
     def run(data: st.DataObject, place: tuple[str, str]) -> None:
         name, key = place
@@ -157,7 +158,7 @@ def test_an_odd_generation_config_is_read_or_refused(count: int, tmp_path: Path)
     )
     tally = Tally()
 
-    @cases(count)
+    @fuzzed(count)
     @given(st.sampled_from(keys), VALUES)
     def run(key: str, value: Any) -> None:
         path = tmp_path / "generation_config.json"

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fuzz import fuzzed
 from glmtune.errors import CheckpointError
 from glmtune.models.pickles import read_pickle, read_tensors
 from glmtune.models.shards import open_shard, read_shard, scan_tensors
-from odd_files import FEW, MANY, VALUES, Tally, bounds, cases
+from odd_files import FEW, MANY, VALUES, Tally, bounds
 
 CHANGES = st.sampled_from(("flip", "cut", "zero", "put", "double"))
 PLACE = st.floats(0, 1, exclude_max=True)
@@ -92,7 +93,7 @@ def is_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_a_damaged_bin_file_is_refused_or_gives_what_was_saved(count: int, tmp_path: Path) -> None:
     whole, good, tally, path = tensors(), saved(tensors()), Tally(), tmp_path / "x.bin"
 
-    @cases(count)
+    @fuzzed(count)
     @given(CHANGES, PLACE, st.integers(1, 255), st.booleans())
     def run(kind: str, place: float, value: int, mmap: bool) -> None:
         path.write_bytes(change(good, kind, place, value))
@@ -109,7 +110,7 @@ def test_a_damaged_bin_file_is_refused_or_gives_what_was_saved(count: int, tmp_p
 def test_a_changed_pickle_is_read_or_refused(content: Any, count: int, tmp_path: Path) -> None:
     good, tally, path = saved(content()), Tally(), tmp_path / "x.bin"
 
-    @cases(count)
+    @fuzzed(count)
     @given(CHANGES, PLACE, st.integers(1, 255), st.booleans())
     def run(kind: str, place: float, value: int, mmap: bool) -> None:
         path.write_bytes(change_pickle(good, kind, place, value))
@@ -128,7 +129,7 @@ def test_a_damaged_safetensors_file_is_read_or_refused(count: int, tmp_path: Pat
     good = path.read_bytes()
     header = 8 + struct.unpack("<Q", good[:8])[0]
 
-    @cases(count)
+    @fuzzed(count)
     @given(CHANGES, PLACE, st.integers(1, 255), st.booleans())
     def run(kind: str, place: float, value: int, in_header: bool) -> None:
         path.write_bytes(change(good, kind, place * (header / len(good) if in_header else 1), value))
@@ -153,7 +154,7 @@ def test_an_odd_index_is_read_or_refused(count: int, tmp_path: Path) -> None:
     right = st.just(dict(zip(held, names, strict=True)))
     content = st.fixed_dictionaries({"weight_map": right | maps | VALUES}, optional={"metadata": VALUES})
 
-    @cases(count)
+    @fuzzed(count)
     @given(content | VALUES)
     def run(stated: Any) -> None:
         index.write_text(json.dumps(stated), encoding="utf-8")
