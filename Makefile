@@ -1,8 +1,9 @@
-# `make test` on a fresh machine: virtual environment, pinned packages, tests.
+# `make setup` on a fresh machine: virtual environment and pinned packages. `make test` adds those of the tests.
 PYTHON ?= python3
-# Package index of PyTorch's CPU builds, for a machine without a GPU:
-#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
+# Where PyTorch comes from. `auto`: its CPU builds where there is no NVIDIA card and their index answers, else
+# pip's own index, as `default` says. Any other index by its address:
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126
+TORCH_INDEX ?= auto
 
 # Processes that share the tests, a core each.
 WORKERS ?= 2
@@ -10,35 +11,43 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+READY_TO_TEST := $(VENV)/.ready-to-test
 FAST := not slow and not gpu and not weights and not browser
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: setup demo test test-all bench bench-llama check fix clean
+.PHONY: setup develop demo test test-all bench bench-llama check fix clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(TORCH_FLAGS) -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	options=$$($(BIN)/python tools/torch_index.py $(TORCH_INDEX)) && \
+		$(BIN)/pip install -q $$options -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
 	touch $(READY)
+	@echo 'Ready. Type: source $(BIN)/activate'
+
+develop: $(READY_TO_TEST)
+
+$(READY_TO_TEST): $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $(READY_TO_TEST)
 
 # make demo ARGS="--name 小明 --author 明明科技"
 demo: setup
 	$(BIN)/glmtune demo $(ARGS)
 
-test: setup
+test: develop
 	$(PYTEST) -m "$(FAST)"
 
-test-all: setup
+test-all: develop
 	$(PYTEST) -m "not gpu and not weights"
 
 # Minutes on two idle cores: 1, 1, 2, 3, 2, 1, 1, 4, 1; writes docs/performance.md anew. ADGEN's rows and tokenizer
 # lie in ../shared or where GLMTUNE_SHARED says.
 BENCHMARK := $(BIN)/python -m benchmarks
 
-bench: setup
+bench: develop
 	$(BENCHMARK).chat
 	$(BENCHMARK).scores
 	$(BENCHMARK).decode tiny
@@ -51,15 +60,15 @@ bench: setup
 	$(BENCHMARK).report
 
 # llama.cpp as a peer of `make bench`: built for this processor, which takes a C++ compiler and some minutes.
-bench-llama: setup
+bench-llama: develop
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 
-check: setup
+check: develop
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-fix: setup
+fix: develop
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
