@@ -88,15 +88,6 @@ def name_family(model_type: str) -> str:
     return next(name for name, row in FAMILIES.items() if row.model_type == model_type)
 
 
-def require_own_model(family: str, what: str) -> None:
-    """Raise ConfigError where transformers' own class holds the model, which cannot do `what`."""
-    if FAMILIES[family].is_in_transformers:
-        raise ConfigError(
-            f"{what}: not possible with a {family} model, which is held by transformers' own class",
-            hint="LoRA, freeze and full fine-tuning of the unquantised weights are possible",
-        )
-
-
 def read_chat_template(folder: Path) -> str:
     """The text of the folder's Jinja chat template; empty when it has none."""
     found = read_json_if_there(folder / "tokenizer_config.json").get("chat_template")

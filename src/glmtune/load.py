@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.family import FAMILIES, identify, require_own_model, require_template
+from glmtune.family import FAMILIES, identify, require_template
 from glmtune.log import tell
 from glmtune.methods.adapter import Card, load_adapter, stored_tensors
 from glmtune.methods.probe import encode_probe, last_logits, plain_probe
@@ -40,6 +40,7 @@ from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
 from glmtune.models.upstream import read_upstream_config
 from glmtune.places import Place, resolve
+from glmtune.possible import require_possible
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
@@ -204,8 +205,8 @@ def _open_base(
     known = identify(place.base, template or place.template, told_by=told_by)
     quant = quant or place.quant
     is_upstream = FAMILIES[known.family].is_in_transformers
-    if is_upstream and quant is not None:
-        require_own_model(known.family, f"quant: {quant!r}")
+    if quant is not None:
+        require_possible(known.family, f"quant={quant}", f"quant: {quant!r}")
     chosen = choose_type(place, dtype, device, quant)
     opened: dict[str, Any] = {
         "dtype": chosen.dtype,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import GlmConfig
 
-from glmtune.errors import ConfigError
 from glmtune.exports.folder import write_pretty
 from glmtune.exports.source import Source
 from glmtune.exports.tensors import Group, Merged
@@ -34,20 +33,6 @@ _RENAMED = (
 )
 _SPLIT = ".self_attention.query_key_value."
 _DROPPED = "rotary_pos_emb.inv_freq"
-
-
-def require_hf(source: Source) -> None:
-    """Raise ConfigError for a family that transformers' `glm` class cannot hold."""
-    family = source.identity.family
-    if family == "ChatGLM-6B":
-        raise ConfigError(
-            f"{source.name}: transformers has no class for ChatGLM-6B",
-            hint="--to merged: its folder opens with the official code (trust_remote_code) and here",
-        )
-    if source.family.is_in_transformers:
-        raise ConfigError(
-            f"{source.name}: a {family} model is in transformers' own layout already", hint="--to merged"
-        )
 
 
 def hf_groups(source: Source, merged: Merged) -> list[Group]:

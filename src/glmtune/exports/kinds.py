@@ -11,7 +11,7 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.exports.definition import require_same_prefix, require_same_update
 from glmtune.exports.folder import copy_base_files, dtype_facts, write_pretty
-from glmtune.exports.hf import hf_groups, require_hf, write_hf_files
+from glmtune.exports.hf import hf_groups, write_hf_files
 from glmtune.exports.source import Source
 from glmtune.exports.tensors import (
     Group,
@@ -26,6 +26,7 @@ from glmtune.methods.to_lora import save_as_lora
 from glmtune.methods.trained import PREFIX
 from glmtune.models.pickles import write_pickle
 from glmtune.models.quant import BITS
+from glmtune.possible import require_possible
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,14 @@ class Kind:
     """Whether its own tokenizer must make the same ids of a chat."""
 
 
-def _nothing(_: Source) -> None:
-    """Every source can be tried; a prefix is refused where weights are merged."""
+def _family_can(to: str) -> Callable[[Source], None]:
+    """Whether the source's family can be exported so; a prefix is refused where weights are merged."""
+
+    def require(source: Source) -> None:
+        known = source.identity
+        require_possible(known.family, f"--to {to}", source.name, revision=known.revision)
+
+    return require
 
 
 def _draft_merged(source: Source, model: Any, settings: Settings) -> Draft:
@@ -124,26 +131,12 @@ def _quantising(bits: int) -> Callable[[Source, Any, Settings], Draft]:
     return draft
 
 
-def _require_packing(source: Source) -> None:
-    if source.family.is_in_transformers:
-        raise ConfigError(
-            f"{source.name}: a {source.identity.family} model has no official int8 or int4 weights",
-            hint="--to merged, then quantise it with the tool of the server that is to run it",
-        )
-
-
 def _require_prefix(source: Source) -> None:
+    _family_can("official-ptuning")(source)
     if source.method != "ptuning":
         raise ConfigError(
             f"{source.name}: trained with {source.method or 'nothing'}, so it has no prefix",
             hint="official-ptuning is for runs with method.name=ptuning",
-        )
-    known = source.identity
-    if known.family == "GLM-4" or known.revision == "early":
-        what = "GLM-4's" if known.family == "GLM-4" else "ChatGLM-6B's early revision's"
-        raise ConfigError(
-            f"{source.name}: {what} official code has no prefix encoder, so it cannot load one",
-            hint="serve the run itself; or take a later revision of ChatGLM-6B's files as the base",
         )
 
 
@@ -182,11 +175,11 @@ def _draft_lora(source: Source, model: Any, _: Settings) -> Draft:
 
 
 KINDS = {
-    "merged": Kind(_nothing, _draft_merged),
-    "hf": Kind(require_hf, _draft_hf, opener="plain", has_chat=True),
+    "merged": Kind(_family_can("merged"), _draft_merged),
+    "hf": Kind(_family_can("hf"), _draft_hf, opener="plain", has_chat=True),
     "official-ptuning": Kind(_require_prefix, _draft_prefix, is_adapter=True),
     "lora-from-adalora": Kind(_require_adalora, _draft_lora, opener="peft", is_adapter=True),
-    **{name: Kind(_require_packing, _quantising(bits)) for name, bits in BITS.items()},
+    **{name: Kind(_family_can(name), _quantising(bits)) for name, bits in BITS.items()},
 }
 """By the name that `--to` takes."""
 

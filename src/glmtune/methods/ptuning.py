@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from glmtune.family import name_family, require_own_model
+from glmtune.family import name_family
+from glmtune.possible import require_possible
 from glmtune.recipe import Ptuning
 
 
@@ -11,7 +12,7 @@ def apply_ptuning(model: Any, settings: Ptuning) -> Any:
 
     Raises ConfigError for a model that transformers' own class holds.
     """
-    require_own_model(name_family(model.config.model_type), "method.name: ptuning")
+    require_possible(name_family(model.config.model_type), "method=ptuning", "method.name: ptuning")
     model.requires_grad_(False)
     model.attach_prefix(settings.num_prefix_tokens, projection=settings.projection, dropout=settings.dropout)
     return model

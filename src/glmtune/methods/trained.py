@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError
-from glmtune.family import name_family, require_own_model
+from glmtune.family import name_family
 from glmtune.files import read_json_if_there
 from glmtune.methods.factors import is_part
 from glmtune.methods.freeze import choose_weights
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
 from glmtune.models.shards import Stored, has_weights, read_shard, read_stored, scan_tensors
+from glmtune.possible import require_possible
 from glmtune.recipe import Freeze, Method, Ptuning
 from glmtune.tensor_file import read_shapes
 
@@ -124,7 +125,7 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
 
 def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
-    require_own_model(name_family(model.config.model_type), f"{folder}: P-Tuning's prefix")
+    require_possible(name_family(model.config.model_type), "method=ptuning", f"{folder}: P-Tuning's prefix")
     told = tell_method(folder)
     _check_stated(folder, told, method)
     if not (folder / TRAINED_FILE).exists():

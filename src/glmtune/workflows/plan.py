@@ -8,11 +8,13 @@ from accelerate.utils import broadcast_object_list
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
+from glmtune.family import identify_family
 from glmtune.files import read_json
 from glmtune.methods.adalora import plan_pruning
 from glmtune.models import resolve_device
 from glmtune.models.dtype import Choice
 from glmtune.places import Place
+from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import AdaLora, Method, Recipe, load_recipe
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint, require_new
@@ -35,6 +37,13 @@ def require_startable(recipe: Recipe, folder: Path) -> None:
     is_begun = (folder / RECIPE_FILE).exists() and not last_checkpoint(folder)
     goes_on = "delete it: that run has no checkpoint yet" if is_begun else "go on with it: --resume"
     require_new(folder, hint=f"name another with output=..., or {goes_on}")
+
+
+def require_able(recipe: Recipe, place: Place) -> None:
+    """Raise `ConfigError` for a method or a quantisation that the base's family does not have."""
+    family = identify_family(place.base).family
+    require_possible(family, f"method={recipe.method.name}", f"method.name: {recipe.method.name}")
+    require_possible(family, f"quant={recipe.quant}", f"quant: {recipe.quant!r}")
 
 
 def data_hashes(recipe: Recipe) -> dict[str, str]:

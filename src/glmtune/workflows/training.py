@@ -62,6 +62,7 @@ from glmtune.workflows.plan import (
     plan_warning,
     pruning_warning,
     rate_line,
+    require_able,
     require_resumable,
     require_startable,
     run_folder,
@@ -148,6 +149,7 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
 def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
     """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
     place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    require_able(recipe, place)
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     state = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)

@@ -60,7 +60,7 @@ def test_p_tuning_of_a_model_of_transformers_own_is_refused_by_name(family: str,
         ConfigError, match=f"method.name: ptuning: not possible with a {family} model"
     ) as caught:
         apply_method(model, PTUNING)
-    assert "LoRA" in caught.value.hint
+    assert "method=lora" in caught.value.hint
 
 
 def trained_names(model: torch.nn.Module, settings: Freeze) -> set[str]:

@@ -1,0 +1,79 @@
+"""What is not possible with a family, request by request: the refusals, and the guide's table of the rest.
+
+Torch-free, so that a command can refuse before it loads anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from glmtune.errors import ConfigError
+
+REQUESTS = (
+    "method=lora", "method=adalora", "method=freeze", "method=full", "method=ptuning",
+    "quant=int8", "quant=int4", "quant=nf4",
+    "--to merged", "--to lora-from-adalora", "--to official-ptuning", "--to hf", "--to int8", "--to int4",
+)  # fmt: skip
+"""What a user types: a setting of `train`, or a kind of `export`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a family cannot do what is asked, and what it can."""
+
+    problem: str
+    """A sentence with `{family}` in it."""
+    hint: str
+    revision: str = ""
+    """The only revision that it is true of; empty: all."""
+
+
+_OWN_CLASS = "not possible with a {family} model, which is held by transformers' own class"
+_NO_PREFIX = Refusal(_OWN_CLASS, "method=lora, adalora, freeze and full are possible")
+_NO_QUANT = Refusal(_OWN_CLASS, "leave quant out: the weights as they are can be tuned")
+_NO_CODES = Refusal(
+    "a {family} model has no official int8 or int4 weights",
+    "--to merged, then quantise it with the tool of the server that is to run it",
+)
+_NO_ENCODER_HINT = "serve the run itself; or take a later revision of ChatGLM-6B's files as the base"
+
+_IN_TRANSFORMERS: Mapping[str, Refusal] = {
+    "method=ptuning": _NO_PREFIX,
+    "quant=int8": _NO_QUANT,
+    "quant=int4": _NO_QUANT,
+    "quant=nf4": _NO_QUANT,
+    "--to official-ptuning": _NO_PREFIX,
+    "--to hf": Refusal("a {family} model is in transformers' own layout already", "--to merged"),
+    "--to int8": _NO_CODES,
+    "--to int4": _NO_CODES,
+}
+
+REFUSALS: Mapping[str, Mapping[str, Refusal]] = {
+    "ChatGLM-6B": {
+        "--to official-ptuning": Refusal(
+            "{family}'s early revision's official code has no prefix encoder, so it cannot load one",
+            _NO_ENCODER_HINT,
+            revision="early",
+        ),
+        "--to hf": Refusal(
+            "transformers has no class for {family}",
+            "--to merged: its folder opens with the official code (trust_remote_code) and here",
+        ),
+    },
+    "ChatGLM2/ChatGLM3": {},
+    "GLM-4": {
+        "--to official-ptuning": Refusal(
+            "{family}'s official code has no prefix encoder, so it cannot load one", _NO_ENCODER_HINT
+        )
+    },
+    "GLM-4-hf": _IN_TRANSFORMERS,
+    "GLM-4-0414": _IN_TRANSFORMERS,
+    "GLM-4.5": _IN_TRANSFORMERS,
+}
+"""By the name of the family; what is not here is possible."""
+
+
+def require_possible(family: str, request: str, place: str, *, revision: str = "") -> None:
+    """Raise ConfigError, which begins with `place`, where a family cannot do one of `REQUESTS`."""
+    refusal = REFUSALS[family].get(request)
+    if refusal and refusal.revision in ("", revision):
+        raise ConfigError(f"{place}: {refusal.problem.format(family=family)}", hint=refusal.hint)

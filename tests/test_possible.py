@@ -1,0 +1,139 @@
+"""The guide's table of what each family can do: each cell is tried, and what is refused is refused by it."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tools.possible_table import DOCS, HEADS, PAGES, fill
+
+from glmtune import encode_messages
+from glmtune.errors import ConfigError
+from glmtune.exports.kinds import KINDS
+from glmtune.exports.source import find_source
+from glmtune.family import FAMILIES
+from glmtune.load import load_model, load_tokenizer
+from glmtune.methods import apply_method
+from glmtune.models.quant import QUANTS, held_quant
+from glmtune.possible import REFUSALS, REQUESTS
+from glmtune.recipe import load_recipe
+from glmtune.workflows.training import train
+from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
+
+WIDE = {"hidden_size": 64, "num_layers": 2}
+"""Rows of whole blocks for nf4."""
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "lora": [{}, {"use_rslora": True}, {"use_dora": True}],
+    "adalora": [{}],
+    "freeze": [{"num_layers": 1}],
+    "full": [{}],
+    "ptuning": [{"num_prefix_tokens": 4}, {"num_prefix_tokens": 4, "projection": True}],
+}
+
+
+def make(folder: Path, family: str) -> Path:
+    if family == "ChatGLM-6B":
+        return tiny_v1_folder(folder, **WIDE, inner_hidden_size=128)
+    if FAMILIES[family].is_in_transformers:
+        return tiny_hf_folder(folder, family)
+    return tiny_folder(
+        folder, "glm4" if family == "GLM-4" else "chatglm3", **WIDE, ffn_hidden_size=64, kv_channels=16
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: make(tmp_path_factory.mktemp("family") / "base", family) for family in FAMILIES}
+
+
+def learns(model: Any, folder: Path) -> bool:
+    """Whether a loss has a gradient in what is trained."""
+    ids = torch.tensor([encode_messages(load_tokenizer(folder), [{"role": "user", "content": "x"}])])
+    model(input_ids=ids, labels=ids).loss.backward()
+    return any(p.grad is not None and bool(p.grad.any()) for p in model.parameters() if p.requires_grad)
+
+
+def tune(folder: Path, method: str, settings: dict[str, Any], quant: str | None = None) -> bool:
+    chosen = load_recipe({"model": "m", "method": {"name": method, **settings}}).method
+    torch.manual_seed(0)
+    model = load_model(folder, quant=quant, dtype="fp32", device="cpu")
+    return learns(apply_method(model.train(), chosen), folder)
+
+
+def test_the_table_knows_every_family_method_quant_and_export() -> None:
+    assert REFUSALS.keys() == FAMILIES.keys() == HEADS.keys()
+    asked = [f"method={name}" for name in METHODS], [f"quant={name}" for name in QUANTS]
+    assert {*asked[0], *asked[1], *(f"--to {name}" for name in KINDS)} == set(REQUESTS)
+    assert all(request in REQUESTS for family in REFUSALS.values() for request in family)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_guide_holds_the_table(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert fill(text, page) == text, "python -m tools.possible_table"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_or_is_refused_as_the_table_says(
+    folders: dict[str, Path], family: str, method: str
+) -> None:
+    refusal = REFUSALS[family].get(f"method={method}")
+    for settings in METHODS[method]:
+        if refusal is None:
+            assert tune(folders[family], method, settings)
+            continue
+        with pytest.raises(ConfigError, match=refusal.problem.format(family=family)):
+            tune(folders[family], method, settings)
+
+
+@pytest.mark.parametrize("asked", ["method=ptuning", "quant=int4"])
+def test_training_refuses_before_it_opens_the_rows_or_the_weights(
+    folders: dict[str, Path], asked: str, tmp_path: Path
+) -> None:
+    shutil.copy(folders["GLM-4-hf"] / "config.json", tmp_path)
+    setting, _, name = asked.partition("=")
+    chosen = {"method": {"name": name}} if setting == "method" else {"quant": name}
+    with pytest.raises(ConfigError, match="held by transformers' own class"):
+        train({"model": str(tmp_path), "data": {"train": "not there"}, "output": tmp_path / "run", **chosen})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("quant", QUANTS)
+def test_a_base_is_quantised_or_refused_as_the_table_says(
+    folders: dict[str, Path], family: str, quant: str
+) -> None:
+    refusal = REFUSALS[family].get(f"quant={quant}")
+    if refusal is None:
+        assert held_quant(load_model(folders[family], quant=quant)) == quant
+        return
+    with pytest.raises(ConfigError, match=refusal.problem.format(family=family)):
+        load_model(folders[family], quant=quant)
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_these_methods_train_on_a_quantised_base(folders: dict[str, Path], quant: str) -> None:
+    folder = folders["ChatGLM2/ChatGLM3"]
+    for method in ("lora", "adalora", "ptuning"):
+        assert all(tune(folder, method, settings, quant) for settings in METHODS[method])
+    assert tune(folder, "freeze", {"patterns": ["*layernorm*"]}, quant)
+    for method in ("freeze", "full"):
+        with pytest.raises(ConfigError, match="cannot be trained"):
+            tune(folder, method, METHODS[method][0], quant)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("to", KINDS)
+def test_an_export_begins_or_is_refused_as_the_table_says(
+    folders: dict[str, Path], family: str, to: str
+) -> None:
+    refusal = REFUSALS[family].get(f"--to {to}")
+    needed = {"official-ptuning": "ptuning", "lora-from-adalora": "adalora"}.get(to, "lora")
+    source = replace(find_source(folders[family]), method=needed)
+    if refusal is None or refusal.revision:
+        KINDS[to].require(source)
+        return
+    with pytest.raises(ConfigError, match=refusal.problem.format(family=family)):
+        KINDS[to].require(source)
