@@ -34,8 +34,8 @@ GUIDES = (
     "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
     "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-ENGLISH_ONLY = {"settings", "results", "sources"}
-"""Pages made by a program, and lists of figures and links."""
+LISTS = ("settings", "results", "sources")
+"""Pages without commands to type: made by a program, or figures and links."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
     "hf ": "downloads",
@@ -76,7 +76,8 @@ def both(name: str) -> list[Path]:
     return [ROOT / "docs" / f"{name}.md", ROOT / "docs" / f"{name}.zh.md"]
 
 
-PAIRS = [READMES, *map(both, GUIDES)]
+PAGES = (*GUIDES, *LISTS)
+PAIRS = [READMES, *map(both, PAGES)]
 
 
 def blocks(path: Path, language: str = r"\w*") -> list[str]:
@@ -102,10 +103,33 @@ def test_both_languages_name_the_same_files_and_settings(pair: list[Path]) -> No
     assert english == chinese
 
 
+def tables(path: Path) -> list[list[int]]:
+    """How many cells each row of each table has."""
+    found = re.findall(r"(?:^\|.*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return [[len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()] for table in found]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0].stem)
+def test_both_languages_have_the_same_tables(pair: list[Path]) -> None:
+    english, chinese = map(tables, pair)
+    assert english == chinese
+
+
+def figures(path: Path) -> set[str]:
+    """The figures in a page's tables."""
+    rows = re.findall(r"^\|.*", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return set(re.findall(r"\d[\d.,]*\d|\d", " ".join(rows)))
+
+
+def test_both_languages_give_the_same_results() -> None:
+    english, chinese = map(figures, both("results"))
+    assert english == chinese
+
+
 def test_every_guide_is_there_in_both_languages_links_to_the_other_and_is_listed() -> None:
     names = {path.name.split(".")[0] for path in (ROOT / "docs").glob("*.md")}
-    assert names == {*GUIDES, *ENGLISH_ONLY}
-    for name in GUIDES:
+    assert names == {*PAGES}
+    for name in PAGES:
         english, chinese = both(name)
         assert f"[中文]({chinese.name})" in english.read_text(encoding="utf-8").splitlines()[2]
         assert f"[English]({english.name})" in chinese.read_text(encoding="utf-8").splitlines()[2]
@@ -120,7 +144,7 @@ def headings(path: Path) -> set[str]:
 
 
 def test_the_links_to_sections_lead_to_a_heading() -> None:
-    for path in (page for name in GUIDES for page in both(name)):
+    for path in (page for name in PAGES for page in both(name)):
         for target, anchor in re.findall(
             r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text(encoding="utf-8")
         ):
@@ -152,9 +176,10 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
     assert ran >= 3
 
 
-def test_the_settings_page_is_what_the_program_prints() -> None:
-    printed = glmtune("settings", "--markdown", cwd=ROOT).stdout
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8").endswith(printed)
+@pytest.mark.parametrize(("page", "words"), [("settings.md", []), ("settings.zh.md", ["--lang", "zh"])])
+def test_the_settings_page_is_what_the_program_prints(page: str, words: list[str]) -> None:
+    printed = glmtune("settings", "--markdown", *words, cwd=ROOT).stdout
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8").endswith(f"\n\n{printed}")
 
 
 # The guides

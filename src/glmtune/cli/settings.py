@@ -1,29 +1,38 @@
 """`glmtune settings`."""
 
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from glmtune.recipe.describe import Language
+
+HEADS = {"en": ("setting", "type", "default", "meaning"), "zh": ("设置", "类型", "默认值", "含义")}
 
 
 @click.command(short_help="List every setting of a recipe.")
 @click.argument("part", required=False)
 @click.option("--markdown", is_flag=True, help="As the table of the reference page.")
-def settings(part: str | None, markdown: bool) -> None:
+@click.option("--lang", type=click.Choice(list(HEADS)), default="en", help="Language: en, or zh for 中文.")
+def settings(part: str | None, markdown: bool, lang: "Language") -> None:
     """List every setting with its type, default and meaning; PART (such as train or data.loss) selects."""
     from glmtune.errors import ConfigError
     from glmtune.recipe.describe import describe
 
-    rows = [row for row in describe() if part is None or (row.key + ".").startswith(part + ".")]
+    every = list(describe(lang))
+    rows = [row for row in every if part is None or (row.key + ".").startswith(part + ".")]
     if not rows:
-        near = get_close_matches(str(part), [row.key for row in describe()], n=1)
+        near = get_close_matches(str(part), [row.key for row in every], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`glmtune settings` without a word lists all"
         raise ConfigError(f"{part}: no such setting", hint=hint)
     if markdown:
-        click.echo("| setting | type | default | meaning |\n|---|---|---|---|")
+        click.echo(f"| {' | '.join(HEADS[lang])} |\n|---|---|---|---|")
         for row in rows:
             kind = row.kind.replace("|", "\\|")
             click.echo(f"| `{row.key}` | {kind} | {row.default} | {row.text} |")
         return
+    default = HEADS[lang][2]
     for row in rows:
-        click.echo(f"{row.key} ({row.kind}; default {row.default})")
+        click.echo(f"{row.key} ({row.kind}; {default} {row.default})")
         click.echo(click.wrap_text(row.text, width=96, initial_indent="    ", subsequent_indent="    "))

@@ -1,14 +1,26 @@
-"""The settings as a table: what help and the reference page print."""
+"""The settings as a table, in English or Chinese: what help and the reference pages print."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from glmtune.files import read_text
 from glmtune.recipe.method import MethodSettings
 from glmtune.recipe.settings import Recipe
+from glmtune.strict import load_yaml
+
+Language = Literal["en", "zh"]
+
+_CHINESE_TEXTS = Path(__file__).with_name("settings.zh.yaml")
+_CHINESE_WORDS = {
+    "text": "文本", "file": "文件", "list": "列表", "int": "整数", "float": "小数", "bool": "是或否",
+    "choice": "选项", "empty": "空", "required": "必填",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,31 +31,68 @@ class Description:
     kind: str
     default: str
     text: str
+    paths: tuple[str, ...] = ()
+    """Where another language has its text: its own place, `method.lora.r`, before one that methods share."""
+    rate: float | None = None
+    """What an empty `train.lr` means; of a method's name alone."""
+    rate_source: str = ""
 
 
-def describe(kind: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[Description]:
-    """Yield every setting below `kind`, depth first, in the order of its fields."""
+def describe(language: Language = "en") -> Iterator[Description]:
+    """Yield every setting of a recipe, depth first, in the order of its fields."""
+    say = {"en": _in_english, "zh": _in_chinese}[language]
+    return map(say, _walk(Recipe))
+
+
+def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[Description]:
+    """Every setting below `kind`; `owner` is the path of the method that it belongs to."""
     for name, field in kind.model_fields.items():
         key = prefix + name
         members = [m for m in (get_args(field.annotation) or (field.annotation,)) if _is_group(m)]
         if not members:
             default = "required" if field.default is PydanticUndefined else _show(field.default)
-            text = " ".join((field.description or "").split())
-            yield Description(key, _type_name(field.annotation), default, text)
+            paths = (f"{owner}.{name}", key) if owner else (key,)
+            yield Description(key, _type_name(field.annotation), default, _flat(field.description), paths)
         for member in members:
             tag = member.model_fields.get("name") if len(members) > 1 else None
-            if tag is not None:
-                text = " ".join((member.__doc__ or "").split()) + _rate(member)
-                yield Description(f"{key}.name", "choice", str(tag.default), text)
-            fields = describe(member, f"{key}.")
-            yield from (d for d in fields if tag is None or d.key != f"{key}.name")
+            if tag is None:
+                yield from _walk(member, f"{key}.")
+                continue
+            path = f"{key}.{tag.default}"
+            yield _name(member, f"{key}.name", str(tag.default), path)
+            yield from (d for d in _walk(member, f"{key}.", path) if d.key != f"{key}.name")
 
 
-def _rate(member: type[BaseModel]) -> str:
-    """What an empty `train.lr` means with this method."""
+def _name(member: type[BaseModel], key: str, value: str, path: str) -> Description:
+    named = Description(key, "choice", value, _flat(member.__doc__), (path,))
     if not issubclass(member, MethodSettings):
-        return ""
-    return f" Its train.lr: {member.default_lr:g} ({member.lr_source})."
+        return named
+    return replace(named, rate=member.default_lr, rate_source=member.lr_source)
+
+
+def _flat(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _in_english(told: Description) -> Description:
+    if told.rate is None:
+        return told
+    return replace(told, text=f"{told.text} Its train.lr: {told.rate:g} ({told.rate_source}).")
+
+
+def _in_chinese(told: Description) -> Description:
+    texts = _read_chinese()
+    text = texts[next((path for path in told.paths if path in texts), told.paths[0])]
+    if told.rate is not None:
+        text += f"它的 train.lr：{told.rate:g}（{texts[f'{told.paths[0]}.lr']}）。"
+    kind, default = (_CHINESE_WORDS.get(word, word) for word in (told.kind, told.default))
+    return replace(told, kind=kind, default=default, text=text)
+
+
+@cache
+def _read_chinese() -> Mapping[str, str]:
+    texts: Mapping[str, str] = load_yaml(read_text(_CHINESE_TEXTS))
+    return texts
 
 
 def _is_group(kind: Any) -> bool:

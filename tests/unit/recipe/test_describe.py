@@ -1,0 +1,24 @@
+"""The settings in both languages: the same settings, names and figures."""
+
+import re
+
+from glmtune.recipe.describe import Description, describe
+
+
+def facts(row: Description) -> tuple[str, set[str], set[str]]:
+    """What both languages must say: the setting, the names in its text, and the figures."""
+    figures = re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*(?:e-\d+)?(?!\w)", row.text)
+    return row.key, set(re.findall(r"`([^`]+)`", row.text)), set(figures)
+
+
+def test_every_setting_has_a_chinese_text_that_says_the_same() -> None:
+    english, chinese = list(describe()), list(describe("zh"))
+    assert [facts(row) for row in chinese] == [facts(row) for row in english]
+    for one, other in zip(english, chinese, strict=True):
+        assert re.search("[\u4e00-\u9fff]", other.text), other.key
+        assert one.default == other.default or one.default in ("empty", "required")
+
+
+def test_a_text_of_one_methods_own_goes_before_the_shared_one() -> None:
+    dropouts = [row.text for row in describe("zh") if row.key == "method.dropout"]
+    assert [("前缀" in text) for text in dropouts] == [False, False, True]
