@@ -8,7 +8,7 @@ from glmtune.data.source import check_objects, read_rows
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import is_there, read_json_if_there
 from glmtune.migration.draft import Draft
-from glmtune.migration.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
+from glmtune.recipe.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
 from glmtune.values import shown
 
 
