@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glmtune.cli.console import PATH
+from glmtune.cli.hints import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ COLUMN_SETTINGS = (
 UNLIMITED_TOKENS = 1_000_000_000
 
 
-@click.group(short_help="Look at your rows, and write them in another format.")
+@click.group(cls=Verbs, short_help="Look at your rows, and write them in another format.")
 def data() -> None:
     """Look at files of rows, and write them in another format. No model is needed.
 

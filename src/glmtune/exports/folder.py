@@ -54,7 +54,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     if needed_bytes > free:
         raise OutputError(
             f"{folder}: needs {show_size(needed_bytes)}, but {show_size(free)} are free there",
-            hint="free some space, or name a folder on another disk: --output",
+            hint="free some space, or name a folder on another disk: output=FOLDER",
         )
 
 

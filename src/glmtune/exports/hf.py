@@ -42,11 +42,11 @@ def require_hf(source: Source) -> None:
     if family == "ChatGLM-6B":
         raise ConfigError(
             f"{source.name}: transformers has no class for ChatGLM-6B",
-            hint="--to merged: its folder opens with the official code (trust_remote_code) and here",
+            hint="to=merged: its folder opens with the official code (trust_remote_code) and here",
         )
     if source.family.is_in_transformers:
         raise ConfigError(
-            f"{source.name}: a {family} model is in transformers' own layout already", hint="--to merged"
+            f"{source.name}: a {family} model is in transformers' own layout already", hint="to=merged"
         )
 
 

@@ -128,7 +128,7 @@ def _require_packing(source: Source) -> None:
     if source.family.is_in_transformers:
         raise ConfigError(
             f"{source.name}: a {source.identity.family} model has no official int8 or int4 weights",
-            hint="--to merged, then quantise it with the tool of the server that is to run it",
+            hint="to=merged, then quantise it with the tool of the server that is to run it",
         )
 
 
@@ -136,14 +136,14 @@ def _require_prefix(source: Source) -> None:
     if source.method != "ptuning":
         raise ConfigError(
             f"{source.name}: trained with {source.method or 'nothing'}, so it has no prefix",
-            hint="official-ptuning is for runs with method.name=ptuning",
+            hint="to=official-ptuning is for runs of method=ptuning",
         )
     known = source.identity
     if known.family == "GLM-4" or known.revision == "early":
         what = "GLM-4's" if known.family == "GLM-4" else "ChatGLM-6B's early revision's"
         raise ConfigError(
             f"{source.name}: {what} official code has no prefix encoder, so it cannot load one",
-            hint="serve the run itself; or take a later revision of ChatGLM-6B's files as the base",
+            hint="chat with the run itself; or take a later revision of ChatGLM-6B's files as the base",
         )
 
 

@@ -161,4 +161,4 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         return read_json_if_there(path)
     except CheckpointError as err:
-        raise ConfigError(str(err), hint="mend it, or take --deepspeed out") from None
+        raise ConfigError(str(err), hint="mend it, or take deepspeed out of the script") from None

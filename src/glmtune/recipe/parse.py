@@ -110,7 +110,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(decode(load_bytes(path), str(path)), str(path))
     except OSError as err:
         raise unreadable(
-            path, err, ConfigError, hint="name a recipe file, such as recipes/lora.yaml"
+            path,
+            err,
+            ConfigError,
+            hint="name a recipe that is there, or none: `glmtune train model=MODEL data.train=FILE`",
         ) from None
     except NotTextError as err:
         raise ConfigError(f"{path}:{err.line}: {err}", hint=err.hint) from None
