@@ -5,6 +5,7 @@ looked for elsewhere. Nothing in the folder is ever run, and its own path is nev
 """
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,9 +48,27 @@ def identify(folder: Path, template: str | None = None, *, told_by: str = "the t
     Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
     """
     known = identify_family(folder)
-    if template is not None:
-        found = _checked(folder, template, known.family)
-        return replace(known, template=found, rule=told_by)
+    if template is None:
+        return _told(folder, known)
+    for allowed in FAMILIES[known.family].templates:
+        if template == allowed:
+            return replace(known, template=allowed, rule=told_by)
+    raise ConfigError(
+        f"template: {template!r} is not a chat format of {folder}, which holds a {known.family} model",
+        hint=_fitting(folder, known),
+    )
+
+
+def tells_format(folder: Path) -> bool:
+    """Whether a folder says by itself which chat format it speaks."""
+    try:
+        return identify(folder).template is not None
+    except ConfigError:
+        return False
+
+
+def _told(folder: Path, known: Identity) -> Identity:
+    """What the folder's own files say of its chat format; ConfigError for one that is not known."""
     for rule, look in FAMILIES[known.family].rules:
         told = look(folder)
         if told is not None:
@@ -74,7 +93,7 @@ def require_template(template: TemplateName | None, place: str) -> TemplateName:
         return template
     raise ConfigError(
         f"{place}: cannot tell which chat format this model speaks, ChatGLM2's or ChatGLM3's",
-        hint="say it: template=chatglm2 or template=chatglm3",
+        hint=_offer(FAMILIES["ChatGLM2/ChatGLM3"].templates),
     )
 
 
@@ -148,14 +167,19 @@ def _is_first(config: Config) -> bool:
     return any(key in config for key in _FIRST_GLM_SIGNS)
 
 
-def _checked(folder: Path, template: str, family: str) -> TemplateName:
-    for allowed in FAMILIES[family].templates:
-        if template == allowed:
-            return allowed
-    raise ConfigError(
-        f"template: {template!r} is not a chat format of {folder}, which holds a {family} model",
-        hint="choose one of " + ", ".join(FAMILIES[family].templates),
-    )
+def _fitting(folder: Path, known: Identity) -> str:
+    """The hint of a chat format that does not fit: the folder's own, else those that it can be."""
+    try:
+        told = _told(folder, known)
+    except ConfigError as err:
+        return err.hint
+    if told.template:
+        return f"leave template out: {told.rule} tells {told.template}"
+    return _offer(FAMILIES[known.family].templates)
+
+
+def _offer(templates: tuple[TemplateName, ...]) -> str:
+    return "say which: " + " or ".join(f"template={name}" for name in templates)
 
 
 def _saved_template(folder: Path) -> TemplateName | None:
@@ -238,7 +262,7 @@ def _unknown_format(folder: Path, templates: tuple[TemplateName, ...]) -> Config
         )
     return ConfigError(
         f"{folder}: its chat_template is none of the formats that this version knows",
-        hint=_made_of(folder) or f"if it is an edited {' or '.join(templates)}, say so: template=...",
+        hint=_made_of(folder) or f"if it is an edited one of these, {_offer(templates)}",
     )
 
 
@@ -247,7 +271,9 @@ def _made_of(folder: Path) -> str:
     facts = read_json_if_there(folder / "export.json", is_ours=True)
     if facts.get("kind") != "hf":
         return ""
-    return f"exported for other programs: open {facts.get('source')} itself, or export it --to merged"
+    source = str(facts.get("source"))
+    command = f"glmtune export {shlex.quote(source)} --to merged --output FOLDER"
+    return f"exported for other programs: open {source} itself, or what `{command}` makes of it"
 
 
 _Rule = tuple[str, Callable[[Path], TemplateName | None]]

@@ -193,7 +193,8 @@ _HUBS: dict[str, Callable[[HubName, str | None], Snapshot]] = {
 
 def _unknown_revision(name: HubName, revision: str | None, place: str) -> CheckpointError:
     return CheckpointError(
-        f"{name}: unknown revision {revision!r}", hint=f"give a branch, tag or commit that {place} has"
+        f"{name}: unknown revision {revision!r}",
+        hint=f"leave revision out for the main one, or give a branch, tag or commit that {place} has",
     )
 
 

@@ -71,7 +71,7 @@ def load_model(
     if adapter is not None:
         if place.adapter:
             raise ConfigError(
-                f"{path}: already an adapter; two cannot be combined", hint="give the base model"
+                f"{path}: already an adapter; two cannot be combined", hint=f"give its base: {place.base}"
             )
         place = resolve(adapter, base=place.base)
     opened = open_place(place, template=template, dtype=dtype, device=device, quant=quant, verify=verify)

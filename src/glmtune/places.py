@@ -1,5 +1,6 @@
 """What a path means: a model folder, a run, an adapter, and which base these lie on. No weight is read."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
         return Place(found, folder, card, run, snapshot)
     if (folder / "config.json").exists():
         if base is not None:
-            raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="open it alone")
+            raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="leave base out")
         return Place(folder, None, card, run, snapshot)
     if has_weights(folder):
         raise CheckpointError(
@@ -159,11 +160,14 @@ def _best_checkpoint(run: Path) -> Path:
         found = f"leads to step {card.step}" if card else "is missing"
         raise CheckpointError(
             f"{run / 'best'}: {found}, but {RESULT_FILE} names step {named} as the best",
-            hint=f"mend the links from the last checkpoint: glmtune train {run} --resume",
+            hint=f"mend the links from the last checkpoint: `glmtune train {shlex.quote(str(run))} --resume`",
         )
     checkpoint = best or last_checkpoint(run)
     if checkpoint is None:
-        raise CheckpointError(f"{run}: this run has no checkpoint yet", hint="train it first: glmtune train")
+        again = f"glmtune train {shlex.quote(str(run / RECIPE_FILE))} output=NEW"
+        raise CheckpointError(
+            f"{run}: this run has no checkpoint yet", hint=f"begin it anew, by its own recipe: `{again}`"
+        )
     return checkpoint
 
 
@@ -183,7 +187,7 @@ def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple
     )
 
 
-_NAME_BASE = "name the base's folder: --base, or base=, or in Python load_model(base, adapter=...)"
+_NAME_BASE = "name the base's folder: base=FOLDER, or in Python load_model(base, adapter=...)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Which family and chat format a folder is."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,14 @@ def test_glm4_is_told_by_its_eos_ids_or_its_epsilon(tmp_path, config):
 
 @pytest.mark.parametrize(("config", "template"), [(CHATGLM, "glm4"), (GLM4, "chatglm3")])
 def test_a_format_of_another_family_is_refused(tmp_path, config, template):
-    with pytest.raises(ConfigError, match="not a chat format of"):
-        identify(folder(tmp_path, config), template)
+    path = folder(tmp_path, config)
+    with pytest.raises(ConfigError, match="not a chat format of") as caught:
+        identify(path, template)
+    own = identify(path).template
+    offered = re.findall(r"template=(\w+)", caught.value.hint)
+    assert caught.value.hint.endswith(f" tells {own}") if own else offered
+    for name in offered:
+        assert identify(path, name).template == name
 
 
 @pytest.mark.parametrize(

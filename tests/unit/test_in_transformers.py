@@ -104,10 +104,12 @@ def test_an_unknown_chat_template_is_refused_and_may_be_overruled(tmp_path: Path
     (tmp_path / "chat_template.jinja").write_text("[gMASK]<sop>{{ messages }}", encoding="utf-8")
     with pytest.raises(ConfigError, match="none of the formats") as caught:
         identify(tmp_path)
-    assert caught.value.hint == "if it is an edited glm45 or glm45_nothink, say so: template=..."
+    offer = "if it is an edited one of these, say which: template=glm45 or template=glm45_nothink"
+    assert caught.value.hint == offer
     assert identify(tmp_path, "glm45").template == "glm45"
-    with pytest.raises(ConfigError, match="not a chat format of"):
+    with pytest.raises(ConfigError, match="not a chat format of") as caught:
         identify(tmp_path, "glmz1")
+    assert caught.value.hint == offer
 
 
 def test_the_original_glm_is_not_taken_for_the_later_one(tmp_path: Path) -> None:
@@ -632,7 +634,10 @@ def test_a_chat_format_that_is_not_supported_is_refused_by_name(copied: Path, te
     (copied / "chat_template.jinja").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=f"its chat_template is that of {name}, which is not") as caught:
         load_tokenizer(copied)
-    assert "template=" not in str(caught.value.hint)
+    assert "template=" not in caught.value.hint
+    with pytest.raises(ConfigError, match="not a chat format of") as caught:
+        load_tokenizer(copied, template="chatglm3")
+    assert caught.value.hint.startswith("give the folder of one of")
 
 
 def test_a_tokenizer_of_another_family_is_refused(copied: Path) -> None:

@@ -17,6 +17,7 @@ from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.export import export
+from glmtune.cli.hints import Verbs, misuse_hint
 from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
 from glmtune.cli.runs import runs
@@ -29,7 +30,7 @@ FIRST_SPEAKS_S = 5.0
 """How long a process that `torchrun` started waits before it tells its error, which may be every one's."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="glmtune")
 def glmtune() -> None:
     """Fine-tune, evaluate and talk to models of the GLM family: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4,
@@ -100,4 +101,4 @@ def _show_misuse(err: click.ClickException) -> None:
     command = context.command_path if context else program()
     message = err.format_message().rstrip(".")
     click.echo(f"error: {command}: {message[:1].lower()}{message[1:]}", err=True)
-    click.echo(f"hint: `{command} --help` has examples", err=True)
+    click.echo(f"hint: {misuse_hint(err) or f'`{command} --help` has examples'}", err=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glmtune.cli.console import PATH
+from glmtune.cli.hints import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ COLUMN_SETTINGS = (
 UNLIMITED_TOKENS = 1_000_000_000
 
 
-@click.group(short_help="Look at your rows, and write them in another format.")
+@click.group(cls=Verbs, short_help="Look at your rows, and write them in another format.")
 def data() -> None:
     """Look at files of rows, and write them in another format. No model is needed.
 
@@ -65,7 +66,8 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
 @click.argument("file", type=PATH)
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", type=PATH, help="Also count tokens, with this model's tokenizer.")
-def stats(file: Path, words: tuple[str, ...], model: Path | None) -> None:
+@click.option("--template", help="Chat format of the model, where its folder does not tell it.")
+def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str | None) -> None:
     """Count the rows of FILE: format, turns, systems and tools, empty questions, lengths, duplicates.
 
     Columns that nobody reads are named; those that carry meaning are an error until a KEY says what they are:
@@ -84,7 +86,7 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None) -> None:
     for note in dataset.column_notes():
         click.echo(f"  {note}")
     if model is not None:
-        for name, value in _encoded(model, dataset.examples):
+        for name, value in _encoded(model, template, dataset.examples):
             click.echo(f"  {name:<24} {value}")
 
 
@@ -131,14 +133,14 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
     ]
 
 
-def _encoded(model: Path, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
+def _encoded(model: Path, template: str | None, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
     """By name, lengths of the rows as this model reads them, uncut, and the thoughts that it does not."""
     from glmtune.data.encode import encode_examples
     from glmtune.load import open_tokenizer
     from glmtune.places import resolve
     from glmtune.recipe import Data
 
-    tokenizer = open_tokenizer(resolve(model), template=None)
+    tokenizer = open_tokenizer(resolve(model), template=template)
     report = encode_examples(tokenizer, examples, Data(max_tokens=UNLIMITED_TOKENS)).report
     lengths = f"p50 {report.p50:,}, p95 {report.p95:,}, p99 {report.p99:,}, longest {report.longest:,}"
     yield "tokens", f"{lengths} ({tokenizer.template})"

@@ -19,12 +19,14 @@ def settings(part: str | None, markdown: bool, lang: "Language") -> None:
     """List every setting with its type, default and meaning; PART (such as train or data.loss) selects."""
     from glmtune.errors import ConfigError
     from glmtune.recipe.describe import describe
+    from glmtune.recipe.names import name_here
 
     every = list(describe(lang))
     rows = [row for row in every if part is None or (row.key + ".").startswith(part + ".")]
     if not rows:
         near = get_close_matches(str(part), [row.key for row in every], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`glmtune settings` without a word lists all"
+        named = f"did you mean `glmtune settings {near[0]}`?" if near else ""
+        hint = name_here(str(part).split(".")[-1]) or named or "`glmtune settings` without a word lists all"
         raise ConfigError(f"{part}: no such setting", hint=hint)
     if markdown:
         click.echo(f"| {' | '.join(HEADS[lang])} |\n|---|---|---|---|")

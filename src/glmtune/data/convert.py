@@ -56,7 +56,7 @@ def write_examples(target: Path, examples: Sequence[Example], to: str) -> None:
 def _check_target(target: Path, to: str) -> WriteFile:
     """What writes the rows of such a file. Raises an error unless it can be begun."""
     if to not in WRITERS:
-        raise ConfigError(f"--to: unknown format {to!r}", hint="choose one of " + ", ".join(WRITERS))
+        raise ConfigError(f"to: unknown format {to!r}", hint="choose one of " + ", ".join(WRITERS))
     write_file = FILES.get(target.suffix.lower())
     if write_file is None:
         raise ConfigError(f"{target}: not a kind of file for rows", hint="end it with " + ", ".join(FILES))

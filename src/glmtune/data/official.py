@@ -56,7 +56,7 @@ def find_encoding(name: str, tokenizer: GlmTokenizer) -> OfficialEncoding:
     if tokenizer.template is None or tokenizer.template not in scripts:
         raise ConfigError(
             f"data.encoding: {name!r} is for {' or '.join(scripts)}, not for {tokenizer.template}",
-            hint="use encoding=chat, or the encoding of the model's own script",
+            hint="use data.encoding=chat, or the encoding of the model's own script",
         )
     return scripts[tokenizer.template]
 
@@ -169,7 +169,7 @@ def _chatglm2_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], set
 
 def _chatglm3_turn(tokenizer: GlmTokenizer, message: Message) -> list[int]:
     if message.tools is not None:
-        raise DataError("tools: the official script does not take them", hint="use encoding=chat")
+        raise DataError("tools: the official script does not take them", hint="use data.encoding=chat")
     texts = ("\n", message.content)
     role = tokenizer.control_id(f"<|{message.role}|>")
     return [role, *(index for text in texts for index in tokenizer.encode_plain(text))]
@@ -202,7 +202,7 @@ def _without_unset(message: Message) -> Message:
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 "tools: the official script needs function.parameters.properties in every tool",
-                hint="use encoding=chat for other tools",
+                hint="use data.encoding=chat for other tools",
             ) from error
         function["parameters"] = {**function["parameters"], "properties": properties}
         tools.append({**tool, "function": function})

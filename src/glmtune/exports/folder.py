@@ -10,7 +10,7 @@ import torch
 
 from glmtune.errors import OutputError
 from glmtune.exports.source import Source
-from glmtune.family import identify
+from glmtune.family import tells_format
 from glmtune.files import copy_small_files, list_small_files, read_json, read_json_if_there
 
 
@@ -23,7 +23,7 @@ def copy_base_files(source: Source, folder: Path, facts: Mapping[str, Any] = {})
     config = read_json(folder / "config.json")
     if any(config.get(key) != value for key, value in facts.items()):
         write_pretty(folder / "config.json", {**config, **facts})
-    if source.identity.template and identify(folder).template is None:
+    if source.identity.template and not tells_format(folder):
         path = folder / "tokenizer_config.json"
         write_pretty(path, {**read_json_if_there(path), "template": source.identity.template})
 
@@ -54,7 +54,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     if needed_bytes > free:
         raise OutputError(
             f"{folder}: needs {show_size(needed_bytes)}, but {show_size(free)} are free there",
-            hint="free some space, or name a folder on another disk: --output",
+            hint="free some space, or name a folder on another disk: output=FOLDER",
         )
 
 

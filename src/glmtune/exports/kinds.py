@@ -136,7 +136,7 @@ def _require_prefix(source: Source) -> None:
     if source.method != "ptuning":
         raise ConfigError(
             f"{source.name}: trained with {source.method or 'nothing'}, so it has no prefix",
-            hint="official-ptuning is for runs with method.name=ptuning",
+            hint="to=official-ptuning is for runs of method=ptuning",
         )
 
 

@@ -33,7 +33,7 @@ def require_original(adapter: Path, card: Card, base: Path) -> str:
     if problem:
         raise CheckpointError(
             f"{adapter}: {base} is not the original of the int{recorded[_BITS]} base: it has {problem}",
-            hint="name the folder of the un-quantised model it was made from: --base",
+            hint="name the folder of the un-quantised model it was made from: base=FOLDER",
         )
     same = f", and {found} tensors that are not quantised are the same" if found else ""
     return f"{base} stands for {card.base}: same family and config{same}; {_NOT_PROVEN}"

@@ -114,7 +114,7 @@ def find_source(
         if not (folder / "config.json").exists():
             raise CheckpointError(
                 f"{path}: its base model is not at {base or card.base}, and its files are part of an export",
-                hint="name the base's folder: --base",
+                hint="name the base's folder: base=FOLDER",
             )
     bits = read_json(folder / "config.json").get("quantization_bit")
     if bits and is_merging:
@@ -151,7 +151,7 @@ def _find_whole(path: Path) -> bool:
 def _quantised(base: Path, bits: int, *, is_adapter: bool) -> ConfigError:
     return ConfigError(
         f"{base}: its own weights are int{bits}; an export is made of the original ones",
-        hint="name the folder of the un-quantised model it was made from: --base"
+        hint="name the folder of the un-quantised model it was made from: base=FOLDER"
         if is_adapter
         else "export the un-quantised model's folder",
     )

@@ -81,7 +81,7 @@ class Merged:
         if written.is_floating_point() and not bool(written.isfinite().all()):
             kind = str(written.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"{name}: not finite, or too large for {kind}", hint="try dtype bf16 or fp32"
+                f"{name}: not finite, or too large for {kind}", hint="dtype=bf16 or dtype=fp32"
             )
         if name in self.defined and name not in self.proven:
             require_defined(name, written, read_stored(self.stored[name]), self.defined[name])
@@ -148,7 +148,7 @@ def _changed(source: Source, model: Any) -> Changed:
     if source.method == "ptuning":
         raise ConfigError(
             f"{source.name}: P-Tuning's prefix is no part of any weight and cannot be merged",
-            hint="--to official-ptuning writes it as the official code reads it",
+            hint="to=official-ptuning writes it as the official code reads it",
         )
     if source.is_whole:
         held = scan_tensors(place.base)

@@ -152,7 +152,7 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
     if is_notable and not _length(ours, expected.exact) < _length(ours, expected.base):
         raise OutputError(
             f"export: in {kind} the merged weights are nearer to the base than to base + adapter",
-            hint="rounding took what was learned: --dtype fp32; or the merge is wrong if that fails too",
+            hint="rounding took what was learned: dtype=fp32; or the merge is wrong if that fails too",
         )
     return {
         "merged_difference_to_trained": off,

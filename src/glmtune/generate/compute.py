@@ -32,7 +32,9 @@ def choose_compute(model: Any, compute: str, *, rows: int = 1) -> Any:
 def pick_compute(model: Any, compute: str, *, rows: int = 1) -> str:
     """What `choose_compute` takes, `exact` or `fast`: to be recorded, and asked for again later."""
     if compute not in ("exact", "fast", "auto"):
-        raise ConfigError(f"compute: {compute!r} is unknown", hint="one of exact, fast, auto")
+        raise ConfigError(
+            f"compute: {compute!r} is unknown", hint="compute=exact, compute=fast or compute=auto"
+        )
     return _choose(model, rows) if compute == "auto" else compute
 
 
@@ -68,12 +70,12 @@ def _find_problem(model: Any) -> tuple[str, str] | None:
     if model.device.type != "cpu" or torch.backends.quantized.engine != "x86":
         return (
             f"fast is for x86 CPUs, and this is {model.device.type}, {torch.backends.quantized.engine}",
-            "use compute=exact; quant=int8 or int4 makes the weights smaller",
+            "use compute=exact; quant=int8 or quant=int4 makes the weights smaller",
         )
     if any("lora_magnitude_vector" in name for name, _ in model.named_parameters()):
         return (
             "fast cannot answer with DoRA, which measures the base's own weights as it answers",
-            "use compute=exact, or merge it: glmtune export RUN --to merged",
+            "use compute=exact, or merge it: `glmtune export RUN --to merged --output FOLDER`",
         )
     return None
 

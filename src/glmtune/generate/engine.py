@@ -349,7 +349,7 @@ class Engine:
 
 def _check_size(name: str, size: int, least: int) -> None:
     if size < least:
-        raise ConfigError(f"{name}: must be at least {least}, got {size}", hint="see Engine")
+        raise ConfigError(f"{name}: must be at least {least}, got {size}", hint=f"{name}={least} or more")
 
 
 def _refuse_prompt_learning(model: Any) -> None:

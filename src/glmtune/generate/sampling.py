@@ -13,6 +13,10 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.recipe.base import MAX_COUNT, MAX_RATE
 
+_EXAMPLES = {
+    "max_new_tokens": 512, "do_sample": True, "temperature": 0.8, "top_p": 0.8, "top_k": 50,
+    "repetition_penalty": 1.1, "seed": 42,
+}  # fmt: skip
 NOTHING = -1
 """Drawn where the scores are not finite: no token follows from them."""
 LEAST_TEMPERATURE = 1e-6
@@ -47,7 +51,10 @@ class Sampling:
         for name, (kind, is_allowed, allowed) in _ALLOWED.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or not is_allowed(value):
-                raise ConfigError(f"{name}: must be {allowed}, got {_shown(value)}", hint="see Sampling")
+                raise ConfigError(
+                    f"{name}: must be {allowed}, got {_shown(value)}",
+                    hint=f"for example {name}={_EXAMPLES[name]}",
+                )
             if kind is Real:  # a fraction is one too, but divides no tensor
                 object.__setattr__(self, name, float(value))
 

@@ -76,7 +76,7 @@ def _matching(pattern: str, names: Collection[str]) -> list[str]:
         near = get_close_matches(pattern.strip("*."), names, n=3, cutoff=0)
         raise ConfigError(
             f"method.patterns: no weight of this model is called {pattern!r}",
-            hint=f"near are {', '.join(near)}; all: glmtune info MODEL --names",
+            hint=f"near are {', '.join(near)}; all: `glmtune info MODEL --names`",
         )
     return matched
 
@@ -88,7 +88,7 @@ def _require_dense(model: nn.Module, name: str) -> None:
     if not held.is_floating_point():
         raise ConfigError(
             f"method.name: freeze, but {name} is quantised: its codes cannot be trained",
-            hint="choose others with method.patterns, open the base without quant, or method.name=lora",
+            hint="choose others with method.patterns=..., open the base without quant, or method=lora",
         )
 
 

@@ -4,6 +4,7 @@ Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py and 
 """
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,8 @@ def require_supported(folder: Path, settings: Mapping[str, Any], *, are_unknown_
     unknown = find_unknown(settings)
     if unknown and not are_unknown_kept:
         without = (
-            f"make an adapter without it, and see what that answers: glmtune migrate {folder} --output NEW"
+            "make an adapter without it, and see what that answers: "
+            f"`glmtune migrate {shlex.quote(str(folder))} --output NEW`"
         )
         raise _refusal(folder, f"{unknown[0]} is set, which this version of PEFT does not know", without)
 
@@ -148,7 +150,8 @@ def require_ours(adapter: Path) -> None:
     if odd:
         raise ConfigError(
             f"{adapter / ADAPTER_FILE}: {odd} is {theirs[odd]!r}, which no method here has a setting for",
-            hint="train its base anew, or go on from it with PEFT",
+            hint=f"train its base, model={theirs.get('base_model_name_or_path') or 'BASE'} method=lora, "
+            "or go on from it with PEFT",
         )
 
 
@@ -159,8 +162,8 @@ def read_settings(adapter: Path) -> Lora:
     if theirs.get("peft_type") != "LORA":
         raise ConfigError(
             f"{file}: peft_type {theirs.get('peft_type')}, but no {CARD_FILE} that says how it was trained",
-            hint="training goes on from LoRA, which AdaLoRA can be made: glmtune export "
-            f"{adapter} --to lora-from-adalora --output FOLDER",
+            hint="training goes on from LoRA, which AdaLoRA can be made: `glmtune export "
+            f"{shlex.quote(str(adapter))} --to lora-from-adalora --output FOLDER`",
         )
     require_ours(adapter)
     method = {

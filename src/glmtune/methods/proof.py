@@ -43,11 +43,11 @@ the two: again some ten times glm-tiny's (int8 3e-3, nf4 2e-2, int4 4e-2)."""
 SAME_NORM = 1e-5
 """Share by which the length of a stored update may differ, summed in another order."""
 
-_WHOLE_FOLDER = "take the whole folder from a copy, or train anew, with another output="
-_ITS_BASE = "name the base it was trained on: --base, or in Python load_model(base, adapter=...)"
+_WHOLE_FOLDER = "take the whole folder from a copy, or train anew, with another folder: output=FOLDER"
+_ITS_BASE = "name the base it was trained on: base=FOLDER, or in Python load_model(base, adapter=...)"
 _ITS_TOKENIZER = "take the tokenizer's files from the base it was trained on"
-_OTHER_FILES = "take the whole folder from the run it came from; see what is wrong: glmtune verify"
-_ANEW = "train anew, with a higher train.lr or for more steps"
+_OTHER_FILES = "take the whole folder from the run it came from; see what is wrong: `glmtune verify FOLDER`"
+_ANEW = "train anew, with a higher rate (train.lr=...) or for more steps (train.steps=...)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.files import read_text
 from glmtune.migration.draft import Draft
-from glmtune.migration.flags import UNKNOWN, Reader
 from glmtune.migration.trainer import carry_training
+from glmtune.recipe.flags import UNKNOWN, Reader
 from glmtune.strict import parse_yaml
 from glmtune.values import shown
 

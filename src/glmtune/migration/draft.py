@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from glmtune.errors import ConfigError
 from glmtune.files import is_there
-from glmtune.migration.flags import CARRIED, DROPPED, NOT_CARRIED, UNKNOWN, Reader
 from glmtune.recipe import Recipe, load_recipe
+from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, UNKNOWN, Reader
 from glmtune.strict import dump_yaml
 
 LARGEST = 2**63

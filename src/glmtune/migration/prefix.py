@@ -45,7 +45,7 @@ def check_frozen(folder: Path, base: Path) -> str:
             raise CheckpointError(
                 f"{beside[name].file}: {name} differs from the base's, so more than the prefix was trained, "
                 "or this is not its base",
-                hint="name its base: --base; if the whole model was trained, it opens as it is",
+                hint="name its base, base=FOLDER; if the whole model was trained, it opens as it is",
             )
     return f"{len(shared)} weights of the base beside it, every one equal to the base's: not copied"
 

@@ -33,7 +33,7 @@ def prove_same(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtyp
     if not difference <= TOLERANCES[dtype] * float(theirs.abs().max()):
         raise CheckpointError(
             f"{what}: its logits differ by {difference:.2g} after the migration, so nothing was written",
-            hint="is this the base it was trained on? --base",
+            hint="is this the base it was trained on? Name it: base=FOLDER",
         )
     return f"logits equal the source's to {difference:.1e}; {require_effect(ours, plain, what=what)}"
 
@@ -52,7 +52,7 @@ def as_trained(model: nn.Module, old: OldLora) -> Iterator[None]:
         for name, factors in read_factors(old.tensors, old.config).items():
             if not isinstance(parts.get(name), nn.Module):
                 raise CheckpointError(
-                    f"{name}: this base has no such layer", hint="name its own base: --base"
+                    f"{name}: this base has no such layer", hint="name its own base: base=FOLDER"
                 )
             hooks.append(parts[name].register_forward_hook(_adds(factors)))
         yield

@@ -46,7 +46,7 @@ def _targets(drafts: Sequence[Draft], output: Path | None) -> list[Path | None]:
     """Each draft's file, all of them free; a chat needs none."""
     written = [draft for draft in drafts if draft.verb != "chat"]
     if written and output is None:
-        raise ConfigError("output: missing", hint="say where the recipe goes: --output recipes/mine.yaml")
+        raise ConfigError("output: missing", hint="say where the recipe goes: output=recipes/mine.yaml")
     targets: list[Path | None] = []
     for draft in drafts:
         target = None
@@ -55,7 +55,7 @@ def _targets(drafts: Sequence[Draft], output: Path | None) -> list[Path | None]:
             target = output if is_file else _free_name(output, draft.name, targets)
             if target.exists():
                 raise ConfigError(
-                    f"{target}: is there already and will not be overwritten", hint="name another: --output"
+                    f"{target}: is there already and will not be overwritten", hint="name another: output=..."
                 )
         targets.append(target)
     return targets

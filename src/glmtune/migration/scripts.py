@@ -13,10 +13,10 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.files import is_there, read_text
 from glmtune.migration.configs import draft_config
 from glmtune.migration.draft import Draft
-from glmtune.migration.flags import MAIN, is_on
 from glmtune.migration.launch import Launch, find_launches
 from glmtune.migration.shell import read_commands
 from glmtune.migration.trainer import carry_training
+from glmtune.recipe.flags import MAIN, is_on
 
 QUANT = {"4": "int4", "8": "int8"}
 _CHECKPOINT = re.compile(r"(.*)/checkpoint-(\d{1,9})/?")

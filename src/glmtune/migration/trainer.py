@@ -8,7 +8,7 @@ from glmtune.data.source import check_objects, read_rows
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import is_there, read_json_if_there
 from glmtune.migration.draft import Draft
-from glmtune.migration.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
+from glmtune.recipe.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
 from glmtune.values import shown
 
 
@@ -161,4 +161,4 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         return read_json_if_there(path)
     except CheckpointError as err:
-        raise ConfigError(str(err), hint="mend it, or take --deepspeed out") from None
+        raise ConfigError(str(err), hint="mend it, or take deepspeed out of the script") from None

@@ -39,10 +39,14 @@ def migrate_weights(
     ConfigError where the base or its chat format is not told.
     """
     if output is None:
-        raise ConfigError("output: missing", hint="say where the adapter goes: --output adapters/mine")
-    require_new(output, hint="name another: --output")
+        raise ConfigError("output: missing", hint="say where the adapter goes: output=adapters/mine")
+    require_new(output, hint="name another: output=FOLDER")
+    here = shlex.quote(str(folder))
     if (folder / CARD_FILE).exists():
-        raise CheckpointError(f"{folder}: an adapter of this program already", hint=f"glmtune info {folder}")
+        raise CheckpointError(
+            f"{folder}: an adapter of this program already",
+            hint=f"`glmtune info {here}` shows it",
+        )
     if (folder / ADAPTER_FILE).exists():
         return _migrate_lora(folder, output, base, template)
     if find_trained(folder) or read_bare(folder):
@@ -51,7 +55,7 @@ def migrate_weights(
     what = "a whole model, which needs no migration" if is_whole else "no script, adapter, prefix or model"
     raise CheckpointError(
         f"{folder}: {what}",
-        hint=f"glmtune chat {folder}"
+        hint=f"`glmtune chat {here}` talks to it"
         if is_whole
         else f"an adapter has {ADAPTER_FILE}, a P-Tuning checkpoint pytorch_model.bin",
     )
@@ -147,16 +151,16 @@ def _base(folder: Path, base: str | Path | None, recorded: Any) -> Place:
     if base is None and (theirs == folder or not is_there(theirs) or not theirs.is_dir()):
         raise ConfigError(
             f"{folder}: its base model is not at {recorded or '(no place recorded)'}",
-            hint="name its folder, or its name on a hub: --base",
+            hint="name its folder, or its name on a hub: base=...",
         )
     place = resolve(base or str(recorded))
     if place.adapter:
-        raise ConfigError(f"{base}: an adapter, not a base model", hint=f"--base {place.base}")
+        raise ConfigError(f"{base}: an adapter, not a base model", hint=f"its base: base={place.base}")
     return place
 
 
 def _told(place: Place, template: str | None) -> str:
-    return require_template(identify(place.base, template).template, f"{place.name}: --template")
+    return require_template(identify(place.base, template).template, place.name)
 
 
 def _require_opens(folder: Path, place: Place) -> None:

@@ -81,9 +81,12 @@ def choose_dtype(
 def _require(requested: str | torch.dtype, device: torch.device) -> torch.dtype:
     dtype = DTYPES.get(requested) if isinstance(requested, str) else requested
     if dtype is None or dtype not in DTYPES.values():
-        raise ConfigError(f"dtype: {requested!r} is not a type for weights", hint="auto, fp32, bf16 or fp16")
+        raise ConfigError(
+            f"dtype: {requested!r} is not a type for weights",
+            hint="dtype=auto, dtype=fp32, dtype=bf16 or dtype=fp16",
+        )
     if device.type == "cuda" and not _has_arithmetic(dtype, device):
-        raise ConfigError(f"dtype: bf16, but {_NO_BF16}", hint="dtype=fp16, or leave it at auto")
+        raise ConfigError(f"dtype: bf16, but {_NO_BF16}", hint="dtype=fp16 or dtype=auto")
     return dtype
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.family import FAMILIES, identify
+from glmtune.family import FAMILIES, identify_family
 from glmtune.files import read_json
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.config_checks import explain_config
@@ -61,7 +61,7 @@ class Fingerprint:
 
 def fingerprint(folder: Path) -> Fingerprint:
     """The fingerprint of a model's folder. Raises CheckpointError for files that cannot be read."""
-    known = identify(folder)
+    known = identify_family(folder)
     is_upstream = FAMILIES[known.family].is_in_transformers
     with explain_config(folder / "config.json"):
         # unlike `read_config`, this needs no chat format to read a config of long contexts

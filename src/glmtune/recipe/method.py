@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, MisfitError, Settings
 
 
 class MethodSettings(Settings):
@@ -45,7 +45,11 @@ class Freeze(MethodSettings):
     @model_validator(mode="after")
     def _one_choice(self) -> "Freeze":
         if self.num_layers is not None and self.patterns is not None:
-            raise ValueError("set either num_layers or patterns")
+            raise MisfitError(
+                "num_layers and patterns both say what is trained",
+                hint="keep one: method.patterns=null trains the last layers, "
+                "method.num_layers=null what the patterns name",
+            )
         return self
 
 
@@ -112,7 +116,11 @@ class AdaLora(LowRank):
     @model_validator(mode="after")
     def _prunes(self) -> "AdaLora":
         if self.target_r >= self.init_r:
-            raise ValueError(f"target_r {self.target_r} is not below init_r {self.init_r}: nothing to prune")
+            raise MisfitError(
+                f"target_r {self.target_r} is not below init_r {self.init_r}: nothing to prune",
+                hint=f"method.target_r={self.init_r // 2 or 1}, or a larger method.init_r; "
+                "method=lora keeps the rank that it begins with",
+            )
         return self
 
 

@@ -1,7 +1,7 @@
 """YAML, dicts and `key=value` words -> a `Recipe`, every error naming the setting."""
 
+import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, load_bytes, unreadable
+from glmtune.recipe.describe import describe
+from glmtune.recipe.names import methods_with, name_here, nearest, value_here
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import (
     HALF_CHARACTER,
@@ -108,7 +110,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(decode(load_bytes(path), str(path)), str(path))
     except OSError as err:
         raise unreadable(
-            path, err, ConfigError, hint="name a recipe file, such as recipes/lora.yaml"
+            path,
+            err,
+            ConfigError,
+            hint="name a recipe that is there, or none: `glmtune train model=MODEL data.train=FILE`",
         ) from None
     except NotTextError as err:
         raise ConfigError(f"{path}:{err.line}: {err}", hint=err.hint) from None
@@ -221,45 +226,48 @@ def _expand_method(values: dict[str, Any]) -> None:
 
 
 def _explain(err: ValidationError) -> ConfigError:
-    """The first problem as one sentence; an unknown setting gets the nearest known name."""
+    """The first problem as one sentence, with the words that mend it."""
     first = err.errors()[0]
     place = [str(part) for part in first["loc"] if part != "function-after"]
     if place[:1] == ["method"] and len(place) > 1:
         place.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
-    key = ".".join(place) or "recipe"
+    key, found = ".".join(place) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":
-        return _unknown(key, first["loc"])
+        return ConfigError(f"{key}: unknown setting", hint=_unknown(key, first["loc"], found))
     if first["type"] == "union_tag_invalid":
-        allowed = first["ctx"]["expected_tags"].replace("'", "")
-        found = shown(first["ctx"]["tag"])
-        return ConfigError(f"{key}: unknown {key} {found}", hint=f"allowed: {allowed}")
+        allowed, tag = re.findall("'(.*?)'", first["ctx"]["expected_tags"]), first["ctx"]["tag"]
+        hint = value_here(key, tag, allowed) or f"allowed: {', '.join(allowed)}"
+        return ConfigError(f"{key}: unknown {key} {shown(tag)}", hint=hint)
     if first["type"] == "missing":
         hint = f"add it to the recipe, or write {key}=... on the command line"
         return ConfigError(f"{key}: missing", hint=hint)
+    if first["type"] == "model_type":
+        hint = f"data.train={found} names training rows" if key == "data" and isinstance(found, str) else ""
+        return ConfigError(f"{key}: a group of settings, got {shown(found)}", hint=hint or _explained(place))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, got {shown(first['input'])}"
-    return ConfigError(f"{key}: {message}", hint="`glmtune settings` explains every setting")
+        message = f"{message[0].lower()}{message[1:]}, got {shown(found)}"
+    hint = getattr(first.get("ctx", {}).get("error"), "hint", "")
+    if first["type"] == "literal_error":
+        hint = value_here(key, found, re.findall("'(.*?)'", first["ctx"]["expected"]))
+    return ConfigError(f"{key}: {message}", hint=hint or _explained(place))
 
 
-def _unknown(key: str, location: Sequence[str | int]) -> ConfigError:
+def _explained(place: Sequence[str]) -> str:
+    """Where a setting, or else its group, is explained."""
+    keys = {row.key for row in describe()}
+    known = keys | {key.partition(".")[0] for key in keys}
+    parts = [".".join(place[:end]) for end in (2, 1)]
+    return f"`{' '.join(('glmtune settings', *[part for part in parts if part in known][:1]))}` explains it"
+
+
+def _unknown(key: str, location: Sequence[str | int], value: Any) -> str:
+    """What an unknown setting may mean: another's name for one, one of another group, or a misspelled one."""
     name, siblings = str(location[-1]), _fields_at(location[:-1])
-    near = get_close_matches(name, siblings, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
-    groups = Recipe.model_fields.items() if len(location) == 1 else ()
-    inside = [
-        f"{group}.{name}" for group, field in groups if name in getattr(field.annotation, "model_fields", {})
-    ]
-    hint = f"did you mean {inside[0]!r}?" if inside else hint
-    if methods := _methods_with(name) if location[0] == "method" else ():
-        hint = f"it is one of method.name={' or '.join(methods)}; {location[1]} has {', '.join(siblings)}"
-    return ConfigError(f"{key}: unknown setting", hint=hint)
-
-
-def _methods_with(name: str) -> list[str]:
-    """The methods that have a setting of this name."""
-    kinds = get_args(Recipe.model_fields["method"].annotation)
-    return [kind.model_fields["name"].default for kind in kinds if name in kind.model_fields]
+    if methods := methods_with(name) if location[0] == "method" else ():
+        return f"it is one of method.name={' or '.join(methods)}; {location[1]} has {', '.join(siblings)}"
+    hint = name_here(name, value) or nearest(key, siblings, value)
+    return hint or f"known here: {', '.join(siblings)}"
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, MisfitError, Settings
 from glmtune.recipe.method import Lora, Method
 
 DEFAULT_EPOCHS = 1
@@ -20,6 +20,8 @@ TemplateName = Literal[
 ]  # fmt: skip
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
+
+_BOTH_LIMITS = "set both, as the official scripts do: data.max_source_tokens=64 data.max_target_tokens=64"
 
 
 class Data(Settings):
@@ -83,12 +85,17 @@ class Data(Settings):
     def _lengths(self) -> "Data":
         pair = (self.max_source_tokens, self.max_target_tokens)
         if (pair[0] is None) != (pair[1] is None):
-            raise ValueError("max_source_tokens and max_target_tokens go together: set both or neither")
+            raise MisfitError("max_source_tokens and max_target_tokens go together", hint=_BOTH_LIMITS)
         if pair[0] is not None and self.max_tokens is not None:
-            raise ValueError("set either max_tokens, or max_source_tokens and max_target_tokens")
+            raise MisfitError(
+                "max_tokens is one limit for both parts, max_source_tokens and max_target_tokens are two",
+                hint="keep one way: data.max_tokens=null, or "
+                "data.max_source_tokens=null data.max_target_tokens=null",
+            )
         if self.encoding != "chat" and pair[0] is None:
-            raise ValueError(
-                f"encoding {self.encoding} needs max_source_tokens and max_target_tokens, as its script does"
+            raise MisfitError(
+                f"encoding {self.encoding} needs max_source_tokens and max_target_tokens, as its script does",
+                hint=_BOTH_LIMITS,
             )
         return self
 
@@ -146,7 +153,10 @@ class Train(Settings):
     @model_validator(mode="after")
     def _length(self) -> "Train":
         if self.steps is not None and self.epochs is not None:
-            raise ValueError("set either steps or epochs")
+            raise MisfitError(
+                f"steps {self.steps} and epochs {self.epochs:g} both say how long",
+                hint="keep one: train.epochs=null leaves the steps, train.steps=null the epochs",
+            )
         return self
 
 
@@ -211,5 +221,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":
         if self.quant and self.method.name == "full":
-            raise ValueError(f"quant: {self.quant} weights cannot be trained: take method lora, or no quant")
+            raise MisfitError(
+                f"quant: {self.quant} weights cannot be trained in full",
+                hint="method=lora trains an adapter on them; quant=null leaves them as they are stored",
+            )
         return self

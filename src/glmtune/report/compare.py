@@ -100,7 +100,7 @@ def compare(
     if output is None:
         return comparison
     folder = given_path(output)
-    require_new(folder, hint="name another: --output FOLDER")
+    require_new(folder, hint="name another: output=FOLDER")
     make_folder(folder)
     labels = [f"{name} ({run.recipe.method.name})" for name, run in zip(names, read, strict=True)]
     if find_families(labels) is None:
@@ -158,7 +158,7 @@ def _require_step(step: int, runs: Sequence[Run], names: Sequence[str]) -> None:
             largest = _largest_shared([run.training for run in runs])
             raise ConfigError(
                 f"--at {step}: {name} has no step {step}, its last is {run.num_steps}",
-                hint=f"the largest that all runs have is {largest[0]}" if largest else "leave --at out",
+                hint=f"the largest that all runs have: at={largest[0]}" if largest else "leave at out",
             )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import BatchEncoding
 
 from glmtune.errors import ConfigError
-from glmtune.family import identify
+from glmtune.family import identify, identify_family
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, TEMPLATES, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer
@@ -177,7 +177,7 @@ class ChatGLMTokenizer(GlmTokenizer):
 def _is_ice(folder: Path, ice_file: str | None, vocab_file: str | None) -> bool:
     """Whether it is ChatGLM-6B's tokenizer: by the folder's files, or by which vocabulary was downloaded."""
     if any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
-        return identify(folder).family == "ChatGLM-6B"
+        return identify_family(folder).family == "ChatGLM-6B"
     return ice_file is not None and vocab_file is None
 
 

@@ -131,7 +131,7 @@ def demo(name: str, author: str, output: Path | None = None) -> Generator[Event,
         if not text.strip():
             raise ConfigError(f"{option}: empty", hint="give a word or two")
     folder = output or free_folder(Path("runs/demo"))
-    require_new(folder, hint="name another: --output FOLDER")
+    require_new(folder, hint="name another: output=FOLDER")
     yield from _write_rows(folder / "data", name, author)
     names = (name, author)
     yield Note(f"before: {MODEL} is asked the fixed prompts and the held-out rows")

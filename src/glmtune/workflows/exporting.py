@@ -135,7 +135,7 @@ def _prepare(order: Order) -> _Job:
     """Everything that can be refused is refused here."""
     kind = find_kind(order.to)
     settings = _settings(order, kind)
-    require_new(order.output, hint="name another folder: --output; an export never replaces anything")
+    require_new(order.output, hint="name another folder: output=FOLDER; an export never replaces anything")
     source = find_source(order.path, base=order.base, template=order.template, is_merging=not kind.is_adapter)
     kind.require(source)
     require_template(source.identity.template, str(source.base))
@@ -174,7 +174,9 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
 
 def _settings(order: Order, kind: Kind) -> Settings:
     if order.dtype is not None and order.dtype not in DTYPES:
-        raise ConfigError(f"dtype: {order.dtype!r} is not a type for weights", hint="bf16, fp16 or fp32")
+        raise ConfigError(
+            f"dtype: {order.dtype!r} is not a type for weights", hint="dtype=bf16, dtype=fp16 or dtype=fp32"
+        )
     if order.dtype is not None and kind.is_adapter:
         raise ConfigError(
             f"dtype: {order.to} keeps its weights in fp32, as they were trained", hint="leave dtype out"

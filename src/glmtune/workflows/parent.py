@@ -50,13 +50,13 @@ def with_parent(recipe: Recipe) -> Recipe:
         return recipe
     pinned: dict[str, Any] = {"model": str(place.trained.resolve()), "revision": None}
     if place.adapter:
-        pinned["method"] = _settle(recipe, place.adapter)
+        pinned["method"] = _settle(recipe, place.adapter, place.name)
         pinned["quant"] = recipe.quant or place.quant
     output = run_folder(recipe.model_copy(update={"method": pinned.get("method", recipe.method)}))
     return recipe.model_copy(update={**pinned, "output": output})
 
 
-def _settle(recipe: Recipe, adapter: Path) -> Method:
+def _settle(recipe: Recipe, adapter: Path, base: str) -> Method:
     """The adapter's method, which may be named in the recipe too."""
     require_ours(adapter)
     its = own_method(adapter) or read_settings(adapter)
@@ -66,7 +66,8 @@ def _settle(recipe: Recipe, adapter: Path) -> Method:
         if given != had:
             raise ConfigError(
                 f"method.{key}: {given}, but {recipe.model} was trained with {had}",
-                hint="leave the method's settings out: they are the adapter's; or train its base anew",
+                hint=f"leave the method's settings out, for they are the adapter's; to train with others, "
+                f"begin with its base: model={base}",
             )
     return its
 

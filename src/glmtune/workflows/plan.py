@@ -1,5 +1,6 @@
 """What a training run's settings mean, settled and checked before anything is loaded."""
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -35,8 +36,12 @@ def run_folder(recipe: Recipe) -> Path:
 def require_startable(recipe: Recipe, folder: Path) -> None:
     """Raise `ConfigError` unless a new run can begin in the folder."""
     is_begun = (folder / RECIPE_FILE).exists() and not last_checkpoint(folder)
-    goes_on = "delete it: that run has no checkpoint yet" if is_begun else "go on with it: --resume"
-    require_new(folder, hint=f"name another with output=..., or {goes_on}")
+    way = "delete it: that run has no checkpoint yet" if is_begun else f"go on with it: {_resuming(folder)}"
+    require_new(folder, hint=f"name another with output=..., or {way}")
+
+
+def _resuming(folder: Path) -> str:
+    return f"`glmtune train {shlex.quote(str(folder))} --resume`"
 
 
 def require_able(recipe: Recipe, place: Place) -> None:
@@ -121,7 +126,10 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
     """Going on with other settings or other rows would be neither run."""
     known = folder / RECIPE_FILE
     if not known.exists():
-        raise ConfigError(f"{folder}: no run to resume here", hint="train anew without --resume")
+        raise ConfigError(
+            f"{folder}: no run to resume here",
+            hint="leave resume out to begin it; `glmtune runs` lists the runs that there are",
+        )
     if not last_checkpoint(folder):
         raise ConfigError(
             f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
@@ -131,14 +139,14 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
         if hashes.get(name) != digest:
             raise ConfigError(
                 f"{folder}: the {name.removesuffix('_sha256')} file has changed since this run began",
-                hint="train anew, with another output=",
+                hint="train anew, with another folder: output=FOLDER",
             )
     before, now = (with_full_paths(r).model_dump(mode="json") for r in (load_recipe(known), recipe))
     changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
     if changed:
         raise ConfigError(
             f"{folder}: its {changed} settings differ from this recipe's",
-            hint=f"resume with the run's own recipe: glmtune train {folder} --resume",
+            hint=f"resume with the run's own recipe: {_resuming(folder)}",
         )
 
 
@@ -147,7 +155,7 @@ def start_processes(device: str) -> PartialState:
     if resolve_device(device).index is not None:
         raise ConfigError(
             f"device: {device}: training takes auto, cpu or cuda",
-            hint=f"choose the card outside: CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...",
+            hint=f"choose the card outside: `CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...`",
         )
     return PartialState(cpu=resolve_device(device).type == "cpu")
 
@@ -169,11 +177,11 @@ def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.devi
             hint="hold them in fp32 too: dtype=fp32",
         )
     if name == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision: fp16 needs a GPU", hint="leave train.precision and dtype at auto")
+        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=auto dtype=auto")
     if name == "bf16" and device.type == "cuda" and not has_bf16(device):
         raise ConfigError(
             "train.precision: bf16, but this card has no bf16",
-            hint="train.precision=fp16, or leave it at auto",
+            hint="train.precision=fp16 or train.precision=auto",
         )
     return name
 

@@ -144,7 +144,7 @@ class RunRecord:
         if best and not best.exists():
             raise CheckpointError(
                 f"{best}: missing, though it is the best so far",
-                hint="put it back from a copy, or train anew, with another output=",
+                hint="put it back from a copy, or train anew, with another folder: output=FOLDER",
             )
         self._forget_after(step)  # first: a line that cannot be read is told before anything is deleted
         self.link_checkpoint(step, best_step=best_step)

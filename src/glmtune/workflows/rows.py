@@ -94,7 +94,7 @@ def test_questions(tokenizer: Any, data: Data, *, max_rows: int | None) -> Quest
     """`data.test`, else `data.validation`, else the held-out rows, encoded."""
     path = data.test or data.validation or data.train
     if path is None:
-        raise ConfigError("data.test: missing", hint="name the file: --data FILE")
+        raise ConfigError("data.test: missing", hint="name the file: data.test=FILE")
     read = read_dataset(path, data)
     examples: Sequence[Example] = read.examples
     if path == data.train and data.test is None:

@@ -8,32 +8,38 @@ import pytest
 from glmtune.errors import ConfigError
 from glmtune.recipe import Full, Lora, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
+from glmtune.recipe.names import FOREIGN, NEEDLESS, name_here
 from glmtune.recipe.parse import build_recipe, read_values
 
 BAD = [
-    (["train.lrr=1"], "train.lrr: unknown setting", "did you mean 'lr'?"),
-    (["method.alpa=1"], "method.alpa: unknown setting", "did you mean 'alpha'?"),
-    (["sample.prompts=[a]"], "sample: unknown setting", "did you mean 'samples'?"),
+    (["train.lrr=1"], "train.lrr: unknown setting", "did you mean train.lr=1?"),
+    (["method.alpa=1"], "method.alpa: unknown setting", "did you mean method.alpha=1?"),
+    (["sample.prompts=[a]"], "sample: unknown setting", "did you mean samples?"),
     (
         ["method.init_r=3"],
         "method.init_r: unknown setting",
         "it is one of method.name=adalora; lora has alpha, dropout, target_modules, name, r, use_rslora",
     ),
     (["method=full", "method.r=3"], "method.r: unknown setting", "method.name=lora; full has name"),
-    (["method=lorra"], "method: unknown method 'lorra'", "allowed: full, freeze, lora, adalora, ptuning"),
+    (["method=lorra"], "method: unknown method 'lorra'", "did you mean method=lora?"),
+    (["method=galore"], "method: unknown method 'galore'", "allowed: full, freeze, lora, adalora, ptuning"),
     (["train.steps=yes"], "steps must be a number, got True", "glmtune settings"),
     (["train.steps=1.5"], "train.steps: input should be a valid integer", "glmtune settings"),
     (["train.steps=0"], "train.steps: input should be greater than or equal to 1, got 0", "glmtune settings"),
-    (["train.steps=5", "train.epochs=1"], "set either steps or epochs", "glmtune settings"),
+    (
+        ["train.steps=5", "train.epochs=1"],
+        "steps 5 and epochs 1 both say how long",
+        "train.epochs=null leaves the steps",
+    ),
     (
         ["data.max_tokens=64", "data.max_source_tokens=32"],
         "max_target_tokens go together",
-        "glmtune settings",
+        "set both",
     ),
     (
         ["method=freeze", "method.num_layers=1", "method.patterns=[a]"],
-        "set either num_layers or patterns",
-        "",
+        "num_layers and patterns both say what is trained",
+        "keep one: method.patterns=null",
     ),
     (
         ["method=freeze", "method.patterns=[]"],
@@ -47,15 +53,17 @@ BAD = [
         "settings",
     ),
     (["train.lr=nan"], "train.lr: input should be a finite number", "settings"),
-    (["data.max_source_tokens=64"], "max_target_tokens go together", "glmtune settings"),
-    (["data.encoding=thudm"], "needs max_source_tokens", "glmtune settings"),
-    (["lr=1"], "lr: unknown setting", "did you mean 'train.lr'?"),
+    (["data.max_source_tokens=64"], "max_target_tokens go together", "set both"),
+    (["data.encoding=thudm"], "needs max_source_tokens", "set both"),
+    (["lr=1"], "lr: unknown setting", "did you mean train.lr=1?"),
     (["train.seed=-1"], "train.seed: input should be greater than or equal to 0", "glmtune settings"),
     (["quant=int3"], "quant: input should be 'int8', 'int4' or 'nf4', got 'int3'", "glmtune settings"),
-    (["quant=int8", "method=full"], "int8 weights cannot be trained", "glmtune settings"),
-    (["quant=nf4", "method=full"], "nf4 weights cannot be trained", "glmtune settings"),
-    (["train.optimizer=adam"], "input should be 'adamw' or 'adamw_8bit', got 'adam'", "glmtune settings"),
+    (["quant=int8", "method=full"], "int8 weights cannot be trained", "quant=null"),
+    (["quant=nf4", "method=full"], "nf4 weights cannot be trained", "method=lora"),
+    (["train.optimizer=adam"], "input should be 'adamw' or 'adamw_8bit', got 'adam'", "optimizer=adamw?"),
     (["train"], "expected key=value", "train.lr=2e-4"),
+    (["data=my.json"], "data: a group of settings, got 'my.json'", "data.train=my.json"),
+    (["train=5"], "train: a group of settings, got 5", "`glmtune settings train`"),
     (["model.x=1"], "model has no settings inside", "glmtune settings"),
 ]
 
@@ -66,6 +74,55 @@ def test_a_bad_setting_is_named_with_what_is_allowed(words: list[str], message: 
         load_recipe({"model": "m"}, words)
     assert message in str(caught.value)
     assert hint in caught.value.hint
+
+
+ELSEWHERE = {
+    "learning_rate=2e-4": "here that is train.lr=0.0002",
+    "train.learning_rate=2e-4": "here that is train.lr=0.0002",
+    "data.lr=1": "did you mean train.lr=1?",
+    "model_name_or_path=/m": "here that is model=/m",
+    "data.train_file=x.json": "here that is data.train=x.json",
+    "train.output_dir=out": "here that is output=out",
+    "train.template=chatglm2": "did you mean template=chatglm2?",
+    "max_new_tokens=9": "did you mean samples.max_new_tokens=9 or evaluate.max_new_tokens=9?",
+    "quantization_bit=4": "here that is quant=int4",
+    "quantization_bit=3": "here that is quant=...",
+    "load_in_4bit=true": "here that is quant=nf4",
+    "fp16=true": "here that is train.precision=fp16",
+    "pre_seq_len=128": "here that is method=ptuning method.num_prefix_tokens=128",
+    "lora_r=16": "here that is method.r=16",
+    "method.lora_alpha=16": "here that is method.alpha=16",
+    "num_train_epochs=3": "here that is train.epochs=3",
+    "train.num_train_epochs=three": "here that is train.epochs=...",
+    "max_source_length=64": "here that is data.max_source_tokens=64",
+    "per_device_train_batch_size=4": "here that is train.micro_batch_size=4; train.batch_size counts",
+    "report_to=wandb": "leave it out: figures go to metrics.jsonl; train.tensorboard=true",
+    "deepspeed=ds.json": "leave it out: each process holds the whole model; several cards: `torchrun",
+    "method=qlora": "here that is method=lora quant=nf4",
+    "method=P-Tuning": "did you mean method=ptuning?",
+    "method=ptuning_v2": "here that is method=ptuning",
+    "method.name=sft": "here that is method=full",
+    "quant=4": "here that is quant=int4",
+    "quant=8bit": "here that is quant=int8",
+    "dtype=float16": "here that is dtype=fp16",
+    "train.precision=torch.bfloat16": "here that is train.precision=bf16",
+    "train.schedule=constant_with_warmup": "here that is train.schedule=constant",
+    "template=chatglm-2": "did you mean template=chatglm2?",
+}
+"""Names and values of the official scripts, PEFT and LLaMA-Factory, and their hints."""
+
+
+@pytest.mark.parametrize("word", ELSEWHERE)
+def test_a_name_of_another_program_is_told_its_name_here(word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe({"model": "m"}, [word])
+    assert caught.value.hint.startswith(ELSEWHERE[word])
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, *NEEDLESS])
+def test_no_name_of_another_program_is_one_of_ours(name: str) -> None:
+    assert name not in {row.key for row in describe()}
+    assert name_here(name)
 
 
 def test_a_recipe_without_a_model_is_an_error() -> None:
@@ -132,7 +189,7 @@ def test_both_ways_in_one_file_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("model: m\ntrain: {steps: 5, epochs: 1}\n", encoding="utf-8")
     for words in ([], ["train.lr=1"]):
-        with pytest.raises(ConfigError, match="set either steps or epochs"):
+        with pytest.raises(ConfigError, match="both say how long"):
             load_recipe(path, words)
 
 

@@ -1,0 +1,95 @@
+"""Hints as the command line says them: settings by the running verb's options, misuse by what leads on."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from glmtune.errors import GlmtuneError
+
+_SETTING = re.compile(r"(?<![\w.`-])(?:data\.(?=test=))?([a-z_]+)=(\S*?)(?=[\s,;:?)]|\.?$|\.\s)")
+"""A setting in a hint, as a recipe has it; a command in backticks stands as it is."""
+
+_SERVING = (
+    "there is no server here yet: `glmtune chat RUN` talks in the terminal, and vLLM serves what "
+    "`glmtune export RUN --to hf --output FOLDER` writes"
+)
+_TRAINING = "it is `glmtune train model=MODEL data.train=FILE`; method=full trains every weight"
+_ANSWERING = "`glmtune chat PATH` answers you, `glmtune evaluate PATH --data FILE` a file of rows"
+OTHER_VERBS: Mapping[str, str] = {
+    **dict.fromkeys(("serve", "server", "api", "web", "webui", "web_demo", "openai", "deploy"), _SERVING),
+    **dict.fromkeys(("finetune", "fine-tune", "tune", "sft", "lora", "pretrain", "fit", "run"), _TRAINING),
+    **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "cli_demo"), _ANSWERING),
+    **dict.fromkeys(("eval", "test", "score"), "it is `glmtune evaluate PATH --data FILE`"),
+    "merge": "it is `glmtune export RUN --to merged --output FOLDER`",
+    **dict.fromkeys(
+        ("quantize", "quantise", "quant"), "it is `glmtune export PATH --to int4 --output FOLDER`, or int8"
+    ),
+    **dict.fromkeys(("gguf", "hf"), "it is a kind of export: `glmtune export --help`"),
+    "resume": "it is `glmtune train RUN --resume`",
+    **dict.fromkeys(
+        ("convert", "stats", "check"), "of rows it is `glmtune data stats FILE` and `glmtune data convert`"
+    ),
+    **dict.fromkeys(
+        ("download", "pull"), "a name on a hub is fetched when it is used: `glmtune info OWNER/NAME`"
+    ),
+    **dict.fromkeys(("ls", "list"), "it is `glmtune runs`"),
+    **dict.fromkeys(("show", "inspect"), "it is `glmtune info PATH`"),
+    **dict.fromkeys(("plot", "diff"), "it is `glmtune compare RUN RUN`"),
+    "recipe": "`glmtune settings` lists what a recipe can say",
+    "help": "it is `glmtune --help`",
+    "version": "it is `glmtune --version`",
+}
+"""By a word that is no verb here: what leads on."""
+
+
+class Verbs(click.Group):
+    """A group of verbs whose errors name settings as the verb that ran takes them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except GlmtuneError as err:
+            verb = self.commands.get(str(ctx.invoked_subcommand))
+            err.hint = spoken(err.hint, verb) if verb else err.hint
+            raise
+
+
+def spoken(hint: str, command: click.Command) -> str:
+    """A hint with each setting that is an option of the running verb written as that option."""
+    options = {p.name: p.opts[-1] for p in command.params if isinstance(p, click.Option)}
+
+    def say(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        name = "data" if found[0].startswith("data.") else name
+        return f"{options[name]} {value}".strip() if name in options else found[0]
+
+    return "`".join(part if i % 2 else _SETTING.sub(say, part) for i, part in enumerate(hint.split("`")))
+
+
+def misuse_hint(err: click.ClickException) -> str:
+    """What to type in place of what click has refused; empty where its own message says it."""
+    context = getattr(err, "ctx", None)
+    if isinstance(err, click.exceptions.NoSuchCommand) and context:
+        return _for_verb(err.command_name, context)
+    if isinstance(err, click.NoSuchOption) and context and _takes_settings(context.command):
+        from glmtune.recipe.names import name_here
+
+        named = name_here(err.option_name.lstrip("-").replace("-", "_"))
+        return f"settings are typed without dashes: {named}" if named else ""
+    return ""
+
+
+def _for_verb(word: str, context: click.Context) -> str:
+    if context.parent is not None:
+        return ""
+    if "=" in word or word.endswith((".yaml", ".yml")):
+        return f"the verb comes first: `glmtune train {word}`"
+    return OTHER_VERBS.get(word.lower().lstrip("-"), "")
+
+
+def _takes_settings(command: click.Command) -> bool:
+    """Whether a verb takes KEY=VALUE words."""
+    return any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params)
