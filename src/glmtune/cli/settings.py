@@ -1,7 +1,5 @@
 """`glmtune settings`."""
 
-from difflib import get_close_matches
-
 import click
 
 
@@ -11,12 +9,14 @@ import click
 def settings(part: str | None, markdown: bool) -> None:
     """List every setting with its type, default and meaning; PART (such as train or data.loss) selects."""
     from glmtune.errors import ConfigError
+    from glmtune.near import nearest
     from glmtune.recipe.describe import describe
 
     rows = [row for row in describe() if part is None or (row.key + ".").startswith(part + ".")]
     if not rows:
-        near = get_close_matches(str(part), [row.key for row in describe()], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`glmtune settings` without a word lists all"
+        names = {name: row.key for row in describe() for name in (row.key, row.key.rpartition(".")[2])}
+        near = nearest(str(part), names)
+        hint = f"did you mean {names[near]!r}?" if near else "`glmtune settings` without a word lists all"
         raise ConfigError(f"{part}: no such setting", hint=hint)
     if markdown:
         click.echo("| setting | type | default | meaning |\n|---|---|---|---|")

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from glmtune.data import columns, dialogues, rounds
 from glmtune.errors import ConfigError, DataError
+from glmtune.near import nearest
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
@@ -191,7 +192,7 @@ def _unknown_columns(row: Row) -> DataError:
         )
     for known in FORMATS.values():
         absent = [name for name in known.columns if name not in row]
-        if all(columns.nearest(name, row) for name in absent):
+        if all(nearest(name, row) for name in absent):
             return columns.missing(absent[0], row, () if known.is_dialogue else known.columns)
     error = f"cannot tell the format; columns found: {columns.names_of(row)}"
     if len(row) < 2:

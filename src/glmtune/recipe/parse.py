@@ -1,7 +1,6 @@
 """YAML, dicts and `key=value` words -> a `Recipe`, every error naming the setting."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -9,14 +8,14 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from glmtune.charset import NotTextError, decode_given
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, load_bytes, unreadable
+from glmtune.near import nearest
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import (
     HALF_CHARACTER,
-    NotTextError,
     UnfitYamlError,
-    decode,
     dump_yaml,
     load_yaml,
     parse_yaml,
@@ -105,7 +104,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(decode(load_bytes(path), str(path)), str(path))
+        values = parse_yaml(decode_given(load_bytes(path), str(path)).text, str(path))
     except OSError as err:
         raise unreadable(
             path, err, ConfigError, hint="name a recipe file, such as recipes/lora.yaml"
@@ -239,13 +238,14 @@ def _explain(err: ValidationError) -> ConfigError:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, got {shown(first['input'])}"
-    return ConfigError(f"{key}: {message}", hint="`glmtune settings` explains every setting")
+    known = getattr(first.get("ctx", {}).get("error"), "hint", "`glmtune settings` explains every setting")
+    return ConfigError(f"{key}: {message}", hint=known)
 
 
 def _unknown(key: str, location: Sequence[str | int]) -> ConfigError:
     name, siblings = str(location[-1]), _fields_at(location[:-1])
-    near = get_close_matches(name, siblings, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(siblings)}"
+    near = nearest(name, siblings)
+    hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(siblings)}"
     groups = Recipe.model_fields.items() if len(location) == 1 else ()
     inside = [
         f"{group}.{name}" for group, field in groups if name in getattr(field.annotation, "model_fields", {})
