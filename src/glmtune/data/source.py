@@ -16,18 +16,19 @@ from typing import Any
 
 from glmtune.charset import UTF8, Decoded, NotTextError, decode_given
 from glmtune.data import columns, tables
+from glmtune.data.csv_rows import SUFFIXES as CSV_SUFFIXES
 from glmtune.data.csv_rows import csv_rows
 from glmtune.data.example import Example
 from glmtune.data.formats import (
     Parsed,
     RowParser,
-    dialogue_of,
     find_format,
     has_open_thought,
     up_to_last_answer,
 )
-from glmtune.data.json_rows import array_rows, check_not_wrapped, line_rows, shortened
+from glmtune.data.json_rows import array_rows, check_not_columns, check_not_wrapped, line_rows, shortened
 from glmtune.data.tables import Row
+from glmtune.data.unknown import ROW_FORM, dialogue_of
 from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
 from glmtune.near import nearest_file
@@ -35,6 +36,7 @@ from glmtune.paths import joining, several
 from glmtune.recipe.settings import Data
 
 INDEX = re.compile(r"\[\d+\]")
+WEB_PAGES = ("<!doctype html", "<html")
 PATTERN = re.compile(r"[*?\[]")
 SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet"}
 """Of files of rows."""
@@ -111,6 +113,8 @@ def read_dataset(path: Path, settings: Data) -> Dataset:
     if not rows:
         raise DataError(f"{path}: holds no rows", hint="write one row for each example")
     check_objects(rows)
+    if len(rows) == 1:
+        check_not_columns(rows[0])
     try:
         parse = find_format([row.value for row in rows], settings)
     except DataError as err:
@@ -141,7 +145,9 @@ def _text_rows(text: str, path: Path) -> list[Row]:
     start = text.lstrip()[:1]
     if not start:
         raise DataError(f"{path}: is empty", hint="write one row for each example")
-    if path.suffix.lower() in {".csv", ".tsv"}:
+    if text.lstrip()[:14].lower().startswith(WEB_PAGES):
+        raise DataError(f"{path}: is a web page", hint="download the file itself, not the page that shows it")
+    if path.suffix.lower() in CSV_SUFFIXES:
         return csv_rows(text, path)
     if start == "[":
         return list(array_rows(text, path))
@@ -215,7 +221,7 @@ def check_objects(rows: list[Row]) -> None:
 
 def _no_object(value: Any) -> DataError:
     spelled = shortened(json.dumps(value, ensure_ascii=False))
-    hint = 'write each row like {"prompt": "...", "response": "..."}'
+    hint = f"write each row like {ROW_FORM}"
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         column = dialogue_of(value[0])
         hint = "if these are rows, take out the inner [ and ]: all rows stand in one array"
