@@ -1,4 +1,4 @@
-"""Bytes -> text: UTF-8 first, a byte-order mark decides, and what is no such text is told by its first bytes."""
+"""Bytes -> text: UTF-8 first, a byte-order mark decides; what is no text is told by its first bytes."""
 
 import codecs
 import re
@@ -116,7 +116,7 @@ def decode(content: bytes, name: str) -> str:
 def decode_given(content: bytes, name: str, charset: str | None = None) -> Decoded:
     """Text of a file that a user has written: UTF-8, or what its byte-order mark says.
 
-    `charset`: the setting of that name, which the hints speak of; without it they say how to convert the file.
+    `charset`: the setting of that name, which hints speak of; without it they say how to convert the file.
     Raises `NotTextError`.
     """
     _check_kind(content, name)

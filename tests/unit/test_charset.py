@@ -30,9 +30,7 @@ def marked(text: str, codec: str) -> bytes:
     return f"\ufeff{text}".encode(codec)
 
 
-@pytest.mark.parametrize(
-    "codec", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-8-sig"]
-)
+@pytest.mark.parametrize("codec", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-8-sig"])
 @pytest.mark.parametrize("charset", [None, "utf-8", "auto", "gb18030", "utf-16-be"])
 def test_a_byte_order_mark_decides_whatever_the_settings_say(codec, charset):
     assert decode_given(marked(TEXT, codec), "x", charset).text == TEXT
@@ -92,7 +90,7 @@ def test_a_set_that_is_not_told_beyond_doubt_is_asked_for(content):
 
 
 def test_utf8_is_not_read_as_the_set_that_the_settings_name():
-    with pytest.raises(NotTextError, match="is UTF-8, which data.charset=gbk would misread") as caught:
+    with pytest.raises(NotTextError, match=r"is UTF-8, which data\.charset=gbk would misread") as caught:
         decode_given(TEXT.encode(), "x", "gbk")
     assert caught.value.hint == "data.charset=auto takes each file as it is"
     assert decode_given(TEXT.encode(), "x", "auto").text == TEXT
@@ -109,14 +107,14 @@ def test_bytes_that_the_named_set_has_not_are_named_with_their_line():
 )
 def test_a_codec_that_no_text_is_written_in_is_no_character_set(name):
     assert find_codec(name) is None
-    with pytest.raises(ConfigError, match="data.charset: unknown character set") as caught:
+    with pytest.raises(ConfigError, match=r"data\.charset: unknown character set") as caught:
         load_recipe({"model": "m"}, [f"data.charset={name}"])
     assert "gb18030" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["gbk", "auto", "utf-16", "cp936"])
 def test_a_character_set_given_as_the_encoding_is_told_its_setting(name):
-    with pytest.raises(ConfigError, match="data.encoding: .* is a character set") as caught:
+    with pytest.raises(ConfigError, match=r"data\.encoding: .* is a character set") as caught:
         load_recipe({"model": "m"}, [f"data.encoding={name}"])
     word = caught.value.hint.rpartition(" ")[2]
     assert load_recipe({"model": "m"}, [word]).data.charset == name

@@ -57,7 +57,8 @@ def _csv_records(text: str, path: Path) -> Iterator[Row]:
         if not any(record):  # spreadsheets write such lines below the last row
             continue
         if header is None:
-            header = _csv_header([name.strip() for name in record], path, place)
+            is_sure = delimiter == "\t" or path.suffix.lower() in SUFFIXES
+            header = _csv_header([name.strip() for name in record], place, is_sure=is_sure)
             continue
         if len(record) != len(header):
             raise DataError(
@@ -67,16 +68,16 @@ def _csv_records(text: str, path: Path) -> Iterator[Row]:
         yield Row(place, Record(zip(header, record, strict=True)))
 
 
-def _csv_header(record: list[str], path: Path, place: str) -> list[str]:
+def _csv_header(record: list[str], place: str, *, is_sure: bool) -> list[str]:
+    """The names of the columns; a file that is not sure to be a table may be text with commas in it."""
     twice = {name for name in record if record.count(name) > 1}
     if twice:
         raise DataError(
             f"{place}: the header names {sorted(twice)[0]!r} twice", hint="give each column its own name"
         )
-    is_prose = path.suffix.lower() not in SUFFIXES and any(PROSE.search(name) for name in record)
-    if len(record) < 2 or is_prose:
+    if len(record) < 2 or (not is_sure and any(map(PROSE.search, record))):
         hint = f"write JSON lines, each like {ROW_FORM}; or CSV whose first line names the columns"
-        if MARKS.search(record[0]) or is_prose and MARKS.search("|".join(record)):
+        if MARKS.search("|".join(record)):
             hint = f"write the turns as JSON lines, without a chat format's marks: {TURNS_FORM}"
         raise DataError(
             f"{place}: neither JSON nor a CSV header with several columns: {excerpt(record[0])}",

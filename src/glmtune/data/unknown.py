@@ -50,9 +50,10 @@ def no_format(rows: Sequence[Row], pairs: Sequence[tuple[str, ...]]) -> DataErro
     found = f"columns found: {columns.names_of(row)}"
     column = dialogue_of(row)
     if column:
+        lines = " of JSON lines" if isinstance(row, Record) else ""
         return DataError(
             f"a row is one turn of a dialogue; {found}",
-            hint=f'put the turns of each dialogue into one row: {{"{column}": [...]}}',
+            hint=f'put the turns of each dialogue into one row{lines}: {{"{column}": [...]}}',
         )
     if error := _turns_elsewhere(row):
         return error
@@ -104,7 +105,9 @@ def _way(rows: Sequence[Row]) -> str:
     if (question is None) != (answer is None) or len(row) == 1:
         alone = "text alone, as for pretraining, is not trained; " if TEXTS & {*map(_spelled, row)} else ""
         return f"{alone}a row needs a question and an answer: {ROW_FORM}"
-    naming = f"name the columns of question and answer: {columns.name_pair(question or '...', answer or '...')}"
+    naming = (
+        f"name the columns of question and answer: {columns.name_pair(question or '...', answer or '...')}"
+    )
     is_number = answer is not None and not isinstance(row[answer], str)
     quoting = f', and put what {answer!r} holds in quotes: "{shown(row[answer or ""])}"' if is_number else ""
     return f"{first}{naming}{quoting}"
@@ -118,7 +121,7 @@ def guess_pair(rows: Sequence[Row]) -> tuple[str | None, str | None]:
     rest = [name for name in names if name not in OTHERS and name not in (question, answer)]
     rest = [name for name in rest if not columns.carries_meaning(name)]
     if question is None and answer is None and len(rest) == 2:
-        question, answer = sorted(rest, key=lambda name: _is_label(rows, names[name]))
+        question, answer = _label_last(rows, names, rest)
     elif len(rest) == 1:
         question, answer = question or rest[0], answer or rest[0]
     return names.get(question or ""), names.get(answer or "")
@@ -128,10 +131,11 @@ def _spelled(name: str) -> str:
     return name.strip().lower()
 
 
-def _is_label(rows: Sequence[Row], name: str) -> bool:
-    """Whether few values stand in a column, again and again."""
-    cells = [str(row.get(name)) for row in rows[:LOOKED_AT]]
-    return len(set(cells)) * 2 <= len(cells)
+def _label_last(rows: Sequence[Row], names: Mapping[str, str], two: list[str]) -> list[str]:
+    """Two columns in their order; but one of few values, which stand there again and again, is the answer."""
+    seen = rows[:LOOKED_AT]
+    counts = {name: len({str(row.get(names[name])) for row in seen}) for name in two}
+    return sorted(two, key=lambda name: -counts[name]) if min(counts.values()) * 2 <= len(seen) else two
 
 
 # Answers that are compared or marked
@@ -156,8 +160,8 @@ def check_not_marked(rows: Sequence[Row], ignored: Collection[str]) -> None:
         bad = sum(cell is False or str(cell).lower() == "false" for cell in cells)
         if bad and all(isinstance(cell, bool) or str(cell).lower() in ("true", "false") for cell in cells):
             raise DataError(
-                f"{name!r} marks answers as good or bad, as for KTO, and {bad:,} of {len(cells):,} are false: "
-                "marked answers are not trained yet",
+                f"{name!r} marks answers as good or bad, as for KTO, and {bad:,} of {len(cells):,} are "
+                "false: marked answers are not trained yet",
                 hint=f"take out the rows whose {name!r} is false; or, to learn the bad answers too, "
                 f"{columns.setting('ignore_columns', [name])}",
             )
@@ -177,4 +181,6 @@ def _choosing(row: Row, chosen: str, rejected: str) -> str:
     question, _ = guess_pair([rest])
     if question is None or not isinstance(answer, str):
         return f"write rows like {ROW_FORM}"
-    return f"{columns.name_pair(question, chosen)} {ignoring}"
+    inputs = [name for name in rest if _spelled(name) in columns.INPUTS and is_filled(rest[name])]
+    below = [columns.setting("input_column", [name]) for name in inputs if name != question][:1]
+    return " ".join([columns.name_pair(question, chosen), *below, ignoring])
