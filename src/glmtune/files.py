@@ -12,11 +12,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from glmtune.charset import LFS_POINTER as LFS_POINTER
+from glmtune.charset import NotTextError, decode, decode_given
 from glmtune.contents import find_fault
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.paths import read_path
-from glmtune.strict import HALF_CHARACTER, NotTextError, UnfitJsonError, decode, parse_json
-from glmtune.strict import LFS_POINTER as LFS_POINTER
+from glmtune.strict import HALF_CHARACTER, UnfitJsonError, parse_json
 
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Of the files that a model needs beside its weights: config, tokenizer, code."""
@@ -104,11 +105,15 @@ def read_start(path: Path, size: int = 512) -> bytes:
     return start
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file's text, without a byte-order mark. Raises `CheckpointError`."""
+def read_text(path: Path, *, is_given: bool = False) -> str:
+    """A UTF-8 file's text, without a byte-order mark. Raises `CheckpointError`.
+
+    `is_given`: written by a user, not by a program; its byte-order mark may be UTF-16's too.
+    """
     read_start(path)
+    content = read_bytes(path)
     try:
-        return decode(read_bytes(path), str(path))
+        return decode_given(content, str(path)).text if is_given else decode(content, str(path))
     except NotTextError as err:
         raise CheckpointError(f"{path}:{err.line}: {err}", hint=f"{COPY_AGAIN}, or {err.hint}") from None
 

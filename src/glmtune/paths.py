@@ -1,6 +1,8 @@
 """Paths as people give them: one that no file system can hold is told at once, by what is wrong with it."""
 
 import os
+import shlex
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -38,6 +40,18 @@ def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
             f"{path_start(text)}: a path of {len(written):,} bytes, and {MAX_PATH_BYTES:,} are possible"
         )
     return path
+
+
+def several(text: str) -> list[str]:
+    """The paths in a word that names several, as `a.json,b.json` or `[a.json, b.json]`; else the word."""
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return [part.strip().strip("'\"") for part in inner.split(",") if part.strip()] or [text]
+
+
+def joining(names: Sequence[str]) -> str:
+    """The hint that joins files of rows to one, which is what a setting names."""
+    files = " ".join(map(shlex.quote, names))
+    return f"join them first: glmtune data convert {files} all.jsonl --to messages; then name all.jsonl"
 
 
 def path_start(text: str) -> str:

@@ -32,7 +32,7 @@ _NO_PREFIX = Refusal(_OWN_CLASS, "method=lora, adalora, freeze and full are poss
 _NO_QUANT = Refusal(_OWN_CLASS, "leave quant out: the weights as they are can be tuned")
 _NO_CODES = Refusal(
     "a {family} model has no official int8 or int4 weights",
-    "--to merged, then quantise it with the tool of the server that is to run it",
+    "to=merged, then quantise it with the tool of the server that is to run it",
 )
 _NO_ENCODER_HINT = "serve the run itself; or take a later revision of ChatGLM-6B's files as the base"
 
@@ -42,7 +42,7 @@ _IN_TRANSFORMERS: Mapping[str, Refusal] = {
     "quant=int4": _NO_QUANT,
     "quant=nf4": _NO_QUANT,
     "--to official-ptuning": _NO_PREFIX,
-    "--to hf": Refusal("a {family} model is in transformers' own layout already", "--to merged"),
+    "--to hf": Refusal("a {family} model is in transformers' own layout already", "to=merged"),
     "--to int8": _NO_CODES,
     "--to int4": _NO_CODES,
 }
@@ -56,7 +56,7 @@ REFUSALS: Mapping[str, Mapping[str, Refusal]] = {
         ),
         "--to hf": Refusal(
             "transformers has no class for {family}",
-            "--to merged: its folder opens with the official code (trust_remote_code) and here",
+            "to=merged: its folder opens with the official code (trust_remote_code) and here",
         ),
     },
     "ChatGLM2/ChatGLM3": {},

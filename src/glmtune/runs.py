@@ -13,9 +13,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from glmtune.charset import NotTextError, decode
 from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.files import is_there, parse_object, read_bytes
-from glmtune.strict import NotTextError, decode
 
 RECIPE_FILE = "recipe.yaml"
 ENVIRONMENT_FILE = "env.json"

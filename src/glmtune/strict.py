@@ -1,4 +1,4 @@
-"""Bytes -> text -> JSON or YAML, where nothing is lost in silence: no key may be given twice.
+"""Text -> JSON or YAML, where nothing is lost in silence: no key may be given twice.
 
 Python's json and PyYAML let the last one win, so a bracket lost between two objects loses one of them. And
 nothing is handed on that breaks what is done with a value: it is not nested without end, its integers can be
@@ -7,53 +7,15 @@ written out again, and it is no larger than its text.
 
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import PurePath
 from typing import Any
 
 import yaml
 
 from glmtune.errors import ConfigError, first_line
 
-UTF8_MARK = b"\xef\xbb\xbf"
-LFS_POINTER = b"version https://git-lfs"
-"""How the text begins that git leaves for a large file. Source: github.com/git-lfs/git-lfs, docs/spec.md."""
-KINDS = {
-    b"\xff\xfe\x00\x00": "UTF-32 text",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"PK\x03\x04": "a zip archive, as Excel's .xlsx files are",
-    b"PK\x05\x06": "an empty zip archive",
-    b"\xd0\xcf\x11\xe0": "an old Office file, such as .xls",
-    b"\x1f\x8b": "a gzip archive",
-    b"BZh": "a bzip2 archive",
-    b"\xfd7zXZ": "an xz archive",
-    b"\x28\xb5\x2f\xfd": "a zstd archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"Rar!": "a rar archive",
-    b"%PDF": "a PDF document",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"PAR1": "a parquet file",
-    b"ARROW1": "an Arrow file",
-    b"SQLite format 3": "an SQLite database",
-    b"\x89HDF": "an HDF5 file",
-    LFS_POINTER: "a git-lfs pointer, not the file itself",
-}
-"""What files are that begin so. Source: https://en.wikipedia.org/wiki/List_of_file_signatures."""
-CURES = {
-    "zip": "save the sheet as CSV (UTF-8), or unpack the archive",
-    "Office": "save the sheet as CSV (UTF-8)",
-    "archive": "unpack it first",
-    "parquet": "give it a name that ends with .parquet",
-    "git-lfs": "run `git lfs pull` in its folder",
-}
-"""What to do about a kind of file, by a word of its name."""
 TOKENS = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[{}\[\]]|-?\d[-+.\deE]*', re.DOTALL)
-NULS_OF_UTF16 = 0.05
-"""JSON or CSV in UTF-16 has more zero bytes than this share; in UTF-8 it has none."""
 MOST_DEPTH = 100
 """Lists and objects inside each other: far below where Python's own recursion ends."""
 MOST_YAML_DEPTH = 30
@@ -68,56 +30,6 @@ NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 """Half characters but those that stand for a byte of a file's name. Source: peps.python.org/pep-0383."""
 MOST_DIGITS = 4300
 """Of an integer: Python writes out, and reads, no longer ones. Source: docs.python.org, sys.int_info."""
-
-
-class NotTextError(ValueError):
-    """Bytes that are no UTF-8 text: what they are, on which line it shows, and what to do."""
-
-    def __init__(self, what: str, *, hint: str, line: int = 1) -> None:
-        super().__init__(what)
-        self.hint, self.line = hint, line
-
-
-def decode(content: bytes, name: str) -> str:
-    """UTF-8 text without its byte-order mark. Raises `NotTextError`; `name` is the file's, for the hint."""
-    found = next((kind for start, kind in KINDS.items() if content.startswith(start)), None)
-    if found is not None and not found.startswith("UTF"):
-        cure = next((cure for word, cure in CURES.items() if word in found), "this needs JSON, CSV or YAML")
-        raise NotTextError(_begins(content, found), hint=cure)
-    if found is not None or content[:512].count(0) > NULS_OF_UTF16 * len(content[:512]):
-        raise _wide(content, name, found)
-    try:
-        return content.removeprefix(UTF8_MARK).decode("utf-8")
-    except UnicodeDecodeError as err:
-        raise _not_utf8(content, name, err.start + len(content) - len(err.object)) from None
-
-
-def _begins(content: bytes, kind: str) -> str:
-    return f"begins with the bytes {content[:4].hex(' ')}: the file is {kind}"
-
-
-def _wide(content: bytes, name: str, kind: str | None) -> NotTextError:
-    """Two or four bytes a character, with a mark or told from where the zeros stand."""
-    codec = (kind or "UTF-16").split()[0]
-    if kind is None:
-        codec += "LE" if content[1:512:2].count(0) > content[0:512:2].count(0) else "BE"
-        kind = f"{codec} text without a byte-order mark"
-    return NotTextError(_begins(content, kind), hint=_converting(codec, name))
-
-
-def _not_utf8(content: bytes, name: str, position: int) -> NotTextError:
-    line = content.count(b"\n", 0, position) + 1
-    where = f"byte {position + 1} of the file (0x{content[position]:02x}) is not UTF-8"
-    try:
-        content.decode("gb18030")
-    except UnicodeDecodeError:
-        return NotTextError(where, hint="save the file as UTF-8 text", line=line)
-    return NotTextError(f"{where}; as GBK it can be read", hint=_converting("GB18030", name), line=line)
-
-
-def _converting(codec: str, name: str) -> str:
-    target = PurePath(name).with_suffix(f".utf8{PurePath(name).suffix}")
-    return f"convert it: iconv -f {codec} -t UTF-8 {shlex.quote(name)} > {shlex.quote(str(target))}"
 
 
 # JSON

@@ -73,8 +73,12 @@ def _no_text(value: Any, name: str) -> DataError:
             hint="these models read text alone: leave such rows out, or the parts with what refers to them",
         )
     hint = "write it as one text"
-    if isinstance(value, float) and not math.isfinite(value):
-        hint = f'{shown(value)} is no text: write null or "" for an empty cell'
+    if value is None:
+        hint = 'write "" for an empty cell'
+    elif isinstance(value, list) and all(isinstance(part, str) for part in value):
+        hint = "write it as one text; of several, each in a row of its own"
+    elif isinstance(value, float) and not math.isfinite(value):
+        hint = f'{shown(value)} is no text: write "" for an empty cell'
     elif isinstance(value, int | float):
         hint = f'put it in quotes: "{shown(value)}"'
     return DataError(f"{name!r} must be text, got {shown(value)}", hint=hint)
@@ -89,8 +93,9 @@ def _other_parts(value: Any) -> list[str]:
 
 def non_empty(value: Any, name: str) -> str:
     """The value as text that is not blank: an answer."""
-    is_other_type = not isinstance(value, str) and value is not None
-    if not is_other_type and not (value or "").strip():
+    is_number = isinstance(value, float) and not math.isfinite(value)
+    is_empty = value is None or is_number or (isinstance(value, str) and not value.strip())
+    if is_empty:
         raise DataError(
             f"{name!r} must be non-empty text, got {shown(value)}",
             hint="write the answer, or remove the row: there is nothing to learn in it",

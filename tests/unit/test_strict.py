@@ -1,8 +1,6 @@
-"""Bytes, JSON and YAML: a key given twice is an error with its place, and what a file is gets its name."""
+"""JSON and YAML: a key given twice is an error with its place."""
 
 import json
-import shutil
-import subprocess
 
 import pytest
 from hypothesis import given
@@ -15,9 +13,7 @@ from glmtune.recipe import load_recipe, to_yaml
 from glmtune.strict import (
     KeyTwiceError,
     LongIntegerError,
-    NotTextError,
     TooDeepError,
-    decode,
     dump_yaml,
     load_yaml,
     parse_json,
@@ -180,42 +176,3 @@ def test_a_path_whose_backslashes_became_escapes_is_shown_as_it_was_written(tmp_
         assert str(caught.value).startswith(f"{key}: {path}: in double quotes a backslash begins an escape")
         recipe.write_text(f"{mark}{text}\n".replace('"', "'"), encoding="utf-8")  # as the hint says
         assert load_recipe(recipe)
-
-
-@pytest.mark.parametrize(
-    ("content", "kind"),
-    [
-        ("早".encode("utf-16"), "UTF-16 text"),
-        ('{"早": "x"}'.encode("utf-16-le"), "UTF-16LE text without a byte-order mark"),
-        ('{"早": "x"}'.encode("utf-16-be"), "UTF-16BE text without a byte-order mark"),
-        ("早".encode("utf-32"), "UTF-32 text"),
-        (b"PK\x03\x04\x14\x00", "a zip archive, as Excel's .xlsx files are"),
-        (b"\x1f\x8b\x08", "a gzip archive"),
-        (b"PAR1\x15\x04", "a parquet file"),
-        (b"%PDF-1.7", "a PDF document"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
-    ],
-)
-def test_a_file_that_is_no_utf8_text_is_named_by_its_first_bytes(content, kind):
-    with pytest.raises(NotTextError, match=f"begins with the bytes .*: the file is {kind}") as caught:
-        decode(content, "a.csv")
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030"])
-def test_the_command_of_the_hint_makes_text_of_the_file(codec, tmp_path, monkeypatch):
-    if shutil.which("iconv") is None:
-        pytest.skip("needs iconv")
-    monkeypatch.chdir(tmp_path)
-    text = '{"prompt": "早上好", "response": "早"}\n'
-    (tmp_path / "my rows.json").write_bytes(text.encode(codec))
-    with pytest.raises(NotTextError) as caught:
-        decode((tmp_path / "my rows.json").read_bytes(), "my rows.json")
-    subprocess.run(caught.value.hint.removeprefix("convert it: "), shell=True, check=True)
-    assert decode((tmp_path / "my rows.utf8.json").read_bytes(), "x") == text
-
-
-def test_a_byte_order_mark_of_utf8_is_no_part_of_the_text():
-    assert decode(b"\xef\xbb\xbfa", "x") == "a"
-    with pytest.raises(NotTextError, match=r"byte 5 of the file \(0xff\)"):
-        decode(b"\xef\xbb\xbfa\xff", "x")

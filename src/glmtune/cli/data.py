@@ -9,7 +9,7 @@ from glmtune.cli.console import PATH
 from glmtune.cli.hints import Verbs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from glmtune.data.example import Example
     from glmtune.data.stats import Stats
@@ -23,6 +23,7 @@ COLUMN_SETTINGS = (
     "system_column",
     "ignore_columns",
     "transcripts",
+    "charset",
 )
 UNLIMITED_TOKENS = 1_000_000_000
 
@@ -37,29 +38,33 @@ def data() -> None:
 
 
 @data.command(short_help="Write rows in another format.")
-@click.argument("source", type=PATH, metavar="IN")
+@click.argument("source", type=PATH, metavar="IN...")
 @click.argument("target", type=PATH, metavar="OUT")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--to", required=True, metavar="FORMAT", help="alpaca, prompt_response, messages, sharegpt, ..."
 )
 def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None:
-    """Write the rows of IN to the new file OUT in another format.
+    """Write the rows of IN, or of several files one after another, to the new file OUT in another format.
 
     OUT's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. A row that FORMAT cannot
     hold is an error, and nothing is written. KEY is prompt_column, response_column, history_column,
-    input_column, system_column, ignore_columns or transcripts, as in a recipe's data.
+    input_column, system_column, ignore_columns, transcripts or charset, as in a recipe's data.
 
     \b
       glmtune data convert chats.json chats.jsonl --to messages
       glmtune data convert faq.csv faq.json --to alpaca prompt_column=q response_column=a
+      glmtune data convert a.json b.csv all.jsonl --to messages
     """
     from glmtune.data.convert import convert as convert_rows
 
-    dataset = convert_rows(source, target, to, _settings(words))
-    click.echo(f"{len(dataset.examples):,} rows of {source} ({dataset.format}) written to {target} ({to})")
-    for note in dataset.notes():
-        click.echo(note)
+    more = [word for word in words if "=" not in word]
+    *sources, target = [source, target, *(PATH.convert(word, None, None) for word in more)]
+    datasets = convert_rows(sources, target, to, _settings([word for word in words if "=" in word]))
+    for path, dataset in zip(sources, datasets, strict=True):
+        click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {target} ({to})")
+        for note in dataset.notes():
+            click.echo(note)
 
 
 @data.command(short_help="Count what a file of rows holds.")
@@ -78,19 +83,23 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str 
       glmtune data stats my.json --model /models/chatglm3-6b
     """
     from glmtune.data.stats import measure
+    from glmtune.errors import ConfigError
+    from glmtune.paths import joining
 
+    if more := [word for word in words if "=" not in word]:
+        raise ConfigError(f"{more[0]}: one FILE is counted at a time", hint=joining([str(file), *more]))
     found, dataset = measure(file, _settings(words))
     click.echo(file)
     for name, value in _lines(found):
         click.echo(f"  {name:<24} {value}")
-    for note in dataset.column_notes():
+    for note in dataset.file_notes():
         click.echo(f"  {note}")
     if model is not None:
         for name, value in _encoded(model, template, dataset.examples):
             click.echo(f"  {name:<24} {value}")
 
 
-def _settings(words: tuple[str, ...]) -> "Data":
+def _settings(words: "Sequence[str]") -> "Data":
     """The settings that say how rows are read; `prompt_column=q` is short for `data.prompt_column=q`."""
     from glmtune.errors import ConfigError
     from glmtune.recipe import load_recipe

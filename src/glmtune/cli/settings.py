@@ -1,6 +1,5 @@
 """`glmtune settings`."""
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import click
@@ -18,14 +17,16 @@ HEADS = {"en": ("setting", "type", "default", "meaning"), "zh": ("设置", "类�
 def settings(part: str | None, markdown: bool, lang: "Language") -> None:
     """List every setting with its type, default and meaning; PART (such as train or data.loss) selects."""
     from glmtune.errors import ConfigError
+    from glmtune.near import nearest
     from glmtune.recipe.describe import describe
     from glmtune.recipe.names import name_here
 
     every = list(describe(lang))
     rows = [row for row in every if part is None or (row.key + ".").startswith(part + ".")]
     if not rows:
-        near = get_close_matches(str(part), [row.key for row in every], n=1)
-        named = f"did you mean `glmtune settings {near[0]}`?" if near else ""
+        names = {name: row.key for row in every for name in (row.key, row.key.rpartition(".")[2])}
+        near = nearest(str(part), names)
+        named = f"did you mean `glmtune settings {names[near]}`?" if near else ""
         hint = name_here(str(part).split(".")[-1]) or named or "`glmtune settings` without a word lists all"
         raise ConfigError(f"{part}: no such setting", hint=hint)
     if markdown:

@@ -5,10 +5,10 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from glmtune.errors import DataError
+from glmtune.near import nearest
 from glmtune.templates.reading import THOUGHT_KEYS
 from glmtune.values import Row, shown
 
@@ -58,13 +58,6 @@ def missing(name: str, row: Row, pair: Sequence[str] = ()) -> DataError:
         f"column {name!r} is missing; columns found: {names_of(row)}",
         hint=f"{f'did you mean {near!r}? Rename' if near else 'add'} it, or name the columns{naming}",
     )
-
-
-def nearest(name: str, names: Collection[str]) -> str | None:
-    """The column whose name is closest to one that is not there."""
-    spellings = {column.strip().lower(): column for column in names}
-    close = get_close_matches(name.lower(), spellings, n=1, cutoff=0.7)
-    return spellings[close[0]] if close else None
 
 
 def names_of(row: Collection[str]) -> str:

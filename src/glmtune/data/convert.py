@@ -32,16 +32,16 @@ DIALOGUES = "messages, sharegpt or chatglm3"
 DIALOGUE_COLUMNS = ("messages", "conversations")
 
 
-def convert(source: Path, target: Path, to: str, settings: Data) -> Dataset:
-    """Write the rows of `source` to the new file `target` in the format `to`; return what was read.
+def convert(sources: Sequence[Path], target: Path, to: str, settings: Data) -> list[Dataset]:
+    """Write the rows of the sources, one after another, to the new file `target`; return what was read.
 
     The target's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. Raises
-    `DataError` naming the row that the format cannot hold, and `OutputError` where the target exists.
+    `DataError` naming the row that the format `to` cannot hold, and `OutputError` where the target exists.
     """
     _check_target(target, to)
-    dataset = read_dataset(source, settings)
-    write_examples(target, dataset.examples, to)
-    return dataset
+    datasets = [read_dataset(source, settings) for source in sources]
+    write_examples(target, [example for dataset in datasets for example in dataset.examples], to)
+    return datasets
 
 
 def write_examples(target: Path, examples: Sequence[Example], to: str) -> None:

@@ -2,15 +2,23 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from glmtune.data.json_rows import excerpt
 from glmtune.data.tables import Row
+from glmtune.data.unknown import MARKS, ROW_FORM, TURNS_FORM
 from glmtune.errors import DataError
 from glmtune.values import Record
 
 CSV_DELIMITERS = ",\t;|"
+SUFFIXES = {".csv", ".tsv"}
+EXCELS_DELIMITER = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+"""The line above the header that tells Excel the delimiter."""
+QUOTED = re.compile('"[^"]*"')
+PROSE = re.compile(r"[.。!！] |[.。!！;；:：]$|.{60}|[<>]")
+"""What stands in the first line of a text, and in no name of a column."""
 
 
 def csv_rows(text: str, path: Path) -> list[Row]:
@@ -23,11 +31,18 @@ def csv_rows(text: str, path: Path) -> list[Row]:
 
 
 def _csv_records(text: str, path: Path) -> Iterator[Row]:
-    header_line = text.split("\n", 1)[0]
-    delimiter = max(CSV_DELIMITERS, key=header_line.count)
-    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
     line = 1
+    if named := EXCELS_DELIMITER.match(text):
+        text, line = text[named.end() :], 2
+    header_line = QUOTED.sub("", text.split("\n", 1)[0])
+    delimiter = named[1] if named else max(CSV_DELIMITERS, key=header_line.count)
+    # a space behind each delimiter of the header is the writer's habit, and no part of names and cells
+    is_spaced = header_line.count(delimiter) == header_line.count(f"{delimiter} ") > 0
+    records = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=is_spaced
+    )
+    header: list[str] | None = None
+    first = line
     while True:
         try:
             record = next(records, None)
@@ -38,11 +53,12 @@ def _csv_records(text: str, path: Path) -> Iterator[Row]:
             ) from None
         if record is None:
             return
-        place, line = f"{path}:{line}", records.line_num + 1
+        place, line = f"{path}:{line}", records.line_num + first
         if not any(record):  # spreadsheets write such lines below the last row
             continue
         if header is None:
-            header = _csv_header(record, place)
+            is_sure = delimiter == "\t" or path.suffix.lower() in SUFFIXES
+            header = _csv_header([name.strip() for name in record], place, is_sure=is_sure)
             continue
         if len(record) != len(header):
             raise DataError(
@@ -52,15 +68,19 @@ def _csv_records(text: str, path: Path) -> Iterator[Row]:
         yield Row(place, Record(zip(header, record, strict=True)))
 
 
-def _csv_header(record: list[str], place: str) -> list[str]:
+def _csv_header(record: list[str], place: str, *, is_sure: bool) -> list[str]:
+    """The names of the columns; a file that is not sure to be a table may be text with commas in it."""
     twice = {name for name in record if record.count(name) > 1}
     if twice:
         raise DataError(
             f"{place}: the header names {sorted(twice)[0]!r} twice", hint="give each column its own name"
         )
-    if len(record) < 2:
+    if len(record) < 2 or (not is_sure and any(map(PROSE.search, record))):
+        hint = f"write JSON lines, each like {ROW_FORM}; or CSV whose first line names the columns"
+        if MARKS.search("|".join(record)):
+            hint = f"write the turns as JSON lines, without a chat format's marks: {TURNS_FORM}"
         raise DataError(
             f"{place}: neither JSON nor a CSV header with several columns: {excerpt(record[0])}",
-            hint="write a JSON array, JSON lines, or CSV whose first line names the columns",
+            hint=hint,
         )
     return record

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from glmtune.data import columns, dialogues, rounds
+from glmtune.data import columns, dialogues, rounds, unknown
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
-from glmtune.values import Fields, Record, Row, decoded, is_filled, shown
+from glmtune.values import Fields, Row, decoded, is_filled, shown
 
 Messages = tuple[Message, ...]
 Parse = Callable[[Row], Messages]
@@ -100,10 +100,12 @@ def find_format(rows: Sequence[Row], settings: Data) -> RowParser:
     named = _named_format(settings)
     if named is not None:
         return RowParser(settings, "/".join(named.columns), Counter(), named)
+    unknown.check_not_pairs(rows[0], settings.ignore_columns)
     fits = [_fitting(_without(row, settings.ignore_columns)[0]) for row in rows]
     counts = Counter(name for names in fits for name in names)
     if not counts:
-        raise _unknown_columns(rows[0])
+        raise unknown.no_format(rows, [known.columns for known in FORMATS.values()])
+    unknown.check_not_marked(rows, settings.ignore_columns)
     found = Counter(_most(names, counts)[0] for names in fits if names)
     return RowParser(settings, " + ".join(name for name, _ in found.most_common()), counts)
 
@@ -180,35 +182,6 @@ def _choose(row: Row, counts: Counter[str]) -> Format:
             hint=f"leave all but one out: {columns.setting('ignore_columns', list(rest))}",
         )
     return FORMATS[best[0]]
-
-
-def _unknown_columns(row: Row) -> DataError:
-    column = dialogue_of(row)
-    if column:
-        return DataError(
-            f"a row is one turn of a dialogue; columns found: {columns.names_of(row)}",
-            hint=f'put the turns of each dialogue into one row: {{"{column}": [...]}}',
-        )
-    for known in FORMATS.values():
-        absent = [name for name in known.columns if name not in row]
-        if all(columns.nearest(name, row) for name in absent):
-            return columns.missing(absent[0], row, () if known.is_dialogue else known.columns)
-    error = f"cannot tell the format; columns found: {columns.names_of(row)}"
-    if len(row) < 2:
-        return DataError(
-            error, hint='a row needs a question and an answer: {"prompt": "...", "response": "..."}'
-        )
-    is_plain = len(row) == 2 and all(isinstance(v, str) and len(k) < 20 for k, v in row.items())
-    guess = [*row] if is_plain else ["...", "..."]
-    first = "put names above line 1 if it is a row, such as prompt and response; if it is none, "
-    naming = f"name the columns of question and answer: {columns.name_pair(*guess)}"
-    return DataError(error, hint=f"{first if isinstance(row, Record) else ''}{naming}")
-
-
-def dialogue_of(turn: Row) -> str | None:
-    """The column that takes turns of this form; None where it is no turn."""
-    forms = {"messages": {"role", "content"}, "conversations": {"from", "value"}}
-    return next((column for column, keys in forms.items() if turn.keys() >= keys), None)
 
 
 # Which columns

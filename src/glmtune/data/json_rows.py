@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from glmtune.charset import MARK
 from glmtune.data.tables import Row
+from glmtune.data.unknown import ROW_FORM, column_of, dialogue_of
 from glmtune.errors import DataError
 from glmtune.strict import Decoder, KeyTwiceError, UnfitJsonError
 
@@ -16,6 +18,8 @@ CURLY_QUOTE = re.compile(
     r"""[{,]\s*(?:[“”„‟][^"“”]*["“”]|"[^"“”]*[“”])\s*:|"\s*:\s*[“”„‟]|[“”]\s*\}\s*,?\s*$""", re.MULTILINE
 )
 COMMENTS = ("//", "/*", "#")
+PYTHONS_WORDS = {"None": "null", "True": "true", "False": "false", "nan": "null"}
+PYTHONS = re.compile(rf"\b(?:{'|'.join(PYTHONS_WORDS)})\b")
 CURLY_QUOTES = re.compile("[“”„‟]")
 CULPRITS = {
     "“": 'a curly quote “ where JSON needs a straight "',
@@ -45,7 +49,7 @@ def line_rows(text: str, path: Path) -> Iterator[Row]:
         if not line or line.isspace():
             continue
         try:
-            yield Row(f"{path}:{number}", decode(line))
+            yield Row(f"{path}:{number}", decode(line.removeprefix(MARK)))
         except UnfitJsonError as err:
             raise _unfit(err, f"{path}:{number}", err.pos) from None
         except json.JSONDecodeError as err:
@@ -135,7 +139,7 @@ def _check_array_end(text: str, position: int, path: Path, index: int) -> None:
             raise DataError(
                 f"{path}:{line}: column {rest - line_start + 1}: text after the array's end: "
                 f"{excerpt(text[rest:])}",
-                hint="put all rows into one array, or write one row a line without [ and ]",
+                hint=_hint_of_arrays(text),
             )
         return
     if not found:
@@ -146,6 +150,17 @@ def _check_array_end(text: str, position: int, path: Path, index: int) -> None:
             hint="write a comma after each row but the last",
         )
     raise _broken_json("Expecting ',' or ']'", text, position, place=f"{path}:{line}", line_start=line_start)
+
+
+def _hint_of_arrays(text: str) -> str:
+    """What to do about an array that is not all: about an array a line, by what the first holds."""
+    first, _ = Decoder().raw_decode(text, text.index("["))
+    column = dialogue_of(first[0]) if first else None
+    if column:
+        return f'write each dialogue as a row: {{"{column}": [...]}}'
+    if first and not isinstance(first[0], dict):
+        return f"write each line as a row: {ROW_FORM}"
+    return "put all rows into one array, or write one row a line without [ and ]"
 
 
 # What is wrong with JSON
@@ -184,6 +199,8 @@ def _curly_quote(text: str, line_start: int) -> int | None:
 
 
 def _json_hint(reason: str, found: str) -> str:
+    if found[:1] == "'":
+        return "write each row with Python's json.dumps(row, ensure_ascii=False), or replace the quotes"
     if found[:1] in CULPRITS:
         return "replace it, and all like it, in your editor"
     if found.startswith(COMMENTS):
@@ -194,7 +211,11 @@ def _json_hint(reason: str, found: str) -> str:
         return r"close the text with a quote, on its own line: a line break inside text is written \n"
     if reason.startswith("Invalid \\escape"):
         return r"write a backslash as \\"
-    return 'correct this place; each row is like {"prompt": "...", "response": "..."}'
+    if found[:1] in ("}", "]") or reason.startswith("Illegal trailing comma"):
+        return f"remove the comma before {found.lstrip(', ')[:1]}"
+    if word := PYTHONS.match(found):
+        return f"JSON writes {PYTHONS_WORDS[word[0]]}; Python's json.dumps writes rows so"
+    return f"correct this place; each row is like {ROW_FORM}"
 
 
 def _line_of(text: str, position: int) -> tuple[int, int]:
@@ -226,8 +247,22 @@ def check_not_wrapped(row: Row) -> None:
             hint="if those are the rows, keep the objects without the names, as an array: [ {...}, {...} ]",
         )
     for name, value in row.value.items():
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        is_rows = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+        if is_rows and column_of(value[0]) is None:
             raise DataError(
                 f"{row.place}: one object around everything, with {len(value)} objects under {name!r}",
                 hint=f"if those are the rows, keep only the array under {name!r}: the file begins with '['",
             )
+
+
+def check_not_columns(row: Row) -> None:
+    """Refuse a table written column by column: `{"prompt": [...], "response": [...]}`, or numbered cells."""
+    cells = list(row.value.values())
+    is_lists = all(isinstance(cell, list) and len(cell) > 1 and column_of(cell[0]) is None for cell in cells)
+    is_numbered = all(isinstance(cell, dict) and [*cell] == [*map(str, range(len(cell)))] for cell in cells)
+    if len(cells) > 1 and (is_lists or is_numbered) and len({*map(len, cells)}) == 1:
+        raise DataError(
+            f"{row.place}: a table column by column: {shortened(', '.join(row.value))}",
+            hint="write a row a line; pandas does: "
+            "df.to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)",
+        )

@@ -9,31 +9,39 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from glmtune.charset import UTF8, Decoded, NotTextError, decode_given
 from glmtune.data import columns, tables
+from glmtune.data.csv_rows import SUFFIXES as CSV_SUFFIXES
 from glmtune.data.csv_rows import csv_rows
 from glmtune.data.example import Example
 from glmtune.data.formats import (
     Parsed,
     RowParser,
-    dialogue_of,
     find_format,
     has_open_thought,
     up_to_last_answer,
 )
-from glmtune.data.json_rows import array_rows, check_not_wrapped, line_rows, shortened
+from glmtune.data.json_rows import array_rows, check_not_columns, check_not_wrapped, line_rows, shortened
 from glmtune.data.tables import Row
+from glmtune.data.unknown import ROW_FORM, dialogue_of
 from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
+from glmtune.near import nearest_file
+from glmtune.paths import joining, several
 from glmtune.recipe.settings import Data
-from glmtune.strict import NotTextError, decode
 
 INDEX = re.compile(r"\[\d+\]")
+WEB_PAGES = ("<!doctype html", "<html")
+PATTERN = re.compile(r"[*?\[]")
+SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet"}
+"""Of files of rows."""
+MOST_NAMED = 20
+"""Files of a folder that a hint names one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class Dataset:
     """The rows that fill a column which the settings leave out."""
     void: Counter[str] = field(default_factory=Counter)
     """The rows whose cell of a column spells nothing, such as `nan`, and was taken as text."""
+    charset: str = UTF8
+    """Character set that a file of text was read in."""
 
     @property
     def num_empty_questions(self) -> int:
@@ -76,16 +86,17 @@ class Dataset:
             "empty questions kept": self.num_empty_questions,
             "answers with a <think> inside that never closes, kept": self.num_open_thoughts,
         }
-        return [*(f"{what}: {count:,}" for what, count in counts.items() if count), *self.column_notes()]
+        return [*(f"{what}: {count:,}" for what, count in counts.items() if count), *self.file_notes()]
 
-    def column_notes(self) -> list[str]:
-        """What became of the columns that are no part of the conversations, a sentence each."""
+    def file_notes(self) -> list[str]:
+        """How the file was read, and what became of columns that are no part of the conversations."""
         counts = {
             "columns that nobody reads": self.unread,
             "columns left out by data.ignore_columns": self.ignored,
             "cells that spell nothing (nan, None, null), read as text": self.void,
         }
-        return [f"{what}: {columns.listed(found)}" for what, found in counts.items() if found]
+        read = [] if self.charset == UTF8 else [f"read as {self.charset.upper()}, not as UTF-8"]
+        return [*read, *(f"{what}: {columns.listed(found)}" for what, found in counts.items() if found)]
 
 
 def read_examples(path: Path, settings: Data) -> list[Example]:
@@ -98,32 +109,45 @@ def read_examples(path: Path, settings: Data) -> list[Example]:
 
 def read_dataset(path: Path, settings: Data) -> Dataset:
     """Read the examples with the format they were found in; errors as of `read_examples`."""
-    rows = read_rows(path)
+    rows, charset = _read(path, settings.charset)
     if not rows:
         raise DataError(f"{path}: holds no rows", hint="write one row for each example")
     check_objects(rows)
+    if len(rows) == 1:
+        check_not_columns(rows[0])
     try:
         parse = find_format([row.value for row in rows], settings)
     except DataError as err:
         if len(rows) == 1:
             check_not_wrapped(rows[0])
         raise DataError(f"{rows[0].place}: {err}", hint=err.hint) from None
-    return _parse_rows(rows, parse)
+    return replace(_parse_rows(rows, parse), charset=charset)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, charset: str = UTF8) -> list[Row]:
     """Read the raw rows of a file, a saved data set or a Hub data set, whatever their columns."""
+    return _read(path, charset)[0]
+
+
+def _read(path: Path, charset: str) -> tuple[list[Row], str]:
+    """The raw rows, and the character set of a file of text."""
     if tables.is_hub_name(path):
-        return tables.hub_rows(path)
+        return tables.hub_rows(path), UTF8
     if is_there(path) and tables.is_saved_dataset(path):
-        return tables.saved_rows(path)
+        return tables.saved_rows(path), UTF8
     if is_there(path) and tables.is_parquet(path):
-        return tables.parquet_rows(path)
-    text = _read_text(path)
+        return tables.parquet_rows(path), UTF8
+    text, found = _read_text(path, charset)
+    return _text_rows(text, path), found
+
+
+def _text_rows(text: str, path: Path) -> list[Row]:
     start = text.lstrip()[:1]
     if not start:
         raise DataError(f"{path}: is empty", hint="write one row for each example")
-    if path.suffix.lower() in {".csv", ".tsv"}:
+    if text.lstrip()[:14].lower().startswith(WEB_PAGES):
+        raise DataError(f"{path}: is a web page", hint="download the file itself, not the page that shows it")
+    if path.suffix.lower() in CSV_SUFFIXES:
         return csv_rows(text, path)
     if start == "[":
         return list(array_rows(text, path))
@@ -197,7 +221,7 @@ def check_objects(rows: list[Row]) -> None:
 
 def _no_object(value: Any) -> DataError:
     spelled = shortened(json.dumps(value, ensure_ascii=False))
-    hint = 'write each row like {"prompt": "...", "response": "..."}'
+    hint = f"write each row like {ROW_FORM}"
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         column = dialogue_of(value[0])
         hint = "if these are rows, take out the inner [ and ]: all rows stand in one array"
@@ -208,9 +232,9 @@ def _no_object(value: Any) -> DataError:
 # Bytes -> text
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, charset: str) -> Decoded:
     try:
-        return decode(load_bytes(path, limit=None), str(path))
+        return decode_given(load_bytes(path, limit=None), str(path), charset)
     except OSError as err:
         raise _unreadable(path, err) from err
     except NotTextError as err:
@@ -219,21 +243,38 @@ def _read_text(path: Path) -> str:
 
 def _unreadable(path: Path, err: OSError) -> GlmtuneError:
     if is_there(path) and path.is_dir():
-        names = ", ".join(_names_in(path)[:5])
+        names = _names_in(path)
+        hint = f"name one of its files: {', '.join(names[:5])}" if names else "the folder holds no files"
+        rows = [str(path / name) for name in names if Path(name).suffix.lower() in SUFFIXES]
         return DataError(
             f"{path}: is a folder, a file is needed",
-            hint=f"name one of its files: {names}" if names else "the folder holds no files",
+            hint=f"{hint}; or {joining(rows)}" if 1 < len(rows) <= MOST_NAMED else hint,
         )
+    if isinstance(err, FileNotFoundError) and len(names := _several(path)) > 1:
+        return DataError(f"{path}: one file is needed, got {len(names)} names", hint=joining(names))
     return unreadable(path, err, DataError, hint=_reading_hint(path, err))
+
+
+def _several(path: Path) -> list[str]:
+    """The files that a path names if it is a list, or a pattern such as `rows/*.jsonl`."""
+    names = several(str(path))
+    if len(names) > 1 or not PATTERN.search(str(path)):
+        return names
+    try:
+        return sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+    except (ValueError, OSError):  # no pattern that a folder can be searched for
+        return []
 
 
 def _reading_hint(path: Path, err: OSError) -> str:
     if not isinstance(err, FileNotFoundError):
         return "check its permissions and the disk"
+    if len(names := _several(path)) == 1 and names != [str(path)]:
+        return f"did you mean {names[0]}?"
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}{tables.hub_hint(path)}"
-    near = get_close_matches(path.name, _names_in(path.parent), n=1)
-    return f"did you mean {path.with_name(near[0])}?" if near else f"there is no such file in {path.parent}"
+    near = nearest_file(path, _names_in(path.parent))
+    return f"did you mean {path.with_name(near)}?" if near else f"there is no such file in {path.parent}"
 
 
 def _names_in(folder: Path) -> list[str]:

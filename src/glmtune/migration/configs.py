@@ -60,7 +60,7 @@ def draft_config(
 
 
 def _read(path: Path) -> Section:
-    values = parse_yaml(read_text(path), str(path), may_agree=True)
+    values = parse_yaml(read_text(path, is_given=True), str(path), may_agree=True)
     return values if isinstance(values, dict) else {}
 
 

@@ -36,7 +36,7 @@ def read_script(path: Path, base: str | None = None) -> list[Draft]:
 
 
 def _launches(path: Path) -> list[Launch]:
-    return list(find_launches(read_commands(read_text(path), str(path))))
+    return list(find_launches(read_commands(read_text(path, is_given=True), str(path))))
 
 
 def _producers(folder: Path) -> Iterator[Draft]:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from glmtune.charset import AUTO
 from glmtune.data.source import check_objects, read_rows
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import is_there, read_json_if_there
@@ -68,7 +69,7 @@ def _count_rows(draft: Draft) -> int | None:
     if path is None or not is_there(Path(path)):
         return None
     columns = [draft.flags[name] for name in ("prompt_column", "response_column") if draft.flags.get(name)]
-    rows = read_rows(Path(path))
+    rows = read_rows(Path(path), AUTO)
     check_objects(rows)
     limit = draft.flags.get("max_train_samples")
     rows = rows[: draft.read("max_train_samples", limit, int)] if limit else rows

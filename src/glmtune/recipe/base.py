@@ -17,8 +17,8 @@ MAX_RATE = 1e30
 """Up to here AdamW can calculate, and the guard stops a run; from some 1e37 on its step is no fp32 number."""
 
 
-class MisfitError(ValueError):
-    """Settings that do not go together; `hint` says which words mend it."""
+class SettingError(ValueError):
+    """A setting that cannot be, and what to do instead."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, MisfitError, Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
 
 
 class MethodSettings(Settings):
@@ -45,7 +45,7 @@ class Freeze(MethodSettings):
     @model_validator(mode="after")
     def _one_choice(self) -> "Freeze":
         if self.num_layers is not None and self.patterns is not None:
-            raise MisfitError(
+            raise SettingError(
                 "num_layers and patterns both say what is trained",
                 hint="keep one: method.patterns=null trains the last layers, "
                 "method.num_layers=null what the patterns name",
@@ -116,7 +116,7 @@ class AdaLora(LowRank):
     @model_validator(mode="after")
     def _prunes(self) -> "AdaLora":
         if self.target_r >= self.init_r:
-            raise MisfitError(
+            raise SettingError(
                 f"target_r {self.target_r} is not below init_r {self.init_r}: nothing to prune",
                 hint=f"method.target_r={self.init_r // 2 or 1}, or a larger method.init_r; "
                 "method=lora keeps the rank that it begins with",

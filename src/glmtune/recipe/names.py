@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from glmtune.near import nearest
 from glmtune.recipe.describe import describe
 from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, OPTIMIZERS, SCHEDULES
 from glmtune.recipe.settings import Recipe
@@ -119,13 +119,13 @@ def name_here(name: str, value: Any = "...") -> str:
     return f"leave it out: {NEEDLESS[name]}" if name in NEEDLESS else ""
 
 
-def nearest(key: str, siblings: Collection[str], value: Any = "...") -> str:
+def nearest_setting(key: str, siblings: Collection[str], value: Any = "...") -> str:
     """The hint for a misspelled `group.name`; empty where none of its siblings is near."""
     *groups, name = key.split(".")
-    near = get_close_matches(name, siblings, n=1, cutoff=0.5)
+    near = nearest(name, siblings)
     if not near:
         return ""
-    whole = ".".join((*groups, *near))
+    whole = ".".join((*groups, near))
     is_setting = any(row.key == whole for row in describe())
     return f"did you mean {_filled(f'{whole}={{}}', value) if is_setting else whole}?"
 
@@ -136,8 +136,8 @@ def value_here(key: str, value: Any, allowed: Collection[str]) -> str:
     if given in VALUES.get(key, {}):
         return f"here that is {VALUES[key][given]}"
     plain = {_plain(name): name for name in allowed}
-    near = get_close_matches(given, plain, n=1, cutoff=0.8)
-    return f"did you mean {key}={plain[near[0]]}?" if near else ""
+    near = nearest(given, plain)
+    return f"did you mean {key}={plain[near]}?" if near else ""
 
 
 def _filled(words: str, value: Any) -> str:

@@ -9,16 +9,15 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from glmtune.charset import NotTextError, decode_given
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, load_bytes, unreadable
 from glmtune.recipe.describe import describe
-from glmtune.recipe.names import methods_with, name_here, nearest, value_here
+from glmtune.recipe.names import methods_with, name_here, nearest_setting, value_here
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import (
     HALF_CHARACTER,
-    NotTextError,
     UnfitYamlError,
-    decode,
     dump_yaml,
     load_yaml,
     parse_yaml,
@@ -107,7 +106,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(decode(load_bytes(path), str(path)), str(path))
+        values = parse_yaml(decode_given(load_bytes(path), str(path)).text, str(path))
     except OSError as err:
         raise unreadable(
             path,
@@ -266,7 +265,7 @@ def _unknown(key: str, location: Sequence[str | int], value: Any) -> str:
     name, siblings = str(location[-1]), _fields_at(location[:-1])
     if methods := methods_with(name) if location[0] == "method" else ():
         return f"it is one of method.name={' or '.join(methods)}; {location[1]} has {', '.join(siblings)}"
-    hint = name_here(name, value) or nearest(key, siblings, value)
+    hint = name_here(name, value) or nearest_setting(key, siblings, value)
     return hint or f"known here: {', '.join(siblings)}"
 
 

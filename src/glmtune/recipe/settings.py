@@ -4,12 +4,15 @@ Help texts and the reference page are printed from these fields. This module imp
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, MisfitError, Settings
+from glmtune.charset import AUTO, KNOWN, UTF8, find_codec
+from glmtune.paths import joining
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
 from glmtune.recipe.method import Lora, Method
+from glmtune.values import shown
 
 DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
@@ -34,6 +37,9 @@ class Data(Settings):
     """Rows for the evaluation loss; without it, rows are held out of `train`."""
     test: Path | None = None
     """Rows that `glmtune evaluate` answers and scores; without it, the validation rows."""
+    charset: str = UTF8
+    """Character set of the files of rows; a byte-order mark decides before it. `auto`: what each is found to
+    be, told in a note; else a name that Python knows, such as `gb18030`, `big5` or `utf-16-le`."""
     holdout_rows: int | None = Field(None, ge=1)
     """Rows held out of `train` when no validation file is named; empty: 5 %, at least 1, at most 200."""
     split_seed: int = 42
@@ -81,19 +87,43 @@ class Data(Settings):
     the answer; an error if more than half of the rows need it. `cut_any`: the same without that error.
     `drop`: leave them out. `error`: stop."""
 
+    @field_validator("train", "validation", "test", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            raise SettingError("names one file, got a list", hint=joining([str(name) for name in value]))
+        return value
+
+    @field_validator("charset")
+    @classmethod
+    def _known_charset(cls, value: str) -> str:
+        if value != AUTO and find_codec(value) is None:
+            raise SettingError(f"unknown character set {shown(value)}", hint=f"choose {KNOWN}")
+        return value
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _no_charset(cls, value: Any) -> Any:
+        if isinstance(value, str) and (value == AUTO or find_codec(value)):
+            raise SettingError(
+                f"{value!r} is a character set; this is the preprocessing: {', '.join(get_args(Encoding))}",
+                hint=f"for the character set of the files write data.charset={value}",
+            )
+        return value
+
     @model_validator(mode="after")
     def _lengths(self) -> "Data":
         pair = (self.max_source_tokens, self.max_target_tokens)
         if (pair[0] is None) != (pair[1] is None):
-            raise MisfitError("max_source_tokens and max_target_tokens go together", hint=_BOTH_LIMITS)
+            raise SettingError("max_source_tokens and max_target_tokens go together", hint=_BOTH_LIMITS)
         if pair[0] is not None and self.max_tokens is not None:
-            raise MisfitError(
+            raise SettingError(
                 "max_tokens is one limit for both parts, max_source_tokens and max_target_tokens are two",
                 hint="keep one way: data.max_tokens=null, or "
                 "data.max_source_tokens=null data.max_target_tokens=null",
             )
         if self.encoding != "chat" and pair[0] is None:
-            raise MisfitError(
+            raise SettingError(
                 f"encoding {self.encoding} needs max_source_tokens and max_target_tokens, as its script does",
                 hint=_BOTH_LIMITS,
             )
@@ -153,7 +183,7 @@ class Train(Settings):
     @model_validator(mode="after")
     def _length(self) -> "Train":
         if self.steps is not None and self.epochs is not None:
-            raise MisfitError(
+            raise SettingError(
                 f"steps {self.steps} and epochs {self.epochs:g} both say how long",
                 hint="keep one: train.epochs=null leaves the steps, train.steps=null the epochs",
             )
@@ -221,7 +251,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":
         if self.quant and self.method.name == "full":
-            raise MisfitError(
+            raise SettingError(
                 f"quant: {self.quant} weights cannot be trained in full",
                 hint="method=lora trains an adapter on them; quant=null leaves them as they are stored",
             )

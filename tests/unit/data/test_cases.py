@@ -48,10 +48,14 @@ BELLE = Read(("uaua",), settings={"transcripts": "turns"})
 FIREFLY = "columns that nobody reads: 'conversation_id' (1 row), 'category' (1), 'dataset' (1)"
 NAN = "cells that spell nothing (nan, None, null), read as text: 'input' (2 rows)"
 
+GBK = "read as GB18030, not as UTF-8"
+
 CASES: dict[str, Read | Refused] = {
     "belle.jsonl": Refused("'instruction' is a dialogue written as text", "data.transcripts=turns", BELLE),
     "bom.csv": Read(ONE),
-    "book.xlsx": Refused("begins with the bytes 50 4b 03 04: the file is a zip archive, as Excel's", "CSV"),
+    "book.xlsx": Refused(
+        "begins with the bytes 50 4b 03 04: the file is an Excel sheet (.xlsx)", "CSV (UTF-8)"
+    ),
     "calllast.jsonl": Read(("sua",)),
     "comment.jsonl": Refused(":1: column 1: broken JSON", "JSON has no comments: remove the line"),
     "consec.jsonl": Read(("uuaa",)),
@@ -65,7 +69,9 @@ CASES: dict[str, Read | Refused] = {
     "emoji.jsonl": Read(ONE),
     "emptycell.csv": Read(TWO),
     "firefly.jsonl": Read(ONE, (FIREFLY,)),
-    "gbk.csv": Refused("as GBK it can be read", "iconv -f GB18030 -t UTF-8"),
+    "gbk.csv": Refused(
+        "as GBK it can be read", "data.charset=gb18030", Read(ONE, (GBK,), {"charset": "gb18030"})
+    ),
     "gptfirst.jsonl": Read(("aua",)),
     "histdict.jsonl": Refused("'history[0]' must be [question, answer]", "a list of earlier rounds"),
     "histnull.jsonl": Refused("'history[0][1]' must be non-empty text, got null", "remove the row"),
@@ -82,7 +88,7 @@ CASES: dict[str, Read | Refused] = {
     "metadataobs.jsonl": Read(("suaoa",)),
     "mixed.jsonl": Read(THREE),
     "nan.csv": Read(THREE, (NAN,)),
-    "nan.jsonl": Refused("'input' must be text, got NaN", 'NaN is no text: write null or ""'),
+    "nan.jsonl": Refused("'input' must be text, got NaN", 'NaN is no text: write ""'),
     "nested.json": Refused("a row must be an object with named columns", "take out the inner [ and ]"),
     "nul.jsonl": Read(("ua",) * 4),
     "num.jsonl": Refused("'response' must be text, got 7 (and 1 more row like it)", 'put it in quotes: "7"'),
@@ -100,15 +106,17 @@ CASES: dict[str, Read | Refused] = {
     "sysnull3.jsonl": Read(ONE),
     "tab.yaml": Refused("tab.yaml:3:1: not valid YAML: a tab where YAML has spaces", "indent with spaces"),
     "template.jsonl": Read(ONE),
-    "text.jsonl": Refused("cannot tell the format", 'a row needs a question and an answer: {"prompt"'),
+    "text.jsonl": Refused("cannot tell the format", "write the turns without a chat format's marks"),
     "thinkcall.jsonl": Read(("uaoa",)),
     "tooldict.jsonl": Read(("uaoa",)),
     "toolempty.jsonl": Refused("'messages[1].content' must be non-empty text, got ''", "remove the row"),
     "trail.csv": Read(ONE),
     "trailrow.csv": Read(ONE),
-    "utf16.jsonl": Refused("begins with the bytes ff fe 7b 00: the file is UTF-16 text", "iconv -f UTF-16 "),
+    "utf16.jsonl": Read(THREE, ("read as UTF-16, not as UTF-8",)),
     "utf16le_nobom.jsonl": Refused(
-        "the file is UTF-16LE text without a byte-order mark", "iconv -f UTF-16LE"
+        "the file is UTF-16LE text without a byte-order mark",
+        "data.charset=utf-16-le",
+        Read(THREE, ("read as UTF-16-LE, not as UTF-8",), {"charset": "utf-16-le"}),
     ),
     "win.yaml": Refused(r"D:\new\train.json: in double quotes a backslash begins", "D:/new/train.json"),
 }
@@ -144,7 +152,7 @@ def test_a_file_is_read_row_for_row_or_refused_with_a_hint_that_works(shared: Pa
 
 def raw_rows(path: Path) -> list[Any]:
     """The rows as Python's own modules read them."""
-    text = path.read_bytes().decode("utf-8-sig")
+    text = path.read_bytes().decode("utf-16" if path.name == "utf16.jsonl" else "utf-8-sig")
     if path.suffix == ".csv":
         mark = "|" if path.name == "pipe.csv" else ","
         records = [*csv.reader(io.StringIO(text, newline=""), delimiter=mark)][1:]

@@ -184,9 +184,15 @@ def test_cells_that_spell_nothing_are_counted_and_read_as_text():
 def test_nan_is_no_text_and_the_hint_says_what_is(column):
     row = {"instruction": "a", "input": "", "output": "b", "system": "c"}
     Path("a.jsonl").write_text(json.dumps({**row, column: float("nan")}), encoding="utf-8")
-    with pytest.raises(DataError, match=f"a.jsonl:1: '{column}' must be text, got NaN") as caught:
+    kind = "non-empty text" if column == "output" else "text"
+    with pytest.raises(DataError, match=f"a.jsonl:1: '{column}' must be {kind}, got NaN") as caught:
         read_dataset(Path("a.jsonl"), Data())
-    assert caught.value.hint == 'NaN is no text: write null or "" for an empty cell'
+    if column == "output":
+        assert "remove the row" in caught.value.hint
+        return
+    assert caught.value.hint == 'NaN is no text: write "" for an empty cell'
+    Path("a.jsonl").write_text(json.dumps({**row, column: ""}), encoding="utf-8")
+    assert len(read_dataset(Path("a.jsonl"), Data()).examples) == 1
 
 
 def test_a_nan_that_nobody_reads_fills_nothing():

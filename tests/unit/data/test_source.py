@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.source import read_examples, read_rows
-from glmtune.errors import DataError
+from commands import glmtune
+from glmtune.data.source import read_dataset, read_examples, read_rows
+from glmtune.errors import ConfigError, DataError
+from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data
 
 GOOD = '{"content": "类型#裤", "summary": "一条好裤子"}'
@@ -162,7 +165,7 @@ def test_rows_with_another_fault_are_not_counted_as_like_it():
         ("{'content': 'a'}", "column 2: broken JSON: a single quote ' where JSON needs a double \""),
         ('{"content": "a"， "summary": "b"}', "column 16: broken JSON: a full-width comma"),
         ('{"content"： "a"}', "column 11: broken JSON: a full-width colon"),
-        (f"\ufeff{GOOD}", "column 1: broken JSON: a byte-order mark (BOM) inside the file"),
+        (f" \ufeff{GOOD}", "column 2: broken JSON: a byte-order mark (BOM) inside the file"),
         ('{"content": "a\tb"}', r"column 15: broken JSON: invalid control character, at '\tb"),
         ('{"content": "a', "column 13: broken JSON: unterminated string"),
         ('{"content": "a" "summary"}', "column 17: broken JSON: expecting ',' delimiter, at '\"summary\"}'"),
@@ -225,21 +228,22 @@ def test_a_byte_order_mark_at_the_beginning_is_passed_over():
     assert read(b"\xef\xbb\xbfprompt,response\na,b\n", "a.csv")[0].messages[0].content == "a"
 
 
-def test_utf16_is_named():
-    assert "UTF-16" in str(refusal(GOOD.encode("utf-16")))
-
-
-def test_gbk_is_named_by_line_and_byte_with_the_command_that_converts_it():
+def test_gbk_is_named_by_line_and_byte_with_the_setting_that_reads_it():
     error = refusal(b"{}\n" + GOOD.encode("gbk"))
     assert str(error).startswith(
         "train.jsonl:2: byte 17 of the file (0xc0) is not UTF-8; as GBK it can be read"
     )
-    assert error.hint == "convert it: iconv -f GB18030 -t UTF-8 train.jsonl > train.utf8.jsonl"
+    assert error.hint == "data.charset=gb18030 reads it as that"
+    assert read(GOOD.encode("gbk"), charset="gb18030")[0].messages[0].content == "类型#裤"
 
 
-def test_the_converted_gbk_file_is_read():
-    converted = GOOD.encode("gbk").decode("gb18030").encode()
-    assert read(converted)[0].messages[0].content == "类型#裤"
+@pytest.mark.parametrize("codec", ["utf-16", "gbk", "big5"])
+def test_another_character_set_is_a_note(codec):
+    text = "prompt,response\n一天三次，好不好？,可以的。\n"
+    dataset = read_dataset(write(text.encode(codec), "a.csv"), Data(charset="auto"))
+    names = {"utf-16": "UTF-16", "gbk": "GB18030", "big5": "BIG5"}
+    assert dataset.notes() == [f"read as {names[codec]}, not as UTF-8"]
+    assert dataset.examples[0].messages[1].content == "可以的。"
 
 
 def test_bytes_that_are_no_text_are_refused():
@@ -265,6 +269,81 @@ def test_a_folder_is_answered_with_its_files():
     with pytest.raises(DataError, match="data: is a folder") as caught:
         read_examples(Path("data"), Data())
     assert caught.value.hint == "name one of its files: train.jsonl"
+
+
+# One file is named, and the hint joins several
+
+
+def rows_of(*names: str) -> None:
+    for number, name in enumerate(names):
+        Path(name).parent.mkdir(exist_ok=True)
+        row = {"prompt": f"问{number}", "response": f"答{number}"}
+        text = json.dumps([row]) if name.endswith(".json") else json.dumps(row)
+        Path(name).write_text(text, encoding="utf-8")
+
+
+def follow_joining(hint: str) -> list[str]:
+    """Run the command of a hint, and give the answers in the file that it names after it."""
+    command, _, rest = hint.partition("; then name ")
+    words = shlex.split(command.partition("glmtune ")[2])
+    done = glmtune(*words, cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" written to all.jsonl (messages)") == len(words) - 5
+    return [e.messages[-1].content for e in read_examples(Path(rest), Data())]
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["a.json,b.jsonl", "[a.json,b.jsonl]", "[a.json, b.jsonl]", "a.json, b.jsonl", "[a].json*,b.jsonl"],
+)
+@pytest.mark.parametrize("key", ["train", "validation", "test"])
+def test_a_list_of_files_is_told_how_to_join_them(word, key):
+    rows_of("a.json", "b.jsonl", "[a].json*")
+    path = getattr(load_recipe({"model": "m"}, [f"data.{key}={word}"]).data, key)
+    with pytest.raises(DataError, match="one file is needed, got 2 names") as caught:
+        read_examples(path, Data())
+    assert len(follow_joining(caught.value.hint)) == 2
+
+
+@pytest.mark.parametrize("word", ["rows/*.json*", "ro*/?.json*", "rows/[ab].json*"])
+def test_a_pattern_is_told_how_to_join_its_files(word):
+    rows_of("rows/a.json", "rows/b.jsonl")
+    for path in (Path(word), Path(word).absolute()):
+        with pytest.raises(DataError, match="one file is needed, got 2 names") as caught:
+            read_examples(path, Data())
+    assert "rows/a.json" in caught.value.hint
+    assert follow_joining(caught.value.hint) == ["答0", "答1"]
+
+
+def test_a_pattern_of_one_file_names_it_and_one_of_none_says_so():
+    rows_of("rows/a.json")
+    with pytest.raises(DataError) as caught:
+        read_examples(Path("rows/*.json"), Data())
+    assert caught.value.hint == "did you mean rows/a.json?"
+    with pytest.raises(DataError, match="No such file") as caught:
+        read_examples(Path("rows/*.csv"), Data())
+    assert caught.value.hint == "there is no such file in rows"
+
+
+def test_a_name_with_a_comma_is_a_file_where_it_is_one():
+    rows_of("a,b.json")
+    assert len(read_examples(Path("a,b.json"), Data())) == 1
+
+
+@pytest.mark.parametrize("files", [["a.json", "b.jsonl"], ("a.json",)])
+def test_a_list_in_a_recipe_is_told_how_to_join_them(files):
+    rows_of("a.json", "b.jsonl")
+    with pytest.raises(ConfigError, match=r"data\.train: names one file, got a list") as caught:
+        load_recipe({"model": "m", "data": {"train": files}})
+    assert follow_joining(caught.value.hint) == ["答0", "答1"][: len(files)]
+
+
+def test_a_folder_of_rows_is_told_how_to_join_its_files():
+    rows_of("rows/a.json", "rows/b.jsonl", "rows/note.md")
+    with pytest.raises(DataError, match="rows: is a folder") as caught:
+        read_examples(Path("rows"), Data())
+    assert caught.value.hint.startswith("name one of its files: a.json, b.jsonl, note.md; or join them first")
+    assert follow_joining(caught.value.hint) == ["答0", "答1"]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])

@@ -1,0 +1,186 @@
+"""Rows of no known format: what they look like, and the settings or the form that make rows of them."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from glmtune.data import columns
+from glmtune.errors import DataError
+from glmtune.near import nearest
+from glmtune.values import Record, Row, decoded, is_filled, shown
+
+ROW_FORM = '{"prompt": "...", "response": "..."}'
+TURNS_FORM = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+TURNS = {
+    "messages": {"role", "content"},
+    "conversations": {"from", "value"},
+    "conversation": {"human", "assistant"},
+}
+"""The keys of a turn, by the column that takes such turns."""
+QUESTIONS = (
+    *("prompt", "question", "query", "instruction", "ask", "user", "human", "input", "q", "source", "src"),
+    *("text", "sentence", "review", "comment", "content", "document", "passage", "article", "context"),
+    *("问题", "提问", "问", "指令", "输入", "用户", "文本", "句子", "评论", "内容", "原文"),
+)
+ANSWERS = (
+    *("response", "answer", "output", "completion", "reply", "assistant", "bot", "gpt", "a", "target", "tgt"),
+    *("summary", "answers", "label", "labels", "sentiment", "class", "category", "translation"),
+    *("回答", "答案", "回复", "答", "输出", "助手", "摘要", "译文", "标签", "类别", "分类", "情感"),
+)
+"""What columns of questions and of answers are called, the likelier first."""
+OTHERS = {
+    *("", "id", "uid", "uuid", "index", "no", "url", "link", "date", "time", "timestamp", "title", "author"),
+    *("lang", "language", "split", "source", "tag", "tags", "meta", "metadata", "score", "编号", "序号"),
+}
+"""What columns are called that hold neither."""
+VERDICTS = {"label", "kto_tag"}
+"""What KTO's rows call the mark of a good or a bad answer. Source: huggingface.co/docs/trl, kto_trainer."""
+MARKS = re.compile(r"<\|(?:im_start|user|assistant|system)\|>|\[gMASK\]|\[INST\]")
+LOOKED_AT = 1000
+"""Rows whose values are looked at."""
+QUESTION = re.compile(r"[?？]$|.{30}")
+"""What no column's name is, but a question that stands in its place."""
+TEXTS = {"text", "content", "document", "article"}
+"""What rows for pretraining call their one column."""
+
+
+def no_format(rows: Sequence[Row], pairs: Sequence[tuple[str, ...]]) -> DataError:
+    """The error for rows that fit no format; `pairs`: the columns that question and answer may have."""
+    row = rows[0]
+    found = f"columns found: {columns.names_of(row)}"
+    column = dialogue_of(row)
+    if column:
+        lines = " of JSON lines" if isinstance(row, Record) else ""
+        return DataError(
+            f"a row is one turn of a dialogue; {found}",
+            hint=f'put the turns of each dialogue into one row{lines}: {{"{column}": [...]}}',
+        )
+    if error := _turns_elsewhere(row):
+        return error
+    for pair in pairs:
+        absent = [name for name in pair if name not in row]
+        if all(nearest(name, row) for name in absent):
+            return columns.missing(absent[0], row, pair)
+    return DataError(f"cannot tell the format; {found}", hint=_way(rows))
+
+
+def dialogue_of(turn: Any) -> str | None:
+    """The column that takes turns of this form; None where it is no turn, or a whole round."""
+    found = column_of(turn)
+    return None if found == "conversation" else found
+
+
+def column_of(turn: Any) -> str | None:
+    """The column that takes turns, or whole rounds, of this form; None where it is neither."""
+    keys = turn.keys() if isinstance(turn, Mapping) else set()
+    return next((column for column, known in TURNS.items() if keys >= known), None)
+
+
+def _turns_elsewhere(row: Row) -> DataError | None:
+    for name, cell in row.items():
+        turns = decoded(cell)
+        column = column_of(turns[0]) if isinstance(turns, list) and turns else None
+        if column and column not in row:
+            return DataError(
+                f"the turns of a dialogue stand in {name!r}, where nobody looks for them",
+                hint=f"rename the column {name!r} to {column!r}",
+            )
+    return None
+
+
+# Question and answer
+
+
+def _way(rows: Sequence[Row]) -> str:
+    row = rows[0]
+    is_named = bool({*map(_spelled, row)} & {*QUESTIONS, *ANSWERS})
+    if any(MARKS.search(cell) for cell in row.values() if isinstance(cell, str)):
+        return f"write the turns without a chat format's marks, which training puts in: {TURNS_FORM}"
+    if len(rows) == 1 and not isinstance(row, Record) and any(QUESTION.search(name) for name in row):
+        return f"if each name is a question and its value the answer, write a row of each: {ROW_FORM}"
+    first = ""
+    if isinstance(row, Record) and not is_named:
+        first = "put names above line 1 if it is a row, such as prompt and response; if it is none, "
+    question, answer = guess_pair(rows)
+    if (question is None) != (answer is None) or len(row) == 1:
+        alone = "text alone, as for pretraining, is not trained; " if TEXTS & {*map(_spelled, row)} else ""
+        return f"{alone}a row needs a question and an answer: {ROW_FORM}"
+    naming = (
+        f"name the columns of question and answer: {columns.name_pair(question or '...', answer or '...')}"
+    )
+    is_number = answer is not None and not isinstance(row[answer], str)
+    quoting = f', and put what {answer!r} holds in quotes: "{shown(row[answer or ""])}"' if is_number else ""
+    return f"{first}{naming}{quoting}"
+
+
+def guess_pair(rows: Sequence[Row]) -> tuple[str | None, str | None]:
+    """The columns that look like question and answer: by their names, else by what stands in them."""
+    names = {_spelled(name): name for name, cell in rows[0].items() if isinstance(cell, str | int | float)}
+    question = next((name for name in QUESTIONS if name in names), None)
+    answer = next((name for name in ANSWERS if name in names and name != question), None)
+    rest = [name for name in names if name not in OTHERS and name not in (question, answer)]
+    rest = [name for name in rest if not columns.carries_meaning(name)]
+    if question is None and answer is None and len(rest) == 2:
+        question, answer = _label_last(rows, names, rest)
+    elif len(rest) == 1:
+        question, answer = question or rest[0], answer or rest[0]
+    return names.get(question or ""), names.get(answer or "")
+
+
+def _spelled(name: str) -> str:
+    return name.strip().lower()
+
+
+def _label_last(rows: Sequence[Row], names: Mapping[str, str], two: list[str]) -> list[str]:
+    """Two columns in their order; but one of few values, which stand there again and again, is the answer."""
+    seen = rows[:LOOKED_AT]
+    counts = {name: len({str(row.get(names[name])) for row in seen}) for name in two}
+    return sorted(two, key=lambda name: -counts[name]) if min(counts.values()) * 2 <= len(seen) else two
+
+
+# Answers that are compared or marked
+
+
+def check_not_pairs(row: Row, ignored: Collection[str]) -> None:
+    """Raise `DataError` for preference pairs: no format reads which answer of two is the better."""
+    spelled = {_spelled(name): name for name, cell in row.items() if name not in ignored and is_filled(cell)}
+    chosen = next((spelled[name] for name in spelled if "chosen" in name), None)
+    rejected = next((spelled[name] for name in spelled if "reject" in name), None)
+    if chosen and rejected:
+        raise DataError(
+            f"a preference pair, {chosen!r} and {rejected!r}, as for DPO: pairs are not trained yet",
+            hint=f"to train on the chosen answers alone: {_choosing(row, chosen, rejected)}",
+        )
+
+
+def check_not_marked(rows: Sequence[Row], ignored: Collection[str]) -> None:
+    """Raise `DataError` for rows whose answers are marked as bad: all would be learned as good."""
+    for name in (name for name in rows[0] if _spelled(name) in VERDICTS and name not in ignored):
+        cells = [row.get(name) for row in rows]
+        bad = sum(cell is False or str(cell).lower() == "false" for cell in cells)
+        if bad and all(isinstance(cell, bool) or str(cell).lower() in ("true", "false") for cell in cells):
+            raise DataError(
+                f"{name!r} marks answers as good or bad, as for KTO, and {bad:,} of {len(cells):,} are "
+                "false: marked answers are not trained yet",
+                hint=f"take out the rows whose {name!r} is false; or, to learn the bad answers too, "
+                f"{columns.setting('ignore_columns', [name])}",
+            )
+
+
+def _choosing(row: Row, chosen: str, rejected: str) -> str:
+    """The settings, or the form, that make rows of preference pairs."""
+    ignoring = columns.setting("ignore_columns", [rejected])
+    answer = decoded(row[chosen])
+    turns = next((name for name in TURNS if isinstance(row.get(name), list)), None)
+    if isinstance(answer, dict) and turns:
+        both = columns.setting("ignore_columns", [chosen, rejected])
+        return f"put what {chosen!r} holds behind the turns in {turns!r}; {both}"
+    if isinstance(answer, list) and answer and (column := dialogue_of(answer[0])):
+        return f"rename {chosen!r} to {column!r}; {ignoring}"
+    rest = {name: cell for name, cell in row.items() if name not in (chosen, rejected)}
+    question, _ = guess_pair([rest])
+    if question is None or not isinstance(answer, str):
+        return f"write rows like {ROW_FORM}"
+    inputs = [name for name in rest if _spelled(name) in columns.INPUTS and is_filled(rest[name])]
+    below = [columns.setting("input_column", [name]) for name in inputs if name != question][:1]
+    return " ".join([columns.name_pair(question, chosen), *below, ignoring])

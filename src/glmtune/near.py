@@ -1,0 +1,32 @@
+"""The name that was meant: near enough to be a slip of the fingers, or nothing is offered."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from pathlib import Path
+
+PART = 4
+"""Letters from which on a name that is part of another counts as near to it."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name nearest to one that is not there; None where none is near. Case does not count."""
+    word = name.strip().lower()
+    found = [(_edits(word, other.strip().lower()), other) for other in names]
+    near = [(edits, other) for edits, other in found if edits is not None]
+    return min(near)[1] if near else None
+
+
+def nearest_file(path: Path, names: Iterable[str]) -> str | None:
+    """As `nearest`, for a file among those of its folder: the same suffix makes no two names near."""
+    near = [name for name in names if nearest(path.stem, [Path(name).stem])]
+    return nearest(path.name, near) or (near[0] if near else None)
+
+
+def _edits(one: str, other: str) -> int | None:
+    """Letters to change; None for too many: of a short name 1, of a longer one up to a quarter."""
+    short = min(len(one), len(other))
+    if short >= PART and (one in other or other in one):
+        return abs(len(one) - len(other))
+    parts = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    edits = sum(max(b - a, d - c) for kind, a, b, c, d in parts if kind != "equal")
+    return edits if edits <= max(short // PART, min(short - 1, 2 if short >= PART else 1)) else None
