@@ -98,7 +98,7 @@ def main(work: Path, *, family: str, steps: int, rows: int) -> dict[str, Any]:
         ]
     )  # fmt: skip
     evaluate_s, _ = timed(
-        ["evaluate", str(run), "--data", str(data / "dev.json"), f"evaluate.max_rows={rows}",
+        ["evaluate", str(run), "--data", str(data / "dev.json"), f"data.max_test_rows={rows}",
          "evaluate.batch_size=32", "evaluate.max_new_tokens=128", "--output", str(work / "scores")]
     )  # fmt: skip
     prompt = "类型#裙*颜色#红色"  # our own words in the data's attribute form

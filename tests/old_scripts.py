@@ -84,7 +84,7 @@ MASTER_PORT=$(shuf -n 1 -i 10000-65535)
 deepspeed --num_gpus=4 --master_port $MASTER_PORT main.py \\
     --deepspeed deepspeed.json \\
     --do_train \\
-{ADGEN_FILES}{COMMON}    --model_name_or_path THUDM/{model} \\
+{ADGEN_FILES.replace("--validation_file", "--test_file")}{COMMON}    --model_name_or_path THUDM/{model} \\
     --output_dir ./output/adgen-{model}-ft-$LR \\
     --max_source_length 64 \\
     --max_target_length 64 \\

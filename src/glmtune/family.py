@@ -97,6 +97,16 @@ def require_template(template: TemplateName | None, place: str) -> TemplateName:
     )
 
 
+def context_of(folder: Path) -> int | None:
+    """Tokens of the longest text that a folder's model was made for; None where its config.json names none.
+
+    Raises CheckpointError for a folder of no known family.
+    """
+    family, config = _family(folder)
+    length = config.get(FAMILIES[family].context_key)
+    return length if type(length) is int and length > 0 else None
+
+
 def find_family(model_type: str) -> "Family":
     """The first family of this model_type; those that share one also share LoRA's targets and the loader."""
     return next(row for row in FAMILIES.values() if row.model_type == model_type)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import GlmtuneError
-from glmtune.family import FAMILIES, Identity, identify, identify_family
+from glmtune.family import FAMILIES, Identity, context_of, identify, identify_family
 from glmtune.files import read_json, read_json_if_there
 from glmtune.methods import apply_method, trainable_line
 from glmtune.methods.adapter import load_adapter, own_method, stored_shapes
@@ -163,7 +163,6 @@ def inspect(
     tokenizer, problem = _open_tokenizer(place.base, known)
     if tokenizer is not None and num_rows is not None:
         warnings += _misfit(tokenizer, num_rows, _stated_stops(config), place.base)
-    key = FAMILIES[known.family].context_key
     return Info(
         path=str(path),
         kind="adapter" if place.adapter and not place.run else "run" if place.run else "model",
@@ -175,8 +174,8 @@ def inspect(
         family_rule=known.family_rule,
         template=known.template,
         template_rule=CARD_RULE if place.template and not template else known.rule,
-        context=config[key] if type(config.get(key)) is int else None,
-        context_key=key,
+        context=context_of(place.base),
+        context_key=FAMILIES[known.family].context_key,
         stop_tokens=_stop_tokens(tokenizer, config),
         tokenizer=_tokenizer_facts(tokenizer),
         tokenizer_problem=problem,

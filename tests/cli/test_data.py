@@ -61,8 +61,9 @@ def test_stats_are_counted_and_tokens_where_a_model_is_named(rows, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[:3] == ["my.jsonl", "  rows                     2", "  format                   messages"]
     assert "  same as an earlier row   1 (50.0%)" in lines
-    assert lines[-1].startswith("  tokens                   p50 ")
-    assert lines[-1].endswith(" (chatglm3)")
+    assert lines[-2].startswith("  tokens                   p50 ")
+    assert lines[-2].endswith(" (chatglm3)")
+    assert lines[-1] == "  the model's context      128 tokens; 0 rows are longer"
 
 
 def test_each_verb_names_the_columns_that_nobody_reads_and_stops_at_those_that_carry_meaning(tmp_path):

@@ -108,7 +108,8 @@ def test_an_error_of_one_process_alone_is_told_by_that_one(model: Path, tmp_path
         "main()\n",
         encoding="utf-8",
     )
-    words = [f"model={model}", f"data.train={ADVERTS}", f"output={tmp_path / 'run'}", "data.max_rows=10"]
+    words = [f"model={model}", f"data.train={ADVERTS}", f"output={tmp_path / 'run'}", "data.max_rows=10",
+             "data.max_tokens=400"]  # fmt: skip
     done = on_two_processes(["train", *words], str(tmp_path / "one_fails.py"))
     assert done.returncode != 0
     assert "error: process 1: disk of the second machine: full" in done.stderr

@@ -143,15 +143,20 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
 
 
 def _encoded(model: Path, template: str | None, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
-    """By name, lengths of the rows as this model reads them, uncut, and the thoughts that it does not."""
+    """By name, lengths of the rows as this model reads them, uncut, and what it was not made for."""
     from glmtune.data.encode import encode_examples
+    from glmtune.family import context_of
     from glmtune.load import open_tokenizer
     from glmtune.places import resolve
     from glmtune.recipe import Data
 
-    tokenizer = open_tokenizer(resolve(model), template=template)
+    place = resolve(model)
+    tokenizer = open_tokenizer(place, template=template)
     report = encode_examples(tokenizer, examples, Data(max_tokens=UNLIMITED_TOKENS)).report
     lengths = f"p50 {report.p50:,}, p95 {report.p95:,}, p99 {report.p99:,}, longest {report.longest:,}"
     yield "tokens", f"{lengths} ({tokenizer.template})"
+    if context := context_of(place.base):
+        longer = sum(length > context for length in report.lengths)
+        yield "the model's context", f"{context:,} tokens; {longer:,} rows are longer"
     if report.thoughts_lost:
         yield "thoughts left out", f"{report.thoughts_lost:,}: {tokenizer.template} learns none"

@@ -36,13 +36,24 @@ class Limits:
     total: int | None
     source: int = 0
     target: int = 0
+    origin: str = ""
+    """Where a limit that no setting names comes from, in words."""
 
     @classmethod
-    def of(cls, settings: Data) -> "Limits":
-        """The limits that the settings name, or their default."""
-        if settings.max_source_tokens is None or settings.max_target_tokens is None:
-            return cls(settings.max_tokens or DEFAULT_MAX_TOKENS)
-        return cls(None, settings.max_source_tokens, settings.max_target_tokens)
+    def of(cls, settings: Data, context: int | None = None, *, num_new: int = 0) -> "Limits":
+        """The limits that the settings name, else 1024 tokens or, where that is less, the model's context.
+
+        `num_new`: tokens of the context that are left to an answer, at most half of it.
+        """
+        if settings.max_source_tokens is not None and settings.max_target_tokens is not None:
+            return cls(None, settings.max_source_tokens, settings.max_target_tokens)
+        if settings.max_tokens is not None:
+            return cls(settings.max_tokens)
+        room = DEFAULT_MAX_TOKENS if context is None else max(context - num_new, context // 2)
+        if context is None or room >= DEFAULT_MAX_TOKENS:
+            return cls(DEFAULT_MAX_TOKENS, origin="the default")
+        less = f", less {context - room:,} for the answer" if room < context else ""
+        return cls(room, origin=f"the model's context{f' of {context:,}' if less else ''}{less}")
 
     def is_source_met(self, piece: Piece) -> bool:
         """Whether what comes before the last answer is short enough."""
@@ -56,9 +67,17 @@ class Limits:
         """Whether nothing needs a cut."""
         return self.is_source_met(piece) and self.is_target_met(piece)
 
+    @property
+    def raising(self) -> str:
+        """What to do, in words, for longer rows."""
+        if self.total is None:
+            return "raise data.max_source_tokens and data.max_target_tokens"
+        beyond = "; beyond its context the model gets worse" if "context" in self.origin else ""
+        return f"raise data.max_tokens{beyond}"
+
     def __str__(self) -> str:
         if self.total is not None:
-            return f"max_tokens {self.total:,}"
+            return f"max_tokens {self.total:,}{f' ({self.origin})' if self.origin else ''}"
         return f"max_source_tokens {self.source:,}, max_target_tokens {self.target:,}"
 
 

@@ -6,6 +6,7 @@ stay, and the token that ends an answer is always there and learned.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from glmtune.data.example import Example
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.errors import DataError
-from glmtune.family import require_template
+from glmtune.family import context_of, require_template
 from glmtune.recipe.settings import Data, TemplateName
 from glmtune.templates import (
     Message,
@@ -65,7 +66,7 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     A conversation gives one row; with ChatGLM-6B's and ChatGLM2's chat format one for each learned answer.
     Raises DataError for a row that the format cannot express, and as `settings.overlong` says.
     """
-    limits = Limits.of(settings)
+    limits = Limits.of(settings, _context(tokenizer))
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
     keeps_thoughts = settings.encoding == "chat" and find(_template(tokenizer)).learns_thoughts
@@ -75,10 +76,14 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
             messages = _with_settings(example.messages, settings)
             if not keeps_thoughts:
                 report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
-            for ids, labels in encode(tokenizer, messages, settings, report):
+            for ids, labels in encode(tokenizer, messages, settings, limits, report):
                 rows.append(_row(ids, labels, example.place))
-    _check(report, rows, settings)
+    _check(report, rows, settings, limits)
     return Encoded(rows, report)
+
+
+def _context(tokenizer: GlmTokenizer) -> int | None:
+    return context_of(Path(tokenizer.vocab_file).parent)
 
 
 def _count_lost_thoughts(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> int:
@@ -102,30 +107,31 @@ def _count_lost_thoughts(tokenizer: GlmTokenizer, messages: Sequence[Message]) -
 
 
 def encode_prompts(
-    tokenizer: GlmTokenizer, examples: Sequence[Example], settings: Data
+    tokenizer: GlmTokenizer, examples: Sequence[Example], settings: Data, *, num_new: int = 0
 ) -> tuple[list[Prompt], LengthReport]:
     """The prompt of each conversation's last answer, with that answer, and what was cut of the prompts.
 
-    Raises DataError where there is no answer, or a prompt cannot be cut.
+    Where no setting names a limit, the model's context is to hold `num_new` tokens of an answer too. Raises
+    DataError where there is no answer, or a prompt cannot be cut.
     """
-    limits = Limits.of(settings)
+    limits = Limits.of(settings, _context(tokenizer), num_new=num_new)
     report = LengthReport(limit=f"{limits} (the question part)")
     prompts = []
     for example in examples:
         with _At(example.place):
-            prompt = _prompt(tokenizer, _with_settings(example.messages, settings), settings)
+            prompt = _prompt(tokenizer, _with_settings(example.messages, settings), settings, limits)
         report.add(prompt.uncut_tokens, len(prompt.ids), prompt.cuts)
         prompts.append(prompt)
     return prompts, report
 
 
-def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Prompt:
+def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data, limits: Limits) -> Prompt:
     if settings.encoding != "chat":
         return _official_prompt(tokenizer, messages, settings)
     last = last_index(messages, lambda message: message.role == "assistant")
     if last is None:
         raise DataError("no answer to compare with", hint="give every test row an answer")
-    prompt = _cut_prompt(tokenizer, messages[:last], settings)
+    prompt = _cut_prompt(tokenizer, messages[:last], settings, limits)
     return replace(prompt, reference=_reference(tokenizer, messages[: last + 1]))
 
 
@@ -174,18 +180,18 @@ def _with_settings(messages: Sequence[Message], settings: Data) -> list[Message]
     )
 
 
-def _check(report: LengthReport, rows: Sequence[Row], settings: Data) -> None:
+def _check(report: LengthReport, rows: Sequence[Row], settings: Data, limits: Limits) -> None:
     asks_leave = settings.overlong == "cut" and settings.encoding == "chat"
     if asks_leave and report.overlong_share > REFUSED_SHARE:
         raise DataError(
             f"data: {report.overlong_share:.0%} of {report.rows:,} rows are longer than {report.limit}",
-            hint=f"raise the limit (95 % of the rows have at most {report.p95:,} tokens, 99 % at most "
+            hint=f"{limits.raising} (95 % of the rows have at most {report.p95:,} tokens, 99 % at most "
             f"{report.p99:,}), or allow it with data.overlong=cut_any",
         )
     if report.rows and not rows:
         raise DataError(
             "data: no row is left: " + "; ".join(report.lines()),
-            hint="raise the limit, or give rows with answers",
+            hint=f"{limits.raising}, or give rows with answers",
         )
 
 
@@ -196,9 +202,12 @@ _IdsAndLabels = Iterator[tuple[list[int], list[int]]]
 
 
 def _encode_chat(
-    tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data, report: LengthReport
+    tokenizer: GlmTokenizer,
+    messages: Sequence[Message],
+    settings: Data,
+    limits: Limits,
+    report: LengthReport,
 ) -> _IdsAndLabels:
-    limits = Limits.of(settings)
     units = list(_units(tokenizer, messages, settings))
     if not units:
         report.drop(0, "unlearned")
@@ -222,11 +231,11 @@ def _encode_chat(
         yield piece.ids, piece.labels
 
 
-def _refuse_overlong(settings: Data, size: int, limits: Limits | str) -> None:
+def _refuse_overlong(settings: Data, size: int, limits: Limits, *, is_prompt: bool = False) -> None:
     if settings.overlong == "error":
         raise DataError(
-            f"{size:,} tokens, allowed is {limits}",
-            hint="raise the limit, or set data.overlong to cut or drop",
+            f"{size:,} tokens{' of the question part' if is_prompt else ''}, allowed is {limits}",
+            hint=f"{limits.raising}, or set data.overlong to cut or drop",
         )
 
 
@@ -276,18 +285,19 @@ def _cutter(tokenizer: GlmTokenizer, limits: Limits, settings: Data) -> Cutter:
     )
 
 
-def _cut_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Prompt:
+def _cut_prompt(
+    tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data, limits: Limits
+) -> Prompt:
     """The prompt that asks for the next answer; its question part may fill the whole limit."""
 
     def encode(asked: Sequence[Message]) -> list[int]:
         return tokenizer.encode_segments(tokenizer.segments(asked, source_prefix=settings.source_prefix))
 
-    limits = Limits.of(settings)
     source = limits.total if limits.total is not None else limits.source
     ids = encode(messages)
     if len(ids) <= source:
         return Prompt(ids, uncut_tokens=len(ids))
-    _refuse_overlong(settings, len(ids), f"{source:,} for the question part")
+    _refuse_overlong(settings, len(ids), limits, is_prompt=True)
     cutter = Cutter(
         Limits(None, source, target=0),
         lambda unit: Piece(encode(unit[:-1]), [], 0),
@@ -297,7 +307,7 @@ def _cut_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: 
     if found is None:
         raise DataError(
             f"the question part has {len(ids):,} tokens and cannot be cut to {source:,}",
-            hint="raise the limit, or shorten the system message",
+            hint=f"{limits.raising}, or shorten the system message",
         )
     return Prompt(found[0].ids, uncut_tokens=len(ids), cuts=tuple(found[1]))
 
@@ -306,7 +316,11 @@ def _cut_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: 
 
 
 def _encode_official(
-    tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data, report: LengthReport
+    tokenizer: GlmTokenizer,
+    messages: Sequence[Message],
+    settings: Data,
+    limits: Limits,
+    report: LengthReport,
 ) -> _IdsAndLabels:
     row = find_encoding(settings.encoding, tokenizer).train(tokenizer, messages, settings)
     if row is None or all(label == IGNORED for label in row.labels):
@@ -314,7 +328,7 @@ def _encode_official(
         return
     cuts = _official_cuts(row)
     if cuts:
-        _refuse_overlong(settings, row.uncut_tokens, report.limit)
+        _refuse_overlong(settings, row.uncut_tokens, limits)
     if cuts and settings.overlong == "drop":
         report.drop(row.uncut_tokens, "overlong")
         return

@@ -1,4 +1,4 @@
-"""Rows held out for the evaluation loss where no validation file is named."""
+"""Rows for the evaluation loss: held out of the training rows, or drawn from a file of their own."""
 
 import random
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from glmtune.recipe.settings import Data
 HOLDOUT_SHARE = 20
 """One row in so many is held out by default: 5 %."""
 MOST_HOLDOUT_ROWS = 200
+MOST_VALIDATION_ROWS = 200
+"""Of a file, unless more are asked for: the loss is taken some ten times a run."""
 
 
 def count_holdout(num_rows: int, settings: Data) -> int:
@@ -34,10 +36,22 @@ def count_holdout(num_rows: int, settings: Data) -> int:
 
 def split_holdout(examples: Sequence[Example], settings: Data) -> tuple[list[Example], list[Example]]:
     """Training and validation rows, both in file order; the same `data.split_seed` draws the same rows."""
-    num_holdout = count_holdout(len(examples), settings)
-    # Only `random()` itself is promised to give the same numbers in every Python version.
-    draw = random.Random(settings.split_seed)
-    ranks = [draw.random() for _ in examples]
-    held = set(sorted(range(len(examples)), key=ranks.__getitem__)[:num_holdout])
+    held = set(_draw(len(examples), count_holdout(len(examples), settings), settings.split_seed))
     train = [example for index, example in enumerate(examples) if index not in held]
     return train, [examples[index] for index in sorted(held)]
+
+
+def draw_validation(examples: Sequence[Example], settings: Data) -> list[Example]:
+    """The rows that the evaluation loss is taken over, in file order; `data.split_seed` draws which."""
+    most = settings.max_validation_rows
+    if most is None:
+        most = len(examples) if settings.validation is None else MOST_VALIDATION_ROWS
+    return [examples[index] for index in _draw(len(examples), most, settings.split_seed)]
+
+
+def _draw(num_rows: int, num_drawn: int, seed: int) -> list[int]:
+    """So many numbers of rows, or all where there are no more; in order."""
+    # Only `random()` itself is promised to give the same numbers in every Python version.
+    draw = random.Random(seed)
+    ranks = [draw.random() for _ in range(num_rows)]
+    return sorted(sorted(range(num_rows), key=ranks.__getitem__)[:num_drawn])

@@ -7,9 +7,11 @@ from glmtune.files import given_path, is_there
 from glmtune.migration.configs import is_config
 from glmtune.migration.recipes import YAML, migrate_files
 from glmtune.migration.report import Migration
+from glmtune.migration.scripts import starts_program
 
 __all__ = ["Migration", "migrate"]
 
+NOT_KNOWN = "a script that starts none of the official programs: left alone"
 WEIGHTS = (".bin", ".safetensors", ".pt", ".pth")
 
 
@@ -30,8 +32,11 @@ def migrate(
     if not is_there(path):
         raise ConfigError(f"{path}: no such file or folder", hint="give a script, a YAML file or a folder")
     files = _scripts(path)
+    known = [file for file in files if file.suffix in YAML or starts_program(file)]
     if files:
-        return migrate_files(files, target, None if base is None else str(base))
+        other = [Migration(source=str(file), found=[NOT_KNOWN]) for file in files if file not in known]
+        named = None if base is None else str(base)
+        return migrate_files(known or files, target, named) + (other if known else [])
     folder = path if path.is_dir() else path.parent
     checkpoints = sorted((p.name for p in folder.glob("checkpoint-*") if p.is_dir()), key=_step)
     if checkpoints and not any(p.suffix in WEIGHTS for p in folder.iterdir()):

@@ -10,7 +10,7 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.files import read_text
 from glmtune.migration.draft import Draft
-from glmtune.migration.trainer import carry_training
+from glmtune.migration.trainer import carry_training, hold_out
 from glmtune.recipe.flags import UNKNOWN, Reader
 from glmtune.strict import parse_yaml
 from glmtune.values import shown
@@ -190,14 +190,10 @@ def _put_rows(draft: Draft, data: Section, folder: str | None) -> None:
     elif "data.validation" in draft.settings:
         draft.mend(
             "data.validation",
-            "the program evaluates the first 50 rows, and stops where there are fewer; here all of them",
+            "the program evaluates the first 50 rows, and stops if there are fewer; here at most 200, drawn",
         )
     else:
-        draft.put("data.validation", draft.settings["data.train"])
-        draft.mend(
-            "data.validation",
-            "the program stops without val_file; these are the training rows again, so that all are trained",
-        )
+        hold_out(draft)
     for name in data:
         draft.flags[name] = _text(data[name])
 

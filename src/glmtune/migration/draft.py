@@ -40,6 +40,8 @@ class Draft:
     header: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     """What to type, once its file is known."""
+    facts: list[str] = field(default_factory=list)
+    """What to know before it is typed."""
     mended: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
@@ -63,6 +65,11 @@ class Draft:
         """Say at a setting which trap is mended there."""
         self.say(key, text)
         self.mended.append(text)
+
+    def tell(self, key: str, text: str) -> None:
+        """Say at a setting what to know of it before anything is typed."""
+        self.say(key, text)
+        self.facts.append(text)
 
     def take(self, name: str, default: str | None = None) -> str | None:
         """A flag's text, `default` where it is not given, and it counts as dealt with."""

@@ -139,7 +139,7 @@ def _migration(draft: Draft, target: Path | None) -> Migration:
         found[0] += (
             f": {length} of {settings['train.batch_size']} rows, learning rate {settings['train.lr']:g}"
         )
-    found += [f"{key} is open: {why}" for key, why in draft.open.items()]
+    found += [*draft.facts, *(f"{key} is open: {why}" for key, why in draft.open.items())]
     return Migration(
         source=draft.place,
         found=found,

@@ -15,7 +15,7 @@ from glmtune.migration.configs import draft_config
 from glmtune.migration.draft import Draft
 from glmtune.migration.launch import Launch, find_launches
 from glmtune.migration.shell import read_commands
-from glmtune.migration.trainer import carry_training
+from glmtune.migration.trainer import carry_training, hold_out
 from glmtune.recipe.flags import MAIN, is_on
 
 QUANT = {"4": "int4", "8": "int8"}
@@ -33,6 +33,14 @@ def read_script(path: Path, base: str | None = None) -> list[Draft]:
         )
     producers = list(_producers(path.parent))
     return [_draft(launch, path, base, producers) for launch in launches]
+
+
+def starts_program(path: Path) -> bool:
+    """Whether a script starts an official program, as far as it can be read."""
+    try:
+        return bool(_launches(path))
+    except GlmtuneError:  # said where it is migrated
+        return True
 
 
 def _launches(path: Path) -> list[Launch]:
@@ -106,7 +114,8 @@ def _read_training(draft: Draft, base: str | None) -> None:
     draft.put_path("data.train", draft.take("train_file"))
     _put_validation(draft)
     draft.drop("do_predict", "the test rows are answered by glmtune evaluate RUN --data FILE")
-    draft.drop("test_file", "training does not read it: glmtune evaluate RUN --data FILE")
+    draft.put_path("data.test", draft.take("test_file"))
+    draft.open.pop("data.test", None)  # training does not read it
     _put_encoding(draft)
     draft.drop("val_max_target_length", "no answer is written while training")
     carry_training(draft, is_full=draft.settings["method"] == "full")
@@ -148,15 +157,12 @@ def _quant(draft: Draft, bits: str) -> str:
 
 
 def _put_validation(draft: Draft) -> None:
-    named, train = draft.take("validation_file"), draft.settings.get("data.train")
+    named = draft.take("validation_file")
     draft.put_path("data.validation", named)
-    if named is None and train is not None:
-        draft.put(
-            "data.validation",
-            train,
-            "no validation rows are named: these are the training rows again, so that all are trained; "
-            "without this line some are held out",
-        )
+    if named is None:
+        hold_out(draft)
+    if "max_eval_samples" in draft.flags:
+        draft.put("data.max_validation_rows", draft.number("max_eval_samples", "0"))
 
 
 def _put_encoding(draft: Draft) -> None:
@@ -194,16 +200,8 @@ def run_of(output: str) -> str:
 
 def _read_evaluation(draft: Draft, base: str | None, producers: Sequence[Draft]) -> None:
     draft.verb = "evaluate"
-    checkpoint, model = draft.take("ptuning_checkpoint"), draft.take("model_name_or_path")
-    draft.drop("pre_seq_len", "the prefix's length is read from its weights")
-    draft.drop("prefix_projection", "read from the weights")
+    _put_answering(draft, base, producers)
     draft.drop("output_dir", "answers and scores go beside the run, or to --output")
-    bits = draft.take("quantization_bit")
-    if checkpoint is not None:
-        draft.put_path("base", base or model)
-    _put_checkpoint(draft, checkpoint or model, producers)
-    if bits:
-        draft.put("quant", _quant(draft, bits))
     if is_on(draft.flags, "fp16_full_eval"):
         draft.put("dtype", "fp16")
     draft.take("fp16_full_eval")
@@ -216,7 +214,7 @@ def _read_evaluation(draft: Draft, base: str | None, producers: Sequence[Draft])
     draft.put("evaluate.max_new_tokens", draft.settings["data.max_target_tokens"] + 1, _LONGEST_ANSWER)
     draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
     if "max_predict_samples" in draft.flags:
-        draft.put("evaluate.max_rows", draft.number("max_predict_samples", "0"))
+        draft.put("data.max_test_rows", draft.number("max_predict_samples", "0"))
     draft.mend("evaluate.batch_size", _GREEDY)
 
 
@@ -227,7 +225,22 @@ _GREEDY = (
 )
 
 
-def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft]) -> None:
+def _put_answering(draft: Draft, base: str | None, producers: Sequence[Draft]) -> None:
+    """The weights that answer, and what they are put on."""
+    checkpoint, model = draft.take("ptuning_checkpoint"), draft.take("model_name_or_path")
+    is_prefix = checkpoint is not None or "pre_seq_len" in draft.flags
+    draft.drop("pre_seq_len", "the prefix's length is read from its weights")
+    draft.drop("prefix_projection", "read from the weights")
+    if checkpoint is not None:
+        draft.put_path("base", base or model)
+    text = checkpoint or (base if draft.verb == "chat" else None) or model
+    _put_checkpoint(draft, text, producers, is_prefix=is_prefix)
+    bits = draft.take("quantization_bit")
+    if bits:
+        draft.put("quant", _quant(draft, bits))
+
+
+def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft], *, is_prefix: bool) -> None:
     """The trained weights: the folder that the script names, else the run that the scripts beside it make."""
     if text is None:
         draft.open["model"] = "the script names no model"
@@ -237,11 +250,16 @@ def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft]) 
     if found is None or "model" in draft.open or is_there(Path(draft.settings["model"])):
         return
     output, step = found[1], int(found[2])
-    maker = _find_maker(output, producers)
+    maker, others = _find_maker(output, producers, is_prefix=is_prefix)
+    if others:
+        runs = ", ".join(f"{other.place} makes {_name_run(other)}" for other in others)
+        draft.tell("model", f"{text} may be another script's: {runs}")
     if maker is None:
         return
     wrong = _never_made(output, step, maker)
-    draft.put("model", *_checkpoint_of(maker, None if wrong else step))
+    model, said = _checkpoint_of(maker, None if wrong else step)
+    draft.put("model", model)
+    draft.tell("model", said)
     draft.settings.pop("base", None)
     if wrong:
         draft.mend("model", f"{text}: {wrong}")
@@ -249,6 +267,10 @@ def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft]) 
     if history and draft.verb == "evaluate" and "history_column" not in draft.flags:
         draft.put("data.history_column", history)
         draft.mend("data.history_column", "the script trains with --history_column and evaluates without it")
+
+
+def _name_run(maker: Draft) -> str:
+    return "a run that its output=... names" if "$" in maker.output else f"{run_of(maker.output)}/last"
 
 
 def _checkpoint_of(maker: Draft, step: int | None) -> tuple[str, str]:
@@ -264,15 +286,22 @@ def _checkpoint_of(maker: Draft, step: int | None) -> tuple[str, str]:
     )
 
 
-def _find_maker(output: str, producers: Sequence[Draft]) -> Draft | None:
-    """The training that writes this folder; else the only one of its kind (a prefix, or the whole model)."""
+def _find_maker(
+    output: str, producers: Sequence[Draft], *, is_prefix: bool
+) -> tuple[Draft | None, list[Draft]]:
+    """The training whose weights are in this folder, and others whose they may be.
+
+    One that writes the folder; else the only one that trains the same, a prefix or the whole model, on rows
+    without a history.
+    """
     same = [maker for maker in producers if Path(maker.output) == Path(output)]
     if same:
-        return same[0]
-    is_prefix = _PREFIX_IN_NAME.search(output + "-") is not None
+        return same[0], same[1:]
+    is_prefix = is_prefix or _PREFIX_IN_NAME.search(output + "-") is not None
     alike = [m for m in producers if m.output and (m.settings["method"] != "full") == is_prefix]
     plain = [m for m in alike if "data.history_column" not in m.settings]
-    return plain[0] if len(plain) == 1 else None
+    maker = plain[0] if len(plain) == 1 else None
+    return maker, [other for other in alike if other is not maker]
 
 
 def _never_made(output: str, step: int, maker: Draft) -> str:
@@ -288,12 +317,4 @@ def _never_made(output: str, step: int, maker: Draft) -> str:
 def _read_demo(draft: Draft, base: str | None, producers: Sequence[Draft]) -> None:
     """The web page and the terminal chat: a command to type, no recipe."""
     draft.verb = "chat"
-    model, checkpoint = draft.take("model_name_or_path"), draft.take("ptuning_checkpoint")
-    if checkpoint is not None:
-        draft.put_path("base", base or model)
-    _put_checkpoint(draft, checkpoint or base or model, producers)
-    draft.drop("pre_seq_len", "the prefix's length is read from its weights")
-    draft.drop("prefix_projection", "read from the weights")
-    bits = draft.take("quantization_bit")
-    if bits:
-        draft.put("quant", _quant(draft, bits))
+    _put_answering(draft, base, producers)

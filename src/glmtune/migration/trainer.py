@@ -15,6 +15,8 @@ from glmtune.values import shown
 
 def carry_training(draft: Draft, *, is_full: bool) -> None:
     """Set `train` from the Trainer's flags. Raises ConfigError for a number that is none."""
+    if is_full:
+        draft.tell("method", _FULL_MEMORY)
     _carry_batch(draft)
     steps = _carry_length(draft)
     draft.put("train.lr", draft.number("learning_rate", TRAINER["learning_rate"], float))
@@ -25,6 +27,22 @@ def carry_training(draft: Draft, *, is_full: bool) -> None:
     _carry_saving(draft)
     _carry_evaluation(draft)
     _carry_deepspeed(draft)
+
+
+_FULL_MEMORY = (
+    "each card needs 16 bytes a parameter (weights, gradients and AdamW's means in fp32): 100 GB for the "
+    "6.2 billion of ChatGLM-6B, and activations; train.optimizer=adamw_8bit needs 10 bytes, method=lora 2"
+)
+"""docs/methods.md#memory has the arithmetic."""
+
+
+def hold_out(draft: Draft) -> None:
+    """Without a validation file some training rows become one, few of many, and that is said."""
+    draft.mend(
+        "data.train",
+        "no validation rows are named: 5 % of these, at least 1 and at most 200, are held out for the "
+        "evaluation loss and not trained; with data.validation=FILE all are trained",
+    )
 
 
 def _carry_batch(draft: Draft) -> None:
@@ -139,7 +157,7 @@ def _carry_evaluation(draft: Draft) -> None:
         draft.put(
             "train.eval_every",
             draft.settings["train.save_every"],
-            "nothing looked at the validation rows; here their loss is taken at each checkpoint",
+            "nothing looked at the validation rows; here the loss of at most 200 is taken at each checkpoint",
         )
 
 

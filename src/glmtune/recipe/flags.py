@@ -86,7 +86,7 @@ DROPPED: Mapping[str, str] = {
 """Flags that change nothing of what is learned, and why they are not needed."""
 
 NOT_CARRIED: Mapping[str, str] = {
-    "max_eval_samples": "the loss is taken over all validation rows",
+    "max_eval_samples": "an evaluation answers the test rows",
     "num_beams": "answers are greedy: the most likely token each time",
     "resume_from_checkpoint": "the Trainer's optimizer files are not read; this begins anew",
     "config_name": "the model's folder has its configuration",

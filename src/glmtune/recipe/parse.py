@@ -29,6 +29,7 @@ RIVALS = (
     ({"train.steps"}, {"train.epochs"}),
     ({"data.max_tokens"}, {"data.max_source_tokens", "data.max_target_tokens"}),
     ({"method.num_layers"}, {"method.patterns"}),
+    ({"data.max_test_rows"}, {"evaluate.max_rows"}),
 )
 """Settings that say the same in two ways: what is named on top clears the other way below it."""
 

@@ -35,15 +35,20 @@ class Data(Settings):
     set as hf:OWNER/NAME."""
     validation: Path | None = None
     """Rows for the evaluation loss; without it, rows are held out of `train`."""
+    max_validation_rows: int | None = Field(None, ge=1)
+    """Most rows that the evaluation loss is taken over, drawn by `split_seed`; empty: 200 of a validation
+    file, and all rows that are held out."""
     test: Path | None = None
     """Rows that `glmtune evaluate` answers and scores; without it, the validation rows."""
+    max_test_rows: int | None = Field(None, ge=1)
+    """Answer and score only the first so many of them; `evaluate.max_rows` is its older name."""
     charset: str = UTF8
     """Character set of the files of rows; a byte-order mark decides before it. `auto`: what each is found to
     be, told in a note; else a name that Python knows, such as `gb18030`, `big5` or `utf-16-le`."""
     holdout_rows: int | None = Field(None, ge=1)
     """Rows held out of `train` when no validation file is named; empty: 5 %, at least 1, at most 200."""
     split_seed: int = 42
-    """Seed of the draw of held-out rows."""
+    """Seed of the draw of held-out and validation rows."""
     max_rows: int | None = Field(None, ge=1)
     """Use only the first so many training rows."""
     prompt_column: str | None = None
@@ -77,7 +82,8 @@ class Data(Settings):
     loss: Literal["all_turns", "last_turn"] = "all_turns"
     """Which answers of a conversation are learned."""
     max_tokens: int | None = Field(None, ge=16)
-    """Longest example in tokens; empty: 1024, unless the two limits below are set."""
+    """Longest example in tokens; empty: 1024, or the model's context where that is shorter, unless the two
+    limits below are set."""
     max_source_tokens: int | None = Field(None, ge=4)
     """Longest question part in tokens (the official scripts' max_source_length / max_input_length)."""
     max_target_tokens: int | None = Field(None, ge=2)
@@ -205,9 +211,8 @@ class Evaluation(Settings):
     batch_size: int = Field(16, ge=1, le=MAX_SIZE)
     """Rows answered at once."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Longest answer in tokens; empty: `data.max_target_tokens`, else 512."""
-    max_rows: int | None = Field(None, ge=1)
-    """Answer only the first so many rows."""
+    """Longest answer in tokens; empty: `data.max_target_tokens`, else 512, or half of the model's context
+    where that is shorter."""
     compute: Literal["exact", "fast", "auto"] = "exact"
     """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ. `auto`: that,
     if it is faster for `batch_size` rows here; what it took is recorded, and a second run goes on with it."""
@@ -247,6 +252,21 @@ class Recipe(Settings):
     """Answers to watch."""
     evaluate: Evaluation = Evaluation()
     """The scoring."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        """`evaluate.max_rows`, as earlier recipes have it, is `data.max_test_rows`."""
+        evaluate = values.get("evaluate") if isinstance(values, dict) else None
+        if not isinstance(evaluate, dict) or "max_rows" not in evaluate:
+            return values
+        rest = {key: value for key, value in evaluate.items() if key != "max_rows"}
+        data = values.get("data") or {}
+        if not isinstance(data, dict) or evaluate["max_rows"] is None:
+            return {**values, "evaluate": rest}
+        if data.get("max_test_rows") is not None:
+            raise ValueError("evaluate.max_rows is the older name of data.max_test_rows: set that one alone")
+        return {**values, "evaluate": rest, "data": {**data, "max_test_rows": evaluate["max_rows"]}}
 
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":

@@ -15,7 +15,10 @@ from glmtune.runs import make_folder, require_new, write_json
 
 PICTURE_FILE = "compare.png"
 FIGURES_FILE = "compare.json"
-ROWS_ELSEWHERE = {"train", "validation", "test", "max_rows", "holdout_rows", "split_seed"}
+ROWS_ELSEWHERE = {
+    "train", "validation", "test", "max_rows", "max_validation_rows", "max_test_rows", "holdout_rows",
+    "split_seed",
+}  # fmt: skip
 """Settings of the rows that do not say how one is encoded."""
 
 
@@ -233,6 +236,7 @@ def _evaluated_on(run: Run) -> dict[str, Any]:
     else:
         rows = {"data.train": hashes.get("train_sha256"), "data.holdout_rows": data.holdout_rows}
         rows["data.split_seed"] = data.split_seed
+    rows["data.max_validation_rows"] = data.max_validation_rows
     encoding = data.model_dump(mode="json", exclude=ROWS_ELSEWHERE)
     return rows | {"template": run.recipe.template} | {f"data.{key}": encoding[key] for key in encoding}
 

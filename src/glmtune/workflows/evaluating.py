@@ -10,12 +10,13 @@ from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
-from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.runs import RECIPE_FILE, SCORES_FILE, write_json
 from glmtune.workflows.events import Answered, Event, Note, RunResult, drain
-from glmtune.workflows.rows import data_hash, full_path, test_questions
+from glmtune.workflows.rows import data_hash, full_path, longest_answer, test_questions
 
 WEIGHTS = {".bin", ".safetensors"}
+NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_rows"}
+"""Settings of the rows that change no answer."""
 COMPUTED_WITH = "computed_with"
 """In an evaluation's settings: `exact` or `fast`, as its rows are answered; `auto` chooses once."""
 
@@ -32,10 +33,9 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     """Evaluate; yield each answered row. Rows that the folder already holds are not answered again."""
     place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     tokenizer = open_tokenizer(place, template=recipe.template)
-    data, settings = recipe.data, recipe.evaluate
-    asked = test_questions(tokenizer, data, max_rows=settings.max_rows)
+    settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe)
+    asked = test_questions(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from asked.notes
-    max_new_tokens = settings.max_new_tokens or data.max_target_tokens or DEFAULT_NEW_TOKENS
     folder = recipe.output or _default_folder(recipe, place, asked.path)
     dtype = choose_type(place, recipe.dtype, recipe.device, recipe.quant)
     recipe = recipe.model_copy(update={"dtype": dtype.name})
@@ -92,7 +92,7 @@ def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_toke
         "quant": recipe.quant or place.quant,
         "data": str(full_path(path)),
         "data_sha256": data_hash(path),
-        "encoding": recipe.data.model_dump(mode="json", exclude={"train", "validation", "test"}),
+        "encoding": recipe.data.model_dump(mode="json", exclude=NO_ENCODING),
         "max_new_tokens": max_new_tokens,
         "compute": recipe.evaluate.compute,
     }

@@ -19,10 +19,9 @@ from glmtune.files import read_json_if_there
 from glmtune.objectives import Sft
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.recipe.parse import build_recipe
-from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.training.loop import mean_loss
-from glmtune.workflows.rows import data_hash, test_questions, training_rows
+from glmtune.workflows.rows import data_hash, longest_answer, test_questions, training_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,9 @@ def held_out_rows(
 ) -> HeldOut | str:
     """The rows of a file, else the run's own held-out ones; or, in words, why there are none.
 
-    `given`: how the rows are encoded where there is no run. At most `max_rows` rows, of which the first
-    `score_rows` are answered too. Raises `GlmtuneError` for a named file that cannot be read.
+    `given`: how the rows are encoded where there is no run. At most `max_rows` rows; of the
+    file's or the held-out ones the first `score_rows` are answered too. Raises `GlmtuneError` for a named
+    file that cannot be read.
     """
     if run is None and data is None:
         return "this is no run, so nothing says which rows were held out"
@@ -57,18 +57,22 @@ def held_out_rows(
     if run and not data and (changed := _changed_data(run, recipe)):
         return changed
     settings = recipe.data.model_copy(
-        update={"test": None, **({"train": None, "validation": data} if data else {})}
+        update={
+            "test": None,
+            "max_test_rows": score_rows or None,
+            **({"train": None, "validation": data} if data else {}),
+        }
     )
+    new_tokens = longest_answer(tokenizer, recipe)
     try:
         rows = _encoded(tokenizer, settings, data)[:max_rows]
-        asked = test_questions(tokenizer, settings, max_rows=score_rows).questions if score_rows else []
+        asked = test_questions(tokenizer, settings, num_new=new_tokens).questions if score_rows else []
     except GlmtuneError as error:
         if data:
             raise
         return f"the run's held-out rows cannot be read: {error}"
     if not rows:
         return "there are no held-out rows"
-    new_tokens = recipe.evaluate.max_new_tokens or settings.max_target_tokens or DEFAULT_NEW_TOKENS
     place = str(data or settings.validation or f"{settings.train}, the rows held out")
     return HeldOut(rows, asked, new_tokens, recipe.train.micro_batch_size, place)
 

@@ -10,15 +10,18 @@ from typing import Any
 from glmtune.data.encode import Encoded, Row, encode_examples, encode_prompts
 from glmtune.data.example import Example
 from glmtune.data.source import read_dataset
-from glmtune.data.split import split_holdout
+from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
 from glmtune.evaluation.predictions import Question
-from glmtune.family import FAMILIES, identify_family
-from glmtune.files import read_json_if_there
-from glmtune.recipe import Data
+from glmtune.family import context_of
+from glmtune.recipe import Data, Recipe
+from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
+
+FEW_VALIDATION_ROWS = 5
+"""Fewer, and their mean loss follows single rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Rows:
 
 
 def training_rows(tokenizer: Any, data: Data) -> Rows:
-    """Read, split and encode. Raises `ConfigError` and `DataError`."""
+    """Read, split, draw and encode. Raises `ConfigError` and `DataError`."""
     if data.train is None:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
     train, validation, notes = _split(data, data.train)
@@ -43,42 +46,75 @@ def training_rows(tokenizer: Any, data: Data) -> Rows:
     for name, part in (("training", encoded), ("validation", held_out)):
         if part.report.warning:
             notes.append(Note(f"{name} rows: {part.report.warning}", is_warning=True))
-        notes += _longer_than_context(name, [len(row.input_ids) for row in part.rows], tokenizer)
+        notes += _longer_than_context(name, [len(row.input_ids) for row in part.rows], tokenizer, data)
     return Rows(encoded, held_out, tuple(notes))
 
 
-def _longer_than_context(name: str, lengths: Sequence[int], tokenizer: Any) -> list[Note]:
-    """A warning of rows that are longer than all that the model has read before."""
-    folder = Path(tokenizer.vocab_file).parent
-    context = read_json_if_there(folder / "config.json").get(
-        FAMILIES[identify_family(folder).family].context_key
-    )
-    longer = [length for length in lengths if isinstance(context, int) and length > context]
-    if not longer:
+def _longer_than_context(
+    name: str, lengths: Sequence[int], tokenizer: Any, data: Data, *, num_new: int = 0
+) -> list[Note]:
+    """A warning of rows that are longer than all that the model has read before, answers included."""
+    context = context_of(Path(tokenizer.vocab_file).parent)
+    longer = [length for length in lengths if context is not None and length + num_new > context]
+    if context is None or not longer:
         return []
+    answers = f" with {num_new:,} tokens of an answer" if num_new else ""
     text = (
-        f"{name} rows: {len(longer):,} of {len(lengths):,} are longer than the {context:,} tokens that the "
-        f"model was made for (longest {max(longer):,}); data.max_tokens={context} cuts them"
+        f"{name} rows: {len(longer):,} of {len(lengths):,} are longer{answers} than the {context:,} tokens "
+        f"that the model was made for (longest {max(longer) + num_new:,}): expect worse answers there; "
+        f"{_shorter(data, context, num_new)}"
     )
     return [Note(text, is_warning=True)]
+
+
+def _shorter(data: Data, context: int, num_new: int) -> str:
+    """The settings that keep rows, or questions and their answers, within the context."""
+    if num_new:
+        asked = max(context - num_new, context // 2)
+        source = "max_tokens" if data.max_source_tokens is None else "max_source_tokens"
+        return f"data.{source}={asked} evaluate.max_new_tokens={context - asked} fit into it"
+    if data.max_source_tokens is None or data.max_target_tokens is None:
+        return f"data.max_tokens={context} cuts them"
+    room = context - 2  # the official encodings put up to 2 tokens around the two parts
+    source = room * data.max_source_tokens // (data.max_source_tokens + data.max_target_tokens)
+    return f"data.max_source_tokens={source} data.max_target_tokens={room - source} cuts them"
 
 
 def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[Note]]:
     read = read_dataset(path, data)
     notes = [Note(f"{path}: {text}") for text in read.notes()]
     if data.validation is None:
-        train, validation = split_holdout(read.examples, data)
-        text = f"{path}: {len(train)} rows to train on, {len(validation)} held out (seed {data.split_seed})"
-        return list(train), list(validation), [Note(text), *notes]
+        train, held = split_holdout(read.examples, data)
+        validation = draw_validation(held, data)
+        text = f"{len(held):,} held out (seed {data.split_seed})"
+        if len(validation) < len(held):
+            text += f"; the loss is that of {len(validation):,} of them (data.max_validation_rows)"
+        return train, validation, [_plan(path, train, text, validation), *notes]
     other = read_dataset(data.validation, data)
+    validation, whole = draw_validation(other.examples, data), len(other.examples)
     notes += [Note(f"{data.validation}: {text}") for text in other.notes()]
     if full_path(data.validation) == full_path(path):
         text = "the validation file is the training file: its loss will not show forgetting or overfitting"
         notes.append(Note(text, is_warning=True))
-    text = (
-        f"{path}: {len(read.examples)} rows to train on; {data.validation}: {len(other.examples)} to validate"
+    text = f"{data.validation}: {whole:,} to validate"
+    if len(validation) < whole:
+        text = (
+            f"{data.validation}: {len(validation):,} of {whole:,} to validate (seed {data.split_seed}; "
+            f"data.max_validation_rows={whole} takes all)"
+        )
+    return read.examples, validation, [_plan(path, read.examples, text, validation), *notes]
+
+
+def _plan(path: Path, train: Sequence[Example], text: str, validation: Sequence[Example]) -> Note:
+    """How many rows are trained, how many validated, and what is to be thought of few."""
+    few = f": the loss of {_rows(validation)} tells little, data.validation=FILE names more"
+    return Note(
+        f"{path}: {_rows(train)} to train on; {text}{few if len(validation) < FEW_VALIDATION_ROWS else ''}"
     )
-    return read.examples, other.examples, [Note(text), *notes]
+
+
+def _rows(examples: Sequence[Example]) -> str:
+    return f"{len(examples):,} row{'' if len(examples) == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +126,31 @@ class Questions:
     notes: tuple[Note, ...]
 
 
-def test_questions(tokenizer: Any, data: Data, *, max_rows: int | None) -> Questions:
-    """`data.test`, else `data.validation`, else the held-out rows, encoded."""
+def longest_answer(tokenizer: Any, recipe: Recipe) -> int:
+    """Tokens of the longest answer that an evaluation waits for."""
+    context = context_of(Path(tokenizer.vocab_file).parent)
+    default = DEFAULT_NEW_TOKENS if context is None else min(DEFAULT_NEW_TOKENS, max(context // 2, 1))
+    return recipe.evaluate.max_new_tokens or recipe.data.max_target_tokens or default
+
+
+def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
+    """`data.test`, else `data.validation`, else the held-out rows, encoded.
+
+    `num_new`: tokens of the longest answer, for which the context is to have room.
+    """
     path = data.test or data.validation or data.train
     if path is None:
         raise ConfigError("data.test: missing", hint="name the file: data.test=FILE")
     read = read_dataset(path, data)
     examples: Sequence[Example] = read.examples
-    if path == data.train and data.test is None:
+    if data.test is None and data.validation is None:
         examples = split_holdout(list(examples), data)[1]
-    prompts, report = encode_prompts(tokenizer, examples[:max_rows], data)
+    prompts, report = encode_prompts(tokenizer, examples[: data.max_test_rows], data, num_new=num_new)
     notes = [Note(f"test rows: {line}") for line in (*read.notes(), *report.lines())]
     if report.warning:
         notes.append(Note(f"test rows: {report.warning}", is_warning=True))
+    lengths = [len(prompt.ids) for prompt in prompts]
+    notes += _longer_than_context("test", lengths, tokenizer, data, num_new=num_new)
     questions = [Question(i, prompt.ids, prompt.reference) for i, prompt in enumerate(prompts)]
     return Questions(path, questions, tuple(notes))
 

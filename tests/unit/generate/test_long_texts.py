@@ -8,8 +8,6 @@ import pytest
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError, DataError
 from glmtune.generate import Chat, Engine, Request, Sampling, complete, engine
-from glmtune.recipe import Data
-from glmtune.workflows.rows import training_rows
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 SAID = "longer than the 16 tokens that the model was made for"
@@ -93,25 +91,6 @@ def test_the_bound_grows_with_the_length_that_a_model_was_made_for(
 ) -> None:
     monkeypatch.setattr(engine, "_context_of", lambda _: context)
     assert Engine(load_model(BUILDERS["ChatGLM3"](tmp_path))).max_prompt == most
-
-
-def test_training_rows_past_the_length_are_counted(tmp_path: Path) -> None:
-    folder = tiny_folder(tmp_path / "model", seq_length=48)
-    data = tmp_path / "rows.jsonl"
-    rows = ['{"prompt": "早", "response": "%s"}' % ("好" * n) for n in (2, 3, 4, 60, 90)]
-    data.write_text("\n".join(rows), encoding="utf-8")
-    found = training_rows(load_tokenizer(folder), Data(train=data, validation=data, overlong="cut_any"))
-    (line,) = [
-        note.text
-        for note in found.notes
-        if note.text.startswith("training") and "longer than the" in note.text
-    ]
-    longest = max(len(row.input_ids) for row in found.train.rows)
-    assert f"2 of 5 are longer than the 48 tokens that the model was made for (longest {longest})" in line
-    cut = training_rows(
-        load_tokenizer(folder), Data(train=data, validation=data, overlong="cut_any", max_tokens=48)
-    )
-    assert not any("longer than the" in note.text for note in cut.notes)
 
 
 def test_a_question_that_leaves_no_room_is_refused_by_the_official_calls(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Scripts and configurations -> recipes with the same rows, ids, labels, steps, rates."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 import old_scripts
+from glmtune.data.split import count_holdout
 from glmtune.errors import ConfigError
 from glmtune.migration import Migration, migrate
 from glmtune.migration.draft import _comment
@@ -64,8 +66,10 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "data.prompt_column": "prompt", "data.response_column": "response", "data.history_column": "history",
     },
     "ds_train_finetune": {
-        **THUDM, **ADGEN, **TRAINER, **length(4 * 4, 4, 5000, 1e-4, 1000), **limits(64, 64),
+        **THUDM, **TRAINER, **length(4 * 4, 4, 5000, 1e-4, 1000), **limits(64, 64),
         "method.name": "full", "quant": None, "train.precision": "fp16",
+        "data.train": "AdvertiseGen/train.json", "data.validation": None,
+        "data.test": "AdvertiseGen/dev.json",
     },
 }  # fmt: skip
 """What the tables of the scripts' settings say, in this program's words."""
@@ -286,9 +290,48 @@ def test_what_no_recipe_can_say_is_an_error_at_its_place(flag: str, sentence: st
     assert not (tmp_path / "new.yaml").exists()
 
 
-def test_without_validation_rows_all_rows_are_still_trained(tmp_path: Path) -> None:
-    text = script("python main.py").replace("--validation_file v.json", "--overwrite_cache")
-    assert_has(bring(tmp_path, text)[1], {"data.train": "t.json", "data.validation": "t.json"})
+@pytest.mark.parametrize("kind", ["script", "configuration"])
+def test_without_validation_rows_some_of_the_training_rows_are_held_out_and_that_is_said(
+    kind: str, tmp_path: Path
+) -> None:
+    """ds_train_finetune.sh names 114,599 training rows and no others for the loss."""
+    if kind == "script":
+        done, recipe = bring(tmp_path, old_scripts.ds_train_finetune("chatglm-6b"))
+    else:
+        text = old_scripts.config("sft").replace("  val_file: dev.json\n", "")
+        done, recipe = bring(tmp_path, text, "sft.yaml", base="m")
+    assert recipe.data.validation is None
+    assert count_holdout(114_599, recipe.data) == 200
+    (said,) = [text for text in done.mended if "no validation rows are named" in text]
+    assert "at most 200, are held out" in said
+    (word,) = re.findall(r"data\.validation=FILE", said)
+    assert_has(load_recipe(tmp_path / "new.yaml", [word]), {"data.validation": "FILE"})
+
+
+@pytest.mark.parametrize("kind", ["script", "configuration"])
+def test_full_fine_tuning_says_what_it_needs_and_what_needs_less(kind: str, tmp_path: Path) -> None:
+    if kind == "script":
+        done, _ = bring(tmp_path, old_scripts.ds_train_finetune("chatglm-6b"))
+    else:
+        done, _ = bring(tmp_path, old_scripts.config("sft"), "sft.yaml", base="m")
+    (said,) = [text for text in done.found if "16 bytes a parameter" in text]
+    assert said.split("(")[0] in " ".join((tmp_path / "new.yaml").read_text().replace("#", "").split())
+    words = re.findall(r"[\w.]+=\w+", said)
+    assert words == ["train.optimizer=adamw_8bit", "method=lora"]
+    recipes = [load_recipe(tmp_path / "new.yaml", [word]) for word in words]
+    assert (recipes[0].train.optimizer, recipes[1].method.name) == ("adamw_8bit", "lora")
+
+
+@pytest.mark.parametrize(
+    ("text", "flag", "expected"),
+    [
+        (old_scripts.train("chatglm-6b"), "--max_eval_samples 50", {"data.max_validation_rows": 50}),
+        (old_scripts.evaluate("chatglm-6b"), "--max_predict_samples 50", {"data.max_test_rows": 50}),
+    ],
+    ids=["training", "evaluation"],
+)
+def test_numbers_of_rows_are_carried(text: str, flag: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    assert_has(bring(tmp_path, f"{text.rstrip()} \\\n    {flag}\n")[1], expected)
 
 
 # Traps
@@ -343,6 +386,43 @@ def test_the_checkpoint_that_the_script_names_is_evaluated_and_not_the_best(
 def test_a_path_in_a_comment_is_never_broken(start: int) -> None:
     path = "output/adgen-chatglm-6b-pt-128-2e-2"
     assert any(path in line for line in _comment(f"{'x' * start} {path} and more"))
+
+
+WEB_DEMO = old_scripts.web_demo("chatglm-6b").replace("adgen-chatglm-6b-pt-128-2e-2", "mine")
+WHOLE = old_scripts.evaluate_finetune("chatglm-6b").replace("adgen-chatglm-6b-ft-1e-4", "mine")
+
+
+@pytest.mark.parametrize(
+    ("asking", "run"),
+    [
+        (WEB_DEMO, "runs/adgen-chatglm-6b-pt-128-2e-2/last"),
+        (old_scripts.evaluate("chatglm-6b", "mine"), "runs/adgen-chatglm-6b-pt-128-2e-2/last"),
+        (WHOLE, "runs/adgen-chatglm-6b-ft-1e-4/last"),
+    ],
+    ids=["web_demo", "evaluate", "evaluate_finetune"],
+)
+def test_a_checkpoint_of_any_name_is_of_the_method_that_its_flags_say(
+    asking: str, run: str, tmp_path: Path
+) -> None:
+    folder = old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
+    (folder / "ask.sh").write_text(asking, encoding="utf-8")
+    [done] = migrate(folder / "ask.sh", tmp_path / "new.yaml")
+    assert f" {run}" in done.next[-1]
+    assert any(text.startswith("the run of the recipe of ") for text in done.found)
+    others = [text for text in done.found if "may be another script's" in text]
+    assert [text for text in others if "train_chat.sh:3" in text] == (others if asking != WHOLE else [])
+
+
+def test_of_several_trainings_that_may_have_made_a_checkpoint_none_is_taken_and_each_run_is_named(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        text = old_scripts.train("chatglm-6b").replace("output/adgen", f"output/{name}")
+        (tmp_path / f"{name}.sh").write_text(text, encoding="utf-8")
+    done, recipe = bring(tmp_path, old_scripts.evaluate("chatglm-6b", "mine"), "evaluate.sh")
+    assert recipe.model == "./output/mine/checkpoint-3000"
+    said = "a.sh:3 makes runs/a-chatglm-6b-pt-128-2e-2/last, "
+    assert any(said in text and "b.sh:3 makes runs/b-" in text for text in done.found)
 
 
 def test_a_checkpoint_that_is_there_is_kept(tmp_path: Path) -> None:
@@ -410,6 +490,15 @@ def test_a_folder_gives_a_recipe_a_script_and_nothing_is_overwritten(tmp_path: P
     with pytest.raises(ConfigError, match="will not be overwritten"):
         migrate(folder, tmp_path / "new")
     assert {path: path.read_bytes() for path in (tmp_path / "new").iterdir()} == before
+
+
+def test_a_script_of_another_kind_in_a_folder_is_left_alone_and_named(tmp_path: Path) -> None:
+    folder = old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
+    (folder / "download.sh").write_text("wget https://example.org/data.tar.gz\n", encoding="utf-8")
+    *others, left = migrate(folder, tmp_path / "new")
+    assert len(others) == len(old_scripts.SCRIPTS)
+    assert (left.source, left.made) == (str(folder / "download.sh"), None)
+    assert "none of the official programs" in left.found[0]
 
 
 @pytest.mark.parametrize(
