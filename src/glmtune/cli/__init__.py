@@ -12,7 +12,7 @@ import click
 
 from glmtune.cli.chat import chat
 from glmtune.cli.compare import compare
-from glmtune.cli.console import is_main_process, leave_group, program, settle_streams
+from glmtune.cli.console import leave_group, program, settle_streams
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
@@ -24,6 +24,7 @@ from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
+from glmtune.log import is_main_process
 
 FIRST_SPEAKS_S = 5.0
 """How long a process that `torchrun` started waits before it tells its error, which may be every one's."""

@@ -16,8 +16,9 @@ from glmtune.generate import Chat
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Data, load_recipe
 from glmtune.runs import free_folder, make_folder, read_json_lines, require_new, write_text
-from glmtune.workflows.evaluating import evaluate
-from glmtune.workflows.events import Event, Note, RunResult
+from glmtune.workflows.early import recipe_for
+from glmtune.workflows.evaluating import evaluating
+from glmtune.workflows.events import Event, Note, RunResult, drain
 from glmtune.workflows.training import training
 
 MODEL = "glm-tiny"
@@ -182,7 +183,7 @@ def _stand(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[st
             "data": {"test": folder / "data" / file},
             "evaluate": {"batch_size": 64, "max_new_tokens": 128},
         }
-        scores[part] = evaluate(recipe).scores["thudm"]
+        scores[part] = drain(evaluating(recipe_for(recipe))).scores["thudm"]
     return {"answers": answers, "known": _known_share(folder / when / "identity", names), "scores": scores}
 
 

@@ -1,6 +1,6 @@
 """Answer and score the rows of a file."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +8,15 @@ from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.places import Place, resolve
-from glmtune.recipe import Recipe, load_recipe
-from glmtune.recipe.parse import Source, build_recipe, read_values
+from glmtune.recipe import Recipe
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
-from glmtune.runs import RECIPE_FILE, SCORES_FILE, write_json
-from glmtune.workflows.events import Answered, Event, Note, RunResult, drain
+from glmtune.runs import SCORES_FILE, write_json
+from glmtune.workflows.events import Answered, Event, Note, RunResult
 from glmtune.workflows.rows import data_hash, full_path, test_questions
 
 WEIGHTS = {".bin", ".safetensors"}
 COMPUTED_WITH = "computed_with"
 """In an evaluation's settings: `exact` or `fast`, as its rows are answered; `auto` chooses once."""
-
-
-def evaluate(recipe: Source) -> RunResult:
-    """Answer and score the test rows of a recipe (a path, a dict or a `Recipe`).
-
-    Its `model` is a model, run or adapter folder; a run brings its own settings, the recipe's come on top.
-    """
-    return drain(evaluating(recipe_for(recipe)))
 
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
@@ -63,21 +54,6 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)
     return RunResult(folder, {}, scores)
-
-
-def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
-    """The recipe of an evaluation: the run's or adapter's own settings, with the source's on top."""
-    values = read_values(source, words)
-    if not values.get("model"):
-        return build_recipe(values)  # says what is missing
-    place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
-    own: dict[str, Any] = {}
-    if place.run:
-        known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
-        own = {key: known[key] for key in ("template", "quant", "data", "evaluate")}
-    elif place.card:
-        own["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
-    return build_recipe(own, values)
 
 
 def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_tokens: int) -> dict[str, Any]:

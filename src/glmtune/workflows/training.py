@@ -30,7 +30,6 @@ from glmtune.methods.proof import (
 from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
-from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import RESULT_FILE, last_checkpoint, make_folder, read_json_lines, replacing, write_json
 from glmtune.tokenizers import encode_messages
@@ -47,13 +46,18 @@ from glmtune.training.state import (
     write_state,
 )
 from glmtune.workflows.cards import Untrained, look_at_base, write_card
-from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
-from glmtune.workflows.outcome import worse_warning
-from glmtune.workflows.parent import is_pruned, text_warnings, training_recipe, tuned, with_parent
-from glmtune.workflows.plan import (
+from glmtune.workflows.early import (
     as_begun,
-    choose_precision,
     data_hashes,
+    require_resumable,
+    require_startable,
+    run_folder,
+)
+from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
+from glmtune.workflows.outcome import worse_warning
+from glmtune.workflows.parent import is_pruned, text_warnings, tuned, with_parent
+from glmtune.workflows.plan import (
+    choose_precision,
     fp16_line,
     is_rate_high,
     lower_rate,
@@ -62,15 +66,12 @@ from glmtune.workflows.plan import (
     plan_warning,
     pruning_warning,
     rate_line,
-    require_resumable,
-    require_startable,
-    run_folder,
     same_for_all,
     start_processes,
     with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
-from glmtune.workflows.rows import Rows, first_row, training_rows
+from glmtune.workflows.rows import Read, Rows, first_row, training_rows
 
 
 @dataclass
@@ -113,22 +114,19 @@ class _Run:
         return bool(self.accelerator.is_main_process)
 
 
-def train(recipe: Source, *, resume: bool = False) -> RunResult:
-    """Run a recipe (a path, a dict or a `Recipe`); return where its files are and its figures.
+def training(
+    recipe: Recipe, *, resume: bool = False, read: Read | None = None
+) -> Generator[Event, None, RunResult]:
+    """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint.
 
-    With `resume`, go on from the last checkpoint of the recipe's `output`.
+    `read`: the rows, where `check_training` has read them already.
     """
-    return drain(training(training_recipe(recipe), resume=resume))
-
-
-def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
-    """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
     if resume:
         recipe = as_begun(recipe, run_folder(recipe))
     recipe = with_default_rate(with_parent(recipe))
     folder = run_folder(recipe)
     (require_resumable if resume else require_startable)(recipe, folder)
-    run = yield from _prepare(recipe, folder)
+    run = yield from _prepare(recipe, folder, read)
     if resume:
         yield _resume(run)
     if run.is_main:
@@ -145,13 +143,13 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
     return result
 
 
-def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
+def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event, None, _Run]:
     """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
     place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     state = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
-    rows = training_rows(tokenizer, recipe.data)
+    rows = training_rows(tokenizer, recipe.data, read)
     yield from rows.notes
     yield from text_warnings(recipe, place)
     steps = Steps(
