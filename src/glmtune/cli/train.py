@@ -54,7 +54,8 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     with lines.bar("training"), _among_others():
         result = drain(training(recipe, resume=resume, read=read), Shown(lines))
     leave_group()
-    _summary(lines, recipe, result)
+    lines.say(f"next: {program()} chat {result.path}")
+    lines.say(f"      {program()} evaluate {result.path}")
 
 
 def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
@@ -84,17 +85,3 @@ def _among_others() -> Iterator[None]:
         raise TrainingError(
             "another process of this run has ended", hint="it says why; without a word, it was killed"
         ) from err
-
-
-def _summary(lines: "Lines", recipe: "Recipe", result: "RunResult") -> None:
-    run = result.path
-    metrics = result.metrics
-    if "eval_loss" in metrics:
-        lines.say(
-            f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
-            f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
-        )
-    samples = f"; sample answers: {run / 'samples.jsonl'}" if recipe.samples.prompts else ""
-    lines.say(f"loss curve: {run / 'loss.png'}{samples}")
-    lines.say(f"next: {program()} chat {run}")
-    lines.say(f"      {program()} evaluate {run}")

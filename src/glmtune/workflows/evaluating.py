@@ -11,6 +11,7 @@ from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.runs import SCORES_FILE, write_json
+from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult
 from glmtune.workflows.rows import data_hash, full_path, test_questions
 
@@ -46,9 +47,15 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         answers = predict(
             model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
-        for prediction in answers:
-            file.add(prediction)
-            yield Answered(total - len(todo) + len(file.done.keys() & {q.row for q in todo}), total)
+        done = total - len(todo)
+        try:
+            for prediction in answers:
+                file.add(prediction)
+                done += 1
+                yield Answered(done, total)
+        except KeyboardInterrupt:
+            text = f"interrupted; {done} of {total} answers are kept in {file.path}: run the same again to go on"
+            raise Interrupted(text) from None
     wanted = {question.row for question in asked.questions}
     scores = score_all([p for p in file.finish() if p.row in wanted])
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)

@@ -25,6 +25,7 @@ from glmtune.models.dtype import DTYPES
 from glmtune.models.quant import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
 from glmtune.tokenizers import encode_messages, load_tokenizer
+from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import ExportResult, Note
 from glmtune.workflows.quality import HeldOut, held_out_rows, measure
 
@@ -53,6 +54,13 @@ class Order:
 
 def exporting(order: Order) -> Generator[Note, None, ExportResult]:
     """Export; yield a note of each thing a user should know."""
+    try:
+        return (yield from _exporting(order))
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; nothing was written to {order.output}") from None
+
+
+def _exporting(order: Order) -> Generator[Note, None, ExportResult]:
     job = _prepare(order)
     source = job.source
     size = show_size(job.num_bytes)

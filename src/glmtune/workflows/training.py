@@ -1,8 +1,10 @@
 """A training run from recipe to checkpoints: read top to bottom."""
 
 import math
+import shlex
+import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,22 @@ from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
 from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import RESULT_FILE, last_checkpoint, make_folder, read_json_lines, replacing, write_json
+from glmtune.runs import (
+    RESULT_FILE,
+    SAMPLES_FILE,
+    last_checkpoint,
+    make_folder,
+    read_json_lines,
+    remove_folder,
+    replacing,
+    write_json,
+)
 from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
 from glmtune.training.progress import Progress, run_time
+from glmtune.training.stopping import Interrupted, StopRequest
 from glmtune.training.state import (
     STATE_FILE,
     as_state,
@@ -74,6 +86,10 @@ from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Read, Rows, first_row, training_rows
 
 
+SHORT_STEPS = 50
+"""A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
+
+
 @dataclass
 class _Standing:
     """How the run stands; saved with every checkpoint."""
@@ -108,6 +124,7 @@ class _Run:
     pruning: Pruning | None
     """What AdaLoRA does within each step."""
     standing: _Standing = field(default_factory=_Standing)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def is_main(self) -> bool:
@@ -135,9 +152,15 @@ def training(
             pinned = pinned.model_copy(update={"revision": run.place.revision})
         facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
-    yield from _train(run)
+    try:
+        yield from _train(run)
+    except KeyboardInterrupt:
+        if run.is_main and run.standing.step == 0 and not resume:
+            remove_folder(folder)  # nothing is lost, and the same can be begun again
+        raise
     run.accelerator.wait_for_everyone()
     result = _result(run)
+    yield from _closing(run, result.metrics)
     if worse := worse_warning(recipe, result.metrics):
         yield Note(worse, is_warning=True)
     return result
@@ -232,17 +255,27 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
 
 def _train(run: _Run) -> Iterator[Event]:
     """The loop with what happens around it."""
-    settings, standing = run.recipe.train, run.standing
-    eval_every = settings.eval_every or math.ceil(run.num_steps / 10)
-    save_every = settings.save_every or eval_every
-    progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
     start = time.perf_counter()
-    if standing.step == 0:
+    if run.standing.step == 0:
         _record_ranks(run)
         yield from _evaluate(run)
     if _is_out_of_patience(run):
         yield Note("this run had stopped early; there is nothing to go on with")
         return
+    with run.stop.deferred():
+        yield from _steps(run)
+    if run.pruning:
+        yield Note(run.pruning.line())
+    yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
+
+
+def _steps(run: _Run) -> Iterator[Event]:
+    """Each step; evaluations and checkpoints between them. Raises `Interrupted` once a checkpoint is there."""
+    settings, standing = run.recipe.train, run.standing
+    eval_every = settings.eval_every or math.ceil(run.num_steps / 10)
+    save_every = settings.save_every or eval_every
+    log_every = settings.log_every or (1 if run.num_steps <= SHORT_STEPS else 10)
+    progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
     logs = fit(
         run.objective,
         run.module,
@@ -261,21 +294,30 @@ def _train(run: _Run) -> Iterator[Event]:
         if run.is_main:
             run.record.add({**asdict(log), "epoch": log.step / run.steps.per_epoch})
         _record_ranks(run)
-        is_due = log.step % settings.log_every == 0 or is_last
+        is_due = log.step % log_every == 0 or is_last
         yield Stepped(log, run.num_steps, progress.line() if is_due else None)
         is_evaluated = log.step % eval_every == 0 or is_last
         is_best = (yield from _evaluate(run)) if is_evaluated else False
-        is_stopping = _is_out_of_patience(run)
-        if is_best or is_stopping or is_last or log.step % save_every == 0:
+        is_stopping, is_interrupted = _is_out_of_patience(run), _is_interrupted(run)
+        if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
             if not is_evaluated:  # weights that a step has just ruined are no checkpoint: look at one batch
                 _evaluation_loss(run, run.validation[:1])
             yield _save(run, is_best=is_best)
         if is_stopping and not is_last:
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
-            break
-    if run.pruning:
-        yield Note(run.pruning.line())
-    yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
+            return
+        if is_interrupted and not is_last:
+            raise Interrupted(
+                f"interrupted; all {log.step} of {run.num_steps} steps so far are saved; go on with: "
+                f"glmtune train {shlex.quote(str(run.record.folder))} --resume",
+                number=run.stop.number or signal.SIGINT,
+            )
+
+
+def _is_interrupted(run: _Run) -> bool:
+    """Whether any of the processes has been asked to end: all stop at the same step."""
+    asked = torch.tensor(float(run.stop.number > 0), device=run.accelerator.device)
+    return bool(run.accelerator.reduce(asked, "sum"))
 
 
 def _record_ranks(run: _Run) -> None:
@@ -412,6 +454,18 @@ def _sizes(model: Any) -> dict[str, int]:
     """How much is trained of how much, as env.json keeps it."""
     trained, total = count_parameters(model)
     return {"trainable_parameters": trained, "all_parameters": total}
+
+
+def _closing(run: _Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
+    """How the loss went, and where to look."""
+    if "eval_loss" in metrics:
+        yield Note(
+            f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
+            f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
+        )
+    folder = run.record.folder
+    samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
+    yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
 
 
 def _result(run: _Run) -> RunResult:
