@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from glmtune.generate import Chat
     from glmtune.load import load_model, load_tokenizer
     from glmtune.methods.proof import Check
-    from glmtune.migration import Migration, migrate
+    from glmtune.migration import Migration
     from glmtune.recipe import Recipe
-    from glmtune.report.compare import Comparison, compare
+    from glmtune.report.compare import Comparison
     from glmtune.templates import render_messages
     from glmtune.tokenizers import encode_messages
-    from glmtune.workflows import ExportResult, RunResult, evaluate, export, train, verify
+    from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
 
 _HOMES = {
     "Adapters": "glmtune.adapters",
@@ -32,13 +32,13 @@ _HOMES = {
     "Migration": "glmtune.migration",
     "Recipe": "glmtune.recipe",
     "RunResult": "glmtune.workflows",
-    "compare": "glmtune.report.compare",
+    "compare": "glmtune.workflows",
     "encode_messages": "glmtune.tokenizers",
     "evaluate": "glmtune.workflows",
     "export": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
-    "migrate": "glmtune.migration",
+    "migrate": "glmtune.workflows",
     "render_messages": "glmtune.templates",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
@@ -73,3 +73,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'glmtune' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names; what submodules there are is no news to those who call them."""
+    return __all__

@@ -1,19 +1,30 @@
 """Lines for the user that are not results: choices made, places found. They go to stderr."""
 
 import logging
+import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
 logger = logging.getLogger("glmtune")
+_hear: ContextVar[Callable[[str], None] | None] = ContextVar("hear", default=None)
 
 # bitsandbytes advises another package as soon as PEFT imports it; that kernel is for repacked weights, which
 # are never made here
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
+def is_main_process() -> bool:
+    """Only one of the processes that `torchrun` starts speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def tell(text: str) -> None:
     """Say one line. `logging.getLogger("glmtune").setLevel("WARNING")` silences it."""
+    if hear := _hear.get():
+        hear(text)
+        return
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
         logger.propagate = False
@@ -43,11 +54,15 @@ def without_false_alarms() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, `tell` says nothing."""
-    before = logger.level
-    logger.setLevel(logging.WARNING)
+def told_to(hear: Callable[[str], None]) -> Iterator[None]:
+    """Inside, `hear` gets the lines of `tell`, and nobody else does."""
+    before = _hear.set(hear)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        _hear.reset(before)
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Inside, `tell` says nothing."""
+    return told_to(lambda _: None)

@@ -1,16 +1,17 @@
-"""What a path means: a model folder, a run, an adapter, and which base these lie on. No weight is read."""
+"""What a path means: a model folder, a run, an adapter, and which base these lie on. No weight is read.
+
+Torch is loaded where a folder has to be looked into, so that a path to nothing is told at once.
+"""
 
 import shlex
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import given_path, read_json_if_there
 from glmtune.hub import Snapshot, fetch, parse_name
-from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
-from glmtune.methods.card import CARD_FILE
-from glmtune.methods.peft_rules import read_adapter_config_if_there
-from glmtune.models.shards import has_weights
+from glmtune.methods.card import ADAPTER_FILE, CARD_FILE, Card, read_card
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
 from glmtune.values import shown
 
@@ -87,27 +88,22 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
     `revision` is that of a `path` on a hub. Raises `CheckpointError` and `ConfigError`.
     """
     folder, snapshot = find_folder(path, revision)
-    folder = follow(folder)
-    if not folder.exists():
-        raise CheckpointError(
-            f"{folder}: no such folder",
-            hint="give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME",
-        )
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
+    folder = _require_folder(follow(folder))
     run = folder if (folder / RECIPE_FILE).exists() else None
     if run:
         folder = _best_checkpoint(run)
     elif (folder.resolve().parent.parent / RECIPE_FILE).exists():
         run = folder.resolve().parent.parent
     card = read_card(folder)
-    if is_adapter(folder, has_base=base is not None):
+    if (folder / ADAPTER_FILE).exists() or _is_adapter(folder, has_base=base is not None):
         found, snapshot = _base_of(folder, card, base)
         return Place(found, folder, card, run, snapshot)
     if (folder / "config.json").exists():
         if base is not None:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="leave base out")
         return Place(folder, None, card, run, snapshot)
+    from glmtune.models.shards import has_weights
+
     if has_weights(folder):
         raise CheckpointError(
             f"{folder}: weights, but config.json is missing beside them",
@@ -117,6 +113,42 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
         hint="check the path",
     )
+
+
+def _is_adapter(folder: Path, *, has_base: bool) -> bool:
+    from glmtune.methods.adapter import is_adapter
+
+    return is_adapter(folder, has_base=has_base)
+
+
+def require_here(path: str | Path) -> Path | None:
+    """The folder that a path means, of which nothing is read; None where a hub has to be asked.
+
+    Raises `CheckpointError` for a path to nothing.
+    """
+    if not given_path(path).exists() and str(path) not in BUNDLED and parse_name(path):
+        return None
+    return _require_folder(follow(find_folder(path)[0]))
+
+
+def _require_folder(folder: Path) -> Path:
+    if not folder.exists():
+        near = get_close_matches(folder.name, _folders_in(folder.parent), n=1)
+        hint = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
+        raise CheckpointError(
+            f"{folder}: no such folder",
+            hint=f"did you mean {folder.with_name(near[0])}?" if near else hint,
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
+    return folder
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except OSError:  # there is none, or it cannot be read: nothing to suggest
+        return []
 
 
 def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Snapshot | None]:
@@ -203,5 +235,7 @@ class _Recorded:
 def _recorded_base(adapter: Path, card: Card | None) -> _Recorded:
     if card:
         return _Recorded(card.base, card.base_revision, f"{adapter / CARD_FILE}: base")
+    from glmtune.methods.peft_rules import read_adapter_config_if_there
+
     theirs, key = read_adapter_config_if_there(adapter), "base_model_name_or_path"
     return _Recorded(theirs.get(key), theirs.get("revision"), f"{adapter / ADAPTER_FILE}: {key}")

@@ -17,8 +17,8 @@ from glmtune.exports.source import find_source
 from glmtune.methods.adapter import read_card
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import follow, read_json_lines
+from glmtune.workflows.early import training_recipe
 from glmtune.workflows.events import Note, Saved, drain
-from glmtune.workflows.parent import training_recipe
 from glmtune.workflows.training import training
 from models import tiny_folder
 

@@ -6,7 +6,8 @@ import pytest
 
 from glmtune.recipe import load_recipe
 from glmtune.report.run import read_run
-from glmtune.workflows.training import drain, training
+from glmtune.workflows.events import drain
+from glmtune.workflows.training import training
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 STEPS = 40

@@ -18,8 +18,8 @@ from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import read_json_lines
 from glmtune.tokenizers import encode_messages
-from glmtune.workflows.events import Note, Saved
-from glmtune.workflows.training import drain, training
+from glmtune.workflows.events import Note, Saved, drain
+from glmtune.workflows.training import training
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 from proofs import edit_card
 

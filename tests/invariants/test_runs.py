@@ -17,9 +17,9 @@ from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.places import resolve
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.workflows.events import Evaluated, Note, Saved
+from glmtune.workflows.events import Evaluated, Note, Saved, drain
 from glmtune.workflows.rows import training_rows
-from glmtune.workflows.training import drain, training
+from glmtune.workflows.training import training
 from models import tiny_folder, tiny_v1_folder
 from proofs import edit_card
 

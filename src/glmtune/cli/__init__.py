@@ -7,12 +7,13 @@ import os
 import sys
 import time
 import warnings
+from typing import NoReturn
 
 import click
 
 from glmtune.cli.chat import chat
 from glmtune.cli.compare import compare
-from glmtune.cli.console import is_main_process, leave_group, program, settle_streams
+from glmtune.cli.console import leave_group, program, settle_streams
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.evaluate import evaluate
@@ -25,6 +26,8 @@ from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
+from glmtune.log import is_main_process
+from glmtune.training.stopping import Interrupted
 
 FIRST_SPEAKS_S = 5.0
 """How long a process that `torchrun` started waits before it tells its error, which may be every one's."""
@@ -73,13 +76,21 @@ def main() -> None:
     except click.ClickException as err:
         _show_misuse(err)
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as err:
+        _end_interrupted(err.__cause__ or err)
     except GlmtuneError as err:
         _show_error(err)
         leave_group()
         sys.exit(err.exit_code)
+
+
+def _end_interrupted(err: BaseException) -> NoReturn:
+    """Say what is kept and how to go on, where somebody knows."""
+    told = err if isinstance(err, Interrupted) else Interrupted("interrupted")
+    if is_main_process():
+        click.echo(str(told), err=True)
+    leave_group()
+    sys.exit(told.exit_code)
 
 
 def _show_error(err: GlmtuneError) -> None:

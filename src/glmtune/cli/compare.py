@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import PATH, Lines, plain
+from glmtune.cli.console import PATH, plain
 
 if TYPE_CHECKING:
     from glmtune.report.compare import Comparison, Lead, RunFigures
@@ -40,6 +40,7 @@ def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) ->
 
     from glmtune.report.compare import compare as put_side_by_side
     from glmtune.runs import free_folder
+    from glmtune.workflows.show import Lines
 
     folder = output or free_folder(Path("runs/compare"))
     comparison = put_side_by_side(runs, output=folder, at=at)

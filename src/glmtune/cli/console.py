@@ -1,11 +1,9 @@
-"""Lines and progress bars: the bar only on a terminal, lines the same everywhere."""
+"""What the verbs of the command line share: paths, streams, tables' texts, options."""
 
 import codecs
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,6 @@ from typing import Any
 import click
 
 from glmtune.paths import read_path
-
-
-def is_main_process() -> bool:
-    """Only one of the processes that `torchrun` starts prints."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def leave_group() -> None:
@@ -57,57 +50,6 @@ class PathType(click.ParamType[Path]):
 PATH = PathType()
 
 
-class Lines:
-    """Prints lines, above the progress bar while there is one."""
-
-    def __init__(self) -> None:
-        self._what: str | None = None
-        self._bar: Any = None
-        self._task: Any = None
-
-    def say(self, text: str) -> None:
-        """Print one line to stdout."""
-        if not is_main_process():
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            click.echo(text)
-
-    def warn(self, text: str) -> None:
-        """Print one warning."""
-        self.say(f"warning: {text}")
-
-    @contextmanager
-    def bar(self, what: str) -> Iterator[None]:
-        """Inside, show a progress bar from the first `advance` on, if this is a terminal.
-
-        Not earlier: loading a model shows a bar of its own.
-        """
-        self._what = what if sys.stdout.isatty() and is_main_process() else None
-        try:
-            yield
-        finally:
-            if self._bar is not None:
-                self._bar.stop()
-            self._bar = self._what = None
-
-    def advance(self, done: int, total: int) -> None:
-        """Move the bar."""
-        if self._bar is None and self._what:
-            self._start(self._what, total)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-
-    def _start(self, what: str, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-        self._bar = Progress(*columns, transient=True)
-        self._task = self._bar.add_task(what, total=total)
-        self._bar.start()
-
-
 def program() -> str:
     """How the user calls this program: by its name where that is found, else as it was called."""
     called = sys.argv[0]
@@ -119,11 +61,6 @@ def program() -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things, like `1 row` and `2 rows`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def indent(text: str) -> str:
-    """A block under a heading, line breaks kept."""
-    return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
 def plain(text: str) -> Any:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import PATH, Lines, plain, program
+from glmtune.cli.console import PATH, plain, program
 
 if TYPE_CHECKING:
     from glmtune.workflows.demo import DemoResult
     from glmtune.workflows.events import Event
+    from glmtune.workflows.show import Lines
 
 
 @click.command(short_help="See a small model being tuned: no data, no GPU, no download needed.")
@@ -33,6 +34,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
     from glmtune.log import quiet
     from glmtune.workflows.demo import demo as demonstrate
     from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines
 
     disable_progress_bar()
     lines = Lines()
@@ -45,7 +47,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
         sys.exit(1)
 
 
-def _show(lines: Lines, event: "Event") -> None:
+def _show(lines: "Lines", event: "Event") -> None:
     """Print the steps of the run and of the demo around it."""
     from glmtune.workflows.events import Evaluated, Note, Stepped
 
@@ -60,7 +62,7 @@ def _show(lines: Lines, event: "Event") -> None:
             lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
 
 
-def _report(result: "DemoResult", lines: Lines) -> None:
+def _report(result: "DemoResult", lines: "Lines") -> None:
     from rich.console import Console
 
     console = Console(highlight=False)

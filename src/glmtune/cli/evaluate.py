@@ -1,15 +1,10 @@
 """`glmtune evaluate`."""
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, Lines, counted
-
-if TYPE_CHECKING:
-    from glmtune.workflows.events import Event
+from glmtune.cli.console import PATH, counted
 
 
 @click.command(short_help="Answer and score the rows of a file.")
@@ -36,15 +31,18 @@ def evaluate(
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32
     """
-    from glmtune.workflows.evaluating import evaluating, recipe_for, scores_table
+    from glmtune.workflows.early import recipe_for
     from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines, Shown
 
-    lines = Lines()
     named = {"data.test": data, "output": output, "base": base, "revision": revision}
     words += tuple(f"{key}={value}" for key, value in named.items() if value)
-    events = evaluating(recipe_for({"model": str(path)}, words))
+    recipe = recipe_for({"model": str(path)}, words)
+    from glmtune.workflows.evaluating import evaluating, scores_table
+
+    lines = Lines()
     with lines.bar("answering"):
-        result = drain(events, partial(_show, lines))
+        result = drain(evaluating(recipe), Shown(lines))
     scores = result.scores
     lines.say(f"{'':10} {'thudm':>10} {'chatglm3':>10}")
     for name, thudm, chatglm3 in scores_table(scores):
@@ -54,13 +52,3 @@ def evaluate(
         f"{100 * scores['stopped_share']:.1f}% ended by a stop token"
     )
     lines.say(f"answers: {result.path / 'generated_predictions.txt'}; scores: {result.path / 'scores.json'}")
-
-
-def _show(lines: Lines, event: "Event") -> None:
-    from glmtune.workflows.events import Answered, Note
-
-    match event:
-        case Note(text, is_warning):
-            (lines.warn if is_warning else lines.say)(text)
-        case Answered(done, total):
-            lines.advance(done, total)

@@ -1,15 +1,10 @@
 """`glmtune export`."""
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, Lines
-
-if TYPE_CHECKING:
-    from glmtune.workflows.events import Event
+from glmtune.cli.console import PATH
 
 KINDS = ("merged", "hf", "official-ptuning", "lora-from-adalora", "int8", "int4")
 
@@ -58,7 +53,11 @@ def export(
       glmtune export runs/chatglm3-6b-lora --to merged --output merged
       glmtune export runs/chatglm3-6b-lora --to int4 --output int4 --data test.json
     """
+    from glmtune.places import require_here
     from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines, Shown
+
+    require_here(path)
     from glmtune.workflows.exporting import Order, exporting
 
     order = Order(
@@ -74,12 +73,4 @@ def export(
         score_rows=score_rows,
         device=device,
     )
-    lines = Lines()
-    drain(exporting(order), partial(_show, lines))
-
-
-def _show(lines: Lines, event: "Event") -> None:
-    from glmtune.workflows.events import Note
-
-    if isinstance(event, Note):
-        (lines.warn if event.is_warning else lines.say)(event.text)
+    drain(exporting(order), Shown(Lines()))

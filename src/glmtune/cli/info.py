@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import PATH, Lines
+from glmtune.cli.console import PATH
 
 if TYPE_CHECKING:
     from glmtune.info import AdapterFacts, Info
@@ -62,7 +62,7 @@ def info(
     if found.trainable:
         click.echo(found.trainable)
     for warning in found.warnings:
-        Lines().warn(warning)
+        click.echo(f"warning: {warning}")
 
 
 def _method(path: Path, words: tuple[str, ...], recipe: Path | None) -> "Method | None":

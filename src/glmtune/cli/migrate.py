@@ -1,14 +1,10 @@
 """`glmtune migrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from glmtune.cli.console import PATH
-
-if TYPE_CHECKING:
-    from glmtune.migration import Migration
 
 
 @click.command(short_help="Bring old scripts, adapters and checkpoints here.")
@@ -32,22 +28,8 @@ def migrate(source: Path, output: Path | None, base: str | None, template: str |
       glmtune migrate output/adgen-chatglm-6b-pt-128-2e-2/checkpoint-3000 --base /models/chatglm-6b
                       --output adapters/adgen
     """
-    from glmtune.migration import migrate as migrate_source
+    from glmtune.workflows.events import drain
+    from glmtune.workflows.public import migrating
+    from glmtune.workflows.show import Lines, Shown
 
-    for migration in migrate_source(source, output, base=base, template=template):
-        _show(migration)
-
-
-def _show(migration: "Migration") -> None:
-    click.echo(migration.source)
-    parts = {
-        "found": migration.found,
-        "made": [str(migration.made)] if migration.made else [],
-        "mended": migration.mended,
-        "not carried over": [f"{name}: {why}" for name, why in migration.lost.items()],
-        "not needed": [f"{name}: {why}" for name, why in migration.dropped.items()],
-        "next": migration.next,
-    }
-    for name, lines in parts.items():
-        for line in lines:
-            click.echo(f"  {name + ':':<18}{line}")
+    drain(migrating(source, output, base=base, template=template), Shown(Lines()))

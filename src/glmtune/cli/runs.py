@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, Lines
+from glmtune.cli.console import PATH
 
 if TYPE_CHECKING:
     from glmtune.report.listing import Entry
@@ -28,6 +28,7 @@ def runs(folder: Path, as_json: bool) -> None:
       glmtune runs experiments --json
     """
     from glmtune.report.listing import list_runs
+    from glmtune.workflows.show import Lines
 
     entries = list_runs(folder)
     if as_json:

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, Lines, indent, leave_group, program
+from glmtune.cli.console import PATH, leave_group, program
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
-    from glmtune.workflows import RunResult
-    from glmtune.workflows.events import Event
 
 
 @click.command(short_help="Fine-tune a model on your rows.")
@@ -33,66 +31,43 @@ def train(words: tuple[str, ...], resume: bool) -> None:
     `glmtune settings` lists every KEY. The run's files go to a new folder (output=...): recipe.yaml,
     metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.
     """
-    run_recipe(_recipe(words), resume=resume)
+    run_recipe(_recipe(words, resume=resume), resume=resume)
 
 
 def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     """Train and print what happens."""
+    from glmtune.workflows.early import check_training
+
+    read = check_training(recipe, resume=resume)
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    from glmtune.workflows import training
     from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines, Shown
+    from glmtune.workflows.training import training
 
     disable_progress_bar()  # one bar is enough
     enable_progress_bars()  # but a download, which comes before it, shows its own
     lines = Lines()
     with lines.bar("training"), _among_others():
-        result = drain(training(recipe, resume=resume), partial(_show, lines))
+        result = drain(training(recipe, resume=resume, read=read), Shown(lines))
     leave_group()
-    _summary(lines, recipe, result)
+    lines.say(f"next: {program()} chat {result.path}")
+    lines.say(f"      {program()} evaluate {result.path}")
 
 
-def _recipe(words: tuple[str, ...]) -> "Recipe":
+def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
     from glmtune.errors import ConfigError
-    from glmtune.workflows.parent import training_recipe
+    from glmtune.workflows.early import name_runs, training_recipe
 
+    if resume and not words:
+        raise ConfigError(
+            "--resume: no run named",
+            hint=name_runs(Path("runs/run")) or f"name its folder: {program()} train runs/NAME --resume",
+        )
     if not words or "=" in words[0]:
         return training_recipe({}, words)
-    source = PATH.convert(words[0], None, None)
-    if not source.is_dir():
-        return training_recipe(source, words[1:])
-    if not (source / "recipe.yaml").exists():
-        raise ConfigError(
-            f"{source}: not the folder of a run (no recipe.yaml)",
-            hint=f"a model folder goes in as model={source}",
-        )
-    return training_recipe(source / "recipe.yaml", [f"output={source}", *words[1:]])
-
-
-def _show(lines: Lines, event: "Event") -> None:
-    """Print what happens."""
-    from glmtune.workflows.events import Evaluated, FirstRow, Note, Saved, Stepped
-
-    match event:
-        case Note(text, is_warning):
-            (lines.warn if is_warning else lines.say)(text)
-        case FirstRow(whole, learned, place):
-            lines.say(f"first row ({place}), as the model reads it:\n{indent(whole)}")
-            lines.say(f"what is learned of it:\n{indent(learned)}")
-        case Stepped(log, steps, line):
-            lines.advance(log.step, steps)
-            if line:
-                lines.say(line)
-        case Evaluated(step, loss, best_before, is_best):
-            lines.say(f"Evaluation Loss: {loss:.5f} (step {step})")
-            if is_best and best_before is not None:
-                lines.say(f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}")
-        case Saved(path, is_best, difference):
-            probed = f"the probe's logits differ from the base's by {difference:.3g}"
-            lines.say(f"{'Best model' if is_best else 'Model'} has saved at {path} ({probed})")
-            if not difference:
-                lines.warn("nothing was learned so far, or too little to show: a zero update is not opened")
+    return training_recipe(PATH.convert(words[0], None, None), words[1:])
 
 
 @contextmanager
@@ -108,18 +83,3 @@ def _among_others() -> Iterator[None]:
         raise TrainingError(
             "another process of this run has ended", hint="it says why; without a word, it was killed"
         ) from err
-
-
-def _summary(lines: Lines, recipe: "Recipe", result: "RunResult") -> None:
-    run = result.path
-    metrics = result.metrics
-    if "eval_loss" in metrics:
-        lines.say(
-            f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
-            f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
-        )
-    test = recipe.data.test or recipe.data.validation or "FILE"
-    samples = f"; sample answers: {run / 'samples.jsonl'}" if recipe.samples.prompts else ""
-    lines.say(f"loss curve: {run / 'loss.png'}{samples}")
-    lines.say(f"next: {program()} chat {run}")
-    lines.say(f"      {program()} evaluate {run} --data {test}")

@@ -4,14 +4,7 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import PATH, Lines, opening_options
-
-NAME_WIDTH = 10
-UNRECORDED = "nothing of it was recorded when this was saved (PEFT, an official script or an earlier version)"
-NO_EFFECT = (
-    "this precision proves nothing about the effect: the logits may be off by more than the adapter changes; "
-    "least is allowed in the type and quantisation that it was saved in"
-)
+from glmtune.cli.console import PATH, opening_options
 
 
 @click.command(short_help="Prove that an adapter or run is what was trained.")
@@ -32,18 +25,12 @@ def verify(
       glmtune verify runs/chatglm3-6b-lora
       glmtune verify my-adapter --base /models/chatglm3-6b
     """
-    from glmtune.places import resolve
-    from glmtune.workflows.verifying import verifying
+    from glmtune.places import require_here
+    from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines, Shown
 
-    lines, place = Lines(), resolve(path, base=base)
-    missing: list[str] = []
-    for check in verifying(place, template=template, dtype=dtype, device=device, quant=quant):
-        if not check.is_proven:
-            missing.append(check.found)
-            lines.warn(f"not proven: {check.found}; {UNRECORDED}")
-            continue
-        lines.say(f"{check.name:<{NAME_WIDTH}} {check.found}")
-        if not check.proves_effect:
-            missing.append("its effect")
-            lines.warn(NO_EFFECT)
-    lines.say(f"{place.trained}: verified{', but for ' if missing else ''}{', '.join(missing)}")
+    require_here(path)
+    from glmtune.workflows.verifying import proving
+
+    events = proving(path, base=base, template=template, dtype=dtype, device=device, quant=quant)
+    drain(events, Shown(Lines()))

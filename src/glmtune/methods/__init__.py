@@ -1,15 +1,17 @@
-"""Fine-tuning methods: each turns a loaded model into one whose intended weights can be trained."""
+"""Fine-tuning methods: each turns a loaded model into one whose intended weights can be trained.
+
+Importing this loads no torch: a card beside an adapter is read without it.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from glmtune.log import without_false_alarms
-from glmtune.models.outline import count_weights
 from glmtune.recipe import AdaLora, Method
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from glmtune.methods.adalora import Pruning
 
 
@@ -40,7 +42,7 @@ def begin_pruning(tuned: Any, settings: Method, num_steps: int) -> "Pruning | No
     return Pruning(tuned, settings, num_steps)
 
 
-def trainable_line(model: nn.Module) -> str:
+def trainable_line(model: "nn.Module") -> str:
     """`trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT prints it."""
     trained, total = count_parameters(model)
     return (
@@ -48,6 +50,8 @@ def trainable_line(model: nn.Module) -> str:
     )
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: "nn.Module") -> tuple[int, int]:
     """How many weights are trained, and how many there are, as `count_weights` counts."""
+    from glmtune.models.outline import count_weights
+
     return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(count_weights(model).values())

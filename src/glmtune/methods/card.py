@@ -23,6 +23,8 @@ from glmtune.errors import CheckpointError
 from glmtune.files import hash_file, read_json_if_there, read_text
 
 CARD_FILE = "glmtune.json"
+ADAPTER_FILE = "adapter_config.json"
+"""Of an adapter in PEFT's layout, beside the card."""
 
 _NUMBERS = re.compile(r"\[\n[\s\d.,eE+-]*\]")  # lists of numbers go on one line
 _PROOFS = ("fingerprint", "probe")  # are there, or left out: a null would look like a proof

@@ -173,8 +173,8 @@ class Train(Settings):
     """Recompute activations in the backward pass: about 30 % slower, far less memory."""
     seed: int = Field(42, ge=0)
     """Seed of the row order, the adapter's first weights and dropout."""
-    log_every: int = Field(10, ge=1)
-    """Steps between progress lines."""
+    log_every: int | None = Field(None, ge=1)
+    """Steps between progress lines; empty: 1 in a run of at most 50 steps, else 10."""
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations; empty: ten over the run. The loss before step 1 and at the end always."""
     save_every: int | None = Field(None, ge=1)

@@ -14,8 +14,8 @@ from glmtune.methods.seal import hash_tokenizer
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.places import Place
 from glmtune.recipe import Recipe
+from glmtune.workflows.early import data_hashes
 from glmtune.workflows.parent import parent_facts
-from glmtune.workflows.plan import data_hashes
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from glmtune.generate import Chat
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Data, load_recipe
 from glmtune.runs import free_folder, make_folder, read_json_lines, require_new, write_text
-from glmtune.workflows.evaluating import evaluate
-from glmtune.workflows.events import Event, Note, RunResult
+from glmtune.training.stopping import Interrupted
+from glmtune.workflows.early import recipe_for
+from glmtune.workflows.evaluating import evaluating
+from glmtune.workflows.events import Event, Note, RunResult, drain
 from glmtune.workflows.training import training
 
 MODEL = "glm-tiny"
@@ -132,6 +134,13 @@ def demo(name: str, author: str, output: Path | None = None) -> Generator[Event,
             raise ConfigError(f"{option}: empty", hint="give a word or two")
     folder = output or free_folder(Path("runs/demo"))
     require_new(folder, hint="name another: output=FOLDER")
+    try:
+        return (yield from _show_in(folder, name, author))
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; delete {folder}, and run the demo again") from None
+
+
+def _show_in(folder: Path, name: str, author: str) -> Generator[Event, None, DemoResult]:
     yield from _write_rows(folder / "data", name, author)
     names = (name, author)
     yield Note(f"before: {MODEL} is asked the fixed prompts and the held-out rows")
@@ -182,7 +191,7 @@ def _stand(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[st
             "data": {"test": folder / "data" / file},
             "evaluate": {"batch_size": 64, "max_new_tokens": 128},
         }
-        scores[part] = evaluate(recipe).scores["thudm"]
+        scores[part] = drain(evaluating(recipe_for(recipe))).scores["thudm"]
     return {"answers": answers, "known": _known_share(folder / when / "identity", names), "scores": scores}
 
 

@@ -1,6 +1,6 @@
 """Answer and score the rows of a file."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,10 @@ from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.places import Place, resolve
-from glmtune.recipe import Recipe, load_recipe
-from glmtune.recipe.parse import Source, build_recipe, read_values
-from glmtune.runs import RECIPE_FILE, SCORES_FILE, write_json
-from glmtune.workflows.events import Answered, Event, Note, RunResult, drain
+from glmtune.recipe import Recipe
+from glmtune.runs import SCORES_FILE, write_json
+from glmtune.training.stopping import Interrupted
+from glmtune.workflows.events import Answered, Event, Note, RunResult
 from glmtune.workflows.rows import data_hash, full_path, longest_answer, test_questions
 
 WEIGHTS = {".bin", ".safetensors"}
@@ -19,14 +19,6 @@ NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_r
 """Settings of the rows that change no answer."""
 COMPUTED_WITH = "computed_with"
 """In an evaluation's settings: `exact` or `fast`, as its rows are answered; `auto` chooses once."""
-
-
-def evaluate(recipe: Source) -> RunResult:
-    """Answer and score the test rows of a recipe (a path, a dict or a `Recipe`).
-
-    Its `model` is a model, run or adapter folder; a run brings its own settings, the recipe's come on top.
-    """
-    return drain(evaluating(recipe_for(recipe)))
 
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
@@ -55,29 +47,22 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         answers = predict(
             model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
-        for prediction in answers:
-            file.add(prediction)
-            yield Answered(total - len(todo) + len(file.done.keys() & {q.row for q in todo}), total)
+        done = total - len(todo)
+        try:
+            for prediction in answers:
+                file.add(prediction)
+                done += 1
+                yield Answered(done, total)
+        except KeyboardInterrupt:
+            text = (
+                f"interrupted; {done} of {total} answers are kept in {file.path}: run the same again to go on"
+            )
+            raise Interrupted(text) from None
     wanted = {question.row for question in asked.questions}
     scores = score_all([p for p in file.finish() if p.row in wanted])
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)
     return RunResult(folder, {}, scores)
-
-
-def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
-    """The recipe of an evaluation: the run's or adapter's own settings, with the source's on top."""
-    values = read_values(source, words)
-    if not values.get("model"):
-        return build_recipe(values)  # says what is missing
-    place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
-    own: dict[str, Any] = {}
-    if place.run:
-        known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
-        own = {key: known[key] for key in ("template", "quant", "data", "evaluate")}
-    elif place.card:
-        own["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
-    return build_recipe(own, values)
 
 
 def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_tokens: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""What a workflow reports while it runs. The CLI prints these, the library ignores them."""
+"""What a workflow reports while it runs, and what it gives at its end. Loads no torch."""
 
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from glmtune.training.loop import StepLog
+if TYPE_CHECKING:
+    from glmtune.training.loop import StepLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class FirstRow:
 class Stepped:
     """One optimizer step."""
 
-    log: StepLog
+    log: "StepLog"
     steps: int
     line: str | None
     """The progress line, at every `train.log_every` steps."""
@@ -80,16 +82,25 @@ class RunResult:
     (`exact` or `fast`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """Where an export is, and what `export.json` says of it."""
+
+    path: Path
+    facts: dict[str, Any]
+
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def drain(events: Generator[Item, None, Result], show: Callable[[Item], None] = lambda _: None) -> Result:
     """Run a workflow to its end, each event shown as it comes; return the workflow's result."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as stop:
-            result: Result = stop.value
-            return result
-        show(event)
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as stop:
+                result: Result = stop.value
+                return result
+            show(event)

@@ -25,21 +25,14 @@ from glmtune.models.dtype import DTYPES
 from glmtune.models.quant import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
 from glmtune.tokenizers import encode_messages, load_tokenizer
-from glmtune.workflows.events import Note, drain
+from glmtune.training.stopping import Interrupted
+from glmtune.workflows.events import ExportResult, Note
 from glmtune.workflows.quality import HeldOut, held_out_rows, measure
 
 EXPORT_FILE = "export.json"
 """Where an export keeps what it is and how it was proved."""
 DEFAULT_ROWS = 200
 """Held-out rows that the loss of quality is measured on, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExportResult:
-    """Where an export is, and what `export.json` says of it."""
-
-    path: Path
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +52,15 @@ class Order:
     device: str = "auto"
 
 
-def export(
-    path: str | Path,
-    *,
-    to: str,
-    output: str | Path,
-    base: str | Path | None = None,
-    template: str | None = None,
-    dtype: str | None = None,
-    max_shard_size: str = "2GB",
-    data: str | Path | None = None,
-    max_rows: int = DEFAULT_ROWS,
-    score_rows: int = 0,
-    device: str = "auto",
-) -> ExportResult:
-    """Write a run, adapter or model as `to`, one of `KINDS`, says; see `glmtune export --help`.
-
-    The folder `output` appears only when the export was opened in a fresh process and answered as base +
-    adapter do. `dtype` is the weights' type, by default the base's own. `data`, `max_rows`, `score_rows` and
-    `device`: what int8's and int4's loss of quality is measured on, by default the run's held-out rows.
-    Raises `GlmtuneError`.
-    """
-    rows = Path(data) if data else None
-    order = Order(
-        path, to, Path(output), base, template, dtype, max_shard_size, rows, max_rows, score_rows, device
-    )
-    return drain(exporting(order))
-
-
 def exporting(order: Order) -> Generator[Note, None, ExportResult]:
     """Export; yield a note of each thing a user should know."""
+    try:
+        return (yield from _exporting(order))
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; nothing was written to {order.output}") from None
+
+
+def _exporting(order: Order) -> Generator[Note, None, ExportResult]:
     job = _prepare(order)
     source = job.source
     size = show_size(job.num_bytes)

@@ -1,6 +1,6 @@
 """Going on from what was trained: the weights and settings of an adapter, a fresh optimizer and schedule."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,8 @@ from glmtune.methods.proof import Check, proof_line
 from glmtune.methods.seal import hash_weights
 from glmtune.places import Place, resolve
 from glmtune.recipe import Freeze, Method, Recipe
-from glmtune.recipe.parse import Source, build_recipe, read_values
+from glmtune.workflows.early import run_folder
 from glmtune.workflows.events import Note, drain
-from glmtune.workflows.plan import run_folder
-
-
-def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
-    """The recipe of a training; settings of a method that it does not name are those of its parent's method.
-
-    Raises `ConfigError`, and `CheckpointError` for a parent that cannot be read.
-    """
-    values = read_values(source, words)
-    model, method = values.get("model"), values.get("method")
-    if isinstance(model, str) and isinstance(method, dict) and "name" not in method:
-        place = resolve(model, base=values.get("base"), revision=values.get("revision"))
-        if place.adapter:
-            method["name"] = (own_method(place.adapter) or read_settings(place.adapter)).name
-    return build_recipe(values)
 
 
 def with_parent(recipe: Recipe) -> Recipe:

@@ -1,8 +1,5 @@
 """What a training run's settings mean, settled and checked before anything is loaded."""
 
-import shlex
-from pathlib import Path
-
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -10,38 +7,18 @@ from accelerate.utils import broadcast_object_list
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.family import identify_family
-from glmtune.files import read_json
 from glmtune.methods.adalora import plan_pruning
 from glmtune.models import resolve_device
 from glmtune.models.dtype import Choice
 from glmtune.places import Place
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
-from glmtune.recipe import AdaLora, Method, Recipe, load_recipe
-from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint, require_new
+from glmtune.recipe import AdaLora, Method, Recipe
 from glmtune.workflows.forgetting import chat_loss_warning
-from glmtune.workflows.record import with_full_paths
-from glmtune.workflows.rows import data_hash
 
 FEW_PRUNING_STEPS = 20
 """Fewer steps to prune in tell little: the scores of what matters are means over about the last 7 of them.
 Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """`output`, or `runs/<model>-<method>`."""
-    return recipe.output or Path("runs") / f"{Path(recipe.model).resolve().name}-{recipe.method.name}"
-
-
-def require_startable(recipe: Recipe, folder: Path) -> None:
-    """Raise `ConfigError` unless a new run can begin in the folder."""
-    is_begun = (folder / RECIPE_FILE).exists() and not last_checkpoint(folder)
-    way = "delete it: that run has no checkpoint yet" if is_begun else f"go on with it: {_resuming(folder)}"
-    require_new(folder, hint=f"name another with output=..., or {way}")
-
-
-def _resuming(folder: Path) -> str:
-    return f"`glmtune train {shlex.quote(str(folder))} --resume`"
 
 
 def require_able(recipe: Recipe, place: Place) -> None:
@@ -51,32 +28,9 @@ def require_able(recipe: Recipe, place: Place) -> None:
     require_possible(family, f"quant={recipe.quant}", f"quant: {recipe.quant!r}")
 
 
-def data_hashes(recipe: Recipe) -> dict[str, str]:
-    """Hashes of the rows, as env.json keeps them."""
-    data = recipe.data
-    return {
-        f"{name}_sha256": data_hash(p)
-        for name, p in (("train", data.train), ("validation", data.validation))
-        if p
-    }
-
-
 def model_facts(place: Place) -> dict[str, str | None]:
     """Which model it is and where it lay, as env.json keeps it."""
     return {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
-
-
-def as_begun(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, with the model's revision and type that its run began with where it names none itself."""
-    known = folder / RECIPE_FILE
-    if not known.exists():
-        return recipe
-    begun = load_recipe(known)
-    settled = {
-        "revision": begun.revision if recipe.revision is None else recipe.revision,
-        "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,
-    }
-    return recipe.model_copy(update=settled)
 
 
 def with_default_rate(recipe: Recipe) -> Recipe:
@@ -120,34 +74,6 @@ def pruning_warning(method: Method, num_steps: int) -> str | None:
 def lower_rate(recipe: Recipe) -> float:
     """The rate to fall back to: the method's default, or a tenth of what is no higher than that."""
     return recipe.method.default_lr if is_rate_high(recipe) else (recipe.train.lr or 0.0) / 10
-
-
-def require_resumable(recipe: Recipe, folder: Path) -> None:
-    """Going on with other settings or other rows would be neither run."""
-    known = folder / RECIPE_FILE
-    if not known.exists():
-        raise ConfigError(
-            f"{folder}: no run to resume here",
-            hint="leave resume out to begin it; `glmtune runs` lists the runs that there are",
-        )
-    if not last_checkpoint(folder):
-        raise ConfigError(
-            f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
-        )
-    hashes = read_json(folder / ENVIRONMENT_FILE, is_ours=True)
-    for name, digest in data_hashes(recipe).items():
-        if hashes.get(name) != digest:
-            raise ConfigError(
-                f"{folder}: the {name.removesuffix('_sha256')} file has changed since this run began",
-                hint="train anew, with another folder: output=FOLDER",
-            )
-    before, now = (with_full_paths(r).model_dump(mode="json") for r in (load_recipe(known), recipe))
-    changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
-    if changed:
-        raise ConfigError(
-            f"{folder}: its {changed} settings differ from this recipe's",
-            hint=f"resume with the run's own recipe: {_resuming(folder)}",
-        )
 
 
 def start_processes(device: str) -> PartialState:

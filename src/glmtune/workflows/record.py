@@ -11,7 +11,6 @@ import torch
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.extras import require
 from glmtune.log import tell
-from glmtune.places import lasting_name
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks
@@ -33,7 +32,7 @@ from glmtune.runs import (
     write_json,
     write_text,
 )
-from glmtune.workflows.rows import full_path
+from glmtune.workflows.early import with_full_paths
 
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
 
@@ -163,14 +162,3 @@ class RunRecord:
                 partial.touch()
                 for line in lines:
                     append_json(partial, line)
-
-
-def with_full_paths(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths, so that it means the same from anywhere."""
-    data = {
-        name: full_path(path)
-        for name in ("train", "validation", "test")
-        if (path := getattr(recipe.data, name)) is not None
-    }
-    models = {"model": lasting_name(recipe.model), "base": recipe.base and Path(lasting_name(recipe.base))}
-    return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data)})

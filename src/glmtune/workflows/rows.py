@@ -1,24 +1,29 @@
-"""From the recipe's files to encoded rows, with everything a user should know about them."""
+"""From the recipe's files to encoded rows, with everything a user should know about them.
+
+Reading loads no torch, encoding does: what is wrong with a file is told before that.
+"""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from glmtune.data.encode import Encoded, Row, encode_examples, encode_prompts
 from glmtune.data.example import Example
 from glmtune.data.source import read_dataset
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
-from glmtune.evaluation.predictions import Question
 from glmtune.family import context_of
 from glmtune.recipe import Data, Recipe
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
+
+if TYPE_CHECKING:
+    from glmtune.data.encode import Encoded, Row
+    from glmtune.evaluation.predictions import Question
 
 FEW_VALIDATION_ROWS = 5
 """Fewer, and their mean loss follows single rows."""
@@ -28,18 +33,34 @@ FEW_VALIDATION_ROWS = 5
 class Rows:
     """Encoded training and validation rows."""
 
-    train: Encoded
-    validation: Encoded
+    train: "Encoded"
+    validation: "Encoded"
     notes: tuple[Note, ...]
 
 
-def training_rows(tokenizer: Any, data: Data) -> Rows:
-    """Read, split, draw and encode. Raises `ConfigError` and `DataError`."""
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The rows of a training as they were read and split."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    notes: tuple[Note, ...]
+
+
+def read_rows(data: Data) -> Read:
+    """Read, split and draw. Raises `ConfigError` and `DataError`."""
     if data.train is None:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
     train, validation, notes = _split(data, data.train)
-    if data.max_rows:
-        train = train[: data.max_rows]
+    return Read(train[: data.max_rows], validation, tuple(notes))
+
+
+def training_rows(tokenizer: Any, data: Data, read: Read | None = None) -> Rows:
+    """Encode what was read; read it here where it was not yet. Raises `ConfigError` and `DataError`."""
+    from glmtune.data.encode import encode_examples
+
+    read = read or read_rows(data)
+    train, validation, notes = read.train, read.validation, list(read.notes)
     encoded = encode_examples(tokenizer, train, data)
     held_out = encode_examples(tokenizer, validation, data)
     notes += [Note(f"training rows: {line}") for line in encoded.report.lines()]
@@ -122,7 +143,7 @@ class Questions:
     """The rows an evaluation answers."""
 
     path: Path
-    questions: list[Question]
+    questions: "list[Question]"
     notes: tuple[Note, ...]
 
 
@@ -138,6 +159,9 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
 
     `num_new`: tokens of the longest answer, for which the context is to have room.
     """
+    from glmtune.data.encode import encode_prompts
+    from glmtune.evaluation.predictions import Question
+
     path = data.test or data.validation or data.train
     if path is None:
         raise ConfigError("data.test: missing", hint="name the file: data.test=FILE")
@@ -155,7 +179,7 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
     return Questions(path, questions, tuple(notes))
 
 
-def first_row(tokenizer: Any, rows: Sequence[Row]) -> FirstRow:
+def first_row(tokenizer: Any, rows: "Sequence[Row]") -> FirstRow:
     """The first training row, decoded."""
     row = rows[0]
     learned = [int(label) for label in row.labels if label != -100]

@@ -1,8 +1,10 @@
 """A training run from recipe to checkpoints: read top to bottom."""
 
 import math
+import shlex
+import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,17 @@ from glmtune.methods.proof import (
 from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
-from glmtune.recipe.parse import Source
 from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import RESULT_FILE, last_checkpoint, make_folder, read_json_lines, replacing, write_json
+from glmtune.runs import (
+    RESULT_FILE,
+    SAMPLES_FILE,
+    last_checkpoint,
+    make_folder,
+    read_json_lines,
+    remove_folder,
+    replacing,
+    write_json,
+)
 from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
@@ -46,14 +56,20 @@ from glmtune.training.state import (
     restore_state,
     write_state,
 )
+from glmtune.training.stopping import Interrupted, StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base, write_card
-from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped, drain
-from glmtune.workflows.outcome import worse_warning
-from glmtune.workflows.parent import is_pruned, text_warnings, training_recipe, tuned, with_parent
-from glmtune.workflows.plan import (
+from glmtune.workflows.early import (
     as_begun,
-    choose_precision,
     data_hashes,
+    require_resumable,
+    require_startable,
+    run_folder,
+)
+from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
+from glmtune.workflows.outcome import worse_warning
+from glmtune.workflows.parent import is_pruned, text_warnings, tuned, with_parent
+from glmtune.workflows.plan import (
+    choose_precision,
     fp16_line,
     is_rate_high,
     lower_rate,
@@ -63,15 +79,15 @@ from glmtune.workflows.plan import (
     pruning_warning,
     rate_line,
     require_able,
-    require_resumable,
-    require_startable,
-    run_folder,
     same_for_all,
     start_processes,
     with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
-from glmtune.workflows.rows import Rows, first_row, training_rows
+from glmtune.workflows.rows import Read, Rows, first_row, training_rows
+
+SHORT_STEPS = 50
+"""A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
 
 
 @dataclass
@@ -108,28 +124,26 @@ class _Run:
     pruning: Pruning | None
     """What AdaLoRA does within each step."""
     standing: _Standing = field(default_factory=_Standing)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
 
-def train(recipe: Source, *, resume: bool = False) -> RunResult:
-    """Run a recipe (a path, a dict or a `Recipe`); return where its files are and its figures.
+def training(
+    recipe: Recipe, *, resume: bool = False, read: Read | None = None
+) -> Generator[Event, None, RunResult]:
+    """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint.
 
-    With `resume`, go on from the last checkpoint of the recipe's `output`.
+    `read`: the rows, where `check_training` has read them already.
     """
-    return drain(training(training_recipe(recipe), resume=resume))
-
-
-def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, RunResult]:
-    """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint."""
     if resume:
         recipe = as_begun(recipe, run_folder(recipe))
     recipe = with_default_rate(with_parent(recipe))
     folder = run_folder(recipe)
     (require_resumable if resume else require_startable)(recipe, folder)
-    run = yield from _prepare(recipe, folder)
+    run = yield from _prepare(recipe, folder, read)
     if resume:
         yield _resume(run)
     if run.is_main:
@@ -138,22 +152,28 @@ def training(recipe: Recipe, *, resume: bool = False) -> Generator[Event, None, 
             pinned = pinned.model_copy(update={"revision": run.place.revision})
         facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
-    yield from _train(run)
+    try:
+        yield from _train(run)
+    except KeyboardInterrupt:
+        if run.is_main and run.standing.step == 0 and not resume:
+            remove_folder(folder)  # nothing is lost, and the same can be begun again
+        raise
     run.accelerator.wait_for_everyone()
     result = _result(run)
+    yield from _closing(run, result.metrics)
     if worse := worse_warning(recipe, result.metrics):
         yield Note(worse, is_warning=True)
     return result
 
 
-def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
+def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event, None, _Run]:
     """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
     place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     require_able(recipe, place)
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     state = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
-    rows = training_rows(tokenizer, recipe.data)
+    rows = training_rows(tokenizer, recipe.data, read)
     yield from rows.notes
     yield from text_warnings(recipe, place)
     steps = Steps(
@@ -236,17 +256,27 @@ def _prepare(recipe: Recipe, folder: Path) -> Generator[Event, None, _Run]:
 
 def _train(run: _Run) -> Iterator[Event]:
     """The loop with what happens around it."""
-    settings, standing = run.recipe.train, run.standing
-    eval_every = settings.eval_every or math.ceil(run.num_steps / 10)
-    save_every = settings.save_every or eval_every
-    progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
     start = time.perf_counter()
-    if standing.step == 0:
+    if run.standing.step == 0:
         _record_ranks(run)
         yield from _evaluate(run)
     if _is_out_of_patience(run):
         yield Note("this run had stopped early; there is nothing to go on with")
         return
+    with run.stop.deferred():
+        yield from _steps(run)
+    if run.pruning:
+        yield Note(run.pruning.line())
+    yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
+
+
+def _steps(run: _Run) -> Iterator[Event]:
+    """Each step, evaluations and checkpoints between them. Raises `Interrupted` once one is saved."""
+    settings, standing = run.recipe.train, run.standing
+    eval_every = settings.eval_every or math.ceil(run.num_steps / 10)
+    save_every = settings.save_every or eval_every
+    log_every = settings.log_every or (1 if run.num_steps <= SHORT_STEPS else 10)
+    progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
     logs = fit(
         run.objective,
         run.module,
@@ -265,21 +295,30 @@ def _train(run: _Run) -> Iterator[Event]:
         if run.is_main:
             run.record.add({**asdict(log), "epoch": log.step / run.steps.per_epoch})
         _record_ranks(run)
-        is_due = log.step % settings.log_every == 0 or is_last
+        is_due = log.step % log_every == 0 or is_last
         yield Stepped(log, run.num_steps, progress.line() if is_due else None)
         is_evaluated = log.step % eval_every == 0 or is_last
         is_best = (yield from _evaluate(run)) if is_evaluated else False
-        is_stopping = _is_out_of_patience(run)
-        if is_best or is_stopping or is_last or log.step % save_every == 0:
+        is_stopping, is_interrupted = _is_out_of_patience(run), _is_interrupted(run)
+        if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
             if not is_evaluated:  # weights that a step has just ruined are no checkpoint: look at one batch
                 _evaluation_loss(run, run.validation[:1])
             yield _save(run, is_best=is_best)
         if is_stopping and not is_last:
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
-            break
-    if run.pruning:
-        yield Note(run.pruning.line())
-    yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
+            return
+        if is_interrupted and not is_last:
+            raise Interrupted(
+                f"interrupted; all {log.step} of {run.num_steps} steps so far are saved; go on with: "
+                f"glmtune train {shlex.quote(str(run.record.folder))} --resume",
+                number=run.stop.number or signal.SIGINT,
+            )
+
+
+def _is_interrupted(run: _Run) -> bool:
+    """Whether any of the processes has been asked to end: all stop at the same step."""
+    asked = torch.tensor(float(run.stop.number > 0), device=run.accelerator.device)
+    return bool(run.accelerator.reduce(asked, "sum"))
 
 
 def _record_ranks(run: _Run) -> None:
@@ -416,6 +455,18 @@ def _sizes(model: Any) -> dict[str, int]:
     """How much is trained of how much, as env.json keeps it."""
     trained, total = count_parameters(model)
     return {"trainable_parameters": trained, "all_parameters": total}
+
+
+def _closing(run: _Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
+    """How the loss went, and where to look."""
+    if "eval_loss" in metrics:
+        yield Note(
+            f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
+            f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
+        )
+    folder = run.record.folder
+    samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
+    yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
 
 
 def _result(run: _Run) -> RunResult:

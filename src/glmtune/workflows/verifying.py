@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,24 +11,38 @@ from glmtune.load import open_tokenizer, opening
 from glmtune.methods.probe import encode_probe
 from glmtune.methods.proof import Check, check_files, check_tokenizer
 from glmtune.places import Place, resolve
+from glmtune.workflows.events import Note
+
+NAME_WIDTH = 10
+UNRECORDED = "nothing of it was recorded when this was saved (PEFT, an official script or an earlier version)"
+NO_EFFECT = (
+    "this precision proves nothing about the effect: the logits may be off by more than the adapter changes; "
+    "least is allowed in the type and quantisation that it was saved in"
+)
 
 
-def verify(
-    path: str | Path,
-    *,
-    base: str | Path | None = None,
-    template: str | None = None,
-    dtype: str | torch.dtype = "auto",
-    quant: str | None = None,
-    device: str = "auto",
-) -> list[Check]:
-    """Prove that a run, checkpoint or adapter folder does what it did when it was saved; what was proven.
+def proving(
+    path: str | Path, *, base: str | Path | None = None, **opening: Any
+) -> Generator[Note, None, list[Check]]:
+    """Prove what lies at a path; yield a line for each thing that is proven or is not, and one of them all.
 
-    The arguments open it as `load_model`'s do; `base` is its base where that has moved. Raises
-    `CheckpointError` for the first thing that is not so, `ConfigError` for a model that was not trained here.
+    `opening`: as `verifying` has it. Raises as `verifying`.
     """
     place = resolve(path, base=base)
-    return list(verifying(place, template=template, dtype=dtype, device=device, quant=quant))
+    checks: list[Check] = []
+    missing: list[str] = []
+    for check in verifying(place, **opening):
+        checks.append(check)
+        if not check.is_proven:
+            missing.append(check.found)
+            yield Note(f"not proven: {check.found}; {UNRECORDED}", is_warning=True)
+            continue
+        yield Note(f"{check.name:<{NAME_WIDTH}} {check.found}")
+        if not check.proves_effect:
+            missing.append("its effect")
+            yield Note(NO_EFFECT, is_warning=True)
+    yield Note(f"{place.trained}: verified{', but for ' if missing else ''}{', '.join(missing)}")
+    return checks
 
 
 def verifying(

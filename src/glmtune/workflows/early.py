@@ -1,0 +1,193 @@
+"""What can be told before torch is loaded: which run is meant, and what is wrong with paths and rows."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glmtune.data.source import read_dataset
+from glmtune.errors import ConfigError
+from glmtune.files import given_path, read_json
+from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
+from glmtune.near import nearest
+from glmtune.places import lasting_name, require_here, resolve
+from glmtune.recipe import Recipe, load_recipe
+from glmtune.recipe.parse import Source, build_recipe, read_values
+from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint, require_new
+from glmtune.workflows.rows import Read, data_hash, full_path, read_rows
+
+MOST_RUNS = 5
+"""Runs that a hint names."""
+
+
+def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
+    """The recipe of a training; settings of a method that it does not name are those of its parent's method.
+
+    A source may be the folder of a run. Raises `ConfigError`, and `CheckpointError` for a parent that cannot
+    be read.
+    """
+    values = _run_values(given_path(source), words) if isinstance(source, str | Path) else None
+    values = values or read_values(source, words)
+    model, method = values.get("model"), values.get("method")
+    if isinstance(model, str) and isinstance(method, dict) and "name" not in method:
+        place = resolve(model, base=values.get("base"), revision=values.get("revision"))
+        if place.adapter:
+            from glmtune.methods.adapter import own_method
+            from glmtune.methods.peft_settings import read_settings
+
+            method["name"] = (own_method(place.adapter) or read_settings(place.adapter)).name
+    return build_recipe(values)
+
+
+def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
+    """The settings of a run, by its folder; None for a file of a recipe."""
+    if path.is_dir():
+        if (path / RECIPE_FILE).exists():
+            return read_values(path / RECIPE_FILE, [f"output={path}", *words])
+        raise ConfigError(
+            f"{path}: not the folder of a run (no {RECIPE_FILE})",
+            hint=f"a model folder goes in as model={path}",
+        )
+    if path.exists() or path.suffix in {".yaml", ".yml"}:
+        return None
+    raise ConfigError(
+        f"{path}: no such run or recipe",
+        hint=name_runs(path)
+        or "name a recipe that is there, or none: `glmtune train model=MODEL data.train=FILE`",
+    )
+
+
+def name_runs(path: Path) -> str:
+    """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty."""
+    known = sorted(path.parent.glob(f"*/{RECIPE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    runs = {file.parent.name: file.parent for file in known}
+    if near := nearest(path.name, runs):
+        return f"did you mean {runs[near]}?"
+    more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
+    return f"runs are: {', '.join(map(str, [*runs.values()][:MOST_RUNS]))}{more}" if runs else ""
+
+
+def check_training(recipe: Recipe, *, resume: bool) -> Read:
+    """Refuse a path to nothing and an occupied folder; read and split the rows.
+
+    Raises `GlmtuneError`'s children, as `training` does for the same; it looks at the rest.
+    """
+    model, folder = require_here(recipe.model), run_folder(recipe)
+    if resume:
+        require_run(folder)
+    elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
+        require_startable(recipe, folder)  # an adapter's method, in the folder's name, is not known yet
+    return read_rows(recipe.data)
+
+
+def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
+    """The recipe of an evaluation: the run's or adapter's own settings, with the source's on top.
+
+    Raises `GlmtuneError`'s children; for a path to nothing, and test rows that cannot be read, without torch.
+    """
+    values = read_values(source, words)
+    named = build_recipe(values)  # says what is missing or wrong
+    if (model := require_here(named.model)) and _is_plain(model):
+        _check_rows(named)
+        return named
+    place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
+    own: dict[str, Any] = {}
+    if place.run:
+        known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
+        own = {key: known[key] for key in ("template", "quant", "data", "evaluate")}
+    elif place.card:
+        own["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
+    recipe = build_recipe(own, values)
+    _check_rows(recipe)
+    return recipe
+
+
+def _is_plain(model: Path) -> bool:
+    """Whether a folder is a model that has no settings of its own: not trained here, no adapter."""
+    return not any((model / name).exists() for name in (RECIPE_FILE, CARD_FILE, ADAPTER_FILE))
+
+
+def _check_rows(recipe: Recipe) -> None:
+    if recipe.data.test:
+        read_dataset(recipe.data.test, recipe.data)
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """`output`, or `runs/<model>-<method>`."""
+    return recipe.output or Path("runs") / f"{Path(recipe.model).resolve().name}-{recipe.method.name}"
+
+
+def require_startable(recipe: Recipe, folder: Path) -> None:
+    """Raise `ConfigError` unless a new run can begin in the folder."""
+    is_begun = (folder / RECIPE_FILE).exists() and not last_checkpoint(folder)
+    way = "delete it: that run has no checkpoint yet" if is_begun else f"go on with it: {_resuming(folder)}"
+    require_new(folder, hint=f"name another with output=..., or {way}")
+
+
+def _resuming(folder: Path) -> str:
+    return f"`glmtune train {shlex.quote(str(folder))} --resume`"
+
+
+def require_run(folder: Path) -> None:
+    """Raise `ConfigError` unless there is a run in the folder that can be gone on with."""
+    if not (folder / RECIPE_FILE).exists():
+        hint = name_runs(folder) or "leave resume out to begin it; `glmtune runs` lists those that there are"
+        raise ConfigError(f"{folder}: no run to resume here", hint=hint)
+    if not last_checkpoint(folder):
+        raise ConfigError(
+            f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
+        )
+
+
+def require_resumable(recipe: Recipe, folder: Path) -> None:
+    """Going on with other settings or other rows would be neither run."""
+    require_run(folder)
+    hashes = read_json(folder / ENVIRONMENT_FILE, is_ours=True)
+    for name, digest in data_hashes(recipe).items():
+        if hashes.get(name) != digest:
+            raise ConfigError(
+                f"{folder}: the {name.removesuffix('_sha256')} file has changed since this run began",
+                hint="train anew, with another folder: output=FOLDER",
+            )
+    known = load_recipe(folder / RECIPE_FILE)
+    before, now = (with_full_paths(r).model_dump(mode="json") for r in (known, recipe))
+    changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
+    if changed:
+        raise ConfigError(
+            f"{folder}: its {changed} settings differ from this recipe's",
+            hint=f"resume with the run's own recipe: {_resuming(folder)}",
+        )
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe, with the model's revision and type that its run began with where it names none itself."""
+    known = folder / RECIPE_FILE
+    if not known.exists():
+        return recipe
+    begun = load_recipe(known)
+    settled = {
+        "revision": begun.revision if recipe.revision is None else recipe.revision,
+        "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,
+    }
+    return recipe.model_copy(update=settled)
+
+
+def with_full_paths(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths, so that it means the same from anywhere."""
+    data = {
+        name: full_path(path)
+        for name in ("train", "validation", "test")
+        if (path := getattr(recipe.data, name)) is not None
+    }
+    models = {"model": lasting_name(recipe.model), "base": recipe.base and Path(lasting_name(recipe.base))}
+    return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data)})
+
+
+def data_hashes(recipe: Recipe) -> dict[str, str]:
+    """Hashes of the rows, as env.json keeps them."""
+    data = recipe.data
+    return {
+        f"{name}_sha256": data_hash(p)
+        for name, p in (("train", data.train), ("validation", data.validation))
+        if p
+    }
