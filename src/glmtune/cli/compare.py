@@ -97,6 +97,9 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
         return name, [show(run) or NOTHING for run in runs]
 
     yield row("method", lambda run: run.method)
+    for name, show in (("trained on", _trained_on), ("evaluated on", _evaluated_on)):
+        if len({show(run) for run in runs}) > 1:
+            yield row(name, show)
     yield row("trainable parameters", _trainable)
     yield row("size on disk", lambda run: _number(run.size_bytes, "{:,.2f} MB", scale=1e-6))
     yield row("steps", lambda run: f"{run.steps:,}" + ("" if run.is_finished else ", not finished"))
@@ -126,6 +129,14 @@ def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, l
     if comparison.differences:
         texts = [(name, _settings(values)) for name, values in comparison.differences.items()]
         yield "settings that differ", texts
+
+
+def _trained_on(run: "RunFigures") -> str:
+    return run.trained_on
+
+
+def _evaluated_on(run: "RunFigures") -> str:
+    return run.evaluated_on
 
 
 def _trainable(run: "RunFigures") -> str | None:
