@@ -148,9 +148,8 @@ def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> A
     by_time.yaxis.set_tick_params(labelleft=True)
     for axes in (by_step, by_time):
         style(axes)
-    scale_losses(
-        by_step, [y for run in runs for curve in (run.training, run.evaluation) for y in curve.values()]
-    )
+    drawn = [curve for run in runs for curve in (run.training, run.evaluation)]
+    scale_losses(by_step, [loss for curve in drawn for loss in curve.values()])
     for number, run in enumerate(runs):
         times = {step: second / unit_s for step, second in run.seconds.items()}
         for axes, places in ((by_step, {step: step for step in times}), (by_time, times)):
