@@ -119,11 +119,14 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
 
 def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """What not every comparison has: scores by the rows they are of, and the settings that differ."""
+    from glmtune.evaluation.metrics import with_scale
+
     kinds = {scores.key: scores for run in comparison.runs for scores in run.scores}
     for key, example in kinds.items():
         found = [next((s.values for s in run.scores if s.key == key), {}) for run in comparison.runs]
         rows = [
-            (name, [_number(one.get(name), "{:.2f}") or NOTHING for one in found]) for name in example.values
+            (name, [with_scale(one[name], name) if name in one else NOTHING for one in found])
+            for name in example.values
         ]
         yield f"{Path(example.data).stem}, {example.num_rows} rows", rows
     if comparison.differences:
