@@ -4,6 +4,8 @@ import os
 from os import PathLike
 from pathlib import Path
 
+EXAMPLES = "examples"
+"""The folder of the example rows."""
 MAX_NAME_BYTES = 255
 """Longest name of a file or folder. Source: man7.org limits.h, NAME_MAX; NTFS and APFS have 255 too."""
 MAX_PATH_BYTES = 4095
@@ -38,6 +40,23 @@ def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
             f"{path_start(text)}: a path of {len(written):,} bytes, and {MAX_PATH_BYTES:,} are possible"
         )
     return path
+
+
+def examples_folder() -> Path:
+    """Where the example rows are: inside the installed package, or in a checkout of the project."""
+    package = Path(__file__).parent
+    installed = package / EXAMPLES
+    return installed if installed.is_dir() else package.parents[1] / EXAMPLES
+
+
+def find_rows(path: Path) -> Path:
+    """The path of a file of rows; where nothing is there, that of the bundled example of this name, if any.
+
+    Examples are named as in a checkout: `examples/adverts.jsonl`.
+    """
+    bundled = examples_folder() / path.name
+    is_one = path.parent == Path(EXAMPLES) and bundled.suffix in {".json", ".jsonl"} and bundled.is_file()
+    return bundled if is_one and not path.exists() else path
 
 
 def path_start(text: str) -> str:

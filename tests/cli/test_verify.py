@@ -1,6 +1,7 @@
 """`glmtune verify` and `glmtune runs`, as a user types them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 

@@ -30,6 +30,8 @@ from glmtune.data.json_rows import array_rows, check_not_wrapped, line_rows, sho
 from glmtune.data.tables import Row
 from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
+from glmtune.log import tell
+from glmtune.paths import find_rows
 from glmtune.recipe.settings import Data
 from glmtune.strict import NotTextError, decode
 
@@ -115,6 +117,9 @@ def read_rows(path: Path) -> list[Row]:
     """Read the raw rows of a file, a saved data set or a Hub data set, whatever their columns."""
     if tables.is_hub_name(path):
         return tables.hub_rows(path)
+    if (found := find_rows(path)) != path:
+        tell(f"{path}: not here, so the bundled one, {found}")
+        path = found
     if is_there(path) and tables.is_saved_dataset(path):
         return tables.saved_rows(path)
     if is_there(path) and tables.is_parquet(path):

@@ -6,8 +6,9 @@ Help texts and the reference page are printed from these fields. This module imp
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from glmtune.paths import find_rows
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, Settings
 from glmtune.recipe.method import Lora, Method
 
@@ -27,7 +28,8 @@ class Data(Settings):
 
     train: Path | None = None
     """Training rows: a JSON array, JSON lines, CSV or parquet file, a folder of `datasets`, or a Hub data
-    set as hf:OWNER/NAME."""
+    set as hf:OWNER/NAME. examples/adverts.jsonl and its like, where they are not here, are the bundled
+    ones."""
     validation: Path | None = None
     """Rows for the evaluation loss; without it, rows are held out of `train`."""
     test: Path | None = None
@@ -78,6 +80,11 @@ class Data(Settings):
     """What to do with longer rows. `cut`: oldest turns, then the middle of the question, then the end of
     the answer; an error if more than half of the rows need it. `cut_any`: the same without that error.
     `drop`: leave them out. `error`: stop."""
+
+    @field_validator("train", "validation", "test", mode="after")
+    @classmethod
+    def _bundled(cls, path: Path | None) -> Path | None:
+        return None if path is None else find_rows(path)
 
     @model_validator(mode="after")
     def _lengths(self) -> "Data":
@@ -196,7 +203,8 @@ class Recipe(Settings):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     output: Path | None = None
-    """Folder of the run; empty: `runs/<model>-<method>`. It must be new or empty."""
+    """Folder of the run; empty: `runs/<model>-<method>`, from a recipe file `runs/<model>-<recipe>`, with the
+    method behind it where the recipe's name does not say it. It must be new or empty."""
     method: Method = Lora()
     """What is trained; an adapter that is gone on from keeps its own."""
     data: Data = Data()

@@ -22,12 +22,13 @@ from glmtune.places import Place, resolve
 from glmtune.recipe import Freeze, Method, Recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
 from glmtune.workflows.events import Note, drain
-from glmtune.workflows.plan import run_folder
+from glmtune.workflows.plan import run_folder, with_folder
 
 
 def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
     """The recipe of a training; settings of a method that it does not name are those of its parent's method.
 
+    One of a file that names no folder gets one of its own.
     Raises `ConfigError`, and `CheckpointError` for a parent that cannot be read.
     """
     values = read_values(source, words)
@@ -36,7 +37,8 @@ def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
         place = resolve(model, base=values.get("base"), revision=values.get("revision"))
         if place.adapter:
             method["name"] = (own_method(place.adapter) or read_settings(place.adapter)).name
-    return build_recipe(values)
+    recipe = build_recipe(values)
+    return with_folder(recipe, Path(source)) if isinstance(source, str | Path) else recipe
 
 
 def with_parent(recipe: Recipe) -> Recipe:

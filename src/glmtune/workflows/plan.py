@@ -27,7 +27,23 @@ Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tun
 
 def run_folder(recipe: Recipe) -> Path:
     """`output`, or `runs/<model>-<method>`."""
-    return recipe.output or Path("runs") / f"{Path(recipe.model).resolve().name}-{recipe.method.name}"
+    return recipe.output or _default_folder(recipe, recipe.method.name)
+
+
+def with_folder(recipe: Recipe, source: Path) -> Recipe:
+    """The recipe of a file with a folder named after that: `runs/<model>-<recipe>`, where it names none.
+
+    The method stands behind it where the file's name does not say it.
+    """
+    name, method = source.stem, recipe.method.name
+    if recipe.output or source.name == RECIPE_FILE:  # a run's own, which says nothing
+        return recipe
+    output = _default_folder(recipe, name if method in name else f"{name}-{method}")
+    return recipe.model_copy(update={"output": output})
+
+
+def _default_folder(recipe: Recipe, name: str) -> Path:
+    return Path("runs") / f"{Path(recipe.model).resolve().name}-{name}"
 
 
 def require_startable(recipe: Recipe, folder: Path) -> None:
