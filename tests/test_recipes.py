@@ -11,7 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from commands import glmtune
-from glmtune.recipe import Recipe, load_recipe
+from glmtune.data.source import read_examples
+from glmtune.recipe import Data, Recipe, load_recipe
+from glmtune.workflows.parent import training_recipe
+from glmtune.workflows.plan import run_folder
 from models import tiny_folder, tiny_v1_folder
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +152,55 @@ def test_a_recipe_is_short_and_its_header_says_how_to_run_it(path: Path) -> None
     load_recipe(path, words)
 
 
+def test_the_recipes_as_documented_write_to_folders_of_their_own() -> None:
+    folders = [str(run_folder(training_recipe(file, words))) for file, *words in map(command, FILES)]
+    assert len(set(folders)) == len(FILES)
+    assert {"runs/chatglm3-6b-lora", "runs/glm-tiny-lora", "runs/glm-tiny-alpaca-lora"} < set(folders)
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "folder"),
+    [
+        ("mine.yaml", [], "runs/glm-tiny-mine-lora"),
+        ("lora.yaml", ["method=ptuning"], "runs/glm-tiny-lora-ptuning"),
+        ("lora.yaml", ["model=/m/chatglm3-6b"], "runs/chatglm3-6b-lora"),
+        ("lora.yaml", ["output=here"], "here"),
+        ("recipe.yaml", [], "runs/glm-tiny-lora"),
+    ],
+    ids=["its method", "another method", "another model", "named", "a run's own"],
+)
+def test_a_run_is_named_after_its_recipe_and_what_it_trains(
+    tmp_path: Path, file: str, words: list[str], folder: str
+) -> None:
+    (tmp_path / file).write_text("model: glm-tiny\nmethod: lora\n", "utf-8")
+    assert run_folder(training_recipe(tmp_path / file, words)) == Path(folder)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "tiny"], **ids)
+def test_a_twin_finds_its_rows_from_any_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = load_recipe(path).data
+    for rows in filter(None, (data.train, data.validation)):
+        assert rows == ROOT / "examples" / rows.name
+        assert rows.is_file()
+
+
+def test_rows_that_are_here_come_before_the_bundled_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "adverts.jsonl").write_text('{"prompt": "q", "response": "a"}', "utf-8")
+    [example] = read_examples(Path("examples/adverts.jsonl"), Data())
+    assert example.messages[0].content == "q"
+    assert len(read_examples(Path("examples/alpaca.json"), Data())) == 30
+    assert load_recipe({"model": "m", "data": {"train": "examples/adverts.jsonl"}}).data.train == Path(
+        "examples/adverts.jsonl"
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_sets_what_its_source_sets(name: str) -> None:
     header = (FOLDER / f"{name}.yaml").read_text("utf-8")
@@ -162,7 +214,7 @@ def test_a_twin_keeps_base_precision_method_rate_and_schedule(name: str) -> None
     large, small = (load_recipe(FOLDER / place / f"{name}.yaml") for place in ("", "tiny"))
     assert kept(small) == kept(large)
     assert small.model == "glm-tiny"
-    assert small.data.train is not None and small.data.train.parent == Path("examples")
+    assert small.data.train is not None and small.data.train.parent.name == "examples"
 
 
 def kept(recipe: Recipe) -> Mapping[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+EXAMPLES = "examples"
+"""The folder of the example rows."""
 MAX_NAME_BYTES = 255
 """Longest name of a file or folder. Source: man7.org limits.h, NAME_MAX; NTFS and APFS have 255 too."""
 MAX_PATH_BYTES = 4095
@@ -52,6 +54,23 @@ def joining(names: Sequence[str]) -> str:
     """The hint that joins files of rows to one, which is what a setting names."""
     files = " ".join(map(shlex.quote, names))
     return f"join them first: glmtune data convert {files} all.jsonl --to messages; then name all.jsonl"
+
+
+def examples_folder() -> Path:
+    """Where the example rows are: inside the installed package, or in a checkout of the project."""
+    package = Path(__file__).parent
+    installed = package / EXAMPLES
+    return installed if installed.is_dir() else package.parents[1] / EXAMPLES
+
+
+def find_rows(path: Path) -> Path:
+    """The path of a file of rows; where nothing is there, that of the bundled example of this name, if any.
+
+    Examples are named as in a checkout: `examples/adverts.jsonl`.
+    """
+    bundled = examples_folder() / path.name
+    is_one = path.parent == Path(EXAMPLES) and bundled.suffix in {".json", ".jsonl"} and bundled.is_file()
+    return bundled if is_one and not path.exists() else path
 
 
 def path_start(text: str) -> str:

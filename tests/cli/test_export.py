@@ -38,6 +38,7 @@ def test_an_export_says_what_it_proved_and_what_it_lost(desk: Path) -> None:
         "out: done, ",
     ):
         assert said in done.stdout
+    assert done.stdout.count(" of 100 before") == 2
     facts = json.loads((desk / "out" / "export.json").read_text(encoding="utf-8"))
     assert facts["quality"]["scored_rows"] == 1
     assert facts["system"] == "你是助手。"

@@ -1,6 +1,7 @@
 """`glmtune verify` and `glmtune runs`, as a user types them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def test_the_list_has_each_run_with_its_figures_in_80_columns(work: Path, tmp_pa
     }  # fmt: skip
     text = " ".join(done.stdout.split())
     assert "model | lora | 2 steps | best loss " in text
-    assert "adverts_heldout.jsonl, 2 rows: rouge-l " in text
+    assert re.search(r"adverts_heldout\.jsonl, 2 rows: rouge-l [\d.]+ of 100, bleu-4 [\d.]+ of 100", text)
     assert "lr: unknown setting" in text
     listed = json.loads(glmtune("runs", "--json", cwd=tmp_path).stdout)
     assert {Path(entry["path"]).name: entry["state"] for entry in listed}["stopped"] == "stopped"

@@ -78,8 +78,8 @@ def _look(run: Path, other: Path) -> None:
     metrics, ranks = (read_json_lines(run / name) for name in ("metrics.jsonl", "ranks.jsonl"))
     compare([run, other])
     if len(str(metrics)) % 32 == 0:  # a picture takes its time
-        plot_loss(metrics, run / "loss.png")
-        plot_ranks(ranks, 2, run / "ranks.png")
+        plot_loss(metrics, run / "loss.png", title="run")
+        plot_ranks(ranks, 2, run / "ranks.png", title="run")
 
 
 def _look_at_all(count: int) -> Outcomes:

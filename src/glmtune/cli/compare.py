@@ -98,6 +98,9 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
         return name, [show(run) or NOTHING for run in runs]
 
     yield row("method", lambda run: run.method)
+    for name, show in (("trained on", _trained_on), ("evaluated on", _evaluated_on)):
+        if len({show(run) for run in runs}) > 1:
+            yield row(name, show)
     yield row("trainable parameters", _trainable)
     yield row("size on disk", lambda run: _number(run.size_bytes, "{:,.2f} MB", scale=1e-6))
     yield row("steps", lambda run: f"{run.steps:,}" + ("" if run.is_finished else ", not finished"))
@@ -117,16 +120,27 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
 
 def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """What not every comparison has: scores by the rows they are of, and the settings that differ."""
+    from glmtune.evaluation.metrics import with_scale
+
     kinds = {scores.key: scores for run in comparison.runs for scores in run.scores}
     for key, example in kinds.items():
         found = [next((s.values for s in run.scores if s.key == key), {}) for run in comparison.runs]
         rows = [
-            (name, [_number(one.get(name), "{:.2f}") or NOTHING for one in found]) for name in example.values
+            (name, [with_scale(one[name], name) if name in one else NOTHING for one in found])
+            for name in example.values
         ]
         yield f"{Path(example.data).stem}, {example.num_rows} rows", rows
     if comparison.differences:
         texts = [(name, _settings(values)) for name, values in comparison.differences.items()]
         yield "settings that differ", texts
+
+
+def _trained_on(run: "RunFigures") -> str:
+    return run.trained_on
+
+
+def _evaluated_on(run: "RunFigures") -> str:
+    return run.evaluated_on
 
 
 def _trainable(run: "RunFigures") -> str | None:

@@ -109,6 +109,8 @@ def _listed(answers: Sequence[str]) -> str:
 def _scores_table(result: "DemoResult") -> Any:
     from rich.table import Table
 
+    from glmtune.evaluation.metrics import with_scale
+
     table = Table(title="The held-out rows, which were not learned", title_justify="left")
     for head, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(head, justify=justify)  # type: ignore[arg-type]
@@ -117,6 +119,8 @@ def _scores_table(result: "DemoResult") -> Any:
     table.add_row("loss of the adverts", f"{before.advert_loss:.3f}", f"{after.advert_loss:.3f}")
     for part in ("adverts", "talks"):
         for score in ("rouge-l", "bleu-4"):
-            values = (f"{standing.scores[part][score]:.1f}" for standing in (before, after))
+            values = (
+                with_scale(standing.scores[part][score], score, digits=1) for standing in (before, after)
+            )
             table.add_row(f"{score.upper()} of the {part}", *values)
     return table

@@ -44,9 +44,9 @@ def evaluate(
     with lines.bar("answering"):
         result = drain(evaluating(recipe), Shown(lines))
     scores = result.scores
-    lines.say(f"{'':10} {'thudm':>10} {'chatglm3':>10}")
+    lines.say(f"{'':10} {'thudm':>16} {'chatglm3':>16}")
     for name, thudm, chatglm3 in scores_table(scores):
-        lines.say(f"{name:10} {thudm:>10} {chatglm3:>10}")
+        lines.say(f"{name:10} {thudm:>16} {chatglm3:>16}")
     lines.say(
         f"{counted(scores['num_rows'], 'row')}, {counted(scores['num_empty'], 'empty answer')} (score 0), "
         f"{100 * scores['stopped_share']:.1f}% ended by a stop token"

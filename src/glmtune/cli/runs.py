@@ -64,7 +64,10 @@ def _figures(entry: "Entry") -> Iterator[str]:
 
 
 def _scores(scores: "Scores") -> str:
-    shown = ", ".join(f"{name} {scores.values[name]:.2f}" for name in SHOWN_SCORES if name in scores.values)
+    from glmtune.evaluation.metrics import with_scale
+
+    known = [name for name in SHOWN_SCORES if name in scores.values]
+    shown = ", ".join(f"{name} {with_scale(scores.values[name], name)}" for name in known)
     return f"{scores.data}, {scores.num_rows} rows: {shown}"
 
 

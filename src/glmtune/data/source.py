@@ -31,8 +31,9 @@ from glmtune.data.tables import Row
 from glmtune.data.unknown import ROW_FORM, dialogue_of
 from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
+from glmtune.log import tell
 from glmtune.near import nearest_file
-from glmtune.paths import joining, several
+from glmtune.paths import find_rows, joining, several
 from glmtune.recipe.settings import Data
 
 INDEX = re.compile(r"\[\d+\]")
@@ -133,6 +134,9 @@ def _read(path: Path, charset: str) -> tuple[list[Row], str]:
     """The raw rows, and the character set of a file of text."""
     if tables.is_hub_name(path):
         return tables.hub_rows(path), UTF8
+    if (bundled := find_rows(path)) != path:
+        tell(f"{path}: not here, so the bundled one, {bundled}")
+        path = bundled
     if is_there(path) and tables.is_saved_dataset(path):
         return tables.saved_rows(path), UTF8
     if is_there(path) and tables.is_parquet(path):

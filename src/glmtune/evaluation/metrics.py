@@ -24,6 +24,8 @@ class Variant:
 
     prepare: Callable[[str], str]
     bleu: Callable[[str, str], float]
+    best_bleu: int
+    """BLEU-4 of the reference itself."""
 
 
 def score(predictions: Sequence[str], references: Sequence[str], variant: str = "thudm") -> Scores:
@@ -52,6 +54,12 @@ def score_pair(prediction: str, reference: str, variant: str = "thudm") -> Score
     chosen = VARIANTS[variant]
     prediction, reference = chosen.prepare(prediction), chosen.prepare(reference)
     return {**_rouge(prediction, reference), "bleu-4": chosen.bleu(prediction, reference)}
+
+
+def with_scale(value: float, name: str, variant: str = "thudm", *, digits: int = 2) -> str:
+    """A score for a reader, with the highest that there is: `25.96 of 100`, `0.2511 of 1`."""
+    best = VARIANTS[variant].best_bleu if name == "bleu-4" else 100
+    return f"{value:.{digits}f} of {best}"
 
 
 def is_empty(text: str) -> bool:
@@ -114,7 +122,7 @@ def _bleu_of_words(prediction: str, reference: str) -> float:
 
 VARIANTS: dict[str, Variant] = {
     # Source: https://github.com/THUDM/ChatGLM2-6B/blob/main/ptuning/main.py, compute_metrics
-    "thudm": Variant(prepare=str, bleu=_bleu_of_characters),
+    "thudm": Variant(prepare=str, bleu=_bleu_of_characters, best_bleu=100),
     # Source: https://github.com/THUDM/ChatGLM3/blob/main/finetune_demo/finetune_hf.py, compute_metrics
-    "chatglm3": Variant(prepare=str.strip, bleu=_bleu_of_words),
+    "chatglm3": Variant(prepare=str.strip, bleu=_bleu_of_words, best_bleu=1),
 }

@@ -53,7 +53,7 @@ def draft_config(
     _put_encoding(draft, values)
     carry_training(draft, is_full=draft.settings["method"] == "full")
     _put_answers(draft, _section(_section(values, "training_args"), "generation_config"))
-    draft.drop("output_dir", "runs/<model>-<method>, or output=...")
+    draft.drop("output_dir", "runs/<model>-<recipe>, or output=...")
     _name_rest(draft, values)
     draft.carry_rest()
     return draft

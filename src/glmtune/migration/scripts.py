@@ -187,7 +187,7 @@ def _put_output(draft: Draft) -> None:
     draft.output = draft.take("output_dir") or ""
     if "$" in draft.output:
         draft.lost[f"output_dir {draft.output}"] = (
-            "set outside of the script: runs/<model>-<method>, or output=..."
+            "set outside of the script: runs/<model>-<recipe>, or output=..."
         )
     elif draft.output:
         draft.put("output", run_of(draft.output), "beside the script's own output, which is left alone")

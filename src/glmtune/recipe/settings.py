@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from glmtune.charset import AUTO, KNOWN, UTF8, find_codec
-from glmtune.paths import joining
+from glmtune.paths import find_rows, joining
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
 from glmtune.recipe.method import Lora, Method
 from glmtune.values import shown
@@ -32,7 +32,8 @@ class Data(Settings):
 
     train: Path | None = None
     """Training rows: a JSON array, JSON lines, CSV or parquet file, a folder of `datasets`, or a Hub data
-    set as hf:OWNER/NAME."""
+    set as hf:OWNER/NAME. examples/adverts.jsonl and its like, where they are not here, are the bundled
+    ones."""
     validation: Path | None = None
     """Rows for the evaluation loss; without it, rows are held out of `train`."""
     max_validation_rows: int | None = Field(None, ge=1)
@@ -116,6 +117,11 @@ class Data(Settings):
                 hint=f"for the character set of the files write data.charset={value}",
             )
         return value
+
+    @field_validator("train", "validation", "test", mode="after")
+    @classmethod
+    def _bundled(cls, path: Path | None) -> Path | None:
+        return None if path is None else find_rows(path)
 
     @model_validator(mode="after")
     def _lengths(self) -> "Data":
@@ -241,7 +247,8 @@ class Recipe(Settings):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     output: Path | None = None
-    """Folder of the run; empty: `runs/<model>-<method>`. It must be new or empty."""
+    """Folder of the run; empty: `runs/<model>-<method>`, from a recipe file `runs/<model>-<recipe>`, with the
+    method behind it where the recipe's name does not say it. It must be new or empty."""
     method: Method = Lora()
     """What is trained; an adapter that is gone on from keeps its own."""
     data: Data = Data()

@@ -7,19 +7,22 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.files import given_path
+from glmtune.report.comparable import (
+    differing,
+    evaluation_rows,
+    other_devices,
+    other_rows,
+    training_rows,
+    why_incomparable,
+)
 from glmtune.report.curves import Curve
-from glmtune.report.fonts import find_families
+from glmtune.report.fonts import GET_A_FONT, find_families
 from glmtune.report.plots import Curves, plot_comparison
 from glmtune.report.run import Run, Scores, describe_method, read_run, read_scores
 from glmtune.runs import make_folder, require_new, write_json
 
 PICTURE_FILE = "compare.png"
 FIGURES_FILE = "compare.json"
-ROWS_ELSEWHERE = {
-    "train", "validation", "test", "max_rows", "max_validation_rows", "max_test_rows", "holdout_rows",
-    "split_seed",
-}  # fmt: skip
-"""Settings of the rows that do not say how one is encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,10 @@ class RunFigures:
     """The folder's name, with as much of its path as tells it from the others."""
     path: str
     method: str
+    trained_on: str
+    """The file of the training rows and the beginning of its hash."""
+    evaluated_on: str
+    """The same of the rows that the evaluation loss is of."""
     device: str | None
     trainable_parameters: int | None
     all_parameters: int | None
@@ -85,6 +92,8 @@ class Comparison:
     leads: tuple[Lead, ...]
     """Empty where the evaluation losses cannot be compared."""
     warnings: tuple[str, ...]
+    caveats: tuple[str, ...]
+    """Those of the warnings that say why curves cannot be compared; the picture has them too."""
     folder: Path | None = None
     """Where compare.json and compare.png are, if they were written."""
 
@@ -105,12 +114,14 @@ def compare(
     folder = given_path(output)
     require_new(folder, hint="name another: output=FOLDER")
     make_folder(folder)
-    labels = [f"{name} ({run.recipe.method.name})" for name, run in zip(names, read, strict=True)]
-    if find_families(labels) is None:
-        text = "no font here can write all names of the runs: the picture numbers them in this order"
+    drawn = names
+    if find_families(names) is None:
+        drawn = [f"run {number}" for number, _ in enumerate(names, 1)]
+        listed = ", ".join(f"{number} is {name}" for number, name in zip(drawn, names, strict=True))
+        text = f"no font here can write all names of the runs: in the picture {listed}; {GET_A_FONT}"
         comparison = replace(comparison, warnings=(*comparison.warnings, text))
-        labels = [f"run {i} ({run.recipe.method.name})" for i, run in enumerate(read, 1)]
-    plot_comparison([_curves(*pair) for pair in zip(labels, read, strict=True)], folder / PICTURE_FILE)
+    curves = [_curves(*pair) for pair in zip(drawn, read, strict=True)]
+    plot_comparison(curves, folder / PICTURE_FILE, caveats=comparison.caveats)
     comparison = replace(comparison, folder=folder)
     write_json(folder / FIGURES_FILE, asdict(comparison) | {"folder": str(folder)})
     return comparison
@@ -144,14 +155,16 @@ def _compare(runs: Sequence[Run], names: Sequence[str], at: tuple[int, ...]) -> 
         _require_step(step, runs, names)
     shared = tuple(step for step in at if all(step in run.evaluated for run in runs))
     eval_at = shared or _largest_shared([run.evaluated for run in runs])
-    incomparable = tuple(_why_incomparable(runs))
+    incomparable = tuple(why_incomparable(runs))
+    caveats = (*incomparable, *other_rows(runs))
     unready = (text for pair in zip(runs, names, strict=True) for text in _what_is_missing(*pair))
     return Comparison(
         runs=tuple(_figures(run, name, at, eval_at) for run, name in zip(runs, names, strict=True)),
         differences=_differences([run.recipe.model_dump(mode="json", exclude={"output"}) for run in runs]),
         samples=tuple(_samples(runs)),
         leads=() if incomparable else tuple(_leads(runs, names)),
-        warnings=(*unready, *incomparable, *_other_devices(runs)),
+        warnings=(*unready, *caveats, *other_devices(runs)),
+        caveats=caveats,
     )
 
 
@@ -177,6 +190,8 @@ def _figures(run: Run, name: str, at: Sequence[int], eval_at: Sequence[int]) -> 
         name=name,
         path=str(run.path.resolve()),
         method=describe_method(run.recipe.method),
+        trained_on=training_rows(run),
+        evaluated_on=evaluation_rows(run),
         device=run.environment.get("device"),
         trainable_parameters=run.trainable_parameters(),
         all_parameters=run.environment.get("all_parameters"),
@@ -206,52 +221,9 @@ def _what_is_missing(run: Run, name: str) -> Iterator[str]:
         yield f"{name}: not evaluated yet"
 
 
-def _why_incomparable(runs: Sequence[Run]) -> Iterator[str]:
-    """Why the runs' evaluation losses do not measure the same."""
-    apart = _differing([_evaluated_on(run) for run in runs])
-    if apart:
-        yield (
-            "the evaluation losses cannot be compared: the evaluated rows, or how they are read, differ in "
-            + ", ".join(apart)
-        )
-    models = {run.base for run in runs}
-    if len(models) > 1:
-        yield (
-            f"different base models ({', '.join(sorted(models))}): their losses per token can be compared "
-            "only if their tokenizers are the same"
-        )
-
-
-def _other_devices(runs: Sequence[Run]) -> Iterator[str]:
-    devices = {str(run.environment.get("device", "unknown")) for run in runs}
-    if len(devices) > 1:
-        yield f"trained on different devices ({', '.join(sorted(devices))}): speed and memory are theirs too"
-
-
-def _evaluated_on(run: Run) -> dict[str, Any]:
-    """All that an evaluation loss depends on besides the model."""
-    data, hashes = run.recipe.data, run.environment
-    if data.validation:
-        rows: dict[str, Any] = {"data.validation": hashes.get("validation_sha256")}
-    else:
-        rows = {"data.train": hashes.get("train_sha256"), "data.holdout_rows": data.holdout_rows}
-        rows["data.split_seed"] = data.split_seed
-    rows["data.max_validation_rows"] = data.max_validation_rows
-    encoding = data.model_dump(mode="json", exclude=ROWS_ELSEWHERE)
-    return rows | {"template": run.recipe.template} | {f"data.{key}": encoding[key] for key in encoding}
-
-
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names whose values are not the same in all; a name that one lacks differs."""
-    names = dict.fromkeys(name for one in settings for name in one)
-    return [
-        name for name in names if any(one.get(name, ...) != settings[0].get(name, ...) for one in settings)
-    ]
-
-
 def _differences(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
     flat = [dict(_flatten(recipe)) for recipe in recipes]
-    names = [name for name in _differing(flat) if all(name in one for one in flat) and name != "method.name"]
+    names = [name for name in differing(flat) if all(name in one for one in flat) and name != "method.name"]
     return {name: tuple(one[name] for one in flat) for name in names}
 
 
@@ -311,5 +283,6 @@ def _lead(name: str, run: Run, other_name: str, other: Run, other_step: int) -> 
     )
 
 
-def _curves(label: str, run: Run) -> Curves:
+def _curves(name: str, run: Run) -> Curves:
+    label = f"{name} ({run.recipe.method.name})"
     return Curves(label=label, training=run.training, evaluation=run.evaluation, seconds=run.seconds)

@@ -29,6 +29,18 @@ def read_seconds(metrics: Metrics) -> Curve:
     return dict(zip(steps, accumulate(seconds.get(step, 0.0) for step in steps), strict=True))
 
 
+def candidates(metrics: Metrics) -> Curve:
+    """Evaluation losses of what a run may deliver: after a step, AdaLoRA's when its ranks have settled."""
+    early = {line["step"] for line in metrics if line.get("is_settled") is False}
+    losses = finite(read_curve(metrics, "eval_loss"))
+    return {step: loss for step, loss in losses.items() if step > 0 and step not in early}
+
+
+def lowest(losses: Curve) -> int | None:
+    """The step of the lowest loss, of equal ones the first, as training chooses its best."""
+    return min(losses, key=lambda step: losses[step], default=None)
+
+
 def finite(curve: Curve) -> Curve:
     """The points that are numbers."""
     return {step: value for step, value in curve.items() if value == value}

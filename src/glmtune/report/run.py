@@ -9,7 +9,7 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, read_json, read_json_if_there
 from glmtune.recipe import Method, Recipe, load_recipe
-from glmtune.report.curves import Curve, finite, read_curve, read_seconds
+from glmtune.report.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
 from glmtune.runs import (
     ENVIRONMENT_FILE,
     METRICS_FILE,
@@ -85,9 +85,8 @@ class Run:
 
     @property
     def candidates(self) -> Curve:
-        """Evaluation losses of what the run may deliver: AdaLoRA's count when its ranks have settled."""
-        early = {line["step"] for line in self.metrics if line.get("is_settled") is False}
-        return {step: loss for step, loss in self.evaluated.items() if step not in early}
+        """Evaluation losses of what the run may deliver."""
+        return candidates(self.metrics)
 
     @property
     def best_step(self) -> int | None:
@@ -95,8 +94,7 @@ class Run:
         for step in (_step_of(self.path / "best"), self.result.get("best_step")):
             if step in self.evaluated:
                 return step
-        losses = self.candidates or self.evaluated
-        return min(losses, key=lambda step: losses[step]) if losses else None
+        return lowest(self.candidates or self.evaluated)
 
     @property
     def checkpoint(self) -> Path | None:

@@ -14,6 +14,7 @@ from glmtune.data.source import read_examples
 from glmtune.errors import ConfigError
 from glmtune.generate import Chat
 from glmtune.load import load_model, load_tokenizer
+from glmtune.paths import examples_folder
 from glmtune.recipe import Data, load_recipe
 from glmtune.runs import free_folder, make_folder, read_json_lines, require_new, write_text
 from glmtune.training.stopping import Interrupted
@@ -156,13 +157,6 @@ def _show_in(folder: Path, name: str, author: str) -> Generator[Event, None, Dem
         Standing(**before, advert_loss=run.metrics["first_eval_loss"]),
         Standing(**after, advert_loss=run.metrics["best_eval_loss"]),
     )
-
-
-def examples_folder() -> Path:
-    """Where the example rows are: inside the installed package, or in a checkout of the project."""
-    package = Path(__file__).parents[1]
-    installed = package / "examples"
-    return installed if installed.is_dir() else package.parents[1] / "examples"
 
 
 def _write_rows(folder: Path, name: str, author: str) -> Iterator[Note]:

@@ -23,8 +23,8 @@ MOST_RUNS = 5
 def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
     """The recipe of a training; settings of a method that it does not name are those of its parent's method.
 
-    A source may be the folder of a run. Raises `ConfigError`, and `CheckpointError` for a parent that cannot
-    be read.
+    A source may be the folder of a run; a recipe file that names no folder gets one of its own. Raises
+    `ConfigError`, and `CheckpointError` for a parent that cannot be read.
     """
     values = _run_values(given_path(source), words) if isinstance(source, str | Path) else None
     values = values or read_values(source, words)
@@ -36,7 +36,8 @@ def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
             from glmtune.methods.peft_settings import read_settings
 
             method["name"] = (own_method(place.adapter) or read_settings(place.adapter)).name
-    return build_recipe(values)
+    recipe = build_recipe(values)
+    return _with_folder(recipe, Path(source)) if isinstance(source, str | Path) else recipe
 
 
 def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
@@ -114,7 +115,23 @@ def _check_rows(recipe: Recipe) -> None:
 
 def run_folder(recipe: Recipe) -> Path:
     """`output`, or `runs/<model>-<method>`."""
-    return recipe.output or Path("runs") / f"{Path(recipe.model).resolve().name}-{recipe.method.name}"
+    return recipe.output or _default_folder(recipe, recipe.method.name)
+
+
+def _with_folder(recipe: Recipe, source: Path) -> Recipe:
+    """The recipe of a file with a folder named after that: `runs/<model>-<recipe>`, where it names none.
+
+    The method stands behind it where the file's name does not say it.
+    """
+    name, method = source.stem, recipe.method.name
+    if recipe.output or source.name == RECIPE_FILE:  # a run's own, which says nothing
+        return recipe
+    output = _default_folder(recipe, name if method in name else f"{name}-{method}")
+    return recipe.model_copy(update={"output": output})
+
+
+def _default_folder(recipe: Recipe, name: str) -> Path:
+    return Path("runs") / f"{Path(recipe.model).resolve().name}-{name}"
 
 
 def require_startable(recipe: Recipe, folder: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, open_place, open_tokenizer
@@ -92,6 +93,9 @@ def _default_folder(recipe: Recipe, place: Place, path: Path) -> Path:
 
 
 def scores_table(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of (score, thudm, chatglm3) for printing."""
-    names = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
-    return [(name, f"{scores['thudm'][name]:.4f}", f"{scores['chatglm3'][name]:.4f}") for name in names]
+    """Rows of (score, thudm, chatglm3) for printing, each with its scale."""
+
+    def cell(name: str, variant: str) -> str:
+        return with_scale(scores[variant][name], name, variant, digits=4)
+
+    return [(name, cell(name, "thudm"), cell(name, "chatglm3")) for name in SCORE_NAMES]

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.evaluation.metrics import with_scale
 from glmtune.exports.folder import folder_bytes, require_space, show_size, small_bytes
 from glmtune.exports.fresh import logits_of
 from glmtune.exports.kinds import Draft, Kind, Settings, find_kind
@@ -302,10 +303,10 @@ def _measure(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, 
 
 
 def _scores_line(before: dict[str, Any], after: dict[str, Any], name: str, count: int) -> str:
-    parts = [
-        f"{key} {before['thudm'][key]:.2f} before, {after['thudm'][key]:.2f} in {name}"
-        for key in ("rouge-l", "bleu-4")
-    ]
+    def at(scores: dict[str, Any], key: str) -> str:
+        return with_scale(scores["thudm"][key], key)
+
+    parts = [f"{key} {at(before, key)} before, {at(after, key)} in {name}" for key in ("rouge-l", "bleu-4")]
     return f"scores of {count} answers: {'; '.join(parts)}"
 
 

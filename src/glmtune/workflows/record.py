@@ -12,6 +12,7 @@ from glmtune.errors import CheckpointError, OutputError
 from glmtune.extras import require
 from glmtune.log import tell
 from glmtune.recipe import Recipe, to_yaml
+from glmtune.report.fonts import GET_A_FONT, find_families
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks
 from glmtune.runs import (
@@ -57,6 +58,8 @@ class RunRecord:
         """
         make_folder(self.folder)
         self.sweep()
+        if find_families([name := self.folder.resolve().name]) is None:
+            tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
         if is_new:
             self._describe(recipe, facts)
         if self._wants_board:
@@ -105,9 +108,10 @@ class RunRecord:
 
     def draw(self, step: int) -> None:
         """Draw loss.png anew, and ranks.png where there are ranks, as of a step."""
-        plot_loss(read_json_lines(self.metrics_path), self.folder / "loss.png")
+        name = self.folder.resolve().name
+        plot_loss(read_json_lines(self.metrics_path), self.folder / "loss.png", title=name)
         if ranks := read_json_lines(self._ranks_path):
-            plot_ranks(ranks, step, self.folder / "ranks.png")
+            plot_ranks(ranks, step, self.folder / "ranks.png", title=name)
 
     def checkpoint_path(self, step: int) -> Path:
         """Folder of the checkpoint of a step."""

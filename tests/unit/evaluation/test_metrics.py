@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import official_scores
 from glmtune.errors import ConfigError, DataError
-from glmtune.evaluation.metrics import SCORE_NAMES, VARIANTS, score, score_pair, score_variants
+from glmtune.evaluation.metrics import SCORE_NAMES, VARIANTS, score, score_pair, score_variants, with_scale
 from texts import long_text, pairs
 
 
@@ -40,6 +40,13 @@ def test_the_reference_itself_scores_best(variant, best_bleu):
         "bleu-4": best_bleu,
         "num_empty": 0,
     }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_score_is_shown_with_the_highest_that_there_is(variant):
+    text = "这条裤子版型宽松，走路带风。"
+    for name, best in score_pair(text, text, variant).items():
+        assert with_scale(best, name, variant, digits=0) == f"{best:.0f} of {best:.0f}"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

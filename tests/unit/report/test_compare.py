@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import fontManager
 from safetensors.numpy import save_file
 
 from glmtune import compare
@@ -232,7 +233,49 @@ def test_losses_of_other_rows_are_said_to_be_incomparable(
     [warning] = comparison.warnings
     assert "evaluation losses cannot be compared" in warning
     assert what in warning
+    assert comparison.caveats == (warning,)
     assert comparison.leads == ()
+
+
+def test_other_training_rows_are_told_with_their_files_and_leave_the_evaluations_comparable(
+    fast: Path, tmp_path: Path
+) -> None:
+    other = write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, train_sha256="0123456789ab")
+    comparison = compare([fast, other])
+    [caveat] = comparison.caveats
+    assert "training losses are of different rows (data.train)" in caveat
+    assert [run.trained_on for run in comparison.runs] == ["a.json (aa)", "a.json (01234567)"]
+    assert [run.evaluated_on for run in comparison.runs] == ["b.json (bb)"] * 2
+    assert len(comparison.leads) == 1
+
+
+def test_rows_held_out_are_named_by_the_file_they_are_of(fast: Path, tmp_path: Path) -> None:
+    recipe = {"data": {"train": "a.json"}}
+    other = write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, recipe=recipe)
+    assert compare([fast, other]).runs[1].evaluated_on == "held out of a.json (aa)"
+
+
+def test_the_picture_says_what_cannot_be_compared(
+    fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("glmtune.report.compare.plot_comparison", lambda *_, **said: drawn.update(said))
+    other = write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, validation_sha256="dd")
+    comparison = compare([fast, other], output=tmp_path / "out")
+    assert comparison.caveats
+    assert drawn["caveats"] == comparison.caveats
+
+
+def test_names_that_no_font_here_can_write_are_numbered_and_told(
+    fast: Path, slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [font for font in fontManager.ttflist if "DejaVu" in font.name]
+    monkeypatch.setattr(fontManager, "ttflist", few)
+    monkeypatch.setattr("glmtune.report.fonts._add_new_fonts", lambda: None)
+    fast, slow = fast.rename(tmp_path / "甲"), slow.rename(tmp_path / "乙")
+    *_, told = compare([fast, slow], output=tmp_path / "out").warnings
+    assert "run 1 is 甲, run 2 is 乙" in told
+    assert "fonts-noto-cjk" in told
 
 
 def test_other_models_and_devices_are_named(fast: Path, tmp_path: Path) -> None:

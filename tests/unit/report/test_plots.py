@@ -3,9 +3,11 @@
 import errno
 import math
 import os
+import random
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,17 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
 from glmtune.errors import OutputError
+from glmtune.report import fonts
+from glmtune.report.canvas import save
 from glmtune.report.curves import read_curve, read_seconds, smooth
-from glmtune.report.fonts import find_families
+from glmtune.report.fonts import find_families, writable
 from glmtune.report.plots import (
     BEST_COLOUR,
     EVALUATION_COLOUR,
     TRAINING_COLOUR,
     Curves,
     draw_comparison,
+    draw_loss,
     plot_comparison,
     plot_loss,
 )
@@ -69,34 +74,34 @@ def colours(path: Path) -> set[str]:
     ids=["none", "one", "one evaluation", "two", "5000", "not finite", "some not finite", "both in a line"],
 )
 def test_any_metrics_give_a_png_of_the_same_size_and_nothing_else(tmp_path, metrics):
-    plot_loss(metrics, tmp_path / "loss.png")
+    plot_loss(metrics, tmp_path / "loss.png", title="r")
     assert size(tmp_path / "loss.png") == (WIDTH, HEIGHT)
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
 
 
 def test_a_single_evaluation_can_be_seen(tmp_path):
-    plot_loss([{"step": 0, "eval_loss": 3.0}, {"step": 8, "loss": 2.0}], tmp_path / "loss.png")
-    assert BEST_COLOUR in colours(tmp_path / "loss.png")
+    metrics = [{"step": 0, "eval_loss": 3.0}, {"step": 8, "loss": 2.0}]
+    plot_loss(metrics, tmp_path / "loss.png", title="r")
+    assert EVALUATION_COLOUR in colours(tmp_path / "loss.png")
 
 
 def test_both_curves_and_the_best_evaluation_can_be_seen(tmp_path):
-    plot_loss(
-        [*run(30), {"step": 25, "eval_loss": 1.0}, {"step": 8, "eval_loss": 0.0}], tmp_path / "loss.png"
-    )
+    metrics = [*run(30), {"step": 25, "eval_loss": 1.0}, {"step": 8, "eval_loss": 0.0}]
+    plot_loss(metrics, tmp_path / "loss.png", title="r")
     assert {TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR} <= colours(tmp_path / "loss.png")
 
 
 def test_a_step_run_again_replaces_its_first_run(tmp_path):
     once, twice = tmp_path / "once.png", tmp_path / "twice.png"
-    plot_loss(run(20), once)
-    plot_loss([{"step": 5, "loss": 99.0}, *run(20)], twice)
+    plot_loss(run(20), once, title="r")
+    plot_loss([{"step": 5, "loss": 99.0}, *run(20)], twice, title="r")
     assert once.read_bytes() == twice.read_bytes()
 
 
 @pytest.mark.parametrize("call", ["write", "replace"])
 def test_a_full_disk_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypatch, call):
     path = tmp_path / "loss.png"
-    plot_loss(run(5), path)
+    plot_loss(run(5), path, title="r")
     before = path.read_bytes()
 
     def fail(*_args: object, **_options: object) -> None:
@@ -112,7 +117,7 @@ def test_a_full_disk_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypat
     else:
         monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OutputError, match=r"loss\.png: cannot be written: No space left on device") as caught:
-        plot_loss(run(9), path)
+        plot_loss(run(9), path, title="r")
     assert caught.value.hint
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["loss.png"]
@@ -122,7 +127,7 @@ def test_plotting_needs_no_display_and_no_global_state(tmp_path):
     code = (
         "import sys; from pathlib import Path; from glmtune.report.plots import plot_loss;"
         "assert 'matplotlib' not in sys.modules;"
-        "plot_loss([{'step': 1, 'loss': 2.0}], Path('loss.png'));"
+        "plot_loss([{'step': 1, 'loss': 2.0}], Path('loss.png'), title='r');"
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
@@ -173,10 +178,11 @@ def test_names_stand_in_the_legend_as_they_are_in_the_colour_of_their_run():
     labels = ["_hidden", "a$b$c", "lora"]
     figure = draw_comparison([curves(label, 5, 1.0) for label in labels])
     [legend] = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == labels
-    assert not any(text.get_parse_math() for text in legend.get_texts())
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "evaluation", *labels]
+    assert figure.texts[0].get_text() == "_hidden, a$b$c, lora"
+    assert not any(text.get_parse_math() for text in (*figure.texts, *legend.get_texts()))
     evaluations = figure.axes[0].lines[1::2]
-    colours = [handle.get_color() for handle in legend.legend_handles]
+    colours = [handle.get_color() for handle in legend.legend_handles[2:]]
     assert colours == [line.get_color() for line in evaluations]
     assert len(set(colours)) == 3
 
@@ -199,14 +205,122 @@ def boxes(path: Path, letters: str) -> None:
     font.save(path)
 
 
-def test_chinese_names_are_written_in_a_font_that_has_them(tmp_path, monkeypatch):
-    names = ["甲 (lora)", "乙 (full)"]
+@pytest.fixture
+def few_fonts(monkeypatch):
+    """A machine with matplotlib's own fonts and no others."""
     monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if "DejaVu" in f.name])
+    monkeypatch.setattr("glmtune.report.fonts._add_new_fonts", lambda: None)
+
+
+def test_chinese_names_are_written_in_a_font_that_has_them(tmp_path, few_fonts, caplog):
+    names = ["甲 (lora)", "乙 (full)"]
     assert find_families(names) is None
     boxes(tmp_path / "boxes.ttf", "甲乙")
     fontManager.addfont(tmp_path / "boxes.ttf")
     figure = draw_comparison([curves(name, 5, 1.0) for name in names])
-    assert figure.legends[0].get_texts()[0].get_fontfamily() == ["DejaVu Sans", "Boxes Sans"]
+    for text in (figure.texts[0], *figure.legends[0].get_texts()[2:]):
+        assert text.get_fontfamily() == ["DejaVu Sans", "Boxes Sans"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a letter that no font has
         plot_comparison([curves(name, 5, 1.0) for name in names], tmp_path / "compare.png")
+    assert not caplog.records  # nor of a font without bold letters
+
+
+@pytest.mark.parametrize("font", [True, False], ids=["found", "none"])
+def test_a_font_installed_since_is_found_and_without_one_no_box_is_drawn(
+    tmp_path, monkeypatch, few_fonts, font
+):
+    monkeypatch.undo()
+    monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if "DejaVu" in f.name])
+    boxes(tmp_path / "boxes.ttf", "广告")
+    found = [str(tmp_path / "boxes.ttf")] if font else []
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: found)
+    fonts._add_new_fonts.cache_clear()
+    try:
+        figure = draw_loss(run(20), title="广告-lora 新")
+        assert writable("广告-lora") == ("广告-lora" if font else "…-lora")
+    finally:
+        fonts._add_new_fonts.cache_clear()
+    assert figure.texts[0].get_text() == "…-lora …"  # no font here has 新
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(figure, tmp_path / "loss.png")
+
+
+# The head: title, caveats, legend
+
+
+def odd_run(seed: int) -> list[dict]:
+    """A run of any length with losses of any size, some of them huge, some missing."""
+    draw = random.Random(seed)
+    scale, num_steps = 10 ** draw.uniform(-3, 4), draw.choice([2, 3, 30, 45, 2000])
+    lines: list[dict] = []
+    for step in range(num_steps + 1):
+        loss = scale * draw.lognormvariate(0, draw.choice([0.1, 3]))
+        lines.append({"step": step, "loss" if step % 3 else "eval_loss": loss, "step_s": draw.uniform(0, 99)})
+    return [*lines, {"step": num_steps, "loss": math.nan}] if seed % 2 else lines
+
+
+def boxes_of(figure) -> list:
+    """Where the head's lines and the legend stand, in pixels."""
+    figure.draw_without_rendering()
+    return [part.get_window_extent() for part in (*figure.texts, *figure.legends)]
+
+
+def assert_readable(figure) -> None:
+    head = boxes_of(figure)
+    for one in head:
+        assert figure.bbox.x0 <= one.x0 and one.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= one.y0 and one.y1 <= figure.bbox.y1
+    for above, below in pairwise(head):
+        assert above.y0 >= below.y1
+    for axes in figure.axes:
+        assert axes.get_tightbbox().y1 <= head[-1].y0
+        for line in axes.lines:
+            points = line.get_transform().transform(np.column_stack(line.get_data()).astype(float))
+            assert not any(box.contains(*point) for box in head for point in points)
+        assert axes.bbox.height > figure.bbox.height / 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_title_and_legend_cover_no_point_and_stand_in_the_picture(seed):
+    assert_readable(draw_loss(odd_run(seed), title="r" * (1 + 40 * seed)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 30])
+def test_the_legend_of_many_runs_covers_no_point_either(count):
+    names = [f"run-{i}-" + "x" * (i % 80) for i in range(count)]
+    caveats = ["the evaluation losses cannot be compared: " + "data.validation, " * 20] * 2
+    assert_readable(draw_comparison([curves(name, 3, 1.0) for name in names], caveats=caveats))
+
+
+def test_one_huge_loss_does_not_flatten_the_others():
+    lines = [{"step": 1, "loss": 4000.0}, *run(30)[2:]]
+    scales = [draw_loss(metrics, title="r").axes[0].get_yscale() for metrics in (lines, run(30))]
+    assert scales == ["log", "linear"]
+
+
+# The star
+
+
+def star(metrics: list[dict]) -> tuple[list, list] | None:
+    found = [line for line in draw_loss(metrics, title="r").axes[0].lines if line.get_marker() == "*"]
+    return drawn(found[0]) if found else None
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "best"),
+    [
+        ([(0, 1.0, True), (1, 3.0, True), (2, 2.0, True)], 2),
+        ([(0, 9.0, False), (1, 1.0, False), (2, 3.0, True), (3, 4.0, True)], 2),
+        ([(0, 9.0, True), (1, 2.0, True), (2, 2.0, True)], 1),
+        ([(0, 9.0, False), (1, 1.0, False)], None),
+    ],
+    ids=["the start is none", "ranks that had not settled", "the first of two", "not yet one"],
+)
+def test_the_star_is_where_the_log_has_its_best(evaluations, best):
+    metrics = [
+        {"step": step, "eval_loss": loss} | ({} if is_settled else {"is_settled": False})
+        for step, loss, is_settled in evaluations
+    ]
+    assert star(metrics) == (None if best is None else ([best], [dict(e[:2] for e in evaluations)[best]]))

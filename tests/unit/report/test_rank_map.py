@@ -30,14 +30,14 @@ def colours(path: Path) -> list[tuple[int, ...]]:
 def test_a_picture_is_drawn_whatever_is_there_and_no_partial_file_stays(
     tmp_path: Path, last_step: int
 ) -> None:
-    plot_ranks(lines([[4] * 6]), last_step, tmp_path / "ranks.png")
-    plot_ranks(lines([[4] * 6, [0, 1, 2, 3, 4, 4]]), last_step, tmp_path / "ranks.png")
+    plot_ranks(lines([[4] * 6]), last_step, tmp_path / "ranks.png", title="r")
+    plot_ranks(lines([[4] * 6, [0, 1, 2, 3, 4, 4]]), last_step, tmp_path / "ranks.png", title="r")
     assert [path.name for path in tmp_path.iterdir()] == ["ranks.png"]
 
 
 def test_a_rank_that_falls_darkens_its_row(tmp_path: Path) -> None:
     falling = [[rank] * 6 for rank in (12, 8, 4)]
-    plot_ranks(lines(falling), 30, tmp_path / "ranks.png")
+    plot_ranks(lines(falling), 30, tmp_path / "ranks.png", title="r")
     found = colours(tmp_path / "ranks.png")
     brightness = [sum(colour) for colour in found]
     assert len(found) == 3
@@ -48,6 +48,6 @@ def test_many_targets_make_a_higher_picture_not_smaller_rows(tmp_path: Path) -> 
     heights = []
     for count in (6, 112):
         names = {f"layers.{i}.dense": i % 12 for i in range(count)}
-        plot_ranks([{"step": 0, "ranks": names}], 10, tmp_path / "ranks.png")
+        plot_ranks([{"step": 0, "ranks": names}], 10, tmp_path / "ranks.png", title="r")
         heights.append(np.shape(imread(tmp_path / "ranks.png"))[0])
     assert heights[1] > 2 * heights[0]
