@@ -133,6 +133,8 @@ def test_rows_in_another_character_set_are_read_by_each_verb_as_the_hint_says(tm
         done = glmtune("data", *words, cwd=tmp_path)
         assert done.returncode == 2
         word = re.search(r"hint: (data\.charset=\S+) reads it", done.stderr)[1]
+        done = glmtune("data", *words, "encoding=gb18030", cwd=tmp_path)
+        assert done.stderr.endswith("hint: the character set is charset=gb18030\n")
         for given in (word, "charset=auto"):
             done = glmtune("data", *words, given, cwd=tmp_path)
             assert "read as GB18030, not as UTF-8" in done.stdout, done.stderr

@@ -15,7 +15,7 @@ def settings(part: str | None, markdown: bool) -> None:
     rows = [row for row in describe() if part is None or (row.key + ".").startswith(part + ".")]
     if not rows:
         names = {name: row.key for row in describe() for name in (row.key, row.key.rpartition(".")[2])}
-        near = nearest(str(part), names)
+        near = nearest(str(part), names, has_parts=True)
         hint = f"did you mean {names[near]!r}?" if near else "`glmtune settings` without a word lists all"
         raise ConfigError(f"{part}: no such setting", hint=hint)
     if markdown:

@@ -242,7 +242,7 @@ def _explain(err: ValidationError) -> ConfigError:
 
 def _unknown(key: str, location: Sequence[str | int]) -> ConfigError:
     name, siblings = str(location[-1]), _fields_at(location[:-1])
-    near = nearest(name, siblings)
+    near = nearest(name, siblings, has_parts=True)
     hint = f"did you mean {near!r}?" if near else f"known here: {', '.join(siblings)}"
     groups = Recipe.model_fields.items() if len(location) == 1 else ()
     inside = [
