@@ -58,7 +58,8 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
     from glmtune.data.convert import convert as convert_rows
 
     more = [word for word in words if "=" not in word]
-    *sources, last = [source, target, *(PATH.convert(word, None, None) for word in more)]
+    paths = [source, target, *(PATH.convert(word, None, None) for word in more)]
+    sources, last = paths[:-1], paths[-1]
     datasets = convert_rows(sources, last, to, _settings([word for word in words if "=" in word]))
     for path, dataset in zip(sources, datasets, strict=True):
         click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {last} ({to})")

@@ -65,7 +65,7 @@ def _csv_records(text: str, path: Path) -> Iterator[Row]:
         if len(record) != len(header):
             raise DataError(
                 f"{place}: {len(record)} cells, but the header names {len(header)} columns",
-                hint='put text that holds a comma in double quotes: "..."',
+                hint=f'put text that holds {delimiter!r} in double quotes: "..."',
             )
         cells = zip(header, record, strict=True)  # a spreadsheet's empty columns have no names
         yield Row(place, Record((name, cell) for name, cell in cells if name or cell))
