@@ -172,7 +172,9 @@ def _unmarked_utf16(content: bytes) -> str | None:
         return None
     odd = start[1::2].count(0)
     if max(odd, zeros - odd) < NULS_ON_ONE_SIDE * zeros:
-        raise NotTextError(_begins(content, "no text: it holds zero bytes"), hint=NEEDED)
+        raise NotTextError(
+            _begins(content, "no text: it holds zero bytes"), hint="is it the right file? Fetch it again"
+        )
     return "utf-16-le" if odd > zeros - odd else "utf-16-be"
 
 
@@ -226,7 +228,7 @@ def _utf8(content: bytes, name: str, charset: str | None) -> str:
         raise NotTextError(what, hint=_cure(codec, name, charset), line=line)
     hint = "save the file as UTF-8 text"
     if charset:
-        hint += ", or name its character set, such as data.charset=cp1252"
+        hint += ", or name its character set, such as data.charset=gb18030 or cp1252"
     raise NotTextError(where, hint=hint, line=line)
 
 

@@ -4,14 +4,17 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from pathlib import Path
 
-PART = 4
-"""Letters from which on a name that is part of another counts as near to it."""
+LONG = 4
+"""Letters of a name from which on two may differ, and a part of it is told from chance."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name nearest to one that is not there; None where none is near. Case does not count."""
+def nearest(name: str, names: Iterable[str], *, has_parts: bool = False) -> str | None:
+    """The name nearest to one that is not there; None where none is near. Case does not count.
+
+    `has_parts`: a part of a name counts as near to the whole.
+    """
     word = name.strip().lower()
-    found = [(_edits(word, other.strip().lower()), other) for other in names]
+    found = [(_edits(word, other.strip().lower(), has_parts), other) for other in names]
     near = [(edits, other) for edits, other in found if edits is not None]
     return min(near)[1] if near else None
 
@@ -22,11 +25,11 @@ def nearest_file(path: Path, names: Iterable[str]) -> str | None:
     return nearest(path.name, near) or (near[0] if near else None)
 
 
-def _edits(one: str, other: str) -> int | None:
-    """Letters to change; None for too many: of a short name 1, of a longer one up to a quarter."""
+def _edits(one: str, other: str, has_parts: bool) -> int | None:
+    """Letters to change; None for too many: of a short name 1, of a longer one 2, of a long one a quarter."""
     short = min(len(one), len(other))
-    if short >= PART and (one in other or other in one):
+    if has_parts and short >= LONG and (one in other or other in one):
         return abs(len(one) - len(other))
     parts = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
     edits = sum(max(b - a, d - c) for kind, a, b, c, d in parts if kind != "equal")
-    return edits if edits <= max(short // PART, min(short - 1, 2 if short >= PART else 1)) else None
+    return edits if edits <= (max(2, short // 4) if short >= LONG else min(1, short - 1)) else None

@@ -14,6 +14,15 @@ MAX_PATH_BYTES = 4095
 """Longest path. Source: the same, PATH_MAX without the zero at its end."""
 
 
+ESCAPES = dict(zip("\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", "0abtnvfreN_LP", strict=True))
+"""What a backslash and a letter in YAML's double quotes become. Source: yaml.org/spec/1.1, 5.7."""
+
+
+def as_written(path: str) -> str:
+    """The path with its backslashes, where YAML's double quotes have made line breaks and tabs of them."""
+    return "".join(f"\\{ESCAPES[c]}" if c in ESCAPES else c for c in path)
+
+
 def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
     """The path, `~` replaced by the home folder. Raises `ValueError` for one that cannot be anywhere.
 
@@ -52,7 +61,7 @@ def several(text: str) -> list[str]:
 
 def joining(names: Sequence[str]) -> str:
     """The hint that joins files of rows to one, which is what a setting names."""
-    files = " ".join(map(shlex.quote, names))
+    files = " ".join(shlex.quote(as_written(name)) for name in names)
     return f"join them first: glmtune data convert {files} all.jsonl --to messages; then name all.jsonl"
 
 

@@ -265,6 +265,7 @@ KNOWN_TAGS = {None, TEXT, *SIMPLE_TAGS, PREFIX + "seq", PREFIX + "map"}
 """What a value is made of; None is the constructor that refuses all others."""
 PLAIN_TEXT = {f"{PREFIX}timestamp", f"{PREFIX}value"}
 """What YAML 1.1 sees in a date and in a lone `=`."""
+DOUBLE_QUOTED = re.compile('"([^"]*)')
 UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
 EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for kind in (_Loader, _LenientLoader, _Dumper):
@@ -287,7 +288,11 @@ YAML_FAULTS = {
     "'\\t'": ("not valid YAML: a tab where YAML has spaces", "indent with spaces: replace the tab"),
     "escape": (
         "not valid YAML: in double quotes a backslash begins an escape: {}",
-        r"write the path in single quotes, or with /: 'D:\data\train.json', D:/data/train.json",
+        "write it in single quotes, or a path with /: '{path}', {slashes}",
+    ),
+    "end of stream": (
+        "not valid YAML: a quote that nothing closes",
+        r"close it; in double quotes \" is a quote in the text: write a path in single quotes, or with /",
     ),
 }
 """What to say, and to do, by a word of our own message or PyYAML's."""
@@ -312,19 +317,24 @@ def parse_yaml(text: str, place: str, *, may_agree: bool = False) -> Any:
         return load_yaml(text, may_agree=may_agree)
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark
-        raise yaml_error(err, f"{place}:{mark.line + 1}:{mark.column + 1}" if mark else place) from None
+        raise yaml_error(err, f"{place}:{mark.line + 1}:{mark.column + 1}" if mark else place, text) from None
     except yaml.YAMLError as err:
         what = f"{place}: not valid YAML: {first_line(err)}"
         raise ConfigError(what, hint="check the file's characters") from None
 
 
-def yaml_error(err: yaml.MarkedYAMLError, place: str) -> ConfigError:
-    """The error for YAML that cannot be read."""
+def yaml_error(err: yaml.MarkedYAMLError, place: str, text: str = "") -> ConfigError:
+    """The error for YAML that cannot be read, and for what stands in double quotes where it stops."""
     problem = str(err.problem)
     what, hint = next(
         (found for word, found in YAML_FAULTS.items() if word in problem),
         ("not valid YAML: {}", "check indentation and quotes"),
     )
+    if "{path}" in hint:
+        line = text.split("\n")[err.problem_mark.line] if text and err.problem_mark else ""
+        quoted = next((part for part in DOUBLE_QUOTED.findall(line) if "\\" in part), r"D:\data\train.json")
+        problem = f"{quoted}: {problem}" if line else problem
+        hint = hint.format(path=quoted, slashes=quoted.replace("\\", "/"))
     return ConfigError(f"{place}: {what.format(problem)}", hint=hint)
 
 

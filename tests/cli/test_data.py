@@ -15,6 +15,7 @@ from glmtune.data.source import read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.tokenizers import load_tokenizer
+from glmtune.workflows.rows import test_questions as questions_of
 from glmtune.workflows.rows import training_rows
 from models import tiny_folder
 
@@ -126,6 +127,44 @@ def test_both_verbs_work_without_torch(rows, tmp_path):
         subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, check=True)
 
 
+def test_rows_in_another_character_set_are_read_by_each_verb_as_the_hint_says(tmp_path):
+    text = "prompt,response\n一周有几天？,七天。\n一年有几个月？,十二个月。\n"
+    (tmp_path / "gbk.csv").write_bytes(text.encode("gbk"))
+    for words in (["stats", "gbk.csv"], ["convert", "gbk.csv", "b.jsonl", "--to", "messages"]):
+        done = glmtune("data", *words, cwd=tmp_path)
+        assert done.returncode == 2
+        word = re.search(r"hint: (data\.charset=\S+) reads it", done.stderr)[1]
+        done = glmtune("data", *words, "encoding=gb18030", cwd=tmp_path)
+        assert done.stderr.endswith("hint: the character set is charset=gb18030\n")
+        for given in (word, "charset=auto"):
+            done = glmtune("data", *words, given, cwd=tmp_path)
+            assert "read as GB18030, not as UTF-8" in done.stdout, done.stderr
+            (tmp_path / "b.jsonl").unlink(missing_ok=True)
+    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    settings = Data(train=tmp_path / "gbk.csv", charset="auto")
+    notes = [note.text for note in training_rows(tokenizer, settings).notes]
+    assert f"{tmp_path / 'gbk.csv'}: read as GB18030, not as UTF-8" in notes
+    settings = Data(test=tmp_path / "gbk.csv", charset="gb18030")
+    assert len(questions_of(tokenizer, settings, max_rows=None).questions) == 2
+    with pytest.raises(DataError) as caught:
+        questions_of(tokenizer, Data(test=tmp_path / "gbk.csv"), max_rows=None)
+    assert "data.charset=gb18030" in caught.value.hint
+
+
+def test_stats_of_several_files_says_how_to_join_them(rows, tmp_path):
+    (tmp_path / "b.jsonl").write_bytes(rows.read_bytes())
+    done = glmtune("data", "stats", "my.jsonl", "b.jsonl", cwd=tmp_path)
+    assert done.stderr.startswith("error: b.jsonl: one FILE is counted at a time\n")
+    words = shlex.split(re.search("glmtune (data convert .*);", done.stderr)[1])
+    assert glmtune(*words, cwd=tmp_path).stdout.splitlines() == [
+        "2 rows of my.jsonl (messages) written to all.jsonl (messages)",
+        "empty questions kept: 2",
+        "2 rows of b.jsonl (messages) written to all.jsonl (messages)",
+        "empty questions kept: 2",
+    ]
+    assert (tmp_path / "all.jsonl").read_bytes().count(b"\n") == 4
+
+
 # The guide
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +199,7 @@ def test_the_guides_commands_run(tmp_path):
     (tmp_path / "my.json").write_text(json.dumps([row]), encoding="utf-8")
     lines = [line for block in guide_blocks(GUIDES[0]) for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith("glmtune ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for _, *words in commands:
         words = [word.replace("/models/chatglm3-6b", str(tmp_path / "model")) for word in words]
         done = glmtune(*words, cwd=tmp_path)

@@ -136,7 +136,7 @@ def test_a_character_set_given_as_the_encoding_is_told_its_setting(name):
         (b"%PDF-1.7", "a PDF document", "copy its questions"),
         (b"\x80\x04\x95\0\0\0", "a Python pickle", "json.dumps"),
         (b"a.json".ljust(257, b"\0") + b"ustar\x00", "a tar archive", "unpack it"),
-        (b"\x01\0\0\0\0ab\0\0", "no text: it holds zero bytes", "JSON, CSV"),
+        (b"\x01\0\0\0\0ab\0\0", "no text: it holds zero bytes", "Fetch it again"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer", "git lfs pull"),
     ],
 )

@@ -28,7 +28,7 @@ SETTINGS = ["lr", "steps", "epochs", "batch_size", "gradient_checkpointing", "sa
     ],
 )
 def test_a_slip_is_told_from_another_word(name, meant):
-    assert nearest(name, SETTINGS) == meant
+    assert nearest(name, SETTINGS, has_parts=True) == meant
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,8 @@ def test_a_slip_is_told_from_another_word(name, meant):
 )
 def test_a_suffix_that_two_files_share_makes_them_not_near(name, meant):
     assert nearest_file(Path(name), ["two.jsonl", "train.json", "README"]) == meant
+
+
+def test_a_part_counts_only_where_it_may():
+    assert nearest("prompt", ["system_prompt"]) is None
+    assert nearest("prompt", ["system_prompt"], has_parts=True) == "system_prompt"

@@ -157,12 +157,26 @@ def test_a_commit_that_looks_like_a_number_stays_text(tmp_path):
         ("data:\n\ttrain: a", "r:2:1: not valid YAML: a tab where YAML has spaces", "indent with spaces"),
         (r'"D:\data"', "in double quotes a backslash", "single quotes"),
         (r'"C:\Users"', "in double quotes a backslash begins an escape", "with /"),
+        (r'a: "b"' + "\n" + r'c: "D:\data\x.json"', r"an escape: D:\\data\\x\.json: ", "D:/data/x.json"),
+        ('a: "D:\\new\\"', "a quote that nothing closes", "write a path in single quotes"),
     ],
 )
 def test_tabs_and_backslashes_are_named(text, message, hint):
     with pytest.raises(ConfigError, match=message) as caught:
         parse_yaml(text, "r")
     assert hint in caught.value.hint
+
+
+def test_a_list_of_paths_and_a_zero_among_them_are_shown_as_written(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text('model: m\ndata: {train: ["D:\\new.json", b.json]}', encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe)
+    assert r"'D:\new.json' b.json all.jsonl" in caught.value.hint
+    recipe.write_text('model: m\ndata: {train: "D:\\0.json"}', encoding="utf-8")
+    with pytest.raises(ConfigError, match="zero character") as caught:
+        load_recipe(recipe)
+    assert "backslash begins an escape" in caught.value.hint
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])

@@ -59,10 +59,11 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
     from glmtune.data.convert import convert as convert_rows
 
     more = [word for word in words if "=" not in word]
-    *sources, target = [source, target, *(PATH.convert(word, None, None) for word in more)]
-    datasets = convert_rows(sources, target, to, _settings([word for word in words if "=" in word]))
+    paths = [source, target, *(PATH.convert(word, None, None) for word in more)]
+    sources, last = paths[:-1], paths[-1]
+    datasets = convert_rows(sources, last, to, _settings([word for word in words if "=" in word]))
     for path, dataset in zip(sources, datasets, strict=True):
-        click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {target} ({to})")
+        click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {last} ({to})")
         for note in dataset.notes():
             click.echo(note)
 
@@ -107,9 +108,9 @@ def _settings(words: "Sequence[str]") -> "Data":
     for word in words:
         key = word.partition("=")[0].removeprefix("data.")
         if key not in COLUMN_SETTINGS:
-            raise ConfigError(
-                f"{key}: not a setting of this command", hint="allowed: " + ", ".join(COLUMN_SETTINGS)
-            )
+            hint = "allowed: " + ", ".join(COLUMN_SETTINGS)
+            hint = f"the character set is charset={word.partition('=')[2]}" if key == "encoding" else hint
+            raise ConfigError(f"{key}: not a setting of this command", hint=hint)
     return load_recipe({"model": "-"}, [f"data.{word.removeprefix('data.')}" for word in words]).data
 
 

@@ -25,7 +25,7 @@ def settings(part: str | None, markdown: bool, lang: "Language") -> None:
     rows = [row for row in every if part is None or (row.key + ".").startswith(part + ".")]
     if not rows:
         names = {name: row.key for row in every for name in (row.key, row.key.rpartition(".")[2])}
-        near = nearest(str(part), names)
+        near = nearest(str(part), names, has_parts=True)
         named = f"did you mean `glmtune settings {names[near]}`?" if near else ""
         hint = name_here(str(part).split(".")[-1]) or named or "`glmtune settings` without a word lists all"
         raise ConfigError(f"{part}: no such setting", hint=hint)

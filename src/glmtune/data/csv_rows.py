@@ -16,6 +16,7 @@ CSV_DELIMITERS = ",\t;|"
 SUFFIXES = {".csv", ".tsv"}
 EXCELS_DELIMITER = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 """The line above the header that tells Excel the delimiter."""
+CURLY = ("“", "”")
 QUOTED = re.compile('"[^"]*"')
 PROSE = re.compile(r"[.。!！] |[.。!！;；:：]$|.{60}|[<>]")
 """What stands in the first line of a text, and in no name of a column."""
@@ -58,19 +59,21 @@ def _csv_records(text: str, path: Path) -> Iterator[Row]:
             continue
         if header is None:
             is_sure = delimiter == "\t" or path.suffix.lower() in SUFFIXES
-            header = _csv_header([name.strip() for name in record], place, is_sure=is_sure)
+            names = [name.strip() for name in record]
+            header = _csv_header(names, place, delimiter, is_sure=is_sure)
             continue
         if len(record) != len(header):
             raise DataError(
                 f"{place}: {len(record)} cells, but the header names {len(header)} columns",
-                hint='put text that holds a comma in double quotes: "..."',
+                hint=f'put text that holds {delimiter!r} in double quotes: "..."',
             )
-        yield Row(place, Record(zip(header, record, strict=True)))
+        cells = zip(header, record, strict=True)  # a spreadsheet's empty columns have no names
+        yield Row(place, Record((name, cell) for name, cell in cells if name or cell))
 
 
-def _csv_header(record: list[str], place: str, *, is_sure: bool) -> list[str]:
+def _csv_header(record: list[str], place: str, delimiter: str, *, is_sure: bool) -> list[str]:
     """The names of the columns; a file that is not sure to be a table may be text with commas in it."""
-    twice = {name for name in record if record.count(name) > 1}
+    twice = {name for name in record if name and record.count(name) > 1}
     if twice:
         raise DataError(
             f"{place}: the header names {sorted(twice)[0]!r} twice", hint="give each column its own name"
@@ -79,8 +82,20 @@ def _csv_header(record: list[str], place: str, *, is_sure: bool) -> list[str]:
         hint = f"write JSON lines, each like {ROW_FORM}; or CSV whose first line names the columns"
         if MARKS.search("|".join(record)):
             hint = f"write the turns as JSON lines, without a chat format's marks: {TURNS_FORM}"
+        elif "，" in record[0]:
+            hint = "replace each ， between names and cells by a comma; one inside text may stay"
         raise DataError(
             f"{place}: neither JSON nor a CSV header with several columns: {excerpt(record[0])}",
             hint=hint,
+        )
+    if any(name[:1] in CURLY for name in record):
+        raise DataError(
+            f"{place}: a curly quote where CSV needs a straight one: {excerpt(delimiter.join(record))}",
+            hint='replace those around names and cells by "',
+        )
+    if len([*filter(None, record)]) < 2:
+        raise DataError(
+            f"{place}: a header that names one column of {len(record)}: {excerpt(max(record))}",
+            hint="remove the lines above the names of the columns",
         )
     return record

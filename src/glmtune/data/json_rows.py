@@ -205,6 +205,8 @@ def _json_hint(reason: str, found: str) -> str:
         return "replace it, and all like it, in your editor"
     if found.startswith(COMMENTS):
         return "JSON has no comments: remove the line"
+    if not found.strip():
+        return "the row ends too early: complete it, or remove it; if the file ends here too, fetch it again"
     if reason.startswith("Invalid control character"):
         return r"write a line break inside text as \n and a tab as \t"
     if reason.startswith("Unterminated string"):

@@ -277,7 +277,8 @@ def _reading_hint(path: Path, err: OSError) -> str:
         return f"did you mean {names[0]}?"
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}{tables.hub_hint(path)}"
-    near = nearest_file(path, _names_in(path.parent))
+    kinds = {*SUFFIXES, ".txt", path.suffix}
+    near = nearest_file(path, [name for name in _names_in(path.parent) if Path(name).suffix in kinds])
     return f"did you mean {path.with_name(near)}?" if near else f"there is no such file in {path.parent}"
 
 

@@ -58,6 +58,14 @@ def no_format(rows: Sequence[Row], pairs: Sequence[tuple[str, ...]]) -> DataErro
     if error := _turns_elsewhere(row):
         return error
     for pair in pairs:
+        inside = next(
+            (name for name, cell in row.items() if isinstance(cell, dict) and cell.keys() >= {*pair}), ""
+        )
+        if inside:
+            return DataError(
+                f"{' and '.join(map(repr, pair))} stand inside {inside!r}; {found}",
+                hint=f"write the object under {inside!r} as the row itself",
+            )
         absent = [name for name in pair if name not in row]
         if all(nearest(name, row) for name in absent):
             return columns.missing(absent[0], row, pair)
@@ -102,7 +110,7 @@ def _way(rows: Sequence[Row]) -> str:
     if isinstance(row, Record) and not is_named:
         first = "put names above line 1 if it is a row, such as prompt and response; if it is none, "
     question, answer = guess_pair(rows)
-    if (question is None) != (answer is None) or len(row) == 1:
+    if (question is None) != (answer is None) or len(row) < 2:
         alone = "text alone, as for pretraining, is not trained; " if TEXTS & {*map(_spelled, row)} else ""
         return f"{alone}a row needs a question and an answer: {ROW_FORM}"
     naming = (
@@ -122,7 +130,7 @@ def guess_pair(rows: Sequence[Row]) -> tuple[str | None, str | None]:
     rest = [name for name in rest if not columns.carries_meaning(name)]
     if question is None and answer is None and len(rest) == 2:
         question, answer = _label_last(rows, names, rest)
-    elif len(rest) == 1:
+    elif len(rest) == 1 and (question or answer):
         question, answer = question or rest[0], answer or rest[0]
     return names.get(question or ""), names.get(answer or "")
 

@@ -76,7 +76,7 @@ def _matching(pattern: str, names: Collection[str]) -> list[str]:
         near = get_close_matches(pattern.strip("*."), names, n=3, cutoff=0)
         raise ConfigError(
             f"method.patterns: no weight of this model is called {pattern!r}",
-            hint=f"near are {', '.join(near)}; all: `glmtune info MODEL --names`",
+            hint=f"they are called as {', '.join(near)}; all: `glmtune info MODEL --names`",
         )
     return matched
 

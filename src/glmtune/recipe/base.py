@@ -37,7 +37,11 @@ class Settings(BaseModel):
         if isinstance(value, int):  # as text, it was none before
             _check_size(value, str(info.field_name))
         if isinstance(value, Path):
-            return read_path(value, has_weights=info.field_name in ("base", "output"))
+            try:
+                return read_path(value, has_weights=info.field_name in ("base", "output"))
+            except ValueError as err:
+                hint = "name another path; in YAML's double quotes a backslash begins an escape, as \\0 does"
+                raise SettingError(str(err), hint=hint) from None
         if info.field_name == "model":
             read_path(value, has_weights=True)  # it stays text: it may be a name on a hub
         for part in value if isinstance(value, tuple) else (value,):

@@ -122,7 +122,7 @@ def name_here(name: str, value: Any = "...") -> str:
 def nearest_setting(key: str, siblings: Collection[str], value: Any = "...") -> str:
     """The hint for a misspelled `group.name`; empty where none of its siblings is near."""
     *groups, name = key.split(".")
-    near = nearest(name, siblings)
+    near = nearest(name, siblings, has_parts=True)
     if not near:
         return ""
     whole = ".".join((*groups, near))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from glmtune.charset import NotTextError, decode_given
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, load_bytes, unreadable
+from glmtune.paths import as_written
 from glmtune.recipe.describe import describe
 from glmtune.recipe.names import methods_with, name_here, nearest_setting, value_here
 from glmtune.recipe.settings import Recipe
@@ -32,9 +33,6 @@ RIVALS = (
     ({"data.max_test_rows"}, {"evaluate.max_rows"}),
 )
 """Settings that say the same in two ways: what is named on top clears the other way below it."""
-
-ESCAPES = dict(zip("\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", "0abtnvfreN_LP", strict=True))
-"""What a backslash and a letter in YAML's double quotes become. Source: yaml.org/spec/1.1, 5.7."""
 
 MOST_PARTS = 9
 """Dots in a setting's name that are read as such, and levels of a dict: more than any setting has."""
@@ -91,7 +89,7 @@ def _check_paths(settings: BaseModel, group: str = "") -> None:
         if isinstance(value, BaseModel):
             _check_paths(value, f"{name}.")
         elif isinstance(value, Path) or name == "model":
-            written = "".join(f"\\{ESCAPES[c]}" if c in ESCAPES else c for c in str(value))
+            written = as_written(str(value))
             if written != str(value):
                 slashes = written.replace("\\", "/")
                 raise ConfigError(

@@ -71,6 +71,8 @@ def said(name: str, words: list[str]) -> list[tuple[str, ...]]:
         ("spaced_names.csv", "prompt ,response \n一周有几天？,七天。\n".encode()),
         ("quoted_names.csv", '"prompt","a;b;c",response\n一周有几天？,,七天。\n'.encode()),
         ("one.json", json.dumps(PAIR).encode()),
+        ("empty_columns.csv", "prompt,response,,\n一周有几天？,七天。,,\n".encode()),
+        ("empty_lines.csv", ",\nprompt,response\n一周有几天？,七天。\n,\n".encode()),
         ("marked.jsonl", b"\xef\xbb\xbf" * 2 + lines(PAIR).encode()),
         ("rows.txt", lines(PAIR).encode()),
     ],
@@ -409,6 +411,57 @@ ODD = [
         replaced("}{", "}\n{"),
         [DAYS, DAYS],
     ),
+    Odd(
+        "inside.jsonl",
+        lines({"id": 1, "data": PAIR}, {"id": 2, "data": PAIR}),
+        "'prompt' and 'response' stand inside 'data'",
+        "write the object under 'data' as the row itself",
+        loaded(lambda row: row["data"]),
+        [DAYS, DAYS],
+    ),
+    Odd(
+        "cut.jsonl",
+        lines(PAIR) + '{"prompt": "a", "resp',
+        "broken JSON: unterminated string",
+        "close the text with a quote",
+        lambda text: text.splitlines()[0],
+    ),
+    Odd(
+        "cut_between.jsonl",
+        lines(PAIR) + '{"prompt": "a",',
+        "at the end of the line",
+        "complete it, or remove it",
+        lambda text: text.splitlines()[0],
+    ),
+    Odd(
+        "capitals.jsonl",
+        lines({"Instruction": "答", "Input": DAYS[0], "Output": DAYS[1]}),
+        "column 'instruction' is missing",
+        "data.prompt_column=Instruction data.response_column=Output",
+        rows=[(f"答\n{DAYS[0]}", DAYS[1])],
+    ),
+    # CSV
+    Odd(
+        "title.csv",
+        "我的数据,\n" + table(("prompt", "response"), DAYS),
+        "a header that names one column of 2: '我的数据'",
+        "remove the lines above the names",
+        replaced("我的数据,\n", ""),
+    ),
+    Odd(
+        "word.csv",
+        "“prompt”,“response”\n“一周有几天？”,“七天。”\n",
+        "a curly quote where CSV needs a straight one",
+        'replace those around names and cells by "',
+        lambda text: re.sub("[“”]", '"', text),
+    ),
+    Odd(
+        "wide.csv",
+        "prompt，response\n一周有几天？，七天。\n",
+        "neither JSON nor a CSV header",
+        "replace each ，",
+        replaced("，", ","),
+    ),
     # no rows at all
     Odd(
         "prose.txt",
@@ -458,4 +511,12 @@ def test_the_hint_followed_to_the_letter_leads_to_the_right_rows(odd):
     name = odd.to or odd.name
     if odd.follow:
         Path(name).write_text(odd.follow(content.decode()), encoding="utf-8")
-    assert said(name, words) == [*odd.rows]
+    assert followed(name, words) == [*odd.rows]
+
+
+def followed(name: str, words: list[str]) -> list[tuple[str, ...]]:
+    """The rows, after one more hint if it takes one."""
+    try:
+        return said(name, words)
+    except DataError as err:
+        return said(name, [*words, *words_of(err.hint)[:1]])
