@@ -9,14 +9,15 @@ LONG = 4
 
 
 def nearest(name: str, names: Iterable[str], *, has_parts: bool = False) -> str | None:
-    """The name nearest to one that is not there; None where none is near. Case does not count.
+    """The name nearest to one that is not there; None where none is, or several are as near. Case is nothing.
 
     `has_parts`: a part of a name counts as near to the whole.
     """
     word = name.strip().lower()
     found = [(_edits(word, other.strip().lower(), has_parts), other) for other in names]
-    near = [(edits, other) for edits, other in found if edits is not None]
-    return min(near)[1] if near else None
+    near = sorted((edits, other) for edits, other in found if edits is not None)
+    is_one = bool(near) and all(edits > near[0][0] or other == near[0][1] for edits, other in near[1:])
+    return near[0][1] if is_one else None
 
 
 def nearest_file(path: Path, names: Iterable[str]) -> str | None:

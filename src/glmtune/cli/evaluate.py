@@ -29,7 +29,7 @@ def evaluate(
 
     \b
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
-      glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32
+      glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32 data.max_test_rows=100
     """
     from glmtune.workflows.early import recipe_for
     from glmtune.workflows.events import drain

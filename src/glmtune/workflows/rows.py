@@ -52,7 +52,7 @@ def read_rows(data: Data) -> Read:
     if data.train is None:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
     train, validation, notes = _split(data, data.train)
-    return Read(train[: data.max_rows], validation, tuple(notes))
+    return Read(train, validation, tuple(notes))
 
 
 def training_rows(tokenizer: Any, data: Data, read: Read | None = None) -> Rows:
@@ -90,15 +90,17 @@ def _longer_than_context(
 
 def _shorter(data: Data, context: int, num_new: int) -> str:
     """The settings that keep rows, or questions and their answers, within the context."""
+    pair = data.max_source_tokens, data.max_target_tokens
     if num_new:
         asked = max(context - num_new, context // 2)
-        source = "max_tokens" if data.max_source_tokens is None else "max_source_tokens"
-        return f"data.{source}={asked} evaluate.max_new_tokens={context - asked} fit into it"
-    if data.max_source_tokens is None or data.max_target_tokens is None:
+        name = "max_tokens" if None in pair else "max_source_tokens"
+        return f"data.{name}={asked} evaluate.max_new_tokens={context - asked} fit into it"
+    source, target = pair
+    if source is None or target is None:
         return f"data.max_tokens={context} cuts them"
     room = context - 2  # the official encodings put up to 2 tokens around the two parts
-    source = room * data.max_source_tokens // (data.max_source_tokens + data.max_target_tokens)
-    return f"data.max_source_tokens={source} data.max_target_tokens={room - source} cuts them"
+    asked = room * source // (source + target)
+    return f"data.max_source_tokens={asked} data.max_target_tokens={room - asked} cuts them"
 
 
 def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[Note]]:
@@ -110,7 +112,7 @@ def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[N
         text = f"{len(held):,} held out (seed {data.split_seed})"
         if len(validation) < len(held):
             text += f"; the loss is that of {len(validation):,} of them (data.max_validation_rows)"
-        return train, validation, [_plan(path, train, text, validation), *notes]
+        return train[: data.max_rows], validation, [_plan(data, len(train), text, validation), *notes]
     other = read_dataset(data.validation, data)
     validation, whole = draw_validation(other.examples, data), len(other.examples)
     notes += [Note(f"{data.validation}: {text}") for text in other.notes()]
@@ -123,19 +125,22 @@ def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[N
             f"{data.validation}: {len(validation):,} of {whole:,} to validate (seed {data.split_seed}; "
             f"data.max_validation_rows={whole} takes all)"
         )
-    return read.examples, validation, [_plan(path, read.examples, text, validation), *notes]
+    train = read.examples[: data.max_rows]
+    return train, validation, [_plan(data, len(read.examples), text, validation), *notes]
 
 
-def _plan(path: Path, train: Sequence[Example], text: str, validation: Sequence[Example]) -> Note:
+def _plan(data: Data, num_rows: int, text: str, validation: Sequence[Example]) -> Note:
     """How many rows are trained, how many validated, and what is to be thought of few."""
-    few = f": the loss of {_rows(validation)} tells little, data.validation=FILE names more"
-    return Note(
-        f"{path}: {_rows(train)} to train on; {text}{few if len(validation) < FEW_VALIDATION_ROWS else ''}"
-    )
+    used = min(num_rows, data.max_rows or num_rows)
+    some = f"the first {used:,} of {_rows(num_rows)} (data.max_rows)"
+    train = some if used < num_rows else _rows(num_rows)
+    few = f": the loss of {_rows(len(validation))} tells little, data.validation=FILE names more"
+    ending = few if len(validation) < FEW_VALIDATION_ROWS else ""
+    return Note(f"{data.train}: {train} to train on; {text}{ending}")
 
 
-def _rows(examples: Sequence[Example]) -> str:
-    return f"{len(examples):,} row{'' if len(examples) == 1 else 's'}"
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,3 +271,26 @@ def test_settings_nested_without_end_are_refused(kind: str) -> None:
 def test_a_path_that_is_no_text_is_refused(source: Any) -> None:
     with pytest.raises(ConfigError, match=f"a path is text, not of type {type(source).__name__}"):
         load_recipe(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "expected"),
+    [
+        ({"evaluate": {"max_rows": None}}, [], None),
+        ({"evaluate": {"max_rows": 3}}, [], 3),
+        ({"evaluate": {"max_rows": 3}}, ["data.max_test_rows=5"], 5),
+        ({"data": {"max_test_rows": 3}}, ["evaluate.max_rows=5"], 5),
+        ({}, ["data.max_test_rows=5", "evaluate.max_rows=null"], 5),
+    ],
+)
+def test_the_older_name_of_the_number_of_test_rows_is_read(
+    source: dict[str, Any], words: list[str], expected: int | None
+) -> None:
+    recipe = load_recipe({"model": "m", **source}, words)
+    assert recipe.data.max_test_rows == expected
+    assert load_recipe(recipe) == recipe
+
+
+def test_both_names_of_the_number_of_test_rows_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.max_test_rows: set that one alone"):
+        load_recipe({"model": "m"}, ["data.max_test_rows=5", "evaluate.max_rows=3"])

@@ -216,3 +216,17 @@ def test_of_a_tiny_file_one_row_is_held_out_and_the_plan_says_that_it_tells_litt
 def test_the_test_rows_are_the_first_so_many_under_both_names(word: str, base: Path, tmp_path: Path) -> None:
     rows = rows_file(tmp_path, list("一二三"))
     assert [question.reference for question in ask(base, recipe_of(rows, word)).questions] == ["一", "二"]
+
+
+def test_the_plan_says_how_many_rows_are_trained(base: Path, tmp_path: Path) -> None:
+    found = read(base, recipe_of(rows_file(tmp_path, list("一二三四")), "data.max_rows=3"))
+    assert len(found.train.rows) == 3
+    assert "the first 3 of 4 rows (data.max_rows) to train on" in found.notes[0].text
+
+
+def test_without_test_rows_an_evaluation_answers_the_validation_file_whole(
+    base: Path, tmp_path: Path
+) -> None:
+    """Also where it is the training file, and where the loss is taken over fewer."""
+    rows = rows_file(tmp_path, list("一二三四"))
+    assert len(ask(base, recipe_of(rows, "data.max_validation_rows=2")).questions) == 4
