@@ -11,8 +11,6 @@ from glmtune.cli.console import PATH, leave_group, program
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
-    from glmtune.workflows import RunResult
-    from glmtune.workflows.show import Lines
 
 
 @click.command(short_help="Fine-tune a model on your rows.")

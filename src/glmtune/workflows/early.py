@@ -1,7 +1,6 @@
 """What can be told before torch is loaded: which run is meant, and what is wrong with paths and rows."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,11 @@ from glmtune.data.source import read_dataset
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, read_json
 from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
-from glmtune.places import lasting_name, require_here, resolve
+from glmtune.places import lasting_name, name_runs, require_here, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint, require_new
 from glmtune.workflows.rows import Read, data_hash, full_path, read_rows
-
-MOST_RUNS = 5
-"""Runs that a hint names."""
 
 
 def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
@@ -53,16 +49,6 @@ def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
         f"{path}: no such run or recipe",
         hint=name_runs(path) or "name a recipe file, such as recipes/lora.yaml",
     )
-
-
-def name_runs(path: Path) -> str:
-    """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty."""
-    known = sorted(path.parent.glob(f"*/{RECIPE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    runs = {file.parent.name: file.parent for file in known}
-    if near := get_close_matches(path.name, runs, n=1):
-        return f"did you mean {runs[near[0]]}?"
-    more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
-    return f"runs are: {', '.join(map(str, [*runs.values()][:MOST_RUNS]))}{more}" if runs else ""
 
 
 def check_training(recipe: Recipe, *, resume: bool) -> Read:

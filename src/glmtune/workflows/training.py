@@ -48,7 +48,6 @@ from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
 from glmtune.training.progress import Progress, run_time
-from glmtune.training.stopping import Interrupted, StopRequest
 from glmtune.training.state import (
     STATE_FILE,
     as_state,
@@ -57,6 +56,7 @@ from glmtune.training.state import (
     restore_state,
     write_state,
 )
+from glmtune.training.stopping import Interrupted, StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base, write_card
 from glmtune.workflows.early import (
     as_begun,
@@ -84,7 +84,6 @@ from glmtune.workflows.plan import (
 )
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import Read, Rows, first_row, training_rows
-
 
 SHORT_STEPS = 50
 """A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
@@ -270,7 +269,7 @@ def _train(run: _Run) -> Iterator[Event]:
 
 
 def _steps(run: _Run) -> Iterator[Event]:
-    """Each step; evaluations and checkpoints between them. Raises `Interrupted` once a checkpoint is there."""
+    """Each step, evaluations and checkpoints between them. Raises `Interrupted` after the step is saved."""
     settings, standing = run.recipe.train, run.standing
     eval_every = settings.eval_every or math.ceil(run.num_steps / 10)
     save_every = settings.save_every or eval_every
@@ -475,6 +474,7 @@ def _result(run: _Run) -> RunResult:
     metrics: dict[str, Any] = {"steps": run.standing.step, "best_step": run.standing.best_step}
     if trained and evaluated:
         metrics |= {
+            "first_loss": trained[0]["loss"],
             "loss": trained[-1]["loss"],
             "first_eval_loss": evaluated[0]["eval_loss"],
             "eval_loss": evaluated[-1]["eval_loss"],
