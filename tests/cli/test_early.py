@@ -42,7 +42,7 @@ CASES = {
     "train full": ("full: not the folder of a run", "model=full"),
     "evaluate glm-tiny --data none.json": ("none.json: cannot be read", ""),
     "evaluate glm-tiny --data bad.jsonl": ("bad.jsonl:2: column 2: broken JSON", ""),
-    "evaluate runs/tset": ("runs/tset: no such folder", "did you mean runs/test?"),
+    "evaluate runs/tset": ("runs/tset: no such run", "did you mean runs/test? Of the hub it would be hf:"),
     "evaluate runs/test": ("runs/test: this run has no checkpoint yet", "train it first"),
     "export nowhere --to merged --output out": ("nowhere: no such folder", ""),
     "verify nowhere": ("nowhere: no such folder", ""),
