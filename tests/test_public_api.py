@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,11 @@ def test_each_function_says_what_the_command_line_says(
     assert sum("resumed from step-000002" in text for text in notes) == 1
     assert sum(" on cpu" in text and text.startswith(recipe["model"]) for text in notes) == 3  # each opening
     assert [event.done for event in heard if isinstance(event, Answered)] == [*range(1, 13)]
+
+
+def test_python_shows_the_hint_of_an_error_too() -> None:
+    shown = "".join(traceback.format_exception(glmtune.GlmtuneError("a: wrong", hint="write b")))
+    assert shown.splitlines() == ["glmtune.errors.GlmtuneError: a: wrong", "hint: write b"]
 
 
 def test_what_migrating_finds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,23 +122,32 @@ def _is_adapter(folder: Path, *, has_base: bool) -> bool:
     return is_adapter(folder, has_base=has_base)
 
 
-def require_here(path: str | Path) -> Path | None:
+def require_here(path: str | Path, revision: str | None = None) -> Path | None:
     """The folder that a path means, of which nothing is read; None where a hub has to be asked.
 
-    Raises `CheckpointError` for a path to nothing.
+    Raises `CheckpointError` for a path to nothing, `ConfigError` for a `revision` of what is on no hub.
     """
     if not given_path(path).exists() and str(path) not in BUNDLED and parse_name(path):
         return None
-    return _require_folder(follow(find_folder(path)[0]))
+    return _require_folder(follow(find_folder(path, revision)[0]))
 
 
 def _require_folder(folder: Path) -> Path:
     if not folder.exists():
         hint = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
-        raise CheckpointError(f"{folder}: no such folder", hint=name_runs(folder) or hint)
+        near = get_close_matches(folder.name, _folders_in(folder.parent), n=1)
+        hint = f"did you mean {folder.with_name(near[0])}?" if near else hint
+        raise CheckpointError(f"{folder}: no such folder", hint=hint)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
     return folder
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except OSError:  # there is none, or it cannot be read: nothing to suggest
+        return []
 
 
 def name_runs(path: Path) -> str:

@@ -56,7 +56,7 @@ def check_training(recipe: Recipe, *, resume: bool) -> Read:
 
     Raises `GlmtuneError`'s children, as `training` does for the same; it looks at the rest.
     """
-    model, folder = require_here(recipe.model), run_folder(recipe)
+    model, folder = require_here(recipe.model, recipe.revision), run_folder(recipe)
     if resume:
         require_run(folder)
     elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
@@ -71,7 +71,7 @@ def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
     """
     values = read_values(source, words)
     named = build_recipe(values)  # says what is missing or wrong
-    if (model := require_here(named.model)) and _is_plain(model):
+    if (model := require_here(named.model, named.revision)) and _is_plain(model):
         _check_rows(named)
         return named
     place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
