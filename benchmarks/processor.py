@@ -29,7 +29,7 @@ from benchmarks.products import Block, Layer
 from glmtune.generate.fast import FastLinear, pack_all
 from glmtune.log import quiet
 from glmtune.runs import read_json_lines
-from glmtune.workflows.training import train
+from glmtune.workflows import train
 
 INPUTS, OUTPUTS = 768, 2048
 ROWS = (512, 1)

@@ -127,7 +127,7 @@ def go_on(settings: Any, folder: Path) -> None:
     """As a user does: with --resume where there is a checkpoint; else anew, as the hint says."""
     if find_checkpoint(folder, "last") is None and (folder / "recipe.yaml").exists():
         shutil.rmtree(folder)
-    train(settings, resume=(folder / "recipe.yaml").exists())
+    train(settings, resume=(folder / "recipe.yaml").exists(), quiet=True)
 
 
 def main(work: Path, seed: int, kills: int) -> None:
@@ -137,7 +137,7 @@ def main(work: Path, seed: int, kills: int) -> None:
     for number, words in enumerate(METHODS):
         settings = recipe(work, work / f"whole-{number}", words)
         begun = time.perf_counter()
-        status, changes, message = in_child(work, lambda settings=settings: train(settings))
+        status, changes, message = in_child(work, lambda settings=settings: train(settings, quiet=True))
         assert status == 0, message
         whole.append((changes, time.perf_counter() - begun, left(work / f"whole-{number}")))
     for number in range(kills):
@@ -148,7 +148,7 @@ def main(work: Path, seed: int, kills: int) -> None:
         status = 0
         while status != KILLED:  # it may have come to its end before
             shutil.rmtree(folder, ignore_errors=True)
-            status, _, message = in_child(work, lambda settings=settings: train(settings), **when)
+            status, _, message = in_child(work, lambda settings=settings: train(settings, quiet=True), **when)
             assert not message, message
             when = {name: value * 0.7 for name, value in when.items()}
         leftover = any(is_partial(path) for path in folder.rglob("*"))

@@ -76,11 +76,14 @@ def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
-def test_only_the_command_line_prints_and_exits(path: Path) -> None:
+def test_only_the_command_line_exits_and_only_it_and_what_shows_events_print(path: Path) -> None:
+    may_print = {"print"} if path == SRC / "workflows" / "show.py" else set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and part(path) != "cli":
             called = ast.unparse(node.func)
-            assert called not in {"print", "exit", "quit", "sys.exit"}, f"line {node.lineno}: {called}"
+            assert called not in {"print", "exit", "quit", "sys.exit"} - may_print, (
+                f"line {node.lineno}: {called}"
+            )
 
 
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
@@ -113,6 +116,10 @@ TORCH_FREE = [
     "glmtune.evaluation.metrics",
     "glmtune.report.plots",
     "glmtune.report.compare",
+    "glmtune.places",
+    "glmtune.training.stopping",
+    "glmtune.workflows",
+    "glmtune.workflows.rows",
 ]
 
 

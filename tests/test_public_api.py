@@ -2,14 +2,17 @@
 
 import inspect
 import json
+import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import glmtune
 from glmtune.models.quant import held_quant
+from glmtune.workflows.events import Answered, Event, Note
 from models import tiny_folder
 
 SIGNATURES = {
@@ -21,15 +24,18 @@ SIGNATURES = {
     "encode_messages": "(tokenizer, messages, *, tools=None, add_generation_prompt=True, **options)",
     "render_messages": "(template, messages, *, tools=None, add_generation_prompt=True, **options)",
     "score": "(predictions, references, variant='thudm')",
-    "train": "(recipe, *, resume=False)",
-    "evaluate": "(recipe)",
+    "train": "(recipe, *, resume=False, quiet=False, on_event=None)",
+    "evaluate": "(recipe, *, quiet=False, on_event=None)",
     "export": (
         "(path, *, to, output, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
-        "max_rows=200, score_rows=0, device='auto')"
+        "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
     ),
-    "compare": "(runs, *, output=None, at=())",
-    "migrate": "(source, output=None, *, base=None, template=None)",
-    "verify": "(path, *, base=None, template=None, dtype='auto', quant=None, device='auto')",
+    "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
+    "migrate": "(source, output=None, *, base=None, template=None, quiet=False, on_event=None)",
+    "verify": (
+        "(path, *, base=None, template=None, dtype='auto', quant=None, device='auto', quiet=False, "
+        "on_event=None)"
+    ),
 }
 
 
@@ -59,6 +65,7 @@ def test_every_public_name_is_there() -> None:
         ]
     )
     assert all(getattr(glmtune, name) for name in glmtune.__all__)
+    assert dir(glmtune) == sorted(glmtune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = glmtune.nothing
 
@@ -93,31 +100,87 @@ def test_streamed_text_is_the_decoded_answer_and_never_splits_a_character(folder
     assert not any(piece.endswith("\ufffd") for piece in pieces[:-1])
 
 
-def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
+def small_recipe(folder: Path, tmp_path: Path) -> dict[str, Any]:
     rows = tmp_path / "rows.csv"
     rows.write_text(
         "prompt,response\n" + "".join(f"问题{i},答案{i}。\n" for i in range(12)), encoding="utf-8"
     )
-    recipe = {
+    return {
         "model": str(folder),
         "output": tmp_path / "run",
         "data": {"train": rows},
         "train": {"steps": 2, "batch_size": 4},
         "samples": {"prompts": []},
     }
-    result = glmtune.train(recipe)
+
+
+def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(folder, tmp_path)
+    result = glmtune.train(recipe, quiet=True)
     assert result.path == tmp_path / "run"
     assert result.metrics["steps"] == 2
     scores = glmtune.evaluate(
         {
             "model": str(result.path),
-            "data": {"test": rows},
+            "data": {"test": recipe["data"]["train"]},
             "evaluate": {"max_rows": 3, "max_new_tokens": 4},
             "output": tmp_path / "scores",
-        }
+        },
+        quiet=True,
     ).scores
     assert scores["num_rows"] == 3
     assert set(scores["thudm"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4", "num_empty"}
+
+
+def test_each_function_says_what_the_command_line_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(tiny_folder(tmp_path / "model"), tmp_path)
+    run = recipe["output"]
+    asked = {"model": str(run), "data": {"test": recipe["data"]["train"]}, "evaluate": {"max_new_tokens": 2}}
+    capsys.readouterr()
+    glmtune.train(recipe)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    for line in ("plan: 2 steps", "what is learned of it:", "global step 1 (", "global step 2 ( 100.00% )"):
+        assert printed.err.count(line) == 1, line
+    glmtune.evaluate({**asked, "output": tmp_path / "first"})
+    checks = glmtune.verify(run)
+    said = capsys.readouterr().err
+    assert "test rows: 12 rows" in said
+    assert all(check.found in said for check in checks)
+
+    heard: list[Event] = []
+    glmtune.train(run, resume=True, on_event=heard.append)
+    glmtune.evaluate({**asked, "output": tmp_path / "second"}, on_event=heard.append)
+    glmtune.verify(run, on_event=heard.append)
+    assert glmtune.verify(run, quiet=True) == checks
+    assert capsys.readouterr() == ("", "")
+    notes = [event.text for event in heard if isinstance(event, Note)]
+    assert sum("resumed from step-000002" in text for text in notes) == 1
+    assert sum(" on cpu" in text and text.startswith(recipe["model"]) for text in notes) == 3  # each opening
+    assert [event.done for event in heard if isinstance(event, Answered)] == [*range(1, 13)]
+
+
+def test_python_shows_the_hint_of_an_error_too() -> None:
+    shown = "".join(traceback.format_exception(glmtune.GlmtuneError("a: wrong", hint="write b")))
+    assert shown.splitlines() == ["glmtune.errors.GlmtuneError: a: wrong", "hint: write b"]
+
+
+def test_what_migrating_finds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "python3 main.py --do_train --train_file a.json --max_steps 3 --fp16\n", encoding="utf-8"
+    )
+    done = glmtune.migrate(script, tmp_path / "one.yaml", base="glm-tiny")
+    told = capsys.readouterr().err
+    assert all(text in told for text in (*done[0].found, str(done[0].made), *done[0].next))
+    heard: list[Event] = []
+    glmtune.migrate(script, tmp_path / "two.yaml", base="glm-tiny", on_event=heard.append)
+    glmtune.migrate(script, tmp_path / "third.yaml", base="glm-tiny", quiet=True)
+    assert capsys.readouterr() == ("", "")
+    notes = [event.text for event in heard if isinstance(event, Note)]
+    assert notes == told.replace("one.yaml", "two.yaml").splitlines()
 
 
 def test_no_library_warns_its_developers_through_ours(folder: Path, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import TextIO
 
 logger = logging.getLogger("glmtune")
 _hear: ContextVar[Callable[[str], None] | None] = ContextVar("hear", default=None)
@@ -13,6 +15,18 @@ _hear: ContextVar[Callable[[str], None] | None] = ContextVar("hear", default=Non
 # bitsandbytes advises another package as soon as PEFT imports it; that kernel is for repacked weights, which
 # are never made here
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """To whatever is stderr at that moment: notebooks, tests and progress bars put another in its place."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """Set once by the class above."""
 
 
 def is_main_process() -> bool:
@@ -26,7 +40,7 @@ def tell(text: str) -> None:
         hear(text)
         return
     if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(_Stderr())
         logger.propagate = False
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)

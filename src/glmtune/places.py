@@ -15,6 +15,8 @@ from glmtune.methods.card import ADAPTER_FILE, CARD_FILE, Card, read_card
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
 from glmtune.values import shown
 
+MOST_RUNS = 5
+"""Runs that a hint names."""
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
 """Models that come with the package, by the name that stands for their folder."""
 
@@ -121,24 +123,22 @@ def _is_adapter(folder: Path, *, has_base: bool) -> bool:
     return is_adapter(folder, has_base=has_base)
 
 
-def require_here(path: str | Path) -> Path | None:
+def require_here(path: str | Path, revision: str | None = None) -> Path | None:
     """The folder that a path means, of which nothing is read; None where a hub has to be asked.
 
-    Raises `CheckpointError` for a path to nothing.
+    Raises `CheckpointError` for a path to nothing, `ConfigError` for a `revision` of what is on no hub.
     """
     if not given_path(path).exists() and str(path) not in BUNDLED and parse_name(path):
         return None
-    return _require_folder(follow(find_folder(path)[0]))
+    return _require_folder(follow(find_folder(path, revision)[0]))
 
 
 def _require_folder(folder: Path) -> Path:
     if not folder.exists():
-        near = get_close_matches(folder.name, _folders_in(folder.parent), n=1)
         hint = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
-        raise CheckpointError(
-            f"{folder}: no such folder",
-            hint=f"did you mean {folder.with_name(near[0])}?" if near else hint,
-        )
+        near = get_close_matches(folder.name, _folders_in(folder.parent), n=1)
+        hint = f"did you mean {folder.with_name(near[0])}?" if near else hint
+        raise CheckpointError(f"{folder}: no such folder", hint=hint)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
     return folder
@@ -151,6 +151,16 @@ def _folders_in(folder: Path) -> list[str]:
         return []
 
 
+def name_runs(path: Path) -> str:
+    """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty."""
+    known = sorted(path.parent.glob(f"*/{RECIPE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    runs = {file.parent.name: file.parent for file in known}
+    if near := get_close_matches(path.name, runs, n=1):
+        return f"did you mean {runs[near[0]]}?"
+    more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
+    return f"runs are: {', '.join(map(str, [*runs.values()][:MOST_RUNS]))}{more}" if runs else ""
+
+
 def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Snapshot | None]:
     """The folder that a path means, and the snapshot of a hub that it is.
 
@@ -159,6 +169,8 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
     """
     folder = given_path(path)
     name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
+    if name and str(path) == name.repository and (runs := name_runs(folder)):
+        raise CheckpointError(f"{path}: no such run", hint=f"{runs} Of the hub it would be {name}")
     if name:
         snapshot = fetch(name, revision)
         return snapshot.folder, snapshot

@@ -33,7 +33,7 @@ for dtype in ("fp32", "bf16"):
 """
 VERIFY = """
 import sys
-from glmtune.workflows.verifying import verify
+from glmtune.workflows import verify
 
 for folder in sys.argv[1:]:
     print(folder, next(check.found for check in verify(folder, device="cpu") if check.name == "logits"))

@@ -4,22 +4,29 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim import AdamW
 
 from glmtune import load_tokenizer
 from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.places import resolve
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.workflows.events import Evaluated, Note, Saved, drain
+from glmtune.training import stopping
+from glmtune.training.stopping import Interrupted
+from glmtune.workflows.early import training_recipe
+from glmtune.workflows.events import Evaluated, Event, Note, Saved, Stepped, drain
 from glmtune.workflows.rows import training_rows
 from glmtune.workflows.training import training
+from killed import hash_checkpoint
 from models import tiny_folder, tiny_v1_folder
 from proofs import edit_card
 
@@ -85,6 +92,66 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, me
         first, second = load_file(mine), load_file(theirs)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def checkpoint_files(run: Path) -> dict[str, str]:
+    """Of the last checkpoint, the weights' hash and that of all that a run goes on with."""
+    hashes = hash_checkpoint(run / "last")
+    return {name: hashes[name] for name in ("adapter_model.safetensors", "state.pt")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_run_ended_within_a_step_and_gone_on_with_equals_one_never_ended(
+    model: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("train.steps=4", "train.eval_every=2", "train.save_every=4")
+    whole, parts = (recipe(model, tmp_path / name, *words) for name in ("whole", "parts"))
+    drain(training(whole))
+    before, steps, step = signal.getsignal(number), [0], AdamW.step
+
+    def interrupted_step(self: Any, *args: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 3:  # half way through a step
+            signal.raise_signal(number)
+        return step(self, *args)
+
+    monkeypatch.setattr(AdamW, "step", interrupted_step)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"all 3 of 4 steps .* glmtune train .*parts --resume"
+    ) as told:
+        drain(training(parts))
+    assert isinstance(told.value, Interrupted)
+    assert told.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "parts" / "last").resolve().name == "step-000003"
+    drain(training(training_recipe(tmp_path / "parts"), resume=True))
+    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
+    assert checkpoint_files(tmp_path / "parts") == checkpoint_files(tmp_path / "whole")
+
+
+def test_ctrl_c_before_the_first_step_leaves_no_folder_in_the_way(model: Path, tmp_path: Path) -> None:
+    def hear(event: Event) -> None:
+        if isinstance(event, Evaluated):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        drain(training(recipe(model, tmp_path / "run")), hear)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_saved(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "TWICE_S", 0)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Stepped) and event.log.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="at once"):
+        drain(training(recipe(model, tmp_path / "run", "train.steps=4", "train.eval_every=2")), hear)
+    assert (tmp_path / "run" / "last").resolve().name == "step-000002"
 
 
 def on_two_processes(words: list[str], *program: str) -> subprocess.CompletedProcess[str]:

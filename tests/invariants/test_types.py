@@ -14,9 +14,9 @@ from glmtune.models.shards import scan_tensors
 from glmtune.places import resolve
 from glmtune.recipe import load_recipe
 from glmtune.runs import SETTINGS_FILE, follow, read_json_lines
+from glmtune.workflows import verify
 from glmtune.workflows.events import Note, Saved, drain
 from glmtune.workflows.training import training
-from glmtune.workflows.verifying import verify
 from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"

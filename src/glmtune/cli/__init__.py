@@ -1,4 +1,4 @@
-"""The command line: one verb a function. All printing and all exit codes are here.
+"""The command line: one verb a function. All exit codes are here.
 
 What a verb needs is imported inside it, so that `glmtune --help` answers at once.
 """

@@ -58,7 +58,8 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
 
 def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
     from glmtune.errors import ConfigError
-    from glmtune.workflows.early import name_runs, training_recipe
+    from glmtune.places import name_runs
+    from glmtune.workflows.early import training_recipe
 
     if resume and not words:
         raise ConfigError(

@@ -9,15 +9,11 @@ from glmtune.data.source import read_dataset
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, read_json
 from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
-from glmtune.near import nearest
-from glmtune.places import lasting_name, require_here, resolve
+from glmtune.places import lasting_name, name_runs, require_here, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint, require_new
 from glmtune.workflows.rows import Read, data_hash, full_path, read_rows
-
-MOST_RUNS = 5
-"""Runs that a hint names."""
 
 
 def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
@@ -58,22 +54,12 @@ def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
     )
 
 
-def name_runs(path: Path) -> str:
-    """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty."""
-    known = sorted(path.parent.glob(f"*/{RECIPE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    runs = {file.parent.name: file.parent for file in known}
-    if near := nearest(path.name, runs):
-        return f"did you mean {runs[near]}?"
-    more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
-    return f"runs are: {', '.join(map(str, [*runs.values()][:MOST_RUNS]))}{more}" if runs else ""
-
-
 def check_training(recipe: Recipe, *, resume: bool) -> Read:
     """Refuse a path to nothing and an occupied folder; read and split the rows.
 
     Raises `GlmtuneError`'s children, as `training` does for the same; it looks at the rest.
     """
-    model, folder = require_here(recipe.model), run_folder(recipe)
+    model, folder = require_here(recipe.model, recipe.revision), run_folder(recipe)
     if resume:
         require_run(folder)
     elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
@@ -88,7 +74,7 @@ def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
     """
     values = read_values(source, words)
     named = build_recipe(values)  # says what is missing or wrong
-    if (model := require_here(named.model)) and _is_plain(model):
+    if (model := require_here(named.model, named.revision)) and _is_plain(model):
         _check_rows(named)
         return named
     place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))

@@ -55,10 +55,8 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
                 done += 1
                 yield Answered(done, total)
         except KeyboardInterrupt:
-            text = (
-                f"interrupted; {done} of {total} answers are kept in {file.path}: run the same again to go on"
-            )
-            raise Interrupted(text) from None
+            kept = f"{done} of {total} answers are kept in {file.path}"
+            raise Interrupted(f"interrupted; {kept}: run the same again to go on") from None
     wanted = {question.row for question in asked.questions}
     scores = score_all([p for p in file.finish() if p.row in wanted])
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)

@@ -75,8 +75,8 @@ class RunResult:
 
     path: Path
     metrics: dict[str, Any]
-    """Of a training: steps, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
-    peak_memory_gib."""
+    """Of a training: steps, first_loss, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
+    peak_memory_gib. `loss` is that of one step alone, `eval_loss` the mean over the validation rows."""
     scores: dict[str, Any]
     """Of an evaluation: the two score variants, num_rows, num_empty, stopped_share, compute
     (`exact` or `fast`)."""
@@ -103,4 +103,8 @@ def drain(events: Generator[Item, None, Result], show: Callable[[Item], None] = 
             except StopIteration as stop:
                 result: Result = stop.value
                 return result
-            show(event)
+            try:
+                show(event)
+            except KeyboardInterrupt as err:  # the workflow knows what is kept and how to go on
+                events.throw(err)
+                raise

@@ -1,11 +1,8 @@
 """A training run from recipe to checkpoints: read top to bottom."""
 
 import math
-import shlex
-import signal
-import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +11,37 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from glmtune.data.batches import Steps, collate
-from glmtune.data.encode import Row
-from glmtune.files import copy_small_files
-from glmtune.generate import Sampling, answer
-from glmtune.load import check_outline, choose_type, open_place, open_tokenizer
+from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.log import without_false_alarms
 from glmtune.methods import begin_pruning, count_parameters, trainable_line
-from glmtune.methods.adalora import Pruning
-from glmtune.methods.adapter import read_card, require_saved, restore_trained, save_trained
+from glmtune.methods.adapter import read_card, require_saved, restore_trained
 from glmtune.methods.proof import (
     check_base,
     check_recorded,
     proof_line,
-    recorded_difference,
     require_files,
 )
-from glmtune.objectives import Batch, Sft
-from glmtune.places import Place, resolve
+from glmtune.objectives import Sft
+from glmtune.places import resolve
 from glmtune.recipe import Recipe
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import (
     RESULT_FILE,
     SAMPLES_FILE,
     last_checkpoint,
-    make_folder,
     read_json_lines,
     remove_folder,
-    replacing,
     write_json,
 )
-from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
-from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
-from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import (
     STATE_FILE,
     as_state,
-    collect_state,
     read_state,
     restore_state,
-    write_state,
 )
-from glmtune.training.stopping import Interrupted, StopRequest
-from glmtune.workflows.cards import Untrained, look_at_base, write_card
+from glmtune.workflows.cards import look_at_base
 from glmtune.workflows.early import (
     as_begun,
     data_hashes,
@@ -65,7 +49,7 @@ from glmtune.workflows.early import (
     require_startable,
     run_folder,
 )
-from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Saved, Stepped
+from glmtune.workflows.events import Event, Note, RunResult
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.parent import is_pruned, text_warnings, tuned, with_parent
 from glmtune.workflows.plan import (
@@ -84,51 +68,8 @@ from glmtune.workflows.plan import (
     with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
-from glmtune.workflows.rows import Read, Rows, first_row, training_rows
-
-SHORT_STEPS = 50
-"""A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
-
-
-@dataclass
-class _Standing:
-    """How the run stands; saved with every checkpoint."""
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    evaluations_since_best: int = 0
-
-
-@dataclass
-class _Run:
-    """The parts of a run, put together once."""
-
-    recipe: Recipe
-    place: Place
-    tokenizer: Any
-    rows: Rows
-    accelerator: Accelerator
-    base: Untrained
-    model: Any
-    objective: Sft
-    module: Any
-    """The objective, with DDP around it where there are several processes."""
-    optimizer: Any
-    schedule: Any
-    steps: Steps
-    num_steps: int
-    validation: list[Batch]
-    guard: Guard
-    record: RunRecord
-    pruning: Pruning | None
-    """What AdaLoRA does within each step."""
-    standing: _Standing = field(default_factory=_Standing)
-    stop: StopRequest = field(default_factory=StopRequest)
-
-    @property
-    def is_main(self) -> bool:
-        return bool(self.accelerator.is_main_process)
+from glmtune.workflows.rows import Read, first_row, training_rows
+from glmtune.workflows.running import Run, Standing, train_through, validation_parts
 
 
 def training(
@@ -153,7 +94,7 @@ def training(
         facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
     try:
-        yield from _train(run)
+        yield from train_through(run)
     except KeyboardInterrupt:
         if run.is_main and run.standing.step == 0 and not resume:
             remove_folder(folder)  # nothing is lost, and the same can be begun again
@@ -166,7 +107,7 @@ def training(
     return result
 
 
-def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event, None, _Run]:
+def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event, None, Run]:
     """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
     place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     require_able(recipe, place)
@@ -224,7 +165,7 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
         warmup = recipe.train.warmup_steps
         text = f"train.warmup_steps: {warmup} of {num_steps} steps, so the peak rate is never reached"
         yield Note(text, is_warning=True)
-    return _Run(
+    return Run(
         recipe=recipe,
         place=place,
         tokenizer=tokenizer,
@@ -240,7 +181,7 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
         num_steps=num_steps,
         validation=[
             collate(part, tokenizer.pad_token_id)
-            for part in _validation_parts(rows.validation.rows, recipe, accelerator)
+            for part in validation_parts(rows.validation.rows, recipe, accelerator)
         ],
         guard=Guard(
             objective,
@@ -254,161 +195,7 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
     )
 
 
-def _train(run: _Run) -> Iterator[Event]:
-    """The loop with what happens around it."""
-    start = time.perf_counter()
-    if run.standing.step == 0:
-        _record_ranks(run)
-        yield from _evaluate(run)
-    if _is_out_of_patience(run):
-        yield Note("this run had stopped early; there is nothing to go on with")
-        return
-    with run.stop.deferred():
-        yield from _steps(run)
-    if run.pruning:
-        yield Note(run.pruning.line())
-    yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
-
-
-def _steps(run: _Run) -> Iterator[Event]:
-    """Each step, evaluations and checkpoints between them. Raises `Interrupted` once one is saved."""
-    settings, standing = run.recipe.train, run.standing
-    eval_every = settings.eval_every or math.ceil(run.num_steps / 10)
-    save_every = settings.save_every or eval_every
-    log_every = settings.log_every or (1 if run.num_steps <= SHORT_STEPS else 10)
-    progress = Progress(steps=run.num_steps, steps_per_epoch=run.steps.per_epoch)
-    logs = fit(
-        run.objective,
-        run.module,
-        _micro_batches(run),
-        run.optimizer,
-        run.schedule,
-        run.accelerator,
-        max_grad_norm=settings.max_grad_norm,
-        guard=run.guard,
-        part=run.pruning,
-    )
-    for log in logs:
-        standing.step = log.step
-        is_last = log.step == run.num_steps
-        progress.add(log)
-        if run.is_main:
-            run.record.add({**asdict(log), "epoch": log.step / run.steps.per_epoch})
-        _record_ranks(run)
-        is_due = log.step % log_every == 0 or is_last
-        yield Stepped(log, run.num_steps, progress.line() if is_due else None)
-        is_evaluated = log.step % eval_every == 0 or is_last
-        is_best = (yield from _evaluate(run)) if is_evaluated else False
-        is_stopping, is_interrupted = _is_out_of_patience(run), _is_interrupted(run)
-        if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
-            if not is_evaluated:  # weights that a step has just ruined are no checkpoint: look at one batch
-                _evaluation_loss(run, run.validation[:1])
-            yield _save(run, is_best=is_best)
-        if is_stopping and not is_last:
-            yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
-            return
-        if is_interrupted and not is_last:
-            raise Interrupted(
-                f"interrupted; all {log.step} of {run.num_steps} steps so far are saved; go on with: "
-                f"glmtune train {shlex.quote(str(run.record.folder))} --resume",
-                number=run.stop.number or signal.SIGINT,
-            )
-
-
-def _is_interrupted(run: _Run) -> bool:
-    """Whether any of the processes has been asked to end: all stop at the same step."""
-    asked = torch.tensor(float(run.stop.number > 0), device=run.accelerator.device)
-    return bool(run.accelerator.reduce(asked, "sum"))
-
-
-def _record_ranks(run: _Run) -> None:
-    """A line of ranks.jsonl at the start, and whenever a rank has changed."""
-    if run.is_main and run.pruning and (run.standing.step == 0 or run.pruning.has_changed):
-        run.record.add_ranks(run.standing.step, run.pruning.ranks)
-
-
-def _is_out_of_patience(run: _Run) -> bool:
-    patience = run.recipe.train.patience
-    return patience is not None and run.standing.evaluations_since_best >= patience
-
-
-def _evaluate(run: _Run) -> Generator[Event, None, bool]:
-    """Evaluation loss, sample answers, picture. Returns whether this is the best so far."""
-    standing = run.standing
-    loss = _evaluation_loss(run, run.validation)
-    before = standing.best_loss
-    # the best is to have the ranks that were asked for, so patience begins when they have settled
-    is_settled = run.pruning is None or run.pruning.has_settled
-    counts = standing.step > 0 and is_settled
-    is_best = counts and (before is None or loss < before)
-    if is_best:
-        standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
-    elif counts:
-        standing.evaluations_since_best += 1
-    if run.is_main:
-        early = {} if is_settled else {"is_settled": False}
-        run.record.add({"step": standing.step, "eval_loss": loss, **early})
-        run.record.add_samples(standing.step, _samples(run))
-        run.record.draw(standing.step)
-    run.accelerator.wait_for_everyone()
-    yield Evaluated(standing.step, loss, before, is_best)
-    return is_best
-
-
-def _evaluation_loss(run: _Run, batches: list[Batch]) -> float:
-    """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
-    loss = mean_loss(run.objective, batches, run.accelerator)
-    rows = run.rows.validation.rows
-    guard = replace(run.guard, rows_of=lambda _: _validation_parts(rows, run.recipe, run.accelerator))
-    guard.check_evaluation(run.standing.step, loss, batches=batches)
-    return loss
-
-
-def _samples(run: _Run) -> list[tuple[str, str]]:
-    """The fixed prompts and the model's most likely answers."""
-    settings = run.recipe.samples
-    if not settings.prompts:
-        return []
-    sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
-    data = run.recipe.data
-    system = [{"role": "system", "content": data.system}] if data.system else []
-    asked = [
-        encode_messages(
-            run.tokenizer, [*system, {"role": "user", "content": prompt}], source_prefix=data.source_prefix
-        )
-        for prompt in settings.prompts
-    ]
-    answers = answer(run.model, run.tokenizer, asked, sampling)
-    return list(zip(settings.prompts, answers, strict=True))
-
-
-def _save(run: _Run, *, is_best: bool) -> Saved:
-    """A checkpoint: weights, card, and all that an exact continuation needs."""
-    state = collect_state(run.optimizer, run.schedule, run.accelerator)
-    state["standing"] = asdict(run.standing)
-    if run.pruning:
-        state["pruning"] = run.pruning.state_dict()
-    path = run.record.checkpoint_path(run.standing.step)
-    card = write_card(run.recipe, run.place, run.base, run.tokenizer, run.model, step=run.standing.step)
-    if run.is_main:
-        make_folder(path.parent)
-        with replacing(path) as partial:
-            partial.mkdir()
-            if run.recipe.method.name == "full":
-                copy_small_files(run.place.base, partial)
-            write_state(state, partial)
-            save_trained(run.model, partial, card)
-            if not last_checkpoint(run.record.folder):  # a run's first: can it be opened at all?
-                is_whole = run.recipe.method.name == "full"
-                check_outline(resolve(partial, base=None if is_whole else run.place.base))
-        run.record.link_checkpoint(run.standing.step, best_step=run.standing.best_step)
-        run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
-    run.accelerator.wait_for_everyone()
-    assert card.probe is not None
-    return Saved(path, is_best, recorded_difference(card.probe))
-
-
-def _resume(run: _Run) -> Note:
+def _resume(run: Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint; both links."""
     last = last_checkpoint(run.record.folder)
     assert last is not None
@@ -425,7 +212,7 @@ def _resume(run: _Run) -> Note:
         restore_state(state, run.optimizer, run.schedule, run.accelerator)
         if run.pruning:  # its weights too: the adapter's files are without what is pruned
             run.pruning.load_state_dict(state["pruning"])
-        run.standing = _Standing(**state["standing"])
+        run.standing = Standing(**state["standing"])
     if run.pruning:
         require_saved(run.model, last)
     if run.is_main:
@@ -437,27 +224,13 @@ def _resume(run: _Run) -> Note:
     return Note("; ".join(filter(None, [left, changed, proof_line(check_recorded(card))])))
 
 
-def _micro_batches(run: _Run) -> Iterator[tuple[int, list[Batch]]]:
-    pad_id = run.tokenizer.pad_token_id
-    for step in range(run.standing.step + 1, run.num_steps + 1):
-        yield step, [collate(rows, pad_id) for rows in run.steps.micro_batches(step)]
-
-
-def _validation_parts(rows: list[Row], recipe: Recipe, accelerator: Accelerator) -> list[list[Row]]:
-    """This process's share of the validation rows, in micro-batches of similar length."""
-    by_length = sorted(rows, key=lambda row: len(row.input_ids))
-    mine = by_length[accelerator.process_index :: accelerator.num_processes]
-    size = recipe.train.micro_batch_size
-    return [mine[i : i + size] for i in range(0, len(mine), size)]
-
-
 def _sizes(model: Any) -> dict[str, int]:
     """How much is trained of how much, as env.json keeps it."""
     trained, total = count_parameters(model)
     return {"trainable_parameters": trained, "all_parameters": total}
 
 
-def _closing(run: _Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
+def _closing(run: Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
     """How the loss went, and where to look."""
     if "eval_loss" in metrics:
         yield Note(
@@ -469,13 +242,14 @@ def _closing(run: _Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
     yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
 
 
-def _result(run: _Run) -> RunResult:
+def _result(run: Run) -> RunResult:
     lines = read_json_lines(run.record.metrics_path) if run.is_main else []
     trained = [line for line in lines if "loss" in line]
     evaluated = [line for line in lines if "eval_loss" in line]
     metrics: dict[str, Any] = {"steps": run.standing.step, "best_step": run.standing.best_step}
     if trained and evaluated:
         metrics |= {
+            "first_loss": trained[0]["loss"],
             "loss": trained[-1]["loss"],
             "first_eval_loss": evaluated[0]["eval_loss"],
             "eval_loss": evaluated[-1]["eval_loss"],
