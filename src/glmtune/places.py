@@ -2,10 +2,11 @@
 
 import shlex
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import given_path, read_json_if_there
+from glmtune.files import given_path, read_json_if_there, windows_hint
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.adapter import ADAPTER_FILE, Card, is_adapter, read_card
 from glmtune.methods.card import CARD_FILE
@@ -89,10 +90,7 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
     folder, snapshot = find_folder(path, revision)
     folder = follow(folder)
     if not folder.exists():
-        raise CheckpointError(
-            f"{folder}: no such folder",
-            hint="give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME",
-        )
+        raise CheckpointError(f"{folder}: no such folder", hint=_near(folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
     run = folder if (folder / RECIPE_FILE).exists() else None
@@ -117,6 +115,18 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
         hint="check the path",
     )
+
+
+def _near(folder: Path) -> str:
+    """The hint of a folder that is not there: one of almost its name, or what can be given."""
+    beside = (
+        [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+    )
+    near = get_close_matches(folder.name.strip(), [*beside, *BUNDLED], n=1, cutoff=0.75)
+    if near:
+        return f"did you mean {near[0] if near[0] in BUNDLED else folder.parent / near[0]}?"
+    usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
+    return windows_hint(folder) or usual
 
 
 def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Snapshot | None]:

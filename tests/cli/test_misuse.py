@@ -57,7 +57,13 @@ LED_ON = {
     "chat glm-tiny --temperature -1": "for example --temperature 0.8",
     "chat glm-tiny --seed 99999999999999999999999": "for example --seed 42",
     "evaluate glm-tiny": "name the file: --data FILE",
-    "train runs/nosuch --resume": "`glmtune train model=MODEL data.train=FILE`",
+    "train runs/nosuch --resume": "as `glmtune runs` lists them; a model: model=runs/nosuch",
+    "train glm-tiny": "a model: model=glm-tiny",
+    "train rows.json": "rows go in as data.train=rows.json",
+    "train nosuch.yaml": "`glmtune train model=MODEL data.train=FILE`",
+    "train data.train = rows.json": "write it without spaces: data.train=...",
+    "chat glm-tinny": "did you mean glm-tiny?",
+    "chat C:\\models\\glm": "C: is /mnt/c under WSL",
 }
 
 
