@@ -5,8 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import HealthCheck, settings
+
+from glmtune.cli import hints as spoken_hints
+from glmtune.errors import GlmtuneError
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -35,3 +39,43 @@ def _own_precision() -> Iterator[None]:
     yield
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state()
+
+
+_met: dict[str, list[str]] = {}
+"""Each hint that a test has met, and what in it leads nowhere; taken out once it is told."""
+
+
+@pytest.fixture(autouse=True)
+def _each_hint_leads_somewhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that met a hint which leads nowhere; what is made at random names anything."""
+    yield
+    problems = {hint: problems for hint, problems in _met.items() if problems}
+    for hint in problems:
+        _met[hint] = []
+    assert not problems or "fuzz" in request.node.name or "fuzz" in request.path.name, problems
+
+
+def _follow_hints() -> None:
+    """Have every error of ours follow its hint as it is made, and the command line what it makes of it."""
+    make, say = GlmtuneError.__init__, spoken_hints.spoken
+
+    def made(self: GlmtuneError, message: str, *, hint: str = "") -> None:
+        make(self, message, hint=hint)
+        if hint and hint not in _met:
+            from hints import follow
+
+            _met[hint] = []
+            _met[hint] = follow(hint)
+
+    def said(hint: str, command: click.Command) -> str:
+        from hints import unspoken
+
+        text = say(hint, command)
+        _met.setdefault(f"{command.name}: {text}", unspoken(text, command))
+        return text
+
+    GlmtuneError.__init__ = made  # type: ignore[method-assign]
+    spoken_hints.spoken = said
+
+
+_follow_hints()

@@ -54,6 +54,13 @@ def given_path(path: str | PathLike[str]) -> Path:
         raise ConfigError(str(err), hint="name another path") from None
 
 
+def windows_hint(path: str | PathLike[str]) -> str:
+    """What to do about a path with Windows' drive letter where there are no drives; empty for another."""
+    if os.name == "nt" or not re.match("[A-Za-z]:", str(path)):
+        return ""
+    return "this is not Windows: its drive C: is /mnt/c under WSL; write the path with /"
+
+
 def is_there(path: Path) -> bool:
     """Whether something stands at a path; nothing does where no file can, as at too long a name."""
     try:
@@ -167,7 +174,7 @@ def unreadable(
     reason = err.strerror or str(err) or type(err).__name__
     if isinstance(err, OddFileError):
         return kind(f"{path}: {reason}", hint=err.hint)
-    return kind(f"{path}: cannot be read: {reason}", hint=hint)
+    return kind(f"{path}: cannot be read: {reason}", hint=windows_hint(path) or hint)
 
 
 def hash_file(path: Path) -> str:

@@ -5,13 +5,13 @@ Torch is loaded where a folder has to be looked into, so that a path to nothing 
 
 import shlex
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import given_path, read_json_if_there
+from glmtune.files import given_path, read_json_if_there, windows_hint
 from glmtune.hub import Snapshot, fetch, parse_name
 from glmtune.methods.card import ADAPTER_FILE, CARD_FILE, Card, read_card
+from glmtune.near import nearest
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
 from glmtune.values import shown
 
@@ -135,13 +135,18 @@ def require_here(path: str | Path, revision: str | None = None) -> Path | None:
 
 def _require_folder(folder: Path) -> Path:
     if not folder.exists():
-        hint = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
-        near = get_close_matches(folder.name, _folders_in(folder.parent), n=1)
-        hint = f"did you mean {folder.with_name(near[0])}?" if near else hint
-        raise CheckpointError(f"{folder}: no such folder", hint=hint)
+        raise CheckpointError(f"{folder}: no such folder", hint=_near(folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
     return folder
+
+
+def _near(folder: Path) -> str:
+    """The hint of a folder that is not there: one of almost its name, or what can be given."""
+    if near := nearest(folder.name, [*_folders_in(folder.parent), *BUNDLED]):
+        return f"did you mean {near if near in BUNDLED else folder.with_name(near)}?"
+    usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
+    return windows_hint(folder) or usual
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -155,8 +160,8 @@ def name_runs(path: Path) -> str:
     """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty."""
     known = sorted(path.parent.glob(f"*/{RECIPE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
     runs = {file.parent.name: file.parent for file in known}
-    if near := get_close_matches(path.name, runs, n=1):
-        return f"did you mean {runs[near[0]]}?"
+    if near := nearest(path.name, runs):
+        return f"did you mean {runs[near]}?"
     more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
     return f"runs are: {', '.join(map(str, [*runs.values()][:MOST_RUNS]))}{more}" if runs else ""
 

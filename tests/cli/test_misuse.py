@@ -1,6 +1,7 @@
 """A command line that click refuses ends as our own errors do."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,53 @@ def test_a_misused_verb_says_what_is_wrong_and_where_its_examples_are(
     assert error.endswith(MISUSES[words])
     assert hint.startswith("hint: `")
     assert hint.endswith(" --help` has examples")
+
+
+LED_ON = {
+    "serve": "there is no server here yet: `glmtune chat RUN` talks",
+    "web": "vLLM serves what `glmtune export RUN --to hf",
+    "finetune": "it is `glmtune train model=MODEL data.train=FILE`",
+    "infer": "`glmtune evaluate PATH --data FILE` a file of rows",
+    "merge": "it is `glmtune export RUN --to merged --output FOLDER`",
+    "quantize": "it is `glmtune export PATH --to int4 --output FOLDER`",
+    "--version_": "has examples",
+    "model=/m": "the verb comes first: `glmtune train model=/m`",
+    "recipes/lora.yaml": "the verb comes first: `glmtune train recipes/lora.yaml`",
+    "train --learning_rate 2e-4": "settings are typed without dashes: here that is train.lr=...",
+    "train --model m": "settings are typed without dashes: did you mean model=...?",
+    "train --pre-seq-len 128": "here that is method=ptuning method.num_prefix_tokens=...",
+    "export r --to gguf --output o": "makes it of a merged folder: --to merged; see docs/export.md",
+    "export r --to mergd --output o": "did you mean --to merged?",
+    "settings learning_rate": "here that is train.lr=...",
+    "settings train.lrr": "did you mean `glmtune settings train.lr`?",
+    "chat nowhere": "give the folder of a model",
+    "chat glm-tiny --template glm4": "leave template out",
+    "chat glm-tiny --device gpu": "--device auto, --device cpu, --device cuda or --device cuda:1",
+    "chat glm-tiny --temperature -1": "for example --temperature 0.8",
+    "chat glm-tiny --seed 99999999999999999999999": "for example --seed 42",
+    "evaluate glm-tiny": "name the file: --data FILE",
+    "train runs/nosuch --resume": "as `glmtune runs` lists them; a model: model=runs/nosuch",
+    "train glm-tiny": "a model: model=glm-tiny",
+    "train rows.json": "rows go in as data.train=rows.json",
+    "train nosuch.yaml": "`glmtune train model=MODEL data.train=FILE`",
+    "train data.train = rows.json": "write it without spaces: data.train=...",
+    "chat glm-tinny": "did you mean glm-tiny?",
+    "chat C:\\models\\glm": "C: is /mnt/c under WSL",
+}
+
+
+@pytest.mark.parametrize("words", LED_ON)
+def test_words_that_mean_something_else_here_are_led_on(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["glmtune", *words.split()])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    *_, hint = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2
+    assert hint.startswith("hint: ")
+    assert LED_ON[words] in hint
 
 
 def test_help_names_every_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,8 @@ OTHER_VERBS: Mapping[str, str] = {
     **dict.fromkeys(("gguf", "hf"), "it is a kind of export: `glmtune export --help`"),
     "resume": "it is `glmtune train RUN --resume`",
     **dict.fromkeys(
-        ("convert", "stats", "check"), "of rows it is `glmtune data stats FILE` and `glmtune data convert`"
+        ("convert", "stats", "check"),
+        "of rows it is `glmtune data stats FILE` and `glmtune data convert IN OUT --to FORMAT`",
     ),
     **dict.fromkeys(
         ("download", "pull"), "a name on a hub is fetched when it is used: `glmtune info OWNER/NAME`"
@@ -74,7 +75,7 @@ def misuse_hint(err: click.ClickException) -> str:
     context = getattr(err, "ctx", None)
     if isinstance(err, click.exceptions.NoSuchCommand) and context:
         return _for_verb(err.command_name, context)
-    if isinstance(err, click.NoSuchOption) and context and _takes_settings(context.command):
+    if isinstance(err, click.NoSuchOption) and context and takes_settings(context.command):
         from glmtune.recipe.names import name_here
 
         named = name_here(err.option_name.lstrip("-").replace("-", "_"))
@@ -90,6 +91,6 @@ def _for_verb(word: str, context: click.Context) -> str:
     return OTHER_VERBS.get(word.lower().lstrip("-"), "")
 
 
-def _takes_settings(command: click.Command) -> bool:
+def takes_settings(command: click.Command) -> bool:
     """Whether a verb takes KEY=VALUE words."""
     return any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params)

@@ -1,7 +1,8 @@
 """The kinds of exports: what each refuses, what it writes, and how a fresh process opens it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +185,22 @@ KINDS = {
 """By the name that `--to` takes."""
 
 
+_OTHERS: Mapping[str, str] = {
+    "gguf": "llama.cpp's convert_hf_to_gguf.py makes it of a merged folder: to=merged; see docs/export.md",
+    **dict.fromkeys(("awq", "gptq", "fp8", "nf4"), "quantise a merged folder with that program: to=merged"),
+    **dict.fromkeys(("huggingface", "transformers", "vllm", "safetensors"), "here that is to=hf"),
+    **dict.fromkeys(("lora", "peft", "adapter"), "a run's checkpoint folder is in PEFT's layout already"),
+    **dict.fromkeys(("ptuning", "prefix"), "here that is to=official-ptuning"),
+    **dict.fromkeys(("8bit", "8"), "here that is to=int8"),
+    **dict.fromkeys(("4bit", "4"), "here that is to=int4"),
+}
+"""What leads to kinds of other programs, by their names."""
+
+
 def find_kind(name: str) -> Kind:
     """A row of the table. Raises `ConfigError` for an unknown name."""
-    if name not in KINDS:
-        raise ConfigError(f"to: unknown {name!r}", hint=f"one of {', '.join(KINDS)}")
-    return KINDS[name]
+    if name in KINDS:
+        return KINDS[name]
+    near = [f"did you mean to={kind}?" for kind in get_close_matches(name, KINDS, n=1)]
+    hint = "; ".join(filter(None, (_OTHERS.get(name.lower(), ""), *near, f"known are {', '.join(KINDS)}")))
+    raise ConfigError(f"to: unknown {name!r}", hint=hint)

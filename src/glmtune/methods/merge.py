@@ -26,13 +26,13 @@ def merged_weights(tuned: PeftModel) -> Changed:
     if getattr(config, "bias", "none") != "none" or getattr(config, "lora_bias", False):
         raise CheckpointError(
             f"adapter: it has biases (bias={config.bias!r} or lora_bias), which the base has no place for",
-            hint="only adapters with bias='none' and without lora_bias can be merged; serve this as it is",
+            hint="adapters without biases can be merged (bias none, no lora_bias); use this one as it is",
         )
     for key in ("target_parameters", "trainable_token_indices"):
         if getattr(config, key, None):
             raise CheckpointError(
                 f"adapter: {key} is set, and only what changes the weights of whole layers is merged here",
-                hint="merge it with PEFT: merge_and_unload(); or serve this as it is",
+                hint="merge it with PEFT: merge_and_unload(); or use this one as it is",
             )
     changed: dict[str, Callable[[], Tensor]] = {}
     for name, part in tuned.get_base_model().named_modules():

@@ -107,12 +107,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(decode_given(load_bytes(path), str(path)).text, str(path))
     except OSError as err:
-        raise unreadable(
-            path,
-            err,
-            ConfigError,
-            hint="name a recipe that is there, or none: `glmtune train model=MODEL data.train=FILE`",
-        ) from None
+        raise unreadable(path, err, ConfigError, hint=_no_recipe(path)) from None
     except NotTextError as err:
         raise ConfigError(f"{path}:{err.line}: {err}", hint=err.hint) from None
     if values is None:
@@ -120,9 +115,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: a recipe is a list of `key: value` lines, got {type(values).__name__}",
-            hint="see recipes/ for examples",
+            hint=_no_recipe(path),
         )
     return values
+
+
+def _no_recipe(path: Path) -> str:
+    """What to type where something else is given as the recipe."""
+    if path.suffix in (".yaml", ".yml"):
+        return "name a recipe that is there, or none: `glmtune train model=MODEL data.train=FILE`"
+    if path.suffix:
+        return f"rows go in as data.train={path}; `glmtune settings` lists what a recipe can say"
+    return f"name a recipe or a run that is there, as `glmtune runs` lists them; a model: model={path}"
 
 
 def _copy(value: Any, depth: int = 0) -> Any:
@@ -164,8 +168,11 @@ def _clear_rivals(values: dict[str, Any], named: set[str]) -> None:
 def _apply(values: dict[str, Any], word: str) -> None:
     """Set one `train.lr=2e-4` word in place."""
     key, equals, text = word.partition("=")
+    key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"{word!r}: expected key=value", hint="for example train.lr=2e-4")
+        is_known = any(row.key == word for row in describe())
+        hint = f"write it without spaces: {word}=..." if is_known else "for example train.lr=2e-4"
+        raise ConfigError(f"{word!r}: expected key=value", hint=hint)
     _require_whole(word)
     value = _read_value(key, text)
     *parents, last = key.split(".", MOST_PARTS)
