@@ -51,3 +51,28 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def told_after() -> Iterator[None]:
+    """Inside, the lines of `tell` wait: a text that grows on the screen is not to be broken by one."""
+    waiting: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        waiting.append(record)
+        return False
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+        for record in waiting:
+            logger.handle(record)
+
+
+def tell_left_out(num_rounds: int, context: int) -> None:
+    """Say that a conversation has outgrown its model."""
+    rounds = "round no longer fits" if num_rounds == 1 else f"{num_rounds:,} rounds no longer fit"
+    are = "is" if num_rounds == 1 else "are"
+    tell(f"> the oldest {rounds} the model's {context:,} tokens and {are} left out")
