@@ -35,13 +35,13 @@ class Terminal:
         )  # fmt: skip
         return done.stdout
 
-    def start(self, *words: object, **settings: str) -> None:
-        """Run the chat, in a new terminal."""
+    def start(self, *words: object, then: str = "", **settings: str) -> None:
+        """Run the chat, in a new terminal; `then` stands behind it on the line."""
         self.number += 1
         settings = {"XDG_STATE_HOME": str(self.folder / "state"), "LC_ALL": "C.UTF-8", **settings}
         given = [f"{name}={value}" for name, value in settings.items()]
         chat = shlex.join(["env", *given, sys.executable, "-m", "glmtune", "chat", *map(str, words)])
-        line = f"cd {shlex.quote(str(self.folder))}; {chat}; echo left with $?; sleep 1000"
+        line = f"cd {shlex.quote(str(self.folder))}; {chat} {then}; echo left with $?; sleep 1000"
         self.tmux("new-session", "-d", "-x", "100", "-y", "50", line)
 
     def close(self) -> None:
@@ -108,6 +108,19 @@ def test_lines_are_edited_pasted_found_again_and_left(terminal: Terminal) -> Non
     terminal.wait("left with 0")
 
 
+def test_answers_go_to_a_pipe_alone_while_the_line_is_edited(terminal: Terminal) -> None:
+    terminal.start("glm-tiny", "--temperature", 0, then="| cat > said.txt")
+    terminal.wait("2 代表多轮）：$")
+    terminal.keys("Enter")
+    terminal.wait(f"{HERE}\\Z")
+    terminal.type("你好世界")
+    terminal.keys("BSpace", "BSpace", "Enter")
+    terminal.wait(f"{HERE}你好\n> begin generated, wait a moment...\n> use time: [0-9.]+ s\n\n{HERE}\\Z")
+    terminal.keys("C-d")
+    terminal.wait("left with 0")
+    assert (terminal.folder / "said.txt").read_text("utf-8") == "<|glm-tiny|>: 你好！我在，请说。\n"
+
+
 def test_the_next_chat_finds_the_lines_of_the_one_before(terminal: Terminal) -> None:
     terminal.start("glm-tiny", "--rounds", 1, "--temperature", 0)
     terminal.wait(f"{HERE}\\Z")
@@ -141,7 +154,7 @@ def test_an_answer_is_stopped_and_not_remembered(terminal: Terminal) -> None:
     terminal.keys("Enter")
     terminal.wait(r"<\|model\|>: ")
     terminal.keys("C-c")
-    terminal.wait(f"^> interrupted, not remembered\n> use time: [0-9.]+ s\n\n{HERE}\\Z", "-S", "-")
+    terminal.wait(f"^> interrupted, not remembered\n\n{HERE}\\Z", "-S", "-")
     terminal.type("stop")
     terminal.keys("Enter")
     terminal.wait("left with 0")

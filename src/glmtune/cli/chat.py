@@ -76,15 +76,15 @@ def chat(
 
     At a terminal Enter sends and Alt-Enter breaks the line; a pasted text is one question. Ctrl-C stops an
     answer, which is then not remembered; `clear` forgets the conversation; `stop` or Ctrl-D leaves. In a pipe
-    each line is a question, and only the answers go to stdout. Rounds that no longer fit what the model was
-    made for are left out, the oldest first.
+    each line is a question; where stdout is no terminal, only the answers go there. Rounds that no longer fit
+    what the model was made for are left out, the oldest first.
 
     \b
       glmtune chat runs/chatglm3-6b-lora
       glmtune chat runs/chatglm3-6b-lora --compare --temperature 0
       glmtune chat /models/chatglm3-6b --history talk.jsonl
     """
-    from glmtune.cli.questions import open_questions
+    from glmtune.cli.questions import note, open_questions
     from glmtune.cli.record import Record
     from glmtune.cli.talk import Talk
     from glmtune.load import open_tokenizer
@@ -110,9 +110,8 @@ def chat(
             **{name: value for name, value in sampling.items() if value is not None},
         },
     )
-    questions = open_questions()
-    click.echo("model load done...", err=not questions.is_terminal)
-    talk = Talk(speakers, questions, record)
+    note("model load done...")
+    talk = Talk(speakers, open_questions(), record)
     talk.greet(name)
     talk.hold(rounds)
 

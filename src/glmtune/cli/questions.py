@@ -1,4 +1,4 @@
-"""Where the questions of a chat come from: a terminal (`typed`) or the lines of a pipe."""
+"""Where the questions of a chat come from, a terminal (`typed`) or a pipe, and where its notes go."""
 
 import sys
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ class Questions(Protocol):
     """Questions, each without the space around it, as long as there are more."""
 
     is_terminal: bool
+    """Whether Ctrl-C stops an answer alone."""
     keys: str
     """What can be typed besides text, for the greeting."""
 
@@ -24,7 +25,7 @@ class Questions(Protocol):
 
 
 class Piped:
-    """The lines of a pipe or a file, or typed ones whose answers go to one."""
+    """The lines of a pipe or a file."""
 
     is_terminal = False
     keys = ""
@@ -34,22 +35,24 @@ class Piped:
         return "2"
 
     def __iter__(self) -> Iterator[str]:
-        """Each line is shown beside the answers, where no terminal has shown it."""
-        is_typed = sys.stdin.isatty()
-        while True:
-            click.echo(f"\n{ASK}", nl=False, err=True)
-            line = sys.stdin.readline()
-            if not (line and is_typed):
-                click.echo(line.rstrip("\n"), err=True)
-            if not line:
-                return
+        """Each line is shown too: no terminal has."""
+        while line := sys.stdin.readline():
+            note(f"\n{ASK}{line.strip()}")
             yield line.strip()
 
 
 def open_questions() -> Questions:
-    """Those of the terminal where this runs, if it is one."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    """Those of the terminal where this runs, if it is one; the answers may go elsewhere."""
+    shown = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    if not (sys.stdin.isatty() and shown):
         return Piped()
+    from prompt_toolkit.output import create_output
+
     from glmtune.cli.typed import Typed
 
-    return Typed()
+    return Typed(create_output(shown[0]))
+
+
+def note(text: str) -> None:
+    """All but the answers: where these go to a pipe or a file, they go there alone."""
+    click.echo(text, err=not sys.stdout.isatty())

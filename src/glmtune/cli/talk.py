@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.questions import Questions
+from glmtune.cli.questions import Questions, note
 from glmtune.cli.record import Record
 from glmtune.errors import DataError, OutputError
 from glmtune.log import told_after
@@ -46,15 +46,15 @@ class Talk:
 
     def greet(self, name: str) -> None:
         """Say who is there and what can be typed."""
-        self._note(
+        note(
             f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。"
             "输入 clear 以清空对话历史，输入 stop 以终止对话。\n"
             f"Talk to {name}: `clear` forgets the conversation, `stop` ends it."
         )
         if self._questions.keys:
-            self._note(self._questions.keys)
+            note(self._questions.keys)
         if len(self._speakers) > 1:
-            self._note(f"> answered by {' and by '.join(speaker.name for speaker in self._speakers)}")
+            note(f"> answered by {' and by '.join(speaker.name for speaker in self._speakers)}")
 
     def hold(self, rounds: str | None) -> None:
         """Answer each question; `rounds`: "1" where each stands alone, asked for if None."""
@@ -66,7 +66,7 @@ class Talk:
                 return
             if text == "clear":
                 self._clear()
-                self._note("> history cleared")
+                note("> history cleared")
             elif text:
                 if rounds == "1":
                     self._clear()
@@ -80,14 +80,12 @@ class Talk:
         begun = self._speakers[-1].chat.messages
         if [message for message in kept if message["role"] == "system"] != begun:
             self._record.begin()
-            self._note(
-                f"> {self._record.path}: its last conversation has another system message: a new one begins"
-            )
+            note(f"> {self._record.path}: its last conversation has another system message: a new one begins")
             return
         for speaker in self._speakers:
             speaker.chat.messages = list(kept)
         rounds = sum(message["role"] == "user" for message in kept)
-        self._note(f"> {self._record.path}: goes on after {rounds} round{'s' * (rounds != 1)}")
+        note(f"> {self._record.path}: goes on after {rounds} round{'s' * (rounds != 1)}")
 
     def _clear(self) -> None:
         for speaker in self._speakers:
@@ -101,30 +99,28 @@ class Talk:
         is_whole = False
         try:
             _check_typed(text)
-            is_whole = all(self._answer(speaker, text) for speaker in self._speakers)
-            if is_whole and self._record:
+            for speaker in self._speakers:
+                self._answer(speaker, text)
+            is_whole = True
+            if self._record:
                 self._record.keep(self._speakers[-1].chat.messages)
         except (DataError, OutputError) as err:  # a record that cannot be written may be at the next answer
-            self._note(f"error: {err}\nhint: {err.hint}")
+            note(f"error: {err}\nhint: {err.hint}")
+        except KeyboardInterrupt:
+            if not self._questions.is_terminal:
+                raise
+            is_whole = False
+            note("> interrupted, not remembered")
         if not is_whole:
             for chat, length in before:
                 del chat.messages[length:]
 
-    def _answer(self, speaker: Speaker, text: str) -> bool:
-        """Show an answer; whether it came to its end."""
-        self._note("> begin generated, wait a moment...")
+    def _answer(self, speaker: Speaker, text: str) -> None:
+        note("> begin generated, wait a moment...")
         start = time.perf_counter()
-        is_whole = True
         with speaker.at_work():
-            try:
-                self._show(speaker, text)
-            except KeyboardInterrupt:
-                if not self._questions.is_terminal:
-                    raise
-                is_whole = False
-                self._note("> interrupted, not remembered")
-        self._note(f"> use time: {time.perf_counter() - start:.3f} s")
-        return is_whole
+            self._show(speaker, text)
+        note(f"> use time: {time.perf_counter() - start:.3f} s")
 
     def _show(self, speaker: Speaker, text: str) -> None:
         pieces = find_thoughts(speaker.chat.ask(text), is_open=begins_thought(speaker.chat.tokenizer))
@@ -137,10 +133,6 @@ class Talk:
                     click.echo(click.style(piece, dim=True) if is_thought and is_dim else piece, nl=False)
             finally:
                 click.echo()
-
-    def _note(self, text: str) -> None:
-        """All but the answers; a pipe gets these alone."""
-        click.echo(text, err=not self._questions.is_terminal)
 
 
 def begins_thought(tokenizer: Any) -> bool:

@@ -14,8 +14,9 @@ import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import Output
 
-from glmtune.cli.questions import ASK
+from glmtune.cli.questions import ASK, note
 
 ROUNDS = "您想体验【单轮对话】还是【多轮对话】？ 请输入（1 代表单轮，2 代表多轮）："
 ROUNDS_KEYS = "1: each question on its own; 2 or Enter: a conversation"
@@ -31,17 +32,19 @@ class Typed:
         "Ctrl-D leaves."
     )
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output | None = None) -> None:
+        """`output`: where the line is shown; None: what prompt_toolkit takes for the terminal."""
         keys = KeyBindings()
         keys.add("escape", "enter")(_break_line)
         self._session: PromptSession[str] = PromptSession(
-            history=Kept(kept_lines()), key_bindings=keys, enable_suspend=True
+            history=Kept(kept_lines()), key_bindings=keys, enable_suspend=True, output=output
         )
+        self._output = output
 
     def ask_rounds(self) -> str | None:
         """As `Questions` says; what is typed here is kept for no other time."""
-        click.echo(ROUNDS_KEYS)
-        session: PromptSession[str] = PromptSession()
+        note(ROUNDS_KEYS)
+        session: PromptSession[str] = PromptSession(output=self._output)
         while True:
             try:
                 text = session.prompt(ROUNDS).strip() or "2"
@@ -51,7 +54,7 @@ class Typed:
                 return text
             if text == "stop":
                 return None
-            click.echo("> 1, 2 or stop")
+            note("> 1, 2 or stop")
 
     def __iter__(self) -> Iterator[str]:
         """As `Questions` says; Ctrl-C clears the line, and leaves when it comes twice."""
@@ -65,7 +68,7 @@ class Typed:
                 if is_warned:
                     return
                 is_warned = True
-                click.echo("> Ctrl-C again to leave")
+                note("> Ctrl-C again to leave")
                 continue
             is_warned = False
             yield text
