@@ -119,7 +119,7 @@ def main(work: Path, *, family: str, steps: int, rows: int) -> dict[str, Any]:
         "evaluate_command_s": round(evaluate_s, 1),
         "scores": scores,
         "chat_command_s": round(chat_s, 1),
-        "chat_answer_characters": len(talk.partition("wait a moment...")[2].partition("> use time")[0]),
+        "chat_answer_characters": len(talk.partition("|>: ")[2].strip()),
     }
 
 

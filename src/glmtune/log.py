@@ -80,3 +80,22 @@ def told_to(hear: Callable[[str], None]) -> Iterator[None]:
 def quiet() -> AbstractContextManager[None]:
     """Inside, `tell` says nothing."""
     return told_to(lambda _: None)
+
+
+@contextmanager
+def told_after() -> Iterator[None]:
+    """Inside, the lines of `tell` wait: a text that grows on the screen is not to be broken by one."""
+    waiting: list[str] = []
+    try:
+        with told_to(waiting.append):
+            yield
+    finally:
+        for text in waiting:
+            tell(text)
+
+
+def tell_left_out(num_rounds: int, context: int) -> None:
+    """Say that a conversation has outgrown its model."""
+    rounds = "round no longer fits" if num_rounds == 1 else f"{num_rounds:,} rounds no longer fit"
+    are = "is" if num_rounds == 1 else "are"
+    tell(f"> the oldest {rounds} the model's {context:,} tokens and {are} left out")

@@ -83,11 +83,18 @@ class Place:
         return f"trained on {recorded}, put on {self.name}: if that is another model, the answers are wrong"
 
 
-def resolve(path: str | Path, *, base: str | Path | None = None, revision: str | None = None) -> Place:
+def resolve(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    revision: str | None = None,
+    has_base: bool = False,
+) -> Place:
     """Tell a model, run or adapter and find the base of the last two; what a hub's name means is fetched.
 
     A run means its best checkpoint by evaluation loss. `base` overrides the recorded place of the base.
-    `revision` is that of a `path` on a hub. Raises `CheckpointError` and `ConfigError`.
+    `revision` is that of a `path` on a hub. With `has_base` a whole model may be given a `base`, for the
+    caller's use. Raises `CheckpointError` and `ConfigError`.
     """
     folder, snapshot = find_folder(path, revision)
     folder = _require_folder(follow(folder))
@@ -101,7 +108,7 @@ def resolve(path: str | Path, *, base: str | Path | None = None, revision: str |
         found, snapshot = _base_of(folder, card, base)
         return Place(found, folder, card, run, snapshot)
     if (folder / "config.json").exists():
-        if base is not None:
+        if base is not None and not has_base:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="leave base out")
         return Place(folder, None, card, run, snapshot)
     from glmtune.models.shards import has_weights

@@ -52,8 +52,12 @@ def test_a_run_is_evaluated_and_talked_to(run: Path) -> None:
     done = glmtune("evaluate", run, *words, "--output", "scores", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     assert "2 rows, " in done.stdout
-    done = glmtune("chat", run, "--max-new-tokens", 4, cwd=run.parent, typed="1\n你好\nstop\n")
+    words = ("--temperature", 0, "--max-new-tokens", 8)
+    done = glmtune("chat", run, "--compare", *words, cwd=run.parent, typed="你好\nstop\n")
     assert done.returncode == 0, done.stderr
+    alone = glmtune("chat", run, *words, cwd=run.parent, typed="你好\n").stdout
+    assert done.stdout.endswith(alone.replace(f"<|{run.name}|>", f"<|{run.name} (tuned)|>"))
+    assert done.stdout.startswith("<|glm-tiny (base)|>: 你好！")  # what it was trained to answer
 
 
 def test_a_run_says_what_it_trained(run: Path) -> None:

@@ -114,11 +114,14 @@ def test_evaluation_scores_and_goes_on_where_it_was_stopped(work: Path) -> None:
 
 @pytest.mark.parametrize("path", ["run", "run/best", "run/checkpoints/step-000002", "model"])
 def test_chat_takes_a_model_a_run_or_an_adapter(work: Path, path: str) -> None:
-    done = glmtune("chat", path, "--max-new-tokens", 4, cwd=work, typed="2\n你好\nclear\n你是谁\nstop\n")
+    done = glmtune("chat", path, "--max-new-tokens", 4, cwd=work, typed="你好\nclear\n你是谁\nstop\n")
     assert done.returncode == 0, done.stderr
-    assert "输入 clear 以清空对话历史，输入 stop 以终止对话。" in done.stdout
-    assert done.stdout.count("> use time: ") == 2
-    assert "> history cleared" in done.stdout
+    name = "model" if path == "model" else "run"
+    assert f"欢迎使用 {name} 人工智能助手！" in done.stderr
+    assert "输入 clear 以清空对话历史，输入 stop 以终止对话。" in done.stderr
+    assert done.stderr.count("> use time: ") == 2
+    assert done.stdout.count(f"<|{name}|>: ") == 2
+    assert "> history cleared" in done.stderr
 
 
 def test_chat_quantises_a_model_on_demand(work: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,7 +129,7 @@ def test_chat_quantises_a_model_on_demand(work: Path, caplog: pytest.LogCaptureF
     logger.addHandler(caplog.handler)
     try:
         words = ("chat", "model", "--quant", "int8", "--max-new-tokens", 2)
-        done = glmtune(*words, cwd=work, typed="1\n你好\nstop\n")
+        done = glmtune(*words, cwd=work, typed="你好\nstop\n")
     finally:
         logger.removeHandler(caplog.handler)
     assert done.returncode == 0, done.stderr
@@ -199,7 +202,7 @@ def test_an_adapter_whose_base_has_moved_is_told_where_it_is(work: Path, tmp_pat
     assert found.returncode == 0, found.stderr
     assert "1 row, " in found.stdout
     chat = glmtune(
-        "chat", "run", "--base", tmp_path / "base", "--max-new-tokens", 2, cwd=tmp_path, typed="1\nhi\n"
+        "chat", "run", "--base", tmp_path / "base", "--max-new-tokens", 2, cwd=tmp_path, typed="hi\n"
     )
     assert chat.returncode == 0, chat.stderr
 
@@ -229,4 +232,4 @@ def test_chat_with_a_system_text_that_the_format_lacks_fails_before_the_talk(tmp
     done = glmtune("chat", "m", "--system", "你是客服", "--rounds", 1, cwd=tmp_path, typed="hi\n")
     assert done.returncode == 2
     assert "ChatGLM2 has no system message" in done.stderr
-    assert "Human" not in done.stdout
+    assert "Human" not in done.stdout + done.stderr

@@ -111,7 +111,7 @@ def test_it_is_trained_evaluated_and_talked_to(folder: Path, tmp_path: Path) -> 
     assert scored.returncode == 0, scored.stderr
     talk = run("chat", "run", "--rounds", 2, "--max-new-tokens", 4, cwd=tmp_path, typed="你好\n好\nstop\n")
     assert talk.returncode == 0, talk.stderr
-    assert talk.stdout.count("<|ChatGLM-6B|>: ") == 2
+    assert talk.stdout.count("<|run|>: ") == 2
 
 
 def test_a_two_round_row_is_two_examples_lest_the_first_answer_be_seen_from_both_sides(

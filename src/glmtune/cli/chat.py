@@ -1,23 +1,24 @@
 """`glmtune chat`."""
 
-import sys
-import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from glmtune.cli.console import PATH, opening_options
 
 if TYPE_CHECKING:
-    from glmtune.generate import Chat
+    from glmtune.cli.talk import Speaker
+    from glmtune.places import Place
 
 
 @click.command(short_help="Talk to a model in the terminal.")
 @click.argument("path", type=PATH)
 @click.option(
-    "--rounds", type=click.Choice(["1", "2"]), help="1: single-turn, 2: multi-turn; asked if not given."
+    "--rounds",
+    type=click.Choice(["1", "2"]),
+    help="1: single-turn, 2: multi-turn; else asked at a terminal, and 2 for the lines of a pipe.",
 )
 @click.option("--temperature", type=float, help="Below 1 sharpens, 0: no sampling; default 0.8.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens of this total; default 0.8.")
@@ -26,7 +27,17 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=int, help="Longest answer in tokens; default 512.")
 @click.option("--seed", type=int, help="Makes the answers repeatable.")
 @click.option("--system", help="System message; without it, the one the run was tuned with.")
-@click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
+@click.option(
+    "--history",
+    type=PATH,
+    metavar="FILE",
+    help="Keep the conversations in this file, and go on with its last one. Each line is a row that "
+    "data.train=FILE reads.",
+)
+@click.option(
+    "--compare", is_flag=True, help="Have each question answered by the base too, above the tuned model."
+)
+@click.option("--base", type=PATH, help="Base model of an adapter, or of --compare, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @opening_options
@@ -48,13 +59,9 @@ if TYPE_CHECKING:
 def chat(
     path: Path,
     rounds: str | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    repetition_penalty: float | None,
-    max_new_tokens: int | None,
-    seed: int | None,
     system: str | None,
+    history: Path | None,
+    compare: bool,
     base: Path | None,
     revision: str | None,
     template: str | None,
@@ -63,104 +70,117 @@ def chat(
     device: str,
     compute: str,
     compile_step: bool,
+    **sampling: Any,
 ) -> None:
     """Talk to a model, run or adapter folder.
 
+    At a terminal Enter sends and Alt-Enter breaks the line; a pasted text is one question. Ctrl-C stops an
+    answer, which is then not remembered; `clear` forgets the conversation; `stop` or Ctrl-D leaves. In a pipe
+    each line is a question; where stdout is no terminal, only the answers go there. Rounds that no longer fit
+    what the model was made for are left out, the oldest first.
+
     \b
       glmtune chat runs/chatglm3-6b-lora
-      glmtune chat /models/chatglm3-6b --temperature 0
+      glmtune chat runs/chatglm3-6b-lora --compare --temperature 0
+      glmtune chat /models/chatglm3-6b --history talk.jsonl
     """
-    from glmtune.generate import Chat, choose_compute
-    from glmtune.load import open_place, open_tokenizer
+    from glmtune.cli.questions import note, open_questions
+    from glmtune.cli.record import Record
+    from glmtune.cli.talk import Talk
+    from glmtune.load import open_tokenizer
     from glmtune.places import resolve
     from glmtune.templates import find
 
-    place = resolve(path, base=base, revision=revision)
+    place = resolve(path, base=base, revision=revision, has_base=compare)
+    record = Record(history) if history else None
     tokenizer = open_tokenizer(place, template=template)
-    model = open_place(place, template=template, dtype=dtype, device=device, quant=quant).eval()
-    model = choose_compute(model, compute)  # in its place: the exact weights are let go
     card = place.card
-    named = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-    conversation = Chat(
-        model,
-        tokenizer,
-        system=system if system is not None else card.system if card else None,
-        source_prefix=card.source_prefix if card else "",
-        compile_step=compile_step,
-        **{name: value for name, value in named.items() if value is not None},
+    name = _name(place.run or path, find(tokenizer.template).title)
+    speakers = _open_speakers(
+        place,
+        _base_of(place, path, base) if compare else None,
+        name,
+        compute,
+        opened={"template": template, "dtype": dtype, "device": device, "quant": quant},
+        talk={
+            "tokenizer": tokenizer,
+            "system": system if system is not None else card.system if card else None,
+            "source_prefix": card.source_prefix if card else "",
+            "compile_step": compile_step,
+            **{name: value for name, value in sampling.items() if value is not None},
+        },
     )
-    click.echo("model load done...")
-    _talk(conversation, find(tokenizer.template).title, rounds)
+    note("model load done...")
+    talk = Talk(speakers, open_questions(), record)
+    talk.greet(name)
+    talk.hold(rounds)
 
 
-def _talk(conversation: "Chat", name: str, rounds: str | None) -> None:
-    """Source of the lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; THUDM's cli_demo.py."""
-    click.echo(
-        f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。"
-        "输入 clear 以清空对话历史，输入 stop 以终止对话。\n"
-        f"Talk to {name}: `clear` forgets the conversation, `stop` ends it."
-    )
-    if rounds is None:
-        question = "您想体验【单轮对话】还是【多轮对话】？ 请输入（1 代表单轮，2 代表多轮）"
-        rounds = click.prompt(question, type=click.Choice(["1", "2"]), show_choices=False)
-    _edit_lines()
-    while True:
-        try:
-            text = click.prompt("\n<|Human|>", prompt_suffix=": ", default="", show_default=False).strip()
-        except click.Abort:
-            click.echo()
-            return
-        if text == "stop":
-            return
-        if text == "clear":
-            conversation.clear()
-            click.echo("> history cleared")
-        elif text:
-            if rounds == "1":
-                conversation.clear()
-            _answer(conversation, name, text)
+def _open_speakers(
+    place: "Place",
+    base: "Place | None",
+    name: str,
+    compute: str,
+    *,
+    opened: dict[str, Any],
+    talk: dict[str, Any],
+) -> list["Speaker"]:
+    """The model of a place, behind its base where that is to answer too.
+
+    An adapter that can be set aside has its base with it; else the base is opened as a second model.
+    """
+    from glmtune.cli.talk import Speaker
+    from glmtune.generate import Chat, choose_compute, pick_compute
+    from glmtune.load import choose_type, open_place
+
+    dtype = choose_type(place, opened["dtype"], opened["device"], opened["quant"])
+    model = open_place(place, **{**opened, "dtype": dtype}).eval()
+    compute = pick_compute(model, compute)
+    model = choose_compute(model, compute)  # in its place: the exact weights are let go
+    if base is None:
+        return [Speaker(name, Chat(model, **talk))]
+    tuned = Speaker(f"{name} (tuned)", Chat(model, **talk))
+    name = f"{_name(base.run or Path(base.name))} (base)"
+    set_aside = _setting_aside(model, place, **talk)
+    if set_aside:
+        return [Speaker(name, Chat(model, **talk), set_aside), tuned]
+    opened = {**opened, "dtype": dtype, "quant": opened["quant"] or place.quant}
+    alone = choose_compute(open_place(base, **opened).eval(), compute)
+    return [Speaker(name, Chat(alone, **talk)), tuned]
 
 
-def _edit_lines() -> None:
-    """Let a terminal's lines be of any length: by itself it keeps 4,095 bytes of one and drops the rest."""
-    if sys.stdin.isatty():
-        with suppress(ImportError):  # Windows has no readline and no such limit
-            import readline  # noqa: F401  # `input` uses it from here on
+def _setting_aside(model: Any, place: "Place", *, compile_step: bool, **_: Any) -> Callable[[], Any] | None:
+    """How an adapter is set aside, None where it cannot be: a compiled step has it inside."""
+    if place.adapter is None or compile_step:
+        return None
+    from glmtune.methods.beside import setting_aside  # which imports PEFT
+
+    return setting_aside(model, place.adapter, place.base)
 
 
-def _answer(conversation: "Chat", name: str, text: str) -> None:
-    from glmtune.errors import DataError
+def _base_of(place: "Place", path: Path, base: Path | None) -> "Place":
+    """What a place was trained from. Raises `CheckpointError` and `ConfigError`."""
+    from glmtune.errors import CheckpointError, ConfigError
+    from glmtune.places import resolve
 
-    click.echo("> begin generated, wait a moment...")
-    start = time.perf_counter()
-    click.echo(f"<|{name}|>: ", nl=False)
+    if place.adapter:
+        return place.under
+    if base:
+        return resolve(base)
+    if place.card is None:
+        raise ConfigError(
+            f"--compare: {path} is a model, with no base recorded to compare it with",
+            hint="give a run or an adapter; a model's base is named by --base FOLDER",
+        )
     try:
-        _check_typed(text)
-        for piece in conversation.ask(text):
-            click.echo(piece, nl=False)
-    except KeyboardInterrupt:
-        click.echo(" ...(interrupted, not remembered)", nl=False)
-    except DataError as err:
-        click.echo(f"\nerror: {err}\nhint: {err.hint}")
-        return
-    click.echo(f"\n> use time: {time.perf_counter() - start:.3f} s")
-
-
-def _check_typed(text: str) -> None:
-    """Refuse what came in as other bytes than text. Raises `DataError`."""
-    from glmtune.errors import DataError
-
-    try:
-        text.encode()
-    except UnicodeEncodeError as err:
-        raise DataError(
-            f"character {err.start + 1} of the line, {text[err.start]!a}, is no text in {sys.stdin.encoding}",
-            hint="the conversation goes on: type it again, in a terminal set to UTF-8",
+        return resolve(place.card.base, revision=place.card.base_revision)
+    except (CheckpointError, ConfigError) as err:
+        raise CheckpointError(
+            f"--compare: the base of {path}: {err}", hint="name the base's folder: --base FOLDER"
         ) from None
+
+
+def _name(found: Path, title: str = "") -> str:
+    """What is talked to: a run's name, or that of a model; a family's own as people write it."""
+    name = found.absolute().name
+    return title if name.lower() == title.lower() else name

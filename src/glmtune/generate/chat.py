@@ -5,9 +5,10 @@ from typing import Any
 
 from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.sampling import Sampling
+from glmtune.log import tell_left_out
 from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
 from glmtune.templates import visible_text
-from glmtune.tokenizers import GrowingText, answer_text, encode_messages
+from glmtune.tokenizers import GrowingText, answer_text, encode_latest
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -17,7 +18,9 @@ class Chat:
     """A conversation with a model, in the template of its tokenizer.
 
     `system` and `source_prefix` are what the model was tuned with: a system message put first, and a text
-    in front of the first question. As an engine, a chat is one thread's.
+    in front of the first question. `messages` holds the whole conversation, to be kept or set; its oldest
+    rounds are not sent, and that is told, where they leave no room for an answer in what the model was made
+    for: `max_new_tokens`, but at most a quarter of that. As an engine, a chat is one thread's.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Chat:
         if not self._engine.goes_on:
             self._engine.reuse.num_tokens = 0  # a turn that is kept would be of no use to the next
         self._asked: Generator[tuple[str, str], None, None] | None = None
+        self._num_left_out = 0  # rounds of the question before
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
 
@@ -80,8 +84,18 @@ class Chat:
             self._asked = None
 
     def _prompt(self, text: str) -> list[int]:
-        conversation = [*self.messages, {"role": "user", "content": text}]
-        return encode_messages(self.tokenizer, conversation, source_prefix=self.source_prefix)
+        context = self._engine.context
+        ids, num_left_out = encode_latest(
+            self.tokenizer,
+            [*self.messages, {"role": "user", "content": text}],
+            context=context,
+            max_new_tokens=self.sampling.max_new_tokens,
+            source_prefix=self.source_prefix,
+        )
+        if context and num_left_out > self._num_left_out:
+            tell_left_out(num_left_out, context)
+        self._num_left_out = num_left_out
+        return ids
 
 
 def stream_text(

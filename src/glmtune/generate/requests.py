@@ -70,7 +70,7 @@ def check_prompt(ids: Iterable[int], vocabulary: int, most: int | None = None) -
     if len(checked) > (most or len(checked)):
         raise DataError(
             f"prompt: {len(checked):,} tokens, where this model reads {most:,} at most",
-            hint="shorten it; in a chat, `clear` forgets the turns before it",
+            hint="shorten it; the rounds before it are left out by themselves in a chat",
         )
     if min(checked) < 0 or max(checked) >= vocabulary:
         place = next(i for i, token in enumerate(checked) if not 0 <= token < vocabulary)

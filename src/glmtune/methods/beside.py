@@ -6,9 +6,10 @@ work, or, within `mixing`, each request's own.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.files import read_json_if_there
 from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_tensors
 from glmtune.methods.factors import START
 from glmtune.methods.held import fill_adapter, held_adapter
@@ -31,6 +33,7 @@ from glmtune.methods.peft_settings import explain_peft
 from glmtune.methods.to_lora import read_as_lora
 from glmtune.methods.trained import open_prefix, require_same, shapes_of
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Freeze
 
 _CHANGE_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters")
@@ -165,12 +168,41 @@ class Beside:
         return open_prefix(self._model, folder, method).requires_grad_(False)
 
 
+def setting_aside(model: Any, folder: Path, base: Path) -> Callable[[], AbstractContextManager[Any]] | None:
+    """What sets the adapter of a folder, which lies on a model, aside for a while: the base works alone then.
+
+    None where the base is not to be had so, because the adapter changes its own weights or replaces its
+    prefix.
+    """
+    if is_wrapped(model):
+        changes = _changes_of(read_adapter_config_if_there(folder))
+        return None if changes else model.disable_adapter
+    is_lost = isinstance(own_method(folder), Freeze) or read_json_if_there(base / "config.json").get(
+        "pre_seq_len"
+    )
+    return None if is_lost else partial(_without_prefix, model)
+
+
+@contextmanager
+def _without_prefix(model: Any) -> Iterator[None]:
+    held = model.base_model.prefix_encoder
+    model.hold_prefix(None)
+    try:
+        yield
+    finally:
+        model.hold_prefix(held)
+
+
 def _require_layers_alone(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for an adapter that the base does not come out of as it was."""
-    changes = [key for key in _CHANGE_MORE if settings.get(key)]
-    changes += ["bias"] if settings.get("bias", "none") != "none" else []
-    if changes:
+    if changes := _changes_of(settings):
         raise ConfigError(
             f"{folder / ADAPTER_FILE}: {changes[0]} is set: it would change the base for the others too",
             hint="open it alone: load_model(path)",
         )
+
+
+def _changes_of(settings: Mapping[str, Any]) -> list[str]:
+    """The keys by which an adapter changes more than switching its layers off takes back."""
+    changes = [key for key in _CHANGE_MORE if settings.get(key)]
+    return [*changes, "bias"] if settings.get("bias", "none") != "none" else changes

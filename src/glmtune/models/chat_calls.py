@@ -25,9 +25,10 @@ from transformers.generation import (
 )
 
 from glmtune.errors import DataError
+from glmtune.log import tell_left_out
 from glmtune.models.positions import positions_of
 from glmtune.templates.messages import parse_object
-from glmtune.tokenizers import GlmTokenizer, GrowingText, encode_messages
+from glmtune.tokenizers import GlmTokenizer, GrowingText, encode_latest, encode_messages
 
 _HALF_CHARACTER = "�"
 _TOP_K = 50
@@ -59,7 +60,8 @@ class OfficialChat:
     """Adds the official chat calls to a model that has `generate` and a forward pass with a cache.
 
     Settings left at None are the official ones of the family: max_length 8192, top_p 0.8 and temperature 0.8,
-    or ChatGLM-6B's 2048, 0.7 and 0.95.
+    or ChatGLM-6B's 2048, 0.7 and 0.95. Of a history that fills all that the model was made for the oldest
+    rounds are not sent, and that is told; the history that is returned has them.
     """
 
     fallback_id = 5
@@ -86,7 +88,8 @@ class OfficialChat:
         message dicts; their answer is a dict where the model calls a tool. `kwargs` go to `generate`.
         """
         style = _STYLES[_template(tokenizer)]
-        prompt = encode_messages(tokenizer, style.messages(query, history, role))
+        messages = style.messages(query, history, role)
+        prompt = _latest(tokenizer, messages, self.config.max_position_embeddings)
         if kwargs.get("max_new_tokens") is None:
             _check_room((max_length or style.max_length) - len(prompt), len(prompt))
         input_ids = torch.tensor([prompt], device=self.device)
@@ -130,7 +133,8 @@ class OfficialChat:
         """
         style = _STYLES[_template(tokenizer)]
         if past_key_values is None:
-            prompt = encode_messages(tokenizer, style.messages(query, history, role))
+            messages = style.messages(query, history, role)
+            prompt = _latest(tokenizer, messages, self.config.max_position_embeddings)
         else:
             prompt = style.continuation(tokenizer, query, history, role)
         sampling = style.sampling(top_p, temperature) if do_sample else {}
@@ -342,6 +346,17 @@ def _processors(
     processors += [TopKLogitsWarper(top_k)] if top_k else []
     processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     return LogitsProcessorList(processors)
+
+
+def _latest(tokenizer: GlmTokenizer, messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
+    """The ids of a prompt: the official ones, as far as the model was made for so many."""
+    prompt = encode_messages(tokenizer, messages)
+    if len(prompt) < context:
+        return prompt
+    latest, num_left_out = encode_latest(tokenizer, messages, context=context, max_new_tokens=context)
+    if num_left_out:
+        tell_left_out(num_left_out, context)
+    return latest
 
 
 def _check_room(room: int, length: int) -> None:

@@ -1,5 +1,6 @@
 """Tokenizers of ChatGLM-6B, ChatGLM2, ChatGLM3 and GLM-4, read from the official vocabulary files."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +36,7 @@ __all__ = [
     "IceTokenizer",
     "answer_text",
     "check_fits",
+    "encode_latest",
     "encode_messages",
     "load_tokenizer",
     "open_identified",
@@ -91,6 +93,33 @@ def encode_messages(
         **{"assistant_name": tokenizer.assistant_name, **options},
     )
     return tokenizer.encode_segments(segments)
+
+
+def encode_latest(
+    tokenizer: GlmTokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    context: int | None,
+    max_new_tokens: int,
+    **options: Any,
+) -> tuple[list[int], int]:
+    """As `encode_messages`, without the oldest rounds where all is too long; how many were left out.
+
+    Too long are more tokens than `context` leaves beside the answer: `max_new_tokens`, but at most a quarter
+    of the context. All in front of the first question stays, and the last round does, whatever its length.
+    """
+    ids = encode_messages(tokenizer, messages, **options)
+    starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    most = len(ids) if context is None else context - min(max_new_tokens, context // 4)
+    if len(ids) <= most or len(starts) < 2:
+        return ids, 0
+
+    def encode_without(count: int) -> list[int]:
+        return encode_messages(tokenizer, [*messages[: starts[0]], *messages[starts[count] :]], **options)
+
+    fewest = range(1, len(starts) - 1)
+    num_left_out = 1 + bisect_left(fewest, True, key=lambda count: len(encode_without(count)) <= most)
+    return encode_without(num_left_out), num_left_out
 
 
 def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:

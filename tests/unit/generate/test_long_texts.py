@@ -8,6 +8,7 @@ import pytest
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError, DataError
 from glmtune.generate import Chat, Engine, Request, Sampling, complete, engine
+from glmtune.tokenizers import encode_latest, encode_messages
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 SAID = "longer than the 16 tokens that the model was made for"
@@ -44,6 +45,96 @@ def test_a_chat_says_once_that_a_conversation_is_long(pair: tuple[Any, Any], sai
     assert len(said) == 2
 
 
+class Asked:
+    """Lines that were told, and prompts that were read."""
+
+    def __init__(self, chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lines: list[str] = []
+        self.prompts: list[list[int]] = []
+        submit = chat._engine.submit
+        monkeypatch.setattr("glmtune.log.tell", self.lines.append)
+        monkeypatch.setattr(
+            chat._engine,
+            "submit",
+            lambda request: self.prompts.append(list(request.prompt)) or submit(request),
+        )
+
+
+def test_a_chat_leaves_out_the_oldest_rounds_that_no_longer_fit_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder(tmp_path, seq_length=64)
+    tokenizer = load_tokenizer(folder)
+    chat = Chat(load_model(folder), tokenizer, system="你好", do_sample=False, max_new_tokens=3)
+    asked = Asked(chat, monkeypatch)
+    left_out = []
+    for number in range(12):
+        list(chat.ask(f"今天{number}"))
+        start, rounds = chat.messages[:1], chat.messages[1:-1]
+        counts = [
+            count
+            for count in range(number + 1)
+            if encode_messages(tokenizer, [*start, *rounds[2 * count :]]) == asked.prompts[-1]
+        ]
+        left_out += counts
+        assert len(asked.prompts[-1]) <= 64 - 3
+        longer = [*start, *rounds[2 * (counts[0] - 1) :]]
+        assert not counts[0] or len(encode_messages(tokenizer, longer)) > 64 - 3
+    assert len(chat.messages) == 1 + 2 * 12
+    assert left_out == sorted(left_out)
+    assert left_out[0] == 0
+    numbers = sorted({count for count in left_out if count})
+    assert len(numbers) > 2
+    assert asked.lines == [
+        f"> the oldest {'round no longer fits' if count == 1 else f'{count} rounds no longer fit'} the "
+        f"model's 64 tokens and {'is' if count == 1 else 'are'} left out"
+        for count in numbers
+    ]
+
+
+@pytest.mark.parametrize(("max_new_tokens", "room"), [(3, 3), (512, 16)])
+def test_the_room_for_an_answer_is_at_most_a_quarter_of_the_context(
+    max_new_tokens: int, room: int, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_folder(tmp_path))
+    talk = [{"role": role, "content": "好"} for role in ("user", "assistant") * 20] + [
+        {"role": "user", "content": "早"}
+    ]
+    limits = {"context": 64, "max_new_tokens": max_new_tokens}
+    ids, count = encode_latest(tokenizer, talk, **limits)
+    assert ids == encode_messages(tokenizer, talk[2 * count :])
+    assert len(ids) <= 64 - room < len(encode_messages(tokenizer, talk[2 * count - 2 :]))
+    assert encode_latest(tokenizer, talk[-3:], **limits) == (encode_messages(tokenizer, talk[-3:]), 0)
+    long = [*talk, {"role": "assistant", "content": "早"}, {"role": "user", "content": "天" * 90}]
+    assert encode_latest(tokenizer, long, **limits) == (encode_messages(tokenizer, long[-1:]), 21)
+    assert encode_latest(tokenizer, long, **{**limits, "context": None})[1] == 0
+
+
+@pytest.mark.parametrize("template", ["chatglm2", "chatglm3"])
+def test_the_official_calls_leave_out_rounds_only_where_the_model_has_no_room(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("glmtune.log.tell", lines.append)
+    folder = tiny_folder(tmp_path, template, seq_length=128)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    talk: list[Any] = [("今天", "好")] * 30
+    if template == "chatglm3":
+        talk = [{"role": "user", "content": "今天"}, {"role": "assistant", "content": "好"}] * 30
+    read: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, args, __: read.append(args[0].shape[1]))
+    for history, is_long in ((talk[:4], False), (talk, True)):
+        read.clear()
+        _, whole = model.chat(tokenizer, "早", history=history, do_sample=False, max_new_tokens=2)
+        assert whole[: len(history)] == history
+        first = read[0]
+        read.clear()
+        list(model.stream_chat(tokenizer, "早", history=history, do_sample=False, max_new_tokens=2))
+        assert read[0] == first <= 128 - (32 if is_long else 0)
+        assert len(lines) == 2 * is_long
+    assert all(line.endswith("the model's 128 tokens and are left out") for line in lines)
+
+
 def test_several_prompts_are_counted(pair: tuple[Any, Any], said: list[str]) -> None:
     model, tokenizer = pair
     prompts = [tokenizer.get_prefix_tokens() + tokenizer.encode_plain("天" * n) for n in (1, 40, 80)]
@@ -75,7 +166,7 @@ def test_a_text_far_past_the_length_is_refused_before_anything_is_computed(
     chat = Chat(model, tokenizer, do_sample=False, max_new_tokens=3)
     with pytest.raises(DataError, match=r"prompt: 9,\d\d\d tokens, where this model reads 8,192") as caught:
         list(chat.ask("天" * 9_000))
-    assert "clear" in caught.value.hint
+    assert "shorten it" in caught.value.hint
     assert not said
     assert len(list(chat.ask("好"))) <= 3
     running = Engine(model)

@@ -1,0 +1,174 @@
+"""The conversation of `glmtune chat`: what is asked, answered, forgotten and kept.
+
+Source of the lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; THUDM's cli_demo.py.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmtune.cli.questions import Questions, note
+from glmtune.cli.record import Record
+from glmtune.errors import DataError, OutputError
+from glmtune.log import told_after
+from glmtune.templates import Message, render
+from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
+
+if TYPE_CHECKING:
+    from glmtune.generate import Chat
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """One who answers."""
+
+    name: str
+    chat: "Chat"
+    at_work: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Inside, the chat's model is this speaker's."""
+
+
+class Talk:
+    """Questions, and the answers of one speaker, or of the base and the tuned model."""
+
+    def __init__(self, speakers: Sequence[Speaker], questions: Questions, record: Record | None) -> None:
+        """`speakers`: the conversation of the last is the one that is kept."""
+        self._speakers = speakers
+        self._questions = questions
+        self._record = record
+
+    def greet(self, name: str) -> None:
+        """Say who is there and what can be typed."""
+        note(
+            f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。"
+            "输入 clear 以清空对话历史，输入 stop 以终止对话。\n"
+            f"Talk to {name}: `clear` forgets the conversation, `stop` ends it."
+        )
+        if self._questions.keys:
+            note(self._questions.keys)
+        if len(self._speakers) > 1:
+            note(f"> answered by {' and by '.join(speaker.name for speaker in self._speakers)}")
+
+    def hold(self, rounds: str | None) -> None:
+        """Answer each question; `rounds`: "1" where each stands alone, asked for if None."""
+        rounds = rounds or self._questions.ask_rounds()
+        if rounds == "2":
+            self._go_on()
+        for text in self._questions if rounds else ():
+            if text == "stop":
+                return
+            if text == "clear":
+                self._clear()
+                note("> history cleared")
+            elif text:
+                if rounds == "1":
+                    self._clear()
+                self._ask(text)
+
+    def _go_on(self) -> None:
+        """Take up the conversation that is on record, if it began as this one does."""
+        kept = self._record.messages if self._record else []
+        if not (self._record and kept):
+            return
+        begun = self._speakers[-1].chat.messages
+        if [message for message in kept if message["role"] == "system"] != begun:
+            self._record.begin()
+            note(f"> {self._record.path}: its last conversation has another system message: a new one begins")
+            return
+        for speaker in self._speakers:
+            speaker.chat.messages = list(kept)
+        rounds = sum(message["role"] == "user" for message in kept)
+        note(f"> {self._record.path}: goes on after {rounds} round{'s' * (rounds != 1)}")
+
+    def _clear(self) -> None:
+        for speaker in self._speakers:
+            speaker.chat.clear()
+        if self._record:
+            self._record.begin()
+
+    def _ask(self, text: str) -> None:
+        """One question to all; where one gives no whole answer, nobody remembers it."""
+        before = [(speaker.chat, len(speaker.chat.messages)) for speaker in self._speakers]
+        is_whole = False
+        try:
+            _check_typed(text)
+            for speaker in self._speakers:
+                self._answer(speaker, text)
+            is_whole = True
+            if self._record:
+                self._record.keep(self._speakers[-1].chat.messages)
+        except (DataError, OutputError) as err:  # a record that cannot be written may be at the next answer
+            note(f"error: {err}\nhint: {err.hint}")
+        except KeyboardInterrupt:
+            if not self._questions.is_terminal:
+                raise
+            is_whole = False
+            note("> interrupted, not remembered")
+        if not is_whole:
+            for chat, length in before:
+                del chat.messages[length:]
+
+    def _answer(self, speaker: Speaker, text: str) -> None:
+        note("> begin generated, wait a moment...")
+        start = time.perf_counter()
+        with speaker.at_work():
+            self._show(speaker, text)
+        note(f"> use time: {time.perf_counter() - start:.3f} s")
+
+    def _show(self, speaker: Speaker, text: str) -> None:
+        pieces = find_thoughts(speaker.chat.ask(text), is_open=begins_thought(speaker.chat.tokenizer))
+        first = next(pieces, ("", False))  # so that all that is told of the question comes before its answer
+        is_dim = _has_colours()
+        with told_after():
+            click.echo(f"<|{speaker.name}|>: ", nl=False)
+            try:
+                for piece, is_thought in chain([first], pieces):
+                    click.echo(click.style(piece, dim=True) if is_thought and is_dim else piece, nl=False)
+            finally:
+                click.echo()
+
+
+def begins_thought(tokenizer: Any) -> bool:
+    """Whether a prompt ends inside a thought, as GLM-Z1's does."""
+    return render(tokenizer.template, [Message("user", "")])[-1].text.endswith(THOUGHT_BEGIN)
+
+
+def find_thoughts(pieces: Iterable[str], *, is_open: bool) -> Iterator[tuple[str, bool]]:
+    """The pieces of an answer, and whether each is of the thought in front of it.
+
+    `is_open`: the thought was begun by the prompt.
+    """
+    written = ""
+    for piece in pieces:
+        before, written = len(written), written + piece
+        is_thought = is_open or written.startswith(THOUGHT_BEGIN)
+        end = written.find(THOUGHT_END) + len(THOUGHT_END) if THOUGHT_END in written else len(written)
+        if not is_thought or end <= before:
+            yield piece, False
+            continue
+        yield written[before:end], True
+        if end < len(written):
+            yield written[end:], False
+
+
+def _has_colours() -> bool:
+    """Source: https://no-color.org."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _check_typed(text: str) -> None:
+    """Refuse what came in as other bytes than text. Raises `DataError`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise DataError(
+            f"character {err.start + 1} of the line, {text[err.start]!a}, is no text in {sys.stdin.encoding}",
+            hint="the conversation goes on: type it again, in a terminal set to UTF-8",
+        ) from None
