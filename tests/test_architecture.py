@@ -1,6 +1,7 @@
 """Who may import whom, checked from the source text."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,22 @@ def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
     for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
         homes = ONLY_IN.get(name.split(".")[0])
         assert homes is None or part(path) in homes, f"{name} belongs in {homes}"
+
+
+UNIX_ONLY = {"resource", "fcntl", "termios", "tty", "pty", "pwd", "grp"}
+UNIX_CALLS = re.compile(
+    r"os\.(fork|symlink|mkfifo|killpg|geteuid|getuid|sched_getaffinity|setsid)|signal\.(SIGKILL|SIGHUP|SIGALRM|alarm)"
+)
+GUARDED = {"training/memory.py", "tokenizers/apart.py"}
+"""These ask for the system first."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_nothing_is_for_unix_alone(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.relative_to(SRC).as_posix() not in GUARDED:
+        assert not UNIX_ONLY & set(imports(ast.parse(text)))
+    assert not UNIX_CALLS.search(text)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))

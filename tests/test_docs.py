@@ -27,6 +27,7 @@ SMALL = {
     "evaluate": ["evaluate.max_new_tokens=4"],
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
     "info": [],
+    "data": [],
 }
 
 

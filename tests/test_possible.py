@@ -1,5 +1,6 @@
 """The guide's table of what each family can do: each cell is tried, and what is refused is refused by it."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,25 @@ def test_the_table_knows_every_family_method_quant_and_export() -> None:
 def test_the_guide_holds_the_table(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     assert fill(text, page) == text, "python -m tools.possible_table"
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_the_readmes_short_table_is_the_long_one(readme: str) -> None:
+    """Its two columns are the families of our own classes and of transformers'; ✓ and – hold for each."""
+    rows = [
+        ([f"method={name}" for name in ("lora", "adalora", "freeze", "full")], "| ✓ | ✓ |"),
+        (["method=ptuning"], "| ✓ | – |"),
+        ([f"quant={name}" for name in QUANTS], "| ✓ | – |"),
+    ]
+    for requests, cells in rows:
+        for family, row in FAMILIES.items():
+            is_possible = cells[2 + 4 * row.is_in_transformers] == "✓"
+            assert all((request not in REFUSALS[family]) == is_possible for request in requests)
+    table = re.search(
+        r"^\| \|.*GLM-4\.6 \|\n.*\n((?:\|.*\n)+)", (DOCS.parent / readme).read_text("utf-8"), re.M
+    )
+    assert table
+    assert [line[-9:] for line in table[1].splitlines()] == [cells for _, cells in rows]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
