@@ -83,7 +83,7 @@ class Chat:
         if self._asked is not asked:
             return
         kept = kept_answer(self.tokenizer.template, written.strip())
-        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
+        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
 
     def _give_up(self) -> None:
         """End the answer that is under way."""
