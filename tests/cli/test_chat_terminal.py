@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux"),
 ]
 PATIENCE_S = 120
+NUMBERS = count()
+"""A server that is told to end is there a moment longer, so each has a name of its own."""
 
 
 class Terminal:
@@ -26,18 +29,18 @@ class Terminal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.number = 0
+        self.name = ""
 
     def tmux(self, *words: str, typed: str = "") -> str:
         done = subprocess.run(
-            ["tmux", "-L", f"glmtune-{os.getpid()}-{self.number}", "-f", "/dev/null", *words],
+            ["tmux", "-L", self.name, "-f", "/dev/null", *words],
             input=typed, capture_output=True, text=True, encoding="utf-8", check=True,
         )  # fmt: skip
         return done.stdout
 
     def start(self, *words: object, then: str = "", **settings: str) -> None:
         """Run the chat, in a new terminal; `then` stands behind it on the line."""
-        self.number += 1
+        self.name = f"glmtune-{os.getpid()}-{next(NUMBERS)}"
         settings = {"XDG_STATE_HOME": str(self.folder / "state"), "LC_ALL": "C.UTF-8", **settings}
         given = [f"{name}={value}" for name, value in settings.items()]
         chat = shlex.join(["env", *given, sys.executable, "-m", "glmtune", "chat", *map(str, words)])

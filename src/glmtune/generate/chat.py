@@ -18,9 +18,9 @@ class Chat:
     """A conversation with a model, in the template of its tokenizer.
 
     `system` and `source_prefix` are what the model was tuned with: a system message put first, and a text
-    in front of the first question. `messages` holds the whole conversation, to be kept or set; its oldest
-    rounds are not sent, and that is told, where they leave no room for an answer in what the model was made
-    for: `max_new_tokens`, but at most a quarter of that. As an engine, a chat is one thread's.
+    in front of the first question. The oldest rounds are not sent, and that is told, where they leave
+    no room for an answer in what the model was made for: `max_new_tokens`, but at most a quarter of that. As
+    an engine, a chat is one thread's.
     """
 
     def __init__(
@@ -42,14 +42,22 @@ class Chat:
         self.sampling = Sampling(**sampling)
         self.system = system
         self.source_prefix = source_prefix
-        self.messages: list[dict[str, Any]] = []
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
         if not self._engine.goes_on:
             self._engine.reuse.num_tokens = 0  # a turn that is kept would be of no use to the next
         self._asked: Generator[tuple[str, str], None, None] | None = None
-        self._num_left_out = 0  # rounds of the question before
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The whole conversation; another may be set."""
+        return self._messages
+
+    @messages.setter
+    def messages(self, messages: list[dict[str, Any]]) -> None:
+        self._messages = messages
+        self._num_left_out = 0  # rounds, of the question before
 
     def clear(self) -> None:
         """Forget the conversation, and give up an answer that is under way; the system message stays."""
@@ -75,7 +83,7 @@ class Chat:
         if self._asked is not asked:
             return
         kept = kept_answer(self.tokenizer.template, written.strip())
-        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
+        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
 
     def _give_up(self) -> None:
         """End the answer that is under way."""
@@ -90,6 +98,7 @@ class Chat:
             [*self.messages, {"role": "user", "content": text}],
             context=context,
             max_new_tokens=self.sampling.max_new_tokens,
+            num_left_out=self._num_left_out,
             source_prefix=self.source_prefix,
         )
         if context and num_left_out > self._num_left_out:

@@ -68,19 +68,25 @@ def test_a_chat_leaves_out_the_oldest_rounds_that_no_longer_fit_and_says_so(
     chat = Chat(load_model(folder), tokenizer, system="你好", do_sample=False, max_new_tokens=3)
     asked = Asked(chat, monkeypatch)
     left_out = []
-    for number in range(12):
+    for number in range(20):
         list(chat.ask(f"今天{number}"))
         start, rounds = chat.messages[:1], chat.messages[1:-1]
-        counts = [
-            count
-            for count in range(number + 1)
-            if encode_messages(tokenizer, [*start, *rounds[2 * count :]]) == asked.prompts[-1]
-        ]
-        left_out += counts
-        assert len(asked.prompts[-1]) <= 64 - 3
-        longer = [*start, *rounds[2 * (counts[0] - 1) :]]
-        assert not counts[0] or len(encode_messages(tokenizer, longer)) > 64 - 3
-    assert len(chat.messages) == 1 + 2 * 12
+        lengths = []
+        for count in range(number + 1):
+            ids = encode_messages(tokenizer, [*start, *rounds[2 * count :]])
+            lengths.append(len(ids))
+            if ids == asked.prompts[-1]:
+                left_out.append(count)
+        *_, before, now = [0, 0, *left_out]
+        assert lengths[now] <= 64 - 3
+        if now > before:  # not before it must, but then a quarter of the room becomes free
+            assert lengths[before] > 64 - 3
+            assert lengths[now] <= 61 - 15 < lengths[now - 1]
+    assert len(chat.messages) == 1 + 2 * 20
+    chat.messages = chat.messages[:3]
+    list(chat.ask("好"))
+    assert asked.prompts[-1] == encode_messages(tokenizer, chat.messages[:-1])
+    assert len(left_out) == 20
     assert left_out == sorted(left_out)
     assert left_out[0] == 0
     numbers = sorted({count for count in left_out if count})
@@ -103,11 +109,18 @@ def test_the_room_for_an_answer_is_at_most_a_quarter_of_the_context(
     limits = {"context": 64, "max_new_tokens": max_new_tokens}
     ids, count = encode_latest(tokenizer, talk, **limits)
     assert ids == encode_messages(tokenizer, talk[2 * count :])
-    assert len(ids) <= 64 - room < len(encode_messages(tokenizer, talk[2 * count - 2 :]))
+    free = (64 - room) // 4
+    assert len(ids) <= 64 - room - free < len(encode_messages(tokenizer, talk[2 * count - 2 :]))
+    while len(encode_messages(tokenizer, talk[2 * count :])) <= 64 - room:
+        assert encode_latest(tokenizer, talk, **limits, num_left_out=count)[1] == count
+        count -= 1
+    assert encode_latest(tokenizer, talk, **limits, num_left_out=count)[0] == ids
     assert encode_latest(tokenizer, talk[-3:], **limits) == (encode_messages(tokenizer, talk[-3:]), 0)
     long = [*talk, {"role": "assistant", "content": "早"}, {"role": "user", "content": "天" * 90}]
     assert encode_latest(tokenizer, long, **limits) == (encode_messages(tokenizer, long[-1:]), 21)
     assert encode_latest(tokenizer, long, **{**limits, "context": None})[1] == 0
+    tight = {"context": len(encode_messages(tokenizer, talk[-3:])) + 1, "max_new_tokens": 1}
+    assert encode_latest(tokenizer, talk, **tight)[1] == 19  # rather than the question alone
 
 
 @pytest.mark.parametrize("template", ["chatglm2", "chatglm3"])
