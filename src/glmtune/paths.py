@@ -1,6 +1,7 @@
 """Paths as people give them: one that no file system can hold is told at once, by what is wrong with it."""
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from os import PathLike
@@ -61,6 +62,12 @@ def joining(names: Sequence[str]) -> str:
     """The hint that joins files of rows to one, which is what a setting names."""
     files = " ".join(shlex.quote(as_written(name)) for name in names)
     return f"join them first: glmtune data convert {files} all.jsonl --to messages; then name all.jsonl"
+
+
+def under_wsl(path: str) -> str | None:
+    """Where Windows' files stand for a Linux in it. Source: learn.microsoft.com/windows/wsl/filesystems."""
+    drive = re.match(r"([A-Za-z]):[\\/]", path)
+    return drive and f"/mnt/{drive[1].lower()}/{path[3:]}".replace("\\", "/")
 
 
 def path_start(text: str) -> str:
