@@ -1,6 +1,7 @@
 """Paths as people give them: one that no file system can hold is told at once, by what is wrong with it."""
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from os import PathLike
@@ -80,6 +81,12 @@ def find_rows(path: Path) -> Path:
     bundled = examples_folder() / path.name
     is_one = path.parent == Path(EXAMPLES) and bundled.suffix in {".json", ".jsonl"} and bundled.is_file()
     return bundled if is_one and not path.exists() else path
+
+
+def under_wsl(path: str) -> str | None:
+    """Where Windows' files stand for a Linux in it. Source: learn.microsoft.com/windows/wsl/filesystems."""
+    drive = re.match(r"([A-Za-z]):[\\/]", path)
+    return drive and f"/mnt/{drive[1].lower()}/{path[3:]}".replace("\\", "/")
 
 
 def path_start(text: str) -> str:

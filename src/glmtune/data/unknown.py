@@ -45,7 +45,7 @@ TEXTS = {"text", "content", "document", "article"}
 
 
 def no_format(rows: Sequence[Row], pairs: Sequence[tuple[str, ...]]) -> DataError:
-    """The error for rows that fit no format; `pairs`: the columns that question and answer may have."""
+    """The error for rows that fit no format; `pairs`: the columns that a format may have, one or two."""
     row = rows[0]
     found = f"columns found: {columns.names_of(row)}"
     column = dialogue_of(row)
@@ -63,12 +63,12 @@ def no_format(rows: Sequence[Row], pairs: Sequence[tuple[str, ...]]) -> DataErro
         )
         if inside:
             return DataError(
-                f"{' and '.join(map(repr, pair))} stand inside {inside!r}; {found}",
+                f"the columns {' and '.join(map(repr, pair))} stand inside {inside!r}; {found}",
                 hint=f"write the object under {inside!r} as the row itself",
             )
         absent = [name for name in pair if name not in row]
         if all(nearest(name, row) for name in absent):
-            return columns.missing(absent[0], row, pair)
+            return columns.missing(absent[0], row, pair if len(pair) > 1 else ())
     return DataError(f"cannot tell the format; {found}", hint=_way(rows))
 
 

@@ -218,6 +218,20 @@ ODD = [
         lambda text: lines(json.loads(text.replace("dialog", "conversations"))),
     ),
     Odd(
+        "message.jsonl",
+        lines({"message": TALK}),
+        "the turns of a dialogue stand in 'message'",
+        "rename the column 'message' to 'messages'",
+        replaced('"message"', '"messages"'),
+    ),
+    Odd(
+        "no_turns.jsonl",
+        lines({"conversation": 7}),
+        "column 'conversations' is missing",
+        "did you mean 'conversation'? Rename it",
+        lambda _: lines({"conversations": SHARE}),
+    ),
+    Odd(
         "dialog.jsonl",
         lines({"dialog": SHARE, "id": 1}, {"dialog": SHARE, "id": 2}),
         "the turns of a dialogue stand in 'dialog'",
@@ -414,7 +428,7 @@ ODD = [
     Odd(
         "inside.jsonl",
         lines({"id": 1, "data": PAIR}, {"id": 2, "data": PAIR}),
-        "'prompt' and 'response' stand inside 'data'",
+        "the columns 'prompt' and 'response' stand inside 'data'",
         "write the object under 'data' as the row itself",
         loaded(lambda row: row["data"]),
         [DAYS, DAYS],

@@ -263,6 +263,14 @@ def test_a_missing_folder_is_named():
     assert caught.value.hint == "there is no folder nowhere"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a path there")
+@pytest.mark.parametrize("path", [r"D:\new\train.json", "D:/new/train.json"])
+def test_a_path_of_windows_is_told_where_it_is_for_linux(path):
+    with pytest.raises(DataError, match="No such file") as caught:
+        read_examples(Path(path), Data())
+    assert caught.value.hint.endswith(" /mnt/d/new/train.json")
+
+
 def test_a_folder_is_answered_with_its_files():
     Path("data").mkdir()
     write(GOOD, "data/train.jsonl")
