@@ -51,7 +51,10 @@ NOT_RUN = {
     "python -m tools.glm_tiny.build ": "takes half an hour",
     "python -m benchmarks.": "takes long, and has tests of its own",
 }
-SHOWN = ("error: ", "hint: ", "warning: ", "training rows: ", "trainable params: ", "  tokens ", "/models/")
+SHOWN = (
+    "error: ", "hint: ", "warning: ", "training rows: ", "trainable params: ", "  tokens ", "/models/",
+    "  the model's context ", "AdvertiseGen/",
+)  # fmt: skip
 """How lines begin that a program prints."""
 GUIDE_WORDS = {
     "train": [

@@ -115,7 +115,7 @@ def encode_prompts(
     DataError where there is no answer, or a prompt cannot be cut.
     """
     limits = Limits.of(settings, _context(tokenizer), num_new=num_new)
-    report = LengthReport(limit=f"{limits} (the question part)")
+    report = LengthReport(limit=f"{limits}, for the question part")
     prompts = []
     for example in examples:
         with _At(example.place):

@@ -79,9 +79,9 @@ def _longer_than_context(
     longer = [length for length in lengths if context is not None and length + num_new > context]
     if context is None or not longer:
         return []
-    answers = f" with {num_new:,} tokens of an answer" if num_new else ""
+    answers = f", with {num_new:,} tokens of an answer," if num_new else ""
     text = (
-        f"{name} rows: {len(longer):,} of {len(lengths):,} are longer{answers} than the {context:,} tokens "
+        f"{name} rows: {len(longer):,} of {len(lengths):,}{answers} are longer than the {context:,} tokens "
         f"that the model was made for (longest {max(longer) + num_new:,}): expect worse answers there; "
         f"{_shorter(data, context, num_new)}"
     )

@@ -160,7 +160,7 @@ def test_questions_whose_answers_may_go_beyond_it_are_counted_before_the_first_a
     rows = tmp_path / "asked.json"
     rows.write_text(json.dumps([{"prompt": text, "response": "好"} for text in ("早", LONG)]))
     (said,) = warnings(ask(base, recipe_of(rows, *words)))
-    assert "tokens of an answer than the 96 tokens that the model was made for" in said
+    assert "tokens of an answer, are longer than the 96 tokens that the model was made for" in said
     mended = re.findall(r"(?:data|evaluate)\.\S+=\d+", said)
     assert not warnings(ask(base, recipe_of(rows, *words, *mended)))
 
