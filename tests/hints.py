@@ -178,8 +178,9 @@ def parse_command(words: list[str], text: str) -> Iterator[str]:
 
 
 def unspoken(hint: str, command: click.Command) -> list[str]:
-    """The settings in a hint that the verb which ran has no way to say."""
+    """The settings in a hint that the verb which ran cannot say; `train.lr=...` is plainly another's."""
     if takes_settings(command) or isinstance(command, click.Group) or command.name == "settings":
         return []
     plain = CALL.sub("", outside(hint))
-    return [f"{command.name} has no option for {key}=" for key, _ in WORD.findall(plain) if not key.isupper()]
+    keys = [key for key, _ in WORD.findall(plain)]
+    return [f"{command.name} has no option for {key}=" for key in keys if key in SETTINGS and "." not in key]
