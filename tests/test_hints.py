@@ -81,6 +81,7 @@ WRONG = {
     "docs/nowhere.md": "is not there",
     "load_modl(path)": "is no public name",
     "load_model(path, adaptor=...)": "has no argument adaptor",
+    "pip install 'glmtune[tensorbord]'": "no extra tensorbord",
     "to=gguf": "is no kind of export",
 }
 
