@@ -3,6 +3,7 @@
 import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ WORD = re.compile(r"(?<![\w.\"'{[/-])([A-Za-z_][\w.]*)=([^\s;]*)")
 DOTTED = re.compile(rf"(?<![\w./*])(?:{'|'.join(GROUPS)})\.[a-z_]+(?![\w(])")
 FILES = ("json", "jsonl", "csv", "parquet", "pkl", "txt", "yaml", "xlsx", "py", "sh", "gz")
 PAGE = re.compile(r"(?<![=/\w])(?:docs|recipes|examples)/[\w./-]*\w")
+EXTRA = re.compile(r"glmtune\[([\w-]+)\]")
 CALL = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)\(([^()]*)\)")
 PROGRAMS = {"git", "pip", "make"}
 """Programs that a hint may call besides ours."""
@@ -67,7 +69,15 @@ def follow_names(text: str) -> Iterator[str]:
     for key in DOTTED.findall(plain):
         if key not in SETTINGS and key.split(".")[1] not in FILES:
             yield f"{key} is no setting"
+    yield from (f"no extra {name}" for name in EXTRA.findall(text) if name not in extras())
     yield from (f"{page} is not there" for page in PAGE.findall(plain) if not page_exists(page))
+
+
+@cache
+def extras() -> set[str]:
+    """What `pip install glmtune[...]` knows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return set(project["optional-dependencies"])
 
 
 def page_exists(page: str) -> bool:
@@ -178,8 +188,9 @@ def parse_command(words: list[str], text: str) -> Iterator[str]:
 
 
 def unspoken(hint: str, command: click.Command) -> list[str]:
-    """The settings in a hint that the verb which ran has no way to say."""
+    """The settings in a hint that the verb which ran cannot say; `train.lr=...` is plainly another's."""
     if takes_settings(command) or isinstance(command, click.Group) or command.name == "settings":
         return []
     plain = CALL.sub("", outside(hint))
-    return [f"{command.name} has no option for {key}=" for key, _ in WORD.findall(plain) if not key.isupper()]
+    keys = [key for key, _ in WORD.findall(plain)]
+    return [f"{command.name} has no option for {key}=" for key in keys if key in SETTINGS and "." not in key]

@@ -19,6 +19,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"contents"},
     {"files"},
     {"hub", "processor", "recipe", "runs"},
+    {"template_rules"},
     {"family", "possible", "templates", "tensor_file"},
     {"tokenizers"},
     {"models"},

@@ -462,6 +462,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "Target modules not found": (keep, f"{TRAIN} method.target_modules=[q_proj]"),
     "A path with backslashes": (windows_path, "train recipe.yaml"),
     "A misspelled setting": (keep, f"{TRAIN} train.lrr=1"),
+    "A setting of another program": (keep, f"{TRAIN} train.learning_rate=2e-4"),
     "The loss is nan": (keep, f"{TRAIN} train.lr=1e30 train.max_grad_norm=0"),
     "Chat at risk before the start": (keep, f"{TRAIN} train.steps=12 train.lr=1e-2"),
     "fp16 on a CPU": (keep, f"{TRAIN} dtype=fp16 device=cpu"),

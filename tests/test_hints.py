@@ -81,6 +81,7 @@ WRONG = {
     "docs/nowhere.md": "is not there",
     "load_modl(path)": "is no public name",
     "load_model(path, adaptor=...)": "has no argument adaptor",
+    "pip install 'glmtune[tensorbord]'": "no extra tensorbord",
     "to=gguf": "is no kind of export",
 }
 
@@ -111,4 +112,6 @@ def test_a_setting_is_said_as_the_verb_takes_it(verb: str, hint: str, said: str)
 
 
 def test_a_setting_that_a_verb_cannot_say_is_found() -> None:
-    assert unspoken("train.lr=2e-4", program.commands["chat"]) == ["chat has no option for train.lr="]
+    assert unspoken("train.lr=2e-4 output=NEW", program.commands["chat"]) == [
+        "chat has no option for output="
+    ]

@@ -4,16 +4,24 @@ ChatGLM2 and ChatGLM3 folders have the same config keys and the same tensor name
 looked for elsewhere. Nothing in the folder is ever run, and its own path is never looked at.
 """
 
-import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import read_json_if_there, read_text
+from glmtune.files import read_json_if_there
 from glmtune.recipe.settings import TemplateName
+from glmtune.template_rules import (
+    from_chat_template,
+    from_names,
+    from_tokenizer_code,
+    glm4_chat_revision,
+    read_chat_template,
+    reads,
+    saved_template,
+)
 from glmtune.unsupported import UNSUPPORTED_MODELS, name_unsupported_format
 
 GLM4_EPSILON = 1.5625e-07
@@ -117,14 +125,6 @@ def name_family(model_type: str) -> str:
     return next(name for name, row in FAMILIES.items() if row.model_type == model_type)
 
 
-def read_chat_template(folder: Path) -> str:
-    """The text of the folder's Jinja chat template; empty when it has none."""
-    found = read_json_if_there(folder / "tokenizer_config.json").get("chat_template")
-    if found is None and (folder / "chat_template.jinja").exists():
-        return read_text(folder / "chat_template.jinja")
-    return found if isinstance(found, str) else json.dumps(found or "", ensure_ascii=False)
-
-
 def _family(folder: Path) -> tuple[str, Config]:
     """The family and the config that told it; a folder of a tokenizer alone has no config."""
     if not folder.is_dir():
@@ -190,65 +190,6 @@ def _fitting(folder: Path, known: Identity) -> str:
 
 def _offer(templates: tuple[TemplateName, ...]) -> str:
     return "say which: " + " or ".join(f"template={name}" for name in templates)
-
-
-def _saved_template(folder: Path) -> TemplateName | None:
-    for name in ("tokenizer_config.json", "config.json"):
-        found = read_json_if_there(folder / name).get("template")
-        for template in (name for family in FAMILIES.values() for name in family.templates):
-            if found == template:
-                return template
-    return None
-
-
-def _from_chat_template(folder: Path) -> TemplateName | None:
-    text = read_chat_template(folder)
-    if "[Round" in text:
-        return "chatglm2"
-    # chatglm3-6b-32k spells its roles `<|{{ message['role'] }}|>`
-    if any(words in text for words in ("<|{{", "<|user|>", "<|assistant|>")):
-        return "chatglm3"
-    return None
-
-
-def _from_tokenizer_code(folder: Path) -> TemplateName | None:
-    path = folder / "tokenization_chatglm.py"
-    text = read_text(path) if path.exists() else ""
-    if "<|user|>" in text or "build_single_message" in text:
-        return "chatglm3"
-    return "chatglm2" if "[Round" in text else None
-
-
-def _from_names(folder: Path) -> TemplateName | None:
-    names = list(_recorded_names(folder))
-    found: set[TemplateName] = set()
-    if any("chatglm2" in name for name in names):
-        found.add("chatglm2")
-    if any("chatglm3" in name for name in names):
-        found.add("chatglm3")
-    return found.pop() if len(found) == 1 else None
-
-
-def _recorded_names(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.glob("*config.json")):
-        found = read_json_if_there(path)
-        for key in ("name_or_path", "_name_or_path"):
-            if isinstance(found.get(key), str):
-                yield found[key].lower()
-
-
-def _glm4_chat_revision(folder: Path) -> TemplateName | None:
-    return "glm4" if read_chat_template(folder) not in ("", '""') else None
-
-
-def _reads(template: TemplateName, *words: str, lacks: str = "\0") -> Callable[[Path], TemplateName | None]:
-    """Tells `template` from a chat_template with all these words and without `lacks`."""
-
-    def look(folder: Path) -> TemplateName | None:
-        text = read_chat_template(folder).replace("\\n", "\n")
-        return template if all(word in text for word in words) and lacks not in text else None
-
-    return look
 
 
 def _base_template(
@@ -353,7 +294,7 @@ def _in_transformers(
         templates=templates,
         rules=(
             *rules,
-            ("the template written when it was saved", _saved_template),
+            ("the template written when it was saved", saved_template),
             ("that it has no chat_template", _base_template(base, templates)),
         ),
         sign=f"config.json has model_type {model_type}{unless_first}",
@@ -368,7 +309,7 @@ def _in_transformers(
 
 _GLM4_RULE: _Rule = (
     "item['metadata'] in its chat_template",
-    _reads("glm4", "[gMASK]<sop>", "item['metadata']"),
+    reads("glm4", "[gMASK]<sop>", "item['metadata']"),
 )
 
 FAMILIES: Mapping[str, Family] = {
@@ -388,8 +329,8 @@ FAMILIES: Mapping[str, Family] = {
     "GLM-4": Family(
         templates=("glm4", "glm4_base"),
         rules=(
-            ("its eos ids and its chat_template", _glm4_chat_revision),
-            ("the template written when it was saved", _saved_template),
+            ("its eos ids and its chat_template", glm4_chat_revision),
+            ("the template written when it was saved", saved_template),
             ("its eos ids and no chat_template", lambda _: "glm4_base"),
         ),
         sign=f"config.json has a list of eos ids, or layernorm_epsilon {GLM4_EPSILON}",
@@ -398,10 +339,10 @@ FAMILIES: Mapping[str, Family] = {
     "ChatGLM2/ChatGLM3": Family(
         templates=("chatglm2", "chatglm3"),
         rules=(
-            ("its chat_template", _from_chat_template),
-            ("its tokenization_chatglm.py", _from_tokenizer_code),
-            ("the name_or_path in its JSON files", _from_names),
-            ("the template written when it was saved", _saved_template),
+            ("its chat_template", from_chat_template),
+            ("its tokenization_chatglm.py", from_tokenizer_code),
+            ("the name_or_path in its JSON files", from_names),
+            ("the template written when it was saved", saved_template),
         ),
         sign="config.json has model_type chatglm and no sign of ChatGLM-6B or GLM-4",
         is_told_by=lambda config: config.get("model_type") == "chatglm",
@@ -414,11 +355,11 @@ FAMILIES: Mapping[str, Family] = {
             _GLM4_RULE,
             (
                 "<|assistant|> and <think> at the end of its chat_template",
-                _reads("glmz1", "<|assistant|>\n<think>"),
+                reads("glmz1", "<|assistant|>\n<think>"),
             ),
             (
                 "message.role != 'system' and no </think> in its chat_template",
-                _reads("glm4_0414", "message.role != 'system'", lacks="</think>"),
+                reads("glm4_0414", "message.role != 'system'", lacks="</think>"),
             ),
         ),
         base="glm4_0414",
@@ -430,7 +371,7 @@ FAMILIES: Mapping[str, Family] = {
             (
                 (
                     "/nothink and <tool_response> in its chat_template",
-                    _reads("glm45", "/nothink", "\n<tool_response>"),
+                    reads("glm45", "/nothink", "\n<tool_response>"),
                 ),
             ),
             base="glm45",

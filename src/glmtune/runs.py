@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -177,6 +178,12 @@ def find_checkpoint(run: Path, name: str) -> Path | None:
         f"{link}: leads to no checkpoint: {folder if link.is_symlink() else 'what it names'} is not there",
         hint=f"put that checkpoint back, or {other}",
     )
+
+
+def going_on(checkpoint: Path) -> str:
+    """The hint of a checkpoint whose optimizer is lost, and whose weights are not."""
+    command = f"glmtune train model={shlex.quote(str(checkpoint))} data.train=FILE output=NEW"
+    return f"take the whole folder from a copy, or train on from its weights: `{command}`"
 
 
 def last_checkpoint(run: Path) -> Path | None:

@@ -74,7 +74,7 @@ def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(work: 
     assert done.returncode == 2
     assert done.stderr.splitlines()[-2:] == [
         "error: run: this folder is not empty and will not be overwritten",
-        "hint: name another with output=..., or go on with it: --resume",
+        "hint: name another with output=..., or go on with it: `glmtune train run --resume`",
     ]
     assert (work / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -148,7 +148,7 @@ def test_settings_are_listed_with_their_meaning(work: Path) -> None:
 
 
 BAD = [
-    (["train.lrr=1"], "train.lrr: unknown setting", "did you mean 'lr'?"),
+    (["train.lrr=1"], "train.lrr: unknown setting", "did you mean train.lr=1?"),
     (["data.train=none.json"], "none.json: cannot be read", "no such file"),
     (["model=nowhere"], "nowhere: no such folder", "folder of a model"),
     (["method.target_modules=[q_proj]"], "no linear layer called 'q_proj'", "query_key_value"),

@@ -343,7 +343,7 @@ def test_a_run_on_an_official_int4_folder_is_exported_onto_the_original(
     run = desk.run("int4", LORA)
     with pytest.raises(GlmtuneError, match="its own weights are int4") as caught:
         glmtune.export(run, to="merged", output=tmp_path / "out")
-    assert "--base" in caught.value.hint
+    assert "base=" in caught.value.hint
     other = tiny_folder(tmp_path / "other", "chatglm3", seed=7, **SIZES)
     with pytest.raises(GlmtuneError, match="not the original"):
         glmtune.export(run, to="merged", output=tmp_path / "out", base=other)

@@ -138,7 +138,7 @@ def test_a_recorded_base_that_cannot_be_anywhere_is_named_or_stood_for(
     file.write_text(json.dumps(held), encoding="utf-8")
     with pytest.raises(CheckpointError, match=re.escape(f"{file}: base_model_name_or_path: ")) as caught:
         resolve(folder)
-    assert "--base" in caught.value.hint
+    assert "base=" in caught.value.hint
     load_model(base, adapter=folder)
     assert "trained on " in said()
 

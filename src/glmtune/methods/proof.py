@@ -28,6 +28,7 @@ from glmtune.methods.seal import (
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.quant import held_quant, name_bits
 from glmtune.models.reading import Reading, require_finite
+from glmtune.runs import going_on
 
 ROUNDING = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
 """How far the probe's logits may be from the recorded ones, as a share of the largest of them, by the type
@@ -43,7 +44,7 @@ the two: again some ten times glm-tiny's (int8 3e-3, nf4 2e-2, int4 4e-2)."""
 SAME_NORM = 1e-5
 """Share by which the length of a stored update may differ, summed in another order."""
 
-_WHOLE_FOLDER = "take the whole folder from a copy, or train anew, with another folder: output=FOLDER"
+_WHOLE_FOLDER = "take the whole folder from a copy, or train anew"
 _ITS_BASE = "name the base it was trained on: base=FOLDER, or in Python load_model(base, adapter=...)"
 _ITS_TOKENIZER = "take the tokenizer's files from the base it was trained on"
 _OTHER_FILES = "take the whole folder from the run it came from; see what is wrong: `glmtune verify FOLDER`"
@@ -129,7 +130,10 @@ def require_files(folder: Path, card: Card) -> None:
 def _require_none(folder: Path, changed: Sequence[str]) -> None:
     for name in changed:
         problem = "is not as it was saved: its hash is not the card's"
-        raise CheckpointError(f"{folder / name}: {problem}", hint=_WHOLE_FOLDER)
+        is_state = all(other.endswith(".pt") for other in changed)
+        raise CheckpointError(
+            f"{folder / name}: {problem}", hint=going_on(folder) if is_state else _WHOLE_FOLDER
+        )
 
 
 # Which base

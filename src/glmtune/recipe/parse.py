@@ -122,11 +122,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _no_recipe(path: Path) -> str:
     """What to type where something else is given as the recipe."""
+    if joined := _joined(str(path)):
+        return joined
     if path.suffix in (".yaml", ".yml"):
         return "name a recipe that is there, or none: `glmtune train model=MODEL data.train=FILE`"
     if path.suffix:
         return f"rows go in as data.train={path}; `glmtune settings` lists what a recipe can say"
     return f"name a recipe or a run that is there, as `glmtune runs` lists them; a model: model={path}"
+
+
+def _joined(word: str) -> str:
+    """The hint for a setting that spaces part from its value; empty for any other word."""
+    return f"write it without spaces: {word}=..." if any(row.key == word for row in describe()) else ""
 
 
 def _copy(value: Any, depth: int = 0) -> Any:
@@ -170,9 +177,7 @@ def _apply(values: dict[str, Any], word: str) -> None:
     key, equals, text = word.partition("=")
     key = key.strip()
     if not equals or not key:
-        is_known = any(row.key == word for row in describe())
-        hint = f"write it without spaces: {word}=..." if is_known else "for example train.lr=2e-4"
-        raise ConfigError(f"{word!r}: expected key=value", hint=hint)
+        raise ConfigError(f"{word!r}: expected key=value", hint=_joined(word) or "for example train.lr=2e-4")
     _require_whole(word)
     value = _read_value(key, text)
     *parents, last = key.split(".", MOST_PARTS)

@@ -15,14 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from glmtune.errors import CheckpointError, first_line
 from glmtune.models.pickles import read_pickle, write_pickle
+from glmtune.runs import going_on
 
 STATE_FILE = "state.pt"
 PARTS = {"optimizer", "schedule", "random", "standing"}
 """What is in every state: of `collect_state`, and how the run stood."""
-
-
-def _anew(path: Path) -> str:
-    return f"take the folder from a copy, or train on from its weights: model={path.parent} output=NEW"
 
 
 def collect_state(optimizer: Optimizer, schedule: LRScheduler, accelerator: Accelerator) -> dict[str, Any]:
@@ -52,17 +49,17 @@ def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[st
     try:
         state: dict[str, Any] = read_pickle(path, mmap=False, check_crc=True)
     except CheckpointError as err:
-        raise CheckpointError(str(err), hint=_anew(path)) from err
+        raise CheckpointError(str(err), hint=going_on(path.parent)) from err
     lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS
     if lacking:
         raise CheckpointError(
-            f"{path}: not a run's state: {', '.join(sorted(lacking))} missing", hint=_anew(path)
+            f"{path}: not a run's state: {', '.join(sorted(lacking))} missing", hint=going_on(path.parent)
         )
     with as_state(path):
         saved_at, processes = state["standing"]["step"], len(state["random"])
     if step is not None and saved_at != step:
         raise CheckpointError(
-            f"{path}: saved at step {saved_at}, beside weights of step {step}", hint=_anew(path)
+            f"{path}: saved at step {saved_at}, beside weights of step {step}", hint=going_on(path.parent)
         )
     if processes != num_processes:
         raise CheckpointError(
@@ -90,7 +87,7 @@ def as_state(path: Path) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as err:
         problem = f"{type(err).__name__}: {first_line(err)}"
-        raise CheckpointError(f"{path}: not this run's state: {problem}", hint=_anew(path)) from err
+        raise CheckpointError(f"{path}: not this run's state: {problem}", hint=going_on(path.parent)) from err
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

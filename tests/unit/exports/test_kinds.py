@@ -138,7 +138,7 @@ def test_a_full_runs_base_that_has_moved_is_named(tmp_path: Path) -> None:
     moved = (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(CheckpointError) as caught:
         find_source(trained)
-    assert "--base" in caught.value.hint
+    assert "base=" in caught.value.hint
     source = find_source(trained, base=moved)
     assert source.is_whole
     assert source.base == moved
@@ -156,7 +156,7 @@ def test_what_is_in_transformers_layout_is_merged_only(to: str, tmp_path: Path) 
     source = find_source(tiny_hf_folder(tmp_path / "base", "GLM-4-0414"))
     with pytest.raises(ConfigError, match="GLM-4-0414") as caught:
         KINDS[to].require(source)
-    assert "--to merged" in caught.value.hint
+    assert "to=merged" in caught.value.hint
 
 
 @pytest.mark.parametrize(("to", "part", "method"), [

@@ -277,7 +277,7 @@ def test_a_base_of_another_family_is_refused(family: str, method: str, other: st
     checkpoint = desk.checkpoint(family, method)
     with pytest.raises(CheckpointError, match=r": trained on .*, but .* is ") as caught:
         load_model(desk.base(other), adapter=checkpoint, dtype="fp32")
-    assert "--base" in caught.value.hint
+    assert "base=" in caught.value.hint
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -239,7 +239,7 @@ def test_an_official_folder_is_told_by_its_tensors_though_it_has_a_config(family
 def test_without_a_base_an_official_folder_asks_for_one() -> None:
     with pytest.raises(CheckpointError, match="its base model is not at") as caught:
         resolve(GOLDENS / "v3" / "ckpt_prefix")
-    assert "--base" in caught.value.hint
+    assert "base=" in caught.value.hint
 
 
 def test_a_whole_official_model_with_its_prefix_opens_alone_and_on_its_base(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""What tells a model's chat format: rules that look into its folder's text files; None is open."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import get_args
+
+from glmtune.files import read_json_if_there, read_text
+from glmtune.recipe.settings import TemplateName
+
+
+def read_chat_template(folder: Path) -> str:
+    """The text of the folder's Jinja chat template; empty when it has none."""
+    found = read_json_if_there(folder / "tokenizer_config.json").get("chat_template")
+    if found is None and (folder / "chat_template.jinja").exists():
+        return read_text(folder / "chat_template.jinja")
+    return found if isinstance(found, str) else json.dumps(found or "", ensure_ascii=False)
+
+
+def saved_template(folder: Path) -> TemplateName | None:
+    """The format that was written when the folder was saved."""
+    for name in ("tokenizer_config.json", "config.json"):
+        found = read_json_if_there(folder / name).get("template")
+        for template in get_args(TemplateName):
+            if found == template:
+                return template
+    return None
+
+
+def from_chat_template(folder: Path) -> TemplateName | None:
+    """ChatGLM2 or ChatGLM3 by the words of the chat_template."""
+    text = read_chat_template(folder)
+    if "[Round" in text:
+        return "chatglm2"
+    # chatglm3-6b-32k spells its roles `<|{{ message['role'] }}|>`
+    if any(words in text for words in ("<|{{", "<|user|>", "<|assistant|>")):
+        return "chatglm3"
+    return None
+
+
+def from_tokenizer_code(folder: Path) -> TemplateName | None:
+    """The same by the code of the tokenizer, which is read and never run."""
+    path = folder / "tokenization_chatglm.py"
+    text = read_text(path) if path.exists() else ""
+    if "<|user|>" in text or "build_single_message" in text:
+        return "chatglm3"
+    return "chatglm2" if "[Round" in text else None
+
+
+def from_names(folder: Path) -> TemplateName | None:
+    """The same by the names in the JSON files, if they agree."""
+    names = list(_recorded_names(folder))
+    found: set[TemplateName] = set()
+    if any("chatglm2" in name for name in names):
+        found.add("chatglm2")
+    if any("chatglm3" in name for name in names):
+        found.add("chatglm3")
+    return found.pop() if len(found) == 1 else None
+
+
+def _recorded_names(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*config.json")):
+        found = read_json_if_there(path)
+        for key in ("name_or_path", "_name_or_path"):
+            if isinstance(found.get(key), str):
+                yield found[key].lower()
+
+
+def glm4_chat_revision(folder: Path) -> TemplateName | None:
+    """GLM-4's chat format where there is a chat_template."""
+    return "glm4" if read_chat_template(folder) not in ("", '""') else None
+
+
+def reads(template: TemplateName, *words: str, lacks: str = "\0") -> Callable[[Path], TemplateName | None]:
+    """Tells `template` from a chat_template with all these words and without `lacks`."""
+
+    def look(folder: Path) -> TemplateName | None:
+        text = read_chat_template(folder).replace("\\n", "\n")
+        return template if all(word in text for word in words) and lacks not in text else None
+
+    return look
