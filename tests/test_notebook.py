@@ -1,30 +1,74 @@
-"""The notebook in `examples/` does what it says, from its first cell to its last."""
+"""The notebooks in `examples/` do what they say, in both languages and every time."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "few_shot.ipynb"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = ("few_shot.ipynb", "few_shot.zh.ipynb")
 
 
-def cells() -> list[dict[str, object]]:
-    return list(json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"])
+def cells(name: str, kind: str) -> list[dict[str, Any]]:
+    notebook = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def sources(name: str, kind: str = "code") -> list[str]:
+    return ["".join(cell["source"]) for cell in cells(name, kind)]
+
+
+def shown(name: str) -> Iterator[dict[str, Any]]:
+    for cell in cells(name, "code"):
+        yield from cell["outputs"]
+
+
+def run_cells(*, times: int) -> None:
+    """Run each cell so many times in a kernel of its own."""
+    kernel: dict[str, object] = {"__name__": "__main__"}
+    for number, source in enumerate(sources(NAMES[0])):
+        for _ in range(times):
+            exec(compile(source, f"cell {number}", "exec"), kernel)
 
 
 @pytest.mark.slow
-def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cell_runs_twice_and_again_in_a_new_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for number, cell in enumerate(cells()):
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])  # type: ignore[arg-type]
-            exec(compile(source, f"cell {number}", "exec"), names)
-    assert (tmp_path / "few_shot" / "merged" / "model.safetensors").exists()
+    run_cells(times=2)
+    run_cells(times=1)
+    for number in (1, 2, 3):
+        assert (tmp_path / "few_shot" / f"merged-{number}" / "model.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"few_shot"}
 
 
-def test_it_was_saved_with_what_its_cells_print() -> None:
-    printing = [cell for cell in cells() if "print(" in "".join(cell["source"])]  # type: ignore[arg-type]
+def test_both_notebooks_have_the_same_code_and_as_many_paragraphs() -> None:
+    assert sources(NAMES[0]) == sources(NAMES[1])
+    english, chinese = (sources(name, "markdown") for name in NAMES)
+    assert len(english) == len(chinese)
+    for one, other in zip(english, chinese, strict=True):
+        assert one.count("`") == other.count("`")
+        assert one.startswith("#") == other.startswith("#")
+    assert all(ord(letter) < 0x2E80 for text in english for letter in text.replace("中文", ""))
+
+
+def test_they_use_public_names_alone() -> None:
+    for source in sources(NAMES[0]):
+        imported = [line for line in source.splitlines() if line.lstrip().startswith(("import", "from"))]
+        assert not [line for line in imported if "glmtune" in line and line != "import glmtune"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_was_saved_with_what_its_cells_print(name: str) -> None:
+    code = cells(name, "code")
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    printing = [cell for cell in code if "    print(" in "".join(cell["source"])]
     assert printing
     assert all(cell["outputs"] for cell in printing)
-    assert not [output for cell in printing for output in cell["outputs"] if output.get("name") == "stderr"]  # type: ignore[attr-defined]
+    assert not [output for output in shown(name) if output["output_type"] == "error"]
+    said = "".join("".join(output.get("text", "")) for output in shown(name))
+    assert "Evaluation Loss" in said, "the progress of the training is missing"
+    assert not any(place in said for place in ("/tmp/", "/home/", "/work/"))

@@ -16,6 +16,7 @@ from closeness import distance
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
+from glmtune.report.curves import candidates, lowest
 from glmtune.runs import read_json_lines
 from glmtune.tokenizers import encode_messages
 from glmtune.workflows.events import Note, Saved, drain
@@ -187,6 +188,7 @@ def test_the_best_checkpoint_has_the_ranks_that_were_asked_for(
     assert "ranks: 4 -> 2 on average (min " in "\n".join(notes)
     assert (tmp_path / "best").resolve().name == "step-000006"
     assert (tmp_path / "last").resolve().name == "step-000008"
+    assert lowest(candidates(read_json_lines(tmp_path / "metrics.jsonl"))) == 6  # the star of loss.png
 
 
 def test_a_schedule_that_does_not_fit_the_run_leaves_no_trace(

@@ -20,6 +20,7 @@ from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.places import resolve
 from glmtune.recipe import Recipe, load_recipe
+from glmtune.report.curves import candidates, lowest
 from glmtune.training import stopping
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import training_recipe
@@ -221,6 +222,7 @@ def test_early_stopping_keeps_the_best_checkpoint(model: Path, tmp_path: Path) -
     assert kept == ["step-000002", "step-000008"]
     assert (tmp_path / "run" / "best").resolve().name == "step-000002"
     assert (tmp_path / "run" / "last").resolve().name == "step-000008"
+    assert lowest(candidates(metrics(tmp_path / "run"))) == 2  # the star of loss.png
 
 
 @pytest.mark.parametrize("limit", [8192, 150_000])
