@@ -10,7 +10,7 @@ import pytest
 import torch
 from tools.possible_table import DOCS, HEADS, PAGES, fill
 
-from glmtune import encode_messages
+from glmtune import encode_messages, train
 from glmtune.errors import ConfigError
 from glmtune.exports.kinds import KINDS
 from glmtune.exports.source import find_source
@@ -20,7 +20,6 @@ from glmtune.methods import apply_method
 from glmtune.models.quant import QUANTS, held_quant
 from glmtune.possible import REFUSALS, REQUESTS
 from glmtune.recipe import load_recipe
-from glmtune.workflows.training import train
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 WIDE = {"hidden_size": 64, "num_layers": 2}

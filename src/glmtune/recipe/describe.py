@@ -16,7 +16,7 @@ from glmtune.strict import load_yaml
 
 Language = Literal["en", "zh"]
 
-_CHINESE_TEXTS = Path(__file__).with_name("settings.zh.yaml")
+CHINESE_TEXTS = Path(__file__).with_name("settings.zh.yaml")
 _CHINESE_WORDS = {
     "text": "文本", "file": "文件", "list": "列表", "int": "整数", "float": "小数", "bool": "是或否",
     "choice": "选项", "empty": "空", "required": "必填",
@@ -91,7 +91,7 @@ def _in_chinese(told: Description) -> Description:
 
 @cache
 def _read_chinese() -> Mapping[str, str]:
-    texts: Mapping[str, str] = load_yaml(read_text(_CHINESE_TEXTS))
+    texts: Mapping[str, str] = load_yaml(read_text(CHINESE_TEXTS))
     return texts
 
 

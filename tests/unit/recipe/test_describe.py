@@ -2,7 +2,8 @@
 
 import re
 
-from glmtune.recipe.describe import Description, describe
+from glmtune.recipe.describe import CHINESE_TEXTS, Description, describe
+from glmtune.strict import load_yaml
 
 
 def facts(row: Description) -> tuple[str, set[str], set[str]]:
@@ -22,3 +23,10 @@ def test_every_setting_has_a_chinese_text_that_says_the_same() -> None:
 def test_a_text_of_one_methods_own_goes_before_the_shared_one() -> None:
     dropouts = [row.text for row in describe("zh") if row.key == "method.dropout"]
     assert [("前缀" in text) for text in dropouts] == [False, False, True]
+
+
+def test_no_chinese_text_is_left_over() -> None:
+    texts = load_yaml(CHINESE_TEXTS.read_text(encoding="utf-8"))
+    used = [next(path for path in row.paths if path in texts) for row in describe("zh")]
+    rates = [f"{row.paths[0]}.lr" for row in describe("zh") if row.rate is not None]
+    assert {*used, *rates} == set(texts)
