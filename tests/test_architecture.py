@@ -42,6 +42,7 @@ ONLY_IN = {
     "accelerate": ("training", "workflows"),
     "matplotlib": ("report",),
     "click": ("cli",),
+    "prompt_toolkit": ("cli",),
     "sentencepiece": ("tokenizers",),
     "tiktoken": ("tokenizers",),
     "modelscope": ("hub",),

@@ -20,6 +20,7 @@ from glmtune.cli.talk import begins_thought, find_thoughts
 from glmtune.cli.typed import Kept, Typed, kept_lines
 from glmtune.data.source import read_examples
 from glmtune.methods.adapter import Card, save_trained
+from glmtune.methods.beside import setting_aside
 from glmtune.recipe.settings import Data
 from glmtune.runs import write_text
 from models import tiny_folder, tiny_hf_folder
@@ -43,7 +44,7 @@ def answers(done: Done) -> dict[str, list[str]]:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat")
     tiny_folder(folder / "model", lively=8)
-    for method in ("lora", "short"):
+    for method in ("lora", "dora", "short"):
         tune(folder / "model", folder / method, method)
     return folder
 
@@ -168,7 +169,7 @@ def whole_model(base: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("tuned", ["lora", "short", "full"])
+@pytest.mark.parametrize("tuned", ["lora", "dora", "short", "full"])
 def test_a_comparison_gives_the_answers_of_both_alone(work: Path, tmp_path: Path, tuned: str) -> None:
     folder = whole_model(work / "model", tmp_path / "full") if tuned == "full" else work / tuned
     typed = "你好\n你是谁\nclear\n你好\n"
@@ -178,6 +179,16 @@ def test_a_comparison_gives_the_answers_of_both_alone(work: Path, tmp_path: Path
     both = answers(glmtune("chat", folder, *GREEDY, "--compare", cwd=work, typed=typed))
     assert both == {"model (base)": base["model"], f"{tuned} (tuned)": alone[tuned]}
     assert base["model"] != alone[tuned]
+
+
+def test_an_adapter_is_set_aside_only_where_the_base_is_left_then(work: Path, tmp_path: Path) -> None:
+    model = load_model(work / "lora")
+    assert setting_aside(model, work / "lora", work / "model")
+    for key, value in {"bias": "lora_only", "modules_to_save": ["output_layer"]}.items():
+        other = shutil.copytree(work / "lora", tmp_path / key)
+        settings = json.loads((other / "adapter_config.json").read_text("utf-8"))
+        write_text(other / "adapter_config.json", json.dumps({**settings, key: value}))
+        assert setting_aside(model, other, work / "model") is None
 
 
 def test_a_comparison_without_a_base_says_how_to_name_one(work: Path, tmp_path: Path) -> None:
