@@ -344,8 +344,8 @@ def model_file(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda desk: (desk / "models" / "chatglm3-6b" / name).write_bytes(content)
 
 
-def rows_file(text: str) -> Callable[[Path], object]:
-    return lambda desk: (desk / "my.json").write_text(text, encoding="utf-8")
+def rows_file(text: str, charset: str = "utf-8") -> Callable[[Path], object]:
+    return lambda desk: (desk / "my.json").write_text(text, encoding=charset)
 
 
 def windows_path(desk: Path) -> None:
@@ -441,6 +441,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "A broken file": (
         rows_file('[\n{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": "d"}\n]'), TRAIN,
     ),
+    "Another character set": (rows_file('[{"prompt": "早", "response": "早上好"}]', "gb18030"), TRAIN),
     "Unknown columns": (rows_file('[{"question": "a", "reply": "b"}]'), TRAIN),
     "Columns that nobody reads": (
         rows_file('[{"question": "a", "context": "b", "answer": "c"}]'), TRAIN,

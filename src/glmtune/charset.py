@@ -122,17 +122,18 @@ def decode_given(content: bytes, name: str, charset: str | None = None) -> Decod
     _check_kind(content, name)
     if codec := _marked(content):
         return Decoded(_as(codec, content), codec)
-    if charset not in (None, UTF8, AUTO):
+    if charset not in (None, AUTO) and find_codec(charset) not in (UTF8, "utf-8-sig"):
         return _named(content, name, charset)
     codec = _unmarked_utf16(content)
-    if codec is None and _is_utf8(content):
-        return Decoded(_utf8(content, name, charset), UTF8)
-    codec = codec or _recognised(content)
+    if codec is None:
+        if charset != AUTO or _is_utf8(content):
+            return Decoded(_utf8(content, name, charset), UTF8)
+        codec = _recognised(content)
     if codec and charset == AUTO:
         return Decoded(_as(codec, content), codec)
-    if codec and codec not in RECOGNISED:
+    if codec:
         raise NotTextError(_begins(content, _spelled(codec)), hint=_cure(codec, name, charset))
-    return Decoded(_utf8(content, name, charset), UTF8)
+    return Decoded(_utf8(content, name, charset), UTF8)  # says where it is none
 
 
 # What bytes are

@@ -89,6 +89,11 @@ def test_a_set_that_is_not_told_beyond_doubt_is_asked_for(content):
         assert "name its character set, such as data.charset=" in caught.value.hint
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "utf_8_sig", "u8"])
+def test_utf8_is_named_in_any_spelling(charset):
+    assert decode_given(TEXT.encode(), "x", charset) == Decoded(TEXT, "utf-8")
+
+
 def test_utf8_is_not_read_as_the_set_that_the_settings_name():
     with pytest.raises(NotTextError, match=r"is UTF-8, which data\.charset=gbk would misread") as caught:
         decode_given(TEXT.encode(), "x", "gbk")
