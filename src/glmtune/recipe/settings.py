@@ -267,13 +267,15 @@ class Recipe(Settings):
         evaluate = values.get("evaluate") if isinstance(values, dict) else None
         if not isinstance(evaluate, dict) or "max_rows" not in evaluate:
             return values
-        rest = {key: value for key, value in evaluate.items() if key != "max_rows"}
         data = values.get("data") or {}
-        if not isinstance(data, dict) or evaluate["max_rows"] is None:
-            return {**values, "evaluate": rest}
-        if data.get("max_test_rows") is not None:
+        data = data.model_dump(exclude_unset=True) if isinstance(data, Data) else data
+        if not isinstance(data, dict):  # which is told
+            return values
+        most, rest = evaluate["max_rows"], {key: v for key, v in evaluate.items() if key != "max_rows"}
+        if most is not None and data.get("max_test_rows") is not None:
             raise ValueError("evaluate.max_rows is the older name of data.max_test_rows: set that one alone")
-        return {**values, "evaluate": rest, "data": {**data, "max_test_rows": evaluate["max_rows"]}}
+        named = {} if most is None else {"max_test_rows": most}
+        return {**values, "evaluate": rest, "data": {**data, **named}}
 
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":

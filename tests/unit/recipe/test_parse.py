@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from glmtune.errors import ConfigError
-from glmtune.recipe import Full, Lora, load_recipe, to_yaml
+from glmtune.recipe import Data, Full, Lora, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
 from glmtune.recipe.names import FOREIGN, NEEDLESS, name_here
 from glmtune.recipe.parse import build_recipe, read_values
@@ -278,6 +278,7 @@ def test_a_path_that_is_no_text_is_refused(source: Any) -> None:
     [
         ({"evaluate": {"max_rows": None}}, [], None),
         ({"evaluate": {"max_rows": 3}}, [], 3),
+        ({"evaluate": {"max_rows": 3}, "data": Data(max_rows=9)}, [], 3),
         ({"evaluate": {"max_rows": 3}}, ["data.max_test_rows=5"], 5),
         ({"data": {"max_test_rows": 3}}, ["evaluate.max_rows=5"], 5),
         ({}, ["data.max_test_rows=5", "evaluate.max_rows=null"], 5),
