@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, opening_options
+from glmtune.cli.console import MODEL, PATH, opening_options
 
 if TYPE_CHECKING:
     from glmtune.generate import Chat
 
 
 @click.command(short_help="Talk to a model in the terminal.")
-@click.argument("path", type=PATH)
+@click.argument("path", type=MODEL)
 @click.option(
     "--rounds", type=click.Choice(["1", "2"]), help="1: single-turn, 2: multi-turn; asked if not given."
 )
