@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import given_path, read_json_if_there, windows_hint
-from glmtune.hub import Snapshot, fetch, parse_name
+from glmtune.hub import HubName, Snapshot, fetch, parse_name
 from glmtune.methods.card import ADAPTER_FILE, CARD_FILE, Card, read_card
 from glmtune.near import nearest
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
@@ -135,7 +135,7 @@ def require_here(path: str | Path, revision: str | None = None) -> Path | None:
 
     Raises `CheckpointError` for a path to nothing, `ConfigError` for a `revision` of what is on no hub.
     """
-    if not given_path(path).exists() and str(path) not in BUNDLED and parse_name(path):
+    if _hub_name(path):
         return None
     return _require_folder(follow(find_folder(path, revision)[0]))
 
@@ -180,10 +180,7 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
     for a `revision` of what is on no hub.
     """
     folder = given_path(path)
-    name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
-    if name and str(path) == name.repository and (runs := name_runs(folder)):
-        raise CheckpointError(f"{path}: no such run", hint=f"{runs} Of the hub it would be {name}")
-    if name:
+    if name := _hub_name(path):
         snapshot = fetch(name, revision)
         return snapshot.folder, snapshot
     if revision is not None:
@@ -191,6 +188,18 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
             f"revision: {path} is not a hub's name, so it has no revisions", hint="leave revision out"
         )
     return (folder if folder.exists() else BUNDLED.get(str(path), folder)), None
+
+
+def _hub_name(path: str | Path) -> HubName | None:
+    """The hub's name that a path is, where nothing of that name is here.
+
+    Raises `CheckpointError` where runs lie beside it: then it is a run's name misspelt.
+    """
+    folder = given_path(path)
+    name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
+    if name and str(path) == name.repository and (runs := name_runs(folder)):
+        raise CheckpointError(f"{path}: no such run", hint=f"{runs} (on the hub it would be {name})")
+    return name
 
 
 def lasting_name(path: str | Path) -> str:

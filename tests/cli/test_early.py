@@ -42,10 +42,14 @@ CASES = {
     "train full": ("full: not the folder of a run", "model=full"),
     "evaluate glm-tiny --data none.json": ("none.json: cannot be read", ""),
     "evaluate glm-tiny --data bad.jsonl": ("bad.jsonl:2: column 2: broken JSON", ""),
-    "evaluate runs/tset": ("runs/tset: no such run", "did you mean runs/test? Of the hub it would be hf:"),
+    "evaluate runs/tset": ("runs/tset: no such run", "did you mean runs/test? (on the hub it would be hf:"),
     "evaluate runs/test": ("runs/test: this run has no checkpoint yet", "train it first"),
     "export nowhere --to merged --output out": ("nowhere: no such folder", ""),
     "verify nowhere": ("nowhere: no such folder", ""),
+    "info nowhere": ("nowhere: no such folder", ""),
+    "chat nowhere": ("nowhere: no such folder", ""),
+    "chat runs/tset": ("runs/tset: no such run", "did you mean runs/test?"),
+    "train model=runs/tset data.train=good.jsonl": ("runs/tset: no such run", "did you mean runs/test?"),
     "compare nowhere other": ("nowhere: no such folder", ""),
 }
 

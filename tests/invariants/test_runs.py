@@ -101,7 +101,9 @@ def checkpoint_files(run: Path) -> dict[str, str]:
     return {name: hashes[name] for name in ("adapter_model.safetensors", "state.pt")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"]
+)
 def test_a_run_ended_within_a_step_and_gone_on_with_equals_one_never_ended(
     model: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import PATH, opening_options
+from glmtune.cli.console import MODEL, PATH, opening_options
 
 if TYPE_CHECKING:
     from glmtune.cli.talk import Speaker
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Talk to a model in the terminal.")
-@click.argument("path", type=PATH)
+@click.argument("path", type=MODEL)
 @click.option(
     "--rounds",
     type=click.Choice(["1", "2"]),

@@ -47,7 +47,19 @@ class PathType(click.ParamType[Path]):
             self.fail(str(err), param, ctx)
 
 
-PATH = PathType()
+class ModelType(PathType):
+    """A path to a model, run or adapter: one to nothing is told before anything heavy is loaded."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path. Raises `CheckpointError`."""
+        from glmtune.places import require_here
+
+        path = super().convert(value, param, ctx)
+        require_here(path)
+        return path
+
+
+PATH, MODEL = PathType(), ModelType()
 
 
 def program() -> str:

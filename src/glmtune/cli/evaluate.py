@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import PATH, counted
+from glmtune.cli.console import MODEL, PATH, counted
 
 
 @click.command(short_help="Answer and score the rows of a file.")
-@click.argument("path", type=PATH)
+@click.argument("path", type=MODEL)
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", "data", type=PATH, help="Rows to answer; without it, the held-out rows.")
 @click.option("--output", type=PATH, help="Folder of the results.")

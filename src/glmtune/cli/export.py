@@ -4,13 +4,13 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import PATH
+from glmtune.cli.console import MODEL, PATH
 
 KINDS = ("merged", "hf", "official-ptuning", "lora-from-adalora", "int8", "int4")
 
 
 @click.command(short_help="Write a tuned model as other programs take it.")
-@click.argument("path", type=PATH)
+@click.argument("path", type=MODEL)
 @click.option("--to", required=True, metavar="KIND", help=f"One of {', '.join(KINDS)}.")
 @click.option("--output", required=True, type=PATH, help="A new folder.")
 @click.option("--base", type=PATH, help="Un-quantised base model, if it has moved.")
@@ -53,12 +53,9 @@ def export(
       glmtune export runs/chatglm3-6b-lora --to merged --output merged
       glmtune export runs/chatglm3-6b-lora --to int4 --output int4 --data test.json
     """
-    from glmtune.places import require_here
     from glmtune.workflows.events import drain
-    from glmtune.workflows.show import Lines, Shown
-
-    require_here(path)
     from glmtune.workflows.exporting import Order, exporting
+    from glmtune.workflows.show import Lines, Shown
 
     order = Order(
         path=path,

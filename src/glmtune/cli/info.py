@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import PATH
+from glmtune.cli.console import MODEL, PATH
 
 if TYPE_CHECKING:
     from glmtune.info import AdapterFacts, Info
@@ -19,7 +19,7 @@ ROW_WIDTH = 20
 
 
 @click.command(short_help="Say what a model, run or adapter is.")
-@click.argument("path", type=PATH)
+@click.argument("path", type=MODEL)
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--recipe", type=PATH, help="Show what this recipe's method trains.")
 @click.option("--names", is_flag=True, help="List every parameter by its full name.")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import PATH, opening_options
+from glmtune.cli.console import MODEL, PATH, opening_options
 
 
 @click.command(short_help="Prove that an adapter or run is what was trained.")
-@click.argument("path", type=PATH)
+@click.argument("path", type=MODEL)
 @click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @opening_options
@@ -25,11 +25,8 @@ def verify(
       glmtune verify runs/chatglm3-6b-lora
       glmtune verify my-adapter --base /models/chatglm3-6b
     """
-    from glmtune.places import require_here
     from glmtune.workflows.events import drain
     from glmtune.workflows.show import Lines, Shown
-
-    require_here(path)
     from glmtune.workflows.verifying import proving
 
     events = proving(path, base=base, template=template, dtype=dtype, device=device, quant=quant)
