@@ -1,5 +1,6 @@
 """The guide's table of what each family can do: each cell is tried, and what is refused is refused by it."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -109,14 +110,18 @@ def test_a_method_trains_or_is_refused_as_the_table_says(
 
 
 @pytest.mark.parametrize("asked", ["method=ptuning", "quant=int4"])
-def test_training_refuses_before_it_opens_the_rows_or_the_weights(
+def test_training_refuses_before_it_opens_the_weights(
     folders: dict[str, Path], asked: str, tmp_path: Path
 ) -> None:
-    shutil.copy(folders["GLM-4-hf"] / "config.json", tmp_path)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (folders["GLM-4-hf"] / name).exists():
+            shutil.copy(folders["GLM-4-hf"] / name, tmp_path)
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"prompt": "a", "response": "b"}] * 4), encoding="utf-8")
     setting, _, name = asked.partition("=")
     chosen = {"method": {"name": name}} if setting == "method" else {"quant": name}
     with pytest.raises(ConfigError, match="held by transformers' own class"):
-        train({"model": str(tmp_path), "data": {"train": "not there"}, "output": tmp_path / "run", **chosen})
+        train({"model": str(tmp_path), "data": {"train": str(rows)}, "output": tmp_path / "run", **chosen})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
