@@ -16,7 +16,7 @@ from glmtune.charset import LFS_POINTER as LFS_POINTER
 from glmtune.charset import NotTextError, decode, decode_given
 from glmtune.contents import find_fault
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.paths import read_path
+from glmtune.paths import read_path, under_wsl
 from glmtune.strict import HALF_CHARACTER, UnfitJsonError, parse_json
 
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
@@ -56,9 +56,8 @@ def given_path(path: str | PathLike[str]) -> Path:
 
 def windows_hint(path: str | PathLike[str]) -> str:
     """What to do about a path with Windows' drive letter where there are no drives; empty for another."""
-    if os.name == "nt" or not re.match("[A-Za-z]:", str(path)):
-        return ""
-    return "this is not Windows: its drive C: is /mnt/c under WSL; write the path with /"
+    there = under_wsl(str(path)) if os.name != "nt" else None
+    return f"this is a path of Windows; a Linux in it finds that at {there}" if there else ""
 
 
 def is_there(path: Path) -> bool:

@@ -63,7 +63,7 @@ def several(text: str) -> list[str]:
 def joining(names: Sequence[str]) -> str:
     """The hint that joins files of rows to one, which is what a setting names."""
     files = " ".join(shlex.quote(as_written(name)) for name in names)
-    return f"join them first: glmtune data convert {files} all.jsonl --to messages; then name all.jsonl"
+    return f"join them first: `glmtune data convert {files} all.jsonl --to messages`; then name all.jsonl"
 
 
 def examples_folder() -> Path:

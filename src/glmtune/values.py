@@ -74,7 +74,7 @@ def _no_text(value: Any, name: str) -> DataError:
         )
     hint = "write it as one text"
     if value is None:
-        hint = 'write "" for an empty cell'
+        hint = 'write "" for an empty cell, or leave the row out'
     elif isinstance(value, list) and all(isinstance(part, str) for part in value):
         hint = "write it as one text; of several, each in a row of its own"
     elif isinstance(value, float) and not math.isfinite(value):

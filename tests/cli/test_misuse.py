@@ -47,8 +47,8 @@ LED_ON = {
     "train --learning_rate 2e-4": "settings are typed without dashes: here that is train.lr=...",
     "train --model m": "settings are typed without dashes: did you mean model=...?",
     "train --pre-seq-len 128": "here that is method=ptuning method.num_prefix_tokens=...",
-    "export r --to gguf --output o": "makes it of a merged folder: --to merged; see docs/export.md",
-    "export r --to mergd --output o": "did you mean --to merged?",
+    "export glm-tiny --to gguf --output o": "makes it of a merged folder: --to merged; see docs/export.md",
+    "export glm-tiny --to mergd --output o": "did you mean --to merged?",
     "settings learning_rate": "here that is train.lr=...",
     "settings train.lrr": "did you mean `glmtune settings train.lr`?",
     "chat nowhere": "give the folder of a model",
@@ -63,7 +63,7 @@ LED_ON = {
     "train nosuch.yaml": "`glmtune train model=MODEL data.train=FILE`",
     "train data.train = rows.json": "write it without spaces: data.train=...",
     "chat glm-tinny": "did you mean glm-tiny?",
-    "chat C:\\models\\glm": "C: is /mnt/c under WSL",
+    "chat C:\\models\\glm": "finds that at /mnt/c/models/glm",
 }
 
 

@@ -64,7 +64,7 @@ def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
     if resume and not words:
         raise ConfigError(
             "--resume: no run named",
-            hint=name_runs(Path("runs/run")) or f"name its folder: {program()} train runs/NAME --resume",
+            hint=name_runs(Path("runs/run")) or "name its folder: `glmtune train runs/NAME --resume`",
         )
     if not words or "=" in words[0]:
         return training_recipe({}, words)

@@ -7,7 +7,6 @@ counted, and so is every column that nobody reads; nothing else is.
 
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,7 @@ from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
 from glmtune.log import tell
 from glmtune.near import nearest_file
-from glmtune.paths import find_rows, joining, several, under_wsl
+from glmtune.paths import find_rows, joining, several
 from glmtune.recipe.settings import Data
 
 INDEX = re.compile(r"\[\d+\]")
@@ -274,8 +273,6 @@ def _several(path: Path) -> list[str]:
 def _reading_hint(path: Path, err: OSError) -> str:
     if not isinstance(err, FileNotFoundError):
         return "check its permissions and the disk"
-    if sys.platform != "win32" and (there := under_wsl(str(path))):
-        return f"this is a path of Windows; a Linux in it finds the file at {there}"
     if len(names := _several(path)) == 1 and names != [str(path)]:
         return f"did you mean {names[0]}?"
     if not path.parent.is_dir():

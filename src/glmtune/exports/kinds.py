@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from glmtune.methods.to_lora import save_as_lora
 from glmtune.methods.trained import PREFIX
 from glmtune.models.pickles import write_pickle
 from glmtune.models.quant import BITS
+from glmtune.near import nearest
 from glmtune.possible import require_possible
 
 
@@ -201,6 +201,6 @@ def find_kind(name: str) -> Kind:
     """A row of the table. Raises `ConfigError` for an unknown name."""
     if name in KINDS:
         return KINDS[name]
-    near = [f"did you mean to={kind}?" for kind in get_close_matches(name, KINDS, n=1)]
+    near = [f"did you mean to={kind}?" for kind in [nearest(name, KINDS)] if kind]
     hint = "; ".join(filter(None, (_OTHERS.get(name.lower(), ""), *near, f"known are {', '.join(KINDS)}")))
     raise ConfigError(f"to: unknown {name!r}", hint=hint)

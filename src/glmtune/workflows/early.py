@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.source import read_dataset
+from glmtune.data.source import SUFFIXES, read_dataset
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, read_json
 from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
@@ -45,13 +45,10 @@ def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
             f"{path}: not the folder of a run (no {RECIPE_FILE})",
             hint=f"a model folder goes in as model={path}",
         )
-    if path.exists() or path.suffix in {".yaml", ".yml"}:
-        return None
-    raise ConfigError(
-        f"{path}: no such run or recipe",
-        hint=name_runs(path)
-        or "name a recipe that is there, or none: `glmtune train model=MODEL data.train=FILE`",
-    )
+    is_file = path.exists() or path.suffix in {".yaml", ".yml", *SUFFIXES}
+    if not is_file and (runs := name_runs(path)):
+        raise ConfigError(f"{path}: no such run or recipe", hint=runs)
+    return None
 
 
 def check_training(recipe: Recipe, *, resume: bool) -> Read:

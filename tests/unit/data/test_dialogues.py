@@ -134,7 +134,7 @@ NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn i
         (
             chat(user(), assistant(None)),
             "'messages[1].content' must be text, got null",
-            "write it as one text",
+            'write "" for an empty cell, or leave the row out',
         ),
         (
             chat(user(), {"role": "model", "content": "b"}),
