@@ -159,11 +159,21 @@ def test_each_function_says_what_the_command_line_says(
     glmtune.evaluate({**asked, "output": tmp_path / "second"}, on_event=heard.append)
     glmtune.verify(run, on_event=heard.append)
     assert glmtune.verify(run, quiet=True) == checks
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Answered):
+            raise KeyboardInterrupt
+
+    with pytest.raises(
+        KeyboardInterrupt, match=r"1 of 2 answers are kept in .*: run the same again to go on"
+    ):
+        glmtune.evaluate({**asked, "output": tmp_path / "third"}, on_event=stop)
+    glmtune.evaluate({**asked, "output": tmp_path / "third"}, on_event=heard.append)
     assert capsys.readouterr() == ("", "")
     notes = [event.text for event in heard if isinstance(event, Note)]
     assert sum("resumed from step-000002" in text for text in notes) == 1
-    assert sum(" on cpu" in text and text.startswith(recipe["model"]) for text in notes) == 3  # each opening
-    assert [event.done for event in heard if isinstance(event, Answered)] == [1, 2]
+    assert sum(" on cpu" in text and text.startswith(recipe["model"]) for text in notes) == 4  # each opening
+    assert [event.done for event in heard if isinstance(event, Answered)] == [1, 2, 2]
 
 
 def test_python_shows_the_hint_of_an_error_too() -> None:

@@ -191,6 +191,33 @@ def test_an_error_of_all_processes_is_told_once(model: Path, tmp_path: Path) -> 
     assert done.stderr.count("error: ") == 1
 
 
+@pytest.mark.slow
+def test_one_process_that_is_asked_to_end_ends_all_at_the_same_saved_step(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one_stops.py").write_text(
+        "import os, signal\n"
+        "from importlib import import_module\n"
+        "from glmtune.cli import main\n"
+        "loop = import_module('glmtune.training.loop')\n"
+        "found, peak = [], loop.peak_memory_gib\n"
+        "def count(device):\n"
+        "    found.append(1)\n"
+        "    if len(found) == 3 and os.environ['RANK'] == '1':\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    return peak(device)\n"
+        "loop.peak_memory_gib = count\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    run = tmp_path / "run"
+    words = [f"model={model}", f"data.train={ADVERTS}", f"output={run}", "data.max_rows=10", "train.steps=9"]
+    done = on_two_processes(["train", *words, "samples.prompts=[]"], str(tmp_path / "one_stops.py"))
+    assert done.returncode != 0
+    assert done.stderr.count(f"all 3 of 9 steps so far are saved; go on with: glmtune train {run} --res") == 1
+    assert (run / "last").resolve().name == "step-000003"
+
+
 @pytest.mark.parametrize("method", ["lora", "ptuning projected"])
 def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> None:
     changed = [*METHODS[method], "method.dropout=0", "train.batch_size=5"]
