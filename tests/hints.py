@@ -25,7 +25,7 @@ GROUPS = ("data", "train", "method", "samples", "evaluate")
 SETTINGS = {row.key for row in describe()}
 WORD = re.compile(r"(?<![\w.\"'{[/-])([A-Za-z_][\w.]*)=([^\s;]*)")
 """`key=value` in plain text."""
-DOTTED = re.compile(rf"(?<![\w./*])(?:{'|'.join(GROUPS)})\.[a-z_]+(?![\w(])")
+DOTTED = re.compile(rf"(?<![\w./*])(?:{'|'.join(GROUPS)})\.[a-z_]+(?![\w(]|\.\w)")
 FILES = ("json", "jsonl", "csv", "parquet", "pkl", "txt", "yaml", "xlsx", "py", "sh", "gz")
 PAGE = re.compile(r"(?<![=/\w])(?:docs|recipes|examples)/[\w./-]*\w")
 EXTRA = re.compile(r"glmtune\[([\w-]+)\]")
@@ -33,7 +33,7 @@ CALL = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)\(([^()]*)\)")
 PROGRAMS = {"git", "pip", "make"}
 """Programs that a hint may call besides ours."""
 FOREIGN = {
-    "close", "merge_and_unload", "model.count_positions", "model.eval", "model.save_pretrained",
+    "close", "df.to_json", "json.dumps", "merge_and_unload", "model.count_positions", "model.eval", "model.save_pretrained",
 }  # fmt: skip
 """Python names of other libraries, and methods of what one already has."""
 

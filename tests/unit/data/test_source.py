@@ -292,7 +292,7 @@ def rows_of(*names: str) -> None:
 
 def follow_joining(hint: str) -> list[str]:
     """Run the command of a hint, and give the answers in the file that it names after it."""
-    command, _, rest = hint.partition("; then name ")
+    command, _, rest = hint.replace("`", "").partition("; then name ")
     words = shlex.split(command.partition("glmtune ")[2])
     done = glmtune(*words, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
