@@ -21,7 +21,8 @@ def saved_template(folder: Path) -> TemplateName | None:
     """The format that was written when the folder was saved."""
     for name in ("tokenizer_config.json", "config.json"):
         found = read_json_if_there(folder / name).get("template")
-        for template in get_args(TemplateName):
+        templates: tuple[TemplateName, ...] = get_args(TemplateName)
+        for template in templates:
             if found == template:
                 return template
     return None

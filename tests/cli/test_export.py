@@ -59,7 +59,7 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(desk: Path) -> None:
     done = glmtune("export", "run", "--to", "gguf", "--output", "x", cwd=desk)
     assert done.returncode == 2
     assert "error: to: unknown 'gguf'" in done.stderr
-    assert "hint: one of merged, hf, official-ptuning, lora-from-adalora, int8, int4" in done.stderr
+    assert "known are merged, hf, official-ptuning, lora-from-adalora, int8, int4" in done.stderr
 
 
 def test_rows_of_a_file_that_has_changed_since_are_not_called_held_out(desk: Path) -> None:

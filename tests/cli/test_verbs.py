@@ -152,11 +152,11 @@ BAD = [
     (["data.train=none.json"], "none.json: cannot be read", "no such file"),
     (["model=nowhere"], "nowhere: no such folder", "folder of a model"),
     (["method.target_modules=[q_proj]"], "no linear layer called 'q_proj'", "query_key_value"),
-    (["template=glm4"], "template: 'glm4'", "chatglm2, chatglm3"),
+    (["template=glm4"], "template: 'glm4'", "leave template out"),
     (["data.prompt_column=content", "data.response_column=summery"], "summery", "summary"),
     (["device=gpu"], "device: 'gpu' is unknown", "cpu"),
     (["output=model/config.json"], "is a file, not a folder", "output="),
-    (["train.precision=fp16"], "train.precision: fp16 needs a GPU", "dtype at auto"),
+    (["train.precision=fp16"], "train.precision: fp16 needs a GPU", "dtype=auto"),
 ]
 
 

@@ -77,7 +77,7 @@ def test_a_gain_is_measured_of_dense_and_of_quantised_layers(bits: int | None) -
 def test_another_word_is_refused_with_the_three_that_are_known() -> None:
     with pytest.raises(ConfigError, match="fst") as caught:
         choose_compute(tiny_model(), "fst")
-    assert caught.value.hint == "one of exact, fast, auto"
+    assert caught.value.hint == "compute=exact, compute=fast or compute=auto"
 
 
 @needs_x86

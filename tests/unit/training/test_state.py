@@ -63,7 +63,7 @@ def test_a_state_with_wrong_members_is_refused(
     path = tmp_path / STATE_FILE
     with pytest.raises(CheckpointError, match=r"state\.pt: not this run's state: ") as caught, as_state(path):
         restore_state(read(tmp_path), *parts)
-    assert "train anew" in caught.value.hint
+    assert "`glmtune train model=" in caught.value.hint
 
 
 @pytest.mark.parametrize("changes", [{"standing": 3}, {"standing": {}}, {"random": None}])
