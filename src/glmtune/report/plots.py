@@ -202,7 +202,7 @@ def _examples() -> list[Any]:
     """What a line is and what a point, in no run's colour."""
     from matplotlib.lines import Line2D
 
-    grey = {"color": "0.45"}
+    grey: dict[str, Any] = {"color": "0.45"}
     return [
         Line2D([], [], linewidth=1.8, label="training", **grey),
         Line2D([], [], linestyle="none", marker="o", label="evaluation", **grey),
