@@ -33,7 +33,8 @@ CALL = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)\(([^()]*)\)")
 PROGRAMS = {"git", "pip", "make"}
 """Programs that a hint may call besides ours."""
 FOREIGN = {
-    "close", "df.to_json", "json.dumps", "merge_and_unload", "model.count_positions", "model.eval", "model.save_pretrained",
+    "close", "df.to_json", "json.dumps", "merge_and_unload", "model.count_positions", "model.eval",
+    "model.save_pretrained",
 }  # fmt: skip
 """Python names of other libraries, and methods of what one already has."""
 
