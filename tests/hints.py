@@ -13,16 +13,19 @@ import click
 
 import glmtune
 from glmtune.cli import glmtune as program
+from glmtune.cli.data import COLUMN_SETTINGS
 from glmtune.cli.hints import takes_settings
-from glmtune.errors import ConfigError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.kinds import KINDS
+from glmtune.generate import Engine
 from glmtune.recipe import load_recipe
 from glmtune.recipe.describe import describe
 from glmtune.recipe.names import methods_with
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ("data", "train", "method", "samples", "evaluate")
-SETTINGS = {row.key for row in describe()}
+SETTINGS = {row.key for row in describe()} | {"evaluate.max_rows"}
+"""Those that there are, and an older name of one."""
 WORD = re.compile(r"(?<![\w.\"'{[/-])([A-Za-z_][\w.]*)=([^\s;]*)")
 """`key=value` in plain text."""
 DOTTED = re.compile(rf"(?<![\w./*])(?:{'|'.join(GROUPS)})\.[a-z_]+(?![\w(]|\.\w)")
@@ -108,9 +111,9 @@ def is_open(value: str) -> bool:
 def arguments() -> set[str]:
     """Names of the options of all verbs, and of the arguments of all public functions."""
     names = {str(p.name) for command in all_commands() for p in command.params}
-    names |= {"enable_thinking", "position_ids"}
-    for name in glmtune.__all__:
-        names |= set(parameters(getattr(glmtune, name)))
+    names |= {"enable_thinking", "position_ids", *COLUMN_SETTINGS}
+    for called in (*(getattr(glmtune, name) for name in glmtune.__all__), Engine):
+        names |= set(parameters(called))
     return names
 
 
@@ -180,6 +183,8 @@ def parse_command(words: list[str], text: str) -> Iterator[str]:
         made = command.make_context(command.name, list(words))
     except click.ClickException as err:
         yield f"`{text}`: {err.format_message()}"
+        return
+    except CheckpointError:  # its place stands for one, or is gone by now
         return
     if takes_settings(command):
         for word in made.params.get("words", ()):

@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from commands import glmtune
 from glmtune.data.source import read_examples
 from glmtune.recipe import Data, Recipe, load_recipe
-from glmtune.workflows.parent import training_recipe
-from glmtune.workflows.plan import run_folder
+from glmtune.workflows.early import run_folder, training_recipe
 from models import tiny_folder, tiny_v1_folder
 
 ROOT = Path(__file__).parents[1]

@@ -145,9 +145,9 @@ def test_rows_in_another_character_set_are_read_by_each_verb_as_the_hint_says(tm
     notes = [note.text for note in training_rows(tokenizer, settings).notes]
     assert f"{tmp_path / 'gbk.csv'}: read as GB18030, not as UTF-8" in notes
     settings = Data(test=tmp_path / "gbk.csv", charset="gb18030")
-    assert len(questions_of(tokenizer, settings, max_rows=None).questions) == 2
+    assert len(questions_of(tokenizer, settings, num_new=8).questions) == 2
     with pytest.raises(DataError) as caught:
-        questions_of(tokenizer, Data(test=tmp_path / "gbk.csv"), max_rows=None)
+        questions_of(tokenizer, Data(test=tmp_path / "gbk.csv"), num_new=8)
     assert "data.charset=gb18030" in caught.value.hint
 
 
@@ -155,7 +155,7 @@ def test_stats_of_several_files_says_how_to_join_them(rows, tmp_path):
     (tmp_path / "b.jsonl").write_bytes(rows.read_bytes())
     done = glmtune("data", "stats", "my.jsonl", "b.jsonl", cwd=tmp_path)
     assert done.stderr.startswith("error: b.jsonl: one FILE is counted at a time\n")
-    words = shlex.split(re.search("glmtune (data convert .*);", done.stderr)[1])
+    words = shlex.split(re.search("`glmtune (data convert .*)`;", done.stderr)[1])
     assert glmtune(*words, cwd=tmp_path).stdout.splitlines() == [
         "2 rows of my.jsonl (messages) written to all.jsonl (messages)",
         "empty questions kept: 2",

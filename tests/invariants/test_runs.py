@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, me
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.fixture
+def _hears_ctrl_c() -> Iterator[None]:
+    """As in a terminal; what runs in the background may have been told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def checkpoint_files(run: Path) -> dict[str, str]:
     """Of the last checkpoint, the weights' hash and that of all that a run goes on with."""
     hashes = hash_checkpoint(run / "last")
     return {name: hashes[name] for name in ("adapter_model.safetensors", "state.pt")}
 
 
+@pytest.mark.usefixtures("_hears_ctrl_c")
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"]
 )
@@ -132,6 +142,7 @@ def test_a_run_ended_within_a_step_and_gone_on_with_equals_one_never_ended(
     assert checkpoint_files(tmp_path / "parts") == checkpoint_files(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("_hears_ctrl_c")
 def test_ctrl_c_before_the_first_step_leaves_no_folder_in_the_way(model: Path, tmp_path: Path) -> None:
     def hear(event: Event) -> None:
         if isinstance(event, Evaluated):
@@ -142,6 +153,7 @@ def test_ctrl_c_before_the_first_step_leaves_no_folder_in_the_way(model: Path, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("_hears_ctrl_c")
 def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_saved(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,13 +170,13 @@ def _base_of(place: "Place", path: Path, base: Path | None) -> "Place":
     if place.card is None:
         raise ConfigError(
             f"--compare: {path} is a model, with no base recorded to compare it with",
-            hint="give a run or an adapter; a model's base is named by --base FOLDER",
+            hint="give a run or an adapter; a model's base is named by base=FOLDER",
         )
     try:
         return resolve(place.card.base, revision=place.card.base_revision)
     except (CheckpointError, ConfigError) as err:
         raise CheckpointError(
-            f"--compare: the base of {path}: {err}", hint="name the base's folder: --base FOLDER"
+            f"--compare: the base of {path}: {err}", hint="name the base's folder: base=FOLDER"
         ) from None
 
 

@@ -273,7 +273,10 @@ class Recipe(Settings):
             return values
         most, rest = evaluate["max_rows"], {key: v for key, v in evaluate.items() if key != "max_rows"}
         if most is not None and data.get("max_test_rows") is not None:
-            raise ValueError("evaluate.max_rows is the older name of data.max_test_rows: set that one alone")
+            raise SettingError(
+                "evaluate.max_rows is the older name of data.max_test_rows",
+                hint="leave evaluate.max_rows out",
+            )
         named = {} if most is None else {"max_test_rows": most}
         return {**values, "evaluate": rest, "data": {**data, **named}}
 

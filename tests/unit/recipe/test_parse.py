@@ -293,5 +293,5 @@ def test_the_older_name_of_the_number_of_test_rows_is_read(
 
 
 def test_both_names_of_the_number_of_test_rows_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data\.max_test_rows: set that one alone"):
+    with pytest.raises(ConfigError, match=r"older name of data\.max_test_rows"):
         load_recipe({"model": "m"}, ["data.max_test_rows=5", "evaluate.max_rows=3"])
