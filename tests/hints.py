@@ -179,12 +179,13 @@ def parse_command(words: list[str], text: str) -> Iterator[str]:
         command, words = known, words[1:]
     if words in (["--help"], ["--version"]):
         return
+    words = ["glm-tiny" if re.fullmatch(r"[A-Z]+|\.\.\.", word) else word for word in words]
     try:
         made = command.make_context(command.name, list(words))
     except click.ClickException as err:
         yield f"`{text}`: {err.format_message()}"
         return
-    except CheckpointError:  # its place stands for one, or is gone by now
+    except CheckpointError:  # its place is gone by now
         return
     if takes_settings(command):
         for word in made.params.get("words", ()):

@@ -50,7 +50,7 @@ REFUSED: dict[tuple[str, str], str] = {
 }
 """By method and kind of export: what the refusal says, on every base."""
 UNTRAINED = {
-    "full": "weights cannot be trained: take method lora, or no quant",
+    "full": "weights cannot be trained in full",
     "freeze": "is quantised: its codes cannot be trained",
 }
 """What is not trained on a quantised base, so that there is nothing to export."""
