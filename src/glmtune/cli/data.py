@@ -64,7 +64,7 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
     datasets = convert_rows(sources, last, to, _settings([word for word in words if "=" in word]))
     for path, dataset in zip(sources, datasets, strict=True):
         click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {last} ({to})")
-        for note in dataset.notes():
+        for note in (*dataset.notes(), *(f"warning: {text}" for text in dataset.warnings())):
             click.echo(note)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.charset import UTF8, Decoded, NotTextError, decode_given
-from glmtune.data import columns, tables
+from glmtune.data import columns, order, tables
 from glmtune.data.csv_rows import SUFFIXES as CSV_SUFFIXES
 from glmtune.data.csv_rows import csv_rows
 from glmtune.data.example import Example
@@ -87,7 +87,12 @@ class Dataset:
             "empty questions kept": self.num_empty_questions,
             "answers with a <think> inside that never closes, kept": self.num_open_thoughts,
         }
-        return [*(f"{what}: {count:,}" for what, count in counts.items() if count), *self.file_notes()]
+        counted = [f"{what}: {count:,}" for what, count in counts.items() if count]
+        return [*counted, *filter(None, [order.doubled(self.examples)]), *self.file_notes()]
+
+    def warnings(self) -> list[str]:
+        """What was read though it is likely a mistake, a sentence each."""
+        return [*filter(None, [order.unasked(self.examples)])]
 
     def file_notes(self) -> list[str]:
         """How the file was read, and what became of columns that are no part of the conversations."""
@@ -181,6 +186,7 @@ def _parse_rows(rows: list[Row], parse: RowParser) -> Dataset:
             f"{rows[0].place}: no assistant turn, here or in any other row",
             hint="give the dialogues answers: there is nothing to learn in questions alone",
         )
+    order.check_asked(examples)
     return Dataset(
         examples,
         parse.format,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.data.example import Example
-from glmtune.data.source import read_dataset
+from glmtune.data.source import Dataset, read_dataset
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
@@ -105,7 +105,7 @@ def _shorter(data: Data, context: int, num_new: int) -> str:
 
 def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[Note]]:
     read = read_dataset(path, data)
-    notes = [Note(f"{path}: {text}") for text in read.notes()]
+    notes = _notes(path, read)
     if data.validation is None:
         train, held = split_holdout(read.examples, data)
         validation = draw_validation(held, data)
@@ -115,8 +115,8 @@ def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[N
         return train[: data.max_rows], validation, [_plan(data, len(train), text, validation), *notes]
     other = read_dataset(data.validation, data)
     validation, whole = draw_validation(other.examples, data), len(other.examples)
-    notes += [Note(f"{data.validation}: {text}") for text in other.notes()]
-    if full_path(data.validation) == full_path(path):
+    notes += _notes(data.validation, other)
+    if _is_same(data.validation, path):
         text = "the validation file is the training file: its loss will not show forgetting or overfitting"
         notes.append(Note(text, is_warning=True))
     text = f"{data.validation}: {whole:,} to validate"
@@ -127,6 +127,19 @@ def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[N
         )
     train = read.examples[: data.max_rows]
     return train, validation, [_plan(data, len(read.examples), text, validation), *notes]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two names are of one file, or of files with the same content."""
+    if full_path(one) == full_path(other) or not (one.is_file() and other.is_file()):
+        return full_path(one) == full_path(other)
+    return one.stat().st_size == other.stat().st_size and data_hash(one) == data_hash(other)
+
+
+def _notes(name: str | Path, read: Dataset) -> list[Note]:
+    """What reading found, each sentence behind the file's name, or another's that says which rows it means."""
+    notes = [Note(f"{name}: {text}") for text in read.notes()]
+    return [*notes, *(Note(f"{name}: {text}", is_warning=True) for text in read.warnings())]
 
 
 def _plan(data: Data, num_rows: int, text: str, validation: Sequence[Example]) -> Note:
@@ -175,7 +188,7 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
     if data.test is None and data.validation is None:
         examples = split_holdout(list(examples), data)[1]
     prompts, report = encode_prompts(tokenizer, examples[: data.max_test_rows], data, num_new=num_new)
-    notes = [Note(f"test rows: {line}") for line in (*read.notes(), *report.lines())]
+    notes = [*_notes("test rows", read), *(Note(f"test rows: {line}") for line in report.lines())]
     if report.warning:
         notes.append(Note(f"test rows: {report.warning}", is_warning=True))
     lengths = [len(prompt.ids) for prompt in prompts]

@@ -58,7 +58,12 @@ CASES: dict[str, Read | Refused] = {
     ),
     "calllast.jsonl": Read(("sua",)),
     "comment.jsonl": Refused(":1: column 1: broken JSON", "JSON has no comments: remove the line"),
-    "consec.jsonl": Read(("uuaa",)),
+    "consec.jsonl": Read(
+        ("uuaa",),
+        (
+            "rows in which one speaker has two turns in a row, read as they stand: 1 (first in consec.jsonl:1)",
+        ),
+    ),
     "context.jsonl": Refused(f"{MEANING}'context' (1 row)", "data.input_column=context", CONTEXT),
     "cr.jsonl": Read(THREE),
     "crlf.jsonl": Read(THREE),
@@ -133,7 +138,8 @@ def read(path: Path, settings: Mapping[str, Any]) -> tuple[list[str], list[str]]
         load_recipe(path)
         return [], []
     found = read_dataset(path, Data(**settings))
-    return ["".join(m.role[0] for m in e.messages) for e in found.examples], found.notes()
+    roles = ["".join(m.role[0] for m in e.messages) for e in found.examples]
+    return roles, [text.replace(f"{path.parent}/", "") for text in found.notes()]
 
 
 @pytest.mark.parametrize("name", CASES)
