@@ -50,6 +50,11 @@ def is_filled(value: Any) -> bool:
     return value is not None and value not in ([], {})
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is a finite number, true or false, which have one spelling as text."""
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
 def text(value: Any, name: str) -> str:
     """The value as text, perhaps empty. Raises `DataError` for anything else, or half a character."""
     if not isinstance(value, str):

@@ -205,7 +205,7 @@ def test_what_rounds_cannot_express_is_an_error(messages, words, hint, template)
         ([{"content": "a"}], r"'messages\[0\]' has no 'role', got 'content'"),
         ([{"role": "user", "content": None}], "content' must be text, got null"),
         ([{"role": "user", "content": 3}], "content' must be text, got 3"),
-        ([{"role": "bot", "content": ""}], "no known role, got 'bot'"),
+        ([{"role": "robot", "content": ""}], "no known role, got 'robot'"),
         (
             [{"role": "user", "content": "", "nam": "x"}],
             "holds 'nam', which says nothing in a turn of role 'user'",

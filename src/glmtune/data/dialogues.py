@@ -13,6 +13,7 @@ from glmtune.templates import Message, Role
 from glmtune.templates.messages import THOUGHT_END, Call
 from glmtune.templates.reading import (
     FORM,
+    ROLE_NAMES,
     read_loss,
     read_message,
     read_role,
@@ -24,16 +25,7 @@ from glmtune.values import Row, decoded, non_empty, shown, text
 
 Messages = tuple[Message, ...]
 
-SHAREGPT_ROLES: Mapping[str, Role] = {
-    "human": "user",
-    "gpt": "assistant",
-    "system": "system",
-    "function_call": "assistant",
-    "observation": "observation",
-    "tool": "observation",
-    "user": "user",
-    "assistant": "assistant",
-}
+SHAREGPT_ROLES: Mapping[str, Role] = {**ROLE_NAMES, "function_call": "assistant"}
 SHAREGPT_FORM = 'a turn is like {"from": "human", "value": "..."}'
 
 
@@ -100,7 +92,7 @@ def _sharegpt_turn(row: Row, name: str) -> Iterator[Turn]:
     if role != "assistant":
         is_none = value is None and role == "system"
         yield name, Message(role, "" if is_none else text(value, place), loss=loss)
-    elif row["from"] == "function_call":
+    elif row["from"].strip().lower() == "function_call":
         calls = tuple(read_calls(value, place))
         yield name, Message(role, "", loss=loss, thought=read_thought(row, name), calls=calls)
     else:

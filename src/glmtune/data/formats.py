@@ -4,6 +4,7 @@ Which format a row has is found by looking at its columns; errors here say what 
 reader adds where it stands.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
-from glmtune.values import Fields, Row, decoded, is_filled, shown
+from glmtune.values import Fields, Row, decoded, is_filled, is_plain, shown
 
 Messages = tuple[Message, ...]
 Parse = Callable[[Row], Messages]
@@ -58,6 +59,10 @@ class Parsed:
     """Those that the settings leave out."""
     void: list[str]
     """Those read as text whose text spells nothing, such as `nan`."""
+    plain: list[str]
+    """Those that hold a number, true or false, read as its text."""
+    read: list[str]
+    """Those that became part of the messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,9 @@ class RowParser:
     counts: Counter[str]
     """How many rows fit each format: a row that fits several, or none, is read as most others are."""
     named: Format | None = None
-    """The question and answer that the settings name."""
+    """The question and answer that the settings name, or that a pair of usual names tells."""
+    taken: str = ""
+    """The words that say which columns were taken, where neither the settings nor a format names them."""
 
     def __call__(self, row: Row) -> Messages:
         """The messages of a row up to its last answer, none where nobody answers. Raises `DataError`."""
@@ -82,10 +89,21 @@ class RowParser:
         chosen = self.named or _choose(fields, self.counts)
         if chosen.is_dialogue:
             ignored += _track_turns(fields, chosen.columns[0], self.settings.ignore_columns)
+        plain = [] if chosen.is_dialogue else _spell_out(fields, chosen, self.settings)
         messages = _messages(fields, chosen, self.settings)
         _check_thoughts(messages)
-        void = [name for name, cell in fields.items() if _is_void(cell) and name in fields.read]
-        return Parsed(messages, chosen.is_dialogue, [*_unread(fields, chosen)], ignored, void)
+        read = [name for name, cell in fields.items() if name in fields.read and is_filled(cell)]
+        void = [name for name in read if _is_void(fields[name])]
+        unread = [*_unread(fields, chosen)]
+        return Parsed(messages, chosen.is_dialogue, unread, ignored, void, plain, read)
+
+
+def _spell_out(row: Fields, chosen: Format, settings: Data) -> list[str]:
+    """Write numbers, true and false of question, input and answer as the text that JSON has for them."""
+    names = [*chosen.columns, settings.input_column or chosen.input_column]
+    plain = [name for name in names if name is not None and is_plain(dict.get(row, name))]
+    row.update({name: json.dumps(dict.get(row, name)) for name in plain})
+    return plain
 
 
 def _is_void(cell: object) -> bool:
@@ -103,11 +121,23 @@ def find_format(rows: Sequence[Row], settings: Data) -> RowParser:
     unknown.check_not_pairs(rows[0], settings.ignore_columns)
     fits = [_fitting(_without(row, settings.ignore_columns)[0]) for row in rows]
     counts = Counter(name for names in fits for name in names)
-    if not counts:
+    pair = None if counts else usual_pair(_without(rows[0], settings.ignore_columns)[0])
+    if not counts and pair is None:
         raise unknown.no_format(rows, [known.columns for known in FORMATS.values()])
     unknown.check_not_marked(rows, settings.ignore_columns)
+    if pair is not None:
+        taken = " and ".join(map(repr, pair.columns))
+        return RowParser(settings, "/".join(pair.columns), Counter(), pair, taken)
     found = Counter(_most(names, counts)[0] for names in fits if names)
     return RowParser(settings, " + ".join(name for name, _ in found.most_common()), counts)
+
+
+def fits(row: Row, settings: Data) -> bool:
+    """Whether a row has the columns of a format, or one that the settings name."""
+    kept = _without(row, settings.ignore_columns)[0]
+    if (named := _named_format(settings)) is not None:
+        return not kept.keys().isdisjoint(named.columns)
+    return bool(_fitting(kept)) or usual_pair(kept) is not None
 
 
 def up_to_last_answer(messages: Messages) -> Messages:
@@ -131,7 +161,32 @@ FORMATS: dict[str, Format] = {
 }
 
 
+USUAL = (
+    *(
+        ("q", "a"),
+        ("instruction", "response"),
+        ("问题", "回答"),
+        ("问题", "答案"),
+        ("提问", "回答"),
+        ("问", "答"),
+    ),
+    *(known.columns for known in FORMATS.values() if not known.is_dialogue),
+)
+"""Names of question and answer that leave no doubt, whatever their case."""
+
+
 # Which format
+
+
+def usual_pair(row: Row) -> Format | None:
+    """The question and answer that a row's columns name in a usual way, if they do so once."""
+    spelled = {name.strip().lower(): name for name in row}
+    found = [pair for pair in USUAL if spelled.keys() >= {*pair}]
+    if len(found) != 1 or len(spelled) < len(row):
+        return None
+    question, answer = found[0]
+    below = spelled.get("input") if question == "instruction" else None
+    return Format((spelled[question], spelled[answer]), input_column=below)
 
 
 def _named_format(settings: Data) -> Format | None:

@@ -4,8 +4,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from glmtune.charset import MARK
+from glmtune.data.columns import carries_meaning
 from glmtune.data.tables import Row
 from glmtune.data.unknown import ROW_FORM, column_of, dialogue_of
 from glmtune.errors import DataError
@@ -53,26 +55,34 @@ def line_rows(text: str, path: Path) -> Iterator[Row]:
         except UnfitJsonError as err:
             raise _unfit(err, f"{path}:{number}", err.pos) from None
         except json.JSONDecodeError as err:
-            _check_not_spread(text, path, number)
-            raise _bad_line(err, line, path, number) from None
+            value = _spread(text, path, number)
+            if value is None:
+                raise _bad_line(err, line, path, number) from None
+            yield Row(f"{path}:{number}", value)
+            return
 
 
-def _check_not_spread(text: str, path: Path, number: int) -> None:
-    """Tell a broken line from an object that is written over several lines."""
+def _spread(text: str, path: Path, number: int) -> Any:
+    """The one object around all rows, written over several lines; None for a broken line.
+
+    Raises `DataError` for any other object that is written so.
+    """
     start = sum(len(line) + 1 for line in text.split("\n", number - 1)[: number - 1])
     try:
         value, end = Decoder().raw_decode(text, _skip_space(text, start))
     except UnfitJsonError as err:
         raise _unfit(err, f"{path}:{err.lineno}", err.colno - 1) from None
     except json.JSONDecodeError:
-        return
+        return None
     if "\n" not in text[start:end].strip():
-        return
-    place = f"{path}:{number}"
-    if number == 1 and isinstance(value, dict):
-        check_not_wrapped(Row(place, value))
+        return None
+    row = Row(f"{path}:{number}", value)
+    if isinstance(value, dict) and not text[:start].strip() and not text[end:].strip():
+        check_not_wrapped(row)
+        if wrapped_rows(row):
+            return value
     raise DataError(
-        f"{place}: an object spread over several lines, outside an array",
+        f"{row.place}: an object spread over several lines, outside an array",
         hint="write one row a line, or all rows as one array: [ {...}, {...} ]",
     )
 
@@ -241,20 +251,22 @@ def shortened(text: str) -> str:
 
 
 def check_not_wrapped(row: Row) -> None:
-    """Refuse one object around all rows: `{"data": [{...}, ...]}`, `{"a": {...}, "b": {...}}`."""
+    """Refuse one object around objects with names: `{"a": {...}, "b": {...}}`."""
     if row.value and all(isinstance(value, dict) for value in row.value.values()):
         raise DataError(
             f"{row.place}: one object around everything, with an object under each of its "
             f"{len(row.value)} names: {shortened(', '.join(row.value))}",
             hint="if those are the rows, keep the objects without the names, as an array: [ {...}, {...} ]",
         )
-    for name, value in row.value.items():
-        is_rows = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
-        if is_rows and column_of(value[0]) is None:
-            raise DataError(
-                f"{row.place}: one object around everything, with {len(value)} objects under {name!r}",
-                hint=f"if those are the rows, keep only the array under {name!r}: the file begins with '['",
-            )
+
+
+def wrapped_rows(row: Row) -> str | None:
+    """The name of the one list in an object around everything, `{"data": [{...}, ...]}`, if it is of rows."""
+    names = [name for name, value in row.value.items() if isinstance(value, list)]
+    rows = row.value[names[0]] if len(names) == 1 else []
+    is_rows = bool(rows) and all(isinstance(item, dict) for item in rows) and column_of(rows[0]) is None
+    is_rows = is_rows and not carries_meaning(names[0])
+    return names[0] if is_rows else None
 
 
 def check_not_columns(row: Row) -> None:

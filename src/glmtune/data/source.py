@@ -23,10 +23,18 @@ from glmtune.data.formats import (
     Parsed,
     RowParser,
     find_format,
+    fits,
     has_open_thought,
     up_to_last_answer,
 )
-from glmtune.data.json_rows import array_rows, check_not_columns, check_not_wrapped, line_rows, shortened
+from glmtune.data.json_rows import (
+    array_rows,
+    check_not_columns,
+    check_not_wrapped,
+    line_rows,
+    shortened,
+    wrapped_rows,
+)
 from glmtune.data.tables import Row
 from glmtune.data.unknown import ROW_FORM, dialogue_of
 from glmtune.errors import DataError, GlmtuneError
@@ -62,6 +70,14 @@ class Dataset:
     """The rows that fill a column which the settings leave out."""
     void: Counter[str] = field(default_factory=Counter)
     """The rows whose cell of a column spells nothing, such as `nan`, and was taken as text."""
+    plain: Counter[str] = field(default_factory=Counter)
+    """The rows whose cell of a column is a number, true or false, and was read as its text."""
+    columns: tuple[str, ...] = ()
+    """Those that became part of the conversations."""
+    taken: str = ""
+    """Those taken as question and answer, where neither the settings nor a format names them."""
+    inside: str | None = None
+    """Column of the file's one object whose list holds the rows."""
     charset: str = UTF8
     """Character set that a file of text was read in."""
 
@@ -100,8 +116,14 @@ class Dataset:
             "columns that nobody reads": self.unread,
             "columns left out by data.ignore_columns": self.ignored,
             "cells that spell nothing (nan, None, null), read as text": self.void,
+            "cells that hold a number, true or false, read as text": self.plain,
         }
         read = [] if self.charset == UTF8 else [f"read as {self.charset.upper()}, not as UTF-8"]
+        if self.inside:
+            read.append(f"one object around everything: its rows are the list under {self.inside!r}")
+        if self.taken:
+            others = "(others: data.prompt_column, data.response_column)"
+            read.append(f"taken as question and answer: {self.taken} {others}")
         return [*read, *(f"{what}: {columns.listed(found)}" for what, found in counts.items() if found)]
 
 
@@ -121,13 +143,18 @@ def read_dataset(path: Path, settings: Data) -> Dataset:
     check_objects(rows)
     if len(rows) == 1:
         check_not_columns(rows[0])
+    inside = wrapped_rows(rows[0]) if len(rows) == 1 else None
+    if inside and not fits(rows[0].value, settings):
+        rows = [Row(f"{rows[0].place} ({inside}[{i}])", row) for i, row in enumerate(rows[0].value[inside])]
+    else:
+        inside = None
     try:
         parse = find_format([row.value for row in rows], settings)
     except DataError as err:
         if len(rows) == 1:
             check_not_wrapped(rows[0])
         raise DataError(f"{rows[0].place}: {err}", hint=err.hint) from None
-    return replace(_parse_rows(rows, parse), charset=charset)
+    return replace(_parse_rows(rows, parse), charset=charset, inside=inside)
 
 
 def read_rows(path: Path, charset: str = UTF8) -> list[Row]:
@@ -197,6 +224,9 @@ def _parse_rows(rows: list[Row], parse: RowParser) -> Dataset:
         unread=unread,
         ignored=_count(found.ignored for _, found in parsed),
         void=_count(found.void for _, found in parsed),
+        plain=_count(found.plain for _, found in parsed),
+        columns=tuple(dict.fromkeys(name for _, found in parsed for name in found.read)),
+        taken=parse.taken,
     )
 
 

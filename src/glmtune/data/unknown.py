@@ -7,7 +7,7 @@ from typing import Any
 from glmtune.data import columns
 from glmtune.errors import DataError
 from glmtune.near import nearest
-from glmtune.values import Record, Row, decoded, is_filled, shown
+from glmtune.values import Record, Row, decoded, is_filled
 
 ROW_FORM = '{"prompt": "...", "response": "..."}'
 TURNS_FORM = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
@@ -116,9 +116,7 @@ def _way(rows: Sequence[Row]) -> str:
     naming = (
         f"name the columns of question and answer: {columns.name_pair(question or '...', answer or '...')}"
     )
-    is_number = answer is not None and not isinstance(row[answer], str)
-    quoting = f', and put what {answer!r} holds in quotes: "{shown(row[answer or ""])}"' if is_number else ""
-    return f"{first}{naming}{quoting}"
+    return f"{first}{naming}"
 
 
 def guess_pair(rows: Sequence[Row]) -> tuple[str | None, str | None]:

@@ -19,8 +19,14 @@ ROLE_NAMES: Mapping[str, Role] = {
     "tool": "observation",
     "function": "observation",
     "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
 }
-"""Every name of a role, and the role; `developer` is OpenAI's later name of `system`."""
+"""Every name of a role, and the role; `developer` is OpenAI's later name of `system`. Case is nothing."""
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "think")
 """The names of the thought in front of an answer; transformers 5 knows the first three."""
 _KNOWN = (
@@ -98,9 +104,10 @@ def read_message(row: Mapping[str, Any], name: str) -> Message:
 
 def read_role(value: Any, name: str, known: Mapping[str, Role]) -> Role:
     """The role of this name. Raises DataError for an unknown one."""
-    if not isinstance(value, str) or value not in known:
+    role = known.get(value.strip().lower()) if isinstance(value, str) else None
+    if role is None:
         raise DataError(f"{name!r} is no known role, got {shown(value)}", hint=f"known: {', '.join(known)}")
-    return known[value]
+    return role
 
 
 def read_loss(row: Mapping[str, Any], name: str, role: Role) -> bool:

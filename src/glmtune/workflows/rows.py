@@ -137,7 +137,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _notes(name: str | Path, read: Dataset) -> list[Note]:
-    """What reading found, each sentence behind the file's name, or another's that says which rows it means."""
+    """What reading found, each sentence behind a name that says which rows it means."""
     notes = [Note(f"{name}: {text}") for text in read.notes()]
     return [*notes, *(Note(f"{name}: {text}", is_warning=True) for text in read.warnings())]
 

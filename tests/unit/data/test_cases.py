@@ -37,10 +37,9 @@ class Refused(NamedTuple):
 ONE, TWO, THREE = ("ua",), ("ua",) * 2, ("ua",) * 3
 MEANING = "columns that carry meaning, and nobody reads: "
 CONTEXT = Read(ONE, settings={"input_column": "context"})
-KV = Read(
-    ONE, ("columns that nobody reads: 'id' (1 row)",),
-    {"prompt_column": "Question", "response_column": "Answer"},
-)  # fmt: skip
+TAKEN = (
+    "taken as question and answer: 'Question' and 'Answer' (others: data.prompt_column, data.response_column)"
+)
 IMAGES = Read(
     ONE, ("columns left out by data.ignore_columns: 'images' (1 row)",), {"ignore_columns": ("images",)}
 )
@@ -61,7 +60,8 @@ CASES: dict[str, Read | Refused] = {
     "consec.jsonl": Read(
         ("uuaa",),
         (
-            "rows in which one speaker has two turns in a row, read as they stand: 1 (first in consec.jsonl:1)",
+            "rows in which one speaker has two turns in a row, read as they stand: 1 "
+            "(first in consec.jsonl:1)",
         ),
     ),
     "context.jsonl": Refused(f"{MEANING}'context' (1 row)", "data.input_column=context", CONTEXT),
@@ -85,7 +85,7 @@ CASES: dict[str, Read | Refused] = {
     "index.csv": Read(TWO, ("columns that nobody reads: '' (2 rows)",)),
     "jsonanswer.jsonl": Read(("uaua",)),
     "jsonout.jsonl": Refused("'response' must be text", "write it as one text"),
-    "kv.jsonl": Refused("column 'question' is missing", "data.prompt_column=Question", KV),
+    "kv.jsonl": Read(ONE, (TAKEN, "columns that nobody reads: 'id' (1 row)")),
     "list.jsonl": Refused("'instruction' must be text", "write it as one text"),
     "listtop.jsonl": Refused("a row is one turn of a dialogue", '{"messages": [...]}'),
     "lr.yaml": Read(()),
@@ -96,7 +96,7 @@ CASES: dict[str, Read | Refused] = {
     "nan.jsonl": Refused("'input' must be text, got NaN", 'NaN is no text: write ""'),
     "nested.json": Refused("a row must be an object with named columns", "take out the inner [ and ]"),
     "nul.jsonl": Read(("ua",) * 4),
-    "num.jsonl": Refused("'response' must be text, got 7 (and 1 more row like it)", 'put it in quotes: "7"'),
+    "num.jsonl": Read(TWO, ("cells that hold a number, true or false, read as text: 'response' (2 rows)",)),
     "parallel.jsonl": Read(("suaooa",)),
     "parts.jsonl": Refused("holds parts that are no text: image_url", "these models read text alone"),
     "pipe.csv": Read(ONE),

@@ -11,6 +11,7 @@ from glmtune.data.formats import find_format
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Call, Message, render
+from glmtune.templates.reading import ROLE_NAMES
 from glmtune.templates.tools import read_arguments
 
 WEATHER = {"name": "weather", "description": "查天气", "parameters": {"type": "object", "properties": {}}}
@@ -86,6 +87,7 @@ def test_a_good_row_of_each_format_is_the_same_conversation(name):
 
 
 FROM_HINT = 'a turn is like {"from": "human", "value": "..."}'
+ROLES = "known: " + ", ".join(ROLE_NAMES)
 ROLE_HINT = 'a message is like {"role": "user", "content": "..."}'
 NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn in it"
 
@@ -99,9 +101,9 @@ NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn i
             NOTHING_HINT,
         ),
         (
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "bot", "value": "b"}]},
-            "'conversations[1].from' is no known role, got 'bot'",
-            "known: human, gpt, system, function_call, observation, tool, user, assistant",
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "robot", "value": "b"}]},
+            "'conversations[1].from' is no known role, got 'robot'",
+            f"{ROLES}, function_call",
         ),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "text": "b"}]},
@@ -137,9 +139,9 @@ NOTHING_HINT = "write the answer, or remove the row: there is nothing to learn i
             'write "" for an empty cell, or leave the row out',
         ),
         (
-            chat(user(), {"role": "model", "content": "b"}),
-            "'messages[1].role' is no known role, got 'model'",
-            "known: system, user, assistant, observation, tool, function, developer",
+            chat(user(), {"role": "robot", "content": "b"}),
+            "'messages[1].role' is no known role, got 'robot'",
+            ROLES,
         ),
         (
             chat(user(), assistant(None, tool_calls=[{"function": {"name": "f", "arguments": "{x}"}}])),
@@ -405,3 +407,21 @@ def test_any_arguments_come_back_from_what_is_sent(arguments):
 )
 def test_code_that_is_no_plain_call_is_not_read_as_one(code):
     assert read_arguments(f"```python\n{code}\n```") is None
+
+
+def test_roles_are_known_by_their_usual_names_in_any_case():
+    for user, gpt in (
+        ("human", "gpt"),
+        ("User", "bot"),
+        ("USER", "Assistant"),
+        ("user", "ai"),
+        ("user", "model"),
+    ):
+        for row in (
+            {"messages": [{"role": user, "content": "a"}, {"role": gpt, "content": "b"}]},
+            {"conversations": [{"from": user, "value": "a"}, {"from": gpt, "value": "b"}]},
+        ):
+            assert [(m.role, m.content) for m in find_format([row], Data())(row)] == [
+                ("user", "a"),
+                ("assistant", "b"),
+            ]

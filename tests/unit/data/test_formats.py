@@ -103,15 +103,9 @@ def test_an_empty_question_is_kept():
     assert parse({"content": "", "summary": "b"})[0] == ("user", "")
 
 
-@pytest.mark.parametrize(
-    ("answer", "shown"), [(95, "95"), (1.5, "1.5"), (True, "true"), (["b"], '["b"]'), ({}, "{}")]
-)
+@pytest.mark.parametrize(("answer", "shown"), [(["b"], '["b"]'), ({}, "{}")])
 def test_an_answer_that_is_not_text_is_refused(answer, shown):
     assert str(refusal({"content": "a", "summary": answer})) == f"'summary' must be text, got {shown}"
-
-
-def test_a_number_is_answered_with_how_to_write_it_as_text():
-    assert refusal({"content": "a", "summary": 95}).hint == 'put it in quotes: "95"'
 
 
 def test_an_answer_of_null_is_empty():
@@ -144,7 +138,7 @@ def test_unknown_columns_are_listed_with_the_settings_that_name_them():
     assert error.hint.endswith("data.prompt_column=ask data.response_column=reply")
 
 
-@pytest.mark.parametrize("wrong", ["sumary", "Summary", " summary "])
+@pytest.mark.parametrize("wrong", ["sumary", "Sumary", " sumary "])
 def test_a_misspelt_column_is_answered_with_the_nearest_spelling(wrong):
     error = refusal({"content": "a", wrong: "b"})
     assert str(error).startswith("column 'summary' is missing")

@@ -196,7 +196,7 @@ def test_the_assistants_name_is_the_folders_own_in_a_tokenizer_json_too(tmp_path
 
 def test_a_wrong_conversation_is_a_data_error(tokenizer):
     with pytest.raises(DataError, match="no known role"):
-        encode_messages(tokenizer, [{"role": "bot", "content": "x"}])
+        encode_messages(tokenizer, [{"role": "robot", "content": "x"}])
 
 
 def damage(folder: Path, content: bytes | None) -> Path:
