@@ -223,7 +223,7 @@ def _made_of(folder: Path) -> str:
     if facts.get("kind") != "hf":
         return ""
     source = str(facts.get("source"))
-    command = f"glmtune export {shlex.quote(source)} --to merged --output FOLDER"
+    command = f"glmtune export {shlex.quote(source)} --to merged"
     return f"exported for other programs: open {source} itself, or what `{command}` makes of it"
 
 

@@ -22,6 +22,8 @@ SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 """What a model needs beside its weights. Code is only read: it can tell which chat format a folder speaks."""
 WEIGHTS = ("*.safetensors", "*.bin")
 """Files of weights; the second kind is fetched only where there is none of the first."""
+OUR_FOLDERS = ("runs", "exports", "adapters", "recipes", "migrated")
+"""Folders that the documentation has one write to: a path in them is nobody's name."""
 FORM = "OWNER/NAME, hf:OWNER/NAME or modelscope:OWNER/NAME"
 
 _MODELSCOPE_MAIN = "master"
@@ -60,7 +62,7 @@ def parse_name(path: str | Path) -> HubName | None:
     """
     text = str(path)
     found = _NAME.fullmatch(text)
-    if found:
+    if found and (found[1] or found[2].partition("/")[0] not in OUR_FOLDERS):
         return HubName(found[1] or "hf", found[2])
     if text.startswith(("hf:", "modelscope:")):
         raise ConfigError(f"{text}: not the name of a model on a hub", hint=f"names are {FORM}")

@@ -15,6 +15,8 @@ from glmtune.near import nearest
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
 from glmtune.values import shown
 
+RUNS = Path("runs")
+"""The folder that runs go to where none is named."""
 MOST_RUNS = 5
 """Runs that a hint names."""
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
@@ -120,7 +122,7 @@ def resolve(
         )
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
-        hint="check the path",
+        hint=list_runs(folder) or "check the path",
     )
 
 
@@ -150,10 +152,14 @@ def _require_folder(folder: Path) -> Path:
 
 def _near(folder: Path) -> str:
     """The hint of a folder that is not there: one of almost its name, or what can be given."""
-    if near := nearest(folder.name, [*_folders_in(folder.parent), *BUNDLED]):
-        return f"did you mean {near if near in BUNDLED else folder.with_name(near)}?"
+    places = {name: str(folder.with_name(name)) for name in _folders_in(folder.parent)}
+    places |= {name: name for name in BUNDLED}
+    if folder.name == str(folder):
+        places = {run.name: str(run) for run in _runs_in(RUNS)} | places
+    if near := nearest(folder.name, places):
+        return f"did you mean {places[near]}?"
     usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
-    return windows_hint(folder) or usual
+    return windows_hint(folder) or "; ".join(filter(None, (usual, list_runs())))
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -164,13 +170,27 @@ def _folders_in(folder: Path) -> list[str]:
 
 
 def name_runs(path: Path) -> str:
-    """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty."""
-    known = sorted(path.parent.glob(f"*/{RECIPE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    runs = {file.parent.name: file.parent for file in known}
+    """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty.
+
+    For a name alone those of the usual folder count too.
+    """
+    folders = [path.parent, RUNS] if path.name == str(path) else [path.parent]
+    runs = {run.name: run for folder in reversed(folders) for run in _runs_in(folder)}
     if near := nearest(path.name, runs):
         return f"did you mean {runs[near]}?"
+    return next(filter(None, map(list_runs, folders)), "")
+
+
+def list_runs(folder: Path = RUNS) -> str:
+    """A hint that names the newest runs in a folder; empty where none are."""
+    runs = _runs_in(folder)
     more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
-    return f"runs are: {', '.join(map(str, [*runs.values()][:MOST_RUNS]))}{more}" if runs else ""
+    return f"runs are: {', '.join(map(str, runs[:MOST_RUNS]))}{more}" if runs else ""
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    known = sorted(folder.glob(f"*/{RECIPE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in known]
 
 
 def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Snapshot | None]:

@@ -37,19 +37,26 @@ CASES = {
     f"train {ROWS} output=new --resume": ("new: no run to resume here", "leave resume out to begin it"),
     f"train {ROWS} output=runs/test --resume": ("runs/test: this run has no checkpoint", "delete it"),
     "train --resume": ("--resume: no run named", "runs are: runs/test"),
+    "train --resume train.steps=9": (
+        "--resume: no run named",
+        "`glmtune train RUN --resume`; runs are: runs/test",
+    ),
+    "train rows.json": ("rows.json: rows, not a recipe", "data.train=rows.json"),
+    "train tset": ("tset: no such run or recipe", "did you mean runs/test?"),
+    "chat tset": ("tset: no such folder", "did you mean runs/test?"),
     "train runs/tset": ("runs/tset: no such run or recipe", "did you mean runs/test?"),
     "train none.yaml": ("none.yaml: cannot be read", "name a recipe that is there"),
     "train full": ("full: not the folder of a run", "model=full"),
     "evaluate glm-tiny --data none.json": ("none.json: cannot be read", ""),
     "evaluate glm-tiny --data bad.jsonl": ("bad.jsonl:2: column 2: broken JSON", ""),
-    "evaluate runs/tset": ("runs/tset: no such run", "did you mean runs/test? (on the hub it would be hf:"),
+    "evaluate runs/tset": ("runs/tset: no such folder", "did you mean runs/test?"),
     "evaluate runs/test": ("runs/test: this run has no checkpoint yet", "begin it anew, by its own recipe"),
     "export nowhere --to merged --output out": ("nowhere: no such folder", ""),
     "verify nowhere": ("nowhere: no such folder", ""),
     "info nowhere": ("nowhere: no such folder", ""),
     "chat nowhere": ("nowhere: no such folder", ""),
-    "chat runs/tset": ("runs/tset: no such run", "did you mean runs/test?"),
-    "train model=runs/tset data.train=good.jsonl": ("runs/tset: no such run", "did you mean runs/test?"),
+    "chat runs/tset": ("runs/tset: no such folder", "did you mean runs/test?"),
+    "train model=runs/tset data.train=good.jsonl": ("runs/tset: no such folder", "did you mean runs/test?"),
     "compare nowhere other": ("nowhere: no such folder", ""),
 }
 
@@ -60,6 +67,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
     work = tmp_path_factory.mktemp("work")
     row = json.dumps({"prompt": "a", "response": "b"})
     (work / "good.jsonl").write_text(f"{row}\n" * 3, encoding="utf-8")
+    (work / "rows.json").write_text(f"[{row}]", encoding="utf-8")
     (work / "bad.jsonl").write_text(f"{row}\n{{,\n", encoding="utf-8")
     for name in ("full", "runs/test"):
         (work / name).mkdir(parents=True)

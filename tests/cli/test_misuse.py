@@ -8,11 +8,8 @@ import pytest
 from glmtune.cli import main
 
 MISUSES = {
-    "compare": "compare: missing argument 'RUN RUN...'",
-    "info": "info: missing argument 'PATH'",
-    "chat": "chat: missing argument 'PATH'",
-    "evaluate": "evaluate: missing argument 'PATH'",
-    "data stats": "data stats: missing argument 'FILE'",
+    "evaluate glm-tiny --data": "evaluate: option '--data' requires an argument",
+    "data convert a --to": "data convert: option '--to' requires an argument",
     "compare a --at x": "compare: invalid value for '--at': 'x' is not a valid integer",
     "chat a --nosuch": "chat: no such option '--nosuch'",
     "nosuch": ": no such command 'nosuch'",
@@ -34,14 +31,50 @@ def test_a_misused_verb_says_what_is_wrong_and_where_its_examples_are(
     assert hint.endswith(" --help` has examples")
 
 
+CHAT, EXPORT = "chat runs/chatglm3-6b-lora`; runs are: runs/mine", "export runs/chatglm3-6b-lora --to merged`"
+UNFINISHED = {
+    "compare": ("argument 'RUN RUN...'", "compare runs/lora runs/ptuning`; runs are: runs/mine"),
+    "info": ("argument 'PATH'", "info /models/chatglm3-6b`"),
+    "chat": ("argument 'PATH'", CHAT),
+    "export": ("argument 'PATH'", f"{EXPORT}; runs are: runs/mine"),
+    "export glm-tiny": ("option '--to'", EXPORT),
+    "verify": ("argument 'PATH'", "verify runs/chatglm3-6b-lora`; runs are: runs/mine"),
+    "evaluate": ("argument 'PATH'", "evaluate runs/chatglm3-6b-lora"),
+    "data stats": ("argument 'FILE'", "data stats my.json`"),
+    "data convert a b": ("option '--to'", "data convert chats.json chats.jsonl --to messages`"),
+}
+
+
+@pytest.mark.parametrize("words", UNFINISHED)
+def test_an_unfinished_line_gets_one_to_type_and_the_runs_there_are(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "recipe.yaml").write_text("model: glm-tiny\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["glmtune", *words.split()])
+    with pytest.raises(SystemExit):
+        main()
+    error, hint = capsys.readouterr().err.splitlines()
+    message, line = UNFINISHED[words]
+    assert error.endswith(f": missing {message}")
+    assert hint.startswith(f"hint: for example `glmtune {line}")
+
+
 LED_ON = {
     "serve": "there is no server here yet: `glmtune chat RUN` talks",
     "web": "vLLM serves what `glmtune export RUN --to hf",
     "finetune": "it is `glmtune train model=MODEL data.train=FILE`",
     "infer": "`glmtune evaluate PATH --data FILE` a file of rows",
-    "merge": "it is `glmtune export RUN --to merged --output FOLDER`",
-    "quantize": "it is `glmtune export PATH --to int4 --output FOLDER`",
-    "--version_": "has examples",
+    "merge": "it is `glmtune export RUN --to merged`",
+    "quantize": "it is `glmtune export PATH --to int4`",
+    "chat glm-tiny --temp 0": "did you mean --temperature or --template?",
+    "chat glm-tiny --max-new 9": "did you mean --max-new-tokens?",
+    "train model=m data.train=d data.validation_split=0.1": "data.holdout_rows=... rows; without it 5 %",
+    "train model=m data.train=d lora.r=16": "did you mean method.r=16?",
+    "train model=m data.train=d training_args.learning_rate=0.1": "here that is train.lr=0.1",
+    "chat runs/chatglm3-6b-lora": "give the folder of a model",
+    "--version_": "did you mean --version?",
     "model=/m": "the verb comes first: `glmtune train model=/m`",
     "recipes/lora.yaml": "the verb comes first: `glmtune train recipes/lora.yaml`",
     "train --learning_rate 2e-4": "settings are typed without dashes: here that is train.lr=...",

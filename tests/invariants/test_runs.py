@@ -300,7 +300,7 @@ def test_a_run_whose_first_checkpoint_cannot_be_opened_ends_there(model: Path, t
 
 def test_a_run_is_resumed_with_its_own_settings_only(model: Path, tmp_path: Path) -> None:
     drain(training(recipe(model, tmp_path / "run", "train.steps=2")))
-    with pytest.raises(ConfigError, match="its train settings differ from this recipe's"):
+    with pytest.raises(ConfigError, match=r"train\.lr is .* in this run, 1\.0 here"):
         drain(training(recipe(model, tmp_path / "run", "train.steps=2", "train.lr=1"), resume=True))
     with pytest.raises(ConfigError, match="no run to resume here"):
         drain(training(recipe(model, tmp_path / "other"), resume=True))

@@ -37,7 +37,7 @@ FIRST_SPEAKS_S = 5.0
 @click.version_option(package_name="glmtune")
 def glmtune() -> None:
     """Fine-tune, evaluate and talk to models of the GLM family: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4,
-    GLM-4-0414, GLM-Z1, GLM-4.5.
+    GLM-4-0414, GLM-Z1, GLM-4.5, GLM-4.6; and glm-tiny, which comes with it.
 
     \b
     See it work, with the bundled model and rows:
@@ -110,6 +110,6 @@ def _show_misuse(err: click.ClickException) -> None:
     """What click has found wrong with the command line, as our own errors are shown."""
     context = getattr(err, "ctx", None)
     command = context.command_path if context else program()
-    message = err.format_message().rstrip(".")
+    message = str(err.message if isinstance(err, click.NoSuchOption) else err.format_message()).rstrip(".")
     click.echo(f"error: {command}: {message[:1].lower()}{message[1:]}", err=True)
     click.echo(f"hint: {misuse_hint(err) or f'`{command} --help` has examples'}", err=True)

@@ -12,7 +12,7 @@ KINDS = ("merged", "hf", "official-ptuning", "lora-from-adalora", "int8", "int4"
 @click.command(short_help="Write a tuned model as other programs take it.")
 @click.argument("path", type=MODEL)
 @click.option("--to", required=True, metavar="KIND", help=f"One of {', '.join(KINDS)}.")
-@click.option("--output", required=True, type=PATH, help="A new folder.")
+@click.option("--output", type=PATH, help="A new folder; without it, exports/NAME-KIND.")
 @click.option("--base", type=PATH, help="Un-quantised base model, if it has moved.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @click.option("--dtype", help="bf16, fp16 or fp32; without it, what the base's files have.")
@@ -28,7 +28,7 @@ KINDS = ("merged", "hf", "official-ptuning", "lora-from-adalora", "int8", "int4"
 def export(
     path: Path,
     to: str,
-    output: Path,
+    output: Path | None,
     base: Path | None,
     template: str | None,
     dtype: str | None,
@@ -38,7 +38,7 @@ def export(
     score_rows: int,
     device: str,
 ) -> None:
-    """Write PATH, a run, adapter or model, as KIND says.
+    """Write PATH, a run, adapter or model, as KIND says, to a new folder: exports/NAME-KIND, or --output.
 
     \b
       merged             a model folder like the base's: weights merged, all other files the base's own
@@ -50,9 +50,10 @@ def export(
     The result is opened in a fresh process and compared with base + adapter; if they differ, nothing is kept.
 
     \b
-      glmtune export runs/chatglm3-6b-lora --to merged --output merged
-      glmtune export runs/chatglm3-6b-lora --to int4 --output int4 --data test.json
+      glmtune export runs/chatglm3-6b-lora --to merged
+      glmtune export runs/chatglm3-6b-lora --to int4 --data test.json
     """
+    from glmtune.workflows.early import export_folder
     from glmtune.workflows.events import drain
     from glmtune.workflows.exporting import Order, exporting
     from glmtune.workflows.show import Lines, Shown
@@ -60,7 +61,7 @@ def export(
     order = Order(
         path=path,
         to=to,
-        output=output,
+        output=output or export_folder(path, to),
         base=base,
         template=template,
         dtype=dtype,

@@ -7,13 +7,15 @@ from typing import Any
 import click
 
 from glmtune.errors import GlmtuneError
+from glmtune.near import nearest
+from glmtune.places import list_runs
 
 _SETTING = re.compile(r"(?<![\w.`-])(?:data\.(?=test=))?([a-z_]+)=(\S*?)(?=[\s,;:?)]|\.?$|\.\s)")
 """A setting in a hint, as a recipe has it; a command in backticks stands as it is."""
 
 _SERVING = (
     "there is no server here yet: `glmtune chat RUN` talks in the terminal, and vLLM serves what "
-    "`glmtune export RUN --to hf --output FOLDER` writes"
+    "`glmtune export RUN --to hf` writes"
 )
 _TRAINING = "it is `glmtune train model=MODEL data.train=FILE`; method=full trains every weight"
 _ANSWERING = "`glmtune chat PATH` answers you, `glmtune evaluate PATH --data FILE` a file of rows"
@@ -22,10 +24,8 @@ OTHER_VERBS: Mapping[str, str] = {
     **dict.fromkeys(("finetune", "fine-tune", "tune", "sft", "lora", "pretrain", "fit", "run"), _TRAINING),
     **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "cli_demo"), _ANSWERING),
     **dict.fromkeys(("eval", "test", "score"), "it is `glmtune evaluate PATH --data FILE`"),
-    "merge": "it is `glmtune export RUN --to merged --output FOLDER`",
-    **dict.fromkeys(
-        ("quantize", "quantise", "quant"), "it is `glmtune export PATH --to int4 --output FOLDER`, or int8"
-    ),
+    "merge": "it is `glmtune export RUN --to merged`",
+    **dict.fromkeys(("quantize", "quantise", "quant"), "it is `glmtune export PATH --to int4`, or int8"),
     **dict.fromkeys(("gguf", "hf"), "it is a kind of export: `glmtune export --help`"),
     "resume": "it is `glmtune train RUN --resume`",
     **dict.fromkeys(
@@ -52,6 +52,11 @@ class Verbs(click.Group):
         """Run the verb."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as err:
+            verb = self.commands.get(str(ctx.invoked_subcommand))
+            if err.ctx is None and verb:  # refused before click had begun with the verb
+                err.ctx = click.Context(verb, parent=ctx, info_name=verb.name)
+            raise
         except GlmtuneError as err:
             verb = self.commands.get(str(ctx.invoked_subcommand))
             err.hint = spoken(err.hint, verb) if verb else err.hint
@@ -75,12 +80,35 @@ def misuse_hint(err: click.ClickException) -> str:
     context = getattr(err, "ctx", None)
     if isinstance(err, click.exceptions.NoSuchCommand) and context:
         return _for_verb(err.command_name, context)
-    if isinstance(err, click.NoSuchOption) and context and takes_settings(context.command):
+    if isinstance(err, click.NoSuchOption) and context:
+        return _for_option(err.option_name, context.command)
+    if isinstance(err, click.MissingParameter) and context:
+        return _by_example(context)
+    return ""
+
+
+def _for_option(name: str, command: click.Command) -> str:
+    if takes_settings(command):
         from glmtune.recipe.names import name_here
 
-        named = name_here(err.option_name.lstrip("-").replace("-", "_"))
-        return f"settings are typed without dashes: {named}" if named else ""
-    return ""
+        if named := name_here(name.lstrip("-").replace("-", "_")):
+            return f"settings are typed without dashes: {named}"
+    options = [option for p in command.params if isinstance(p, click.Option) for option in p.opts]
+    begun = [option for option in options if option.startswith(name)]
+    near = " or ".join(begun) or nearest(name, options)
+    return f"did you mean {near}?" if near else ""
+
+
+def _by_example(context: click.Context) -> str:
+    """The first example of the verb's help; the runs, where it takes one."""
+    verb = context.command_path.removeprefix(context.find_root().command_path).strip()
+    start = f"glmtune {verb} "
+    lines = map(str.strip, (context.command.help or "").splitlines())
+    example = next((line for line in lines if line.startswith(start)), "")
+    if not example:
+        return ""
+    runs = list_runs() if "runs/" in example else ""
+    return f"for example `{example}`" + (f"; {runs}" if runs else "")
 
 
 def _for_verb(word: str, context: click.Context) -> str:

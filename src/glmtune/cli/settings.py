@@ -15,7 +15,7 @@ HEADS = {"en": ("setting", "type", "default", "meaning"), "zh": ("设置", "类�
 @click.option("--markdown", is_flag=True, help="As the table of the reference page.")
 @click.option("--lang", type=click.Choice(list(HEADS)), default="en", help="Language: en, or zh for 中文.")
 def settings(part: str | None, markdown: bool, lang: "Language") -> None:
-    """List every setting with its type, default and meaning; PART (such as train or data.loss) selects."""
+    """List every setting with its type, default and meaning; PART (train, data.loss, lora) selects."""
     from glmtune.errors import ConfigError
     from glmtune.near import nearest
     from glmtune.recipe.describe import describe
@@ -23,6 +23,7 @@ def settings(part: str | None, markdown: bool, lang: "Language") -> None:
 
     every = list(describe(lang))
     rows = [row for row in every if part is None or (row.key + ".").startswith(part + ".")]
+    rows = rows or [row for row in every if (row.paths[0] + ".").startswith(f"method.{part}.")]
     if not rows:
         names = {name: row.key for row in every for name in (row.key, row.key.rpartition(".")[2])}
         near = nearest(str(part), names, has_parts=True)

@@ -31,7 +31,29 @@ def train(words: tuple[str, ...], resume: bool) -> None:
     `glmtune settings` lists every KEY. The run's files go to a new folder (output=...): recipe.yaml,
     metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.
     """
-    run_recipe(_recipe(words, resume=resume), resume=resume)
+    recipe = _recipe(words, resume=resume)
+    if resume and len(words) == 1 and _is_finished(Path(words[0])):
+        return
+    run_recipe(recipe, resume=resume)
+
+
+def _is_finished(run: Path) -> bool:
+    """Whether a run has come to its end whole; it is said, and how to train on."""
+    from glmtune.errors import GlmtuneError
+    from glmtune.places import resolve
+    from glmtune.report.listing import list_runs
+    from glmtune.workflows.early import training_on
+    from glmtune.workflows.show import Lines
+
+    try:
+        (entry,) = list_runs(run) if run.is_dir() else ()
+        resolve(run)  # its link `best`, which resuming mends
+    except (GlmtuneError, ValueError):
+        return False
+    if entry.state != "finished":
+        return False
+    Lines().say(f"{run}: finished, at step {entry.steps}; to train on from its weights: {training_on(run)}")
+    return True
 
 
 def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
@@ -58,13 +80,14 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
 
 def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
     from glmtune.errors import ConfigError
-    from glmtune.places import name_runs
+    from glmtune.places import list_runs
     from glmtune.workflows.early import training_recipe
 
-    if resume and not words:
+    if resume and (not words or "=" in words[0]) and not any(word.startswith("model=") for word in words):
+        runs = list_runs()
         raise ConfigError(
             "--resume: no run named",
-            hint=name_runs(Path("runs/run")) or "name its folder: `glmtune train runs/NAME --resume`",
+            hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
         )
     if not words or "=" in words[0]:
         return training_recipe({}, words)

@@ -75,7 +75,7 @@ def _find_problem(model: Any) -> tuple[str, str] | None:
     if any("lora_magnitude_vector" in name for name, _ in model.named_parameters()):
         return (
             "fast cannot answer with DoRA, which measures the base's own weights as it answers",
-            "use compute=exact, or merge it: `glmtune export RUN --to merged --output FOLDER`",
+            "use compute=exact, or merge it: `glmtune export RUN --to merged`",
         )
     return None
 

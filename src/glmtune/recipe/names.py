@@ -34,7 +34,10 @@ FOREIGN: Mapping[str, str] = {
     "test_file": "data.test={}",
     **dict.fromkeys(("output_dir", "save_dir"), "output={}"),
     **dict.fromkeys(("max_samples", "max_train_rows"), "data.max_rows={}"),
-    "val_size": "data.holdout_rows={}",
+    **dict.fromkeys(
+        ("val_size", "validation_split", "test_size", "val_ratio", "validation_ratio", "eval_ratio"),
+        "data.holdout_rows={} rows; without it 5 %, at most 200, are held out",
+    ),
     **dict.fromkeys(("cutoff_len", "max_length", "max_seq_length", "max_seq_len"), "data.max_tokens={}"),
     "max_input_length": "data.max_source_tokens={}",
     "max_output_length": "data.max_target_tokens={}",

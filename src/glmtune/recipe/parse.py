@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from glmtune.charset import NotTextError, decode_given
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, load_bytes, unreadable
+from glmtune.near import nearest
 from glmtune.paths import as_written
 from glmtune.recipe.describe import describe
 from glmtune.recipe.names import methods_with, name_here, nearest_setting, value_here
@@ -114,7 +115,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(
-            f"{path}: a recipe is a list of `key: value` lines, got {type(values).__name__}",
+            f"{path}: {'rows' if isinstance(values, list) else 'text'}, not a recipe of `key: value` lines",
             hint=_no_recipe(path),
         )
     return values
@@ -276,6 +277,9 @@ def _unknown(key: str, location: Sequence[str | int], value: Any) -> str:
     name, siblings = str(location[-1]), _fields_at(location[:-1])
     if methods := methods_with(name) if location[0] == "method" else ():
         return f"it is one of method.name={' or '.join(methods)}; {location[1]} has {', '.join(siblings)}"
+    if isinstance(value, dict) and value and not nearest(name, siblings):
+        # another program's group, as lora.r: what stands in it counts
+        name, value = next((str(inner), held) for inner, held in value.items())
     hint = name_here(name, value) or nearest_setting(key, siblings, value)
     return hint or f"known here: {', '.join(siblings)}"
 

@@ -1,5 +1,6 @@
 """What can be told before torch is loaded: which run is meant, and what is wrong with paths and rows."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
 from glmtune.places import lasting_name, name_runs, require_here, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, read_values
-from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint, require_new
+from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, follow, last_checkpoint, require_new, step_of
+from glmtune.values import shown
 from glmtune.workflows.rows import Read, data_hash, full_path, read_rows
 
 
@@ -117,22 +119,39 @@ def _default_folder(recipe: Recipe, name: str) -> Path:
     return Path("runs") / f"{Path(recipe.model).resolve().name}-{name}"
 
 
+def export_folder(path: str | Path, to: str) -> Path:
+    """`exports/<name>-<to>`, for an export whose folder is not named; a checkpoint has its run's name."""
+    folder = given_path(path)
+    whole = follow(folder).resolve() if folder.exists() else folder
+    is_inside = step_of(whole) is not None and (whole.parent.parent / RECIPE_FILE).exists()
+    return Path("exports") / f"{(whole.parent.parent if is_inside else whole).name}-{to}"
+
+
 def require_startable(recipe: Recipe, folder: Path) -> None:
     """Raise `ConfigError` unless a new run can begin in the folder."""
-    is_begun = (folder / RECIPE_FILE).exists() and not last_checkpoint(folder)
-    way = "delete it: that run has no checkpoint yet" if is_begun else f"go on with it: {_resuming(folder)}"
-    require_new(folder, hint=f"name another with output=..., or {way}")
+    way = ""
+    if (folder / RECIPE_FILE).exists():
+        is_saved = last_checkpoint(folder) is not None
+        way = f"go on with it: {_resuming(folder)}" if is_saved else "delete it: it has no checkpoint yet"
+        way = f", or {way}"
+    require_new(folder, hint=f"name another with output=...{way}")
 
 
 def _resuming(folder: Path) -> str:
     return f"`glmtune train {shlex.quote(str(folder))} --resume`"
 
 
+def training_on(folder: Path, words: str = "") -> str:
+    """The command that trains on from a run's weights with its own recipe, `words` on top of it."""
+    name = shlex.quote(str(folder))
+    return f"`{' '.join(filter(None, ('glmtune train', name, f'model={name}', words, 'output=NEW')))}`"
+
+
 def require_run(folder: Path) -> None:
     """Raise `ConfigError` unless there is a run in the folder that can be gone on with."""
     if not (folder / RECIPE_FILE).exists():
-        hint = name_runs(folder) or "leave resume out to begin it; `glmtune runs` lists those that there are"
-        raise ConfigError(f"{folder}: no run to resume here", hint=hint)
+        others = name_runs(folder) or "`glmtune runs` lists those that there are"
+        raise ConfigError(f"{folder}: no run to resume here", hint=f"leave resume out to begin it; {others}")
     if not last_checkpoint(folder):
         raise ConfigError(
             f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
@@ -150,13 +169,26 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
                 hint="train anew, with another folder: output=FOLDER",
             )
     known = load_recipe(folder / RECIPE_FILE)
-    before, now = (with_full_paths(r).model_dump(mode="json") for r in (known, recipe))
-    changed = next((key for key in now if key != "output" and before[key] != now[key]), None)
+    before, now = (_settings(with_full_paths(r).model_dump(mode="json")) for r in (known, recipe))
+    changed = [key for key in {**now, **before} if key != "output" and before.get(key) != now.get(key)]
     if changed:
+        key = changed[0]
+        value = now.get(key)
+        typed = value if isinstance(value, str) else json.dumps(value)
+        word = "" if value is None else shlex.quote(f"{key}={typed}")
         raise ConfigError(
-            f"{folder}: its {changed} settings differ from this recipe's",
-            hint=f"resume with the run's own recipe: {_resuming(folder)}",
+            f"{folder}: {key} is {shown(before.get(key))} in this run, {shown(now.get(key))} here",
+            hint=f"a run is resumed as it began: {_resuming(folder)}; "
+            f"with other settings another one goes on from it: {training_on(folder, word)}",
         )
+
+
+def _settings(values: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """The values by their settings' full names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _settings(value, f"{group}{name}.") if isinstance(value, dict) else {f"{group}{name}": value}
+    return flat
 
 
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:

@@ -13,7 +13,7 @@ from glmtune.migration import Migration
 from glmtune.places import require_here
 from glmtune.recipe.parse import Source
 from glmtune.report.compare import Comparison
-from glmtune.workflows.early import check_training, recipe_for, training_recipe
+from glmtune.workflows.early import check_training, export_folder, recipe_for, training_recipe
 from glmtune.workflows.events import Event, ExportResult, Note, RunResult
 from glmtune.workflows.show import OnEvent, attend
 
@@ -56,7 +56,7 @@ def export(
     path: str | Path,
     *,
     to: str,
-    output: str | Path,
+    output: str | Path | None = None,
     base: str | Path | None = None,
     template: str | None = None,
     dtype: str | None = None,
@@ -70,9 +70,10 @@ def export(
 ) -> ExportResult:
     """Write a run, adapter or model as `to`, one of `KINDS`, says; see `glmtune export --help`.
 
-    The folder `output` appears only when the export was opened in a fresh process and answered as base +
-    adapter do. `dtype` is the weights' type, by default the base's own. `data`, `max_rows`, `score_rows` and
-    `device`: what int8's and int4's loss of quality is measured on, by default the run's held-out rows.
+    The folder `output`, by default `exports/<name>-<to>`, appears only when the export was opened in a fresh
+    process and answered as base + adapter do. `dtype` is the weights' type, by default the base's own.
+    `data`, `max_rows`, `score_rows` and `device`: what int8's and int4's loss of quality is measured on, by
+    default the run's held-out rows.
     Notes go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead.
     Raises `GlmtuneError`.
     """
@@ -80,9 +81,8 @@ def export(
     from glmtune.workflows.exporting import Order, exporting
 
     rows = Path(data) if data else None
-    order = Order(
-        path, to, Path(output), base, template, dtype, max_shard_size, rows, max_rows, score_rows, device
-    )
+    folder = Path(output) if output else export_folder(path, to)
+    order = Order(path, to, folder, base, template, dtype, max_shard_size, rows, max_rows, score_rows, device)
     return attend(exporting(order), "exporting", quiet=quiet, on_event=on_event)
 
 
