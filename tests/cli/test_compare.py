@@ -1,6 +1,7 @@
 """`glmtune compare` on runs that were really trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,24 @@ def test_two_runs_stand_side_by_side_at_any_width(
             assert any(cell in line for line in table), cell
         assert "full reaches 甲's best evaluation loss" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.json", "compare.png"}
+
+
+def test_the_names_of_settings_are_wrapped_and_never_cut(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / ("a-folder-with-a-long-name" * 2)
+    shutil.copytree(work / "full", other, symlinks=True)
+    recipe = (other / "recipe.yaml").read_text(encoding="utf-8")
+    changed = recipe.replace("checkpointing: true", "checkpointing: false")
+    changed = changed.replace("max_validation_rows: null", "max_validation_rows: 2")
+    (other / "recipe.yaml").write_text(changed, encoding="utf-8")
+    monkeypatch.setenv("COLUMNS", "60")
+    done = glmtune("compare", "full", other, "--output", tmp_path / "out", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+    cells = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
+    assert "data.max_validation_rows" in "".join(cells)
+    assert "best evaluation loss (" not in done.stdout  # neither is ahead: the runs are equal
 
 
 def test_a_second_comparison_leaves_the_first_alone(work: Path) -> None:

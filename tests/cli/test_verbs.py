@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from commands import glmtune, glmtune_process
+from glmtune.recipe.describe import Language, describe
 from glmtune.workflows import evaluate
 from models import tiny_folder
 from proofs import edit_card
@@ -145,6 +147,24 @@ def test_resuming_a_finished_run_trains_nothing_more(work: Path) -> None:
 def test_settings_are_listed_with_their_meaning(work: Path) -> None:
     done = glmtune("settings", "train.lr", cwd=work)
     assert done.stdout.startswith("train.lr (float; default empty)")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_without_a_word_every_setting_has_a_line_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: Language, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    *lines, empty, more = glmtune("settings", "--lang", language, cwd=tmp_path).stdout.splitlines()
+    assert (empty, "`glmtune settings PART" in more) == ("", True)
+    assert max(map(cell_len, lines)) == min(width, 100)
+    rows = list(describe(language))
+    shown = [line.split()[:2] for line in lines if line]
+    for row, (name, default) in zip(rows, shown, strict=True):
+        if row.key == "method.name":
+            assert name == f"method={row.default}"
+        else:
+            assert (name, default) == (row.key, row.default)
 
 
 BAD = [

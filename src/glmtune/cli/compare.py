@@ -51,7 +51,8 @@ def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) ->
     for start in range(0, len(runs) if comparison.samples else 0, size):
         console.print(_samples_table(comparison, slice(start, start + size)))
     for lead in comparison.leads:
-        lines.say(_lead_line(lead))
+        if (lead.step, round(lead.seconds)) != (lead.other_step, round(lead.other_seconds)):
+            lines.say(_lead_line(lead))
     for text in comparison.warnings:
         lines.warn(text)
     lines.say(f"picture: {folder / 'compare.png'}; figures: {folder / 'compare.json'}")
@@ -59,11 +60,11 @@ def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) ->
 
 def _figures_table(comparison: "Comparison", shown: slice) -> Any:
     """Each run's figures in a column."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("")
+    table = Table(Column(overflow="fold"))
     for run in comparison.runs[shown]:
-        table.add_column(plain(run.name))
+        table.add_column(plain(run.name), overflow="fold")
     for name, values in _rows(comparison):
         table.add_row(plain(name), *map(plain, values[shown]))
     for title, rows in _sections(comparison):
@@ -76,12 +77,12 @@ def _figures_table(comparison: "Comparison", shown: slice) -> Any:
 
 def _samples_table(comparison: "Comparison", shown: slice) -> Any:
     """Each run's answers to the fixed prompts in a column."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("asked", show_lines=True, title="The fixed prompts", title_justify="left")
-    table.columns[0].ratio = 3
+    asked = Column("asked", ratio=3, overflow="fold")
+    table = Table(asked, show_lines=True, title="The fixed prompts", title_justify="left")
     for run in comparison.runs[shown]:
-        table.add_column(plain(f"{run.name}\nstep {run.samples_step}"), ratio=5)
+        table.add_column(plain(f"{run.name}\nstep {run.samples_step}"), ratio=5, overflow="fold")
     for sample in comparison.samples:
         answers = [NOTHING if answer is None else answer for answer in sample.answers]
         table.add_row(plain(sample.prompt), *map(plain, answers[shown]))

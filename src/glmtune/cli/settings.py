@@ -1,12 +1,23 @@
 """`glmtune settings`."""
 
+import re
+import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from glmtune.recipe.describe import Language
+    from glmtune.recipe.describe import Description, Language
 
+MOST_WIDTH = 100
+"""Columns of the overview; fewer where the terminal has fewer."""
+ASIDE = re.compile(r" \([^()]*\)|（[^（）]*）")
+SENTENCE_END = re.compile(r"[;；。]|(?<!\.)\.(?= |$)")
+MORE = {
+    "en": "`glmtune settings PART`, such as train or data.loss, tells all of a setting; --lang zh: 中文",
+    "zh": "`glmtune settings PART --lang zh`（如 train 或 data.loss）给出每个设置的全文",
+}
 HEADS = {"en": ("setting", "type", "default", "meaning"), "zh": ("设置", "类型", "默认值", "含义")}
 
 
@@ -15,7 +26,10 @@ HEADS = {"en": ("setting", "type", "default", "meaning"), "zh": ("设置", "类�
 @click.option("--markdown", is_flag=True, help="As the table of the reference page.")
 @click.option("--lang", type=click.Choice(list(HEADS)), default="en", help="Language: en, or zh for 中文.")
 def settings(part: str | None, markdown: bool, lang: "Language") -> None:
-    """List every setting with its type, default and meaning; PART (train, data.loss, lora) selects."""
+    """List every setting with its default, in a line each.
+
+    PART, such as train, data.loss or lora, gives the type and the whole text of the settings in it.
+    """
     from glmtune.errors import ConfigError
     from glmtune.near import nearest
     from glmtune.recipe.describe import describe
@@ -36,7 +50,31 @@ def settings(part: str | None, markdown: bool, lang: "Language") -> None:
             kind = row.kind.replace("|", "\\|")
             click.echo(f"| `{row.key}` | {kind} | {row.default} | {row.text} |")
         return
+    if part is None:
+        _print_overview(rows)
+        click.echo(f"\n{MORE[lang]}")
+        return
     default = HEADS[lang][2]
     for row in rows:
         click.echo(f"{row.key} ({row.kind}; {default} {row.default})")
         click.echo(click.wrap_text(row.text, width=96, initial_indent="    ", subsequent_indent="    "))
+
+
+def _print_overview(rows: Sequence["Description"]) -> None:
+    """Name, default and the beginning of the meaning, in groups."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    width = min(shutil.get_terminal_size((MOST_WIDTH, 24)).columns, MOST_WIDTH)
+    names = [f"method={row.default}" if row.key == "method.name" else row.key for row in rows]
+    defaults = ["" if row.key == "method.name" else row.default for row in rows]
+    columns = [max(map(cell_len, texts)) + 2 for texts in (names, defaults)]
+    group = rows[0].key.rpartition(".")[0]
+    for row, name, default in zip(rows, names, defaults, strict=True):
+        if row.key == "method.name" or row.key.rpartition(".")[0] != group:
+            group = row.key.rpartition(".")[0]
+            click.echo()
+        pads = [" " * (size - cell_len(text)) for size, text in zip(columns, (name, default), strict=True)]
+        line = Text(f"{name}{pads[0]}{default}{pads[1]}{SENTENCE_END.split(ASIDE.sub('', row.text))[0]}")
+        line.truncate(width, overflow="ellipsis")
+        click.echo(line.plain)

@@ -100,7 +100,7 @@ def _is_group(kind: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    if value is None or value == "":
+    if value in (None, "", ()):
         return "empty"
     if isinstance(value, tuple):
         return ", ".join(map(str, value))

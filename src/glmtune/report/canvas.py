@@ -14,7 +14,7 @@ WIDTH_INCHES, HEIGHT_INCHES, DPI = 8.0, 4.5, 150
 MARGIN, GAP = 0.1, 0.06
 """Inches around the head, and between its lines."""
 TITLE_POINTS, SMALL_POINTS = 12, 9
-CAVEAT_COLOUR = "#B00020"
+CAVEAT_COLOUR, QUIET_COLOUR = "#B00020", "0.35"
 LETTERS_PER_INCH = 14
 """Of the small letters."""
 MOST_IN_TITLE, MOST_IN_LABEL = 100, 60
@@ -34,14 +34,20 @@ def new_figure(*, width: float = WIDTH_INCHES, height: float = HEIGHT_INCHES) ->
     return figure
 
 
-def add_head(figure: Any, title: str, *, caveats: Iterable[str] = (), handles: Sequence[Any] = ()) -> None:
-    """Title, caveats and legend above the axes, each below the one before; the axes get the rest.
+def add_head(
+    figure: Any, title: str, *, subtitle: str = "", caveats: Iterable[str] = (), handles: Sequence[Any] = ()
+) -> None:
+    """Title, smaller line, caveats and legend above the axes, each below the one before.
 
-    The handles are artists; their labels may hold any text.
+    The axes get the rest. The handles are artists; their labels may hold any text.
     """
     width, height = figure.get_size_inches()
     top = MARGIN
-    lines = [(_shorten(title, MOST_IN_TITLE), {"fontsize": TITLE_POINTS, "fontweight": "bold"})]
+    lines: list[tuple[str, dict[str, Any]]] = [
+        (_shorten(title, MOST_IN_TITLE), {"fontsize": TITLE_POINTS}),
+    ]
+    if subtitle:
+        lines.append((_shorten(subtitle, MOST_IN_TITLE), {"fontsize": SMALL_POINTS, "color": QUIET_COLOUR}))
     for text in caveats:
         wrapped = textwrap.wrap(text, int((width - 2 * MARGIN) * LETTERS_PER_INCH))
         lines += [(line, {"fontsize": SMALL_POINTS, "color": CAVEAT_COLOUR}) for line in wrapped]
@@ -84,12 +90,9 @@ def _add_legend(figure: Any, handles: Sequence[Any], top: float) -> Any:
 def write(text: Any, letters: str) -> None:
     """Give a text of matplotlib its letters, those that a font here has, as they are."""
     shown = writable(letters)
-    families = find_families([shown]) or []
     text.set_parse_math(False)  # a name may hold dollar signs
     text.set_text(shown)
-    text.set_fontfamily(families)
-    if len(families) > 1:
-        text.set_fontweight("normal")  # matplotlib warns of a font that has no bold letters
+    text.set_fontfamily(find_families([shown]) or [])
 
 
 def _shorten(text: str, most: int) -> str:

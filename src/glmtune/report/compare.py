@@ -285,4 +285,10 @@ def _lead(name: str, run: Run, other_name: str, other: Run, other_step: int) -> 
 
 def _curves(name: str, run: Run) -> Curves:
     label = f"{name} ({run.recipe.method.name})"
-    return Curves(label=label, training=run.training, evaluation=run.evaluation, seconds=run.seconds)
+    return Curves(
+        label=label,
+        training=run.training,
+        evaluation=run.evaluation,
+        seconds=run.seconds,
+        best=run.best_step,
+    )

@@ -13,6 +13,17 @@ TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR = "#0072B2", "#D55E00", "#009E73
 RUN_COLOURS = (TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 RUN_MARKERS = "osD^v<>p"
 """Colours and markers have other periods: of 56 runs no two look the same."""
+RUN_DASHES, MARKER_SIZES = ("-", (0, (4, 2)), (0, (1.5, 3))), (10.0, 7.0, 4.5)
+"""Of two equal curves the later leaves gaps, and its points stand within the earlier one's."""
+BEST_GROWTH = 2
+"""A run's star is so many times as large as its markers."""
+STAR: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "*",
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.5,
+}
+FAINT: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.35}
 MARKED_POINTS = 60
 """Up to so many evaluations each has its marker on the line."""
 UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
@@ -35,18 +46,20 @@ class Curves:
     evaluation: Curve
     seconds: Curve
     """Training time up to each step."""
+    best: int | None = None
+    """The step of the run's best evaluation."""
 
 
-def plot_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+def plot_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str, subtitle: str = "") -> None:
     """Draw training and evaluation loss over the steps as a PNG file, replacing it whole or not at all.
 
     `metrics` are the lines of metrics.jsonl: `step` with `loss` (training) or `eval_loss`. Losses that are
     no finite number are marked at the lower edge. Raises `OutputError` where the file cannot be written.
     """
-    save(draw_loss(metrics, title=title), path)
+    save(draw_loss(metrics, title=title, subtitle=subtitle), path)
 
 
-def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str) -> Any:
+def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str = "") -> Any:
     """The figure of `plot_loss`: the star is the evaluation that the run calls its best so far."""
     training, evaluation = (read_curve(metrics, key) for key in ("loss", "eval_loss"))
     figure = new_figure()
@@ -61,7 +74,7 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str) -> Any:
     handles = [line for line in axes.lines if not line.get_label().startswith("_")]
     if not handles:
         axes.text(0.5, 0.5, "no loss yet", transform=axes.transAxes, ha="center", va="center", color="0.5")
-    add_head(figure, title, handles=handles)
+    add_head(figure, title, subtitle=subtitle, handles=handles)
     return figure
 
 
@@ -74,7 +87,7 @@ def _draw_training(axes: Any, curve: Curve) -> None:
     if len(losses) < SMOOTH_FROM_POINTS:
         axes.plot(steps, losses, color=colour, linewidth=1.6, marker="o", markersize=4, label="training")
         return
-    axes.plot(steps, losses, color=colour, linewidth=0.8, alpha=0.35, label="training")
+    axes.plot(steps, losses, color=colour, label="training, each step", **FAINT)
     axes.plot(steps, smooth(losses), color=colour, linewidth=1.8, label="training, smoothed")
 
 
@@ -96,13 +109,11 @@ def _draw_evaluation(axes: Any, curve: Curve, best: int | None) -> None:
         axes.plot(
             [best],
             [known[best]],
-            linestyle="none",
-            marker="*",
             markersize=15,
             color=BEST_COLOUR,
-            markeredgecolor="white",
             label=f"best evaluation: {known[best]:.4g} at step {best:,}",
             zorder=4,
+            **STAR,
         )
 
 
@@ -139,7 +150,9 @@ def plot_comparison(runs: Sequence[Curves], path: Path, *, caveats: Sequence[str
 
 
 def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> Any:
-    """The figure: two panels, each run in its colour, training losses as lines, evaluations as points."""
+    """The figure: two panels, each run in its colour, training losses as lines, evaluations as points,
+    a star at the best.
+    """
     figure = new_figure(width=1.5 * WIDTH_INCHES, height=HEIGHT_INCHES + INCHES_PER_RUN * len(runs))
     by_step, by_time = figure.subplots(1, 2, sharey=True)
     by_step.set_xlabel("step")
@@ -157,7 +170,7 @@ def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> A
     _show_steps(by_step, {step for run in runs for step in run.seconds})
     names = ", ".join(run.label for run in runs)
     title = names if len(names) <= NAMES_IN_TITLE else f"{len(runs)} runs"
-    handles = [*_examples(), *(_handle(run, number) for number, run in enumerate(runs))]
+    handles = [*_examples(runs), *(_handle(run, number) for number, run in enumerate(runs))]
     add_head(figure, title, caveats=caveats, handles=handles)
     return figure
 
@@ -167,8 +180,18 @@ def _unit(seconds: float) -> tuple[str, float]:
 
 
 def _look(number: int) -> dict[str, Any]:
-    """Colour and marker of the run of that number."""
-    return {"color": RUN_COLOURS[number % len(RUN_COLOURS)], "marker": RUN_MARKERS[number % len(RUN_MARKERS)]}
+    """Colour, dashes and open marker of the run of that number."""
+    return {
+        "color": RUN_COLOURS[number % len(RUN_COLOURS)],
+        "linestyle": RUN_DASHES[number % len(RUN_DASHES)],
+        "marker": RUN_MARKERS[number % len(RUN_MARKERS)],
+        "markersize": MARKER_SIZES[number % len(MARKER_SIZES)],
+        "markerfacecolor": "none",
+    }
+
+
+def _is_long(run: Curves) -> bool:
+    return len(run.training) >= SMOOTH_FROM_POINTS
 
 
 def _draw_run(
@@ -176,20 +199,18 @@ def _draw_run(
 ) -> None:
     """Draw one run with each step at its place: the losses faintly under their mean, the evaluations."""
     x, losses = [places[step] for step in run.training], list(run.training.values())
-    is_long = len(losses) >= SMOOTH_FROM_POINTS
-    if not (is_long and is_crowded):
-        axes.plot(x, losses, color=look["color"], linewidth=0.8, alpha=0.25 if is_long else 1)
-    if is_long:
-        axes.plot(x, smooth(losses), color=look["color"], linewidth=1.8)
-    axes.plot(
-        [places[step] for step in run.evaluation],
-        list(run.evaluation.values()),
-        linestyle="none",
-        markersize=6,
-        markeredgecolor="white",
-        zorder=3,
-        **look,
-    )
+    line = {"color": look["color"], "linestyle": look["linestyle"]}
+    if not _is_long(run):
+        axes.plot(x, losses, linewidth=1.8, **line)
+    elif not is_crowded:
+        axes.plot(x, losses, color=look["color"], **FAINT)
+    if _is_long(run):
+        axes.plot(x, smooth(losses), linewidth=1.8, **line)
+    evaluated = [places[step] for step in run.evaluation]
+    axes.plot(evaluated, list(run.evaluation.values()), linewidth=0.9, zorder=3, **look)
+    if run.best is not None:
+        star = STAR | {"color": look["color"], "markersize": look["markersize"] * BEST_GROWTH}
+        axes.plot([places[run.best]], [run.evaluation[run.best]], zorder=4, **star)
 
 
 def _handle(run: Curves, number: int) -> Any:
@@ -198,12 +219,15 @@ def _handle(run: Curves, number: int) -> Any:
     return Line2D([], [], linewidth=1.8, label=run.label, **_look(number))
 
 
-def _examples() -> list[Any]:
-    """What a line is and what a point, in no run's colour."""
+def _examples(runs: Sequence[Curves]) -> list[Any]:
+    """Each kind of line and point that is drawn, in no run's colour."""
     from matplotlib.lines import Line2D
 
-    grey: dict[str, Any] = {"color": "0.45"}
-    return [
-        Line2D([], [], linewidth=1.8, label="training", **grey),
-        Line2D([], [], linestyle="none", marker="o", label="evaluation", **grey),
-    ]
+    looks: dict[str, dict[str, Any]] = {"training": {"linewidth": 1.8}}
+    if any(map(_is_long, runs)):
+        pale = {"training, each step": FAINT} if len(runs) <= FEW_RUNS else {}
+        looks = pale | {"training, smoothed": {"linewidth": 1.8}}
+    looks["evaluation"] = {"linewidth": 0.9, "marker": "o", "markerfacecolor": "none"}
+    if any(run.best is not None for run in runs):
+        looks["best evaluation"] = STAR | {"markersize": 12}
+    return [Line2D([], [], color="0.45", label=label, **look) for label, look in looks.items()]

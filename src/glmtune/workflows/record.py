@@ -15,6 +15,7 @@ from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.fonts import GET_A_FONT, find_families
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks
+from glmtune.report.run import describe_method
 from glmtune.runs import (
     ENVIRONMENT_FILE,
     METRICS_FILE,
@@ -48,6 +49,7 @@ class RunRecord:
         self._ranks_path = folder / "ranks.jsonl"
         self._wants_board = tensorboard
         self._board: Any = None
+        self._subtitle = ""
         if tensorboard:
             require("tensorboard", extra="tensorboard")
 
@@ -58,6 +60,8 @@ class RunRecord:
         """
         make_folder(self.folder)
         self.sweep()
+        base = Path((facts.get("model") or {}).get("name") or recipe.model).name
+        self._subtitle = f"{base}, {describe_method(recipe.method)}, learning rate {recipe.train.lr:g}"
         if find_families([name := self.folder.resolve().name]) is None:
             tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
         if is_new:
@@ -109,7 +113,8 @@ class RunRecord:
     def draw(self, step: int) -> None:
         """Draw loss.png anew, and ranks.png where there are ranks, as of a step."""
         name = self.folder.resolve().name
-        plot_loss(read_json_lines(self.metrics_path), self.folder / "loss.png", title=name)
+        metrics, picture = read_json_lines(self.metrics_path), self.folder / "loss.png"
+        plot_loss(metrics, picture, title=name, subtitle=self._subtitle)
         if ranks := read_json_lines(self._ranks_path):
             plot_ranks(ranks, step, self.folder / "ranks.png", title=name)
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from glmtune.report.fonts import find_families, writable
 from glmtune.report.plots import (
     BEST_COLOUR,
     EVALUATION_COLOUR,
+    RUN_COLOURS,
     TRAINING_COLOUR,
     Curves,
     draw_comparison,
@@ -172,6 +174,33 @@ def test_a_long_run_has_its_losses_faintly_under_their_mean():
     assert drawn(faint)[1] == list(one.training.values())
     assert drawn(mean)[1] == smooth(list(one.training.values()))
     assert faint.get_alpha() < 1
+
+
+def test_of_equal_runs_both_can_be_seen(tmp_path):
+    runs = [replace(curves(name, 60, 1.0), best=60) for name in ("one", "same")]
+    plot_comparison(runs, tmp_path / "compare.png")
+    from matplotlib.image import imread
+
+    pixels = (imread(tmp_path / "compare.png")[200:, :, :3] * 255).round()  # below the head
+    codes = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in RUN_COLOURS[:2]]
+    assert min(np.all(pixels == code, axis=2).sum() for code in codes) > 500
+
+
+def test_each_run_has_a_star_at_its_best_and_the_legend_says_so():
+    runs = [replace(curves("a", 60, 2.0), best=50), curves("b", 5, 1.0)]
+    figure = draw_comparison(runs)
+    for axes, at in zip(figure.axes, (50, 100), strict=True):
+        [star] = [line for line in axes.lines if line.get_marker() == "*"]
+        assert drawn(star) == ([at], [runs[0].evaluation[50]])
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == ["training, each step", "training, smoothed", "evaluation", "best evaluation", "a", "b"]
+
+
+def test_a_smaller_line_stands_below_the_title():
+    title, below = draw_loss(run(5), title="r", subtitle="glm-tiny, lora, learning rate 0.001").texts
+    assert below.get_text() == "glm-tiny, lora, learning rate 0.001"
+    assert below.get_fontsize() < title.get_fontsize()
+    assert title.get_fontweight() == draw_loss(run(5), title="广告").texts[0].get_fontweight()
 
 
 def test_names_stand_in_the_legend_as_they_are_in_the_colour_of_their_run():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import CheckpointError
+from glmtune.recipe import Recipe
 from glmtune.runs import append_json, find_checkpoint, is_partial, read_json_lines
 from glmtune.workflows.record import RunRecord
 
@@ -27,6 +28,18 @@ def test_the_newest_checkpoints_are_those_of_the_highest_steps(record: RunRecord
     save(record, 5, 999_998, 999_999, 1_000_000)
     record.prune(2, best_step=5)
     assert steps(record) == ["step-000005", "step-1000000", "step-999999"]
+
+
+def test_the_picture_says_what_was_trained_also_after_a_resume(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, str] = {}
+    monkeypatch.setattr("glmtune.workflows.record.plot_loss", lambda *_, **words: drawn.update(words))
+    recipe = Recipe(model="runs/first", method={"name": "lora", "r": 4}, train={"lr": 2e-3})
+    record.begin(recipe, {"model": {"name": "THUDM/chatglm3-6b"}}, is_new=False)
+    record.draw(1)
+    assert drawn["title"] == record.folder.name
+    assert drawn["subtitle"] == "chatglm3-6b, lora r=4, learning rate 0.002"
 
 
 def test_a_kill_between_the_links_leaves_the_best_right(
