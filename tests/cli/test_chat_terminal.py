@@ -97,7 +97,7 @@ def test_lines_are_edited_pasted_found_again_and_left(terminal: Terminal) -> Non
     terminal.keys("Left", "Left", "a", "Right", "b", "End", "c", "Home", "d")
     assert "^[" not in terminal.wait(f"{HERE}da你b好c\\Z")
     terminal.keys("C-c")
-    terminal.wait(f"> Ctrl-C again to leave\n\n{HERE}\\Z")
+    terminal.wait(f"{HERE}da你b好c\n\n{HERE}\\Z")
     terminal.paste("第一行\n第二行\n第三行")
     terminal.wait(f"{HERE}第一行\n第二行\n第三行\\Z")
     terminal.keys("M-Enter", "x", "Enter")
@@ -106,7 +106,9 @@ def test_lines_are_edited_pasted_found_again_and_left(terminal: Terminal) -> Non
     terminal.keys("Up")
     terminal.wait(f"{HERE}第一行\n第二行\n第三行\nx\\Z")
     terminal.keys("C-c")
-    terminal.wait(f"again to leave\n\n{HERE}\\Z")
+    terminal.wait(f"\nx\n\n{HERE}\\Z")
+    terminal.keys("C-c")
+    terminal.wait(f"> Ctrl-C again to leave\n\n{HERE}\\Z")
     terminal.keys("C-c")
     terminal.wait("left with 0")
 
@@ -124,8 +126,9 @@ def test_answers_go_to_a_pipe_alone_while_the_line_is_edited(terminal: Terminal)
     assert (terminal.folder / "said.txt").read_text("utf-8") == "<|glm-tiny|>: 你好！我在，请说。\n"
 
 
-def test_the_next_chat_finds_the_lines_of_the_one_before(terminal: Terminal) -> None:
-    terminal.start("glm-tiny", "--rounds", 1, "--temperature", 0)
+def test_the_next_chat_finds_the_lines_of_the_one_before_and_shows_its_last_round(terminal: Terminal) -> None:
+    words = ("glm-tiny", "--rounds", 2, "--temperature", 0, "--history", "talk.jsonl")
+    terminal.start(*words)
     terminal.wait(f"{HERE}\\Z")
     terminal.type("你好")
     terminal.keys("Enter")
@@ -133,13 +136,14 @@ def test_the_next_chat_finds_the_lines_of_the_one_before(terminal: Terminal) -> 
     terminal.keys("C-d")
     terminal.wait("left with 0")
     terminal.close()
-    terminal.start("glm-tiny", "--rounds", 1)
-    terminal.wait(f"{HERE}\\Z")
+    terminal.start(*words)
+    round_before = "<\\|Human\\|>: 你好\n<\\|glm-tiny\\|>: 你好！我在，请说。"
+    terminal.wait(f"goes on after 1 round\n{round_before}\n\n{HERE}\\Z")
     terminal.keys("Up")
     terminal.wait(f"{HERE}你好\\Z")
 
 
-@pytest.mark.parametrize("words", [("stop", "Enter"), ("C-d",), ("C-c",)], ids=["stop", "ctrl-d", "ctrl-c"])
+@pytest.mark.parametrize("words", [("stop", "Enter"), ("C-d",), ("C-c", "C-c")], ids=["stop", "ctrl-d", "ctrl-c"])
 def test_the_first_question_is_left(terminal: Terminal, words: tuple[str, ...]) -> None:
     terminal.start("glm-tiny")
     terminal.wait("2 代表多轮）：$")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glmtune.cli.console import MODEL, PATH, opening_options
+from glmtune.log import tell
 
 if TYPE_CHECKING:
     from glmtune.cli.talk import Speaker
@@ -75,9 +76,10 @@ def chat(
     """Talk to a model, run or adapter folder.
 
     At a terminal Enter sends and Alt-Enter breaks the line; a pasted text is one question. Ctrl-C stops an
-    answer, which is then not remembered; `clear` forgets the conversation; `stop` or Ctrl-D leaves. In a pipe
-    each line is a question; where stdout is no terminal, only the answers go there. Rounds that no longer fit
-    what the model was made for are left out, the oldest first.
+    answer, which is then not remembered, or clears the line; twice on an empty line it leaves, as `stop` and
+    Ctrl-D do. `clear` forgets the conversation. In a pipe each line is a question; where stdout is no
+    terminal, only the answers go there. Rounds that no longer fit what the model was made for are left out,
+    the oldest first. `glmtune verify` shows what is proven of a run as it opens.
 
     \b
       glmtune chat runs/chatglm3-6b-lora
@@ -131,10 +133,10 @@ def _open_speakers(
     """
     from glmtune.cli.talk import Speaker
     from glmtune.generate import Chat, choose_compute, pick_compute
-    from glmtune.load import choose_type, open_place
+    from glmtune.load import choose_type
 
     dtype = choose_type(place, opened["dtype"], opened["device"], opened["quant"])
-    model = open_place(place, **{**opened, "dtype": dtype}).eval()
+    model = _open(place, **{**opened, "dtype": dtype})
     compute = pick_compute(model, compute)
     model = choose_compute(model, compute)  # in its place: the exact weights are let go
     if base is None:
@@ -145,8 +147,19 @@ def _open_speakers(
     if set_aside:
         return [Speaker(name, Chat(model, **talk), set_aside), tuned]
     opened = {**opened, "dtype": dtype, "quant": opened["quant"] or place.quant}
-    alone = choose_compute(open_place(base, **opened).eval(), compute)
+    alone = choose_compute(_open(base, **opened), compute)
     return [Speaker(name, Chat(alone, **talk)), tuned]
+
+
+def _open(place: "Place", **opened: Any) -> Any:
+    """The model of a place, proven; how is `glmtune verify`'s to tell."""
+    from glmtune.load import opening
+    from glmtune.workflows.events import drain
+
+    model = drain(opening(place, **opened)).eval()
+    if place.adapter or place.card:
+        tell(f"{place.run or place.trained}: {'adapter' if place.adapter else 'trained weights'} verified")
+    return model
 
 
 def _setting_aside(model: Any, place: "Place", *, compile_step: bool, **_: Any) -> Callable[[], Any] | None:

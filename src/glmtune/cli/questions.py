@@ -35,9 +35,10 @@ class Piped:
         return "2"
 
     def __iter__(self) -> Iterator[str]:
-        """Each line is shown too: no terminal has."""
+        """Each line is shown with its answer at a terminal, which has not shown it yet."""
         while line := sys.stdin.readline():
-            note(f"\n{ASK}{line.strip()}")
+            if sys.stdout.isatty():
+                note(f"\n{ASK}{line.strip()}")
             yield line.strip()
 
 

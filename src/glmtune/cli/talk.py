@@ -6,7 +6,7 @@ Source of the lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.questions import Questions, note
+from glmtune.cli.questions import ASK, Questions, note
 from glmtune.cli.record import Record
 from glmtune.errors import DataError, OutputError
 from glmtune.log import told_after
@@ -43,13 +43,13 @@ class Talk:
         self._speakers = speakers
         self._questions = questions
         self._record = record
+        self._is_watched = questions.is_terminal or sys.stdout.isatty()
 
     def greet(self, name: str) -> None:
         """Say who is there and what can be typed."""
         note(
             f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。"
-            "输入 clear 以清空对话历史，输入 stop 以终止对话。\n"
-            f"Talk to {name}: `clear` forgets the conversation, `stop` ends it."
+            "输入 clear 以清空对话历史，输入 stop 以终止对话。"
         )
         if self._questions.keys:
             note(self._questions.keys)
@@ -86,6 +86,15 @@ class Talk:
             speaker.chat.messages = list(kept)
         rounds = sum(message["role"] == "user" for message in kept)
         note(f"> {self._record.path}: goes on after {rounds} round{'s' * (rounds != 1)}")
+        if self._is_watched and rounds:
+            note("\n".join(map(_dimmed, self._last_round(kept))))
+
+    def _last_round(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+        """What was last asked and answered, as it is shown."""
+        start = max(i for i, message in enumerate(messages) if message["role"] == "user")
+        for message in messages[start:]:
+            name = ASK if message["role"] == "user" else f"<|{self._speakers[-1].name}|>: "
+            yield f"{name}{message['content']}"
 
     def _clear(self) -> None:
         for speaker in self._speakers:
@@ -99,8 +108,7 @@ class Talk:
         is_whole = False
         try:
             _check_typed(text)
-            for speaker in self._speakers:
-                self._answer(speaker, text)
+            self._answer(text)
             is_whole = True
             if self._record:
                 self._record.keep(self._speakers[-1].chat.messages)
@@ -115,22 +123,24 @@ class Talk:
             for chat, length in before:
                 del chat.messages[length:]
 
-    def _answer(self, speaker: Speaker, text: str) -> None:
-        note("> begin generated, wait a moment...")
+    def _answer(self, text: str) -> None:
+        if self._is_watched:
+            note("> begin generated, wait a moment...")
         start = time.perf_counter()
-        with speaker.at_work():
-            self._show(speaker, text)
-        note(f"> use time: {time.perf_counter() - start:.3f} s")
+        for speaker in self._speakers:
+            with speaker.at_work():
+                self._show(speaker, text)
+        if self._is_watched:
+            note(f"> use time: {time.perf_counter() - start:.3f} s")
 
     def _show(self, speaker: Speaker, text: str) -> None:
         pieces = find_thoughts(speaker.chat.ask(text), is_open=begins_thought(speaker.chat.tokenizer))
         first = next(pieces, ("", False))  # so that all that is told of the question comes before its answer
-        is_dim = _has_colours()
         with told_after():
             click.echo(f"<|{speaker.name}|>: ", nl=False)
             try:
                 for piece, is_thought in chain([first], pieces):
-                    click.echo(click.style(piece, dim=True) if is_thought and is_dim else piece, nl=False)
+                    click.echo(_dimmed(piece) if is_thought else piece, nl=False)
             finally:
                 click.echo()
 
@@ -158,9 +168,10 @@ def find_thoughts(pieces: Iterable[str], *, is_open: bool) -> Iterator[tuple[str
             yield written[end:], False
 
 
-def _has_colours() -> bool:
-    """Source: https://no-color.org."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def _dimmed(text: str) -> str:
+    """Dim where stdout shows colours. Source: https://no-color.org."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    return text if is_plain else click.style(text, dim=True)
 
 
 def _check_typed(text: str) -> None:

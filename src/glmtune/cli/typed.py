@@ -14,6 +14,7 @@ import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyProcessor
 from prompt_toolkit.output import Output
 
 from glmtune.cli.questions import ASK, note
@@ -27,9 +28,8 @@ class Typed:
 
     is_terminal = True
     keys = (
-        "Enter 发送，Alt-Enter 换行，↑ 找回以前的输入，Ctrl-C 停止回答，Ctrl-D 退出。\n"
-        "Enter sends, Alt-Enter breaks the line, ↑ brings earlier lines back, Ctrl-C stops an answer, "
-        "Ctrl-D leaves."
+        "Enter 发送 send · Alt-Enter 换行 new line · ↑ 历史 history · Ctrl-C 停止 stop · clear 清空 forget · "
+        "stop 退出 leave"
     )
 
     def __init__(self, output: Output | None = None) -> None:
@@ -39,39 +39,50 @@ class Typed:
         self._session: PromptSession[str] = PromptSession(
             history=Kept(kept_lines()), key_bindings=keys, enable_suspend=True, output=output
         )
-        self._output = output
+        self._rounds_session: PromptSession[str] = PromptSession(output=output)
+        self._first: str | None = None
+        self._num_keys = 0
+        for session in (self._session, self._rounds_session):
+            session.app.key_processor.before_key_press += self._count_key
 
     def ask_rounds(self) -> str | None:
-        """As `Questions` says; what is typed here is kept for no other time."""
+        """As `Questions` says; other text is the first question of a conversation."""
         note(ROUNDS_KEYS)
-        session: PromptSession[str] = PromptSession(output=self._output)
-        while True:
-            try:
-                text = session.prompt(ROUNDS).strip() or "2"
-            except (EOFError, KeyboardInterrupt):
-                return None
-            if text in ("1", "2"):
-                return text
-            if text == "stop":
-                return None
-            note("> 1, 2 or stop")
+        text = self._read(self._rounds_session, ROUNDS)
+        if text is None or text == "stop":
+            return None
+        if text in ("", "1", "2"):
+            return text or "2"
+        self._session.history.append_string(text)
+        self._first = text
+        return "2"
 
     def __iter__(self) -> Iterator[str]:
-        """As `Questions` says; Ctrl-C clears the line, and leaves when it comes twice."""
+        """As `Questions` says."""
+        if self._first is not None:
+            yield self._first
+        while (text := self._read(self._session, f"\n{ASK}")) is not None:
+            yield text
+
+    def _read(self, session: PromptSession[str], ask: str) -> str | None:
+        """A line; None to leave, by Ctrl-D or by Ctrl-C twice on an empty line. Ctrl-C clears any other."""
         is_warned = False
         while True:
+            self._num_keys = 0
             try:
-                text = self._session.prompt(f"\n{ASK}").strip()
+                return session.prompt(ask).strip()
             except EOFError:
-                return
+                return None
             except KeyboardInterrupt:
+                is_empty = not session.default_buffer.text
+                if is_empty and is_warned and self._num_keys == 1:
+                    return None
+                is_warned = is_empty
                 if is_warned:
-                    return
-                is_warned = True
-                note("> Ctrl-C again to leave")
-                continue
-            is_warned = False
-            yield text
+                    note("> Ctrl-C again to leave")
+
+    def _count_key(self, _: KeyProcessor) -> None:
+        self._num_keys += 1
 
 
 class Kept(FileHistory):
