@@ -103,15 +103,14 @@ class Dataset:
             "empty questions kept": self.num_empty_questions,
             "answers with a <think> inside that never closes, kept": self.num_open_thoughts,
         }
-        counted = [f"{what}: {count:,}" for what, count in counts.items() if count]
-        return [*counted, *filter(None, [order.doubled(self.examples)]), *self.file_notes()]
+        return [*(f"{what}: {count:,}" for what, count in counts.items() if count), *self.file_notes()]
 
     def warnings(self) -> list[str]:
         """What was read though it is likely a mistake, a sentence each."""
         return [*filter(None, [order.unasked(self.examples)])]
 
     def file_notes(self) -> list[str]:
-        """How the file was read, and what became of columns that are no part of the conversations."""
+        """How the file and its turns were read, and what became of columns that are no part of them."""
         counts = {
             "columns that nobody reads": self.unread,
             "columns left out by data.ignore_columns": self.ignored,
@@ -124,6 +123,7 @@ class Dataset:
         if self.taken:
             others = "(others: data.prompt_column, data.response_column)"
             read.append(f"taken as question and answer: {self.taken} {others}")
+        read += filter(None, [order.doubled(self.examples)])
         return [*read, *(f"{what}: {columns.listed(found)}" for what, found in counts.items() if found)]
 
 
