@@ -296,12 +296,13 @@ def _unreadable(path: Path, err: OSError) -> GlmtuneError:
 
 
 def _several(path: Path) -> list[str]:
-    """The files that a path names if it is a list, or a pattern such as `rows/*.jsonl`."""
+    """The files that a path names if it is a list, or those not empty of a pattern such as `rows/*.jsonl`."""
     names = several(str(path))
     if len(names) > 1 or not PATTERN.search(str(path)):
         return names
     try:
-        return sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+        found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return sorted(str(file) for file in found if file.is_file() and file.stat().st_size)
     except (ValueError, OSError):  # no pattern that a folder can be searched for
         return []
 
@@ -314,8 +315,13 @@ def _reading_hint(path: Path, err: OSError) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}{tables.hub_hint(path)}"
     kinds = {*SUFFIXES, ".txt", path.suffix}
-    near = nearest_file(path, [name for name in _names_in(path.parent) if Path(name).suffix in kinds])
-    return f"did you mean {path.with_name(near)}?" if near else f"there is no such file in {path.parent}"
+    names = _names_in(path.parent)
+    if near := nearest_file(path, [name for name in names if Path(name).suffix in kinds]):
+        return f"did you mean {path.with_name(near)}?"
+    rows = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    rows.sort(key=lambda name: Path(name).suffix != path.suffix)
+    there = f"; files of rows there: {', '.join(rows[:5])}" if rows else ""
+    return f"there is no such file in {path.parent}{there}"
 
 
 def _names_in(folder: Path) -> list[str]:
