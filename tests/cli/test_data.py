@@ -95,6 +95,30 @@ def test_each_verb_names_the_columns_that_nobody_reads_and_stops_at_those_that_c
         training_rows(tokenizer, Data(train=tmp_path / "a.jsonl"))
 
 
+def test_stats_show_the_first_row_as_it_is_read_and_no_zeros(tmp_path):
+    turns = [
+        {"from": "gpt", "value": "在"},
+        {"from": "human", "value": "几天？"},
+        {"from": "gpt", "value": "七"},
+    ]
+    rows = [{"Question": "几天？", "Answer": 7, "id": 1}], [{"conversations": turns}]
+    for name, found in zip(("a.json", "b.json"), rows, strict=True):
+        (tmp_path / name).write_text(json.dumps(found), encoding="utf-8")
+    text = glmtune("data", "stats", "a.json", cwd=tmp_path).stdout
+    lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    assert lines[6:9] == [
+        ["columns read", "'Question', 'Answer'"],
+        ["first question", "'几天？'"],
+        ["first answer, learned", "'7'"],
+    ]
+    assert not re.search(r" 0( \(|$)", text, re.MULTILINE)
+    text = glmtune("data", "stats", "b.json", cwd=tmp_path).stdout
+    assert "  first question           none" in text.splitlines()
+    warning = "warning: answers with no question before them, learned all the same: 1 "
+    warning += "(first in b.json:1 (row 1))"
+    assert text.splitlines()[-1].strip() == warning
+
+
 def test_thoughts_are_counted_and_so_are_those_that_the_model_does_not_learn(tmp_path):
     row = {"role": "assistant", "reasoning_content": "数一数", "content": "七天。"}
     rows = [

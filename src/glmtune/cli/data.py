@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from glmtune.data.example import Example
+    from glmtune.data.source import Dataset
     from glmtune.data.stats import Stats
     from glmtune.recipe import Data
 
@@ -74,7 +75,8 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
 @click.option("--model", type=PATH, help="Also count tokens, with this model's tokenizer.")
 @click.option("--template", help="Chat format of the model, where its folder does not tell it.")
 def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str | None) -> None:
-    """Count the rows of FILE: format, turns, systems and tools, empty questions, lengths, duplicates.
+    """Count the rows of FILE: format, turns, systems and tools, empty questions, lengths, duplicates; show
+    the first question and answer. Counts that are 0 are left out.
 
     Columns that nobody reads are named; those that carry meaning are an error until a KEY says what they are:
     KEY is as of `glmtune data convert`.
@@ -91,9 +93,9 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str 
         raise ConfigError(f"{more[0]}: one FILE is counted at a time", hint=joining([str(file), *more]))
     found, dataset = measure(file, _settings(words))
     click.echo(file)
-    for name, value in _lines(found):
+    for name, value in (*_lines(found), *_first(dataset)):
         click.echo(f"  {name:<24} {value}")
-    for note in dataset.file_notes():
+    for note in (*dataset.file_notes(), *(f"warning: {text}" for text in dataset.warnings())):
         click.echo(f"  {note}")
     if model is not None:
         for name, value in _encoded(model, template, dataset.examples):
@@ -138,8 +140,24 @@ def _lines(found: "Stats") -> list[tuple[str, str]]:
         ("answers in a row", str(found.answers)),
         ("characters in a row", str(found.characters)),
         ("... in its last answer", str(found.answer_characters)),
-        *((name, f"{count:,} ({count / found.rows:.1%})") for name, count in counts.items()),
-        *((name, f"{count:,}") for name, count in plain.items()),
+        *((name, f"{count:,} ({count / found.rows:.1%})") for name, count in counts.items() if count),
+        *((name, f"{count:,}") for name, count in plain.items() if count),
+    ]
+
+
+def _first(dataset: "Dataset") -> list[tuple[str, str]]:
+    """The columns that are read, and the first row as it is read."""
+    from glmtune.values import shown
+
+    messages = dataset.examples[0].messages
+    index = next(i for i, message in enumerate(messages) if message.role == "assistant")
+    asked = [message.content for message in messages[:index] if message.role == "user"]
+    answer = messages[index]
+    said = answer.content or ", ".join(call.name for call in answer.calls)
+    return [
+        ("columns read", ", ".join(map(shown, dataset.columns))),
+        ("first question", shown("\n".join(asked)) if asked else "none"),
+        ("first answer, learned" if answer.loss else "first answer", shown(said)),
     ]
 
 

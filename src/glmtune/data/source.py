@@ -103,15 +103,14 @@ class Dataset:
             "empty questions kept": self.num_empty_questions,
             "answers with a <think> inside that never closes, kept": self.num_open_thoughts,
         }
-        counted = [f"{what}: {count:,}" for what, count in counts.items() if count]
-        return [*counted, *filter(None, [order.doubled(self.examples)]), *self.file_notes()]
+        return [*(f"{what}: {count:,}" for what, count in counts.items() if count), *self.file_notes()]
 
     def warnings(self) -> list[str]:
         """What was read though it is likely a mistake, a sentence each."""
         return [*filter(None, [order.unasked(self.examples)])]
 
     def file_notes(self) -> list[str]:
-        """How the file was read, and what became of columns that are no part of the conversations."""
+        """How the file and its turns were read, and what became of columns that are no part of them."""
         counts = {
             "columns that nobody reads": self.unread,
             "columns left out by data.ignore_columns": self.ignored,
@@ -124,6 +123,7 @@ class Dataset:
         if self.taken:
             others = "(others: data.prompt_column, data.response_column)"
             read.append(f"taken as question and answer: {self.taken} {others}")
+        read += filter(None, [order.doubled(self.examples)])
         return [*read, *(f"{what}: {columns.listed(found)}" for what, found in counts.items() if found)]
 
 
@@ -296,12 +296,13 @@ def _unreadable(path: Path, err: OSError) -> GlmtuneError:
 
 
 def _several(path: Path) -> list[str]:
-    """The files that a path names if it is a list, or a pattern such as `rows/*.jsonl`."""
+    """The files that a path names if it is a list, or those not empty of a pattern such as `rows/*.jsonl`."""
     names = several(str(path))
     if len(names) > 1 or not PATTERN.search(str(path)):
         return names
     try:
-        return sorted(map(str, Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+        found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return sorted(str(file) for file in found if file.is_file() and file.stat().st_size)
     except (ValueError, OSError):  # no pattern that a folder can be searched for
         return []
 
@@ -314,8 +315,13 @@ def _reading_hint(path: Path, err: OSError) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}{tables.hub_hint(path)}"
     kinds = {*SUFFIXES, ".txt", path.suffix}
-    near = nearest_file(path, [name for name in _names_in(path.parent) if Path(name).suffix in kinds])
-    return f"did you mean {path.with_name(near)}?" if near else f"there is no such file in {path.parent}"
+    names = _names_in(path.parent)
+    if near := nearest_file(path, [name for name in names if Path(name).suffix in kinds]):
+        return f"did you mean {path.with_name(near)}?"
+    rows = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    rows.sort(key=lambda name: Path(name).suffix != path.suffix)
+    there = f"; files of rows there: {', '.join(rows[:5])}" if rows else ""
+    return f"there is no such file in {path.parent}{there}"
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ def count_holdout(num_rows: int, settings: Data) -> int:
         raise DataError(
             f"{settings.train or 'data.train'}: {num_rows} row{'' if num_rows == 1 else 's'} "
             "cannot be split into training and validation rows",
-            hint="add rows, or name a validation file: data.validation=FILE",
+            hint="add rows: two are enough; or name a file of other rows: data.validation=FILE",
         )
     wanted = settings.holdout_rows or min(max(num_rows // HOLDOUT_SHARE, 1), MOST_HOLDOUT_ROWS)
     if wanted >= num_rows:

@@ -158,6 +158,19 @@ def test_numbers_true_and_false_are_read_as_json_spells_them():
     assert dataset.notes() == ["cells that hold a number, true or false, read as text: 'label' (4 rows)"]
 
 
+def test_a_file_that_is_not_there_is_answered_with_those_that_are_and_a_pattern_with_those_not_empty():
+    for name, content in (("a.csv", ""), ("b.json", lines(PAIR)), ("c.json", lines(PAIR)), ("d.json", "")):
+        Path(name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        said("nosuch.json", [])
+    assert (
+        caught.value.hint == "there is no such file in .; files of rows there: b.json, c.json, d.json, a.csv"
+    )
+    with pytest.raises(DataError) as caught:
+        said("*.json", [])
+    assert "`glmtune data convert b.json c.json all.jsonl --to messages`" in caught.value.hint
+
+
 # Refused, with a hint that works
 
 

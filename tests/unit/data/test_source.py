@@ -328,7 +328,7 @@ def test_a_pattern_of_one_file_names_it_and_one_of_none_says_so():
     assert caught.value.hint == "did you mean rows/a.json?"
     with pytest.raises(DataError, match="No such file") as caught:
         read_examples(Path("rows/*.csv"), Data())
-    assert caught.value.hint == "there is no such file in rows"
+    assert caught.value.hint == "there is no such file in rows; files of rows there: a.json"
 
 
 def test_a_name_with_a_comma_is_a_file_where_it_is_one():
