@@ -28,7 +28,7 @@ HEADS = {"en": ("setting", "type", "default", "meaning"), "zh": ("设置", "类�
 def settings(part: str | None, markdown: bool, lang: "Language") -> None:
     """List every setting with its default, in a line each.
 
-    PART, such as train or data.loss, gives the type and the whole text of the settings in it.
+    PART, such as train, data.loss or lora, gives the type and the whole text of the settings in it.
     """
     from glmtune.errors import ConfigError
     from glmtune.near import nearest
