@@ -261,6 +261,18 @@ def test_a_guides_commands_run(name: str, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [code] = blocks(READMES[0], language="python")
+    exec(code, {})
+    losses, *_ = capsys.readouterr().out.splitlines()
+    first, best = map(float, losses.split(" -> "))
+    assert best < 0.6 * first
+
+
 def test_the_python_that_lists_what_is_trained_runs(capsys: pytest.CaptureFixture[str]) -> None:
     [code] = blocks(both("methods")[0], language="python")
     exec(code, {})
