@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from glmtune.generate.engine import Engine, complete, decode
-from glmtune.generate.sampling import Sampling
+from glmtune.generate.sampling import Sampling, read_sampling
 from glmtune.log import tell_left_out
 from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
 from glmtune.templates import visible_text
@@ -39,7 +39,7 @@ class Chat:
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.sampling = Sampling(**sampling)
+        self.sampling = read_sampling(sampling)
         self.system = system
         self.source_prefix = source_prefix
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
@@ -48,6 +48,10 @@ class Chat:
         self._asked: Generator[tuple[str, str], None, None] | None = None
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
+
+    def __repr__(self) -> str:
+        rounds = sum(message["role"] == "user" for message in self.messages)
+        return f"<Chat: {self.tokenizer.template}, {rounds} round{'s' * (rounds != 1)}, {self.sampling}>"
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ many varied rows, none seen twice, although users of it miss ordinary chat too."
 
 
 def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, lr: float) -> str | None:
-    """What rows x epochs x learning rate put at risk, and the cure to paste; None for a plan within bounds.
+    """What rows x epochs x learning rate put at risk, and the cure; None for a plan within bounds.
 
     A plan is warned of if its rate is above the method's, or if it goes through the rows more than
     `MOST_EPOCHS` times and beyond the method's distance.
