@@ -15,6 +15,8 @@ import glmtune
 from glmtune.models.quant import held_quant
 from glmtune.workflows.events import Answered, Event, Note
 from models import tiny_folder
+from proofs import edit_card
+from tuned import tune
 
 SIGNATURES = {
     "load_model": (
@@ -253,3 +255,11 @@ def test_a_quantisation_that_is_not_there_is_refused_by_name(folder: Path) -> No
 def test_a_whole_model_is_no_adapter(folder: Path) -> None:
     with pytest.raises(glmtune.GlmtuneError, match="not an adapter"):
         glmtune.load_model(folder, adapter=folder)
+
+
+def test_a_chat_opens_a_run_with_the_system_message_it_was_tuned_with(tmp_path: Path) -> None:
+    tune(tiny_folder(tmp_path / "model"), tmp_path / "lora", "lora")
+    edit_card(tmp_path / "lora", lambda card: card.update(system="甲"))
+    assert glmtune.Chat.open(tmp_path / "lora").messages == [{"role": "system", "content": "甲"}]
+    chat = glmtune.Chat.open(tmp_path / "lora", system=None, temperature=0)
+    assert (chat.messages, chat.sampling.temperature) == ([], 0)

@@ -196,9 +196,7 @@ def _nest(values: dict[str, Any]) -> None:
         value = values.pop(key)
         group, name = _group_of(values, key)
         if name in group:
-            raise ConfigError(
-                f"{key}: given twice, as {key} and inside a group", hint="leave one of them out"
-            )
+            raise ConfigError(f"{key}: given twice, once inside a group", hint="leave one of them out")
         group[name] = value
 
 
@@ -273,7 +271,7 @@ def _explain(err: ValidationError) -> ConfigError:
         hint = value_here(key, tag, allowed) or f"allowed: {', '.join(allowed)}"
         return ConfigError(f"{key}: unknown {key} {shown(tag)}", hint=hint)
     if first["type"] == "missing":
-        hint = f"add it to the recipe, or write {key}=... on the command line"
+        hint = f"add it to the recipe, or set {key}=..."
         return ConfigError(f"{key}: missing", hint=hint)
     if first["type"] == "model_type":
         hint = f"data.train={found} names training rows" if key == "data" and isinstance(found, str) else ""
