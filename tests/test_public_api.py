@@ -4,6 +4,7 @@ import inspect
 import json
 import traceback
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import glmtune
 from glmtune.models.quant import held_quant
 from glmtune.workflows.events import Answered, Event, Note
 from models import tiny_folder
+from proofs import edit_card
+from tuned import tune
 
 SIGNATURES = {
     "load_model": (
@@ -24,8 +27,8 @@ SIGNATURES = {
     "encode_messages": "(tokenizer, messages, *, tools=None, add_generation_prompt=True, **options)",
     "render_messages": "(template, messages, *, tools=None, add_generation_prompt=True, **options)",
     "score": "(predictions, references, variant='thudm')",
-    "train": "(recipe, *, resume=False, quiet=False, on_event=None)",
-    "evaluate": "(recipe, *, quiet=False, on_event=None)",
+    "train": "(recipe=None, *, resume=False, quiet=False, on_event=None, **settings)",
+    "evaluate": "(recipe, *, data=None, output=None, quiet=False, on_event=None)",
     "export": (
         "(path, *, to, output, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
         "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
@@ -65,7 +68,8 @@ def test_every_public_name_is_there() -> None:
         ]
     )
     assert all(getattr(glmtune, name) for name in glmtune.__all__)
-    assert dir(glmtune) == sorted(glmtune.__all__)
+    assert dir(glmtune) == sorted([*glmtune.__all__, "__version__"])
+    assert glmtune.__version__ == version("glmtune")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = glmtune.nothing
 
@@ -77,6 +81,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_a_chat_keeps_its_history_until_it_is_cleared(folder: Path) -> None:
     model, tokenizer = glmtune.load_model(folder), glmtune.load_tokenizer(folder)
+    with pytest.raises(glmtune.GlmtuneError, match="temprature: unknown setting") as caught:
+        glmtune.Chat(model, tokenizer, temprature=0)
+    assert caught.value.hint == "did you mean temperature=...?"
     chat = glmtune.Chat(model, tokenizer, temperature=0, max_new_tokens=6)
     first = "".join(chat.ask("你好"))
     assert [m["content"] for m in chat.messages] == ["你好", first.strip()]
@@ -89,6 +96,7 @@ def test_a_chat_keeps_its_history_until_it_is_cleared(folder: Path) -> None:
     assert second == tokenizer.decode(answer).lstrip()
     chat.clear()
     assert chat.messages == []
+    assert repr(chat).startswith(f"<Chat: {tokenizer.template}, 0 rounds, Sampling(max_new_tokens=6")
     assert "".join(chat.ask("你好")) == first
 
 
@@ -116,16 +124,16 @@ def small_recipe(folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 def test_a_dict_trains_and_evaluates(folder: Path, tmp_path: Path) -> None:
     recipe = small_recipe(folder, tmp_path)
-    result = glmtune.train(recipe, quiet=True)
+    result = glmtune.train({"data.train": recipe.pop("data")["train"]}, **recipe, quiet=True)
     assert result.path == tmp_path / "run"
     assert result.metrics["steps"] == 2
     scores = glmtune.evaluate(
         {
             "model": str(result.path),
-            "data": {"test": recipe["data"]["train"]},
             "evaluate": {"max_rows": 3, "max_new_tokens": 4},
             "output": tmp_path / "scores",
         },
+        data=tmp_path / "rows.csv",
         quiet=True,
     ).scores
     assert scores["num_rows"] == 3
@@ -174,6 +182,13 @@ def test_each_function_says_what_the_command_line_says(
     assert sum("resumed from step-000002" in text for text in notes) == 1
     assert sum(" on cpu" in text and text.startswith(recipe["model"]) for text in notes) == 4  # each opening
     assert [event.done for event in heard if isinstance(event, Answered)] == [1, 2, 2]
+
+
+def test_two_texts_are_scored_as_one_pair() -> None:
+    one, other = "一抹海水蓝", "一抹天空蓝"
+    assert glmtune.score(one, other) == glmtune.score([one], [other])
+    with pytest.raises(glmtune.GlmtuneError, match="references: a text beside a list"):
+        glmtune.score([one], other)
 
 
 def test_python_shows_the_hint_of_an_error_too() -> None:
@@ -240,3 +255,11 @@ def test_a_quantisation_that_is_not_there_is_refused_by_name(folder: Path) -> No
 def test_a_whole_model_is_no_adapter(folder: Path) -> None:
     with pytest.raises(glmtune.GlmtuneError, match="not an adapter"):
         glmtune.load_model(folder, adapter=folder)
+
+
+def test_a_chat_opens_a_run_with_the_system_message_it_was_tuned_with(tmp_path: Path) -> None:
+    tune(tiny_folder(tmp_path / "model"), tmp_path / "lora", "lora")
+    edit_card(tmp_path / "lora", lambda card: card.update(system="甲"))
+    assert glmtune.Chat.open(tmp_path / "lora").messages == [{"role": "system", "content": "甲"}]
+    chat = glmtune.Chat.open(tmp_path / "lora", system=None, temperature=0)
+    assert (chat.messages, chat.sampling.temperature) == ([], 0)

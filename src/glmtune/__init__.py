@@ -4,6 +4,7 @@ Importing this loads nothing heavy: each public name is loaded at its first use.
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import glmtune.log  # noqa: F401  # before any package that it keeps quiet
@@ -70,6 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("glmtune")
     if name not in _HOMES:
         raise AttributeError(f"module 'glmtune' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -77,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names; what submodules there are is no news to those who call them."""
-    return __all__
+    return [*__all__, "__version__"]

@@ -274,7 +274,20 @@ PASTE = "\x1b[200~{}\x1b[201~"
         (f"{CLEAR}{CLEAR}一\r", []),
         (f"  stop \r{LEAVE}", ["stop"]),
     ],
-    ids=["erase", "left", "paste", "break", "clear", "twice", "full", "history", "between", "arrow", "empty", "space"],
+    ids=[
+        "erase",
+        "left",
+        "paste",
+        "break",
+        "clear",
+        "twice",
+        "full",
+        "history",
+        "between",
+        "arrow",
+        "empty",
+        "space",
+    ],
 )
 def test_keys_edit_the_question(typing: Any, keys: str, questions: list[str]) -> None:
     typing(keys)

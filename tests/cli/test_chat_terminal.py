@@ -143,7 +143,9 @@ def test_the_next_chat_finds_the_lines_of_the_one_before_and_shows_its_last_roun
     terminal.wait(f"{HERE}你好\\Z")
 
 
-@pytest.mark.parametrize("words", [("stop", "Enter"), ("C-d",), ("C-c", "C-c")], ids=["stop", "ctrl-d", "ctrl-c"])
+@pytest.mark.parametrize(
+    "words", [("stop", "Enter"), ("C-d",), ("C-c", "C-c")], ids=["stop", "ctrl-d", "ctrl-c"]
+)
 def test_the_first_question_is_left(terminal: Terminal, words: tuple[str, ...]) -> None:
     terminal.start("glm-tiny")
     terminal.wait("2 代表多轮）：$")

@@ -28,13 +28,21 @@ class Variant:
     """BLEU-4 of the reference itself."""
 
 
-def score(predictions: Sequence[str], references: Sequence[str], variant: str = "thudm") -> Scores:
-    """Mean scores over all pairs, and `num_empty`, how many predictions were empty: these count as 0.
+def score(
+    predictions: str | Sequence[str], references: str | Sequence[str], variant: str = "thudm"
+) -> Scores:
+    """Mean scores over all pairs, or of two texts, and `num_empty`: predictions that were empty count as 0.
 
     `rouge-1`, `rouge-2`, `rouge-l` are F-measures x100 over jieba words. `bleu-4` is x100 over characters in
     `thudm` (ptuning/main.py) and 0-1 over jieba words in `chatglm3` (finetune_demo/finetune_hf.py). Raises
-    `DataError` for lists of different lengths, no pairs, or an empty reference, which no answer can match.
+    `DataError` for lists of different lengths, a list and a text, no pairs, or an empty reference, which no
+    answer can match.
     """
+    if isinstance(predictions, str) and isinstance(references, str):
+        predictions, references = [predictions], [references]
+    for name, given in {"predictions": predictions, "references": references}.items():
+        if isinstance(given, str):
+            raise DataError(f"{name}: a text beside a list", hint=f"make it a list too: {name}=[...]")
     return _score(predictions, references, [variant])[variant]
 
 

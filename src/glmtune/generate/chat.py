@@ -1,12 +1,14 @@
 """Talking to a model: history, template, text that never splits a character."""
 
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from glmtune.generate.engine import Engine, complete, decode
-from glmtune.generate.sampling import Sampling
+from glmtune.generate.sampling import Sampling, read_sampling
 from glmtune.log import tell_left_out
 from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
+from glmtune.places import resolve
 from glmtune.templates import visible_text
 from glmtune.tokenizers import GrowingText, answer_text, encode_latest
 
@@ -39,7 +41,7 @@ class Chat:
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.sampling = Sampling(**sampling)
+        self.sampling = read_sampling(sampling)
         self.system = system
         self.source_prefix = source_prefix
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
@@ -48,6 +50,26 @@ class Chat:
         self._asked: Generator[tuple[str, str], None, None] | None = None
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
+
+    @classmethod
+    def open(cls, path: str | Path, **options: Any) -> "Chat":
+        """A chat with a model, run or adapter, with the system message and prefix it was tuned with.
+
+        `options` as `Chat`'s. Raises `CheckpointError`, `ConfigError` and `DataError`.
+        """
+        from glmtune.load import open_place, open_tokenizer
+
+        place = resolve(path)
+        if place.card:
+            own = {"system": place.card.system, "source_prefix": place.card.source_prefix}
+            options = {**own, **options}
+        tokenizer = open_tokenizer(place, template=None)
+        model = open_place(place, template=None, dtype="auto", device="auto").eval()
+        return cls(model, tokenizer, **options)
+
+    def __repr__(self) -> str:
+        rounds = sum(message["role"] == "user" for message in self.messages)
+        return f"<Chat: {self.tokenizer.template}, {rounds} round{'s' * (rounds != 1)}, {self.sampling}>"
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """How the next token is drawn."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import ConfigError
+from glmtune.near import nearest
 from glmtune.recipe.base import MAX_COUNT, MAX_RATE
 
 _EXAMPLES = {
@@ -62,6 +63,17 @@ class Sampling:
     def is_greedy(self) -> bool:
         """Whether the next token is always the most likely one."""
         return not self.do_sample or self.temperature == 0
+
+
+def read_sampling(settings: Mapping[str, Any]) -> Sampling:
+    """Settings by their names. Raises `ConfigError`."""
+    known = [field.name for field in fields(Sampling)]
+    for name in settings:
+        if name not in known:
+            near = nearest(name, known)
+            hint = f"did you mean {near}=...?" if near else f"known here: {', '.join(known)}"
+            raise ConfigError(f"{name}: unknown setting", hint=hint)
+    return Sampling(**settings)
 
 
 _ALLOWED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {

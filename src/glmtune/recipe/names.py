@@ -119,6 +119,8 @@ def name_here(name: str, value: Any = "...") -> str:
         return f"did you mean {' or '.join(_filled(f'{key}={{}}', value) for key in own)}?"
     if name in FOREIGN:
         return f"here that is {_filled(FOREIGN[name], value)}"
+    if name not in NEEDLESS and (near := nearest(name, FOREIGN)):
+        return f"did you mean {near}? here that is {_filled(FOREIGN[near], value)}"
     return f"leave it out: {NEEDLESS[name]}" if name in NEEDLESS else ""
 
 

@@ -57,6 +57,7 @@ def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]
         values = _copy(source)
     else:
         values = _read_yaml(given_path(source))
+    _nest(values)
     for word in overrides:
         _apply(values, word)
     _clear_rivals(values, {word.partition("=")[0] for word in overrides if not word.endswith("=null")})
@@ -64,15 +65,21 @@ def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]
     return values
 
 
-def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """A recipe from layers of settings, later ones on top of earlier ones; a method without a name is LoRA.
-
-    Raises `ConfigError`.
-    """
+def join_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers of settings as one, later ones on top of earlier ones."""
     values: dict[str, Any] = {}
     for layer in layers:
         _lay_over(values, layer)
         _clear_rivals(values, _named(layer))
+    return values
+
+
+def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
+    """A recipe from layers of settings, as `join_layers` has them; a method without a name is LoRA.
+
+    Raises `ConfigError`.
+    """
+    values = join_layers(*layers)
     if isinstance(values.get("method"), dict):
         values["method"].setdefault("name", "lora")
     try:
@@ -180,7 +187,22 @@ def _apply(values: dict[str, Any], word: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{word!r}: expected key=value", hint=_joined(word) or "for example train.lr=2e-4")
     _require_whole(word)
-    value = _read_value(key, text)
+    group, name = _group_of(values, key)
+    group[name] = _read_value(key, text)
+
+
+def _nest(values: dict[str, Any]) -> None:
+    """`data.train: FILE` is short for `data: {train: FILE}`. Raises `ConfigError` for both at once."""
+    for key in [key for key in values if isinstance(key, str) and "." in key]:
+        value = values.pop(key)
+        group, name = _group_of(values, key)
+        if name in group:
+            raise ConfigError(f"{key}: given twice, once inside a group", hint="leave one of them out")
+        group[name] = value
+
+
+def _group_of(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The dict that holds a setting, made where it is missing, and the setting's name there."""
     *parents, last = key.split(".", MOST_PARTS)
     for parent in parents:
         inner = values.get(parent)
@@ -192,7 +214,7 @@ def _apply(values: dict[str, Any], word: str) -> None:
             raise ConfigError(f"{key}: {parent} has no settings inside", hint="`glmtune settings` lists all")
         values[parent] = inner
         values = inner
-    values[last] = value
+    return values, last
 
 
 def _require_whole(word: str) -> None:
@@ -250,7 +272,7 @@ def _explain(err: ValidationError) -> ConfigError:
         hint = value_here(key, tag, allowed) or f"allowed: {', '.join(allowed)}"
         return ConfigError(f"{key}: unknown {key} {shown(tag)}", hint=hint)
     if first["type"] == "missing":
-        hint = f"add it to the recipe, or write {key}=... on the command line"
+        hint = f"add it to the recipe, or set {key}=..."
         return ConfigError(f"{key}: missing", hint=hint)
     if first["type"] == "model_type":
         hint = f"data.train={found} names training rows" if key == "data" and isinstance(found, str) else ""

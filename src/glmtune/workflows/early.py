@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ from glmtune.files import given_path, read_json
 from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
 from glmtune.places import lasting_name, name_runs, require_here, resolve
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.recipe.parse import Source, build_recipe, read_values
+from glmtune.recipe.parse import Source, build_recipe, join_layers, read_values
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, follow, last_checkpoint, require_new, step_of
 from glmtune.values import shown
 from glmtune.workflows.rows import Read, data_hash, full_path, read_rows
 
 
-def training_recipe(source: Source, words: Sequence[str] = ()) -> Recipe:
-    """The recipe of a training; settings of a method that it does not name are those of its parent's method.
+def training_recipe(
+    source: Source, words: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe of a training, `settings` on top; one of a method without a name is of its parent's method.
 
     A source may be the folder of a run; a recipe file that names no folder gets one of its own. Raises
     `ConfigError`, and `CheckpointError` for a parent that cannot be read.
     """
     values = _run_values(given_path(source), words) if isinstance(source, str | Path) else None
-    values = values or read_values(source, words)
+    values = join_layers(values or read_values(source, words), read_values(settings or {}))
     model, method = values.get("model"), values.get("method")
     if isinstance(model, str) and isinstance(method, dict) and "name" not in method:
         place = resolve(model, base=values.get("base"), revision=values.get("revision"))

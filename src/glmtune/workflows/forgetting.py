@@ -47,7 +47,7 @@ many varied rows, none seen twice, although users of it miss ordinary chat too."
 
 
 def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, lr: float) -> str | None:
-    """What rows x epochs x learning rate put at risk, and the cure to paste; None for a plan within bounds.
+    """What rows x epochs x learning rate put at risk, and the cure; None for a plan within bounds.
 
     A plan is warned of if its rate is above the method's, or if it goes through the rows more than
     `MOST_EPOCHS` times and beyond the method's distance.
@@ -55,13 +55,13 @@ def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, l
     bounds = BOUNDS[method.name]
     if lr > bounds.rate:
         return (
-            f"train.lr: {lr:g} is a rate at which {method.name} has lost ordinary chat; paste "
+            f"train.lr: {lr:g} is a rate at which {method.name} has lost ordinary chat; set "
             f"train.lr={method.default_lr:g}"
         )
     if epochs <= MOST_EPOCHS or steps * lr <= bounds.distance:
         return None
     return (
-        f"{epochs:.0f} epochs of {rows} rows at rate {lr:g}: runs like this have lost ordinary chat; paste "
+        f"{epochs:.0f} epochs of {rows} rows at rate {lr:g}: runs like this have lost ordinary chat; set "
         f"train.epochs=2, or train.lr={_floor(bounds.distance / steps)}, or mix general conversations into "
         "your rows, one for each: docs/troubleshooting.md tells how"
     )

@@ -24,29 +24,53 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Source, *, resume: bool = False, quiet: bool = False, on_event: OnEvent | None = None
+    recipe: Source | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    on_event: OnEvent | None = None,
+    **settings: Any,
 ) -> RunResult:
     """Run a recipe (a path, a run's folder, a dict or a `Recipe`); return where its files are and figures.
 
+        train(model="/models/chatglm3-6b", data={"train": "my.json"}, output="runs/mine")
+        train("recipes/lora.yaml", train={"lr": 2e-4})
+        train({"model": "/models/chatglm3-6b", "data.train": "my.json"})
+
+    `settings` are those of a recipe, a group of them as a dict, come on top; `glmtune settings` lists all.
     With `resume`, go on from the last checkpoint of the recipe's `output`. Plan, first row, progress and
     warnings go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead.
     Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt. Raises `GlmtuneError`.
     """
-    parsed = training_recipe(recipe)
+    parsed = training_recipe({} if recipe is None else recipe, settings=settings)
     read = check_training(parsed, resume=resume)
     from glmtune.workflows.training import training
 
     return attend(training(parsed, resume=resume, read=read), "training", quiet=quiet, on_event=on_event)
 
 
-def evaluate(recipe: Source, *, quiet: bool = False, on_event: OnEvent | None = None) -> RunResult:
-    """Answer and score the test rows of a recipe (a path, a dict or a `Recipe`).
+def evaluate(
+    recipe: Source,
+    *,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    quiet: bool = False,
+    on_event: OnEvent | None = None,
+) -> RunResult:
+    """Answer and score the rows of `data`, or else the held-out or test rows of a run or recipe.
 
+        evaluate("runs/mine", data="test.json")
+        evaluate({"model": "runs/mine", "data.test": "test.json", "evaluate.max_rows": 100})
+
+    `recipe` is a model, run or adapter folder, or a recipe: a path to YAML, a dict or a `Recipe`.
     Its `model` is a model, run or adapter folder; a run brings its own settings, the recipe's come on top.
     Notes and progress go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead.
     Ctrl-C keeps the answers so far: the same call goes on. Raises `GlmtuneError`.
     """
-    parsed = recipe_for(recipe)
+    if isinstance(recipe, str | Path) and Path(recipe).suffix not in (".yaml", ".yml"):
+        recipe = {"model": str(recipe)}
+    named = {"data.test": data, "output": output}
+    parsed = recipe_for(recipe, [f"{key}={value}" for key, value in named.items() if value is not None])
     from glmtune.workflows.evaluating import evaluating
 
     return attend(evaluating(parsed), "answering", quiet=quiet, on_event=on_event)

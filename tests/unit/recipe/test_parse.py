@@ -295,3 +295,22 @@ def test_the_older_name_of_the_number_of_test_rows_is_read(
 def test_both_names_of_the_number_of_test_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"older name of data\.max_test_rows"):
         load_recipe({"model": "m"}, ["data.max_test_rows=5", "evaluate.max_rows=3"])
+
+
+def test_dotted_keys_of_a_dict_and_a_file_are_settings_of_their_groups(tmp_path: Path) -> None:
+    dotted = {"model": "m", "method": "lora", "method.r": 4, "data.train": "a.json", "data": {"max_rows": 3}}
+    nested = {"model": "m", "method": {"name": "lora", "r": 4}, "data": {"train": "a.json", "max_rows": 3}}
+    (tmp_path / "r.yaml").write_text(
+        "model: m\nmethod.r: 4\ndata.train: a.json\ndata: {max_rows: 3}\n", "utf-8"
+    )
+    assert load_recipe(dotted) == load_recipe(nested) == load_recipe(tmp_path / "r.yaml")
+    with pytest.raises(ConfigError, match=r"data\.train: given twice") as caught:
+        load_recipe({**nested, "data.train": "b.json"})
+    assert caught.value.hint
+    with pytest.raises(ConfigError, match=r"data\.trian: unknown setting"):
+        load_recipe({"model": "m", "data.trian": "a.json"})
+
+
+def test_a_misspelled_name_of_another_program_leads_to_ours() -> None:
+    assert name_here("lerning_rate", 3e-4) == "did you mean learning_rate? here that is train.lr=0.0003"
+    assert name_here("nothing_alike") == ""

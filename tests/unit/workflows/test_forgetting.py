@@ -54,7 +54,7 @@ def warning(plan: Plan) -> str | None:
 
 @pytest.mark.parametrize("name", LOST)
 def test_a_plan_like_one_that_lost_chat_is_warned_of(name: str) -> None:
-    assert "lost ordinary chat; paste train." in (warning(LOST[name]) or "")
+    assert "lost ordinary chat; set train." in (warning(LOST[name]) or "")
 
 
 @pytest.mark.parametrize("name", KEPT)
