@@ -28,8 +28,8 @@ class Typed:
 
     is_terminal = True
     keys = (
-        "Enter 发送 send · Alt-Enter 换行 new line · ↑ 历史 history · Ctrl-C 停止 stop · clear 清空 forget · "
-        "stop 退出 leave"
+        "Enter 发送 send, Alt-Enter 换行 break, ↑ 历史 back, "
+        "Ctrl-C 停止 halt, clear 清空 forget, stop 退出 quit"
     )
 
     def __init__(self, output: Output | None = None) -> None:

@@ -5,6 +5,8 @@ They say on stderr what the command line says. `quiet=True` says nothing; `on_ev
 Importing this loads no torch: what is wrong with a path or a row is told first.
 """
 
+from __future__ import annotations  # signatures are shown as they stand here
+
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,12 +117,12 @@ def verify(
     *,
     base: str | Path | None = None,
     template: str | None = None,
-    dtype: "str | torch.dtype" = "auto",
+    dtype: str | torch.dtype = "auto",
     quant: str | None = None,
     device: str = "auto",
     quiet: bool = False,
     on_event: OnEvent | None = None,
-) -> "list[Check]":
+) -> list[Check]:
     """Prove that a run, checkpoint or adapter folder does what it did when it was saved; what was proven.
 
     The arguments open it as `load_model`'s do; `base` is its base where that has moved. What is proven goes
