@@ -9,6 +9,7 @@ import pytest
 
 SAY_EACH = """
 import io, json, sys
+sys.modules["bitsandbytes"] = None  # as if it were not installed
 from contextlib import redirect_stderr
 from glmtune.cli import main
 for words in json.loads(sys.argv[1]):
@@ -41,6 +42,7 @@ CASES = {
         "--resume: no run named",
         "`glmtune train RUN --resume`; runs are: runs/test",
     ),
+    f"train {ROWS} quant=nf4": ("this needs bitsandbytes", "glmtune[bitsandbytes]"),
     "train rows.json": ("rows.json: rows, not a recipe", "data.train=rows.json"),
     "train tset": ("tset: no such run or recipe", "did you mean runs/test?"),
     "chat tset": ("tset: no such folder", "did you mean runs/test?"),

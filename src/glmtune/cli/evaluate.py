@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import MODEL, PATH, counted
+from glmtune.cli.console import PATH, counted
 
 
 @click.command(short_help="Answer and score the rows of a file.")
-@click.argument("path", type=MODEL)
+@click.argument("path", type=PATH)
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", "data", type=PATH, help="Rows to answer; without it, the held-out rows.")
 @click.option("--output", type=PATH, help="Folder of the results.")
@@ -24,8 +24,8 @@ def evaluate(
 ) -> None:
     """Answer every row of FILE greedily and score the answers with ROUGE and BLEU-4.
 
-    PATH is a model, run or adapter folder. Each answer is written to generated_predictions.txt as it
-    finishes; run the same command again after an interruption and it goes on.
+    PATH is a model, run or adapter folder, or a recipe file that names one. Each answer is written to
+    generated_predictions.txt as it finishes; run the same command again after an interruption and it goes on.
 
     \b
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
@@ -37,7 +37,7 @@ def evaluate(
 
     named = {"data.test": data, "output": output, "base": base, "revision": revision}
     words += tuple(f"{key}={value}" for key, value in named.items() if value)
-    recipe = recipe_for({"model": str(path)}, words)
+    recipe = recipe_for(path if path.suffix in (".yaml", ".yml") else {"model": str(path)}, words)
     from glmtune.workflows.evaluating import evaluating, scores_table
 
     lines = Lines()

@@ -8,7 +8,6 @@ import click
 
 from glmtune.errors import GlmtuneError
 from glmtune.near import nearest
-from glmtune.places import list_runs
 
 _SETTING = re.compile(r"(?<![\w.`-])(?:data\.(?=test=))?([a-z_]+)=(\S*?)(?=[\s,;:?)]|\.?$|\.\s)")
 """A setting in a hint, as a recipe has it; a command in backticks stands as it is."""
@@ -107,6 +106,8 @@ def _by_example(context: click.Context) -> str:
     example = next((line for line in lines if line.startswith(start)), "")
     if not example:
         return ""
+    from glmtune.places import list_runs
+
     runs = list_runs() if "runs/" in example else ""
     return f"for example `{example}`" + (f"; {runs}" if runs else "")
 

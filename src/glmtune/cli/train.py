@@ -46,13 +46,14 @@ def _is_finished(run: Path) -> bool:
     from glmtune.workflows.show import Lines
 
     try:
-        (entry,) = list_runs(run) if run.is_dir() else ()
+        entries = list_runs(run)
         resolve(run)  # its link `best`, which resuming mends
-    except (GlmtuneError, ValueError):
+    except GlmtuneError:
         return False
-    if entry.state != "finished":
+    if [entry.state for entry in entries] != ["finished"]:
         return False
-    Lines().say(f"{run}: finished, at step {entry.steps}; to train on from its weights: {training_on(run)}")
+    on = f"to train on from its weights: {training_on(run)}"
+    Lines().say(f"{run}: finished, at step {entries[0].steps}; {on}")
     return True
 
 

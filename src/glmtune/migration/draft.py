@@ -42,6 +42,7 @@ class Draft:
     """What to type, once its file is known."""
     facts: list[str] = field(default_factory=list)
     """What to know before it is typed."""
+    warnings: list[str] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
@@ -70,6 +71,11 @@ class Draft:
         """Say at a setting what to know of it before anything is typed."""
         self.say(key, text)
         self.facts.append(text)
+
+    def warn(self, key: str, text: str) -> None:
+        """Say at a setting what may stop it from running at all."""
+        self.say(key, text)
+        self.warnings.append(text)
 
     def take(self, name: str, default: str | None = None) -> str | None:
         """A flag's text, `default` where it is not given, and it counts as dealt with."""
@@ -116,10 +122,9 @@ class Draft:
             self.put(key, self.locate(text))
 
     def locate(self, text: str) -> str:
-        """A path, from here; one that is only found beside the script, from there."""
-        path = Path(text)
-        is_beside = not is_there(path) and not path.is_absolute() and is_there(self.folder / path)
-        return str(self.folder / path) if is_beside else text
+        """The full path of what is here, or else beside the script: so a recipe works from anywhere."""
+        places = (Path(text), self.folder / text)
+        return next((str(place.absolute()) for place in places if is_there(place)), text)
 
     def carry_rest(self) -> None:
         """Carry, drop or name every flag that is left."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from glmtune.errors import ConfigError
 from glmtune.files import is_there
 from glmtune.migration.configs import draft_config
-from glmtune.migration.draft import Draft, show
+from glmtune.migration.draft import Draft
 from glmtune.migration.report import Migration
 from glmtune.migration.scripts import read_script
 from glmtune.runs import make_folder, write_text
@@ -80,31 +80,20 @@ def _header(draft: Draft) -> list[str]:
 def commands(draft: Draft, target: Path | None) -> list[str]:
     """What to type."""
     cards = f"CUDA_VISIBLE_DEVICES={draft.devices} " if draft.devices else ""
-    if draft.verb == "train":
+    if draft.verb != "chat":
         open_words = " ".join(f"{key}={_TYPED[key]}" for key in draft.open)
-        run = f"glmtune train {shlex.quote(str(target))} {open_words}".strip()
-        return [f"{cards}{_torchrun(draft)}{run}"]
-    asks = [f"glmtune {draft.verb}", _quoted(draft, "model")]
+        run = f"glmtune {draft.verb} {shlex.quote(str(target))} {open_words}".strip()
+        first = _migrate_first(draft) if draft.verb == "evaluate" else []
+        return [*first, f"{cards}{_torchrun(draft)}{run}"]
+    asks = ["glmtune chat", _quoted(draft, "model")]
     if "base" in draft.settings:
         asks += ["--base", _quoted(draft, "base")]
-    asks += _chat_words(draft) if draft.verb == "chat" else _evaluation_words(draft)
+    asks += ["--quant", draft.settings["quant"]] if "quant" in draft.settings else []
     return [*_migrate_first(draft), cards + " ".join(asks)]
 
 
 def _quoted(draft: Draft, key: str) -> str:
     return shlex.quote(str(draft.settings.get(key, _TYPED.get(key))))
-
-
-def _chat_words(draft: Draft) -> list[str]:
-    return ["--quant", draft.settings["quant"]] if "quant" in draft.settings else []
-
-
-def _evaluation_words(draft: Draft) -> list[str]:
-    words = ["--data", _quoted(draft, "data.test")]
-    for key, value in draft.settings.items():
-        if key not in ("model", "base", "data.test"):
-            words.append(shlex.quote(f"{key}={value if isinstance(value, str) else show(value)}"))
-    return words
 
 
 def _migrate_first(draft: Draft) -> list[str]:
@@ -144,6 +133,7 @@ def _migration(draft: Draft, target: Path | None) -> Migration:
         source=draft.place,
         found=found,
         made=target,
+        warnings=draft.warnings,
         mended=draft.mended,
         dropped=draft.dropped,
         lost=draft.lost,

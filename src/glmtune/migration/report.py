@@ -13,6 +13,8 @@ class Migration:
     """What it is, a sentence each."""
     made: Path | None = None
     """The recipe or the adapter folder; None where there is only something to type."""
+    warnings: list[str] = field(default_factory=list)
+    """What may stop it from running."""
     mended: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     """What is left out because it changes nothing, and why."""

@@ -16,7 +16,7 @@ from glmtune.values import shown
 def carry_training(draft: Draft, *, is_full: bool) -> None:
     """Set `train` from the Trainer's flags. Raises ConfigError for a number that is none."""
     if is_full:
-        draft.tell("method", _FULL_MEMORY)
+        draft.warn("method", _FULL_MEMORY)
     _carry_batch(draft)
     steps = _carry_length(draft)
     draft.put("train.lr", draft.number("learning_rate", TRAINER["learning_rate"], float))

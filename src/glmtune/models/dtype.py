@@ -75,7 +75,9 @@ def choose_dtype(
         choice = _choose(stored, device, quant)
         return Choice(choice.dtype, _join(f"trained in {_short(before)}", obstacle, choice.why))
     is_as_stored = before == main_dtype(stored)
-    return Choice(before, _join("" if is_as_stored else "as it was trained", _cost(before, device)))
+    cost = _cost(before, device)
+    way = cost and "--dtype fp32, or dtype=fp32 of an evaluation, is quicker and rounds otherwise"
+    return Choice(before, _join("" if is_as_stored else "as it was trained", cost, way))
 
 
 def _require(requested: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -116,7 +118,7 @@ def _choose(stored: Mapping[str, Stored], device: torch.device, quant: str | Non
         )
     if obstacle := _too_large(stored, device, quant):
         return Choice(torch.bfloat16, _join(cost, obstacle))
-    return Choice(torch.float32, _join(cost, f"stored in {_short(main)}"))
+    return Choice(torch.float32, _join(_lacking(torch.bfloat16), f"stored in {_short(main)}"))
 
 
 def _has_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:
@@ -127,8 +129,11 @@ def _cost(dtype: torch.dtype, device: torch.device) -> str:
     """What a type costs on a device; empty where it has arithmetic for it."""
     if _has_arithmetic(dtype, device):
         return ""
-    name = _short(dtype)
-    return f"this processor has no {name} arithmetic: {name} takes {SLOWER} as fp32 for many tokens at once"
+    return f"{_lacking(dtype)}: {_short(dtype)} takes {SLOWER} as fp32 for many tokens at once"
+
+
+def _lacking(dtype: torch.dtype) -> str:
+    return f"this processor has no {_short(dtype)} arithmetic"
 
 
 def _too_large(stored: Mapping[str, Stored], device: torch.device, quant: str | None) -> str:

@@ -138,7 +138,8 @@ def demo(name: str, author: str, output: Path | None = None) -> Generator[Event,
     try:
         return (yield from _show_in(folder, name, author))
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; delete {folder}, and run the demo again") from None
+        first = f"delete {folder}, and " if output else ""  # a folder of its own choice is free again
+        raise Interrupted(f"interrupted; {first}run the demo again") from None
 
 
 def _show_in(folder: Path, name: str, author: str) -> Generator[Event, None, DemoResult]:

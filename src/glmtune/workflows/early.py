@@ -8,6 +8,7 @@ from typing import Any
 
 from glmtune.data.source import SUFFIXES, read_dataset
 from glmtune.errors import ConfigError
+from glmtune.extras import require_installed
 from glmtune.files import given_path, read_json
 from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
 from glmtune.places import lasting_name, name_runs, require_here, resolve
@@ -65,6 +66,7 @@ def check_training(recipe: Recipe, *, resume: bool) -> Read:
         require_run(folder)
     elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
         require_startable(recipe, folder)  # an adapter's method, in the folder's name, is not known yet
+    _require_packages(recipe)
     return read_rows(recipe.data)
 
 
@@ -95,7 +97,14 @@ def _is_plain(model: Path) -> bool:
     return not any((model / name).exists() for name in (RECIPE_FILE, CARD_FILE, ADAPTER_FILE))
 
 
+def _require_packages(recipe: Recipe) -> None:
+    """Before rows are read, which may take long."""
+    if recipe.quant == "nf4":
+        require_installed("bitsandbytes", extra="bitsandbytes")
+
+
 def _check_rows(recipe: Recipe) -> None:
+    _require_packages(recipe)
     if recipe.data.test:
         read_dataset(recipe.data.test, recipe.data)
 

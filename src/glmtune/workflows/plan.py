@@ -42,9 +42,9 @@ def with_default_rate(recipe: Recipe) -> Recipe:
 
 
 def rate_line(recipe: Recipe) -> str:
-    """The learning rate, and its method's default with where that is from."""
+    """The learning rate, and its method's default with where that is from; what others take, help says."""
     method = recipe.method
-    default = f"the default of {method.name} ({method.lr_source})"
+    default = f"the default of {method.name} ({method.lr_source.partition(';')[0]})"
     if recipe.train.lr == method.default_lr:
         return f"learning rate: {recipe.train.lr:g}, {default}"
     return f"learning rate: {recipe.train.lr:g}; {method.default_lr:g} is {default}"

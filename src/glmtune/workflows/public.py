@@ -192,6 +192,7 @@ def migrating(
     done = migrate_source(source, output, **options)
     for migration in done:
         yield from (Note(line) for line in _migration_lines(migration))
+        yield from (Note(f"{migration.source}: {text}", is_warning=True) for text in migration.warnings)
     return done
 
 

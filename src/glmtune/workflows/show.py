@@ -75,12 +75,14 @@ class Lines:
 class Shown:
     """Says each event in one line and moves the bar.
 
-    A best evaluation and its checkpoint are one line: it is said when the checkpoint is there.
+    A best evaluation and its checkpoint are one line: it is said when the checkpoint is there. How far the
+    probe's logits have moved is said of the first checkpoint; the card of each has it.
     """
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
         self._found = ""
+        self._has_saved = False
 
     def __call__(self, event: Event) -> None:
         """Say it."""
@@ -114,9 +116,9 @@ class Shown:
 
     def _saved(self, event: Saved) -> None:
         what = "Best model" if event.is_best else "Model"
-        probed = f"the probe's logits differ from the base's by {event.difference:.3g}"
-        self._lines.say(f"{self._found}{what} has saved at {event.path} ({probed})")
-        self._found = ""
+        probed = f" (the probe's logits differ from the base's by {event.difference:.3g})"
+        self._lines.say(f"{self._found}{what} has saved at {event.path}{'' if self._has_saved else probed}")
+        self._found, self._has_saved = "", True
         if not event.difference:
             self._lines.warn("nothing was learned so far, or too little to show: a zero update is not opened")
 

@@ -95,6 +95,7 @@ def test_what_was_trained_is_opened_as_it_was_on_any_cpu(
     assert found.dtype == trained
     assert ("as it was trained" in found.why) == (held != trained)
     assert ("4 to 12 times" in found.why) == (trained == BF16 and not has_bf16)
+    assert ("--dtype fp32" in found.why) == (trained == BF16 and not has_bf16)
 
 
 def test_what_was_trained_in_a_type_that_cannot_be_had_says_what_changes(

@@ -82,7 +82,7 @@ def test_an_empty_rate_is_the_methods_own_with_its_source(name: str) -> None:
     assert recipe.train.lr is None
     settled = with_default_rate(recipe)
     assert settled.train.lr == RATES[name]
-    source = recipe.method.lr_source
+    source = recipe.method.lr_source.partition(";")[0]
     assert rate_line(settled) == f"learning rate: {RATES[name]:g}, the default of {name} ({source})"
 
 
