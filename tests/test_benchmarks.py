@@ -68,6 +68,7 @@ RUNS: list[Any] = [
         ["lora", "--steps", "2", *DRY],
         {"dtype=auto", "dtype=fp32", "dtype=bf16"},
         id="lora",
+        marks=pytest.mark.slow,
     ),
     pytest.param(prefill.main, ["packed", *SMALL], {"GlmForCausalLM bf16"}, id="packed", marks=ADGEN),
     pytest.param(
@@ -82,6 +83,7 @@ RUNS: list[Any] = [
         ["--num-pairs", "2", *DRY],
         {"thudm, official", "thudm, ours", "both, ours"},
         id="scores",
+        marks=pytest.mark.slow,
     ),
 ]
 

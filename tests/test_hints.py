@@ -76,7 +76,7 @@ WRONG = {
     "name another: --output": "--output stands in no command",
     "`glmtune tain RUN`": "no verb tain",
     "`glmtune chat RUN --tmplate x`": "No such option",
-    "`glmtune export RUN --to merged`": "Missing option '--output'",
+    "`glmtune export RUN --output NEW`": "Missing option '--to'",
     "`glmtune train model=M train.lr=-1`": "train.lr=-1: train.lr: input should be",
     "docs/nowhere.md": "is not there",
     "load_modl(path)": "is no public name",

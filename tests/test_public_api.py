@@ -30,7 +30,7 @@ SIGNATURES = {
     "train": "(recipe=None, *, resume=False, quiet=False, on_event=None, **settings)",
     "evaluate": "(recipe, *, data=None, output=None, quiet=False, on_event=None)",
     "export": (
-        "(path, *, to, output, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
+        "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
         "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
     ),
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
@@ -208,7 +208,11 @@ def test_what_migrating_finds_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     glmtune.migrate(script, tmp_path / "two.yaml", base="glm-tiny", on_event=heard.append)
     glmtune.migrate(script, tmp_path / "third.yaml", base="glm-tiny", quiet=True)
     assert capsys.readouterr() == ("", "")
-    notes = [event.text for event in heard if isinstance(event, Note)]
+    notes = [
+        f"warning: {event.text}" if event.is_warning else event.text
+        for event in heard
+        if isinstance(event, Note)
+    ]
     assert notes == told.replace("one.yaml", "two.yaml").splitlines()
 
 

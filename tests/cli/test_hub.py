@@ -13,6 +13,7 @@ from models import tiny_folder
 ROWS = [{"prompt": "早", "response": "早上好"}] * 4
 
 
+@pytest.mark.slow
 def test_a_run_on_a_hubs_model_pins_its_revision_and_finds_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

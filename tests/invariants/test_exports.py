@@ -283,7 +283,7 @@ def test_chatting_with_an_hf_export_names_what_it_was_made_of(desk: Desk, tmp_pa
     with pytest.raises(GlmtuneError, match="none of the formats") as caught:
         open_tokenizer(resolve(out), template=None)
     assert str(base) in caught.value.hint
-    assert f"`glmtune export {base} --to merged --output FOLDER`" in caught.value.hint
+    assert f"`glmtune export {base} --to merged`" in caught.value.hint
 
 
 def test_an_official_prefix_says_how_it_is_talked_to(desk: Desk, tmp_path: Path) -> None:

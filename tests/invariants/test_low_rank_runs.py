@@ -154,6 +154,7 @@ def test_an_adalora_run_is_not_resumed_from_a_state_of_other_weights_than_its_ad
         drain(training(settings, resume=True))
 
 
+@pytest.mark.slow
 def test_two_processes_prune_as_one_does(folders: Callable[[str], str], tmp_path: Path) -> None:
     words = (*METHODS["adalora"], "train.batch_size=5", "train.micro_batch_size=2")
     drain(training(recipe(folders("v3"), tmp_path / "one", *words)))

@@ -177,6 +177,7 @@ def on_two_processes(words: list[str], *program: str) -> subprocess.CompletedPro
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_alone_is_told_by_that_one(model: Path, tmp_path: Path) -> None:
     (tmp_path / "one_fails.py").write_text(
         "import os\n"
@@ -230,7 +231,7 @@ def test_one_process_that_is_asked_to_end_ends_all_at_the_same_saved_step(
     assert (run / "last").resolve().name == "step-000003"
 
 
-@pytest.mark.parametrize("method", ["lora", "ptuning projected"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("ptuning projected", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> None:
     changed = [*METHODS[method], "method.dropout=0", "train.batch_size=5"]
     drain(training(recipe(model, tmp_path / "one", *changed)))

@@ -252,6 +252,7 @@ def test_without_modelscopes_package_its_extra_is_named(monkeypatch: pytest.Monk
     assert caught.value.hint == "pip install 'glmtune[modelscope]'"
 
 
+@pytest.mark.slow
 def test_modelscopes_own_package_fetches_and_caches(served: FakeHub, tmp_path: Path) -> None:
     pytest.importorskip("modelscope")
     more = {"MODELSCOPE_ENDPOINT": served.url, "MODELSCOPE_CACHE": str(tmp_path / "cache")}
