@@ -184,6 +184,11 @@ def test_each_function_says_what_the_command_line_says(
     assert [event.done for event in heard if isinstance(event, Answered)] == [1, 2, 2]
 
 
+def test_the_rows_of_a_training_are_named_by_their_path_and_a_model_by_its_own(folder: Path) -> None:
+    with pytest.raises(glmtune.GlmtuneError, match=r"nosuch\.json: cannot be read"):
+        glmtune.train(model=folder, data="nosuch.json", quiet=True)
+
+
 def test_two_texts_are_scored_as_one_pair() -> None:
     one, other = "一抹海水蓝", "一抹天空蓝"
     assert glmtune.score(one, other) == glmtune.score([one], [other])

@@ -299,6 +299,9 @@ ROUNDS = {
     "2\r": "2",
     "\r": "2",
     "stop\r": None,
+    "/Quit\r": None,
+    "单轮\r": "1",
+    "多轮对话\r": "2",
     LEAVE: None,
     CLEAR + CLEAR: None,
     f"{CLEAR}1{CLEAR}{CLEAR}1\r": "1",
@@ -308,7 +311,7 @@ ROUNDS = {
 @pytest.mark.parametrize(
     ("keys", "rounds"),
     list(ROUNDS.items()),
-    ids=["1", "2", "enter", "stop", "ctrl-d", "ctrl-c", "cleared"],
+    ids=["1", "2", "enter", "stop", "quit", "one", "more", "ctrl-d", "ctrl-c", "cleared"],
 )
 def test_the_first_question_can_be_answered_and_left(typing: Any, keys: str, rounds: str | None) -> None:
     typing(keys)
@@ -344,3 +347,8 @@ def test_a_file_of_typed_lines_that_cannot_be_used_is_no_harm(typing: Any, tmp_p
     typing(f"一\r\udcff\r{LEAVE}")
     assert list(Typed()) == ["一", "\udcff"]
     assert kind == "bytes" or list(Kept(path).load_history_strings()) == []
+
+
+@pytest.mark.parametrize("word", ["exit", "QUIT", "退出", "/stop"])
+def test_other_words_of_leaving_are_no_question(work: Path, word: str) -> None:
+    assert answers(glmtune("chat", "model", *GREEDY, cwd=work, typed=f"{word}\n你好\n")) == {}

@@ -1,12 +1,19 @@
 """Where the questions of a chat come from, a terminal (`typed`) or a pipe, and where its notes go."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import click
 
 ASK = "<|Human|>: "
+STOP = ("stop", "quit", "exit", "退出")
+CLEAR = ("clear", "清空")
+
+
+def is_said(text: str, words: Sequence[str]) -> bool:
+    """Whether a line is one of these words, in any case, perhaps behind a slash."""
+    return text.lower().removeprefix("/") in words
 
 
 class Questions(Protocol):

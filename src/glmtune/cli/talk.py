@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.questions import ASK, Questions, note
+from glmtune.cli.questions import ASK, CLEAR, STOP, Questions, is_said, note
 from glmtune.cli.record import Record
 from glmtune.errors import DataError, OutputError
 from glmtune.log import told_after
@@ -62,9 +62,9 @@ class Talk:
         if rounds == "2":
             self._go_on()
         for text in self._questions if rounds else ():
-            if text == "stop":
+            if is_said(text, STOP):
                 return
-            if text == "clear":
+            if is_said(text, CLEAR):
                 self._clear()
                 note("> history cleared")
             elif text:

@@ -17,9 +17,10 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.key_binding.key_processor import KeyProcessor
 from prompt_toolkit.output import Output
 
-from glmtune.cli.questions import ASK, note
+from glmtune.cli.questions import ASK, STOP, is_said, note
 
 ROUNDS = "您想体验【单轮对话】还是【多轮对话】？ 请输入（1 代表单轮，2 代表多轮）："
+ONE_ROUND, MORE_ROUNDS = ("1", "单轮", "单轮对话"), ("", "2", "多轮", "多轮对话")
 ROUNDS_KEYS = "1: each question on its own; 2 or Enter: a conversation"
 
 
@@ -49,10 +50,13 @@ class Typed:
         """As `Questions` says; other text is the first question of a conversation."""
         note(ROUNDS_KEYS)
         text = self._read(self._rounds_session, ROUNDS)
-        if text is None or text == "stop":
+        if text is None or is_said(text, STOP):
             return None
-        if text in ("", "1", "2"):
-            return text or "2"
+        if text in ONE_ROUND:
+            return "1"
+        if text in MORE_ROUNDS:
+            return "2"
+        note("> 2: a conversation; this is its first question")
         self._session.history.append_string(text)
         self._first = text
         return "2"

@@ -280,6 +280,11 @@ class Recipe(Settings):
         named = {} if most is None else {"max_test_rows": most}
         return {**values, "evaluate": rest, "data": {**data, **named}}
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":
         if self.quant and self.method.name == "full":

@@ -29,7 +29,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe)
     asked = test_questions(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from asked.notes
-    folder = recipe.output or _default_folder(recipe, place, asked.path)
+    folder = recipe.output or _default_folder(recipe, place, asked.name)
     dtype = choose_type(place, recipe.dtype, recipe.device, recipe.quant)
     recipe = recipe.model_copy(update={"dtype": dtype.name})
     file = PredictionFile(folder, _facts(recipe, place, asked.path, tokenizer.template, max_new_tokens))
@@ -82,12 +82,12 @@ def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_toke
     }
 
 
-def _default_folder(recipe: Recipe, place: Place, path: Path) -> Path:
+def _default_folder(recipe: Recipe, place: Place, name: str) -> Path:
     """`<run>/evaluations/<data>` for a run's checkpoint, else `runs/evaluate-<model>-<data>`."""
     if place.run:
         step = (place.adapter or place.base).name
-        return place.run / "evaluations" / f"{step}-{path.stem}"
-    return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{path.stem}"
+        return place.run / "evaluations" / f"{step}-{name}"
+    return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{name}"
 
 
 def scores_table(scores: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -39,11 +39,14 @@ def train(
         train("recipes/lora.yaml", train={"lr": 2e-4})
         train({"model": "/models/chatglm3-6b", "data.train": "my.json"})
 
-    `settings` are those of a recipe, a group of them as a dict, come on top; `glmtune settings` lists all.
+    `settings` are those of a recipe, a group of them as a dict (`data` also as the path of the training
+    rows), and come on top; `glmtune settings` lists all.
     With `resume`, go on from the last checkpoint of the recipe's `output`. Plan, first row, progress and
     warnings go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead.
     Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt. Raises `GlmtuneError`.
     """
+    if isinstance(settings.get("data"), str | Path):  # as `evaluate` takes it
+        settings["data"] = {"train": settings["data"]}
     parsed = training_recipe({} if recipe is None else recipe, settings=settings)
     read = check_training(parsed, resume=resume)
     from glmtune.workflows.training import training

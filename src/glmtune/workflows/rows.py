@@ -161,6 +161,8 @@ class Questions:
     """The rows an evaluation answers."""
 
     path: Path
+    name: str
+    """The file's, and whether they are those held out of it: two sets of rows, two folders of answers."""
     questions: "list[Question]"
     notes: tuple[Note, ...]
 
@@ -185,8 +187,9 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
         raise ConfigError("data.test: missing", hint="name the file: data.test=FILE")
     read = read_dataset(path, data)
     examples: Sequence[Example] = read.examples
+    name = path.stem
     if data.test is None and data.validation is None:
-        examples = split_holdout(list(examples), data)[1]
+        examples, name = split_holdout(list(examples), data)[1], f"{name}-heldout"
     prompts, report = encode_prompts(tokenizer, examples[: data.max_test_rows], data, num_new=num_new)
     notes = [*_notes("test rows", read), *(Note(f"test rows: {line}") for line in report.lines())]
     if report.warning:
@@ -194,7 +197,7 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
     lengths = [len(prompt.ids) for prompt in prompts]
     notes += _longer_than_context("test", lengths, tokenizer, data, num_new=num_new)
     questions = [Question(i, prompt.ids, prompt.reference) for i, prompt in enumerate(prompts)]
-    return Questions(path, questions, tuple(notes))
+    return Questions(path, name, questions, tuple(notes))
 
 
 def first_row(tokenizer: Any, rows: "Sequence[Row]") -> FirstRow:

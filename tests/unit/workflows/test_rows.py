@@ -144,6 +144,15 @@ def test_questions_and_their_answers_fit_into_the_context_by_default(base: Path,
     assert not warnings(found)
 
 
+def test_a_file_and_the_rows_held_out_of_it_have_names_of_their_own(base: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "asked.json"
+    rows.write_text(json.dumps([{"prompt": "早", "response": "好"}] * 4))
+    held_out = load_recipe({"model": "-"}, [f"data.train={rows}"])
+    whole = load_recipe(held_out, [f"data.test={rows}"])
+    assert (ask(base, held_out).name, len(ask(base, held_out).questions)) == ("asked-heldout", 1)
+    assert (ask(base, whole).name, len(ask(base, whole).questions)) == ("asked", 4)
+
+
 @pytest.mark.parametrize(
     "words",
     [
