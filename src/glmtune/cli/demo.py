@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def demo(name: str, author: str, output: Path | None) -> None:
     """Tune the bundled glm-tiny on the example rows, and ask it the same before and after.
 
-    It takes about a minute and a half on two cores. Exit code 1 if it has not learned what it should.
+    It takes less than two minutes on two cores. Exit code 1 if it has not learned what it should.
 
     \b
       glmtune demo
