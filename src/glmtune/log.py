@@ -68,6 +68,20 @@ def without_false_alarms() -> Iterator[None]:
 
 
 @contextmanager
+def without_bars() -> Iterator[None]:
+    """Inside, transformers shows no bars of its own."""
+    logging = sys.modules.get("transformers.utils.logging")
+    if logging is None or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+@contextmanager
 def told_to(hear: Callable[[str], None]) -> Iterator[None]:
     """Inside, `hear` gets the lines of `tell`, and nobody else does."""
     before = _hear.set(hear)

@@ -6,7 +6,7 @@ Every file's header is read first, so a missing shard or a git-lfs pointer is na
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json
+from glmtune.log import without_bars
 from glmtune.models.checkpoint import read_generation_config, resolve_device
 from glmtune.models.config_checks import (
     PUBLISHED,
@@ -148,17 +149,9 @@ def name_stored(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     return found
 
 
-@contextmanager
-def _bar_on_a_terminal() -> Iterator[None]:
+def _bar_on_a_terminal() -> AbstractContextManager[None]:
     """Keep transformers' bar off a stderr that nobody looks at."""
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
+    return nullcontext() if sys.stderr.isatty() else without_bars()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
-from glmtune.log import is_main_process, told_to
+from glmtune.log import is_main_process, told_to, without_bars
 from glmtune.workflows.events import Answered, Evaluated, Event, FirstRow, Note, Saved, Stepped, drain
 
 Result = TypeVar("Result")
@@ -135,22 +135,8 @@ def attend(
         with lines.bar(what):
             return drain(events, Shown(lines))
     hear = on_event or (lambda _: None)
-    with told_to(lambda text: hear(Note(text, is_warning="warning:" in text))), _without_bars():
+    with told_to(lambda text: hear(Note(text, is_warning="warning:" in text))), without_bars():
         return drain(events, hear)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Inside, transformers shows no bars of its own."""
-    logging = sys.modules.get("transformers.utils.logging")
-    if logging is None or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def _indent(text: str) -> str:
