@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from closeness import assert_close
-from glmtune.methods.adapter import load_adapter
+from glmtune.adapters.store import load_adapter
 from glmtune.models import load_base
 
 GOLDENS = Path(__file__).parent / "goldens"

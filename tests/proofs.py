@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from glmtune.adapters.store import save_trained
 from glmtune.load import open_place, open_tokenizer
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import save_trained
 from glmtune.places import resolve
 from glmtune.recipe.parse import build_recipe
 from glmtune.workflows.cards import look_at_base, write_card

@@ -15,7 +15,7 @@ from glmtune import encode_messages, train
 from glmtune.errors import ConfigError
 from glmtune.exports.kinds import KINDS
 from glmtune.exports.source import find_source
-from glmtune.family import FAMILIES
+from glmtune.families import FAMILIES
 from glmtune.load import load_model, load_tokenizer
 from glmtune.methods import apply_method
 from glmtune.models.quant import QUANTS, held_quant

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from glmtune import load_model
-from glmtune.family import identify
+from glmtune.adapters.store import Card, save_trained
+from glmtune.families import identify
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, save_trained
 from glmtune.recipe import Method
 from glmtune.recipe.parse import build_recipe
 from models import prune

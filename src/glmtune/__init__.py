@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import glmtune.log  # noqa: F401  # before any package that it keeps quiet
 
 if TYPE_CHECKING:
-    from glmtune.adapters import Adapters
+    from glmtune.adapters.proof import Check
     from glmtune.errors import GlmtuneError
     from glmtune.evaluation.metrics import score
     from glmtune.generate import Chat
     from glmtune.load import load_model, load_tokenizer
-    from glmtune.methods.proof import Check
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
     from glmtune.report.compare import Comparison
+    from glmtune.several import Adapters
     from glmtune.templates import render_messages
     from glmtune.tokenizers import encode_messages
     from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
 
 _HOMES = {
-    "Adapters": "glmtune.adapters",
+    "Adapters": "glmtune.several",
     "Chat": "glmtune.generate",
-    "Check": "glmtune.methods.proof",
+    "Check": "glmtune.adapters.proof",
     "Comparison": "glmtune.report.compare",
     "ExportResult": "glmtune.workflows",
     "GlmtuneError": "glmtune.errors",

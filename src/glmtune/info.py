@@ -6,12 +6,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from glmtune.adapters.peft_rules import read_adapter_config_if_there
+from glmtune.adapters.store import load_adapter, own_method, stored_shapes
 from glmtune.errors import GlmtuneError
-from glmtune.family import FAMILIES, Identity, context_of, identify, identify_family
+from glmtune.families import FAMILIES, Identity, context_of, identify, identify_family
 from glmtune.files import read_json, read_json_if_there
 from glmtune.methods import apply_method, trainable_line
-from glmtune.methods.adapter import load_adapter, own_method, stored_shapes
-from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.config_checks import refuse_quantised
 from glmtune.models.dtype import main_dtype
 from glmtune.models.opening import open_outline

@@ -7,12 +7,8 @@ from typing import Any
 
 import torch
 
-from glmtune.errors import ConfigError
-from glmtune.family import FAMILIES, identify, require_template
-from glmtune.log import tell
-from glmtune.methods.adapter import Card, load_adapter, stored_tensors
-from glmtune.methods.probe import encode_probe, last_logits, plain_probe
-from glmtune.methods.proof import (
+from glmtune.adapters.probe import encode_probe, last_logits, plain_probe
+from glmtune.adapters.proof import (
     Check,
     check_base,
     check_difference,
@@ -31,6 +27,10 @@ from glmtune.methods.proof import (
     proof_line,
     tell_changed,
 )
+from glmtune.adapters.store import Card, load_adapter, stored_tensors
+from glmtune.errors import ConfigError
+from glmtune.families import FAMILIES, identify, require_template
+from glmtune.log import tell
 from glmtune.models import load_base, load_in_transformers, resolve_device
 from glmtune.models.checkpoint import read_config
 from glmtune.models.dtype import Choice, choose_dtype

@@ -7,10 +7,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from glmtune.adapters.card import ADAPTER_FILE, CARD_FILE, Card, read_card
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import given_path, read_json_if_there, windows_hint
 from glmtune.hub import HubName, Snapshot, fetch, parse_name
-from glmtune.methods.card import ADAPTER_FILE, CARD_FILE, Card, read_card
 from glmtune.near import nearest
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
 from glmtune.values import shown
@@ -127,7 +127,7 @@ def resolve(
 
 
 def _is_adapter(folder: Path, *, has_base: bool) -> bool:
-    from glmtune.methods.adapter import is_adapter
+    from glmtune.adapters.store import is_adapter
 
     return is_adapter(folder, has_base=has_base)
 
@@ -288,7 +288,7 @@ class _Recorded:
 def _recorded_base(adapter: Path, card: Card | None) -> _Recorded:
     if card:
         return _Recorded(card.base, card.base_revision, f"{adapter / CARD_FILE}: base")
-    from glmtune.methods.peft_rules import read_adapter_config_if_there
+    from glmtune.adapters.peft_rules import read_adapter_config_if_there
 
     theirs, key = read_adapter_config_if_there(adapter), "base_model_name_or_path"
     return _Recorded(theirs.get(key), theirs.get("revision"), f"{adapter / ADAPTER_FILE}: {key}")

@@ -16,11 +16,11 @@ from prompt_toolkit.output import DummyOutput
 
 from commands import Done, glmtune
 from glmtune import load_model
+from glmtune.adapters.beside import setting_aside
+from glmtune.adapters.store import Card, save_trained
 from glmtune.cli.talk import begins_thought, find_thoughts
 from glmtune.cli.typed import Kept, Typed, kept_lines
 from glmtune.data.source import read_examples
-from glmtune.methods.adapter import Card, save_trained
-from glmtune.methods.beside import setting_aside
 from glmtune.recipe.settings import Data
 from glmtune.runs import write_text
 from models import tiny_folder, tiny_hf_folder

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from commands import glmtune
-from glmtune.family import FAMILIES
+from glmtune.adapters.store import Card, save_trained
+from glmtune.families import FAMILIES
 from glmtune.load import load_model
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, save_trained
 from glmtune.recipe import AdaLora, Freeze, Lora, Ptuning
 from models import tiny_folder
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from glmtune.adapters.probe import largest_difference
 from glmtune.errors import ConfigError
 from glmtune.exports.fresh import OPENERS, logits_of
 from glmtune.exports.kinds import KINDS, Kind, Settings
 from glmtune.exports.source import Source, find_source
-from glmtune.methods.probe import largest_difference
 from glmtune.models.dtype import DTYPES
 from models import tiny_folder
 from proofs import make_checkpoint

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 import glmtune
 from closeness import ROUNDING
+from glmtune.adapters import merge
+from glmtune.adapters.store import stored_tensors
 from glmtune.errors import GlmtuneError
 from glmtune.exports.tensors import read_stored
 from glmtune.load import open_tokenizer
-from glmtune.methods import merge
-from glmtune.methods.adapter import stored_tensors
 from glmtune.models.shards import scan_tensors
 from glmtune.places import resolve
 from glmtune.workflows import ExportResult
@@ -238,7 +238,7 @@ def test_an_export_of_weights_that_are_merged_wrongly_is_not_kept(
         return lambda: WRONG[wrong](layer.get_base_layer().weight.detach().float())
 
     run = desk.run(family, LORA)
-    monkeypatch.setattr("glmtune.methods.merge._merging", merging)
+    monkeypatch.setattr("glmtune.adapters.merge._merging", merging)
     with pytest.raises(GlmtuneError, match="base \\+ adapter"):
         glmtune.export(run, to=to, output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from glmtune import load_model
+from glmtune.adapters.card import CARD_FILE
 from glmtune.errors import GlmtuneError
-from glmtune.methods.card import CARD_FILE
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.training.state import STATE_FILE
 from glmtune.workflows import train
@@ -76,7 +76,7 @@ def test_a_flipped_bit_is_never_accepted_in_silence(
     begin: Begin, method: str, flips: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr("glmtune.methods.proof.tell", told.append)
+    monkeypatch.setattr("glmtune.adapters.proof.tell", told.append)
     recipe = begin(method)
     assert recipe.output
     checkpoint = (recipe.output / "last").resolve()

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import glmtune
+from glmtune.adapters.store import read_card
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.exports.kinds import KINDS, Settings
 from glmtune.exports.source import find_source
-from glmtune.methods.adapter import read_card
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.runs import follow, read_json_lines
 from glmtune.workflows.early import training_recipe

@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from glmtune.adapters.store import Card, restore_trained, save_trained
 from glmtune.data.batches import collate
 from glmtune.load import open_place, open_tokenizer
 from glmtune.methods import apply_method, begin_pruning
-from glmtune.methods.adapter import Card, restore_trained, save_trained
 from glmtune.objectives import Batch, Sft
 from glmtune.places import resolve
 from glmtune.recipe import Data, Recipe, load_recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import glmtune
+from glmtune.adapters.store import read_card
 from glmtune.load import open_place
-from glmtune.methods.adapter import read_card
 from glmtune.models.shards import scan_tensors
 from glmtune.places import resolve
 from glmtune.recipe import load_recipe

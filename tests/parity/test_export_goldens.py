@@ -10,13 +10,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from closeness import assert_close
+from glmtune.adapters.store import load_adapter
 from glmtune.errors import ConfigError
 from glmtune.exports.folder import write_pretty
 from glmtune.exports.hf import hf_config, hf_groups
 from glmtune.exports.kinds import KINDS, Settings, find_kind
 from glmtune.exports.source import Source, find_source
 from glmtune.exports.tensors import merge, write_shards
-from glmtune.methods.adapter import load_adapter
 from glmtune.models import load_base
 from glmtune.models.checkpoint import read_config
 from glmtune.models.shards import read_stored, scan_tensors

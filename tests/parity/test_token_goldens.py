@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from glmtune.errors import CheckpointError
-from glmtune.family import identify
+from glmtune.families import identify
 from glmtune.models.chat_calls import process_chatglm, process_chatglm2, process_turns
 from glmtune.templates import TEMPLATES
 from glmtune.tokenizers import check_fits, encode_messages, load_tokenizer, register

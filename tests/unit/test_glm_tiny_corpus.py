@@ -8,7 +8,7 @@ from tools.glm_tiny import corpus, tokenizer
 from tools.glm_tiny.blocks import Row, read_blocks, rows_of
 
 from glmtune.data.source import read_examples
-from glmtune.family import identify
+from glmtune.families import identify
 from glmtune.recipe.settings import Data
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 

@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from closeness import assert_close, distance
 from commands import glmtune
+from glmtune.adapters.store import Card, load_adapter, restore_trained, save_trained
 from glmtune.data.batches import collate
 from glmtune.data.encode import Row
 from glmtune.errors import CheckpointError, ConfigError, DataError
-from glmtune.family import identify
+from glmtune.families import identify
 from glmtune.generate import Sampling, complete
 from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer, open_tokenizer
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, load_adapter, restore_trained, save_trained
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.objectives import Sft
 from glmtune.places import resolve

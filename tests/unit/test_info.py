@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glmtune.adapters.store import Card, save_trained
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer
 from glmtune.methods import apply_method, count_parameters
-from glmtune.methods.adapter import Card, save_trained
 from glmtune.models.outline import PARTS, Parameter, collapse
 from glmtune.recipe import Lora
 from models import tiny_folder, tiny_v1_folder

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from closeness import assert_close, distance
+from glmtune.adapters.store import Card, save_trained
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, save_trained
 from glmtune.places import lasting_name, resolve
 from glmtune.recipe import Lora
 from models import tiny_folder

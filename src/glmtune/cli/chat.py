@@ -166,7 +166,7 @@ def _setting_aside(model: Any, place: "Place", *, compile_step: bool, **_: Any) 
     """How an adapter is set aside, None where it cannot be: a compiled step has it inside."""
     if place.adapter is None or compile_step:
         return None
-    from glmtune.methods.beside import setting_aside  # which imports PEFT
+    from glmtune.adapters.beside import setting_aside  # which imports PEFT
 
     return setting_aside(model, place.adapter, place.base)
 

@@ -164,7 +164,7 @@ def _first(dataset: "Dataset") -> list[tuple[str, str]]:
 def _encoded(model: Path, template: str | None, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
     """By name, lengths of the rows as this model reads them, uncut, and what it was not made for."""
     from glmtune.data.encode import encode_examples
-    from glmtune.family import context_of
+    from glmtune.families import context_of
     from glmtune.load import open_tokenizer
     from glmtune.places import resolve
     from glmtune.recipe import Data

@@ -16,7 +16,7 @@ from glmtune.data.example import Example
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.errors import DataError
-from glmtune.family import context_of, require_template
+from glmtune.families import context_of, require_template
 from glmtune.recipe.settings import Data, TemplateName
 from glmtune.templates import (
     Message,

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glmtune.adapters.factors import START, Factors, Rows, is_part, read_factors
+from glmtune.adapters.peft_rules import read_adapter_config
+from glmtune.adapters.store import stored_tensors
+from glmtune.adapters.trained import read_trained
 from glmtune.exports.refusal import refused
-from glmtune.methods.adapter import stored_tensors
-from glmtune.methods.factors import START, Factors, Rows, is_part, read_factors
-from glmtune.methods.peft_rules import read_adapter_config
-from glmtune.methods.trained import read_trained
 
 Definition = Factors | Tensor
 """A weight's factors, or the whole weight that stands in its place."""

@@ -10,7 +10,7 @@ import torch
 
 from glmtune.errors import OutputError
 from glmtune.exports.source import Source
-from glmtune.family import tells_format
+from glmtune.families import tells_format
 from glmtune.files import copy_small_files, list_small_files, read_json, read_json_if_there
 
 

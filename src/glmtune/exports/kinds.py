@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.adapters.to_lora import save_as_lora
+from glmtune.adapters.trained import PREFIX
 from glmtune.errors import ConfigError
 from glmtune.exports.definition import require_same_prefix, require_same_update
 from glmtune.exports.folder import copy_base_files, dtype_facts, write_pretty
@@ -22,8 +24,6 @@ from glmtune.exports.tensors import (
     write_shards,
 )
 from glmtune.files import read_json
-from glmtune.methods.to_lora import save_as_lora
-from glmtune.methods.trained import PREFIX
 from glmtune.models.pickles import write_pickle
 from glmtune.models.quant import BITS
 from glmtune.near import nearest

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glmtune.adapters.card import Card
 from glmtune.errors import CheckpointError
-from glmtune.methods.card import Card
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.shards import Stored, read_stored, scan_tensors
 

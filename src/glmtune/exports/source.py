@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
+from glmtune.adapters.held import held_adapter
+from glmtune.adapters.peft_rules import read_adapter_config_if_there
+from glmtune.adapters.store import own_method, read_card, stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
-from glmtune.family import FAMILIES, Family, Identity, identify
+from glmtune.families import FAMILIES, Family, Identity, identify
 from glmtune.files import given_path, read_json
 from glmtune.load import open_place
 from glmtune.log import quiet
-from glmtune.methods.adapter import own_method, read_card, stored_tensors
-from glmtune.methods.held import held_adapter
-from glmtune.methods.peft_rules import read_adapter_config_if_there
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.wrapped import is_wrapped
 from glmtune.places import Place, find_folder, resolve

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from glmtune.adapters.merge import Changed, giving, merged_weights
+from glmtune.adapters.store import ADAPTER_FILE, stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.definition import (
     Definition,
@@ -22,8 +24,6 @@ from glmtune.exports.definition import (
 )
 from glmtune.exports.refusal import refused
 from glmtune.exports.source import Source
-from glmtune.methods.adapter import ADAPTER_FILE, stored_tensors
-from glmtune.methods.merge import Changed, giving, merged_weights
 from glmtune.models.checkpoint import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
 from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors

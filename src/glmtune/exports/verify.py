@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.adapters.probe import largest_difference
 from glmtune.errors import OutputError
 from glmtune.exports import fresh
 from glmtune.exports.refusal import refused
-from glmtune.methods.probe import largest_difference
 from glmtune.models.pickles import read_pickle
 
 TOLERANCE = 1e-4

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.adapters import Adapters
 from glmtune.errors import ConfigError
 from glmtune.generate.fast import FastExperts, FastLinear, pack_all
 from glmtune.log import tell
+from glmtune.several import Adapters
 
 AUTO_GAIN = 1.2
 """How many times as fast W8A8 must be before `auto` takes it: it changes answers."""

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.adapters import Adapters
 from glmtune.errors import AnswerError, ConfigError
 from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request
 from glmtune.generate.reuse import Reuse, count_shared, mark_model
@@ -25,6 +24,7 @@ from glmtune.generate.sampling import NOTHING, Draw, Sampling, draw_tokens
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.wrapped import causal_of
+from glmtune.several import Adapters
 
 MAX_ROWS = 64
 """Rows that are answered at once unless more are asked for."""

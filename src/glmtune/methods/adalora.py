@@ -17,8 +17,7 @@ from peft.tuners.adalora import RankAllocator
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
-from glmtune.methods.held import ADAPTER, widen_adapter
-from glmtune.methods.lora import find_targets
+from glmtune.methods.lora import ADAPTER, find_targets, widen_adapter
 from glmtune.recipe import AdaLora
 
 

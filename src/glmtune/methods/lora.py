@@ -3,12 +3,16 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from glmtune.errors import ConfigError
-from glmtune.family import find_family
+from glmtune.families import find_family
 from glmtune.recipe import Lora
 from glmtune.recipe.method import LowRank
+
+ADAPTER = "default"
+"""PEFT's name for an adapter that stands alone."""
 
 
 def apply_lora(model: Any, settings: Lora) -> Any:
@@ -63,3 +67,15 @@ def linear_names(model: nn.Module) -> list[str]:
     """Last name parts of the model's linear layers, in order of first appearance."""
     names = (name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear))
     return list(dict.fromkeys(names))
+
+
+@torch.no_grad()
+def widen_adapter(tuned: Any, name: str = ADAPTER) -> None:
+    """Have an adapter's factors in fp32, and exactly the rank that AdaLoRA's scale is divided by."""
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    cast_adapter_dtype(tuned, name)
+    for part in tuned.modules():
+        if name in getattr(part, "ranknum", ()):
+            rank = torch.full((1,), float(tuned.peft_config[name].init_r), device=part.ranknum[name].device)
+            part.ranknum[name] = nn.Parameter(rank, requires_grad=False)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from glmtune.family import name_family
+from glmtune.families import name_family
 from glmtune.possible import require_possible
 from glmtune.recipe import Ptuning
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from glmtune.adapters.card import Card
+from glmtune.adapters.digest import hash_tokenizer, seal
+from glmtune.adapters.probe import encode_probe, last_logits, take_probe
+from glmtune.adapters.proof import name_dtype
+from glmtune.adapters.store import stored_tensors
 from glmtune.errors import CheckpointError
-from glmtune.methods.adapter import stored_tensors
-from glmtune.methods.card import Card
-from glmtune.methods.probe import encode_probe, last_logits, take_probe
-from glmtune.methods.proof import name_dtype
-from glmtune.methods.seal import hash_tokenizer, seal
 from glmtune.models.fingerprint import fingerprint
 from glmtune.places import Place
 from glmtune.tokenizers import load_tokenizer

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from glmtune.adapters.digest import update_norm
+from glmtune.adapters.factors import START
+from glmtune.adapters.peft_rules import read_adapter_config
+from glmtune.adapters.peft_settings import KINDS, find_unknown, require_supported
+from glmtune.adapters.store import ADAPTER_FILE
 from glmtune.errors import CheckpointError
-from glmtune.methods.adapter import ADAPTER_FILE
-from glmtune.methods.factors import START
-from glmtune.methods.peft_rules import read_adapter_config
-from glmtune.methods.peft_settings import KINDS, find_unknown, require_supported
-from glmtune.methods.seal import update_norm
 from glmtune.models.shards import read_shard
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glmtune.adapters.trained import PREFIX
 from glmtune.errors import CheckpointError
-from glmtune.methods.trained import PREFIX
 from glmtune.models.pickles import read_tensors
 from glmtune.models.shards import Stored, has_weights, read_stored, scan_tensors
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmtune.adapters.factors import Factors, read_factors
+from glmtune.adapters.probe import all_logits, largest_difference
+from glmtune.adapters.proof import measure_effect
 from glmtune.errors import CheckpointError
-from glmtune.methods.factors import Factors, read_factors
-from glmtune.methods.probe import all_logits, largest_difference
-from glmtune.methods.proof import measure_effect
 from glmtune.migration.lora import OldLora
 
 TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}

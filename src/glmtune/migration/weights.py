@@ -10,13 +10,13 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from glmtune.adapters.store import ADAPTER_FILE, CARD_FILE, Card, load_adapter
+from glmtune.adapters.trained import TRAINED_FILE, find_trained, save_weights, tell_method
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import identify, require_template
+from glmtune.families import identify, require_template
 from glmtune.files import COPY_AGAIN, is_there, read_json_if_there
 from glmtune.load import open_place
 from glmtune.log import quiet
-from glmtune.methods.adapter import ADAPTER_FILE, CARD_FILE, Card, load_adapter
-from glmtune.methods.trained import TRAINED_FILE, find_trained, save_weights, tell_method
 from glmtune.migration.cards import Untuned, ask_untuned, finish_card, start_card
 from glmtune.migration.lora import OldLora, read_lora
 from glmtune.migration.prefix import check_frozen, read_bare

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import v1_revision
+from glmtune.families import v1_revision
 from glmtune.models.config_checks import PUBLISHED, check_content
 
 V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})

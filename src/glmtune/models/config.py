@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import GLM4_EPSILON
+from glmtune.families import GLM4_EPSILON
 from glmtune.models.chatglm_config import V1_KEYS, ChatGLM6BConfig
 from glmtune.models.config_checks import PUBLISHED, check_content
 

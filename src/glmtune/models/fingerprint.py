@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.family import FAMILIES, identify_family
+from glmtune.families import FAMILIES, identify_family
 from glmtune.files import read_json
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.config_checks import explain_config

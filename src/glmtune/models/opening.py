@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glmtune.family import FAMILIES, Identity
+from glmtune.families import FAMILIES, Identity
 from glmtune.models.checkpoint import build_outline, check_stored, without_copies
 from glmtune.models.shards import Stored
 from glmtune.models.upstream import build_upstream_outline, check_upstream_stored

@@ -8,7 +8,7 @@ from typing import Any, cast
 from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.family import FAMILIES, Identity, identify, require_template
+from glmtune.families import FAMILIES, Identity, identify, require_template
 from glmtune.files import given_path
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, find, message_segments

@@ -13,7 +13,7 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.utils import PaddingStrategy, get_json_schema
 
 from glmtune.errors import ConfigError
-from glmtune.family import require_template
+from glmtune.families import require_template
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, Segment, find, messages_from_dicts, render
 from glmtune.tokenizers.files import VOCABULARY, reading_folder

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import BatchEncoding
 
 from glmtune.errors import ConfigError
-from glmtune.family import identify, identify_family
+from glmtune.families import identify, identify_family
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, TEMPLATES, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer

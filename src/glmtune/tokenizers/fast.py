@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import Identity
+from glmtune.families import Identity
 from glmtune.files import read_json
 from glmtune.templates import find
 from glmtune.tokenizers.base import ChatTokenizer, name_in_template

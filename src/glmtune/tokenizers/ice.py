@@ -17,7 +17,7 @@ from transformers import AddedToken
 from transformers.utils import PaddingStrategy
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import v1_revision
+from glmtune.families import v1_revision
 from glmtune.files import read_json_if_there
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import chatglm_prompt

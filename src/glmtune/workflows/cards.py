@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from glmtune.methods.card import Card
-from glmtune.methods.probe import encode_probe, last_logits, take_probe
-from glmtune.methods.proof import name_dtype
-from glmtune.methods.seal import hash_tokenizer
+from glmtune.adapters.card import Card
+from glmtune.adapters.digest import hash_tokenizer
+from glmtune.adapters.probe import encode_probe, last_logits, take_probe
+from glmtune.adapters.proof import name_dtype
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.places import Place
 from glmtune.recipe import Recipe

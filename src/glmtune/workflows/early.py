@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glmtune.adapters.card import ADAPTER_FILE, CARD_FILE
 from glmtune.data.source import SUFFIXES, read_dataset
 from glmtune.errors import ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path, read_json
-from glmtune.methods.card import ADAPTER_FILE, CARD_FILE
 from glmtune.places import lasting_name, name_runs, require_here, resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import Source, build_recipe, join_layers, read_values
@@ -33,8 +33,8 @@ def training_recipe(
     if isinstance(model, str) and isinstance(method, dict) and "name" not in method:
         place = resolve(model, base=values.get("base"), revision=values.get("revision"))
         if place.adapter:
-            from glmtune.methods.adapter import own_method
-            from glmtune.methods.peft_settings import read_settings
+            from glmtune.adapters.peft_settings import read_settings
+            from glmtune.adapters.store import own_method
 
             method["name"] = (own_method(place.adapter) or read_settings(place.adapter)).name
     recipe = build_recipe(values)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from glmtune.adapters.store import CARD_FILE
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import with_scale
 from glmtune.exports.folder import folder_bytes, require_space, show_size, small_bytes
@@ -18,10 +19,9 @@ from glmtune.exports.kinds import Draft, Kind, Settings, find_kind
 from glmtune.exports.source import Source, find_source
 from glmtune.exports.tensors import parse_size
 from glmtune.exports.verify import QUESTIONS, Answers, Expected, agreement, ask_fresh_process, compare
-from glmtune.family import require_template
+from glmtune.families import require_template
 from glmtune.load import load_model
 from glmtune.log import quiet
-from glmtune.methods.adapter import CARD_FILE
 from glmtune.models.dtype import DTYPES
 from glmtune.models.quant import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json

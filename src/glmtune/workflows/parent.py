@@ -4,20 +4,20 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import ConfigError
-from glmtune.load import proving
-from glmtune.methods import apply_method
-from glmtune.methods.adapter import (
+from glmtune.adapters.digest import hash_weights
+from glmtune.adapters.peft_rules import read_adapter_config_if_there
+from glmtune.adapters.peft_settings import read_settings, require_ours
+from glmtune.adapters.proof import Check, proof_line
+from glmtune.adapters.store import (
     load_adapter,
     own_method,
     restore_trained,
     stored_tensors,
 )
+from glmtune.errors import ConfigError
+from glmtune.load import proving
+from glmtune.methods import apply_method
 from glmtune.methods.freeze import read_unrounded
-from glmtune.methods.peft_rules import read_adapter_config_if_there
-from glmtune.methods.peft_settings import read_settings, require_ours
-from glmtune.methods.proof import Check, proof_line
-from glmtune.methods.seal import hash_weights
 from glmtune.places import Place, resolve
 from glmtune.recipe import Freeze, Method, Recipe
 from glmtune.workflows.early import run_folder

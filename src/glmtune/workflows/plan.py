@@ -6,7 +6,7 @@ from accelerate.utils import broadcast_object_list
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
-from glmtune.family import identify_family
+from glmtune.families import identify_family
 from glmtune.methods.adalora import plan_pruning
 from glmtune.models import resolve_device
 from glmtune.models.dtype import Choice

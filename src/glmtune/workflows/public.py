@@ -22,7 +22,7 @@ from glmtune.workflows.show import OnEvent, attend
 if TYPE_CHECKING:
     import torch
 
-    from glmtune.methods.proof import Check
+    from glmtune.adapters.proof import Check
 
 
 def train(

@@ -15,7 +15,7 @@ from glmtune.data.source import Dataset, read_dataset
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
-from glmtune.family import context_of
+from glmtune.families import context_of
 from glmtune.recipe import Data, Recipe
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.templates import find

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from glmtune.adapters.proof import recorded_difference
+from glmtune.adapters.store import save_trained
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer
 from glmtune.load import check_outline
 from glmtune.methods.adalora import Pruning
-from glmtune.methods.adapter import save_trained
-from glmtune.methods.proof import recorded_difference
 from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe

@@ -10,17 +10,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from glmtune.data.batches import Steps, collate
-from glmtune.load import choose_type, open_place, open_tokenizer
-from glmtune.log import without_false_alarms
-from glmtune.methods import begin_pruning, count_parameters, trainable_line
-from glmtune.methods.adapter import read_card, require_saved, restore_trained
-from glmtune.methods.proof import (
+from glmtune.adapters.proof import (
     check_base,
     check_recorded,
     proof_line,
     require_files,
 )
+from glmtune.adapters.store import read_card, require_saved, restore_trained
+from glmtune.data.batches import Steps, collate
+from glmtune.load import choose_type, open_place, open_tokenizer
+from glmtune.log import without_false_alarms
+from glmtune.methods import begin_pruning, count_parameters, trainable_line
 from glmtune.objectives import Sft
 from glmtune.places import resolve
 from glmtune.recipe import Recipe

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from glmtune.adapters.probe import encode_probe
+from glmtune.adapters.proof import Check, check_files, check_tokenizer
 from glmtune.errors import ConfigError
 from glmtune.load import open_tokenizer, opening
-from glmtune.methods.probe import encode_probe
-from glmtune.methods.proof import Check, check_files, check_tokenizer
 from glmtune.places import Place, resolve
 from glmtune.workflows.events import Note
 

@@ -10,11 +10,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glmtune.adapters.merge import merged_weights
 from glmtune.errors import OutputError
 from glmtune.exports.definition import read_definitions, require_defined, require_same_names
 from glmtune.exports.tensors import Group, write_shards
 from glmtune.methods import apply_method
-from glmtune.methods.merge import merged_weights
 from glmtune.recipe.parse import build_recipe
 from models import tiny_model
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from closeness import assert_close
 from glmtune import load_model, load_tokenizer
+from glmtune.adapters.store import Card, save_trained
 from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.exports.fresh import logits_of
 from glmtune.exports.kinds import KINDS, Settings, find_kind
 from glmtune.exports.source import Source, find_source
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, save_trained
 from glmtune.models import load_base
 from glmtune.models.shards import scan_tensors
 from glmtune.recipe import Freeze, Full

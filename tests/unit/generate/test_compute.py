@@ -7,13 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from glmtune.adapters import Adapters
 from glmtune.errors import ConfigError
 from glmtune.generate import choose_compute, compute
 from glmtune.generate.compute import AUTO_GAIN, measure_gain, speed_up
 from glmtune.generate.fast import FastLinear
 from glmtune.models import load_in_transformers
 from glmtune.models.quant import quantise_linears
+from glmtune.several import Adapters
 from models import tiny_folder, tiny_hf_folder, tiny_model
 from tuned import tune
 

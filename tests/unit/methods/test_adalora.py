@@ -9,12 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from closeness import assert_close, distance
+from glmtune.adapters.store import Card, load_adapter, read_card, save_trained
+from glmtune.adapters.to_lora import save_as_lora
 from glmtune.data.batches import collate
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.adalora import plan_pruning
-from glmtune.methods.adapter import Card, load_adapter, read_card, save_trained
-from glmtune.methods.to_lora import save_as_lora
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.objectives import Sft
 from glmtune.recipe import AdaLora, Lora, load_recipe

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from closeness import assert_close, distance
+from glmtune.adapters.store import Card, load_adapter, save_trained
 from glmtune.errors import ConfigError
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, load_adapter, save_trained
 from glmtune.models.upstream import build_upstream_outline
 from glmtune.recipe import AdaLora, Lora
 from models import tiny_hf_folder, tiny_model

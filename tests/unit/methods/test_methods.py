@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from closeness import distance
+from glmtune.adapters.store import Card, load_adapter, read_card, restore_trained, save_trained
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.methods import apply_method, trainable_line
-from glmtune.methods.adapter import Card, load_adapter, read_card, restore_trained, save_trained
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.recipe import Freeze, Full, Lora, Ptuning
 from models import tiny_model

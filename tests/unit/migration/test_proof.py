@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from closeness import assert_close, distance
+from glmtune.adapters.store import load_adapter
 from glmtune.errors import CheckpointError
 from glmtune.load import load_model
-from glmtune.methods.adapter import load_adapter
 from glmtune.migration.lora import read_lora
 from glmtune.migration.proof import as_trained, probe_logits, prove_same
 from golden import GOLDENS

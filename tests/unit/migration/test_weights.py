@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from closeness import assert_close, distance
 from glmtune import load_model
+from glmtune.adapters.store import read_card
+from glmtune.adapters.trained import PREFIX
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.methods.adapter import read_card
-from glmtune.methods.trained import PREFIX
 from glmtune.migration import Migration, migrate
 from glmtune.models.pickles import read_tensors
 from glmtune.models.quant import held_quant

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from closeness import assert_close
 from glmtune.errors import CheckpointError, ConfigError, DataError
-from glmtune.family import v1_revision
+from glmtune.families import v1_revision
 from glmtune.generate import Sampling, complete
 from glmtune.models import (
     ChatGLM6BConfig,

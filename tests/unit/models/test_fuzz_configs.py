@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from fuzz import fuzzed
 from glmtune.errors import GlmtuneError
-from glmtune.family import identify
+from glmtune.families import identify
 from glmtune.info import inspect
 from glmtune.load import load_model
 from glmtune.models import ChatGLM6BConfig

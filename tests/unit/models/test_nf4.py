@@ -14,10 +14,10 @@ from torch.nn import functional
 
 import glmtune
 from closeness import ROUNDING, assert_close
+from glmtune.adapters.store import Card, load_adapter, save_trained
 from glmtune.errors import ConfigError, MissingDependencyError
 from glmtune.load import load_model
 from glmtune.methods import apply_method, trainable_line
-from glmtune.methods.adapter import Card, load_adapter, save_trained
 from glmtune.models import load_base
 from glmtune.models.nf4 import Nf4Linear, quantise_to_nf4
 from glmtune.models.quant import QuantizedLinear, held_quant, quantised_layers

@@ -20,10 +20,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from closeness import assert_close
+from glmtune.adapters.store import Card, load_adapter, save_trained
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model
 from glmtune.methods import apply_method, trainable_line
-from glmtune.methods.adapter import Card, load_adapter, save_trained
 from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.quant import QuantizedLinear, dequantise, pack, quantise, quantised_layers, unpack
 from glmtune.recipe import AdaLora, Full, Lora

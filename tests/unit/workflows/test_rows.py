@@ -10,7 +10,7 @@ import pytest
 
 from glmtune import load_tokenizer
 from glmtune.errors import DataError
-from glmtune.family import FAMILIES, context_of
+from glmtune.families import FAMILIES, context_of
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.workflows.rows import Questions, Rows, longest_answer, training_rows
 from glmtune.workflows.rows import test_questions as questions_of

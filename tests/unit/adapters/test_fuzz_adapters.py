@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from fuzz import fuzzed
 from glmtune import Adapters, load_model
+from glmtune.adapters.peft_rules import read_adapter_config
+from glmtune.adapters.store import load_adapter
 from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.info import inspect
-from glmtune.methods.adapter import load_adapter
-from glmtune.methods.peft_rules import read_adapter_config
 from glmtune.migration import migrate
 from models import tiny_folder
 from odd_files import FEW, MANY, VALUES, Tally, bounds

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.family import GLM4_EPSILON, identify, require_template
+from glmtune.families import GLM4_EPSILON, identify, require_template
 from glmtune.models import ChatGLM6BConfig
 
 CHATGLM = {"model_type": "chatglm", "eos_token_id": 2, "layernorm_epsilon": 1e-5}

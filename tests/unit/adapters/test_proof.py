@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glmtune import Adapters, load_model, load_tokenizer, verify
+from glmtune.adapters.card import Card, read_card
+from glmtune.adapters.digest import hash_weights
+from glmtune.adapters.factors import START
+from glmtune.adapters.probe import last_logits
+from glmtune.adapters.proof import OTHER_TYPE, REQUANTISED, ROUNDING
+from glmtune.adapters.store import restore_trained, save_trained
+from glmtune.adapters.to_lora import save_as_lora
+from glmtune.adapters.trained import trained_weights
 from glmtune.errors import CheckpointError
 from glmtune.load import check_outline
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import restore_trained, save_trained
-from glmtune.methods.card import Card, read_card
-from glmtune.methods.factors import START
-from glmtune.methods.probe import last_logits
-from glmtune.methods.proof import OTHER_TYPE, REQUANTISED, ROUNDING
-from glmtune.methods.seal import hash_weights
-from glmtune.methods.to_lora import save_as_lora
-from glmtune.methods.trained import trained_weights
 from glmtune.places import resolve
 from glmtune.recipe import Full
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder

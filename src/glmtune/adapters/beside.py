@@ -22,16 +22,16 @@ from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from glmtune.adapters.factors import START
+from glmtune.adapters.held import fill_adapter, held_adapter
+from glmtune.adapters.mixed import each_its_own
+from glmtune.adapters.peft_rules import read_adapter_config_if_there
+from glmtune.adapters.peft_settings import explain_peft
+from glmtune.adapters.store import ADAPTER_FILE, own_method, stored_tensors
+from glmtune.adapters.to_lora import read_as_lora
+from glmtune.adapters.trained import open_prefix, require_same, shapes_of
 from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
-from glmtune.methods.adapter import ADAPTER_FILE, own_method, stored_tensors
-from glmtune.methods.factors import START
-from glmtune.methods.held import fill_adapter, held_adapter
-from glmtune.methods.mixed import each_its_own
-from glmtune.methods.peft_rules import read_adapter_config_if_there
-from glmtune.methods.peft_settings import explain_peft
-from glmtune.methods.to_lora import read_as_lora
-from glmtune.methods.trained import open_prefix, require_same, shapes_of
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Freeze

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.adapters.card import Card
+from glmtune.adapters.peft_rules import ADAPTER_FILE as ADAPTER_FILE
+from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.files import hash_file
-from glmtune.methods.card import Card
-from glmtune.methods.peft_rules import ADAPTER_FILE as ADAPTER_FILE
-from glmtune.methods.peft_rules import read_adapter_config_if_there
 
 DECIDING = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",

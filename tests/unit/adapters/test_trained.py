@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from closeness import assert_close, distance
 from glmtune import load_model
+from glmtune.adapters.store import Card, load_adapter, restore_trained, save_trained
+from glmtune.adapters.trained import TRAINED_FILE
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.info import inspect
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import Card, load_adapter, restore_trained, save_trained
-from glmtune.methods.trained import TRAINED_FILE
 from glmtune.models import load_base, load_in_transformers
 from glmtune.places import resolve
 from glmtune.recipe import Freeze, Lora, Ptuning

@@ -12,12 +12,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from glmtune.adapters.card import CARD_FILE
+from glmtune.adapters.digest import ADAPTER_FILE, DECIDING
+from glmtune.adapters.peft_rules import read_adapter_config, read_adapter_config_if_there
+from glmtune.adapters.trained import ITS_BASE
 from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.files import COPY_AGAIN
-from glmtune.methods.card import CARD_FILE
-from glmtune.methods.peft_rules import read_adapter_config, read_adapter_config_if_there
-from glmtune.methods.seal import ADAPTER_FILE, DECIDING
-from glmtune.methods.trained import ITS_BASE
 from glmtune.recipe import Lora
 from glmtune.recipe.parse import build_recipe
 

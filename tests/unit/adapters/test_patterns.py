@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzz import fuzzed
-from glmtune.methods.patterns import PatternError, require_bounded
+from glmtune.adapters.patterns import PatternError, require_bounded
 from odd_files import FEW, MANY
 
 WRITTEN = [

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.errors import CheckpointError
-from glmtune.files import hash_file
-from glmtune.log import tell
-from glmtune.methods.card import CARD_FILE, Card, Probe
-from glmtune.methods.probe import largest_difference
-from glmtune.methods.seal import (
+from glmtune.adapters.card import CARD_FILE, Card, Probe
+from glmtune.adapters.digest import (
     ADAPTER_FILE,
     deciding_settings,
     hash_weights,
     norm_of,
     update_norm,
 )
+from glmtune.adapters.probe import largest_difference
+from glmtune.errors import CheckpointError
+from glmtune.files import hash_file
+from glmtune.log import tell
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.quant import held_quant, name_bits
 from glmtune.models.reading import Reading, require_finite

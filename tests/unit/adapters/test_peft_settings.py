@@ -11,13 +11,13 @@ import torch
 
 from closeness import assert_close
 from glmtune import Adapters, export, load_model
+from glmtune.adapters.peft_rules import read_adapter_config
+from glmtune.adapters.peft_settings import REFUSED, SUPPORTED
+from glmtune.adapters.store import stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.info import inspect
 from glmtune.methods import apply_method
-from glmtune.methods.adapter import stored_tensors
-from glmtune.methods.held import ADAPTER
-from glmtune.methods.peft_rules import read_adapter_config
-from glmtune.methods.peft_settings import REFUSED, SUPPORTED
+from glmtune.methods.lora import ADAPTER
 from glmtune.migration import migrate
 from glmtune.models.config_checks import CONFIG_RULES
 from glmtune.recipe import AdaLora, Lora, Ptuning

@@ -9,13 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune import load_model
-from glmtune.adapters import Adapters
+from glmtune.adapters import held
+from glmtune.adapters.factors import scale_of
+from glmtune.adapters.store import load_adapter, restore_trained, stored_tensors
+from glmtune.adapters.to_lora import read_as_lora
+from glmtune.adapters.trained import PREFIX
 from glmtune.errors import CheckpointError
-from glmtune.methods import apply_method, held
-from glmtune.methods.adapter import load_adapter, restore_trained, stored_tensors
-from glmtune.methods.factors import scale_of
-from glmtune.methods.to_lora import read_as_lora
-from glmtune.methods.trained import PREFIX
+from glmtune.methods import apply_method
+from glmtune.several import Adapters
 from models import tiny_folder
 from tuned import METHODS, settings_of, tune
 

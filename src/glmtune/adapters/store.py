@@ -8,18 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.errors import CheckpointError
-from glmtune.family import find_family
-from glmtune.files import COPY_AGAIN
-from glmtune.log import without_false_alarms
-from glmtune.methods.card import CARD_FILE, Card, read_card
-from glmtune.methods.held import fill_adapter, held_adapter
-from glmtune.methods.peft_rules import read_adapter_config
-from glmtune.methods.peft_settings import explain_peft, require_ranks, require_supported
-from glmtune.methods.probe import last_logits
-from glmtune.methods.proof import check_logits, require_hash
-from glmtune.methods.seal import ADAPTER_FILE, hash_weights, seal
-from glmtune.methods.trained import (
+from glmtune.adapters.card import CARD_FILE, Card, read_card
+from glmtune.adapters.digest import ADAPTER_FILE, hash_weights, seal
+from glmtune.adapters.held import fill_adapter, held_adapter
+from glmtune.adapters.peft_rules import read_adapter_config
+from glmtune.adapters.peft_settings import explain_peft, require_ranks, require_supported
+from glmtune.adapters.probe import last_logits
+from glmtune.adapters.proof import check_logits, require_hash
+from glmtune.adapters.trained import (
     TRAINED_FILE,
     find_trained,
     load_weights,
@@ -31,6 +27,10 @@ from glmtune.methods.trained import (
     trained_shapes,
     trained_weights,
 )
+from glmtune.errors import CheckpointError
+from glmtune.families import find_family
+from glmtune.files import COPY_AGAIN
+from glmtune.log import without_false_alarms
 from glmtune.models import load_in_transformers
 from glmtune.models.reading import hash_whole
 from glmtune.models.shards import read_shard

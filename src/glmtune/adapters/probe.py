@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.adapters.card import Probe
 from glmtune.errors import CheckpointError
-from glmtune.methods.card import Probe
 from glmtune.tokenizers import encode_messages
 
 QUESTION = "你好，GLM！\n3 + 4 = ?"

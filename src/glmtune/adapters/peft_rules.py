@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from glmtune.adapters.card import ADAPTER_FILE as ADAPTER_FILE
+from glmtune.adapters.patterns import PatternError, require_bounded
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json
-from glmtune.methods.card import ADAPTER_FILE as ADAPTER_FILE
-from glmtune.methods.patterns import PatternError, require_bounded
 from glmtune.models.config_checks import OBJECT, SWITCH_OR_NULL, TEXT, Rule, integer, number
 from glmtune.recipe.base import MAX_COUNT, MAX_RATE, MAX_SIZE
 from glmtune.values import shown

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from glmtune.adapters.factors import is_part
 from glmtune.errors import CheckpointError
-from glmtune.family import name_family
+from glmtune.families import name_family
 from glmtune.files import read_json_if_there
-from glmtune.methods.factors import is_part
 from glmtune.methods.freeze import choose_weights
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers

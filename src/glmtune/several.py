@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from glmtune.adapters.proof import Check, proof_line
 from glmtune.errors import ConfigError
 from glmtune.load import open_place, proving
 from glmtune.log import tell
-from glmtune.methods.proof import Check, proof_line
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.places import Place, resolve
 
@@ -43,7 +43,7 @@ class Adapters:
         self.model: Any = open_place(
             self._place, template=template, dtype=dtype, device=device, quant=quant
         ).eval()
-        from glmtune.methods.beside import Beside  # which imports PEFT: seconds, for who has no adapter
+        from glmtune.adapters.beside import Beside  # which imports PEFT: seconds, for who has no adapter
 
         self._beside = Beside(self.model)
         self._active: str | None = None

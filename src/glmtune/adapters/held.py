@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from glmtune.methods.trained import require_held, require_same, shapes_of
-
-ADAPTER = "default"
-"""PEFT's name for an adapter that stands alone."""
+from glmtune.adapters.trained import require_held, require_same, shapes_of
+from glmtune.methods.lora import ADAPTER, widen_adapter
 
 
 def held_adapter(tuned: Any, name: str = ADAPTER) -> dict[str, Tensor]:
@@ -28,18 +26,6 @@ def held_adapter(tuned: Any, name: str = ADAPTER) -> dict[str, Tensor]:
         tuned, own, adapter_name=name, save_embedding_layers=False
     )
     return held
-
-
-@torch.no_grad()
-def widen_adapter(tuned: Any, name: str = ADAPTER) -> None:
-    """Have an adapter's factors in fp32, and exactly the rank that AdaLoRA's scale is divided by."""
-    from peft.tuners.tuners_utils import cast_adapter_dtype
-
-    cast_adapter_dtype(tuned, name)
-    for part in tuned.modules():
-        if name in getattr(part, "ranknum", ()):
-            rank = torch.full((1,), float(tuned.peft_config[name].init_r), device=part.ranknum[name].device)
-            part.ranknum[name] = nn.Parameter(rank, requires_grad=False)
 
 
 @torch.no_grad()

@@ -11,12 +11,12 @@ from peft.tuners.adalora import AdaLoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from glmtune.adapters.digest import seal
+from glmtune.adapters.factors import START
+from glmtune.adapters.peft_settings import explain_peft
+from glmtune.adapters.store import Card
 from glmtune.errors import CheckpointError
-from glmtune.methods.adapter import Card
-from glmtune.methods.factors import START
-from glmtune.methods.held import ADAPTER
-from glmtune.methods.peft_settings import explain_peft
-from glmtune.methods.seal import seal
+from glmtune.methods.lora import ADAPTER
 
 _EPSILON = 1e-5
 """What PEFT's SVDLinear adds to the rank that it divides the scale by."""

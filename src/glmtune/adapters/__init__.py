@@ -1,0 +1,1 @@
+"""Adapters as files and beside a model: what saves, seals, proves and mixes them."""
