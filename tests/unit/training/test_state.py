@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from glmtune.errors import CheckpointError
 from glmtune.models.pickles import write_pickle
 from glmtune.recipe import Train
 from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.processes import Processes
 from glmtune.training.state import (
     STATE_FILE,
     as_state,
@@ -24,18 +23,17 @@ from models import tiny_model
 
 
 @pytest.fixture
-def parts() -> tuple[Any, Any, Accelerator]:
-    AcceleratorState._reset_state()
+def parts() -> tuple[Any, Any, Processes]:
     settings = Train(lr=1e-3)
     optimizer = build_optimizer(tiny_model(), settings)
-    return optimizer, build_schedule(optimizer, settings, 3), Accelerator(cpu=True)
+    return optimizer, build_schedule(optimizer, settings, 3), Processes()
 
 
 def read(folder: Path, step: int | None = None) -> dict[str, Any]:
     return read_state(folder, step=step, num_processes=1)
 
 
-def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: tuple[Any, Any, Accelerator]) -> None:
+def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: tuple[Any, Any, Processes]) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}}, tmp_path)
     expected = torch.rand(3)
     restore_state(read(tmp_path, 3), *parts)
@@ -43,7 +41,7 @@ def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: tuple[Any, An
 
 
 def test_a_state_of_another_step_or_of_more_processes_is_refused(
-    tmp_path: Path, parts: tuple[Any, Any, Accelerator]
+    tmp_path: Path, parts: tuple[Any, Any, Processes]
 ) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}}, tmp_path)
     with pytest.raises(CheckpointError, match=r"state\.pt: saved at step 3, beside weights of step 4"):
@@ -57,7 +55,7 @@ def test_a_state_of_another_step_or_of_more_processes_is_refused(
     {"random": [{}]}, {"random": [None]}, {"random": [{"torch": torch.zeros(3)}]},
 ])  # fmt: skip
 def test_a_state_with_wrong_members_is_refused(
-    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Accelerator]
+    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Processes]
 ) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}, **changes}, tmp_path)
     path = tmp_path / STATE_FILE
@@ -68,7 +66,7 @@ def test_a_state_with_wrong_members_is_refused(
 
 @pytest.mark.parametrize("changes", [{"standing": 3}, {"standing": {}}, {"random": None}])
 def test_a_standing_or_random_numbers_of_another_kind_are_refused(
-    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Accelerator]
+    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Processes]
 ) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}, **changes}, tmp_path)
     with pytest.raises(CheckpointError, match=r"state\.pt: not this run's state: "):
