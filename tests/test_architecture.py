@@ -23,6 +23,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"families", "possible", "templates", "tensor_file"},
     {"tokenizers"},
     {"models"},
+    {"conversation"},
     {"data", "methods", "objectives"},
     {"adapters"},
     {"places"},

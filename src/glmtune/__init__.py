@@ -11,6 +11,7 @@ import glmtune.log  # noqa: F401  # before any package that it keeps quiet
 
 if TYPE_CHECKING:
     from glmtune.adapters.proof import Check
+    from glmtune.conversation import encode_messages
     from glmtune.errors import GlmtuneError
     from glmtune.evaluation.metrics import score
     from glmtune.generate import Chat
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from glmtune.report.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
-    from glmtune.tokenizers import encode_messages
     from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
 
 _HOMES = {
@@ -34,7 +34,7 @@ _HOMES = {
     "Recipe": "glmtune.recipe",
     "RunResult": "glmtune.workflows",
     "compare": "glmtune.workflows",
-    "encode_messages": "glmtune.tokenizers",
+    "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
     "export": "glmtune.workflows",
     "load_model": "glmtune.load",

@@ -4,13 +4,14 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from glmtune.conversation import answer_text, encode_latest
 from glmtune.generate.engine import Engine, complete, decode
 from glmtune.generate.sampling import Sampling, read_sampling
 from glmtune.log import tell_left_out
 from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
 from glmtune.places import resolve
 from glmtune.templates import visible_text
-from glmtune.tokenizers import GrowingText, answer_text, encode_latest
+from glmtune.tokenizers import GrowingText
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
