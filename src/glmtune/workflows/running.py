@@ -10,6 +10,7 @@ from typing import Any
 
 from glmtune.adapters.proof import recorded_difference
 from glmtune.adapters.store import save_trained
+from glmtune.conversation import encode_messages
 from glmtune.data.batches import Batch, Steps, collate
 from glmtune.data.row import Row
 from glmtune.files import copy_small_files
@@ -20,7 +21,6 @@ from glmtune.objectives import Objective
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
 from glmtune.runs import last_checkpoint, make_folder, replacing
-from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.processes import Processes
