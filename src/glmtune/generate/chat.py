@@ -1,6 +1,7 @@
 """Talking to a model: history, template, text that never splits a character."""
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,7 @@ class Chat:
         from glmtune.load import open_place, open_tokenizer
 
         place = resolve(path)
-        if place.card:
-            own = {"system": place.card.system, "source_prefix": place.card.source_prefix}
-            options = {**own, **options}
+        options = {**asdict(place.taught), **options}
         tokenizer = open_tokenizer(place, template=None)
         model = open_place(place, template=None, dtype="auto", device="auto").eval()
         return cls(model, tokenizer, **options)
