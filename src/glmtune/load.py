@@ -270,6 +270,7 @@ def _proven_tokenizer(place: Place, template: str | None) -> Any:
     tokenizer = load_folder_tokenizer(place.base, template or place.template)
     if place.card and place.card.probe:
         check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    tokenizer.taught = place.taught
     return tokenizer
 
 

@@ -22,6 +22,7 @@ from glmtune.recipe.settings import Data, TemplateName
 from glmtune.templates import (
     Message,
     Segment,
+    Taught,
     find,
     is_learned,
     training_examples,
@@ -170,9 +171,7 @@ def _row(ids: Sequence[int], labels: Sequence[int], place: str) -> Row:
 
 def _with_settings(messages: Sequence[Message], settings: Data) -> list[Message]:
     """The messages with the settings' system text and source prefix."""
-    found = list(messages)
-    if settings.system and not any(message.role == "system" for message in found):
-        found.insert(0, Message("system", settings.system))
+    found = Taught.of(settings).begin(messages)
     # chat's format knows where the prefix goes; the thudm script's encoding sees to it itself
     return (
         found

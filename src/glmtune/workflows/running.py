@@ -24,6 +24,7 @@ from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
 from glmtune.runs import last_checkpoint, make_folder, replacing
+from glmtune.templates import Taught
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.progress import Progress, run_time
@@ -196,12 +197,9 @@ def _samples(run: Run) -> list[tuple[str, str]]:
     if not settings.prompts:
         return []
     sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
-    data = run.recipe.data
-    system = [{"role": "system", "content": data.system}] if data.system else []
+    taught = Taught.of(run.recipe.data)
     asked = [
-        encode_messages(
-            run.tokenizer, [*system, {"role": "user", "content": prompt}], source_prefix=data.source_prefix
-        )
+        encode_messages(run.tokenizer, [{"role": "user", "content": prompt}], taught=taught)
         for prompt in settings.prompts
     ]
     answers = answer(run.model, run.tokenizer, asked, sampling)
