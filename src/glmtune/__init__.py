@@ -11,10 +11,10 @@ import glmtune.log  # noqa: F401  # before any package that it keeps quiet
 
 if TYPE_CHECKING:
     from glmtune.adapters.proof import Check
+    from glmtune.chat import Chat
     from glmtune.conversation import encode_messages
     from glmtune.errors import GlmtuneError
     from glmtune.evaluation.metrics import score
-    from glmtune.generate import Chat
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapters": "glmtune.several",
-    "Chat": "glmtune.generate",
+    "Chat": "glmtune.chat",
     "Check": "glmtune.adapters.proof",
     "Comparison": "glmtune.report.compare",
     "ExportResult": "glmtune.workflows",
