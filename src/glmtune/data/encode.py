@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glmtune.conversation import answer_text
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
 from glmtune.data.example import Example
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, Learned, find_encoding
+from glmtune.data.row import Row
 from glmtune.errors import DataError
 from glmtune.families import context_of, require_template
 from glmtune.recipe.settings import Data, TemplateName
@@ -30,17 +30,6 @@ from glmtune.templates import (
     with_question_prefix,
 )
 from glmtune.tokenizers import GlmTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A training row."""
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    """The ids to learn, -100 elsewhere; not shifted."""
-    place: str
-    """Where the conversation was read, like `train.jsonl:2`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,18 @@
 """What every group of settings shares: read-only, nothing unknown, documented by its fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from glmtune.paths import read_path
 
@@ -75,3 +84,15 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as err:
         raise ValueError(f"half a character, {text[err.start]!a}, at character {err.start + 1}") from None
+
+
+def reading(table: Mapping[str, type[Settings]]) -> WrapValidator:
+    """What a union of settings takes besides its members: those put into its table later, by their names."""
+    members = frozenset(table.values())
+
+    def read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+        kind = table.get(name) if isinstance(name, str) else None
+        return handler(value) if kind is None or kind in members else kind.model_validate(value)
+
+    return WrapValidator(read)

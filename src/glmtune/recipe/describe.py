@@ -54,7 +54,7 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
             paths = (f"{owner}.{name}", key) if owner else (key,)
             yield Description(key, _type_name(field.annotation), default, _flat(field.description), paths)
         for member in members:
-            tag = member.model_fields.get("name") if len(members) > 1 else None
+            tag = member.model_fields.get("name")
             if tag is None:
                 yield from _walk(member, f"{key}.")
                 continue

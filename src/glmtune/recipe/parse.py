@@ -35,6 +35,9 @@ RIVALS = (
 )
 """Settings that say the same in two ways: what is named on top clears the other way below it."""
 
+NAMED = {"method": "lora", "objective": "sft"}
+"""Groups of which there are several kinds, and which one it is where it is not named."""
+
 MOST_PARTS = 9
 """Dots in a setting's name that are read as such, and levels of a dict: more than any setting has."""
 
@@ -61,7 +64,7 @@ def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]
     for word in overrides:
         _apply(values, word)
     _clear_rivals(values, {word.partition("=")[0] for word in overrides if not word.endswith("=null")})
-    _expand_method(values)
+    _expand_names(values)
     return values
 
 
@@ -80,8 +83,9 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
     Raises `ConfigError`.
     """
     values = join_layers(*layers)
-    if isinstance(values.get("method"), dict):
-        values["method"].setdefault("name", "lora")
+    for key, name in NAMED.items():
+        if isinstance(values.get(key), dict):
+            values[key].setdefault("name", name)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as err:
@@ -158,7 +162,7 @@ def _copy(value: Any, depth: int = 0) -> Any:
 def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         below = values.get(key)
-        if isinstance(value, Mapping) and isinstance(below, dict) and key != "method":
+        if isinstance(value, Mapping) and isinstance(below, dict) and key not in NAMED:
             _lay_over(below, value)
         else:
             values[key] = _copy(value)
@@ -206,7 +210,7 @@ def _group_of(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     *parents, last = key.split(".", MOST_PARTS)
     for parent in parents:
         inner = values.get(parent)
-        if isinstance(inner, str) and parent == "method":
+        if isinstance(inner, str) and parent in NAMED:
             inner = {"name": inner}
         if inner is None:
             inner = {}
@@ -251,18 +255,18 @@ def _kinds_of(key: str) -> set[Any]:
     return kinds
 
 
-def _expand_method(values: dict[str, Any]) -> None:
+def _expand_names(values: dict[str, Any]) -> None:
     """`method: lora` is short for `method: {name: lora}`."""
-    method = values.get("method")
-    if isinstance(method, str):
-        values["method"] = {"name": method}
+    for key in NAMED:
+        if isinstance(values.get(key), str):
+            values[key] = {"name": values[key]}
 
 
 def _explain(err: ValidationError) -> ConfigError:
     """The first problem as one sentence, with the words that mend it."""
     first = err.errors()[0]
     place = [str(part) for part in first["loc"] if part != "function-after"]
-    if place[:1] == ["method"] and len(place) > 1:
+    if len(place) > 1 and place[0] in NAMED:
         place.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
     key, found = ".".join(place) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":
@@ -310,8 +314,10 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
     """Names of the settings beside the unknown one."""
     kind: Any = Recipe
     for part in location:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[str(part)].annotation
-        else:  # a tagged union: the part is the tag
+        if not (
+            isinstance(kind, type) and issubclass(kind, BaseModel)
+        ):  # a tagged union: the part is the tag
             kind = next(m for m in get_args(kind) if m.model_fields["name"].default == part)
+        elif part in kind.model_fields:  # else it is the tag of a union of one
+            kind = kind.model_fields[str(part)].annotation
     return list(kind.model_fields)

@@ -22,7 +22,8 @@ from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
 
 if TYPE_CHECKING:
-    from glmtune.data.encode import Encoded, Row
+    from glmtune.data.encode import Encoded
+    from glmtune.data.row import Row
     from glmtune.evaluation.predictions import Question
 
 FEW_VALIDATION_ROWS = 5
