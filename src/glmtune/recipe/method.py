@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, OneOf, SettingError, Settings, by_name
 
 
 class MethodSettings(Settings):
@@ -142,4 +142,7 @@ class Ptuning(MethodSettings):
     """Dropout on the prefix while training."""
 
 
-Method = Annotated[Full | Freeze | Lora | AdaLora | Ptuning, Field(discriminator="name")]
+_Method = Full | Freeze | Lora | AdaLora | Ptuning
+METHOD_SETTINGS = by_name(_Method)
+"""The settings type of each method, by its name."""
+Method = Annotated[_Method, OneOf(METHOD_SETTINGS)]
