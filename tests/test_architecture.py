@@ -23,12 +23,14 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"families", "possible", "templates", "tensor_file"},
     {"tokenizers"},
     {"models"},
+    {"conversation"},
     {"data", "methods", "objectives"},
     {"adapters"},
     {"places"},
     {"load"},
     {"info", "several"},
     {"generate"},
+    {"chat"},
     {"training"},
     {"evaluation"},
     {"exports", "migration", "report"},
@@ -156,7 +158,7 @@ for name in {TORCH_FREE}:
 def test_a_model_without_an_adapter_answers_without_peft() -> None:
     code = """
 import sys
-from glmtune.generate import Chat
+from glmtune.chat import Chat
 from glmtune.load import load_model, load_tokenizer
 chat = Chat(load_model("glm-tiny"), load_tokenizer("glm-tiny"), max_new_tokens=4)
 assert list(chat.ask("hi"))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from closeness import assert_close, distance
 from commands import glmtune
 from glmtune.adapters.store import Card, load_adapter, restore_trained, save_trained
+from glmtune.conversation import encode_messages
 from glmtune.data.batches import collate
 from glmtune.data.encode import Row
 from glmtune.errors import CheckpointError, ConfigError, DataError
@@ -29,7 +30,7 @@ from glmtune.places import resolve
 from glmtune.processor import has_bf16
 from glmtune.recipe import Full, Lora
 from glmtune.templates import Call, Message, render, training_examples
-from glmtune.tokenizers import FastGlmTokenizer, encode_messages
+from glmtune.tokenizers import FastGlmTokenizer
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 from models import HF_FAMILIES, random_rows, tiny_hf_folder
 from published import PUBLISHED

@@ -131,8 +131,9 @@ def _open_speakers(
 
     An adapter that can be set aside has its base with it; else the base is opened as a second model.
     """
+    from glmtune.chat import Chat
     from glmtune.cli.talk import Speaker
-    from glmtune.generate import Chat, choose_compute, pick_compute
+    from glmtune.generate import choose_compute, pick_compute
     from glmtune.load import choose_type
 
     dtype = choose_type(place, opened["dtype"], opened["device"], opened["quant"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glmtune.conversation import answer_text
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
 from glmtune.data.example import Example
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
@@ -27,7 +28,7 @@ from glmtune.templates import (
     visible_text,
     with_question_prefix,
 )
-from glmtune.tokenizers import GlmTokenizer, answer_text
+from glmtune.tokenizers import GlmTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from glmtune.adapters.store import CARD_FILE
+from glmtune.conversation import encode_messages
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import with_scale
 from glmtune.exports.folder import folder_bytes, require_space, show_size, small_bytes
@@ -25,7 +26,7 @@ from glmtune.log import quiet
 from glmtune.models.dtype import DTYPES
 from glmtune.models.quant import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
-from glmtune.tokenizers import encode_messages, load_tokenizer
+from glmtune.tokenizers import load_tokenizer
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import ExportResult, Note
 from glmtune.workflows.quality import HeldOut, held_out_rows, measure

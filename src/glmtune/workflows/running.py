@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from glmtune.adapters.proof import recorded_difference
 from glmtune.adapters.store import save_trained
+from glmtune.conversation import encode_messages
 from glmtune.data.batches import Steps, collate
 from glmtune.data.encode import Row
 from glmtune.files import copy_small_files
@@ -23,7 +24,6 @@ from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
 from glmtune.recipe import Recipe
 from glmtune.runs import last_checkpoint, make_folder, replacing
-from glmtune.tokenizers import encode_messages
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.progress import Progress, run_time

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from glmtune.conversation import answer_text, encode_messages
 from glmtune.data.encode import encode_examples, encode_prompts
 from glmtune.data.example import Example
 from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.metrics import score
 from glmtune.recipe.settings import Data
 from glmtune.templates import TEMPLATES, Call, Message, visible_text
-from glmtune.tokenizers import answer_text, encode_messages, load_tokenizer
+from glmtune.tokenizers import load_tokenizer
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 TURNS = ["chatglm3", "glm4", "glm4_base"]

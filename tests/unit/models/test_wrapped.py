@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from glmtune.conversation import encode_messages
 from glmtune.generate import Sampling, complete
 from glmtune.models import load_base
 from glmtune.models.positions import positions_of
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives import Sft
-from glmtune.tokenizers import encode_messages, load_tokenizer
+from glmtune.tokenizers import load_tokenizer
 from models import letters_only, tiny_folder, tiny_v1_folder
 
 KINDS = ("early", "mid", "late", "chatglm2", "chatglm3", "glm4")
