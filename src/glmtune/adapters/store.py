@@ -37,7 +37,7 @@ from glmtune.models.reading import hash_whole
 from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Kept, Method
-from glmtune.recipe.parse import build_recipe
+from glmtune.recipe.parse import read_method
 
 __all__ = [
     "ADAPTER_FILE", "CARD_FILE", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
@@ -53,7 +53,7 @@ def own_method(folder: Path) -> Method | None:
     card = read_card(folder)
     if card is None:
         return tell_method(folder) if find_trained(folder) else None
-    return build_recipe({"model": card.base, "method": card.method}).method if card.method else None
+    return read_method(card.method) if card.method else None
 
 
 def is_adapter(folder: Path, *, has_base: bool = False) -> bool:
