@@ -23,7 +23,7 @@ Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tun
 
 def require_able(recipe: Recipe, place: Place) -> None:
     """Raise `ConfigError` for a method or a quantisation that the base's family does not have."""
-    family = identify_family(place.base).family
+    family = identify_family(place.folder).family
     require_possible(family, f"method={recipe.method.name}", f"method.name: {recipe.method.name}")
     require_possible(family, f"quant={recipe.quant}", f"quant: {recipe.quant!r}")
 
