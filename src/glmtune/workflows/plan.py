@@ -16,7 +16,7 @@ from glmtune.workflows.forgetting import chat_loss_warning
 
 def require_able(recipe: Recipe, place: Place) -> None:
     """Raise `ConfigError` for a method or a quantisation that the base's family does not have."""
-    family = identify_family(place.base).family
+    family = identify_family(place.folder).family
     require_possible(family, f"method={recipe.method.name}", f"method.name: {recipe.method.name}")
     require_possible(family, f"quant={recipe.quant}", f"quant: {recipe.quant!r}")
 

@@ -198,7 +198,7 @@ def _resume(run: Run) -> Note:
     if card:
         require_files(last, card)
     if card and card.fingerprint:
-        check_base(last, card, run.place.base)
+        check_base(last, card, run.place.folder)
     if run.pruning is None:
         restore_trained(run.model, last)
     processes = run.processes.number
