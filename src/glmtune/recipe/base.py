@@ -1,18 +1,21 @@
 """What every group of settings shares: read-only, nothing unknown, documented by its fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    GetCoreSchemaHandler,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
 from glmtune.paths import read_path
 
@@ -73,6 +76,36 @@ class Settings(BaseModel):
         return values
 
 
+def by_name(union: Any) -> MutableMapping[str, Any]:
+    """The members of a union of settings, by the default of their `name`."""
+    return {kind.model_fields["name"].default: kind for kind in get_args(union)}
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Says of a union's field that `name` chooses the settings type in a table, to which a test may add."""
+
+    table: Mapping[str, type[Settings]]
+
+    def read(self, value: Any) -> Any:
+        """The settings that a dict or an instance means. Raises `ValidationError`, the name in its places."""
+        return _tagged(tuple(self.table.values())).validate_python(value)
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.read)
+
+
+@cache
+def _tagged(kinds: tuple[type[Settings], ...]) -> SchemaValidator:
+    members = {kind.model_fields["name"].default: kind.__pydantic_core_schema__ for kind in kinds}
+    return SchemaValidator(core_schema.tagged_union_schema(members, discriminator="name"))
+
+
+def choices(field: FieldInfo) -> Mapping[str, type[Settings]]:
+    """The settings types that a field's `name` chooses among; none where it is no such field."""
+    return next((mark.table for mark in field.metadata if isinstance(mark, OneOf)), {})
+
+
 def _check_size(value: int, name: str, subject: str = "") -> None:
     limit = MAX_SEED if name.endswith("seed") else MAX_COUNT
     if abs(value) > limit:
@@ -84,15 +117,3 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as err:
         raise ValueError(f"half a character, {text[err.start]!a}, at character {err.start + 1}") from None
-
-
-def reading(table: Mapping[str, type[Settings]]) -> WrapValidator:
-    """What a union of settings takes besides its members: those put into its table later, by their names."""
-    members = frozenset(table.values())
-
-    def read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-        kind = table.get(name) if isinstance(name, str) else None
-        return handler(value) if kind is None or kind in members else kind.model_validate(value)
-
-    return WrapValidator(read)

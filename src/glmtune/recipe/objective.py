@@ -3,9 +3,7 @@
 from collections.abc import MutableMapping
 from typing import Annotated, Literal
 
-from pydantic import Field, SerializeAsAny
-
-from glmtune.recipe.base import Settings, reading
+from glmtune.recipe.base import OneOf, Settings
 
 
 class ObjectiveSettings(Settings):
@@ -21,6 +19,5 @@ class Sft(ObjectiveSettings):
 
 
 OBJECTIVE_SETTINGS: MutableMapping[str, type[ObjectiveSettings]] = {"sft": Sft}
-"""By their names: the members of `Objective`."""
-
-Objective = Annotated[SerializeAsAny[Sft], Field(discriminator="name"), reading(OBJECTIVE_SETTINGS)]
+"""The settings type of each objective, by its name."""
+Objective = Annotated[Sft, OneOf(OBJECTIVE_SETTINGS)]

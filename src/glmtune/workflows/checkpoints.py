@@ -66,7 +66,7 @@ def take_up(run: "Run") -> Note:
     if card:
         require_files(last, card)
     if card and card.fingerprint:
-        check_base(last, card, run.plan.place.base)
+        check_base(last, card, run.plan.place.folder)
     if run.pruning is None:
         restore_trained(run.model, last)
     state = read_state(last, step=card.step if card else None, num_processes=run.processes.number)

@@ -115,7 +115,7 @@ def summary(plan: Plan) -> Iterator[Note]:
 
 def require_able(place: Place, method: Method, quant: str | None) -> None:
     """Raise `ConfigError` for a method or a quantisation that the base's family does not have."""
-    family = identify_family(place.base).family
+    family = identify_family(place.folder).family
     require_possible(family, f"method={method.name}", f"method.name: {method.name}")
     require_possible(family, f"quant={quant}", f"quant: {quant!r}")
 

@@ -14,6 +14,7 @@ from glmtune.generate import Sampling, answer
 from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
 from glmtune.runs import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
+from glmtune.templates import Taught
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
@@ -196,12 +197,9 @@ def _samples(run: Run) -> list[tuple[str, str]]:
     if not settings.prompts:
         return []
     sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
-    data, tokenizer = run.recipe.data, run.plan.tokenizer
-    system = [{"role": "system", "content": data.system}] if data.system else []
+    tokenizer, taught = run.plan.tokenizer, Taught.of(run.recipe.data)
     asked = [
-        encode_messages(
-            tokenizer, [*system, {"role": "user", "content": prompt}], source_prefix=data.source_prefix
-        )
+        encode_messages(tokenizer, [{"role": "user", "content": prompt}], taught=taught)
         for prompt in settings.prompts
     ]
     answers = answer(run.model, tokenizer, asked, sampling)
