@@ -29,7 +29,7 @@ from glmtune.templates import (
     visible_text,
     with_question_prefix,
 )
-from glmtune.tokenizers import GlmTokenizer
+from glmtune.tokenizers.base import GlmTokenizer
 
 
 @dataclass(frozen=True, slots=True)
