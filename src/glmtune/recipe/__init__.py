@@ -1,6 +1,6 @@
 """The recipe: all settings of a run, their parsing and their description. No torch here."""
 
-from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning
+from glmtune.recipe.method import AdaLora, Freeze, Full, Kept, Lora, Method, Ptuning
 from glmtune.recipe.parse import load_recipe, to_yaml
 from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
 
@@ -10,6 +10,7 @@ __all__ = [
     "Evaluation",
     "Freeze",
     "Full",
+    "Kept",
     "Lora",
     "Method",
     "Ptuning",

@@ -7,18 +7,13 @@ from accelerate.utils import broadcast_object_list
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.families import identify_family
-from glmtune.methods.adalora import plan_pruning
 from glmtune.models import resolve_device
 from glmtune.models.dtype import Choice
 from glmtune.places import Place
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
-from glmtune.recipe import AdaLora, Method, Recipe
+from glmtune.recipe import Recipe
 from glmtune.workflows.forgetting import chat_loss_warning
-
-FEW_PRUNING_STEPS = 20
-"""Fewer steps to prune in tell little: the scores of what matters are means over about the last 7 of them.
-Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
 
 
 def require_able(recipe: Recipe, place: Place) -> None:
@@ -53,22 +48,6 @@ def rate_line(recipe: Recipe) -> str:
 def is_rate_high(recipe: Recipe) -> bool:
     """Whether the learning rate is above the method's default."""
     return (recipe.train.lr or 0.0) > recipe.method.default_lr
-
-
-def pruning_warning(method: Method, num_steps: int) -> str | None:
-    """What so few steps make of AdaLoRA's ranks; None where they are enough, and for other methods.
-
-    Raises `ConfigError` if no step is left to prune in.
-    """
-    if not isinstance(method, AdaLora):
-        return None
-    warmup, end, _ = plan_pruning(method, num_steps)
-    if end - warmup >= FEW_PRUNING_STEPS:
-        return None
-    return (
-        f"method.name: adalora has {end - warmup} of {num_steps} steps to prune in: too few to tell which "
-        "ranks matter. It wants some hundreds of steps: train.steps=300; with fewer take method=lora"
-    )
 
 
 def lower_rate(recipe: Recipe) -> float:

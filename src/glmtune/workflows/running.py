@@ -22,7 +22,7 @@ from glmtune.load import check_outline
 from glmtune.methods.adalora import Pruning
 from glmtune.objectives import Batch, Sft
 from glmtune.places import Place, resolve
-from glmtune.recipe import Recipe
+from glmtune.recipe import Kept, Recipe
 from glmtune.runs import last_checkpoint, make_folder, replacing
 from glmtune.templates import Taught
 from glmtune.training.guard import Guard
@@ -218,12 +218,12 @@ def _save(run: Run, *, is_best: bool) -> Saved:
         make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
-            if run.recipe.method.name == "full":
+            if run.recipe.method.kept is Kept.MODEL:
                 copy_small_files(run.place.base, partial)
             write_state(state, partial)
             save_trained(run.model, partial, card)
             if not last_checkpoint(run.record.folder):  # a run's first: can it be opened at all?
-                is_whole = run.recipe.method.name == "full"
+                is_whole = run.recipe.method.kept is Kept.MODEL
                 check_outline(resolve(partial, base=None if is_whole else run.place.base))
         run.record.link_checkpoint(run.standing.step, best_step=run.standing.best_step)
         run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)

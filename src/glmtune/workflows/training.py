@@ -20,10 +20,10 @@ from glmtune.adapters.store import read_card, require_saved, restore_trained
 from glmtune.data.batches import Steps, collate
 from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.log import without_false_alarms
-from glmtune.methods import begin_pruning, count_parameters, trainable_line
+from glmtune.methods import begin_pruning, count_parameters, steps_warning, trainable_line
 from glmtune.objectives import Sft
 from glmtune.places import resolve
-from glmtune.recipe import Recipe
+from glmtune.recipe import Kept, Recipe
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import (
     RESULT_FILE,
@@ -60,7 +60,6 @@ from glmtune.workflows.plan import (
     model_facts,
     plan_line,
     plan_warning,
-    pruning_warning,
     rate_line,
     require_able,
     same_for_all,
@@ -126,13 +125,13 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
         num_processes=state.num_processes,
     )
     num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
-    if not is_pruned(place) and (early := pruning_warning(recipe.method, num_steps)):
+    if not is_pruned(place) and (early := steps_warning(recipe.method, num_steps)):
         yield Note(early, is_warning=True)
     held = same_for_all(choose_type(place, recipe.dtype, state.device, recipe.quant))
     recipe = recipe.model_copy(update={"dtype": held.name})
     precision = choose_precision(recipe, held.dtype, state.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
-    opened = replace(held, dtype=torch.float32) if recipe.method.name == "full" else held
+    opened = replace(held, dtype=torch.float32) if recipe.method.kept is Kept.MODEL else held
     base = open_place(
         place.under,
         template=recipe.template or place.template,

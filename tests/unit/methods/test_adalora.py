@@ -14,7 +14,7 @@ from glmtune.adapters.to_lora import save_as_lora
 from glmtune.data.batches import collate
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.methods import apply_method, begin_pruning, trainable_line
-from glmtune.methods.adalora import plan_pruning
+from glmtune.methods.ranks import plan_pruning
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.objectives import Sft
 from glmtune.recipe import AdaLora, Lora, load_recipe

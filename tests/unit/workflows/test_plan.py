@@ -5,6 +5,7 @@ import torch
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
+from glmtune.methods import steps_warning
 from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
 from glmtune.workflows.plan import (
@@ -13,7 +14,6 @@ from glmtune.workflows.plan import (
     is_rate_high,
     lower_rate,
     plan_line,
-    pruning_warning,
     rate_line,
     with_default_rate,
 )
@@ -108,14 +108,14 @@ def test_every_method_has_a_rate_of_its_own() -> None:
 @pytest.mark.parametrize(("num_steps", "said"), [(26, "19 of 26 steps"), (3, "3 of 3 steps"), (27, None)])
 def test_adalora_with_few_steps_to_prune_in_is_warned_of(num_steps: int, said: str | None) -> None:
     """Its schedule leaves a tenth of the steps before and a fifth after the pruning."""
-    warning = pruning_warning(AdaLora(), num_steps)
+    warning = steps_warning(AdaLora(), num_steps)
     assert (warning is None) == (said is None)
     if said:
         assert f"adalora has {said} to prune in" in str(warning)
         assert "method=lora" in str(warning)
-    assert pruning_warning(Lora(), num_steps) is None
+    assert steps_warning(Lora(), num_steps) is None
 
 
 def test_a_schedule_that_does_not_fit_is_refused_in_the_plan() -> None:
     with pytest.raises(ConfigError, match=r"leave none of the run's 10 steps to prune in"):
-        pruning_warning(AdaLora(warmup_steps=10), 10)
+        steps_warning(AdaLora(warmup_steps=10), 10)
