@@ -12,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 from glmtune.models import (
     ChatGLM6BConfig,
     ChatGLM6BForConditionalGeneration,

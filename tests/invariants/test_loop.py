@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from closeness import assert_close
 from glmtune.data.batches import Steps, collate
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 from glmtune.methods import apply_method
 from glmtune.objectives import Sft, sft
 from glmtune.recipe import Lora, Train

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 from glmtune.errors import TrainingError
 from glmtune.objectives import Batch
 from glmtune.processor import has_bf16

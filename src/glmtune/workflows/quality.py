@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from glmtune.data.batches import collate
-from glmtune.data.encode import Row, encode_examples
+from glmtune.data.encode import encode_examples
+from glmtune.data.row import Row
 from glmtune.data.source import read_dataset
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import GlmtuneError

@@ -22,7 +22,8 @@ from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
 
 if TYPE_CHECKING:
-    from glmtune.data.encode import Encoded, Row
+    from glmtune.data.encode import Encoded
+    from glmtune.data.row import Row
     from glmtune.evaluation.predictions import Question
 
 FEW_VALIDATION_ROWS = 5
@@ -179,7 +180,7 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
 
     `num_new`: tokens of the longest answer, for which the context is to have room.
     """
-    from glmtune.data.encode import encode_prompts
+    from glmtune.data.prompts import encode_prompts
     from glmtune.evaluation.predictions import Question
 
     path = data.test or data.validation or data.train

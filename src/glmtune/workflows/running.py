@@ -15,7 +15,7 @@ from glmtune.adapters.proof import recorded_difference
 from glmtune.adapters.store import save_trained
 from glmtune.conversation import encode_messages
 from glmtune.data.batches import Steps, collate
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer
 from glmtune.load import check_outline

@@ -15,7 +15,7 @@ from torch import nn
 
 from glmtune import encode_messages, load_model, load_tokenizer
 from glmtune.data.batches import Steps, collate
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 from glmtune.errors import TrainingError
 from glmtune.methods import apply_method, begin_pruning
 from glmtune.objectives import Sft
