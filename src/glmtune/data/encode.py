@@ -6,7 +6,6 @@ stay, and the token that ends an answer is always there and learned.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.data.row import Row
 from glmtune.errors import DataError
-from glmtune.families import context_of, require_template
+from glmtune.families import require_template
 from glmtune.recipe.settings import Data, TemplateName
 from glmtune.templates import (
     Message,
@@ -44,7 +43,7 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     A conversation gives one row; with ChatGLM-6B's and ChatGLM2's chat format one for each learned answer.
     Raises DataError for a row that the format cannot express, and as `settings.overlong` says.
     """
-    limits = Limits.of(settings, context_for(tokenizer))
+    limits = Limits.of(settings, tokenizer.context)
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
     keeps_thoughts = settings.encoding == "chat" and _format(tokenizer).learns_thoughts
@@ -58,11 +57,6 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
                 rows.append(_row(ids, labels, example))
     _check(report, rows, settings, limits)
     return Encoded(rows, report)
-
-
-def context_for(tokenizer: GlmTokenizer) -> int | None:
-    """Tokens that the model of a tokenizer's folder was made for; None where nothing tells."""
-    return context_of(Path(tokenizer.vocab_file).parent)
 
 
 def template_of(tokenizer: GlmTokenizer) -> TemplateName:

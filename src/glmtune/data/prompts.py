@@ -1,11 +1,11 @@
-"""Conversations -> what an evaluation asks: the prompt of the last answer, and that answer to compare with."""
+"""Conversations -> what an evaluation asks: the prompt of the last answer, and the answer to compare with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from glmtune.conversation import answer_text
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
-from glmtune.data.encode import begun, context_for, template_of
+from glmtune.data.encode import begun, template_of
 from glmtune.data.example import Example, naming
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
@@ -34,7 +34,7 @@ def encode_prompts(
     Where no setting names a limit, the model's context is to hold `num_new` tokens of an answer too. Raises
     DataError where there is no answer, or a prompt cannot be cut.
     """
-    limits = Limits.of(settings, context_for(tokenizer), num_new=num_new)
+    limits = Limits.of(settings, tokenizer.context, num_new=num_new)
     report = LengthReport(limit=f"{limits}, for the question part")
     prompts = []
     for example in examples:

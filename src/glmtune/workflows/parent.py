@@ -92,7 +92,7 @@ def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]
     if place.adapter is None:
         model = apply_method(base, method)
         if method.kept is Kept.WEIGHTS:
-            read_unrounded(model, place.base)
+            read_unrounded(model, place.folder)
         return model
 
     def put_on(adapter: Path) -> Any:
