@@ -179,7 +179,7 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
 
     `num_new`: tokens of the longest answer, for which the context is to have room.
     """
-    from glmtune.data.encode import encode_prompts
+    from glmtune.data.prompts import encode_prompts
     from glmtune.evaluation.predictions import Question
 
     path = data.test or data.validation or data.train
