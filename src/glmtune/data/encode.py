@@ -26,7 +26,6 @@ from glmtune.templates import (
     find,
     is_learned,
     training_examples,
-    visible_text,
     with_question_prefix,
 )
 from glmtune.tokenizers import GlmTokenizer
@@ -147,8 +146,7 @@ def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
     if answer.is_call:
         before = tokenizer.segments(messages[:-1], add_generation_prompt=False)
         segments = tokenizer.segments(messages, add_generation_prompt=False)[len(before) + 1 :]
-    said = answer_text(tokenizer, tokenizer.encode_segments(segments))
-    return visible_text(_template(tokenizer), said)
+    return answer_text(tokenizer, tokenizer.encode_segments(segments))
 
 
 class _At:
