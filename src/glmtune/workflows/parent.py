@@ -20,7 +20,7 @@ from glmtune.load import proving
 from glmtune.methods import apply_method
 from glmtune.methods.freeze import read_unrounded
 from glmtune.places import Place, resolve
-from glmtune.recipe import Freeze, Method, Recipe
+from glmtune.recipe import Kept, Method, Recipe
 from glmtune.templates import Taught
 from glmtune.workflows.early import run_folder
 from glmtune.workflows.events import Note, drain
@@ -91,12 +91,12 @@ def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]
     """
     if place.adapter is None:
         model = apply_method(base, method)
-        if isinstance(method, Freeze):
-            read_unrounded(model, place.base)
+        if method.kept is Kept.WEIGHTS:
+            read_unrounded(model, place.folder)
         return model
 
     def put_on(adapter: Path) -> Any:
-        if not isinstance(method, Freeze):
+        if method.kept is not Kept.WEIGHTS:
             return load_adapter(base, adapter, is_trainable=True)
         model = apply_method(base, method)  # in fp32 among the base's own, however these are held
         restore_trained(model, adapter)

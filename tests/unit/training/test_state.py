@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from glmtune.errors import CheckpointError
 from glmtune.models.pickles import write_pickle
 from glmtune.recipe import Train
 from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.processes import Processes
 from glmtune.training.state import (
     STATE_FILE,
     as_state,
@@ -24,18 +23,17 @@ from glmtune.training.state import (
 )  # fmt: skip
 from models import tiny_model
 
-Parts = tuple[Any, Any, Accelerator]
+Parts = tuple[Any, Any, Processes]
 
 
 def fresh() -> Parts:
     settings = Train(lr=1e-3)
     optimizer = build_optimizer(tiny_model(), settings)
-    return optimizer, build_schedule(optimizer, settings, 3), Accelerator(cpu=True)
+    return optimizer, build_schedule(optimizer, settings, 3), Processes()
 
 
 @pytest.fixture
 def parts() -> Parts:
-    AcceleratorState._reset_state()
     return fresh()
 
 
