@@ -18,17 +18,21 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"paths", "values"},
     {"contents"},
     {"files"},
-    {"hub", "processor", "recipe", "runs"},
+    {"folder", "hub", "processor", "recipe", "runs", "signs"},
     {"template_rules"},
-    {"families", "possible", "templates", "tensor_file"},
+    {"families", "templates", "tensor_file"},
+    {"possible"},
     {"tokenizers"},
     {"models"},
-    {"data", "methods", "objectives"},
+    {"conversation"},
+    {"data", "methods"},
+    {"objectives"},
     {"adapters"},
     {"places"},
     {"load"},
     {"info", "several"},
     {"generate"},
+    {"chat"},
     {"training"},
     {"evaluation"},
     {"exports", "migration", "report"},
@@ -40,7 +44,7 @@ RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not path.name.startswith("__"))
 ONLY_IN = {
     "peft": ("adapters", "methods"),
-    "accelerate": ("training", "workflows"),
+    "accelerate": ("training",),
     "matplotlib": ("report",),
     "click": ("cli",),
     "prompt_toolkit": ("cli",),
@@ -125,6 +129,7 @@ TORCH_FREE = [
     "glmtune.templates",
     "glmtune.families",
     "glmtune.possible",
+    "glmtune.folder",
     "glmtune.hub",
     "glmtune.runs",
     "glmtune.migration",
@@ -156,7 +161,7 @@ for name in {TORCH_FREE}:
 def test_a_model_without_an_adapter_answers_without_peft() -> None:
     code = """
 import sys
-from glmtune.generate import Chat
+from glmtune.chat import Chat
 from glmtune.load import load_model, load_tokenizer
 chat = Chat(load_model("glm-tiny"), load_tokenizer("glm-tiny"), max_new_tokens=4)
 assert list(chat.ask("hi"))

@@ -11,21 +11,21 @@ import glmtune.log  # noqa: F401  # before any package that it keeps quiet
 
 if TYPE_CHECKING:
     from glmtune.adapters.proof import Check
+    from glmtune.chat import Chat
+    from glmtune.conversation import encode_messages
     from glmtune.errors import GlmtuneError
     from glmtune.evaluation.metrics import score
-    from glmtune.generate import Chat
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
     from glmtune.report.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
-    from glmtune.tokenizers import encode_messages
     from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
 
 _HOMES = {
     "Adapters": "glmtune.several",
-    "Chat": "glmtune.generate",
+    "Chat": "glmtune.chat",
     "Check": "glmtune.adapters.proof",
     "Comparison": "glmtune.report.compare",
     "ExportResult": "glmtune.workflows",
@@ -34,7 +34,7 @@ _HOMES = {
     "Recipe": "glmtune.recipe",
     "RunResult": "glmtune.workflows",
     "compare": "glmtune.workflows",
-    "encode_messages": "glmtune.tokenizers",
+    "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
     "export": "glmtune.workflows",
     "load_model": "glmtune.load",

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from commands import glmtune
 from glmtune import load_model, load_tokenizer
+from glmtune.chat import Chat
 from glmtune.errors import DataError
-from glmtune.generate import Chat
 from models import tiny_folder, tiny_v1_folder
 
 SPELLED = [

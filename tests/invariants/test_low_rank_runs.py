@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from closeness import distance
+from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.report.curves import candidates, lowest
 from glmtune.runs import read_json_lines
-from glmtune.tokenizers import encode_messages
 from glmtune.workflows.events import Note, Saved, drain
 from glmtune.workflows.training import training
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder

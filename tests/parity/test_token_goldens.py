@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError
 from glmtune.families import identify
 from glmtune.models.chat_calls import process_chatglm, process_chatglm2, process_turns
 from glmtune.templates import TEMPLATES
-from glmtune.tokenizers import check_fits, encode_messages, load_tokenizer, register
+from glmtune.tokenizers import check_fits, load_tokenizer, register
 
 pytestmark = pytest.mark.shared
 

@@ -12,8 +12,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import glmtune
 from closeness import assert_close
 from commands import glmtune as run
+from glmtune.conversation import encode_messages
 from glmtune.generate import Sampling, complete
-from glmtune.tokenizers import encode_messages
 from models import tiny_folder, tiny_v1_folder
 
 REVISIONS = ("early", "mid", "late")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from glmtune.adapters.card import Probe
+from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError
-from glmtune.tokenizers import encode_messages
 
 QUESTION = "你好，GLM！\n3 + 4 = ?"
 """Has Chinese, Latin, digits and a line break, so that most ways of encoding differ somewhere in it."""

@@ -29,15 +29,14 @@ from glmtune.adapters.trained import (
     trained_weights,
 )
 from glmtune.errors import CheckpointError
-from glmtune.families import find_family
 from glmtune.files import COPY_AGAIN
 from glmtune.log import without_false_alarms
-from glmtune.models import load_in_transformers
+from glmtune.models.opening import opening_of_model
 from glmtune.models.reading import hash_whole
 from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import Kept, Method
-from glmtune.recipe.parse import build_recipe
+from glmtune.recipe.parse import read_method
 
 __all__ = [
     "ADAPTER_FILE", "CARD_FILE", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
@@ -53,7 +52,7 @@ def own_method(folder: Path) -> Method | None:
     card = read_card(folder)
     if card is None:
         return tell_method(folder) if find_trained(folder) else None
-    return build_recipe({"model": card.base, "method": card.method}).method if card.method else None
+    return read_method(card.method) if card.method else None
 
 
 def is_adapter(folder: Path, *, has_base: bool = False) -> bool:
@@ -188,9 +187,9 @@ def require_saved(model: Any, folder: Path) -> None:
 
 def _put_back(model: Any, folder: Path) -> None:
     is_whole = not is_wrapped(model) and not (folder / TRAINED_FILE).exists()
-    if is_whole and find_family(model.config.model_type).is_in_transformers:
-        # its files hold other tensors than the model does: GLM-4.5's experts one by one
-        model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
+    opening = opening_of_model(model)
+    if is_whole and not opening.is_stored_as_held:
+        model.load_state_dict(opening.load(folder, dtype="fp32", device=model.device).state_dict())
         return
     tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):

@@ -96,7 +96,7 @@ def chat(
     place = resolve(path, base=base, revision=revision, has_base=compare)
     record = Record(history) if history else None
     tokenizer = open_tokenizer(place, template=template)
-    card = place.card
+    taught = place.taught
     name = _name(place.run or path, find(tokenizer.template).title)
     speakers = _open_speakers(
         place,
@@ -106,8 +106,8 @@ def chat(
         opened={"template": template, "dtype": dtype, "device": device, "quant": quant},
         talk={
             "tokenizer": tokenizer,
-            "system": system if system is not None else card.system if card else None,
-            "source_prefix": card.source_prefix if card else "",
+            "system": taught.system if system is None else system,
+            "source_prefix": taught.source_prefix,
             "compile_step": compile_step,
             **{name: value for name, value in sampling.items() if value is not None},
         },
@@ -131,8 +131,9 @@ def _open_speakers(
 
     An adapter that can be set aside has its base with it; else the base is opened as a second model.
     """
+    from glmtune.chat import Chat
     from glmtune.cli.talk import Speaker
-    from glmtune.generate import Chat, choose_compute, pick_compute
+    from glmtune.generate import choose_compute, pick_compute
     from glmtune.load import choose_type
 
     dtype = choose_type(place, opened["dtype"], opened["device"], opened["quant"])

@@ -22,7 +22,7 @@ from glmtune.templates import Message, render
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
 
 if TYPE_CHECKING:
-    from glmtune.generate import Chat
+    from glmtune.chat import Chat
 
 
 @dataclass(frozen=True, slots=True)

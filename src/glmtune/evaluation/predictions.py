@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from glmtune.conversation import answer_text
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import score_variants
 from glmtune.files import read_json
@@ -20,7 +21,6 @@ from glmtune.runs import (
     write_text,
 )
 from glmtune.templates import visible_text
-from glmtune.tokenizers import answer_text
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 

@@ -14,7 +14,8 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
 from glmtune.families import FAMILIES, Family, Identity, identify
-from glmtune.files import given_path, read_json
+from glmtune.files import given_path
+from glmtune.folder import ModelFolder
 from glmtune.load import open_place
 from glmtune.log import quiet
 from glmtune.models.checkpoint import stored_dtype
@@ -30,8 +31,8 @@ class Source:
 
     place: Place
     """Its base and adapter; of a fully trained model the folder of its own weights."""
-    base: Path
-    """The folder of the un-quantised base."""
+    folder: ModelFolder
+    """Of the un-quantised base."""
     identity: Identity
     method: str
     """Its method's name; empty for a model that is not ours."""
@@ -39,6 +40,11 @@ class Source:
     """What it trained; None for a model that is not ours."""
     unproven: str = ""
     """Of a base that stands for the quantised one of training: what is known of it, and what is not."""
+
+    @property
+    def base(self) -> Path:
+        """The path of the un-quantised base's folder."""
+        return self.folder.path
 
     @property
     def family(self) -> Family:
@@ -82,7 +88,7 @@ class Source:
 
     def open_untrained(self) -> Any:
         """The base, of a fully trained model too."""
-        return self._open(Place(self.base, snapshot=self.place.snapshot), "stored", "cpu", None)
+        return self._open(Place(self.folder, snapshot=self.place.snapshot), "stored", "cpu", None)
 
     def as_trained(self, model: Any) -> Worth:
         """Gives `logits_of` the numbers that were trained, where they stand rounded in the opened model.
@@ -96,7 +102,7 @@ class Source:
         return lambda _, held: trained.get(id(held), held)
 
     def _open(self, place: Place, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
-        wanted = stored_dtype(place.base) if dtype == "stored" else dtype
+        wanted = stored_dtype(place.folder) if dtype == "stored" else dtype
         with quiet():
             return open_place(
                 place,
@@ -122,17 +128,17 @@ def find_source(
     whole = _find_whole(given_path(path))
     place = resolve(path, base=None if whole else base)
     card = place.card
-    folder = place.base
+    folder = place.folder
     if whole and card:
-        folder = find_folder(base or card.base, None if base else card.base_revision)[0]
-        if not (folder / "config.json").exists():
+        folder = ModelFolder(find_folder(base or card.base, None if base else card.base_revision)[0])
+        if not (folder.path / "config.json").exists():
             raise CheckpointError(
                 f"{path}: its base model is not at {base or card.base}, and its files are part of an export",
                 hint="name the base's folder: base=FOLDER",
             )
-    bits = read_json(folder / "config.json").get("quantization_bit")
+    bits = folder.json("config.json", is_required=True).get("quantization_bit")
     if bits and is_merging:
-        raise _quantised(folder, bits, is_adapter=place.adapter is not None)
+        raise _quantised(folder.path, bits, is_adapter=place.adapter is not None)
     return Source(
         place,
         folder,

@@ -17,7 +17,8 @@ from glmtune.adapters.store import stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.refusal import refused
 from glmtune.exports.source import Source
-from glmtune.models.checkpoint import build_outline
+from glmtune.models.opening import OPENINGS
+from glmtune.models.own import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
 from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
 from glmtune.recipe import Kept
@@ -43,7 +44,7 @@ class Group:
 class Merged:
     """A base's tensors under its own names, with those that were trained in place of its own."""
 
-    stored: dict[str, Stored]
+    stored: Mapping[str, Stored]
     changed: Changed
     dtype: torch.dtype | None = None
     """Of every floating tensor; None: each as the base has it."""
@@ -89,7 +90,7 @@ def merge(source: Source, dtype: torch.dtype | None) -> Merged:
 
     Raises `ConfigError` for a prefix, `CheckpointError` for weights that the base's files have no place for.
     """
-    stored = scan_tensors(source.base)
+    stored = scan_tensors(source.folder)
     changed = _changed(source)
     origins = _origins(source, set(changed), set(stored))
     odd = sorted(origins.keys() - stored.keys())
@@ -121,7 +122,7 @@ def _changed(source: Source) -> Changed:
             hint="to=official-ptuning writes it as the official code reads it",
         )
     if source.is_whole:
-        held = scan_tensors(place.base)
+        held = scan_tensors(place.folder)
         return {name: _reading(at) for name, at in held.items() if not name.endswith(_BUFFER)}
     if place.adapter is None:
         return {}
@@ -136,9 +137,8 @@ def _reading(at: Stored) -> Callable[[Stored], Tensor]:
 
 def _tied(source: Source) -> dict[str, str]:
     """Names that stand for one weight in the model: each copy's, and that of the parameter itself."""
-    if source.family.is_in_transformers:
-        return {}
-    return dict(build_outline(source.base, template=source.identity.template).all_tied_weights_keys)
+    identity = source.identity
+    return dict(OPENINGS[identity.family].tied(source.folder, identity.template))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Quantised:
 
 def quantise_merged(source: Source, merged: Merged, bits: int) -> Quantised:
     """The merged weights, to be quantised."""
-    outline = build_outline(source.base, template=source.identity.template)
+    outline = build_outline(source.folder, template=source.identity.template)
     linears = frozenset(f"{name}.weight" for name in name_linears(outline))
     return Quantised(merged, linears, bits, outline.scale_dtype)
 

@@ -1,13 +1,13 @@
 """Answers from a model."""
 
-from glmtune.generate.chat import Chat, answer, stream_text
 from glmtune.generate.compute import choose_compute, pick_compute
-from glmtune.generate.engine import Engine, complete, decode
+from glmtune.generate.decoding import complete, decode
+from glmtune.generate.engine import Engine
 from glmtune.generate.requests import Request
 from glmtune.generate.sampling import Sampling
+from glmtune.generate.text import answer, stream_text
 
 __all__ = [
-    "Chat",
     "Engine",
     "Request",
     "Sampling",

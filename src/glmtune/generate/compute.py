@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.generate.fast import FastExperts, FastLinear, pack_all
+from glmtune.generate.mixture import Mixture
 from glmtune.log import tell
-from glmtune.several import Adapters
 
 AUTO_GAIN = 1.2
 """How many times as fast W8A8 must be before `auto` takes it: it changes answers."""
@@ -62,7 +62,7 @@ def speed_up(model: Any) -> Any:
 
 def _find_problem(model: Any) -> tuple[str, str] | None:
     """Why a model cannot answer in W8A8, and what to do instead."""
-    if isinstance(model, Adapters):
+    if isinstance(model, Mixture):
         return (
             "fast cannot answer each request under its own adapter, as Engine(adapters) does",
             "set one to work, Adapters.use(name), and give its model: choose_compute(adapters.model, ...)",

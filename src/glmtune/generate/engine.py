@@ -6,8 +6,7 @@ that wait join between two steps. An answer does not depend on what else is bein
 those of `compute=fast` may differ a little by it (see `fast`).
 """
 
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
@@ -16,28 +15,21 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import AnswerError, ConfigError
+from glmtune.generate.line import MAX_PREFILL_TOKENS, MAX_ROWS, Line, check_size, held_by_default
+from glmtune.generate.mixture import Mixture
 from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request
-from glmtune.generate.reuse import Reuse, count_shared, mark_model
+from glmtune.generate.reuse import Reuse, mark_model
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import Prompt, build_runner
-from glmtune.generate.sampling import NOTHING, Draw, Sampling, draw_tokens
+from glmtune.generate.sampling import NOTHING, Draw, draw_tokens
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.wrapped import causal_of
-from glmtune.several import Adapters
 
-MAX_ROWS = 64
-"""Rows that are answered at once unless more are asked for."""
-MAX_PREFILL_TOKENS = 2048
-"""Prompt tokens of one packed pass; a longer prompt has a pass of its own. Twice as many gain nothing
-on a CPU (measured on a Xeon), and cost W8A8 a third more time: fp32 too large for malloc to keep.
-"""
 MAX_CONTEXTS = 16
 """A prompt is read up to so many times the length that the model was made for: attention takes the square."""
 MIN_MAX_PROMPT = 8192
 """Tokens of a prompt that are read however short that length is: 2 seconds of glm-tiny, on one core."""
-SHARED_TOKENS = 32
-"""Least common beginning of several prompts that is worth a pass of its own."""
 
 
 class Engine:
@@ -56,12 +48,15 @@ class Engine:
         *,
         max_rows: int = MAX_ROWS,
         max_prefill_tokens: int = MAX_PREFILL_TOKENS,
+        max_held_tokens: int | None = None,
         reused_tokens: int = 0,
         compile_step: bool = False,
     ) -> None:
         """`model`: a model, or `Adapters`, of which each request then names its own.
 
-        `max_rows`: how many are answered at once; further requests wait.
+        `max_rows`: how many are answered at once; further requests wait. `max_held_tokens` bounds the memory
+        of long ones: fewer are answered at once where their number times the longest text, prompt and
+        `max_new_tokens`, is more (`Line`); one that is longer is answered alone.
 
         `reused_tokens`: of so many tokens, prompts and their answers, keys and values are kept for prompts
         that begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute,
@@ -69,21 +64,20 @@ class Engine:
         Memory of ended answers is kept for the next ones. Raises `ConfigError` where the model cannot be run
         so.
         """
-        self._adapters = model if isinstance(model, Adapters) else None
+        self._adapters = model if isinstance(model, Mixture) else None
         if self._adapters and compile_step:
             raise ConfigError(
                 "compile_step: a compiled step has one adapter in it, and here each request has its own",
                 hint="leave it off, or set one to work: Adapters.use(name), then Engine(adapters.model)",
             )
-        _check_size("max_rows", max_rows, 1)
-        _check_size("reused_tokens", reused_tokens, 0)
+        most = held_by_default(max_rows) if max_held_tokens is None else max_held_tokens
+        self._line = Line(max_rows, max_prefill_tokens, most)
+        check_size("reused_tokens", reused_tokens, 0)
         base = self._adapters.model if self._adapters else model
         _refuse_prompt_learning(base)
         self.runner = build_runner(base, compile_step=compile_step)
         self.rows = Rows(is_room_kept=compile_step)
         self.reuse = Reuse(reused_tokens)
-        self.max_rows = max_rows
-        self.max_prefill_tokens = max_prefill_tokens
         self.context = _context_of(base)
         """Tokens of the longest text that the model was made for, None where its config names none."""
         self.max_prompt = max(MAX_CONTEXTS * self.context, MIN_MAX_PROMPT) if self.context else None
@@ -91,7 +85,6 @@ class Engine:
         self.is_length_told = False
         self._kind = _kind_of(self.runner.model)
         self._numbers = count()
-        self._waiting: deque[Answer] = deque()
         self._held: list[Answer] = []  # as in `rows`
         self._drawn: list[Token] = []  # of the step that is under way
         self._positions = torch.empty(0)  # of the next token in each held row, (B, ..., 1)
@@ -99,7 +92,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is left to answer."""
-        return not (self._held or self._waiting or self._drawn)
+        return not (self._held or self._line.waiting or self._drawn)
 
     def submit(self, request: Request) -> int:
         """Put a request in line; its number.
@@ -114,7 +107,7 @@ class Engine:
         self.runner.count_positions(request.prompt)
         draw = Draw(request.sampling, request.prompt, device=self.runner.device)
         number = next(self._numbers)
-        self._waiting.append(Answer(number, request, draw))
+        self._line.waiting.append(Answer(number, request, draw, self._num_tokens_of(request)))
         return number
 
     def tell_length(self, lengths: Sequence[int]) -> None:
@@ -135,7 +128,7 @@ class Engine:
     @torch.inference_mode()
     def cancel(self, number: int) -> None:
         """Give a request up, waiting or half answered; its memory is free at once."""
-        self._waiting = deque(answer for answer in self._waiting if answer.number != number)
+        self._line.drop(number)
         self._drawn = [token for token in self._drawn if token.request != number]
         for row, answer in enumerate(self._held):
             if answer.number == number:
@@ -151,8 +144,8 @@ class Engine:
         """
         if self._held and not self._drawn:  # else the step before was broken off after this
             self._advance()
-        while self._waiting and len(self._held) < self.max_rows:
-            self._join(self._next_prompts())
+        while joining := self._line.first(self._held):
+            self._join(joining)
         for row in reversed(range(len(self._held))):
             if self._held[row].is_ended:
                 self._leave(row)
@@ -221,6 +214,12 @@ class Engine:
     def _prefix_of(self, adapter: str | None) -> PrefixEncoder | None:
         return self._adapters.prefix_of(adapter) if self._adapters else self.runner.prefix
 
+    def _num_tokens_of(self, request: Request) -> int:
+        """Columns that its row may come to need."""
+        prefix = self._prefix_of(request.adapter)
+        front = prefix.num_tokens if prefix else 0
+        return front + len(request.prompt) + request.sampling.max_new_tokens
+
     def _mixing(
         self, adapters: Sequence[str | None], num_tokens: Sequence[int]
     ) -> AbstractContextManager[None]:
@@ -242,17 +241,6 @@ class Engine:
         self._positions = following
         self._take(self._held, drawn)
 
-    def _next_prompts(self) -> list[Answer]:
-        """Waiting requests that fit into one packed pass and the rows that are free; at least one."""
-        taken: list[Answer] = []
-        left = self.max_prefill_tokens
-        for answer in self._waiting:
-            left -= len(answer.request.prompt)
-            if len(self._held) + len(taken) == self.max_rows or (taken and left < 0):
-                break
-            taken.append(answer)
-        return taken
-
     def _join(self, joining: Sequence[Answer]) -> None:
         """They wait until their first tokens are drawn, so that none is lost if that fails."""
         first = len(self._held)
@@ -267,7 +255,7 @@ class Engine:
         self._held += joining
         for answer in joining:
             answer.mark = self.reuse.mark
-            self._waiting.popleft()
+            self._line.waiting.popleft()
         self._take(joining, drawn)
 
     def _take(self, answers: Sequence[Answer], drawn: Sequence[int]) -> None:
@@ -307,7 +295,7 @@ class Engine:
         known = min(self.runner.count_reusable(ids, shared), len(ids) - 1) if shared else 0
         if known:
             end = (prefix.num_tokens if prefix else 0) + known
-            self.rows.write(row, 0, [(key[:, :end], value[:, :end]) for key, value in layers])
+            self.rows.write(row, 0, [tuple(part[:, :end] for part in layer) for layer in layers])
         elif prefix:
             self.runner.write_front(self.rows, row, prefix)
         return Prompt(row, ids, known, adapter)
@@ -347,11 +335,6 @@ class Engine:
         self.rows.remove(row)
 
 
-def _check_size(name: str, size: int, least: int) -> None:
-    if size < least:
-        raise ConfigError(f"{name}: must be at least {least}, got {size}", hint=f"{name}={least} or more")
-
-
 def _refuse_prompt_learning(model: Any) -> None:
     config = getattr(model, "active_peft_config", None)
     if config is not None and config.is_prompt_learning:
@@ -373,65 +356,3 @@ def _kind_of(model: Any) -> tuple[torch.dtype, torch.device]:
 
 def _numbers_of(answers: Sequence[Answer]) -> str:
     return ", ".join(str(answer.number) for answer in answers)
-
-
-def decode(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    *,
-    stop_ids: Collection[int],
-    max_rows: int = MAX_ROWS,
-    engine: Engine | None = None,
-) -> Iterator[list[tuple[int, int]]]:
-    """Yield, step by step, the new (row, token id) pairs; the stop token that ends a row is among them.
-
-    At most `max_rows` are answered at once, and the next prompt joins as soon as one of them has ended. What
-    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers;
-    `ConfigError` if it is not idle, for it answers others' requests then.
-    """
-    if engine and not engine.is_idle:
-        raise ConfigError(
-            "engine: still answering", hint="finish or close() the earlier answer, or cancel it"
-        )
-    rows: dict[int, int] = {}
-    was_training = model.training
-    try:
-        if was_training:
-            model.eval()
-        engine = engine or _build_engine(model, prompts, max_rows)
-        engine.tell_length([len(prompt) for prompt in prompts])
-        for row, prompt in enumerate(prompts):
-            rows[engine.submit(Request(prompt, sampling, stop_ids))] = row
-        while not engine.is_idle:
-            yield [(rows[token.request], token.id) for token in engine.step()]
-    finally:
-        if was_training:
-            model.train()
-        if engine:
-            for number in rows:
-                engine.cancel(number)
-
-
-def _build_engine(model: Any, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:
-    engine = Engine(model, max_rows=max_rows)
-    shared = min((count_shared(prompts[0], prompt) for prompt in prompts[1:]), default=0)
-    if shared >= SHARED_TOKENS and engine.runner.count_reusable(prompts[0], shared):
-        engine.remember(prompts[0][:shared])
-    return engine
-
-
-def complete(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    *,
-    stop_ids: Collection[int],
-    max_rows: int = MAX_ROWS,
-) -> list[list[int]]:
-    """The whole answers, stop tokens included."""
-    answers: list[list[int]] = [[] for _ in prompts]
-    for pairs in decode(model, prompts, sampling, stop_ids=stop_ids, max_rows=max_rows):
-        for row, token in pairs:
-            answers[row].append(token)
-    return answers

@@ -17,7 +17,7 @@ class Request:
     stop_ids: Collection[int] = ()
     """Each ends the answer; it is the answer's last token."""
     adapter: str | None = None
-    """Its name among the engine's `Adapters`; None: the base alone, or an engine's model as it is."""
+    """Its name among the engine's `Mixture`; None: the base alone, or an engine's model as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,8 @@ class Answer:
     number: int
     request: Request
     draw: Draw
+    num_tokens: int
+    """Columns that its row may come to need: prefix, prompt and the longest answer."""
     ids: list[int] = field(default_factory=list)
     mark: object = None
     """The model's when the prompt was read, as `Reuse.keep` asks for."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
+from glmtune.folder import ModelFolder
 from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe import Freeze
 
@@ -35,7 +36,7 @@ def train_weights(model: Any, chosen: Collection[str]) -> Any:
 
 
 @torch.no_grad()
-def read_unrounded(model: nn.Module, base: Path) -> None:
+def read_unrounded(model: nn.Module, base: Path | ModelFolder) -> None:
     """Give the weights to be trained, which are fp32, the numbers of the base's files, unrounded.
 
     Weights that the files hold under other names (GLM-4.5's experts, one by one) stay as they are.

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +28,10 @@ from transformers.generation import (
 from glmtune.errors import DataError
 from glmtune.log import tell_left_out
 from glmtune.models.positions import positions_of
+from glmtune.templates import messages_from_dicts
+from glmtune.templates.latest import leave_out_oldest
 from glmtune.templates.messages import parse_object
-from glmtune.tokenizers import GlmTokenizer, GrowingText, encode_latest, encode_messages
+from glmtune.tokenizers import GlmTokenizer, GrowingText
 
 _HALF_CHARACTER = "�"
 _TOP_K = 50
@@ -310,7 +313,7 @@ class _TurnsStyle(_Style):
         self, tokenizer: GlmTokenizer, query: str, _history: Sequence[Any] | None, role: str
     ) -> list[int]:
         """The new turn alone; the official code repeats the prefix here, in the middle of the text."""
-        ids = encode_messages(tokenizer, [{"role": role, "content": query}])
+        ids = _encode(tokenizer, [{"role": role, "content": query}])
         return ids[len(tokenizer.get_prefix_tokens()) :]
 
     def result(
@@ -348,12 +351,18 @@ def _processors(
     return LogitsProcessorList(processors)
 
 
+def _encode(tokenizer: GlmTokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    return tokenizer.encode_segments(tokenizer.segments(messages_from_dicts(messages)))
+
+
 def _latest(tokenizer: GlmTokenizer, messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
     """The ids of a prompt: the official ones, as far as the model was made for so many."""
-    prompt = encode_messages(tokenizer, messages)
+    prompt = _encode(tokenizer, messages)
     if len(prompt) < context:
         return prompt
-    latest, num_left_out = encode_latest(tokenizer, messages, context=context, max_new_tokens=context)
+    latest, num_left_out = leave_out_oldest(
+        messages, partial(_encode, tokenizer), context=context, max_new_tokens=context
+    )
     if num_left_out:
         tell_left_out(num_left_out, context)
     return latest

@@ -2,11 +2,11 @@
 
 from collections.abc import MutableMapping
 from enum import Enum
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, OneOf, SettingError, Settings, by_name
 
 
 class Kept(Enum):
@@ -159,9 +159,7 @@ class Ptuning(MethodSettings):
     """Dropout on the prefix while training."""
 
 
-Method = Annotated[Full | Freeze | Lora | AdaLora | Ptuning, Field(discriminator="name")]
-
-METHOD_SETTINGS: MutableMapping[str, type[MethodSettings]] = {
-    kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])
-}
-"""By their names: the members of `Method`."""
+_Method = Full | Freeze | Lora | AdaLora | Ptuning
+METHOD_SETTINGS: MutableMapping[str, type[MethodSettings]] = by_name(_Method)
+"""The settings type of each method, by its name."""
+Method = Annotated[_Method, OneOf(METHOD_SETTINGS)]

@@ -12,6 +12,7 @@ from glmtune.charset import AUTO, KNOWN, UTF8, find_codec
 from glmtune.paths import find_rows, joining
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
 from glmtune.recipe.method import Kept, Lora, Method
+from glmtune.recipe.objective import Objective, Sft
 from glmtune.values import shown
 
 DEFAULT_EPOCHS = 1
@@ -251,6 +252,8 @@ class Recipe(Settings):
     method behind it where the recipe's name does not say it. It must be new or empty."""
     method: Method = Lora()
     """What is trained; an adapter that is gone on from keeps its own."""
+    objective: Objective = Sft()
+    """What is minimised."""
     data: Data = Data()
     """The rows."""
     train: Train = Train()

@@ -1,30 +1,24 @@
 """Tokenizers of ChatGLM-6B, ChatGLM2, ChatGLM3 and GLM-4, read from the official vocabulary files."""
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.families import FAMILIES, Identity, identify, require_template
+from glmtune.families import Identity, context_of, identify, in_transformers
 from glmtune.files import given_path
+from glmtune.folder import ModelFolder
 from glmtune.recipe.settings import TemplateName
-from glmtune.templates import Message, find, message_segments
+from glmtune.templates import find
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
 from glmtune.tokenizers.growing import GrowingText
 from glmtune.tokenizers.ice import IceTokenizer
-
-TOKENIZERS: Mapping[str, type[GlmTokenizer]] = {
-    "ChatGLM-6B": IceTokenizer,
-    "ChatGLM2/ChatGLM3": ChatGLMTokenizer,
-    "GLM-4": ChatGLM4Tokenizer,
-}
-"""The tokenizer of each family."""
 
 __all__ = [
     "TOKENIZERS",
@@ -34,106 +28,46 @@ __all__ = [
     "GlmTokenizer",
     "GrowingText",
     "IceTokenizer",
-    "answer_text",
     "check_fits",
-    "encode_latest",
-    "encode_messages",
     "load_tokenizer",
     "open_identified",
     "register",
 ]
 
 
-def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenizer:
-    """The tokenizer of a model's folder; `template` names the chat format where the folder does not tell.
-
-    Raises CheckpointError for a missing or foreign vocabulary file, ConfigError for an unfit `template`.
-    """
-    folder = given_path(path)
-    if template is not None:
-        find(template)
-    return open_identified(folder, identify(folder, cast("TemplateName | None", template)))
-
-
-def open_identified(folder: Path, identity: Identity) -> GlmTokenizer:
-    """The tokenizer of a folder that is told already. Raises as `load_tokenizer`."""
-    if FAMILIES[identity.family].is_in_transformers:
-        return read_fast(folder, identity)
-    tokenizer_class = TOKENIZERS[identity.family]
-    vocab_file = folder / tokenizer_class.vocab_files_names["vocab_file"]
-    tokenizer: GlmTokenizer = tokenizer_class.from_pretrained(
+def _read_slow(kind: type[GlmTokenizer], folder: Path, identity: Identity) -> GlmTokenizer:
+    vocab_file = folder / kind.vocab_files_names["vocab_file"]
+    tokenizer: GlmTokenizer = kind.from_pretrained(
         str(folder), vocab_file=str(vocab_file), template=identity.template, local_files_only=True
     )
     return tokenizer
 
 
-def encode_messages(
-    tokenizer: GlmTokenizer,
-    messages: Sequence[Mapping[str, Any] | Message],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    add_generation_prompt: bool = True,
-    **options: Any,
-) -> list[int]:
-    """The ids that chat sends for these messages; content is plain text and never a control token.
+TOKENIZERS: dict[str, Callable[[Path, Identity], Any]] = {
+    "ChatGLM-6B": partial(_read_slow, IceTokenizer),
+    "ChatGLM2/ChatGLM3": partial(_read_slow, ChatGLMTokenizer),
+    "GLM-4": partial(_read_slow, ChatGLM4Tokenizer),
+    **dict.fromkeys(in_transformers(), read_fast),
+}
+"""By the name of the family, what reads the tokenizer of a folder."""
 
-    `messages` are in OpenAI's form: dicts with `role`, `content` and what the turn has besides of
-    `reasoning_content`, `tool_calls`, `tool_call_id`; the official code's `metadata` and `observation` are
-    read too. `tools` are described as OpenAI does, `{"type": "function", "function": {...}}`. Options:
-    `enable_thinking`, for the formats that let one choose; `assistant_name`, for how the tools' introduction
-    calls the assistant; `source_prefix`, a text in front of the first question. Raises DataError for
-    messages, ConfigError for options that the format does not have.
+
+def load_tokenizer(path: str | Path | ModelFolder, template: str | None = None) -> GlmTokenizer:
+    """The tokenizer of a model's folder; `template` names the chat format where the folder does not tell.
+
+    Raises CheckpointError for a missing or foreign vocabulary file, ConfigError for an unfit `template`.
     """
-    template = require_template(tokenizer.template, str(tokenizer.vocab_file))
-    segments = message_segments(
-        template,
-        messages,
-        tools=tools,
-        add_generation_prompt=add_generation_prompt,
-        **{"assistant_name": tokenizer.assistant_name, **options},
-    )
-    return tokenizer.encode_segments(segments)
+    folder = path if isinstance(path, ModelFolder) else ModelFolder(given_path(path))
+    if template is not None:
+        find(template)
+    return open_identified(folder, identify(folder, cast("TemplateName | None", template)))
 
 
-def encode_latest(
-    tokenizer: GlmTokenizer,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    context: int | None,
-    max_new_tokens: int,
-    num_left_out: int = 0,
-    **options: Any,
-) -> tuple[list[int], int]:
-    """As `encode_messages`, without the oldest rounds where all is too long; how many were left out.
-
-    Too long are more tokens than `context` leaves beside the answer: `max_new_tokens`, but at most a quarter
-    of the context. All in front of the first question stays, and the last round does, whatever its length.
-    `num_left_out`: rounds without which it was short enough before; where more must go, a quarter of the room
-    becomes free, for a prompt that begins in another way is computed anew as a whole.
-    """
-    starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
-    last = len(starts) - 1
-    least = min(num_left_out, max(last, 0))
-
-    def encode_without(count: int) -> list[int]:
-        rest = [*messages[: starts[0]], *messages[starts[count] :]] if count else messages
-        return encode_messages(tokenizer, rest, **options)
-
-    ids = encode_without(least)
-    most = len(ids) if context is None else context - min(max_new_tokens, context // 4)
-    if len(ids) <= most or least >= last:
-        return ids, least
-    for limit in (most - most // 4, most):
-        counts = range(least + 1, last)
-        least_fit = bisect_left(counts, True, key=lambda count: len(encode_without(count)) <= limit)
-        if least_fit < len(counts):
-            return encode_without(counts[least_fit]), counts[least_fit]
-    return encode_without(last), last
-
-
-def answer_text(tokenizer: GlmTokenizer, ids: Sequence[int]) -> str:
-    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
-    return str(tokenizer.decode(list(ids))).lstrip()
+def open_identified(folder: ModelFolder, identity: Identity) -> GlmTokenizer:
+    """The tokenizer of a folder that is told already. Raises as `load_tokenizer`."""
+    tokenizer: GlmTokenizer = TOKENIZERS[identity.family](folder.path, identity)
+    tokenizer.context = context_of(folder)
+    return tokenizer
 
 
 def check_fits(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmtune.chat import Chat
 from glmtune.data.convert import write_examples
 from glmtune.data.source import read_examples
 from glmtune.errors import ConfigError
-from glmtune.generate import Chat
 from glmtune.load import load_model, load_tokenizer
 from glmtune.paths import examples_folder
 from glmtune.recipe import Data, load_recipe

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.generate import Chat, Sampling, answer, stream_text
+from glmtune.chat import Chat
+from glmtune.generate import Sampling, answer, stream_text
 from glmtune.models.chat_calls import settled_answer, shown_answer
 from glmtune.tokenizers import load_tokenizer
 from golden import read_golden

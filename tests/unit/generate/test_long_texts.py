@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from glmtune import load_model, load_tokenizer
+from glmtune.chat import Chat
+from glmtune.conversation import encode_latest, encode_messages
 from glmtune.errors import ConfigError, DataError
-from glmtune.generate import Chat, Engine, Request, Sampling, complete, engine
-from glmtune.tokenizers import encode_latest, encode_messages
+from glmtune.generate import Engine, Request, Sampling, complete, engine
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 SAID = "longer than the 16 tokens that the model was made for"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+from glmtune.conversation import encode_messages
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration, load_base
 from glmtune.models.chat_calls import (
     InvalidScoreLogitsProcessor,
@@ -16,7 +17,7 @@ from glmtune.models.chat_calls import (
     process_chatglm2,
     process_turns,
 )
-from glmtune.tokenizers import encode_messages, load_tokenizer
+from glmtune.tokenizers import load_tokenizer
 from golden import GOLDENS
 from models import letters_only
 from tiny import tiny_sentencepiece, tiny_tiktoken

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from glmtune.tokenizers import encode_messages, load_tokenizer
+from glmtune.conversation import encode_messages
+from glmtune.tokenizers import load_tokenizer
 from glmtune.tokenizers.convert import chat_template_of, convert_tokenizer
 from tiny import TEXT, tiny_ice, tiny_sentencepiece, tiny_tiktoken
 

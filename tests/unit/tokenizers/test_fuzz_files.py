@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, GlmtuneError
-from glmtune.tokenizers import encode_messages, load_tokenizer, register
+from glmtune.tokenizers import load_tokenizer, register
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PretrainedConfig
 
+from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.templates import TEMPLATES
-from glmtune.tokenizers import IceTokenizer, check_fits, encode_messages, load_tokenizer, register
+from glmtune.tokenizers import IceTokenizer, check_fits, load_tokenizer, register
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.workflows.rows import show_ids
 from tiny import NUM_IMAGES, tiny_ice, tiny_sentencepiece, tiny_tiktoken

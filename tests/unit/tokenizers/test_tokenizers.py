@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.templates import TEMPLATES, Message, render
-from glmtune.tokenizers import check_fits, encode_messages, load_tokenizer, register
+from glmtune.tokenizers import check_fits, load_tokenizer, register
 from tiny import tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 BUILDERS = {

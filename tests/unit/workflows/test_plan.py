@@ -37,7 +37,7 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("held", [torch.bfloat16, torch.float16, torch.float32])
 def test_arithmetic_is_in_the_type_of_the_weights(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     assert choose_precision(load_recipe({"model": "m"}), held, CARD) == names[held]
 
 
@@ -55,7 +55,7 @@ def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> 
     line = fp16_line("fp16", CARD)
     assert (line is None) == has_bf16
     assert has_bf16 or "fp16 with loss scaling" in str(line)
-    assert fp16_line("no", CARD) is None
+    assert fp16_line("fp32", CARD) is None
 
 
 @pytest.mark.parametrize("cap", ["AVX2", "DEFAULT"])
@@ -70,7 +70,7 @@ def test_the_plan_gives_updates_samples_and_epochs_of_all_processes(processes: i
     """P-Tuning's run on two cards: about 64 epochs, though its script speaks of 2000 steps only."""
     steps = Steps(random_rows(1000), batch_size=32, micro_batch_size=1, seed=1, num_processes=processes)
     assert steps.per_epoch == 32
-    assert plan_line(steps, 2000, torch.device("cpu"), "no") == (
+    assert plan_line(steps, 2000, torch.device("cpu"), "fp32") == (
         "plan: 2000 steps of up to 32 rows, 62512 samples in all, 62.50 epochs of 1000 examples; "
         f"{said}, fp32"
     )

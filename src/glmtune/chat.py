@@ -1,16 +1,18 @@
-"""Talking to a model: history, template, text that never splits a character."""
+"""Talking to a model: history, template, what is left out, what is remembered."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glmtune.generate.engine import Engine, complete, decode
-from glmtune.generate.sampling import Sampling, read_sampling
+from glmtune.conversation import encode_latest
+from glmtune.generate.engine import Engine
+from glmtune.generate.sampling import read_sampling
+from glmtune.generate.text import stream_answer
+from glmtune.load import open_place, open_tokenizer
 from glmtune.log import tell_left_out
-from glmtune.models.chat_calls import kept_answer, settled_answer, shown_answer
+from glmtune.models.chat_calls import kept_answer
 from glmtune.places import resolve
-from glmtune.templates import visible_text
-from glmtune.tokenizers import GrowingText, answer_text, encode_latest
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -57,12 +59,8 @@ class Chat:
 
         `options` as `Chat`'s. Raises `CheckpointError`, `ConfigError` and `DataError`.
         """
-        from glmtune.load import open_place, open_tokenizer
-
         place = resolve(path)
-        if place.card:
-            own = {"system": place.card.system, "source_prefix": place.card.source_prefix}
-            options = {**own, **options}
+        options = {**asdict(place.taught), **options}
         tokenizer = open_tokenizer(place, template=None)
         model = open_place(place, template=None, dtype="auto", device="auto").eval()
         return cls(model, tokenizer, **options)
@@ -94,7 +92,7 @@ class Chat:
         """
         self._give_up()
         prompt = self._prompt(text)
-        asked = self._asked = _stream(self.model, self.tokenizer, prompt, self.sampling, self._engine)
+        asked = self._asked = stream_answer(self.model, self.tokenizer, prompt, self.sampling, self._engine)
         written = ""
         try:
             for so_far, piece in asked:
@@ -127,47 +125,3 @@ class Chat:
             tell_left_out(num_left_out, context)
         self._num_left_out = num_left_out
         return ids
-
-
-def stream_text(
-    model: Any,
-    tokenizer: Any,
-    prompt: Sequence[int],
-    sampling: Sampling,
-    *,
-    engine: Engine | None = None,
-) -> Iterator[str]:
-    """Yield the text of one answer as it grows, as the official chat shows it; `engine` as in `decode`."""
-    for _, piece in _stream(model, tokenizer, prompt, sampling, engine):
-        yield piece
-
-
-def _stream(
-    model: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, engine: Engine | None
-) -> Generator[tuple[str, str], None, None]:
-    """What the model has written so far, and what of it is new to show."""
-    stop_ids = frozenset(tokenizer.stop_ids)
-    answer = GrowingText(tokenizer)
-    written, shown = "", ""
-    for pairs in decode(model, [prompt], sampling, stop_ids=stop_ids, engine=engine):
-        token = pairs[0][1]
-        if token in stop_ids:
-            break
-        written = answer.add(token).lstrip()
-        settled = settled_answer(tokenizer.template, written)
-        is_whole = not settled.endswith("\ufffd")  # else half a character: wait for the rest of its bytes
-        if is_whole and len(settled) > len(shown):
-            yield written, settled[len(shown) :]
-            shown = settled
-    rest = shown_answer(tokenizer.template, written)[len(shown) :]
-    if rest:
-        yield written, rest
-
-
-def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
-    """Answer several prompts at once, for people to read; a thought in front of an answer is left out."""
-    stop_ids = frozenset(tokenizer.stop_ids)
-    answers = complete(model, prompts, sampling, stop_ids=stop_ids)
-    texts = [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]
-    template = tokenizer.template
-    return [shown_answer(template, visible_text(template, text)) for text in texts]

@@ -1,0 +1,68 @@
+"""Conversations -> the ids that chat sends, and answers' ids -> text, for all that talks to a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glmtune.families import require_template
+from glmtune.templates import Message, Taught, message_segments
+from glmtune.templates.latest import leave_out_oldest
+from glmtune.tokenizers.base import ChatTokenizer
+
+
+def encode_messages(
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Mapping[str, Any] | Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    taught: Taught | None = None,
+    **options: Any,
+) -> list[int]:
+    """The ids that chat sends for these messages; content is plain text and never a control token.
+
+    `messages` are in OpenAI's form: dicts with `role`, `content` and what the turn has besides of
+    `reasoning_content`, `tool_calls`, `tool_call_id`; the official code's `metadata` and `observation` are
+    read too. `tools` are described as OpenAI does, `{"type": "function", "function": {...}}`. With
+    `taught=tokenizer.taught` they begin as in training: with the system text, unless they have one, and the
+    source prefix of the run or adapter that the tokenizer was loaded by. Options: `enable_thinking`, for the
+    formats that let one choose; `assistant_name`, for how the tools' introduction calls the assistant;
+    `source_prefix`, a text in front of the first question. Raises DataError for messages, ConfigError for
+    options that the format does not have.
+    """
+    template = require_template(tokenizer.template, str(tokenizer.vocab_file))
+    segments = message_segments(
+        template,
+        messages,
+        tools=tools,
+        add_generation_prompt=add_generation_prompt,
+        taught=taught,
+        **{"assistant_name": tokenizer.assistant_name, **options},
+    )
+    return tokenizer.encode_segments(segments)
+
+
+def encode_latest(
+    tokenizer: ChatTokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    context: int | None,
+    max_new_tokens: int,
+    num_left_out: int = 0,
+    **options: Any,
+) -> tuple[list[int], int]:
+    """As `encode_messages`, without the oldest rounds where all is too long; how many were left out.
+
+    What is too long, and what stays: `templates.latest.leave_out_oldest`.
+    """
+    return leave_out_oldest(
+        messages,
+        lambda rest: encode_messages(tokenizer, rest, **options),
+        context=context,
+        max_new_tokens=max_new_tokens,
+        num_left_out=num_left_out,
+    )
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
+    return str(tokenizer.decode(list(ids))).lstrip()
