@@ -1,12 +1,11 @@
 """What quantising costs: perplexity, and scores if wanted, before and after, on rows not trained on."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.batches import collate
+from glmtune.data.batches import collate, divide
 from glmtune.data.encode import encode_examples
 from glmtune.data.row import Row
 from glmtune.data.source import read_dataset
@@ -102,7 +101,7 @@ def _encoded(tokenizer: Any, settings: Data, data: Path | None) -> list[Row]:
 
 def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
     """Perplexity of the rows' answers, and the scores of the questions if there are any."""
-    parts = _divide(sorted(held.rows, key=lambda row: len(row.input_ids)), held.micro_batch_size)
+    parts = divide(held.rows, held.micro_batch_size)
     batches = [collate(part, tokenizer.pad_token_id) for part in parts]
     loss = mean_loss(Sft(model), batches, Processes(model.device))
     found: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
@@ -116,7 +115,3 @@ def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
         )
         found["scores"] = score_all(list(answers))
     return found
-
-
-def _divide(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
