@@ -40,6 +40,8 @@ class Row:
     """The ids to learn, -100 elsewhere; not shifted."""
     place: str
     """Where the conversation was read, like `train.jsonl:2`."""
+    source: int = 0
+    """Which of the sources of `data.train` it is from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
             if not keeps_thoughts:
                 report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
             for ids, labels in encode(tokenizer, messages, settings, limits, report):
-                rows.append(_row(ids, labels, example.place))
+                rows.append(_row(ids, labels, example))
     _check(report, rows, settings, limits)
     return Encoded(rows, report)
 
@@ -164,8 +166,9 @@ class _At:
             raise DataError(f"{self.place}: {error}", hint=error.hint) from error
 
 
-def _row(ids: Sequence[int], labels: Sequence[int], place: str) -> Row:
-    return Row(np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int32), place)
+def _row(ids: Sequence[int], labels: Sequence[int], example: Example) -> Row:
+    learned = np.asarray(ids, dtype=np.int32), np.asarray(labels, dtype=np.int32)
+    return Row(*learned, example.place, example.source)
 
 
 def _with_settings(messages: Sequence[Message], settings: Data) -> list[Message]:

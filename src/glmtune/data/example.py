@@ -12,3 +12,5 @@ class Example:
     messages: tuple[Message, ...]
     place: str
     """File and line or row number, like `train.jsonl:2`."""
+    source: int = 0
+    """Number of the source of training rows that it is from."""

@@ -3,6 +3,7 @@
 from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning
 from glmtune.recipe.parse import load_recipe, to_yaml
 from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
+from glmtune.recipe.source import Source
 
 __all__ = [
     "AdaLora",
@@ -15,6 +16,7 @@ __all__ = [
     "Ptuning",
     "Recipe",
     "Samples",
+    "Source",
     "Train",
     "load_recipe",
     "to_yaml",
