@@ -8,11 +8,21 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json_if_there
+from glmtune.folder import ModelFolder
 from glmtune.recipe.settings import TemplateName
+from glmtune.signs import (
+    FIRST_GLM_SIGNS,
+    GLM4_EPSILON,
+    V1_SIGNS,
+    Config,
+    is_first,
+    is_glm4,
+    is_v1,
+    v1_revision,
+)
 from glmtune.template_rules import (
     from_chat_template,
     from_names,
@@ -24,14 +34,11 @@ from glmtune.template_rules import (
 )
 from glmtune.unsupported import UNSUPPORTED_MODELS, name_unsupported_format
 
-GLM4_EPSILON = 1.5625e-07
-"""`layernorm_epsilon` of every GLM-4-9B. Source: https://huggingface.co/THUDM/glm-4-9b-chat config.json."""
-
-Config = Mapping[str, Any]
-"""The content of a config.json."""
-
-_V1_SIGNS = ("position_encoding_2d", "inner_hidden_size")
-_FIRST_GLM_SIGNS = ("block_position_encoding", "attention_scale")
+VOCABULARY = "tokenizer.model"
+ICE = "ice_text.model"
+"""ChatGLM-6B's vocabulary."""
+_OPEN: tuple[TemplateName, ...] = ("chatglm2", "chatglm3")
+"""The formats that folders tell least surely: of one family, with the same keys and tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +49,35 @@ class Identity:
     """Its chat format; None while that is open."""
     rule: str
     """What told the chat format."""
-    family: str = "ChatGLM2/ChatGLM3"
-    revision: str = ""
+    family: str
+    revision: str
     """Which of the family's published revisions, where they differ in more than numbers; empty where no
     config.json tells it."""
-    family_rule: str = ""
+    family_rule: str
     """What told the family and the revision."""
 
 
-def identify(folder: Path, template: str | None = None, *, told_by: str = "the template setting") -> Identity:
+def identify(
+    folder: Path | ModelFolder, template: str | None = None, *, told_by: str = "the template setting"
+) -> Identity:
     """The identity of a model's or tokenizer's folder; a given `template` comes first, and `told_by` gave it.
 
     Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
     """
-    known = identify_family(folder)
+    folder = ModelFolder.of(folder)
     if template is None:
-        return _told(folder, known)
+        return folder.once(_told)
+    known = identify_family(folder)
     for allowed in FAMILIES[known.family].templates:
         if template == allowed:
             return replace(known, template=allowed, rule=told_by)
     raise ConfigError(
         f"template: {template!r} is not a chat format of {folder}, which holds a {known.family} model",
-        hint=_fitting(folder, known),
+        hint=_fitting(folder),
     )
 
 
-def tells_format(folder: Path) -> bool:
+def tells_format(folder: Path | ModelFolder) -> bool:
     """Whether a folder says by itself which chat format it speaks."""
     try:
         return identify(folder).template is not None
@@ -75,8 +85,9 @@ def tells_format(folder: Path) -> bool:
         return False
 
 
-def _told(folder: Path, known: Identity) -> Identity:
+def _told(folder: ModelFolder) -> Identity:
     """What the folder's own files say of its chat format; ConfigError for one that is not known."""
+    known = identify_family(folder)
     for rule, look in FAMILIES[known.family].rules:
         told = look(folder)
         if told is not None:
@@ -84,13 +95,17 @@ def _told(folder: Path, known: Identity) -> Identity:
     return known
 
 
-def identify_family(folder: Path) -> Identity:
+def identify_family(folder: Path | ModelFolder) -> Identity:
     """The family and revision of a folder, its chat format left open. Raises CheckpointError for none."""
-    family, config = _family(folder)
+    return ModelFolder.of(folder).once(_identify_family)
+
+
+def _identify_family(folder: ModelFolder) -> Identity:
+    family = _family(folder)
     row = FAMILIES[family]
-    if not config:
-        return Identity(None, row.open_rule, family, family_rule="its tokenizer")
-    revision = row.revision(config)
+    if not folder.config:
+        return Identity(None, row.open_rule, family, "", "its tokenizer")
+    revision = row.revision(folder.config)
     rule = f"{row.sign}; {revision}: {row.revision_rules[revision]}" if revision else row.sign
     return Identity(None, row.open_rule, family, revision, rule)
 
@@ -101,17 +116,17 @@ def require_template(template: TemplateName | None, place: str) -> TemplateName:
         return template
     raise ConfigError(
         f"{place}: cannot tell which chat format this model speaks, ChatGLM2's or ChatGLM3's",
-        hint=_offer(FAMILIES["ChatGLM2/ChatGLM3"].templates),
+        hint=_offer(_OPEN),
     )
 
 
-def context_of(folder: Path) -> int | None:
+def context_of(folder: Path | ModelFolder) -> int | None:
     """Tokens of the longest text that a folder's model was made for; None where its config.json names none.
 
     Raises CheckpointError for a folder of no known family.
     """
-    family, config = _family(folder)
-    length = config.get(FAMILIES[family].context_key)
+    folder = ModelFolder.of(folder)
+    length = folder.config.get(FAMILIES[identify_family(folder).family].context_key)
     return length if type(length) is int and length > 0 else None
 
 
@@ -120,72 +135,70 @@ def find_family(model_type: str) -> "Family":
     return next(row for row in FAMILIES.values() if row.model_type == model_type)
 
 
+def in_transformers() -> tuple[str, ...]:
+    """The families whose models are transformers' own classes: the tables give them one row together."""
+    return tuple(name for name, row in FAMILIES.items() if row.is_in_transformers)
+
+
 def name_family(model_type: str) -> str:
     """The name of `find_family`'s row."""
     return next(name for name, row in FAMILIES.items() if row.model_type == model_type)
 
 
-def _family(folder: Path) -> tuple[str, Config]:
-    """The family and the config that told it; a folder of a tokenizer alone has no config."""
-    if not folder.is_dir():
+def _family(folder: ModelFolder) -> str:
+    """The family that config.json tells, or in a folder of a tokenizer alone the tokenizer's settings."""
+    if not folder.path.is_dir():
         raise CheckpointError(
             f"{folder}: no such folder", hint="give the folder that holds config.json and tokenizer.model"
         )
-    config = read_json_if_there(folder / "config.json")
-    if config:
-        return _family_of_config(folder, config), config
-    tokenizer = read_json_if_there(folder / "tokenizer_config.json")
-    tokenizer_class = tokenizer.get("tokenizer_class")
-    if tokenizer_class == "ChatGLMTokenizer" and _has_v1_tokenizer(folder, tokenizer):
-        return "ChatGLM-6B", {}
-    for family, known in (("GLM-4", "ChatGLM4Tokenizer"), ("ChatGLM2/ChatGLM3", "ChatGLMTokenizer")):
-        if tokenizer_class == known:
-            return family, {}
+    if folder.config:
+        return _family_of_config(folder.path / "config.json", folder.config)
+    for family, row in FAMILIES.items():
+        if row.tokenizer_class and row.tokenizer_class == _tokenizer_class(folder):
+            return family
     raise CheckpointError(
         f"{folder}: neither a config.json nor a tokenizer_config.json of a GLM model", hint=_KNOWN
     )
 
 
-def _has_v1_tokenizer(folder: Path, tokenizer: Config) -> bool:
-    """ChatGLM-6B's tokenizer class has the name of ChatGLM2's; its vocabulary file and tokens differ."""
-    has_ice_alone = (folder / "ice_text.model").is_file() and not (folder / "tokenizer.model").is_file()
-    return has_ice_alone or "gmask_token" in tokenizer
+def _tokenizer_class(folder: ModelFolder) -> object:
+    """The tokenizer's class; ChatGLM-6B's, which has the name of ChatGLM2's, by its vocabulary and tokens."""
+    stated = folder.json("tokenizer_config.json")
+    named = stated.get("tokenizer_class")
+    has_ice_alone = (folder.path / ICE).is_file() and not (folder.path / VOCABULARY).is_file()
+    if named == "ChatGLMTokenizer" and (has_ice_alone or "gmask_token" in stated):
+        return f"{named} ({ICE})"
+    return named
 
 
-def _family_of_config(folder: Path, config: Config) -> str:
-    if _is_first(config):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: an original GLM model: not supported yet", hint=_KNOWN
-        )
+def _family_of_config(place: Path, config: Config) -> str:
+    if is_first(config):
+        raise CheckpointError(f"{place}: an original GLM model: not supported yet", hint=_KNOWN)
     found = next((name for name, family in FAMILIES.items() if family.is_told_by(config)), None)
     if found is None and str(config.get("model_type")) in UNSUPPORTED_MODELS:
         raise CheckpointError(
-            f"{folder / 'config.json'}: a {UNSUPPORTED_MODELS[config['model_type']]} model "
+            f"{place}: a {UNSUPPORTED_MODELS[config['model_type']]} model "
             f"(model_type {config['model_type']}): not supported yet",
             hint=_KNOWN,
         )
     if found is None:
         types = ", ".join(sorted({repr(family.model_type) for family in FAMILIES.values()}))
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, known are {types}",
+            f"{place}: model_type is {config.get('model_type')!r}, known are {types}",
             hint=_KNOWN,
         )
     return found
 
 
-def _is_first(config: Config) -> bool:
-    return any(key in config for key in _FIRST_GLM_SIGNS)
-
-
-def _fitting(folder: Path, known: Identity) -> str:
+def _fitting(folder: ModelFolder) -> str:
     """The hint of a chat format that does not fit: the folder's own, else those that it can be."""
     try:
-        told = _told(folder, known)
+        told = identify(folder)
     except ConfigError as err:
         return err.hint
     if told.template:
         return f"leave template out: {told.rule} tells {told.template}"
-    return _offer(FAMILIES[known.family].templates)
+    return _offer(FAMILIES[told.family].templates)
 
 
 def _offer(templates: tuple[TemplateName, ...]) -> str:
@@ -194,10 +207,10 @@ def _offer(templates: tuple[TemplateName, ...]) -> str:
 
 def _base_template(
     template: TemplateName, templates: tuple[TemplateName, ...]
-) -> Callable[[Path], TemplateName | None]:
+) -> Callable[[ModelFolder], TemplateName | None]:
     """Tells `template` where there is no chat_template; one that is none of `templates` is a ConfigError."""
 
-    def look(folder: Path) -> TemplateName | None:
+    def look(folder: ModelFolder) -> TemplateName | None:
         if read_chat_template(folder) in ("", '""'):
             return template
         raise _unknown_format(folder, templates)
@@ -205,7 +218,7 @@ def _base_template(
     return look
 
 
-def _unknown_format(folder: Path, templates: tuple[TemplateName, ...]) -> ConfigError:
+def _unknown_format(folder: ModelFolder, templates: tuple[TemplateName, ...]) -> ConfigError:
     named = name_unsupported_format(read_chat_template(folder))
     if named:
         return ConfigError(
@@ -213,7 +226,7 @@ def _unknown_format(folder: Path, templates: tuple[TemplateName, ...]) -> Config
         )
     return ConfigError(
         f"{folder}: its chat_template is none of the formats that this version knows",
-        hint=_made_of(folder) or f"if it is an edited one of these, {_offer(templates)}",
+        hint=_made_of(folder.path) or f"if it is an edited one of these, {_offer(templates)}",
     )
 
 
@@ -227,7 +240,7 @@ def _made_of(folder: Path) -> str:
     return f"exported for other programs: open {source} itself, or what `{command}` makes of it"
 
 
-_Rule = tuple[str, Callable[[Path], TemplateName | None]]
+_Rule = tuple[str, Callable[[ModelFolder], TemplateName | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +260,10 @@ class Family:
     """In words, what in a config.json says that it is this revision."""
     context_key: str = "seq_length"
     """Key of the longest context in config.json."""
+    vocabulary: str = VOCABULARY
+    """Name of the tokenizer's file."""
+    tokenizer_class: str = ""
+    """What tells the family where a folder has no config.json: the class in its tokenizer_config.json."""
     lora_targets: tuple[str, ...] = ("query_key_value",)
     """What LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
     experts: tuple[str, ...] = ()
@@ -258,29 +275,6 @@ class Family:
     """Its model is transformers' own class and its tokenizer a tokenizer.json."""
 
 
-def v1_revision(config: Config) -> str:
-    """`early`, `mid` or `late`: the three revisions of ChatGLM-6B in circulation.
-
-    They differ in ids, masks and tokenizer; the ids that a config names tell them, and null names none.
-    Source: huggingface.co/THUDM/chatglm-6b, revisions up to 2023-03-28 (early), from then (mid), and from
-    2023-04-06 (late).
-    """
-    if config.get("gmask_token_id") is not None:
-        return "late"
-    return "early" if config.get("pad_token_id") is None else "mid"
-
-
-def _is_v1(config: Config) -> bool:
-    return config.get("model_type") == "chatglm" and any(key in config for key in _V1_SIGNS)
-
-
-def _is_glm4(config: Config) -> bool:
-    has_signs = isinstance(config.get("eos_token_id"), list) or (
-        config.get("layernorm_epsilon") == GLM4_EPSILON
-    )
-    return config.get("model_type") == "chatglm" and has_signs
-
-
 def _in_transformers(
     model_type: str, templates: tuple[TemplateName, ...], rules: tuple[_Rule, ...], base: TemplateName
 ) -> Family:
@@ -289,7 +283,7 @@ def _in_transformers(
     PEFT 0.21 names no LoRA targets for them (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING in its
     utils/constants.py), so all four attention projections are adapted.
     """
-    unless_first = f" and none of {', '.join(_FIRST_GLM_SIGNS)}" if model_type == "glm" else ""
+    unless_first = f" and none of {', '.join(FIRST_GLM_SIGNS)}" if model_type == "glm" else ""
     return Family(
         templates=templates,
         rules=(
@@ -298,10 +292,11 @@ def _in_transformers(
             ("that it has no chat_template", _base_template(base, templates)),
         ),
         sign=f"config.json has model_type {model_type}{unless_first}",
-        is_told_by=lambda config: config.get("model_type") == model_type and not _is_first(config),
+        is_told_by=lambda config: config.get("model_type") == model_type and not is_first(config),
         model_type=model_type,
         context_key="max_position_embeddings",
         open_rule="its chat_template is none of the formats that this version knows",
+        vocabulary="tokenizer.json",
         lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
         is_in_transformers=True,
     )
@@ -312,12 +307,12 @@ _GLM4_RULE: _Rule = (
     reads("glm4", "[gMASK]<sop>", "item['metadata']"),
 )
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     "ChatGLM-6B": Family(
         templates=("chatglm",),
         rules=(("its config's keys", lambda _: "chatglm"),),
-        sign=f"config.json has {' or '.join(_V1_SIGNS)}",
-        is_told_by=_is_v1,
+        sign=f"config.json has {' or '.join(V1_SIGNS)}",
+        is_told_by=is_v1,
         revision=v1_revision,
         revision_rules={
             "early": "it names neither pad_token_id nor gmask_token_id",
@@ -325,6 +320,8 @@ FAMILIES: Mapping[str, Family] = {
             "late": "it names gmask_token_id",
         },
         context_key="max_sequence_length",
+        vocabulary=ICE,
+        tokenizer_class=f"ChatGLMTokenizer ({ICE})",
     ),
     "GLM-4": Family(
         templates=("glm4", "glm4_base"),
@@ -334,10 +331,11 @@ FAMILIES: Mapping[str, Family] = {
             ("its eos ids and no chat_template", lambda _: "glm4_base"),
         ),
         sign=f"config.json has a list of eos ids, or layernorm_epsilon {GLM4_EPSILON}",
-        is_told_by=_is_glm4,
+        is_told_by=is_glm4,
+        tokenizer_class="ChatGLM4Tokenizer",
     ),
     "ChatGLM2/ChatGLM3": Family(
-        templates=("chatglm2", "chatglm3"),
+        templates=_OPEN,
         rules=(
             ("its chat_template", from_chat_template),
             ("its tokenization_chatglm.py", from_tokenizer_code),
@@ -346,6 +344,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         sign="config.json has model_type chatglm and no sign of ChatGLM-6B or GLM-4",
         is_told_by=lambda config: config.get("model_type") == "chatglm",
+        tokenizer_class="ChatGLMTokenizer",
     ),
     "GLM-4-hf": _in_transformers("glm", ("glm4", "glm4_base"), (_GLM4_RULE,), base="glm4_base"),
     "GLM-4-0414": _in_transformers(

@@ -104,11 +104,16 @@ def read_start(path: Path, size: int = 512) -> bytes:
             start = file.read(size)
     except OSError as err:
         raise unreadable(path, err) from err
-    if start.startswith(LFS_POINTER):
+    return _whole(path, start)
+
+
+def _whole(path: Path, content: bytes) -> bytes:
+    """The content, or a `CheckpointError` for a git-lfs pointer."""
+    if content.startswith(LFS_POINTER):
         raise CheckpointError(
             f"{path}: a git-lfs pointer, not the file itself", hint="run `git lfs pull` in that folder"
         )
-    return start
+    return content
 
 
 def read_text(path: Path, *, is_given: bool = False) -> str:
@@ -116,8 +121,7 @@ def read_text(path: Path, *, is_given: bool = False) -> str:
 
     `is_given`: written by a user, not by a program; its byte-order mark may be UTF-16's too.
     """
-    read_start(path)
-    content = read_bytes(path)
+    content = _whole(path, read_bytes(path))
     try:
         return decode_given(content, str(path)).text if is_given else decode(content, str(path))
     except NotTextError as err:

@@ -10,11 +10,11 @@ from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.store import load_adapter, own_method, stored_shapes
 from glmtune.errors import GlmtuneError
 from glmtune.families import FAMILIES, Identity, context_of, identify, identify_family
-from glmtune.files import read_json, read_json_if_there
+from glmtune.folder import ModelFolder
 from glmtune.methods import apply_method, trainable_line
 from glmtune.models.config_checks import refuse_quantised
 from glmtune.models.dtype import main_dtype
-from glmtune.models.opening import open_outline
+from glmtune.models.opening import OPENINGS, open_outline
 from glmtune.models.outline import (
     Parameter,
     Part,
@@ -26,7 +26,6 @@ from glmtune.models.outline import (
 )
 from glmtune.models.quant import BITS, name_linears
 from glmtune.models.shards import Stored, has_weights, scan_tensors
-from glmtune.models.upstream import name_stored
 from glmtune.places import Place, resolve
 from glmtune.recipe import Method
 from glmtune.templates import find
@@ -147,11 +146,11 @@ def inspect(
     """
     place = resolve(path, base=base, revision=revision)
     warnings: list[str] = [place.other_base] if place.other_base else []
-    known = _identify(place.base, template or place.template, warnings)
-    stored = _scan(place.base, warnings)
-    model = _outline(place.base, known, stored, warnings)
-    if model is not None and FAMILIES[known.family].is_in_transformers:
-        stored = name_stored(model, stored)
+    known = _identify(place.folder, template or place.template, warnings)
+    stored = _scan(place.folder, warnings)
+    model = _outline(place.folder, known, stored, warnings)
+    if model is not None:
+        stored = OPENINGS[known.family].by_own_names(model, stored)
     codes = {f"{name}.weight" for name in name_linears(model)} if model is not None and place.quant else ()
     if model is not None:
         model = _with_trained(model, place, method, warnings)
@@ -159,8 +158,8 @@ def inspect(
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)
     parameters = [_as_opened(parameter, codes, place.quant) for parameter in parameters]
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
-    config = read_json_if_there(place.base / "config.json")
-    tokenizer, problem = _open_tokenizer(place.base, known)
+    config = place.folder.config
+    tokenizer, problem = _open_tokenizer(place.folder, known)
     if tokenizer is not None and num_rows is not None:
         warnings += _misfit(tokenizer, num_rows, _stated_stops(config), place.base)
     return Info(
@@ -174,7 +173,7 @@ def inspect(
         family_rule=known.family_rule,
         template=known.template,
         template_rule=CARD_RULE if place.template and not template else known.rule,
-        context=context_of(place.base),
+        context=context_of(place.folder),
         context_key=FAMILIES[known.family].context_key,
         stop_tokens=_stop_tokens(tokenizer, config),
         tokenizer=_tokenizer_facts(tokenizer),
@@ -211,8 +210,8 @@ def _as_opened(parameter: Parameter, codes: Collection[str], quant: str | None) 
     return replace(parameter, dtype=quant) if quant and stored_name(parameter.name) in codes else parameter
 
 
-def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:
-    if not has_weights(folder):
+def _scan(folder: ModelFolder, warnings: list[str]) -> Mapping[str, Stored]:
+    if not has_weights(folder.path):
         return {}
     try:
         return scan_tensors(folder)
@@ -221,7 +220,7 @@ def _scan(folder: Path, warnings: list[str]) -> dict[str, Stored]:
         return {}
 
 
-def _identify(folder: Path, template: str | None, warnings: list[str]) -> Identity:
+def _identify(folder: ModelFolder, template: str | None, warnings: list[str]) -> Identity:
     """What the folder is; where nothing else is wrong than its chat format, the rest."""
     try:
         return identify(folder, template)
@@ -234,9 +233,9 @@ def _identify(folder: Path, template: str | None, warnings: list[str]) -> Identi
         return known
 
 
-def _outline(folder: Path, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
+def _outline(folder: ModelFolder, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
     """The model on the meta device, None where config.json makes none, or the files hold another."""
-    is_closed = FAMILIES[known.family].is_in_transformers and _is_quantised(folder, warnings)
+    is_closed = OPENINGS[known.family].outlines_quantised and _is_quantised(folder, warnings)
     try:
         model = open_outline(folder, known, {} if is_closed else stored)
     except GlmtuneError as err:
@@ -245,17 +244,17 @@ def _outline(folder: Path, known: Identity, stored: Mapping[str, Stored], warnin
     return model.requires_grad_(False)
 
 
-def _is_quantised(folder: Path, warnings: list[str]) -> bool:
+def _is_quantised(folder: ModelFolder, warnings: list[str]) -> bool:
     """Whether the weights are so that they cannot be loaded; what the model is, is known nevertheless."""
     try:
-        refuse_quantised(read_json(folder / "config.json"), folder / "config.json")
+        refuse_quantised(folder.config, folder.path / "config.json")
     except GlmtuneError as err:
         warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
         return True
     return False
 
 
-def _open_tokenizer(folder: Path, known: Identity) -> tuple[Any, str]:
+def _open_tokenizer(folder: ModelFolder, known: Identity) -> tuple[Any, str]:
     try:
         return open_identified(folder, known), ""
     except GlmtuneError as err:
@@ -270,7 +269,7 @@ def _misfit(tokenizer: Any, num_rows: int, stops: list[int], folder: Path) -> li
     return []
 
 
-def _within(folder: Path, err: GlmtuneError) -> str:
+def _within(folder: Path | ModelFolder, err: GlmtuneError) -> str:
     """The error as it reads inside the folder, which is named already."""
     return str(err).replace(f"{folder}/", "").replace(f"{folder}: ", "")
 

@@ -29,18 +29,17 @@ from glmtune.adapters.proof import (
 )
 from glmtune.adapters.store import Card, load_adapter, stored_tensors
 from glmtune.errors import ConfigError
-from glmtune.families import FAMILIES, identify, require_template
+from glmtune.families import identify, require_template
 from glmtune.log import tell
-from glmtune.models import load_base, load_in_transformers, resolve_device
-from glmtune.models.checkpoint import read_config
+from glmtune.models.device import resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
-from glmtune.models.opening import open_outline
+from glmtune.models.opening import OPENINGS, open_outline, opening_of
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
-from glmtune.models.upstream import read_upstream_config
 from glmtune.places import Place, resolve
 from glmtune.possible import require_possible
+from glmtune.recipe import Kept
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
@@ -152,9 +151,9 @@ def _proving_files(place: Place) -> Iterator[Check]:
         yield from check_recorded(place.card)
     if place.card and place.card.fingerprint:
         check = check_base if place.adapter else check_whole
-        yield check(place.trained, place.card, place.base)
+        yield check(place.trained, place.card, place.folder)
     if place.card:
-        check_tokenizer_files(place.trained, place.card, place.base)
+        check_tokenizer_files(place.trained, place.card, place.folder)
         # what a run goes on with is not read here; of a whole model's weights each tensor is compared
         unread = (".pt", ".safetensors") if place.card.tensors_sha256 else (".pt",)
         tell_changed(place.trained, find_changed(place.trained, place.card, unread=unread))
@@ -171,7 +170,7 @@ def putting_on(
     if probe:
         check_probe(adapter, probe, model)
     ids = probe.input_ids if probe else plain_probe(model.config)
-    replaced = own_weights(model, tensors) if card and card.method.get("name") == "freeze" else {}
+    replaced = own_weights(model, tensors) if card and card.kept is Kept.WEIGHTS else {}
     base = last_logits(model, ids)
     tuned_model = put_on(adapter)
     yield check_update(adapter, tensors, card, replaced)
@@ -202,22 +201,18 @@ def _open_base(
     quant: str | None,
 ) -> Any:
     told_by = "the template setting" if template else "recorded with the adapter"
-    known = identify(place.base, template or place.template, told_by=told_by)
+    known = identify(place.folder, template or place.template, told_by=told_by)
     quant = quant or place.quant
-    is_upstream = FAMILIES[known.family].is_in_transformers
     if quant is not None:
         require_possible(known.family, f"quant={quant}", f"quant: {quant!r}")
     chosen = choose_type(place, dtype, device, quant)
-    opened: dict[str, Any] = {
-        "dtype": chosen.dtype,
-        "device": device,
-        "template": known.template,
-        "reading": reading,
-    }
-    model: Any = (
-        load_in_transformers(place.base, **opened)
-        if is_upstream
-        else load_base(place.base, **opened, quant=quant)
+    model: Any = OPENINGS[known.family].load(
+        place.folder,
+        dtype=chosen.dtype,
+        device=device,
+        template=known.template,
+        quant=quant,
+        reading=reading,
     )
     first = next(model.parameters())
     what = f"{known.template or known.family} ({known.rule})"
@@ -235,7 +230,7 @@ def check_outline(place: Place) -> None:
 
     Raises `CheckpointError` for the first thing that a load would refuse.
     """
-    model = open_outline(place.base, identify(place.base, place.template), scan_tensors(place.base))
+    model = open_outline(place.folder, identify(place.folder, place.template), scan_tensors(place.folder))
     if place.adapter and place.card:
         check_settings(place.adapter, place.card)
     if place.adapter:
@@ -252,7 +247,7 @@ def choose_type(
     """
     if isinstance(dtype, Choice):
         return dtype
-    stored = scan_tensors(place.base)
+    stored = scan_tensors(place.folder)
     trained = place.card.dtype if place.card else ""
     return choose_dtype(dtype, stored, resolve_device(device), quant=quant or place.quant, trained=trained)
 
@@ -266,10 +261,11 @@ def _proven_tokenizer(place: Place, template: str | None) -> Any:
     """The tokenizer of a place, which encodes as it did in training."""
     if place.card:
         check_template(place.trained, place.card, template)
-        check_tokenizer_files(place.trained, place.card, place.base)
-    tokenizer = load_folder_tokenizer(place.base, template or place.template)
+        check_tokenizer_files(place.trained, place.card, place.folder)
+    tokenizer = load_folder_tokenizer(place.folder, template or place.template)
     if place.card and place.card.probe:
         check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    tokenizer.taught = place.taught
     return tokenizer
 
 
@@ -279,7 +275,6 @@ def open_tokenizer(place: Place, *, template: str | None) -> Any:
     """
     tokenizer = _proven_tokenizer(place, template)
     require_template(tokenizer.template, str(place.base))
-    family = FAMILIES[identify(place.base, tokenizer.template).family]
-    config = (read_upstream_config if family.is_in_transformers else read_config)(place.base)
+    config = opening_of(place.folder).config(place.folder, tokenizer.template)
     check_fits(tokenizer, config.vocab_size, config.eos_token_id, place=str(place.base))
     return tokenizer

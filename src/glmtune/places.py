@@ -10,9 +10,11 @@ from pathlib import Path
 from glmtune.adapters.card import ADAPTER_FILE, CARD_FILE, Card, read_card
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import given_path, read_json_if_there, windows_hint
+from glmtune.folder import ModelFolder
 from glmtune.hub import HubName, Snapshot, fetch, parse_name
 from glmtune.near import nearest
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
+from glmtune.templates import Taught
 from glmtune.values import shown
 
 RUNS = Path("runs")
@@ -27,8 +29,8 @@ BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
 class Place:
     """What a path means."""
 
-    base: Path
-    """Folder of the model."""
+    folder: ModelFolder
+    """Of the model."""
     adapter: Path | None = None
     card: Card | None = None
     run: Path | None = None
@@ -39,6 +41,11 @@ class Place:
     """Whether the base is opened un-quantised, however it was held in training."""
 
     @property
+    def base(self) -> Path:
+        """The path of the model's folder."""
+        return self.folder.path
+
+    @property
     def trained(self) -> Path:
         """The folder of what was trained: the adapter, or the whole model."""
         return self.adapter or self.base
@@ -46,7 +53,7 @@ class Place:
     @property
     def under(self) -> "Place":
         """The same without an adapter that lies on it."""
-        return Place(self.base, snapshot=self.snapshot) if self.adapter else self
+        return Place(self.folder, snapshot=self.snapshot) if self.adapter else self
 
     @property
     def name(self) -> str:
@@ -64,6 +71,11 @@ class Place:
     def template(self) -> str | None:
         """The chat format it was trained with, if that is known."""
         return self.card.template if self.card else None
+
+    @property
+    def taught(self) -> Taught:
+        """The system text and source prefix it was trained with."""
+        return Taught.of(self.card)
 
     @property
     def quant(self) -> str | None:
@@ -108,11 +120,11 @@ def resolve(
     card = read_card(folder)
     if (folder / ADAPTER_FILE).exists() or _is_adapter(folder, has_base=base is not None):
         found, snapshot = _base_of(folder, card, base)
-        return Place(found, folder, card, run, snapshot)
+        return Place(ModelFolder(found), folder, card, run, snapshot)
     if (folder / "config.json").exists():
         if base is not None and not has_base:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="leave base out")
-        return Place(folder, None, card, run, snapshot)
+        return Place(ModelFolder(folder), None, card, run, snapshot)
     from glmtune.models.shards import has_weights
 
     if has_weights(folder):

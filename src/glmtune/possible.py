@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glmtune.errors import ConfigError
+from glmtune.families import in_transformers
 
 REQUESTS = (
     "method=lora", "method=adalora", "method=freeze", "method=full", "method=ptuning",
@@ -47,7 +48,7 @@ _IN_TRANSFORMERS: Mapping[str, Refusal] = {
     "--to int4": _NO_CODES,
 }
 
-REFUSALS: Mapping[str, Mapping[str, Refusal]] = {
+REFUSALS: dict[str, Mapping[str, Refusal]] = {
     "ChatGLM-6B": {
         "--to official-ptuning": Refusal(
             "{family}'s early revision's official code has no prefix encoder, so it cannot load one",
@@ -65,9 +66,7 @@ REFUSALS: Mapping[str, Mapping[str, Refusal]] = {
             "{family}'s official code has no prefix encoder, so it cannot load one", _NO_ENCODER_HINT
         )
     },
-    "GLM-4-hf": _IN_TRANSFORMERS,
-    "GLM-4-0414": _IN_TRANSFORMERS,
-    "GLM-4.5": _IN_TRANSFORMERS,
+    **dict.fromkeys(in_transformers(), _IN_TRANSFORMERS),
 }
 """By the name of the family; what is not here is possible."""
 

@@ -2,25 +2,27 @@
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import get_args
 
-from glmtune.files import read_json_if_there, read_text
+from glmtune.folder import ModelFolder
 from glmtune.recipe.settings import TemplateName
 
+Look = Callable[[ModelFolder], TemplateName | None]
+"""Tells a folder's chat format; None where it cannot."""
 
-def read_chat_template(folder: Path) -> str:
+
+def read_chat_template(folder: ModelFolder) -> str:
     """The text of the folder's Jinja chat template; empty when it has none."""
-    found = read_json_if_there(folder / "tokenizer_config.json").get("chat_template")
-    if found is None and (folder / "chat_template.jinja").exists():
-        return read_text(folder / "chat_template.jinja")
+    found = folder.json("tokenizer_config.json").get("chat_template")
+    if found is None and (folder.path / "chat_template.jinja").exists():
+        return folder.text("chat_template.jinja")
     return found if isinstance(found, str) else json.dumps(found or "", ensure_ascii=False)
 
 
-def saved_template(folder: Path) -> TemplateName | None:
+def saved_template(folder: ModelFolder) -> TemplateName | None:
     """The format that was written when the folder was saved."""
     for name in ("tokenizer_config.json", "config.json"):
-        found = read_json_if_there(folder / name).get("template")
+        found = folder.json(name).get("template")
         templates: tuple[TemplateName, ...] = get_args(TemplateName)
         for template in templates:
             if found == template:
@@ -28,7 +30,7 @@ def saved_template(folder: Path) -> TemplateName | None:
     return None
 
 
-def from_chat_template(folder: Path) -> TemplateName | None:
+def from_chat_template(folder: ModelFolder) -> TemplateName | None:
     """ChatGLM2 or ChatGLM3 by the words of the chat_template."""
     text = read_chat_template(folder)
     if "[Round" in text:
@@ -39,16 +41,15 @@ def from_chat_template(folder: Path) -> TemplateName | None:
     return None
 
 
-def from_tokenizer_code(folder: Path) -> TemplateName | None:
+def from_tokenizer_code(folder: ModelFolder) -> TemplateName | None:
     """The same by the code of the tokenizer, which is read and never run."""
-    path = folder / "tokenization_chatglm.py"
-    text = read_text(path) if path.exists() else ""
+    text = folder.text("tokenization_chatglm.py")
     if "<|user|>" in text or "build_single_message" in text:
         return "chatglm3"
     return "chatglm2" if "[Round" in text else None
 
 
-def from_names(folder: Path) -> TemplateName | None:
+def from_names(folder: ModelFolder) -> TemplateName | None:
     """The same by the names in the JSON files, if they agree."""
     names = list(_recorded_names(folder))
     found: set[TemplateName] = set()
@@ -59,23 +60,23 @@ def from_names(folder: Path) -> TemplateName | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _recorded_names(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.glob("*config.json")):
-        found = read_json_if_there(path)
+def _recorded_names(folder: ModelFolder) -> Iterator[str]:
+    for path in sorted(folder.path.glob("*config.json")):
+        found = folder.json(path.name)
         for key in ("name_or_path", "_name_or_path"):
             if isinstance(found.get(key), str):
                 yield found[key].lower()
 
 
-def glm4_chat_revision(folder: Path) -> TemplateName | None:
+def glm4_chat_revision(folder: ModelFolder) -> TemplateName | None:
     """GLM-4's chat format where there is a chat_template."""
     return "glm4" if read_chat_template(folder) not in ("", '""') else None
 
 
-def reads(template: TemplateName, *words: str, lacks: str = "\0") -> Callable[[Path], TemplateName | None]:
+def reads(template: TemplateName, *words: str, lacks: str = "\0") -> Look:
     """Tells `template` from a chat_template with all these words and without `lacks`."""
 
-    def look(folder: Path) -> TemplateName | None:
+    def look(folder: ModelFolder) -> TemplateName | None:
         text = read_chat_template(folder).replace("\\n", "\n")
         return template if all(word in text for word in words) and lacks not in text else None
 

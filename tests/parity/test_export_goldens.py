@@ -18,7 +18,7 @@ from glmtune.exports.kinds import KINDS, Settings, find_kind
 from glmtune.exports.source import Source, find_source
 from glmtune.exports.tensors import merge, write_shards
 from glmtune.models import load_base
-from glmtune.models.checkpoint import read_config
+from glmtune.models.config import read_config
 from glmtune.models.shards import read_stored, scan_tensors
 from golden import GOLDENS
 

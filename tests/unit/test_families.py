@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.families import GLM4_EPSILON, identify, require_template
+from glmtune.families import identify, require_template
 from glmtune.models import ChatGLM6BConfig
+from glmtune.signs import GLM4_EPSILON
 
 CHATGLM = {"model_type": "chatglm", "eos_token_id": 2, "layernorm_epsilon": 1e-5}
 GLM4 = {"model_type": "chatglm", "eos_token_id": [5, 6, 7], "layernorm_epsilon": GLM4_EPSILON}

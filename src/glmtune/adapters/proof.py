@@ -24,10 +24,12 @@ from glmtune.adapters.digest import (
 from glmtune.adapters.probe import largest_difference
 from glmtune.errors import CheckpointError
 from glmtune.files import hash_file
+from glmtune.folder import ModelFolder
 from glmtune.log import tell
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.quant import held_quant, name_bits
 from glmtune.models.reading import Reading, require_finite
+from glmtune.recipe import Kept
 from glmtune.runs import going_on
 
 ROUNDING = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
@@ -67,7 +69,7 @@ class Check:
 
 def check_recorded(card: Card | None) -> Iterator[Check]:
     """What cannot be proven: PEFT and the official scripts record nothing, earlier versions not all of it."""
-    is_whole = card is not None and card.method.get("name") == "full"
+    is_whole = card is not None and card.kept is Kept.MODEL
     has = {
         "its base": card and card.fingerprint,
         "its weights": card and (card.tensors_sha256 if is_whole else card.weights_sha256),
@@ -139,7 +141,7 @@ def _require_none(folder: Path, changed: Sequence[str]) -> None:
 # Which base
 
 
-def check_base(folder: Path, card: Card, base: Path) -> Check:
+def check_base(folder: Path, card: Card, base: ModelFolder) -> Check:
     """The base is the one that was trained, wherever it lies now. The card has its fingerprint."""
     here = fingerprint(base)
     problem = _other_base(card, here, base)
@@ -148,7 +150,7 @@ def check_base(folder: Path, card: Card, base: Path) -> Check:
     return Check("base", f"{here.kind}, fingerprint {here.weights[:12]}, as recorded")
 
 
-def _other_base(card: Card, here: Fingerprint, base: Path) -> str:
+def _other_base(card: Card, here: Fingerprint, base: ModelFolder) -> str:
     if here.kind != card.kind:
         return f"trained on {card.kind}, but {base} is {here.kind}"
     assert card.fingerprint is not None
@@ -166,7 +168,7 @@ def _other_base(card: Card, here: Fingerprint, base: Path) -> str:
     return ""
 
 
-def check_whole(folder: Path, card: Card, whole: Path) -> Check:
+def check_whole(folder: Path, card: Card, whole: ModelFolder) -> Check:
     """A whole model that was trained is no longer its base. The card has the base's fingerprint."""
     assert card.fingerprint is not None
     here = fingerprint(whole)
@@ -224,15 +226,14 @@ def check_tokenizer(folder: Path, card: Card, input_ids: list[int], stop_ids: li
     return Check("tokenizer", f"the probe's {len(input_ids)} ids and stop ids {stop_ids}, as recorded")
 
 
-def check_tokenizer_files(folder: Path, card: Card, base: Path) -> None:
+def check_tokenizer_files(folder: Path, card: Card, base: ModelFolder) -> None:
     """The tokenizer's files beside the base, where it has them, are those of training, to the last byte."""
     for name, before in card.tokenizer_sha256.items():
-        path = base / name
-        now = hash_file(path) if path.is_file() else before
+        now = base.hash(name) or before
         if now != before:
             raise CheckpointError(
-                f"{path}: not the tokenizer's file of training: its hash is {now[:12]}, in {folder} it is "
-                f"{before[:12]}",
+                f"{base.path / name}: not the tokenizer's file of training: its hash is {now[:12]}, in "
+                f"{folder} it is {before[:12]}",
                 hint=_ITS_TOKENIZER,
             )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from glmtune.adapters.card import CARD_FILE, Card, read_card
 from glmtune.adapters.digest import ADAPTER_FILE, hash_weights, seal
+from glmtune.adapters.factors import is_adalora
 from glmtune.adapters.held import fill_adapter, held_adapter
 from glmtune.adapters.peft_rules import read_adapter_config
 from glmtune.adapters.peft_settings import explain_peft, require_ranks, require_supported
@@ -28,14 +29,13 @@ from glmtune.adapters.trained import (
     trained_weights,
 )
 from glmtune.errors import CheckpointError
-from glmtune.families import find_family
 from glmtune.files import COPY_AGAIN
 from glmtune.log import without_false_alarms
-from glmtune.models import load_in_transformers
+from glmtune.models.opening import opening_of_model
 from glmtune.models.reading import hash_whole
 from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
-from glmtune.recipe import Method
+from glmtune.recipe import Kept, Method
 from glmtune.recipe.parse import read_method
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "require_saved", "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
 ]  # fmt: skip
 
-_OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
+_BY_NAME = (Kept.WEIGHTS, Kept.PREFIX)  # kept by their own names in `TRAINED_FILE`
 _ANEW = "resume from a copy of this folder, or train anew"
 
 
@@ -73,11 +73,10 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     if is_wrapped(model):
         # "auto" would look up the base on the hub to see whether its vocabulary has grown
         model.save_pretrained(str(folder), save_embedding_layers=False)
-    elif card.method.get("name") in _OWN:
+    elif card.kept in _BY_NAME:
         save_weights(model, folder)
     else:
         model.save_pretrained(str(folder), max_shard_size="2GB")
-    if not is_wrapped(model) and card.method.get("name") not in _OWN:
         replace(card, tensors_sha256=hash_whole(model)).save(folder)
         return
     written = stored_tensors(folder)
@@ -114,7 +113,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
     stored = stored_tensors(folder)
-    if model.device.type == "meta" and read_adapter_config(folder)["peft_type"] == "ADALORA":
+    if model.device.type == "meta" and is_adalora(read_adapter_config(folder)):
         _hollow_out(model)
     with explain_peft(folder):
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
@@ -188,9 +187,9 @@ def require_saved(model: Any, folder: Path) -> None:
 
 def _put_back(model: Any, folder: Path) -> None:
     is_whole = not is_wrapped(model) and not (folder / TRAINED_FILE).exists()
-    if is_whole and find_family(model.config.model_type).is_in_transformers:
-        # its files hold other tensors than the model does: GLM-4.5's experts one by one
-        model.load_state_dict(load_in_transformers(folder, dtype="fp32", device=model.device).state_dict())
+    opening = opening_of_model(model)
+    if is_whole and not opening.is_stored_as_held:
+        model.load_state_dict(opening.load(folder, dtype="fp32", device=model.device).state_dict())
         return
     tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):

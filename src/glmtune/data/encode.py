@@ -6,22 +6,22 @@ stay, and the token that ends an answer is always there and learned.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glmtune.conversation import answer_text
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
 from glmtune.data.example import Example
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, Learned, find_encoding
+from glmtune.data.row import Row
 from glmtune.errors import DataError
-from glmtune.families import context_of, require_template
+from glmtune.families import require_template
 from glmtune.recipe.settings import Data, TemplateName
 from glmtune.templates import (
     Message,
     Segment,
+    Taught,
     find,
     is_learned,
     training_examples,
@@ -29,19 +29,6 @@ from glmtune.templates import (
     with_question_prefix,
 )
 from glmtune.tokenizers import GlmTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A training row."""
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    """The ids to learn, -100 elsewhere; not shifted."""
-    place: str
-    """Where the conversation was read, like `train.jsonl:2`."""
-    source: int = 0
-    """Which of the sources of `data.train` it is from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +56,7 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     A conversation gives one row; with ChatGLM-6B's and ChatGLM2's chat format one for each learned answer.
     Raises DataError for a row that the format cannot express, and as `settings.overlong` says.
     """
-    limits = Limits.of(settings, _context(tokenizer))
+    limits = Limits.of(settings, tokenizer.context)
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
     keeps_thoughts = settings.encoding == "chat" and find(_template(tokenizer)).learns_thoughts
@@ -83,10 +70,6 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
                 rows.append(_row(ids, labels, example))
     _check(report, rows, settings, limits)
     return Encoded(rows, report)
-
-
-def _context(tokenizer: GlmTokenizer) -> int | None:
-    return context_of(Path(tokenizer.vocab_file).parent)
 
 
 def _count_lost_thoughts(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> int:
@@ -117,7 +100,7 @@ def encode_prompts(
     Where no setting names a limit, the model's context is to hold `num_new` tokens of an answer too. Raises
     DataError where there is no answer, or a prompt cannot be cut.
     """
-    limits = Limits.of(settings, _context(tokenizer), num_new=num_new)
+    limits = Limits.of(settings, tokenizer.context, num_new=num_new)
     report = LengthReport(limit=f"{limits}, for the question part")
     prompts = []
     for example in examples:
@@ -173,9 +156,7 @@ def _row(ids: Sequence[int], labels: Sequence[int], example: Example) -> Row:
 
 def _with_settings(messages: Sequence[Message], settings: Data) -> list[Message]:
     """The messages with the settings' system text and source prefix."""
-    found = list(messages)
-    if settings.system and not any(message.role == "system" for message in found):
-        found.insert(0, Message("system", settings.system))
+    found = Taught.of(settings).begin(messages)
     # chat's format knows where the prefix goes; the thudm script's encoding sees to it itself
     return (
         found

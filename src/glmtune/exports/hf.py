@@ -16,9 +16,8 @@ from transformers import GlmConfig
 from glmtune.exports.folder import write_pretty
 from glmtune.exports.source import Source
 from glmtune.exports.tensors import Group, Merged
-from glmtune.files import read_json_if_there
-from glmtune.models.checkpoint import read_config, stored_dtype
-from glmtune.models.config import ChatGLMConfig
+from glmtune.models.checkpoint import stored_dtype
+from glmtune.models.config import ChatGLMConfig, read_config
 from glmtune.tokenizers import load_tokenizer
 from glmtune.tokenizers.convert import chat_template_of, convert_tokenizer
 
@@ -37,7 +36,7 @@ _DROPPED = "rotary_pos_emb.inv_freq"
 
 def hf_groups(source: Source, merged: Merged) -> list[Group]:
     """The merged tensors under the names of transformers' class."""
-    config = read_config(source.base, template=source.identity.template)
+    config = read_config(source.folder, template=source.identity.template)
     assert isinstance(config, ChatGLMConfig)
     return [
         _split(merged, name, config) if _SPLIT in name else _renamed(merged, name)
@@ -116,13 +115,13 @@ def hf_config(
 
 def write_hf_files(source: Source, folder: Path, dtype: torch.dtype | None) -> None:
     """Config, generation config, tokenizer and chat template."""
-    tokenizer = load_tokenizer(source.base, source.identity.template)
-    config = read_config(source.base, template=source.identity.template)
+    tokenizer = load_tokenizer(source.folder, source.identity.template)
+    config = read_config(source.folder, template=source.identity.template)
     assert isinstance(config, ChatGLMConfig)
     stop_ids, pad_id = tokenizer.stop_ids, int(tokenizer.pad_token_id)
-    dtype = dtype or stored_dtype(source.base)
+    dtype = dtype or stored_dtype(source.folder)
     write_pretty(folder / "config.json", hf_config(config, stop_ids=stop_ids, pad_id=pad_id, dtype=dtype))
-    asked = read_json_if_there(source.base / "generation_config.json")
+    asked = source.folder.json("generation_config.json")
     kept = {
         key: value
         for key, value in asked.items()

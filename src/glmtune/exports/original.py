@@ -7,6 +7,7 @@ from torch import Tensor
 
 from glmtune.adapters.card import Card
 from glmtune.errors import CheckpointError
+from glmtune.folder import ModelFolder
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.shards import Stored, read_stored, scan_tensors
 
@@ -15,7 +16,7 @@ _ROWS = 16  # of a tensor are compared
 _NOT_PROVEN = "that it is the model that the quantised base was made from cannot be proven"
 
 
-def require_original(adapter: Path, card: Card, base: Path) -> str:
+def require_original(adapter: Path, card: Card, base: ModelFolder) -> str:
     """What is known of a base that stands for the quantised one of training; empty where it does not.
 
     Raises CheckpointError for a model of another kind or config, and, while the quantised folder is here,
@@ -48,7 +49,7 @@ def _other_config(card: Card, here: Fingerprint) -> str:
     return f"{odd} {here.config.get(odd)}, not {recorded.get(odd)}" if odd else ""
 
 
-def _compare(quantised: Path, base: Path) -> int | None:
+def _compare(quantised: Path, base: ModelFolder) -> int | None:
     """How many floating tensors both have; None if one of them is another."""
     theirs, ours = scan_tensors(quantised), scan_tensors(base)
     shared = [

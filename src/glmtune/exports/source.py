@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from glmtune.adapters.factors import is_adalora
 from glmtune.adapters.held import held_adapter
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.store import own_method, read_card, stored_tensors
@@ -13,12 +14,14 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
 from glmtune.families import FAMILIES, Family, Identity, identify
-from glmtune.files import given_path, read_json
+from glmtune.files import given_path
+from glmtune.folder import ModelFolder
 from glmtune.load import open_place
 from glmtune.log import quiet
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.wrapped import is_wrapped
 from glmtune.places import Place, find_folder, resolve
+from glmtune.recipe import Kept
 from glmtune.runs import find_checkpoint, follow, last_checkpoint
 
 
@@ -28,13 +31,20 @@ class Source:
 
     place: Place
     """Its base and adapter; of a fully trained model the folder of its own weights."""
-    base: Path
-    """The folder of the un-quantised base."""
+    folder: ModelFolder
+    """Of the un-quantised base."""
     identity: Identity
     method: str
     """Its method's name; empty for a model that is not ours."""
+    kept: Kept | None
+    """What it trained; None for a model that is not ours."""
     unproven: str = ""
     """Of a base that stands for the quantised one of training: what is known of it, and what is not."""
+
+    @property
+    def base(self) -> Path:
+        """The path of the un-quantised base's folder."""
+        return self.folder.path
 
     @property
     def family(self) -> Family:
@@ -45,6 +55,11 @@ class Source:
     def is_whole(self) -> bool:
         """Whether every weight was trained, so that no base is needed to open it."""
         return self.place.base != self.base
+
+    @property
+    def is_adalora(self) -> bool:
+        """Whether plain LoRA can be made of it."""
+        return self.place.adapter is not None and is_adalora(read_adapter_config_if_there(self.place.adapter))
 
     @property
     def name(self) -> str:
@@ -68,7 +83,7 @@ class Source:
 
     def open_untrained(self) -> Any:
         """The base, of a fully trained model too."""
-        return self._open(Place(self.base, snapshot=self.place.snapshot), "stored", "cpu", None)
+        return self._open(Place(self.folder, snapshot=self.place.snapshot), "stored", "cpu", None)
 
     def as_trained(self, model: Any) -> Worth:
         """Gives `logits_of` the numbers that were trained, where they stand rounded in the opened model.
@@ -82,7 +97,7 @@ class Source:
         return lambda _, held: trained.get(id(held), held)
 
     def _open(self, place: Place, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
-        wanted = stored_dtype(place.base) if dtype == "stored" else dtype
+        wanted = stored_dtype(place.folder) if dtype == "stored" else dtype
         with quiet():
             return open_place(
                 place,
@@ -108,35 +123,35 @@ def find_source(
     whole = _find_whole(given_path(path))
     place = resolve(path, base=None if whole else base)
     card = place.card
-    folder = place.base
+    folder = place.folder
     if whole and card:
-        folder = find_folder(base or card.base, None if base else card.base_revision)[0]
-        if not (folder / "config.json").exists():
+        folder = ModelFolder(find_folder(base or card.base, None if base else card.base_revision)[0])
+        if not (folder.path / "config.json").exists():
             raise CheckpointError(
                 f"{path}: its base model is not at {base or card.base}, and its files are part of an export",
                 hint="name the base's folder: base=FOLDER",
             )
-    bits = read_json(folder / "config.json").get("quantization_bit")
+    bits = folder.json("config.json", is_required=True).get("quantization_bit")
     if bits and is_merging:
-        raise _quantised(folder, bits, is_adapter=place.adapter is not None)
+        raise _quantised(folder.path, bits, is_adapter=place.adapter is not None)
     return Source(
         place,
         folder,
         identify(folder, template or place.template),
-        _tell_method(place),
+        *_tell_method(place),
         require_original(place.adapter, card, folder) if place.adapter and card and not bits else "",
     )
 
 
-def _tell_method(place: Place) -> str:
-    """The method's name by the card, else by what the adapter's own files say."""
+def _tell_method(place: Place) -> tuple[str, Kept | None]:
+    """The method's name and what it trained, by the card, else by what the adapter's own files say."""
     if place.card:
-        return str(place.card.method.get("name", ""))
+        return str(place.card.method.get("name", "")), place.card.kept
     if place.adapter is None:
-        return ""
+        return "", None
     theirs = str(read_adapter_config_if_there(place.adapter).get("peft_type", ""))
     found = None if theirs else own_method(place.adapter)
-    return found.name if found else theirs.lower()
+    return (found.name, found.kept) if found else (theirs.lower(), Kept.LAYERS)
 
 
 def _find_whole(path: Path) -> bool:
@@ -144,7 +159,7 @@ def _find_whole(path: Path) -> bool:
     for folder in (follow(path), find_checkpoint(path, "best"), last_checkpoint(path)):
         card = read_card(folder) if folder and folder.is_dir() else None
         if card:
-            return card.method.get("name") == "full"
+            return card.kept is Kept.MODEL
     return False
 
 

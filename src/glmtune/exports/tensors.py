@@ -24,9 +24,11 @@ from glmtune.exports.definition import (
 )
 from glmtune.exports.refusal import refused
 from glmtune.exports.source import Source
-from glmtune.models.checkpoint import build_outline
+from glmtune.models.opening import OPENINGS
+from glmtune.models.own import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
 from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
+from glmtune.recipe import Kept
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _BUFFER = "inv_freq"  # computed by every model itself; kept only because the base's files have it
@@ -49,7 +51,7 @@ class Group:
 class Merged:
     """A base's tensors under its own names, with those that were trained in place of its own."""
 
-    stored: dict[str, Stored]
+    stored: Mapping[str, Stored]
     changed: Changed
     dtype: torch.dtype | None = None
     """Of every floating tensor; None: each as the base has it."""
@@ -103,7 +105,7 @@ def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:
 
     Raises `ConfigError` for a prefix, `CheckpointError` for weights that the base's files have no place for.
     """
-    stored = scan_tensors(source.base)
+    stored = scan_tensors(source.folder)
     changed = dict(_changed(source, model))
     defined = _defined(source)
     if defined:
@@ -145,13 +147,13 @@ def _defined(source: Source) -> dict[str, Definition]:
 
 def _changed(source: Source, model: Any) -> Changed:
     place = source.place
-    if source.method == "ptuning":
+    if source.kept is Kept.PREFIX:
         raise ConfigError(
             f"{source.name}: P-Tuning's prefix is no part of any weight and cannot be merged",
             hint="to=official-ptuning writes it as the official code reads it",
         )
     if source.is_whole:
-        held = scan_tensors(place.base)
+        held = scan_tensors(place.folder)
         return {name: _reading(at) for name, at in held.items() if not name.endswith(_BUFFER)}
     if place.adapter is None:
         return {}
@@ -166,9 +168,8 @@ def _reading(at: Stored) -> Callable[[], Tensor]:
 
 def _tied(source: Source) -> dict[str, str]:
     """Names that stand for one weight in the model: each copy's, and that of the parameter itself."""
-    if source.family.is_in_transformers:
-        return {}
-    return dict(build_outline(source.base, template=source.identity.template).all_tied_weights_keys)
+    identity = source.identity
+    return dict(OPENINGS[identity.family].tied(source.folder, identity.template))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class Quantised:
 
 def quantise_merged(source: Source, merged: Merged, bits: int) -> Quantised:
     """The merged weights, to be quantised."""
-    outline = build_outline(source.base, template=source.identity.template)
+    outline = build_outline(source.folder, template=source.identity.template)
     linears = frozenset(f"{name}.weight" for name in name_linears(outline))
     return Quantised(merged, linears, bits, outline.scale_dtype)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
+from glmtune.folder import ModelFolder
 from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe import Freeze
 
@@ -23,7 +24,11 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 def apply_freeze(model: Any, settings: Freeze) -> Any:
     """Make the chosen weights trainable, and them alone. Raises ConfigError as `choose_weights`."""
-    chosen = choose_weights(model, settings)
+    return train_weights(model, choose_weights(model, settings))
+
+
+def train_weights(model: Any, chosen: Collection[str]) -> Any:
+    """Make these of the model's own weights trainable, and them alone, in fp32 among others in any type."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     _bridge_types(model)
@@ -31,7 +36,7 @@ def apply_freeze(model: Any, settings: Freeze) -> Any:
 
 
 @torch.no_grad()
-def read_unrounded(model: nn.Module, base: Path) -> None:
+def read_unrounded(model: nn.Module, base: Path | ModelFolder) -> None:
     """Give the weights to be trained, which are fp32, the numbers of the base's files, unrounded.
 
     Weights that the files hold under other names (GLM-4.5's experts, one by one) stay as they are.

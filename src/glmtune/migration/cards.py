@@ -20,7 +20,7 @@ from glmtune.tokenizers import load_tokenizer
 
 def start_card(place: Place, template: str, method: dict[str, Any], quant: str | None = None) -> Card:
     """What is known before anything is computed."""
-    here = fingerprint(place.base)
+    here = fingerprint(place.folder)
     return Card(
         base=place.name,
         base_revision=place.revision,
@@ -48,7 +48,7 @@ class Untuned:
 def ask_untuned(model: Any, place: Place, template: str) -> Untuned | str:
     """The base's answer, or, where its tokenizer cannot be opened, why there is none."""
     try:
-        tokenizer = load_tokenizer(place.base, template)
+        tokenizer = load_tokenizer(place.folder, template)
     except CheckpointError as err:
         return f"no tokenizer is with the base ({err}), so no answer to the probe is recorded"
     ids = encode_probe(tokenizer)

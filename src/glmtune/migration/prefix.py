@@ -14,6 +14,7 @@ from torch import Tensor
 
 from glmtune.adapters.trained import PREFIX
 from glmtune.errors import CheckpointError
+from glmtune.folder import ModelFolder
 from glmtune.models.pickles import read_tensors
 from glmtune.models.shards import Stored, has_weights, read_stored, scan_tensors
 
@@ -32,13 +33,13 @@ def read_bare(folder: Path) -> dict[str, Tensor]:
     return {PREFIX + name: tensor.float() for name, tensor in read_tensors(path).items()}
 
 
-def check_frozen(folder: Path, base: Path) -> str:
+def check_frozen(folder: Path, base: ModelFolder) -> str:
     """Say that all weights beside the prefix are the base's. Raises CheckpointError where one is not.
 
     Codes of a quantised base are passed over: they are rounded anew wherever it is quantised.
     """
     beside = {n: t for n, t in scan_tensors(folder).items() if not n.startswith(PREFIX)}
-    stored = scan_tensors(base) if has_weights(base) else {}
+    stored = scan_tensors(base) if has_weights(base.path) else {}
     shared = [n for n in beside if n in stored and _is_dense(beside[n]) and _is_dense(stored[n])]
     for name in shared:
         if beside[name].shape != stored[name].shape or not _is_same(beside[name], stored[name]):

@@ -101,8 +101,8 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
     config = read_json_if_there(folder / "config.json")
     place = _base(folder, base, config.get("_name_or_path"))
     told = _told(place, template)
-    found = [check_frozen(folder, place.base)] if find_trained(folder) == "whole" else []
-    is_held = bool(read_json_if_there(place.base / "config.json").get("quantization_bit"))
+    found = [check_frozen(folder, place.folder)] if find_trained(folder) == "whole" else []
+    is_held = bool(place.folder.config.get("quantization_bit"))
     quant = None if is_held else _quant(folder, config.get("quantization_bit"))
     found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
     model = open_place(place, template=told, dtype="auto", device="auto", quant=quant).eval()
@@ -160,7 +160,7 @@ def _base(folder: Path, base: str | Path | None, recorded: Any) -> Place:
 
 
 def _told(place: Place, template: str | None) -> str:
-    return require_template(identify(place.base, template).template, place.name)
+    return require_template(identify(place.folder, template).template, place.name)
 
 
 def _require_opens(folder: Path, place: Place) -> None:

@@ -11,9 +11,10 @@ from transformers import (
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration, ChatGLMForSequenceClassification
 from glmtune.models.chatglm_config import ChatGLM6BConfig
-from glmtune.models.checkpoint import load_base, resolve_device
 from glmtune.models.config import ChatGLMConfig
+from glmtune.models.device import resolve_device
 from glmtune.models.dtype import choose_dtype
+from glmtune.models.own import load_base
 from glmtune.models.upstream import load_in_transformers
 from glmtune.tokenizers import register as register_tokenizers
 

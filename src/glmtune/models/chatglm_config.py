@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.families import v1_revision
 from glmtune.models.config_checks import PUBLISHED, check_content
+from glmtune.signs import v1_revision
 
 V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
 """Keys that no other family has."""

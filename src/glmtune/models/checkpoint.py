@@ -1,48 +1,27 @@
-"""Open an official folder: every tensor checked first, then brought from the mapped file to its place, once.
+"""The weights of an official folder: every tensor checked first, then brought to its place, once.
 
 On a CPU, a weight that stays in its stored type stays in the mapped file too (a private mapping: training
 it changes memory, never the file). What is converted is held once: at the peak, anonymous memory is the
 converted weights' own size.
 """
 
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
-from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import read_json
-from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
-from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
-from glmtune.models.chatglm_config import ChatGLM6BConfig
-from glmtune.models.config import ChatGLMConfig
-from glmtune.models.config_checks import (
-    GENERATION_RULES,
-    check_content,
-    explain_config,
-    refuse_quantised,
-    require_held,
-)
-from glmtune.models.dtype import choose_dtype, main_dtype
-from glmtune.models.nf4 import quantise_as
-from glmtune.models.quant import QuantizedLinear, check_quant, name_bits, quantised_layers
+from glmtune.errors import CheckpointError
+from glmtune.folder import ModelFolder
+from glmtune.models.dtype import main_dtype
+from glmtune.models.quant import QuantizedLinear, quantised_layers
 from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Stored, open_shard, scan_tensors
-
-Config = ChatGLMConfig | ChatGLM6BConfig
-Model = ChatGLMForConditionalGeneration | ChatGLM6BForConditionalGeneration
-MODELS: Mapping[type[Config], type[Model]] = {
-    ChatGLMConfig: ChatGLMForConditionalGeneration,
-    ChatGLM6BConfig: ChatGLM6BForConditionalGeneration,
-}
-"""The model of each config."""
 
 Progress = Callable[[int, int], None]
 """Called after each tensor with the bytes copied so far and the bytes in all."""
@@ -51,137 +30,12 @@ _IGNORED = re.compile(r"rotary(_pos)?_emb\.inv_freq$")  # buffers that the model
 _SHOW_BAR_AFTER_S = 1.0
 
 
-def load_base(
-    folder: str | os.PathLike[str],
-    *,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
-    template: str | None = None,
-    quant: str | None = None,
-    progress: Progress | None = None,
-    reading: Reading | None = None,
-) -> Model:
-    """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
-
-    `quant`, int8, int4 or nf4, quantises the blocks' linear layers from their stored values while they are
-    read; a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
-    `template` is the chat format if it is known; only a config with `rope_ratio` != 1 needs it. Without
-    `progress` a bar appears on a terminal when loading takes long. `reading` sees each tensor as it is
-    stored. Raises CheckpointError (files, names, shapes, numbers that are not finite) and ConfigError
-    (settings, `dtype`, `device`).
-    """
-    place = resolve_device(device)
-    folder = Path(folder)
-    config = read_config(folder, template=template)
-    quant = _quant_to_make(config, quant, folder)
-    generation = read_generation_config(folder)
-    stored = scan_tensors(folder)
-    reading = reading or Reading()
-    wanted = reading.dtype = choose_dtype(dtype, stored, place, quant=quant).dtype
-    model = _build_empty(config, wanted, stored)
-    stored = without_copies(model, stored)
-    check_stored(model, stored)
-    if quant:
-        quantise_as(model, quant)
-    _set_scale_types(model, stored)
-    _fill(model, stored, place, progress, reading)
-    model.tie_weights()
-    if generation is not None:
-        model.generation_config = generation
-    model.eval()
-    return model
-
-
-def _quant_to_make(config: ChatGLMConfig, quant: str | None, folder: Path) -> str | None:
-    """How to quantise while loading; None for not, or if the folder is so. ConfigError for another one."""
-    check_quant(quant)
-    held = name_bits(config.quantization_bit) if config.quantization_bit else None
-    if quant and held and quant != held:
-        raise ConfigError(
-            f"quant: {quant}, but {folder} is {held} already",
-            hint="leave quant out, or open the original, unquantised folder",
-        )
-    return None if held else quant
-
-
-def resolve_device(requested: str | torch.device) -> torch.device:
-    """The device asked for; "auto" is CUDA where there is one, else the CPU."""
-    if requested == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(requested)
-    except RuntimeError:
-        raise ConfigError(
-            f"device: {requested!r} is unknown", hint="device=auto, device=cpu, device=cuda or device=cuda:1"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: {requested} is not there: torch sees no CUDA device", hint="device=cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ConfigError(
-            f"device: {requested} is not there: torch sees {count} devices",
-            hint=f"device=cuda:0 to device=cuda:{count - 1}",
-        )
-    return device
-
-
-def read_config(folder: Path, *, template: str | None = None) -> Config:
-    """The folder's `config.json`, checked; `template` settles what `rope_ratio` scales."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder", hint="give the folder that holds config.json")
-    content = read_json(folder / "config.json")
-    if content.get("model_type") != ChatGLMConfig.model_type:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {content.get('model_type')!r}, not 'chatglm'",
-            hint="supported are ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B in the chatglm layout",
-        )
-    with explain_config(folder / "config.json"):
-        config: Config = ChatGLMConfig.from_dict(content)
-        config.set_template(template)
-        config.check_supported()
-    refuse_quantised(content, folder / "config.json")
-    config.name_or_path = str(folder)
-    return config
-
-
-def build_outline(
-    folder: Path, *, template: str | None = None, stored: Mapping[str, Stored] | None = None
-) -> Model:
-    """The folder's model without any weights: every parameter on the meta device, from config.json alone.
-
-    Raises CheckpointError where `stored` has far fewer layers.
-    """
-    config = read_config(folder, template=template)
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return _build_empty(config, dtype, stored or {})
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
+def stored_dtype(folder: Path | ModelFolder) -> torch.dtype:
     """The type of most weights of a folder."""
     return main_dtype(scan_tensors(folder))
 
 
-def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """The folder's own, if it has one."""
-    file = folder / "generation_config.json"
-    if not file.exists():
-        return None
-    content = read_json(file)
-    check_content(content, GENERATION_RULES, place=file, kind=GenerationConfig)
-    with explain_config(file):
-        return GenerationConfig.from_dict(content)
-
-
-def _build_empty(config: Config, dtype: torch.dtype, stored: Mapping[str, Stored]) -> Model:
-    """The model without memory: every parameter on the meta device."""
-    place = Path(config.name_or_path) / "config.json"
-    require_held(config, stored, place)
-    with explain_config(place), torch.device("meta"):
-        model: Model = MODELS[type(config)]._from_config(config, dtype=dtype)
-    return model
-
-
-def without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+def without_copies(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """Each tied weight once, under the name of the parameter that is filled, whichever copies are stored.
 
     Where both are, the output's copy is left unread, as the official code leaves it.
@@ -194,7 +48,7 @@ def without_copies(model: Model, stored: Mapping[str, Stored]) -> dict[str, Stor
     return found
 
 
-def check_stored(model: Model, stored: Mapping[str, Stored]) -> None:
+def check_stored(model: Any, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
@@ -251,7 +105,7 @@ def _whereabouts(stored: Mapping[str, Stored]) -> str:
     return str(files[0] if len(files) == 1 else files[0].parent if files else "checkpoint")
 
 
-def _set_scale_types(model: Model, stored: Mapping[str, Stored]) -> None:
+def set_scale_types(model: Any, stored: Mapping[str, Stored]) -> None:
     """Scales keep the type they are stored in; those made here get the family's, or the stored weights'."""
     for name, layer in quantised_layers(model).items():
         kept = stored.get(f"{name}.weight_scale")
@@ -260,7 +114,7 @@ def _set_scale_types(model: Model, stored: Mapping[str, Stored]) -> None:
             layer.weight_scale.data = layer.weight_scale.data.to(dtype)
 
 
-def _fill(
+def fill(
     model: torch.nn.Module,
     stored: Mapping[str, Stored],
     device: torch.device,

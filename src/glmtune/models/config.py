@@ -1,14 +1,17 @@
 """The `config.json` of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B, read and written with its official keys."""
 
 from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.families import GLM4_EPSILON
+from glmtune.folder import ModelFolder
 from glmtune.models.chatglm_config import V1_KEYS, ChatGLM6BConfig
-from glmtune.models.config_checks import PUBLISHED, check_content
+from glmtune.models.config_checks import PUBLISHED, check_content, explain_config, refuse_quantised
+from glmtune.signs import GLM4_EPSILON
 
 RopeScaling = Literal["base", "positions"]
 
@@ -225,3 +228,31 @@ def _is_v1(keys: Mapping[str, Any]) -> bool:
             hint=PUBLISHED,
         )
     return bool(v1)
+
+
+def read_config(
+    folder: Path | ModelFolder, *, template: str | None = None
+) -> ChatGLMConfig | ChatGLM6BConfig:
+    """The folder's `config.json`, checked; `template` settles what `rope_ratio` scales."""
+    folder = ModelFolder.of(folder)
+    path = folder.path / "config.json"
+    if not folder.path.is_dir():
+        raise CheckpointError(f"{folder}: no such folder", hint="give the folder that holds config.json")
+    content = folder.json("config.json", is_required=True)
+    if content.get("model_type") != ChatGLMConfig.model_type:
+        raise CheckpointError(
+            f"{path}: model_type is {content.get('model_type')!r}, not 'chatglm'",
+            hint="supported are ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B in the chatglm layout",
+        )
+    with explain_config(path):
+        config = ChatGLMConfig.from_dict(deepcopy(dict(content)))
+        config.set_template(template)
+        config.check_supported()
+    refuse_quantised(content, path)
+    config.name_or_path = str(folder)
+    return config
+
+
+def describe_config(folder: ModelFolder) -> ChatGLMConfig | ChatGLM6BConfig:
+    """As `read_config`, but needs no chat format to read a config of long contexts."""
+    return ChatGLMConfig.from_dict(deepcopy(dict(folder.json("config.json", is_required=True))))

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.families import FAMILIES, identify_family
-from glmtune.files import read_json
-from glmtune.models.config import ChatGLMConfig
+from glmtune.families import identify_family
+from glmtune.folder import ModelFolder
 from glmtune.models.config_checks import explain_config
+from glmtune.models.opening import opening_of
 from glmtune.models.shards import Stored, open_shard, scan_tensors
-from glmtune.models.upstream import read_upstream_config
 
 MOST_TENSORS = 512
 """So many tensors are looked at; of GLM-4.5's 44,000, every so-manieth."""
@@ -59,24 +58,21 @@ class Fingerprint:
         return next((key for key in keys if recorded.get(key) != self.config.get(key)), None)
 
 
-def fingerprint(folder: Path) -> Fingerprint:
+def fingerprint(folder: Path | ModelFolder) -> Fingerprint:
     """The fingerprint of a model's folder. Raises CheckpointError for files that cannot be read."""
+    return ModelFolder.of(folder).once(_fingerprint)
+
+
+def _fingerprint(folder: ModelFolder) -> Fingerprint:
     known = identify_family(folder)
-    is_upstream = FAMILIES[known.family].is_in_transformers
-    with explain_config(folder / "config.json"):
-        # unlike `read_config`, this needs no chat format to read a config of long contexts
-        read = read_upstream_config if is_upstream else _read_own_config
-        config = read(folder).to_dict()
+    with explain_config(folder.path / "config.json"):
+        config = opening_of(folder).describe(folder).to_dict()
     deciding = {key: config[key] for key in DECIDING if config.get(key) is not None}
-    stored = scan_tensors(folder)
+    stored = dict(scan_tensors(folder))
     if config.get("tie_word_embeddings"):  # a copy, which not every layout stores
         stored.pop("lm_head.weight", None)
     plain: dict[str, Any] = json.loads(json.dumps(deciding, default=str))
     return Fingerprint(known.family, known.revision, plain, _hash(stored))
-
-
-def _read_own_config(folder: Path) -> Any:
-    return ChatGLMConfig.from_dict(read_json(folder / "config.json"))
 
 
 def _hash(stored: Mapping[str, Stored]) -> str:

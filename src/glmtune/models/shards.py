@@ -3,6 +3,7 @@
 Whatever is wrong with a file becomes a CheckpointError that names it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.files import COPY_AGAIN, read_json
+from glmtune.folder import ModelFolder
 from glmtune.models.pickles import read_tensors
 from glmtune.tensor_file import explain_damage, open_safetensors
 from glmtune.values import shown
@@ -65,10 +67,14 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).exists() for layout in _LAYOUTS for name in layout)
 
 
-def scan_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the folder's checkpoint by name, from the files' headers alone."""
+def scan_tensors(folder: Path | ModelFolder) -> Mapping[str, Stored]:
+    """Every tensor of a folder's checkpoint by name, from the headers alone. Raises CheckpointError."""
+    return ModelFolder.of(folder).once(_scan_tensors)
+
+
+def _scan_tensors(folder: ModelFolder) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
-    listed = _list_shards(folder)
+    listed = _list_shards(folder.path)
     for file in sorted(set(listed.values())):
         for name, (shape, dtype) in open_shard(file).headers().items():
             if name in found:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from logging import LogRecord
 from pathlib import Path
@@ -19,16 +20,17 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import read_json
+from glmtune.folder import ModelFolder
 from glmtune.log import without_bars
-from glmtune.models.checkpoint import read_generation_config, resolve_device
 from glmtune.models.config_checks import (
     PUBLISHED,
     check_content,
     explain_config,
+    read_generation_config,
     refuse_quantised,
     require_held,
 )
+from glmtune.models.device import resolve_device
 from glmtune.models.dtype import choose_dtype
 from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Shard, Stored, open_shard, scan_tensors
@@ -38,11 +40,12 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old files hold
 
 
 def load_in_transformers(
-    folder: Path,
+    folder: Path | ModelFolder,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     template: str | None = None,  # only ChatGLM2's and ChatGLM3's model depends on it
+    quant: None = None,  # what `possible` refuses
     reading: Reading | None = None,
 ) -> Any:
     """The model of a folder, in evaluation mode, its weights in `dtype` on `device`.
@@ -50,11 +53,11 @@ def load_in_transformers(
     `reading` sees each tensor as it is stored. Raises CheckpointError (files, names, shapes, numbers that are
     not finite) and ConfigError (settings, `dtype`, `device`).
     """
-    place, reading = resolve_device(device), reading or Reading()
+    folder, place, reading = ModelFolder.of(folder), resolve_device(device), reading or Reading()
     config = read_upstream_config(folder)
     stored = scan_tensors(folder)
-    outline = _build_empty(config, folder, stored)
-    check_upstream_stored(folder, outline, stored)
+    outline = _build_empty(config, folder.path, stored)
+    check_upstream_stored(folder.path, outline, stored)
     wanted = reading.dtype = choose_dtype(dtype, stored, place).dtype
     with _bar_on_a_terminal(), _without_report():
         model, found = type(outline).from_pretrained(
@@ -67,7 +70,7 @@ def load_in_transformers(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported in `found`, and refused below
         )
-    _check_found(folder, found)
+    _check_found(folder.path, found)
     reading.finish()
     model.name_or_path = model.config.name_or_path = str(folder)
     return model.eval()
@@ -102,13 +105,14 @@ def _without_mtp(stored: Mapping[str, Stored], config: Any) -> dict[str, Stored]
     )
 
 
-def build_upstream_outline(folder: Path, stored: Mapping[str, Stored] | None = None) -> Any:
+def build_upstream_outline(folder: Path | ModelFolder, stored: Mapping[str, Stored] | None = None) -> Any:
     """The folder's model without any weights: every parameter on the meta device, from config.json alone.
 
     Pre-quantised weights are shown as the model is without them. Raises CheckpointError where `stored` has
     far fewer layers or experts.
     """
-    return _build_empty(_read_config(folder), folder, stored or {})
+    folder = ModelFolder.of(folder)
+    return _build_empty(_read_config(folder), folder.path, stored or {})
 
 
 def _build_empty(config: Any, folder: Path, stored: Mapping[str, Stored]) -> Any:
@@ -172,20 +176,24 @@ def _is_no_report(record: LogRecord) -> bool:
     return "LOAD REPORT" not in record.getMessage()
 
 
-def read_upstream_config(folder: Path) -> Any:
+def read_upstream_config(folder: ModelFolder) -> Any:
     """The folder's config as transformers reads it.
 
     Raises CheckpointError and ConfigError for one that makes no model, or makes a pre-quantised one.
     """
     config = _read_config(folder)
-    refuse_quantised(read_json(folder / "config.json"), folder / "config.json")
+    refuse_quantised(folder.config, folder.path / "config.json")
     return config
 
 
-def _read_config(folder: Path) -> Any:
-    path = folder / "config.json"
-    content = read_json(path)
-    check_content(content, place=path, kind=PreTrainedConfig)
+def _read_config(folder: ModelFolder) -> Any:
+    """A config of one's own: who opens a model changes it."""
+    return deepcopy(folder.once(_auto_config))
+
+
+def _auto_config(folder: ModelFolder) -> Any:
+    path = folder.path / "config.json"
+    check_content(folder.json(path.name, is_required=True), place=path, kind=PreTrainedConfig)
     with explain_config(path):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     _check_multiples(path, config)

@@ -4,20 +4,18 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args
+from typing import Any, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     GetCoreSchemaHandler,
-    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
 from glmtune.paths import read_path
 
@@ -78,7 +76,7 @@ class Settings(BaseModel):
         return values
 
 
-def by_name(union: Any) -> MutableMapping[str, type[Settings]]:
+def by_name(union: Any) -> MutableMapping[str, Any]:
     """The members of a union of settings, by the default of their `name`."""
     return {kind.model_fields["name"].default: kind for kind in get_args(union)}
 
@@ -98,9 +96,9 @@ class OneOf:
 
 
 @cache
-def _tagged(kinds: tuple[type[Settings], ...]) -> TypeAdapter[Any]:
-    union: Any = Annotated[Union[kinds], Field(discriminator="name")]  # noqa: UP007
-    return TypeAdapter(union)
+def _tagged(kinds: tuple[type[Settings], ...]) -> SchemaValidator:
+    members = {kind.model_fields["name"].default: kind.__pydantic_core_schema__ for kind in kinds}
+    return SchemaValidator(core_schema.tagged_union_schema(members, discriminator="name"))
 
 
 def choices(field: FieldInfo) -> Mapping[str, type[Settings]]:

@@ -38,6 +38,9 @@ RIVALS = (
 )
 """Settings that say the same in two ways: what is named on top clears the other way below it."""
 
+NAMED = {"method": "lora", "objective": "sft"}
+"""Groups of which there are several kinds, and which one it is where it is not named."""
+
 MOST_PARTS = 9
 """Dots in a setting's name that are read as such, and levels of a dict: more than any setting has."""
 
@@ -65,7 +68,7 @@ def read_values(source: RecipeSource, overrides: Sequence[str] = ()) -> dict[str
     for word in overrides:
         _apply(values, word)
     _clear_rivals(values, {word.partition("=")[0] for word in overrides if not word.endswith("=null")})
-    _expand_method(values)
+    _expand_names(values)
     return values
 
 
@@ -83,22 +86,23 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
 
     Raises `ConfigError`.
     """
-    return build_part(Recipe, _with_method_name(join_layers(*layers)))
+    return build_part(Recipe, _with_names(join_layers(*layers)))
 
 
 def check_values(values: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for a value that no recipe can have; what is missing may still come."""
     try:
-        _check_paths(Recipe.model_validate(_with_method_name(join_layers(values))))
+        _check_paths(Recipe.model_validate(_with_names(join_layers(values))))
     except ValidationError as err:
         wrong = [problem for problem in err.errors() if problem["type"] != "missing"]
         if wrong:
             raise _explain(wrong[0]) from None
 
 
-def _with_method_name(values: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(values.get("method"), dict):
-        values["method"].setdefault("name", "lora")
+def _with_names(values: dict[str, Any]) -> dict[str, Any]:
+    for key, name in NAMED.items():
+        if isinstance(values.get(key), dict):
+            values[key].setdefault("name", name)
     return values
 
 
@@ -121,7 +125,7 @@ def read_method(values: Mapping[str, Any]) -> Method:
     Raises `ConfigError`.
     """
     try:
-        method: Method = OneOf(METHOD_SETTINGS).read({"name": "lora", **values})
+        method: Method = OneOf(METHOD_SETTINGS).read({"name": NAMED["method"], **values})
     except ValidationError as err:
         raise _explain(err.errors()[0], ("method",)) from None
     return method
@@ -199,7 +203,7 @@ def _copy(value: Any, depth: int = 0) -> Any:
 def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         below = values.get(key)
-        if isinstance(value, Mapping) and isinstance(below, dict) and key != "method":
+        if isinstance(value, Mapping) and isinstance(below, dict) and key not in NAMED:
             _lay_over(below, value)
         else:
             values[key] = _copy(value)
@@ -247,7 +251,7 @@ def _group_of(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     *parents, last = key.split(".", MOST_PARTS)
     for parent in parents:
         inner = values.get(parent)
-        if isinstance(inner, str) and parent == "method":
+        if isinstance(inner, str) and parent in NAMED:
             inner = {"name": inner}
         if inner is None:
             inner = {}
@@ -297,18 +301,18 @@ def _kinds_of(key: str) -> set[Any]:
     return kinds
 
 
-def _expand_method(values: dict[str, Any]) -> None:
+def _expand_names(values: dict[str, Any]) -> None:
     """`method: lora` is short for `method: {name: lora}`."""
-    method = values.get("method")
-    if isinstance(method, str):
-        values["method"] = {"name": method}
+    for key in NAMED:
+        if isinstance(values.get(key), str):
+            values[key] = {"name": values[key]}
 
 
 def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
     """A problem as one sentence, with the words that mend it; `above` is where a part stands."""
     location = (*above, *first["loc"])
     place = [str(part) for part in location if part != "function-after"]
-    if place[:1] == ["method"] and len(place) > 1:
+    if len(place) > 1 and place[0] in NAMED:
         place.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
     key, found = ".".join(place) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":

@@ -1,14 +1,16 @@
 """Tokenizers of ChatGLM-6B, ChatGLM2, ChatGLM3 and GLM-4, read from the official vocabulary files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PretrainedConfig
 
 from glmtune.errors import CheckpointError
-from glmtune.families import FAMILIES, Identity, identify
+from glmtune.families import Identity, context_of, identify, in_transformers
 from glmtune.files import given_path
+from glmtune.folder import ModelFolder
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import find
 from glmtune.tokenizers.base import GlmTokenizer
@@ -17,13 +19,6 @@ from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
 from glmtune.tokenizers.growing import GrowingText
 from glmtune.tokenizers.ice import IceTokenizer
-
-TOKENIZERS: Mapping[str, type[GlmTokenizer]] = {
-    "ChatGLM-6B": IceTokenizer,
-    "ChatGLM2/ChatGLM3": ChatGLMTokenizer,
-    "GLM-4": ChatGLM4Tokenizer,
-}
-"""The tokenizer of each family."""
 
 __all__ = [
     "TOKENIZERS",
@@ -40,26 +35,38 @@ __all__ = [
 ]
 
 
-def load_tokenizer(path: str | Path, template: str | None = None) -> GlmTokenizer:
+def _read_slow(kind: type[GlmTokenizer], folder: Path, identity: Identity) -> GlmTokenizer:
+    vocab_file = folder / kind.vocab_files_names["vocab_file"]
+    tokenizer: GlmTokenizer = kind.from_pretrained(
+        str(folder), vocab_file=str(vocab_file), template=identity.template, local_files_only=True
+    )
+    return tokenizer
+
+
+TOKENIZERS: dict[str, Callable[[Path, Identity], Any]] = {
+    "ChatGLM-6B": partial(_read_slow, IceTokenizer),
+    "ChatGLM2/ChatGLM3": partial(_read_slow, ChatGLMTokenizer),
+    "GLM-4": partial(_read_slow, ChatGLM4Tokenizer),
+    **dict.fromkeys(in_transformers(), read_fast),
+}
+"""By the name of the family, what reads the tokenizer of a folder."""
+
+
+def load_tokenizer(path: str | Path | ModelFolder, template: str | None = None) -> GlmTokenizer:
     """The tokenizer of a model's folder; `template` names the chat format where the folder does not tell.
 
     Raises CheckpointError for a missing or foreign vocabulary file, ConfigError for an unfit `template`.
     """
-    folder = given_path(path)
+    folder = path if isinstance(path, ModelFolder) else ModelFolder(given_path(path))
     if template is not None:
         find(template)
     return open_identified(folder, identify(folder, cast("TemplateName | None", template)))
 
 
-def open_identified(folder: Path, identity: Identity) -> GlmTokenizer:
+def open_identified(folder: ModelFolder, identity: Identity) -> GlmTokenizer:
     """The tokenizer of a folder that is told already. Raises as `load_tokenizer`."""
-    if FAMILIES[identity.family].is_in_transformers:
-        return read_fast(folder, identity)
-    tokenizer_class = TOKENIZERS[identity.family]
-    vocab_file = folder / tokenizer_class.vocab_files_names["vocab_file"]
-    tokenizer: GlmTokenizer = tokenizer_class.from_pretrained(
-        str(folder), vocab_file=str(vocab_file), template=identity.template, local_files_only=True
-    )
+    tokenizer: GlmTokenizer = TOKENIZERS[identity.family](folder.path, identity)
+    tokenizer.context = context_of(folder)
     return tokenizer
 
 

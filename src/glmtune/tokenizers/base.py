@@ -5,6 +5,7 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.utils import PaddingStrategy, get_json_schema
 
 from glmtune.errors import ConfigError
-from glmtune.families import require_template
+from glmtune.families import VOCABULARY, context_of, require_template
 from glmtune.recipe.settings import TemplateName
-from glmtune.templates import Message, Segment, find, messages_from_dicts, render
-from glmtune.tokenizers.files import VOCABULARY, reading_folder
+from glmtune.templates import Message, Segment, Taught, find, messages_from_dicts, render
+from glmtune.tokenizers.files import reading_folder
 from glmtune.tokenizers.rendering import PARTS, render_apart
 from glmtune.values import text
 
@@ -33,10 +34,17 @@ class ChatTokenizer:
     vocab_file: str
     assistant_name: str = ""
     """How the folder's chat template calls the assistant where it lists tools; empty: as the format does."""
+    taught: Taught = Taught()
+    """What a run's or adapter's model was told with every conversation; nothing where it is not known."""
     prefix: tuple[str, ...] = ("[gMASK]", "sop")
     """The control tokens that every text begins with."""
     eos_token_id: Any
     """The id that ends a text, as transformers has it."""
+
+    @cached_property
+    def context(self) -> int | None:
+        """Tokens of the longest text that the model beside it was made for; None where nothing says so."""
+        return context_of(Path(self.vocab_file).parent)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,11 +12,11 @@ from typing import Any
 from transformers import BatchEncoding
 
 from glmtune.errors import ConfigError
-from glmtune.families import identify, identify_family
+from glmtune.families import FAMILIES, ICE, VOCABULARY, identify, identify_family
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, TEMPLATES, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer
-from glmtune.tokenizers.files import ICE_VOCABULARY, VOCABULARY, read_sentencepiece
+from glmtune.tokenizers.files import read_sentencepiece
 from glmtune.tokenizers.ice import IceTokenizer
 
 _FIXED_TOKENS = {"unk_token": "<unk>", "pad_token": "<unk>", "eos_token": "</s>"}
@@ -28,7 +28,7 @@ class ChatGLMTokenizer(GlmTokenizer):
     ChatGLM-6B's folders name this class too: opened by `from_pretrained`, they give an `IceTokenizer`.
     """
 
-    vocab_files_names = {"vocab_file": VOCABULARY, "ice_file": ICE_VOCABULARY}  # noqa: RUF012
+    vocab_files_names = {"vocab_file": VOCABULARY, "ice_file": ICE}  # noqa: RUF012
 
     def __init__(
         self,
@@ -66,7 +66,8 @@ class ChatGLMTokenizer(GlmTokenizer):
         cls, resolved_vocab_files: dict[str, str | None], name: str | Path, *args: Any, **kwargs: Any
     ) -> GlmTokenizer:
         ice_file = resolved_vocab_files.pop("ice_file", None)
-        if _is_ice(Path(name), ice_file, resolved_vocab_files.get("vocab_file")):
+        is_named = "vocab_file" in kwargs  # by who has told the family already
+        if not is_named and _is_ice(Path(name), ice_file, resolved_vocab_files.get("vocab_file")):
             files = {**resolved_vocab_files, "vocab_file": ice_file}
             return IceTokenizer._from_pretrained(files, name, *args, **kwargs)  # type: ignore[no-any-return]
         return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)  # type: ignore[no-any-return]
@@ -177,7 +178,7 @@ class ChatGLMTokenizer(GlmTokenizer):
 def _is_ice(folder: Path, ice_file: str | None, vocab_file: str | None) -> bool:
     """Whether it is ChatGLM-6B's tokenizer: by the folder's files, or by which vocabulary was downloaded."""
     if any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
-        return identify_family(folder).family == "ChatGLM-6B"
+        return FAMILIES[identify_family(folder).family].vocabulary == ICE
     return ice_file is not None and vocab_file is None
 
 

@@ -11,12 +11,9 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from glmtune.errors import CheckpointError, first_line
+from glmtune.families import ICE, VOCABULARY
 from glmtune.files import read_bytes, read_json_if_there, read_start, read_text
 from glmtune.templates import TEMPLATES
-
-VOCABULARY = "tokenizer.model"
-ICE_VOCABULARY = "ice_text.model"
-"""ChatGLM-6B's."""
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _FOREIGN_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -139,7 +136,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 def _first_bytes(path: Path) -> bytes:
     if not path.is_file():
-        other = VOCABULARY if path.name == ICE_VOCABULARY else ICE_VOCABULARY
+        other = VOCABULARY if path.name == ICE else ICE
         beside = f"; {other} beside it is another family's" if (path.parent / other).is_file() else ""
         raise CheckpointError(f"{path}: the vocabulary file is missing{beside}", hint=_copy_hint(path))
     first = read_start(path)

@@ -12,10 +12,11 @@ import tiktoken
 from transformers import AddedToken
 
 from glmtune.errors import ConfigError
+from glmtune.families import VOCABULARY
 from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, find
 from glmtune.tokenizers.base import GlmTokenizer, name_in_template
-from glmtune.tokenizers.files import VOCABULARY, read_ranks
+from glmtune.tokenizers.files import read_ranks
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

@@ -17,12 +17,13 @@ from transformers import AddedToken
 from transformers.utils import PaddingStrategy
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.families import v1_revision
+from glmtune.families import ICE
 from glmtune.files import read_json_if_there
 from glmtune.recipe.settings import TemplateName
+from glmtune.signs import v1_revision
 from glmtune.templates import chatglm_prompt
 from glmtune.tokenizers.base import GlmTokenizer, count_pads
-from glmtune.tokenizers.files import ICE_VOCABULARY, read_ice
+from glmtune.tokenizers.files import read_ice
 
 _LONGEST_BLANK = 80
 _SHAPES = {
@@ -60,7 +61,7 @@ class IceTokenizer(GlmTokenizer):
     vocabulary itself: without control tokens `mid` (whose ids are also those of `early`), else `late`.
     """
 
-    vocab_files_names = {"vocab_file": ICE_VOCABULARY}  # noqa: RUF012  # transformers' own class attribute
+    vocab_files_names = {"vocab_file": ICE}  # noqa: RUF012  # transformers' own class attribute
     prefix = ()
 
     def __init__(
@@ -72,7 +73,7 @@ class IceTokenizer(GlmTokenizer):
         ice_revision: str | None = None,
         **kwargs: Any,
     ) -> None:
-        path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / ICE_VOCABULARY
+        path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / ICE
         self.sp_model, is_late = read_ice(path)
         self.vocab_file = str(path)
         self.template = template or "chatglm"

@@ -36,7 +36,7 @@ def look_at_base(model: Any, place: Place, tokenizer: Any) -> Untrained:
     """What the cards of a run say of its base: once freeze or full has begun, it is gone."""
     ids = encode_probe(tokenizer)
     logits = last_logits(model, ids)
-    return Untrained(fingerprint(place.base), name_dtype(model), ids, logits, parent_facts(place))
+    return Untrained(fingerprint(place.folder), name_dtype(model), ids, logits, parent_facts(place))
 
 
 def write_card(

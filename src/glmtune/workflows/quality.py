@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-
 from glmtune.data.batches import collate
-from glmtune.data.encode import Row, encode_examples
+from glmtune.data.encode import encode_examples
+from glmtune.data.row import Row
 from glmtune.data.source import read_dataset
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import GlmtuneError
@@ -21,6 +19,7 @@ from glmtune.recipe import Data, Evaluation, Train, load_recipe
 from glmtune.recipe.parse import build_part
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.training.loop import mean_loss
+from glmtune.training.processes import Processes
 from glmtune.workflows.rows import data_hash, hashed_files, longest_answer, test_questions, training_rows
 
 
@@ -104,11 +103,9 @@ def _encoded(tokenizer: Any, settings: Data, data: Path | None) -> list[Row]:
 
 def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
     """Perplexity of the rows' answers, and the scores of the questions if there are any."""
-    AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
-    accelerator = Accelerator(mixed_precision="no", cpu=model.device.type == "cpu")
     parts = _divide(sorted(held.rows, key=lambda row: len(row.input_ids)), held.micro_batch_size)
     batches = [collate(part, tokenizer.pad_token_id) for part in parts]
-    loss = mean_loss(Sft(model), batches, accelerator)
+    loss = mean_loss(Sft(model), batches, Processes(model.device))
     found: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
     if held.questions:
         answers = predict(

@@ -16,14 +16,14 @@ from glmtune.data.source import Dataset, read_dataset, read_sources
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
-from glmtune.families import context_of
 from glmtune.recipe import Data, Evaluation
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
 
 if TYPE_CHECKING:
-    from glmtune.data.encode import Encoded, Row
+    from glmtune.data.encode import Encoded
+    from glmtune.data.row import Row
     from glmtune.evaluation.predictions import Question
 
 FEW_VALIDATION_ROWS = 5
@@ -92,7 +92,7 @@ def _longer_than_context(
     name: str, lengths: Sequence[int], tokenizer: Any, data: Data, *, num_new: int = 0
 ) -> list[Note]:
     """A warning of rows that are longer than all that the model has read before, answers included."""
-    context = context_of(Path(tokenizer.vocab_file).parent)
+    context = tokenizer.context
     longer = [length for length in lengths if context is not None and length + num_new > context]
     if context is None or not longer:
         return []
@@ -209,7 +209,7 @@ class Questions:
 
 def longest_answer(tokenizer: Any, data: Data, evaluate: Evaluation) -> int:
     """Tokens of the longest answer that an evaluation waits for."""
-    context = context_of(Path(tokenizer.vocab_file).parent)
+    context = tokenizer.context
     default = DEFAULT_NEW_TOKENS if context is None else min(DEFAULT_NEW_TOKENS, max(context // 2, 1))
     return evaluate.max_new_tokens or data.max_target_tokens or default
 

@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from closeness import assert_close
 from glmtune.errors import CheckpointError, ConfigError, DataError
-from glmtune.families import v1_revision
 from glmtune.generate import Sampling, complete
 from glmtune.models import (
     ChatGLM6BConfig,
@@ -24,6 +23,7 @@ from glmtune.models import (
     load_base,
 )
 from glmtune.models.positions import positions_of
+from glmtune.signs import v1_revision
 from golden import GOLDENS
 
 REVISIONS = ("early", "mid", "late")

@@ -579,9 +579,10 @@ def measure(large: Path, small: Path, dtype: str, quant: str) -> tuple[int, int]
 
 
 def zeros_like_config(folder: Path) -> dict[str, Tensor]:
-    from glmtune.models.checkpoint import _build_empty, read_config
+    from glmtune.models.config import read_config
+    from glmtune.models.own import build_empty
 
-    empty = _build_empty(read_config(folder), torch.float16, {})
+    empty = build_empty(read_config(folder), torch.float16, {})
     return {name: torch.zeros(x.shape, dtype=torch.float16) for name, x in empty.state_dict().items()}
 
 

@@ -1,0 +1,26 @@
+"""Where a model is held."""
+
+import torch
+
+from glmtune.errors import ConfigError
+
+
+def resolve_device(requested: str | torch.device) -> torch.device:
+    """The device asked for; "auto" is CUDA where there is one, else the CPU."""
+    if requested == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        raise ConfigError(
+            f"device: {requested!r} is unknown", hint="device=auto, device=cpu, device=cuda or device=cuda:1"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device: {requested} is not there: torch sees no CUDA device", hint="device=cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device: {requested} is not there: torch sees {count} devices",
+            hint=f"device=cuda:0 to device=cuda:{count - 1}",
+        )
+    return device

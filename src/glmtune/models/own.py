@@ -1,0 +1,104 @@
+"""Open a folder whose model is one of our own classes: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from glmtune.errors import ConfigError
+from glmtune.folder import ModelFolder
+from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
+from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
+from glmtune.models.chatglm_config import ChatGLM6BConfig
+from glmtune.models.checkpoint import Progress, check_stored, fill, set_scale_types, without_copies
+from glmtune.models.config import ChatGLMConfig, read_config
+from glmtune.models.config_checks import explain_config, read_generation_config, require_held
+from glmtune.models.device import resolve_device
+from glmtune.models.dtype import choose_dtype
+from glmtune.models.nf4 import quantise_as
+from glmtune.models.quant import check_quant, name_bits
+from glmtune.models.reading import Reading
+from glmtune.models.shards import Stored, scan_tensors
+
+Config = ChatGLMConfig | ChatGLM6BConfig
+Model = ChatGLMForConditionalGeneration | ChatGLM6BForConditionalGeneration
+MODELS: Mapping[type[Config], type[Model]] = {
+    ChatGLMConfig: ChatGLMForConditionalGeneration,
+    ChatGLM6BConfig: ChatGLM6BForConditionalGeneration,
+}
+"""The model of each config."""
+
+
+def load_base(
+    folder: str | PathLike[str] | ModelFolder,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    template: str | None = None,
+    quant: str | None = None,
+    progress: Progress | None = None,
+    reading: Reading | None = None,
+) -> Model:
+    """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
+
+    `quant`, int8, int4 or nf4, quantises the blocks' linear layers from their stored values while they are
+    read; a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
+    `template` is the chat format if it is known; only a config with `rope_ratio` != 1 needs it. Without
+    `progress` a bar appears on a terminal when loading takes long. `reading` sees each tensor as it is
+    stored. Raises CheckpointError (files, names, shapes, numbers that are not finite) and ConfigError
+    (settings, `dtype`, `device`).
+    """
+    place = resolve_device(device)
+    folder = ModelFolder.of(folder)
+    config = read_config(folder, template=template)
+    quant = _quant_to_make(config, quant, folder)
+    generation = read_generation_config(folder)
+    stored = scan_tensors(folder)
+    reading = reading or Reading()
+    wanted = reading.dtype = choose_dtype(dtype, stored, place, quant=quant).dtype
+    model = build_empty(config, wanted, stored)
+    stored = without_copies(model, stored)
+    check_stored(model, stored)
+    if quant:
+        quantise_as(model, quant)
+    set_scale_types(model, stored)
+    fill(model, stored, place, progress, reading)
+    model.tie_weights()
+    if generation is not None:
+        model.generation_config = generation
+    model.eval()
+    return model
+
+
+def _quant_to_make(config: ChatGLMConfig, quant: str | None, folder: ModelFolder) -> str | None:
+    """How to quantise while loading; None for not, or if the folder is so. ConfigError for another one."""
+    check_quant(quant)
+    held = name_bits(config.quantization_bit) if config.quantization_bit else None
+    if quant and held and quant != held:
+        raise ConfigError(
+            f"quant: {quant}, but {folder} is {held} already",
+            hint="leave quant out, or open the original, unquantised folder",
+        )
+    return None if held else quant
+
+
+def build_outline(
+    folder: Path | ModelFolder, *, template: str | None = None, stored: Mapping[str, Stored] | None = None
+) -> Model:
+    """The folder's model without any weights: every parameter on the meta device, from config.json alone.
+
+    Raises CheckpointError where `stored` has far fewer layers.
+    """
+    config = read_config(folder, template=template)
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return build_empty(config, dtype, stored or {})
+
+
+def build_empty(config: Config, dtype: torch.dtype, stored: Mapping[str, Stored]) -> Model:
+    """The model of a config without memory: every parameter on the meta device."""
+    place = Path(config.name_or_path) / "config.json"
+    require_held(config, stored, place)
+    with explain_config(place), torch.device("meta"):
+        model: Model = MODELS[type(config)]._from_config(config, dtype=dtype)
+    return model
