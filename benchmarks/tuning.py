@@ -79,18 +79,19 @@ def make_folder(folder: Path, size: str) -> None:
 def measure(folder: Path, case: Case, steps: int) -> dict[str, float]:
     """Train in this process; medians without the first two steps."""
     import torch
-    from accelerate import Accelerator
 
+    from glmtune.data.batches import Batch
     from glmtune.methods import apply_method, begin_pruning
     from glmtune.models import load_base
     from glmtune.objectives import Sft
     from glmtune.recipe import load_recipe
     from glmtune.training.loop import fit
     from glmtune.training.optim import build_optimizer, build_schedule
+    from glmtune.training.processes import Processes
 
-    accelerator = Accelerator(mixed_precision="bf16")
+    processes = Processes("cuda" if torch.cuda.is_available() else "cpu", precision="bf16")
     recipe = load_recipe({"model": "m", "method": case.method, "train": {"lr": 1e-4, "steps": steps}})
-    model = load_base(folder, dtype="bf16", device=str(accelerator.device), quant=case.quant)
+    model = load_base(folder, dtype="bf16", device=str(processes.device), quant=case.quant)
     vocabulary = model.config.vocab_size
     tuned = apply_method(model, recipe.method)
     tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -99,20 +100,21 @@ def measure(folder: Path, case: Case, steps: int) -> dict[str, float]:
     draw = torch.Generator().manual_seed(0)
     length = case.source + case.target
 
-    def batch() -> dict[str, Any]:
+    def batch() -> Batch:
         ids = torch.randint(3, vocabulary, (case.rows, length), generator=draw)
         labels = ids.clone()
         labels[:, : case.source] = -100
-        return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+        bounds = tuple(range(0, ids.numel() + 1, length))
+        return Batch(ids.flatten(), labels.flatten(), bounds, (0,) * case.rows)
 
     logs = list(
         fit(
             objective,
             objective,
             ((step, [batch()]) for step in range(1, steps + 1)),
-            accelerator.prepare_optimizer(optimizer),
+            processes.prepare(optimizer),
             build_schedule(optimizer, recipe.train, steps),
-            accelerator,
+            processes,
             part=begin_pruning(tuned, recipe.method, steps),
         )
     )

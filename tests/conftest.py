@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
+from glmtune.log import told_to
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     return SHARED
+
+
+@pytest.fixture
+def told_lines() -> Iterator[list[str]]:
+    """The lines that glmtune tells in a test; nobody else hears them."""
+    lines: list[str] = []
+    with told_to(lines.append):
+        yield lines
 
 
 @pytest.fixture(autouse=True)

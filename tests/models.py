@@ -12,7 +12,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from glmtune.data.encode import Row
+from glmtune.data.batches import Batch, collate
+from glmtune.data.row import Row
 from glmtune.models import (
     ChatGLM6BConfig,
     ChatGLM6BForConditionalGeneration,
@@ -69,6 +70,15 @@ def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
         labels[: int(draw.integers(1, length - 2))] = -100
         rows.append(Row(ids, labels, f"rows:{i + 1}"))
     return rows
+
+
+def as_batch(ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> Batch:
+    """A batch of the rows of a padded one, (B, T) each."""
+    rows = [
+        Row(row[real].numpy().astype(np.int32), wanted[real].numpy().astype(np.int32), "")
+        for row, wanted, real in zip(ids, labels, mask.bool(), strict=True)
+    ]
+    return collate(rows, 0)
 
 
 def tiny_folder(

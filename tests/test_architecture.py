@@ -25,7 +25,8 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"tokenizers"},
     {"models"},
     {"conversation"},
-    {"data", "methods", "objectives"},
+    {"data", "methods"},
+    {"objectives"},
     {"adapters"},
     {"places"},
     {"load"},
@@ -43,7 +44,7 @@ RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not path.name.startswith("__"))
 ONLY_IN = {
     "peft": ("adapters", "methods", "exports"),
-    "accelerate": ("training", "workflows"),
+    "accelerate": ("training",),
     "matplotlib": ("report",),
     "click": ("cli",),
     "prompt_toolkit": ("cli",),

@@ -24,7 +24,9 @@ SIGNATURES = {
         " verify=True)"
     ),
     "load_tokenizer": "(path, template=None, *, revision=None)",
-    "encode_messages": "(tokenizer, messages, *, tools=None, add_generation_prompt=True, **options)",
+    "encode_messages": (
+        "(tokenizer, messages, *, tools=None, add_generation_prompt=True, taught=None, **options)"
+    ),
     "render_messages": "(template, messages, *, tools=None, add_generation_prompt=True, **options)",
     "score": "(predictions, references, variant='thudm')",
     "train": "(recipe=None, *, resume=False, quiet=False, on_event=None, **settings)",

@@ -16,6 +16,7 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from glmtune.templates import TEMPLATES
+from glmtune.tokenizers import load_tokenizer
 from glmtune.tokenizers.files import icetk_pieces
 
 TEXT = """
@@ -122,6 +123,22 @@ def tiny_ice(folder: Path, revision: str = "late") -> Path:
     _write(folder, vocabulary, tokenizer, "ice_text.model")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+IN_TRANSFORMERS = {"glm4_0414": "glm4", "glmz1": "glm4", "glm45": "glm4_moe", "glm45_nothink": "glm4_moe"}
+"""The model_type of a chat format that transformers' own models speak."""
+
+
+def tiny_tokenizer(folder: Path, template: str) -> Any:
+    """A tiny tokenizer of any chat format."""
+    if template == "chatglm":
+        return load_tokenizer(tiny_ice(folder))
+    if template in IN_TRANSFORMERS:
+        tiny_json(folder, template)
+        (folder / "config.json").write_text(f'{{"model_type": "{IN_TRANSFORMERS[template]}"}}')
+        return load_tokenizer(folder, template)
+    build = tiny_sentencepiece if template in ("chatglm2", "chatglm3") else tiny_tiktoken
+    return load_tokenizer(build(folder, template), template)
 
 
 def _write(folder: Path, vocabulary: bytes, config: dict[str, Any], name: str = "tokenizer.model") -> Path:

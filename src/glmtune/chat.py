@@ -1,6 +1,7 @@
 """Talking to a model: history, template, what is left out, what is remembered."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ class Chat:
         `options` as `Chat`'s. Raises `CheckpointError`, `ConfigError` and `DataError`.
         """
         place = resolve(path)
-        if place.card:
-            own = {"system": place.card.system, "source_prefix": place.card.source_prefix}
-            options = {**own, **options}
+        options = {**asdict(place.taught), **options}
         tokenizer = open_tokenizer(place, template=None)
         model = open_place(place, template=None, dtype="auto", device="auto").eval()
         return cls(model, tokenizer, **options)

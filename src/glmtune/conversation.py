@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glmtune.families import require_template
-from glmtune.templates import Message, message_segments
+from glmtune.templates import Message, Taught, message_segments
 from glmtune.templates.latest import leave_out_oldest
 from glmtune.tokenizers.base import ChatTokenizer
 
@@ -15,16 +15,19 @@ def encode_messages(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    taught: Taught | None = None,
     **options: Any,
 ) -> list[int]:
     """The ids that chat sends for these messages; content is plain text and never a control token.
 
     `messages` are in OpenAI's form: dicts with `role`, `content` and what the turn has besides of
     `reasoning_content`, `tool_calls`, `tool_call_id`; the official code's `metadata` and `observation` are
-    read too. `tools` are described as OpenAI does, `{"type": "function", "function": {...}}`. Options:
-    `enable_thinking`, for the formats that let one choose; `assistant_name`, for how the tools' introduction
-    calls the assistant; `source_prefix`, a text in front of the first question. Raises DataError for
-    messages, ConfigError for options that the format does not have.
+    read too. `tools` are described as OpenAI does, `{"type": "function", "function": {...}}`. With
+    `taught=tokenizer.taught` they begin as in training: with the system text, unless they have one, and the
+    source prefix of the run or adapter that the tokenizer was loaded by. Options: `enable_thinking`, for the
+    formats that let one choose; `assistant_name`, for how the tools' introduction calls the assistant;
+    `source_prefix`, a text in front of the first question. Raises DataError for messages, ConfigError for
+    options that the format does not have.
     """
     template = require_template(tokenizer.template, str(tokenizer.vocab_file))
     segments = message_segments(
@@ -32,6 +35,7 @@ def encode_messages(
         messages,
         tools=tools,
         add_generation_prompt=add_generation_prompt,
+        taught=taught,
         **{"assistant_name": tokenizer.assistant_name, **options},
     )
     return tokenizer.encode_segments(segments)

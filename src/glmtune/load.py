@@ -39,6 +39,7 @@ from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
 from glmtune.places import Place, resolve
 from glmtune.possible import require_possible
+from glmtune.recipe import Kept
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
@@ -169,7 +170,7 @@ def putting_on(
     if probe:
         check_probe(adapter, probe, model)
     ids = probe.input_ids if probe else plain_probe(model.config)
-    replaced = own_weights(model, tensors) if card and card.method.get("name") == "freeze" else {}
+    replaced = own_weights(model, tensors) if card and card.kept is Kept.WEIGHTS else {}
     base = last_logits(model, ids)
     tuned_model = put_on(adapter)
     yield check_update(adapter, tensors, card, replaced)
@@ -264,6 +265,7 @@ def _proven_tokenizer(place: Place, template: str | None) -> Any:
     tokenizer = load_folder_tokenizer(place.folder, template or place.template)
     if place.card and place.card.probe:
         check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    tokenizer.taught = place.taught
     return tokenizer
 
 

@@ -14,6 +14,7 @@ from glmtune.folder import ModelFolder
 from glmtune.hub import HubName, Snapshot, fetch, parse_name
 from glmtune.near import nearest
 from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
+from glmtune.templates import Taught
 from glmtune.values import shown
 
 RUNS = Path("runs")
@@ -70,6 +71,11 @@ class Place:
     def template(self) -> str | None:
         """The chat format it was trained with, if that is known."""
         return self.card.template if self.card else None
+
+    @property
+    def taught(self) -> Taught:
+        """The system text and source prefix it was trained with."""
+        return Taught.of(self.card)
 
     @property
     def quant(self) -> str | None:

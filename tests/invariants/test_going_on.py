@@ -207,6 +207,8 @@ def test_settings_are_those_of_the_parents_method_though_it_is_not_named(
 def test_the_parents_own_settings_may_be_named(begin: Begin, tmp_path: Path) -> None:
     words = ("method=lora", "method.r=4", "method.alpha=16", "train.steps=1")
     drain(training(recipe(begin("lora"), tmp_path / "second", *words)))
+    card = read_card(follow(tmp_path / "second" / "best"))
+    assert card and (card.method["r"], card.method["alpha"]) == (4, 16)
 
 
 def test_a_parent_whose_file_has_changed_is_refused(begin: Begin, tmp_path: Path) -> None:

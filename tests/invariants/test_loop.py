@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from transformers import Trainer, TrainingArguments
 
 from closeness import assert_close
 from glmtune.data.batches import Steps, collate
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 from glmtune.methods import apply_method
 from glmtune.objectives import Sft, sft
 from glmtune.recipe import Lora, Train
 from glmtune.training.loop import StepLog, fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.processes import Processes
 from models import VOCABULARY, random_rows, tiny_model
 
 
 def run(model: torch.nn.Module, rows: list[Row], settings: Train, steps: int) -> list[StepLog]:
-    accelerator = Accelerator(cpu=True)
+    processes = Processes()
     batches = Steps(
         rows, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
     )
@@ -30,9 +30,9 @@ def run(model: torch.nn.Module, rows: list[Row], settings: Train, steps: int) ->
             objective,
             objective,
             ((n, [collate(part, 0) for part in batches.micro_batches(n)]) for n in range(1, steps + 1)),
-            accelerator.prepare_optimizer(optimizer),
+            processes.prepare(optimizer),
             build_schedule(optimizer, settings, steps),
-            accelerator,
+            processes,
             max_grad_norm=settings.max_grad_norm,
         )
     )
@@ -68,7 +68,7 @@ def test_the_loop_equals_the_trainer_step_by_step(tmp_path: Path, schedule: str)
         remove_unused_columns=False,
     )
     trainer = Trainer(
-        theirs, arguments, train_dataset=in_our_order, data_collator=lambda batch: collate(batch, 0)
+        theirs, arguments, train_dataset=in_our_order, data_collator=lambda batch: collate(batch, 0).padded()
     )
     trainer.train()
     history = [line for line in trainer.state.log_history if "grad_norm" in line]
@@ -110,11 +110,11 @@ def test_the_objective_equals_the_models_own_loss_and_gradients(
     if is_lora:
         model = apply_method(model, Lora(dropout=0.0, target_modules=("query_key_value", "output_layer")))
     objective = Sft(model)
-    (model(**batch).loss * objective.weight(batch)).backward()
+    (model(**batch.padded()).loss * objective.weight(batch)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     ours = objective(batch)
-    assert_close(ours, model(**batch).loss * objective.weight(batch))
+    assert_close(ours, model(**batch.padded()).loss * objective.weight(batch))
     (ours * 3).backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
@@ -132,7 +132,7 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 
 def test_the_mean_loss_is_over_tokens_whatever_the_batches() -> None:
-    rows, accelerator = random_rows(10), Accelerator(cpu=True)
-    one = mean_loss(Sft(tiny_model()), [collate(rows, 0)], accelerator)
-    many = mean_loss(Sft(tiny_model()), [collate([row], 0) for row in rows], accelerator)
+    rows, processes = random_rows(10), Processes()
+    one = mean_loss(Sft(tiny_model()), [collate(rows, 0)], processes)
+    many = mean_loss(Sft(tiny_model()), [collate([row], 0) for row in rows], processes)
     assert one == pytest.approx(many, rel=1e-6)

@@ -11,18 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from glmtune.adapters.store import Card, restore_trained, save_trained
-from glmtune.data.batches import collate
+from glmtune.data.batches import Batch, collate
 from glmtune.load import open_place, open_tokenizer
 from glmtune.methods import apply_method, begin_pruning
-from glmtune.objectives import Batch, Sft
+from glmtune.objectives import Sft
 from glmtune.places import resolve
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.processes import Processes
 from glmtune.workflows.rows import training_rows
 from models import HF_FAMILIES, tiny_folder, tiny_hf_folder, tiny_v1_folder
 
@@ -98,7 +97,7 @@ def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
     recipe = load_recipe(
         {"model": "m", "method": settings, "train": {"lr": rate, "steps": STEPS, "schedule": "constant"}}
     )
-    accelerator = make_accelerator("bf16" if dtype == "bf16" else "no")
+    processes = Processes(precision="bf16" if dtype == "bf16" else "fp32")
     tokenizer = open_tokenizer(place, template=None)
     batch = encode_rows(tokenizer, rows_file)
     is_rough = dtype == "bf16"  # the order of a sum shows, and grows from step to step
@@ -109,10 +108,10 @@ def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
         tuned, before = apply_seeded(base_model, recipe)
         if checkpointing:
             tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        first = mean_loss(Sft(tuned), [batch], accelerator)
-        optimizer = accelerator.prepare_optimizer(build_optimizer(tuned, recipe.train))
-        losses = train(tuned, recipe, batch, accelerator, optimizer, range(1, STEPS + 1))
-        last = mean_loss(Sft(tuned), [batch], accelerator)
+        first = mean_loss(Sft(tuned), [batch], processes)
+        optimizer = processes.prepare(build_optimizer(tuned, recipe.train))
+        losses = train(tuned, recipe, batch, processes, optimizer, range(1, STEPS + 1))
+        last = mean_loss(Sft(tuned), [batch], processes)
         assert losses[0] == pytest.approx(first, rel=2e-2 if is_rough else 1e-4)
         assert last < first - 0.05
         assert_only_own_weights_changed(tuned, before, own)
@@ -127,12 +126,12 @@ def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
         anew = open_place(place, template=None, dtype=dtype, device="cpu", quant=quant)
         restored, _ = apply_seeded(anew, recipe)
         restore_trained(restored, tmp_path / "trained")
-        assert mean_loss(Sft(restored), [batch], accelerator) == last
+        assert mean_loss(Sft(restored), [batch], processes) == last
         if not is_rough:
             restored.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            assert_goes_on_alike(tuned, restored, optimizer, recipe, batch, accelerator)
+            assert_goes_on_alike(tuned, restored, optimizer, recipe, batch, processes)
     again = open_place(resolve(tmp_path / "trained"), template=None, dtype=dtype, device="cpu")
-    assert mean_loss(Sft(again), [batch], accelerator) == pytest.approx(last, rel=2e-2 if is_rough else 1e-5)
+    assert mean_loss(Sft(again), [batch], processes) == pytest.approx(last, rel=2e-2 if is_rough else 1e-5)
 
 
 def apply_seeded(model: Any, recipe: Recipe) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -143,7 +142,7 @@ def apply_seeded(model: Any, recipe: Recipe) -> tuple[Any, dict[str, torch.Tenso
 
 
 def train(
-    tuned: Any, recipe: Recipe, batch: Batch, accelerator: Accelerator, optimizer: Any, steps: range
+    tuned: Any, recipe: Recipe, batch: Batch, processes: Processes, optimizer: Any, steps: range
 ) -> list[float]:
     """The loss of each step."""
     objective = Sft(tuned)
@@ -153,21 +152,21 @@ def train(
         [(step, [batch]) for step in steps],
         optimizer,
         build_schedule(optimizer, recipe.train, STEPS),
-        accelerator,
+        processes,
         part=begin_pruning(tuned, recipe.method, STEPS),
     )
     return [log.loss for log in logs]
 
 
 def assert_goes_on_alike(
-    tuned: Any, restored: Any, optimizer: Any, recipe: Recipe, batch: Batch, accelerator: Accelerator
+    tuned: Any, restored: Any, optimizer: Any, recipe: Recipe, batch: Batch, processes: Processes
 ) -> None:
     """One more step leaves both with the same weights, to the last bit."""
-    anew = accelerator.prepare_optimizer(build_optimizer(restored, recipe.train))
+    anew = processes.prepare(build_optimizer(restored, recipe.train))
     anew.load_state_dict(deepcopy(optimizer.state_dict()))
     before = {name: p.detach().clone() for name, p in restored.named_parameters() if p.requires_grad}
     for model, its in ((tuned, optimizer), (restored, anew)):
-        train(model, recipe, batch, accelerator, its, range(STEPS + 1, STEPS + 2))
+        train(model, recipe, batch, processes, its, range(STEPS + 1, STEPS + 2))
     weights = dict(restored.named_parameters())
     assert not all(torch.equal(weights[name], old) for name, old in before.items())
     for name, weight in tuned.named_parameters():
@@ -185,11 +184,6 @@ def copy_small_files(base: Path, folder: Path) -> None:
     for path in base.iterdir():
         if path.suffix != ".safetensors" and not (folder / path.name).exists():
             (folder / path.name).write_bytes(path.read_bytes())
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=True)
 
 
 def encode_rows(tokenizer: Any, path: Path) -> Batch:

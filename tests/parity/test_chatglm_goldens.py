@@ -15,6 +15,7 @@ from glmtune.models import load_base
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.objectives.sft import Sft
 from golden import GOLDENS, Golden, assert_committed_equals_reference, read_golden
+from models import as_batch
 
 REVISIONS = ("v1_early", "v1_mid", "v1_late")
 GREEDY = ("single", "single_eos", "mask_token")
@@ -178,7 +179,7 @@ def test_the_objective_gives_the_official_loss_and_gradients_on_a_padded_batch(b
     ids, labels = (batched.tensors[f"train_batch.{name}"] for name in ("input_ids", "labels"))
     objective = Sft(batched.model)
     mask = (ids != batched.model.config.pad_token_id).long()
-    batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    batch = as_batch(ids, labels, mask)
     loss = objective(batch) / objective.weight(batch)
     loss.backward()
     batched.assert_loss_close(loss, batched.values["train_batch.loss"])

@@ -14,6 +14,7 @@ from glmtune.generate import Sampling, complete
 from glmtune.models import load_base
 from glmtune.objectives.sft import Sft
 from golden import GOLDENS, Golden, assert_committed_equals_reference, read_prefix_golden
+from models import as_batch
 
 FAMILIES = ("v1_mid", "v1_late", "v2", "v3")
 KINDS = ("prefix", "prefix_proj")
@@ -70,7 +71,7 @@ def test_losses_and_gradients_are_the_official_ones_and_the_prefix_alone_has_any
 def test_the_objective_gives_the_official_loss_and_gradients_on_a_padded_batch(golden: Golden) -> None:
     golden.model.zero_grad()
     ids, labels = (golden.tensors[f"train_batch.{name}"] for name in ("input_ids", "labels"))
-    batch = {"input_ids": ids, "labels": labels, "attention_mask": real_of(golden, ids)}
+    batch = as_batch(ids, labels, real_of(golden, ids))
     objective = Sft(golden.model)
     loss = objective(batch) / objective.weight(batch)
     loss.backward()

@@ -67,7 +67,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("what", ["base", "adapter"])
 def test_a_load_reads_the_base_once(what: str, request: pytest.FixtureRequest, base: Path) -> None:
-    """Its config, what tells the chat format, the tokenizer's hash; of the weights the headers, the values."""
+    """Its config, what tells the chat format, the tokenizer's hash; of the weights headers and values."""
     path: Path = request.getfixturevalue(what)
     with counting() as opened:
         place = resolve(path)

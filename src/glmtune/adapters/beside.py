@@ -22,7 +22,7 @@ from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from glmtune.adapters.factors import START
+from glmtune.adapters.factors import START, is_adalora
 from glmtune.adapters.held import fill_adapter, held_adapter
 from glmtune.adapters.mixed import each_its_own
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
@@ -34,7 +34,7 @@ from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.wrapped import is_wrapped
-from glmtune.recipe import Freeze
+from glmtune.recipe import Kept
 
 _CHANGE_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters")
 """Keys of PEFT's settings that put something else in the base than layers that can be switched off."""
@@ -128,7 +128,7 @@ class Beside:
         tensors: Mapping[str, Tensor] = stored_tensors(folder)
         settings = read_adapter_config_if_there(folder)
         _require_layers_alone(folder, settings)
-        if settings.get("peft_type") == "ADALORA":
+        if is_adalora(settings):
             config, tensors = read_as_lora(folder, tensors)
         else:
             with explain_peft(folder):
@@ -160,9 +160,10 @@ class Beside:
 
     def _open_prefix(self, folder: Path) -> PrefixEncoder:
         method = own_method(folder)
-        if isinstance(method, Freeze):
+        if method and method.kept is Kept.WEIGHTS:
             raise ConfigError(
-                f"{folder}: freeze changes the base's own weights, so nothing else can stand beside it",
+                f"{folder}: {method.name} changes the base's own weights, so nothing else can stand beside "
+                "it",
                 hint="open it alone: load_model(path)",
             )
         return open_prefix(self._model, folder, method).requires_grad_(False)
@@ -177,9 +178,9 @@ def setting_aside(model: Any, folder: Path, base: Path) -> Callable[[], Abstract
     if is_wrapped(model):
         changes = _changes_of(read_adapter_config_if_there(folder))
         return None if changes else model.disable_adapter
-    is_lost = isinstance(own_method(folder), Freeze) or read_json_if_there(base / "config.json").get(
-        "pre_seq_len"
-    )
+    method = own_method(folder)
+    replaces_own = method is not None and method.kept is Kept.WEIGHTS
+    is_lost = replaces_own or read_json_if_there(base / "config.json").get("pre_seq_len")
     return None if is_lost else partial(_without_prefix, model)
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 from glmtune.errors import CheckpointError
 from glmtune.files import hash_file, read_json_if_there, read_text
 from glmtune.quants import QUANTS
+from glmtune.recipe.method import METHOD_SETTINGS, Kept
 
 CARD_FILE = "glmtune.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -124,6 +125,12 @@ class Card:
     def kind(self) -> str:
         """The base's family and revision: `ChatGLM-6B late`."""
         return f"{self.family} {self.family_revision}".strip()
+
+    @property
+    def kept(self) -> Kept | None:
+        """What its method trains; None for a method that this version does not know."""
+        settings = METHOD_SETTINGS.get(str(self.method.get("name")))
+        return settings.kept if settings else None
 
     def save(self, folder: Path) -> None:
         """Write glmtune.json, the last file of its folder: it holds the hashes of all others, and its own."""

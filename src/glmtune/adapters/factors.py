@@ -82,7 +82,7 @@ def _read(tensors: Mapping[str, Tensor], config: Mapping[str, Any], layer: str, 
         down, up = (_find(tensors, layer, f"lora_embedding_{kind}") for kind in "AB")
         return Factors(up.T, down.T, scale_of(config, layer, len(down)))
     a, b = (_find(tensors, layer, f"lora_{kind}") for kind in "AB")
-    if config.get("peft_type") == "ADALORA":
+    if is_adalora(config):
         a = a * _find(tensors, layer, "lora_E")
     lengths = _find(tensors, layer, "lora_magnitude_vector") if config.get("use_dora") else None
     return Factors(a, b, scale_of(config, layer, len(a)), lengths)
@@ -100,9 +100,14 @@ def _find(tensors: Mapping[str, Tensor], layer: str, part: str) -> Tensor:
 def scale_of(config: Mapping[str, Any], layer: str, rank: int) -> float:
     """What B A is multiplied by."""
     alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", 8))
-    if config.get("peft_type") == "ADALORA":  # the ranks change, the scale stays
+    if is_adalora(config):  # the ranks change, the scale stays
         return float(alpha / (config.get("init_r", 12) + 1e-5))
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def is_adalora(config: Mapping[str, Any]) -> bool:
+    """Whether an adapter_config.json is AdaLoRA's, whose ranks change while it trains."""
+    return config.get("peft_type") == "ADALORA"
 
 
 def _by_pattern(patterns: Mapping[str, float] | None, layer: str, default: float) -> float:

@@ -19,7 +19,7 @@ from glmtune.adapters.trained import ITS_BASE
 from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.files import COPY_AGAIN
 from glmtune.recipe import Lora
-from glmtune.recipe.parse import build_recipe
+from glmtune.recipe.parse import read_method
 
 KINDS = ("LORA", "ADALORA")
 """PEFT's types of adapters that this version loads."""
@@ -175,7 +175,7 @@ def read_settings(adapter: Path) -> Lora:
         "use_rslora": bool(theirs.get("use_rslora")),
         "use_dora": bool(theirs.get("use_dora")),
     }
-    settings = build_recipe({"model": str(adapter), "method": method}).method
+    settings = read_method(method)
     assert isinstance(settings, Lora)
     return settings
 

@@ -30,6 +30,7 @@ from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading, require_finite
 from glmtune.quants import name_bits
+from glmtune.recipe import Kept
 from glmtune.runs import going_on
 
 ROUNDING = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
@@ -69,7 +70,7 @@ class Check:
 
 def check_recorded(card: Card | None) -> Iterator[Check]:
     """What cannot be proven: PEFT and the official scripts record nothing, earlier versions not all of it."""
-    is_whole = card is not None and card.method.get("name") == "full"
+    is_whole = card is not None and card.kept is Kept.MODEL
     has = {
         "its base": card and card.fingerprint,
         "its weights": card and (card.tensors_sha256 if is_whole else card.weights_sha256),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from glmtune.adapters.card import CARD_FILE, Card, read_card
 from glmtune.adapters.digest import ADAPTER_FILE, hash_weights, seal
+from glmtune.adapters.factors import is_adalora
 from glmtune.adapters.held import fill_adapter, held_adapter
 from glmtune.adapters.peft_rules import read_adapter_config
 from glmtune.adapters.peft_settings import explain_peft, require_ranks, require_supported
@@ -35,15 +36,15 @@ from glmtune.models.opening import opening_of_model
 from glmtune.models.reading import hash_whole
 from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
-from glmtune.recipe import Method
-from glmtune.recipe.parse import build_recipe
+from glmtune.recipe import Kept, Method
+from glmtune.recipe.parse import read_method
 
 __all__ = [
     "ADAPTER_FILE", "CARD_FILE", "Card", "is_adapter", "load_adapter", "own_method", "read_card",
     "require_saved", "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
 ]  # fmt: skip
 
-_OWN = ("freeze", "ptuning")  # whose weights are kept by their own names in `TRAINED_FILE`
+_BY_NAME = (Kept.WEIGHTS, Kept.PREFIX)  # kept by their own names in `TRAINED_FILE`
 _ANEW = "resume from a copy of this folder, or train anew"
 
 
@@ -52,7 +53,7 @@ def own_method(folder: Path) -> Method | None:
     card = read_card(folder)
     if card is None:
         return tell_method(folder) if find_trained(folder) else None
-    return build_recipe({"model": card.base, "method": card.method}).method if card.method else None
+    return read_method(card.method) if card.method else None
 
 
 def is_adapter(folder: ModelFolder, *, has_base: bool = False) -> bool:
@@ -73,11 +74,10 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
     if is_wrapped(model):
         # "auto" would look up the base on the hub to see whether its vocabulary has grown
         model.save_pretrained(str(folder), save_embedding_layers=False)
-    elif card.method.get("name") in _OWN:
+    elif card.kept in _BY_NAME:
         save_weights(model, folder)
     else:
         model.save_pretrained(str(folder), max_shard_size="2GB")
-    if not is_wrapped(model) and card.method.get("name") not in _OWN:
         replace(card, tensors_sha256=hash_whole(model)).save(folder)
         return
     written = stored_tensors(folder)
@@ -114,7 +114,7 @@ def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
     from peft import PeftModel
 
     stored = stored_tensors(folder)
-    if model.device.type == "meta" and read_adapter_config(folder)["peft_type"] == "ADALORA":
+    if model.device.type == "meta" and is_adalora(read_adapter_config(folder)):
         _hollow_out(model)
     with explain_peft(folder):
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)

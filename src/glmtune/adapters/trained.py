@@ -7,7 +7,7 @@ Source: github.com/THUDM/ChatGLM-6B, ptuning/trainer.py (what it saves) and ptun
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
@@ -18,12 +18,12 @@ from glmtune.errors import CheckpointError
 from glmtune.families import name_family
 from glmtune.files import read_json_if_there
 from glmtune.folder import ModelFolder
-from glmtune.methods.freeze import choose_weights
+from glmtune.methods import METHODS
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
 from glmtune.models.shards import Stored, read_shard, read_stored, scan_tensors
 from glmtune.possible import require_possible
-from glmtune.recipe import Freeze, Method, Ptuning
+from glmtune.recipe import Kept, Method, Ptuning
 from glmtune.tensor_file import read_shapes
 
 TRAINED_FILE = "trained.safetensors"
@@ -111,8 +111,9 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     over or of another shape, and ConfigError for a model that can have no prefix.
     """
     model.requires_grad_(False)
-    if isinstance(method, Freeze):
-        chosen = set(choose_weights(model, method))
+    choose = METHODS[method.name].choose if method else None
+    if choose:
+        chosen = set(choose(model, method))
         target = {name: p for name, p in model.named_parameters() if name in chosen}
         put_back(folder, read_trained(folder), target)
     else:
@@ -128,7 +129,8 @@ def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncode
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_possible(name_family(model.config.model_type), "method=ptuning", f"{folder}: P-Tuning's prefix")
     told = tell_method(folder)
-    _check_stated(folder, told, method)
+    its = cast(Ptuning, method) if method and method.kept is Kept.PREFIX else None
+    _check_stated(folder, told, its)
     if not (folder / TRAINED_FILE).exists():
         _check_others(model, scan_tensors(folder))
     tensors = read_trained(folder)
@@ -136,7 +138,7 @@ def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncode
         model.config,
         told.num_prefix_tokens,
         told.projection,
-        dropout=method.dropout if isinstance(method, Ptuning) else DROPOUT,
+        dropout=its.dropout if its else DROPOUT,
         device=torch.device("meta"),
     )
     require_same(folder, shapes_of(tensors), shapes_of(encoder.state_dict(prefix=PREFIX)))
@@ -149,7 +151,7 @@ def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncode
     return encoder
 
 
-def _check_stated(folder: Path, told: Ptuning, method: Method | None) -> None:
+def _check_stated(folder: Path, told: Ptuning, method: Ptuning | None) -> None:
     """The folder's own words, its config.json's and its card's, against the shapes of its tensors."""
     config = read_json_if_there(folder / "config.json")
     stated = [("config.json: pre_seq_len", config.get("pre_seq_len") or None, told.num_prefix_tokens)]
@@ -157,7 +159,7 @@ def _check_stated(folder: Path, told: Ptuning, method: Method | None) -> None:
         stated.append(
             ("config.json: prefix_projection", config.get("prefix_projection", False), told.projection)
         )
-    if isinstance(method, Ptuning):
+    if method:
         stated += [
             ("glmtune.json: num_prefix_tokens", method.num_prefix_tokens, told.num_prefix_tokens),
             ("glmtune.json: projection", method.projection, told.projection),

@@ -96,7 +96,7 @@ def chat(
     place = resolve(path, base=base, revision=revision, has_base=compare)
     record = Record(history) if history else None
     tokenizer = open_tokenizer(place, template=template)
-    card = place.card
+    taught = place.taught
     name = _name(place.run or path, find(tokenizer.template).title)
     speakers = _open_speakers(
         place,
@@ -106,8 +106,8 @@ def chat(
         opened={"template": template, "dtype": dtype, "device": device, "quant": quant},
         talk={
             "tokenizer": tokenizer,
-            "system": system if system is not None else card.system if card else None,
-            "source_prefix": card.source_prefix if card else "",
+            "system": taught.system if system is None else system,
+            "source_prefix": taught.source_prefix,
             "compile_step": compile_step,
             **{name: value for name, value in sampling.items() if value is not None},
         },

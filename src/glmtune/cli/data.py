@@ -105,7 +105,8 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str 
 def _settings(words: "Sequence[str]") -> "Data":
     """The settings that say how rows are read; `prompt_column=q` is short for `data.prompt_column=q`."""
     from glmtune.errors import ConfigError
-    from glmtune.recipe import load_recipe
+    from glmtune.recipe import Data
+    from glmtune.recipe.parse import build_part, read_values
 
     for word in words:
         key = word.partition("=")[0].removeprefix("data.")
@@ -113,7 +114,8 @@ def _settings(words: "Sequence[str]") -> "Data":
             hint = "allowed: " + ", ".join(COLUMN_SETTINGS)
             hint = f"the character set is charset={word.partition('=')[2]}" if key == "encoding" else hint
             raise ConfigError(f"{key}: not a setting of this command", hint=hint)
-    return load_recipe({"model": "-"}, [f"data.{word.removeprefix('data.')}" for word in words]).data
+    values = read_values({}, [f"data.{word.removeprefix('data.')}" for word in words])
+    return build_part(Data, values.get("data", {}), "data")
 
 
 def _lines(found: "Stats") -> list[tuple[str, str]]:

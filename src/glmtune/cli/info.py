@@ -78,7 +78,7 @@ def _method(path: Path, words: tuple[str, ...], recipe: Path | None) -> "Method 
             )
     if not words and recipe is None:
         return None
-    return load_recipe(recipe or {"model": "-"}, [f"model={path}", *words]).method
+    return load_recipe(recipe or {}, [f"model={path}", *words]).method
 
 
 def _facts(found: "Info") -> Iterator[tuple[str, str]]:

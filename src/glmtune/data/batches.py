@@ -1,27 +1,106 @@
 """Rows -> steps of micro-batches: a pure function of seed and step, so a run resumes by its step number."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from glmtune.data.encode import Row
+from glmtune.data.row import Row
 
 
-def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
-    """Pad rows on the right to the longest. Returns input_ids, labels, attention_mask, each (B, T) int64."""
-    width = max(len(row.input_ids) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id)
-    labels = torch.full((len(rows), width), -100)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        length = len(row.input_ids)
-        input_ids[i, :length] = torch.from_numpy(row.input_ids.astype(np.int64))
-        labels[i, :length] = torch.from_numpy(row.labels.astype(np.int64))
-        mask[i, :length] = 1
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """N rows, end to end: T tokens in all, L of them with labels."""
+
+    input_ids: Tensor
+    """(T,)"""
+    labels: Tensor
+    """The ids to learn, -100 elsewhere; not shifted. (T,)"""
+    bounds: tuple[int, ...]
+    """Where each row begins, and where the last one ends: 0, ..., T."""
+    sources: tuple[int, ...]
+    """Which source each row is from."""
+    pad_id: int = 0
+    """What `padded` fills up with."""
+    position_ids: Tensor | None = None
+    """Where an objective has positions of its own, (..., T)."""
+    target_ids: Tensor | None = None
+    """Where distributions are learned: for each label the K likeliest ids, (L, K)."""
+    target_log_probs: Tensor | None = None
+    """The logarithms of their probabilities, (L, K)."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [end - start for start, end in pairwise(self.bounds)]
+
+    def is_learned(self) -> Tensor:
+        """Where a token is learned: one that has a label and a token of its row before it, (T,)."""
+        learned = self.labels != -100
+        learned[list(self.bounds[:-1])] = False
+        return learned
+
+    def padded(self) -> dict[str, Tensor]:
+        """input_ids, labels and attention_mask, each (N, longest row), the pads on the right."""
+        filled = ((self.input_ids, self.pad_id), (self.labels, -100), (torch.ones_like(self.input_ids), 0))
+        input_ids, labels, mask = (
+            pad_sequence([*torch.split(flat, self.lengths)], batch_first=True, padding_value=pad)
+            for flat, pad in filled
+        )
+        return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+
+    def rows(self) -> "Iterator[Batch]":
+        """Each row as a batch of its own."""
+        num_labels = [int((part != -100).sum()) for part in torch.split(self.labels, self.lengths)]
+        ends = list(accumulate(num_labels, initial=0))
+        for i, (start, end) in enumerate(pairwise(self.bounds)):
+            labelled = slice(ends[i], ends[i + 1])
+            yield Batch(
+                self.input_ids[start:end],
+                self.labels[start:end],
+                (0, end - start),
+                self.sources[i : i + 1],
+                self.pad_id,
+                None if self.position_ids is None else self.position_ids[..., start:end],
+                None if self.target_ids is None else self.target_ids[labelled],
+                None if self.target_log_probs is None else self.target_log_probs[labelled],
+            )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device."""
+        held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, **held | moved)
+
+
+def collate(rows: Sequence[Row], pad_id: int) -> Batch:
+    """Rows as a batch. Of positions and distributions either all rows have some, or none has."""
+    return Batch(
+        _joined([row.input_ids for row in rows], np.int64),
+        _joined([row.labels for row in rows], np.int64),
+        tuple(accumulate((len(row.input_ids) for row in rows), initial=0)),
+        tuple(row.source for row in rows),
+        pad_id,
+        _joined_if([row.position_ids for row in rows], np.int64, axis=-1),
+        _joined_if([row.target_ids for row in rows], np.int64),
+        _joined_if([row.target_log_probs for row in rows], np.float32),
+    )
+
+
+def _joined(parts: Sequence[NDArray[Any]], kind: type[np.generic], axis: int = 0) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts, axis).astype(kind))
+
+
+def _joined_if(parts: Sequence[NDArray[Any] | None], kind: type[np.generic], axis: int = 0) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    assert len(there) in (0, len(parts))
+    return _joined(there, kind, axis) if there else None
 
 
 class Steps:

@@ -8,19 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glmtune.conversation import answer_text
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
 from glmtune.data.example import Example
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, Learned, find_encoding
+from glmtune.data.row import Row
 from glmtune.errors import DataError
 from glmtune.families import require_template
 from glmtune.recipe.settings import Data, TemplateName
 from glmtune.templates import (
     Message,
     Segment,
+    Taught,
     find,
     is_learned,
     training_examples,
@@ -28,17 +29,6 @@ from glmtune.templates import (
     with_question_prefix,
 )
 from glmtune.tokenizers import GlmTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A training row."""
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    """The ids to learn, -100 elsewhere; not shifted."""
-    place: str
-    """Where the conversation was read, like `train.jsonl:2`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +155,7 @@ def _row(ids: Sequence[int], labels: Sequence[int], place: str) -> Row:
 
 def _with_settings(messages: Sequence[Message], settings: Data) -> list[Message]:
     """The messages with the settings' system text and source prefix."""
-    found = list(messages)
-    if settings.system and not any(message.role == "system" for message in found):
-        found.insert(0, Message("system", settings.system))
+    found = Taught.of(settings).begin(messages)
     # chat's format knows where the prefix goes; the thudm script's encoding sees to it itself
     return (
         found

@@ -28,6 +28,7 @@ from glmtune.models.pickles import write_pickle
 from glmtune.near import nearest
 from glmtune.possible import require_possible
 from glmtune.quants import BITS
+from glmtune.recipe import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def _quantising(bits: int) -> Callable[[Source, Any, Settings], Draft]:
 
 def _require_prefix(source: Source) -> None:
     _family_can("official-ptuning")(source)
-    if source.method != "ptuning":
+    if source.kept is not Kept.PREFIX:
         raise ConfigError(
             f"{source.name}: trained with {source.method or 'nothing'}, so it has no prefix",
             hint="to=official-ptuning is for runs of method=ptuning",
@@ -158,7 +159,7 @@ def _draft_prefix(source: Source, model: Any, _: Settings) -> Draft:
 
 
 def _require_adalora(source: Source) -> None:
-    if source.method != "adalora":
+    if not source.is_adalora:
         raise ConfigError(
             f"{source.name}: trained with {source.method or 'nothing'}, not with AdaLoRA",
             hint="a LoRA run's checkpoint folder is in PEFT's layout already",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from glmtune.adapters.factors import is_adalora
 from glmtune.adapters.held import held_adapter
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.store import own_method, read_card, stored_tensors
@@ -20,6 +21,7 @@ from glmtune.log import quiet
 from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.wrapped import is_wrapped
 from glmtune.places import Place, find_folder, resolve
+from glmtune.recipe import Kept
 from glmtune.runs import find_checkpoint, follow, last_checkpoint
 
 
@@ -34,6 +36,8 @@ class Source:
     identity: Identity
     method: str
     """Its method's name; empty for a model that is not ours."""
+    kept: Kept | None
+    """What it trained; None for a model that is not ours."""
     unproven: str = ""
     """Of a base that stands for the quantised one of training: what is known of it, and what is not."""
 
@@ -51,6 +55,11 @@ class Source:
     def is_whole(self) -> bool:
         """Whether every weight was trained, so that no base is needed to open it."""
         return self.place.base != self.base
+
+    @property
+    def is_adalora(self) -> bool:
+        """Whether plain LoRA can be made of it."""
+        return self.place.adapter is not None and is_adalora(read_adapter_config_if_there(self.place.adapter))
 
     @property
     def name(self) -> str:
@@ -129,20 +138,20 @@ def find_source(
         place,
         folder,
         identify(folder, template or place.template),
-        _tell_method(place),
+        *_tell_method(place),
         require_original(place.adapter, card, folder) if place.adapter and card and not bits else "",
     )
 
 
-def _tell_method(place: Place) -> str:
-    """The method's name by the card, else by what the adapter's own files say."""
+def _tell_method(place: Place) -> tuple[str, Kept | None]:
+    """The method's name and what it trained, by the card, else by what the adapter's own files say."""
     if place.card:
-        return str(place.card.method.get("name", ""))
+        return str(place.card.method.get("name", "")), place.card.kept
     if place.adapter is None:
-        return ""
+        return "", None
     theirs = str(read_adapter_config_if_there(place.adapter).get("peft_type", ""))
     found = None if theirs else own_method(place.adapter)
-    return found.name if found else theirs.lower()
+    return (found.name, found.kept) if found else (theirs.lower(), Kept.LAYERS)
 
 
 def _find_whole(path: Path) -> bool:
@@ -150,7 +159,7 @@ def _find_whole(path: Path) -> bool:
     for folder in (follow(path), find_checkpoint(path, "best"), last_checkpoint(path)):
         card = read_card(folder) if folder and folder.is_dir() else None
         if card:
-            return card.method.get("name") == "full"
+            return card.kept is Kept.MODEL
     return False
 
 

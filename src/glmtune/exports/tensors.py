@@ -28,6 +28,7 @@ from glmtune.models.opening import OPENINGS
 from glmtune.models.own import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
 from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
+from glmtune.recipe import Kept
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _BUFFER = "inv_freq"  # computed by every model itself; kept only because the base's files have it
@@ -146,7 +147,7 @@ def _defined(source: Source) -> dict[str, Definition]:
 
 def _changed(source: Source, model: Any) -> Changed:
     place = source.place
-    if source.method == "ptuning":
+    if source.kept is Kept.PREFIX:
         raise ConfigError(
             f"{source.name}: P-Tuning's prefix is no part of any weight and cannot be merged",
             hint="to=official-ptuning writes it as the official code reads it",

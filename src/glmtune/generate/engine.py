@@ -295,7 +295,7 @@ class Engine:
         known = min(self.runner.count_reusable(ids, shared), len(ids) - 1) if shared else 0
         if known:
             end = (prefix.num_tokens if prefix else 0) + known
-            self.rows.write(row, 0, [(key[:, :end], value[:, :end]) for key, value in layers])
+            self.rows.write(row, 0, [tuple(part[:, :end] for part in layer) for layer in layers])
         elif prefix:
             self.runner.write_front(self.rows, row, prefix)
         return Prompt(row, ids, known, adapter)

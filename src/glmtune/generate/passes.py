@@ -48,7 +48,7 @@ class PromptPass:
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write (1, G, sum of T, D); return the first segment's row as far as it is written."""
-        keys, values = self.rows.layer(layer, key)
+        keys, values = self.rows.layer(layer, key, value)
         start = 0
         for part in self.segments:
             new, columns = slice(start, start + part.new), slice(part.past, part.past + part.new)
@@ -57,7 +57,7 @@ class PromptPass:
         return self._seen(keys, self.segments[0]), self._seen(values, self.segments[0])
 
     def attend(self, module: Any, query: Tensor, *_: Any, scaling: float, **__: Any) -> tuple[Tensor, None]:
-        """Attention of (1, H, sum of T, D), each segment in its own row, to (1, sum of T, H, D)."""
+        """Attention of (1, H, sum of T, D), each segment in its own row, to (1, sum of T, H, D of values)."""
         keys, values = self.rows.layers[module.layer_idx]
         found, start = [], 0
         for part in self.segments:
@@ -112,7 +112,7 @@ class StepPass:
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write (B, G, 1, D), each row's at its end; return the rows (B, G, W, D)."""
-        keys, values = self.rows.layer(layer, key)
+        keys, values = self.rows.layer(layer, key, value)
         count = key.shape[0]
         if self.columns is None:
             keys[:count, :, self.width - 1] = key[:, :, 0]
@@ -126,12 +126,12 @@ class StepPass:
     def attend(
         self, _: Any, query: Tensor, key: Tensor, value: Tensor, *__: Any, scaling: float, **___: Any
     ) -> tuple[Tensor, None]:
-        """Attention of (B, H, 1, D) over (B, G, W, D), to (B, 1, H, D); a group's heads as its queries."""
+        """Attention of (B, H, 1, D) over (B, G, W, D), to (B, 1, H, D of values); group by group."""
         grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[3])  # (B, G, H/G, D)
         mask = None if self.mask is None else self.mask.to(query)
         attend = _attend_many if _is_many(query) else functional.scaled_dot_product_attention
         found = attend(grouped, key, value, attn_mask=mask, scale=scaling)
-        return found.reshape(query.shape[0], 1, -1, query.shape[3]), None
+        return found.reshape(query.shape[0], 1, -1, value.shape[3]), None
 
     def finish(self) -> None:
         """Count what every layer has written."""

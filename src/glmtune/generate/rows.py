@@ -1,7 +1,8 @@
 """Keys and values of the rows that are being answered, each row from column 0, without padding in between.
 
 Room is made in blocks of columns and given back when rows leave. Nothing is ever concatenated: a step writes
-one column a row. Shapes: R rows with room, B rows held, G key/value heads, S columns with room, D head size.
+one column a row. Shapes: R rows with room, B rows held, G key/value heads, S columns with room, D head size;
+a layer's keys and values may differ in G and D, and a layer may have another number of parts than two.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ from torch import Tensor
 BLOCK = 64
 """Columns that are added at once."""
 
-Layer = tuple[Tensor, Tensor]
-"""A layer's keys and values, (R, G, S, D) each; of a single row (G, S, D)."""
+Layer = tuple[Tensor, ...]
+"""What a layer keeps: its keys and its values, (R, G, S, D) each; of a single row (G, S, D)."""
 
 
 @dataclass(slots=True)
@@ -73,21 +74,20 @@ class Rows:
         """Put (G, n, D) keys and values of every layer into a row, from column `start` on."""
         end = start + layers[0][0].shape[1]
         self.make_room(end)
-        for i, (key, value) in enumerate(layers):
-            keys, values = self.layer(i, key[None])
-            keys[row, :, start:end], values[row, :, start:end] = key, value
+        for i, layer in enumerate(layers):
+            for held, new in zip(self.layer(i, *(part[None] for part in layer)), layer, strict=True):
+                held[row, :, start:end] = new
         self.lengths[row] = end
 
     def read(self, row: int) -> list[Layer]:
         """A copy of a row's keys and values, (G, n, D) of every layer."""
         length = self.lengths[row]
-        return [(k[row, :, :length].clone(), v[row, :, :length].clone()) for k, v in self.layers]
+        return [tuple(part[row, :, :length].clone() for part in layer) for layer in self.layers]
 
-    def layer(self, index: int, like: Tensor) -> Layer:
-        """The keys and values of a layer; made at its first use, for keys like these, (B, G, T, D)."""
+    def layer(self, index: int, *like: Tensor) -> Layer:
+        """The parts of a layer; made at its first use, for parts like these, (B, G, T, D) each."""
         if index == len(self.layers):
-            shape = (self.room[0], like.shape[1], self.room[1], like.shape[3])
-            self.layers.append((like.new_zeros(shape), like.new_zeros(shape)))
+            self.layers.append(tuple(_room_for(part, *self.room) for part in like))
         return self.layers[index]
 
     def _give_back(self) -> None:
@@ -106,12 +106,16 @@ class Rows:
         kept = min(self.room[0], len(self.lengths))
         self.room = (min(rows, self.room[0]), min(columns, self.room[1]))  # all there is if this breaks off
         for i, layer in enumerate(self.layers):  # one after the other: little is held twice
-            self.layers[i] = tuple(_moved(part, rows, columns, kept, used) for part in layer)  # type: ignore[assignment]
+            self.layers[i] = tuple(_moved(part, rows, columns, kept, used) for part in layer)
         self.room = (rows, columns)
 
 
+def _room_for(part: Tensor, rows: int, columns: int) -> Tensor:
+    return part.new_zeros((rows, part.shape[1], columns, *part.shape[3:]))
+
+
 def _moved(part: Tensor, rows: int, columns: int, kept: int, used: int) -> Tensor:
-    fresh = part.new_zeros((rows, part.shape[1], columns, part.shape[3]))
+    fresh = _room_for(part, rows, columns)
     fresh[:kept, :, :used] = part[:kept, :, :used]
     return fresh
 

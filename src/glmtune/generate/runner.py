@@ -177,7 +177,7 @@ class LayerRunner(_Runner):
         held = len(rows.lengths)
         count = _power_of_two(held)
         rows.make_room(_power_of_two(max(rows.lengths) + 1), rows=count)
-        layers = [(keys[:count], values[:count]) for keys, values in rows.layers]
+        layers = [tuple(part[:count] for part in layer) for layer in rows.layers]
         columns = torch.tensor(rows.lengths + [0] * (count - held), device=self.device)
         logits = self.compiled(_more(tokens, count), _more(positions, count), layers, columns)
         rows.lengths = [length + 1 for length in rows.lengths]

@@ -16,8 +16,8 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from peft.tuners.adalora import RankAllocator
 from torch import Tensor, nn
 
-from glmtune.errors import ConfigError
 from glmtune.methods.lora import ADAPTER, find_targets, widen_adapter
+from glmtune.methods.ranks import plan_pruning
 from glmtune.recipe import AdaLora
 
 
@@ -39,22 +39,6 @@ def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:
     tuned = get_peft_model(model, config)
     widen_adapter(tuned)  # PEFT would round the scale on a half-precision base, and train it
     return tuned
-
-
-def plan_pruning(settings: AdaLora, num_steps: int) -> tuple[int, int, int]:
-    """The last step before pruning begins, the step at which the ranks settle, the steps between prunings.
-
-    Raises `ConfigError` if no step is left to prune in.
-    """
-    warmup = num_steps // 10 if settings.warmup_steps is None else settings.warmup_steps
-    final = num_steps // 5 if settings.final_steps is None else settings.final_steps
-    if warmup >= num_steps - final:
-        raise ConfigError(
-            f"method.warmup_steps {warmup} and method.final_steps {final} leave none of the run's "
-            f"{num_steps} steps to prune in",
-            hint="lower them, leave them out, or train for longer (train.steps, train.epochs)",
-        )
-    return warmup, num_steps - final, settings.prune_every or max(1, num_steps // 100)
 
 
 class Pruning:

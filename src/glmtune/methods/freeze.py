@@ -24,7 +24,11 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 def apply_freeze(model: Any, settings: Freeze) -> Any:
     """Make the chosen weights trainable, and them alone. Raises ConfigError as `choose_weights`."""
-    chosen = choose_weights(model, settings)
+    return train_weights(model, choose_weights(model, settings))
+
+
+def train_weights(model: Any, chosen: Collection[str]) -> Any:
+    """Make these of the model's own weights trainable, and them alone, in fp32 among others in any type."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     _bridge_types(model)

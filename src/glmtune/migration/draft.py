@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from glmtune.errors import ConfigError
 from glmtune.files import is_there
-from glmtune.recipe import Recipe, load_recipe
+from glmtune.recipe import Recipe
 from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, UNKNOWN, Reader
+from glmtune.recipe.parse import check_values, read_values
 from glmtune.strict import dump_yaml
 
 LARGEST = 2**63
@@ -142,7 +143,7 @@ class Draft:
     def check(self) -> None:
         """Raise ConfigError if no run could have these settings."""
         try:
-            load_recipe({"model": "-", **_nested(self.settings)})
+            check_values(read_values(_nested(self.settings)))
         except ConfigError as err:
             raise ConfigError(f"{self.place}: {err}", hint=err.hint) from err
 

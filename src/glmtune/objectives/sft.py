@@ -1,30 +1,20 @@
 """Next-token cross-entropy on the learned tokens."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from glmtune.data.batches import Batch
 from glmtune.models.wrapped import causal_of
-
-Batch = dict[str, Tensor]
+from glmtune.objectives.base import Objective
 
 CHUNK_LOGITS = 2**23
 """Logits computed at once: 32 MiB in fp32, 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
 
 
-class Objective(Protocol):
-    """What is minimised: a module from a batch to a sum; the loop divides it by the items of a whole step."""
-
-    def weight(self, batch: Batch) -> int:
-        """How many items the loss of this batch sums over."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Summed (not averaged) loss over those items, in fp32. Shape ()."""
-
-
-class Sft(nn.Module):
+class Sft(Objective):
     """Cross-entropy where `labels` is not -100, summed.
 
     With a vocabulary of 65,024 or 151,552 the logits are the largest tensor of a step. So only the positions
@@ -32,22 +22,17 @@ class Sft(nn.Module):
     once: the logits of a step never exist together.
     """
 
-    def __init__(self, model: Any) -> None:
-        """`model`: a causal language model of transformers' kind, or one wrapped by PEFT."""
-        super().__init__()
-        self.model = model
-
     def weight(self, batch: Batch) -> int:
         """Learned tokens of the batch."""
-        return int((batch["labels"][:, 1:] != -100).sum())
+        return int(batch.is_learned().sum())
 
-    def forward(self, batch: Batch) -> Tensor:
-        """input_ids, attention_mask, labels: (B, T)."""
-        causal = causal_of(self.model)
+    def loss(self, batch: Batch) -> Tensor:
+        """Their cross-entropies."""
+        causal, inputs = causal_of(self.model), batch.padded()
         hidden = causal.base_model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
         ).last_hidden_state  # (B, T, C)
-        targets = batch["labels"][:, 1:]
+        targets = inputs["labels"][:, 1:]
         is_learned = targets != -100
         return summed_cross_entropy(
             hidden[:, :-1][is_learned], targets[is_learned], causal.get_output_embeddings()

@@ -1,6 +1,7 @@
 """The recipe: all settings of a run, their parsing and their description. No torch here."""
 
-from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning
+from glmtune.recipe.method import AdaLora, Freeze, Full, Kept, Lora, Method, Ptuning
+from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.parse import load_recipe, to_yaml
 from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
 
@@ -10,11 +11,14 @@ __all__ = [
     "Evaluation",
     "Freeze",
     "Full",
+    "Kept",
     "Lora",
     "Method",
+    "Objective",
     "Ptuning",
     "Recipe",
     "Samples",
+    "Sft",
     "Train",
     "load_recipe",
     "to_yaml",

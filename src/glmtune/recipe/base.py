@@ -1,9 +1,21 @@
 """What every group of settings shares: read-only, nothing unknown, documented by its fields."""
 
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, SchemaValidator, core_schema
 
 from glmtune.paths import read_path
 
@@ -62,6 +74,36 @@ class Settings(BaseModel):
             if isinstance(value, int):
                 _check_size(value, str(key), f"{key} ")
         return values
+
+
+def by_name(union: Any) -> MutableMapping[str, Any]:
+    """The members of a union of settings, by the default of their `name`."""
+    return {kind.model_fields["name"].default: kind for kind in get_args(union)}
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Says of a union's field that `name` chooses the settings type in a table, to which a test may add."""
+
+    table: Mapping[str, type[Settings]]
+
+    def read(self, value: Any) -> Any:
+        """The settings that a dict or an instance means. Raises `ValidationError`, the name in its places."""
+        return _tagged(tuple(self.table.values())).validate_python(value)
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.read)
+
+
+@cache
+def _tagged(kinds: tuple[type[Settings], ...]) -> SchemaValidator:
+    members = {kind.model_fields["name"].default: kind.__pydantic_core_schema__ for kind in kinds}
+    return SchemaValidator(core_schema.tagged_union_schema(members, discriminator="name"))
+
+
+def choices(field: FieldInfo) -> Mapping[str, type[Settings]]:
+    """The settings types that a field's `name` chooses among; none where it is no such field."""
+    return next((mark.table for mark in field.metadata if isinstance(mark, OneOf)), {})
 
 
 def _check_size(value: int, name: str, subject: str = "") -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from glmtune.files import read_text
+from glmtune.recipe.base import choices
 from glmtune.recipe.method import MethodSettings
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import load_yaml
@@ -48,19 +49,18 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
     """Every setting below `kind`; `owner` is the path of the method that it belongs to."""
     for name, field in kind.model_fields.items():
         key = prefix + name
-        members = [m for m in (get_args(field.annotation) or (field.annotation,)) if _is_group(m)]
-        if not members:
+        members = choices(field)
+        if members:
+            for tag, member in members.items():
+                path = f"{key}.{tag}"
+                yield _name(member, f"{key}.name", tag, path)
+                yield from (d for d in _walk(member, f"{key}.", path) if d.key != f"{key}.name")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _walk(field.annotation, f"{key}.")
+        else:
             default = "required" if field.default is PydanticUndefined else _show(field.default)
             paths = (f"{owner}.{name}", key) if owner else (key,)
             yield Description(key, _type_name(field.annotation), default, _flat(field.description), paths)
-        for member in members:
-            tag = member.model_fields.get("name") if len(members) > 1 else None
-            if tag is None:
-                yield from _walk(member, f"{key}.")
-                continue
-            path = f"{key}.{tag.default}"
-            yield _name(member, f"{key}.name", str(tag.default), path)
-            yield from (d for d in _walk(member, f"{key}.", path) if d.key != f"{key}.name")
 
 
 def _name(member: type[BaseModel], key: str, value: str, path: str) -> Description:
@@ -93,10 +93,6 @@ def _in_chinese(told: Description) -> Description:
 def _read_chinese() -> Mapping[str, str]:
     texts: Mapping[str, str] = load_yaml(read_text(CHINESE_TEXTS))
     return texts
-
-
-def _is_group(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _show(value: Any) -> str:

@@ -1,15 +1,28 @@
 """The settings of each fine-tuning method. This module imports no torch."""
 
+from collections.abc import MutableMapping
+from enum import Enum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, OneOf, SettingError, Settings, by_name
+
+
+class Kept(Enum):
+    """What a method trains, and so how that is kept, put on its base again and merged into it."""
+
+    MODEL = "the whole model, as a folder that stands alone"
+    WEIGHTS = "some of the base's own weights, by their names"
+    PREFIX = "learned keys and values in front of a text"
+    LAYERS = "an adapter within the base's layers, in PEFT's layout"
 
 
 class MethodSettings(Settings):
-    """What every method has: the learning rate it learns at where `train.lr` is empty."""
+    """What every method has: the learning rate it learns at where `train.lr` is empty, what it trains."""
 
+    kept: ClassVar[Kept]
+    """What is trained."""
     default_lr: ClassVar[float]
     """Peak rate of AdamW, for every family: where the published rates of families differ, the scripts do."""
     lr_source: ClassVar[str]
@@ -19,6 +32,7 @@ class MethodSettings(Settings):
 class Full(MethodSettings):
     """Train every weight."""
 
+    kept: ClassVar[Kept] = Kept.MODEL
     default_lr: ClassVar[float] = 5e-5
     """The more careful of two published ones: ChatGLM-6B's and ChatGLM2's ds_train_finetune.sh have 1e-4.
     Source: https://github.com/THUDM/ChatGLM3/blob/main/finetune_demo/configs/sft.yaml."""
@@ -31,6 +45,7 @@ class Freeze(MethodSettings):
     are.
     """
 
+    kept: ClassVar[Kept] = Kept.WEIGHTS
     default_lr: ClassVar[float] = 1e-4
     """Four of ChatGLM-6B's and ChatGLM2's layers, 2 epochs: "no serious catastrophic forgetting".
     Source: https://github.com/liucongg/ChatGLM-Finetuning README."""
@@ -56,6 +71,7 @@ class Freeze(MethodSettings):
 class LowRank(MethodSettings):
     """What the adapters of low rank share."""
 
+    kept: ClassVar[Kept] = Kept.LAYERS
     alpha: float = Field(32, gt=0, le=MAX_RATE)
     """Scale: the update is multiplied by alpha / rank."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -129,6 +145,7 @@ class Ptuning(MethodSettings):
     arxiv.org/abs/2110.07602), as the official PrefixEncoder makes them.
     """
 
+    kept: ClassVar[Kept] = Kept.PREFIX
     default_lr: ClassVar[float] = 2e-2
     """The official scripts'; for conversations (train_chat.sh) they have 1e-2.
     Source: https://github.com/THUDM/ChatGLM2-6B/blob/main/ptuning/train.sh."""
@@ -142,4 +159,7 @@ class Ptuning(MethodSettings):
     """Dropout on the prefix while training."""
 
 
-Method = Annotated[Full | Freeze | Lora | AdaLora | Ptuning, Field(discriminator="name")]
+_Method = Full | Freeze | Lora | AdaLora | Ptuning
+METHOD_SETTINGS: MutableMapping[str, type[MethodSettings]] = by_name(_Method)
+"""The settings type of each method, by its name."""
+Method = Annotated[_Method, OneOf(METHOD_SETTINGS)]

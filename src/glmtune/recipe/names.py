@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
 from glmtune.near import nearest
 from glmtune.recipe.describe import describe
 from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, OPTIMIZERS, SCHEDULES
+from glmtune.recipe.method import METHOD_SETTINGS
 from glmtune.recipe.settings import Recipe
 
 
@@ -167,13 +168,12 @@ def _is_valid(key: str, value: Any) -> bool:
     elif "method" in nested:
         nested["method"] = {"name": value}
     try:
-        Recipe.model_validate({"model": "-", **nested})
-    except ValidationError as err:  # of others, perhaps, that go with it
+        Recipe.model_validate(nested)
+    except ValidationError as err:  # of others, perhaps, that are missing or go with it
         return not any(key.split(".")[-1] in problem["loc"] for problem in err.errors())
     return True
 
 
 def methods_with(name: str) -> list[str]:
     """The methods that have a setting of this name."""
-    kinds = get_args(Recipe.model_fields["method"].annotation)
-    return [kind.model_fields["name"].default for kind in kinds if name in kind.model_fields]
+    return [method for method, kind in METHOD_SETTINGS.items() if name in kind.model_fields]

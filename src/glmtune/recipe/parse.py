@@ -4,17 +4,20 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from glmtune.charset import NotTextError, decode_given
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, load_bytes, unreadable
 from glmtune.near import nearest
 from glmtune.paths import as_written
+from glmtune.recipe.base import OneOf, choices
 from glmtune.recipe.describe import describe
+from glmtune.recipe.method import METHOD_SETTINGS, Method
 from glmtune.recipe.names import methods_with, name_here, nearest_setting, value_here
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import (
@@ -35,9 +38,13 @@ RIVALS = (
 )
 """Settings that say the same in two ways: what is named on top clears the other way below it."""
 
+NAMED = {"method": "lora", "objective": "sft"}
+"""Groups of which there are several kinds, and which one it is where it is not named."""
+
 MOST_PARTS = 9
 """Dots in a setting's name that are read as such, and levels of a dict: more than any setting has."""
 
+Part = TypeVar("Part", bound=BaseModel)
 Source = str | Path | Mapping[str, Any] | Recipe
 
 
@@ -61,7 +68,7 @@ def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]
     for word in overrides:
         _apply(values, word)
     _clear_rivals(values, {word.partition("=")[0] for word in overrides if not word.endswith("=null")})
-    _expand_method(values)
+    _expand_names(values)
     return values
 
 
@@ -79,15 +86,49 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
 
     Raises `ConfigError`.
     """
-    values = join_layers(*layers)
-    if isinstance(values.get("method"), dict):
-        values["method"].setdefault("name", "lora")
+    return build_part(Recipe, _with_names(join_layers(*layers)))
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a value that no recipe can have; what is missing may still come."""
     try:
-        recipe = Recipe.model_validate(values)
+        _check_paths(Recipe.model_validate(_with_names(join_layers(values))))
     except ValidationError as err:
-        raise _explain(err) from None
-    _check_paths(recipe)
-    return recipe
+        wrong = [problem for problem in err.errors() if problem["type"] != "missing"]
+        if wrong:
+            raise _explain(wrong[0]) from None
+
+
+def _with_names(values: dict[str, Any]) -> dict[str, Any]:
+    for key, name in NAMED.items():
+        if isinstance(values.get(key), dict):
+            values[key].setdefault("name", name)
+    return values
+
+
+def build_part(kind: type[Part], values: Mapping[str, Any], *place: str) -> Part:
+    """One group of settings alone, from its values; `place` is where a recipe has it, as `data`.
+
+    Raises `ConfigError`, which names a setting as a whole recipe's would.
+    """
+    try:
+        part = kind.model_validate(values)
+    except ValidationError as err:
+        raise _explain(err.errors()[0], place) from None
+    _check_paths(part, "".join(f"{name}." for name in place[:1]))
+    return part
+
+
+def read_method(values: Mapping[str, Any]) -> Method:
+    """A method alone, from what a card or a recipe says of it; one without a name is LoRA.
+
+    Raises `ConfigError`.
+    """
+    try:
+        method: Method = OneOf(METHOD_SETTINGS).read({"name": NAMED["method"], **values})
+    except ValidationError as err:
+        raise _explain(err.errors()[0], ("method",)) from None
+    return method
 
 
 def _check_paths(settings: BaseModel, group: str = "") -> None:
@@ -158,7 +199,7 @@ def _copy(value: Any, depth: int = 0) -> Any:
 def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         below = values.get(key)
-        if isinstance(value, Mapping) and isinstance(below, dict) and key != "method":
+        if isinstance(value, Mapping) and isinstance(below, dict) and key not in NAMED:
             _lay_over(below, value)
         else:
             values[key] = _copy(value)
@@ -206,7 +247,7 @@ def _group_of(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     *parents, last = key.split(".", MOST_PARTS)
     for parent in parents:
         inner = values.get(parent)
-        if isinstance(inner, str) and parent == "method":
+        if isinstance(inner, str) and parent in NAMED:
             inner = {"name": inner}
         if inner is None:
             inner = {}
@@ -251,22 +292,22 @@ def _kinds_of(key: str) -> set[Any]:
     return kinds
 
 
-def _expand_method(values: dict[str, Any]) -> None:
+def _expand_names(values: dict[str, Any]) -> None:
     """`method: lora` is short for `method: {name: lora}`."""
-    method = values.get("method")
-    if isinstance(method, str):
-        values["method"] = {"name": method}
+    for key in NAMED:
+        if isinstance(values.get(key), str):
+            values[key] = {"name": values[key]}
 
 
-def _explain(err: ValidationError) -> ConfigError:
-    """The first problem as one sentence, with the words that mend it."""
-    first = err.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "function-after"]
-    if place[:1] == ["method"] and len(place) > 1:
+def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
+    """A problem as one sentence, with the words that mend it; `above` is where a part stands."""
+    location = (*above, *first["loc"])
+    place = [str(part) for part in location if part != "function-after"]
+    if len(place) > 1 and place[0] in NAMED:
         place.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
     key, found = ".".join(place) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"{key}: unknown setting", hint=_unknown(key, first["loc"], found))
+        return ConfigError(f"{key}: unknown setting", hint=_unknown(key, location, found))
     if first["type"] == "union_tag_invalid":
         allowed, tag = re.findall("'(.*?)'", first["ctx"]["expected_tags"]), first["ctx"]["tag"]
         hint = value_here(key, tag, allowed) or f"allowed: {', '.join(allowed)}"
@@ -309,9 +350,11 @@ def _unknown(key: str, location: Sequence[str | int], value: Any) -> str:
 def _fields_at(location: Sequence[str | int]) -> list[str]:
     """Names of the settings beside the unknown one."""
     kind: Any = Recipe
-    for part in location:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[str(part)].annotation
-        else:  # a tagged union: the part is the tag
-            kind = next(m for m in get_args(kind) if m.model_fields["name"].default == part)
+    members: Mapping[str, Any] = {}
+    for part in map(str, location):
+        if members:  # the part is the name that chooses
+            kind, members = members[part], {}
+        else:
+            field = kind.model_fields[part]
+            kind, members = field.annotation, choices(field)
     return list(kind.model_fields)

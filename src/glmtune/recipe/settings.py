@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from glmtune.charset import AUTO, KNOWN, UTF8, find_codec
 from glmtune.paths import find_rows, joining
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
-from glmtune.recipe.method import Lora, Method
+from glmtune.recipe.method import Kept, Lora, Method
+from glmtune.recipe.objective import Objective, Sft
 from glmtune.values import shown
 
 DEFAULT_EPOCHS = 1
@@ -251,6 +252,8 @@ class Recipe(Settings):
     method behind it where the recipe's name does not say it. It must be new or empty."""
     method: Method = Lora()
     """What is trained; an adapter that is gone on from keeps its own."""
+    objective: Objective = Sft()
+    """What is minimised."""
     data: Data = Data()
     """The rows."""
     train: Train = Train()
@@ -287,7 +290,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":
-        if self.quant and self.method.name == "full":
+        if self.quant and self.method.kept is Kept.MODEL:
             raise SettingError(
                 f"quant: {self.quant} weights cannot be trained in full",
                 hint="method=lora trains an adapter on them; quant=null leaves them as they are stored",

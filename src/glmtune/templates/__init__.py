@@ -16,7 +16,6 @@ from glmtune.recipe.settings import TemplateName
 from glmtune.templates.messages import (
     ROLES,
     Call,
-    Loss,
     Message,
     Role,
     Segment,
@@ -34,6 +33,7 @@ from glmtune.templates.rounds import (
     round_format,
     rounds,
 )
+from glmtune.templates.taught import Taught
 from glmtune.templates.thinking import (
     GLM45_CONTROL_TOKENS,
     GLM45_NO_THOUGHT,
@@ -59,10 +59,10 @@ __all__ = [
     "ROLES",
     "TEMPLATES",
     "Call",
-    "Loss",
     "Message",
     "Role",
     "Segment",
+    "Taught",
     "Template",
     "chatglm2_prompt",
     "chatglm_prompt",
@@ -127,16 +127,22 @@ def message_segments(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    taught: Taught | None = None,
     **options: Any,
 ) -> list[Segment]:
-    """`render` of dicts and tools in OpenAI's form. Raises ConfigError for an option that is none."""
+    """`render` of dicts and tools in OpenAI's form, begun as the model was `taught`.
+
+    Raises ConfigError for an option that is none.
+    """
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise ConfigError(
             f"{unknown[0]}: no option of a chat format", hint=f"the options are {', '.join(OPTIONS)}"
         )
     chosen = _with_thinking(template, options.pop("enable_thinking", None))
-    return render(chosen, messages_from_dicts(messages, tools=tools), add_generation_prompt, **options)
+    taught = taught or Taught()
+    begun = taught.begin(messages_from_dicts(messages, tools=tools))
+    return render(chosen, begun, add_generation_prompt, **{"source_prefix": taught.source_prefix, **options})
 
 
 def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> TemplateName:
@@ -158,7 +164,6 @@ def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> Temp
 def training_examples(
     template: TemplateName,
     messages: Sequence[Message],
-    loss: Loss = "all_turns",
     *,
     assistant_name: str = "",
     source_prefix: str = "",
@@ -171,7 +176,7 @@ def training_examples(
     chosen = find(template)
     if not chosen.prefixes_prompt:
         messages = with_question_prefix(messages, source_prefix)
-    examples = chosen.examples(_with_loss(messages, loss), assistant_name or chosen.assistant_name)
+    examples = chosen.examples(messages, assistant_name or chosen.assistant_name)
     if chosen.prefixes_prompt:
         return [_with_prompt_prefix(segments, source_prefix) for segments in examples]
     return examples
@@ -212,15 +217,6 @@ def find(template: str) -> Template:
             f"template: unknown chat format {template!r}", hint="choose one of " + ", ".join(TEMPLATES)
         )
     return TEMPLATES[template]
-
-
-def _with_loss(messages: Sequence[Message], loss: Loss) -> list[Message]:
-    """The messages with `loss` true exactly where the turn is learned."""
-    last = max((i for i, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    return [
-        replace(m, loss=m.role == "assistant" and m.loss and (loss == "all_turns" or i == last))
-        for i, m in enumerate(messages)
-    ]
 
 
 _GLM4_FACTS: dict[str, Any] = {

@@ -9,7 +9,6 @@ from glmtune.strict import parse_json
 
 Role = Literal["system", "user", "assistant", "observation"]
 ROLES: tuple[str, ...] = get_args(Role)
-Loss = Literal["all_turns", "last_turn"]
 THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
 """The tags around a thought inside an answer's text."""
 

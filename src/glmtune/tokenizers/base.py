@@ -16,7 +16,7 @@ from transformers.utils import PaddingStrategy, get_json_schema
 from glmtune.errors import ConfigError
 from glmtune.families import VOCABULARY, context_of, require_template
 from glmtune.recipe.settings import TemplateName
-from glmtune.templates import Message, Segment, find, messages_from_dicts, render
+from glmtune.templates import Message, Segment, Taught, find, messages_from_dicts, render
 from glmtune.tokenizers.files import reading_folder
 from glmtune.tokenizers.rendering import PARTS, render_apart
 from glmtune.values import text
@@ -34,6 +34,8 @@ class ChatTokenizer:
     vocab_file: str
     assistant_name: str = ""
     """How the folder's chat template calls the assistant where it lists tools; empty: as the format does."""
+    taught: Taught = Taught()
+    """What a run's or adapter's model was told with every conversation; nothing where it is not known."""
     prefix: tuple[str, ...] = ("[gMASK]", "sop")
     """The control tokens that every text begins with."""
     eos_token_id: Any

@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from glmtune.data.encode import Row
+from glmtune.data.batches import Batch
+from glmtune.data.row import Row
 from glmtune.errors import TrainingError
-from glmtune.objectives import Batch
+from glmtune.objectives.base import Objective
 from glmtune.processor import has_bf16
+from glmtune.training.processes import Processes
 
 RowsOf = Callable[[int], Sequence[Sequence[Row]]]
 """The rows that this process's batches of a step were made of; asked for only when something is wrong."""
@@ -42,8 +42,8 @@ class Guard:
     rows, and all tell what the first of them found.
     """
 
-    objective: Any
-    accelerator: Accelerator
+    objective: Objective
+    processes: Processes
     lower_lr: float
     """The learning rate to offer where the one in use is too high."""
     is_rate_high: bool = False
@@ -64,7 +64,7 @@ class Guard:
             self._stop(step, "the loss is exactly 0", batches, _no_token, hint=_GIVE_ANSWERS)
         if loss == 0:
             self._stop(step, "the loss is exactly 0", batches, _all_known, hint=self._known_hint())
-        if not math.isfinite(grad_norm) and self.accelerator.scaler is None:
+        if not math.isfinite(grad_norm) and self.processes.loss_scale is None:
             what = f"the gradient norm is {grad_norm}"
             self._stop(step, what, batches, partial(self._in_backward, items), items=items)
         if grad_norm == 0:
@@ -74,9 +74,8 @@ class Guard:
 
     def check_scale(self, step: int, *, items: int, batches: Sequence[Batch]) -> None:
         """After a step that loss scaling has skipped."""
-        assert self.accelerator.scaler is not None
-        scale = self.accelerator.scaler.get_scale()
-        if scale < LEAST_SCALE:
+        scale = self.processes.loss_scale
+        if scale is not None and scale < LEAST_SCALE:
             what = f"the gradient overflows fp16 at every loss scale down to {2 * scale:g}"
             self._stop(step, what, batches, partial(self._in_backward, items), items=items)
 
@@ -100,7 +99,7 @@ class Guard:
     ) -> NoReturn:
         """`items`, the learned tokens of the step, where it is a gradient that is searched for."""
         has_learned = step > 1 if has_learned is None else has_learned
-        found = gather_object([self._first(step, batches, search)])
+        found = self.processes.gather(self._first(step, batches, search))
         where = next((words for words in found if words), None)
         where = where or (self._largest(step, batches, items) if items else _NOWHERE)
         broken = _broken_weight(self.objective)
@@ -128,17 +127,16 @@ class Guard:
             for name, gradient in self._gradients(row, items).items()
             if gradient is not None
         )
-        size, words = max(gather_object([max(mine, default=(0.0, "none"))]))
+        size, words = max(self.processes.gather(max(mine, default=(0.0, "none"))))
         return f"of gradients that are finite row by row: the largest, {size:.1e}, is in {words}"
 
     def _rows(self, step: int, batches: Sequence[Batch]) -> Iterator[tuple[str, Batch]]:
         """Each of this process's rows as a batch of its own, with its place."""
         rows = self.rows_of(step) if self.rows_of else None
-        device = self.accelerator.device
         for k, batch in enumerate(batches):
-            for i, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            for i, row in enumerate(batch.rows()):
                 place = rows[k][i].place if rows else f"row {i + 1} of micro-batch {k + 1}"
-                yield place, {name: value[i : i + 1, :length].to(device) for name, value in batch.items()}
+                yield place, row.to(self.processes.device)
 
     def _broken_hint(self, weight: Tensor, *, has_learned: bool) -> str:
         if weight.requires_grad and has_learned:
@@ -149,7 +147,7 @@ class Guard:
 
     def _safe_settings(self, *, has_learned: bool) -> str:
         """Overrides to paste. Before anything was learned, no learning rate is to blame."""
-        is_half = self.accelerator.mixed_precision != "no"
+        is_half = self.processes.precision != "fp32"
         if is_half and has_learned and self.is_rate_high:
             return f"train anew with {self._lower()}; if it comes to this again, with {self._precision()} too"
         if is_half:
@@ -162,8 +160,8 @@ class Guard:
         return f"train.lr={self.lower_lr:g}"
 
     def _precision(self) -> str:
-        is_fp16 = self.accelerator.mixed_precision == "fp16"
-        name = "bf16" if is_fp16 and has_bf16(self.accelerator.device) else "fp32"
+        is_fp16 = self.processes.precision == "fp16"
+        name = "bf16" if is_fp16 and has_bf16(self.processes.device) else "fp32"
         return f"train.precision={name} dtype={name}"
 
     def _known_hint(self) -> str:
@@ -177,7 +175,7 @@ class Guard:
         )
 
     def _or(self) -> str:
-        is_half = self.accelerator.mixed_precision != "no"
+        is_half = self.processes.precision != "fp32"
         return f"; or it is too small for half precision: {self._precision()}" if is_half else ""
 
     def _in_forward(self, batch: Batch) -> str | None:
@@ -191,7 +189,7 @@ class Guard:
                 is_given = is_leaf and not _are_finite(inputs)
                 found.append(_shown(name.rpartition(".")[0] if is_given else name))
 
-        with self._watched(look), self.accelerator.autocast(), torch.no_grad():
+        with self._watched(look), self.processes.autocast(), torch.no_grad():
             loss = self.objective(batch)
         if torch.isfinite(loss):
             return None
@@ -231,16 +229,15 @@ class Guard:
         Those have been clipped by what is wrong.
         """
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
-        with self.accelerator.autocast():
+        with self.processes.autocast():
             loss = self.objective(batch) * self._scale() / items
             gradients = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
         return dict(zip(trained, gradients, strict=True))
 
     def _scale(self) -> float:
         """What the loop multiplies a loss by."""
-        scaler = self.accelerator.scaler
-        scale = 1.0 if scaler is None else max(float(scaler.get_scale()), LEAST_SCALE)
-        return float(scale * self.accelerator.num_processes)
+        scale = self.processes.loss_scale
+        return self.processes.number * (1.0 if scale is None else max(scale, LEAST_SCALE))
 
     @contextmanager
     def _watched(self, watch: Watch) -> Iterator[None]:
@@ -266,7 +263,7 @@ def _no_token(_: Batch) -> str:
 
 
 def _all_known(batch: Batch) -> str | None:
-    is_learned = bool((batch["labels"] != -100).any())
+    is_learned = bool((batch.labels != -100).any())
     return "the output layer gives every learned token a probability of 1, first" if is_learned else None
 
 

@@ -1,21 +1,20 @@
 """The training loop: micro-batches -> token-weighted gradient -> clip -> step. One function."""
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from glmtune.objectives import Batch, Objective
+from glmtune.data.batches import Batch
+from glmtune.objectives.base import Objective
 from glmtune.training.guard import Guard
 from glmtune.training.memory import peak_memory_gib
+from glmtune.training.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def fit(
     steps: Iterable[tuple[int, Sequence[Batch]]],
     optimizer: Optimizer,
     schedule: LRScheduler,
-    accelerator: Accelerator,
+    processes: Processes,
     *,
     max_grad_norm: float = 1.0,
     guard: Guard | None = None,
@@ -64,36 +63,35 @@ def fit(
     `steps` gives (step number, this process's micro-batches). The sum of losses is divided once by the
     learned tokens of the whole step, so 8 micro-batches of 1 equal 1 micro-batch of 8, and two processes
     equal one, even when target lengths differ. `module` is the objective, or the objective inside
-    DistributedDataParallel; it and `optimizer` were prepared by `accelerator`.
+    DistributedDataParallel; it and `optimizer` were prepared by `processes`.
     A step that loss scaling skips leaves the schedule where it is, as transformers' Trainer does.
     Raises `TrainingError` before the optimizer's step if loss or gradient is not finite or exactly 0; `guard`
     knows how to name the rows.
     """
-    guard = guard or Guard(objective, accelerator, lower_lr=float(schedule.base_lrs[0]) / 10)
+    guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
     trained = [p for p in module.parameters() if p.requires_grad]
     for step, micro in steps:
         start = time.perf_counter()
         module.train()
-        items, tokens = _totals(accelerator, micro, objective)
-        total = torch.zeros((), device=accelerator.device)
+        items, tokens = _totals(processes, micro, objective)
+        total = torch.zeros((), device=processes.device)
         for i, batch in enumerate(micro):
-            with accelerator.autocast(), _exchange(accelerator, module, is_last=i == len(micro) - 1):
-                batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-                loss = module(batch) / max(items, 1)
+            with processes.autocast(), processes.exchanging(module, is_last=i == len(micro) - 1):
+                loss = module(batch.to(processes.device)) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
-                accelerator.backward(loss * accelerator.num_processes)  # DDP averages over processes
+                processes.backward(loss * processes.number)  # DDP averages over processes
         has_signal = part is None or _is_any(
             p.grad for p in trained
         )  # a penalty would hide that none is there
         if part is not None:  # after the processes' exchange: each adds the same
-            accelerator.backward(part.penalty())
-        mean_loss = float(accelerator.reduce(total, "sum"))
-        norm = float(accelerator.clip_grad_norm_(trained, max_grad_norm or math.inf))
+            processes.backward(part.penalty())
+        mean_loss = float(processes.total(total))
+        norm = processes.clip(trained, max_grad_norm)
         learned = norm if has_signal else 0.0
         guard.check_step(step, loss=mean_loss, grad_norm=learned, items=items, batches=micro)
         lr = float(schedule.get_last_lr()[0])
         optimizer.step()
-        if accelerator.optimizer_step_was_skipped:
+        if processes.has_skipped:
             guard.check_scale(step, items=items, batches=micro)
         else:
             schedule.step()
@@ -101,34 +99,33 @@ def fit(
             part.after_step(step)
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
-        peak = peak_memory_gib(accelerator.device)
+        peak = peak_memory_gib(processes.device)
         yield StepLog(step, mean_loss, norm, lr, items, tokens / step_s, step_s, peak)
 
 
 @torch.no_grad()
-def mean_loss(objective: Any, batches: Sequence[Batch], accelerator: Accelerator) -> float:
+def mean_loss(objective: Objective, batches: Sequence[Batch], processes: Processes) -> float:
     """Mean loss per learned token over this process's batches and all other processes'."""
     was_training = objective.training
     objective.eval()
     total, items = 0.0, 0
     for batch in batches:
-        batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-        with accelerator.autocast():
-            total += float(objective(batch))
+        with processes.autocast():
+            total += float(objective(batch.to(processes.device)))
         items += objective.weight(batch)
     objective.train(was_training)
-    sums = torch.tensor([total, items], dtype=torch.float64, device=accelerator.device)
-    loss, count = accelerator.reduce(sums, "sum").tolist()
+    sums = torch.tensor([total, items], dtype=torch.float64, device=processes.device)
+    loss, count = processes.total(sums).tolist()
     return float(loss / max(count, 1))
 
 
-def _totals(accelerator: Accelerator, micro: Sequence[Batch], objective: Objective) -> tuple[int, int]:
+def _totals(processes: Processes, micro: Sequence[Batch], objective: Objective) -> tuple[int, int]:
     """Learned tokens and all tokens of the step, over all processes."""
     mine: Tensor = torch.tensor(
-        [sum(objective.weight(b) for b in micro), sum(int(b["attention_mask"].sum()) for b in micro)],
-        device=accelerator.device,
+        [sum(objective.weight(b) for b in micro), sum(len(b.input_ids) for b in micro)],
+        device=processes.device,
     )
-    items, tokens = accelerator.reduce(mine, "sum").tolist()
+    items, tokens = processes.total(mine).tolist()
     return int(items), int(tokens)
 
 
@@ -136,8 +133,3 @@ def _is_any(gradients: Iterable[Tensor | None]) -> bool:
     """Whether any number in them is not 0; asks a GPU once. Loss scaling makes no difference to that."""
     found = [gradient.any() for gradient in gradients if gradient is not None]
     return bool(torch.stack(found).any()) if found else False
-
-
-def _exchange(accelerator: Accelerator, module: nn.Module, *, is_last: bool) -> Any:
-    """Processes exchange gradients once a step, in the last micro-batch's backward pass."""
-    return nullcontext() if is_last else accelerator.no_sync(module)

@@ -8,29 +8,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from glmtune.errors import CheckpointError, first_line
 from glmtune.models.pickles import read_pickle, write_pickle
 from glmtune.runs import going_on
+from glmtune.training.processes import Processes
 
 STATE_FILE = "state.pt"
 PARTS = {"optimizer", "schedule", "random", "standing"}
 """What is in every state: of `collect_state`, and how the run stood."""
 
 
-def collect_state(optimizer: Optimizer, schedule: LRScheduler, accelerator: Accelerator) -> dict[str, Any]:
+def collect_state(optimizer: Optimizer, schedule: LRScheduler, processes: Processes) -> dict[str, Any]:
     """Optimizer, schedule, loss scaler, and the random numbers of every process (so all must call it)."""
     state: dict[str, Any] = {
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
-        "random": gather_object([_random_state(accelerator.device)]),
+        "random": processes.gather(_random_state(processes.device)),
     }
-    if accelerator.scaler is not None:
-        state["scaler"] = accelerator.scaler.state_dict()
+    if (scaler := processes.scaler_state()) is not None:
+        state["scaler"] = scaler
     return state
 
 
@@ -70,14 +69,14 @@ def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[st
 
 
 def restore_state(
-    state: Mapping[str, Any], optimizer: Optimizer, schedule: LRScheduler, accelerator: Accelerator
+    state: Mapping[str, Any], optimizer: Optimizer, schedule: LRScheduler, processes: Processes
 ) -> None:
     """Put back what `collect_state` gave."""
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    _set_random_state(state["random"][accelerator.process_index], accelerator.device)
+    if processes.loss_scale is not None:
+        processes.restore_scaler(state["scaler"])
+    _set_random_state(state["random"][processes.rank], processes.device)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
         known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
         own = {key: known[key] for key in ("template", "quant", "data", "evaluate")}
     elif place.card:
-        own["data"] = {"system": place.card.system, "source_prefix": place.card.source_prefix}
+        own["data"] = asdict(place.taught)
     recipe = build_recipe(own, values)
     _check_rows(recipe)
     return recipe

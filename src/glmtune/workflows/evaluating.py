@@ -26,7 +26,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     """Evaluate; yield each answered row. Rows that the folder already holds are not answered again."""
     place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     tokenizer = open_tokenizer(place, template=recipe.template)
-    settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe)
+    settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe.data, recipe.evaluate)
     asked = test_questions(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from asked.notes
     folder = recipe.output or _default_folder(recipe, place, asked.name)

@@ -3,7 +3,7 @@
 import platform
 import shlex
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from glmtune.log import quiet
 from glmtune.models.dtype import DTYPES
 from glmtune.quants import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
+from glmtune.templates import Taught
 from glmtune.tokenizers import load_tokenizer
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import ExportResult, Note
@@ -159,15 +160,13 @@ def _settings(order: Order, kind: Kind) -> Settings:
 
 
 def _held_out(order: Order, source: Source, tokenizer: Any) -> HeldOut | str:
-    card = source.place.card
-    given = {"system": card.system, "source_prefix": card.source_prefix} if card else {}
     return held_out_rows(
         source.place.run,
         tokenizer,
         data=order.data,
         max_rows=order.max_rows,
         score_rows=order.score_rows,
-        given=given,
+        given=asdict(source.place.taught),
     )
 
 
@@ -180,8 +179,7 @@ def _facts(order: Order, source: Source, folder: Path) -> dict[str, Any]:
         "method": card.method if card else {"name": source.method} if source.method else None,
         "family": source.identity.family,
         "template": source.identity.template,
-        "system": card.system if card else None,
-        "source_prefix": card.source_prefix if card else "",
+        **asdict(source.place.taught),
         "trained_on_quant": source.quant,
         "base_is_unproven": source.unproven or None,
         "dtype": order.dtype or "as the base's files",
@@ -317,7 +315,7 @@ def _not_carried(source: Source, to: str, folder: Path) -> Generator[Note, None,
         yield Note(
             "the base's folder has no quantization.py: glmtune opens this export, the official code does not"
         )
-    card = None if (folder / CARD_FILE).exists() else source.place.card
-    for what, text in (("system text", card and card.system), ("source prefix", card and card.source_prefix)):
+    taught = Taught() if (folder / CARD_FILE).exists() else source.place.taught
+    for what, text in (("system text", taught.system), ("source prefix", taught.source_prefix)):
         if text:
             yield Note(f"trained with a {what} that no file of this kind holds; send it yourself: {text!r}")

@@ -1,6 +1,7 @@
 """Going on from what was trained: the weights and settings of an adapter, a fresh optimizer and schedule."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from glmtune.load import proving
 from glmtune.methods import apply_method
 from glmtune.methods.freeze import read_unrounded
 from glmtune.places import Place, resolve
-from glmtune.recipe import Freeze, Method, Recipe
+from glmtune.recipe import Kept, Method, Recipe
+from glmtune.templates import Taught
 from glmtune.workflows.early import run_folder
 from glmtune.workflows.events import Note, drain
 
@@ -64,13 +66,12 @@ def is_pruned(place: Place) -> bool:
 
 def text_warnings(recipe: Recipe, place: Place) -> Iterator[Note]:
     """What the parent was told with every question and this run is not."""
-    data, card = recipe.data, place.card
-    for name, now, before in (
-        ("system", data.system or "", card.system or "" if card else ""),
-        ("source_prefix", data.source_prefix, card.source_prefix if card else ""),
-    ):
-        if card and now != before:
-            text = f"data.{name}: {now!r}, but {place.trained} was trained with {before!r}"
+    if not place.card:
+        return
+    before = asdict(place.taught)
+    for name, now in asdict(Taught.of(recipe.data)).items():
+        if (now or "") != (before[name] or ""):
+            text = f"data.{name}: {now or ''!r}, but {place.trained} was trained with {before[name] or ''!r}"
             yield Note(text, is_warning=True)
 
 
@@ -90,12 +91,12 @@ def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]
     """
     if place.adapter is None:
         model = apply_method(base, method)
-        if isinstance(method, Freeze):
+        if method.kept is Kept.WEIGHTS:
             read_unrounded(model, place.folder)
         return model
 
     def put_on(adapter: Path) -> Any:
-        if not isinstance(method, Freeze):
+        if method.kept is not Kept.WEIGHTS:
             return load_adapter(base, adapter, is_trainable=True)
         model = apply_method(base, method)  # in fp32 among the base's own, however these are held
         restore_trained(model, adapter)

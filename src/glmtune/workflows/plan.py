@@ -1,24 +1,17 @@
 """What a training run's settings mean, settled and checked before anything is loaded."""
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.families import identify_family
-from glmtune.methods.adalora import plan_pruning
 from glmtune.models import resolve_device
-from glmtune.models.dtype import Choice
 from glmtune.places import Place
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
-from glmtune.recipe import AdaLora, Method, Recipe
+from glmtune.recipe import Recipe
+from glmtune.training.processes import Processes
 from glmtune.workflows.forgetting import chat_loss_warning
-
-FEW_PRUNING_STEPS = 20
-"""Fewer steps to prune in tell little: the scores of what matters are means over about the last 7 of them.
-Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
 
 
 def require_able(recipe: Recipe, place: Place) -> None:
@@ -55,49 +48,27 @@ def is_rate_high(recipe: Recipe) -> bool:
     return (recipe.train.lr or 0.0) > recipe.method.default_lr
 
 
-def pruning_warning(method: Method, num_steps: int) -> str | None:
-    """What so few steps make of AdaLoRA's ranks; None where they are enough, and for other methods.
-
-    Raises `ConfigError` if no step is left to prune in.
-    """
-    if not isinstance(method, AdaLora):
-        return None
-    warmup, end, _ = plan_pruning(method, num_steps)
-    if end - warmup >= FEW_PRUNING_STEPS:
-        return None
-    return (
-        f"method.name: adalora has {end - warmup} of {num_steps} steps to prune in: too few to tell which "
-        "ranks matter. It wants some hundreds of steps: train.steps=300; with fewer take method=lora"
-    )
-
-
 def lower_rate(recipe: Recipe) -> float:
     """The rate to fall back to: the method's default, or a tenth of what is no higher than that."""
     return recipe.method.default_lr if is_rate_high(recipe) else (recipe.train.lr or 0.0) / 10
 
 
-def start_processes(device: str) -> PartialState:
+def start_processes(device: str) -> Processes:
     """This process among those that `torchrun` started, and its device."""
     if resolve_device(device).index is not None:
         raise ConfigError(
             f"device: {device}: training takes auto, cpu or cuda",
             hint=f"choose the card outside: `CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...`",
         )
-    return PartialState(cpu=resolve_device(device).type == "cpu")
-
-
-def same_for_all(choice: Choice) -> Choice:
-    """The first process's choice of a type: the memory that each finds free may differ."""
-    shared: list[Choice] = broadcast_object_list([choice])
-    return shared[0]
+    return Processes(resolve_device(device))
 
 
 def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) -> str:
-    """The name accelerate has for the arithmetic of the forward pass."""
-    names = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    """The arithmetic of the forward pass, by its name."""
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     wanted = recipe.train.precision
-    name = names[base_dtype] if wanted == "auto" else wanted.replace("fp32", "no")
-    if name == "no" and base_dtype != torch.float32:
+    name = names[base_dtype] if wanted == "auto" else wanted
+    if name == "fp32" and base_dtype != torch.float32:
         raise ConfigError(
             f"train.precision: fp32, but the weights are held in {str(base_dtype).removeprefix('torch.')}",
             hint="hold them in fp32 too: dtype=fp32",
@@ -127,11 +98,10 @@ def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str
     passes, rest = divmod(num_steps, steps.per_epoch)
     samples = passes * len(steps.rows) + min(rest * steps.batch_size, len(steps.rows))
     processes = steps.num_processes
-    arithmetic = "fp32" if precision == "no" else precision
     return (
         f"plan: {num_steps} steps of up to {steps.batch_size} rows, {samples} samples in all, "
         f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
-        f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {arithmetic}"
+        f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {precision}"
     )
 
 

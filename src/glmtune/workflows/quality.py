@@ -6,21 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-
 from glmtune.data.batches import collate
-from glmtune.data.encode import Row, encode_examples
+from glmtune.data.encode import encode_examples
+from glmtune.data.row import Row
 from glmtune.data.source import read_dataset
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import GlmtuneError
 from glmtune.evaluation.predictions import Question, predict, score_all
 from glmtune.files import read_json_if_there
 from glmtune.objectives import Sft
-from glmtune.recipe import Data, Recipe, load_recipe
-from glmtune.recipe.parse import build_recipe
+from glmtune.recipe import Data, Evaluation, Train, load_recipe
+from glmtune.recipe.parse import build_part
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.training.loop import mean_loss
+from glmtune.training.processes import Processes
 from glmtune.workflows.rows import data_hash, longest_answer, test_questions, training_rows
 
 
@@ -53,17 +52,18 @@ def held_out_rows(
     """
     if run is None and data is None:
         return "this is no run, so nothing says which rows were held out"
-    recipe = load_recipe(run / RECIPE_FILE) if run else build_recipe({"model": "-", "data": given})
-    if run and not data and (changed := _changed_data(run, recipe)):
+    recipe = load_recipe(run / RECIPE_FILE) if run else None
+    own = recipe.data if recipe else build_part(Data, given, "data")
+    if run and not data and (changed := _changed_data(run, own)):
         return changed
-    settings = recipe.data.model_copy(
+    settings = own.model_copy(
         update={
             "test": None,
             "max_test_rows": score_rows or None,
             **({"train": None, "validation": data} if data else {}),
         }
     )
-    new_tokens = longest_answer(tokenizer, recipe)
+    new_tokens = longest_answer(tokenizer, own, recipe.evaluate if recipe else Evaluation())
     try:
         rows = _encoded(tokenizer, settings, data)[:max_rows]
         asked = test_questions(tokenizer, settings, num_new=new_tokens).questions if score_rows else []
@@ -74,16 +74,17 @@ def held_out_rows(
     if not rows:
         return "there are no held-out rows"
     place = str(data or settings.validation or f"{settings.train}, the rows held out")
-    return HeldOut(rows, asked, new_tokens, recipe.train.micro_batch_size, place)
+    train = recipe.train if recipe else Train()
+    return HeldOut(rows, asked, new_tokens, train.micro_batch_size, place)
 
 
-def _changed_data(run: Path, recipe: Recipe) -> str:
+def _changed_data(run: Path, data: Data) -> str:
     """In words, which file of rows is no longer what the run read; empty where none is.
 
     Rows held out of another file may be among those that were trained on.
     """
     known = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
-    paths = {"train_sha256": recipe.data.train, "validation_sha256": recipe.data.validation}
+    paths = {"train_sha256": data.train, "validation_sha256": data.validation}
     for key, path in paths.items():
         if path is not None and not is_hub_name(path) and key in known:
             if not path.exists():
@@ -101,11 +102,9 @@ def _encoded(tokenizer: Any, settings: Data, data: Path | None) -> list[Row]:
 
 def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
     """Perplexity of the rows' answers, and the scores of the questions if there are any."""
-    AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
-    accelerator = Accelerator(mixed_precision="no", cpu=model.device.type == "cpu")
     parts = _divide(sorted(held.rows, key=lambda row: len(row.input_ids)), held.micro_batch_size)
     batches = [collate(part, tokenizer.pad_token_id) for part in parts]
-    loss = mean_loss(Sft(model), batches, accelerator)
+    loss = mean_loss(Sft(model), batches, Processes(model.device))
     found: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
     if held.questions:
         answers = predict(

@@ -15,13 +15,14 @@ from glmtune.data.source import Dataset, read_dataset
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
-from glmtune.recipe import Data, Recipe
+from glmtune.recipe import Data, Evaluation
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
 from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
 
 if TYPE_CHECKING:
-    from glmtune.data.encode import Encoded, Row
+    from glmtune.data.encode import Encoded
+    from glmtune.data.row import Row
     from glmtune.evaluation.predictions import Question
 
 FEW_VALIDATION_ROWS = 5
@@ -166,11 +167,11 @@ class Questions:
     notes: tuple[Note, ...]
 
 
-def longest_answer(tokenizer: Any, recipe: Recipe) -> int:
+def longest_answer(tokenizer: Any, data: Data, evaluate: Evaluation) -> int:
     """Tokens of the longest answer that an evaluation waits for."""
     context = tokenizer.context
     default = DEFAULT_NEW_TOKENS if context is None else min(DEFAULT_NEW_TOKENS, max(context // 2, 1))
-    return recipe.evaluate.max_new_tokens or recipe.data.max_target_tokens or default
+    return evaluate.max_new_tokens or data.max_target_tokens or default
 
 
 def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:

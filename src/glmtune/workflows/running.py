@@ -8,24 +8,23 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-
 from glmtune.adapters.proof import recorded_difference
 from glmtune.adapters.store import save_trained
 from glmtune.conversation import encode_messages
-from glmtune.data.batches import Steps, collate
-from glmtune.data.encode import Row
+from glmtune.data.batches import Batch, Steps, collate
+from glmtune.data.row import Row
 from glmtune.files import copy_small_files
 from glmtune.generate import Sampling, answer
 from glmtune.load import check_outline
 from glmtune.methods.adalora import Pruning
-from glmtune.objectives import Batch, Sft
+from glmtune.objectives import Objective
 from glmtune.places import Place, resolve
-from glmtune.recipe import Recipe
+from glmtune.recipe import Kept, Recipe
 from glmtune.runs import last_checkpoint, make_folder, replacing
+from glmtune.templates import Taught
 from glmtune.training.guard import Guard
 from glmtune.training.loop import fit, mean_loss
+from glmtune.training.processes import Processes
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.state import collect_state, write_state
 from glmtune.training.stopping import Interrupted, StopRequest
@@ -56,10 +55,10 @@ class Run:
     place: Place
     tokenizer: Any
     rows: Rows
-    accelerator: Accelerator
+    processes: Processes
     base: Untrained
     model: Any
-    objective: Sft
+    objective: Objective
     module: Any
     """The objective, with DDP around it where there are several processes."""
     optimizer: Any
@@ -77,7 +76,7 @@ class Run:
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
-        return bool(self.accelerator.is_main_process)
+        return self.processes.is_main
 
 
 def train_through(run: Run) -> Iterator[Event]:
@@ -109,7 +108,7 @@ def _steps(run: Run) -> Iterator[Event]:
         _micro_batches(run),
         run.optimizer,
         run.schedule,
-        run.accelerator,
+        run.processes,
         max_grad_norm=settings.max_grad_norm,
         guard=run.guard,
         part=run.pruning,
@@ -143,8 +142,7 @@ def _steps(run: Run) -> Iterator[Event]:
 
 def _is_interrupted(run: Run) -> bool:
     """Whether any of the processes has been asked to end: all stop at the same step."""
-    asked = torch.tensor(float(run.stop.number > 0), device=run.accelerator.device)
-    return bool(run.accelerator.reduce(asked, "sum"))
+    return run.processes.is_any(run.stop.number > 0)
 
 
 def _record_ranks(run: Run) -> None:
@@ -176,16 +174,16 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         run.record.add({"step": standing.step, "eval_loss": loss, **early})
         run.record.add_samples(standing.step, _samples(run))
         run.record.draw(standing.step)
-    run.accelerator.wait_for_everyone()
+    run.processes.wait()
     yield Evaluated(standing.step, loss, before, is_best)
     return is_best
 
 
 def _evaluation_loss(run: Run, batches: list[Batch]) -> float:
     """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
-    loss = mean_loss(run.objective, batches, run.accelerator)
+    loss = mean_loss(run.objective, batches, run.processes)
     rows = run.rows.validation.rows
-    guard = replace(run.guard, rows_of=lambda _: validation_parts(rows, run.recipe, run.accelerator))
+    guard = replace(run.guard, rows_of=lambda _: validation_parts(rows, run.recipe, run.processes))
     guard.check_evaluation(run.standing.step, loss, batches=batches)
     return loss
 
@@ -196,12 +194,9 @@ def _samples(run: Run) -> list[tuple[str, str]]:
     if not settings.prompts:
         return []
     sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
-    data = run.recipe.data
-    system = [{"role": "system", "content": data.system}] if data.system else []
+    taught = Taught.of(run.recipe.data)
     asked = [
-        encode_messages(
-            run.tokenizer, [*system, {"role": "user", "content": prompt}], source_prefix=data.source_prefix
-        )
+        encode_messages(run.tokenizer, [{"role": "user", "content": prompt}], taught=taught)
         for prompt in settings.prompts
     ]
     answers = answer(run.model, run.tokenizer, asked, sampling)
@@ -210,7 +205,7 @@ def _samples(run: Run) -> list[tuple[str, str]]:
 
 def _save(run: Run, *, is_best: bool) -> Saved:
     """A checkpoint: weights, card, and all that an exact continuation needs."""
-    state = collect_state(run.optimizer, run.schedule, run.accelerator)
+    state = collect_state(run.optimizer, run.schedule, run.processes)
     state["standing"] = asdict(run.standing)
     if run.pruning:
         state["pruning"] = run.pruning.state_dict()
@@ -220,16 +215,16 @@ def _save(run: Run, *, is_best: bool) -> Saved:
         make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
-            if run.recipe.method.name == "full":
+            if run.recipe.method.kept is Kept.MODEL:
                 copy_small_files(run.place.base, partial)
             write_state(state, partial)
             save_trained(run.model, partial, card)
             if not last_checkpoint(run.record.folder):  # a run's first: can it be opened at all?
-                is_whole = run.recipe.method.name == "full"
+                is_whole = run.recipe.method.kept is Kept.MODEL
                 check_outline(resolve(partial, base=None if is_whole else run.place.base))
         run.record.link_checkpoint(run.standing.step, best_step=run.standing.best_step)
         run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
-    run.accelerator.wait_for_everyone()
+    run.processes.wait()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
 
@@ -240,9 +235,9 @@ def _micro_batches(run: Run) -> Iterator[tuple[int, list[Batch]]]:
         yield step, [collate(rows, pad_id) for rows in run.steps.micro_batches(step)]
 
 
-def validation_parts(rows: list[Row], recipe: Recipe, accelerator: Accelerator) -> list[list[Row]]:
+def validation_parts(rows: list[Row], recipe: Recipe, processes: Processes) -> list[list[Row]]:
     """This process's share of the validation rows, in micro-batches of similar length."""
     by_length = sorted(rows, key=lambda row: len(row.input_ids))
-    mine = by_length[accelerator.process_index :: accelerator.num_processes]
+    mine = by_length[processes.rank :: processes.number]
     size = recipe.train.micro_batch_size
     return [mine[i : i + size] for i in range(0, len(mine), size)]

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from glmtune.adapters.proof import (
     check_base,
@@ -20,10 +18,10 @@ from glmtune.adapters.store import read_card, require_saved, restore_trained
 from glmtune.data.batches import Steps, collate
 from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.log import without_false_alarms
-from glmtune.methods import begin_pruning, count_parameters, trainable_line
-from glmtune.objectives import Sft
+from glmtune.methods import begin_pruning, count_parameters, steps_warning, trainable_line
+from glmtune.objectives import build_objective
 from glmtune.places import resolve
-from glmtune.recipe import Recipe
+from glmtune.recipe import Kept, Recipe
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.runs import (
     RESULT_FILE,
@@ -35,6 +33,7 @@ from glmtune.runs import (
 )
 from glmtune.training.guard import Guard
 from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
+from glmtune.training.processes import Processes
 from glmtune.training.state import (
     STATE_FILE,
     as_state,
@@ -60,10 +59,8 @@ from glmtune.workflows.plan import (
     model_facts,
     plan_line,
     plan_warning,
-    pruning_warning,
     rate_line,
     require_able,
-    same_for_all,
     start_processes,
     with_default_rate,
 )
@@ -99,7 +96,7 @@ def training(
         if run.is_main and run.standing.step == 0 and not resume:
             remove_folder(folder)  # nothing is lost, and the same can be begun again
         raise
-    run.accelerator.wait_for_everyone()
+    run.processes.wait()
     result = _result(run)
     yield from _closing(run, result.metrics)
     if worse := worse_warning(recipe, result.metrics):
@@ -112,7 +109,7 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
     place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     require_able(recipe, place)
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
-    state = start_processes(recipe.device)
+    processes = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
     rows = training_rows(tokenizer, recipe.data, read)
     yield from rows.notes
@@ -122,22 +119,22 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
         batch_size=recipe.train.batch_size,
         micro_batch_size=recipe.train.micro_batch_size,
         seed=recipe.train.seed,
-        rank=state.process_index,
-        num_processes=state.num_processes,
+        rank=processes.rank,
+        num_processes=processes.number,
     )
     num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
-    if not is_pruned(place) and (early := pruning_warning(recipe.method, num_steps)):
+    if not is_pruned(place) and (early := steps_warning(recipe.method, num_steps)):
         yield Note(early, is_warning=True)
-    held = same_for_all(choose_type(place, recipe.dtype, state.device, recipe.quant))
+    held = processes.firsts(choose_type(place, recipe.dtype, processes.device, recipe.quant))
     recipe = recipe.model_copy(update={"dtype": held.name})
-    precision = choose_precision(recipe, held.dtype, state.device)
+    precision = choose_precision(recipe, held.dtype, processes.device)
     # all weights trained: read as fp32, the type they are trained in, not rounded on the way
-    opened = replace(held, dtype=torch.float32) if recipe.method.name == "full" else held
+    opened = replace(held, dtype=torch.float32) if recipe.method.kept is Kept.MODEL else held
     base = open_place(
         place.under,
         template=recipe.template or place.template,
         dtype=opened,
-        device=str(state.device),
+        device=str(processes.device),
         quant=recipe.quant,
     )
     untrained = look_at_base(base, place, tokenizer)
@@ -148,16 +145,14 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     yield Note(trainable_line(model))
     yield first_row(tokenizer, rows.train.rows)
-    AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
-    torch.manual_seed(recipe.train.seed + accelerator.process_index)  # dropout differs between processes
+    processes = Processes(processes.device, precision=precision)
+    torch.manual_seed(recipe.train.seed + processes.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, recipe.train)
     schedule = build_schedule(optimizer, recipe.train, num_steps)
-    objective = Sft(model)
-    several = accelerator.num_processes > 1
-    yield Note(plan_line(steps, num_steps, accelerator.device, precision))
+    objective = build_objective(model, recipe.objective)
+    yield Note(plan_line(steps, num_steps, processes.device, precision))
     yield Note(rate_line(recipe))
-    if fp16 := fp16_line(precision, accelerator.device):
+    if fp16 := fp16_line(precision, processes.device):
         yield Note(fp16)
     if wipes := plan_warning(recipe, steps, num_steps):
         yield Note(wipes, is_warning=True)
@@ -170,22 +165,22 @@ def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event
         place=place,
         tokenizer=tokenizer,
         rows=rows,
-        accelerator=accelerator,
+        processes=processes,
         base=untrained,
         model=model,
         objective=objective,
-        module=accelerator.prepare_model(objective) if several else objective,
-        optimizer=accelerator.prepare_optimizer(optimizer),
+        module=processes.wrap(objective),
+        optimizer=processes.prepare(optimizer),
         schedule=schedule,
         steps=steps,
         num_steps=num_steps,
         validation=[
             collate(part, tokenizer.pad_token_id)
-            for part in validation_parts(rows.validation.rows, recipe, accelerator)
+            for part in validation_parts(rows.validation.rows, recipe, processes)
         ],
         guard=Guard(
             objective,
-            accelerator,
+            processes,
             lower_lr=lower_rate(recipe),
             is_rate_high=is_rate_high(recipe),
             rows_of=steps.micro_batches,
@@ -206,10 +201,10 @@ def _resume(run: Run) -> Note:
         check_base(last, card, run.place.folder)
     if run.pruning is None:
         restore_trained(run.model, last)
-    processes = run.accelerator.num_processes
+    processes = run.processes.number
     state = read_state(last, step=card.step if card else None, num_processes=processes)
     with as_state(last / STATE_FILE):
-        restore_state(state, run.optimizer, run.schedule, run.accelerator)
+        restore_state(state, run.optimizer, run.schedule, run.processes)
         if run.pruning:  # its weights too: the adapter's files are without what is pruned
             run.pruning.load_state_dict(state["pruning"])
         run.standing = Standing(**state["standing"])

@@ -16,7 +16,7 @@ from glmtune.evaluation.metrics import score
 from glmtune.recipe.settings import Data
 from glmtune.templates import TEMPLATES, Call, Message, visible_text
 from glmtune.tokenizers import load_tokenizer
-from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
+from tiny import tiny_ice, tiny_tokenizer
 
 TURNS = ["chatglm3", "glm4", "glm4_base"]
 TALK = [
@@ -27,28 +27,9 @@ TALK = [
 ]
 
 
-IN_TRANSFORMERS = {"glm4_0414": "glm4", "glmz1": "glm4", "glm45": "glm4_moe", "glm45_nothink": "glm4_moe"}
-
-
-def hf_folder(folder, template):
-    tiny_json(folder, template)
-    (folder / "config.json").write_text(f'{{"model_type": "{IN_TRANSFORMERS[template]}"}}')
-    return folder
-
-
 @pytest.fixture(scope="module")
 def four(tmp_path_factory) -> dict[str, Any]:
-    builders = (
-        {"chatglm2": tiny_sentencepiece}
-        | dict.fromkeys(TURNS, tiny_tiktoken)
-        | {"chatglm3": tiny_sentencepiece}
-    )
-    builders |= dict.fromkeys(IN_TRANSFORMERS, hf_folder)
-    found = {
-        name: load_tokenizer(build(tmp_path_factory.mktemp(name), name), name)
-        for name, build in builders.items()
-    }
-    return {**found, "chatglm": load_tokenizer(tiny_ice(tmp_path_factory.mktemp("chatglm")))}
+    return {name: tiny_tokenizer(tmp_path_factory.mktemp(name), name) for name in TEMPLATES}
 
 
 @pytest.fixture(scope="module", params=["early", "mid", "late"])

@@ -38,31 +38,27 @@ def test_other_devices_are_refused() -> None:
 @needs_x86
 @pytest.mark.parametrize("gain", [AUTO_GAIN - 0.1, AUTO_GAIN])
 def test_auto_takes_fast_only_where_it_is_faster_and_says_so(
-    gain: float, monkeypatch: pytest.MonkeyPatch
+    gain: float, monkeypatch: pytest.MonkeyPatch, told_lines: list[str]
 ) -> None:
     asked: list[int] = []
-    said: list[str] = []
 
     def measured(_: Any, rows: int) -> float:
         asked.append(rows)
         return gain
 
     monkeypatch.setattr(compute, "measure_gain", measured)
-    monkeypatch.setattr(compute, "tell", said.append)
     model = tiny_model()
     chosen = choose_compute(model, "auto", rows=16)
     assert asked == [16]
     assert (chosen is model) == (gain < AUTO_GAIN)
-    assert ("takes exact" if gain < AUTO_GAIN else "takes fast") in said[0]
-    assert f"{gain:.1f}" in said[0]
+    assert ("takes exact" if gain < AUTO_GAIN else "takes fast") in told_lines[0]
+    assert f"{gain:.1f}" in told_lines[0]
 
 
-def test_auto_is_exact_where_there_is_no_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(compute, "tell", said.append)
+def test_auto_is_exact_where_there_is_no_fast(told_lines: list[str]) -> None:
     model = tiny_model().to("meta")
     assert choose_compute(model, "auto") is model
-    assert "auto is exact here" in said[0]
+    assert "auto is exact here" in told_lines[0]
 
 
 @needs_x86
@@ -81,13 +77,11 @@ def test_another_word_is_refused_with_the_three_that_are_known() -> None:
 
 
 @needs_x86
-def test_auto_is_exact_for_dora_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(compute, "tell", said.append)
+def test_auto_is_exact_for_dora_and_says_so(told_lines: list[str]) -> None:
     settings = LoraConfig(r=4, target_modules=["query_key_value"], use_dora=True)
     model = get_peft_model(tiny_model(), settings).eval()
     assert choose_compute(model, "auto") is model
-    assert "auto is exact here" in said[0] and "DoRA" in said[0]
+    assert "auto is exact here" in told_lines[0] and "DoRA" in told_lines[0]
 
 
 def test_adapters_are_refused() -> None:

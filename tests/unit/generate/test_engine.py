@@ -106,7 +106,7 @@ def test_a_model_that_was_cast_needs_a_new_engine() -> None:
     assert complete(model, PROMPTS, GREEDY, stop_ids=[])
 
 
-@pytest.mark.parametrize("settings", [{"max_rows": 0}, {"reused_tokens": -1}])
+@pytest.mark.parametrize("settings", [{"max_rows": 0}, {"reused_tokens": -1}, {"max_held_tokens": 0}])
 def test_sizes_with_which_nothing_is_ever_answered_are_refused(
     model: torch.nn.Module, settings: dict[str, int]
 ) -> None:

@@ -16,6 +16,9 @@ import glmtune.generate.rows as rows_module
 import glmtune.generate.sampling as sampling_module
 from glmtune.errors import AnswerError, ConfigError, DataError
 from glmtune.generate import Engine, Request, Sampling, decode
+from glmtune.generate.line import Line, held_by_default
+from glmtune.generate.requests import Answer
+from glmtune.generate.sampling import Draw
 from golden import read_golden
 from models import VOCABULARY, lively_model
 
@@ -53,23 +56,45 @@ def requests_of(*lengths: int) -> list[Request]:
     arriving=st.lists(st.tuples(st.integers(0, 4), requests), min_size=1, max_size=6),
     max_rows=st.integers(1, 4),
     max_prefill_tokens=st.sampled_from([1, 50, 4096]),
+    max_held_tokens=st.sampled_from([1, 90, 160, 10_000]),
 )
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_an_answer_is_the_same_whatever_else_arrives_and_when(
-    arriving: Sequence[tuple[int, Request]], max_rows: int, max_prefill_tokens: int
+    arriving: Sequence[tuple[int, Request]], max_rows: int, max_prefill_tokens: int, max_held_tokens: int
 ) -> None:
-    engine = Engine(MODEL, max_rows=max_rows, max_prefill_tokens=max_prefill_tokens)
+    engine = Engine(
+        MODEL, max_rows=max_rows, max_prefill_tokens=max_prefill_tokens, max_held_tokens=max_held_tokens
+    )
     asked: dict[int, Request] = {}
     answers: dict[int, list[int]] = {}
+
+    def step() -> None:
+        for token in engine.step():
+            answers.setdefault(token.request, []).append(token.id)
+        lengths = engine.rows.lengths
+        assert len(lengths) <= max_rows
+        assert len(lengths) <= 1 or len(lengths) * max(lengths) <= max_held_tokens
+
     for wait, request in arriving:
         for _ in range(wait):
-            for token in engine.step():
-                answers[token.request].append(token.id)
-        number = engine.submit(request)
-        asked[number], answers[number] = request, []
-    for token in finish(engine):
-        answers[token.request].append(token.id)
+            step()
+        asked[engine.submit(request)] = request
+    while not engine.is_idle:
+        step()
     assert answers == {number: alone(request) for number, request in asked.items()}
+    assert list(answers) == list(asked)  # none has overtaken another
+
+
+def test_rows_of_4096_tokens_join_as_they_come_and_of_long_ones_only_as_many_as_fit() -> None:
+    def joining(num_tokens: int, max_rows: int) -> int:
+        line = Line(max_rows, 10**9, held_by_default(max_rows))
+        for request in requests_of(*[1] * (max_rows + 1)):
+            line.waiting.append(Answer(0, request, Draw(GREEDY, [1], device=torch.device("cpu")), num_tokens))
+        return len(line.first([]))
+
+    assert [joining(4096, rows) for rows in (1, 8, 64, 100)] == [1, 8, 64, 100]
+    assert [joining(32_768, rows) for rows in (1, 8, 64)] == [1, 8, 8]
+    assert joining(10**9, 64) == 1
 
 
 def test_a_row_that_ends_makes_place_for_one_that_waits_in_the_next_step() -> None:

@@ -15,7 +15,7 @@ from glmtune.models.positions import positions_of
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives import Sft
 from glmtune.tokenizers import load_tokenizer
-from models import letters_only, tiny_folder, tiny_v1_folder
+from models import as_batch, letters_only, tiny_folder, tiny_v1_folder
 
 KINDS = ("early", "mid", "late", "chatglm2", "chatglm3", "glm4")
 STEPS = 8
@@ -61,6 +61,6 @@ def test_chat_stream_chat_generate_and_the_decoder_agree(wrapped: tuple[Any, Any
 def test_the_loss_is_the_same_from_the_wrapper_and_from_inside(wrapped: tuple[Any, Any]) -> None:
     model, tokenizer = wrapped
     ids = torch.tensor([encode_messages(tokenizer, [{"role": "user", "content": "早"}])])
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    batch = as_batch(ids, ids, torch.ones_like(ids))
     with torch.no_grad():
         assert torch.equal(Sft(model)(batch), Sft(model.get_base_model())(batch))

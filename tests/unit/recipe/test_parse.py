@@ -1,15 +1,17 @@
 """Recipes from YAML, dicts and words."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import yaml
 
 from glmtune.errors import ConfigError
 from glmtune.recipe import Data, Full, Lora, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
+from glmtune.recipe.method import METHOD_SETTINGS, MethodSettings
 from glmtune.recipe.names import FOREIGN, NEEDLESS, name_here
-from glmtune.recipe.parse import build_recipe, read_values
+from glmtune.recipe.parse import build_part, build_recipe, read_method, read_values
 
 BAD = [
     (["train.lrr=1"], "train.lrr: unknown setting", "did you mean train.lr=1?"),
@@ -314,3 +316,61 @@ def test_dotted_keys_of_a_dict_and_a_file_are_settings_of_their_groups(tmp_path:
 def test_a_misspelled_name_of_another_program_leads_to_ours() -> None:
     assert name_here("lerning_rate", 3e-4) == "did you mean learning_rate? here that is train.lr=0.0003"
     assert name_here("nothing_alike") == ""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "loar"},
+        {"name": 3},
+        {"name": None},
+        {"name": ["lora"]},
+        {"r": 0},
+        {"name": "lora", "rr": 3},
+        {"name": "lora", "init_r": 3},
+        {"name": "adalora", "target_r": 12},
+        {"name": "ptuning", "projection": "maybe"},
+        {"name": "freeze", "num_layers": True},
+    ],
+)
+def test_a_method_alone_is_refused_as_a_recipes_is(values):
+    errors = []
+    for read in (read_method, lambda method: load_recipe({"model": "m", "method": method})):
+        with pytest.raises(ConfigError) as caught:
+            read(values)
+        errors.append((str(caught.value), caught.value.hint))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("name", METHOD_SETTINGS)
+def test_a_method_alone_is_that_of_a_recipe(name):
+    assert read_method({"name": name}) == load_recipe({"model": "m", "method": name}).method
+
+
+def test_a_method_that_the_table_has_is_read(monkeypatch):
+    class Bias(MethodSettings):
+        default_lr, lr_source = 1e-3, "a test"
+        name: Literal["bias"] = "bias"
+        scale: float = 1.0
+
+    monkeypatch.setitem(METHOD_SETTINGS, "bias", Bias)
+    recipe = load_recipe({"model": "m"}, ["method=bias", "method.scale=2"])
+    assert recipe.method == read_method({"name": "bias", "scale": 2}) == Bias(scale=2.0)
+    assert load_recipe(recipe) == load_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
+    with pytest.raises(ConfigError, match=r"method\.scale: input should be a valid number, .* got 'x'"):
+        load_recipe({"model": "m", "method": {"name": "bias", "scale": "x"}})
+
+
+@pytest.mark.parametrize(
+    "values", [{"max_rows": 0}, {"max_row": 1}, {"encoding": "thudm"}, {"train": "a\tb"}]
+)
+def test_a_group_alone_is_refused_as_a_recipes_is(values):
+    errors = []
+    for read in (
+        lambda data: build_part(Data, data, "data"),
+        lambda data: load_recipe({"model": "m", "data": data}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read(values)
+        errors.append((str(caught.value), caught.value.hint))
+    assert errors[0] == errors[1]

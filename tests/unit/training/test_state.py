@@ -1,17 +1,18 @@
 """What is no state of a run is refused by name."""
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from glmtune.errors import CheckpointError
 from glmtune.models.pickles import write_pickle
 from glmtune.recipe import Train
 from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.processes import Processes
 from glmtune.training.state import (
     STATE_FILE,
     as_state,
@@ -22,29 +23,53 @@ from glmtune.training.state import (
 )  # fmt: skip
 from models import tiny_model
 
+Parts = tuple[Any, Any, Processes]
 
-@pytest.fixture
-def parts() -> tuple[Any, Any, Accelerator]:
-    AcceleratorState._reset_state()
+
+def fresh() -> Parts:
     settings = Train(lr=1e-3)
     optimizer = build_optimizer(tiny_model(), settings)
-    return optimizer, build_schedule(optimizer, settings, 3), Accelerator(cpu=True)
+    return optimizer, build_schedule(optimizer, settings, 3), Processes()
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return fresh()
+
+
+def step(optimizer: Any, schedule: Any, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.rand_like(parameter)
+    optimizer.step()
+    schedule.step()
 
 
 def read(folder: Path, step: int | None = None) -> dict[str, Any]:
     return read_state(folder, step=step, num_processes=1)
 
 
-def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: tuple[Any, Any, Accelerator]) -> None:
-    write_state({**collect_state(*parts), "standing": {"step": 3}}, tmp_path)
-    expected = torch.rand(3)
-    restore_state(read(tmp_path, 3), *parts)
-    assert torch.equal(torch.rand(3), expected)
+def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: Parts) -> None:
+    step(*parts)
+    write_state({**collect_state(*parts), "standing": {"step": 1}}, tmp_path)
+    expected = torch.rand(3), np.random.rand(3).tolist(), random.random()
+    other = fresh()
+    step(*other)
+    step(*other)
+    restore_state(read(tmp_path, 1), *other)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (np.random.rand(3).tolist(), random.random()) == expected[1:]
+    (optimizer, schedule, _), (its_optimizer, its_schedule, _) = parts, other
+    assert schedule.state_dict() == its_schedule.state_dict()
+    held, put_back = optimizer.state_dict(), its_optimizer.state_dict()
+    assert held["param_groups"] == put_back["param_groups"]
+    assert held["state"].keys() == put_back["state"].keys() != set()
+    for key, moments in held["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, put_back["state"][key][name]), (key, name)
 
 
-def test_a_state_of_another_step_or_of_more_processes_is_refused(
-    tmp_path: Path, parts: tuple[Any, Any, Accelerator]
-) -> None:
+def test_a_state_of_another_step_or_of_more_processes_is_refused(tmp_path: Path, parts: Parts) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}}, tmp_path)
     with pytest.raises(CheckpointError, match=r"state\.pt: saved at step 3, beside weights of step 4"):
         read(tmp_path, 4)
@@ -56,9 +81,7 @@ def test_a_state_of_another_step_or_of_more_processes_is_refused(
     {"optimizer": {}}, {"optimizer": {"state": {}, "param_groups": []}}, {"optimizer": None}, {"schedule": 3},
     {"random": [{}]}, {"random": [None]}, {"random": [{"torch": torch.zeros(3)}]},
 ])  # fmt: skip
-def test_a_state_with_wrong_members_is_refused(
-    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Accelerator]
-) -> None:
+def test_a_state_with_wrong_members_is_refused(changes: dict[str, Any], tmp_path: Path, parts: Parts) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}, **changes}, tmp_path)
     path = tmp_path / STATE_FILE
     with pytest.raises(CheckpointError, match=r"state\.pt: not this run's state: ") as caught, as_state(path):
@@ -68,7 +91,7 @@ def test_a_state_with_wrong_members_is_refused(
 
 @pytest.mark.parametrize("changes", [{"standing": 3}, {"standing": {}}, {"random": None}])
 def test_a_standing_or_random_numbers_of_another_kind_are_refused(
-    changes: dict[str, Any], tmp_path: Path, parts: tuple[Any, Any, Accelerator]
+    changes: dict[str, Any], tmp_path: Path, parts: Parts
 ) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}, **changes}, tmp_path)
     with pytest.raises(CheckpointError, match=r"state\.pt: not this run's state: "):

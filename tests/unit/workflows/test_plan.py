@@ -5,6 +5,7 @@ import torch
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
+from glmtune.methods import steps_warning
 from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
 from glmtune.workflows.plan import (
@@ -13,7 +14,6 @@ from glmtune.workflows.plan import (
     is_rate_high,
     lower_rate,
     plan_line,
-    pruning_warning,
     rate_line,
     with_default_rate,
 )
@@ -37,7 +37,7 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("held", [torch.bfloat16, torch.float16, torch.float32])
 def test_arithmetic_is_in_the_type_of_the_weights(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     assert choose_precision(load_recipe({"model": "m"}), held, CARD) == names[held]
 
 
@@ -55,7 +55,7 @@ def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> 
     line = fp16_line("fp16", CARD)
     assert (line is None) == has_bf16
     assert has_bf16 or "fp16 with loss scaling" in str(line)
-    assert fp16_line("no", CARD) is None
+    assert fp16_line("fp32", CARD) is None
 
 
 @pytest.mark.parametrize("cap", ["AVX2", "DEFAULT"])
@@ -70,7 +70,7 @@ def test_the_plan_gives_updates_samples_and_epochs_of_all_processes(processes: i
     """P-Tuning's run on two cards: about 64 epochs, though its script speaks of 2000 steps only."""
     steps = Steps(random_rows(1000), batch_size=32, micro_batch_size=1, seed=1, num_processes=processes)
     assert steps.per_epoch == 32
-    assert plan_line(steps, 2000, torch.device("cpu"), "no") == (
+    assert plan_line(steps, 2000, torch.device("cpu"), "fp32") == (
         "plan: 2000 steps of up to 32 rows, 62512 samples in all, 62.50 epochs of 1000 examples; "
         f"{said}, fp32"
     )
@@ -108,14 +108,14 @@ def test_every_method_has_a_rate_of_its_own() -> None:
 @pytest.mark.parametrize(("num_steps", "said"), [(26, "19 of 26 steps"), (3, "3 of 3 steps"), (27, None)])
 def test_adalora_with_few_steps_to_prune_in_is_warned_of(num_steps: int, said: str | None) -> None:
     """Its schedule leaves a tenth of the steps before and a fifth after the pruning."""
-    warning = pruning_warning(AdaLora(), num_steps)
+    warning = steps_warning(AdaLora(), num_steps)
     assert (warning is None) == (said is None)
     if said:
         assert f"adalora has {said} to prune in" in str(warning)
         assert "method=lora" in str(warning)
-    assert pruning_warning(Lora(), num_steps) is None
+    assert steps_warning(Lora(), num_steps) is None
 
 
 def test_a_schedule_that_does_not_fit_is_refused_in_the_plan() -> None:
     with pytest.raises(ConfigError, match=r"leave none of the run's 10 steps to prune in"):
-        pruning_warning(AdaLora(warmup_steps=10), 10)
+        steps_warning(AdaLora(warmup_steps=10), 10)

@@ -63,7 +63,8 @@ def read(base: Path, recipe: Recipe) -> Rows:
 
 def ask(base: Path, recipe: Recipe) -> Questions:
     tokenizer = load_tokenizer(base)
-    return questions_of(tokenizer, recipe.data, num_new=longest_answer(tokenizer, recipe))
+    num_new = longest_answer(tokenizer, recipe.data, recipe.evaluate)
+    return questions_of(tokenizer, recipe.data, num_new=num_new)
 
 
 def lengths(rows: Rows) -> list[int]:
@@ -137,7 +138,8 @@ def test_questions_and_their_answers_fit_into_the_context_by_default(base: Path,
     rows = tmp_path / "asked.json"
     rows.write_text(json.dumps([{"prompt": text, "response": "好"} for text in ("早", LONG)]))
     found = ask(base, recipe_of(rows))
-    assert longest_answer(load_tokenizer(base), recipe_of(rows)) == CONTEXT // 2
+    recipe = recipe_of(rows)
+    assert longest_answer(load_tokenizer(base), recipe.data, recipe.evaluate) == CONTEXT // 2
     assert max(len(question.prompt_ids) for question in found.questions) <= CONTEXT // 2
     where = f"limit max_tokens 48 (the model's context of {CONTEXT}, less 48 for the answer)"
     assert any(where in note.text for note in found.notes)
@@ -177,7 +179,7 @@ def test_questions_whose_answers_may_go_beyond_it_are_counted_before_the_first_a
 def test_a_context_with_room_for_both_changes_nothing(tmp_path: Path) -> None:
     base = folder_of("ChatGLM2/ChatGLM3", tmp_path / "model", 2048)
     recipe = recipe_of(rows_file(tmp_path, ["好"]))
-    assert longest_answer(load_tokenizer(base), recipe) == 512
+    assert longest_answer(load_tokenizer(base), recipe.data, recipe.evaluate) == 512
     assert any("limit max_tokens 1,024 (the default)" in note.text for note in ask(base, recipe).notes)
 
 

@@ -1,0 +1,64 @@
+"""Rows end to end are the rows: what goes in comes out of any way of looking at a batch."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from glmtune.data.batches import Batch, collate
+from glmtune.data.row import Row
+
+PAD = 9
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> list[Row]:
+    """Some rows; either all with positions of their own and two likeliest ids for each label, or none."""
+    is_rich, made = draw(st.booleans()), []
+    for i in range(draw(st.integers(1, 4))):
+        ids = np.array(draw(st.lists(st.integers(0, 99), min_size=1, max_size=6)), dtype=np.int32)
+        labels = np.where(draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))), ids, -100)
+        count = int((labels != -100).sum())
+        more = {
+            "position_ids": np.stack([np.arange(len(ids)) + i, np.zeros(len(ids), dtype=np.int64)]),
+            "target_ids": np.arange(2 * count).reshape(count, 2).astype(np.int32) + i,
+            "target_log_probs": np.full((count, 2), -i - 1, dtype=np.float32),
+        }
+        made.append(Row(ids, labels.astype(np.int32), f"rows:{i + 1}", source=i, **more if is_rich else {}))
+    return made
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for name in Batch.__slots__:
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs, name
+
+
+@settings(max_examples=60)
+@given(rows())
+def test_a_batch_gives_its_rows_as_batches_of_one(made: list[Row]) -> None:
+    batch = collate(made, PAD)
+    assert batch.lengths == [len(row.input_ids) for row in made]
+    for row, alone in zip(made, batch.rows(), strict=True):
+        assert_same(alone, collate([row], PAD))
+
+
+@settings(max_examples=60)
+@given(rows())
+def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_learns(made: list[Row]) -> None:
+    padded = collate(made, PAD).padded()
+    for i, row in enumerate(made):
+        length = len(row.input_ids)
+        ids, labels, mask = (padded[name][i].tolist() for name in ("input_ids", "labels", "attention_mask"))
+        assert (ids[:length], labels[:length]) == (row.input_ids.tolist(), row.labels.tolist())
+        assert mask == [1] * length + [0] * (len(mask) - length)
+        assert set(ids[length:]) <= {PAD}
+        assert set(labels[length:]) <= {-100}
+
+
+@settings(max_examples=60)
+@given(rows())
+def test_a_token_is_learned_where_it_has_a_label_and_its_row_a_token_before_it(made: list[Row]) -> None:
+    expected = sum(int((row.labels[1:] != -100).sum()) for row in made)
+    assert int(collate(made, PAD).is_learned().sum()) == expected
