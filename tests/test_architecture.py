@@ -14,7 +14,7 @@ from glmtune import errors
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"charset", "extras", "log", "near", "strict", "unsupported"},
+    {"charset", "extras", "log", "near", "quants", "strict", "unsupported"},
     {"paths", "values"},
     {"contents"},
     {"files"},

@@ -27,8 +27,9 @@ from glmtune.files import hash_file
 from glmtune.folder import ModelFolder
 from glmtune.log import tell
 from glmtune.models.fingerprint import Fingerprint, fingerprint
-from glmtune.models.quant import held_quant, name_bits
+from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading, require_finite
+from glmtune.quants import name_bits
 from glmtune.recipe import Kept
 from glmtune.runs import going_on
 

@@ -25,9 +25,9 @@ from glmtune.exports.tensors import (
 )
 from glmtune.files import read_json
 from glmtune.models.pickles import write_pickle
-from glmtune.models.quant import BITS
 from glmtune.near import nearest
 from glmtune.possible import require_possible
+from glmtune.quants import BITS
 from glmtune.recipe import Kept
 
 

@@ -24,7 +24,7 @@ from glmtune.families import require_template
 from glmtune.load import load_model
 from glmtune.log import quiet
 from glmtune.models.dtype import DTYPES
-from glmtune.models.quant import BITS
+from glmtune.quants import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
 from glmtune.templates import Taught
 from glmtune.tokenizers import load_tokenizer
