@@ -20,11 +20,10 @@ from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.checkpoints import save_checkpoint, take_up
-from glmtune.workflows.early import data_hashes
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import Plan, planning
-from glmtune.workflows.rows import Read
+from glmtune.workflows.rows import Read, data_hashes
 
 SHORT_STEPS = 50
 """A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
@@ -69,7 +68,7 @@ def _facts(run: Run) -> dict[str, Any]:
     place, (trained, total) = run.plan.place, count_parameters(run.model)
     model = {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
     sizes = {"trainable_parameters": trained, "all_parameters": total}
-    return {"model": model, **data_hashes(run.recipe), **sizes}
+    return {"model": model, **data_hashes(run.recipe.data), **sizes}
 
 
 def _train(run: Run) -> Iterator[Event]:
