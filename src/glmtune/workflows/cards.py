@@ -14,8 +14,8 @@ from glmtune.adapters.proof import name_dtype
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.places import Place
 from glmtune.recipe import Recipe
+from glmtune.workflows.early import data_hashes
 from glmtune.workflows.parent import parent_facts
-from glmtune.workflows.rows import data_hashes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_card(
         tokenizer_sha256=hash_tokenizer(tokenizer),
         dtype=base.dtype,
         limits=data.model_dump(include={"max_tokens", "max_source_tokens", "max_target_tokens"}),
-        data=data_hashes(recipe.data),
+        data=data_hashes(recipe),
         step=step,
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
         parent=base.parent,

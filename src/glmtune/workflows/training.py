@@ -43,6 +43,7 @@ from glmtune.training.state import (
 from glmtune.workflows.cards import look_at_base
 from glmtune.workflows.early import (
     as_begun,
+    data_hashes,
     require_resumable,
     require_startable,
     run_folder,
@@ -64,7 +65,7 @@ from glmtune.workflows.plan import (
     with_default_rate,
 )
 from glmtune.workflows.record import RunRecord
-from glmtune.workflows.rows import Read, data_hashes, first_row, training_rows
+from glmtune.workflows.rows import Read, first_row, training_rows
 from glmtune.workflows.running import Run, Standing, train_through, validation_parts
 
 
@@ -87,7 +88,7 @@ def training(
         pinned = run.recipe
         if not run.place.adapter:
             pinned = pinned.model_copy(update={"revision": run.place.revision})
-        facts = {"model": model_facts(run.place), **data_hashes(recipe.data), **_sizes(run.model)}
+        facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
         run.record.begin(pinned, facts, is_new=not resume)
     try:
         yield from train_through(run)
