@@ -187,7 +187,7 @@ def test_an_error_of_one_process_alone_is_told_by_that_one(model: Path, tmp_path
         "def fail(*_, **__):\n"
         "    raise OutputError('disk of the second machine: full', hint='free some space')\n"
         "if os.environ['RANK'] == '1':\n"
-        "    import_module('glmtune.workflows.training').collate = fail\n"
+        "    import_module('glmtune.workflows.assemble').collate = fail\n"
         "main()\n",
         encoding="utf-8",
     )

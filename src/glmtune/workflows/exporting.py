@@ -139,7 +139,7 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         with quiet():
             load_model(source.base, adapter=folder, template=source.identity.template, device="cpu")
     expected = _expected(source, job.model, job.draft, prompts, answers)
-    facts["verified"] = {**compare(answers, expected), "proven_weights": len(job.draft.proven)}
+    facts["verified"] = {**compare(answers, expected), "proven_weights": job.draft.num_defined}
     yield from _tell_verified(facts["verified"])
     if kind.has_chat:
         yield _tell_chat(facts, prompts[0])

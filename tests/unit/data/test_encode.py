@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtune.conversation import answer_text, encode_messages
-from glmtune.data.encode import encode_examples, encode_prompts
+from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
 from glmtune.data.lengths import Lengths
+from glmtune.data.prompts import encode_prompts
 from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.metrics import score
 from glmtune.recipe.settings import Data

@@ -8,15 +8,8 @@ from glmtune.errors import ConfigError
 from glmtune.methods import steps_warning
 from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
-from glmtune.workflows.plan import (
-    choose_precision,
-    fp16_line,
-    is_rate_high,
-    lower_rate,
-    plan_line,
-    rate_line,
-    with_default_rate,
-)
+from glmtune.workflows.plan import choose_precision, fp16_line, plan_line
+from glmtune.workflows.rates import is_rate_high, lower_rate, rate_line, with_default_rate
 from models import random_rows
 
 CARD = torch.device("cuda")
@@ -38,16 +31,15 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_arithmetic_is_in_the_type_of_the_weights(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    assert choose_precision(load_recipe({"model": "m"}), held, CARD) == names[held]
+    assert choose_precision("auto", held, CARD) == names[held]
 
 
 def test_bf16_arithmetic_asked_of_a_card_without_it_is_refused_by_name(has_bf16: bool) -> None:
-    recipe = load_recipe({"model": "m", "train": {"precision": "bf16"}})
     if has_bf16:
-        assert choose_precision(recipe, torch.float16, CARD) == "bf16"
+        assert choose_precision("bf16", torch.float16, CARD) == "bf16"
         return
     with pytest.raises(ConfigError, match=r"^train\.precision: bf16, but this card has no bf16") as caught:
-        choose_precision(recipe, torch.float16, CARD)
+        choose_precision("bf16", torch.float16, CARD)
     assert "train.precision=fp16" in caught.value.hint
 
 
@@ -61,8 +53,7 @@ def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> 
 @pytest.mark.parametrize("cap", ["AVX2", "DEFAULT"])
 def test_a_cpu_computes_in_bf16_where_that_is_asked_of_it(cap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
-    recipe = load_recipe({"model": "m", "train": {"precision": "bf16"}})
-    assert choose_precision(recipe, torch.float32, torch.device("cpu")) == "bf16"
+    assert choose_precision("bf16", torch.float32, torch.device("cpu")) == "bf16"
 
 
 @pytest.mark.parametrize(("processes", "said"), [(1, "1 process on cpu"), (2, "2 processes on cpu")])
@@ -83,20 +74,22 @@ def test_an_empty_rate_is_the_methods_own_with_its_source(name: str) -> None:
     settled = with_default_rate(recipe)
     assert settled.train.lr == RATES[name]
     source = recipe.method.lr_source.partition(";")[0]
-    assert rate_line(settled) == f"learning rate: {RATES[name]:g}, the default of {name} ({source})"
+    assert (
+        rate_line(settled.method, RATES[name])
+        == f"learning rate: {RATES[name]:g}, the default of {name} ({source})"
+    )
 
 
 def test_a_rate_that_is_set_stays_and_the_default_is_said() -> None:
-    settled = with_default_rate(load_recipe({"model": "m", "train": {"lr": 0.003}}))
-    assert rate_line(settled).startswith("learning rate: 0.003; 0.0001 is the default of lora (")
+    line = rate_line(Lora(), 0.003)
+    assert line.startswith("learning rate: 0.003; 0.0001 is the default of lora (")
     assert with_default_rate(load_recipe({"model": "m", "train": {"lr": 0}})).train.lr == 0
 
 
 @pytest.mark.parametrize(("lr", "lower"), [(1e30, 1e-4), (1e-3, 1e-4), (1e-4, 1e-5), (1e-5, 1e-6)])
 def test_the_rate_to_fall_back_to_is_the_methods_or_a_tenth(lr: float, lower: float) -> None:
-    recipe = load_recipe({"model": "m", "train": {"lr": lr}})
-    assert lower_rate(recipe) == pytest.approx(lower)
-    assert is_rate_high(recipe) == (lr > 1e-4)
+    assert lower_rate(Lora(), lr) == pytest.approx(lower)
+    assert is_rate_high(Lora(), lr) == (lr > 1e-4)
 
 
 def test_every_method_has_a_rate_of_its_own() -> None:
