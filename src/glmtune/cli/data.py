@@ -174,8 +174,7 @@ def _encoded(model: Path, template: str | None, examples: "list[Example]") -> "I
     place = resolve(model)
     tokenizer = open_tokenizer(place, template=template)
     report = encode_examples(tokenizer, examples, Data(max_tokens=UNLIMITED_TOKENS)).report
-    lengths = f"p50 {report.p50:,}, p95 {report.p95:,}, p99 {report.p99:,}, longest {report.longest:,}"
-    yield "tokens", f"{lengths} ({tokenizer.template})"
+    yield "tokens", f"{report.spread} ({tokenizer.template})"
     if context := context_of(place.folder):
         longer = sum(length > context for length in report.lengths)
         yield "the model's context", f"{context:,} tokens; {longer:,} rows are longer"

@@ -177,7 +177,9 @@ def _weights(found: "Info") -> str:
 
 
 def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
+    from glmtune.files import WEIGHT_SUFFIXES
+
+    return Path(name).suffix in WEIGHT_SUFFIXES
 
 
 def _total(found: "Info") -> str:

@@ -110,8 +110,8 @@ def _check(report: LengthReport, rows: Sequence[Row], settings: Data, limits: Li
     if asks_leave and report.overlong_share > REFUSED_SHARE:
         raise DataError(
             f"data: {report.overlong_share:.0%} of {report.rows:,} rows are longer than {report.limit}",
-            hint=f"{limits.raising} (95 % of the rows have at most {report.p95:,} tokens, 99 % at most "
-            f"{report.p99:,}), or allow it with data.overlong=cut_any",
+            hint=f"{limits.raising} (95 % of the rows have at most {report.spread.p95:,} tokens, 99 % at most "
+            f"{report.spread.p99:,}), or allow it with data.overlong=cut_any",
         )
     if report.rows and not rows:
         raise DataError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
+from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.places import Place, resolve
@@ -15,7 +16,6 @@ from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult
 from glmtune.workflows.rows import data_hash, full_path, longest_answer, test_questions
 
-WEIGHTS = {".bin", ".safetensors"}
 NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_rows"}
 """Settings of the rows that change no answer."""
 COMPUTED_WITH = "computed_with"
@@ -67,7 +67,9 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
 def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_tokens: int) -> dict[str, Any]:
     """All that an answer depends on: a second run with other facts is another evaluation."""
     folders = [folder for folder in (place.base, place.adapter) if folder]
-    weights = sorted(file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHTS)
+    weights = sorted(
+        file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES
+    )
     return {
         "model": str((place.adapter or place.base).resolve()),
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],

@@ -1,5 +1,6 @@
 """Rows for training: what they hold, and how they are cut."""
 
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,7 @@ def test_every_row_is_in_the_report(four):
     report = encode_examples(four["glm4"], rows, Data(max_tokens=100)).report
     lengths = sorted(report.lengths)
     assert (report.rows, report.rows_cut, report.rows_dropped) == (20, 1, 1)
-    assert (report.p50, report.p95, report.p99, report.longest) == (
+    assert astuple(report.spread) == (
         lengths[9],
         lengths[18],
         lengths[19],
