@@ -8,11 +8,11 @@ from typing import Any
 from glmtune.conversation import encode_latest
 from glmtune.generate.engine import Engine
 from glmtune.generate.sampling import read_sampling
-from glmtune.generate.text import stream_answer
+from glmtune.generate.text import stream_text
 from glmtune.load import open_place, open_tokenizer
 from glmtune.log import tell_left_out
-from glmtune.models.chat_calls import kept_answer
 from glmtune.places import resolve
+from glmtune.templates import find
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -49,7 +49,7 @@ class Chat:
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
         if not self._engine.goes_on:
             self._engine.reuse.num_tokens = 0  # a turn that is kept would be of no use to the next
-        self._asked: Generator[tuple[str, str], None, None] | None = None
+        self._asked: Generator[str, None, str] | None = None
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
 
@@ -92,17 +92,16 @@ class Chat:
         """
         self._give_up()
         prompt = self._prompt(text)
-        asked = self._asked = stream_answer(self.model, self.tokenizer, prompt, self.sampling, self._engine)
-        written = ""
+        asked = self._asked = stream_text(
+            self.model, self.tokenizer, prompt, self.sampling, engine=self._engine
+        )
         try:
-            for so_far, piece in asked:
-                written = so_far
-                yield piece
+            written = yield from asked
         finally:
             asked.close()
         if self._asked is not asked:
             return
-        kept = kept_answer(self.tokenizer.template, written.strip())
+        kept = find(self.tokenizer.template).remembered(written.strip())
         self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
 
     def _give_up(self) -> None:

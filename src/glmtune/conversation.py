@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glmtune.families import require_template
-from glmtune.templates import Message, Taught, message_segments
+from glmtune.templates import Message, Taught, message_segments, visible_text
 from glmtune.templates.latest import leave_out_oldest
 from glmtune.tokenizers.base import ChatTokenizer
 
@@ -64,5 +64,5 @@ def encode_latest(
 
 
 def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decoded answer without what the template puts before it (ChatGLM3's and GLM-4's line break)."""
-    return str(tokenizer.decode(list(ids))).lstrip()
+    """What an answer says: without the line break (ChatGLM3, GLM-4) or the thought in front of it."""
+    return visible_text(tokenizer.template, str(tokenizer.decode(list(ids))).lstrip())

@@ -24,9 +24,10 @@ from glmtune.models.outline import (
     list_stored,
     stored_name,
 )
-from glmtune.models.quant import BITS, name_linears
-from glmtune.models.shards import Stored, has_weights, scan_tensors
+from glmtune.models.quant import name_linears
+from glmtune.models.shards import Stored, scan_tensors
 from glmtune.places import Place, resolve
+from glmtune.quants import BITS
 from glmtune.recipe import Method
 from glmtune.templates import find
 from glmtune.tokenizers import check_fits, open_identified
@@ -179,7 +180,7 @@ def inspect(
         tokenizer=_tokenizer_facts(tokenizer),
         tokenizer_problem=problem,
         num_rows=num_rows,
-        has_weights=has_weights(place.base),
+        has_weights=place.folder.has_weights,
         weight_files=tuple(sorted({held.file.name for held in stored.values()})),
         dtype=_dtype(stored, config),
         quant=_quant(config),
@@ -211,7 +212,7 @@ def _as_opened(parameter: Parameter, codes: Collection[str], quant: str | None) 
 
 
 def _scan(folder: ModelFolder, warnings: list[str]) -> Mapping[str, Stored]:
-    if not has_weights(folder.path):
+    if not folder.has_weights:
         return {}
     try:
         return scan_tensors(folder)

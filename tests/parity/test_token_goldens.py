@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError
 from glmtune.families import identify
-from glmtune.models.chat_calls import process_chatglm, process_chatglm2, process_turns
+from glmtune.models.official_chat import process_turns
 from glmtune.templates import TEMPLATES
+from glmtune.templates.tidy import process_chatglm, process_chatglm2
 from glmtune.tokenizers import check_fits, load_tokenizer, register
 
 pytestmark = pytest.mark.shared

@@ -21,28 +21,18 @@ from glmtune.adapters.digest import (
     norm_of,
     update_norm,
 )
-from glmtune.adapters.probe import largest_difference
+from glmtune.adapters.same import OTHER_TYPE, REQUANTISED, SAME, Distance, compare_logits, largest_difference
 from glmtune.errors import CheckpointError
 from glmtune.files import hash_file
 from glmtune.folder import ModelFolder
 from glmtune.log import tell
 from glmtune.models.fingerprint import Fingerprint, fingerprint
-from glmtune.models.quant import held_quant, name_bits
+from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading, require_finite
+from glmtune.quants import name_bits
 from glmtune.recipe import Kept
 from glmtune.runs import going_on
 
-ROUNDING = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
-"""How far the probe's logits may be from the recorded ones, as a share of the largest of them, by the type
-that the weights are held in: some ten times what rounding the bundled glm-tiny (4 layers) to it changes
-(fp16 3e-4, bf16 2e-3), since roundings add up over layers, and other kernels round otherwise."""
-OTHER_TYPE = 0.06
-"""The same where the weights are opened in another type than they were held in. Generous, for it differs by
-model (0.045 was seen on a random ChatGLM-6B of two layers, fp32 to fp16), and what is refused here has passed
-the checks of its base and of its own numbers before."""
-REQUANTISED = {None: 0.0, "int8": 0.03, "nf4": 0.3, "int4": 0.4}
-"""What is allowed besides where the blocks are held in another quantisation than they were, the coarser of
-the two: again some ten times glm-tiny's (int8 3e-3, nf4 2e-2, int4 4e-2)."""
 SAME_NORM = 1e-5
 """Share by which the length of a stored update may differ, summed in another order."""
 
@@ -315,8 +305,7 @@ def _count(tensors: Mapping[str, Tensor]) -> int:
 
 def allowed_share(card: Card, model: Any) -> float:
     """How far the probe's logits may be off, as a share of the largest."""
-    now_in = name_dtype(model)
-    rounding = ROUNDING[now_in] if now_in == card.dtype else OTHER_TYPE
+    rounding = SAME[model.dtype] if name_dtype(model) == card.dtype else OTHER_TYPE
     before, now = _saved_quant(card), held_quant(model)
     return rounding if before == now else rounding + max(REQUANTISED[before], REQUANTISED[now])
 
@@ -343,33 +332,31 @@ def check_logits(folder: Path, card: Card, model: Any, *, base: Tensor | None, t
     """
     probe = card.probe
     assert probe is not None
-    allowed = allowed_share(card, model) * max(map(abs, (*probe.base, *probe.tuned)))
+    share, largest = allowed_share(card, model), max(map(abs, (*probe.base, *probe.tuned)))
+
+    def measure(now: Tensor, recorded: Sequence[float], who: str) -> Distance:
+        found = compare_logits([now[probe.tokens]], [torch.tensor(recorded)], share, largest)
+        if not found.is_allowed:
+            raise CheckpointError(
+                f"{folder}: {who} answers the probe with logits off by {found.off:.3g} from those recorded "
+                f"in training, allowed is {found.allowed:.2g}",
+                hint=_OTHER_FILES,
+            )
+        return found
+
     if base is not None:
-        _require_close(folder, base, probe, probe.base, allowed, "its base, without it,")
-    off = _require_close(folder, tuned, probe, probe.tuned, allowed, "the tuned model")
+        measure(base, probe.base, "its base, without it,")
+    found = measure(tuned, probe.tuned, "the tuned model")
     held, saved = held_quant(model) or name_dtype(model), _saved_quant(card) or card.dtype
     difference = recorded_difference(probe)
-    is_told = allowed < difference
+    is_told = found.allowed < difference
     note = "" if is_told else ", which this precision cannot tell from rounding"
     return Check(
         "logits",
-        f"as recorded: off by {off:.2g}, allowed {allowed:.2g} ({held}, saved in {saved}); "
+        f"as recorded: off by {found.off:.2g}, allowed {found.allowed:.2g} ({held}, saved in {saved}); "
         f"different from the base's by {difference:.3g}{note}",
         proves_effect=is_told,
     )
-
-
-def _require_close(
-    folder: Path, now: Tensor, probe: Probe, recorded: Sequence[float], allowed: float, who: str
-) -> float:
-    off = float((now[list(probe.tokens)] - torch.tensor(recorded)).abs().max())
-    if not off <= allowed:
-        raise CheckpointError(
-            f"{folder}: {who} answers the probe with logits off by {off:.3g} from those recorded in "
-            f"training, allowed is {allowed:.2g}",
-            hint=_OTHER_FILES,
-        )
-    return off
 
 
 def recorded_difference(probe: Probe) -> float:

@@ -30,6 +30,7 @@ from glmtune.adapters.trained import (
 )
 from glmtune.errors import CheckpointError
 from glmtune.files import COPY_AGAIN
+from glmtune.folder import ModelFolder
 from glmtune.log import without_false_alarms
 from glmtune.models.opening import opening_of_model
 from glmtune.models.reading import hash_whole
@@ -55,9 +56,9 @@ def own_method(folder: Path) -> Method | None:
     return read_method(card.method) if card.method else None
 
 
-def is_adapter(folder: Path, *, has_base: bool = False) -> bool:
+def is_adapter(folder: ModelFolder, *, has_base: bool = False) -> bool:
     """Whether a folder holds trained weights for a base; `has_base`: one was named, so the folder is none."""
-    if (folder / ADAPTER_FILE).exists():
+    if (folder.path / ADAPTER_FILE).exists():
         return True
     found = find_trained(folder)
     return found == "alone" or (found == "whole" and has_base)

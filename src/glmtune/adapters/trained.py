@@ -17,10 +17,11 @@ from glmtune.adapters.factors import is_part
 from glmtune.errors import CheckpointError
 from glmtune.families import name_family
 from glmtune.files import read_json_if_there
+from glmtune.folder import ModelFolder
 from glmtune.methods import METHODS
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
-from glmtune.models.shards import Stored, has_weights, read_shard, read_stored, scan_tensors
+from glmtune.models.shards import Stored, read_shard, read_stored, scan_tensors
 from glmtune.possible import require_possible
 from glmtune.recipe import Kept, Method, Ptuning
 from glmtune.tensor_file import read_shapes
@@ -56,16 +57,16 @@ def put_back(place: Path, tensors: Mapping[str, Tensor], target: Mapping[str, nn
     require_held(place, tensors, target)
 
 
-def find_trained(folder: Path) -> Literal["", "alone", "whole"]:
+def find_trained(folder: Path | ModelFolder) -> Literal["", "alone", "whole"]:
     """Whether trained weights of these kinds lie in a folder, `alone`, or in it with a `whole` model.
 
     A folder of a model without a prefix whose weights cannot be read holds none.
     """
-    if (folder / TRAINED_FILE).exists():
+    folder = ModelFolder.of(folder)
+    if (folder.path / TRAINED_FILE).exists():
         return "alone"
-    config = read_json_if_there(folder / "config.json")
-    is_plain = bool(config) and not config.get("pre_seq_len")
-    if not has_weights(folder) or (is_plain and _is_sharded(folder)):
+    is_plain = bool(folder.config) and not folder.config.get("pre_seq_len")
+    if not folder.has_weights or (is_plain and _is_sharded(folder.path)):
         return ""
     try:
         names = scan_tensors(folder)

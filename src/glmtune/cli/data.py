@@ -174,7 +174,7 @@ def _encoded(model: Path, template: str | None, examples: "list[Example]") -> "I
     place = resolve(model)
     tokenizer = open_tokenizer(place, template=template)
     report = encode_examples(tokenizer, examples, Data(max_tokens=UNLIMITED_TOKENS)).report
-    yield "tokens", f"{report.spread} ({tokenizer.template})"
+    yield "tokens", f"{report.percentiles} ({tokenizer.template})"
     if context := context_of(place.folder):
         longer = sum(length > context for length in report.lengths)
         yield "the model's context", f"{context:,} tokens; {longer:,} rows are longer"

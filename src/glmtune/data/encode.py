@@ -108,11 +108,10 @@ def _format(tokenizer: GlmTokenizer) -> Template:
 def _check(report: LengthReport, rows: Sequence[Row], settings: Data, limits: Limits) -> None:
     asks_leave = settings.overlong == "cut" and settings.encoding == "chat"
     if asks_leave and report.overlong_share > REFUSED_SHARE:
-        spread = report.spread
         raise DataError(
             f"data: {report.overlong_share:.0%} of {report.rows:,} rows are longer than {report.limit}",
-            hint=f"{limits.raising} (95 % of the rows have at most {spread.p95:,} tokens, 99 % at most "
-            f"{spread.p99:,}), or allow it with data.overlong=cut_any",
+            hint=f"{limits.raising} ({report.percentiles.most('the rows')}), or allow it with "
+            "data.overlong=cut_any",
         )
     if report.rows and not rows:
         raise DataError(

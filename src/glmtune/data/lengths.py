@@ -21,24 +21,30 @@ DROPS = {
 }
 
 
+PERCENTS = (50, 95, 99, 100)
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Percentiles of lengths: half of the rows have at most `p50`; 0 where there are no rows."""
+    """Percentiles of lengths: half of the rows have at most `p50`."""
 
-    p50: int = 0
-    p95: int = 0
-    p99: int = 0
-    longest: int = 0
+    p50: int
+    p95: int
+    p99: int
+    longest: int
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> "Lengths":
-        """Each is the length that so many percent of the rows do not exceed."""
-        ordered = sorted(lengths)
-        percents = (50, 95, 99, 100) if ordered else ()
-        return cls(*(ordered[-(-len(ordered) * percent // 100) - 1] for percent in percents))
+        """The percentiles; all 0 where there are none."""
+        ordered = sorted(lengths) or [0]
+        return cls(*(ordered[-(-len(ordered) * percent // 100) - 1] for percent in PERCENTS))
 
     def __str__(self) -> str:
         return f"p50 {self.p50:,}, p95 {self.p95:,}, p99 {self.p99:,}, longest {self.longest:,}"
+
+    def most(self, rows: str) -> str:
+        """What most of the rows, named so, do not exceed."""
+        return f"95 % of {rows} have at most {self.p95:,} tokens, 99 % at most {self.p99:,}"
 
 
 @dataclass
@@ -91,8 +97,8 @@ class LengthReport:
         return (self.rows_cut + self.drops["overlong"] + self.drops["uncuttable"]) / max(1, self.rows)
 
     @property
-    def spread(self) -> Lengths:
-        """Percentiles of the lengths."""
+    def percentiles(self) -> Lengths:
+        """Of the lengths."""
         return Lengths.of(self.lengths)
 
     def lines(self) -> list[str]:
@@ -100,7 +106,7 @@ class LengthReport:
         counts = [(f"{self.cuts[kind]:,} {words}", self.cuts[kind]) for kind, words in CUTS.items()]
         counts += [(f"{self.drops[kind]:,} {words}", self.drops[kind]) for kind, words in DROPS.items()]
         happened = [text for text, count in counts if count]
-        lines = [f"{self.rows:,} rows; tokens before any cut: {self.spread}; limit {self.limit}"]
+        lines = [f"{self.rows:,} rows; tokens before any cut: {self.percentiles}; limit {self.limit}"]
         if happened:
             lines.append(f"of these, {'; '.join(happened)}; {self.tokens_lost:,} tokens lost")
         if self.thoughts_lost:
@@ -114,5 +120,5 @@ class LengthReport:
             return None
         return (
             f"{self.share:.0%} of the rows were cut or dropped at {self.limit}; "
-            f"95 % of them have at most {self.spread.p95:,} tokens, 99 % at most {self.spread.p99:,}"
+            f"{self.percentiles.most('them')}"
         )

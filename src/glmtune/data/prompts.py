@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 from glmtune.conversation import answer_text
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
-from glmtune.data.encode import begun, template_of
+from glmtune.data.encode import begun
 from glmtune.data.example import Example, naming
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message, Segment, visible_text
+from glmtune.templates import Message, Segment
 from glmtune.tokenizers.base import GlmTokenizer
 
 
@@ -92,8 +92,7 @@ def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
     if answer.is_call:
         before = tokenizer.segments(messages[:-1], add_generation_prompt=False)
         segments = tokenizer.segments(messages, add_generation_prompt=False)[len(before) + 1 :]
-    said = answer_text(tokenizer, tokenizer.encode_segments(segments))
-    return visible_text(template_of(tokenizer), said)
+    return answer_text(tokenizer, tokenizer.encode_segments(segments))
 
 
 def _official_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Prompt:

@@ -20,7 +20,6 @@ from glmtune.runs import (
     write_json,
     write_text,
 )
-from glmtune.templates import visible_text
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 
@@ -62,7 +61,7 @@ def predict(
             if token not in stop_ids:
                 answers[i].append(token)
             if token in stop_ids or len(answers[i]) == max_new_tokens:
-                text = visible_text(tokenizer.template, answer_text(tokenizer, answers[i]))
+                text = answer_text(tokenizer, answers[i])
                 yield Prediction(ordered[i].row, ordered[i].reference, text, token in stop_ids)
 
 

@@ -11,7 +11,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from glmtune.models.chat_calls import OfficialChat
+from glmtune.models.official_chat import OfficialChat
 from glmtune.models.positions import Positions
 
 

@@ -24,7 +24,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.errors import ConfigError
 from glmtune.models.causal import CausalLanguageModel
-from glmtune.models.chat_calls import process_chatglm
 from glmtune.models.chatglm2 import Attend, Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.chatglm_layout import (
@@ -37,6 +36,7 @@ from glmtune.models.chatglm_layout import (
 from glmtune.models.config_checks import check_kind
 from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
+from glmtune.templates.tidy import process_chatglm
 
 ALPHA = (2 * 28) ** 0.5
 """Weight of the residual. It does not depend on the depth: the official layer is never told it."""

@@ -45,6 +45,7 @@ from glmtune.templates.thinking import (
     glmz1_turns,
     thinking_format,
 )
+from glmtune.templates.tidy import process_chatglm, process_chatglm2, with_year
 from glmtune.templates.turns import (
     GLM4_CONTROL_TOKENS,
     ROLE_TOKENS,
@@ -231,10 +232,18 @@ _GLM45_FACTS: dict[str, Any] = {**_GLM4_FACTS, "control_tokens": GLM45_CONTROL_T
 
 TEMPLATES: Mapping[str, Template] = {
     "chatglm": round_format(
-        chatglm_render, end="<eop>", control_tokens=CHATGLM_CONTROL_TOKENS, title="ChatGLM-6B"
+        chatglm_render,
+        end="<eop>",
+        control_tokens=CHATGLM_CONTROL_TOKENS,
+        title="ChatGLM-6B",
+        tidy=process_chatglm,
     ),
     "chatglm2": round_format(
-        chatglm2_render, end="</s>", control_tokens=CHATGLM2_CONTROL_TOKENS, title="ChatGLM2"
+        chatglm2_render,
+        end="</s>",
+        control_tokens=CHATGLM2_CONTROL_TOKENS,
+        title="ChatGLM2",
+        tidy=process_chatglm2,
     ),
     "chatglm3": turn_format(
         chatglm3_turns,
@@ -244,9 +253,10 @@ TEMPLATES: Mapping[str, Template] = {
         end_of_text="</s>",
         control_tokens=(*CHATGLM2_CONTROL_TOKENS, *ROLE_TOKENS),
         title="ChatGLM3",
+        tidy=with_year,
     ),
-    "glm4": turn_format(glm4_turns, assistant_name="ChatGLM", **_GLM4_FACTS),
-    "glm4_base": turn_format(glm4_base_turns, assistant_name="GhatGLM", **_GLM4_FACTS),
+    "glm4": turn_format(glm4_turns, assistant_name="ChatGLM", tidy=with_year, **_GLM4_FACTS),
+    "glm4_base": turn_format(glm4_base_turns, assistant_name="GhatGLM", tidy=with_year, **_GLM4_FACTS),
     "glm4_0414": turn_format(glm4_0414_turns, **_GLM4_FACTS),
     "glmz1": thinking_format(
         glmz1_turns, glmz1_learned, ask=(GLMZ1_ASK,), **_GLM4_FACTS | {"title": "GLM-Z1"}

@@ -97,6 +97,18 @@ class Template:
     """What ends the thought in front of an answer; empty where the model does not think aloud."""
     learns_thoughts: bool = False
     """Whether an answer is learned with its thought."""
+    tidy: Callable[[str], str] | None = None
+    """What the official chat makes of an answer's text to show it; None: it is shown as it is written."""
+    remembers_tidied: bool = False
+    """Whether a conversation goes on from answers as they were shown, not as they were written."""
+
+    def shown(self, text: str) -> str:
+        """An answer's text as the official chat shows it."""
+        return self.tidy(text) if self.tidy else text
+
+    def remembered(self, text: str) -> str:
+        """An answer's text as the official history keeps it."""
+        return self.shown(text) if self.remembers_tidied else text
 
 
 def parse_object(text: str) -> Mapping[str, Any] | None:

@@ -87,6 +87,7 @@ def round_format(render_rounds: Render, end: str, **facts: Any) -> Template:
         stop_tokens=(end,),
         end_of_text=end,
         prefixes_prompt=True,
+        remembers_tidied=True,
         splits_answers=True,
         **facts,
     )

@@ -17,7 +17,6 @@ from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
-from glmtune.tokenizers.growing import GrowingText
 from glmtune.tokenizers.ice import IceTokenizer
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "ChatGLMTokenizer",
     "FastGlmTokenizer",
     "GlmTokenizer",
-    "GrowingText",
     "IceTokenizer",
     "check_fits",
     "load_tokenizer",

@@ -19,10 +19,13 @@ from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, Segment, Taught, find, messages_from_dicts, render
 from glmtune.tokenizers.files import reading_folder
 from glmtune.tokenizers.rendering import PARTS, render_apart
+from glmtune.tokenizers.stream import TextStream
 from glmtune.values import text
 
 _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.{1,64}?) 的人工智能助手")
 """Bounded, for a hostile template may repeat its beginning."""
+_BEFORE_MARKS = re.compile(" +[^ ]{0,3}\\Z")
+"""A space that transformers' clean-up takes away if a punctuation mark or a shortened word follows."""
 
 
 class ChatTokenizer:
@@ -138,6 +141,15 @@ class ChatTokenizer:
             source_prefix=source_prefix,
         )
 
+    def text_stream(self) -> TextStream:
+        """The text of ids that come one by one."""
+        decode: Any = self.decode  # type: ignore[attr-defined]  # transformers' own
+        return TextStream(decode, self.count_open)
+
+    def count_open(self, _text: str) -> int:
+        """How many last characters of a decoded text may be others when more ids follow, half ones aside."""
+        return 0
+
     def get_command(self, token: str) -> int:
         """The id of a control token, by the official name of this call."""
         return self.control_id(token)
@@ -211,6 +223,11 @@ class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  #
         )
         encoded = BatchEncoding(found, tensor_type=return_tensors)
         return encoded if return_dict else encoded["input_ids"]
+
+    def count_open(self, text: str) -> int:
+        """As `ChatTokenizer` says."""
+        found = _BEFORE_MARKS.search(text) if self.clean_up_tokenization_spaces else None
+        return len(found[0]) if found else 0
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Copy the vocabulary file into a folder."""

@@ -32,6 +32,7 @@ _SHAPES = {
     **{f"<|blank_{n}|>": " " * n for n in range(2, _LONGEST_BLANK + 1)},
 }
 """Pieces that stand for white space, which sentencepiece itself would normalise away."""
+_LONGEST_SHAPE = max(map(len, _SHAPES))
 _SHAPE_PIECE = re.compile("|".join(map(re.escape, _SHAPES)))
 _BLANKS = re.compile(f" {{2,{_LONGEST_BLANK}}}")
 _IMAGE = re.compile(r"<image_([0-9]{1,5})>")
@@ -193,6 +194,12 @@ class IceTokenizer(GlmTokenizer):
         """The text of pieces; half a character at the end becomes U+FFFD."""
         text = str(self.sp_model.decode_pieces(tokens))
         return _SHAPE_PIECE.sub(lambda found: _SHAPES[found[0]], text)
+
+    def count_open(self, text: str) -> int:
+        """As `ChatTokenizer` says; a piece for white space may be spelled by several others."""
+        begun = text[text.rfind("<") :] if "<" in text[-_LONGEST_SHAPE + 1 :] else ""
+        is_open = begun and any(shape.startswith(begun) for shape in _SHAPES)
+        return max(len(begun) if is_open else 0, super().count_open(text))
 
     def _decode(
         self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **kwargs: Any

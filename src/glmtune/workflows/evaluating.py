@@ -1,6 +1,6 @@
 """Answer and score the rows of a file."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     folder = recipe.output or _default_folder(recipe, place, asked.name)
     dtype = choose_type(place, recipe.dtype, recipe.device, recipe.quant)
     recipe = recipe.model_copy(update={"dtype": dtype.name})
-    file = PredictionFile(folder, _facts(recipe, place, asked.path, tokenizer.template, max_new_tokens))
+    file = PredictionFile(folder, _facts(recipe, place, asked.paths, tokenizer.template, max_new_tokens))
     todo = [question for question in asked.questions if question.row not in file.done]
     total = len(asked.questions)
     if len(todo) < total:
@@ -64,7 +64,9 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     return RunResult(folder, {}, scores)
 
 
-def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_tokens: int) -> dict[str, Any]:
+def _facts(
+    recipe: Recipe, place: Place, paths: Sequence[Path], template: str, max_new_tokens: int
+) -> dict[str, Any]:
     """All that an answer depends on: a second run with other facts is another evaluation."""
     folders = [folder for folder in (place.base, place.adapter) if folder]
     weights = sorted(
@@ -76,8 +78,8 @@ def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_toke
         "template": template,
         "dtype": recipe.dtype,
         "quant": recipe.quant or place.quant,
-        "data": str(full_path(path)),
-        "data_sha256": data_hash(path),
+        "data": ", ".join(str(full_path(path)) for path in paths),
+        "data_sha256": " ".join(map(data_hash, paths)),
         "encoding": recipe.data.model_dump(mode="json", exclude=NO_ENCODING),
         "max_new_tokens": max_new_tokens,
         "compute": recipe.evaluate.compute,

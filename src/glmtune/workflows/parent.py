@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glmtune.adapters.digest import hash_weights
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import read_settings, require_ours
 from glmtune.adapters.proof import Check, proof_line
@@ -13,7 +12,6 @@ from glmtune.adapters.store import (
     load_adapter,
     own_method,
     restore_trained,
-    stored_tensors,
 )
 from glmtune.errors import ConfigError
 from glmtune.load import proving
@@ -73,15 +71,6 @@ def text_warnings(recipe: Recipe, place: Place) -> Iterator[Note]:
         if (now or "") != (before[name] or ""):
             text = f"data.{name}: {now or ''!r}, but {place.trained} was trained with {before[name] or ''!r}"
             yield Note(text, is_warning=True)
-
-
-def parent_facts(place: Place) -> dict[str, str]:
-    """What a card says of what its run went on from: where it lay, and the hash of its weights."""
-    if not (place.adapter or place.card):
-        return {}
-    known = place.card.weights_sha256 if place.card else ""
-    found = known or (hash_weights(stored_tensors(place.adapter)) if place.adapter else "")
-    return {"path": str(place.trained.resolve()), "weights_sha256": found}
 
 
 def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]:

@@ -1,6 +1,5 @@
 """Rows for training: what they hold, and how they are cut."""
 
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from glmtune.conversation import answer_text, encode_messages
 from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
+from glmtune.data.lengths import Lengths
 from glmtune.data.prompts import encode_prompts
 from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.metrics import score
@@ -242,12 +242,7 @@ def test_every_row_is_in_the_report(four):
     report = encode_examples(four["glm4"], rows, Data(max_tokens=100)).report
     lengths = sorted(report.lengths)
     assert (report.rows, report.rows_cut, report.rows_dropped) == (20, 1, 1)
-    assert astuple(report.spread) == (
-        lengths[9],
-        lengths[18],
-        lengths[19],
-        lengths[19],
-    )
+    assert report.percentiles == Lengths(lengths[9], lengths[18], lengths[19], lengths[19])
     assert report.tokens_lost > 300
     assert report.warning is not None
     assert "10% of the rows" in report.warning

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from glmtune.chat import Chat
 from glmtune.generate import Sampling, answer, stream_text
-from glmtune.models.chat_calls import settled_answer, shown_answer
+from glmtune.templates import TEMPLATES
+from glmtune.templates.tidy import ShownText
 from glmtune.tokenizers import load_tokenizer
 from golden import read_golden
 from models import Scripted, tiny_model
@@ -106,8 +107,15 @@ def test_a_chat_keeps_the_turns_that_the_next_can_go_on_from(
 
 
 @pytest.mark.parametrize("template", list(SHOWN))
-@given(text=st.text("中a,!:;? [训练时间]\n", max_size=24) | st.just(SAID))
-def test_what_is_shown_early_stays_whatever_follows(template: str, text: str) -> None:
-    whole = shown_answer(template, text)
-    for end in range(len(text) + 1):
-        assert whole.startswith(settled_answer(template, text[:end]))
+@given(
+    pieces=st.lists(
+        st.text("中a,!:;? [训练时间]\n", max_size=24) | st.sampled_from([SAID, "a中" * 90]), max_size=9
+    )
+)
+def test_what_is_shown_early_stays_whatever_follows(template: str, pieces: list[str]) -> None:
+    shown, given, text = ShownText(TEMPLATES[template].tidy), "", ""
+    for piece in pieces:
+        text += piece
+        given += shown.add(piece)
+        assert TEMPLATES[template].shown(text).startswith(given)
+    assert given + shown.finish() == TEMPLATES[template].shown(text)

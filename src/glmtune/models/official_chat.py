@@ -1,19 +1,19 @@
 """`model.chat` and `model.stream_chat` with the official signatures and results.
 
-Which family's rules apply is the tokenizer's `template`. Prompts are encoded by `glmtune.tokenizers`, so text
-never becomes a control token, and the tool calls that the official ChatGLM3 code runs with `eval` are parsed.
+Which family's rules apply is the tokenizer's `template`; ids, stop ids and text are asked of the tokenizer
+that is given. Text never becomes a control token, and the tool calls that the official ChatGLM3 code runs
+with `eval` are parsed.
 
 Source: modeling_chatglm.py in https://huggingface.co/THUDM/chatglm-6b, THUDM/chatglm2-6b,
 THUDM/chatglm3-6b and THUDM/glm-4-9b-chat.
 """
 
 import ast
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -28,19 +28,44 @@ from transformers.generation import (
 from glmtune.errors import DataError
 from glmtune.log import tell_left_out
 from glmtune.models.positions import positions_of
-from glmtune.templates import messages_from_dicts
+from glmtune.templates import TEMPLATES, Message, Segment, Template, messages_from_dicts
 from glmtune.templates.latest import leave_out_oldest
 from glmtune.templates.messages import parse_object
-from glmtune.tokenizers import GlmTokenizer, GrowingText
+from glmtune.templates.tidy import process_chatglm2, with_year
 
 _HALF_CHARACTER = "�"
 _TOP_K = 50
 """What the official transformers version samples from when top_k is not given."""
-_FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
-_UNSETTLED = re.compile(r"(?:[,!:;?]|\[(?:\[(?:训(?:练(?:时(?:间\]?)?)?)?)?)?)\Z")
-"""An end of a text that is tidied otherwise when more follows: punctuation, a begun [[训练时间]]."""
-_LONGEST_UNSETTLED = len("[[训练时间]")
-_HALF_WIDTH = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
+
+
+class OfficialTokenizer(Protocol):
+    """What the calls ask of a tokenizer; those of `glmtune` have it."""
+
+    template: Any
+    """The name of its chat format."""
+    pad_token_id: int
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Those at which an answer ends; raises while the chat format is open."""
+
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """What chat sends for these messages."""
+
+    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
+        """Their ids."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is special."""
+
+    def get_prefix_tokens(self) -> list[int]:
+        """The ids that every text begins with."""
+
+    def decode(self, token_ids: Any) -> Any:
+        """The text of ids."""
+
+    def text_stream(self) -> Any:
+        """A text of ids that come one by one: `add`, `text`."""
 
 
 class InvalidScoreLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
@@ -73,7 +98,7 @@ class OfficialChat:
     @torch.inference_mode()
     def chat(
         self: Any,
-        tokenizer: GlmTokenizer,
+        tokenizer: OfficialTokenizer,
         query: str,
         history: Sequence[Any] | None = None,
         role: str = "user",
@@ -115,7 +140,7 @@ class OfficialChat:
     @torch.inference_mode()
     def stream_chat(
         self: Any,
-        tokenizer: GlmTokenizer,
+        tokenizer: OfficialTokenizer,
         query: str,
         history: Sequence[Any] | None = None,
         role: str = "user",
@@ -132,7 +157,7 @@ class OfficialChat:
 
         With `return_past_key_values` a third item is the cache; given back as `past_key_values` with the next
         query it saves reading the history again. `kwargs`: max_new_tokens, top_k, repetition_penalty,
-        eos_token_id.
+        eos_token_id. Raises `DataError` at the first token where there is no room for an answer.
         """
         style = _STYLES[_template(tokenizer)]
         if past_key_values is None:
@@ -146,13 +171,14 @@ class OfficialChat:
         stop_ids = _as_set(kwargs.pop("eos_token_id", None) or tokenizer.stop_ids)
         length = len(prompt) + self.count_cached(cache)
         steps = kwargs.pop("max_new_tokens", None) or (max_length or style.max_length) - length
-        _check_room(steps, length)
+        _check_room(steps, length, least=1 + style.ends_with_stop)  # whose last token is not shown
         if kwargs:
             raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
-        answer = GrowingText(tokenizer)
+        answer = tokenizer.text_stream()
         for token in _tokens(self, prompt, cache, processors, do_sample, stop_ids, steps):
-            before, now = answer.text, answer.add(token)
-            text = before if style.ends_with_stop else now
+            before = answer.text
+            answer.add(token)
+            text = before if style.ends_with_stop else answer.text
             if not text or text.endswith(_HALF_CHARACTER):
                 continue
             found = style.result(text, query, history, role)
@@ -161,16 +187,6 @@ class OfficialChat:
     def process_response(self, output: str, history: Sequence[Mapping[str, Any]] | None = None) -> Any:
         """What the official code makes of an answer's text: with a history as ChatGLM3, else as ChatGLM2."""
         return process_chatglm2(output) if history is None else process_turns(output, history)
-
-
-def process_chatglm2(response: str) -> str:
-    """ChatGLM2's answer text, tidied as officially."""
-    return _with_year(response.strip())
-
-
-def process_chatglm(response: str) -> str:
-    """ChatGLM-6B's answer text, tidied as officially: punctuation beside a Chinese letter is full width."""
-    return _HALF_WIDTH.sub(lambda found: _FULL_WIDTH[found.group()], process_chatglm2(response))
 
 
 def process_turns(output: str, history: Sequence[Mapping[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
@@ -189,7 +205,7 @@ def process_turns(output: str, history: Sequence[Mapping[str, Any]]) -> tuple[An
         if not name:
             content = content.strip()
         messages.append({"role": "assistant", "metadata": metadata, "content": content})
-        content = _tool_call(name, content, has_tools) if name else _with_year(content)
+        content = _tool_call(name, content, has_tools) if name else with_year(content)
     return content, messages
 
 
@@ -216,38 +232,16 @@ def _parameters(content: str) -> dict[str, Any] | None:
         return None
 
 
-def _with_year(text: str) -> str:
-    return text.replace("[[训练时间]]", "2023年")
-
-
-def shown_answer(template: str, text: str) -> str:
-    """An answer's text as the official chat of this format shows it; other formats' chats change nothing."""
-    style = _STYLES.get(template)
-    return style.tidy(text) if style else text
-
-
-def settled_answer(template: str, text: str) -> str:
-    """What `shown_answer` will begin with, however the text goes on."""
-    if template not in _STYLES:
-        return text
-    tail = text[-_LONGEST_UNSETTLED:]
-    return shown_answer(template, text[: len(text) - len(tail)] + _UNSETTLED.sub("", tail))
-
-
-def kept_answer(template: str, text: str) -> str:
-    """An answer's text as the official history keeps it: ChatGLM3's and GLM-4's as the model wrote it."""
-    return shown_answer(template, text) if isinstance(_STYLES.get(template), _RoundsStyle) else text
-
-
-def _template(tokenizer: GlmTokenizer) -> str:
+def _template(tokenizer: OfficialTokenizer) -> str:
     assert tokenizer.stop_ids, "asks for a template while it is open"
     return str(tokenizer.template)
 
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """How a family's official chat goes; the fields are its defaults."""
+    """How a family's official chat goes; the fields behind its format are its defaults."""
 
+    template: Template
     max_length: int = 8192
     top_p: float = 0.8
     temperature: float = 0.8
@@ -265,8 +259,6 @@ class _Style:
 class _RoundsStyle(_Style):
     """ChatGLM2: history is (question, answer) pairs, an answer is text."""
 
-    tidy = staticmethod(process_chatglm2)
-
     def messages(self, query: str, history: Sequence[Any] | None, _role: str) -> list[dict[str, Any]]:
         rounds = [
             {"role": role, "content": content}
@@ -276,7 +268,7 @@ class _RoundsStyle(_Style):
         return [*rounds, {"role": "user", "content": query}]
 
     def continuation(
-        self, tokenizer: GlmTokenizer, query: str, history: Sequence[Any] | None, _role: str
+        self, tokenizer: OfficialTokenizer, query: str, history: Sequence[Any] | None, _role: str
     ) -> list[int]:
         """The new round alone, without the space that sentencepiece puts in front of a text."""
         number = len(history or ()) + 1
@@ -285,17 +277,15 @@ class _RoundsStyle(_Style):
     def result(
         self, text: str, query: str, history: Sequence[Any] | None, _role: str
     ) -> tuple[str, list[Any]]:
-        response = self.tidy(text)
+        response = self.template.shown(text)
         return response, [*(history or ()), (query, response)]
 
 
 class _FirstStyle(_RoundsStyle):
     """ChatGLM-6B: as ChatGLM2, but every question is read anew with all before it."""
 
-    tidy = staticmethod(process_chatglm)
-
     def continuation(
-        self, tokenizer: GlmTokenizer, query: str, history: Sequence[Any] | None, _role: str
+        self, tokenizer: OfficialTokenizer, query: str, history: Sequence[Any] | None, _role: str
     ) -> list[int]:
         raise TypeError("ChatGLM-6B cannot go on from past_key_values: its whole history is one context")
 
@@ -304,13 +294,12 @@ class _TurnsStyle(_Style):
     """ChatGLM3 and GLM-4: history is message dicts; the last id, a stop token, is not part of the answer."""
 
     ends_with_stop = True
-    tidy = staticmethod(_with_year)
 
     def messages(self, query: str, history: Sequence[Any] | None, role: str) -> list[dict[str, Any]]:
         return [*(history or ()), {"role": role, "content": query}]
 
     def continuation(
-        self, tokenizer: GlmTokenizer, query: str, _history: Sequence[Any] | None, role: str
+        self, tokenizer: OfficialTokenizer, query: str, _history: Sequence[Any] | None, role: str
     ) -> list[int]:
         """The new turn alone; the official code repeats the prefix here, in the middle of the text."""
         ids = _encode(tokenizer, [{"role": role, "content": query}])
@@ -323,11 +312,9 @@ class _TurnsStyle(_Style):
 
 
 _STYLES: Mapping[str, _RoundsStyle | _TurnsStyle] = {
-    "chatglm": _FirstStyle(max_length=2048, top_p=0.7, temperature=0.95),
-    "chatglm2": _RoundsStyle(),
-    "chatglm3": _TurnsStyle(),
-    "glm4": _TurnsStyle(),
-    "glm4_base": _TurnsStyle(),
+    "chatglm": _FirstStyle(TEMPLATES["chatglm"], max_length=2048, top_p=0.7, temperature=0.95),
+    "chatglm2": _RoundsStyle(TEMPLATES["chatglm2"]),
+    **{name: _TurnsStyle(TEMPLATES[name]) for name in ("chatglm3", "glm4", "glm4_base")},
 }
 
 
@@ -351,11 +338,11 @@ def _processors(
     return LogitsProcessorList(processors)
 
 
-def _encode(tokenizer: GlmTokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def _encode(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     return tokenizer.encode_segments(tokenizer.segments(messages_from_dicts(messages)))
 
 
-def _latest(tokenizer: GlmTokenizer, messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
+def _latest(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
     """The ids of a prompt: the official ones, as far as the model was made for so many."""
     prompt = _encode(tokenizer, messages)
     if len(prompt) < context:
@@ -368,10 +355,12 @@ def _latest(tokenizer: GlmTokenizer, messages: Sequence[Mapping[str, Any]], cont
     return latest
 
 
-def _check_room(room: int, length: int) -> None:
-    if room < 1:
+def _check_room(room: int, length: int, least: int = 1) -> None:
+    """Raise `DataError` where fewer tokens than `least` may follow."""
+    if room < least:
         raise DataError(
-            f"query: {length:,} tokens with its history, which leaves no room for an answer",
+            f"query: {length:,} tokens with its history, which leaves no room for an answer: "
+            f"{length + room:,} are allowed in all, and at least {least} must follow",
             hint="give a shorter history, a larger max_length, or max_new_tokens",
         )
 

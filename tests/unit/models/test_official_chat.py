@@ -1,6 +1,7 @@
 """The official chat calls, on tiny random models."""
 
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,10 @@ import torch
 from transformers import LogitsProcessorList
 
 from glmtune.conversation import encode_messages
+from glmtune.errors import DataError
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration, load_base
-from glmtune.models.chat_calls import (
-    InvalidScoreLogitsProcessor,
-    process_chatglm,
-    process_chatglm2,
-    process_turns,
-)
+from glmtune.models.official_chat import InvalidScoreLogitsProcessor, process_turns
+from glmtune.templates.tidy import process_chatglm, process_chatglm2
 from glmtune.tokenizers import load_tokenizer
 from golden import GOLDENS
 from models import letters_only
@@ -107,6 +105,23 @@ def test_a_given_cache_saves_reading_the_history_again(pair):
     *_, (_, history, cache) = model.stream_chat(tokenizer, "去", history, past_key_values=cache, **settings)
     assert before < cache.get_seq_length() <= before + 60
     assert len(history) == (2 if tokenizer.template == "chatglm2" else 4)
+
+
+def test_a_stream_that_could_show_nothing_says_so(pair):
+    """ChatGLM3's and GLM-4's last token is never shown: where one alone fits, nothing would be."""
+    model, tokenizer = pair
+    prompt = encode_messages(tokenizer, [{"role": "user", "content": "去哪"}])
+    settings = {"do_sample": False, "logits_processor": letters_only(model, tokenizer)}
+    stream = partial(model.stream_chat, tokenizer, "去哪", **settings)
+    if tokenizer.template == "chatglm2":
+        ((answer, _),) = stream(max_length=len(prompt) + 1)
+        assert answer
+    else:
+        with pytest.raises(DataError, match=f"no room for an answer: {len(prompt) + 1} are allowed in all"):
+            list(stream(max_length=len(prompt) + 1))
+        *_, (_, _, cache) = stream(max_new_tokens=2, return_past_key_values=True)
+        with pytest.raises(DataError, match="no room for an answer"):
+            list(stream(past_key_values=cache, max_length=len(prompt)))
 
 
 def test_sampling_needs_no_settings_and_stops(pair):
