@@ -14,7 +14,7 @@ from glmtune import errors
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"charset", "extras", "log", "near", "strict", "unsupported"},
+    {"charset", "extras", "log", "near", "quants", "strict", "unsupported"},
     {"paths", "values"},
     {"contents"},
     {"files"},
@@ -43,7 +43,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not path.name.startswith("__"))
 ONLY_IN = {
-    "peft": ("adapters", "methods", "exports"),
+    "peft": ("adapters", "methods"),
     "accelerate": ("training",),
     "matplotlib": ("report",),
     "click": ("cli",),

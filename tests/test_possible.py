@@ -18,8 +18,9 @@ from glmtune.exports.source import find_source
 from glmtune.families import FAMILIES
 from glmtune.load import load_model, load_tokenizer
 from glmtune.methods import apply_method
-from glmtune.models.quant import QUANTS, held_quant
+from glmtune.models.quant import held_quant
 from glmtune.possible import REFUSALS, REQUESTS
+from glmtune.quants import QUANTS
 from glmtune.recipe import load_recipe
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 

@@ -22,6 +22,9 @@ from glmtune.strict import HALF_CHARACTER, UnfitJsonError, parse_json
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
 """Of the files that a model needs beside its weights: config, tokenizer, code."""
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+"""Of files of weights."""
+
 HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 COPY_AGAIN = "copy or download the file again"
 RIGHT_FILE = "is this the right file?"

@@ -7,6 +7,12 @@ from typing import Any, TypeVar, cast
 
 from glmtune.files import hash_file, is_there, read_json, read_text
 
+LAYOUTS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+"""Of a checkpoint: a single file and the index of several, in transformers' order, for saving one file over
+shards leaves their index behind."""
 Found = TypeVar("Found")
 
 
@@ -37,6 +43,11 @@ class ModelFolder:
     def config(self) -> Mapping[str, Any]:
         """What config.json says; empty where there is none."""
         return self.json("config.json")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a checkpoint's file is in it, in any layout."""
+        return any((self.path / name).exists() for layout in LAYOUTS for name in layout)
 
     def json(self, name: str, *, is_required: bool = False) -> Mapping[str, Any]:
         """The object in one of its JSON files; empty where there is none, unless it `is_required`.

@@ -16,12 +16,11 @@ from typing import Any
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, first_line
 from glmtune.extras import require
+from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.log import tell
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 """What a model needs beside its weights. Code is only read: it can tell which chat format a folder speaks."""
-WEIGHTS = ("*.safetensors", "*.bin")
-"""Files of weights; the second kind is fetched only where there is none of the first."""
 OUR_FOLDERS = ("runs", "exports", "adapters", "recipes", "migrated")
 """Folders that the documentation has one write to: a path in them is nobody's name."""
 FORM = "OWNER/NAME, hf:OWNER/NAME or modelscope:OWNER/NAME"
@@ -84,7 +83,8 @@ def fetch(name: HubName, revision: str | None = None) -> Snapshot:
 def _fetch_preferred(download: Callable[..., str], name: HubName, revision: str | None) -> Path:
     """Small files and safetensors, else the small files and .bin."""
     folder = Path()
-    for kind in WEIGHTS:
+    for suffix in WEIGHT_SUFFIXES:  # the second kind only where there is none of the first
+        kind = f"*{suffix}"
         patterns = [*SMALL_FILES, kind]
         folder = Path(
             download(

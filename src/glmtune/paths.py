@@ -60,8 +60,14 @@ def several(text: str) -> list[str]:
     return [part.strip().strip("'\"") for part in inner.split(",") if part.strip()] or [text]
 
 
+def listing(names: Sequence[str]) -> str:
+    """The word that names all of these files of training rows; empty where one of them needs quotes."""
+    is_plain = all(re.fullmatch(r"[\w./:~+-]+", name) for name in names)
+    return f"data.train=[{','.join(names)}]" if is_plain else ""
+
+
 def joining(names: Sequence[str]) -> str:
-    """The hint that joins files of rows to one, which is what a setting names."""
+    """The hint that joins files of rows to one."""
     files = " ".join(shlex.quote(as_written(name)) for name in names)
     return f"join them first: `glmtune data convert {files} all.jsonl --to messages`; then name all.jsonl"
 

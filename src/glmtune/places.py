@@ -117,17 +117,15 @@ def resolve(
         folder = _best_checkpoint(run)
     elif (folder.resolve().parent.parent / RECIPE_FILE).exists():
         run = folder.resolve().parent.parent
-    card = read_card(folder)
-    if (folder / ADAPTER_FILE).exists() or _is_adapter(folder, has_base=base is not None):
-        found, snapshot = _base_of(folder, card, base)
-        return Place(ModelFolder(found), folder, card, run, snapshot)
+    card, found = read_card(folder), ModelFolder(folder)
+    if _is_adapter(found, has_base=base is not None):
+        its_base, snapshot = _base_of(folder, card, base)
+        return Place(ModelFolder(its_base), folder, card, run, snapshot)
     if (folder / "config.json").exists():
         if base is not None and not has_base:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="leave base out")
-        return Place(ModelFolder(folder), None, card, run, snapshot)
-    from glmtune.models.shards import has_weights
-
-    if has_weights(folder):
+        return Place(found, None, card, run, snapshot)
+    if found.has_weights:
         raise CheckpointError(
             f"{folder}: weights, but config.json is missing beside them",
             hint="copy config.json from the folder that the weights came from",
@@ -138,7 +136,9 @@ def resolve(
     )
 
 
-def _is_adapter(folder: Path, *, has_base: bool) -> bool:
+def _is_adapter(folder: ModelFolder, *, has_base: bool) -> bool:
+    if (folder.path / ADAPTER_FILE).exists():
+        return True
     from glmtune.adapters.store import is_adapter
 
     return is_adapter(folder, has_base=has_base)

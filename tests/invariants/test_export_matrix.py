@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from glmtune.adapters.probe import largest_difference
+from glmtune.adapters.same import largest_difference
 from glmtune.errors import ConfigError
 from glmtune.exports.fresh import OPENERS, logits_of
 from glmtune.exports.kinds import KINDS, Kind, Settings

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 import glmtune
 from glmtune.adapters.store import Card, save_trained
 from glmtune.conversation import encode_messages
-from glmtune.data.encode import encode_examples, encode_prompts
+from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
+from glmtune.data.prompts import encode_prompts
 from glmtune.data.source import read_dataset
 from glmtune.methods import apply_method
 from glmtune.recipe import Lora

@@ -21,6 +21,7 @@ from pydantic import (
 
 from glmtune.errors import CheckpointError
 from glmtune.files import hash_file, read_json_if_there, read_text
+from glmtune.quants import QUANTS
 from glmtune.recipe.method import METHOD_SETTINGS, Kept
 
 CARD_FILE = "glmtune.json"
@@ -84,7 +85,7 @@ class Card:
     method: dict[str, Any]
     system: str | None = None
     source_prefix: str = ""
-    quant: Annotated[str | None, _one_of(None, "int8", "int4", "nf4")] = None
+    quant: Annotated[str | None, _one_of(None, *QUANTS)] = None
     """How the base was quantised while it was loaded: int8, int4, nf4 or not at all."""
     glmtune_version: str = ""
     base_revision: str | None = None

@@ -6,7 +6,7 @@ their own. Source: arxiv.org/abs/2106.09685 (4.1), 2312.03732 (rsLoRA), 2303.105
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,7 @@ _UNIT = 2.0**-24  # fp32 rounds by so large a share at most
 _NORM = 2.0**-19  # a row's length in fp32, of some ten thousand numbers, is off by less (5e-7 was measured)
 
 
-Rows = slice | Tensor
-"""Some rows, one after the other or by their indices."""
+_ROWS = 2048  # so many are worked on at once: further copies of a whole weight would fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,15 @@ class Factors:
     lengths: Tensor | None = None
     """DoRA's, of the rows of the merged weight, (O,)."""
 
-    def merge(self, weight: Tensor, rows: Rows) -> Tensor:
-        """Rows of the merged weight in fp32."""
-        return self._lengthen(self._add(weight, rows, torch.float32), rows)
+    @torch.no_grad()
+    def merge(self, weight: Tensor) -> Tensor:
+        """The merged weight in fp32."""
+        merged = torch.empty(weight.shape, dtype=torch.float32)
+        for rows in row_blocks(len(weight)):
+            merged[rows] = self._lengthen(self._add(weight, rows, torch.float32), rows)
+        return merged
 
-    def bounds(self, weight: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def bounds(self, weight: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """The least and the largest values in fp64 that a merge in fp32 can come to."""
         whole = self._add(weight, rows, torch.float64)
         longest = abs(self.scale) * self.b[rows].double().norm(dim=1)[:, None] * self.a.double().norm(dim=0)
@@ -52,14 +55,19 @@ class Factors:
         value = self._lengthen(whole, rows)
         return value - slack, value + slack
 
-    def _add(self, weight: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+    def _add(self, weight: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
         return weight[rows].to(dtype) + self.scale * (self.b[rows].to(dtype) @ self.a.to(dtype))
 
-    def _lengthen(self, whole: Tensor, rows: Rows) -> Tensor:
+    def _lengthen(self, whole: Tensor, rows: slice) -> Tensor:
         if self.lengths is None:
             return whole
         share: Tensor = self.lengths[rows].to(whole.dtype) / torch.linalg.norm(whole, dim=1)
         return whole * share[:, None]
+
+
+def row_blocks(num_rows: int) -> Iterator[slice]:
+    """So many rows, some after the other."""
+    return (slice(start, start + _ROWS) for start in range(0, num_rows, _ROWS))
 
 
 def read_factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Factors]:

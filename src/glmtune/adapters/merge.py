@@ -1,60 +1,55 @@
-"""The weights that a trained model has where its base has others: adapters merged in, one layer at a time."""
+"""Base + adapter by definition: the weights that an adapter in PEFT's layout changes, made one at a time."""
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
+from glmtune.adapters.factors import START, Factors, is_part, read_factors
+from glmtune.adapters.peft_rules import read_adapter_config
+from glmtune.adapters.store import stored_tensors
 from glmtune.errors import CheckpointError
+from glmtune.models.shards import Stored, read_stored
 
-Changed = Mapping[str, Callable[[], Tensor]]
-"""By the name in the base: what gives a weight, in fp32 where it is merged."""
+Changed = Mapping[str, Callable[[Stored], Tensor]]
+"""By the name in the base: what makes a weight from the base's own, in fp32 where the two are merged."""
 
 
-def merged_weights(tuned: PeftModel) -> Changed:
+def merged_weights(adapter: Path) -> Changed:
     """The weights that an adapter of the LoRA family changes; nothing is computed before it is asked for.
 
-    PEFT's own arithmetic on a copy of one layer in fp32, so LoRA, rsLoRA, DoRA and AdaLoRA are all exact.
-    Raises `CheckpointError` for an adapter that changes biases.
+    Raises `CheckpointError` for an adapter that changes more than the weights of whole layers.
     """
-    config = tuned.peft_config[tuned.active_adapter]
-    if getattr(config, "bias", "none") != "none" or getattr(config, "lora_bias", False):
+    settings = read_adapter_config(adapter)
+    _require_whole_layers(settings)
+    tensors = stored_tensors(adapter)
+    factors = read_factors(tensors, settings)
+    merged = {f"{layer}.weight": partial(_merge, found) for layer, found in factors.items()}
+    whole = {name.removeprefix(START): giving(t) for name, t in tensors.items() if not is_part(name)}
+    return {**merged, **whole}
+
+
+def _require_whole_layers(settings: Mapping[str, Any]) -> None:
+    bias = settings.get("bias", "none")
+    if bias != "none" or settings.get("lora_bias"):
         raise CheckpointError(
-            f"adapter: it has biases (bias={config.bias!r} or lora_bias), which the base has no place for",
+            f"adapter: it has biases (bias={bias!r} or lora_bias), which the base has no place for",
             hint="adapters without biases can be merged (bias none, no lora_bias); use this one as it is",
         )
     for key in ("target_parameters", "trainable_token_indices"):
-        if getattr(config, key, None):
+        if settings.get(key):
             raise CheckpointError(
                 f"adapter: {key} is set, and only what changes the weights of whole layers is merged here",
                 hint="merge it with PEFT: merge_and_unload(); or use this one as it is",
             )
-    changed: dict[str, Callable[[], Tensor]] = {}
-    for name, part in tuned.get_base_model().named_modules():
-        if isinstance(part, BaseTunerLayer):
-            changed[f"{name}.weight"] = _merging(part)
-        elif isinstance(part, ModulesToSaveWrapper):
-            own: Any = part.modules_to_save[tuned.active_adapter]
-            changed |= {f"{name}.{leaf}": giving(value) for leaf, value in own.named_parameters()}
-    return changed
 
 
-def _merging(layer: Any) -> Callable[[], Tensor]:
-    @torch.no_grad()
-    def merge() -> Tensor:
-        alone = deepcopy(layer).float()
-        alone.merge()
-        merged: Tensor = alone.get_base_layer().weight.detach()
-        return merged
-
-    return merge
+def _merge(factors: Factors, base: Stored) -> Tensor:
+    return factors.merge(read_stored(base))
 
 
-def giving(value: Tensor) -> Callable[[], Tensor]:
-    """What gives a weight that is there already."""
-    return lambda: value.detach()
+def giving(value: Tensor) -> Callable[[Stored], Tensor]:
+    """What gives a weight that is there already, in place of the base's."""
+    return lambda _: value

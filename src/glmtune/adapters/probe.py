@@ -47,11 +47,6 @@ def all_logits(model: Any, input_ids: Sequence[int]) -> Tensor:
     return logits.float().cpu()
 
 
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Of two models' logits of the same row, (T, V) each; the second may go on."""
-    return float((ours - theirs[: len(ours)]).abs().max())
-
-
 def choose_tokens(logits: Tensor) -> list[int]:
     """The likeliest, and some spread over the vocabulary."""
     likeliest: list[int] = logits.topk(NUM_LIKELIEST).indices.tolist()

@@ -66,6 +66,11 @@ def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfi
         return _lora_config(theirs, {name: len(a) for name, (a, _) in factors.items()}), _tensors(factors)
 
 
+def open_in_peft(base: Any, folder: str) -> PeftModel:
+    """An adapter on its base as PEFT opens it by itself, without any of this program's checks."""
+    return PeftModel.from_pretrained(base, folder)
+
+
 def _lora_config(theirs: Any, ranks: Mapping[str, int]) -> LoraConfig:
     """For targets of these ranks, whose scale is 1."""
     largest = max(ranks.values())

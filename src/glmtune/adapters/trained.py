@@ -17,10 +17,11 @@ from glmtune.adapters.factors import is_part
 from glmtune.errors import CheckpointError
 from glmtune.families import name_family
 from glmtune.files import read_json_if_there
+from glmtune.folder import ModelFolder
 from glmtune.methods import METHODS
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
-from glmtune.models.shards import Stored, has_weights, read_shard, read_stored, scan_tensors
+from glmtune.models.shards import Stored, read_shard, read_stored, scan_tensors
 from glmtune.possible import require_possible
 from glmtune.recipe import Kept, Method, Ptuning
 from glmtune.tensor_file import read_shapes
@@ -56,16 +57,16 @@ def put_back(place: Path, tensors: Mapping[str, Tensor], target: Mapping[str, nn
     require_held(place, tensors, target)
 
 
-def find_trained(folder: Path) -> Literal["", "alone", "whole"]:
+def find_trained(folder: Path | ModelFolder) -> Literal["", "alone", "whole"]:
     """Whether trained weights of these kinds lie in a folder, `alone`, or in it with a `whole` model.
 
     A folder of a model without a prefix whose weights cannot be read holds none.
     """
-    if (folder / TRAINED_FILE).exists():
+    folder = ModelFolder.of(folder)
+    if (folder.path / TRAINED_FILE).exists():
         return "alone"
-    config = read_json_if_there(folder / "config.json")
-    is_plain = bool(config) and not config.get("pre_seq_len")
-    if not has_weights(folder) or (is_plain and _is_sharded(folder)):
+    is_plain = bool(folder.config) and not folder.config.get("pre_seq_len")
+    if not folder.has_weights or (is_plain and _is_sharded(folder.path)):
         return ""
     try:
         names = scan_tensors(folder)
@@ -103,20 +104,23 @@ def tell_method(folder: Path) -> Ptuning:
     return Ptuning(num_prefix_tokens=embedding[0], projection=projection, dropout=DROPOUT)
 
 
-def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainable: bool) -> Any:
+def load_weights(
+    model: Any, folder: Path, method: Method | None, tensors: Mapping[str, Tensor], *, is_trainable: bool
+) -> Any:
     """Put the trained weights of a folder on the base they were trained on, in the types that it computes in.
 
-    `method` is what the folder's card says, if it has one. Raises CheckpointError for anything missing, left
-    over or of another shape, and ConfigError for a model that can have no prefix.
+    `method` is what the folder's card says, if it has one; `tensors` what `read_trained` gives. Raises
+    CheckpointError for anything missing, left over or of another shape, and ConfigError for a model that can
+    have no prefix.
     """
     model.requires_grad_(False)
     choose = METHODS[method.name].choose if method else None
     if choose:
         chosen = set(choose(model, method))
         target = {name: p for name, p in model.named_parameters() if name in chosen}
-        put_back(folder, read_trained(folder), target)
+        put_back(folder, tensors, target)
     else:
-        encoder = open_prefix(model, folder, method)
+        encoder = open_prefix(model, folder, method, tensors)
         model.hold_prefix(encoder)
         target = dict(encoder.named_parameters())
     for parameter in target.values():
@@ -124,7 +128,9 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     return model
 
 
-def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
+def open_prefix(
+    model: Any, folder: Path, method: Method | None, tensors: Mapping[str, Tensor]
+) -> PrefixEncoder:
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_possible(name_family(model.config.model_type), "method=ptuning", f"{folder}: P-Tuning's prefix")
     told = tell_method(folder)
@@ -132,7 +138,6 @@ def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncode
     _check_stated(folder, told, its)
     if not (folder / TRAINED_FILE).exists():
         _check_others(model, scan_tensors(folder))
-    tensors = read_trained(folder)
     encoder = new_prefix(
         model.config,
         told.num_prefix_tokens,

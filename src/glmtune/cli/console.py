@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from glmtune.paths import read_path
+from glmtune.quants import QUANTS
 
 
 def leave_group() -> None:
@@ -105,7 +106,7 @@ class _Folded:
 
 def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a model is opened: `dtype`, `quant`, `device`."""
-    types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(["int8", "int4", "nf4"])
+    types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)
     for option in (
         click.option("--device", default="auto", show_default=True),
         click.option("--quant", type=quants, help="Quantise while loading; else as stored or trained."),

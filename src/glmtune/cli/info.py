@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glmtune.cli.console import MODEL, PATH
+from glmtune.files import WEIGHT_SUFFIXES
+from glmtune.quants import BITS
 
 if TYPE_CHECKING:
     from glmtune.info import AdapterFacts, Info
@@ -170,14 +172,14 @@ def _weights(found: "Info") -> str:
         return f"no weights here; config.json says {found.dtype}"
     sizes = [found.files[name] for name in found.weight_files]
     unread = [name for name in found.files if _is_weights(name) and name not in found.weight_files]
-    kinds = f"{found.quant} and {found.dtype}" if found.quant in ("int8", "int4") else f"mostly {found.dtype}"
+    kinds = f"{found.quant} and {found.dtype}" if found.quant in BITS else f"mostly {found.dtype}"
     opened = f", opened as {found.adapter.quant}" if found.adapter and found.adapter.quant else ""
     read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, {kinds}{opened}"
     return "; ".join([*([read] if sizes else []), *([f"not read: {', '.join(unread)}"] if unread else [])])
 
 
 def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
+    return name.endswith(WEIGHT_SUFFIXES)
 
 
 def _total(found: "Info") -> str:

@@ -103,6 +103,18 @@ def _joined_if(parts: Sequence[NDArray[Any] | None], kind: type[np.generic], axi
     return _joined(there, kind, axis) if there else None
 
 
+def divide(rows: Sequence[Row], size: int, *, rank: int = 0, number: int = 1) -> list[list[Row]]:
+    """One process's share of some rows, in micro-batches of similar length.
+
+    All get equally many, since every process takes part in every pass: where the rows do not suffice, in the
+    last one nothing is learned.
+    """
+    by_length = sorted(rows, key=lambda row: len(row.input_ids))
+    mine, most = by_length[rank::number], by_length[::number]
+    parts = [mine[i : i + size] for i in range(0, len(most), size)]
+    return [part or [_unlearned(by_length[0])] for part in parts]
+
+
 class Steps:
     """The rows of each optimizer step, and this process's share of them."""
 
@@ -127,6 +139,11 @@ class Steps:
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
+    def num_samples(self, num_steps: int) -> int:
+        """Rows in so many steps, over all processes."""
+        passes, rest = divmod(num_steps, self.per_epoch)
+        return passes * len(self.rows) + min(rest * self.batch_size, len(self.rows))
+
     def rows_of(self, step: int) -> list[Row]:
         """All rows of a step (from 1), over all processes."""
         epoch, place = divmod(step - 1, self.per_epoch)
@@ -139,14 +156,17 @@ class Steps:
         return [self.rows[i] for i in self._order[start : start + self.batch_size]]
 
     def micro_batches(self, step: int) -> list[list[Row]]:
-        """This process's rows of a step in micro-batches of similar length, at least one micro-batch.
+        """This process's rows of a step, as `divide` has them."""
+        rows, size = self.rows_of(step), self.micro_batch_size
+        return divide(rows, size, rank=self.rank, number=self.num_processes)
 
-        A process that gets no row of a small last step gets one in which nothing is learned, because every
-        process must take part in the exchange of gradients.
-        """
-        by_length = sorted(self.rows_of(step), key=lambda row: len(row.input_ids))
-        mine = by_length[self.rank :: self.num_processes]
-        if not mine:
-            mine = [replace(by_length[0], labels=np.full_like(by_length[0].labels, -100))]
-        size = self.micro_batch_size
-        return [mine[i : i + size] for i in range(0, len(mine), size)]
+
+def _unlearned(row: Row) -> Row:
+    """The row with nothing to learn in it."""
+    ids, log_probs = row.target_ids, row.target_log_probs
+    return replace(
+        row,
+        labels=np.full_like(row.labels, -100),
+        target_ids=None if ids is None else ids[:0],
+        target_log_probs=None if log_probs is None else log_probs[:0],
+    )

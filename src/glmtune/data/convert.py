@@ -19,7 +19,7 @@ from glmtune.extras import require
 from glmtune.recipe.settings import Data
 from glmtune.runs import replacing
 from glmtune.templates import Call, Message, Role
-from glmtune.templates.tools import unwrapped, wrapped
+from glmtune.templates.messages import unwrapped, wrapped
 
 CSV_CELL_LIMIT = 131_072
 """What Python's csv module reads in one cell unless told otherwise; ours reads longer ones."""

@@ -7,6 +7,7 @@ encoded, so no character is broken and what the format puts around the text stay
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from glmtune.errors import DataError
 from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
 from glmtune.templates import Message
 
@@ -66,6 +67,14 @@ class Limits:
     def is_met(self, piece: Piece) -> bool:
         """Whether nothing needs a cut."""
         return self.is_source_met(piece) and self.is_target_met(piece)
+
+    def refuse(self, size: int, settings: Data, *, part: str = "") -> None:
+        """Raise DataError for so many tokens, `part` says of what, where the settings allow no cut."""
+        if settings.overlong == "error":
+            raise DataError(
+                f"{size:,} tokens{part}, allowed is {self}",
+                hint=f"{self.raising}, or set data.overlong to cut or drop",
+            )
 
     @property
     def raising(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from glmtune.errors import DataError
 from glmtune.templates import Message, Role
-from glmtune.templates.messages import THOUGHT_END, Call
+from glmtune.templates.messages import THOUGHT_END, Call, wrapped
 from glmtune.templates.reading import (
     FORM,
     ROLE_NAMES,
@@ -20,7 +20,7 @@ from glmtune.templates.reading import (
     read_thought,
     with_tools,
 )
-from glmtune.templates.tools import call_in_answer, read_arguments, read_calls, read_tools, tool_name, wrapped
+from glmtune.templates.tools import call_in_answer, read_arguments, read_calls, read_tools, tool_name
 from glmtune.values import Row, decoded, non_empty, shown, text
 
 Messages = tuple[Message, ...]

@@ -1,7 +1,10 @@
 """One conversation of a dataset, and where it was read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from glmtune.errors import DataError
 from glmtune.templates import Message
 
 
@@ -12,3 +15,14 @@ class Example:
     messages: tuple[Message, ...]
     place: str
     """File and line or row number, like `train.jsonl:2`."""
+    source: int = 0
+    """Number of the source of training rows that it is from."""
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Inside, what is wrong with a row is said with its place in front."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place}: {error}", hint=error.hint) from error

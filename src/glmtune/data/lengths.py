@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 WARNED_SHARE = 0.05
 """Share of cut or dropped rows from which a report warns."""
 REFUSED_SHARE = 0.5
@@ -21,6 +19,32 @@ DROPS = {
     "uncuttable": "dropped: too long even after every cut",
     "unlearned": "dropped: nothing to learn",
 }
+
+
+PERCENTS = (50, 95, 99, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Percentiles of lengths: half of the rows have at most `p50`."""
+
+    p50: int
+    p95: int
+    p99: int
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> "Lengths":
+        """The percentiles; all 0 where there are none."""
+        ordered = sorted(lengths) or [0]
+        return cls(*(ordered[-(-len(ordered) * percent // 100) - 1] for percent in PERCENTS))
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50:,}, p95 {self.p95:,}, p99 {self.p99:,}, longest {self.longest:,}"
+
+    def most(self, rows: str) -> str:
+        """What most of the rows, named so, do not exceed."""
+        return f"95 % of {rows} have at most {self.p95:,} tokens, 99 % at most {self.p99:,}"
 
 
 @dataclass
@@ -72,39 +96,17 @@ class LengthReport:
         """Share of the rows that did not fit as they were."""
         return (self.rows_cut + self.drops["overlong"] + self.drops["uncuttable"]) / max(1, self.rows)
 
-    def percentile(self, percent: float) -> int:
-        """The length that so many percent of the rows do not exceed."""
-        if not self.lengths:
-            return 0
-        return int(np.percentile(self.lengths, percent, method="inverted_cdf"))
-
     @property
-    def p50(self) -> int:
-        """Median length."""
-        return self.percentile(50)
-
-    @property
-    def p95(self) -> int:
-        """Length that 95 % of the rows do not exceed."""
-        return self.percentile(95)
-
-    @property
-    def p99(self) -> int:
-        """Length that 99 % of the rows do not exceed."""
-        return self.percentile(99)
-
-    @property
-    def longest(self) -> int:
-        """Length of the longest row."""
-        return self.percentile(100)
+    def percentiles(self) -> Lengths:
+        """Of the lengths."""
+        return Lengths.of(self.lengths)
 
     def lines(self) -> list[str]:
         """The report for a terminal, one fact a line."""
         counts = [(f"{self.cuts[kind]:,} {words}", self.cuts[kind]) for kind, words in CUTS.items()]
         counts += [(f"{self.drops[kind]:,} {words}", self.drops[kind]) for kind, words in DROPS.items()]
         happened = [text for text, count in counts if count]
-        lengths = f"p50 {self.p50:,}, p95 {self.p95:,}, p99 {self.p99:,}, longest {self.longest:,}"
-        lines = [f"{self.rows:,} rows; tokens before any cut: {lengths}; limit {self.limit}"]
+        lines = [f"{self.rows:,} rows; tokens before any cut: {self.percentiles}; limit {self.limit}"]
         if happened:
             lines.append(f"of these, {'; '.join(happened)}; {self.tokens_lost:,} tokens lost")
         if self.thoughts_lost:
@@ -118,5 +120,5 @@ class LengthReport:
             return None
         return (
             f"{self.share:.0%} of the rows were cut or dropped at {self.limit}; "
-            f"95 % of them have at most {self.p95:,} tokens, 99 % at most {self.p99:,}"
+            f"{self.percentiles.most('them')}"
         )

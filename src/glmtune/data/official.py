@@ -11,7 +11,7 @@ from typing import Any
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message, chatglm2_prompt, chatglm_prompt, rounds
-from glmtune.tokenizers import GlmTokenizer
+from glmtune.tokenizers.base import GlmTokenizer
 
 IGNORED = -100
 

@@ -37,11 +37,11 @@ from glmtune.data.json_rows import (
 )
 from glmtune.data.tables import Row
 from glmtune.data.unknown import ROW_FORM, dialogue_of
-from glmtune.errors import DataError, GlmtuneError
+from glmtune.errors import ConfigError, DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
 from glmtune.log import tell
 from glmtune.near import nearest_file
-from glmtune.paths import find_rows, joining, several
+from glmtune.paths import find_rows, joining, listing, several
 from glmtune.recipe.settings import Data
 
 INDEX = re.compile(r"\[\d+\]")
@@ -133,6 +133,26 @@ def read_examples(path: Path, settings: Data) -> list[Example]:
     Raises `DataError` with the place of the first thing that cannot be used, and how many rows are like it.
     """
     return read_dataset(path, settings).examples
+
+
+def read_sources(settings: Data) -> list[Dataset]:
+    """Read the training rows, source by source; each example knows the number of its source.
+
+    Errors as of `read_examples`, which name the source.
+    """
+    return [_read_source(index, settings) for index in range(len(settings.sources))]
+
+
+def _read_source(index: int, settings: Data) -> Dataset:
+    source = settings.sources[index]
+    try:
+        found = read_dataset(source.path, settings.of_source(source))
+    except ConfigError as err:
+        if not source.reading:
+            raise
+        raise ConfigError(f"data.train.{index}: {source.path}: {err}", hint=err.hint) from None
+    examples = [replace(example, source=index) for example in found.examples] if index else found.examples
+    return replace(found, examples=examples)
 
 
 def read_dataset(path: Path, settings: Data) -> Dataset:
@@ -288,11 +308,17 @@ def _unreadable(path: Path, err: OSError) -> GlmtuneError:
         rows = [str(path / name) for name in names if Path(name).suffix.lower() in SUFFIXES]
         return DataError(
             f"{path}: is a folder, a file is needed",
-            hint=f"{hint}; or {joining(rows)}" if 1 < len(rows) <= MOST_NAMED else hint,
+            hint=f"{hint}; or {_all_of(rows)}" if 1 < len(rows) <= MOST_NAMED else hint,
         )
     if isinstance(err, FileNotFoundError) and len(names := _several(path)) > 1:
-        return DataError(f"{path}: one file is needed, got {len(names)} names", hint=joining(names))
+        return DataError(f"{path}: one file is needed, got {len(names)} names", hint=_all_of(names))
     return unreadable(path, err, DataError, hint=_reading_hint(path, err))
+
+
+def _all_of(names: list[str]) -> str:
+    """The hint for who means several files."""
+    word = listing(names)
+    return f"train on all of them: {word}; or {joining(names)}" if word else joining(names)
 
 
 def _several(path: Path) -> list[str]:

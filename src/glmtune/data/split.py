@@ -21,7 +21,7 @@ def count_holdout(num_rows: int, settings: Data) -> int:
     """
     if num_rows < 2:
         raise DataError(
-            f"{settings.train or 'data.train'}: {num_rows} row{'' if num_rows == 1 else 's'} "
+            f"{settings.train_name or 'data.train'}: {num_rows} row{'' if num_rows == 1 else 's'} "
             "cannot be split into training and validation rows",
             hint="add rows: two are enough; or name a file of other rows: data.validation=FILE",
         )

@@ -7,30 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.data.example import Example
+from glmtune.data.lengths import Lengths
 from glmtune.data.source import Dataset, read_dataset
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
-
-PERCENTS = (50, 95, 99, 100)
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """Percentiles of lengths: half of the rows have at most `p50`."""
-
-    p50: int
-    p95: int
-    p99: int
-    longest: int
-
-    @classmethod
-    def of(cls, lengths: Sequence[int]) -> "Lengths":
-        """The percentiles of at least one length."""
-        ordered = sorted(lengths)
-        return cls(*(ordered[-(-len(ordered) * percent // 100) - 1] for percent in PERCENTS))
-
-    def __str__(self) -> str:
-        return f"p50 {self.p50:,}, p95 {self.p95:,}, p99 {self.p99:,}, longest {self.longest:,}"
 
 
 @dataclass(frozen=True, slots=True)

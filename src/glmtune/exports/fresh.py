@@ -92,11 +92,9 @@ def _open_in_glmtune(job: dict[str, Any]) -> Any:
 
 
 def _open_in_peft(job: dict[str, Any]) -> Any:
-    from peft import PeftModel
+    from glmtune.adapters.to_lora import open_in_peft
 
-    return PeftModel.from_pretrained(
-        _open_in_glmtune({**job, "folder": job["base"], "base": None}), job["folder"]
-    )
+    return open_in_peft(_open_in_glmtune({**job, "folder": job["base"], "base": None}), job["folder"])
 
 
 OPENERS = {"plain": _open_plain, "glmtune": _open_in_glmtune, "peft": _open_in_peft}

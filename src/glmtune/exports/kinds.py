@@ -1,7 +1,7 @@
 """The kinds of exports: what each refuses, what it writes, and how a fresh process opens it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from glmtune.exports.tensors import (
 )
 from glmtune.files import read_json
 from glmtune.models.pickles import write_pickle
-from glmtune.models.quant import BITS
 from glmtune.near import nearest
 from glmtune.possible import require_possible
+from glmtune.quants import BITS
 from glmtune.recipe import Kept
 
 
@@ -55,8 +55,8 @@ class Draft:
     """Where weights are quantised: the values before that."""
     dtype: torch.dtype = torch.float32
     """The roughest type that floating weights are written in."""
-    proven: set[str] = field(default_factory=set)
-    """Names of the merged weights that were found to be base + adapter's, one by one."""
+    num_defined: int = 0
+    """So many of them are base + adapter's by definition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,8 @@ def _family_can(to: str) -> Callable[[Source], None]:
     return require
 
 
-def _draft_merged(source: Source, model: Any, settings: Settings) -> Draft:
-    merged = merge(source, model, settings.dtype)
+def _draft_merged(source: Source, _: Any, settings: Settings) -> Draft:
+    merged = merge(source, settings.dtype)
 
     def write(folder: Path) -> None:
         copy_base_files(source, folder, dtype_facts(source.base, settings.dtype))
@@ -104,12 +104,12 @@ def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Pa
         names=frozenset(merged.stored),
         unquantised=None if weights is merged else merged.read,
         dtype=merged.roughest,
-        proven=merged.proven,
+        num_defined=merged.num_defined,
     )
 
 
-def _draft_hf(source: Source, model: Any, settings: Settings) -> Draft:
-    merged = merge(source, model, settings.dtype)
+def _draft_hf(source: Source, _: Any, settings: Settings) -> Draft:
+    merged = merge(source, settings.dtype)
     groups = hf_groups(source, merged)
 
     def write(folder: Path) -> None:
@@ -120,8 +120,8 @@ def _draft_hf(source: Source, model: Any, settings: Settings) -> Draft:
 
 
 def _quantising(bits: int) -> Callable[[Source, Any, Settings], Draft]:
-    def draft(source: Source, model: Any, settings: Settings) -> Draft:
-        packed = quantise_merged(source, merge(source, model, settings.dtype), bits)
+    def draft(source: Source, _: Any, settings: Settings) -> Draft:
+        packed = quantise_merged(source, merge(source, settings.dtype), bits)
 
         def write(folder: Path) -> None:
             facts = {**dtype_facts(source.base, settings.dtype), "quantization_bit": bits}

@@ -9,7 +9,7 @@ import torch
 from glmtune.adapters.factors import is_adalora
 from glmtune.adapters.held import held_adapter
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
-from glmtune.adapters.store import own_method, read_card, stored_tensors
+from glmtune.adapters.store import ADAPTER_FILE, own_method, read_card, stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.fresh import Worth
 from glmtune.exports.original import require_original
@@ -55,6 +55,11 @@ class Source:
     def is_whole(self) -> bool:
         """Whether every weight was trained, so that no base is needed to open it."""
         return self.place.base != self.base
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether it is an adapter in PEFT's layout."""
+        return self.place.adapter is not None and (self.place.adapter / ADAPTER_FILE).exists()
 
     @property
     def is_adalora(self) -> bool:

@@ -3,10 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,14 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune.adapters.merge import Changed, giving, merged_weights
-from glmtune.adapters.store import ADAPTER_FILE, stored_tensors
+from glmtune.adapters.store import stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.exports.definition import (
-    Definition,
-    read_definitions,
-    require_defined,
-    require_same_names,
-)
 from glmtune.exports.refusal import refused
 from glmtune.exports.source import Source
 from glmtune.models.opening import OPENINGS
@@ -55,10 +48,8 @@ class Merged:
     changed: Changed
     dtype: torch.dtype | None = None
     """Of every floating tensor; None: each as the base has it."""
-    defined: Mapping[str, Definition] = field(default_factory=dict)
-    """What a weight that is computed must be, by its name; all others are read from files as they are."""
-    proven: set[str] = field(default_factory=set)
-    """Those of them that have been read, and are so."""
+    num_defined: int = 0
+    """So many of those that are changed are made by the definition of base + adapter."""
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The type that a tensor is written in."""
@@ -74,20 +65,14 @@ class Merged:
         return max(floating, key=lambda kind: torch.finfo(kind).eps)
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is written.
-
-        Raises `CheckpointError` for one that is not finite then, `OutputError` for one merged wrongly.
-        """
-        tensor = self.changed[name]() if name in self.changed else read_stored(self.stored[name])
+        """A tensor as it is written. Raises `CheckpointError` for one that is not finite then."""
+        tensor = self.changed.get(name, read_stored)(self.stored[name])
         written = tensor.to("cpu", self.dtype_of(name))
         if written.is_floating_point() and not bool(written.isfinite().all()):
             kind = str(written.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"{name}: not finite, or too large for {kind}", hint="dtype=bf16 or dtype=fp32"
             )
-        if name in self.defined and name not in self.proven:
-            require_defined(name, written, read_stored(self.stored[name]), self.defined[name])
-            self.proven.add(name)
         return written
 
     def group(self, name: str) -> Group:
@@ -100,19 +85,13 @@ class Merged:
         return [self.group(name) for name in self.stored]
 
 
-def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:
-    """The merged weights of a source that was opened as `model`.
+def merge(source: Source, dtype: torch.dtype | None) -> Merged:
+    """The merged weights of a source.
 
     Raises `ConfigError` for a prefix, `CheckpointError` for weights that the base's files have no place for.
     """
     stored = scan_tensors(source.folder)
-    changed = dict(_changed(source, model))
-    defined = _defined(source)
-    if defined:
-        require_same_names(changed, defined)
-    for name, whole in defined.items():  # saved whole, and rounded in the model to the base's type
-        if isinstance(whole, Tensor):
-            changed[name] = giving(whole)
+    changed = _changed(source)
     origins = _origins(source, set(changed), set(stored))
     odd = sorted(origins.keys() - stored.keys())
     if odd:
@@ -120,12 +99,8 @@ def merge(source: Source, model: Any, dtype: torch.dtype | None) -> Merged:
             f"{source.base}: it has no tensor {odd[0]}, which was trained, so there is no place for it",
             hint="GLM-4.5's experts lie one by one in its files; train them in full, or with LoRA elsewhere",
         )
-    return Merged(
-        stored,
-        {name: changed[origin] for name, origin in origins.items()},
-        dtype,
-        {name: defined[origin] for name, origin in origins.items() if defined},
-    )
+    merged = {name: changed[origin] for name, origin in origins.items()}
+    return Merged(stored, merged, dtype, num_defined=len(merged) if source.has_factors else 0)
 
 
 def _origins(source: Source, changed: set[str], stored: set[str]) -> dict[str, str]:
@@ -139,13 +114,7 @@ def _origins(source: Source, changed: set[str], stored: set[str]) -> dict[str, s
     return origins
 
 
-def _defined(source: Source) -> dict[str, Definition]:
-    """What must come out where weights are computed: of an adapter in PEFT's layout."""
-    adapter = source.place.adapter
-    return read_definitions(adapter) if adapter and (adapter / ADAPTER_FILE).exists() else {}
-
-
-def _changed(source: Source, model: Any) -> Changed:
+def _changed(source: Source) -> Changed:
     place = source.place
     if source.kept is Kept.PREFIX:
         raise ConfigError(
@@ -157,13 +126,13 @@ def _changed(source: Source, model: Any) -> Changed:
         return {name: _reading(at) for name, at in held.items() if not name.endswith(_BUFFER)}
     if place.adapter is None:
         return {}
-    if (place.adapter / ADAPTER_FILE).exists():
-        return merged_weights(model)
+    if source.has_factors:
+        return merged_weights(place.adapter)
     return {name: giving(value) for name, value in stored_tensors(place.adapter).items()}
 
 
-def _reading(at: Stored) -> Callable[[], Tensor]:
-    return lambda: read_stored(at)
+def _reading(at: Stored) -> Callable[[Stored], Tensor]:
+    return lambda _: read_stored(at)
 
 
 def _tied(source: Source) -> dict[str, str]:

@@ -14,25 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.adapters.probe import largest_difference
+from glmtune.adapters.same import NOTABLE, ROUNDED, SAME, compare_logits, distance, largest_logit
 from glmtune.errors import OutputError
 from glmtune.exports import fresh
 from glmtune.exports.refusal import refused
 from glmtune.models.pickles import read_pickle
 
-TOLERANCE = 1e-4
-"""Largest |difference| of logits in fp32, as a share of the largest logit: the same weights, added up in
-another order. On models of a few layers it stays below 1e-5."""
 WHY = (
     "the same weights computed in fp32 in another process: only the order of sums differs; what rounding the "
     "merged weights to the export's type changes is given apart, against base + adapter unrounded"
 )
-ROUNDED = {torch.float32: TOLERANCE, torch.float16: 5e-2, torch.bfloat16: 5e-2}
-"""The same from base + adapter, by the roughest type that is written: rounding adds up over layers."""
-NOTABLE = {torch.float32: TOLERANCE, torch.float16: 1e-3, torch.bfloat16: 5e-3}
-"""From here on the difference that training made, as a share of the largest logit, is more than what rounding
-to a type changes (on the bundled glm-tiny fp16 3e-4, bf16 2e-3), so an export must be nearer to the trained
-model than to its base."""
 NEW_TOKENS = 8
 """So many ids are written greedily after each prompt."""
 QUESTIONS = ("你好，请介绍一下你自己。", "How do I get to the library? 1 + 1 = 2")
@@ -106,24 +97,27 @@ def ask_fresh_process(
 
 def compare(answers: Answers, expected: Expected) -> dict[str, Any]:
     """The figures of an export. Raises `OutputError` if it does not answer as it should."""
-    largest = max(float(logits.abs().max()) for logits in expected.exact)
-    tolerance = TOLERANCE * largest
+    largest = largest_logit(expected.exact)
+    written, trained = (
+        compare_logits(answers.logits, rows, SAME[torch.float32], largest)
+        for rows in (expected.rounded, expected.exact)
+    )
+    tolerance = written.allowed
     figures = {
-        "max_difference": _distance(answers.logits, expected.rounded),
+        "max_difference": written.off,
         "tolerance": tolerance,
         "why": WHY,
-        "max_difference_to_trained": _distance(answers.logits, expected.exact),
+        "max_difference_to_trained": trained.off,
         "max_logit": largest,
         "greedy_ids": answers.greedy,
         "greedy_equal": _continues(answers.greedy, expected.rounded, slack=2 * tolerance),
-        "is_exact": _distance(answers.logits, expected.exact) <= tolerance,
+        "is_exact": trained.is_allowed,
         "greedy_equal_to_trained": _continues(answers.greedy, expected.exact, slack=0),
         **answers.facts,
     }
-    if not figures["max_difference"] <= tolerance:  # nan is no match
+    if not written.is_allowed:
         raise refused(
-            f"opened in a fresh process its logits are off by {figures['max_difference']:.3g}, allowed are "
-            f"{tolerance:.3g}"
+            f"opened in a fresh process its logits are off by {written.off:.3g}, allowed are {tolerance:.3g}"
         )
     if not figures["greedy_equal"]:
         raise refused("opened in a fresh process it writes other greedy ids than it should")
@@ -140,14 +134,14 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
     if expected.base is None:
         return {}
     ours = expected.merged or answers.logits
-    off, allowed = _distance(ours, expected.exact), ROUNDED[expected.dtype] * largest
+    found = compare_logits(ours, expected.exact, ROUNDED[expected.dtype], largest)
     kind = str(expected.dtype).removeprefix("torch.")
-    if not off <= allowed:
+    if not found.is_allowed:
         raise refused(
-            f"its logits are off by {off:.3g} from those of base + adapter, allowed in {kind} are "
-            f"{allowed:.3g}"
+            f"its logits are off by {found.off:.3g} from those of base + adapter, allowed in {kind} are "
+            f"{found.allowed:.3g}"
         )
-    learned = _distance(expected.exact, expected.base)
+    learned = distance(expected.exact, expected.base)
     is_notable = learned > NOTABLE[expected.dtype] * largest
     if is_notable and not _length(ours, expected.exact) < _length(ours, expected.base):
         raise OutputError(
@@ -155,8 +149,8 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
             hint="rounding took what was learned: dtype=fp32; or the merge is wrong if that fails too",
         )
     return {
-        "merged_difference_to_trained": off,
-        "merged_tolerance": allowed,
+        "merged_difference_to_trained": found.off,
+        "merged_tolerance": found.allowed,
         "trained_difference_to_base": learned,
         "nearer_to_trained_than_to_base": True if is_notable else None,
     }
@@ -165,12 +159,7 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
 def agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
     """Largest |difference| of logits of the same prompts, and the share of places with the same top token."""
     same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(ours, theirs, strict=True)])
-    return _distance(ours, theirs), float(same.float().mean())
-
-
-def _distance(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
-    each = list(map(largest_difference, shorter, longer))
-    return float(torch.tensor(each).max())  # Python's max may pass over a nan
+    return distance(ours, theirs), float(same.float().mean())
 
 
 def _length(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.files import given_path, is_there
+from glmtune.files import WEIGHT_SUFFIXES, given_path, is_there
 from glmtune.migration.configs import is_config
 from glmtune.migration.recipes import YAML, migrate_files
 from glmtune.migration.report import Migration
@@ -12,7 +12,7 @@ from glmtune.migration.scripts import starts_program
 __all__ = ["Migration", "migrate"]
 
 NOT_KNOWN = "a script that starts none of the official programs: left alone"
-WEIGHTS = (".bin", ".safetensors", ".pt", ".pth")
+WEIGHTS = (*WEIGHT_SUFFIXES, ".pt", ".pth")
 
 
 def migrate(

@@ -16,7 +16,7 @@ from glmtune.adapters.trained import PREFIX
 from glmtune.errors import CheckpointError
 from glmtune.folder import ModelFolder
 from glmtune.models.pickles import read_tensors
-from glmtune.models.shards import Stored, has_weights, read_stored, scan_tensors
+from glmtune.models.shards import Stored, read_stored, scan_tensors
 
 BARE = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
 """A prefix encoder's own names."""
@@ -39,7 +39,7 @@ def check_frozen(folder: Path, base: ModelFolder) -> str:
     Codes of a quantised base are passed over: they are rounded anew wherever it is quantised.
     """
     beside = {n: t for n, t in scan_tensors(folder).items() if not n.startswith(PREFIX)}
-    stored = scan_tensors(base) if has_weights(base.path) else {}
+    stored = scan_tensors(base) if base.has_weights else {}
     shared = [n for n in beside if n in stored and _is_dense(beside[n]) and _is_dense(stored[n])]
     for name in shared:
         if beside[name].shape != stored[name].shape or not _is_same(beside[name], stored[name]):

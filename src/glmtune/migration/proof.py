@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.adapters.factors import Factors, read_factors
-from glmtune.adapters.probe import all_logits, largest_difference
+from glmtune.adapters.probe import all_logits
 from glmtune.adapters.proof import measure_effect
+from glmtune.adapters.same import SAME, compare_logits, largest_logit
 from glmtune.errors import CheckpointError
 from glmtune.migration.lora import OldLora
-
-TOLERANCES = {torch.float32: 3e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest difference, as a share of the largest logit, by the base's type."""
 
 
 def probe_logits(model: Any) -> Tensor:
@@ -29,13 +27,13 @@ def probe_logits(model: Any) -> Tensor:
 
 def prove_same(theirs: Tensor, ours: Tensor, plain: Tensor, *, dtype: torch.dtype, what: Path) -> str:
     """One sentence of proof. Raises CheckpointError where old and new differ, or the base is not changed."""
-    difference = largest_difference(ours, theirs)
-    if not difference <= TOLERANCES[dtype] * float(theirs.abs().max()):
+    found = compare_logits([ours], [theirs], SAME[dtype], largest_logit([theirs]))
+    if not found.is_allowed:
         raise CheckpointError(
-            f"{what}: its logits differ by {difference:.2g} after the migration, so nothing was written",
+            f"{what}: its logits differ by {found.off:.2g} after the migration, so nothing was written",
             hint="is this the base it was trained on? Name it: base=FOLDER",
         )
-    return f"logits equal the source's to {difference:.1e}; {require_effect(ours, plain, what=what)}"
+    return f"logits equal the source's to {found.off:.1e}; {require_effect(ours, plain, what=what)}"
 
 
 def require_effect(ours: Tensor, plain: Tensor, *, what: Path) -> str:

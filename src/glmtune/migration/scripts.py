@@ -16,9 +16,10 @@ from glmtune.migration.draft import Draft
 from glmtune.migration.launch import Launch, find_launches
 from glmtune.migration.shell import read_commands
 from glmtune.migration.trainer import carry_training, hold_out
+from glmtune.quants import BITS
 from glmtune.recipe.flags import MAIN, is_on
 
-QUANT = {"4": "int4", "8": "int8"}
+QUANT = {str(bits): name for name, bits in BITS.items()}
 _CHECKPOINT = re.compile(r"(.*)/checkpoint-(\d{1,9})/?")
 _PREFIX_IN_NAME = re.compile(r"-pt-(\d+)-")
 

@@ -15,6 +15,7 @@ from glmtune.adapters.trained import TRAINED_FILE, find_trained, save_weights, t
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.families import identify, require_template
 from glmtune.files import COPY_AGAIN, is_there, read_json_if_there
+from glmtune.folder import ModelFolder
 from glmtune.load import open_place
 from glmtune.log import quiet
 from glmtune.migration.cards import Untuned, ask_untuned, finish_card, start_card
@@ -22,12 +23,10 @@ from glmtune.migration.lora import OldLora, read_lora
 from glmtune.migration.prefix import check_frozen, read_bare
 from glmtune.migration.proof import as_trained, probe_logits, prove_same, require_effect
 from glmtune.migration.report import Migration
-from glmtune.models.shards import has_weights
 from glmtune.places import Place, resolve
+from glmtune.quants import BITS, name_bits
 from glmtune.runs import make_folder, replacing, require_new
 from glmtune.values import shown
-
-QUANT = {4: "int4", 8: "int8"}
 
 
 def migrate_weights(
@@ -51,7 +50,7 @@ def migrate_weights(
         return _migrate_lora(folder, output, base, template)
     if find_trained(folder) or read_bare(folder):
         return _migrate_prefix(folder, output, base, template)
-    is_whole = (folder / "config.json").exists() and has_weights(folder)
+    is_whole = (folder / "config.json").exists() and ModelFolder(folder).has_weights
     what = "a whole model, which needs no migration" if is_whole else "no script, adapter, prefix or model"
     raise CheckpointError(
         f"{folder}: {what}",
@@ -127,11 +126,11 @@ def _quant(folder: Path, bits: Any) -> str | None:
     """How its base was quantised while loading."""
     if bits in (None, 0):
         return None
-    if bits not in (*QUANT,):
+    if bits not in (*BITS.values(),):
         raise CheckpointError(
             f"{folder / 'config.json'}: quantization_bit: {shown(bits)}, known are 4 and 8", hint=COPY_AGAIN
         )
-    return QUANT[bits]
+    return name_bits(bits)
 
 
 def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:

@@ -11,9 +11,10 @@ from math import prod
 import torch
 
 from glmtune.errors import ConfigError
-from glmtune.models.quant import BITS, is_quantised
+from glmtune.models.quant import is_quantised
 from glmtune.models.shards import Stored
 from glmtune.processor import free_memory, has_bf16, has_fp16
+from glmtune.quants import BITS
 
 DTYPES = {
     "fp32": torch.float32,

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.extras import require
-from glmtune.models.quant import BITS, QuantizedLinear, is_held_as, name_linears, replace_linears
+from glmtune.models.quant import QuantizedLinear, is_held_as, name_linears, replace_linears
+from glmtune.quants import BITS
 
 BLOCK = 64
 """Weights with one magnitude in common."""

@@ -17,9 +17,10 @@ from glmtune.models.config_checks import explain_config, read_generation_config,
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import choose_dtype
 from glmtune.models.nf4 import quantise_as
-from glmtune.models.quant import check_quant, name_bits
+from glmtune.models.quant import check_quant
 from glmtune.models.reading import Reading
 from glmtune.models.shards import Stored, scan_tensors
+from glmtune.quants import name_bits
 
 Config = ChatGLMConfig | ChatGLM6BConfig
 Model = ChatGLMForConditionalGeneration | ChatGLM6BForConditionalGeneration

@@ -24,11 +24,7 @@ from torch.nn import functional
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.codes import Codes
 from glmtune.models.products import MOST_ROWS, Kernel, find_kernel
-
-BITS = {"int8": 8, "int4": 4}
-"""Bits of a weight, by the name of the official quantisation."""
-QUANTS = (*BITS, "nf4")
-"""What a `quant` setting may say."""
+from glmtune.quants import BITS, QUANTS, name_bits
 
 _QUANTISED = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$")
 _ROWS_AT_ONCE = 256  # what is held beyond the result while quantising
@@ -43,11 +39,6 @@ def check_quant(quant: str | None) -> None:
 def is_quantised(name: str) -> bool:
     """Whether the layer of this name is one that is quantised."""
     return _QUANTISED.search(name) is not None
-
-
-def name_bits(bits: int) -> str:
-    """The name of an official quantisation: `int8` or `int4`."""
-    return f"int{bits}"
 
 
 def check_bits(bits: int, place: str) -> None:

@@ -13,17 +13,11 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.files import COPY_AGAIN, read_json
-from glmtune.folder import ModelFolder
+from glmtune.folder import LAYOUTS, ModelFolder
 from glmtune.models.pickles import read_tensors
 from glmtune.tensor_file import explain_damage, open_safetensors
 from glmtune.values import shown
 
-_LAYOUTS = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
-"""A single file and the index of several, in transformers' order: saving one file over shards leaves their
-index behind."""
 _LONGEST_NAME = 255  # bytes, of Linux, Windows and macOS alike
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -62,11 +56,6 @@ class Shard(Protocol):
         """The tensor, mapped from the file."""
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a checkpoint's file is in the folder, in any layout."""
-    return any((folder / name).exists() for layout in _LAYOUTS for name in layout)
-
-
 def scan_tensors(folder: Path | ModelFolder) -> Mapping[str, Stored]:
     """Every tensor of a folder's checkpoint by name, from the headers alone. Raises CheckpointError."""
     return ModelFolder.of(folder).once(_scan_tensors)
@@ -90,12 +79,12 @@ def _scan_tensors(folder: ModelFolder) -> dict[str, Stored]:
 
 def _list_shards(folder: Path) -> dict[str, Path]:
     """The files of the checkpoint, by tensor name; a single file has the name ''."""
-    for single, index in _LAYOUTS:
+    for single, index in LAYOUTS:
         if (folder / single).exists():
             return {"": folder / single}
         if (folder / index).exists():
             return _read_index(folder / index)
-    names = ", ".join(name for layout in _LAYOUTS for name in layout)
+    names = ", ".join(name for layout in LAYOUTS for name in layout)
     raise CheckpointError(f"{folder}: no weights; looked for {names}", hint="download the weights too")
 
 

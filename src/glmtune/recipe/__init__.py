@@ -4,6 +4,7 @@ from glmtune.recipe.method import AdaLora, Freeze, Full, Kept, Lora, Method, Ptu
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.parse import load_recipe, to_yaml
 from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
+from glmtune.recipe.source import Source
 
 __all__ = [
     "AdaLora",
@@ -19,6 +20,7 @@ __all__ = [
     "Recipe",
     "Samples",
     "Sft",
+    "Source",
     "Train",
     "load_recipe",
     "to_yaml",

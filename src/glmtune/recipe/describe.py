@@ -85,8 +85,8 @@ def _in_chinese(told: Description) -> Description:
     text = texts[next((path for path in told.paths if path in texts), told.paths[0])]
     if told.rate is not None:
         text += f"它的 train.lr：{told.rate:g}（{texts[f'{told.paths[0]}.lr']}）。"
-    kind, default = (_CHINESE_WORDS.get(word, word) for word in (told.kind, told.default))
-    return replace(told, kind=kind, default=default, text=text)
+    kind = " | ".join(_CHINESE_WORDS.get(word, word) for word in told.kind.split(" | "))
+    return replace(told, kind=kind, default=_CHINESE_WORDS.get(told.default, told.default), text=text)
 
 
 @cache
@@ -109,6 +109,6 @@ def _type_name(annotation: Any) -> str:
     if choices:
         return " | ".join(dict.fromkeys(choices))
     members = get_args(annotation) if type(None) in get_args(annotation) else (annotation,)
-    names = {"tuple": "list", "str": "text", "PosixPath": "file"}
+    names = {"tuple": "list", "str": "text", "Path": "file"}
     shown = [getattr(m, "__name__", str(m)) for m in members if m is not type(None)]
-    return names.get(shown[0], shown[0]).lower().replace("path", "file")
+    return " | ".join(names.get(name, name) for name in shown)

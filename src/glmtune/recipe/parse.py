@@ -45,10 +45,10 @@ MOST_PARTS = 9
 """Dots in a setting's name that are read as such, and levels of a dict: more than any setting has."""
 
 Part = TypeVar("Part", bound=BaseModel)
-Source = str | Path | Mapping[str, Any] | Recipe
+RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
 
-def load_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
     """Build a recipe from a YAML file, a dict or a recipe, then apply `key=value` words.
 
     Relative paths stay relative to the working directory. Raises `ConfigError`.
@@ -56,7 +56,7 @@ def load_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe:
     return build_recipe(read_values(source, overrides))
 
 
-def read_values(source: Source, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_values(source: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The settings that a source and the words on top of it name; nothing is checked or filled in yet."""
     if isinstance(source, Recipe):
         values = source.model_dump(exclude_unset=True)
@@ -137,6 +137,10 @@ def _check_paths(settings: BaseModel, group: str = "") -> None:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             _check_paths(value, f"{name}.")
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    _check_paths(item, f"{group}{name}.{index}.")
         elif isinstance(value, Path) or name == "model":
             written = as_written(str(value))
             if written != str(value):
@@ -266,7 +270,8 @@ def _require_whole(word: str) -> None:
 def _read_value(key: str, text: str) -> Any:
     """Text settings take the word as it is; of the others YAML says what it means."""
     kinds = _kinds_of(key)
-    if kinds & {str, Path}:
+    is_list = any(get_origin(kind) is tuple for kind in kinds)
+    if kinds & {str, Path} and not (is_list and _is_bracketed(text)):
         return None if text == "null" and type(None) in kinds else text
     try:
         value = load_yaml(text)
@@ -274,8 +279,12 @@ def _read_value(key: str, text: str) -> Any:
         raise yaml_error(err, key) from None
     except yaml.YAMLError:
         value = text
-    is_list = any(get_origin(kind) is tuple for kind in kinds)
     return [value] if is_list and isinstance(value, str) else value
+
+
+def _is_bracketed(text: str) -> bool:
+    """Whether a word is a list of paths or settings, and no file of this name."""
+    return (text[:1], text[-1:]) in {("[", "]"), ("{", "}")} and not Path(text).exists()
 
 
 def _kinds_of(key: str) -> set[Any]:
@@ -284,7 +293,7 @@ def _kinds_of(key: str) -> set[Any]:
     for part in key.split("."):
         found: set[Any] = set()
         for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel) and part in kind.model_fields:
+            if _is_group(kind) and part in kind.model_fields:
                 annotation = kind.model_fields[part].annotation
                 is_union = get_origin(annotation) in (Union, UnionType)
                 found.update(get_args(annotation) if is_union else (annotation,))
@@ -313,7 +322,8 @@ def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
         hint = value_here(key, tag, allowed) or f"allowed: {', '.join(allowed)}"
         return ConfigError(f"{key}: unknown {key} {shown(tag)}", hint=hint)
     if first["type"] == "missing":
-        hint = f"add it to the recipe, or set {key}=..."
+        is_item = any(isinstance(part, int) for part in location)  # of a list, which no word can name
+        hint = _explained(place) if is_item else f"add it to the recipe, or set {key}=..."
         return ConfigError(f"{key}: missing", hint=hint)
     if first["type"] == "model_type":
         hint = f"data.train={found} names training rows" if key == "data" and isinstance(found, str) else ""
@@ -351,10 +361,16 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
     """Names of the settings beside the unknown one."""
     kind: Any = Recipe
     members: Mapping[str, Any] = {}
-    for part in map(str, location):
-        if members:  # the part is the name that chooses
+    for part in location:
+        if isinstance(part, int):  # an item of a list, of which the settings are the only kind with any
+            kind = next(item for member in get_args(kind) for item in get_args(member) if _is_group(item))
+        elif members:  # the part is the name that chooses
             kind, members = members[part], {}
         else:
             field = kind.model_fields[part]
             kind, members = field.annotation, choices(field)
     return list(kind.model_fields)
+
+
+def _is_group(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

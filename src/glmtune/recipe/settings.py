@@ -8,16 +8,18 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from glmtune.charset import AUTO, KNOWN, UTF8, find_codec
+from glmtune.charset import AUTO, UTF8, find_codec
 from glmtune.paths import find_rows, joining
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
 from glmtune.recipe.method import Kept, Lora, Method
 from glmtune.recipe.objective import Objective, Sft
-from glmtune.values import shown
+from glmtune.recipe.source import Source, Sources, known_charset
 
 DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 512
+MOST_NAMED = 3
+"""Sources that a message names one by one."""
 
 TemplateName = Literal[
     "chatglm", "chatglm2", "chatglm3", "glm4", "glm4_base", "glm4_0414", "glmz1", "glm45", "glm45_nothink"
@@ -31,10 +33,11 @@ _BOTH_LIMITS = "set both, as the official scripts do: data.max_source_tokens=64 
 class Data(Settings):
     """Which rows, how they are read, encoded and cut."""
 
-    train: Path | None = None
+    train: Sources = None
     """Training rows: a JSON array, JSON lines, CSV or parquet file, a folder of `datasets`, or a Hub data
     set as hf:OWNER/NAME. examples/adverts.jsonl and its like, where they are not here, are the bundled
-    ones."""
+    ones. Several are a list, [a.json, b.csv], in which {path: b.csv, max_rows: 100} gives one its own
+    `max_rows`, `charset`, columns or `transcripts`."""
     validation: Path | None = None
     """Rows for the evaluation loss; without it, rows are held out of `train`."""
     max_validation_rows: int | None = Field(None, ge=1)
@@ -52,7 +55,7 @@ class Data(Settings):
     split_seed: int = 42
     """Seed of the draw of held-out and validation rows."""
     max_rows: int | None = Field(None, ge=1)
-    """Use only the first so many training rows."""
+    """Use only the first so many training rows, of several files together."""
     prompt_column: str | None = None
     """Column of the question; empty: found by looking at the rows."""
     response_column: str | None = None
@@ -95,7 +98,25 @@ class Data(Settings):
     the answer; an error if more than half of the rows need it. `cut_any`: the same without that error.
     `drop`: leave them out. `error`: stop."""
 
-    @field_validator("train", "validation", "test", mode="before")
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources of training rows in their order, also of a path alone; empty: none is named."""
+        if self.train is None:
+            return ()
+        return (Source(path=self.train),) if isinstance(self.train, Path) else self.train
+
+    @property
+    def train_name(self) -> str:
+        """The sources' paths in a few words, for a message."""
+        names = [str(source.path) for source in self.sources]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        return ", ".join(names[:MOST_NAMED]) + more
+
+    def of_source(self, source: Source) -> "Data":
+        """These settings as one source is read by them."""
+        return self.model_copy(update=source.reading)
+
+    @field_validator("validation", "test", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -105,9 +126,7 @@ class Data(Settings):
     @field_validator("charset")
     @classmethod
     def _known_charset(cls, value: str) -> str:
-        if value != AUTO and find_codec(value) is None:
-            raise SettingError(f"unknown character set {shown(value)}", hint=f"choose {KNOWN}")
-        return value
+        return known_charset(value)
 
     @field_validator("encoding", mode="before")
     @classmethod
@@ -121,8 +140,8 @@ class Data(Settings):
 
     @field_validator("train", "validation", "test", mode="after")
     @classmethod
-    def _bundled(cls, path: Path | None) -> Path | None:
-        return None if path is None else find_rows(path)
+    def _bundled(cls, value: Any) -> Any:
+        return find_rows(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _lengths(self) -> "Data":

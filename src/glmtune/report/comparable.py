@@ -1,6 +1,7 @@
 """What keeps the figures of several runs from measuring the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ def other_devices(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def training_rows(run: Run) -> str:
-    """The file of the training rows with the beginning of its hash."""
-    return _file(run.recipe.data.train, run.environment.get("train_sha256"))
+    """The files of the training rows, each with the beginning of its hash."""
+    sources, hashes = run.recipe.data.sources, (run.environment.get("train_sha256") or "").split()
+    pairs = zip_longest([source.path for source in sources], hashes[: len(sources)])
+    return ", ".join(_file(path, digest) for path, digest in pairs) or _file(None, None)
 
 
 def evaluation_rows(run: Run) -> str:
@@ -76,7 +79,8 @@ def _evaluated_on(run: Run) -> dict[str, Any]:
     if data.validation:
         rows: dict[str, Any] = {"data.validation": hashes.get("validation_sha256")}
     else:
-        rows = {"data.train": hashes.get("train_sha256"), "data.holdout_rows": data.holdout_rows}
+        parts = [{"max_rows": source.max_rows, **source.reading} for source in data.sources]
+        rows = {"data.train": (hashes.get("train_sha256"), parts), "data.holdout_rows": data.holdout_rows}
         rows["data.split_seed"] = data.split_seed
     rows["data.max_validation_rows"] = data.max_validation_rows
     encoding = data.model_dump(mode="json", exclude=ROWS_ELSEWHERE)

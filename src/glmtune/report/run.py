@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.files import given_path, read_json, read_json_if_there
+from glmtune.files import WEIGHT_SUFFIXES, given_path, read_json, read_json_if_there
 from glmtune.recipe import Method, Recipe, load_recipe
 from glmtune.report.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
 from glmtune.runs import (
@@ -26,7 +26,6 @@ from glmtune.runs import (
 )
 from glmtune.tensor_file import read_shapes
 
-WEIGHT_SUFFIXES = {".bin", ".safetensors"}
 MEAN_STEPS = 10
 """A training loss at a step is the mean over so many steps up to it: one batch's alone says little."""
 

@@ -125,6 +125,23 @@ def is_learned(message: Message) -> bool:
     return message.role == "assistant" and message.loss
 
 
+def unwrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's description without OpenAI's wrapper; a tool of another type as it is."""
+    inner = tool.get("function")
+    found = dict(inner if isinstance(inner, Mapping) else tool)
+    if "name" in found and found.get("type") == "function":
+        del found["type"]
+    return found
+
+
+def wrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's description as OpenAI writes it; a tool of another type as it is."""
+    if isinstance(tool.get("function"), Mapping):
+        return dict(tool)
+    found = unwrapped(tool)
+    return {"type": "function", "function": found} if "name" in found else found
+
+
 def control(text: str, is_target: bool = False) -> Segment:
     """A control token by its official spelling."""
     return Segment(text, is_control=True, is_target=is_target)

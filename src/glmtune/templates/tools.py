@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glmtune.errors import DataError
-from glmtune.templates.messages import Call
+from glmtune.templates.messages import Call, unwrapped
 from glmtune.values import decoded, is_filled, shown, text
 
 CODE_BLOCK = "```"
@@ -43,23 +43,6 @@ def _checked(tool: Any, name: str) -> dict[str, Any]:
         raise DataError(f"{name!r} must be a tool with a name, got {shown(tool)}", hint=f"tools are {TOOLS}")
     _check_text(tool, name)
     return dict(tool)
-
-
-def unwrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A function's description without OpenAI's wrapper; a tool of another type as it is."""
-    inner = tool.get("function")
-    found = dict(inner if isinstance(inner, Mapping) else tool)
-    if "name" in found and found.get("type") == "function":
-        del found["type"]
-    return found
-
-
-def wrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A function's description as OpenAI writes it; a tool of another type as it is."""
-    if isinstance(tool.get("function"), Mapping):
-        return dict(tool)
-    found = unwrapped(tool)
-    return {"type": "function", "function": found} if "name" in found else found
 
 
 # Calls

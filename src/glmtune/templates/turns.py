@@ -16,8 +16,8 @@ from glmtune.templates.messages import (
     control,
     is_learned,
     pretty,
+    unwrapped,
 )
-from glmtune.templates.tools import unwrapped
 
 # --- ChatGLM3 and GLM-4: turns that begin with a role token ---
 

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 from glmtune.errors import CheckpointError, first_line
 from glmtune.families import ICE, VOCABULARY
 from glmtune.files import read_bytes, read_json_if_there, read_start, read_text
-from glmtune.templates import TEMPLATES
+from glmtune.templates.rounds import CHATGLM_CONTROL_TOKENS
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _FOREIGN_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -77,7 +77,7 @@ def icetk_pieces() -> bytes:
     Serialized messages that follow each other are one message, their repeated fields joined.
     """
     blanks = ("<|tab|>", *(f"<|blank_{count}|>" for count in range(2, 81)))
-    pieces = [_piece(name, _CONTROL) for name in TEMPLATES["chatglm"].control_tokens]
+    pieces = [_piece(name, _CONTROL) for name in CHATGLM_CONTROL_TOKENS]
     pieces += [_piece(name, _USER_DEFINED) for name in blanks]
     pieces += [_piece(f"<0x{value:02X}>", _BYTE) for value in range(256)]
     byte_fallback = b"\x12\x03\x98\x02\x01"  # field 35 of the trainer_spec, which is field 2: true

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from glmtune.adapters.card import Card
-from glmtune.adapters.digest import hash_tokenizer
+from glmtune.adapters.digest import hash_tokenizer, hash_weights
 from glmtune.adapters.probe import encode_probe, last_logits, take_probe
 from glmtune.adapters.proof import name_dtype
+from glmtune.adapters.store import stored_tensors
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.places import Place
 from glmtune.recipe import Recipe
-from glmtune.workflows.early import data_hashes
-from glmtune.workflows.parent import parent_facts
+from glmtune.workflows.rows import hash_rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def look_at_base(model: Any, place: Place, tokenizer: Any) -> Untrained:
     """What the cards of a run say of its base: once freeze or full has begun, it is gone."""
     ids = encode_probe(tokenizer)
     logits = last_logits(model, ids)
-    return Untrained(fingerprint(place.folder), name_dtype(model), ids, logits, parent_facts(place))
+    return Untrained(fingerprint(place.folder), name_dtype(model), ids, logits, _parent_facts(place))
 
 
 def write_card(
@@ -60,9 +60,18 @@ def write_card(
         tokenizer_sha256=hash_tokenizer(tokenizer),
         dtype=base.dtype,
         limits=data.model_dump(include={"max_tokens", "max_source_tokens", "max_target_tokens"}),
-        data=data_hashes(recipe),
+        data=hash_rows(recipe.data),
         step=step,
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
         parent=base.parent,
         probe=take_probe(base.probe_ids, base.logits, last_logits(model, base.probe_ids)),
     )
+
+
+def _parent_facts(place: Place) -> dict[str, str]:
+    """What a card says of what its run went on from: where it lay, and the hash of its weights."""
+    if not (place.adapter or place.card):
+        return {}
+    known = place.card.weights_sha256 if place.card else ""
+    found = known or (hash_weights(stored_tensors(place.adapter)) if place.adapter else "")
+    return {"path": str(place.trained.resolve()), "weights_sha256": found}

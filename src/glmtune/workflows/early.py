@@ -13,15 +13,15 @@ from glmtune.errors import ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path, read_json
 from glmtune.places import lasting_name, name_runs, require_here, resolve
-from glmtune.recipe import Recipe, load_recipe
-from glmtune.recipe.parse import Source, build_recipe, join_layers, read_values
+from glmtune.recipe import Data, Recipe, load_recipe
+from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, follow, last_checkpoint, require_new, step_of
 from glmtune.values import shown
-from glmtune.workflows.rows import Read, data_hash, full_path, read_rows
+from glmtune.workflows.rows import Read, full_path, hash_rows, read_rows
 
 
 def training_recipe(
-    source: Source, words: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+    source: RecipeSource, words: Sequence[str] = (), settings: Mapping[str, Any] | None = None
 ) -> Recipe:
     """The recipe of a training, `settings` on top; one of a method without a name is of its parent's method.
 
@@ -71,7 +71,7 @@ def check_training(recipe: Recipe, *, resume: bool) -> Read:
     return read_rows(recipe.data)
 
 
-def recipe_for(source: Source, words: Sequence[str] = ()) -> Recipe:
+def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
     """The recipe of an evaluation: the run's or adapter's own settings, with the source's on top.
 
     Raises `GlmtuneError`'s children; for a path to nothing, and test rows that cannot be read, without torch.
@@ -174,10 +174,10 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
     """Going on with other settings or other rows would be neither run."""
     require_run(folder)
     hashes = read_json(folder / ENVIRONMENT_FILE, is_ours=True)
-    for name, digest in data_hashes(recipe).items():
+    for name, digest in hash_rows(recipe.data).items():
         if hashes.get(name) != digest:
             raise ConfigError(
-                f"{folder}: the {name.removesuffix('_sha256')} file has changed since this run began",
+                f"{folder}: {_changed(recipe.data, name, hashes.get(name), digest)} since this run began",
                 hint="train anew, with another folder: output=FOLDER",
             )
     known = load_recipe(folder / RECIPE_FILE)
@@ -193,6 +193,15 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
             hint=f"a run is resumed as it began: {_resuming(folder)}; "
             f"with other settings another one goes on from it: {training_on(folder, word)}",
         )
+
+
+def _changed(data: Data, name: str, before: Any, now: str) -> str:
+    """In words, which file is not what it was; of several training files the first."""
+    if len(data.sources) < 2 or name != "train_sha256":
+        return f"the {name.removesuffix('_sha256')} file has changed"
+    hashes = zip(str(before).split(" "), now.split(" "), strict=False)
+    changed = next((index for index, (old, new) in enumerate(hashes) if old != new), 0)
+    return f"the training file {data.sources[changed].path} has changed"
 
 
 def _settings(values: dict[str, Any], group: str = "") -> dict[str, Any]:
@@ -218,20 +227,14 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
 
 def with_full_paths(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, so that it means the same from anywhere."""
-    data = {
+    data: dict[str, Any] = {
         name: full_path(path)
         for name in ("train", "validation", "test")
-        if (path := getattr(recipe.data, name)) is not None
+        if isinstance(path := getattr(recipe.data, name), Path)
     }
+    if isinstance(recipe.data.train, tuple):
+        data["train"] = tuple(
+            source.model_copy(update={"path": full_path(source.path)}) for source in recipe.data.train
+        )
     models = {"model": lasting_name(recipe.model), "base": recipe.base and Path(lasting_name(recipe.base))}
     return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data)})
-
-
-def data_hashes(recipe: Recipe) -> dict[str, str]:
-    """Hashes of the rows, as env.json keeps them."""
-    data = recipe.data
-    return {
-        f"{name}_sha256": data_hash(p)
-        for name, p in (("train", data.train), ("validation", data.validation))
-        if p
-    }

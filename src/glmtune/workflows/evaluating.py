@@ -1,11 +1,12 @@
 """Answer and score the rows of a file."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
+from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, open_place, open_tokenizer
 from glmtune.places import Place, resolve
@@ -15,7 +16,6 @@ from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult
 from glmtune.workflows.rows import data_hash, full_path, longest_answer, test_questions
 
-WEIGHTS = {".bin", ".safetensors"}
 NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_rows"}
 """Settings of the rows that change no answer."""
 COMPUTED_WITH = "computed_with"
@@ -32,7 +32,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     folder = recipe.output or _default_folder(recipe, place, asked.name)
     dtype = choose_type(place, recipe.dtype, recipe.device, recipe.quant)
     recipe = recipe.model_copy(update={"dtype": dtype.name})
-    file = PredictionFile(folder, _facts(recipe, place, asked.path, tokenizer.template, max_new_tokens))
+    file = PredictionFile(folder, _facts(recipe, place, asked.paths, tokenizer.template, max_new_tokens))
     todo = [question for question in asked.questions if question.row not in file.done]
     total = len(asked.questions)
     if len(todo) < total:
@@ -64,18 +64,22 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     return RunResult(folder, {}, scores)
 
 
-def _facts(recipe: Recipe, place: Place, path: Path, template: str, max_new_tokens: int) -> dict[str, Any]:
+def _facts(
+    recipe: Recipe, place: Place, paths: Sequence[Path], template: str, max_new_tokens: int
+) -> dict[str, Any]:
     """All that an answer depends on: a second run with other facts is another evaluation."""
     folders = [folder for folder in (place.base, place.adapter) if folder]
-    weights = sorted(file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHTS)
+    weights = sorted(
+        file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES
+    )
     return {
         "model": str((place.adapter or place.base).resolve()),
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "template": template,
         "dtype": recipe.dtype,
         "quant": recipe.quant or place.quant,
-        "data": str(full_path(path)),
-        "data_sha256": data_hash(path),
+        "data": ", ".join(str(full_path(path)) for path in paths),
+        "data_sha256": " ".join(map(data_hash, paths)),
         "encoding": recipe.data.model_dump(mode="json", exclude=NO_ENCODING),
         "max_new_tokens": max_new_tokens,
         "compute": recipe.evaluate.compute,

@@ -24,7 +24,7 @@ from glmtune.families import require_template
 from glmtune.load import load_model
 from glmtune.log import quiet
 from glmtune.models.dtype import DTYPES
-from glmtune.models.quant import BITS
+from glmtune.quants import BITS
 from glmtune.runs import make_folder, replacing, require_new, write_json
 from glmtune.templates import Taught
 from glmtune.tokenizers import load_tokenizer
@@ -139,7 +139,7 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         with quiet():
             load_model(source.base, adapter=folder, template=source.identity.template, device="cpu")
     expected = _expected(source, job.model, job.draft, prompts, answers)
-    facts["verified"] = {**compare(answers, expected), "proven_weights": len(job.draft.proven)}
+    facts["verified"] = {**compare(answers, expected), "proven_weights": job.draft.num_defined}
     yield from _tell_verified(facts["verified"])
     if kind.has_chat:
         yield _tell_chat(facts, prompts[0])

@@ -29,7 +29,7 @@ BOUNDS = {
     "adalora": _LOW_RANK,
     "ptuning": Bounds(distance=0.5, rate=5e-2),
 }
-"""By method. Runs that lost chat, as epochs and distance:
+"""By method; of others nothing is known. Runs that lost chat, as epochs and distance:
 
 - P-Tuning: 64 epochs of 1000 rows at 2e-2 (40); 500 epochs of 12 rows at 2e-4 (1.2; on two cards 0.6);
 - LoRA: 250 epochs of 12 rows at 2e-4 (0.3; on two cards 0.14), answers drifting into the rows' language;
@@ -52,7 +52,9 @@ def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, l
     A plan is warned of if its rate is above the method's, or if it goes through the rows more than
     `MOST_EPOCHS` times and beyond the method's distance.
     """
-    bounds = BOUNDS[method.name]
+    bounds = BOUNDS.get(method.name)
+    if bounds is None:
+        return None
     if lr > bounds.rate:
         return (
             f"train.lr: {lr:g} is a rate at which {method.name} has lost ordinary chat; set "

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glmtune.recipe import Recipe
-from glmtune.workflows.plan import is_rate_high, lower_rate
+from glmtune.recipe import Method
+from glmtune.workflows.rates import is_rate_high, lower_rate
 
 FEW_STEPS = 20
 """Fewer steps than this say little about a learning rate."""
@@ -14,7 +14,7 @@ RISEN = 1.02
 """A loss this many times the earlier one has risen, and not only wavered."""
 
 
-def worse_warning(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
+def worse_warning(method: Method, lr: float, metrics: Mapping[str, Any]) -> str | None:
     """What to do where the evaluation loss has not fallen, or has risen again; None where all is well.
 
     `metrics` are a training's figures, as `RunResult` has them.
@@ -27,35 +27,35 @@ def worse_warning(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
         found = last if best is None else best
         return (
             f"nothing was gained: evaluation loss {first:.4f} before the first step, at best {found:.4f} "
-            f"after it; {_cure(recipe, metrics)}"
+            f"after it; {_cure(method, lr, metrics)}"
         )
     if last <= first:
         return None
     return (
         f"the run ends worse than it began: evaluation loss {first:.4f} before, {last:.4f} after. Its best, "
-        f"{best:.4f} at step {step}, is what chat and evaluate open; to do better, {_lower(recipe)}, or stop "
-        f"there: train.steps={step}"
+        f"{best:.4f} at step {step}, is what chat and evaluate open; to do better, "
+        f"{_lower(method, lr)}, or stop there: train.steps={step}"
     )
 
 
-def _cure(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
+def _cure(method: Method, lr: float, metrics: Mapping[str, Any]) -> str:
     """What the figures speak for: more steps, a lower rate, or other validation rows."""
     steps = metrics["steps"]
     has_risen = metrics["eval_loss"] > RISEN * metrics["first_eval_loss"]
-    if not recipe.train.lr:
-        return _lower(recipe)
-    if steps < FEW_STEPS and not has_risen and not is_rate_high(recipe):
+    if not lr:
+        return _lower(method, lr)
+    if steps < FEW_STEPS and not has_risen and not is_rate_high(method, lr):
         return f"{steps} steps are too few to learn from: {_anew(f'train.steps={LONGER}')}, or take more rows"
     if metrics["loss"] < metrics["first_loss"] / RISEN and not has_risen:
         return (
             "the training loss fell all the same: look whether the validation rows are like the training "
-            f"rows, or {_lower(recipe)}"
+            f"rows, or {_lower(method, lr)}"
         )
-    return _lower(recipe)
+    return _lower(method, lr)
 
 
-def _lower(recipe: Recipe) -> str:
-    return _anew(f"train.lr={lower_rate(recipe) or recipe.method.default_lr:g}")
+def _lower(method: Method, lr: float) -> str:
+    return _anew(f"train.lr={lower_rate(method, lr) or method.default_lr:g}")
 
 
 def _anew(setting: str) -> str:

@@ -5,15 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from glmtune.adapters.digest import hash_weights
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import read_settings, require_ours
 from glmtune.adapters.proof import Check, proof_line
 from glmtune.adapters.store import (
+    Tensors,
     load_adapter,
     own_method,
     restore_trained,
-    stored_tensors,
 )
 from glmtune.errors import ConfigError
 from glmtune.load import proving
@@ -75,15 +74,6 @@ def text_warnings(recipe: Recipe, place: Place) -> Iterator[Note]:
             yield Note(text, is_warning=True)
 
 
-def parent_facts(place: Place) -> dict[str, str]:
-    """What a card says of what its run went on from: where it lay, and the hash of its weights."""
-    if not (place.adapter or place.card):
-        return {}
-    known = place.card.weights_sha256 if place.card else ""
-    found = known or (hash_weights(stored_tensors(place.adapter)) if place.adapter else "")
-    return {"path": str(place.trained.resolve()), "weights_sha256": found}
-
-
 def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]:
     """A base with the method's weights, to be trained: new ones, or those of the place's adapter.
 
@@ -95,11 +85,11 @@ def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]
             read_unrounded(model, place.folder)
         return model
 
-    def put_on(adapter: Path) -> Any:
+    def put_on(adapter: Path, tensors: Tensors) -> Any:
         if method.kept is not Kept.WEIGHTS:
-            return load_adapter(base, adapter, is_trainable=True)
+            return load_adapter(base, adapter, tensors, is_trainable=True)
         model = apply_method(base, method)  # in fp32 among the base's own, however these are held
-        restore_trained(model, adapter)
+        restore_trained(model, adapter, tensors)
         return model
 
     checks: list[Check] = []

@@ -1,56 +1,123 @@
-"""What a training run's settings mean, settled and checked before anything is loaded."""
+"""What a training's settings come to, settled and checked before any weight is read."""
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.families import identify_family
+from glmtune.load import choose_type, open_tokenizer
+from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
-from glmtune.places import Place
+from glmtune.models.dtype import Choice
+from glmtune.places import Place, resolve
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
-from glmtune.recipe import Recipe
+from glmtune.recipe import Method, Recipe, Train
+from glmtune.recipe.settings import DEFAULT_EPOCHS
+from glmtune.training.optim import find_optimizer
 from glmtune.training.processes import Processes
+from glmtune.workflows.early import as_begun, require_resumable, require_startable, run_folder
+from glmtune.workflows.events import Note
 from glmtune.workflows.forgetting import chat_loss_warning
+from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
+from glmtune.workflows.rates import rate_line, with_default_rate
+from glmtune.workflows.rows import Read, Rows, training_rows
 
 
-def require_able(recipe: Recipe, place: Place) -> None:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run before anything of it is there: what is trained, on which rows, for how long, in what."""
+
+    recipe: Recipe
+    """Complete: with the rate, the type of the weights and, where an adapter is gone on from, its method."""
+    folder: Path
+    """Of the run."""
+    place: Place
+    """Of the model."""
+    processes: Processes
+    """With the precision of their passes."""
+    held: Choice
+    """The type that the frozen weights are held in."""
+    tokenizer: Any
+    rows: Rows
+    steps: Steps
+    num_steps: int
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate."""
+        assert self.recipe.train.lr is not None
+        return self.recipe.train.lr
+
+
+def planning(
+    recipe: Recipe, *, resume: bool = False, read: Read | None = None
+) -> Generator[Note, None, Plan]:
+    """Settle and check all that needs no weights; say what was found on the way.
+
+    With `resume`, of a run that has begun. `read`: the rows, where they have been read already. Raises
+    `GlmtuneError`'s children; nothing is written.
+    """
+    if resume:
+        recipe = as_begun(recipe, run_folder(recipe))
+    recipe = with_default_rate(with_parent(recipe))
+    folder = run_folder(recipe)
+    (require_resumable if resume else require_startable)(recipe, folder)
+    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    require_able(place, recipe.method, recipe.quant)
+    find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
+    processes = start_processes(recipe.device)
+    tokenizer = open_tokenizer(place, template=recipe.template)
+    rows = training_rows(tokenizer, recipe.data, read)
+    yield from rows.notes
+    yield from text_warnings(recipe, place)
+    steps = share_rows(rows, recipe.train, processes)
+    num_steps = count_steps(recipe.train, steps)
+    if not is_pruned(place) and (few := steps_warning(recipe.method, num_steps)):
+        yield Note(few, is_warning=True)
+    held = processes.firsts(choose_type(place, recipe.dtype, processes.device, recipe.quant))
+    precision = choose_precision(recipe.train.precision, held.dtype, processes.device)
+    return Plan(
+        recipe=recipe.model_copy(update={"dtype": held.name}),
+        folder=folder,
+        place=place,
+        processes=Processes(processes.device, precision=precision),
+        held=held,
+        tokenizer=tokenizer,
+        rows=rows,
+        steps=steps,
+        num_steps=num_steps,
+    )
+
+
+def summary(plan: Plan) -> Iterator[Note]:
+    """What the plan comes to, and what it puts at risk."""
+    settings, processes = plan.recipe.train, plan.processes
+    yield Note(plan_line(plan.steps, plan.num_steps, processes.device, processes.precision))
+    yield Note(rate_line(plan.recipe.method, plan.lr))
+    if fp16 := fp16_line(processes.precision, processes.device):
+        yield Note(fp16)
+    if wipes := plan_warning(plan.recipe.method, plan.lr, plan.steps, plan.num_steps):
+        yield Note(wipes, is_warning=True)
+    if settings.warmup_steps >= plan.num_steps:
+        text = (
+            f"train.warmup_steps: {settings.warmup_steps} of {plan.num_steps} steps, so the peak rate is "
+            "never reached"
+        )
+        yield Note(text, is_warning=True)
+
+
+def require_able(place: Place, method: Method, quant: str | None) -> None:
     """Raise `ConfigError` for a method or a quantisation that the base's family does not have."""
     family = identify_family(place.folder).family
-    require_possible(family, f"method={recipe.method.name}", f"method.name: {recipe.method.name}")
-    require_possible(family, f"quant={recipe.quant}", f"quant: {recipe.quant!r}")
-
-
-def model_facts(place: Place) -> dict[str, str | None]:
-    """Which model it is and where it lay, as env.json keeps it."""
-    return {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
-
-
-def with_default_rate(recipe: Recipe) -> Recipe:
-    """The recipe with its method's learning rate where it names none: what a run does and records."""
-    if recipe.train.lr is not None:
-        return recipe
-    train = recipe.train.model_copy(update={"lr": recipe.method.default_lr})
-    return recipe.model_copy(update={"train": train})
-
-
-def rate_line(recipe: Recipe) -> str:
-    """The learning rate, and its method's default with where that is from; what others take, help says."""
-    method = recipe.method
-    default = f"the default of {method.name} ({method.lr_source.partition(';')[0]})"
-    if recipe.train.lr == method.default_lr:
-        return f"learning rate: {recipe.train.lr:g}, {default}"
-    return f"learning rate: {recipe.train.lr:g}; {method.default_lr:g} is {default}"
-
-
-def is_rate_high(recipe: Recipe) -> bool:
-    """Whether the learning rate is above the method's default."""
-    return (recipe.train.lr or 0.0) > recipe.method.default_lr
-
-
-def lower_rate(recipe: Recipe) -> float:
-    """The rate to fall back to: the method's default, or a tenth of what is no higher than that."""
-    return recipe.method.default_lr if is_rate_high(recipe) else (recipe.train.lr or 0.0) / 10
+    require_possible(family, f"method={method.name}", f"method.name: {method.name}")
+    require_possible(family, f"quant={quant}", f"quant: {quant!r}")
 
 
 def start_processes(device: str) -> Processes:
@@ -63,10 +130,26 @@ def start_processes(device: str) -> Processes:
     return Processes(resolve_device(device))
 
 
-def choose_precision(recipe: Recipe, base_dtype: torch.dtype, device: torch.device) -> str:
-    """The arithmetic of the forward pass, by its name."""
+def share_rows(rows: Rows, settings: Train, processes: Processes) -> Steps:
+    """The rows of each step, and this process's share of them."""
+    return Steps(
+        rows.train.rows,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        seed=settings.seed,
+        rank=processes.rank,
+        num_processes=processes.number,
+    )
+
+
+def count_steps(settings: Train, steps: Steps) -> int:
+    """How many optimizer steps a run has."""
+    return settings.steps or math.ceil((settings.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
+
+
+def choose_precision(wanted: str, base_dtype: torch.dtype, device: torch.device) -> str:
+    """The arithmetic of the passes, by its name; `wanted` is `train.precision`."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    wanted = recipe.train.precision
     name = names[base_dtype] if wanted == "auto" else wanted
     if name == "fp32" and base_dtype != torch.float32:
         raise ConfigError(
@@ -95,18 +178,15 @@ def fp16_line(precision: str, device: torch.device) -> str | None:
 
 def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str) -> str:
     """What the settings mean, before the start."""
-    passes, rest = divmod(num_steps, steps.per_epoch)
-    samples = passes * len(steps.rows) + min(rest * steps.batch_size, len(steps.rows))
     processes = steps.num_processes
     return (
-        f"plan: {num_steps} steps of up to {steps.batch_size} rows, {samples} samples in all, "
-        f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
+        f"plan: {num_steps} steps of up to {steps.batch_size} rows, {steps.num_samples(num_steps)} samples "
+        f"in all, {num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
         f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {precision}"
     )
 
 
-def plan_warning(recipe: Recipe, steps: Steps, num_steps: int) -> str | None:
+def plan_warning(method: Method, lr: float, steps: Steps, num_steps: int) -> str | None:
     """What the plan puts at risk, if it does."""
     rows, epochs = len(steps.rows), num_steps / steps.per_epoch
-    lr = recipe.train.lr or 0.0
-    return chat_loss_warning(recipe.method, rows=rows, steps=num_steps, epochs=epochs, lr=lr)
+    return chat_loss_warning(method, rows=rows, steps=num_steps, epochs=epochs, lr=lr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.migration import Migration
 from glmtune.places import require_here
-from glmtune.recipe.parse import Source
+from glmtune.recipe.parse import RecipeSource
 from glmtune.report.compare import Comparison
 from glmtune.workflows.early import check_training, export_folder, recipe_for, training_recipe
 from glmtune.workflows.events import Event, ExportResult, Note, RunResult
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Source | None = None,
+    recipe: RecipeSource | None = None,
     *,
     resume: bool = False,
     quiet: bool = False,
@@ -55,7 +55,7 @@ def train(
 
 
 def evaluate(
-    recipe: Source,
+    recipe: RecipeSource,
     *,
     data: str | Path | None = None,
     output: str | Path | None = None,

@@ -1,12 +1,11 @@
 """What quantising costs: perplexity, and scores if wanted, before and after, on rows not trained on."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.batches import collate
+from glmtune.data.batches import collate, divide
 from glmtune.data.encode import encode_examples
 from glmtune.data.row import Row
 from glmtune.data.source import read_dataset
@@ -20,7 +19,7 @@ from glmtune.recipe.parse import build_part
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.training.loop import mean_loss
 from glmtune.training.processes import Processes
-from glmtune.workflows.rows import data_hash, longest_answer, test_questions, training_rows
+from glmtune.workflows.rows import data_hash, hashed_files, longest_answer, test_questions, training_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def held_out_rows(
         return f"the run's held-out rows cannot be read: {error}"
     if not rows:
         return "there are no held-out rows"
-    place = str(data or settings.validation or f"{settings.train}, the rows held out")
+    place = str(data or settings.validation or f"{settings.train_name}, the rows held out")
     train = recipe.train if recipe else Train()
     return HeldOut(rows, asked, new_tokens, train.micro_batch_size, place)
 
@@ -84,12 +83,13 @@ def _changed_data(run: Path, data: Data) -> str:
     Rows held out of another file may be among those that were trained on.
     """
     known = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
-    paths = {"train_sha256": data.train, "validation_sha256": data.validation}
-    for key, path in paths.items():
-        if path is not None and not is_hub_name(path) and key in known:
+    for key, paths in hashed_files(data).items():
+        for path, digest in zip(paths, (known.get(key) or "").split(" "), strict=False):
+            if is_hub_name(path) or key not in known:
+                continue
             if not path.exists():
                 return f"{path}, which the run was trained on, is not there"
-            if data_hash(path) != known[key]:
+            if data_hash(path) != digest:
                 return f"{path} is not the file any more that the run was trained on"
     return ""
 
@@ -102,7 +102,7 @@ def _encoded(tokenizer: Any, settings: Data, data: Path | None) -> list[Row]:
 
 def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
     """Perplexity of the rows' answers, and the scores of the questions if there are any."""
-    parts = _divide(sorted(held.rows, key=lambda row: len(row.input_ids)), held.micro_batch_size)
+    parts = divide(held.rows, held.micro_batch_size)
     batches = [collate(part, tokenizer.pad_token_id) for part in parts]
     loss = mean_loss(Sft(model), batches, Processes(model.device))
     found: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
@@ -116,7 +116,3 @@ def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
         )
         found["scores"] = score_all(list(answers))
     return found
-
-
-def _divide(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]

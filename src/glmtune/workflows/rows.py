@@ -4,14 +4,15 @@ Reading loads no torch, encoding does: what is wrong with a file is told before 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.data.example import Example
-from glmtune.data.source import Dataset, read_dataset
+from glmtune.data.source import Dataset, read_dataset, read_sources
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
@@ -51,8 +52,24 @@ def read_rows(data: Data) -> Read:
     """Read, split and draw. Raises `ConfigError` and `DataError`."""
     if data.train is None:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
-    train, validation, notes = _split(data, data.train)
-    return Read(train, validation, tuple(notes))
+    datasets = read_sources(data)
+    train, more = _examples(data, datasets), list[Note]()
+    if data.validation is None:
+        train, held = split_holdout(train, data)
+        validation, text = _drawn_of_held(held, data)
+    else:
+        validation, text, more = _read_validation(data, data.validation)
+    used = train[: data.max_rows]
+    notes = [_plan(data, len(train), text, validation), *_shares(data, datasets, used)]
+    for source, found in zip(data.sources, datasets, strict=True):
+        notes += _notes(source.path, found)
+    return Read(used, validation, (*notes, *_repeated(data), *more))
+
+
+def _examples(data: Data, datasets: Sequence[Dataset]) -> list[Example]:
+    """The training rows in the order of their sources, of each as many as it may give."""
+    pairs = zip(data.sources, datasets, strict=True)
+    return [example for source, found in pairs for example in found.examples[: source.max_rows]]
 
 
 def training_rows(tokenizer: Any, data: Data, read: Read | None = None) -> Rows:
@@ -103,30 +120,31 @@ def _shorter(data: Data, context: int, num_new: int) -> str:
     return f"data.max_source_tokens={asked} data.max_target_tokens={room - asked} cuts them"
 
 
-def _split(data: Data, path: Path) -> tuple[list[Example], list[Example], list[Note]]:
-    read = read_dataset(path, data)
-    notes = _notes(path, read)
-    if data.validation is None:
-        train, held = split_holdout(read.examples, data)
-        validation = draw_validation(held, data)
-        text = f"{len(held):,} held out (seed {data.split_seed})"
-        if len(validation) < len(held):
-            text += f"; the loss is that of {len(validation):,} of them (data.max_validation_rows)"
-        return train[: data.max_rows], validation, [_plan(data, len(train), text, validation), *notes]
-    other = read_dataset(data.validation, data)
+def _drawn_of_held(held: Sequence[Example], data: Data) -> tuple[list[Example], str]:
+    """The held-out rows that the evaluation loss is taken over, and the words for the plan."""
+    validation = draw_validation(held, data)
+    text = f"{len(held):,} held out (seed {data.split_seed})"
+    if len(validation) < len(held):
+        text += f"; the loss is that of {len(validation):,} of them (data.max_validation_rows)"
+    return validation, text
+
+
+def _read_validation(data: Data, path: Path) -> tuple[list[Example], str, list[Note]]:
+    """The rows of a validation file that the loss is taken over, the words for the plan, and notes."""
+    other = read_dataset(path, data)
     validation, whole = draw_validation(other.examples, data), len(other.examples)
-    notes += _notes(data.validation, other)
-    if _is_same(data.validation, path):
-        text = "the validation file is the training file: its loss will not show forgetting or overfitting"
+    notes = _notes(path, other)
+    if same := next((source.path for source in data.sources if _is_same(path, source.path)), None):
+        which = "the training file" if len(data.sources) == 1 else f"a training file, {same}"
+        text = f"the validation file is {which}: its loss will not show forgetting or overfitting"
         notes.append(Note(text, is_warning=True))
-    text = f"{data.validation}: {whole:,} to validate"
+    text = f"{path}: {whole:,} to validate"
     if len(validation) < whole:
         text = (
-            f"{data.validation}: {len(validation):,} of {whole:,} to validate (seed {data.split_seed}; "
+            f"{path}: {len(validation):,} of {whole:,} to validate (seed {data.split_seed}; "
             f"data.max_validation_rows={whole} takes all)"
         )
-    train = read.examples[: data.max_rows]
-    return train, validation, [_plan(data, len(read.examples), text, validation), *notes]
+    return validation, text, notes
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -149,7 +167,28 @@ def _plan(data: Data, num_rows: int, text: str, validation: Sequence[Example]) -
     train = some if used < num_rows else _rows(num_rows)
     few = f": the loss of {_rows(len(validation))} tells little, data.validation=FILE names more"
     ending = few if len(validation) < FEW_VALIDATION_ROWS else ""
-    return Note(f"{data.train}: {train} to train on; {text}{ending}")
+    return Note(f"{data.train_name}: {train} to train on; {text}{ending}")
+
+
+def _shares(data: Data, datasets: Sequence[Dataset], used: Sequence[Example]) -> list[Note]:
+    """How many rows of each source are trained, where there are several or one gives only some."""
+    if not isinstance(data.train, tuple):
+        return []
+    counts = Counter(example.source for example in used)
+    return [
+        Note(f"{source.path}: {counts[index]:,} of {_rows(len(datasets[index].examples))} to train on")
+        for index, source in enumerate(data.sources)
+    ]
+
+
+def _repeated(data: Data) -> list[Note]:
+    """A warning for each source that holds the same rows as an earlier one, read in the same way."""
+    notes = []
+    for one, other in combinations(data.sources, 2):
+        if one.reading == other.reading and _is_same(one.path, other.path):
+            text = f"{other.path}: the same file as {one.path}: its rows are trained on once more"
+            notes.append(Note(text, is_warning=True))
+    return notes
 
 
 def _rows(count: int) -> str:
@@ -160,7 +199,8 @@ def _rows(count: int) -> str:
 class Questions:
     """The rows an evaluation answers."""
 
-    path: Path
+    paths: tuple[Path, ...]
+    """Where they are from."""
     name: str
     """The file's, and whether they are those held out of it: two sets of rows, two folders of answers."""
     questions: "list[Question]"
@@ -179,25 +219,32 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
 
     `num_new`: tokens of the longest answer, for which the context is to have room.
     """
-    from glmtune.data.encode import encode_prompts
+    from glmtune.data.prompts import encode_prompts
     from glmtune.evaluation.predictions import Question
 
-    path = data.test or data.validation or data.train
-    if path is None:
-        raise ConfigError("data.test: missing", hint="name the file: data.test=FILE")
-    read = read_dataset(path, data)
-    examples: Sequence[Example] = read.examples
-    name = path.stem
-    if data.test is None and data.validation is None:
-        examples, name = split_holdout(list(examples), data)[1], f"{name}-heldout"
+    examples, paths, name, notes = _test_rows(data)
     prompts, report = encode_prompts(tokenizer, examples[: data.max_test_rows], data, num_new=num_new)
-    notes = [*_notes("test rows", read), *(Note(f"test rows: {line}") for line in report.lines())]
+    notes += [Note(f"test rows: {line}") for line in report.lines()]
     if report.warning:
         notes.append(Note(f"test rows: {report.warning}", is_warning=True))
     lengths = [len(prompt.ids) for prompt in prompts]
     notes += _longer_than_context("test", lengths, tokenizer, data, num_new=num_new)
     questions = [Question(i, prompt.ids, prompt.reference) for i, prompt in enumerate(prompts)]
-    return Questions(path, name, questions, tuple(notes))
+    return Questions(paths, name, questions, tuple(notes))
+
+
+def _test_rows(data: Data) -> tuple[Sequence[Example], tuple[Path, ...], str, list[Note]]:
+    """The rows to ask, the files that they are from, the name of their evaluation, and notes."""
+    if path := data.test or data.validation:
+        read = read_dataset(path, data)
+        return read.examples, (path,), path.stem, _notes("test rows", read)
+    if data.train is None:
+        raise ConfigError("data.test: missing", hint="name the file: data.test=FILE")
+    datasets = read_sources(data)
+    held = split_holdout(_examples(data, datasets), data)[1]
+    paths = tuple(source.path for source in data.sources)
+    notes = [note for found in datasets for note in _notes("test rows", found)]
+    return held, paths, f"{paths[0].stem if len(paths) == 1 else 'train'}-heldout", notes
 
 
 def first_row(tokenizer: Any, rows: "Sequence[Row]") -> FirstRow:
@@ -221,6 +268,18 @@ def show_ids(tokenizer: Any, ids: Sequence[int]) -> str:
 def full_path(path: Path) -> Path:
     """The path from anywhere; the name of a Hub data set stays as it is."""
     return path if is_hub_name(path) else path.resolve()
+
+
+def hashed_files(data: Data) -> dict[str, list[Path]]:
+    """The files that a run reads, by the names of their hashes in env.json."""
+    train = [source.path for source in data.sources]
+    files = {"train_sha256": train, "validation_sha256": [data.validation] if data.validation else []}
+    return {name: paths for name, paths in files.items() if paths}
+
+
+def hash_rows(data: Data) -> dict[str, str]:
+    """Hashes of the rows, as env.json keeps them; of several sources in their order, with spaces between."""
+    return {name: " ".join(map(data_hash, paths)) for name, paths in hashed_files(data).items()}
 
 
 def data_hash(path: Path) -> str:

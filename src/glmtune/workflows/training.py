@@ -1,72 +1,32 @@
-"""A training run from recipe to checkpoints: read top to bottom."""
+"""A training run from recipe to checkpoints: planned, assembled, run. Read top to bottom."""
 
 import math
+import shlex
+import signal
+import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
-from glmtune.adapters.proof import (
-    check_base,
-    check_recorded,
-    proof_line,
-    require_files,
-)
-from glmtune.adapters.store import read_card, require_saved, restore_trained
-from glmtune.data.batches import Steps, collate
-from glmtune.load import choose_type, open_place, open_tokenizer
-from glmtune.log import without_false_alarms
-from glmtune.methods import begin_pruning, count_parameters, steps_warning, trainable_line
-from glmtune.objectives import build_objective
-from glmtune.places import resolve
-from glmtune.recipe import Kept, Recipe
-from glmtune.recipe.settings import DEFAULT_EPOCHS
-from glmtune.runs import (
-    RESULT_FILE,
-    SAMPLES_FILE,
-    last_checkpoint,
-    read_json_lines,
-    remove_folder,
-    write_json,
-)
-from glmtune.training.guard import Guard
-from glmtune.training.optim import build_optimizer, build_schedule, find_optimizer
-from glmtune.training.processes import Processes
-from glmtune.training.state import (
-    STATE_FILE,
-    as_state,
-    read_state,
-    restore_state,
-)
-from glmtune.workflows.cards import look_at_base
-from glmtune.workflows.early import (
-    as_begun,
-    data_hashes,
-    require_resumable,
-    require_startable,
-    run_folder,
-)
-from glmtune.workflows.events import Event, Note, RunResult
+from glmtune.conversation import encode_messages
+from glmtune.data.batches import Batch, collate
+from glmtune.generate import Sampling, answer
+from glmtune.methods import count_parameters
+from glmtune.recipe import Recipe
+from glmtune.runs import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
+from glmtune.templates import Taught
+from glmtune.training.loop import fit, mean_loss
+from glmtune.training.progress import Progress, run_time
+from glmtune.training.stopping import Interrupted
+from glmtune.workflows.assemble import Run, assemble, validation_parts
+from glmtune.workflows.checkpoints import save_checkpoint, take_up
+from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
 from glmtune.workflows.outcome import worse_warning
-from glmtune.workflows.parent import is_pruned, text_warnings, tuned, with_parent
-from glmtune.workflows.plan import (
-    choose_precision,
-    fp16_line,
-    is_rate_high,
-    lower_rate,
-    model_facts,
-    plan_line,
-    plan_warning,
-    rate_line,
-    require_able,
-    start_processes,
-    with_default_rate,
-)
-from glmtune.workflows.record import RunRecord
-from glmtune.workflows.rows import Read, first_row, training_rows
-from glmtune.workflows.running import Run, Standing, train_through, validation_parts
+from glmtune.workflows.plan import Plan, planning
+from glmtune.workflows.rows import Read, hash_rows
+
+SHORT_STEPS = 50
+"""A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
 
 
 def training(
@@ -76,165 +36,173 @@ def training(
 
     `read`: the rows, where `check_training` has read them already.
     """
+    plan = yield from planning(recipe, resume=resume, read=read)
+    run = yield from assemble(plan)
     if resume:
-        recipe = as_begun(recipe, run_folder(recipe))
-    recipe = with_default_rate(with_parent(recipe))
-    folder = run_folder(recipe)
-    (require_resumable if resume else require_startable)(recipe, folder)
-    run = yield from _prepare(recipe, folder, read)
-    if resume:
-        yield _resume(run)
+        yield take_up(run)
     if run.is_main:
-        pinned = run.recipe
-        if not run.place.adapter:
-            pinned = pinned.model_copy(update={"revision": run.place.revision})
-        facts = {"model": model_facts(run.place), **data_hashes(recipe), **_sizes(run.model)}
-        run.record.begin(pinned, facts, is_new=not resume)
+        run.record.begin(_pinned(plan), _facts(run), is_new=not resume)
     try:
-        yield from train_through(run)
+        yield from _train(run)
     except KeyboardInterrupt:
         if run.is_main and run.standing.step == 0 and not resume:
-            remove_folder(folder)  # nothing is lost, and the same can be begun again
+            remove_folder(plan.folder)  # nothing is lost, and the same can be begun again
         raise
     run.processes.wait()
     result = _result(run)
     yield from _closing(run, result.metrics)
-    if worse := worse_warning(recipe, result.metrics):
+    if worse := worse_warning(plan.recipe.method, plan.lr, result.metrics):
         yield Note(worse, is_warning=True)
     return result
 
 
-def _prepare(recipe: Recipe, folder: Path, read: Read | None) -> Generator[Event, None, Run]:
-    """Everything before the first step; nothing is written yet, so bad input leaves no trace."""
-    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
-    require_able(recipe, place)
-    find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
-    processes = start_processes(recipe.device)
-    tokenizer = open_tokenizer(place, template=recipe.template)
-    rows = training_rows(tokenizer, recipe.data, read)
-    yield from rows.notes
-    yield from text_warnings(recipe, place)
-    steps = Steps(
-        rows.train.rows,
-        batch_size=recipe.train.batch_size,
-        micro_batch_size=recipe.train.micro_batch_size,
-        seed=recipe.train.seed,
-        rank=processes.rank,
-        num_processes=processes.number,
-    )
-    num_steps = recipe.train.steps or math.ceil((recipe.train.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
-    if not is_pruned(place) and (early := steps_warning(recipe.method, num_steps)):
-        yield Note(early, is_warning=True)
-    held = processes.firsts(choose_type(place, recipe.dtype, processes.device, recipe.quant))
-    recipe = recipe.model_copy(update={"dtype": held.name})
-    precision = choose_precision(recipe, held.dtype, processes.device)
-    # all weights trained: read as fp32, the type they are trained in, not rounded on the way
-    opened = replace(held, dtype=torch.float32) if recipe.method.kept is Kept.MODEL else held
-    base = open_place(
-        place.under,
-        template=recipe.template or place.template,
-        dtype=opened,
-        device=str(processes.device),
-        quant=recipe.quant,
-    )
-    untrained = look_at_base(base, place, tokenizer)
-    torch.manual_seed(recipe.train.seed)
-    model = yield from tuned(base, place, recipe.method)
-    if recipe.train.gradient_checkpointing:
-        with without_false_alarms():
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    yield Note(trainable_line(model))
-    yield first_row(tokenizer, rows.train.rows)
-    processes = Processes(processes.device, precision=precision)
-    torch.manual_seed(recipe.train.seed + processes.rank)  # dropout differs between processes
-    optimizer = build_optimizer(model, recipe.train)
-    schedule = build_schedule(optimizer, recipe.train, num_steps)
-    objective = build_objective(model, recipe.objective)
-    yield Note(plan_line(steps, num_steps, processes.device, precision))
-    yield Note(rate_line(recipe))
-    if fp16 := fp16_line(precision, processes.device):
-        yield Note(fp16)
-    if wipes := plan_warning(recipe, steps, num_steps):
-        yield Note(wipes, is_warning=True)
-    if recipe.train.warmup_steps >= num_steps:
-        warmup = recipe.train.warmup_steps
-        text = f"train.warmup_steps: {warmup} of {num_steps} steps, so the peak rate is never reached"
-        yield Note(text, is_warning=True)
-    return Run(
-        recipe=recipe,
-        place=place,
-        tokenizer=tokenizer,
-        rows=rows,
-        processes=processes,
-        base=untrained,
-        model=model,
-        objective=objective,
-        module=processes.wrap(objective),
-        optimizer=processes.prepare(optimizer),
-        schedule=schedule,
-        steps=steps,
-        num_steps=num_steps,
-        validation=[
-            collate(part, tokenizer.pad_token_id)
-            for part in validation_parts(rows.validation.rows, recipe, processes)
-        ],
-        guard=Guard(
-            objective,
-            processes,
-            lower_lr=lower_rate(recipe),
-            is_rate_high=is_rate_high(recipe),
-            rows_of=steps.micro_batches,
-        ),
-        record=RunRecord(folder, tensorboard=recipe.train.tensorboard),
-        pruning=begin_pruning(model, recipe.method, num_steps),
-    )
+def _pinned(plan: Plan) -> Recipe:
+    """The recipe with the very model that it found on a hub."""
+    if plan.place.adapter:
+        return plan.recipe
+    return plan.recipe.model_copy(update={"revision": plan.place.revision})
 
 
-def _resume(run: Run) -> Note:
-    """Weights, optimizer, schedule, random numbers and standing of the last checkpoint; both links."""
-    last = last_checkpoint(run.record.folder)
-    assert last is not None
-    card = read_card(last)
-    if card:
-        require_files(last, card)
-    if card and card.fingerprint:
-        check_base(last, card, run.place.folder)
-    if run.pruning is None:
-        restore_trained(run.model, last)
-    processes = run.processes.number
-    state = read_state(last, step=card.step if card else None, num_processes=processes)
-    with as_state(last / STATE_FILE):
-        restore_state(state, run.optimizer, run.schedule, run.processes)
-        if run.pruning:  # its weights too: the adapter's files are without what is pruned
-            run.pruning.load_state_dict(state["pruning"])
-        run.standing = Standing(**state["standing"])
+def _facts(run: Run) -> dict[str, Any]:
+    """What env.json keeps: which model it is and where it lay, the rows' hashes, how much is trained."""
+    place, (trained, total) = run.plan.place, count_parameters(run.model)
+    model = {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
+    sizes = {"trainable_parameters": trained, "all_parameters": total}
+    return {"model": model, **hash_rows(run.recipe.data), **sizes}
+
+
+def _train(run: Run) -> Iterator[Event]:
+    """The loop with what happens around it."""
+    start = time.perf_counter()
+    if run.standing.step == 0:
+        _record_ranks(run)
+        yield from _evaluate(run)
+    if _is_out_of_patience(run):
+        yield Note("this run had stopped early; there is nothing to go on with")
+        return
+    with run.stop.deferred():
+        yield from _steps(run)
     if run.pruning:
-        require_saved(run.model, last)
+        yield Note(run.pruning.line())
+    yield Note(f"train run time: {run_time(time.perf_counter() - start)}")
+
+
+def _steps(run: Run) -> Iterator[Event]:
+    """Each step, evaluations and checkpoints between them. Raises `Interrupted` after the step is saved."""
+    settings, standing, num_steps = run.recipe.train, run.standing, run.plan.num_steps
+    per_epoch = run.plan.steps.per_epoch
+    eval_every = settings.eval_every or math.ceil(num_steps / 10)
+    save_every = settings.save_every or eval_every
+    log_every = settings.log_every or (1 if num_steps <= SHORT_STEPS else 10)
+    progress = Progress(steps=num_steps, steps_per_epoch=per_epoch)
+    logs = fit(
+        run.objective,
+        run.module,
+        _micro_batches(run),
+        run.optimizer,
+        run.schedule,
+        run.processes,
+        max_grad_norm=settings.max_grad_norm,
+        guard=run.guard,
+        part=run.pruning,
+    )
+    for log in logs:
+        standing.step = log.step
+        is_last = log.step == num_steps
+        progress.add(log)
+        if run.is_main:
+            run.record.add({**asdict(log), "epoch": log.step / per_epoch})
+        _record_ranks(run)
+        is_due = log.step % log_every == 0 or is_last
+        yield Stepped(log, num_steps, progress.line() if is_due else None)
+        is_evaluated = log.step % eval_every == 0 or is_last
+        is_best = (yield from _evaluate(run)) if is_evaluated else False
+        is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
+        if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
+            if not is_evaluated:  # weights that a step has just ruined are no checkpoint: look at one batch
+                _evaluation_loss(run, run.validation[:1])
+            yield save_checkpoint(run, is_best=is_best)
+        if is_stopping and not is_last:
+            yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
+            return
+        if is_interrupted and not is_last:
+            raise _interrupted(run)
+
+
+def _micro_batches(run: Run) -> Iterator[tuple[int, list[Batch]]]:
+    plan, pad_id = run.plan, run.plan.tokenizer.pad_token_id
+    for step in range(run.standing.step + 1, plan.num_steps + 1):
+        yield step, [collate(rows, pad_id) for rows in plan.steps.micro_batches(step)]
+
+
+def _record_ranks(run: Run) -> None:
+    """A line of ranks.jsonl at the start, and whenever a rank has changed."""
+    if run.is_main and run.pruning and (run.standing.step == 0 or run.pruning.has_changed):
+        run.record.add_ranks(run.standing.step, run.pruning.ranks)
+
+
+def _is_out_of_patience(run: Run) -> bool:
+    patience = run.recipe.train.patience
+    return patience is not None and run.standing.evaluations_since_best >= patience
+
+
+def _interrupted(run: Run) -> Interrupted:
+    return Interrupted(
+        f"interrupted; all {run.standing.step} of {run.plan.num_steps} steps so far are saved; go on with: "
+        f"glmtune train {shlex.quote(str(run.record.folder))} --resume",
+        number=run.stop.number or signal.SIGINT,
+    )
+
+
+def _evaluate(run: Run) -> Generator[Event, None, bool]:
+    """Evaluation loss, sample answers, picture. Returns whether this is the best so far."""
+    standing = run.standing
+    loss = _evaluation_loss(run, run.validation)
+    before = standing.best_loss
+    # the best is to have the ranks that were asked for, so patience begins when they have settled
+    is_settled = run.pruning is None or run.pruning.has_settled
+    counts = standing.step > 0 and is_settled
+    is_best = counts and (before is None or loss < before)
+    if is_best:
+        standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
+    elif counts:
+        standing.evaluations_since_best += 1
     if run.is_main:
-        keep = run.recipe.train.keep_checkpoints
-        run.record.go_back(run.standing.step, keep=keep, best_step=run.standing.best_step)
-    left = f"resumed from {last.name}: {run.num_steps - run.standing.step} of {run.num_steps} steps to go"
-    before, now = card.dtype if card else "", run.base.dtype
-    changed = f"the base was in {before} so far, from here it is in {now}" if before not in ("", now) else ""
-    return Note("; ".join(filter(None, [left, changed, proof_line(check_recorded(card))])))
+        early = {} if is_settled else {"is_settled": False}
+        run.record.add({"step": standing.step, "eval_loss": loss, **early})
+    answers = _samples(run)
+    if run.is_main:
+        run.record.add_samples(standing.step, answers)
+        run.record.draw(standing.step)
+    run.processes.wait()
+    yield Evaluated(standing.step, loss, before, is_best)
+    return is_best
 
 
-def _sizes(model: Any) -> dict[str, int]:
-    """How much is trained of how much, as env.json keeps it."""
-    trained, total = count_parameters(model)
-    return {"trainable_parameters": trained, "all_parameters": total}
+def _evaluation_loss(run: Run, batches: list[Batch]) -> float:
+    """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
+    loss = mean_loss(run.objective, batches, run.processes)
+    guard = replace(run.guard, rows_of=lambda _: validation_parts(run.plan))
+    guard.check_evaluation(run.standing.step, loss, batches=batches)
+    return loss
 
 
-def _closing(run: Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
-    """How the loss went, and where to look."""
-    if "eval_loss" in metrics:
-        yield Note(
-            f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
-            f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
-        )
-    folder = run.record.folder
-    samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
-    yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
+def _samples(run: Run) -> list[tuple[str, str]]:
+    """The fixed prompts and the model's most likely answers.
+
+    Every process answers, as every pass through the model is every process's: its weights may be shared out.
+    """
+    settings = run.recipe.samples
+    if not settings.prompts:
+        return []
+    sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
+    tokenizer, taught = run.plan.tokenizer, Taught.of(run.recipe.data)
+    asked = [
+        encode_messages(tokenizer, [{"role": "user", "content": prompt}], taught=taught)
+        for prompt in settings.prompts
+    ]
+    answers = answer(run.model, tokenizer, asked, sampling)
+    return list(zip(settings.prompts, answers, strict=True))
 
 
 def _result(run: Run) -> RunResult:
@@ -254,3 +222,15 @@ def _result(run: Run) -> RunResult:
         }
         write_json(run.record.folder / RESULT_FILE, metrics)
     return RunResult(run.record.folder, metrics, {})
+
+
+def _closing(run: Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
+    """How the loss went, and where to look."""
+    if "eval_loss" in metrics:
+        yield Note(
+            f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
+            f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
+        )
+    folder = run.record.folder
+    samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
+    yield Note(f"loss curve: {folder / 'loss.png'}{samples}")

@@ -18,7 +18,7 @@ from glmtune.adapters.card import Card, read_card
 from glmtune.adapters.digest import hash_weights
 from glmtune.adapters.factors import START
 from glmtune.adapters.probe import last_logits
-from glmtune.adapters.proof import OTHER_TYPE, REQUANTISED, ROUNDING
+from glmtune.adapters.same import OTHER_TYPE, REQUANTISED, SAME
 from glmtune.adapters.store import restore_trained, save_trained
 from glmtune.adapters.to_lora import save_as_lora
 from glmtune.adapters.trained import trained_weights
@@ -153,7 +153,7 @@ def test_opened_in_another_precision_than_saved_more_is_allowed_by_rule(
     load_model(checkpoint, dtype=dtype, quant=quant)
     assert card is not None and card.probe is not None
     largest = max(map(abs, (*card.probe.base, *card.probe.tuned)))
-    share = (OTHER_TYPE if dtype == "bf16" else ROUNDING["float32"]) + REQUANTISED[quant]
+    share = (OTHER_TYPE if dtype == "bf16" else SAME[torch.float32]) + REQUANTISED[quant]
     said = told("adapter loaded")
     assert f"allowed {share * largest:.2g}" in said
 

@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glmtune.conversation import answer_text, encode_messages
-from glmtune.data.encode import encode_examples, encode_prompts
+from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
+from glmtune.data.lengths import Lengths
+from glmtune.data.prompts import encode_prompts
 from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.metrics import score
 from glmtune.recipe.settings import Data
@@ -240,12 +242,7 @@ def test_every_row_is_in_the_report(four):
     report = encode_examples(four["glm4"], rows, Data(max_tokens=100)).report
     lengths = sorted(report.lengths)
     assert (report.rows, report.rows_cut, report.rows_dropped) == (20, 1, 1)
-    assert (report.p50, report.p95, report.p99, report.longest) == (
-        lengths[9],
-        lengths[18],
-        lengths[19],
-        lengths[19],
-    )
+    assert report.percentiles == Lengths(lengths[9], lengths[18], lengths[19], lengths[19])
     assert report.tokens_lost > 300
     assert report.warning is not None
     assert "10% of the rows" in report.warning

@@ -4,9 +4,11 @@ import csv
 import errno
 import io
 import json
+import re
 import shlex
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands import glmtune
-from glmtune.data.source import read_dataset, read_examples, read_rows
+from glmtune.data.source import read_dataset, read_examples, read_rows, read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data
@@ -277,7 +279,7 @@ def test_a_folder_is_answered_with_its_files():
     assert caught.value.hint == "name one of its files: train.jsonl"
 
 
-# One file is named, and the hint joins several
+# Where one file is named, the hint joins several, or lists them
 
 
 def rows_of(*names: str) -> None:
@@ -289,21 +291,27 @@ def rows_of(*names: str) -> None:
 
 
 def follow_joining(hint: str) -> list[str]:
-    """Run the command of a hint, and give the answers in the file that it names after it."""
-    command, _, rest = hint.replace("`", "").partition("; then name ")
-    words = shlex.split(command.partition("glmtune ")[2])
+    """Run the command of a hint, and give the answers in the file that it names; a list has the same."""
+    before, _, rest = hint.replace("`", "").partition("; then name ")
+    words = shlex.split(before.partition("glmtune ")[2])
     done = glmtune(*words, cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" written to all.jsonl (messages)") == len(words) - 5
-    return [e.messages[-1].content for e in read_examples(Path(rest), Data())]
+    answers = [e.messages[-1].content for e in read_examples(Path(rest), Data())]
+    for listed in re.findall(r"data\.train=\S+(?=;)", before):
+        datasets = read_sources(load_recipe({"model": "m"}, [listed]).data)
+        assert [e.messages[-1].content for read in datasets for e in read.examples] == answers
+    return answers
 
 
 @pytest.mark.parametrize(
-    "word",
-    ["a.json,b.jsonl", "[a.json,b.jsonl]", "[a.json, b.jsonl]", "a.json, b.jsonl", "[a].json*,b.jsonl"],
+    ("key", "word"),
+    [
+        *product(("validation", "test"), ["[a.json,b.jsonl]", "[a.json, b.jsonl]"]),
+        *product(("train", "validation", "test"), ["a.json,b.jsonl", "a.json, b.jsonl", "[a].json*,b.jsonl"]),
+    ],
 )
-@pytest.mark.parametrize("key", ["train", "validation", "test"])
-def test_a_list_of_files_is_told_how_to_join_them(word, key):
+def test_a_list_of_files_is_told_how_to_join_them(key, word):
     rows_of("a.json", "b.jsonl", "[a].json*")
     path = getattr(load_recipe({"model": "m"}, [f"data.{key}={word}"]).data, key)
     with pytest.raises(DataError, match="one file is needed, got 2 names") as caught:
@@ -337,10 +345,11 @@ def test_a_name_with_a_comma_is_a_file_where_it_is_one():
 
 
 @pytest.mark.parametrize("files", [["a.json", "b.jsonl"], ("a.json",)])
-def test_a_list_in_a_recipe_is_told_how_to_join_them(files):
+@pytest.mark.parametrize("key", ["validation", "test"])
+def test_a_list_in_a_recipe_is_told_how_to_join_them(files, key):
     rows_of("a.json", "b.jsonl")
-    with pytest.raises(ConfigError, match=r"data\.train: names one file, got a list") as caught:
-        load_recipe({"model": "m", "data": {"train": files}})
+    with pytest.raises(ConfigError, match=rf"data\.{key}: names one file, got a list") as caught:
+        load_recipe({"model": "m", "data": {key: files}})
     assert follow_joining(caught.value.hint) == ["答0", "答1"][: len(files)]
 
 
@@ -348,7 +357,9 @@ def test_a_folder_of_rows_is_told_how_to_join_its_files():
     rows_of("rows/a.json", "rows/b.jsonl", "rows/note.md")
     with pytest.raises(DataError, match="rows: is a folder") as caught:
         read_examples(Path("rows"), Data())
-    assert caught.value.hint.startswith("name one of its files: a.json, b.jsonl, note.md; or join them first")
+    one, _, rest = caught.value.hint.partition("; or train on all of them: ")
+    assert one == "name one of its files: a.json, b.jsonl, note.md"
+    assert rest.startswith("data.train=[rows/a.json,rows/b.jsonl]; or join them first")
     assert follow_joining(caught.value.hint) == ["答0", "答1"]
 
 

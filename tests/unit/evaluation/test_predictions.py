@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from glmtune.data.encode import encode_examples, encode_prompts
+from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
+from glmtune.data.prompts import encode_prompts
 from glmtune.evaluation.predictions import Question, predict
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message

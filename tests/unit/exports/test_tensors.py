@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,3 +74,17 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(OutputError, match=r"needs 1000000000\.0 GB, but .* are free"):
         require_space(tmp_path / "new" / "folder", 10**18)
     require_space(tmp_path / "new" / "folder", 1)
+
+
+def test_a_file_that_gives_other_bytes_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(tensors: dict[str, Tensor], path: Path, **settings: Any) -> None:
+        first = next(iter(tensors))
+        save_file(tensors | {first: -tensors[first]}, path, **settings)
+
+    monkeypatch.setattr("glmtune.exports.tensors.save_file", spoil)
+    group = Group({"w": ((3,), torch.float32)}, lambda: {"w": torch.zeros(3)})  # 0 and -0 are other bytes
+    with pytest.raises(OutputError, match=r"model\.safetensors: w reads back other than it was written"):
+        write_shards([group], tmp_path, 10**6)
+    assert load_file(tmp_path / "model.safetensors")

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from glmtune.adapters.same import SAME
 from glmtune.errors import OutputError
-from glmtune.exports.verify import NEW_TOKENS, TOLERANCE, Answers, Expected, compare
+from glmtune.exports.verify import NEW_TOKENS, Answers, Expected, compare
 
 PROMPT = 5
 
@@ -26,7 +27,7 @@ def test_the_same_logits_pass_and_what_rounding_changed_is_told_apart() -> None:
     assert figures["max_difference_to_trained"] == pytest.approx(0.01, rel=1e-3)
     assert figures["greedy_equal"]
     assert figures["greedy_equal_to_trained"]
-    assert figures["tolerance"] == pytest.approx(TOLERANCE * figures["max_logit"])
+    assert figures["tolerance"] == pytest.approx(SAME[torch.float32] * figures["max_logit"])
 
 
 @pytest.mark.parametrize("off", [0.01, math.nan])
@@ -59,7 +60,7 @@ def test_a_tie_within_the_tolerance_may_be_broken_either_way() -> None:
     said = answers(whole)
     taken = said.greedy[0][3]
     row = whole[PROMPT + 2]
-    row[(taken + 1) % 11] = row[taken] + TOLERANCE / 10
+    row[(taken + 1) % 11] = row[taken] + SAME[torch.float32] / 10
     figures = compare(said, Expected([whole], [whole]))
     assert figures["greedy_equal"]
     assert not figures["greedy_equal_to_trained"]

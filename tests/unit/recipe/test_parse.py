@@ -236,9 +236,9 @@ def test_every_setting_has_words_and_appears_once() -> None:
     "text", ["a # b", "#1 seller", "Translate: ", "yes", "1e3", "[x]", "null hypothesis"]
 )
 def test_a_text_setting_takes_the_word_as_it_is(text: str) -> None:
-    recipe = load_recipe({"model": "m"}, [f"data.source_prefix={text}", f"data.train={text}"])
+    recipe = load_recipe({"model": "m"}, [f"data.source_prefix={text}", f"data.test={text}"])
     assert recipe.data.source_prefix == text
-    assert recipe.data.train == Path(text)
+    assert recipe.data.test == Path(text)
 
 
 def test_null_empties_a_setting_that_may_be_empty() -> None:

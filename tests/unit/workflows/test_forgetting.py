@@ -78,14 +78,14 @@ def test_the_demos_settings_are_not_warned_of() -> None:
     rows = random_rows(650)  # about as many as its examples
     recipe = load_recipe({**SETTINGS, "model": "glm-tiny"})
     steps = Steps(rows, batch_size=recipe.train.batch_size, micro_batch_size=32, seed=1)
-    assert plan_warning(recipe, steps, int(recipe.train.epochs or 0) * steps.per_epoch) is None
+    num_steps = int(recipe.train.epochs or 0) * steps.per_epoch
+    assert plan_warning(recipe.method, recipe.train.lr or 0.0, steps, num_steps) is None
 
 
 def test_several_processes_change_nothing_about_a_plan() -> None:
-    recipe = load_recipe({"model": "glm-tiny", "train": {"lr": 2e-4}})
     one, second = (
         Steps(random_rows(12), batch_size=2, micro_batch_size=1, seed=1, rank=rank, num_processes=processes)
         for rank, processes in ((0, 1), (1, 2))
     )
-    assert plan_warning(recipe, one, 1500) == plan_warning(recipe, second, 1500)
-    assert (plan_warning(recipe, one, 1500) or "").startswith("250 epochs of 12 rows at rate 0.0002: ")
+    assert plan_warning(Lora(), 2e-4, one, 1500) == plan_warning(Lora(), 2e-4, second, 1500)
+    assert (plan_warning(Lora(), 2e-4, one, 1500) or "").startswith("250 epochs of 12 rows at rate 0.0002: ")

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from glmtune.recipe import load_recipe
+from glmtune.recipe import Lora
 from glmtune.workflows.outcome import worse_warning
 
-HIGH = load_recipe({"model": "m", "train": {"lr": 1e-2}})
-USUAL = load_recipe({"model": "m", "train": {"lr": 1e-4}})
+HIGH, USUAL = 1e-2, 1e-4
 
 
 def figures(first: float, last: float, best: float | None, step: int | None, **more: Any) -> dict[str, Any]:
@@ -17,20 +16,20 @@ def figures(first: float, last: float, best: float | None, step: int | None, **m
 
 
 def test_a_run_that_gets_better_is_silent() -> None:
-    assert worse_warning(HIGH, figures(3.0, 2.0, 2.0, 9)) is None
-    assert worse_warning(HIGH, figures(3.0, 2.5, 2.0, 4)) is None
-    assert worse_warning(HIGH, {"steps": 3, "best_step": None}) is None
+    assert worse_warning(Lora(), HIGH, figures(3.0, 2.0, 2.0, 9)) is None
+    assert worse_warning(Lora(), HIGH, figures(3.0, 2.5, 2.0, 4)) is None
+    assert worse_warning(Lora(), HIGH, {"steps": 3, "best_step": None}) is None
 
 
 def test_a_run_that_never_gets_better_is_offered_a_lower_rate() -> None:
     for best in (3.5, 3.0, None):
-        warning = str(worse_warning(HIGH, figures(3.0, 4.0, best, 2)))
+        warning = str(worse_warning(Lora(), HIGH, figures(3.0, 4.0, best, 2)))
         assert warning.startswith("nothing was gained: evaluation loss 3.0000 before the first step, ")
         assert "train anew with train.lr=0.0001 and another output=" in warning
 
 
 @pytest.mark.parametrize(
-    ("recipe", "found", "cure"),
+    ("lr", "found", "cure"),
     [
         (
             USUAL,
@@ -43,19 +42,18 @@ def test_a_run_that_never_gets_better_is_offered_a_lower_rate() -> None:
         (USUAL, figures(3.0, 3.001, 3.0, 4, loss=2.0), "look whether the validation rows are like the"),
     ],
 )
-def test_the_cure_is_what_the_figures_speak_for(recipe: Any, found: dict[str, Any], cure: str) -> None:
-    warning = str(worse_warning(recipe, found))
+def test_the_cure_is_what_the_figures_speak_for(lr: float, found: dict[str, Any], cure: str) -> None:
+    warning = str(worse_warning(Lora(), lr, found))
     assert cure in warning
     assert ("train.lr" in warning) == (found["steps"] != 4 or cure.startswith("train.lr"))
 
 
 def test_a_run_that_gets_worse_again_names_its_best() -> None:
-    warning = str(worse_warning(HIGH, figures(3.0, 4.0, 2.0, 5)))
+    warning = str(worse_warning(Lora(), HIGH, figures(3.0, 4.0, 2.0, 5)))
     assert warning.startswith("the run ends worse than it began: evaluation loss 3.0000 before, 4.0000 after")
     assert "2.0000 at step 5, is what chat and evaluate open" in warning
     assert "train.steps=5" in warning
 
 
 def test_a_run_at_rate_0_is_offered_the_methods_rate() -> None:
-    recipe = load_recipe({"model": "m", "train": {"lr": 0}})
-    assert "train.lr=0.0001" in str(worse_warning(recipe, figures(3.0, 3.0, 3.0, 1, steps=4)))
+    assert "train.lr=0.0001" in str(worse_warning(Lora(), 0.0, figures(3.0, 3.0, 3.0, 1, steps=4)))

@@ -1,24 +1,25 @@
 """What a run's settings are settled to before anything is loaded."""
 
+import json
+import struct
+from pathlib import Path
+
 import pytest
 import torch
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.methods import steps_warning
+from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
-from glmtune.workflows.plan import (
-    choose_precision,
-    fp16_line,
-    is_rate_high,
-    lower_rate,
-    plan_line,
-    rate_line,
-    with_default_rate,
-)
-from models import random_rows
+from glmtune.training.memory import peak_memory_gib
+from glmtune.workflows.events import Note, drain
+from glmtune.workflows.plan import choose_precision, fp16_line, plan_line, planning, summary
+from glmtune.workflows.rates import is_rate_high, lower_rate, rate_line, with_default_rate
+from models import random_rows, tiny_folder
 
+ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
 CARD = torch.device("cuda")
 RATES = {"full": 5e-5, "freeze": 1e-4, "lora": 1e-4, "adalora": 5e-4, "ptuning": 2e-2}
 
@@ -38,16 +39,15 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_arithmetic_is_in_the_type_of_the_weights(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    assert choose_precision(load_recipe({"model": "m"}), held, CARD) == names[held]
+    assert choose_precision("auto", held, CARD) == names[held]
 
 
 def test_bf16_arithmetic_asked_of_a_card_without_it_is_refused_by_name(has_bf16: bool) -> None:
-    recipe = load_recipe({"model": "m", "train": {"precision": "bf16"}})
     if has_bf16:
-        assert choose_precision(recipe, torch.float16, CARD) == "bf16"
+        assert choose_precision("bf16", torch.float16, CARD) == "bf16"
         return
     with pytest.raises(ConfigError, match=r"^train\.precision: bf16, but this card has no bf16") as caught:
-        choose_precision(recipe, torch.float16, CARD)
+        choose_precision("bf16", torch.float16, CARD)
     assert "train.precision=fp16" in caught.value.hint
 
 
@@ -61,8 +61,7 @@ def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> 
 @pytest.mark.parametrize("cap", ["AVX2", "DEFAULT"])
 def test_a_cpu_computes_in_bf16_where_that_is_asked_of_it(cap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
-    recipe = load_recipe({"model": "m", "train": {"precision": "bf16"}})
-    assert choose_precision(recipe, torch.float32, torch.device("cpu")) == "bf16"
+    assert choose_precision("bf16", torch.float32, torch.device("cpu")) == "bf16"
 
 
 @pytest.mark.parametrize(("processes", "said"), [(1, "1 process on cpu"), (2, "2 processes on cpu")])
@@ -83,20 +82,22 @@ def test_an_empty_rate_is_the_methods_own_with_its_source(name: str) -> None:
     settled = with_default_rate(recipe)
     assert settled.train.lr == RATES[name]
     source = recipe.method.lr_source.partition(";")[0]
-    assert rate_line(settled) == f"learning rate: {RATES[name]:g}, the default of {name} ({source})"
+    assert (
+        rate_line(settled.method, RATES[name])
+        == f"learning rate: {RATES[name]:g}, the default of {name} ({source})"
+    )
 
 
 def test_a_rate_that_is_set_stays_and_the_default_is_said() -> None:
-    settled = with_default_rate(load_recipe({"model": "m", "train": {"lr": 0.003}}))
-    assert rate_line(settled).startswith("learning rate: 0.003; 0.0001 is the default of lora (")
+    line = rate_line(Lora(), 0.003)
+    assert line.startswith("learning rate: 0.003; 0.0001 is the default of lora (")
     assert with_default_rate(load_recipe({"model": "m", "train": {"lr": 0}})).train.lr == 0
 
 
 @pytest.mark.parametrize(("lr", "lower"), [(1e30, 1e-4), (1e-3, 1e-4), (1e-4, 1e-5), (1e-5, 1e-6)])
 def test_the_rate_to_fall_back_to_is_the_methods_or_a_tenth(lr: float, lower: float) -> None:
-    recipe = load_recipe({"model": "m", "train": {"lr": lr}})
-    assert lower_rate(recipe) == pytest.approx(lower)
-    assert is_rate_high(recipe) == (lr > 1e-4)
+    assert lower_rate(Lora(), lr) == pytest.approx(lower)
+    assert is_rate_high(Lora(), lr) == (lr > 1e-4)
 
 
 def test_every_method_has_a_rate_of_its_own() -> None:
@@ -119,3 +120,37 @@ def test_adalora_with_few_steps_to_prune_in_is_warned_of(num_steps: int, said: s
 def test_a_schedule_that_does_not_fit_is_refused_in_the_plan() -> None:
     with pytest.raises(ConfigError, match=r"leave none of the run's 10 steps to prune in"):
         steps_warning(AdaLora(warmup_steps=10), 10)
+
+
+def huge_folder(folder: Path) -> Path:
+    """The tiny model's folder with the shapes of ChatGLM3-6B: 12 GB of weights that take no room."""
+    tiny_folder(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
+               "num_attention_heads": 32, "torch_dtype": "bfloat16"}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with torch.device("meta"):
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_pretrained(folder))
+    header, end = {}, 0
+    for name, weight in model.state_dict().items():
+        start, end = end, end + 2 * weight.numel()
+        header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return folder
+
+
+def test_a_plan_reads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
+    model, before = huge_folder(tmp_path / "model"), peak_memory_gib(torch.device("cpu"))
+    values = {"model": str(model), "output": tmp_path / "run", "dtype": "bf16", "device": "cpu"}
+    rows = {"train": ADVERTS, "max_rows": 20, "max_tokens": 400, "holdout_rows": 4}
+    notes: list[Note] = []
+    recipe = load_recipe({**values, "data": rows, "train": {"epochs": 3, "batch_size": 8}})
+    plan = drain(planning(recipe), notes.append)
+    assert (plan.num_steps, plan.processes.precision, plan.lr) == (9, "bf16", 1e-4)
+    assert notes[0].text.startswith(f"{ADVERTS}: the first 20 of 236 rows (data.max_rows) to train on")
+    assert next(summary(plan)).text.startswith("plan: 9 steps of up to 8 rows, 60 samples in all")
+    assert peak_memory_gib(torch.device("cpu")) - before < 2
+    assert not (tmp_path / "run").exists()

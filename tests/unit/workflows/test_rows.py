@@ -82,7 +82,7 @@ def test_an_empty_limit_is_the_models_context_where_that_is_shorter(family: str,
     assert context_of(base) == CONTEXT
     rows = rows_file(tmp_path, ["好", "早", LONG])
     found = read(base, recipe_of(rows))
-    assert max(lengths(found)) <= CONTEXT < found.train.report.longest
+    assert max(lengths(found)) <= CONTEXT < found.train.report.percentiles.longest
     assert any(f"limit max_tokens {CONTEXT} (the model's context)" in note.text for note in found.notes)
     assert not warnings(found)
 
@@ -91,7 +91,7 @@ def test_an_empty_limit_is_the_models_context_where_that_is_shorter(family: str,
 def test_a_longer_context_leaves_the_default(context: int | None, tmp_path: Path) -> None:
     base = folder_of("ChatGLM2/ChatGLM3", tmp_path / "model", context)
     found = read(base, recipe_of(rows_file(tmp_path, ["好", "早", LONG])))
-    assert max(lengths(found)) == found.train.report.longest
+    assert max(lengths(found)) == found.train.report.percentiles.longest
     assert any("limit max_tokens 1,024 (the default)" in note.text for note in found.notes)
 
 

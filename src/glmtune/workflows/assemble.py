@@ -1,0 +1,141 @@
+"""The parts of a run, put together from its plan: opened, applied, built, in the order they are read."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from glmtune.data.batches import Batch, collate, divide
+from glmtune.data.row import Row
+from glmtune.load import open_place
+from glmtune.log import without_false_alarms
+from glmtune.methods import begin_pruning, trainable_line
+from glmtune.methods.adalora import Pruning
+from glmtune.objectives import Objective, build_objective
+from glmtune.recipe import Kept, Recipe
+from glmtune.training.guard import Guard
+from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.processes import Processes
+from glmtune.training.stopping import StopRequest
+from glmtune.workflows.cards import Untrained, look_at_base
+from glmtune.workflows.events import Event, Note
+from glmtune.workflows.parent import tuned
+from glmtune.workflows.plan import Plan, summary
+from glmtune.workflows.rates import is_rate_high, lower_rate
+from glmtune.workflows.record import RunRecord
+from glmtune.workflows.rows import first_row
+
+
+@dataclass
+class Standing:
+    """How the run stands; saved with every checkpoint."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+
+
+@dataclass
+class Run:
+    """The parts of a run, put together once."""
+
+    plan: Plan
+    base: Untrained
+    model: Any
+    objective: Objective
+    module: nn.Module
+    """The objective, with DDP around it where there are several processes."""
+    optimizer: Optimizer
+    schedule: LRScheduler
+    validation: list[Batch]
+    guard: Guard
+    record: RunRecord
+    pruning: Pruning | None
+    """What the method does within each step."""
+    standing: Standing = field(default_factory=Standing)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The plan's."""
+        return self.plan.recipe
+
+    @property
+    def processes(self) -> Processes:
+        """The plan's."""
+        return self.plan.processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.processes.is_main
+
+
+def assemble(plan: Plan) -> Generator[Event, None, Run]:
+    """Open the model, make what is trained trainable, build what trains it.
+
+    Nothing is written yet, so bad input leaves no trace.
+    """
+    settings, processes = plan.recipe.train, plan.processes
+    base = _open_base(plan)
+    untrained = look_at_base(base, plan.place, plan.tokenizer)
+    torch.manual_seed(settings.seed)
+    model = yield from tuned(base, plan.place, plan.recipe.method)
+    if settings.gradient_checkpointing:
+        with without_false_alarms():
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    yield Note(trainable_line(model))
+    yield first_row(plan.tokenizer, plan.rows.train.rows)
+    torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
+    optimizer = build_optimizer(model, settings)
+    schedule = build_schedule(optimizer, settings, plan.num_steps)
+    objective = build_objective(model, plan.recipe.objective)
+    yield from summary(plan)
+    return Run(
+        plan=plan,
+        base=untrained,
+        model=model,
+        objective=objective,
+        module=processes.wrap(objective),
+        optimizer=processes.prepare(optimizer),
+        schedule=schedule,
+        validation=[collate(part, plan.tokenizer.pad_token_id) for part in validation_parts(plan)],
+        guard=_guard(plan, objective),
+        record=RunRecord(plan.folder, tensorboard=settings.tensorboard),
+        pruning=begin_pruning(model, plan.recipe.method, plan.num_steps),
+    )
+
+
+def _open_base(plan: Plan) -> Any:
+    """The model below what is trained."""
+    held, is_whole = plan.held, plan.recipe.method.kept is Kept.MODEL
+    return open_place(
+        plan.place.under,
+        template=plan.recipe.template or plan.place.template,
+        # all weights trained: read as fp32, the type they are trained in, not rounded on the way
+        dtype=replace(held, dtype=torch.float32) if is_whole else held,
+        device=str(plan.processes.device),
+        quant=plan.recipe.quant,
+    )
+
+
+def _guard(plan: Plan, objective: Objective) -> Guard:
+    method = plan.recipe.method
+    return Guard(
+        objective,
+        plan.processes,
+        lower_lr=lower_rate(method, plan.lr),
+        is_rate_high=is_rate_high(method, plan.lr),
+        rows_of=plan.steps.micro_batches,
+    )
+
+
+def validation_parts(plan: Plan) -> list[list[Row]]:
+    """This process's share of the validation rows, in micro-batches."""
+    size, processes = plan.recipe.train.micro_batch_size, plan.processes
+    return divide(plan.rows.validation.rows, size, rank=processes.rank, number=processes.number)
