@@ -148,16 +148,8 @@ def inspect(
     place = resolve(path, base=base, revision=revision)
     warnings: list[str] = [place.other_base] if place.other_base else []
     known = _identify(place.folder, template or place.template, warnings)
-    stored = _scan(place.folder, warnings)
-    model = _outline(place.folder, known, stored, warnings)
-    if model is not None:
-        stored = OPENINGS[known.family].by_own_names(model, stored)
-    codes = {f"{name}.weight" for name in name_linears(model)} if model is not None and place.quant else ()
-    if model is not None:
-        model = _with_trained(model, place, method, warnings)
+    model, stored, parameters = _parameters(place, known, method, warnings)
     method = method or own_method(place.trained)
-    parameters = list_stored(stored) if model is None else list_parameters(model, stored)
-    parameters = [_as_opened(parameter, codes, place.quant) for parameter in parameters]
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
     config = place.folder.config
     tokenizer, problem = _open_tokenizer(place.folder, known)
@@ -192,6 +184,21 @@ def inspect(
         trainable=trainable_line(model) if method and model is not None else None,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _parameters(
+    place: Place, known: Identity, method: Method | None, warnings: list[str]
+) -> tuple[Any, Mapping[str, Stored], list[Parameter]]:
+    """The outline with what is trained, None for none; what the files hold by its names; its parameters."""
+    stored = _scan(place.folder, warnings)
+    model = _outline(place.folder, known, stored, warnings)
+    if model is None:
+        return None, stored, list_stored(stored)
+    stored = OPENINGS[known.family].by_own_names(model, stored)
+    codes = {f"{name}.weight" for name in name_linears(model)} if place.quant else set()
+    model = _with_trained(model, place, method, warnings)
+    parameters = list_stored(stored) if model is None else list_parameters(model, stored)
+    return model, stored, [_as_opened(parameter, codes, place.quant) for parameter in parameters]
 
 
 def _with_trained(model: Any, place: Place, method: Method | None, warnings: list[str]) -> Any:

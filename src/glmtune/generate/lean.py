@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from glmtune.generate.fast import FastLinear
 from glmtune.generate.passes import PromptPass, StepPass
-from glmtune.models.chatglm2 import (
+from glmtune.models.chatglm2 import ChatGLMModel
+from glmtune.models.chatglm2_layers import (
     ChatGLMAttention,
     ChatGLMBlock,
     ChatGLMMLP,
-    ChatGLMModel,
     ChatGLMRMSNorm,
     ChatGLMRotary,
     rotate,

@@ -1,4 +1,7 @@
-"""Native models; importing this registers them, so that transformers' Auto classes open official folders."""
+"""Native models; importing this registers them, so that transformers' Auto classes open official folders.
+
+Their tokenizers too, which nothing else in here knows.
+"""
 
 from transformers import (
     AutoConfig,

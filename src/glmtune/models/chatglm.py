@@ -23,8 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.errors import ConfigError
+from glmtune.models.attention import Attend, Rotary, eager_attention
 from glmtune.models.causal import CausalLanguageModel
-from glmtune.models.chatglm2 import Attend, Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
 from glmtune.models.chatglm_layout import (
     build_mask,

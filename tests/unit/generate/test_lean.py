@@ -11,7 +11,7 @@ from glmtune.generate.lean import LeanLayers, Turns, is_plain
 from glmtune.generate.passes import PromptPass, Segment, StepPass
 from glmtune.generate.rows import Rows
 from glmtune.generate.runner import LayerRunner, Prompt
-from glmtune.models.chatglm2 import rotate
+from glmtune.models.chatglm2_layers import rotate
 from glmtune.models.quant import quantise_linears
 from models import lively_model, with_lora
 

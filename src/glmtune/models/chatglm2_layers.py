@@ -1,0 +1,161 @@
+"""The layers of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B: norm, rotary angles, attention, MLP.
+
+Shapes: B batch, T new tokens, S cached + new tokens, H query heads, G key/value heads, D head size, C hidden
+size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from glmtune.models.attention import Attend, Rotary, eager_attention
+from glmtune.models.config import ChatGLMConfig
+from glmtune.models.prefix import prepend
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate each head in adjacent pairs; the angles of its second half are 0.
+
+    Pairs are (0, 1), (2, 3), ... where Llama pairs (0, D/2), ...  x: (B, heads, T, D).
+    """
+    cos, sin = rotary
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # 1, 0, 3, 2, ...
+    return x * cos + swapped * sin  # sin is negative for the first of a pair
+
+
+class ChatGLMRMSNorm(nn.Module):
+    """RMSNorm in fp32, the weight multiplied before the cast back."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.epsilon = config.layernorm_epsilon
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalise the last dimension; shape and type stay."""
+        if hidden_states.dtype == self.weight.dtype == torch.float32:  # the same to the last bit, in one call
+            return functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.epsilon)
+        x = hidden_states.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
+        return (self.weight * x).to(hidden_states.dtype)
+
+
+class ChatGLMRotary(nn.Module):
+    """Rotary angles of half of each head. It has no buffer: nothing to restore after a meta-device start."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.dim = config.head_dim // 2
+        self.base = 10000.0 * (config.rope_ratio if config.rope_scaling_by == "base" else 1)
+        self.divisor = config.rope_ratio if config.rope_scaling_by == "positions" else 1
+
+    @torch.no_grad()
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
+        """Cos and sin of every position, (B, 1, T, D) in `dtype`; the angles are computed in fp32.
+
+        The sine of the first of each pair is negative.
+        """
+        steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
+        frequencies = 1.0 / self.base ** (steps / self.dim)
+        angles = (position_ids[:, None, :, None].float() / self.divisor) * frequencies
+        angles = functional.pad(angles, (0, self.dim // 2))  # the second half is not rotated
+        sin = angles.sin()
+        cos, sin = torch.stack((angles.cos(),) * 2, dim=-1), torch.stack((-sin, sin), dim=-1)
+        return cos.flatten(-2).to(dtype), sin.flatten(-2).to(dtype)
+
+
+class ChatGLMAttention(nn.Module):
+    """Causal attention with G key/value heads shared by H query heads."""
+
+    is_causal = True  # read by transformers' attention functions
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        queries, keys = self.num_heads = (config.num_attention_heads, config.num_key_value_heads)
+        width = (queries + 2 * keys) * self.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, width, bias=config.add_qkv_bias)
+        self.dense = nn.Linear(queries * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary,
+        attention_mask: Tensor | None,
+        prefix: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attend: Attend | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, C) to (B, T, C), and the weights if the attention function has them.
+
+        `attend` takes the place of the configured attention function.
+        """
+        heads = self.query_key_value(hidden_states)
+        heads = heads.view(*heads.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H + 2 G, T, D)
+        queries, keys = self.num_heads
+        turned = rotate(heads[:, : queries + keys], rotary)
+        query, key, value = turned[:, :queries], turned[:, queries:], heads[:, queries + keys :]
+        key, value = prepend(prefix, key, value)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
+        attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        context, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.dense(context.flatten(2)), weights
+
+
+class ChatGLMMLP(nn.Module):
+    """SwiGLU; the first projection makes gate and up side by side."""
+
+    def __init__(self, config: ChatGLMConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_hidden_size, bias=False)
+        self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
+        projected: Tensor = self.dense_4h_to_h(functional.silu(gate) * up)
+        return projected
+
+
+class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
+    """One layer: attention and MLP, each normalised before and added to the residual."""
+
+    def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.hidden_dropout = config.hidden_dropout
+        self.input_layernorm = ChatGLMRMSNorm(config)
+        self.self_attention = ChatGLMAttention(config, layer_idx)
+        self.post_attention_layernorm = ChatGLMRMSNorm(config)
+        self.mlp = ChatGLMMLP(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: Rotary,
+        mask: Tensor | None,
+        prefix: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, T, C) to (B, T, C); what follows `hidden_states` goes to the attention."""
+        attended, _ = self.self_attention(self.input_layernorm(hidden_states), rotary, mask, prefix, **kwargs)
+        hidden_states = hidden_states + self._drop(attended)
+        return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, self.hidden_dropout) if self.training else x

@@ -1,0 +1,54 @@
+"""One row a family in every table, and nobody beside the tables asks which family it is."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import glmtune
+from glmtune.families import FAMILIES
+from glmtune.models.opening import OPENINGS
+from glmtune.possible import REFUSALS
+from glmtune.tokenizers import TOKENIZERS
+
+SRC = Path(glmtune.__file__).parent
+FILES = sorted(SRC.rglob("*.py"))
+KNOWS_THE_KIND = {"families.py", "models/opening.py"}
+"""Where the families of transformers' classes get their row."""
+
+
+@pytest.mark.parametrize("table", [OPENINGS, TOKENIZERS, REFUSALS])
+def test_every_table_has_a_row_for_each_family(table: dict[str, object]) -> None:
+    assert table.keys() == FAMILIES.keys()
+
+
+def test_only_the_tables_know_whose_class_a_model_is() -> None:
+    asking = {path.relative_to(SRC).as_posix() for path in FILES if "is_in_transformers" in path.read_text()}
+    assert asking == KNOWS_THE_KIND
+
+
+def compared(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare | ast.Subscript):
+            yield from (
+                part.value
+                for part in ast.walk(node)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SRC).as_posix())
+def test_no_family_is_asked_for_by_its_name(path: Path) -> None:
+    assert not FAMILIES.keys() & set(compared(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+INNER = [path for path in FILES if path.parent == SRC / "models" and path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", INNER, ids=lambda path: path.stem)
+def test_a_model_knows_no_tokenizer(path: Path) -> None:
+    """The package's face registers both with transformers; what lies in it takes ids."""
+    text = path.read_text(encoding="utf-8")
+    assert "glmtune.tokenizers" not in text
+    assert "glmtune.conversation" not in text
