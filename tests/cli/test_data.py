@@ -175,11 +175,18 @@ def test_rows_in_another_character_set_are_read_by_each_verb_as_the_hint_says(tm
     assert "data.charset=gb18030" in caught.value.hint
 
 
-def test_stats_of_several_files_says_how_to_join_them(rows, tmp_path):
+def test_stats_of_several_files_are_those_of_each(rows, tmp_path):
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "问", "response": "答"}), encoding="utf-8")
+    one, other, both = (
+        glmtune("data", "stats", *files, cwd=tmp_path).stdout
+        for files in (["my.jsonl"], ["b.jsonl"], ["my.jsonl", "b.jsonl"])
+    )
+    assert both == one + other
+
+
+def test_converting_several_files_joins_them(rows, tmp_path):
     (tmp_path / "b.jsonl").write_bytes(rows.read_bytes())
-    done = glmtune("data", "stats", "my.jsonl", "b.jsonl", cwd=tmp_path)
-    assert done.stderr.startswith("error: b.jsonl: one FILE is counted at a time\n")
-    words = shlex.split(re.search("`glmtune (data convert .*)`;", done.stderr)[1])
+    words = ["data", "convert", "my.jsonl", "b.jsonl", "all.jsonl", "--to", "messages"]
     assert glmtune(*words, cwd=tmp_path).stdout.splitlines() == [
         "2 rows of my.jsonl (messages) written to all.jsonl (messages)",
         "empty questions kept: 2",
@@ -220,11 +227,13 @@ def test_the_guide_shows_a_row_of_every_format_that_loads(tmp_path):
 def test_the_guides_commands_run(tmp_path):
     tiny_folder(tmp_path / "model")
     row = {"prompt": "早", "response": "早上好"}
-    (tmp_path / "my.json").write_text(json.dumps([row]), encoding="utf-8")
+    for name in ("my.json", "general.json"):
+        (tmp_path / name).write_text(json.dumps([row]), encoding="utf-8")
     lines = [line for block in guide_blocks(GUIDES[0]) for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith("glmtune ")]
-    assert len(commands) == 5
+    assert len(commands) == 7
     for _, *words in commands:
+        words += ["train.steps=1", "train.epochs=null", "samples.prompts=[]"] if words[0] == "train" else []
         words = [word.replace("/models/chatglm3-6b", str(tmp_path / "model")) for word in words]
         done = glmtune(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

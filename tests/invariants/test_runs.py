@@ -169,11 +169,13 @@ def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_saved(
     assert (tmp_path / "run" / "last").resolve().name == "step-000002"
 
 
-def on_two_processes(words: list[str], *program: str) -> subprocess.CompletedProcess[str]:
+def on_two_processes(
+    words: list[str], *program: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
         [*command, *(program or ("-m", "glmtune")), *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, encoding="utf-8", timeout=300, check=False,
+        cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -249,6 +251,40 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> No
         assert double["loss"] == pytest.approx(single["loss"], rel=1e-6)
         assert double["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-6)
         assert double["tokens"] == single["tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [4, 5])
+def test_every_pass_through_the_model_is_made_by_every_process(
+    model: Path, tmp_path: Path, rows: int
+) -> None:
+    """Steps, evaluations, samples, cards: weights that are shared out would hang otherwise."""
+    (tmp_path / "counted.py").write_text(
+        "import os\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from glmtune.cli import main\n"
+        "told = []\n"
+        "def hear(module, inputs, output):\n"
+        "    if isinstance(module, torch.nn.Embedding):\n"
+        "        told.append('learns' if torch.is_grad_enabled() else 'answers')\n"
+        "torch.nn.modules.module.register_module_forward_hook(hear)\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    Path(f'passes-{os.environ[\"RANK\"]}').write_text(' '.join(told))\n",
+        encoding="utf-8",
+    )
+    words = [f"model={model}", f"data.train={ADVERTS}", f"output={tmp_path / 'run'}", "data.max_rows=10",
+             "data.max_tokens=400", f"train.batch_size={rows}", f"data.holdout_rows={rows}", "train.steps=2",
+             "train.eval_every=1", "train.gradient_checkpointing=false",
+             "samples.max_new_tokens=4"]  # fmt: skip
+    done = on_two_processes(["train", *words], str(tmp_path / "counted.py"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"passes-{rank}").read_text().split() for rank in (0, 1))
+    assert first == second
+    assert first.count("learns") == 2 * ((rows + 1) // 2)
+    assert len((tmp_path / "run" / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_early_stopping_keeps_the_best_checkpoint(model: Path, tmp_path: Path) -> None:

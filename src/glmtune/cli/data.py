@@ -69,14 +69,14 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
             click.echo(note)
 
 
-@data.command(short_help="Count what a file of rows holds.")
-@click.argument("file", type=PATH)
+@data.command(short_help="Count what files of rows hold.")
+@click.argument("file", type=PATH, metavar="FILE...")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", type=PATH, help="Also count tokens, with this model's tokenizer.")
 @click.option("--template", help="Chat format of the model, where its folder does not tell it.")
 def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str | None) -> None:
-    """Count the rows of FILE: format, turns, systems and tools, empty questions, lengths, duplicates; show
-    the first question and answer. Counts that are 0 are left out.
+    """Count the rows of each FILE: format, turns, systems and tools, empty questions, lengths, duplicates;
+    show the first question and answer. Counts that are 0 are left out.
 
     Columns that nobody reads are named; those that carry meaning are an error until a KEY says what they are:
     KEY is as of `glmtune data convert`.
@@ -85,14 +85,16 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str 
       glmtune data stats my.json
       glmtune data stats my.json --model /models/chatglm3-6b
     """
-    from glmtune.data.stats import measure
-    from glmtune.errors import ConfigError
-    from glmtune.paths import joining
+    settings = _settings([word for word in words if "=" in word])
+    for path in (file, *(PATH.convert(word, None, None) for word in words if "=" not in word)):
+        _print_stats(path, settings, model, template)
 
-    if more := [word for word in words if "=" not in word]:
-        raise ConfigError(f"{more[0]}: one FILE is counted at a time", hint=joining([str(file), *more]))
-    found, dataset = measure(file, _settings(words))
-    click.echo(file)
+
+def _print_stats(path: Path, settings: "Data", model: Path | None, template: str | None) -> None:
+    from glmtune.data.stats import measure
+
+    found, dataset = measure(path, settings)
+    click.echo(path)
     for name, value in (*_lines(found), *_first(dataset)):
         click.echo(f"  {name:<24} {value}")
     for note in (*dataset.file_notes(), *(f"warning: {text}" for text in dataset.warnings())):

@@ -104,9 +104,15 @@ def _joined_if(parts: Sequence[NDArray[Any] | None], kind: type[np.generic], axi
 
 
 def divide(rows: Sequence[Row], size: int, *, rank: int = 0, number: int = 1) -> list[list[Row]]:
-    """One process's share of some rows, in micro-batches of similar length."""
-    mine = sorted(rows, key=lambda row: len(row.input_ids))[rank::number]
-    return [mine[i : i + size] for i in range(0, len(mine), size)]
+    """One process's share of some rows, in micro-batches of similar length.
+
+    All get equally many, since every process takes part in every pass: where the rows do not suffice, in the
+    last one nothing is learned.
+    """
+    by_length = sorted(rows, key=lambda row: len(row.input_ids))
+    mine, most = by_length[rank::number], by_length[::number]
+    parts = [mine[i : i + size] for i in range(0, len(most), size)]
+    return [part or [_unlearned(by_length[0])] for part in parts]
 
 
 class Steps:
@@ -150,14 +156,9 @@ class Steps:
         return [self.rows[i] for i in self._order[start : start + self.batch_size]]
 
     def micro_batches(self, step: int) -> list[list[Row]]:
-        """This process's rows of a step in micro-batches of similar length, at least one micro-batch.
-
-        A process that gets no row of a small last step gets one in which nothing is learned, because every
-        process must take part in the exchange of gradients.
-        """
-        rows = self.rows_of(step)
-        mine = divide(rows, self.micro_batch_size, rank=self.rank, number=self.num_processes)
-        return mine or [[_unlearned(min(rows, key=lambda row: len(row.input_ids)))]]
+        """This process's rows of a step, as `divide` has them."""
+        rows, size = self.rows_of(step), self.micro_batch_size
+        return divide(rows, size, rank=self.rank, number=self.num_processes)
 
 
 def _unlearned(row: Row) -> Row:

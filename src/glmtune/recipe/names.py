@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from glmtune.near import nearest
+from glmtune.paths import listing, several
 from glmtune.recipe.describe import describe
 from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, OPTIMIZERS, SCHEDULES
 from glmtune.recipe.method import METHOD_SETTINGS
@@ -152,9 +153,17 @@ def _filled(words: str, value: Any) -> str:
     if not place:
         return words
     key, before = place.groups()
+    if key == "data.train" and (listed := _listed(value)):
+        return words.replace(place[0], listed)
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     fits = _WORD.fullmatch(text) and _is_valid(key, before + text if before else value)
     return words.replace("{}", text) if fits else words.replace(before + "{}", "...")
+
+
+def _listed(value: Any) -> str:
+    """The word for several files, be they a list or text as `a.json,b.json`; empty for anything else."""
+    names = value if isinstance(value, list | tuple) else several(value) if isinstance(value, str) else []
+    return listing(names) if len(names) > 1 and all(isinstance(name, str) for name in names) else ""
 
 
 def _is_valid(key: str, value: Any) -> bool:

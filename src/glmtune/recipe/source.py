@@ -95,7 +95,7 @@ def _read(value: Any) -> Path | tuple[Source, ...] | None:
         raise SettingError("an empty list", hint="name a training file: data.train=my.json")
     for index, source in enumerate(sources):
         if source in sources[:index]:
-            raise SettingError(f"{source.path} stands there twice", hint="name it once")
+            raise SettingError(f"{shown(str(source.path))} is named twice", hint="name it once")
     alone = sources[0]
     return alone.path if len(sources) == 1 and alone.model_fields_set == {"path"} else sources
 

@@ -113,11 +113,17 @@ class Guard:
         )
 
     def _first(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
-        """What `search` finds, and in which row, going row by row, without padding."""
+        """What `search` finds, and in which row, going row by row, without padding.
+
+        A process that has found something goes on until all have: every process takes part in every pass.
+        """
+        found: str | None = None
         for place, row in self._rows(step, batches):
-            if words := search(row):
-                return f"{words} at {place}"
-        return None
+            words = search(row)
+            found = found or (f"{words} at {place}" if words else None)
+            if all(self.processes.gather(found is not None)):
+                break
+        return found
 
     def _largest(self, step: int, batches: Sequence[Batch], items: int) -> str:
         """Where the largest gradient is: of finite ones too, the square of the norm can overflow."""
@@ -131,12 +137,18 @@ class Guard:
         return f"of gradients that are finite row by row: the largest, {size:.1e}, is in {words}"
 
     def _rows(self, step: int, batches: Sequence[Batch]) -> Iterator[tuple[str, Batch]]:
-        """Each of this process's rows as a batch of its own, with its place."""
+        """Each of this process's rows as a batch of its own, with its place; the last again while others have
+        more.
+        """
         rows = self.rows_of(step) if self.rows_of else None
-        for k, batch in enumerate(batches):
-            for i, row in enumerate(batch.rows()):
-                place = rows[k][i].place if rows else f"row {i + 1} of micro-batch {k + 1}"
-                yield place, row.to(self.processes.device)
+        found = [
+            (rows[k][i].place if rows else f"row {i + 1} of micro-batch {k + 1}", row)
+            for k, batch in enumerate(batches)
+            for i, row in enumerate(batch.rows())
+        ]
+        for n in range(max(self.processes.gather(len(found)))):
+            place, row = found[min(n, len(found) - 1)]
+            yield place, row.to(self.processes.device)
 
     def _broken_hint(self, weight: Tensor, *, has_learned: bool) -> str:
         if weight.requires_grad and has_learned:

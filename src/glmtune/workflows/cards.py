@@ -15,7 +15,7 @@ from glmtune.adapters.store import stored_tensors
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.places import Place
 from glmtune.recipe import Recipe
-from glmtune.workflows.rows import data_hashes
+from glmtune.workflows.rows import hash_rows
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def write_card(
         tokenizer_sha256=hash_tokenizer(tokenizer),
         dtype=base.dtype,
         limits=data.model_dump(include={"max_tokens", "max_source_tokens", "max_target_tokens"}),
-        data=data_hashes(recipe.data),
+        data=hash_rows(recipe.data),
         step=step,
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
         parent=base.parent,

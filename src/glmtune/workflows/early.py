@@ -17,7 +17,7 @@ from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, follow, last_checkpoint, require_new, step_of
 from glmtune.values import shown
-from glmtune.workflows.rows import Read, data_hashes, full_path, read_rows
+from glmtune.workflows.rows import Read, full_path, hash_rows, read_rows
 
 
 def training_recipe(
@@ -174,7 +174,7 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
     """Going on with other settings or other rows would be neither run."""
     require_run(folder)
     hashes = read_json(folder / ENVIRONMENT_FILE, is_ours=True)
-    for name, digest in data_hashes(recipe.data).items():
+    for name, digest in hash_rows(recipe.data).items():
         if hashes.get(name) != digest:
             raise ConfigError(
                 f"{folder}: {_changed(recipe.data, name, hashes.get(name), digest)} since this run began",

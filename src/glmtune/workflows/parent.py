@@ -9,6 +9,7 @@ from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import read_settings, require_ours
 from glmtune.adapters.proof import Check, proof_line
 from glmtune.adapters.store import (
+    Tensors,
     load_adapter,
     own_method,
     restore_trained,
@@ -84,11 +85,11 @@ def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]
             read_unrounded(model, place.folder)
         return model
 
-    def put_on(adapter: Path) -> Any:
+    def put_on(adapter: Path, tensors: Tensors) -> Any:
         if method.kept is not Kept.WEIGHTS:
-            return load_adapter(base, adapter, is_trainable=True)
+            return load_adapter(base, adapter, tensors, is_trainable=True)
         model = apply_method(base, method)  # in fp32 among the base's own, however these are held
-        restore_trained(model, adapter)
+        restore_trained(model, adapter, tensors)
         return model
 
     checks: list[Check] = []

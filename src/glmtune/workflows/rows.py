@@ -277,7 +277,7 @@ def hashed_files(data: Data) -> dict[str, list[Path]]:
     return {name: paths for name, paths in files.items() if paths}
 
 
-def data_hashes(data: Data) -> dict[str, str]:
+def hash_rows(data: Data) -> dict[str, str]:
     """Hashes of the rows, as env.json keeps them; of several sources in their order, with spaces between."""
     return {name: " ".join(map(data_hash, paths)) for name, paths in hashed_files(data).items()}
 

@@ -23,7 +23,7 @@ from glmtune.workflows.checkpoints import save_checkpoint, take_up
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import Plan, planning
-from glmtune.workflows.rows import Read, data_hashes
+from glmtune.workflows.rows import Read, hash_rows
 
 SHORT_STEPS = 50
 """A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
@@ -68,7 +68,7 @@ def _facts(run: Run) -> dict[str, Any]:
     place, (trained, total) = run.plan.place, count_parameters(run.model)
     model = {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
     sizes = {"trainable_parameters": trained, "all_parameters": total}
-    return {"model": model, **data_hashes(run.recipe.data), **sizes}
+    return {"model": model, **hash_rows(run.recipe.data), **sizes}
 
 
 def _train(run: Run) -> Iterator[Event]:

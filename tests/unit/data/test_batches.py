@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glmtune.data.batches import Batch, collate
+from glmtune.data.batches import Batch, collate, divide
 from glmtune.data.row import Row
 
 PAD = 9
@@ -62,3 +62,15 @@ def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_lea
 def test_a_token_is_learned_where_it_has_a_label_and_its_row_a_token_before_it(made: list[Row]) -> None:
     expected = sum(int((row.labels[1:] != -100).sum()) for row in made)
     assert int(collate(made, PAD).is_learned().sum()) == expected
+
+
+@settings(max_examples=60)
+@given(rows(), st.integers(1, 3), st.integers(1, 5))
+def test_processes_share_rows_in_equally_many_micro_batches(made: list[Row], size: int, number: int) -> None:
+    shares = [divide(made, size, rank=rank, number=number) for rank in range(number)]
+    assert len({len(share) for share in shares}) == 1
+    parts = [part for share in shares for part in share]
+    assert {len(part) for part in parts} <= set(range(1, size + 1))
+    learned = sum(int((row.labels != -100).sum()) for row in made)
+    assert sum(int((row.labels != -100).sum()) for part in parts for row in part) == learned
+    assert {row.place for part in parts for row in part} == {row.place for row in made}

@@ -1,17 +1,25 @@
 """What a run's settings are settled to before anything is loaded."""
 
+import json
+import struct
+from pathlib import Path
+
 import pytest
 import torch
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.methods import steps_warning
+from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
-from glmtune.workflows.plan import choose_precision, fp16_line, plan_line
+from glmtune.training.memory import peak_memory_gib
+from glmtune.workflows.events import Note, drain
+from glmtune.workflows.plan import choose_precision, fp16_line, plan_line, planning, summary
 from glmtune.workflows.rates import is_rate_high, lower_rate, rate_line, with_default_rate
-from models import random_rows
+from models import random_rows, tiny_folder
 
+ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
 CARD = torch.device("cuda")
 RATES = {"full": 5e-5, "freeze": 1e-4, "lora": 1e-4, "adalora": 5e-4, "ptuning": 2e-2}
 
@@ -112,3 +120,37 @@ def test_adalora_with_few_steps_to_prune_in_is_warned_of(num_steps: int, said: s
 def test_a_schedule_that_does_not_fit_is_refused_in_the_plan() -> None:
     with pytest.raises(ConfigError, match=r"leave none of the run's 10 steps to prune in"):
         steps_warning(AdaLora(warmup_steps=10), 10)
+
+
+def huge_folder(folder: Path) -> Path:
+    """The tiny model's folder with the shapes of ChatGLM3-6B: 12 GB of weights that take no room."""
+    tiny_folder(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
+               "num_attention_heads": 32, "torch_dtype": "bfloat16"}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with torch.device("meta"):
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_pretrained(folder))
+    header, end = {}, 0
+    for name, weight in model.state_dict().items():
+        start, end = end, end + 2 * weight.numel()
+        header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return folder
+
+
+def test_a_plan_reads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
+    model, before = huge_folder(tmp_path / "model"), peak_memory_gib(torch.device("cpu"))
+    values = {"model": str(model), "output": tmp_path / "run", "dtype": "bf16", "device": "cpu"}
+    rows = {"train": ADVERTS, "max_rows": 20, "max_tokens": 400, "holdout_rows": 4}
+    notes: list[Note] = []
+    recipe = load_recipe({**values, "data": rows, "train": {"epochs": 3, "batch_size": 8}})
+    plan = drain(planning(recipe), notes.append)
+    assert (plan.num_steps, plan.processes.precision, plan.lr) == (9, "bf16", 1e-4)
+    assert notes[0].text.startswith(f"{ADVERTS}: the first 20 of 236 rows (data.max_rows) to train on")
+    assert next(summary(plan)).text.startswith("plan: 9 steps of up to 8 rows, 60 samples in all")
+    assert peak_memory_gib(torch.device("cpu")) - before < 2
+    assert not (tmp_path / "run").exists()
