@@ -90,9 +90,9 @@ def trained_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: held.shape for name, held in scan_tensors(folder).items() if name.startswith(PREFIX)}
 
 
-def tell_method(folder: Path) -> Ptuning:
-    """The method that made a prefix, by its shapes. Raises CheckpointError where they tell none."""
-    shapes = trained_shapes(folder)
+def tell_method(folder: Path, shapes: Shapes | None = None) -> Ptuning:
+    """The method that made a prefix, by its `trained_shapes`. Raises CheckpointError where they tell none."""
+    shapes = trained_shapes(folder) if shapes is None else shapes
     embedding = shapes.get(f"{PREFIX}embedding.weight")
     if embedding is None or len(embedding) != 2 or not embedding[0]:
         raise CheckpointError(
@@ -133,7 +133,7 @@ def open_prefix(
 ) -> PrefixEncoder:
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_possible(name_family(model.config.model_type), "method=ptuning", f"{folder}: P-Tuning's prefix")
-    told = tell_method(folder)
+    told = tell_method(folder, shapes_of(tensors))
     its = cast(Ptuning, method) if method and method.kept is Kept.PREFIX else None
     _check_stated(folder, told, its)
     if not (folder / TRAINED_FILE).exists():
