@@ -35,7 +35,7 @@ GUIDES = (
     "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
     "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources")
+LISTS = ("settings", "results", "sources", "architecture")
 """Pages without commands to type: made by a program, or figures and links."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
@@ -159,6 +159,20 @@ def test_the_links_in_the_documentation_lead_somewhere() -> None:
     for path in [*READMES, *(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "README.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_map_of_the_code_names_what_is_there() -> None:
+    src = ROOT / "src" / "glmtune"
+    for page in both("architecture"):
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"`([a-z_0-9]+/[a-z_0-9/]*(?:\.py)?)`", text):
+            assert (src / path).exists() or (ROOT / path).exists(), f"{page.name}: {path}"
+        for line in text.splitlines():
+            files = [(src / path).read_text(encoding="utf-8") for path in re.findall(r"`([a-z_0-9/]+\.py)`", line)]
+            for table in re.findall(r"`([A-Z]{4,})`", line):
+                assert any(re.search(rf"^{table}\b", file, re.MULTILINE) for file in files), table
+        layers = [name for line in LAYERS for name in line]
+        assert re.findall(r"`([a-z_]+)`", text.partition("`errors` ·")[2].partition("\n\n")[0]) == layers
 
 
 def test_the_readmes_commands_run(tmp_path: Path) -> None:
