@@ -1,6 +1,7 @@
 """Several sources of training rows: which rows, in what order, split how, and what is said of them."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from glmtune.data.source import read_dataset, read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import Data, Source, load_recipe, to_yaml
 from glmtune.strict import load_yaml
-from glmtune.workflows.early import with_full_paths
+from glmtune.workflows.early import require_resumable, with_full_paths
 from glmtune.workflows.rows import Read, data_hash, hash_rows, read_rows
 
 ANSWERS = st.lists(st.text(st.characters(categories=["L"]), min_size=1, max_size=3), min_size=1, max_size=5)
@@ -168,3 +169,21 @@ def test_a_validation_file_among_the_training_files_and_one_twice_are_told() -> 
         "c.jsonl: the same file as a.jsonl: its rows are trained on once more",
         "the validation file is a training file, b.jsonl: its loss will not show forgetting or overfitting",
     ]
+
+
+def test_a_run_is_resumed_on_the_same_files_and_a_changed_one_is_named(tmp_path: Path) -> None:
+    paths = [write("a.jsonl", "a", "b"), write("b.jsonl", "c", "d")]
+    recipe = load_recipe({"model": "glm-tiny", "data": {"train": paths}})
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(to_yaml(with_full_paths(recipe)), encoding="utf-8")
+    (run / "env.json").write_text(json.dumps(hash_rows(recipe.data)), encoding="utf-8")
+    require_resumable(recipe, run)
+    limited = load_recipe(recipe, ["data.train=[a.jsonl, {path: b.jsonl, max_rows: 1}]"])
+    with pytest.raises(ConfigError, match=r"run: data\.train is .* in this run, .* here") as caught:
+        require_resumable(limited, run)
+    word = next(word for word in shlex.split(caught.value.hint) if word.startswith("data.train="))
+    assert load_recipe({"model": "m"}, [word]).data == with_full_paths(limited).data
+    write("b.jsonl", "c", "e")
+    with pytest.raises(ConfigError, match=r"run: the training file b\.jsonl has changed since"):
+        require_resumable(recipe, run)

@@ -249,6 +249,22 @@ def test_other_training_rows_are_told_with_their_files_and_leave_the_evaluations
     assert len(comparison.leads) == 1
 
 
+def test_runs_on_several_files_name_each_and_differ_in_how_one_is_read(fast: Path, tmp_path: Path) -> None:
+    plain, limited = ["a.json", "b.json"], ["a.json", {"path": "b.json", "max_rows": 5}]
+    runs = [
+        write_run(
+            tmp_path / str(i), losses=[1.0], evaluations={1: 1.0}, train_sha256="0123456789 abc",
+            recipe={"data": {"train": train}},
+        )
+        for i, train in enumerate((plain, limited, plain))
+    ]  # fmt: skip
+    comparison = compare(runs[:2])
+    assert [run.trained_on for run in comparison.runs] == ["a.json (01234567), b.json (abc)"] * 2
+    [warning] = comparison.warnings
+    assert warning.endswith("differ in data.train")
+    assert not any("data.train" in warning for warning in compare(runs[::2]).warnings)
+
+
 def test_rows_held_out_are_named_by_the_file_they_are_of(fast: Path, tmp_path: Path) -> None:
     recipe = {"data": {"train": "a.json"}}
     other = write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, recipe=recipe)
