@@ -14,7 +14,7 @@ from glmtune import errors
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"charset", "extras", "log", "near", "quants", "strict", "unsupported"},
+    {"charset", "extras", "log", "near", "quants", "rules", "strict", "unsupported"},
     {"paths", "values"},
     {"contents"},
     {"files"},
@@ -142,6 +142,7 @@ TORCH_FREE = [
     "glmtune.report.plots",
     "glmtune.report.compare",
     "glmtune.places",
+    "glmtune.adapters.peft_rules",
     "glmtune.training.stopping",
     "glmtune.workflows",
     "glmtune.workflows.rows",

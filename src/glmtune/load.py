@@ -1,33 +1,17 @@
 """Open a place: a model, a run, an adapter on its base. What was trained is proven on the way."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glmtune.adapters.probe import encode_probe, last_logits, plain_probe
-from glmtune.adapters.proof import (
-    Check,
-    check_base,
-    check_difference,
-    check_logits,
-    check_probe,
-    check_recorded,
-    check_settings,
-    check_template,
-    check_tensors,
-    check_tokenizer,
-    check_tokenizer_files,
-    check_update,
-    check_whole,
-    find_changed,
-    own_weights,
-    proof_line,
-    tell_changed,
-)
-from glmtune.adapters.store import Card, load_adapter, stored_tensors
+from glmtune.adapters.origin import check_settings, check_template, check_tokenizer, check_tokenizer_files
+from glmtune.adapters.probe import encode_probe
+from glmtune.adapters.proof import Check, check_tensors, proof_line
+from glmtune.adapters.proving import PutOn, proving_files, proving_whole, putting_on
+from glmtune.adapters.store import load_adapter
 from glmtune.errors import ConfigError
 from glmtune.families import identify, require_template
 from glmtune.log import tell
@@ -39,7 +23,6 @@ from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
 from glmtune.places import Place, resolve
 from glmtune.possible import require_possible
-from glmtune.recipe import Kept
 from glmtune.tokenizers import check_fits
 from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
 
@@ -123,63 +106,33 @@ def opening(
     model = _open_base(place, reading, template=template, dtype=dtype, device=device, quant=quant)
     if place.card and is_sealed:
         yield check_tensors(place.trained, place.card, reading)
-    if place.other_base:
-        tell(f"{place.adapter}: warning: {place.other_base}")
+    _warn_of_other_base(place)
     if place.adapter and verify:
         return (yield from putting_on(model, place.adapter, place.card, partial(load_adapter, model)))
     if place.adapter:
         return load_adapter(model, place.adapter)
-    if verify and place.card and place.card.probe:
-        check_probe(place.trained, place.card.probe, model)
-        tuned = last_logits(model, place.card.probe.input_ids)
-        yield check_logits(place.trained, place.card, model, base=None, tuned=tuned)
+    if place.card and verify:
+        yield from proving_whole(model, place.trained, place.card)
     return model
 
 
-def proving(model: Any, place: Place, put_on: Callable[[Path], Any]) -> Generator[Check, None, Any]:
+def proving(model: Any, place: Place, put_on: PutOn) -> Generator[Check, None, Any]:
     """Put a place's adapter on its base, opened as `model`, by `put_on`: as `opening`, which opens it too."""
     assert place.adapter is not None
     yield from _proving_files(place)
-    if place.other_base:
-        tell(f"{place.adapter}: warning: {place.other_base}")
+    _warn_of_other_base(place)
     return (yield from putting_on(model, place.adapter, place.card, put_on))
 
 
 def _proving_files(place: Place) -> Iterator[Check]:
-    """What is proven of the files before a model is opened."""
+    """Nothing of a model that is only a base."""
     if place.adapter or place.card:
-        yield from check_recorded(place.card)
-    if place.card and place.card.fingerprint:
-        check = check_base if place.adapter else check_whole
-        yield check(place.trained, place.card, place.folder)
-    if place.card:
-        check_tokenizer_files(place.trained, place.card, place.folder)
-        # what a run goes on with is not read here; of a whole model's weights each tensor is compared
-        unread = (".pt", ".safetensors") if place.card.tensors_sha256 else (".pt",)
-        tell_changed(place.trained, find_changed(place.trained, place.card, unread=unread))
+        yield from proving_files(place.trained, place.card, place.folder, is_whole=place.adapter is None)
 
 
-def putting_on(
-    model: Any, adapter: Path, card: Card | None, put_on: Callable[[Path], Any]
-) -> Generator[Check, None, Any]:
-    """Put an adapter on its base by `put_on`, yield each thing that is proven, return the tuned model."""
-    if card:
-        check_settings(adapter, card)
-    tensors = stored_tensors(adapter)
-    probe = card.probe if card else None
-    if probe:
-        check_probe(adapter, probe, model)
-    ids = probe.input_ids if probe else plain_probe(model.config)
-    replaced = own_weights(model, tensors) if card and card.kept is Kept.WEIGHTS else {}
-    base = last_logits(model, ids)
-    tuned_model = put_on(adapter)
-    yield check_update(adapter, tensors, card, replaced)
-    tuned = last_logits(tuned_model, ids)
-    if card and probe:
-        yield check_logits(adapter, card, tuned_model, base=base, tuned=tuned)
-    else:
-        yield check_difference(adapter, base, tuned)
-    return tuned_model
+def _warn_of_other_base(place: Place) -> None:
+    if place.other_base:
+        tell(f"{place.adapter}: warning: {place.other_base}")
 
 
 def _tell_proof(place: Place, checks: Sequence[Check], *, verify: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune.adapters.card import ADAPTER_FILE, CARD_FILE, Card, read_card
+from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import given_path, read_json_if_there, windows_hint
 from glmtune.folder import ModelFolder
@@ -300,7 +301,5 @@ class _Recorded:
 def _recorded_base(adapter: Path, card: Card | None) -> _Recorded:
     if card:
         return _Recorded(card.base, card.base_revision, f"{adapter / CARD_FILE}: base")
-    from glmtune.adapters.peft_rules import read_adapter_config_if_there
-
     theirs, key = read_adapter_config_if_there(adapter), "base_model_name_or_path"
     return _Recorded(theirs.get(key), theirs.get("revision"), f"{adapter / ADAPTER_FILE}: {key}")

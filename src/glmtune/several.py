@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from glmtune.adapters.proof import Check, proof_line
+from glmtune.adapters.store import Tensors, stored_tensors
 from glmtune.errors import ConfigError
 from glmtune.load import open_place, proving
 from glmtune.log import tell
@@ -78,7 +79,7 @@ class Adapters:
             if verify:
                 checks += self._prove(name, place)
             else:
-                self._beside.put_on(name, place.adapter)
+                self._beside.put_on(name, place.adapter, stored_tensors(place.adapter))
         except BaseException:
             if name in self.names:
                 self._beside.take_off(name)
@@ -130,8 +131,8 @@ class Adapters:
             raise ConfigError(f"{name}: no adapter of this name", hint=f"there are {there}")
 
     def _prove(self, name: str, place: Place) -> Iterator[Check]:
-        def put_on(adapter: Path) -> Any:
-            self._beside.put_on(name, adapter)
+        def put_on(adapter: Path, tensors: Tensors) -> Any:
+            self._beside.put_on(name, adapter, tensors)
             return self.model
 
         yield from proving(self.model, place, put_on)

@@ -27,7 +27,7 @@ from glmtune.adapters.held import fill_adapter, held_adapter
 from glmtune.adapters.mixed import each_its_own
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import explain_peft
-from glmtune.adapters.store import ADAPTER_FILE, own_method, stored_tensors
+from glmtune.adapters.store import ADAPTER_FILE, own_method
 from glmtune.adapters.to_lora import read_as_lora
 from glmtune.adapters.trained import open_prefix, require_same, shapes_of
 from glmtune.errors import ConfigError
@@ -64,14 +64,17 @@ class Beside:
         """In the order in which they were put on."""
         return tuple(self._held)
 
-    def put_on(self, name: str, folder: Path) -> None:
-        """Put an adapter's folder on, and set it to work. Raises `CheckpointError` and `ConfigError`."""
+    def put_on(self, name: str, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Put an adapter's folder on, and set it to work. Raises `CheckpointError` and `ConfigError`.
+
+        `tensors`: its `stored_tensors`.
+        """
         if (folder / ADAPTER_FILE).exists():
             inner = f"glm{len(self._held)}"  # PEFT takes no dots in names
-            self._inject(folder, inner)
+            self._inject(folder, tensors, inner)
             self._held[name] = _LowRank(inner, tuple(self._layers_of(inner)))
         else:
-            self._held[name] = self._open_prefix(folder)
+            self._held[name] = self._open_prefix(folder, tensors)
         self.use(name)
 
     def take_off(self, name: str) -> None:
@@ -124,8 +127,7 @@ class Beside:
             if any(inner in getattr(layer, kind) for kind in layer.adapter_layer_names):
                 yield layer
 
-    def _inject(self, folder: Path, name: str) -> None:
-        tensors: Mapping[str, Tensor] = stored_tensors(folder)
+    def _inject(self, folder: Path, tensors: Mapping[str, Tensor], name: str) -> None:
         settings = read_adapter_config_if_there(folder)
         _require_layers_alone(folder, settings)
         if is_adalora(settings):
@@ -158,7 +160,7 @@ class Beside:
         if not configs and hasattr(self._model, "peft_config"):
             del self._model.peft_config
 
-    def _open_prefix(self, folder: Path) -> PrefixEncoder:
+    def _open_prefix(self, folder: Path, tensors: Mapping[str, Tensor]) -> PrefixEncoder:
         method = own_method(folder)
         if method and method.kept is Kept.WEIGHTS:
             raise ConfigError(
@@ -166,7 +168,7 @@ class Beside:
                 "it",
                 hint="open it alone: load_model(path)",
             )
-        return open_prefix(self._model, folder, method).requires_grad_(False)
+        return open_prefix(self._model, folder, method, tensors).requires_grad_(False)
 
 
 def setting_aside(model: Any, folder: Path, base: Path) -> Callable[[], AbstractContextManager[Any]] | None:

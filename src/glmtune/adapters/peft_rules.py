@@ -13,8 +13,8 @@ from glmtune.adapters.card import ADAPTER_FILE as ADAPTER_FILE
 from glmtune.adapters.patterns import PatternError, require_bounded
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json
-from glmtune.models.config_checks import OBJECT, SWITCH_OR_NULL, TEXT, Rule, integer, number
 from glmtune.recipe.base import MAX_COUNT, MAX_RATE, MAX_SIZE
+from glmtune.rules import OBJECT, SWITCH_OR_NULL, TEXT, Rule, integer, number
 from glmtune.values import shown
 
 _MOST_NAMES = 20_000

@@ -44,6 +44,7 @@ __all__ = [
     "require_saved", "restore_trained", "save_trained", "stored_shapes", "stored_tensors",
 ]  # fmt: skip
 
+Tensors = Mapping[str, Tensor]
 _BY_NAME = (Kept.WEIGHTS, Kept.PREFIX)  # kept by their own names in `TRAINED_FILE`
 _ANEW = "resume from a copy of this folder, or train anew"
 
@@ -53,7 +54,11 @@ def own_method(folder: Path) -> Method | None:
     card = read_card(folder)
     if card is None:
         return tell_method(folder) if find_trained(folder) else None
-    return read_method(card.method) if card.method else None
+    return _recorded_method(card)
+
+
+def _recorded_method(card: Card | None) -> Method | None:
+    return read_method(card.method) if card and card.method else None
 
 
 def is_adapter(folder: ModelFolder, *, has_base: bool = False) -> bool:
@@ -97,29 +102,35 @@ def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[
 
 
 @without_false_alarms()
-def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
+def load_adapter(
+    model: Any, folder: Path, tensors: Tensors | None = None, *, is_trainable: bool = False
+) -> Any:
     """Put a folder's trained weights on their base: an adapter of PEFT's layout, a prefix, a model's own.
 
-    Official P-Tuning folders are opened too. Raises `CheckpointError` if a tensor is missing, left over, or
-    of another shape.
+    `tensors`: its `stored_tensors`, where they have been read. Official P-Tuning folders are opened too.
+    Raises `CheckpointError` if a tensor is missing, left over, or of another shape.
     """
-    if (folder / ADAPTER_FILE).exists() or not find_trained(folder):
-        return _load_peft(model, folder, is_trainable=is_trainable)
-    card = read_card(folder)
-    method = own_method(folder) if card else None
-    return load_weights(model, folder, method, is_trainable=is_trainable)
+    tensors = stored_tensors(folder) if tensors is None else tensors
+    if (folder / ADAPTER_FILE).exists():
+        return _load_peft(model, folder, tensors, is_trainable=is_trainable)
+    method = _recorded_method(read_card(folder))
+    return load_weights(model, folder, method, tensors, is_trainable=is_trainable)
 
 
-def _load_peft(model: Any, folder: Path, *, is_trainable: bool) -> Any:
-    from peft import PeftModel
+def _load_peft(model: Any, folder: Path, stored: Tensors, *, is_trainable: bool) -> Any:
+    """As PEFT's own `from_pretrained`, but that the files are not read again."""
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
-    stored = stored_tensors(folder)
     if model.device.type == "meta" and is_adalora(read_adapter_config(folder)):
         _hollow_out(model)
     with explain_peft(folder):
-        tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = not is_trainable
+        tuned = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
+        set_peft_model_state_dict(tuned, dict(stored))
     fill_adapter(folder, tuned, stored)
-    return tuned
+    return tuned if is_trainable else tuned.eval()
 
 
 def _hollow_out(outline: Any) -> None:
@@ -161,12 +172,13 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
     )
 
 
-def restore_trained(model: Any, folder: Path) -> None:
+def restore_trained(model: Any, folder: Path, tensors: Tensors | None = None) -> None:
     """Put the weights that `save_trained` wrote back into a model of the same method, in place.
 
-    Raises `CheckpointError` unless every one is there, fits, and is the one that was saved.
+    `tensors`: all that its files hold, where they have been read. Raises `CheckpointError` unless every one
+    is there, fits, and is the one that was saved.
     """
-    _put_back(model, folder)
+    _put_back(model, folder, tensors)
     require_saved(model, folder)
 
 
@@ -186,15 +198,15 @@ def require_saved(model: Any, folder: Path) -> None:
         check_logits(folder, card, model, base=None, tuned=last_logits(model, card.probe.input_ids))
 
 
-def _put_back(model: Any, folder: Path) -> None:
+def _put_back(model: Any, folder: Path, tensors: Tensors | None) -> None:
     is_whole = not is_wrapped(model) and not (folder / TRAINED_FILE).exists()
     opening = opening_of_model(model)
     if is_whole and not opening.is_stored_as_held:
         model.load_state_dict(opening.load(folder, dtype="fp32", device=model.device).state_dict())
         return
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= read_shard(path)
+    if tensors is None:
+        shards = map(read_shard, sorted(folder.glob("*.safetensors")))
+        tensors = {name: tensor for shard in shards for name, tensor in shard.items()}
     if is_wrapped(model):
         fill_adapter(folder, model, tensors)
     else:

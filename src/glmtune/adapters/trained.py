@@ -90,9 +90,9 @@ def trained_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: held.shape for name, held in scan_tensors(folder).items() if name.startswith(PREFIX)}
 
 
-def tell_method(folder: Path) -> Ptuning:
-    """The method that made a prefix, by its shapes. Raises CheckpointError where they tell none."""
-    shapes = trained_shapes(folder)
+def tell_method(folder: Path, shapes: Shapes | None = None) -> Ptuning:
+    """The method that made a prefix, by its `trained_shapes`. Raises CheckpointError where they tell none."""
+    shapes = trained_shapes(folder) if shapes is None else shapes
     embedding = shapes.get(f"{PREFIX}embedding.weight")
     if embedding is None or len(embedding) != 2 or not embedding[0]:
         raise CheckpointError(
@@ -104,20 +104,23 @@ def tell_method(folder: Path) -> Ptuning:
     return Ptuning(num_prefix_tokens=embedding[0], projection=projection, dropout=DROPOUT)
 
 
-def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainable: bool) -> Any:
+def load_weights(
+    model: Any, folder: Path, method: Method | None, tensors: Mapping[str, Tensor], *, is_trainable: bool
+) -> Any:
     """Put the trained weights of a folder on the base they were trained on, in the types that it computes in.
 
-    `method` is what the folder's card says, if it has one. Raises CheckpointError for anything missing, left
-    over or of another shape, and ConfigError for a model that can have no prefix.
+    `method` is what the folder's card says, if it has one; `tensors` what `read_trained` gives. Raises
+    CheckpointError for anything missing, left over or of another shape, and ConfigError for a model that can
+    have no prefix.
     """
     model.requires_grad_(False)
     choose = METHODS[method.name].choose if method else None
     if choose:
         chosen = set(choose(model, method))
         target = {name: p for name, p in model.named_parameters() if name in chosen}
-        put_back(folder, read_trained(folder), target)
+        put_back(folder, tensors, target)
     else:
-        encoder = open_prefix(model, folder, method)
+        encoder = open_prefix(model, folder, method, tensors)
         model.hold_prefix(encoder)
         target = dict(encoder.named_parameters())
     for parameter in target.values():
@@ -125,15 +128,16 @@ def load_weights(model: Any, folder: Path, method: Method | None, *, is_trainabl
     return model
 
 
-def open_prefix(model: Any, folder: Path, method: Method | None) -> PrefixEncoder:
+def open_prefix(
+    model: Any, folder: Path, method: Method | None, tensors: Mapping[str, Tensor]
+) -> PrefixEncoder:
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_possible(name_family(model.config.model_type), "method=ptuning", f"{folder}: P-Tuning's prefix")
-    told = tell_method(folder)
+    told = tell_method(folder, shapes_of(tensors))
     its = cast(Ptuning, method) if method and method.kept is Kept.PREFIX else None
     _check_stated(folder, told, its)
     if not (folder / TRAINED_FILE).exists():
         _check_others(model, scan_tensors(folder))
-    tensors = read_trained(folder)
     encoder = new_prefix(
         model.config,
         told.num_prefix_tokens,

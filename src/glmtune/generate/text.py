@@ -9,6 +9,7 @@ from glmtune.generate.engine import Engine
 from glmtune.generate.sampling import Sampling
 from glmtune.templates import find
 from glmtune.templates.tidy import ShownText
+from glmtune.tokenizers.stream import HALF_CHARACTER
 
 
 def stream_text(
@@ -26,6 +27,7 @@ def stream_text(
     stop_ids = frozenset(tokenizer.stop_ids)
     stream, shown = tokenizer.text_stream(), ShownText(find(tokenizer.template).tidy)
     written: list[str] = []
+    held = ""  # signs of half characters: real ones, if no rest of one follows
 
     def show(piece: str) -> str:
         piece = piece if written else piece.lstrip()
@@ -36,9 +38,12 @@ def stream_text(
         token = pairs[0][1]
         if token in stop_ids:
             break
-        if new := show(stream.add(token)):
-            yield new
-    if rest := show(stream.finish()) + shown.finish():
+        new = held + show(stream.add(token))
+        whole = new.rstrip(HALF_CHARACTER)
+        held = new[len(whole) :]
+        if whole:
+            yield whole
+    if rest := held + show(stream.finish()) + shown.finish():
         yield rest
     return "".join(written)
 

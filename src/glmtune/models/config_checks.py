@@ -5,11 +5,9 @@ Source of the largest: huggingface.co/zai-org, the config.json of GLM-4.5 (92 la
 GLM-4-32B-0414 (hidden size 6,144, feed-forward 23,040), GLM-4-9B (vocabulary 151,552), glm-4-9b-chat-1m.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +17,26 @@ from transformers import GenerationConfig
 from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.folder import ModelFolder
 from glmtune.recipe.base import MAX_SIZE
+from glmtune.rules import (
+    OBJECT,
+    SWITCH,
+    SWITCH_OR_NULL,
+    TEXT,
+    TEXTS,
+    Rule,
+    integer,
+    is_texts,
+    is_within,
+    number,
+)
 from glmtune.values import shown
 
 PUBLISHED = "take config.json from the published folder again"
 """Hint for a config that no published folder has."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What the value of a key must be, in words and as a test."""
-
-    words: str
-    is_met: Callable[[Any], bool]
-    may_be_null: bool = False
-
-    def allows(self, value: Any) -> bool:
-        """Whether a value is so."""
-        return self.is_met(value) or (value is None and self.may_be_null)
-
-
-def integer(low: int, high: int, *, may_be_null: bool = False) -> Rule:
-    """An integer within both bounds, which true and false are not."""
-    words = f"an integer from {low:,} to {high:,}"
-    return Rule(words, lambda value: type(value) is int and low <= value <= high, may_be_null)
-
-
-def number(low: float, high: float, *, is_above: bool = False, may_be_null: bool = False) -> Rule:
-    """A finite number within both bounds, `is_above`: above the lower one."""
-    words = f"a number above {low:g}, at most {high:g}" if is_above else f"a number from {low:g} to {high:g}"
-    return Rule(words, lambda value: _is_within(value, low, high, is_above=is_above), may_be_null)
-
-
-def _is_within(value: Any, low: float, high: float, *, is_above: bool) -> bool:
-    is_number = type(value) is int or (type(value) is float and math.isfinite(value))
-    return is_number and low <= value <= high and not (is_above and value == low)
-
-
 def _is_ids(value: Any) -> bool:
     return _ID.is_met(value) or (isinstance(value, list) and all(map(_ID.is_met, value)))
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def _is_labels(value: Any) -> bool:
@@ -73,13 +49,8 @@ def _is_numbered(value: Any) -> bool:
 
 _ID = integer(0, 2_000_000, may_be_null=True)
 _IDS = Rule("a token's id or a list of them", _is_ids, may_be_null=True)
-SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
-SWITCH_OR_NULL = replace(SWITCH, may_be_null=True)
-TEXT = Rule("text", lambda value: isinstance(value, str), may_be_null=True)
-TEXTS = Rule("a list of texts", _is_texts, may_be_null=True)
-OBJECT = Rule("an object", lambda value: isinstance(value, dict), may_be_null=True)
 _SHARE = number(0, 1, is_above=True, may_be_null=True)
-_DROPOUT = Rule("a number from 0 to below 1", lambda v: _is_within(v, 0, 1, is_above=False) and v < 1)
+_DROPOUT = Rule("a number from 0 to below 1", lambda v: is_within(v, 0, 1) and v < 1)
 _UNSET = Rule("left out: no GLM has it", lambda value: value in (False, 0), may_be_null=True)
 _ROPE = "rope_parameters"
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -103,7 +74,7 @@ _ROPE_RULES: Mapping[str, Rule] = {
         ("short_factor", "long_factor"),
         Rule(
             "a list of numbers",
-            lambda v: isinstance(v, list) and all(_is_within(n, 0, 1e6, is_above=True) for n in v),
+            lambda v: isinstance(v, list) and all(is_within(n, 0, 1e6, is_above=True) for n in v),
         ),
     ),
 }  # fmt: skip
@@ -169,7 +140,7 @@ CONFIG_RULES: Mapping[str, Rule] = {
     "architectures": TEXTS,
     "layer_types": Rule(
         "a list of full_attention alone",
-        lambda value: _is_texts(value) and set(value) <= {"full_attention"},
+        lambda value: is_texts(value) and set(value) <= {"full_attention"},
         may_be_null=True,
     ),
     **dict.fromkeys(("auto_map", _ROPE, "rope_scaling"), OBJECT),

@@ -60,6 +60,8 @@ def read_values(source: RecipeSource, overrides: Sequence[str] = ()) -> dict[str
     """The settings that a source and the words on top of it name; nothing is checked or filled in yet."""
     if isinstance(source, Recipe):
         values = source.model_dump(exclude_unset=True)
+        for key in NAMED.keys() & values.keys():
+            values[key]["name"] = getattr(source, key).name  # said by its type, where not by its name
     elif isinstance(source, Mapping):
         values = _copy(source)
     else:

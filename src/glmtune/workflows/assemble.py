@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,21 +10,24 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from glmtune.adapters.proof import Check, proof_line
+from glmtune.adapters.store import Tensors, load_adapter, restore_trained
 from glmtune.data.batches import Batch, collate, divide
 from glmtune.data.row import Row
-from glmtune.load import open_place
+from glmtune.load import open_place, proving
 from glmtune.log import without_false_alarms
-from glmtune.methods import begin_pruning, trainable_line
+from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.adalora import Pruning
+from glmtune.methods.freeze import read_unrounded
 from glmtune.objectives import Objective, build_objective
-from glmtune.recipe import Kept, Recipe
+from glmtune.places import Place
+from glmtune.recipe import Kept, Method, Recipe
 from glmtune.training.guard import Guard
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.processes import Processes
 from glmtune.training.stopping import StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base
-from glmtune.workflows.events import Event, Note
-from glmtune.workflows.parent import tuned
+from glmtune.workflows.events import Event, Note, drain
 from glmtune.workflows.plan import Plan, summary
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.record import RunRecord
@@ -85,7 +89,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     base = _open_base(plan)
     untrained = look_at_base(base, plan.place, plan.tokenizer)
     torch.manual_seed(settings.seed)
-    model = yield from tuned(base, plan.place, plan.recipe.method)
+    model = yield from _tuned(base, plan.place, plan.recipe.method)
     if settings.gradient_checkpointing:
         with without_false_alarms():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -122,6 +126,30 @@ def _open_base(plan: Plan) -> Any:
         device=str(plan.processes.device),
         quant=plan.recipe.quant,
     )
+
+
+def _tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]:
+    """A base with the method's weights, to be trained: new ones, or those of the place's adapter.
+
+    Says what was proven of the adapter. Raises `CheckpointError` for anything that is not as it was saved.
+    """
+    if place.adapter is None:
+        model = apply_method(base, method)
+        if method.kept is Kept.WEIGHTS:
+            read_unrounded(model, place.folder)
+        return model
+
+    def put_on(adapter: Path, tensors: Tensors) -> Any:
+        if method.kept is not Kept.WEIGHTS:
+            return load_adapter(base, adapter, tensors, is_trainable=True)
+        model = apply_method(base, method)  # in fp32 among the base's own, however these are held
+        restore_trained(model, adapter, tensors)
+        return model
+
+    checks: list[Check] = []
+    model = drain(proving(base, place, put_on), checks.append)
+    yield Note(f"goes on from {place.adapter}: {proof_line(checks)}")
+    return model
 
 
 def _guard(plan: Plan, objective: Objective) -> Guard:

@@ -5,13 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.adapters.card import Card
-from glmtune.adapters.proof import (
-    check_base,
-    check_recorded,
-    proof_line,
-    recorded_difference,
-    require_files,
-)
+from glmtune.adapters.origin import check_base, require_files
+from glmtune.adapters.proof import check_recorded, proof_line, recorded_difference
 from glmtune.adapters.store import read_card, require_saved, restore_trained, save_trained
 from glmtune.files import copy_small_files
 from glmtune.load import check_outline

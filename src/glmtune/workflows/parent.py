@@ -1,27 +1,19 @@
-"""Going on from what was trained: the weights and settings of an adapter, a fresh optimizer and schedule."""
+"""Going on from what was trained: what the parent settles of a recipe, and what it was told."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import read_settings, require_ours
-from glmtune.adapters.proof import Check, proof_line
-from glmtune.adapters.store import (
-    load_adapter,
-    own_method,
-    restore_trained,
-)
+from glmtune.adapters.store import own_method
 from glmtune.errors import ConfigError
-from glmtune.load import proving
-from glmtune.methods import apply_method
-from glmtune.methods.freeze import read_unrounded
 from glmtune.places import Place, resolve
-from glmtune.recipe import Kept, Method, Recipe
+from glmtune.recipe import Method, Recipe
 from glmtune.templates import Taught
 from glmtune.workflows.early import run_folder
-from glmtune.workflows.events import Note, drain
+from glmtune.workflows.events import Note
 
 
 def with_parent(recipe: Recipe) -> Recipe:
@@ -71,27 +63,3 @@ def text_warnings(recipe: Recipe, place: Place) -> Iterator[Note]:
         if (now or "") != (before[name] or ""):
             text = f"data.{name}: {now or ''!r}, but {place.trained} was trained with {before[name] or ''!r}"
             yield Note(text, is_warning=True)
-
-
-def tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]:
-    """A base with the method's weights, to be trained: new ones, or those of the place's adapter.
-
-    Says what was proven of the adapter. Raises `CheckpointError` for anything that is not as it was saved.
-    """
-    if place.adapter is None:
-        model = apply_method(base, method)
-        if method.kept is Kept.WEIGHTS:
-            read_unrounded(model, place.folder)
-        return model
-
-    def put_on(adapter: Path) -> Any:
-        if method.kept is not Kept.WEIGHTS:
-            return load_adapter(base, adapter, is_trainable=True)
-        model = apply_method(base, method)  # in fp32 among the base's own, however these are held
-        restore_trained(model, adapter)
-        return model
-
-    checks: list[Check] = []
-    model = drain(proving(base, place, put_on), checks.append)
-    yield Note(f"goes on from {place.adapter}: {proof_line(checks)}")
-    return model

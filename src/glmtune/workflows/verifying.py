@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from glmtune.adapters.origin import check_files, check_tokenizer
 from glmtune.adapters.probe import encode_probe
-from glmtune.adapters.proof import Check, check_files, check_tokenizer
+from glmtune.adapters.proof import Check
 from glmtune.errors import ConfigError
 from glmtune.load import open_tokenizer, opening
 from glmtune.places import Place, resolve

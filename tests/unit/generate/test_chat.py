@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtune.chat import Chat
@@ -107,6 +107,7 @@ def test_a_chat_keeps_the_turns_that_the_next_can_go_on_from(
 
 
 @pytest.mark.parametrize("template", list(SHOWN))
+@settings(max_examples=40)
 @given(
     pieces=st.lists(
         st.text("中a,!:;? [训练时间]\n", max_size=24) | st.sampled_from([SAID, "a中" * 90]), max_size=9

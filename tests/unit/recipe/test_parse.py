@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from glmtune.errors import ConfigError
-from glmtune.recipe import Data, Full, Lora, load_recipe, to_yaml
+from glmtune.recipe import AdaLora, Data, Freeze, Full, Lora, Method, Ptuning, Recipe, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
 from glmtune.recipe.method import METHOD_SETTINGS, MethodSettings
 from glmtune.recipe.names import FOREIGN, NEEDLESS, name_here
@@ -374,3 +374,17 @@ def test_a_group_alone_is_refused_as_a_recipes_is(values):
             read(values)
         errors.append((str(caught.value), caught.value.hint))
     assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize(
+    "method", [Full(), Freeze(num_layers=1), Lora(r=4), AdaLora(init_r=4, target_r=2), Ptuning()]
+)
+def test_a_recipe_made_of_typed_parts_keeps_its_method(method: Method) -> None:
+    """The type says the name, though nobody has set it."""
+    recipe = Recipe(model="m", method=method)
+    assert load_recipe(recipe, ["train.steps=3"]).method == method
+    assert load_recipe(to_yaml_values(recipe)).method == method
+
+
+def to_yaml_values(recipe: Recipe) -> dict[str, Any]:
+    return dict(yaml.safe_load(to_yaml(recipe)))
