@@ -40,7 +40,7 @@ UNFINISHED = {
     "export glm-tiny": ("option '--to'", EXPORT),
     "verify": ("argument 'PATH'", "verify runs/chatglm3-6b-lora`; runs are: runs/mine"),
     "evaluate": ("argument 'PATH'", "evaluate runs/chatglm3-6b-lora"),
-    "data stats": ("argument 'FILE'", "data stats my.json`"),
+    "data stats": ("argument 'FILE...'", "data stats my.json`"),
     "data convert a b": ("option '--to'", "data convert chats.json chats.jsonl --to messages`"),
 }
 

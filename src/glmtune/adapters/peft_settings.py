@@ -18,7 +18,7 @@ from glmtune.adapters.peft_rules import read_adapter_config, read_adapter_config
 from glmtune.adapters.trained import ITS_BASE
 from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.files import COPY_AGAIN
-from glmtune.recipe import Lora
+from glmtune.recipe import Method
 from glmtune.recipe.parse import read_method
 
 KINDS = ("LORA", "ADALORA")
@@ -155,7 +155,7 @@ def require_ours(adapter: Path) -> None:
         )
 
 
-def read_settings(adapter: Path) -> Lora:
+def read_settings(adapter: Path) -> Method:
     """The method of a LoRA without a card. Raises `ConfigError` for another kind, and as `require_ours`."""
     file = adapter / ADAPTER_FILE
     theirs = read_adapter_config(adapter)
@@ -175,9 +175,7 @@ def read_settings(adapter: Path) -> Lora:
         "use_rslora": bool(theirs.get("use_rslora")),
         "use_dora": bool(theirs.get("use_dora")),
     }
-    settings = read_method(method)
-    assert isinstance(settings, Lora)
-    return settings
+    return read_method(method)
 
 
 def _is_foreign(key: str, value: Any) -> bool:

@@ -4,7 +4,7 @@ Shapes: B batch, T new tokens, S cached + new tokens, H query heads, G key/value
 size.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.models.attention import Attend, Rotary, eager_attention
-from glmtune.models.config import ChatGLMConfig
 from glmtune.models.prefix import prepend
+
+if TYPE_CHECKING:
+    from glmtune.models.config import ChatGLMConfig
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
@@ -31,7 +33,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 class ChatGLMRMSNorm(nn.Module):
     """RMSNorm in fp32, the weight multiplied before the cast back."""
 
-    def __init__(self, config: ChatGLMConfig) -> None:
+    def __init__(self, config: "ChatGLMConfig") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.hidden_size))
         self.epsilon = config.layernorm_epsilon
@@ -48,7 +50,7 @@ class ChatGLMRMSNorm(nn.Module):
 class ChatGLMRotary(nn.Module):
     """Rotary angles of half of each head. It has no buffer: nothing to restore after a meta-device start."""
 
-    def __init__(self, config: ChatGLMConfig) -> None:
+    def __init__(self, config: "ChatGLMConfig") -> None:
         super().__init__()
         self.dim = config.head_dim // 2
         self.base = 10000.0 * (config.rope_ratio if config.rope_scaling_by == "base" else 1)
@@ -74,7 +76,7 @@ class ChatGLMAttention(nn.Module):
 
     is_causal = True  # read by transformers' attention functions
 
-    def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
+    def __init__(self, config: "ChatGLMConfig", layer_idx: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -121,7 +123,7 @@ class ChatGLMAttention(nn.Module):
 class ChatGLMMLP(nn.Module):
     """SwiGLU; the first projection makes gate and up side by side."""
 
-    def __init__(self, config: ChatGLMConfig) -> None:
+    def __init__(self, config: "ChatGLMConfig") -> None:
         super().__init__()
         self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_hidden_size, bias=False)
         self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
@@ -136,7 +138,7 @@ class ChatGLMMLP(nn.Module):
 class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
     """One layer: attention and MLP, each normalised before and added to the residual."""
 
-    def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
+    def __init__(self, config: "ChatGLMConfig", layer_idx: int) -> None:
         super().__init__()
         self.hidden_dropout = config.hidden_dropout
         self.input_layernorm = ChatGLMRMSNorm(config)

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from glmtune.errors import CheckpointError
 from glmtune.folder import ModelFolder
+from glmtune.models.config_checks import GENERATION_RULES, check_content, explain_config
 from glmtune.models.dtype import main_dtype
 from glmtune.models.quant import QuantizedLinear, quantised_layers
 from glmtune.models.reading import Reading, require_held_types
@@ -178,3 +180,15 @@ def _bar(total: int) -> Iterator[Progress]:
         yield report
     finally:
         bar.stop()
+
+
+def read_generation_config(folder: Path | ModelFolder) -> GenerationConfig | None:
+    """The folder's own, if it has one."""
+    folder = ModelFolder.of(folder)
+    file = folder.path / "generation_config.json"
+    if not file.exists():
+        return None
+    content = folder.json(file.name)
+    check_content(content, GENERATION_RULES, place=file, kind=GenerationConfig)
+    with explain_config(file):
+        return GenerationConfig.from_dict(dict(content))

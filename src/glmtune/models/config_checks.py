@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
-from transformers import GenerationConfig
 
 from glmtune.errors import CheckpointError, ConfigError, first_line
-from glmtune.folder import ModelFolder
 from glmtune.recipe.base import MAX_SIZE
 from glmtune.rules import (
     OBJECT,
@@ -289,15 +287,3 @@ def explain_config(place: str | Path) -> Iterator[None]:
     ) as error:  # fmt: skip
         problem = f"unknown {error}" if isinstance(error, KeyError) else first_line(error)
         raise CheckpointError(f"{place}: makes no model: {problem}", hint=PUBLISHED) from error
-
-
-def read_generation_config(folder: Path | ModelFolder) -> GenerationConfig | None:
-    """The folder's own, if it has one."""
-    folder = ModelFolder.of(folder)
-    file = folder.path / "generation_config.json"
-    if not file.exists():
-        return None
-    content = folder.json(file.name)
-    check_content(content, GENERATION_RULES, place=file, kind=GenerationConfig)
-    with explain_config(file):
-        return GenerationConfig.from_dict(dict(content))

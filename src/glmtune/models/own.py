@@ -11,9 +11,16 @@ from glmtune.folder import ModelFolder
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
-from glmtune.models.checkpoint import Progress, check_stored, fill, set_scale_types, without_copies
+from glmtune.models.checkpoint import (
+    Progress,
+    check_stored,
+    fill,
+    read_generation_config,
+    set_scale_types,
+    without_copies,
+)
 from glmtune.models.config import ChatGLMConfig, read_config
-from glmtune.models.config_checks import explain_config, read_generation_config, require_held
+from glmtune.models.config_checks import explain_config, require_held
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import choose_dtype
 from glmtune.models.nf4 import quantise_as

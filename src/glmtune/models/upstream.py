@@ -22,11 +22,11 @@ from transformers.utils import logging
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.folder import ModelFolder
 from glmtune.log import without_bars
+from glmtune.models.checkpoint import read_generation_config
 from glmtune.models.config_checks import (
     PUBLISHED,
     check_content,
     explain_config,
-    read_generation_config,
     refuse_quantised,
     require_held,
 )

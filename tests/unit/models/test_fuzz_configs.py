@@ -19,7 +19,7 @@ from glmtune.folder import ModelFolder
 from glmtune.info import inspect
 from glmtune.load import load_model
 from glmtune.models import ChatGLM6BConfig
-from glmtune.models.config_checks import read_generation_config
+from glmtune.models.checkpoint import read_generation_config
 from glmtune.models.fingerprint import fingerprint
 from glmtune.models.opening import open_outline
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder

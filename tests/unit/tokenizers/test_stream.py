@@ -94,6 +94,7 @@ def test_a_space_that_the_clean_up_takes_away_is_kept_back(name: str, tmp_path: 
     check(tokenizer, tokenizer.encode_plain("do n't . I 'm here , you 've it ! ' s  ' s <n 'm"))
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("vocabulary", "opened"),
