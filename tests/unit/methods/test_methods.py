@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from closeness import distance
 from glmtune.adapters.store import Card, load_adapter, read_card, restore_trained, save_trained
 from glmtune.errors import CheckpointError, ConfigError
-from glmtune.methods import apply_method, trainable_line
+from glmtune.methods import METHODS, apply_method, trainable_line
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmtune.recipe import Freeze, Full, Lora, Ptuning
+from glmtune.recipe import Freeze, Full, Kept, Lora, Ptuning
+from glmtune.recipe.method import METHOD_SETTINGS
 from models import tiny_model
 
 CARD = Card(base="/base", template="chatglm3", method={"name": "lora"})
@@ -28,6 +29,12 @@ def tuned_model(seed: int = 0) -> torch.nn.Module:
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     return model
+
+
+def test_every_method_that_has_settings_has_a_row() -> None:
+    assert METHODS.keys() == METHOD_SETTINGS.keys()
+    choosing = {name for name, row in METHODS.items() if row.choose}
+    assert choosing == {name for name, its in METHOD_SETTINGS.items() if its.kept is Kept.WEIGHTS}
 
 
 def test_lora_on_a_published_chatglm3_counts_its_parameters_without_weights() -> None:
