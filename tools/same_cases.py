@@ -400,7 +400,7 @@ def run(jobs: int, wanted: set[str]) -> None:
 
 
 def run_group(name: str, verbs: set[str]) -> None:
-    """Run a group's cases in a folder of its name, or those of some verbs with the trainings they need."""
+    """Run a group's cases in a folder of its name; of some verbs, also the trainings that they need."""
     import accelerate  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import peft  # noqa: F401
@@ -410,9 +410,10 @@ def run_group(name: str, verbs: set[str]) -> None:
     console = Path(name) / "console"
     console.mkdir(parents=True)
     os.chdir(name)
+    alone = {"info", "data", "settings", *(verb for verb in verbs if verb.startswith("train-"))}
     for case in groups()[name]:
-        needed = case.verb == "train" and bool(verbs - {"info", "data", "settings"})
-        if not verbs or case.verb in verbs or needed:
+        needed = case.verb == "train" and bool(verbs - alone)
+        if not verbs or {case.verb, case.name} & verbs or needed:
             _run_case(case, Path("console"))
             print(f"{name}: {case.name}", flush=True)
 

@@ -5,8 +5,8 @@
 
 Both run the cases of `same_cases.py`, one after the other, as the same path; every file that they write and
 all that they say is compared. What cannot be the same is masked: times, rates, memory. `--only` takes groups
-(tiny, goldens, a family's) and verbs. `--keep` leaves the outputs in a folder, and takes those of BEFORE from
-there if its code and this script are the same. Exit code 1 if anything differs.
+(tiny, goldens, a family's), verbs and names of cases. `--keep` leaves the outputs in a folder, and takes
+those of BEFORE from there if its code and this script are the same. Exit code 1 if anything differs.
 """
 
 import argparse
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups and verbs")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups, verbs, cases")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the outputs stay")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="groups at once")
     options = parser.parse_args()
