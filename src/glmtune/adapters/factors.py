@@ -33,6 +33,9 @@ class Factors:
     b: Tensor
     """(O, r)."""
     scale: float
+    """What B A is multiplied by,"""
+    divisor: float = 1.0
+    """and divided by: AdaLoRA's scale is applied in two steps, each of which rounds."""
     lengths: Tensor | None = None
     """DoRA's, of the rows of the merged weight, (O,)."""
 
@@ -47,7 +50,8 @@ class Factors:
     def bounds(self, weight: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """The least and the largest values in fp64 that a merge in fp32 can come to."""
         whole = self._add(weight, rows, torch.float64)
-        longest = abs(self.scale) * self.b[rows].double().norm(dim=1)[:, None] * self.a.double().norm(dim=0)
+        scale = abs(self.scale / self.divisor)
+        longest = scale * self.b[rows].double().norm(dim=1)[:, None] * self.a.double().norm(dim=0)
         slack = _UNIT * (2 * whole.abs() + (len(self.a) + 4) * longest)
         if self.lengths is not None:
             share = self.lengths[rows].double().abs() / whole.norm(dim=1)
@@ -56,7 +60,8 @@ class Factors:
         return value - slack, value + slack
 
     def _add(self, weight: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
-        return weight[rows].to(dtype) + self.scale * (self.b[rows].to(dtype) @ self.a.to(dtype))
+        product = self.b[rows].to(dtype) @ self.a.to(dtype)
+        return weight[rows].to(dtype) + product * self.scale / self.divisor
 
     def _lengthen(self, whole: Tensor, rows: slice) -> Tensor:
         if self.lengths is None:
@@ -88,12 +93,12 @@ def _split(name: str) -> tuple[str, str]:
 def _read(tensors: Mapping[str, Tensor], config: Mapping[str, Any], layer: str, part: str) -> Factors:
     if part == "lora_embedding_A":  # of a table (V, C): A is (r, V), B (C, r)
         down, up = (_find(tensors, layer, f"lora_embedding_{kind}") for kind in "AB")
-        return Factors(up.T, down.T, scale_of(config, layer, len(down)))
+        return Factors(up.T, down.T, *_scale_of(config, layer, len(down)))
     a, b = (_find(tensors, layer, f"lora_{kind}") for kind in "AB")
     if is_adalora(config):
         a = a * _find(tensors, layer, "lora_E")
     lengths = _find(tensors, layer, "lora_magnitude_vector") if config.get("use_dora") else None
-    return Factors(a, b, scale_of(config, layer, len(a)), lengths)
+    return Factors(a, b, *_scale_of(config, layer, len(a)), lengths)
 
 
 def _find(tensors: Mapping[str, Tensor], layer: str, part: str) -> Tensor:
@@ -105,12 +110,12 @@ def _find(tensors: Mapping[str, Tensor], layer: str, part: str) -> Tensor:
     return found.float()
 
 
-def scale_of(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """What B A is multiplied by."""
+def _scale_of(config: Mapping[str, Any], layer: str, rank: int) -> tuple[float, float]:
+    """Scale and divisor."""
     alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", 8))
     if is_adalora(config):  # the ranks change, the scale stays
-        return float(alpha / (config.get("init_r", 12) + 1e-5))
-    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+        return float(alpha), config.get("init_r", 12) + 1e-5
+    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank)), 1.0
 
 
 def is_adalora(config: Mapping[str, Any]) -> bool:

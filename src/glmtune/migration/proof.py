@@ -63,6 +63,6 @@ def _adds(factors: Factors) -> Any:
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].float()
         down, up = (factor.to(x.device) for factor in (factors.a, factors.b))
-        return (output.float() + factors.scale * ((x @ down.T) @ up.T)).to(output.dtype)
+        return (output.float() + (x @ down.T) @ up.T * factors.scale / factors.divisor).to(output.dtype)
 
     return add

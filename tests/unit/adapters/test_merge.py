@@ -34,7 +34,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     "whole modules": {"target_modules": ["dense"], "modules_to_save": ["output_layer"]},
 }
 UNIT = torch.finfo(torch.float32).eps
-"""PEFT multiplies AdaLoRA's update by its scale in two steps, and rounds once more."""
+"""Another processor may add up in another order; on one the two are equal."""
 
 
 def tune(base: Path, what: str) -> PeftModel:
