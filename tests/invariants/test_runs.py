@@ -303,7 +303,7 @@ def test_early_stopping_keeps_the_best_checkpoint(model: Path, tmp_path: Path) -
     assert lowest(candidates(metrics(tmp_path / "run"))) == 2  # the star of loss.png
 
 
-@pytest.mark.parametrize("limit", [8192, 150_000])
+@pytest.mark.parametrize("limit", [pytest.param(8192, marks=pytest.mark.slow), 150_000])
 def test_a_full_disk_ends_the_run_with_what_was_there_intact(model: Path, tmp_path: Path, limit: int) -> None:
     """A real one, of sorts: the kernel lets no file grow beyond the picture, or beyond half the weights."""
     words = [f"model={model}", f"data.train={ADVERTS}", "output=run", "train.steps=2", "data.max_tokens=400"]
