@@ -277,6 +277,7 @@ TORCH_FREE = [
     "glmtune.report.plots",
     "glmtune.report.compare",
     "glmtune.places",
+    "glmtune.methods",
     "glmtune.adapters.peft_rules",
     "glmtune.training.stopping",
     "glmtune.workflows",
