@@ -95,7 +95,7 @@ def planning(
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     processes = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
-    rows = training_rows(tokenizer, recipe.data, read)
+    rows, row_hashes = training_rows(tokenizer, recipe.data, read), hash_rows(recipe.data)
     steps = share_rows(rows, recipe.train, processes)
     num_steps = count_steps(recipe.train, steps)
     notes: list[Note] = []
@@ -112,7 +112,7 @@ def planning(
         held=held,
         tokenizer=tokenizer,
         rows=rows,
-        row_hashes=hash_rows(recipe.data),
+        row_hashes=row_hashes,
         steps=steps,
         num_steps=num_steps,
         notes=tuple(notes),
