@@ -280,6 +280,7 @@ TORCH_FREE = [
     "glmtune.adapters.peft_rules",
     "glmtune.training.stopping",
     "glmtune.workflows",
+    "glmtune.workflows.early",
     "glmtune.workflows.rows",
 ]
 
