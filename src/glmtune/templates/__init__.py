@@ -33,7 +33,7 @@ from glmtune.templates.rounds import (
     round_format,
     rounds,
 )
-from glmtune.templates.taught import Taught
+from glmtune.templates.taught import Taught, with_question_prefix
 from glmtune.templates.thinking import (
     GLM45_CONTROL_TOKENS,
     GLM45_NO_THOUGHT,
@@ -181,15 +181,6 @@ def training_examples(
     if chosen.prefixes_prompt:
         return [_with_prompt_prefix(segments, source_prefix) for segments in examples]
     return examples
-
-
-def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
-    """The messages with a text in front of the first question."""
-    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
-    return [
-        replace(message, content=source_prefix + message.content) if i == first else message
-        for i, message in enumerate(messages)
-    ]
 
 
 def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list[Segment]:
