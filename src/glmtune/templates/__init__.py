@@ -55,6 +55,7 @@ from glmtune.templates.turns import (
     glm4_turns,
     turn_format,
 )
+from glmtune.values import shown
 
 __all__ = [
     "ROLES",
@@ -140,10 +141,25 @@ def message_segments(
         raise ConfigError(
             f"{unknown[0]}: no option of a chat format", hint=f"the options are {', '.join(OPTIONS)}"
         )
+    options = {name: value for name, value in options.items() if value is not None}
+    _check_kinds(taught, options)
     chosen = _with_thinking(template, options.pop("enable_thinking", None))
     taught = taught or Taught()
     begun = taught.begin(messages_from_dicts(messages, tools=tools))
     return render(chosen, begun, add_generation_prompt, **{"source_prefix": taught.source_prefix, **options})
+
+
+def _check_kinds(taught: Any, options: Mapping[str, Any]) -> None:
+    if not isinstance(taught, Taught | None):
+        raise ConfigError(
+            f"taught: must be what a tokenizer was taught, got {shown(taught)}",
+            hint="taught=tokenizer.taught, or leave it out",
+        )
+    for name in ("assistant_name", "source_prefix"):
+        if not isinstance(options.get(name, ""), str):
+            raise ConfigError(
+                f"{name}: must be text, got {shown(options[name])}", hint="a text, or leave it out"
+            )
 
 
 def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> TemplateName:
