@@ -33,7 +33,7 @@ from glmtune.templates.rounds import (
     round_format,
     rounds,
 )
-from glmtune.templates.taught import Taught
+from glmtune.templates.taught import Taught, with_question_prefix
 from glmtune.templates.thinking import (
     GLM45_CONTROL_TOKENS,
     GLM45_NO_THOUGHT,
@@ -55,6 +55,7 @@ from glmtune.templates.turns import (
     glm4_turns,
     turn_format,
 )
+from glmtune.values import shown
 
 __all__ = [
     "ROLES",
@@ -140,10 +141,25 @@ def message_segments(
         raise ConfigError(
             f"{unknown[0]}: no option of a chat format", hint=f"the options are {', '.join(OPTIONS)}"
         )
+    options = {name: value for name, value in options.items() if value is not None}
+    _check_kinds(taught, options)
     chosen = _with_thinking(template, options.pop("enable_thinking", None))
     taught = taught or Taught()
     begun = taught.begin(messages_from_dicts(messages, tools=tools))
     return render(chosen, begun, add_generation_prompt, **{"source_prefix": taught.source_prefix, **options})
+
+
+def _check_kinds(taught: Any, options: Mapping[str, Any]) -> None:
+    if not isinstance(taught, Taught | None):
+        raise ConfigError(
+            f"taught: must be what a tokenizer was taught, got {shown(taught)}",
+            hint="taught=tokenizer.taught, or leave it out",
+        )
+    for name in ("assistant_name", "source_prefix"):
+        if not isinstance(options.get(name, ""), str):
+            raise ConfigError(
+                f"{name}: must be text, got {shown(options[name])}", hint="a text, or leave it out"
+            )
 
 
 def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> TemplateName:
@@ -181,15 +197,6 @@ def training_examples(
     if chosen.prefixes_prompt:
         return [_with_prompt_prefix(segments, source_prefix) for segments in examples]
     return examples
-
-
-def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
-    """The messages with a text in front of the first question."""
-    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
-    return [
-        replace(message, content=source_prefix + message.content) if i == first else message
-        for i, message in enumerate(messages)
-    ]
 
 
 def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list[Segment]:
