@@ -16,7 +16,7 @@ from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.data.row import Row
 from glmtune.errors import DataError
 from glmtune.families import require_template
-from glmtune.recipe.settings import Data, TemplateName
+from glmtune.recipe.settings import Data
 from glmtune.templates import (
     Message,
     Taught,
@@ -59,7 +59,7 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     return Encoded(rows, report)
 
 
-def template_of(tokenizer: GlmTokenizer) -> TemplateName:
+def template_of(tokenizer: GlmTokenizer) -> str:
     """The chat format of a tokenizer. Raises ConfigError while it is open."""
     return require_template(tokenizer.template, tokenizer.vocab_file)
 
