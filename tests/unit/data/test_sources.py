@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ BAD = [
         "known here: path, max_rows",
     ),
     ([{"path": "b", "max_tokens": 64}], "data.train.0.max_tokens: unknown setting", "data.max_tokens=64"),
+    ([{"path": "b", "max_row": 3}], "data.train.0.max_row: unknown", "did you mean `max_rows` in that item?"),
+    ([{"path": "b", "max_samples": 3}], "data.train.0.max_samples: unknown", "`max_rows` in that item?"),
     ([{"path": "b", "max_rows": 0}], "data.train.0.max_rows: input should be greater", "data.train"),
     ([{"path": "b", "charset": "utf-9"}], "data.train.0.charset: unknown character set 'utf-9'", "choose"),
     (["a", "b\tc.json"], "data.train.1.path: b\\tc.json: in double quotes", "single quotes"),
@@ -138,6 +141,32 @@ def test_rows_are_held_out_of_all_sources_together() -> None:
     assert {e.source for e in read.validation} == {0, 1}
     assert not {e.place for e in read.train} & {e.place for e in read.validation}
     assert told(read)[0] == "a.jsonl, b.jsonl: 285 rows to train on; 15 held out (seed 42)"
+
+
+def test_a_source_of_which_no_row_is_trained_on_is_a_warning_with_a_cure() -> None:
+    write("a.jsonl", *map(str, range(10)))
+    write("b.jsonl", *map(str, range(10)))
+    write("v.jsonl", *map(str, range(5)))
+    data = Data(train=["a.jsonl", "b.jsonl"], validation="v.jsonl", max_rows=10)
+    (warning,) = told(read_rows(data), warnings=True)
+    assert warning.startswith("b.jsonl: 0 of 10 rows to train on: ")
+    (item,) = re.findall(r"\{.*?\}", warning)
+    named = load_yaml(item.replace("...", "3"))
+    limited = [{**named, "path": path} for path in ("a.jsonl", named["path"])]
+    read = read_rows(data.model_copy(update={"train": Data(train=limited).train}))
+    assert Counter(e.source for e in read.train) == {0: 3, 1: 3}
+    assert "b.jsonl: 3 of 10 rows to train on" in told(read)
+
+
+def test_a_source_whose_rows_are_all_held_out_is_a_warning() -> None:
+    write("a.jsonl", *map(str, range(10)))
+    write("b.jsonl", "b")
+    reads = [
+        read_rows(Data(train=["a.jsonl", "b.jsonl"], holdout_rows=5, split_seed=seed)) for seed in range(20)
+    ]
+    warned = [told(read, warnings=True) for read in reads if 1 not in {e.source for e in read.train}]
+    assert warned
+    assert all(each == ["b.jsonl: 0 of 1 row to train on: all are held out"] for each in warned)
 
 
 @pytest.mark.parametrize(
