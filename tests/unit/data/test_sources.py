@@ -265,6 +265,13 @@ def test_a_run_is_resumed_on_the_same_files_and_a_changed_one_is_named(tmp_path:
     (run / "recipe.yaml").write_text(to_yaml(with_full_paths(recipe)), encoding="utf-8")
     (run / "env.json").write_text(json.dumps(hash_rows(recipe.data)), encoding="utf-8")
     require_resumable(recipe, run)
+    for word in ("train=[b.jsonl, a.jsonl]", "train=[b.jsonl]", "train=[a.jsonl, b.jsonl, c.jsonl]"):
+        other = load_recipe(recipe, [f"data.{word}", "train.lr=1"])
+        with pytest.raises(ConfigError, match=r"run: data\.train is .* in this run, .* here") as caught:
+            require_resumable(other, run)
+        assert str(other.data.sources[-1].path.resolve()) in str(caught.value).partition(" in this run, ")[2]
+    with pytest.raises(ConfigError, match=r"run: data\.validation is null in this run, .*b\.jsonl. here"):
+        require_resumable(load_recipe(recipe, ["data.validation=b.jsonl"]), run)
     limited = load_recipe(recipe, ["data.train=[a.jsonl, {path: b.jsonl, max_rows: 1}]"])
     with pytest.raises(ConfigError, match=r"run: data\.train is .* in this run, .* here") as caught:
         require_resumable(limited, run)
@@ -273,3 +280,5 @@ def test_a_run_is_resumed_on_the_same_files_and_a_changed_one_is_named(tmp_path:
     write("b.jsonl", "c", "e")
     with pytest.raises(ConfigError, match=r"run: the training file b\.jsonl has changed since"):
         require_resumable(recipe, run)
+    with pytest.raises(ConfigError, match=r"run: the training file b\.jsonl has changed since"):
+        require_resumable(load_recipe(recipe, ["train.lr=1"]), run)
