@@ -12,7 +12,7 @@ from glmtune.generate.text import stream_text
 from glmtune.load import open_place, open_tokenizer
 from glmtune.log import tell_left_out
 from glmtune.places import resolve
-from glmtune.templates import find
+from glmtune.templates import Taught, find
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -44,8 +44,7 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         self.sampling = read_sampling(sampling)
-        self.system = system
-        self.source_prefix = source_prefix
+        self.taught = Taught(system, source_prefix)
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
         if not self._engine.goes_on:
             self._engine.reuse.num_tokens = 0  # a turn that is kept would be of no use to the next
@@ -83,7 +82,8 @@ class Chat:
         """Forget the conversation, and give up an answer that is under way; the system message stays."""
         self._give_up()
         self._engine.is_length_told = False
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        begun = self.taught.begin([])
+        self.messages = [{"role": message.role, "content": message.content} for message in begun]
 
     def ask(self, text: str) -> Iterator[str]:
         """Yield the answer piece by piece, then remember question and answer.
@@ -118,7 +118,7 @@ class Chat:
             context=context,
             max_new_tokens=self.sampling.max_new_tokens,
             num_left_out=self._num_left_out,
-            source_prefix=self.source_prefix,
+            source_prefix=self.taught.source_prefix,  # the messages hold the system text
         )
         if context and num_left_out > self._num_left_out:
             tell_left_out(num_left_out, context)

@@ -1,10 +1,14 @@
-"""Conversations -> the ids that chat sends, and answers' ids -> text, for all that talks to a model."""
+"""Conversations -> ids, and answers' ids -> text, for all that trains a model and all that talks to it.
+
+A conversation begins as its model was taught: `Taught.begin` puts the system text in, and then every call
+here the source prefix where the format has it. Ids that are asked with are those that training shows.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glmtune.families import require_template
-from glmtune.templates import Message, Taught, message_segments, visible_text
+from glmtune.templates import Message, Taught, message_segments, training_examples, visible_text
 from glmtune.templates.latest import leave_out_oldest
 from glmtune.tokenizers.base import ChatTokenizer
 
@@ -39,6 +43,35 @@ def encode_messages(
         **{"assistant_name": tokenizer.assistant_name, **options},
     )
     return tokenizer.encode_segments(segments)
+
+
+def encode_question(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], *, source_prefix: str = ""
+) -> list[int]:
+    """The ids that ask for the answer that follows these messages, as `encode_messages` gives them.
+
+    Raises DataError for a conversation that the format cannot express.
+    """
+    return tokenizer.encode_segments(tokenizer.segments(messages, source_prefix=source_prefix))
+
+
+def encode_learned(
+    tokenizer: ChatTokenizer, messages: Sequence[Message], *, source_prefix: str = ""
+) -> list[list[tuple[list[int], bool]]]:
+    """The training examples of a conversation, part by part: a part's ids, and whether they are learned.
+
+    Up to a learned answer they are those of `encode_question`. Raises DataError as that does.
+    """
+    examples = training_examples(
+        require_template(tokenizer.template, str(tokenizer.vocab_file)),
+        messages,
+        assistant_name=tokenizer.assistant_name,
+        source_prefix=source_prefix,
+    )
+    return [
+        [(tokenizer.encode_segments([segment]), segment.is_target) for segment in segments]
+        for segments in examples
+    ]
 
 
 def encode_latest(

@@ -12,6 +12,8 @@ MISUSES = {
     "data convert a --to": "data convert: option '--to' requires an argument",
     "compare a --at x": "compare: invalid value for '--at': 'x' is not a valid integer",
     "chat a --nosuch": "chat: no such option '--nosuch'",
+    "evaluate glm-tiny --data a --data b": "evaluate: option '--data' takes one path, got 2",
+    "data stats a --model b --model c": "data stats: option '--model' takes one path, got 2",
     "nosuch": ": no such command 'nosuch'",
 }
 

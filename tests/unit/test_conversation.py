@@ -15,10 +15,11 @@ from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
 from glmtune.data.prompts import encode_prompts
 from glmtune.data.source import read_dataset
+from glmtune.errors import ConfigError
 from glmtune.methods import apply_method
 from glmtune.recipe import Lora
 from glmtune.recipe.settings import Data
-from glmtune.templates import TEMPLATES, Message, Taught
+from glmtune.templates import TEMPLATES, Message, Taught, render_messages
 from glmtune.workflows.rows import training_rows
 from models import tiny_folder
 from tiny import tiny_tokenizer
@@ -73,6 +74,31 @@ def test_a_system_text_of_its_own_comes_before_the_taught_one() -> None:
     own = [Message("system", "自己的"), Message("user", "早")]
     assert taught.begin(own) == own
     assert Taught().begin(own[1:]) == own[1:]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"taught": "你是店员"}, "taught: must be what a tokenizer was taught, got '你是店员'"),
+        ({"source_prefix": 3}, "source_prefix: must be text, got 3"),
+        ({"assistant_name": ["甲"]}, "assistant_name: must be text, got"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_by_name(
+    tokenizers: dict[str, Any], option: dict[str, Any], said: str
+) -> None:
+    asked = [{"role": "user", "content": "早"}]
+    with pytest.raises(ConfigError, match=f"^{said}") as caught:
+        encode_messages(tokenizers["glm4"], asked, **option)
+    assert caught.value.hint
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        render_messages("chatglm", asked, **option)
+
+
+def test_an_option_that_is_none_is_as_none(tokenizers: dict[str, Any]) -> None:
+    asked = [{"role": "user", "content": "早"}]
+    unset = {"taught": None, "source_prefix": None, "assistant_name": None, "enable_thinking": None}
+    assert encode_messages(tokenizers["glm4"], asked, **unset) == encode_messages(tokenizers["glm4"], asked)
 
 
 def test_tools_stand_in_the_turn_of_the_taught_system_text_as_in_training(

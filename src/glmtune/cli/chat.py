@@ -1,6 +1,7 @@
 """`glmtune chat`."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +107,7 @@ def chat(
         opened={"template": template, "dtype": dtype, "device": device, "quant": quant},
         talk={
             "tokenizer": tokenizer,
-            "system": taught.system if system is None else system,
-            "source_prefix": taught.source_prefix,
+            **asdict(taught if system is None else replace(taught, system=system)),
             "compile_step": compile_step,
             **{name: value for name, value in sampling.items() if value is not None},
         },

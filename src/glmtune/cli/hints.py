@@ -45,7 +45,19 @@ OTHER_VERBS: Mapping[str, str] = {
 
 
 class Verbs(click.Group):
-    """A group of verbs whose errors name settings as the verb that ran takes them."""
+    """A group of verbs whose errors name settings as the verb that ran takes them.
+
+    A verb whose option for a path is given twice is refused: it would read the last of them alone.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that is meant, and its words. Raises `click.UsageError`."""
+        name, verb, words = super().resolve_command(ctx, args)
+        if verb:
+            _refuse_two_paths(click.Context(verb, parent=ctx, info_name=name), words)
+        return name, verb, words
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
@@ -60,6 +72,19 @@ class Verbs(click.Group):
             verb = self.commands.get(str(ctx.invoked_subcommand))
             err.hint = spoken(err.hint, verb) if verb else err.hint
             raise
+
+
+def _refuse_two_paths(ctx: click.Context, words: list[str]) -> None:
+    try:
+        *_, given = ctx.command.make_parser(ctx).parse_args(list(words))
+    except click.UsageError:
+        return  # the verb itself says so, by its name
+    if any(p.is_eager for p in given):  # such as --help
+        return
+    for option in given:
+        times = given.count(option)
+        if isinstance(option, click.Option) and option.type.name == "path" and times > 1:
+            raise click.UsageError(f"option '{option.opts[-1]}' takes one path, got {times}", ctx)
 
 
 def spoken(hint: str, command: click.Command) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from glmtune.conversation import encode_learned
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
 from glmtune.data.example import Example, naming
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
@@ -16,16 +17,8 @@ from glmtune.data.official import IGNORED, Learned, find_encoding
 from glmtune.data.row import Row
 from glmtune.errors import DataError
 from glmtune.families import require_template
-from glmtune.recipe.settings import Data, TemplateName
-from glmtune.templates import (
-    Message,
-    Taught,
-    Template,
-    find,
-    is_learned,
-    training_examples,
-    with_question_prefix,
-)
+from glmtune.recipe.settings import Data
+from glmtune.templates import Message, Taught, Template, find, is_learned
 from glmtune.tokenizers.base import GlmTokenizer
 
 
@@ -43,33 +36,20 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     A conversation gives one row; with ChatGLM-6B's and ChatGLM2's chat format one for each learned answer.
     Raises DataError for a row that the format cannot express, and as `settings.overlong` says.
     """
-    limits = Limits.of(settings, tokenizer.context)
+    taught, limits = Taught.of(settings), Limits.of(settings, tokenizer.context)
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
     keeps_thoughts = settings.encoding == "chat" and _format(tokenizer).learns_thoughts
     rows: list[Row] = []
     for example in examples:
         with naming(example.place):
-            messages = begun(example.messages, settings)
+            messages = taught.begin(example.messages)
             if not keeps_thoughts:
                 report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
             for ids, labels in encode(tokenizer, messages, settings, limits, report):
                 rows.append(_row(ids, labels, example))
     _check(report, rows, settings, limits)
     return Encoded(rows, report)
-
-
-def template_of(tokenizer: GlmTokenizer) -> TemplateName:
-    """The chat format of a tokenizer. Raises ConfigError while it is open."""
-    return require_template(tokenizer.template, tokenizer.vocab_file)
-
-
-def begun(messages: Sequence[Message], settings: Data) -> list[Message]:
-    """The messages with the settings' system text, and the source prefix where no format puts it in later."""
-    found = Taught.of(settings).begin(messages)
-    # chat's format knows where the prefix goes; the thudm script's encoding sees to it itself
-    knows_prefix = settings.encoding in ("chat", "thudm")
-    return found if knows_prefix else with_question_prefix(found, settings.source_prefix)
 
 
 def _row(ids: Sequence[int], labels: Sequence[int], example: Example) -> Row:
@@ -102,7 +82,7 @@ def _count_lost_thoughts(tokenizer: GlmTokenizer, messages: Sequence[Message]) -
 
 
 def _format(tokenizer: GlmTokenizer) -> Template:
-    return find(template_of(tokenizer))
+    return find(require_template(tokenizer.template, tokenizer.vocab_file))
 
 
 def _check(report: LengthReport, rows: Sequence[Row], settings: Data, limits: Limits) -> None:
@@ -179,20 +159,14 @@ def _encode_unit(
 
 def _encode(tokenizer: GlmTokenizer, unit: Sequence[Message], settings: Data) -> Piece:
     """The training example of a unit; empty where nothing in it is learned."""
-    examples = training_examples(
-        template_of(tokenizer),
-        unit,
-        assistant_name=tokenizer.assistant_name,
-        source_prefix=settings.source_prefix,
-    )
+    examples = encode_learned(tokenizer, unit, source_prefix=settings.source_prefix)
     ids: list[int] = []
     labels: list[int] = []
     num_target = 0
-    for segment in examples[0] if examples else ():
-        new = tokenizer.encode_segments([segment])
+    for new, is_target in examples[0] if examples else ():
         ids += new
-        labels += new if segment.is_target else [IGNORED] * len(new)
-        num_target = num_target + len(new) if segment.is_target else 0
+        labels += new if is_target else [IGNORED] * len(new)
+        num_target = num_target + len(new) if is_target else 0
     return Piece(ids, labels, num_target)
 
 

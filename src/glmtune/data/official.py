@@ -10,7 +10,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message, chatglm2_prompt, chatglm_prompt, rounds
+from glmtune.templates import Message, chatglm2_prompt, chatglm_prompt, rounds, with_question_prefix
 from glmtune.tokenizers.base import GlmTokenizer
 
 IGNORED = -100
@@ -40,13 +40,17 @@ class Asked:
     """How long the prompt was before the script's cut."""
 
 
+_Train = Callable[[GlmTokenizer, Sequence[Message], Data], Learned | None]
+_Evaluate = Callable[[GlmTokenizer, Sequence[Message], Data], list[Asked]]
+
+
 @dataclass(frozen=True, slots=True)
 class OfficialEncoding:
-    """One script's preprocessing."""
+    """One script's preprocessing of a conversation with its system text; the source prefix it puts in."""
 
-    train: Callable[[GlmTokenizer, Sequence[Message], Data], Learned | None]
+    train: _Train
     """A conversation's row; None where the script leaves it out."""
-    evaluate: Callable[[GlmTokenizer, Sequence[Message], Data], list[Asked]]
+    evaluate: _Evaluate
     """A conversation's questions, in order."""
 
 
@@ -309,12 +313,24 @@ def _last_answer(tokenizer: GlmTokenizer, input_ids: Sequence[int]) -> int:
     return found
 
 
+def _with_prefix(train: _Train, evaluate: _Evaluate) -> OfficialEncoding:
+    """A script that knows no source prefix: it stands in the first question."""
+
+    def question(messages: Sequence[Message], data: Data) -> list[Message]:
+        return with_question_prefix(messages, data.source_prefix)
+
+    return OfficialEncoding(
+        lambda tokenizer, messages, data: train(tokenizer, question(messages, data), data),
+        lambda tokenizer, messages, data: evaluate(tokenizer, question(messages, data), data),
+    )
+
+
 ENCODINGS: Mapping[str, Mapping[str, OfficialEncoding]] = {
     "thudm": {
         "chatglm": OfficialEncoding(_chatglm_train, _chatglm_evaluate),
         "chatglm2": OfficialEncoding(_chatglm2_train, _chatglm2_evaluate),
     },
-    "chatglm3": {"chatglm3": OfficialEncoding(_chatglm3_train, _chatglm3_evaluate)},
-    "glm4": dict.fromkeys(("glm4", "glm4_base"), OfficialEncoding(_glm4_train, _glm4_evaluate)),
+    "chatglm3": {"chatglm3": _with_prefix(_chatglm3_train, _chatglm3_evaluate)},
+    "glm4": dict.fromkeys(("glm4", "glm4_base"), _with_prefix(_glm4_train, _glm4_evaluate)),
 }
 """Every official script's preprocessing, by the name of the `encoding` setting and the chat format."""

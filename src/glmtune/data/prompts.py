@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from glmtune.conversation import answer_text
+from glmtune.conversation import answer_text, encode_question
 from glmtune.data.cut import Cutter, Limits, Piece, last_index
-from glmtune.data.encode import begun
 from glmtune.data.example import Example, naming
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message, Segment
+from glmtune.templates import Message, Segment, Taught
 from glmtune.tokenizers.base import GlmTokenizer
 
 
@@ -34,12 +33,12 @@ def encode_prompts(
     Where no setting names a limit, the model's context is to hold `num_new` tokens of an answer too. Raises
     DataError where there is no answer, or a prompt cannot be cut.
     """
-    limits = Limits.of(settings, tokenizer.context, num_new=num_new)
+    taught, limits = Taught.of(settings), Limits.of(settings, tokenizer.context, num_new=num_new)
     report = LengthReport(limit=f"{limits}, for the question part")
     prompts = []
     for example in examples:
         with naming(example.place):
-            prompt = _prompt(tokenizer, begun(example.messages, settings), settings, limits)
+            prompt = _prompt(tokenizer, taught.begin(example.messages), settings, limits)
         report.add(prompt.uncut_tokens, len(prompt.ids), prompt.cuts)
         prompts.append(prompt)
     return prompts, report
@@ -61,7 +60,7 @@ def _cut_prompt(
     """The prompt that asks for the next answer; its question part may fill the whole limit."""
 
     def encode(asked: Sequence[Message]) -> list[int]:
-        return tokenizer.encode_segments(tokenizer.segments(asked, source_prefix=settings.source_prefix))
+        return encode_question(tokenizer, asked, source_prefix=settings.source_prefix)
 
     source = limits.total if limits.total is not None else limits.source
     ids = encode(messages)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from glmtune.errors import ConfigError
 from glmtune.generate.requests import Answer
@@ -35,6 +36,7 @@ class Line:
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a bound under which nothing is answered."""
         check_size("max_rows", self.max_rows, 1)
+        check_size("max_prefill_tokens", self.max_prefill_tokens, 0)
         check_size("max_held_tokens", self.max_held_tokens, 1)
 
     def first(self, held: Sequence[Answer]) -> list[Answer]:
@@ -60,11 +62,17 @@ class Line:
 
 
 def held_by_default(max_rows: int) -> int:
-    """`max_held_tokens` where none is given: fewer rows than `MAX_ROWS` may be the longer."""
+    """`max_held_tokens` where none is given: fewer rows than `MAX_ROWS` may be the longer.
+
+    Raises `ConfigError` as `check_size`.
+    """
+    check_size("max_rows", max_rows, 1)
     return ROW_TOKENS * max(max_rows, MAX_ROWS)
 
 
 def check_size(name: str, size: int, least: int) -> None:
-    """Raise `ConfigError` for a size below the least."""
+    """Raise `ConfigError` for a size that is no whole number, or below the least."""
+    if not isinstance(size, Integral):
+        raise ConfigError(f"{name}: must be a whole number, got {size!r:.80}", hint=f"{name}={least} or more")
     if size < least:
         raise ConfigError(f"{name}: must be at least {least}, got {size}", hint=f"{name}={least} or more")

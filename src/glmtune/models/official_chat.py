@@ -157,7 +157,8 @@ class OfficialChat:
 
         With `return_past_key_values` a third item is the cache; given back as `past_key_values` with the next
         query it saves reading the history again. `kwargs`: max_new_tokens, top_k, repetition_penalty,
-        eos_token_id. Raises `DataError` at the first token where there is no room for an answer.
+        eos_token_id. Raises `DataError` at the first token where there is no room for an answer, or too few
+        new tokens are allowed for one.
         """
         style = _STYLES[_template(tokenizer)]
         if past_key_values is None:
@@ -170,8 +171,11 @@ class OfficialChat:
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
         stop_ids = _as_set(kwargs.pop("eos_token_id", None) or tokenizer.stop_ids)
         length = len(prompt) + self.count_cached(cache)
-        steps = kwargs.pop("max_new_tokens", None) or (max_length or style.max_length) - length
-        _check_room(steps, length, least=1 + style.ends_with_stop)  # whose last token is not shown
+        least = 1 + style.ends_with_stop  # whose last token is not shown
+        steps = _check_asked(kwargs.pop("max_new_tokens", None) or 0, least)
+        if not steps:
+            steps = (max_length or style.max_length) - length
+            _check_room(steps, length, least)
         if kwargs:
             raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
         answer = tokenizer.text_stream()
@@ -353,6 +357,16 @@ def _latest(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]],
     if num_left_out:
         tell_left_out(num_left_out, context)
     return latest
+
+
+def _check_asked(steps: int, least: int) -> int:
+    """The tokens that are asked for, 0 for no number. Raises `DataError` for fewer than the least."""
+    if steps and steps < least:
+        raise DataError(
+            f"max_new_tokens: {steps}, but at least {least} here",
+            hint=f"max_new_tokens={least} or more{': the last is not shown' if least > 1 else ''}",
+        )
+    return steps
 
 
 def _check_room(room: int, length: int, least: int = 1) -> None:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.recipe.settings import TemplateName
 from glmtune.templates.messages import (
     ROLES,
     Call,
@@ -33,7 +32,7 @@ from glmtune.templates.rounds import (
     round_format,
     rounds,
 )
-from glmtune.templates.taught import Taught
+from glmtune.templates.taught import Taught, with_question_prefix
 from glmtune.templates.thinking import (
     GLM45_CONTROL_TOKENS,
     GLM45_NO_THOUGHT,
@@ -55,6 +54,7 @@ from glmtune.templates.turns import (
     glm4_turns,
     turn_format,
 )
+from glmtune.values import shown
 
 __all__ = [
     "ROLES",
@@ -82,7 +82,7 @@ __all__ = [
 
 
 def render(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Message],
     add_generation_prompt: bool = True,
     *,
@@ -99,12 +99,12 @@ def render(
 
 OPTIONS = ("enable_thinking", "assistant_name", "source_prefix")
 """What can be said of a rendering besides messages and tools."""
-_UNTHINKING: Mapping[TemplateName, TemplateName] = {"glm45": "glm45_nothink"}
+_UNTHINKING: Mapping[str, str] = {"glm45": "glm45_nothink"}
 """The formats whose prompt can ask for an answer without a thought, and how that is then rendered."""
 
 
 def render_messages(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Mapping[str, Any] | Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -123,7 +123,7 @@ def render_messages(
 
 
 def message_segments(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Mapping[str, Any] | Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -140,13 +140,28 @@ def message_segments(
         raise ConfigError(
             f"{unknown[0]}: no option of a chat format", hint=f"the options are {', '.join(OPTIONS)}"
         )
+    options = {name: value for name, value in options.items() if value is not None}
+    _check_kinds(taught, options)
     chosen = _with_thinking(template, options.pop("enable_thinking", None))
     taught = taught or Taught()
     begun = taught.begin(messages_from_dicts(messages, tools=tools))
     return render(chosen, begun, add_generation_prompt, **{"source_prefix": taught.source_prefix, **options})
 
 
-def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> TemplateName:
+def _check_kinds(taught: Any, options: Mapping[str, Any]) -> None:
+    if not isinstance(taught, Taught | None):
+        raise ConfigError(
+            f"taught: must be what a tokenizer was taught, got {shown(taught)}",
+            hint="taught=tokenizer.taught, or leave it out",
+        )
+    for name in ("assistant_name", "source_prefix"):
+        if not isinstance(options.get(name, ""), str):
+            raise ConfigError(
+                f"{name}: must be text, got {shown(options[name])}", hint="a text, or leave it out"
+            )
+
+
+def _with_thinking(template: str, enable_thinking: bool | None) -> str:
     """The format that thinks, or does not, as asked."""
     if enable_thinking not in (None, False, True):
         raise ConfigError(f"enable_thinking: {enable_thinking!r}", hint="true, false, or leave it out")
@@ -163,7 +178,7 @@ def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> Temp
 
 
 def training_examples(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Message],
     *,
     assistant_name: str = "",
@@ -183,15 +198,6 @@ def training_examples(
     return examples
 
 
-def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
-    """The messages with a text in front of the first question."""
-    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
-    return [
-        replace(message, content=source_prefix + message.content) if i == first else message
-        for i, message in enumerate(messages)
-    ]
-
-
 def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list[Segment]:
     first = next((i for i, segment in enumerate(segments) if not segment.is_control), None)
     return [
@@ -200,13 +206,13 @@ def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list
     ]
 
 
-def visible_text(template: TemplateName, answer: str) -> str:
+def visible_text(template: str, answer: str) -> str:
     """An answer without the thought in front of it."""
     mark = find(template).thought_end
     return answer.rpartition(mark)[2].strip() if mark and mark in answer else answer
 
 
-def stop_tokens(template: TemplateName) -> tuple[str, ...]:
+def stop_tokens(template: str) -> tuple[str, ...]:
     """The control tokens at which an answer in this format ends."""
     return find(template).stop_tokens
 
@@ -230,7 +236,7 @@ _GLM4_FACTS: dict[str, Any] = {
 }
 _GLM45_FACTS: dict[str, Any] = {**_GLM4_FACTS, "control_tokens": GLM45_CONTROL_TOKENS, "title": "GLM-4.5"}
 
-TEMPLATES: Mapping[str, Template] = {
+TEMPLATES: dict[str, Template] = {
     "chatglm": round_format(
         chatglm_render,
         end="<eop>",

@@ -43,3 +43,12 @@ class Taught:
         if own == 0 and not messages[0].content.strip():
             return [replace(messages[0], content=self.system), *messages[1:]]
         return list(messages)
+
+
+def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
+    """The messages with a text in front of the first question."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+    return [
+        replace(message, content=source_prefix + message.content) if i == first else message
+        for i, message in enumerate(messages)
+    ]

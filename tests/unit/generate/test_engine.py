@@ -116,6 +116,13 @@ def test_sizes_with_which_nothing_is_ever_answered_are_refused(
         complete(model, PROMPTS, GREEDY, stop_ids=[], max_rows=0)
 
 
+@pytest.mark.parametrize("name", ["max_rows", "max_prefill_tokens", "max_held_tokens", "reused_tokens"])
+@pytest.mark.parametrize("size", [2.5, "8"])
+def test_a_size_that_is_no_whole_number_is_refused(model: torch.nn.Module, name: str, size: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: must be a whole number, got {size!r}"):
+        Engine(model, **{name: size})
+
+
 def test_prompts_that_peft_has_learned_are_refused_and_not_ignored() -> None:
     model = get_peft_model(lively_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(ConfigError, match="PROMPT_TUNING"):

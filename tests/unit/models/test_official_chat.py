@@ -110,6 +110,8 @@ def test_a_given_cache_saves_reading_the_history_again(pair):
 def test_a_stream_that_could_show_nothing_says_so(pair):
     """ChatGLM3's and GLM-4's last token is never shown: where one alone fits, nothing would be."""
     model, tokenizer = pair
+    with pytest.raises(DataError, match="max_new_tokens: -1, but at least"):
+        list(model.stream_chat(tokenizer, "去哪", max_new_tokens=-1))
     prompt = encode_messages(tokenizer, [{"role": "user", "content": "去哪"}])
     settings = {"do_sample": False, "logits_processor": letters_only(model, tokenizer)}
     stream = partial(model.stream_chat, tokenizer, "去哪", **settings)
@@ -119,6 +121,9 @@ def test_a_stream_that_could_show_nothing_says_so(pair):
     else:
         with pytest.raises(DataError, match=f"no room for an answer: {len(prompt) + 1} are allowed in all"):
             list(stream(max_length=len(prompt) + 1))
+        with pytest.raises(DataError, match="max_new_tokens: 1, but at least 2 here") as caught:
+            list(stream(max_new_tokens=1))
+        assert "max_new_tokens=2 or more" in caught.value.hint
         *_, (_, _, cache) = stream(max_new_tokens=2, return_past_key_values=True)
         with pytest.raises(DataError, match="no room for an answer"):
             list(stream(past_key_values=cache, max_length=len(prompt)))
