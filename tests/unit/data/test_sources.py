@@ -15,6 +15,7 @@ from glmtune.data.source import read_dataset
 from glmtune.data.sources import read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import Data, Source, load_recipe, to_yaml
+from glmtune.recipe.describe import describe
 from glmtune.strict import load_yaml
 from glmtune.workflows.early import require_resumable, with_full_paths
 from glmtune.workflows.rows import Read, data_hash, hash_rows, read_rows
@@ -141,6 +142,12 @@ def test_rows_are_held_out_of_all_sources_together() -> None:
     assert {e.source for e in read.validation} == {0, 1}
     assert not {e.place for e in read.train} & {e.place for e in read.validation}
     assert told(read)[0] == "a.jsonl, b.jsonl: 285 rows to train on; 15 held out (seed 42)"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_settings_list_what_a_source_can_have_of_its_own(language: Any) -> None:
+    (text,) = [row.text for row in describe(language) if row.key == "data.train"]
+    assert not [name for name in Source.model_fields if name != "path" and f"`{name}`" not in text]
 
 
 def test_a_source_of_which_no_row_is_trained_on_is_a_warning_with_a_cure() -> None:
