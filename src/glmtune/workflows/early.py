@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,26 +174,35 @@ def require_run(folder: Path) -> None:
 def require_resumable(recipe: Recipe, folder: Path) -> None:
     """Going on with other settings or other rows would be neither run."""
     require_run(folder)
-    hashes = read_json(folder / ENVIRONMENT_FILE, is_ours=True)
-    for name, digest in hash_rows(recipe.data).items():
-        if hashes.get(name) != digest:
-            raise ConfigError(
-                f"{folder}: {_changed(recipe.data, name, hashes.get(name), digest)} since this run began",
-                hint="train anew, with another folder: output=FOLDER",
-            )
     known = load_recipe(folder / RECIPE_FILE)
     before, now = (_settings(with_full_paths(r).model_dump(mode="json")) for r in (known, recipe))
     changed = [key for key in {**now, **before} if key != "output" and before.get(key) != now.get(key)]
+    files = [key for key in ("data.train", "data.validation") if key in changed]
+    if not files:  # else their hashes are of other files
+        _require_same_rows(recipe.data, folder)
     if changed:
-        key = changed[0]
+        key = (files or changed)[0]
         value = now.get(key)
         typed = value if isinstance(value, str) else json.dumps(value)
         word = "" if value is None else shlex.quote(f"{key}={typed}")
+        told = (
+            partial(json.dumps, ensure_ascii=False) if files else shown
+        )  # whole paths: they differ anywhere
         raise ConfigError(
-            f"{folder}: {key} is {shown(before.get(key))} in this run, {shown(now.get(key))} here",
+            f"{folder}: {key} is {told(before.get(key))} in this run, {told(now.get(key))} here",
             hint=f"a run is resumed as it began: {_resuming(folder)}; "
             f"with other settings another one goes on from it: {training_on(folder, word)}",
         )
+
+
+def _require_same_rows(data: Data, folder: Path) -> None:
+    hashes = read_json(folder / ENVIRONMENT_FILE, is_ours=True)
+    for name, digest in hash_rows(data).items():
+        if hashes.get(name) != digest:
+            raise ConfigError(
+                f"{folder}: {_changed(data, name, hashes.get(name), digest)} since this run began",
+                hint="train anew, with another folder: output=FOLDER",
+            )
 
 
 def _changed(data: Data, name: str, before: Any, now: str) -> str:
