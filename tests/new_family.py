@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from glmtune.families import FAMILIES, _in_transformers
+from glmtune.families import FAMILIES, family_in_transformers
 from glmtune.template_rules import reads
 from glmtune.templates import TEMPLATES
 from glmtune.templates.messages import Message, is_learned
@@ -24,7 +24,7 @@ def llama_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
 
 FACTS = {name: getattr(TEMPLATES["glm4"], name) for name in ("stop_tokens", "end_of_text", "control_tokens")}
 TEMPLATES["llama"] = turn_format(llama_turns, (), "<|user|>", title="Llama", **FACTS)
-FAMILIES["Llama"] = _in_transformers(
+FAMILIES["Llama"] = family_in_transformers(
     "llama", ("llama",), (("a blank in its chat_template", reads("llama", "|> {{ m.content")),), "llama"
 )
 
@@ -34,6 +34,10 @@ def main(work: Path) -> None:
     import published
     from glmtune import GlmtuneError, encode_messages, evaluate, load_tokenizer, train, verify
     from glmtune.families import identify
+    from glmtune.recipe import load_recipe
+    from glmtune.workflows.early import training_recipe
+    from glmtune.workflows.events import Saved
+    from glmtune.workflows.training import training
 
     published.PUBLISHED["llama"] = PUBLISHED
     models.HF_FAMILIES["Llama"] = ("llama", "llama")
@@ -50,8 +54,19 @@ def main(work: Path) -> None:
     )
     assert encode_messages(load_tokenizer(folder), talk) == theirs
     data = {"train": "examples/adverts.jsonl", "max_rows": 6, "max_tokens": 160, "overlong": "cut_any"}
-    settings = {"model": str(folder), "data": data, "train": {"steps": 2, "batch_size": 2}}
-    run = train(settings, output=work / "run", quiet=True).path
+    settings = {
+        "model": str(folder),
+        "template": "llama",
+        "data": data,
+        "train": {"steps": 2, "batch_size": 2, "save_every": 1},
+    }
+    run = work / "run"
+    begun = training(training_recipe({**settings, "output": str(run)}))
+    while not isinstance(next(begun), Saved):
+        pass
+    begun.close()
+    assert load_recipe(run / "recipe.yaml").template == "llama"
+    assert train(run, resume=True, quiet=True).metrics["steps"] == 2
     assert verify(run, quiet=True)
     scored = evaluate(
         {"model": str(run), "data.max_test_rows": 2, "evaluate.max_new_tokens": 4}, quiet=True

@@ -49,7 +49,7 @@ def make_checkpoint(
             parameter.data += torch.randn(parameter.shape, generator=generator) * by
     if is_pruned:
         prune(tuned)
-    save_trained(tuned, folder, write_card(recipe, place, untrained, tokenizer, tuned, step=1))
+    save_trained(tuned, folder, write_card(recipe, place, untrained, tokenizer, tuned, row_hashes={}, step=1))
     if method["name"] == "full":
         for path in base.iterdir():
             if path.suffix != ".safetensors" and not (folder / path.name).exists():

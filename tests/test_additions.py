@@ -7,18 +7,22 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from glmtune import load_model, train, verify
 from glmtune.data.batches import Batch
+from glmtune.errors import ConfigError
 from glmtune.methods import METHODS, MethodRow
 from glmtune.methods.freeze import train_weights
 from glmtune.objectives import OBJECTIVES, Sft
-from glmtune.recipe import load_recipe
+from glmtune.recipe import load_recipe, to_yaml
+from glmtune.recipe.describe import describe
 from glmtune.recipe.method import METHOD_SETTINGS, Kept, MethodSettings
 from glmtune.recipe.objective import OBJECTIVE_SETTINGS, ObjectiveSettings
 from glmtune.runs import read_json_lines
+from glmtune.templates import TEMPLATES
 from models import tiny_folder
 
 SHORT = {
@@ -100,6 +104,19 @@ def test_a_new_objective_is_what_a_run_minimises(tmp_path: Path, monkeypatch: py
     assert losses["none"] != pytest.approx(losses["some"], rel=2e-5)
     assert load_recipe(run / "recipe.yaml").objective == Smooth()
     assert verify(run, quiet=True)
+
+
+# --- a chat format: its row in one table ---
+
+
+def test_a_new_chat_format_is_a_template_that_recipes_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TEMPLATES, "llama", TEMPLATES["glm4"])
+    recipe = load_recipe({"model": "m", "template": "llama"})
+    assert load_recipe(yaml.safe_load(to_yaml(recipe))).template == "llama"
+    assert next(row for row in describe() if row.key == "template").kind.split(" | ")[-1] == "llama"
+    with pytest.raises(ConfigError, match="'glm45_nothink' or 'llama', got 'lama'") as caught:
+        load_recipe({"model": "m", "template": "lama"})
+    assert caught.value.hint == "did you mean template=llama?"
 
 
 @pytest.mark.slow

@@ -24,9 +24,10 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"paths", "values"},
     {"contents"},
     {"files"},
+    {"templates"},
     {"folder", "hub", "processor", "recipe", "runs", "signs"},
     {"template_rules"},
-    {"families", "templates", "tensor_file"},
+    {"families", "tensor_file"},
     {"possible"},
     {"tokenizers"},
     {"models"},
@@ -42,7 +43,6 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"evaluation"},
     {"exports", "migration", "report"},
     {"workflows"},
-    {"serve"},
     {"cli"},
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
@@ -280,6 +280,7 @@ TORCH_FREE = [
     "glmtune.adapters.peft_rules",
     "glmtune.training.stopping",
     "glmtune.workflows",
+    "glmtune.workflows.early",
     "glmtune.workflows.rows",
 ]
 

@@ -12,6 +12,7 @@ import torch
 from tools.possible_table import DOCS, HEADS, PAGES, fill
 
 from glmtune import encode_messages, train
+from glmtune.adapters.card import ADAPTER_FILE
 from glmtune.errors import ConfigError
 from glmtune.exports.kinds import KINDS
 from glmtune.exports.source import find_source
@@ -22,6 +23,7 @@ from glmtune.models.quant import held_quant
 from glmtune.possible import REFUSALS, REQUESTS
 from glmtune.quants import QUANTS
 from glmtune.recipe import load_recipe
+from glmtune.recipe.method import METHOD_SETTINGS
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 WIDE = {"hidden_size": 64, "num_layers": 2}
@@ -152,11 +154,15 @@ def test_these_methods_train_on_a_quantised_base(folders: dict[str, Path], quant
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("to", KINDS)
 def test_an_export_begins_or_is_refused_as_the_table_says(
-    folders: dict[str, Path], family: str, to: str
+    folders: dict[str, Path], family: str, to: str, tmp_path: Path
 ) -> None:
     refusal = REFUSALS[family].get(f"--to {to}")
     needed = {"official-ptuning": "ptuning", "lora-from-adalora": "adalora"}.get(to, "lora")
-    source = replace(find_source(folders[family]), method=needed)
+    found = find_source(folders[family])
+    source = replace(found, method=needed, kept=METHOD_SETTINGS[needed].kept)
+    if to == "lora-from-adalora":
+        (tmp_path / ADAPTER_FILE).write_text('{"peft_type": "ADALORA"}', encoding="utf-8")
+        source = replace(source, place=replace(found.place, adapter=tmp_path))
     if refusal is None or refusal.revision:
         KINDS[to].require(source)
         return

@@ -24,15 +24,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.image import imread
 from safetensors import safe_open
 from torch import Tensor
 
-NEW_KEYS = {"recipe.yaml": ("objective",)}
-"""By a file's name: what a run made before does not have. The objective is a setting since then."""
+NEW_LINES = {
+    "recipe.yaml": [re.compile(r"(?m)^objective:\n  name: sft\n")],
+    "settings-all.out": [
+        re.compile(r"(?m)^(?:objective\..*\n)+\n"),
+        re.compile(r"(?<=Use only the first so many training rows), of several files.*"),
+    ],
+}
+"""By a file's name: what may be there after where before has no such line. The objective is a setting since
+then, and `data.train` may be several files."""
 ROUNDED = re.compile(r"(exports/[^/]*-merged|half)/[^/]*\.safetensors$")
 """Merged weights may be one unit in the last place of their type apart: the merge is its definition now,
 where it was PEFT's, which adds in another order."""
-MASKED_KEYS = {"step_s", "tokens_per_s", "peak_memory_gib", "train_s"}
+MASKED_KEYS = {
+    *("step_s", "tokens_per_s", "peak_memory_gib", "train_s"),
+    *("steps_per_s", "seconds", "other_seconds"),
+}
 """Figures of the machine and the moment."""
 MASKED_PLACES = re.compile(r"weights\[\d+\]\[2\]$")
 """When a file was changed last, in nanoseconds: by it an evaluation knows its weights again."""
@@ -44,7 +55,19 @@ MASKED_TEXT = [
     (re.compile(r"tokens/s: [\d,]+"), "tokens/s: #"),
     (re.compile(r"peak memory: [\d.]+ GiB"), "peak memory: # GiB"),
     (re.compile(r"train run time: .*"), "train run time: #"),
+    (
+        re.compile(r"[\d.]+ times (?:faster|slower): after \d+ s in place of \d+ s"),
+        "# times faster: after # s in place of # s",
+    ),
+    (re.compile(r"(finished|stopped|broken)  \d{4}-\d\d-\d\d \d\d:\d\d$"), r"\1  #"),
 ]
+TIMED_ROW = re.compile(r"│ (?:training time|steps/s|tokens/s|peak memory) ")
+TIMED_CELL = re.compile(r"(?<=│ )[\d:.,]+( GiB)? +(?=│)")
+"""Of the table of `compare`: rows of times and memory, and what in a cell of theirs is a figure."""
+TIMED_PICTURE = "compare.png"
+"""Its right half, below the head, is drawn over the training time."""
+HEAD_PART = 9
+"""The head has so small a part of the picture's height."""
 
 
 MOST = 6
@@ -82,6 +105,8 @@ def compare_files(before: Path, after: Path, name: str) -> Iterator[str]:
         yield from _compare_values(
             *(json.loads(path.read_text("utf-8")) for path in (before, after)), place=""
         )
+    elif before.name == TIMED_PICTURE:
+        yield from _compare_pictures(before, after)
     else:
         yield from _compare_texts(before, after)
 
@@ -152,12 +177,29 @@ def _compare_values(old: Any, new: Any, place: str) -> Iterator[str]:
         yield f"{place}: {new!r}, was {old!r}"
 
 
+def _compare_pictures(before: Path, after: Path) -> Iterator[str]:
+    """Two pictures, whose right half below the head shows times."""
+    old, new = (imread(path) for path in (before, after))
+    if old.shape != new.shape:
+        yield f"{new.shape} pixels, were {old.shape}"
+        return
+    differs = (old != new).any(axis=-1)
+    height, width = differs.shape
+    differs[height // HEAD_PART :, width // 2 :] = False
+    if count := int(differs.sum()):
+        yield f"{count} pixels differ outside of what shows times"
+
+
 def _compare_texts(before: Path, after: Path) -> Iterator[str]:
     try:
-        lines = [_masked(path) for path in (before, after)]
+        texts = [path.read_text("utf-8") for path in (before, after)]
     except UnicodeDecodeError:
         yield "other bytes"
         return
+    for pattern in NEW_LINES.get(before.name, []):
+        if not pattern.search(texts[0]):
+            texts[1] = pattern.sub("", texts[1])
+    lines = [_masked(text.splitlines(), before.suffix) for text in texts]
     if lines[0] == lines[1]:
         return
     for number, (old, new) in enumerate(zip(*lines, strict=False), start=1):
@@ -167,13 +209,11 @@ def _compare_texts(before: Path, after: Path) -> Iterator[str]:
         yield f"{len(lines[1])} lines, were {len(lines[0])}"
 
 
-def _masked(path: Path) -> list[str]:
-    """A text's lines without what may differ."""
-    lines = path.read_text("utf-8").splitlines()
-    if path.suffix == ".jsonl":
+def _masked(lines: list[str], suffix: str) -> list[str]:
+    """A text's lines without the figures of the machine and the moment."""
+    if suffix == ".jsonl":
         return [json.dumps(_without_times(json.loads(line))) for line in lines]
-    for key in NEW_KEYS.get(path.name, ()):
-        lines = re.sub(rf"(?m)^{key}:.*\n( .*\n)*", "", "\n".join(lines) + "\n").splitlines()
+    lines = [TIMED_CELL.sub(r"#\1 ", line) if TIMED_ROW.match(line) else line for line in lines]
     for pattern, mask in MASKED_TEXT:
         lines = [pattern.sub(mask, line) for line in lines]
     return lines

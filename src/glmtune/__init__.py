@@ -4,7 +4,6 @@ Importing this loads nothing heavy: each public name is loaded at its first use.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import glmtune.log  # noqa: F401  # before any package that it keeps quiet
@@ -72,6 +71,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("glmtune")
     if name not in _HOMES:
         raise AttributeError(f"module 'glmtune' has no attribute {name!r}")

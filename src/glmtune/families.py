@@ -12,7 +12,6 @@ from pathlib import Path
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.folder import ModelFolder
-from glmtune.recipe.settings import TemplateName
 from glmtune.signs import (
     FIRST_GLM_SIGNS,
     GLM4_EPSILON,
@@ -37,7 +36,7 @@ from glmtune.unsupported import UNSUPPORTED_MODELS, name_unsupported_format
 VOCABULARY = "tokenizer.model"
 ICE = "ice_text.model"
 """ChatGLM-6B's vocabulary."""
-_OPEN: tuple[TemplateName, ...] = ("chatglm2", "chatglm3")
+_OPEN: tuple[str, ...] = ("chatglm2", "chatglm3")
 """The formats that folders tell least surely: of one family, with the same keys and tensors."""
 
 
@@ -45,7 +44,7 @@ _OPEN: tuple[TemplateName, ...] = ("chatglm2", "chatglm3")
 class Identity:
     """What a folder is, and which rules decided."""
 
-    template: TemplateName | None
+    template: str | None
     """Its chat format; None while that is open."""
     rule: str
     """What told the chat format."""
@@ -110,7 +109,7 @@ def _identify_family(folder: ModelFolder) -> Identity:
     return Identity(None, row.open_rule, family, revision, rule)
 
 
-def require_template(template: TemplateName | None, place: str) -> TemplateName:
+def require_template(template: str | None, place: str) -> str:
     """`template`, or a ConfigError that asks for it where it is still open."""
     if template is not None:
         return template
@@ -201,16 +200,14 @@ def _fitting(folder: ModelFolder) -> str:
     return _offer(FAMILIES[told.family].templates)
 
 
-def _offer(templates: tuple[TemplateName, ...]) -> str:
+def _offer(templates: tuple[str, ...]) -> str:
     return "say which: " + " or ".join(f"template={name}" for name in templates)
 
 
-def _base_template(
-    template: TemplateName, templates: tuple[TemplateName, ...]
-) -> Callable[[ModelFolder], TemplateName | None]:
+def _base_template(template: str, templates: tuple[str, ...]) -> Callable[[ModelFolder], str | None]:
     """Tells `template` where there is no chat_template; one that is none of `templates` is a ConfigError."""
 
-    def look(folder: ModelFolder) -> TemplateName | None:
+    def look(folder: ModelFolder) -> str | None:
         if read_chat_template(folder) in ("", '""'):
             return template
         raise _unknown_format(folder, templates)
@@ -218,7 +215,7 @@ def _base_template(
     return look
 
 
-def _unknown_format(folder: ModelFolder, templates: tuple[TemplateName, ...]) -> ConfigError:
+def _unknown_format(folder: ModelFolder, templates: tuple[str, ...]) -> ConfigError:
     named = name_unsupported_format(read_chat_template(folder))
     if named:
         return ConfigError(
@@ -240,14 +237,14 @@ def _made_of(folder: Path) -> str:
     return f"exported for other programs: open {source} itself, or what `{command}` makes of it"
 
 
-_Rule = tuple[str, Callable[[ModelFolder], TemplateName | None]]
+_Rule = tuple[str, Callable[[ModelFolder], str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """One row of the table: how a folder of the family is known, and what follows from that."""
 
-    templates: tuple[TemplateName, ...]
+    templates: tuple[str, ...]
     """Its chat formats; a format of one family cannot be used with a folder of another."""
     rules: tuple[_Rule, ...]
     """What tells the chat format, in order: the rule in words, and where it looks."""
@@ -275,8 +272,8 @@ class Family:
     """Its model is transformers' own class and its tokenizer a tokenizer.json."""
 
 
-def _in_transformers(
-    model_type: str, templates: tuple[TemplateName, ...], rules: tuple[_Rule, ...], base: TemplateName
+def family_in_transformers(
+    model_type: str, templates: tuple[str, ...], rules: tuple[_Rule, ...], base: str
 ) -> Family:
     """A family whose model is transformers' own class.
 
@@ -346,8 +343,8 @@ FAMILIES: dict[str, Family] = {
         is_told_by=lambda config: config.get("model_type") == "chatglm",
         tokenizer_class="ChatGLMTokenizer",
     ),
-    "GLM-4-hf": _in_transformers("glm", ("glm4", "glm4_base"), (_GLM4_RULE,), base="glm4_base"),
-    "GLM-4-0414": _in_transformers(
+    "GLM-4-hf": family_in_transformers("glm", ("glm4", "glm4_base"), (_GLM4_RULE,), base="glm4_base"),
+    "GLM-4-0414": family_in_transformers(
         "glm4",
         ("glm4_0414", "glmz1", "glm4"),
         (
@@ -364,7 +361,7 @@ FAMILIES: dict[str, Family] = {
         base="glm4_0414",
     ),
     "GLM-4.5": replace(
-        _in_transformers(
+        family_in_transformers(
             "glm4_moe",
             ("glm45", "glm45_nothink"),
             (

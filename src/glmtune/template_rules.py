@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import get_args
 
 from glmtune.folder import ModelFolder
-from glmtune.recipe.settings import TemplateName
+from glmtune.templates import TEMPLATES
 
-Look = Callable[[ModelFolder], TemplateName | None]
+Look = Callable[[ModelFolder], str | None]
 """Tells a folder's chat format; None where it cannot."""
 
 
@@ -19,18 +18,16 @@ def read_chat_template(folder: ModelFolder) -> str:
     return found if isinstance(found, str) else json.dumps(found or "", ensure_ascii=False)
 
 
-def saved_template(folder: ModelFolder) -> TemplateName | None:
+def saved_template(folder: ModelFolder) -> str | None:
     """The format that was written when the folder was saved."""
     for name in ("tokenizer_config.json", "config.json"):
         found = folder.json(name).get("template")
-        templates: tuple[TemplateName, ...] = get_args(TemplateName)
-        for template in templates:
-            if found == template:
-                return template
+        if isinstance(found, str) and found in TEMPLATES:
+            return found
     return None
 
 
-def from_chat_template(folder: ModelFolder) -> TemplateName | None:
+def from_chat_template(folder: ModelFolder) -> str | None:
     """ChatGLM2 or ChatGLM3 by the words of the chat_template."""
     text = read_chat_template(folder)
     if "[Round" in text:
@@ -41,7 +38,7 @@ def from_chat_template(folder: ModelFolder) -> TemplateName | None:
     return None
 
 
-def from_tokenizer_code(folder: ModelFolder) -> TemplateName | None:
+def from_tokenizer_code(folder: ModelFolder) -> str | None:
     """The same by the code of the tokenizer, which is read and never run."""
     text = folder.text("tokenization_chatglm.py")
     if "<|user|>" in text or "build_single_message" in text:
@@ -49,10 +46,10 @@ def from_tokenizer_code(folder: ModelFolder) -> TemplateName | None:
     return "chatglm2" if "[Round" in text else None
 
 
-def from_names(folder: ModelFolder) -> TemplateName | None:
+def from_names(folder: ModelFolder) -> str | None:
     """The same by the names in the JSON files, if they agree."""
     names = list(_recorded_names(folder))
-    found: set[TemplateName] = set()
+    found: set[str] = set()
     if any("chatglm2" in name for name in names):
         found.add("chatglm2")
     if any("chatglm3" in name for name in names):
@@ -68,15 +65,15 @@ def _recorded_names(folder: ModelFolder) -> Iterator[str]:
                 yield found[key].lower()
 
 
-def glm4_chat_revision(folder: ModelFolder) -> TemplateName | None:
+def glm4_chat_revision(folder: ModelFolder) -> str | None:
     """GLM-4's chat format where there is a chat_template."""
     return "glm4" if read_chat_template(folder) not in ("", '""') else None
 
 
-def reads(template: TemplateName, *words: str, lacks: str = "\0") -> Look:
+def reads(template: str, *words: str, lacks: str = "\0") -> Look:
     """Tells `template` from a chat_template with all these words and without `lacks`."""
 
-    def look(folder: ModelFolder) -> TemplateName | None:
+    def look(folder: ModelFolder) -> str | None:
         text = read_chat_template(folder).replace("\\n", "\n")
         return template if all(word in text for word in words) and lacks not in text else None
 

@@ -1,9 +1,13 @@
 """Our loop against transformers' Trainer, and the ways of cutting a step that must not matter."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import Trainer, TrainingArguments
 
 from closeness import assert_close
@@ -136,3 +140,20 @@ def test_the_mean_loss_is_over_tokens_whatever_the_batches() -> None:
     one = mean_loss(Sft(tiny_model()), [collate(rows, 0)], processes)
     many = mean_loss(Sft(tiny_model()), [collate([row], 0) for row in rows], processes)
     assert one == pytest.approx(many, rel=1e-6)
+
+
+def test_positions_that_rows_bring_are_those_they_are_trained_at() -> None:
+    """Rotary attention sees distances alone: shifting a row changes nothing, spreading its tokens does."""
+    model, rows = tiny_model(), random_rows(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 4  # as they begin, it hardly looks at one token more than at another
+
+    def loss(positions: Callable[[int], NDArray[np.int64]]) -> torch.Tensor:
+        placed = [replace(row, position_ids=positions(len(row.input_ids))) for row in rows]
+        return Sft(model).loss(collate(placed, 0))
+
+    as_counted = Sft(model).loss(collate(rows, 0))
+    assert_close(loss(np.arange), as_counted)
+    assert_close(loss(lambda length: np.arange(length) + 5), as_counted)
+    assert not torch.allclose(loss(lambda length: 3 * np.arange(length)), as_counted, rtol=1e-3)

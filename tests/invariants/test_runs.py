@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim import AdamW
 
 from glmtune import load_tokenizer
+from glmtune.adapters.store import read_card
 from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.places import resolve
@@ -26,7 +27,7 @@ from glmtune.training import stopping
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import training_recipe
 from glmtune.workflows.events import Evaluated, Event, Note, Saved, Stepped, drain
-from glmtune.workflows.rows import training_rows
+from glmtune.workflows.rows import data_hash, training_rows
 from glmtune.workflows.training import training
 from killed import hash_checkpoint
 from models import tiny_folder, tiny_v1_folder
@@ -303,7 +304,7 @@ def test_early_stopping_keeps_the_best_checkpoint(model: Path, tmp_path: Path) -
     assert lowest(candidates(metrics(tmp_path / "run"))) == 2  # the star of loss.png
 
 
-@pytest.mark.parametrize("limit", [8192, 150_000])
+@pytest.mark.parametrize("limit", [pytest.param(8192, marks=pytest.mark.slow), 150_000])
 def test_a_full_disk_ends_the_run_with_what_was_there_intact(model: Path, tmp_path: Path, limit: int) -> None:
     """A real one, of sorts: the kernel lets no file grow beyond the picture, or beyond half the weights."""
     words = [f"model={model}", f"data.train={ADVERTS}", "output=run", "train.steps=2", "data.max_tokens=400"]
@@ -382,6 +383,18 @@ def test_a_run_is_not_resumed_with_other_rows(model: Path, tmp_path: Path) -> No
     rows.write_text("\n".join(ADVERTS.read_text(encoding="utf-8").splitlines()[:50]), encoding="utf-8")
     with pytest.raises(ConfigError, match="the train file has changed"):
         drain(training(recipe(model, tmp_path / "run", *words), resume=True))
+
+
+def test_a_checkpoint_names_the_rows_that_were_read_whatever_has_become_of_the_file(
+    model: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(ADVERTS.read_bytes())
+    words = ("train.steps=1", f"data.train={rows}")
+    drain(training(recipe(model, tmp_path / "run", *words)), lambda _: rows.write_text("", encoding="utf-8"))
+    card = read_card(tmp_path / "run" / "last")
+    assert card
+    assert card.data == {"train_sha256": data_hash(ADVERTS)}
 
 
 def test_a_run_without_a_checkpoint_says_what_to_do(model: Path, tmp_path: Path) -> None:

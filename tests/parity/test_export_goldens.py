@@ -99,7 +99,7 @@ def test_transformers_own_class_gives_the_official_logits_of_the_adapter(family:
 def hf_only(source: Source, folder: Path) -> Path:
     """Weights and config: the goldens have no tokenizers."""
     folder.mkdir(parents=True)
-    merged = merge(source, source.open(), torch.float32)
+    merged = merge(source, torch.float32)
     write_shards(hf_groups(source, merged), folder, 10**5)
     config: Any = read_config(source.base, template=source.identity.template)
     write_pretty(folder / "config.json", hf_config(config, stop_ids=[2], pad_id=0, dtype=torch.float32))

@@ -169,7 +169,7 @@ def test_tabs_and_backslashes_are_named(text, message, hint):
 
 def test_a_list_of_paths_and_a_zero_among_them_are_shown_as_written(tmp_path):
     recipe = tmp_path / "r.yaml"
-    recipe.write_text('model: m\ndata: {train: ["D:\\new.json", b.json]}', encoding="utf-8")
+    recipe.write_text('model: m\ndata: {validation: ["D:\\new.json", b.json]}', encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe)
     assert r"'D:\new.json' b.json all.jsonl" in caught.value.hint

@@ -1,5 +1,8 @@
 """`glmtune data`."""
 
+import re
+import shlex
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +65,9 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
     more = [word for word in words if "=" not in word]
     paths = [source, target, *(PATH.convert(word, None, None) for word in more)]
     sources, last = paths[:-1], paths[-1]
-    datasets = convert_rows(sources, last, to, _settings([word for word in words if "=" in word]))
+    settings = _settings([word for word in words if "=" in word])
+    with _settings_of_all(sources):
+        datasets = convert_rows(sources, last, to, settings)
     for path, dataset in zip(sources, datasets, strict=True):
         click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {last} ({to})")
         for note in (*dataset.notes(), *(f"warning: {text}" for text in dataset.warnings())):
@@ -86,14 +91,34 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str 
       glmtune data stats my.json --model /models/chatglm3-6b
     """
     settings = _settings([word for word in words if "=" in word])
-    for path in (file, *(PATH.convert(word, None, None) for word in words if "=" not in word)):
-        _print_stats(path, settings, model, template)
+    files = [file, *(PATH.convert(word, None, None) for word in words if "=" not in word)]
+    with _settings_of_all(files):
+        for path in files:
+            _print_stats(path, settings, model, template)
+
+
+@contextmanager
+def _settings_of_all(files: "Sequence[Path]") -> "Iterator[None]":
+    """Where there are several files, a hint that names a setting says that it is for all of them."""
+    from glmtune.errors import ConfigError, DataError
+
+    try:
+        yield
+    except (ConfigError, DataError) as err:
+        if len(files) < 2 or not re.search(r"\bdata\.\w+=", err.hint):
+            raise
+        more = "here that is for every file: take files that differ one by one"
+        raise type(err)(str(err), hint=f"{err.hint}; {more}") from None
 
 
 def _print_stats(path: Path, settings: "Data", model: Path | None, template: str | None) -> None:
+    from glmtune.data.source import SeveralFilesError
     from glmtune.data.stats import measure
 
-    found, dataset = measure(path, settings)
+    try:
+        found, dataset = measure(path, settings)
+    except SeveralFilesError as err:
+        raise err.leading(f"count each: `glmtune data stats {shlex.join(err.names)}`") from None
     click.echo(path)
     for name, value in (*_lines(found), *_first(dataset)):
         click.echo(f"  {name:<24} {value}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glmtune.cli.console import MODEL, PATH
-from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.quants import BITS
 
 if TYPE_CHECKING:
@@ -179,6 +178,8 @@ def _weights(found: "Info") -> str:
 
 
 def _is_weights(name: str) -> bool:
+    from glmtune.files import WEIGHT_SUFFIXES
+
     return name.endswith(WEIGHT_SUFFIXES)
 
 

@@ -47,13 +47,21 @@ class Batch:
         return learned
 
     def padded(self) -> dict[str, Tensor]:
-        """input_ids, labels and attention_mask, each (N, longest row), the pads on the right."""
-        filled = ((self.input_ids, self.pad_id), (self.labels, -100), (torch.ones_like(self.input_ids), 0))
-        input_ids, labels, mask = (
-            pad_sequence([*torch.split(flat, self.lengths)], batch_first=True, padding_value=pad)
-            for flat, pad in filled
-        )
-        return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
+        """input_ids, labels and attention_mask, each (N, longest row), and position_ids if there are some,
+        (N, ..., longest row); the pads on the right.
+        """
+        filled = {
+            "input_ids": (self.input_ids, self.pad_id),
+            "labels": (self.labels, -100),
+            "attention_mask": (torch.ones_like(self.input_ids), 0),
+        }
+        if self.position_ids is not None:
+            filled["position_ids"] = (self.position_ids, 0)
+        return {name: self._pad(flat, pad) for name, (flat, pad) in filled.items()}
+
+    def _pad(self, flat: Tensor, pad: int) -> Tensor:
+        rows = torch.split(flat.movedim(-1, 0), self.lengths)
+        return pad_sequence([*rows], batch_first=True, padding_value=pad).movedim(1, -1)
 
     def rows(self) -> "Iterator[Batch]":
         """Each row as a batch of its own."""

@@ -37,12 +37,13 @@ from glmtune.data.json_rows import (
 )
 from glmtune.data.tables import Row
 from glmtune.data.unknown import ROW_FORM, dialogue_of
-from glmtune.errors import ConfigError, DataError, GlmtuneError
+from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
 from glmtune.log import tell
 from glmtune.near import nearest_file
-from glmtune.paths import find_rows, joining, listing, several
+from glmtune.paths import find_rows, joining, several
 from glmtune.recipe.settings import Data
+from glmtune.runs import RECIPE_FILE
 
 INDEX = re.compile(r"\[\d+\]")
 WEB_PAGES = ("<!doctype html", "<html")
@@ -127,32 +128,24 @@ class Dataset:
         return [*read, *(f"{what}: {columns.listed(found)}" for what, found in counts.items() if found)]
 
 
+class SeveralFilesError(DataError):
+    """One file is needed, and the name is of several; `names` are theirs."""
+
+    def __init__(self, message: str, names: list[str], *, begun: str = "") -> None:
+        super().__init__(message, hint=f"{begun}{joining(names)}")
+        self.names, self._begun = names, begun
+
+    def leading(self, way: str) -> "SeveralFilesError":
+        """The error with another way out before that of joining the files."""
+        return SeveralFilesError(str(self), self.names, begun=f"{self._begun}{way}; or ")
+
+
 def read_examples(path: Path, settings: Data) -> list[Example]:
     """Read every row of a file, or of a data set folder or Hub name, as one example, in file order.
 
     Raises `DataError` with the place of the first thing that cannot be used, and how many rows are like it.
     """
     return read_dataset(path, settings).examples
-
-
-def read_sources(settings: Data) -> list[Dataset]:
-    """Read the training rows, source by source; each example knows the number of its source.
-
-    Errors as of `read_examples`, which name the source.
-    """
-    return [_read_source(index, settings) for index in range(len(settings.sources))]
-
-
-def _read_source(index: int, settings: Data) -> Dataset:
-    source = settings.sources[index]
-    try:
-        found = read_dataset(source.path, settings.of_source(source))
-    except ConfigError as err:
-        if not source.reading:
-            raise
-        raise ConfigError(f"data.train.{index}: {source.path}: {err}", hint=err.hint) from None
-    examples = [replace(example, source=index) for example in found.examples] if index else found.examples
-    return replace(found, examples=examples)
 
 
 def read_dataset(path: Path, settings: Data) -> Dataset:
@@ -306,19 +299,13 @@ def _unreadable(path: Path, err: OSError) -> GlmtuneError:
         names = _names_in(path)
         hint = f"name one of its files: {', '.join(names[:5])}" if names else "the folder holds no files"
         rows = [str(path / name) for name in names if Path(name).suffix.lower() in SUFFIXES]
-        return DataError(
-            f"{path}: is a folder, a file is needed",
-            hint=f"{hint}; or {_all_of(rows)}" if 1 < len(rows) <= MOST_NAMED else hint,
-        )
+        message = f"{path}: is a folder, a file is needed"
+        if 1 < len(rows) <= MOST_NAMED and RECIPE_FILE not in names:
+            return SeveralFilesError(message, rows, begun=f"{hint}; or ")
+        return DataError(message, hint=hint)
     if isinstance(err, FileNotFoundError) and len(names := _several(path)) > 1:
-        return DataError(f"{path}: one file is needed, got {len(names)} names", hint=_all_of(names))
+        return SeveralFilesError(f"{path}: one file is needed, got {len(names)} names", names)
     return unreadable(path, err, DataError, hint=_reading_hint(path, err))
-
-
-def _all_of(names: list[str]) -> str:
-    """The hint for who means several files."""
-    word = listing(names)
-    return f"train on all of them: {word}; or {joining(names)}" if word else joining(names)
 
 
 def _several(path: Path) -> list[str]:

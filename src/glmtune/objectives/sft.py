@@ -29,10 +29,8 @@ class Sft(Objective):
     def loss(self, batch: Batch) -> Tensor:
         """Their cross-entropies."""
         causal, inputs = causal_of(self.model), batch.padded()
-        hidden = causal.base_model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-        ).last_hidden_state  # (B, T, C)
-        targets = inputs["labels"][:, 1:]
+        targets = inputs.pop("labels")[:, 1:]
+        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
         is_learned = targets != -100
         return summed_cross_entropy(
             hidden[:, :-1][is_learned], targets[is_learned], causal.get_output_embeddings()

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, SchemaValidator, core_schema
+from pydantic_core import CoreSchema, PydanticKnownError, SchemaValidator, core_schema
 
 from glmtune.paths import read_path
 
@@ -93,6 +93,23 @@ class OneOf:
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.read)
+
+
+@dataclass(frozen=True, eq=False)
+class NameIn:
+    """Says of a field that it is a name in a table, to which a test may add."""
+
+    table: Mapping[str, object]
+
+    def check(self, value: Any) -> str:
+        """The name. Raises the error of a `Literal` of all names for any other value."""
+        if isinstance(value, str) and value in self.table:
+            return value
+        *names, last = map(repr, self.table)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.check)
 
 
 @cache

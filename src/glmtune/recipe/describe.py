@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from glmtune.files import read_text
-from glmtune.recipe.base import choices
+from glmtune.recipe.base import NameIn, choices
 from glmtune.recipe.method import MethodSettings
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import load_yaml
@@ -105,7 +105,9 @@ def _show(value: Any) -> str:
 
 def _type_name(annotation: Any) -> str:
     members = (annotation, *get_args(annotation))
-    choices = [c for member in members for c in get_args(member) if isinstance(c, str)]
+    marks = [mark for member in members for mark in get_args(member)]
+    choices = [c for mark in marks for c in (mark.table if isinstance(mark, NameIn) else [mark])]
+    choices = [c for c in choices if isinstance(c, str)]
     if choices:
         return " | ".join(dict.fromkeys(choices))
     members = get_args(annotation) if type(None) in get_args(annotation) else (annotation,)

@@ -38,7 +38,7 @@ RIVALS = (
 )
 """Settings that say the same in two ways: what is named on top clears the other way below it."""
 
-NAMED = {"method": "lora", "objective": "sft"}
+NAMED = {key: field.default.name for key, field in Recipe.model_fields.items() if choices(field)}
 """Groups of which there are several kinds, and which one it is where it is not named."""
 
 MOST_PARTS = 9
@@ -273,6 +273,11 @@ def _read_value(key: str, text: str) -> Any:
     """Text settings take the word as it is; of the others YAML says what it means."""
     kinds = _kinds_of(key)
     is_list = any(get_origin(kind) is tuple for kind in kinds)
+    if is_list and Path in kinds and _is_open(text):
+        raise ConfigError(
+            f"{key}: {text}: a list that nothing closes",
+            hint=f"write all of it as one word, in quotes: '{key}=[a.json, b.json]'",
+        )
     if kinds & {str, Path} and not (is_list and _is_bracketed(text)):
         return None if text == "null" and type(None) in kinds else text
     try:
@@ -287,6 +292,12 @@ def _read_value(key: str, text: str) -> Any:
 def _is_bracketed(text: str) -> bool:
     """Whether a word is a list of paths or settings, and no file of this name."""
     return (text[:1], text[-1:]) in {("[", "]"), ("{", "}")} and not Path(text).exists()
+
+
+def _is_open(text: str) -> bool:
+    """Whether a word begins a list or group without its end, and is no file of this name."""
+    is_open = any(text.count(start) > text.count(end) for start, end in ("[]", "{}"))
+    return text[:1] in ("[", "{") and is_open and not Path(text).exists()
 
 
 def _kinds_of(key: str) -> set[Any]:
@@ -319,10 +330,13 @@ def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
     key, found = ".".join(place) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{key}: unknown setting", hint=_unknown(key, location, found))
-    if first["type"] == "union_tag_invalid":
-        allowed, tag = re.findall("'(.*?)'", first["ctx"]["expected_tags"]), first["ctx"]["tag"]
-        hint = value_here(key, tag, allowed) or f"allowed: {', '.join(allowed)}"
-        return ConfigError(f"{key}: unknown {key} {shown(tag)}", hint=hint)
+    if key in NAMED and (first["type"] == "union_tag_invalid" or not isinstance(found, Mapping)):
+        tag = found.get("name") if isinstance(found, Mapping) else found
+        allowed = list(choices(Recipe.model_fields[key]))
+        hint = value_here(key, tag, allowed) if isinstance(tag, str) else ""
+        return ConfigError(
+            f"{key}: unknown {key} {shown(tag)}", hint=hint or f"allowed: {', '.join(allowed)}"
+        )
     if first["type"] == "missing":
         is_item = any(isinstance(part, int) for part in location)  # of a list, which no word can name
         hint = _explained(place) if is_item else f"add it to the recipe, or set {key}=..."

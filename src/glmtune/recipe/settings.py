@@ -4,16 +4,17 @@ Help texts and the reference page are printed from these fields. This module imp
 """
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from glmtune.charset import AUTO, UTF8, find_codec
 from glmtune.paths import find_rows, joining
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, SettingError, Settings
+from glmtune.recipe.base import MAX_RATE, MAX_SIZE, NameIn, SettingError, Settings
 from glmtune.recipe.method import Kept, Lora, Method
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.source import Source, Sources, known_charset
+from glmtune.templates import TEMPLATES
 
 DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
@@ -21,9 +22,6 @@ DEFAULT_NEW_TOKENS = 512
 MOST_NAMED = 3
 """Sources that a message names one by one."""
 
-TemplateName = Literal[
-    "chatglm", "chatglm2", "chatglm3", "glm4", "glm4_base", "glm4_0414", "glmz1", "glm45", "glm45_nothink"
-]  # fmt: skip
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
 
@@ -254,7 +252,7 @@ class Recipe(Settings):
     """Branch, tag or commit of a model on a hub; empty: the hub's main one. A run records the commit."""
     base: Path | None = None
     """Base model of an adapter that is evaluated or gone on from, if it has moved from its recorded place."""
-    template: TemplateName | None = None
+    template: Annotated[str, NameIn(TEMPLATES)] | None = None
     """Chat format; empty: told from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type the frozen weights are held in; auto: that of training, else as stored, but fp16 for bf16 on a

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.recipe.settings import TemplateName
 from glmtune.templates.messages import (
     ROLES,
     Call,
@@ -83,7 +82,7 @@ __all__ = [
 
 
 def render(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Message],
     add_generation_prompt: bool = True,
     *,
@@ -100,12 +99,12 @@ def render(
 
 OPTIONS = ("enable_thinking", "assistant_name", "source_prefix")
 """What can be said of a rendering besides messages and tools."""
-_UNTHINKING: Mapping[TemplateName, TemplateName] = {"glm45": "glm45_nothink"}
+_UNTHINKING: Mapping[str, str] = {"glm45": "glm45_nothink"}
 """The formats whose prompt can ask for an answer without a thought, and how that is then rendered."""
 
 
 def render_messages(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Mapping[str, Any] | Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -124,7 +123,7 @@ def render_messages(
 
 
 def message_segments(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Mapping[str, Any] | Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -162,7 +161,7 @@ def _check_kinds(taught: Any, options: Mapping[str, Any]) -> None:
             )
 
 
-def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> TemplateName:
+def _with_thinking(template: str, enable_thinking: bool | None) -> str:
     """The format that thinks, or does not, as asked."""
     if enable_thinking not in (None, False, True):
         raise ConfigError(f"enable_thinking: {enable_thinking!r}", hint="true, false, or leave it out")
@@ -179,7 +178,7 @@ def _with_thinking(template: TemplateName, enable_thinking: bool | None) -> Temp
 
 
 def training_examples(
-    template: TemplateName,
+    template: str,
     messages: Sequence[Message],
     *,
     assistant_name: str = "",
@@ -207,13 +206,13 @@ def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list
     ]
 
 
-def visible_text(template: TemplateName, answer: str) -> str:
+def visible_text(template: str, answer: str) -> str:
     """An answer without the thought in front of it."""
     mark = find(template).thought_end
     return answer.rpartition(mark)[2].strip() if mark and mark in answer else answer
 
 
-def stop_tokens(template: TemplateName) -> tuple[str, ...]:
+def stop_tokens(template: str) -> tuple[str, ...]:
     """The control tokens at which an answer in this format ends."""
     return find(template).stop_tokens
 
@@ -237,7 +236,7 @@ _GLM4_FACTS: dict[str, Any] = {
 }
 _GLM45_FACTS: dict[str, Any] = {**_GLM4_FACTS, "control_tokens": GLM45_CONTROL_TOKENS, "title": "GLM-4.5"}
 
-TEMPLATES: Mapping[str, Template] = {
+TEMPLATES: dict[str, Template] = {
     "chatglm": round_format(
         chatglm_render,
         end="<eop>",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transformers import AutoTokenizer, PretrainedConfig
 
@@ -11,7 +11,6 @@ from glmtune.errors import CheckpointError
 from glmtune.families import Identity, context_of, identify, in_transformers
 from glmtune.files import given_path
 from glmtune.folder import ModelFolder
-from glmtune.recipe.settings import TemplateName
 from glmtune.templates import find
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
@@ -58,7 +57,7 @@ def load_tokenizer(path: str | Path | ModelFolder, template: str | None = None) 
     folder = path if isinstance(path, ModelFolder) else ModelFolder(given_path(path))
     if template is not None:
         find(template)
-    return open_identified(folder, identify(folder, cast("TemplateName | None", template)))
+    return open_identified(folder, identify(folder, template))
 
 
 def open_identified(folder: ModelFolder, identity: Identity) -> GlmTokenizer:

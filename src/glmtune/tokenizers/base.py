@@ -15,7 +15,6 @@ from transformers.utils import PaddingStrategy, get_json_schema
 
 from glmtune.errors import ConfigError
 from glmtune.families import VOCABULARY, context_of, require_template
-from glmtune.recipe.settings import TemplateName
 from glmtune.templates import Message, Segment, Taught, find, messages_from_dicts, render
 from glmtune.tokenizers.files import reading_folder
 from glmtune.tokenizers.rendering import PARTS, render_apart
@@ -32,7 +31,7 @@ class ChatTokenizer:
     """What every tokenizer knows of chats: its format, its control tokens, plain text that stays plain."""
 
     padding_side = "left"
-    template: TemplateName | None
+    template: str | None
     """The chat format; None while it is not known whether a folder is ChatGLM2's or ChatGLM3's."""
     vocab_file: str
     assistant_name: str = ""

@@ -13,7 +13,6 @@ from transformers import BatchEncoding
 
 from glmtune.errors import ConfigError
 from glmtune.families import FAMILIES, ICE, VOCABULARY, identify, identify_family
-from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, TEMPLATES, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.files import read_sentencepiece
@@ -36,7 +35,7 @@ class ChatGLMTokenizer(GlmTokenizer):
         padding_side: str = "left",
         clean_up_tokenization_spaces: bool = False,
         encode_special_tokens: bool = False,
-        template: TemplateName | None = None,
+        template: str | None = None,
         **kwargs: Any,
     ) -> None:
         path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / VOCABULARY
@@ -182,7 +181,7 @@ def _is_ice(folder: Path, ice_file: str | None, vocab_file: str | None) -> bool:
     return ice_file is not None and vocab_file is None
 
 
-def _told_by(folder: Path) -> TemplateName | None:
+def _told_by(folder: Path) -> str | None:
     """The chat format that a folder's files tell; a lone vocabulary file tells none."""
     if any((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
         return identify(folder).template

@@ -13,7 +13,6 @@ from transformers import AddedToken
 
 from glmtune.errors import ConfigError
 from glmtune.families import VOCABULARY
-from glmtune.recipe.settings import TemplateName
 from glmtune.templates import ROLES, find
 from glmtune.tokenizers.base import GlmTokenizer, name_in_template
 from glmtune.tokenizers.files import read_ranks
@@ -36,7 +35,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         padding_side: str = "left",
         clean_up_tokenization_spaces: bool = False,
         encode_special_tokens: bool = False,
-        template: TemplateName | None = None,
+        template: str | None = None,
         **kwargs: Any,
     ) -> None:
         path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / VOCABULARY

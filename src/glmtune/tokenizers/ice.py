@@ -19,7 +19,6 @@ from transformers.utils import PaddingStrategy
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.families import ICE
 from glmtune.files import read_json_if_there
-from glmtune.recipe.settings import TemplateName
 from glmtune.signs import v1_revision
 from glmtune.templates import chatglm_prompt
 from glmtune.tokenizers.base import GlmTokenizer, count_pads
@@ -70,7 +69,7 @@ class IceTokenizer(GlmTokenizer):
         vocab_file: str | None,
         padding_side: str = "left",
         clean_up_tokenization_spaces: bool = False,
-        template: TemplateName | None = None,
+        template: str | None = None,
         ice_revision: str | None = None,
         **kwargs: Any,
     ) -> None:

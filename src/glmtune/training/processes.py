@@ -6,11 +6,12 @@ The one face of accelerate: nothing else here imports it.
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,24 +29,25 @@ class Processes:
         """`device`: its kind, `cpu` or `cuda`; each process takes a card of its own. `precision`: fp32, bf16
         or fp16, with loss scaling.
         """
-        AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
-        name = "no" if precision == "fp32" else precision
-        self._accelerator = Accelerator(mixed_precision=name, cpu=torch.device(device).type == "cpu")
-        self.rank: int = self._accelerator.process_index
+        self._is_on_cpu = torch.device(device).type == "cpu"
+        self.precision = precision
+        """Of forward and backward passes: fp32, bf16 or fp16. Settled before the first of them."""
+        state = PartialState(cpu=self._is_on_cpu)
+        self.rank: int = state.process_index
         """From 0."""
-        self.number: int = self._accelerator.num_processes
-        self.device: torch.device = self._accelerator.device
+        self.number: int = state.num_processes
+        self.device: torch.device = state.device
+
+    @cached_property
+    def _accelerator(self) -> Accelerator:
+        AcceleratorState._reset_state()  # an earlier run of this program may have had another precision
+        name = "no" if self.precision == "fp32" else self.precision
+        return Accelerator(mixed_precision=name, cpu=self._is_on_cpu)
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
         return self.rank == 0
-
-    @property
-    def precision(self) -> str:
-        """Of forward and backward passes: fp32, bf16 or fp16."""
-        name = str(self._accelerator.mixed_precision)
-        return "fp32" if name == "no" else name
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of all processes' values."""

@@ -28,7 +28,7 @@ from glmtune.training.processes import Processes
 from glmtune.training.stopping import StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base
 from glmtune.workflows.events import Event, Note, drain
-from glmtune.workflows.plan import Plan, summary
+from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import first_row
@@ -99,7 +99,6 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, plan.num_steps)
     objective = build_objective(model, plan.recipe.objective)
-    yield from summary(plan)
     return Run(
         plan=plan,
         base=untrained,

@@ -15,7 +15,6 @@ from glmtune.adapters.store import stored_tensors
 from glmtune.models.fingerprint import Fingerprint, fingerprint
 from glmtune.places import Place
 from glmtune.recipe import Recipe
-from glmtune.workflows.rows import hash_rows
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,14 @@ def look_at_base(model: Any, place: Place, tokenizer: Any) -> Untrained:
 
 
 def write_card(
-    recipe: Recipe, place: Place, base: Untrained, tokenizer: Any, model: Any, *, step: int
+    recipe: Recipe,
+    place: Place,
+    base: Untrained,
+    tokenizer: Any,
+    model: Any,
+    *,
+    row_hashes: Mapping[str, str],
+    step: int,
 ) -> Card:
     """The card of a run's model as it stands."""
     data = recipe.data
@@ -60,7 +66,7 @@ def write_card(
         tokenizer_sha256=hash_tokenizer(tokenizer),
         dtype=base.dtype,
         limits=data.model_dump(include={"max_tokens", "max_source_tokens", "max_target_tokens"}),
-        data=hash_rows(recipe.data),
+        data=row_hashes,
         step=step,
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
         parent=base.parent,

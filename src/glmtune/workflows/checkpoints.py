@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from glmtune.adapters.card import Card
 from glmtune.adapters.origin import check_base, require_files
@@ -14,21 +13,27 @@ from glmtune.places import resolve
 from glmtune.recipe import Kept
 from glmtune.runs import last_checkpoint, make_folder, replacing
 from glmtune.training.state import STATE_FILE, as_state, collect_state, read_state, restore_state, write_state
+from glmtune.workflows.assemble import Run
 from glmtune.workflows.cards import write_card
 from glmtune.workflows.events import Note, Saved
 
-if TYPE_CHECKING:
-    from glmtune.workflows.assemble import Run
 
-
-def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
+def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
     """Weights, card, and all that an exact continuation needs. Every process is to call it."""
     state = collect_state(run.optimizer, run.schedule, run.processes)
     state["standing"] = asdict(run.standing)
     if run.pruning:
         state["pruning"] = run.pruning.state_dict()
     plan, step = run.plan, run.standing.step
-    card = write_card(run.recipe, plan.place, run.base, plan.tokenizer, run.model, step=step)
+    card = write_card(
+        run.recipe,
+        plan.place,
+        run.base,
+        plan.tokenizer,
+        run.model,
+        row_hashes=plan.row_hashes,
+        step=step,
+    )
     path = run.record.checkpoint_path(step)
     if run.is_main:
         make_folder(path.parent)
@@ -47,13 +52,13 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
     return Saved(path, is_best, recorded_difference(card.probe))
 
 
-def _require_openable(run: "Run", checkpoint: Path) -> None:
+def _require_openable(run: Run, checkpoint: Path) -> None:
     """Of a run's first checkpoint: can it be opened at all?"""
     is_whole = run.recipe.method.kept is Kept.MODEL
     check_outline(resolve(checkpoint, base=None if is_whole else run.plan.place.base))
 
 
-def take_up(run: "Run") -> Note:
+def take_up(run: Run) -> Note:
     """Weights, optimizer, schedule, random numbers and standing of the last checkpoint; both links."""
     last = last_checkpoint(run.record.folder)
     assert last is not None
@@ -78,7 +83,7 @@ def take_up(run: "Run") -> Note:
     return Note(_taken_up(run, last, card))
 
 
-def _taken_up(run: "Run", last: Path, card: Card | None) -> str:
+def _taken_up(run: Run, last: Path, card: Card | None) -> str:
     num_steps = run.plan.num_steps
     left = f"resumed from {last.name}: {num_steps - run.standing.step} of {num_steps} steps to go"
     before, now = card.dtype if card else "", run.base.dtype

@@ -67,7 +67,7 @@ def check_training(recipe: Recipe, *, resume: bool) -> Read:
         require_run(folder)
     elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
         require_startable(recipe, folder)  # an adapter's method, in the folder's name, is not known yet
-    _require_packages(recipe)
+    _require_packages(recipe.quant)
     return read_rows(recipe.data)
 
 
@@ -79,7 +79,7 @@ def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
     values = read_values(source, words)
     named = build_recipe(values)  # says what is missing or wrong
     if (model := require_here(named.model, named.revision)) and _is_plain(model):
-        _check_rows(named)
+        _check_rows(named.data, named.quant)
         return named
     place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
     own: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
     elif place.card:
         own["data"] = asdict(place.taught)
     recipe = build_recipe(own, values)
-    _check_rows(recipe)
+    _check_rows(recipe.data, recipe.quant)
     return recipe
 
 
@@ -98,16 +98,16 @@ def _is_plain(model: Path) -> bool:
     return not any((model / name).exists() for name in (RECIPE_FILE, CARD_FILE, ADAPTER_FILE))
 
 
-def _require_packages(recipe: Recipe) -> None:
+def _require_packages(quant: str | None) -> None:
     """Before rows are read, which may take long."""
-    if recipe.quant == "nf4":
+    if quant == "nf4":
         require_installed("bitsandbytes", extra="bitsandbytes")
 
 
-def _check_rows(recipe: Recipe) -> None:
-    _require_packages(recipe)
-    if recipe.data.test:
-        read_dataset(recipe.data.test, recipe.data)
+def _check_rows(data: Data, quant: str | None) -> None:
+    _require_packages(quant)
+    if data.test:
+        read_dataset(data.test, data)
 
 
 def run_folder(recipe: Recipe) -> Path:

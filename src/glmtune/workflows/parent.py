@@ -10,7 +10,7 @@ from glmtune.adapters.peft_settings import read_settings, require_ours
 from glmtune.adapters.store import own_method
 from glmtune.errors import ConfigError
 from glmtune.places import Place, resolve
-from glmtune.recipe import Method, Recipe
+from glmtune.recipe import Data, Method, Recipe
 from glmtune.templates import Taught
 from glmtune.workflows.early import run_folder
 from glmtune.workflows.events import Note
@@ -54,12 +54,12 @@ def is_pruned(place: Place) -> bool:
     return bool(place.adapter and read_adapter_config_if_there(place.adapter).get("rank_pattern"))
 
 
-def text_warnings(recipe: Recipe, place: Place) -> Iterator[Note]:
+def text_warnings(data: Data, place: Place) -> Iterator[Note]:
     """What the parent was told with every question and this run is not."""
     if not place.card:
         return
     before = asdict(place.taught)
-    for name, now in asdict(Taught.of(recipe.data)).items():
+    for name, now in asdict(Taught.of(data)).items():
         if (now or "") != (before[name] or ""):
             text = f"data.{name}: {now or ''!r}, but {place.trained} was trained with {before[name] or ''!r}"
             yield Note(text, is_warning=True)

@@ -1,8 +1,9 @@
 """What a training's settings come to, settled and checked before any weight is read."""
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from glmtune.workflows.events import Note
 from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
 from glmtune.workflows.rates import rate_line, with_default_rate
-from glmtune.workflows.rows import Read, Rows, training_rows
+from glmtune.workflows.rows import Read, Rows, hash_rows, training_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,12 @@ class Plan:
     """The type that the frozen weights are held in."""
     tokenizer: Any
     rows: Rows
+    row_hashes: Mapping[str, str]
+    """Of the files that the rows are from, as env.json and every card keep them."""
     steps: Steps
     num_steps: int
+    notes: tuple[Note, ...]
+    """What was found of rows and settings, as it was told while the plan was made."""
 
     @property
     def lr(self) -> float:
@@ -55,11 +60,27 @@ class Plan:
         assert self.recipe.train.lr is not None
         return self.recipe.train.lr
 
+    def summary(self) -> Iterator[Note]:
+        """What the plan comes to, and what it puts at risk."""
+        method, settings, processes = self.recipe.method, self.recipe.train, self.processes
+        yield Note(plan_line(self.steps, self.num_steps, processes.device, processes.precision))
+        yield Note(rate_line(method, self.lr))
+        if fp16 := fp16_line(processes.precision, processes.device):
+            yield Note(fp16)
+        if wipes := plan_warning(method, self.lr, self.steps, self.num_steps):
+            yield Note(wipes, is_warning=True)
+        if settings.warmup_steps >= self.num_steps:
+            text = (
+                f"train.warmup_steps: {settings.warmup_steps} of {self.num_steps} steps, so the peak rate is "
+                "never reached"
+            )
+            yield Note(text, is_warning=True)
+
 
 def planning(
     recipe: Recipe, *, resume: bool = False, read: Read | None = None
 ) -> Generator[Note, None, Plan]:
-    """Settle and check all that needs no weights; say what was found on the way.
+    """Settle and check all that needs no weights; say what was found on the way, before any refusal.
 
     With `resume`, of a run that has begun. `read`: the rows, where they have been read already. Raises
     `GlmtuneError`'s children; nothing is written.
@@ -74,43 +95,35 @@ def planning(
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     processes = start_processes(recipe.device)
     tokenizer = open_tokenizer(place, template=recipe.template)
-    rows = training_rows(tokenizer, recipe.data, read)
-    yield from rows.notes
-    yield from text_warnings(recipe, place)
+    rows, row_hashes = training_rows(tokenizer, recipe.data, read), hash_rows(recipe.data)
     steps = share_rows(rows, recipe.train, processes)
     num_steps = count_steps(recipe.train, steps)
-    if not is_pruned(place) and (few := steps_warning(recipe.method, num_steps)):
-        yield Note(few, is_warning=True)
+    notes: list[Note] = []
+    for note in chain(rows.notes, _warnings(recipe, place, num_steps)):
+        notes.append(note)
+        yield note
     held = processes.firsts(choose_type(place, recipe.dtype, processes.device, recipe.quant))
-    precision = choose_precision(recipe.train.precision, held.dtype, processes.device)
+    processes.precision = choose_precision(recipe.train.precision, held.dtype, processes.device)
     return Plan(
         recipe=recipe.model_copy(update={"dtype": held.name}),
         folder=folder,
         place=place,
-        processes=Processes(processes.device, precision=precision),
+        processes=processes,
         held=held,
         tokenizer=tokenizer,
         rows=rows,
+        row_hashes=row_hashes,
         steps=steps,
         num_steps=num_steps,
+        notes=tuple(notes),
     )
 
 
-def summary(plan: Plan) -> Iterator[Note]:
-    """What the plan comes to, and what it puts at risk."""
-    settings, processes = plan.recipe.train, plan.processes
-    yield Note(plan_line(plan.steps, plan.num_steps, processes.device, processes.precision))
-    yield Note(rate_line(plan.recipe.method, plan.lr))
-    if fp16 := fp16_line(processes.precision, processes.device):
-        yield Note(fp16)
-    if wipes := plan_warning(plan.recipe.method, plan.lr, plan.steps, plan.num_steps):
-        yield Note(wipes, is_warning=True)
-    if settings.warmup_steps >= plan.num_steps:
-        text = (
-            f"train.warmup_steps: {settings.warmup_steps} of {plan.num_steps} steps, so the peak rate is "
-            "never reached"
-        )
-        yield Note(text, is_warning=True)
+def _warnings(recipe: Recipe, place: Place, num_steps: int) -> Iterator[Note]:
+    """Of other texts than the parent's, and of few steps; `ConfigError` where no schedule fits these."""
+    yield from text_warnings(recipe.data, place)
+    if not is_pruned(place) and (few := steps_warning(recipe.method, num_steps)):
+        yield Note(few, is_warning=True)
 
 
 def require_able(place: Place, method: Method, quant: str | None) -> None:

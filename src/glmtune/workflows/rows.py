@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.data.example import Example
-from glmtune.data.source import Dataset, read_dataset, read_sources
+from glmtune.data.source import Dataset, read_dataset
+from glmtune.data.sources import read_sources
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError

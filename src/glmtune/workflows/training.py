@@ -23,7 +23,7 @@ from glmtune.workflows.checkpoints import save_checkpoint, take_up
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import Plan, planning
-from glmtune.workflows.rows import Read, hash_rows
+from glmtune.workflows.rows import Read
 
 SHORT_STEPS = 50
 """A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
@@ -38,6 +38,7 @@ def training(
     """
     plan = yield from planning(recipe, resume=resume, read=read)
     run = yield from assemble(plan)
+    yield from plan.summary()
     if resume:
         yield take_up(run)
     if run.is_main:
@@ -68,7 +69,7 @@ def _facts(run: Run) -> dict[str, Any]:
     place, (trained, total) = run.plan.place, count_parameters(run.model)
     model = {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
     sizes = {"trainable_parameters": trained, "all_parameters": total}
-    return {"model": model, **hash_rows(run.recipe.data), **sizes}
+    return {"model": model, **run.plan.row_hashes, **sizes}
 
 
 def _train(run: Run) -> Iterator[Event]:
@@ -180,7 +181,7 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
 
 
 def _evaluation_loss(run: Run, batches: list[Batch]) -> float:
-    """Mean loss over the first validation batches. Raises `TrainingError` if it is not finite."""
+    """Mean loss over some validation batches. Raises `TrainingError` if it is not finite."""
     loss = mean_loss(run.objective, batches, run.processes)
     guard = replace(run.guard, rows_of=lambda _: validation_parts(run.plan))
     guard.check_evaluation(run.standing.step, loss, batches=batches)

@@ -55,6 +55,9 @@ def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_lea
         assert mask == [1] * length + [0] * (len(mask) - length)
         assert set(ids[length:]) <= {PAD}
         assert set(labels[length:]) <= {-100}
+        if row.position_ids is not None:
+            assert padded["position_ids"][i, :, :length].tolist() == row.position_ids.tolist()
+    assert ("position_ids" in padded) == (made[0].position_ids is not None)
 
 
 @settings(max_examples=60)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands import glmtune
-from glmtune.data.source import read_dataset, read_examples, read_rows, read_sources
+from glmtune.data.source import read_dataset, read_examples, read_rows
+from glmtune.data.sources import read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data
@@ -356,7 +357,7 @@ def test_a_list_in_a_recipe_is_told_how_to_join_them(files, key):
 def test_a_folder_of_rows_is_told_how_to_join_its_files():
     rows_of("rows/a.json", "rows/b.jsonl", "rows/note.md")
     with pytest.raises(DataError, match="rows: is a folder") as caught:
-        read_examples(Path("rows"), Data())
+        read_sources(Data(train=Path("rows")))
     one, _, rest = caught.value.hint.partition("; or train on all of them: ")
     assert one == "name one of its files: a.json, b.jsonl, note.md"
     assert rest.startswith("data.train=[rows/a.json,rows/b.jsonl]; or join them first")

@@ -1,6 +1,7 @@
 """Several sources of training rows: which rows, in what order, split how, and what is said of them."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.source import read_dataset, read_sources
+from glmtune.data.source import read_dataset
+from glmtune.data.sources import read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import Data, Source, load_recipe, to_yaml
 from glmtune.strict import load_yaml
@@ -158,6 +160,61 @@ def test_an_error_names_the_source_that_it_is_about(bad, error):
     with pytest.raises((ConfigError, DataError)) as caught:
         read_rows(Data(train=["a.jsonl", bad]))
     assert str(caught.value).startswith(error)
+
+
+OTHER_COLUMNS = [
+    ({"frage": "f", "antwort": "c"}, {}),
+    ({"meine frage": "f", "die antwort": "c", "1": ""}, {"max_rows": 1}),
+    ({"frage": "f", "response": "c"}, {"prompt_column": "q", "response_column": "response"}),
+    ({"q": "f", "response": "c"}, {"history_column": None}),
+    ({"prompt": "f", "response": "c", "context": "x"}, {}),
+    ({"prompt": "f", "response": "c", "image url": "x", "id": 1}, {"ignore_columns": ["id"]}),
+    ({"prompt": "Human: a\nAssistant: b\nHuman: f", "response": "c"}, {}),
+]
+
+
+@pytest.mark.parametrize(("row", "own"), OTHER_COLUMNS)
+def test_a_hint_of_one_source_among_several_helps_that_one_and_leaves_the_others(row, own):
+    write("a.jsonl", "a")
+    Path("c d.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    sources = ["a.jsonl", {"path": "c d.jsonl", **own}]
+    with pytest.raises((ConfigError, DataError)) as caught:
+        read_sources(Data(train=sources))
+    hint = caught.value.hint
+    assert "data." not in hint.replace("data.train", "")
+    items = [load_yaml(item) for item in re.findall(r"\{.*?\}", hint)]
+    assert items
+    for item in items:
+        assert item == {**item, **{key: own[key] for key in own.keys() & {"max_rows", "history_column"}}}
+        filled = dict(zip(("prompt_column", "response_column"), row, strict=False))
+        named = {key: filled[key] if value == "..." else value for key, value in item.items()}
+        read = read_sources(Data(train=["a.jsonl", named]))
+        assert [e.messages[-1].content for found in read for e in found.examples] == ["a", "c"]
+
+
+def test_a_character_set_among_several_sources_is_named_for_one() -> None:
+    write("a.jsonl", "a")
+    Path("c.csv").write_bytes(
+        "prompt,response\n你好，请问今天天气怎么样,再见，祝你今天愉快\n".encode("gb18030")
+    )
+    with pytest.raises(DataError) as caught:
+        read_sources(Data(train=["a.jsonl", "c.csv"]))
+    assert "{path: c.csv, charset: gb18030}" in caught.value.hint
+
+
+@pytest.mark.parametrize("word", ["[a.jsonl,b.jsonl]", "a.jsonl,b.jsonl", "?.jsonl"])
+def test_only_who_asks_for_training_rows_is_told_to_train_on_several(word: str) -> None:
+    write("a.jsonl", "a")
+    write("b.jsonl", "b")
+    with pytest.raises(DataError, match="one file is needed") as caught:
+        read_rows(load_recipe({"model": "m", "data": {"train": "a.jsonl", "validation": word}}).data)
+    assert caught.value.hint.startswith("join them first")
+    with pytest.raises(DataError, match="one file is needed") as caught:
+        read_sources(Data(train=Path(word)))
+    assert caught.value.hint.startswith("train on all of them: data.train=[a.jsonl,b.jsonl]; or join them")
+    with pytest.raises(DataError, match="one file is needed") as caught:
+        read_sources(Data(train=("a.jsonl", word)))
+    assert caught.value.hint.startswith("name each in its place: a.jsonl, b.jsonl; or join them")
 
 
 def test_a_validation_file_among_the_training_files_and_one_twice_are_told() -> None:

@@ -510,8 +510,13 @@ print(weights, peak - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
-@pytest.mark.parametrize("layout", ["sharded safetensors", "sharded bin"])
-@pytest.mark.parametrize(("dtype", "quant"), [("bf16", ""), ("fp16", "int8"), ("bf16", "int4")])
+@pytest.mark.parametrize(
+    "layout", ["sharded safetensors", pytest.param("sharded bin", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    ("dtype", "quant"),
+    [("bf16", ""), pytest.param("fp16", "int8", marks=pytest.mark.slow), ("bf16", "int4")],
+)
 def test_loading_takes_no_more_anonymous_memory_than_the_weights_and_a_tenth(
     folder: Path, tmp_path: Path, layout: str, dtype: str, quant: str
 ) -> None:
@@ -555,6 +560,7 @@ def test_a_model_is_changed_and_saved_into_its_own_folder_without_touching_what_
     assert all(torch.equal(changed[name], tensor) for name, tensor in again.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads RssAnon from /proc")
 def test_quantising_to_nf4_takes_no_more_than_the_weights_and_a_tenth(folder: Path, tmp_path: Path) -> None:
     edit_config(folder, ffn_hidden_size=128)

@@ -24,6 +24,20 @@ BAD = [
     ),
     (["method=full", "method.r=3"], "method.r: unknown setting", "method.name=lora; full has name"),
     (["method=lorra"], "method: unknown method 'lorra'", "did you mean method=lora?"),
+    *(
+        ([word], f"{key}: unknown {key} null", f"allowed: {first}")
+        for key, first in (("method", "full, freeze, lora"), ("objective", "sft"))
+        for word in (f"{key}=", f"{key}=null", f"{key}.name=null")
+    ),
+    (["method=[lora]"], 'method: unknown method ["lora"]', "allowed: full"),
+    (["objective=5"], "objective: unknown objective 5", "allowed: sft"),
+    (
+        ["data.train=[a.jsonl"],
+        "[a.jsonl: a list that nothing closes",
+        "'data.train=[a.json, b.json]'",
+    ),
+    (["data.train=[a.jsonl,", "b.jsonl]"], "data.train: [a.jsonl,: a list that nothing closes", "one word"),
+    (["data.train=[a,{path: b]"], "data.train: [a,{path: b]: a list that nothing closes", "one word"),
     (["method=galore"], "method: unknown method 'galore'", "allowed: full, freeze, lora, adalora, ptuning"),
     (["train.steps=yes"], "steps must be a number, got True", "glmtune settings"),
     (["train.steps=1.5"], "train.steps: input should be a valid integer", "glmtune settings"),

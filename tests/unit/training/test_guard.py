@@ -151,7 +151,7 @@ def test_a_layer_that_overflows_is_told_from_a_broken_weight(processes: Processe
 @pytest.mark.parametrize(("precision", "safe"), [("bf16", "fp32"), ("fp16", OTHER)])
 def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str) -> None:
     processes = Processes(precision="bf16")
-    processes._accelerator.state._mixed_precision = precision
+    processes._accelerator.state._mixed_precision = processes.precision = precision
     model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
     overflow(model, limit=3e38 if precision == "bf16" else 65504)
     guard = Guard(Sft(model), processes, lower_lr=1e-5)
@@ -331,6 +331,7 @@ def scaling() -> Callable[[float], Processes]:
     def make(scale: float) -> Processes:
         processes = Processes(precision="bf16")
         processes._accelerator.state._mixed_precision = "fp16"  # which accelerate itself offers on GPUs only
+        processes.precision = "fp16"
         processes._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
         return processes
 

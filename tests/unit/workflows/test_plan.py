@@ -15,8 +15,9 @@ from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
 from glmtune.training.memory import peak_memory_gib
 from glmtune.workflows.events import Note, drain
-from glmtune.workflows.plan import choose_precision, fp16_line, plan_line, planning, summary
+from glmtune.workflows.plan import choose_precision, fp16_line, plan_line, planning
 from glmtune.workflows.rates import is_rate_high, lower_rate, rate_line, with_default_rate
+from glmtune.workflows.rows import data_hash
 from models import random_rows, tiny_folder
 
 ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
@@ -150,7 +151,9 @@ def test_a_plan_reads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
     recipe = load_recipe({**values, "data": rows, "train": {"epochs": 3, "batch_size": 8}})
     plan = drain(planning(recipe), notes.append)
     assert (plan.num_steps, plan.processes.precision, plan.lr) == (9, "bf16", 1e-4)
+    assert plan.notes == tuple(notes)
+    assert plan.row_hashes == {"train_sha256": data_hash(ADVERTS)}
     assert notes[0].text.startswith(f"{ADVERTS}: the first 20 of 236 rows (data.max_rows) to train on")
-    assert next(summary(plan)).text.startswith("plan: 9 steps of up to 8 rows, 60 samples in all")
+    assert next(plan.summary()).text.startswith("plan: 9 steps of up to 8 rows, 60 samples in all")
     assert peak_memory_gib(torch.device("cpu")) - before < 2
     assert not (tmp_path / "run").exists()
