@@ -13,6 +13,7 @@ from glmtune.errors import ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path, read_json
 from glmtune.places import lasting_name, name_runs, require_here, resolve
+from glmtune.quants import EXTRAS
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
 from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, follow, last_checkpoint, require_new, step_of
@@ -100,8 +101,8 @@ def _is_plain(model: Path) -> bool:
 
 def _require_packages(recipe: Recipe) -> None:
     """Before rows are read, which may take long."""
-    if recipe.quant == "nf4":
-        require_installed("bitsandbytes", extra="bitsandbytes")
+    if package := EXTRAS.get(recipe.quant or ""):
+        require_installed(package, extra=package)
 
 
 def _check_rows(recipe: Recipe) -> None:
