@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glmtune.log import without_false_alarms
-from glmtune.methods.ranks import few_steps_warning
 from glmtune.recipe import Method
 
 if TYPE_CHECKING:
@@ -47,7 +46,9 @@ METHODS: MutableMapping[str, MethodRow] = {
     "freeze": MethodRow(_of("freeze", "apply_freeze"), choose=_of("freeze", "choose_weights")),
     "lora": MethodRow(_of("lora", "apply_lora")),
     "adalora": MethodRow(
-        _of("adalora", "apply_adalora"), begin=_of("adalora", "Pruning"), warn=few_steps_warning
+        _of("adalora", "apply_adalora"),
+        begin=_of("adalora", "Pruning"),
+        warn=_of("ranks", "few_steps_warning"),
     ),
     "ptuning": MethodRow(_of("ptuning", "apply_ptuning")),
 }
