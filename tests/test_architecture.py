@@ -282,6 +282,7 @@ TORCH_FREE = [
     "glmtune.training.stopping",
     "glmtune.workflows",
     "glmtune.workflows.early",
+    "glmtune.workflows.resuming",
     "glmtune.workflows.rows",
 ]
 

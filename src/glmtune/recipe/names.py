@@ -137,6 +137,15 @@ def nearest_setting(key: str, siblings: Collection[str], value: Any = "...") -> 
     return f"did you mean {_filled(f'{whole}={{}}', value) if is_setting else whole}?"
 
 
+def in_item(name: str, siblings: Collection[str], value: Any = "...") -> str:
+    """The hint for a name that is no setting of an item of a list, which no word can name alone."""
+    hint = name_here(name, value)
+    meant = re.search(r"data\.(\w+)=", hint)
+    near = nearest(name, siblings, has_parts=True)
+    own = near or (meant[1] if meant and meant[1] in siblings else "")
+    return f"did you mean `{own}` in that item?" if own else hint
+
+
 def value_here(key: str, value: Any, allowed: Collection[str]) -> str:
     """The hint for a value that is none of those allowed: what it is called here; empty for none."""
     given = _plain(value)

@@ -18,7 +18,7 @@ from glmtune.paths import as_written
 from glmtune.recipe.base import OneOf, choices
 from glmtune.recipe.describe import describe
 from glmtune.recipe.method import METHOD_SETTINGS, Method
-from glmtune.recipe.names import methods_with, name_here, nearest_setting, value_here
+from glmtune.recipe.names import in_item, methods_with, name_here, nearest_setting, value_here
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import (
     HALF_CHARACTER,
@@ -369,7 +369,10 @@ def _unknown(key: str, location: Sequence[str | int], value: Any) -> str:
     if isinstance(value, dict) and value and not nearest(name, siblings):
         # another program's group, as lora.r: what stands in it counts
         name, value = next((str(inner), held) for inner, held in value.items())
-    hint = name_here(name, value) or nearest_setting(key, siblings, value)
+    if any(isinstance(part, int) for part in location):
+        hint = in_item(name, siblings, value)
+    else:
+        hint = name_here(name, value) or nearest_setting(key, siblings, value)
     return hint or f"known here: {', '.join(siblings)}"
 
 

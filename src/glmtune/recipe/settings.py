@@ -35,7 +35,8 @@ class Data(Settings):
     """Training rows: a JSON array, JSON lines, CSV or parquet file, a folder of `datasets`, or a Hub data
     set as hf:OWNER/NAME. examples/adverts.jsonl and its like, where they are not here, are the bundled
     ones. Several are a list, [a.json, b.csv], in which {path: b.csv, max_rows: 100} gives one its own
-    `max_rows`, `charset`, columns or `transcripts`."""
+    `max_rows`, `charset`, `prompt_column`, `response_column`, `history_column`, `input_column`,
+    `system_column`, `ignore_columns` or `transcripts`."""
     validation: Path | None = None
     """Rows for the evaluation loss; without it, rows are held out of `train`."""
     max_validation_rows: int | None = Field(None, ge=1)

@@ -61,7 +61,7 @@ def read_rows(data: Data) -> Read:
     else:
         validation, text, more = _read_validation(data, data.validation)
     used = train[: data.max_rows]
-    notes = [_plan(data, len(train), text, validation), *_shares(data, datasets, used)]
+    notes = [_plan(data, len(train), text, validation), *_shares(data, datasets, train)]
     for source, found in zip(data.sources, datasets, strict=True):
         notes += _notes(source.path, found)
     return Read(used, validation, (*notes, *_repeated(data), *more))
@@ -171,15 +171,25 @@ def _plan(data: Data, num_rows: int, text: str, validation: Sequence[Example]) -
     return Note(f"{data.train_name}: {train} to train on; {text}{ending}")
 
 
-def _shares(data: Data, datasets: Sequence[Dataset], used: Sequence[Example]) -> list[Note]:
+def _shares(data: Data, datasets: Sequence[Dataset], train: Sequence[Example]) -> list[Note]:
     """How many rows of each source are trained, where there are several or one gives only some."""
     if not isinstance(data.train, tuple):
         return []
-    counts = Counter(example.source for example in used)
-    return [
-        Note(f"{source.path}: {counts[index]:,} of {_rows(len(datasets[index].examples))} to train on")
-        for index, source in enumerate(data.sources)
-    ]
+    counts = Counter(example.source for example in train[: data.max_rows])
+    notes = []
+    for index, source in enumerate(data.sources):
+        text = f"{source.path}: {counts[index]:,} of {_rows(len(datasets[index].examples))} to train on"
+        why = "" if counts[index] else f": {_starved(data, index, train)}"
+        notes.append(Note(f"{text}{why}", is_warning=bool(why)))
+    return notes
+
+
+def _starved(data: Data, index: int, train: Sequence[Example]) -> str:
+    """The reason that no row of a source is trained on, and the cure."""
+    if not any(example.source == index for example in train):
+        return "all are held out"
+    item = f"{{path: {data.sources[index].path}, max_rows: ...}}"
+    return f"data.max_rows={data.max_rows} ends before them; {item} in data.train limits a file alone"
 
 
 def _repeated(data: Data) -> list[Note]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from glmtune.data.source import read_dataset
 from glmtune.data.sources import read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import Data, Source, load_recipe, to_yaml
+from glmtune.recipe.describe import describe
 from glmtune.strict import load_yaml
-from glmtune.workflows.early import require_resumable, with_full_paths
+from glmtune.workflows.resuming import require_resumable, with_full_paths
 from glmtune.workflows.rows import Read, data_hash, hash_rows, read_rows
 
 ANSWERS = st.lists(st.text(st.characters(categories=["L"]), min_size=1, max_size=3), min_size=1, max_size=5)
@@ -90,6 +92,8 @@ BAD = [
         "known here: path, max_rows",
     ),
     ([{"path": "b", "max_tokens": 64}], "data.train.0.max_tokens: unknown setting", "data.max_tokens=64"),
+    ([{"path": "b", "max_row": 3}], "data.train.0.max_row: unknown", "did you mean `max_rows` in that item?"),
+    ([{"path": "b", "max_samples": 3}], "data.train.0.max_samples: unknown", "`max_rows` in that item?"),
     ([{"path": "b", "max_rows": 0}], "data.train.0.max_rows: input should be greater", "data.train"),
     ([{"path": "b", "charset": "utf-9"}], "data.train.0.charset: unknown character set 'utf-9'", "choose"),
     (["a", "b\tc.json"], "data.train.1.path: b\\tc.json: in double quotes", "single quotes"),
@@ -138,6 +142,38 @@ def test_rows_are_held_out_of_all_sources_together() -> None:
     assert {e.source for e in read.validation} == {0, 1}
     assert not {e.place for e in read.train} & {e.place for e in read.validation}
     assert told(read)[0] == "a.jsonl, b.jsonl: 285 rows to train on; 15 held out (seed 42)"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_settings_list_what_a_source_can_have_of_its_own(language: Any) -> None:
+    (text,) = [row.text for row in describe(language) if row.key == "data.train"]
+    assert not [name for name in Source.model_fields if name != "path" and f"`{name}`" not in text]
+
+
+def test_a_source_of_which_no_row_is_trained_on_is_a_warning_with_a_cure() -> None:
+    write("a.jsonl", *map(str, range(10)))
+    write("b.jsonl", *map(str, range(10)))
+    write("v.jsonl", *map(str, range(5)))
+    data = Data(train=["a.jsonl", "b.jsonl"], validation="v.jsonl", max_rows=10)
+    (warning,) = told(read_rows(data), warnings=True)
+    assert warning.startswith("b.jsonl: 0 of 10 rows to train on: ")
+    (item,) = re.findall(r"\{.*?\}", warning)
+    named = load_yaml(item.replace("...", "3"))
+    limited = [{**named, "path": path} for path in ("a.jsonl", named["path"])]
+    read = read_rows(data.model_copy(update={"train": Data(train=limited).train}))
+    assert Counter(e.source for e in read.train) == {0: 3, 1: 3}
+    assert "b.jsonl: 3 of 10 rows to train on" in told(read)
+
+
+def test_a_source_whose_rows_are_all_held_out_is_a_warning() -> None:
+    write("a.jsonl", *map(str, range(10)))
+    write("b.jsonl", "b")
+    reads = [
+        read_rows(Data(train=["a.jsonl", "b.jsonl"], holdout_rows=5, split_seed=seed)) for seed in range(20)
+    ]
+    warned = [told(read, warnings=True) for read in reads if 1 not in {e.source for e in read.train}]
+    assert warned
+    assert all(each == ["b.jsonl: 0 of 1 row to train on: all are held out"] for each in warned)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +272,13 @@ def test_a_run_is_resumed_on_the_same_files_and_a_changed_one_is_named(tmp_path:
     (run / "recipe.yaml").write_text(to_yaml(with_full_paths(recipe)), encoding="utf-8")
     (run / "env.json").write_text(json.dumps(hash_rows(recipe.data)), encoding="utf-8")
     require_resumable(recipe, run)
+    for word in ("train=[b.jsonl, a.jsonl]", "train=[b.jsonl]", "train=[a.jsonl, b.jsonl, c.jsonl]"):
+        other = load_recipe(recipe, [f"data.{word}", "train.lr=1"])
+        with pytest.raises(ConfigError, match=r"run: data\.train is .* in this run, .* here") as caught:
+            require_resumable(other, run)
+        assert str(other.data.sources[-1].path.resolve()) in str(caught.value).partition(" in this run, ")[2]
+    with pytest.raises(ConfigError, match=r"run: data\.validation is null in this run, .*b\.jsonl. here"):
+        require_resumable(load_recipe(recipe, ["data.validation=b.jsonl"]), run)
     limited = load_recipe(recipe, ["data.train=[a.jsonl, {path: b.jsonl, max_rows: 1}]"])
     with pytest.raises(ConfigError, match=r"run: data\.train is .* in this run, .* here") as caught:
         require_resumable(limited, run)
@@ -244,3 +287,5 @@ def test_a_run_is_resumed_on_the_same_files_and_a_changed_one_is_named(tmp_path:
     write("b.jsonl", "c", "e")
     with pytest.raises(ConfigError, match=r"run: the training file b\.jsonl has changed since"):
         require_resumable(recipe, run)
+    with pytest.raises(ConfigError, match=r"run: the training file b\.jsonl has changed since"):
+        require_resumable(load_recipe(recipe, ["train.lr=1"]), run)
