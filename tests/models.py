@@ -178,6 +178,7 @@ class Scripted(torch.nn.Module):
         super().__init__()
         self.scores = torch.nn.Parameter(torch.eye(vocabulary)[list(ids)])
         self.said = 0
+        self.prompt: list[int] = []
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         """Asked for where they lie and what type they give."""
@@ -185,6 +186,8 @@ class Scripted(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, **_: object) -> CausalLMOutputWithPast:
         """Logits (B, 1, V)."""
+        if not self.said:
+            self.prompt = input_ids[0].tolist()
         self.said += 1
         return CausalLMOutputWithPast(logits=self.scores[self.said - 1].expand(len(input_ids), 1, -1))
 

@@ -277,10 +277,12 @@ TORCH_FREE = [
     "glmtune.report.plots",
     "glmtune.report.compare",
     "glmtune.places",
+    "glmtune.methods",
     "glmtune.adapters.peft_rules",
     "glmtune.training.stopping",
     "glmtune.workflows",
     "glmtune.workflows.early",
+    "glmtune.workflows.resuming",
     "glmtune.workflows.rows",
 ]
 

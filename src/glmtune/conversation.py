@@ -31,7 +31,7 @@ def encode_messages(
     source prefix of the run or adapter that the tokenizer was loaded by. Options: `enable_thinking`, for the
     formats that let one choose; `assistant_name`, for how the tools' introduction calls the assistant;
     `source_prefix`, a text in front of the first question. Raises DataError for messages, ConfigError for
-    options that the format does not have.
+    options that the format does not have, or of another kind.
     """
     template = require_template(tokenizer.template, str(tokenizer.vocab_file))
     segments = message_segments(

@@ -42,7 +42,7 @@ def _is_finished(run: Path) -> bool:
     from glmtune.errors import GlmtuneError
     from glmtune.places import resolve
     from glmtune.report.listing import list_runs
-    from glmtune.workflows.early import training_on
+    from glmtune.workflows.resuming import training_on
     from glmtune.workflows.show import Lines
 
     try:

@@ -5,10 +5,12 @@ Importing this loads no torch; what a row needs is imported when it is called.
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glmtune.log import without_false_alarms
-from glmtune.recipe import AdaLora, Freeze, Full, Lora, Method, Ptuning
+from glmtune.methods.ranks import few_steps_warning
+from glmtune.recipe import Method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,60 +33,23 @@ class MethodRow:
     """What so many steps put at risk, told before anything is loaded; `ConfigError` where they do not fit."""
 
 
-def _full(model: Any, settings: Full) -> Any:
-    from glmtune.methods.full import apply_full
+def _of(module: str, name: str) -> Callable[..., Any]:
+    """What a module of this package has by that name, loaded when it is called."""
 
-    return apply_full(model, settings)
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"{__name__}.{module}"), name)(*arguments)
 
-
-def _freeze(model: Any, settings: Freeze) -> Any:
-    from glmtune.methods.freeze import apply_freeze
-
-    return apply_freeze(model, settings)
-
-
-def _frozen_but_for(model: "nn.Module", settings: Freeze) -> list[str]:
-    from glmtune.methods.freeze import choose_weights
-
-    return choose_weights(model, settings)
-
-
-def _lora(model: Any, settings: Lora) -> Any:
-    from glmtune.methods.lora import apply_lora
-
-    return apply_lora(model, settings)
-
-
-def _adalora(model: Any, settings: AdaLora) -> Any:
-    from glmtune.methods.adalora import apply_adalora
-
-    return apply_adalora(model, settings)
-
-
-def _pruning(tuned: Any, settings: AdaLora, num_steps: int) -> "Pruning":
-    from glmtune.methods.adalora import Pruning
-
-    return Pruning(tuned, settings, num_steps)
-
-
-def _few_steps(settings: AdaLora, num_steps: int) -> str | None:
-    from glmtune.methods.ranks import few_steps_warning
-
-    return few_steps_warning(settings, num_steps)
-
-
-def _ptuning(model: Any, settings: Ptuning) -> Any:
-    from glmtune.methods.ptuning import apply_ptuning
-
-    return apply_ptuning(model, settings)
+    return call
 
 
 METHODS: MutableMapping[str, MethodRow] = {
-    "full": MethodRow(_full),
-    "freeze": MethodRow(_freeze, choose=_frozen_but_for),
-    "lora": MethodRow(_lora),
-    "adalora": MethodRow(_adalora, begin=_pruning, warn=_few_steps),
-    "ptuning": MethodRow(_ptuning),
+    "full": MethodRow(_of("full", "apply_full")),
+    "freeze": MethodRow(_of("freeze", "apply_freeze"), choose=_of("freeze", "choose_weights")),
+    "lora": MethodRow(_of("lora", "apply_lora")),
+    "adalora": MethodRow(
+        _of("adalora", "apply_adalora"), begin=_of("adalora", "Pruning"), warn=few_steps_warning
+    ),
+    "ptuning": MethodRow(_of("ptuning", "apply_ptuning")),
 }
 """By the name in their settings."""
 

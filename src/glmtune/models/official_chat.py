@@ -157,8 +157,7 @@ class OfficialChat:
 
         With `return_past_key_values` a third item is the cache; given back as `past_key_values` with the next
         query it saves reading the history again. `kwargs`: max_new_tokens, top_k, repetition_penalty,
-        eos_token_id. Raises `DataError` at the first token where there is no room for an answer, or too few
-        new tokens are allowed for one.
+        eos_token_id. Raises `DataError` at the first token where there is no room for an answer.
         """
         style = _STYLES[_template(tokenizer)]
         if past_key_values is None:
@@ -169,13 +168,13 @@ class OfficialChat:
         sampling = style.sampling(top_p, temperature) if do_sample else {}
         processors = _processors(sampling, _with_finite_scores(logits_processor, self.fallback_id), kwargs)
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
-        stop_ids = _as_set(kwargs.pop("eos_token_id", None) or tokenizer.stop_ids)
+        stops = kwargs.pop("eos_token_id", None) or tokenizer.stop_ids
+        stop_ids = frozenset([stops] if isinstance(stops, int) else stops)
         length = len(prompt) + self.count_cached(cache)
+        given = kwargs.pop("max_new_tokens", None)
+        steps = given or (max_length or style.max_length) - length
         least = 1 + style.ends_with_stop  # whose last token is not shown
-        steps = _check_asked(kwargs.pop("max_new_tokens", None) or 0, least)
-        if not steps:
-            steps = (max_length or style.max_length) - length
-            _check_room(steps, length, least)
+        _check_room(steps, length, least, is_given=bool(given))
         if kwargs:
             raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
         answer = tokenizer.text_stream()
@@ -343,6 +342,7 @@ def _processors(
 
 
 def _encode(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The ids of a prompt as the official code has them: without a text that a run has taught."""
     return tokenizer.encode_segments(tokenizer.segments(messages_from_dicts(messages)))
 
 
@@ -359,28 +359,17 @@ def _latest(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]],
     return latest
 
 
-def _check_asked(steps: int, least: int) -> int:
-    """The tokens that are asked for, 0 for no number. Raises `DataError` for fewer than the least."""
-    if steps and steps < least:
-        raise DataError(
-            f"max_new_tokens: {steps}, but at least {least} here",
-            hint=f"max_new_tokens={least} or more{': the last is not shown' if least > 1 else ''}",
-        )
-    return steps
-
-
-def _check_room(room: int, length: int, least: int = 1) -> None:
-    """Raise `DataError` where fewer tokens than `least` may follow."""
+def _check_room(room: int, length: int, least: int = 1, *, is_given: bool = False) -> None:
+    """Raise `DataError` where fewer tokens than `least` may follow; `is_given`: by `max_new_tokens`."""
+    if room < least and is_given:
+        needed = f"max_new_tokens={least} or more"
+        raise DataError(f"max_new_tokens: {room}, but at least {least} here", hint=needed)
     if room < least:
         raise DataError(
             f"query: {length:,} tokens with its history, which leaves no room for an answer: "
             f"{length + room:,} are allowed in all, and at least {least} must follow",
             hint="give a shorter history, a larger max_length, or max_new_tokens",
         )
-
-
-def _as_set(ids: int | Sequence[int]) -> frozenset[int]:
-    return frozenset([ids] if isinstance(ids, int) else ids)
 
 
 def _tokens(

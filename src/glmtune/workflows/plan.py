@@ -23,11 +23,12 @@ from glmtune.recipe import Method, Recipe, Train
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.training.optim import find_optimizer
 from glmtune.training.processes import Processes
-from glmtune.workflows.early import as_begun, require_resumable, require_startable, run_folder
+from glmtune.workflows.early import require_startable, run_folder
 from glmtune.workflows.events import Note
 from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
 from glmtune.workflows.rates import rate_line, with_default_rate
+from glmtune.workflows.resuming import as_begun, require_resumable
 from glmtune.workflows.rows import Read, Rows, hash_rows, training_rows
 
 

@@ -34,7 +34,7 @@ from glmtune.runs import (
     write_json,
     write_text,
 )
-from glmtune.workflows.early import with_full_paths
+from glmtune.workflows.resuming import with_full_paths
 
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
 

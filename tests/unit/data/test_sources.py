@@ -17,7 +17,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import Data, Source, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
 from glmtune.strict import load_yaml
-from glmtune.workflows.early import require_resumable, with_full_paths
+from glmtune.workflows.resuming import require_resumable, with_full_paths
 from glmtune.workflows.rows import Read, data_hash, hash_rows, read_rows
 
 ANSWERS = st.lists(st.text(st.characters(categories=["L"]), min_size=1, max_size=3), min_size=1, max_size=5)

@@ -1,5 +1,6 @@
 """Talking to a model: what is shown, and what is remembered."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtune.chat import Chat
+from glmtune.conversation import encode_messages
 from glmtune.generate import Sampling, answer, stream_text
-from glmtune.templates import TEMPLATES
+from glmtune.templates import TEMPLATES, Taught
 from glmtune.templates.tidy import ShownText
 from glmtune.tokenizers import load_tokenizer
 from golden import read_golden
@@ -60,6 +62,19 @@ def test_an_answer_is_shown_and_remembered_as_by_the_official_chat(tokenizer: An
     prompt, sampling = tokenizer.encode_plain("早"), Sampling(**GREEDY)
     assert "".join(stream_text(saying(tokenizer, SAID), tokenizer, prompt, sampling)) == expected[0]
     assert answer(saying(tokenizer, SAID), tokenizer, [prompt], sampling) == [expected[0]]
+
+
+def test_a_chat_asks_as_encode_messages_does_of_what_was_taught(tokenizer: Any) -> None:
+    taught = Taught(None if tokenizer.template in ("chatglm", "chatglm2") else "你是店员", "写：")
+    chat = Chat(saying(tokenizer, SAID), tokenizer, **asdict(taught), **GREEDY)
+    chat._engine.reuse.num_tokens = 0  # there are no keys and values to keep
+    for text in ("早", "晚"):
+        chat.model.said = 0
+        asked = [*chat.messages, {"role": "user", "content": text}]
+        list(chat.ask(text))
+        assert chat.model.prompt == encode_messages(tokenizer, asked, taught=taught)
+    chat.clear()
+    assert chat.messages == ([{"role": "system", "content": taught.system}] if taught.system else [])
 
 
 def test_a_new_question_or_a_cleared_conversation_gives_up_the_answer_before(tokenizer: Any) -> None:
