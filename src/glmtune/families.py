@@ -17,6 +17,7 @@ from glmtune.signs import (
     GLM4_EPSILON,
     V1_SIGNS,
     Config,
+    is_chatglm,
     is_first,
     is_glm4,
     is_v1,
@@ -280,7 +281,6 @@ def family_in_transformers(
     PEFT 0.21 names no LoRA targets for them (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING in its
     utils/constants.py), so all four attention projections are adapted.
     """
-    unless_first = f" and none of {', '.join(FIRST_GLM_SIGNS)}" if model_type == "glm" else ""
     return Family(
         templates=templates,
         rules=(
@@ -288,7 +288,7 @@ def family_in_transformers(
             ("the template written when it was saved", saved_template),
             ("that it has no chat_template", _base_template(base, templates)),
         ),
-        sign=f"config.json has model_type {model_type}{unless_first}",
+        sign=f"config.json has model_type {model_type}",
         is_told_by=lambda config: config.get("model_type") == model_type and not is_first(config),
         model_type=model_type,
         context_key="max_position_embeddings",
@@ -340,10 +340,13 @@ FAMILIES: dict[str, Family] = {
             ("the template written when it was saved", saved_template),
         ),
         sign="config.json has model_type chatglm and no sign of ChatGLM-6B or GLM-4",
-        is_told_by=lambda config: config.get("model_type") == "chatglm",
+        is_told_by=is_chatglm,
         tokenizer_class="ChatGLMTokenizer",
     ),
-    "GLM-4-hf": family_in_transformers("glm", ("glm4", "glm4_base"), (_GLM4_RULE,), base="glm4_base"),
+    "GLM-4-hf": replace(
+        family_in_transformers("glm", ("glm4", "glm4_base"), (_GLM4_RULE,), base="glm4_base"),
+        sign=f"config.json has model_type glm and none of {', '.join(FIRST_GLM_SIGNS)}",
+    ),
     "GLM-4-0414": family_in_transformers(
         "glm4",
         ("glm4_0414", "glmz1", "glm4"),

@@ -13,9 +13,14 @@ V1_SIGNS = ("position_encoding_2d", "inner_hidden_size")
 FIRST_GLM_SIGNS = ("block_position_encoding", "attention_scale")
 
 
+def is_chatglm(config: Config) -> bool:
+    """Whether it is ChatGLM's of any generation, GLM-4-9B's in that layout included."""
+    return config.get("model_type") == "chatglm"
+
+
 def is_v1(config: Config) -> bool:
     """Whether it is ChatGLM-6B's."""
-    return config.get("model_type") == "chatglm" and any(key in config for key in V1_SIGNS)
+    return is_chatglm(config) and any(key in config for key in V1_SIGNS)
 
 
 def v1_revision(config: Config) -> str:
@@ -35,7 +40,7 @@ def is_glm4(config: Config) -> bool:
     has_signs = isinstance(config.get("eos_token_id"), list) or (
         config.get("layernorm_epsilon") == GLM4_EPSILON
     )
-    return config.get("model_type") == "chatglm" and has_signs
+    return is_chatglm(config) and has_signs
 
 
 def is_first(config: Config) -> bool:

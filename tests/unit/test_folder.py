@@ -79,6 +79,7 @@ def test_a_load_reads_the_base_once(what: str, request: pytest.FixtureRequest, b
     # the vocabulary: its kind, its bytes, and once its hash; the weights: headers, values, some for the print
     assert opened[base / "tokenizer.model"] == 2 + has_card
     assert opened[base / "model.safetensors"] == 2 + has_card
+    assert opened[path / "glmtune.json"] == has_card
     assert opened[path / "adapter_model.safetensors"] == 2 * has_card  # its tensors, and its hash
 
 

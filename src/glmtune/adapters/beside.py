@@ -34,7 +34,7 @@ from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.wrapped import is_wrapped
-from glmtune.recipe import Kept
+from glmtune.recipe.method import Kept
 
 _CHANGE_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters")
 """Keys of PEFT's settings that put something else in the base than layers that can be switched off."""

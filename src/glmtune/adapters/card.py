@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from glmtune.errors import CheckpointError
-from glmtune.files import hash_file, read_json_if_there, read_text
+from glmtune.files import hash_file, is_there, parse_object, read_text
 from glmtune.quants import QUANTS
 from glmtune.recipe.method import METHOD_SETTINGS, Kept
 
@@ -162,7 +162,8 @@ def _require_sealed(path: Path, text: str) -> None:
 def read_card(folder: Path) -> Card | None:
     """A folder's card, None if there is none. Raises `CheckpointError` unless it is as it was written."""
     path = folder / CARD_FILE
-    content = read_json_if_there(path, is_ours=True)
+    text = read_text(path) if is_there(path) else "{}"
+    content = parse_object(text, path, is_ours=True)
     if not content:
         return None
     is_sealed = content.pop("sha256", None) is not None  # cards of earlier versions have no seal
@@ -174,7 +175,7 @@ def read_card(folder: Path) -> Card | None:
     except ValidationError as err:
         raise CheckpointError(f"{path}: {_explain(err)}", hint=_ANOTHER) from None
     if is_sealed:
-        _require_sealed(path, read_text(path).replace("\r\n", "\n"))
+        _require_sealed(path, text.replace("\r\n", "\n"))
     return card
 
 

@@ -18,7 +18,7 @@ from glmtune.adapters.peft_rules import read_adapter_config, read_adapter_config
 from glmtune.adapters.trained import ITS_BASE
 from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.files import COPY_AGAIN
-from glmtune.recipe import Method
+from glmtune.recipe.method import Method
 from glmtune.recipe.parse import read_method
 
 KINDS = ("LORA", "ADALORA")

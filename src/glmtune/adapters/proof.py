@@ -23,7 +23,7 @@ from glmtune.errors import CheckpointError
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading, require_finite
 from glmtune.quants import name_bits
-from glmtune.recipe import Kept
+from glmtune.recipe.method import Kept
 
 SAME_NORM = 1e-5
 """Share by which the length of a stored update may differ, summed in another order."""

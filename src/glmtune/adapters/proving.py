@@ -25,7 +25,7 @@ from glmtune.adapters.proof import (
 )
 from glmtune.adapters.store import Tensors, stored_tensors
 from glmtune.folder import ModelFolder
-from glmtune.recipe import Kept
+from glmtune.recipe.method import Kept
 
 PutOn = Callable[[Path, Tensors], Any]
 """Puts an adapter's folder, with the tensors that its files hold, on a base; gives the tuned model."""

@@ -36,7 +36,7 @@ from glmtune.models.opening import opening_of_model
 from glmtune.models.reading import hash_whole
 from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
-from glmtune.recipe import Kept, Method
+from glmtune.recipe.method import Kept, Method
 from glmtune.recipe.parse import read_method
 
 __all__ = [

@@ -23,7 +23,7 @@ from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.quant import quantised_layers
 from glmtune.models.shards import Stored, read_shard, read_stored, scan_tensors
 from glmtune.possible import require_possible
-from glmtune.recipe import Kept, Method, Ptuning
+from glmtune.recipe.method import Kept, Method, Ptuning
 from glmtune.tensor_file import read_shapes
 
 TRAINED_FILE = "trained.safetensors"

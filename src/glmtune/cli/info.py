@@ -144,9 +144,9 @@ def _trained(facts: "AdapterFacts") -> Iterator[str]:
 
 
 def _quant(quant: str) -> str:
-    if quant == "int4":
-        return "int4, two weights in a byte (quantization_bit in config.json)"
-    return f"{quant} ({'quantization_bit' if quant == 'int8' else 'quantization_config'} in config.json)"
+    packed = ", two weights in a byte" if BITS.get(quant) == 4 else ""
+    key = "quantization_bit" if quant in BITS else "quantization_config"
+    return f"{quant}{packed} ({key} in config.json)"
 
 
 def _plain(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.log import without_false_alarms
 from glmtune.methods.ranks import few_steps_warning
-from glmtune.recipe import Method
+from glmtune.recipe.method import Method
 
 if TYPE_CHECKING:
     from torch import nn

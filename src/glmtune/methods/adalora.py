@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from glmtune.methods.lora import ADAPTER, find_targets, widen_adapter
 from glmtune.methods.ranks import plan_pruning
-from glmtune.recipe import AdaLora
+from glmtune.recipe.method import AdaLora
 
 
 def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glmtune.errors import ConfigError
 from glmtune.folder import ModelFolder
 from glmtune.models.shards import read_stored, scan_tensors
-from glmtune.recipe import Freeze
+from glmtune.recipe.method import Freeze
 
 NUM_LAYERS = 3
 """How many last layers are trained where nothing is said."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.models.quant import held_quant
-from glmtune.recipe import Full
+from glmtune.recipe.method import Full
 
 
 def apply_full(model: Any, settings: Full) -> Any:

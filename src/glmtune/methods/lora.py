@@ -8,8 +8,7 @@ from torch import nn
 
 from glmtune.errors import ConfigError
 from glmtune.families import find_family
-from glmtune.recipe import Lora
-from glmtune.recipe.method import LowRank
+from glmtune.recipe.method import Lora, LowRank
 
 ADAPTER = "default"
 """PEFT's name for an adapter that stands alone."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from glmtune.families import name_family
 from glmtune.possible import require_possible
-from glmtune.recipe import Ptuning
+from glmtune.recipe.method import Ptuning
 
 
 def apply_ptuning(model: Any, settings: Ptuning) -> Any:

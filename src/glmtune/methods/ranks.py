@@ -1,7 +1,7 @@
 """When AdaLoRA prunes, and whether a run has the steps for it: told before anything is loaded."""
 
 from glmtune.errors import ConfigError
-from glmtune.recipe import AdaLora
+from glmtune.recipe.method import AdaLora
 
 FEW_STEPS = 20
 """Fewer steps to prune in tell little: the scores of what matters are means over about the last 7 of them.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
+from glmtune.families import FAMILIES
 from glmtune.models.config_checks import PUBLISHED, check_content
 from glmtune.signs import v1_revision
 
@@ -143,7 +144,7 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
 
     def set_template(self, template: str | None) -> None:
         """Refuse the chat format of another family; nothing here depends on it."""
-        if template not in (None, "chatglm"):
+        if template not in (None, *FAMILIES["ChatGLM-6B"].templates):
             raise ConfigError(f"template: {template!r} is not ChatGLM-6B's", hint="template=chatglm")
 
     def check_supported(self) -> None:

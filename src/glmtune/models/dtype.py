@@ -33,7 +33,7 @@ SLOWER = "4 to 12 times as long"
 
 _HAS = {torch.bfloat16: has_bf16, torch.float16: has_fp16}
 _NO_BF16 = "this card has no bf16"
-_NF4_BITS = 4.25  # with a scale of 8 bits for each 64 weights, and scales of those
+_LOADED_BITS = {"nf4": 4.25}  # with a scale of 8 bits for each 64 weights, and scales of those
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def num_bytes(stored: Mapping[str, Stored], quant: str | None) -> float:
 def _bits(name: str, held: Stored, quant: str | None) -> float:
     if not held.dtype.is_floating_point:
         return 8 * held.dtype.itemsize
-    return _NF4_BITS if quant == "nf4" and is_quantised(name.removesuffix(".weight")) else 32
+    return _LOADED_BITS.get(quant or "", 32) if is_quantised(name.removesuffix(".weight")) else 32
 
 
 def main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:

@@ -249,6 +249,7 @@ TEMPLATES: dict[str, Template] = {
         end="</s>",
         control_tokens=CHATGLM2_CONTROL_TOKENS,
         title="ChatGLM2",
+        hides_control_tokens=True,
         tidy=process_chatglm2,
     ),
     "chatglm3": turn_format(

@@ -87,6 +87,8 @@ class Template:
     """Every control token after the plain vocabulary, in the order of their ids."""
     title: str
     """What people call the model."""
+    hides_control_tokens: bool = False
+    """Whether the official tokenizer decodes control tokens as nothing; others spell them."""
     assistant_name: str = ""
     """How the tool instructions call the assistant, unless the model's folder has another name."""
     prefixes_prompt: bool = False

@@ -13,7 +13,7 @@ from transformers import BatchEncoding
 
 from glmtune.errors import ConfigError
 from glmtune.families import FAMILIES, ICE, VOCABULARY, identify, identify_family
-from glmtune.templates import ROLES, TEMPLATES, chatglm2_prompt, messages_from_dicts, render
+from glmtune.templates import ROLES, TEMPLATES, Template, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.files import read_sentencepiece
 from glmtune.tokenizers.ice import IceTokenizer
@@ -44,8 +44,7 @@ class ChatGLMTokenizer(GlmTokenizer):
         self.template = template or _told_by(path.parent)
         self.encode_special_tokens = encode_special_tokens
         first = self.sp_model.get_piece_size()
-        names = TEMPLATES[self.template or "chatglm3"].control_tokens
-        self._control_ids = {name: first + index for index, name in enumerate(names)}
+        self._control_ids = {name: first + index for index, name in enumerate(self._format().control_tokens)}
         self._control_names = {index: name for name, index in self._control_ids.items()}
         fixed = (self.sp_model.unk_id(), self.sp_model.bos_id(), self.sp_model.eos_id())
         self._silent_ids = frozenset(fixed)
@@ -70,6 +69,9 @@ class ChatGLMTokenizer(GlmTokenizer):
             files = {**resolved_vocab_files, "vocab_file": ice_file}
             return IceTokenizer._from_pretrained(files, name, *args, **kwargs)  # type: ignore[no-any-return]
         return super()._from_pretrained(resolved_vocab_files, name, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def _format(self) -> Template:
+        return TEMPLATES[self.template or "chatglm3"]
 
     @property
     def unk_token(self) -> str:
@@ -163,8 +165,7 @@ class ChatGLMTokenizer(GlmTokenizer):
 
     def _convert_id_to_token(self, index: int) -> str:
         if index in self._control_names:
-            # ChatGLM2's official tokenizer shows control tokens as nothing, ChatGLM3's spells them
-            return "" if self.template == "chatglm2" else self._control_names[index]
+            return "" if self._format().hides_control_tokens else self._control_names[index]
         if index in self._silent_ids or not 0 <= index < self.sp_model.get_piece_size():
             return ""
         return str(self.sp_model.id_to_piece(index))

@@ -11,6 +11,7 @@ from glmtune.errors import ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path
 from glmtune.places import name_runs, require_here, resolve
+from glmtune.quants import EXTRAS
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
 from glmtune.runs import RECIPE_FILE, follow, last_checkpoint, require_new, step_of
@@ -98,8 +99,8 @@ def _is_plain(model: Path) -> bool:
 
 def _require_packages(quant: str | None) -> None:
     """Before rows are read, which may take long."""
-    if quant == "nf4":
-        require_installed("bitsandbytes", extra="bitsandbytes")
+    if package := EXTRAS.get(quant or ""):
+        require_installed(package, extra=package)
 
 
 def _check_rows(data: Data, quant: str | None) -> None:
