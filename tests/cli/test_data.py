@@ -237,3 +237,21 @@ def test_the_guides_commands_run(tmp_path):
         words = [word.replace("/models/chatglm3-6b", str(tmp_path / "model")) for word in words]
         done = glmtune(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def test_several_files_in_one_word_are_counted_by_the_words_of_the_hint(rows, tmp_path):
+    (tmp_path / "b.jsonl").write_bytes(rows.read_bytes())
+    (command,) = re.findall("count each: `glmtune (.*?)`", stats("[my.jsonl,b.jsonl]", tmp_path).stderr)
+    done = glmtune(*shlex.split(command), cwd=tmp_path)
+    assert [line for line in done.stdout.splitlines() if line[:1] != " "] == ["my.jsonl", "b.jsonl"]
+
+
+def test_a_hint_about_one_of_several_files_says_that_settings_are_for_all(rows, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"frage": "a", "antwort": "b"}\n', encoding="utf-8")
+    words = re.findall(r"data\.\w+=\w+", (done := stats("my.jsonl c.jsonl", tmp_path)).stderr)
+    assert done.stderr.endswith("here that is for every file: take files that differ one by one\n")
+    assert stats(" ".join(["c.jsonl", *words]), tmp_path).returncode == 0
+
+
+def stats(words, folder):
+    return glmtune("data", "stats", *words.split(), cwd=folder)
