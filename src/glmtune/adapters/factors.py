@@ -93,12 +93,12 @@ def _split(name: str) -> tuple[str, str]:
 def _read(tensors: Mapping[str, Tensor], config: Mapping[str, Any], layer: str, part: str) -> Factors:
     if part == "lora_embedding_A":  # of a table (V, C): A is (r, V), B (C, r)
         down, up = (_find(tensors, layer, f"lora_embedding_{kind}") for kind in "AB")
-        return Factors(up.T, down.T, *_scale_of(config, layer, len(down)))
+        return Factors(up.T, down.T, *scale_of(config, layer, len(down)))
     a, b = (_find(tensors, layer, f"lora_{kind}") for kind in "AB")
     if is_adalora(config):
         a = a * _find(tensors, layer, "lora_E")
     lengths = _find(tensors, layer, "lora_magnitude_vector") if config.get("use_dora") else None
-    return Factors(a, b, *_scale_of(config, layer, len(a)), lengths)
+    return Factors(a, b, *scale_of(config, layer, len(a)), lengths)
 
 
 def _find(tensors: Mapping[str, Tensor], layer: str, part: str) -> Tensor:
@@ -110,8 +110,8 @@ def _find(tensors: Mapping[str, Tensor], layer: str, part: str) -> Tensor:
     return found.float()
 
 
-def _scale_of(config: Mapping[str, Any], layer: str, rank: int) -> tuple[float, float]:
-    """Scale and divisor."""
+def scale_of(config: Mapping[str, Any], layer: str, rank: int) -> tuple[float, float]:
+    """What B A is multiplied by, and what then divides it."""
     alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", 8))
     if is_adalora(config):  # the ranks change, the scale stays
         return float(alpha), config.get("init_r", 12) + 1e-5
