@@ -227,7 +227,8 @@ def test_one_process_that_is_asked_to_end_ends_all_at_the_same_saved_step(
         encoding="utf-8",
     )
     run = tmp_path / "run"
-    words = [f"model={model}", f"data.train={ADVERTS}", f"output={run}", "data.max_rows=10", "train.steps=9"]
+    words = [f"model={model}", f"data.train={ADVERTS}", f"output={run}", "data.max_rows=10",
+             "data.max_tokens=400", "train.steps=9"]  # fmt: skip
     done = on_two_processes(["train", *words, "samples.prompts=[]"], str(tmp_path / "one_stops.py"))
     assert done.returncode != 0
     assert done.stderr.count(f"all 3 of 9 steps so far are saved; go on with: glmtune train {run} --res") == 1
