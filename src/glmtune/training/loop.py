@@ -80,9 +80,8 @@ def fit(
                 loss = module(batch.to(processes.device)) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 processes.backward(loss * processes.number)  # DDP averages over processes
-        has_signal = part is None or _is_any(
-            p.grad for p in trained
-        )  # a penalty would hide that none is there
+        # asked before the penalty, whose gradient would hide that the loss has none
+        has_signal = part is None or _is_any(p.grad for p in trained)
         if part is not None:  # after the processes' exchange: each adds the same
             processes.backward(part.penalty())
         mean_loss = float(processes.total(total))

@@ -51,9 +51,8 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
         value = now.get(key)
         typed = value if isinstance(value, str) else json.dumps(value)
         word = "" if value is None else shlex.quote(f"{key}={typed}")
-        told = (
-            partial(json.dumps, ensure_ascii=False) if files else shown
-        )  # whole paths: they differ anywhere
+        # whole paths: two lists of files may differ behind what `shown` keeps
+        told = partial(json.dumps, ensure_ascii=False) if files else shown
         raise ConfigError(
             f"{folder}: {key} is {told(before.get(key))} in this run, {told(now.get(key))} here",
             hint=f"a run is resumed as it began: {resuming(folder)}; "
