@@ -222,7 +222,7 @@ class Adgen:
 def read_adgen(rows: int, work: Path, *, longest: int | None = None) -> Adgen:
     """The first rows; they and the tokenizer are third-party and lie in ../shared or $GLMTUNE_SHARED."""
     import glmtune
-    from glmtune.tokenizers import load_tokenizer
+    from glmtune.tokenizers import read_tokenizer
 
     source = SHARED / "tokenizers"
     if not source.is_dir():
@@ -232,7 +232,7 @@ def read_adgen(rows: int, work: Path, *, longest: int | None = None) -> Adgen:
     (folder / "tokenizer.model").write_bytes((source / "chatglm2_3.tokenizer.model").read_bytes())
     config = source / "configs/chatglm3-6b_20231207/tokenizer_config.json"
     (folder / config.name).write_bytes(config.read_bytes())
-    tokenizer = load_tokenizer(folder, "chatglm3")
+    tokenizer = read_tokenizer(folder, "chatglm3")
     lines = (SHARED / "data/AdvertiseGen/dev.json").read_text(encoding="utf-8").splitlines()[:rows]
     read = [json.loads(line) for line in lines]
     prompts = [glmtune.encode_messages(tokenizer, [{"role": "user", "content": r["content"]}]) for r in read]
@@ -245,7 +245,7 @@ def read_adgen(rows: int, work: Path, *, longest: int | None = None) -> Adgen:
 def measure_perplexity(model: Any, tokenizer: Any, held: Path, rows: int) -> float:
     """Of the answers in the first rows of a file."""
     from glmtune.data.encode import encode_examples
-    from glmtune.data.source import read_examples
+    from glmtune.data.reader import read_examples
     from glmtune.recipe import Data
 
     total, learned = 0.0, 0

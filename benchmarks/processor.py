@@ -28,7 +28,7 @@ from benchmarks.models import ROOT
 from benchmarks.products import Block, Layer
 from glmtune.generate.fast import FastLinear, pack_all
 from glmtune.log import quiet
-from glmtune.runs import read_json_lines
+from glmtune.run_files import read_json_lines
 from glmtune.workflows import train
 
 INPUTS, OUTPUTS = 768, 2048

@@ -83,7 +83,7 @@ def measure(folder: Path, case: Case, steps: int) -> dict[str, float]:
     from glmtune.data.batches import Batch
     from glmtune.methods import apply_method, begin_pruning
     from glmtune.models import load_base
-    from glmtune.objectives import Sft
+    from glmtune.objectives import SftObjective
     from glmtune.recipe import load_recipe
     from glmtune.training.loop import fit
     from glmtune.training.optim import build_optimizer, build_schedule
@@ -96,7 +96,7 @@ def measure(folder: Path, case: Case, steps: int) -> dict[str, float]:
     tuned = apply_method(model, recipe.method)
     tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = build_optimizer(tuned, recipe.train)
-    objective = Sft(tuned)
+    objective = SftObjective(tuned)
     draw = torch.Generator().manual_seed(0)
     length = case.source + case.target
 

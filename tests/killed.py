@@ -22,7 +22,7 @@ import torch
 from glmtune.errors import GlmtuneError
 from glmtune.models.reading import hash_tensor
 from glmtune.recipe import load_recipe
-from glmtune.runs import find_checkpoint, is_partial, read_json_lines
+from glmtune.run_files import find_checkpoint, is_partial, read_json_lines
 from glmtune.training.state import STATE_FILE
 from glmtune.workflows import train
 from models import tiny_folder

@@ -13,14 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glmtune.data.batches import Batch, collate
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 from glmtune.models import (
     ChatGLM6BConfig,
     ChatGLM6BForConditionalGeneration,
     ChatGLMConfig,
     ChatGLMForConditionalGeneration,
 )
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 VOCABULARY = 97
@@ -59,7 +59,7 @@ def lively_model(seed: int = 3, **settings: object) -> ChatGLMForConditionalGene
     return model
 
 
-def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
+def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[TrainingRow]:
     """Rows of uneven length with uneven shares of learned tokens."""
     draw = np.random.default_rng(seed)
     rows = []
@@ -68,14 +68,14 @@ def random_rows(count: int, seed: int = 1, longest: int = 24) -> list[Row]:
         ids = draw.integers(3, VOCABULARY, length).astype(np.int32)
         labels = ids.copy()
         labels[: int(draw.integers(1, length - 2))] = -100
-        rows.append(Row(ids, labels, f"rows:{i + 1}"))
+        rows.append(TrainingRow(ids, labels, f"rows:{i + 1}"))
     return rows
 
 
 def as_batch(ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> Batch:
     """A batch of the rows of a padded one, (B, T) each."""
     rows = [
-        Row(row[real].numpy().astype(np.int32), wanted[real].numpy().astype(np.int32), "")
+        TrainingRow(row[real].numpy().astype(np.int32), wanted[real].numpy().astype(np.int32), "")
         for row, wanted, real in zip(ids, labels, mask.bool(), strict=True)
     ]
     return collate(rows, 0)
@@ -92,7 +92,7 @@ def tiny_folder(
     """A complete official-layout folder: tokenizer, config and random weights, `lively` times as large."""
     is_glm4 = template.startswith("glm4")
     (tiny_tiktoken if is_glm4 else tiny_sentencepiece)(folder, template)
-    tokenizer = load_tokenizer(folder, template)
+    tokenizer = read_tokenizer(folder, template)
     if is_glm4:
         settings = {"eos_token_id": tokenizer.stop_ids, "layernorm_epsilon": 1.5625e-07, **settings}
         settings = {"pad_token_id": tokenizer.pad_token_id, **settings}

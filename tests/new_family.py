@@ -37,7 +37,7 @@ def main(work: Path) -> None:
     from glmtune.recipe import load_recipe
     from glmtune.workflows.early import training_recipe
     from glmtune.workflows.events import Saved
-    from glmtune.workflows.training import training
+    from glmtune.workflows.execute import training
 
     published.PUBLISHED["llama"] = PUBLISHED
     models.HF_FAMILIES["Llama"] = ("llama", "llama")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from glmtune.adapters.store import save_trained
-from glmtune.load import open_place, open_tokenizer
+from glmtune.load import load_location, tokenizer_of
+from glmtune.locations import resolve
 from glmtune.methods import apply_method
-from glmtune.places import resolve
 from glmtune.recipe.parse import build_recipe
 from glmtune.workflows.cards import look_at_base, write_card
 from models import prune
@@ -39,8 +39,8 @@ def make_checkpoint(
     """A base's trained weights, moved at random by so much, with a run's card; `by` 0: nothing learned."""
     recipe = build_recipe({"model": str(base), "method": method, "quant": quant})
     place = resolve(base)
-    tokenizer = open_tokenizer(place, template=None)
-    opened = open_place(place, template=None, dtype=dtype, device="cpu", quant=quant)
+    tokenizer = tokenizer_of(place, template=None)
+    opened = load_location(place, template=None, dtype=dtype, device="cpu", quant=quant)
     untrained = look_at_base(opened, place, tokenizer)
     tuned = apply_method(opened, recipe.method).eval()
     generator = torch.Generator().manual_seed(seed)

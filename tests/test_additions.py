@@ -16,12 +16,12 @@ from glmtune.data.batches import Batch
 from glmtune.errors import ConfigError
 from glmtune.methods import METHODS, MethodRow
 from glmtune.methods.freeze import train_weights
-from glmtune.objectives import OBJECTIVES, Sft
+from glmtune.objectives import OBJECTIVES, SftObjective
 from glmtune.recipe import load_recipe, to_yaml
 from glmtune.recipe.describe import describe
-from glmtune.recipe.method import METHOD_SETTINGS, Kept, MethodSettings
+from glmtune.recipe.method import METHOD_SETTINGS, MethodSettings, TrainedPart
 from glmtune.recipe.objective import OBJECTIVE_SETTINGS, ObjectiveSettings
-from glmtune.runs import read_json_lines
+from glmtune.run_files import read_json_lines
 from glmtune.templates import TEMPLATES
 from models import tiny_folder
 
@@ -39,7 +39,7 @@ SHORT = {
 class Norms(MethodSettings):
     """Train the weights of the normalisations."""
 
-    kept: ClassVar[Kept] = Kept.WEIGHTS
+    kept: ClassVar[TrainedPart] = TrainedPart.WEIGHTS
     default_lr: ClassVar[float] = 1e-2
     lr_source: ClassVar[str] = "a test"
     name: Literal["norms"] = "norms"
@@ -77,7 +77,7 @@ class Smooth(ObjectiveSettings):
     share: float = 0.1
 
 
-class Smoothed(Sft):
+class Smoothed(SftObjective):
     def __init__(self, model: Any, settings: Smooth) -> None:
         super().__init__(model)
         self.share = settings.share

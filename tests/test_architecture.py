@@ -27,7 +27,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"contents"},
     {"files"},
     {"templates"},
-    {"folder", "hub", "processor", "recipe", "runs", "signs"},
+    {"folder", "hub", "processor", "recipe", "run_files", "signs"},
     {"template_rules"},
     {"families", "tensor_file"},
     {"possible"},
@@ -37,7 +37,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"data", "generate", "methods"},
     {"objectives"},
     {"adapters"},
-    {"places"},
+    {"locations"},
     {"load"},
     {"info", "several"},
     {"chat"},
@@ -93,7 +93,7 @@ def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
 
 MAY_NOT = {
     "models": {"conversation"},
-    "generate": {"load", "several", "places", "hub", "adapters"},  # the engine knows no files
+    "generate": {"load", "several", "locations", "hub", "adapters"},  # the engine knows no files
 }
 
 
@@ -278,17 +278,17 @@ TORCH_FREE = [
     "glmtune.possible",
     "glmtune.folder",
     "glmtune.hub",
-    "glmtune.runs",
+    "glmtune.run_files",
     "glmtune.migration",
     "glmtune.data.formats",
-    "glmtune.data.source",
+    "glmtune.data.reader",
     "glmtune.data.split",
     "glmtune.data.convert",
     "glmtune.data.stats",
     "glmtune.evaluation.metrics",
     "glmtune.report.plots",
     "glmtune.report.compare",
-    "glmtune.places",
+    "glmtune.locations",
     "glmtune.methods",
     "glmtune.adapters.peft_rules",
     "glmtune.training.stopping",

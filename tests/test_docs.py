@@ -352,7 +352,7 @@ def test_the_shown_chat_format_is_the_one_trained_on(template: str) -> None:
 
 def test_glm_tiny_answers_as_shown() -> None:
     from glmtune import encode_messages, load_model, load_tokenizer
-    from glmtune.generate import Sampling, answer
+    from glmtune.generate import Sampling, complete_texts
 
     text = both("glm-tiny")[0].read_text(encoding="utf-8")
     rows = re.findall(
@@ -362,7 +362,7 @@ def test_glm_tiny_answers_as_shown() -> None:
     assert 20 <= len(shown) <= 30
     model, tokenizer = load_model("glm-tiny", dtype="fp32"), load_tokenizer("glm-tiny")
     prompts = [encode_messages(tokenizer, [{"role": "user", "content": question}]) for question in shown]
-    said = answer(model, tokenizer, prompts, Sampling(do_sample=False, max_new_tokens=48))
+    said = complete_texts(model, tokenizer, prompts, Sampling(do_sample=False, max_new_tokens=48))
     same = sum(one == other for one, other in zip(said, shown.values(), strict=True))
     assert same >= 0.9 * len(shown)  # another CPU's rounding may turn one
 

@@ -6,7 +6,7 @@ import pytest
 
 import glmtune
 from commands import glmtune as run
-from glmtune.places import BUNDLED
+from glmtune.locations import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 

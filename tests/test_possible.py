@@ -162,7 +162,7 @@ def test_an_export_begins_or_is_refused_as_the_table_says(
     source = replace(found, method=needed, kept=METHOD_SETTINGS[needed].kept)
     if to == "lora-from-adalora":
         (tmp_path / ADAPTER_FILE).write_text('{"peft_type": "ADALORA"}', encoding="utf-8")
-        source = replace(source, place=replace(found.place, adapter=tmp_path))
+        source = replace(source, location=replace(found.location, adapter=tmp_path))
     if refusal is None or refusal.revision:
         KINDS[to].require(source)
         return

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from commands import glmtune
-from glmtune.data.source import read_examples
+from glmtune.data.reader import read_examples
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.workflows.early import run_folder, training_recipe
 from models import tiny_folder, tiny_v1_folder

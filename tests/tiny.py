@@ -16,7 +16,7 @@ import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from glmtune.templates import TEMPLATES
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from glmtune.tokenizers.files import icetk_pieces
 
 TEXT = """
@@ -132,13 +132,13 @@ IN_TRANSFORMERS = {"glm4_0414": "glm4", "glmz1": "glm4", "glm45": "glm4_moe", "g
 def tiny_tokenizer(folder: Path, template: str) -> Any:
     """A tiny tokenizer of any chat format."""
     if template == "chatglm":
-        return load_tokenizer(tiny_ice(folder))
+        return read_tokenizer(tiny_ice(folder))
     if template in IN_TRANSFORMERS:
         tiny_json(folder, template)
         (folder / "config.json").write_text(f'{{"model_type": "{IN_TRANSFORMERS[template]}"}}')
-        return load_tokenizer(folder, template)
+        return read_tokenizer(folder, template)
     build = tiny_sentencepiece if template in ("chatglm2", "chatglm3") else tiny_tiktoken
-    return load_tokenizer(build(folder, template), template)
+    return read_tokenizer(build(folder, template), template)
 
 
 def _write(folder: Path, vocabulary: bytes, config: dict[str, Any], name: str = "tokenizer.model") -> Path:

@@ -101,7 +101,7 @@ def find_codec(name: str) -> str | None:
     return codec.name if is_text and codec.name.replace("-", "_") not in NO_FILE else None
 
 
-def decode(content: bytes, name: str) -> str:
+def decode_text(content: bytes, name: str) -> str:
     """UTF-8 text without its byte-order mark, as the files of a model or a run are written.
 
     Raises `NotTextError`; `name` is the file's, for the hint.

@@ -9,10 +9,12 @@ from glmtune.conversation import encode_latest
 from glmtune.generate.engine import Engine
 from glmtune.generate.sampling import read_sampling
 from glmtune.generate.text import stream_text
-from glmtune.load import open_place, open_tokenizer
+from glmtune.load import load_location, tokenizer_of
+from glmtune.locations import resolve
 from glmtune.log import tell_left_out
-from glmtune.places import resolve
-from glmtune.templates import Taught, find
+from glmtune.models.protocol import CausalLM
+from glmtune.templates import Taught
+from glmtune.tokenizers.protocol import Tokenizer
 
 REUSED_TOKENS = 8192
 """Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
@@ -29,8 +31,8 @@ class Chat:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: CausalLM,
+        tokenizer: Tokenizer,
         *,
         system: str | None = None,
         source_prefix: str = "",
@@ -58,10 +60,10 @@ class Chat:
 
         `options` as `Chat`'s. Raises `CheckpointError`, `ConfigError` and `DataError`.
         """
-        place = resolve(path)
-        options = {**asdict(place.taught), **options}
-        tokenizer = open_tokenizer(place, template=None)
-        model = open_place(place, template=None, dtype="auto", device="auto").eval()
+        location = resolve(path)
+        options = {**asdict(location.taught), **options}
+        tokenizer = tokenizer_of(location, template=None)
+        model = load_location(location, template=None, dtype="auto", device="auto").eval()
         return cls(model, tokenizer, **options)
 
     def __repr__(self) -> str:
@@ -101,7 +103,7 @@ class Chat:
             asked.close()
         if self._asked is not asked:
             return
-        kept = find(self.tokenizer.template).remembered(written.strip())
+        kept = self.tokenizer.chat_format.remembered(written.strip())
         self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
 
     def _give_up(self) -> None:

@@ -11,15 +11,15 @@ LARGEST = 2**53
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """What a value may be, in words and as a test; an optional one may be null or absent."""
 
     words: str
     fits: Callable[[Any], bool]
 
-    def or_none(self) -> "Kind":
+    def or_none(self) -> "ValueKind":
         """The same, or nothing."""
-        return Kind(f"{self.words}, or null", lambda value: value is None or self.fits(value))
+        return ValueKind(f"{self.words}, or null", lambda value: value is None or self.fits(value))
 
 
 def _is_count(value: Any) -> bool:
@@ -34,17 +34,19 @@ def _holds(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and bool(value) and all(map(fits, value.values()))
 
 
-COUNT = Kind("a whole number from 0", _is_count)
-NUMBER = Kind("a number", _is_number)
-SECONDS = Kind("a number from 0", lambda value: _is_number(value) and 0 <= value <= LARGEST)
-TEXT = Kind("text", lambda value: isinstance(value, str))
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-COUNTS = Kind("an object of whole numbers from 0", _holds(_is_count))
-NUMBERS = Kind("an object of numbers", _holds(_is_number))
-OBJECTS = Kind("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.fits, value)))
+COUNT = ValueKind("a whole number from 0", _is_count)
+NUMBER = ValueKind("a number", _is_number)
+SECONDS = ValueKind("a number from 0", lambda value: _is_number(value) and 0 <= value <= LARGEST)
+TEXT = ValueKind("text", lambda value: isinstance(value, str))
+FLAG = ValueKind("true or false", lambda value: isinstance(value, bool))
+OBJECT = ValueKind("an object", lambda value: isinstance(value, dict))
+COUNTS = ValueKind("an object of whole numbers from 0", _holds(_is_count))
+NUMBERS = ValueKind("an object of numbers", _holds(_is_number))
+OBJECTS = ValueKind(
+    "a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.fits, value))
+)
 
-CONTENTS: Mapping[str, Mapping[str, Kind]] = {
+CONTENTS: Mapping[str, Mapping[str, ValueKind]] = {
     "metrics.jsonl": {
         "step": COUNT,
         "loss": NUMBER.or_none(),

@@ -10,11 +10,11 @@ from typing import Any
 from glmtune.families import require_template
 from glmtune.templates import Message, Taught, message_segments, training_examples, visible_text
 from glmtune.templates.latest import leave_out_oldest
-from glmtune.tokenizers.base import ChatTokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 
 def encode_messages(
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any] | Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -46,7 +46,7 @@ def encode_messages(
 
 
 def encode_question(
-    tokenizer: ChatTokenizer, messages: Sequence[Message], *, source_prefix: str = ""
+    tokenizer: Tokenizer, messages: Sequence[Message], *, source_prefix: str = ""
 ) -> list[int]:
     """The ids that ask for the answer that follows these messages, as `encode_messages` gives them.
 
@@ -56,7 +56,7 @@ def encode_question(
 
 
 def encode_learned(
-    tokenizer: ChatTokenizer, messages: Sequence[Message], *, source_prefix: str = ""
+    tokenizer: Tokenizer, messages: Sequence[Message], *, source_prefix: str = ""
 ) -> list[list[tuple[list[int], bool]]]:
     """The training examples of a conversation, part by part: a part's ids, and whether they are learned.
 
@@ -75,7 +75,7 @@ def encode_learned(
 
 
 def encode_latest(
-    tokenizer: ChatTokenizer,
+    tokenizer: Tokenizer,
     messages: Sequence[Mapping[str, Any]],
     *,
     context: int | None,
@@ -96,6 +96,6 @@ def encode_latest(
     )
 
 
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """What an answer says: without the line break (ChatGLM3, GLM-4) or the thought in front of it."""
-    return visible_text(tokenizer.template, str(tokenizer.decode(list(ids))).lstrip())
+    return visible_text(tokenizer.chat_format, str(tokenizer.decode(list(ids))).lstrip())

@@ -110,12 +110,12 @@ def _identify_family(folder: ModelFolder) -> Identity:
     return Identity(None, row.open_rule, family, revision, rule)
 
 
-def require_template(template: str | None, place: str) -> str:
+def require_template(template: str | None, where: str) -> str:
     """`template`, or a ConfigError that asks for it where it is still open."""
     if template is not None:
         return template
     raise ConfigError(
-        f"{place}: cannot tell which chat format this model speaks, ChatGLM2's or ChatGLM3's",
+        f"{where}: cannot tell which chat format this model speaks, ChatGLM2's or ChatGLM3's",
         hint=_offer(_OPEN),
     )
 
@@ -171,20 +171,20 @@ def _tokenizer_class(folder: ModelFolder) -> object:
     return named
 
 
-def _family_of_config(place: Path, config: Config) -> str:
+def _family_of_config(where: Path, config: Config) -> str:
     if is_first(config):
-        raise CheckpointError(f"{place}: an original GLM model: not supported yet", hint=_KNOWN)
+        raise CheckpointError(f"{where}: an original GLM model: not supported yet", hint=_KNOWN)
     found = next((name for name, family in FAMILIES.items() if family.is_told_by(config)), None)
     if found is None and str(config.get("model_type")) in UNSUPPORTED_MODELS:
         raise CheckpointError(
-            f"{place}: a {UNSUPPORTED_MODELS[config['model_type']]} model "
+            f"{where}: a {UNSUPPORTED_MODELS[config['model_type']]} model "
             f"(model_type {config['model_type']}): not supported yet",
             hint=_KNOWN,
         )
     if found is None:
         types = ", ".join(sorted({repr(family.model_type) for family in FAMILIES.values()}))
         raise CheckpointError(
-            f"{place}: model_type is {config.get('model_type')!r}, known are {types}",
+            f"{where}: model_type is {config.get('model_type')!r}, known are {types}",
             hint=_KNOWN,
         )
     return found

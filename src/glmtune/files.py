@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.charset import LFS_POINTER as LFS_POINTER
-from glmtune.charset import NotTextError, decode, decode_given
+from glmtune.charset import NotTextError, decode_given, decode_text
 from glmtune.contents import find_fault
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.paths import read_path, under_wsl
@@ -126,7 +126,7 @@ def read_text(path: Path, *, is_given: bool = False) -> str:
     """
     content = _whole(path, read_bytes(path))
     try:
-        return decode_given(content, str(path)).text if is_given else decode(content, str(path))
+        return decode_given(content, str(path)).text if is_given else decode_text(content, str(path))
     except NotTextError as err:
         raise CheckpointError(f"{path}:{err.line}: {err}", hint=f"{COPY_AGAIN}, or {err.hint}") from None
 
@@ -137,10 +137,10 @@ def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     A file that `contents` names holds what it says. A key given twice is an error; in files of others only
     where the two values differ.
     """
-    return parse_object(read_text(path), path, is_ours=is_ours)
+    return parse_json_object(read_text(path), path, is_ours=is_ours)
 
 
-def parse_object(
+def parse_json_object(
     text: str, path: Path, *, is_ours: bool, line: int | None = None, hint: str = COPY_AGAIN
 ) -> dict[str, Any]:
     """The JSON object of a file's text, or of one line of it; errors as of `read_json`."""
@@ -150,13 +150,13 @@ def parse_object(
         raise CheckpointError(f"{_at(path, err, line)}: {err.msg}", hint=err.hint) from None
     except json.JSONDecodeError as err:
         raise CheckpointError(f"{_at(path, err, line)}: broken JSON: {err.msg}", hint=hint) from None
-    place = path if line is None else f"{path}:{line}"
+    where = path if line is None else f"{path}:{line}"
     if not isinstance(content, dict):
-        raise CheckpointError(f"{place}: holds a {type(content).__name__}, expected an object", hint=hint)
+        raise CheckpointError(f"{where}: holds a {type(content).__name__}, expected an object", hint=hint)
     if HALF_ESCAPE.search(text) and HALF_CHARACTER.search(json.dumps(content, ensure_ascii=False)):
-        raise CheckpointError(f"{place}: holds half a character", hint=r"write the whole \ud8xx\udcxx pair")
+        raise CheckpointError(f"{where}: holds half a character", hint=r"write the whole \ud8xx\udcxx pair")
     if fault := find_fault(path.name, content):
-        raise CheckpointError(f"{place}: {fault}", hint=hint)
+        raise CheckpointError(f"{where}: {fault}", hint=hint)
     return content
 
 

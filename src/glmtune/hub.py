@@ -111,14 +111,14 @@ def _from_hugging_face(name: HubName, revision: str | None) -> Snapshot:
 def _explain_hugging_face(name: HubName, revision: str | None) -> Iterator[None]:
     from huggingface_hub import constants, errors
 
-    place = f"{constants.ENDPOINT}/{name.repository}"
+    address = f"{constants.ENDPOINT}/{name.repository}"
     try:
         yield
     except errors.RevisionNotFoundError:
-        raise _unknown_revision(name, revision, place) from None
+        raise _unknown_revision(name, revision, address) from None
     except errors.GatedRepoError:
         raise CheckpointError(
-            f"{name}: its owner has not let you in yet", hint=f"ask at {place}, then set HF_TOKEN"
+            f"{name}: its owner has not let you in yet", hint=f"ask at {address}, then set HF_TOKEN"
         ) from None
     except errors.RepositoryNotFoundError:
         raise _no_repository(name, constants.ENDPOINT, "HF_TOKEN") from None
@@ -193,10 +193,10 @@ _HUBS: dict[str, Callable[[HubName, str | None], Snapshot]] = {
 }
 
 
-def _unknown_revision(name: HubName, revision: str | None, place: str) -> CheckpointError:
+def _unknown_revision(name: HubName, revision: str | None, address: str) -> CheckpointError:
     return CheckpointError(
         f"{name}: unknown revision {revision!r}",
-        hint=f"leave revision out for the main one, or give a branch, tag or commit that {place} has",
+        hint=f"leave revision out for the main one, or give a branch, tag or commit that {address} has",
     )
 
 

@@ -11,10 +11,11 @@ from glmtune.adapters.store import load_adapter, own_method, stored_shapes
 from glmtune.errors import GlmtuneError
 from glmtune.families import FAMILIES, Identity, context_of, identify, identify_family
 from glmtune.folder import ModelFolder
+from glmtune.locations import Location, resolve
 from glmtune.methods import apply_method, trainable_line
 from glmtune.models.config_checks import refuse_quantised
 from glmtune.models.dtype import main_dtype
-from glmtune.models.opening import OPENINGS, open_outline
+from glmtune.models.loaders import FAMILY_LOADERS, outline_of_folder
 from glmtune.models.outline import (
     Parameter,
     Part,
@@ -24,13 +25,13 @@ from glmtune.models.outline import (
     list_stored,
     stored_name,
 )
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import name_linears
 from glmtune.models.shards import Stored, scan_tensors
-from glmtune.places import Place, resolve
 from glmtune.quants import BITS
 from glmtune.recipe import Method
-from glmtune.templates import find
-from glmtune.tokenizers import check_fits, open_identified
+from glmtune.tokenizers import check_fits, read_identified_tokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 PEFT_KEYS: tuple[str, ...] = ("peft_type", "r", "lora_alpha", "target_modules")
 """What is shown of an adapter that is not ours, by PEFT's names."""
@@ -145,41 +146,41 @@ def inspect(
     An adapter or run is shown with its own method. What is odd or missing in a folder is a warning; raises
     `CheckpointError` and `ConfigError` for what is no model at all.
     """
-    place = resolve(path, base=base, revision=revision)
-    warnings: list[str] = [place.other_base] if place.other_base else []
-    known = _identify(place.folder, template or place.template, warnings)
-    model, stored, parameters = _parameters(place, known, method, warnings)
-    method = method or own_method(place.trained)
+    location = resolve(path, base=base, revision=revision)
+    warnings: list[str] = [location.other_base] if location.other_base else []
+    known = _identify(location.folder, template or location.template, warnings)
+    model, stored, parameters = _parameters(location, known, method, warnings)
+    method = method or own_method(location.trained)
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
-    config = place.folder.config
-    tokenizer, problem = _open_tokenizer(place.folder, known)
+    config = location.folder.config
+    tokenizer, problem = _open_tokenizer(location.folder, known)
     if tokenizer is not None and num_rows is not None:
-        warnings += _misfit(tokenizer, num_rows, _stated_stops(config), place.base)
+        warnings += _misfit(tokenizer, num_rows, _stated_stops(config), location.base)
     return Info(
         path=str(path),
-        kind="adapter" if place.adapter and not place.run else "run" if place.run else "model",
-        folder=place.base.resolve(),
-        name=place.name,
-        revision=place.revision,
+        kind="adapter" if location.adapter and not location.run else "run" if location.run else "model",
+        folder=location.base.resolve(),
+        name=location.name,
+        revision=location.revision,
         family=known.family,
         family_revision=known.revision,
         family_rule=known.family_rule,
         template=known.template,
-        template_rule=CARD_RULE if place.template and not template else known.rule,
-        context=context_of(place.folder),
+        template_rule=CARD_RULE if location.template and not template else known.rule,
+        context=context_of(location.folder),
         context_key=FAMILIES[known.family].context_key,
         stop_tokens=_stop_tokens(tokenizer, config),
         tokenizer=_tokenizer_facts(tokenizer),
         tokenizer_problem=problem,
         num_rows=num_rows,
-        has_weights=place.folder.has_weights,
+        has_weights=location.folder.has_weights,
         weight_files=tuple(sorted({held.file.name for held in stored.values()})),
         dtype=_dtype(stored, config),
         quant=_quant(config),
         parameters=tuple(parameters),
         parts=tuple(count_parts(parameters)),
-        files={file.name: file.stat().st_size for file in sorted(place.base.iterdir()) if file.is_file()},
-        adapter=_adapter_facts(place, warnings),
+        files={file.name: file.stat().st_size for file in sorted(location.base.iterdir()) if file.is_file()},
+        adapter=_adapter_facts(location, warnings),
         method=method.name if method and model is not None else None,
         trainable=trainable_line(model) if method and model is not None else None,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -187,29 +188,29 @@ def inspect(
 
 
 def _parameters(
-    place: Place, known: Identity, method: Method | None, warnings: list[str]
+    location: Location, known: Identity, method: Method | None, warnings: list[str]
 ) -> tuple[Any, Mapping[str, Stored], list[Parameter]]:
     """The outline with what is trained, None for none; what the files hold by its names; its parameters."""
-    stored = _scan(place.folder, warnings)
-    model = _outline(place.folder, known, stored, warnings)
+    stored = _scan(location.folder, warnings)
+    model = _outline(location.folder, known, stored, warnings)
     if model is None:
         return None, stored, list_stored(stored)
-    stored = OPENINGS[known.family].by_own_names(model, stored)
-    codes = {f"{name}.weight" for name in name_linears(model)} if place.quant else set()
-    model = _with_trained(model, place, method, warnings)
+    stored = FAMILY_LOADERS[known.family].by_own_names(model, stored)
+    codes = {f"{name}.weight" for name in name_linears(model)} if location.quant else set()
+    model = _with_trained(model, location, method, warnings)
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)
-    return model, stored, [_as_opened(parameter, codes, place.quant) for parameter in parameters]
+    return model, stored, [_as_opened(parameter, codes, location.quant) for parameter in parameters]
 
 
-def _with_trained(model: Any, place: Place, method: Method | None, warnings: list[str]) -> Any:
+def _with_trained(model: CausalLM, location: Location, method: Method | None, warnings: list[str]) -> Any:
     """The outline with what a method would train, or else with what the place has; None if that won't go."""
-    if method is None and place.adapter:
+    if method is None and location.adapter:
         try:
-            return load_adapter(model, place.adapter, is_trainable=True)
+            return load_adapter(model, location.adapter, is_trainable=True)
         except GlmtuneError as err:
-            warnings.append(f"this adapter cannot be loaded: {_within(place.adapter, err)}")
+            warnings.append(f"this adapter cannot be loaded: {_within(location.adapter, err)}")
             return None
-    method = method or own_method(place.base)
+    method = method or own_method(location.base)
     return apply_method(model, method) if method else model
 
 
@@ -243,9 +244,9 @@ def _identify(folder: ModelFolder, template: str | None, warnings: list[str]) ->
 
 def _outline(folder: ModelFolder, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
     """The model on the meta device, None where config.json makes none, or the files hold another."""
-    is_closed = OPENINGS[known.family].outlines_quantised and _is_quantised(folder, warnings)
+    is_closed = FAMILY_LOADERS[known.family].outlines_quantised and _is_quantised(folder, warnings)
     try:
-        model = open_outline(folder, known, {} if is_closed else stored)
+        model = outline_of_folder(folder, known, {} if is_closed else stored)
     except GlmtuneError as err:
         warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
         return None
@@ -264,14 +265,14 @@ def _is_quantised(folder: ModelFolder, warnings: list[str]) -> bool:
 
 def _open_tokenizer(folder: ModelFolder, known: Identity) -> tuple[Any, str]:
     try:
-        return open_identified(folder, known), ""
+        return read_identified_tokenizer(folder, known), ""
     except GlmtuneError as err:
         return None, _within(folder, err)
 
 
-def _misfit(tokenizer: Any, num_rows: int, stops: list[int], folder: Path) -> list[str]:
+def _misfit(tokenizer: Tokenizer, num_rows: int, stops: list[int], folder: Path) -> list[str]:
     try:
-        check_fits(tokenizer, num_rows, stops, place=folder.name)
+        check_fits(tokenizer, num_rows, stops, where=folder.name)
     except GlmtuneError as err:
         return [f"the tokenizer is not this model's: {_within(folder, err)}"]
     return []
@@ -282,10 +283,10 @@ def _within(folder: Path | ModelFolder, err: GlmtuneError) -> str:
     return str(err).replace(f"{folder}/", "").replace(f"{folder}: ", "")
 
 
-def _stop_tokens(tokenizer: Any, config: Mapping[str, Any]) -> tuple[StopToken, ...]:
+def _stop_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[StopToken, ...]:
     """From the chat format; from config.json's eos where that is open."""
     if tokenizer is not None and tokenizer.template is not None:
-        texts = find(tokenizer.template).stop_tokens
+        texts = tokenizer.chat_format.stop_tokens
         return tuple(StopToken(i, text) for i, text in zip(tokenizer.stop_ids, texts, strict=True))
     return tuple(StopToken(i, "") for i in _stated_stops(config))
 
@@ -295,7 +296,7 @@ def _stated_stops(config: Mapping[str, Any]) -> list[int]:
     return [i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)]
 
 
-def _tokenizer_facts(tokenizer: Any) -> TokenizerFacts | None:
+def _tokenizer_facts(tokenizer: Tokenizer) -> TokenizerFacts | None:
     if tokenizer is None:
         return None
     return TokenizerFacts(
@@ -315,21 +316,21 @@ def _quant(config: Mapping[str, Any]) -> str | None:
     return next((name for name, known in BITS.items() if bits == known), None)
 
 
-def _adapter_facts(place: Place, warnings: list[str]) -> AdapterFacts | None:
-    card, folder = place.card, place.adapter or place.base
-    if card is None and place.adapter is None:
+def _adapter_facts(location: Location, warnings: list[str]) -> AdapterFacts | None:
+    card, folder = location.card, location.adapter or location.base
+    if card is None and location.adapter is None:
         return None
     theirs = read_adapter_config_if_there(folder)
     told = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
     if card is None and not theirs and (method := own_method(folder)):
         told = method.model_dump(mode="json")
-    shapes = _stored_shapes(place.adapter, warnings) if place.adapter else {}
+    shapes = _stored_shapes(location.adapter, warnings) if location.adapter else {}
     return AdapterFacts(
         folder=folder,
         base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
         parent=card.parent.get("path", "") if card else "",
         method=card.method if card else told,
-        quant=place.quant,
+        quant=location.quant,
         system=card.system if card else None,
         source_prefix=card.source_prefix if card else "",
         glmtune_version=card.glmtune_version if card else "",

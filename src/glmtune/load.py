@@ -14,17 +14,17 @@ from glmtune.adapters.proving import PutOn, proving_files, proving_whole, puttin
 from glmtune.adapters.store import load_adapter
 from glmtune.errors import ConfigError
 from glmtune.families import identify, require_template
+from glmtune.locations import Location, resolve
 from glmtune.log import tell
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
-from glmtune.models.opening import OPENINGS, open_outline, opening_of
+from glmtune.models.loaders import FAMILY_LOADERS, loader_of, outline_of_folder
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
-from glmtune.places import Place, resolve
 from glmtune.possible import require_possible
-from glmtune.tokenizers import check_fits
-from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
+from glmtune.tokenizers import check_fits, read_tokenizer
 
 
 def load_model(
@@ -49,19 +49,21 @@ def load_model(
     on its base and to do what it did when it was saved, which costs two short passes; `verify=False` leaves
     that out. Raises `CheckpointError` or `ConfigError`.
     """
-    place = resolve(path, revision=revision)
+    location = resolve(path, revision=revision)
     if adapter is not None:
-        if place.adapter:
+        if location.adapter:
             raise ConfigError(
-                f"{path}: already an adapter; two cannot be combined", hint=f"give its base: {place.base}"
+                f"{path}: already an adapter; two cannot be combined", hint=f"give its base: {location.base}"
             )
-        place = resolve(adapter, base=place.base)
-    opened = open_place(place, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
+        location = resolve(adapter, base=location.base)
+    opened = load_location(
+        location, template=template, dtype=dtype, device=device, quant=quant, verify=verify
+    )
     return opened.eval()
 
 
-def open_place(
-    place: Place,
+def load_location(
+    location: Location,
     *,
     template: str | None,
     dtype: str | torch.dtype | Choice,
@@ -71,21 +73,21 @@ def open_place(
 ) -> Any:
     """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does.
 
-    `dtype`: as settings have it, or what `choose_type` made of that. With `verify`, what `opening` proves is
-    said in one line.
+    `dtype`: as settings have it, or what `choose_type` made of that. With `verify`, one line says what
+    `load_proven` proves.
     """
-    steps = opening(place, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
+    steps = load_proven(location, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
     checks: list[Check] = []
     while True:
         try:
             checks.append(next(steps))
         except StopIteration as stop:
-            _tell_proof(place, checks, verify=verify)
+            _tell_proof(location, checks, verify=verify)
             return stop.value
 
 
-def opening(
-    place: Place,
+def load_proven(
+    location: Location,
     *,
     template: str | None,
     dtype: str | torch.dtype | Choice,
@@ -97,55 +99,57 @@ def opening(
 
     Raises `CheckpointError` for the first thing that is not so.
     """
-    if place.card:
-        check_template(place.trained, place.card, template)
+    if location.card:
+        check_template(location.trained, location.card, template)
     if verify:
-        yield from _proving_files(place)
-    is_sealed = verify and place.adapter is None and bool(place.card and place.card.tensors_sha256)
+        yield from _proving_files(location)
+    is_sealed = verify and location.adapter is None and bool(location.card and location.card.tensors_sha256)
     reading = Reading(is_hashed=is_sealed)
-    model = _open_base(place, reading, template=template, dtype=dtype, device=device, quant=quant)
-    if place.card and is_sealed:
-        yield check_tensors(place.trained, place.card, reading)
-    _warn_of_other_base(place)
-    if place.adapter and verify:
-        return (yield from putting_on(model, place.adapter, place.card, partial(load_adapter, model)))
-    if place.adapter:
-        return load_adapter(model, place.adapter)
-    if place.card and verify:
-        yield from proving_whole(model, place.trained, place.card)
+    model = _open_base(location, reading, template=template, dtype=dtype, device=device, quant=quant)
+    if location.card and is_sealed:
+        yield check_tensors(location.trained, location.card, reading)
+    _warn_of_other_base(location)
+    if location.adapter and verify:
+        return (yield from putting_on(model, location.adapter, location.card, partial(load_adapter, model)))
+    if location.adapter:
+        return load_adapter(model, location.adapter)
+    if location.card and verify:
+        yield from proving_whole(model, location.trained, location.card)
     return model
 
 
-def proving(model: Any, place: Place, put_on: PutOn) -> Generator[Check, None, Any]:
-    """Put a place's adapter on its base, opened as `model`, by `put_on`: as `opening`, which opens it too."""
-    assert place.adapter is not None
-    yield from _proving_files(place)
-    _warn_of_other_base(place)
-    return (yield from putting_on(model, place.adapter, place.card, put_on))
+def put_on_proven(model: CausalLM, location: Location, put_on: PutOn) -> Generator[Check, None, Any]:
+    """Put an adapter on its base, opened as `model`, by `put_on`, with `load_proven`'s proof."""
+    assert location.adapter is not None
+    yield from _proving_files(location)
+    _warn_of_other_base(location)
+    return (yield from putting_on(model, location.adapter, location.card, put_on))
 
 
-def _proving_files(place: Place) -> Iterator[Check]:
+def _proving_files(location: Location) -> Iterator[Check]:
     """Nothing of a model that is only a base."""
-    if place.adapter or place.card:
-        yield from proving_files(place.trained, place.card, place.folder, is_whole=place.adapter is None)
+    if location.adapter or location.card:
+        yield from proving_files(
+            location.trained, location.card, location.folder, is_whole=location.adapter is None
+        )
 
 
-def _warn_of_other_base(place: Place) -> None:
-    if place.other_base:
-        tell(f"{place.adapter}: warning: {place.other_base}")
+def _warn_of_other_base(location: Location) -> None:
+    if location.other_base:
+        tell(f"{location.adapter}: warning: {location.other_base}")
 
 
-def _tell_proof(place: Place, checks: Sequence[Check], *, verify: bool) -> None:
+def _tell_proof(location: Location, checks: Sequence[Check], *, verify: bool) -> None:
     """What was proven of what was trained, in one line."""
-    if not (place.adapter or place.card):
+    if not (location.adapter or location.card):
         return
-    what = "adapter loaded" if place.adapter else "trained weights loaded"
+    what = "adapter loaded" if location.adapter else "trained weights loaded"
     said = proof_line(checks) if verify else "not verified (verify=False)"
-    tell(f"{place.trained}: {what}: {said}")
+    tell(f"{location.trained}: {what}: {said}")
 
 
 def _open_base(
-    place: Place,
+    location: Location,
     reading: Reading,
     *,
     template: str | None,
@@ -154,13 +158,13 @@ def _open_base(
     quant: str | None,
 ) -> Any:
     told_by = "the template setting" if template else "recorded with the adapter"
-    known = identify(place.folder, template or place.template, told_by=told_by)
-    quant = quant or place.quant
+    known = identify(location.folder, template or location.template, told_by=told_by)
+    quant = quant or location.quant
     if quant is not None:
         require_possible(known.family, f"quant={quant}", f"quant: {quant!r}")
-    chosen = choose_type(place, dtype, device, quant)
-    model: Any = OPENINGS[known.family].load(
-        place.folder,
+    chosen = choose_type(location, dtype, device, quant)
+    model: CausalLM = FAMILY_LOADERS[known.family].load(
+        location.folder,
         dtype=chosen.dtype,
         device=device,
         template=known.template,
@@ -172,27 +176,32 @@ def _open_base(
     held = held_quant(model)
     blocks = f"{held} and " if held else ""
     why = f" ({chosen.why})" if chosen.why else ""
-    tell(f"{place.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}{why}")
-    if place.snapshot and place.snapshot.name.hub == "hf":
-        model.name_or_path = place.snapshot.name.repository  # PEFT writes it down as the adapter's base
+    tell(f"{location.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}{why}")
+    if location.snapshot and location.snapshot.name.hub == "hf":
+        model.name_or_path = location.snapshot.name.repository  # PEFT writes it down as the adapter's base
     return model
 
 
-def check_outline(place: Place) -> None:
+def check_outline(location: Location) -> None:
     """Go the way of every load without a weight: config, names, shapes, an adapter's settings.
 
     Raises `CheckpointError` for the first thing that a load would refuse.
     """
-    model = open_outline(place.folder, identify(place.folder, place.template), scan_tensors(place.folder))
-    if place.adapter and place.card:
-        check_settings(place.adapter, place.card)
-    if place.adapter:
+    model = outline_of_folder(
+        location.folder, identify(location.folder, location.template), scan_tensors(location.folder)
+    )
+    if location.adapter and location.card:
+        check_settings(location.adapter, location.card)
+    if location.adapter:
         with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter before it reads it
-            load_adapter(model, place.adapter)
+            load_adapter(model, location.adapter)
 
 
 def choose_type(
-    place: Place, dtype: str | torch.dtype | Choice, device: str | torch.device, quant: str | None = None
+    location: Location,
+    dtype: str | torch.dtype | Choice,
+    device: str | torch.device,
+    quant: str | None = None,
 ) -> Choice:
     """In which type a place's weights are opened, and why: one rule for all who open it.
 
@@ -200,9 +209,9 @@ def choose_type(
     """
     if isinstance(dtype, Choice):
         return dtype
-    stored = scan_tensors(place.folder)
-    trained = place.card.dtype if place.card else ""
-    return choose_dtype(dtype, stored, resolve_device(device), quant=quant or place.quant, trained=trained)
+    stored = scan_tensors(location.folder)
+    trained = location.card.dtype if location.card else ""
+    return choose_dtype(dtype, stored, resolve_device(device), quant=quant or location.quant, trained=trained)
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:
@@ -210,24 +219,24 @@ def load_tokenizer(path: str | Path, template: str | None = None, *, revision: s
     return _proven_tokenizer(resolve(path, revision=revision), template)
 
 
-def _proven_tokenizer(place: Place, template: str | None) -> Any:
+def _proven_tokenizer(location: Location, template: str | None) -> Any:
     """The tokenizer of a place, which encodes as it did in training."""
-    if place.card:
-        check_template(place.trained, place.card, template)
-        check_tokenizer_files(place.trained, place.card, place.folder)
-    tokenizer = load_folder_tokenizer(place.folder, template or place.template)
-    if place.card and place.card.probe:
-        check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
-    tokenizer.taught = place.taught
+    if location.card:
+        check_template(location.trained, location.card, template)
+        check_tokenizer_files(location.trained, location.card, location.folder)
+    tokenizer = read_tokenizer(location.folder, template or location.template)
+    if location.card and location.card.probe:
+        check_tokenizer(location.trained, location.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    tokenizer.taught = location.taught
     return tokenizer
 
 
-def open_tokenizer(place: Place, *, template: str | None) -> Any:
+def tokenizer_of(location: Location, *, template: str | None) -> Any:
     """The tokenizer of a place, for encoding chats: its template is known, it fits the model, and it encodes
     as it did in training.
     """
-    tokenizer = _proven_tokenizer(place, template)
-    require_template(tokenizer.template, str(place.base))
-    config = opening_of(place.folder).config(place.folder, tokenizer.template)
-    check_fits(tokenizer, config.vocab_size, config.eos_token_id, place=str(place.base))
+    tokenizer = _proven_tokenizer(location, template)
+    require_template(tokenizer.template, str(location.base))
+    config = loader_of(location.folder).config(location.folder, tokenizer.template)
+    check_fits(tokenizer, config.vocab_size, config.eos_token_id, where=str(location.base))
     return tokenizer

@@ -71,8 +71,8 @@ REFUSALS: dict[str, Mapping[str, Refusal]] = {
 """By the name of the family; what is not here is possible."""
 
 
-def require_possible(family: str, request: str, place: str, *, revision: str = "") -> None:
-    """Raise ConfigError, which begins with `place`, where a family cannot do one of `REQUESTS`."""
+def require_possible(family: str, request: str, where: str, *, revision: str = "") -> None:
+    """Raise ConfigError, which begins with `where`, where a family cannot do one of `REQUESTS`."""
     refusal = REFUSALS[family].get(request)
     if refusal and refusal.revision in ("", revision):
-        raise ConfigError(f"{place}: {refusal.problem.format(family=family)}", hint=refusal.hint)
+        raise ConfigError(f"{where}: {refusal.problem.format(family=family)}", hint=refusal.hint)

@@ -13,10 +13,11 @@ import torch
 from glmtune.adapters.proof import Check, proof_line
 from glmtune.adapters.store import Tensors, stored_tensors
 from glmtune.errors import ConfigError
-from glmtune.load import open_place, proving
+from glmtune.load import load_location, put_on_proven
+from glmtune.locations import Location, resolve
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
-from glmtune.places import Place, resolve
+from glmtune.models.protocol import CausalLM
 
 
 class Adapters:
@@ -41,10 +42,10 @@ class Adapters:
         self._place = resolve(path, revision=revision)
         if self._place.adapter:
             raise ConfigError(f"{path}: an adapter, not a base", hint=f"give its base: {self._place.base}")
-        self.model: Any = open_place(
+        self.model: CausalLM = load_location(
             self._place, template=template, dtype=dtype, device=device, quant=quant
         ).eval()
-        from glmtune.adapters.beside import Beside  # which imports PEFT: seconds, for who has no adapter
+        from glmtune.adapters.attached import Beside  # which imports PEFT: seconds, for who has no adapter
 
         self._beside = Beside(self.model)
         self._active: str | None = None
@@ -67,8 +68,8 @@ class Adapters:
         """
         if name in self.names:
             raise ConfigError(f"{name}: there is an adapter of this name already", hint="choose another name")
-        place = resolve(path, base=self._place.base)
-        if place.adapter is None:
+        location = resolve(path, base=self._place.base)
+        if location.adapter is None:
             raise ConfigError(
                 f"{path}: a whole model, not an adapter", hint="open it alone: load_model(path)"
             )
@@ -77,9 +78,9 @@ class Adapters:
         self._beside.use(None)
         try:
             if verify:
-                checks += self._prove(name, place)
+                checks += self._prove(name, location)
             else:
-                self._beside.put_on(name, place.adapter, stored_tensors(place.adapter))
+                self._beside.put_on(name, location.adapter, stored_tensors(location.adapter))
         except BaseException:
             if name in self.names:
                 self._beside.take_off(name)
@@ -87,7 +88,7 @@ class Adapters:
         finally:
             self.use(before)
         said = proof_line(checks) if verify else "not verified (verify=False)"
-        tell(f"{place.adapter}: adapter {name} loaded: {said}")
+        tell(f"{location.adapter}: adapter {name} loaded: {said}")
 
     def use(self, name: str | None) -> None:
         """Set an adapter to work, None the base alone. Raises `ConfigError` for a name that is not there."""
@@ -130,9 +131,9 @@ class Adapters:
             there = ", ".join(self.names) or "none so far: add(name, path)"
             raise ConfigError(f"{name}: no adapter of this name", hint=f"there are {there}")
 
-    def _prove(self, name: str, place: Place) -> Iterator[Check]:
+    def _prove(self, name: str, location: Location) -> Iterator[Check]:
         def put_on(adapter: Path, tensors: Tensors) -> Any:
             self._beside.put_on(name, adapter, tensors)
             return self.model
 
-        yield from proving(self.model, place, put_on)
+        yield from put_on_proven(self.model, location, put_on)

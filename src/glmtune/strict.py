@@ -235,8 +235,8 @@ class _Loader(yaml.SafeLoader):
             raise _unfit(f"{_spelled(node)} cannot be read: {first_line(err)}", node) from None
 
 
-def _unfit(problem: str, place: Any) -> UnfitYamlError:
-    return UnfitYamlError(problem=problem, problem_mark=place.start_mark)
+def _unfit(problem: str, where: Any) -> UnfitYamlError:
+    return UnfitYamlError(problem=problem, problem_mark=where.start_mark)
 
 
 def _spelled(node: yaml.Node) -> str:
@@ -311,19 +311,19 @@ def load_yaml(text: str, *, may_agree: bool = False) -> Any:
         loader.dispose()
 
 
-def parse_yaml(text: str, place: str, *, may_agree: bool = False) -> Any:
+def parse_yaml(text: str, where: str, *, may_agree: bool = False) -> Any:
     """As `load_yaml`, but raises `ConfigError` with line and column."""
     try:
         return load_yaml(text, may_agree=may_agree)
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark
-        raise yaml_error(err, f"{place}:{mark.line + 1}:{mark.column + 1}" if mark else place, text) from None
+        raise yaml_error(err, f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where, text) from None
     except yaml.YAMLError as err:
-        what = f"{place}: not valid YAML: {first_line(err)}"
+        what = f"{where}: not valid YAML: {first_line(err)}"
         raise ConfigError(what, hint="check the file's characters") from None
 
 
-def yaml_error(err: yaml.MarkedYAMLError, place: str, text: str = "") -> ConfigError:
+def yaml_error(err: yaml.MarkedYAMLError, where: str, text: str = "") -> ConfigError:
     """The error for YAML that cannot be read, and for what stands in double quotes where it stops."""
     problem = str(err.problem)
     what, hint = next(
@@ -335,7 +335,7 @@ def yaml_error(err: yaml.MarkedYAMLError, place: str, text: str = "") -> ConfigE
         quoted = next((part for part in DOUBLE_QUOTED.findall(line) if "\\" in part), r"D:\data\train.json")
         problem = f"{quoted}: {problem}" if line else problem
         hint = hint.format(path=quoted, slashes=quoted.replace("\\", "/"))
-    return ConfigError(f"{place}: {what.format(problem)}", hint=hint)
+    return ConfigError(f"{where}: {what.format(problem)}", hint=hint)
 
 
 def dump_yaml(value: Any, **layout: Any) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 from glmtune.errors import DataError
 from glmtune.strict import KeyTwiceError, parse_json
 
-Row = Mapping[str, Any]
+RowObject = Mapping[str, Any]
 
 SHOWN_CHARACTERS = 60
 
 
-class Record(dict[str, str]):
+class TableRow(dict[str, str]):
     """A row of a file whose first line is taken for the names of the columns."""
 
 
@@ -22,7 +22,7 @@ class Fields(dict[str, Any]):
 
     __slots__ = ("read",)
 
-    def __init__(self, values: Row) -> None:
+    def __init__(self, values: RowObject) -> None:
         super().__init__(values)
         self.read: set[str] = set()
 

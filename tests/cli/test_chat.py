@@ -16,13 +16,13 @@ from prompt_toolkit.output import DummyOutput
 
 from commands import Done, glmtune
 from glmtune import load_model
-from glmtune.adapters.beside import setting_aside
+from glmtune.adapters.attached import setting_aside
 from glmtune.adapters.store import Card, save_trained
 from glmtune.cli.talk import begins_thought, find_thoughts
-from glmtune.cli.typed import Kept, Typed, kept_lines
-from glmtune.data.source import read_examples
+from glmtune.cli.typed import LineHistory, Typed, kept_lines
+from glmtune.data.reader import read_examples
 from glmtune.recipe.settings import Data
-from glmtune.runs import write_text
+from glmtune.run_files import write_text
 from models import tiny_folder, tiny_hf_folder
 from proofs import edit_card
 from tuned import tune
@@ -324,13 +324,13 @@ def test_any_other_text_is_the_first_question_of_a_conversation(typing: Any) -> 
     typed = Typed()
     assert typed.ask_rounds() == "2"
     assert list(typed) == ["你好", "再见"]
-    assert list(Kept(kept_lines()).load_history_strings()) == ["再见", "你好"]
+    assert list(LineHistory(kept_lines()).load_history_strings()) == ["再见", "你好"]
 
 
 def test_typed_lines_are_there_the_next_time(typing: Any) -> None:
     typing(PASTE.format("一\n二") + f"\r三\r{LEAVE}")
     assert list(Typed()) == ["一\n二", "三"]
-    assert list(Kept(kept_lines()).load_history_strings()) == ["三", "一\n二"]
+    assert list(LineHistory(kept_lines()).load_history_strings()) == ["三", "一\n二"]
     assert kept_lines().parent.stat().st_mode & 0o77 == 0 or sys.platform == "win32"
 
 
@@ -346,7 +346,7 @@ def test_a_file_of_typed_lines_that_cannot_be_used_is_no_harm(typing: Any, tmp_p
         path.write_bytes(bytes(range(256)))
     typing(f"一\r\udcff\r{LEAVE}")
     assert list(Typed()) == ["一", "\udcff"]
-    assert kind == "bytes" or list(Kept(path).load_history_strings()) == []
+    assert kind == "bytes" or list(LineHistory(path).load_history_strings()) == []
 
 
 @pytest.mark.parametrize("word", ["exit", "QUIT", "退出", "/stop"])

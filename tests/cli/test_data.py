@@ -11,10 +11,10 @@ import pytest
 
 from commands import glmtune
 from glmtune.data.formats import FORMATS
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from glmtune.workflows.rows import test_questions as questions_of
 from glmtune.workflows.rows import training_rows
 from models import tiny_folder
@@ -74,7 +74,7 @@ def test_each_verb_names_the_columns_that_nobody_reads_and_stops_at_those_that_c
     for words in (["stats", "a.jsonl"], ["convert", "a.jsonl", "b.json", "--to", "alpaca"]):
         done = glmtune("data", *words, cwd=tmp_path)
         assert note in [line.strip() for line in done.stdout.splitlines()], done.stderr
-    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    tokenizer = read_tokenizer(tiny_folder(tmp_path / "model"))
     notes = training_rows(tokenizer, Data(train=tmp_path / "a.jsonl")).notes
     assert f"{tmp_path / 'a.jsonl'}: {note}" in [said.text for said in notes]
     lost = json.dumps({**row, "context": "醒了"})
@@ -164,7 +164,7 @@ def test_rows_in_another_character_set_are_read_by_each_verb_as_the_hint_says(tm
             done = glmtune("data", *words, given, cwd=tmp_path)
             assert "read as GB18030, not as UTF-8" in done.stdout, done.stderr
             (tmp_path / "b.jsonl").unlink(missing_ok=True)
-    tokenizer = load_tokenizer(tiny_folder(tmp_path / "model"))
+    tokenizer = read_tokenizer(tiny_folder(tmp_path / "model"))
     settings = Data(train=tmp_path / "gbk.csv", charset="auto")
     notes = [note.text for note in training_rows(tokenizer, settings).notes]
     assert f"{tmp_path / 'gbk.csv'}: read as GB18030, not as UTF-8" in notes

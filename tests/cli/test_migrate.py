@@ -8,7 +8,7 @@ import pytest
 
 import old_scripts
 from commands import Done, glmtune
-from glmtune.migration import migrate
+from glmtune.migration import migrate_path
 from golden import GOLDENS
 from models import tiny_folder, tiny_v1_folder
 
@@ -82,7 +82,7 @@ def test_what_is_to_be_typed_for_an_evaluation_or_a_demo_runs(name: str, desk: P
     for training in ("train", "ds_train_finetune"):
         if not list((desk / "runs").glob(f"*-{'pt' if training == 'train' else 'ft'}-*")):
             succeed("train", f"new/{training}.yaml", "model=base", *TWINS[training], *QUICK, cwd=desk)
-    [done] = migrate(desk / "ptuning" / f"{name}.sh", desk / "again" / f"{name}.yaml")
+    [done] = migrate_path(desk / "ptuning" / f"{name}.sh", desk / "again" / f"{name}.yaml")
     verb, *words = shlex.split(done.next[0].partition("glmtune ")[2])
     done = glmtune(verb, *words, *ANSWERED[name], cwd=desk, typed="你好\nstop\n")
     assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"

@@ -11,7 +11,7 @@ from closeness import assert_close
 from commands import glmtune as run_verb
 from glmtune import compare, evaluate, load_model, train, verify
 from glmtune.recipe import load_recipe
-from glmtune.runs import read_json_lines
+from glmtune.run_files import read_json_lines
 
 EARLIER = Path(__file__).parents[1] / "fixtures" / "earlier"
 METHODS = ("lora", "adalora", "ptuning", "freeze")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from glmtune.adapters.same import largest_difference
+from glmtune.adapters.logit_tolerance import largest_difference
 from glmtune.errors import ConfigError
 from glmtune.exports.fresh import OPENERS, logits_of
-from glmtune.exports.kinds import KINDS, Kind, Settings
-from glmtune.exports.source import Source, find_source
+from glmtune.exports.kinds import KINDS, ExportKind, ExportSettings
+from glmtune.exports.source import ExportSource, find_source
 from glmtune.models.dtype import DTYPES
 from models import tiny_folder
 from proofs import make_checkpoint
@@ -81,11 +81,11 @@ class Desk:
             make_checkpoint(self.base(kind), path, METHODS[method], by=by, **its)
         return path
 
-    def logits(self, source: Source) -> tuple[Tensor, Tensor]:
+    def logits(self, source: ExportSource) -> tuple[Tensor, Tensor]:
         """The tuned model's, with the numbers that were trained, and its base's; (T, V) in fp32."""
-        path = source.place.trained
+        path = source.location.trained
         if path not in self.opened:
-            tuned, base = source.open(), source.open_untrained() if source.is_whole else source.open_base()
+            tuned, base = source.open(), source.load_untrained() if source.is_whole else source.load_base()
             self.opened[path] = (logits_of(tuned, IDS, source.as_trained(tuned)), logits_of(base, IDS))
         return self.opened[path]
 
@@ -107,11 +107,11 @@ def cells() -> Iterator[Any]:
                 yield pytest.param(method, base, to, id=f"{method}-{base}-{to}", marks=marks)
 
 
-def write(kind: Kind, source: Source, folder: Path) -> Any:
+def write(kind: ExportKind, source: ExportSource, folder: Path) -> Any:
     """The export, opened as a fresh process opens it."""
     kind.require(source)
     folder.mkdir()
-    kind.draft(source, source.open(), Settings()).write(folder)
+    kind.draft(source, source.open(), ExportSettings()).write(folder)
     base = str(source.base) if kind.is_adapter else None
     template = source.identity.template if kind.is_adapter else None
     opened: Any = OPENERS[kind.opener]({"folder": str(folder), "base": base, "template": template})

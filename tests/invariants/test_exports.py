@@ -16,9 +16,9 @@ import glmtune
 from closeness import ROUNDING
 from glmtune.adapters.store import stored_tensors
 from glmtune.errors import GlmtuneError
-from glmtune.load import open_tokenizer
+from glmtune.load import tokenizer_of
+from glmtune.locations import resolve
 from glmtune.models.shards import Stored, read_stored, scan_tensors
-from glmtune.places import resolve
 from glmtune.workflows import ExportResult
 from glmtune.workflows.events import drain
 from glmtune.workflows.exporting import Order, _tell_chat, exporting
@@ -259,7 +259,7 @@ def test_chatting_with_an_hf_export_names_what_it_was_made_of(desk: Desk, tmp_pa
     base = desk.base("ChatGLM3")
     out = glmtune.export(base, to="hf", output=tmp_path / "out").path
     with pytest.raises(GlmtuneError, match="none of the formats") as caught:
-        open_tokenizer(resolve(out), template=None)
+        tokenizer_of(resolve(out), template=None)
     assert str(base) in caught.value.hint
     assert f"`glmtune export {base} --to merged`" in caught.value.hint
 

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 import glmtune
 from glmtune.adapters.store import read_card
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.exports.kinds import KINDS, Settings
+from glmtune.exports.kinds import KINDS, ExportSettings
 from glmtune.exports.source import find_source
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.runs import follow, read_json_lines
+from glmtune.run_files import follow, read_json_lines
 from glmtune.workflows.early import training_recipe
 from glmtune.workflows.events import Note, Saved, drain
-from glmtune.workflows.training import training
+from glmtune.workflows.execute import training
 from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
@@ -239,7 +239,7 @@ def test_an_official_prefix_is_gone_on_from_with_its_base_named(
 ) -> None:
     source, prefix = find_source(begin("ptuning")), tmp_path / "prefix"
     prefix.mkdir()
-    KINDS["official-ptuning"].draft(source, source.open(), Settings()).write(prefix)
+    KINDS["official-ptuning"].draft(source, source.open(), ExportSettings()).write(prefix)
     base = begin("ptuning").parent / "base"
     monkeypatch.chdir(base.parent)
     second = recipe(prefix, tmp_path / "second", "train.lr=0", "train.steps=1", "base=base")

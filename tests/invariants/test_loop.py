@@ -12,9 +12,9 @@ from transformers import Trainer, TrainingArguments
 
 from closeness import assert_close, distance
 from glmtune.data.batches import Steps, collate
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 from glmtune.methods import apply_method
-from glmtune.objectives import Sft, sft
+from glmtune.objectives import SftObjective, sft
 from glmtune.recipe import Lora, Train
 from glmtune.training.loop import StepLog, fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule
@@ -22,13 +22,13 @@ from glmtune.training.processes import Processes
 from models import VOCABULARY, random_rows, tiny_model
 
 
-def run(model: torch.nn.Module, rows: list[Row], settings: Train, steps: int) -> list[StepLog]:
+def run(model: torch.nn.Module, rows: list[TrainingRow], settings: Train, steps: int) -> list[StepLog]:
     processes = Processes()
     batches = Steps(
         rows, batch_size=settings.batch_size, micro_batch_size=settings.micro_batch_size, seed=settings.seed
     )
     optimizer = build_optimizer(model, settings)
-    objective = Sft(model)
+    objective = SftObjective(model)
     return list(
         fit(
             objective,
@@ -94,7 +94,7 @@ def test_the_size_of_the_micro_batches_does_not_matter(micro_batch_size: int) ->
 def test_padding_does_not_change_loss_or_gradient() -> None:
     rows = random_rows(6)
     model = tiny_model()
-    objective = Sft(model)
+    objective = SftObjective(model)
     together = collate(rows, 0)
     objective(together).backward()
     gradients = [p.grad.clone() for p in model.parameters()]
@@ -113,7 +113,7 @@ def test_the_objective_equals_the_models_own_loss_and_gradients(
     model, batch = tiny_model(), collate(random_rows(5), 0)
     if is_lora:
         model = apply_method(model, Lora(dropout=0.0, target_modules=("query_key_value", "output_layer")))
-    objective = Sft(model)
+    objective = SftObjective(model)
     (model(**batch.padded()).loss * objective.weight(batch)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -137,8 +137,8 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 def test_the_mean_loss_is_over_tokens_whatever_the_batches() -> None:
     rows, processes = random_rows(10), Processes()
-    one = mean_loss(Sft(tiny_model()), [collate(rows, 0)], processes)
-    many = mean_loss(Sft(tiny_model()), [collate([row], 0) for row in rows], processes)
+    one = mean_loss(SftObjective(tiny_model()), [collate(rows, 0)], processes)
+    many = mean_loss(SftObjective(tiny_model()), [collate([row], 0) for row in rows], processes)
     assert one == pytest.approx(many, rel=1e-6)
 
 
@@ -151,9 +151,9 @@ def test_positions_that_rows_bring_are_those_they_are_trained_at() -> None:
 
     def loss(positions: Callable[[int], NDArray[np.int64]]) -> torch.Tensor:
         placed = [replace(row, position_ids=positions(len(row.input_ids))) for row in rows]
-        return Sft(model).loss(collate(placed, 0))
+        return SftObjective(model).loss(collate(placed, 0))
 
-    as_counted = Sft(model).loss(collate(rows, 0))
+    as_counted = SftObjective(model).loss(collate(rows, 0))
     assert_close(loss(np.arange), as_counted)
     assert_close(loss(lambda length: np.arange(length) + 5), as_counted)
     assert distance(loss(lambda length: 3 * np.arange(length)), as_counted) > 1e-3

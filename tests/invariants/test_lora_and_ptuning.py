@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from glmtune.recipe import load_recipe
-from glmtune.report.run import read_run
+from glmtune.report.recorded_run import read_run
 from glmtune.workflows.events import drain
-from glmtune.workflows.training import training
+from glmtune.workflows.execute import training
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 STEPS = 40

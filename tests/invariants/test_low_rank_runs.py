@@ -18,9 +18,9 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.report.curves import candidates, lowest
-from glmtune.runs import read_json_lines
+from glmtune.run_files import read_json_lines
 from glmtune.workflows.events import Note, Saved, drain
-from glmtune.workflows.training import training
+from glmtune.workflows.execute import training
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 from proofs import edit_card
 

@@ -14,10 +14,10 @@ import torch
 
 from glmtune.adapters.store import Card, restore_trained, save_trained
 from glmtune.data.batches import Batch, collate
-from glmtune.load import open_place, open_tokenizer
+from glmtune.load import load_location, tokenizer_of
+from glmtune.locations import resolve
 from glmtune.methods import apply_method, begin_pruning
-from glmtune.objectives import Sft
-from glmtune.places import resolve
+from glmtune.objectives import SftObjective
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.optim import build_optimizer, build_schedule
@@ -98,20 +98,20 @@ def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
         {"model": "m", "method": settings, "train": {"lr": rate, "steps": STEPS, "schedule": "constant"}}
     )
     processes = Processes(precision="bf16" if dtype == "bf16" else "fp32")
-    tokenizer = open_tokenizer(place, template=None)
+    tokenizer = tokenizer_of(place, template=None)
     batch = encode_rows(tokenizer, rows_file)
     is_rough = dtype == "bf16"  # the order of a sum shows, and grows from step to step
 
     courses = []
     for checkpointing in (False, True):
-        base_model = open_place(place, template=None, dtype=dtype, device="cpu", quant=quant)
+        base_model = load_location(place, template=None, dtype=dtype, device="cpu", quant=quant)
         tuned, before = apply_seeded(base_model, recipe)
         if checkpointing:
             tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        first = mean_loss(Sft(tuned), [batch], processes)
+        first = mean_loss(SftObjective(tuned), [batch], processes)
         optimizer = processes.prepare(build_optimizer(tuned, recipe.train))
         losses = train(tuned, recipe, batch, processes, optimizer, range(1, STEPS + 1))
-        last = mean_loss(Sft(tuned), [batch], processes)
+        last = mean_loss(SftObjective(tuned), [batch], processes)
         assert losses[0] == pytest.approx(first, rel=2e-2 if is_rough else 1e-4)
         assert last < first - 0.05
         assert_only_own_weights_changed(tuned, before, own)
@@ -123,15 +123,17 @@ def test_a_method_learns_changes_its_own_weights_alone_and_comes_back(
     if method == "full":
         copy_small_files(place.base, tmp_path / "trained")
     if method != "adalora":  # which is resumed from the pruning's state: test_low_rank_runs.py
-        anew = open_place(place, template=None, dtype=dtype, device="cpu", quant=quant)
+        anew = load_location(place, template=None, dtype=dtype, device="cpu", quant=quant)
         restored, _ = apply_seeded(anew, recipe)
         restore_trained(restored, tmp_path / "trained")
-        assert mean_loss(Sft(restored), [batch], processes) == last
+        assert mean_loss(SftObjective(restored), [batch], processes) == last
         if not is_rough:
             restored.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             assert_goes_on_alike(tuned, restored, optimizer, recipe, batch, processes)
-    again = open_place(resolve(tmp_path / "trained"), template=None, dtype=dtype, device="cpu")
-    assert mean_loss(Sft(again), [batch], processes) == pytest.approx(last, rel=2e-2 if is_rough else 1e-5)
+    again = load_location(resolve(tmp_path / "trained"), template=None, dtype=dtype, device="cpu")
+    assert mean_loss(SftObjective(again), [batch], processes) == pytest.approx(
+        last, rel=2e-2 if is_rough else 1e-5
+    )
 
 
 def apply_seeded(model: Any, recipe: Recipe) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -145,7 +147,7 @@ def train(
     tuned: Any, recipe: Recipe, batch: Batch, processes: Processes, optimizer: Any, steps: range
 ) -> list[float]:
     """The loss of each step."""
-    objective = Sft(tuned)
+    objective = SftObjective(tuned)
     logs = fit(
         objective,
         objective,

@@ -20,15 +20,15 @@ from glmtune import load_tokenizer
 from glmtune.adapters.store import read_card
 from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
-from glmtune.places import resolve
+from glmtune.locations import resolve
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.report.curves import candidates, lowest
 from glmtune.training import stopping
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import training_recipe
 from glmtune.workflows.events import Evaluated, Event, Note, Saved, Stepped, drain
+from glmtune.workflows.execute import training
 from glmtune.workflows.rows import data_hash, training_rows
-from glmtune.workflows.training import training
 from killed import hash_checkpoint
 from models import tiny_folder, tiny_v1_folder
 from proofs import edit_card
@@ -527,7 +527,7 @@ def faulty(tmp_path: Path) -> tuple[Path, Path, str]:
     rows.write_text("\n".join(lines), encoding="utf-8")
     tokenizer = load_tokenizer(model)
     encoded = training_rows(tokenizer, recipe(model, tmp_path, f"data.train={rows}").data).train.rows
-    place = Steps(encoded, batch_size=4, micro_batch_size=1, seed=42).rows_of(8)[2].place
+    place = Steps(encoded, batch_size=4, micro_batch_size=1, seed=42).rows_of(8)[2].where
     number = int(place.rpartition(":")[2]) - 1
     row = json.loads(lines[number])
     lines[number] = json.dumps({**row, "summary": "\N{YEN SIGN}" + row["summary"]}, ensure_ascii=False)

@@ -9,14 +9,14 @@ import torch
 
 import glmtune
 from glmtune.adapters.store import read_card
-from glmtune.load import open_place
+from glmtune.load import load_location
+from glmtune.locations import resolve
 from glmtune.models.shards import scan_tensors
-from glmtune.places import resolve
 from glmtune.recipe import load_recipe
-from glmtune.runs import SETTINGS_FILE, follow, read_json_lines
+from glmtune.run_files import SETTINGS_FILE, follow, read_json_lines
 from glmtune.workflows import verify
 from glmtune.workflows.events import Note, Saved, drain
-from glmtune.workflows.training import training
+from glmtune.workflows.execute import training
 from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
@@ -97,7 +97,7 @@ def test_a_run_says_and_records_its_type_and_all_who_open_it_take_that(
     )
     assert load_recipe(run / "recipe.yaml").dtype == name
     assert f'"dtype": "{name}"' in (tmp_path / "scores" / SETTINGS_FILE).read_text(encoding="utf-8")
-    opened = open_place(resolve(run), template=None, dtype="auto", device="cpu")  # as chat does
+    opened = load_location(resolve(run), template=None, dtype="auto", device="cpu")  # as chat does
     assert opened.dtype == getattr(torch, kind)
 
 

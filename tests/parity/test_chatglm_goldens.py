@@ -13,7 +13,7 @@ from closeness import assert_close
 from glmtune.generate import Sampling, complete
 from glmtune.models import load_base
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
-from glmtune.objectives.sft import Sft
+from glmtune.objectives.sft import SftObjective
 from golden import GOLDENS, Golden, assert_committed_equals_reference, read_golden
 from models import as_batch
 
@@ -177,7 +177,7 @@ def test_losses_and_gradients_are_the_official_ones(golden: Golden, case: str, a
 def test_the_objective_gives_the_official_loss_and_gradients_on_a_padded_batch(batched: Golden) -> None:
     batched.model.zero_grad()
     ids, labels = (batched.tensors[f"train_batch.{name}"] for name in ("input_ids", "labels"))
-    objective = Sft(batched.model)
+    objective = SftObjective(batched.model)
     mask = (ids != batched.model.config.pad_token_id).long()
     batch = as_batch(ids, labels, mask)
     loss = objective(batch) / objective.weight(batch)

@@ -14,8 +14,8 @@ from glmtune.adapters.store import load_adapter
 from glmtune.errors import ConfigError
 from glmtune.exports.folder import write_pretty
 from glmtune.exports.hf import hf_config, hf_groups
-from glmtune.exports.kinds import KINDS, Settings, find_kind
-from glmtune.exports.source import Source, find_source
+from glmtune.exports.kinds import KINDS, ExportSettings, find_kind
+from glmtune.exports.source import ExportSource, find_source
 from glmtune.exports.tensors import merge, write_shards
 from glmtune.models import load_base
 from glmtune.models.config import read_config
@@ -31,7 +31,7 @@ PREFIX = [
 ]
 
 
-def source_of(family: str, adapter: str | None = None) -> Source:
+def source_of(family: str, adapter: str | None = None) -> ExportSource:
     base = GOLDENS / family / "ckpt"
     template = TEMPLATES[family]
     return (
@@ -41,12 +41,12 @@ def source_of(family: str, adapter: str | None = None) -> Source:
     )
 
 
-def write(source: Source, to: str, folder: Path, **settings: Any) -> Path:
+def write(source: ExportSource, to: str, folder: Path, **settings: Any) -> Path:
     """What an export writes, before it is verified."""
     kind = find_kind(to)
     kind.require(source)
     folder.mkdir(parents=True)
-    kind.draft(source, source.open(), Settings(**settings)).write(folder)
+    kind.draft(source, source.open(), ExportSettings(**settings)).write(folder)
     return folder
 
 
@@ -96,7 +96,7 @@ def test_transformers_own_class_gives_the_official_logits_of_the_adapter(family:
     assert_close(logits(model, known["full.input_ids"]), known["lora.full.logits"])
 
 
-def hf_only(source: Source, folder: Path) -> Path:
+def hf_only(source: ExportSource, folder: Path) -> Path:
     """Weights and config: the goldens have no tokenizers."""
     folder.mkdir(parents=True)
     merged = merge(source, torch.float32)
@@ -157,5 +157,5 @@ def test_what_cannot_be_exported_so_is_refused_by_name(to: str) -> None:
     source, kind = source_of(family, adapter), find_kind(to)
     with pytest.raises(ConfigError, match=problem) as caught:
         kind.require(source)
-        kind.draft(source, source.open(), Settings())
+        kind.draft(source, source.open(), ExportSettings())
     assert caught.value.hint

@@ -12,7 +12,7 @@ from closeness import assert_close
 from glmtune import load_model
 from glmtune.generate import Sampling, complete
 from glmtune.models import load_base
-from glmtune.objectives.sft import Sft
+from glmtune.objectives.sft import SftObjective
 from golden import GOLDENS, Golden, assert_committed_equals_reference, read_prefix_golden
 from models import as_batch
 
@@ -72,7 +72,7 @@ def test_the_objective_gives_the_official_loss_and_gradients_on_a_padded_batch(g
     golden.model.zero_grad()
     ids, labels = (golden.tensors[f"train_batch.{name}"] for name in ("input_ids", "labels"))
     batch = as_batch(ids, labels, real_of(golden, ids))
-    objective = Sft(golden.model)
+    objective = SftObjective(golden.model)
     loss = objective(batch) / objective.weight(batch)
     loss.backward()
     golden.assert_loss_close(loss, golden.values["train_batch.loss"])

@@ -10,13 +10,13 @@ import yaml
 
 from glmtune.data.encode import encode_examples
 from glmtune.data.official import find_encoding
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
 from glmtune.errors import DataError
-from glmtune.migration import migrate
+from glmtune.migration import migrate_path
 from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data
 from glmtune.templates import messages_from_dicts
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from parity.test_token_goldens import official_folder
 
 pytestmark = pytest.mark.shared
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.shared
 def tokenizers(shared, tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("official")
     return {
-        name: load_tokenizer(official_folder(shared, folder / name, name))
+        name: read_tokenizer(official_folder(shared, folder / name, name))
         for name in ("v1_late", "v2", "v3", "glm4")
     }
 
@@ -171,7 +171,7 @@ def test_a_migrated_script_trains_the_official_rows(shared, tokenizers, revision
         columns = [arguments[name] for name in ("prompt_column", "response_column")]
         rows = [row for row in case["rows"] if all(row[name] for name in columns)]  # it skips the others
         (folder / "train.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-        [done] = migrate(write_script(folder, arguments), folder / "new.yaml")
+        [done] = migrate_path(write_script(folder, arguments), folder / "new.yaml")
         data = load_recipe(done.made, ["model=-"]).data
         assert data.train == folder / "train.json"
         made = encode_examples(tokenizer, read_dataset(data.train, data).examples, data).rows
@@ -198,7 +198,7 @@ def test_a_migrated_configuration_trains_the_official_rows(shared, tokenizers, t
         lengths = {name: case["args"][name] for name in ("max_input_length", "max_output_length")}
         config = {"data_config": {"train_file": "train.json"}, "training_args": {"max_steps": 1}, **lengths}
         (folder / "sft.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        [done] = migrate(folder / "sft.yaml", folder / "new.yaml")
+        [done] = migrate_path(folder / "sft.yaml", folder / "new.yaml")
         data = load_recipe(done.made, ["model=-"]).data
         [row] = encode_examples(tokenizers["v3"], read_dataset(data.train, data).examples, data).rows
         assert [row.input_ids.tolist()] == case["train"]["input_ids"]

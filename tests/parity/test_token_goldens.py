@@ -16,7 +16,7 @@ from glmtune.families import identify
 from glmtune.models.official_chat import process_turns
 from glmtune.templates import TEMPLATES
 from glmtune.templates.tidy import process_chatglm, process_chatglm2
-from glmtune.tokenizers import check_fits, load_tokenizer, register
+from glmtune.tokenizers import check_fits, read_tokenizer, register
 
 pytestmark = pytest.mark.shared
 
@@ -56,7 +56,7 @@ class Golden:
         self.folders = shared / "tokenizers/configs"
         # the tokenizer is the question here, not whether the model's config can be read
         self.folder = official_folder(shared, folder, revision)
-        self.tokenizer: Any = load_tokenizer(self.folder)
+        self.tokenizer: Any = read_tokenizer(self.folder)
         self.truth = json.loads((shared / f"goldens/tokens/{revision}.json").read_text(encoding="utf-8"))
 
 
@@ -210,7 +210,7 @@ def test_single_messages_are_the_official_ones(golden):
 
 def test_role_tokens_in_text_become_control_tokens_only_where_asked(golden):
     cases = golden.truth.get("encode_special_tokens=True", [])
-    tokenizer = load_tokenizer(golden.folder)
+    tokenizer = read_tokenizer(golden.folder)
     tokenizer.encode_special_tokens = True
     for case in cases:
         assert tokenizer(case["text"])["input_ids"] == case["ids"]
@@ -316,7 +316,7 @@ def test_our_tool_instructions_are_those_of_the_official_jinja_template(shared, 
     shutil.copyfile(shared / "tokenizers/glm4.tokenizer.model", tmp_path / "tokenizer.model")
     for path in (shared / "tokenizers/configs" / revision).glob("*config.json"):
         shutil.copyfile(path, tmp_path / path.name)
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = read_tokenizer(tmp_path)
     for count in range(len(TOOLS) + 1):
         talk = [{**TOOL_TALK[0], "tools": TOOLS[:count]}, *TOOL_TALK[1:]]
         official = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
@@ -328,7 +328,7 @@ def test_the_32k_folder_is_told_by_its_chat_template(shared, tmp_path):
         shutil.copyfile(shared / f"tokenizers/configs/chatglm3-6b-32k_{name}", tmp_path / name)
     shutil.copyfile(shared / "tokenizers/chatglm2_3.tokenizer.model", tmp_path / "tokenizer.model")
     assert identify(tmp_path).rule == "its chat_template"
-    assert load_tokenizer(tmp_path).template == "chatglm3"
+    assert read_tokenizer(tmp_path).template == "chatglm3"
 
 
 def test_auto_tokenizer_does_not_ask_whether_to_trust(golden):
@@ -341,7 +341,7 @@ def test_genuine_vocabularies_of_other_models_are_no_ice_text(shared, tmp_path, 
     folder = official_folder(shared, tmp_path, "v1_late")
     shutil.copyfile(shared / "tokenizers" / name, folder / "ice_text.model")
     with pytest.raises(CheckpointError, match=r"ice_text\.model.*vocabulary.*ChatGLM-6B"):
-        load_tokenizer(folder)
+        read_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_another_revisions_vocabulary_is_refused(shared, tmp_path, revision, nam
     folder = official_folder(shared, tmp_path, revision)
     shutil.copyfile(shared / "tokenizers" / name, folder / "ice_text.model")
     with pytest.raises(CheckpointError, match="revision"):
-        load_tokenizer(folder)
+        read_tokenizer(folder)
 
 
 @pytest.mark.parametrize(("name", "revision"), [("ice_text.model", "late"), ("ice_text.early.model", "mid")])
@@ -359,7 +359,7 @@ def test_without_a_config_the_vocabulary_tells_the_revision(shared, tmp_path, na
     folder = official_folder(shared, tmp_path, f"v1_{revision}")
     (folder / "config.json").unlink()
     shutil.copyfile(shared / "tokenizers" / name, folder / "ice_text.model")
-    assert load_tokenizer(folder).ice_revision == revision
+    assert read_tokenizer(folder).ice_revision == revision
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_genuine_vocabularies_of_other_models_are_refused(shared, tmp_path, name
     folder = official_folder(shared, tmp_path, "v3")
     shutil.copyfile(shared / "tokenizers" / name, folder / "tokenizer.model")
     with pytest.raises(CheckpointError, match="vocabulary"):
-        load_tokenizer(folder)
+        read_tokenizer(folder)
 
 
 def test_genuine_tokenizers_fit_their_models_and_no_others(golden):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.charset import Decoded, NotTextError, decode, decode_given, find_codec
-from glmtune.data.source import read_dataset
+from glmtune.charset import Decoded, NotTextError, decode_given, decode_text, find_codec
+from glmtune.data.reader import read_dataset
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data
@@ -146,7 +146,7 @@ def test_a_character_set_given_as_the_encoding_is_told_its_setting(name):
     ],
 )
 def test_a_file_that_is_no_text_is_named_by_its_first_bytes(content, kind, cure):
-    readers = [decode, decode_given, lambda *words: decode_given(*words, "auto")]
+    readers = [decode_text, decode_given, lambda *words: decode_given(*words, "auto")]
     for read in readers:
         with pytest.raises(NotTextError) as caught:
             read(content, "a.csv")
@@ -177,9 +177,9 @@ def test_the_command_of_the_hint_makes_text_of_the_file(codec, tmp_path):
     text = '{"prompt": "早上好", "response": "早安，你好嗎？"}\n'
     (tmp_path / "my rows.json").write_bytes(text.encode(codec))
     with pytest.raises(NotTextError) as caught:
-        decode((tmp_path / "my rows.json").read_bytes(), "my rows.json")
+        decode_text((tmp_path / "my rows.json").read_bytes(), "my rows.json")
     subprocess.run(caught.value.hint.removeprefix("convert it: "), shell=True, check=True)
-    assert decode((tmp_path / "my rows.utf8.json").read_bytes(), "x") == text
+    assert decode_text((tmp_path / "my rows.utf8.json").read_bytes(), "x") == text
 
 
 @pytest.mark.parametrize("codec", MARKED)
@@ -196,6 +196,6 @@ def test_a_recipe_in_another_set_is_converted_as_the_hint_says():
 
 
 def test_a_byte_order_mark_of_utf8_is_no_part_of_the_text():
-    assert decode(b"\xef\xbb\xbfa", "x") == "a"
+    assert decode_text(b"\xef\xbb\xbfa", "x") == "a"
     with pytest.raises(NotTextError, match=r"byte 5 of the file \(0xff\)"):
-        decode(b"\xef\xbb\xbfa\xff", "x")
+        decode_text(b"\xef\xbb\xbfa\xff", "x")

@@ -14,7 +14,7 @@ from glmtune.conversation import encode_messages
 from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
 from glmtune.data.prompts import encode_prompts
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
 from glmtune.errors import ConfigError
 from glmtune.methods import apply_method
 from glmtune.recipe import Lora

@@ -7,7 +7,7 @@ import pytest
 from tools.examples import adverts, build
 from tools.glm_tiny import corpus
 
-from glmtune.data.source import read_examples, read_rows
+from glmtune.data.reader import read_examples, read_raw_rows
 from glmtune.recipe.settings import Data
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ NAMES = ("{{name}}", "{{author}}")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    return [row.value for row in read_rows(EXAMPLES / name)]
+    return [row.value for row in read_raw_rows(EXAMPLES / name)]
 
 
 def held_out(name: str) -> str:

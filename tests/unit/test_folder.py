@@ -17,11 +17,11 @@ from glmtune.adapters.digest import hash_tokenizer
 from glmtune.errors import CheckpointError
 from glmtune.families import identify
 from glmtune.folder import ModelFolder
-from glmtune.load import load_tokenizer, open_place, open_tokenizer
+from glmtune.load import load_location, load_tokenizer, tokenizer_of
+from glmtune.locations import BUNDLED, resolve
 from glmtune.models.config import read_config
 from glmtune.models.fingerprint import fingerprint
 from glmtune.models.shards import scan_tensors
-from glmtune.places import BUNDLED, resolve
 from tuned import tune
 
 _watched: list[Counter[Path]] = []
@@ -71,8 +71,8 @@ def test_a_load_reads_the_base_once(what: str, request: pytest.FixtureRequest, b
     path: Path = request.getfixturevalue(what)
     with counting() as opened:
         place = resolve(path)
-        open_place(place, template=None, dtype="auto", device="cpu")
-        open_tokenizer(place, template=None)
+        load_location(place, template=None, dtype="auto", device="cpu")
+        tokenizer_of(place, template=None)
     assert opened[base / "config.json"] == 1
     assert opened[base / "generation_config.json"] == 1
     has_card = what == "adapter"

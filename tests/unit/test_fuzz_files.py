@@ -14,11 +14,11 @@ from fuzz import Outcomes, fuzzed, json_text, odd_bytes, odd_values
 from glmtune import compare
 from glmtune.evaluation.predictions import PredictionFile
 from glmtune.files import read_json
-from glmtune.report.listing import list_runs
+from glmtune.report.listing import summarise_runs
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks
-from glmtune.report.run import read_run, read_scores
-from glmtune.runs import read_json_lines
+from glmtune.report.recorded_run import read_run, read_scores
+from glmtune.run_files import read_json_lines
 
 STEPS = [
     {"step": 1, "loss": 2.0, "lr": 1e-3, "step_s": 0.5, "tokens_per_s": 100.0, "peak_memory_gib": 1.5},
@@ -95,7 +95,7 @@ def _look_at_all(count: int) -> Outcomes:
             _write_run(other)
             (run / name).write_bytes(content)
             outcomes(lambda: _look(run, other))
-            assert {entry.path.name for entry in list_runs(Path(folder) / "runs")} == {"run", "other"}
+            assert {entry.path.name for entry in summarise_runs(Path(folder) / "runs")} == {"run", "other"}
 
     check()
     return outcomes
@@ -162,7 +162,7 @@ def test_a_junk_line_is_named_and_a_half_written_last_one_is_left_out(
     _write_run(tmp_path / "good")
     path = tmp_path / "bad" / "metrics.jsonl"
     path.write_bytes(f'{{"step":0}}\n{line}\n'.encode(errors="surrogatepass"))
-    broken, fine = sorted(list_runs(tmp_path), key=lambda entry: entry.path)
+    broken, fine = sorted(summarise_runs(tmp_path), key=lambda entry: entry.path)
     assert broken.state == "broken" and broken.problem.startswith(f"{path}{fault}")
     assert fine.state == "finished"
     path.write_bytes(_written(METRICS)[:-3])
@@ -183,7 +183,7 @@ def test_a_pipe_among_the_files_of_a_run_is_refused(tmp_path: Path) -> None:
         content = path.read_bytes()
         path.unlink()
         os.mkfifo(path)
-        (entry,) = list_runs(tmp_path)
+        (entry,) = summarise_runs(tmp_path)
         assert (
             name in ("ranks.jsonl", "evaluations/e/generated_predictions.txt")
             or "named pipe" in entry.problem

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fuzz import Outcomes, fuzzed, json_text, odd_bytes, odd_values
 from glmtune.data.encode import encode_examples
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
 from glmtune.load import load_tokenizer
 from glmtune.recipe import Data
 

@@ -7,7 +7,7 @@ import pytest
 from tools.glm_tiny import corpus, tokenizer
 from tools.glm_tiny.blocks import Row, read_blocks, rows_of
 
-from glmtune.data.source import read_examples
+from glmtune.data.reader import read_examples
 from glmtune.families import identify
 from glmtune.recipe.settings import Data
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer

@@ -17,21 +17,20 @@ from commands import glmtune
 from glmtune.adapters.store import Card, load_adapter, restore_trained, save_trained
 from glmtune.conversation import encode_messages
 from glmtune.data.batches import collate
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.families import identify
 from glmtune.generate import Sampling, complete
 from glmtune.info import inspect
-from glmtune.load import load_model, load_tokenizer, open_tokenizer
+from glmtune.load import load_model, load_tokenizer, tokenizer_of
+from glmtune.locations import resolve
 from glmtune.methods import apply_method
-from glmtune.models.checkpoint import stored_dtype
-from glmtune.objectives import Sft
-from glmtune.places import resolve
+from glmtune.models.published_weights import stored_dtype
+from glmtune.objectives import SftObjective
 from glmtune.processor import has_bf16
 from glmtune.recipe import Full, Lora
 from glmtune.templates import Call, Message, render, training_examples
-from glmtune.tokenizers import FastGlmTokenizer
-from glmtune.tokenizers import load_tokenizer as load_folder_tokenizer
+from glmtune.tokenizers import FastGlmTokenizer, read_tokenizer
 from models import HF_FAMILIES, random_rows, tiny_hf_folder
 from published import PUBLISHED
 from tiny import tiny_json
@@ -158,7 +157,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = tiny_json(tmp_path_factory.mktemp(request.param), request.param)
     model_type = {"glm4": "glm", "glm45": "glm4_moe", "glm45_nothink": "glm4_moe"}.get(request.param, "glm4")
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-    return load_folder_tokenizer(folder, request.param)
+    return read_tokenizer(folder, request.param)
 
 
 CONVERSATIONS = {
@@ -406,9 +405,9 @@ def test_a_left_padded_batch_equals_its_rows_and_cached_steps_the_whole(model: A
 
 
 def test_the_loss_is_transformers_own(model: Any) -> None:
-    rows: list[Row] = random_rows(4)
+    rows: list[TrainingRow] = random_rows(4)
     batch = collate(rows, 0)
-    objective = Sft(model)
+    objective = SftObjective(model)
     theirs = model(**batch.padded()).loss
     assert_close(objective(batch) / objective.weight(batch), theirs)
 
@@ -661,7 +660,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(copied: Path) ->
     config = json.loads((copied / "config.json").read_text(encoding="utf-8"))
     (copied / "config.json").write_text(json.dumps(config | {"vocab_size": 100}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="but the model only 100 rows"):
-        open_tokenizer(resolve(copied), template=None)
+        tokenizer_of(resolve(copied), template=None)
 
 
 # --- the command line ---

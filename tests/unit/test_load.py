@@ -15,8 +15,8 @@ from glmtune.adapters.store import Card, save_trained
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.info import inspect
 from glmtune.load import load_model, load_tokenizer
+from glmtune.locations import lasting_name, resolve
 from glmtune.methods import apply_method
-from glmtune.places import lasting_name, resolve
 from glmtune.recipe import Lora
 from models import tiny_folder
 from proofs import edit_card

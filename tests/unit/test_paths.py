@@ -6,8 +6,8 @@ import pytest
 
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError
+from glmtune.locations import lasting_name, resolve
 from glmtune.paths import read_path
-from glmtune.places import lasting_name, resolve
 from glmtune.recipe import load_recipe
 
 BAD = {

@@ -129,9 +129,9 @@ def test_a_turn_without_loss_is_not_learned_nor_is_its_end():
 
 
 def test_a_thought_is_no_part_of_the_visible_answer():
-    assert visible_text("glm45", "<think>怎么</think>\n早") == "早"
-    assert visible_text("glmz1", "\n怎么\n</think>\n\n早") == "早"
-    assert visible_text("glm4", "</think> 早") == "</think> 早"
+    assert visible_text(TEMPLATES["glm45"], "<think>怎么</think>\n早") == "早"
+    assert visible_text(TEMPLATES["glmz1"], "\n怎么\n</think>\n\n早") == "早"
+    assert visible_text(TEMPLATES["glm4"], "</think> 早") == "</think> 早"
 
 
 def test_content_is_never_a_control_token():

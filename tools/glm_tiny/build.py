@@ -17,7 +17,7 @@ from glmtune.cli.train import run_recipe
 from glmtune.load import load_model
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.recipe import load_recipe
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 SIZES = {
@@ -55,7 +55,7 @@ def make_base(work: Path) -> None:
     """Text, tokenizer and random weights, the same for everyone."""
     corpus.write(work, seed=0)
     tokenizer.train(work / "sentences.txt", work / "base")
-    size = len(load_tokenizer(work / "base", "chatglm3"))
+    size = len(read_tokenizer(work / "base", "chatglm3"))
     torch.manual_seed(0)
     model = ChatGLMForConditionalGeneration(ChatGLMConfig(padded_vocab_size=size, **SIZES))
     model.save_pretrained(work / "base")

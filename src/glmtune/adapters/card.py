@@ -20,9 +20,9 @@ from pydantic import (
 )
 
 from glmtune.errors import CheckpointError
-from glmtune.files import hash_file, is_there, parse_object, read_text
+from glmtune.files import hash_file, is_there, parse_json_object, read_text
 from glmtune.quants import QUANTS
-from glmtune.recipe.method import METHOD_SETTINGS, Kept
+from glmtune.recipe.method import METHOD_SETTINGS, TrainedPart
 
 CARD_FILE = "glmtune.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -127,7 +127,7 @@ class Card:
         return f"{self.family} {self.family_revision}".strip()
 
     @property
-    def kept(self) -> Kept | None:
+    def kept(self) -> TrainedPart | None:
         """What its method trains; None for a method that this version does not know."""
         settings = METHOD_SETTINGS.get(str(self.method.get("name")))
         return settings.kept if settings else None
@@ -163,7 +163,7 @@ def read_card(folder: Path) -> Card | None:
     """A folder's card, None if there is none. Raises `CheckpointError` unless it is as it was written."""
     path = folder / CARD_FILE
     text = read_text(path) if is_there(path) else "{}"
-    content = parse_object(text, path, is_ours=True)
+    content = parse_json_object(text, path, is_ours=True)
     if not content:
         return None
     is_sealed = content.pop("sha256", None) is not None  # cards of earlier versions have no seal
@@ -185,8 +185,8 @@ _CARD = TypeAdapter(Card)
 def _explain(err: ValidationError) -> str:
     """The first thing that is wrong, by its place in the file."""
     first = err.errors()[0]
-    place = ".".join(map(str, first["loc"]))
+    where = ".".join(map(str, first["loc"]))
     if first["type"] == "unexpected_keyword_argument":
-        return f"{place}: no key of a card that this version knows"
+        return f"{where}: no key of a card that this version knows"
     found = "" if first["type"].startswith("missing") else f", got {shorten(repr(first['input']), 60)}"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}{found}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}{found}"

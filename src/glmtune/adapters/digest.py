@@ -15,6 +15,7 @@ from glmtune.adapters.card import Card
 from glmtune.adapters.peft_rules import ADAPTER_FILE as ADAPTER_FILE
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.files import hash_file
+from glmtune.tokenizers.protocol import Tokenizer
 
 DECIDING = (
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "target_modules",
@@ -30,7 +31,7 @@ LONGEST = 200
 """A setting of more characters, AdaLoRA's rank pattern, is kept as its hash."""
 
 
-def seal(card: Card, folder: Path, tensors: Mapping[str, Tensor]) -> Card:
+def record_digests(card: Card, folder: Path, tensors: Mapping[str, Tensor]) -> Card:
     """The card with what the folder holds: its tensors and, where PEFT reads it, its settings."""
     return replace(
         card,
@@ -64,7 +65,7 @@ def _short(value: Any) -> Any:
     return value if len(text) <= LONGEST else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def hash_tokenizer(tokenizer: Any) -> dict[str, str]:
+def hash_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
     """SHA-256 of the file that the tokenizer's vocabulary was read from, by its name."""
     path = Path(tokenizer.vocab_file)
     return {path.name: hash_file(path)}

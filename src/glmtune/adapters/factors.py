@@ -104,7 +104,7 @@ def _read(tensors: Mapping[str, Tensor], config: Mapping[str, Any], layer: str, 
 def _find(tensors: Mapping[str, Tensor], layer: str, part: str) -> Tensor:
     name = f"{layer}.{part}"
     places = (f"{start}{name}{end}" for start in (START, "") for end in (".weight", ""))
-    found = next((tensors[place] for place in places if place in tensors), None)
+    found = next((tensors[name] for name in places if name in tensors), None)
     if found is None:
         raise CheckpointError(f"{name} is missing", hint="copy the adapter's files again")
     return found.float()

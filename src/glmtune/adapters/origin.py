@@ -15,7 +15,7 @@ from glmtune.files import hash_file
 from glmtune.folder import ModelFolder
 from glmtune.log import tell
 from glmtune.models.fingerprint import Fingerprint, fingerprint
-from glmtune.runs import going_on
+from glmtune.run_files import going_on
 
 _WHOLE_FOLDER = "take the whole folder from a copy, or train anew"
 _ITS_BASE = "name the base it was trained on: base=FOLDER, or in Python load_model(base, adapter=...)"

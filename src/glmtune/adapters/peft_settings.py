@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 
 from glmtune.adapters.card import CARD_FILE
 from glmtune.adapters.digest import ADAPTER_FILE, DECIDING
+from glmtune.adapters.own_weights import ITS_BASE
 from glmtune.adapters.peft_rules import read_adapter_config, read_adapter_config_if_there
-from glmtune.adapters.trained import ITS_BASE
 from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.files import COPY_AGAIN
 from glmtune.recipe.method import Method

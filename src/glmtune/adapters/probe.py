@@ -9,6 +9,8 @@ from torch import Tensor
 from glmtune.adapters.card import Probe
 from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError
+from glmtune.models.protocol import CausalLM
+from glmtune.tokenizers.protocol import Tokenizer
 
 QUESTION = "你好，GLM！\n3 + 4 = ?"
 """Has Chinese, Latin, digits and a line break, so that most ways of encoding differ somewhere in it."""
@@ -16,7 +18,7 @@ NUM_LIKELIEST, NUM_SPREAD = 8, 8
 """So many of the base's likeliest tokens are kept, and so many from all over the vocabulary."""
 
 
-def encode_probe(tokenizer: Any) -> list[int]:
+def encode_probe(tokenizer: Tokenizer) -> list[int]:
     """The prompt as chat would send it."""
     return encode_messages(tokenizer, [{"role": "user", "content": QUESTION}])
 
@@ -28,13 +30,13 @@ def plain_probe(config: Any) -> list[int]:
     return [*spread, *starts]
 
 
-def last_logits(model: Any, input_ids: Sequence[int]) -> Tensor:
+def last_logits(model: CausalLM, input_ids: Sequence[int]) -> Tensor:
     """The logits at the prompt's end, (V,), as `all_logits` gives them."""
     return all_logits(model, input_ids)[-1]
 
 
 @torch.no_grad()
-def all_logits(model: Any, input_ids: Sequence[int]) -> Tensor:
+def all_logits(model: CausalLM, input_ids: Sequence[int]) -> Tensor:
     """The logits of a row, (T, V) in fp32 on the CPU; the model is put in evaluation mode for it."""
     was_training = model.training
     model.eval()

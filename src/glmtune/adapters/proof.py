@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,20 @@ from glmtune.adapters.digest import (
     norm_of,
     update_norm,
 )
-from glmtune.adapters.same import OTHER_TYPE, REQUANTISED, SAME, Distance, compare_logits, largest_difference
+from glmtune.adapters.logit_tolerance import (
+    OTHER_TYPE,
+    REQUANTISED,
+    SAME,
+    Distance,
+    compare_logits,
+    largest_difference,
+)
 from glmtune.errors import CheckpointError
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading, require_finite
 from glmtune.quants import name_bits
-from glmtune.recipe.method import Kept
+from glmtune.recipe.method import TrainedPart
 
 SAME_NORM = 1e-5
 """Share by which the length of a stored update may differ, summed in another order."""
@@ -48,7 +55,7 @@ class Check:
 
 def check_recorded(card: Card | None) -> Iterator[Check]:
     """What cannot be proven: PEFT and the official scripts record nothing, earlier versions not all of it."""
-    is_whole = card is not None and card.kept is Kept.MODEL
+    is_whole = card is not None and card.kept is TrainedPart.MODEL
     has = {
         "its base": card and card.fingerprint,
         "its weights": card and (card.tensors_sha256 if is_whole else card.weights_sha256),
@@ -139,19 +146,19 @@ def _count(tensors: Mapping[str, Tensor]) -> int:
 # What comes out
 
 
-def allowed_share(card: Card, model: Any) -> float:
+def allowed_share(card: Card, model: CausalLM) -> float:
     """How far the probe's logits may be off, as a share of the largest."""
     rounding = SAME[model.dtype] if name_dtype(model) == card.dtype else OTHER_TYPE
     before, now = _saved_quant(card), held_quant(model)
     return rounding if before == now else rounding + max(REQUANTISED[before], REQUANTISED[now])
 
 
-def name_dtype(model: Any) -> str:
+def name_dtype(model: CausalLM) -> str:
     """The type that the model computes in, by torch's name."""
     return str(model.dtype).removeprefix("torch.")
 
 
-def check_probe(folder: Path, probe: Probe, model: Any) -> None:
+def check_probe(folder: Path, probe: Probe, model: CausalLM) -> None:
     """The probe's tokens are of the model's vocabulary."""
     size = model.config.vocab_size
     for token in (*probe.input_ids, *probe.tokens):
@@ -161,7 +168,7 @@ def check_probe(folder: Path, probe: Probe, model: Any) -> None:
             )
 
 
-def check_logits(folder: Path, card: Card, model: Any, *, base: Tensor | None, tuned: Tensor) -> Check:
+def check_logits(folder: Path, card: Card, model: CausalLM, *, base: Tensor | None, tuned: Tensor) -> Check:
     """The probe's logits (V,) are the recorded ones, without the adapter (where that can be) and with it.
 
     The card has a probe.

@@ -25,7 +25,8 @@ from glmtune.adapters.proof import (
 )
 from glmtune.adapters.store import Tensors, stored_tensors
 from glmtune.folder import ModelFolder
-from glmtune.recipe.method import Kept
+from glmtune.models.protocol import CausalLM
+from glmtune.recipe.method import TrainedPart
 
 PutOn = Callable[[Path, Tensors], Any]
 """Puts an adapter's folder, with the tensors that its files hold, on a base; gives the tuned model."""
@@ -54,7 +55,7 @@ def putting_on(base: Any, adapter: Path, card: Card | None, put_on: PutOn) -> Ge
     if probe:
         check_probe(adapter, probe, base)
     ids = probe.input_ids if probe else plain_probe(base.config)
-    replaced = own_weights(base, tensors) if card and card.kept is Kept.WEIGHTS else {}
+    replaced = own_weights(base, tensors) if card and card.kept is TrainedPart.WEIGHTS else {}
     before = last_logits(base, ids)
     tuned = put_on(adapter, tensors)
     yield check_update(adapter, tensors, card, replaced)
@@ -66,7 +67,7 @@ def putting_on(base: Any, adapter: Path, card: Card | None, put_on: PutOn) -> Ge
     return tuned
 
 
-def proving_whole(model: Any, folder: Path, card: Card) -> Iterator[Check]:
+def proving_whole(model: CausalLM, folder: Path, card: Card) -> Iterator[Check]:
     """What is proven of a whole model that is open."""
     if card.probe:
         check_probe(folder, card.probe, model)

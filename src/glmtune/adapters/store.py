@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from glmtune.adapters.card import CARD_FILE, Card, read_card
-from glmtune.adapters.digest import ADAPTER_FILE, hash_weights, seal
+from glmtune.adapters.digest import ADAPTER_FILE, hash_weights, record_digests
 from glmtune.adapters.factors import is_adalora
-from glmtune.adapters.held import fill_adapter, held_adapter
-from glmtune.adapters.peft_rules import read_adapter_config
-from glmtune.adapters.peft_settings import explain_peft, require_ranks, require_supported
-from glmtune.adapters.probe import last_logits
-from glmtune.adapters.proof import check_logits, require_hash
-from glmtune.adapters.trained import (
+from glmtune.adapters.own_weights import (
     TRAINED_FILE,
     find_trained,
     load_weights,
@@ -28,15 +23,21 @@ from glmtune.adapters.trained import (
     trained_shapes,
     trained_weights,
 )
+from glmtune.adapters.peft_factors import fill_adapter, held_adapter
+from glmtune.adapters.peft_rules import read_adapter_config
+from glmtune.adapters.peft_settings import explain_peft, require_ranks, require_supported
+from glmtune.adapters.probe import last_logits
+from glmtune.adapters.proof import check_logits, require_hash
 from glmtune.errors import CheckpointError
 from glmtune.files import COPY_AGAIN
 from glmtune.folder import ModelFolder
 from glmtune.log import without_false_alarms
-from glmtune.models.opening import opening_of_model
+from glmtune.models.loaders import loader_of_model
+from glmtune.models.protocol import CausalLM
 from glmtune.models.reading import hash_whole
 from glmtune.models.shards import read_shard
 from glmtune.models.wrapped import is_wrapped
-from glmtune.recipe.method import Kept, Method
+from glmtune.recipe.method import Method, TrainedPart
 from glmtune.recipe.parse import read_method
 
 __all__ = [
@@ -45,7 +46,7 @@ __all__ = [
 ]  # fmt: skip
 
 Tensors = Mapping[str, Tensor]
-_BY_NAME = (Kept.WEIGHTS, Kept.PREFIX)  # kept by their own names in `TRAINED_FILE`
+_BY_NAME = (TrainedPart.WEIGHTS, TrainedPart.PREFIX)  # kept by their own names in `TRAINED_FILE`
 _ANEW = "resume from a copy of this folder, or train anew"
 
 
@@ -70,7 +71,7 @@ def is_adapter(folder: ModelFolder, *, has_base: bool = False) -> bool:
 
 
 @without_false_alarms()
-def save_trained(model: Any, folder: Path, card: Card) -> None:
+def save_trained(model: CausalLM, folder: Path, card: Card) -> None:
     """Write the trained weights (an adapter in PEFT's layout, some weights, or the whole model) and the card.
 
     What was written is read again. Raises OSError or SafetensorError if the disk does not take it, OSError if
@@ -87,10 +88,10 @@ def save_trained(model: Any, folder: Path, card: Card) -> None:
         return
     written = stored_tensors(folder)
     _require_written(folder, _held_weights(model), written)
-    seal(card, folder, written).save(folder)
+    record_digests(card, folder, written).save(folder)
 
 
-def _held_weights(model: Any) -> Mapping[str, Tensor]:
+def _held_weights(model: CausalLM) -> Mapping[str, Tensor]:
     """What a model trains, by the names that it is saved under."""
     return held_adapter(model) if is_wrapped(model) else trained_weights(model)
 
@@ -103,7 +104,7 @@ def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[
 
 @without_false_alarms()
 def load_adapter(
-    model: Any, folder: Path, tensors: Tensors | None = None, *, is_trainable: bool = False
+    model: CausalLM, folder: Path, tensors: Tensors | None = None, *, is_trainable: bool = False
 ) -> Any:
     """Put a folder's trained weights on their base: an adapter of PEFT's layout, a prefix, a model's own.
 
@@ -117,7 +118,7 @@ def load_adapter(
     return load_weights(model, folder, method, tensors, is_trainable=is_trainable)
 
 
-def _load_peft(model: Any, folder: Path, stored: Tensors, *, is_trainable: bool) -> Any:
+def _load_peft(model: CausalLM, folder: Path, stored: Tensors, *, is_trainable: bool) -> Any:
     """As PEFT's own `from_pretrained`, but that the files are not read again."""
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
@@ -172,7 +173,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
     )
 
 
-def restore_trained(model: Any, folder: Path, tensors: Tensors | None = None) -> None:
+def restore_trained(model: CausalLM, folder: Path, tensors: Tensors | None = None) -> None:
     """Put the weights that `save_trained` wrote back into a model of the same method, in place.
 
     `tensors`: all that its files hold, where they have been read. Raises `CheckpointError` unless every one
@@ -183,7 +184,7 @@ def restore_trained(model: Any, folder: Path, tensors: Tensors | None = None) ->
 
 
 @without_false_alarms()
-def require_saved(model: Any, folder: Path) -> None:
+def require_saved(model: CausalLM, folder: Path) -> None:
     """Raise `CheckpointError` unless a model's trained weights are those that a folder's card records.
 
     To the last bit; the first versions took no hash of a whole model, of which the answer to the probe is
@@ -198,9 +199,9 @@ def require_saved(model: Any, folder: Path) -> None:
         check_logits(folder, card, model, base=None, tuned=last_logits(model, card.probe.input_ids))
 
 
-def _put_back(model: Any, folder: Path, tensors: Tensors | None) -> None:
+def _put_back(model: CausalLM, folder: Path, tensors: Tensors | None) -> None:
     is_whole = not is_wrapped(model) and not (folder / TRAINED_FILE).exists()
-    opening = opening_of_model(model)
+    opening = loader_of_model(model)
     if is_whole and not opening.is_stored_as_held:
         model.load_state_dict(opening.load(folder, dtype="fp32", device=model.device).state_dict())
         return

@@ -11,7 +11,7 @@ from peft.tuners.adalora import AdaLoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmtune.adapters.digest import seal
+from glmtune.adapters.digest import record_digests
 from glmtune.adapters.factors import START
 from glmtune.adapters.peft_settings import explain_peft
 from glmtune.adapters.store import Card
@@ -47,7 +47,7 @@ def save_as_lora(tuned: PeftModel, folder: Path, card: Card | None = None) -> No
             "dropout": theirs.lora_dropout,
         }
         method["target_modules"] = sorted(theirs.target_modules)
-        seal(replace(card, method=method), folder, tensors).save(folder)
+        record_digests(replace(card, method=method), folder, tensors).save(folder)
 
 
 def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -66,7 +66,7 @@ def read_as_lora(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[LoraConfi
         return _lora_config(theirs, {name: len(a) for name, (a, _) in factors.items()}), _tensors(factors)
 
 
-def open_in_peft(base: Any, folder: str) -> PeftModel:
+def wrap_in_peft(base: Any, folder: str) -> PeftModel:
     """An adapter on its base as PEFT opens it by itself, without any of this program's checks."""
     return PeftModel.from_pretrained(base, folder)
 

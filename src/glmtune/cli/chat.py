@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import MODEL, PATH, opening_options
+from glmtune.cli.console import MODEL, PATH, loading_options
 from glmtune.log import tell
 
 if TYPE_CHECKING:
     from glmtune.cli.talk import Speaker
-    from glmtune.places import Place
+    from glmtune.locations import Location
+    from glmtune.models.protocol import CausalLM
 
 
 @click.command(short_help="Talk to a model in the terminal.")
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--base", type=PATH, help="Base model of an adapter, or of --compare, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
-@opening_options
+@loading_options
 @click.option(
     "--compute",
     type=click.Choice(["exact", "fast", "auto"]),
@@ -88,20 +89,19 @@ def chat(
       glmtune chat /models/chatglm3-6b --history talk.jsonl
     """
     from glmtune.cli.questions import note, open_questions
-    from glmtune.cli.record import Record
     from glmtune.cli.talk import Talk
-    from glmtune.load import open_tokenizer
-    from glmtune.places import resolve
-    from glmtune.templates import find
+    from glmtune.cli.transcript import Transcript
+    from glmtune.load import tokenizer_of
+    from glmtune.locations import resolve
 
-    place = resolve(path, base=base, revision=revision, has_base=compare)
-    record = Record(history) if history else None
-    tokenizer = open_tokenizer(place, template=template)
-    taught = place.taught
-    name = _name(place.run or path, find(tokenizer.template).title)
+    location = resolve(path, base=base, revision=revision, has_base=compare)
+    record = Transcript(history) if history else None
+    tokenizer = tokenizer_of(location, template=template)
+    taught = location.taught
+    name = _name(location.run or path, tokenizer.chat_format.title)
     speakers = _open_speakers(
-        place,
-        _base_of(place, path, base) if compare else None,
+        location,
+        _base_of(location, path, base) if compare else None,
         name,
         compute,
         opened={"template": template, "dtype": dtype, "device": device, "quant": quant},
@@ -119,8 +119,8 @@ def chat(
 
 
 def _open_speakers(
-    place: "Place",
-    base: "Place | None",
+    location: "Location",
+    base: "Location | None",
     name: str,
     compute: str,
     *,
@@ -136,58 +136,61 @@ def _open_speakers(
     from glmtune.generate import choose_compute, pick_compute
     from glmtune.load import choose_type
 
-    dtype = choose_type(place, opened["dtype"], opened["device"], opened["quant"])
-    model = _open(place, **{**opened, "dtype": dtype})
+    dtype = choose_type(location, opened["dtype"], opened["device"], opened["quant"])
+    model = _open(location, **{**opened, "dtype": dtype})
     compute = pick_compute(model, compute)
     model = choose_compute(model, compute)  # in its place: the exact weights are let go
     if base is None:
         return [Speaker(name, Chat(model, **talk))]
     tuned = Speaker(f"{name} (tuned)", Chat(model, **talk))
     name = f"{_name(base.run or Path(base.name))} (base)"
-    set_aside = _setting_aside(model, place, **talk)
+    set_aside = _setting_aside(model, location, **talk)
     if set_aside:
         return [Speaker(name, Chat(model, **talk), set_aside), tuned]
-    opened = {**opened, "dtype": dtype, "quant": opened["quant"] or place.quant}
+    opened = {**opened, "dtype": dtype, "quant": opened["quant"] or location.quant}
     alone = choose_compute(_open(base, **opened), compute)
     return [Speaker(name, Chat(alone, **talk)), tuned]
 
 
-def _open(place: "Place", **opened: Any) -> Any:
+def _open(location: "Location", **opened: Any) -> Any:
     """The model of a place, proven; how is `glmtune verify`'s to tell."""
-    from glmtune.load import opening
+    from glmtune.load import load_proven
     from glmtune.workflows.events import drain
 
-    model = drain(opening(place, **opened)).eval()
-    if place.adapter or place.card:
-        tell(f"{place.run or place.trained}: {'adapter' if place.adapter else 'trained weights'} verified")
+    model = drain(load_proven(location, **opened)).eval()
+    if location.adapter or location.card:
+        proven = "adapter" if location.adapter else "trained weights"
+        tell(f"{location.run or location.trained}: {proven} verified")
     return model
 
 
-def _setting_aside(model: Any, place: "Place", *, compile_step: bool, **_: Any) -> Callable[[], Any] | None:
+def _setting_aside(
+    model: "CausalLM", location: "Location", *, compile_step: bool, **_: Any
+) -> Callable[[], Any] | None:
     """How an adapter is set aside, None where it cannot be: a compiled step has it inside."""
-    if place.adapter is None or compile_step:
+    if location.adapter is None or compile_step:
         return None
-    from glmtune.adapters.beside import setting_aside  # which imports PEFT
+    from glmtune.adapters.attached import setting_aside  # which imports PEFT
 
-    return setting_aside(model, place.adapter, place.base)
+    return setting_aside(model, location.adapter, location.base)
 
 
-def _base_of(place: "Place", path: Path, base: Path | None) -> "Place":
+def _base_of(location: "Location", path: Path, base: Path | None) -> "Location":
     """What a place was trained from. Raises `CheckpointError` and `ConfigError`."""
     from glmtune.errors import CheckpointError, ConfigError
-    from glmtune.places import resolve
+    from glmtune.locations import resolve
 
-    if place.adapter:
-        return place.under
+    if location.adapter:
+        return location.under
     if base:
         return resolve(base)
-    if place.card is None:
+    if location.card is None:
         raise ConfigError(
             f"--compare: {path} is a model, with no base recorded to compare it with",
             hint="give a run or an adapter; a model's base is named by base=FOLDER",
         )
     try:
-        return resolve(place.card.base, revision=place.card.base_revision)
+        return resolve(location.card.base, revision=location.card.base_revision)
     except (CheckpointError, ConfigError) as err:
         raise CheckpointError(
             f"--compare: the base of {path}: {err}", hint="name the base's folder: base=FOLDER"

@@ -38,12 +38,12 @@ def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) ->
     """
     from rich.console import Console
 
-    from glmtune.report.compare import compare as put_side_by_side
-    from glmtune.runs import free_folder
+    from glmtune.report.compare import compare_runs
+    from glmtune.run_files import free_folder
     from glmtune.workflows.show import Lines
 
     folder = output or free_folder(Path("runs/compare"))
-    comparison = put_side_by_side(runs, output=folder, at=at)
+    comparison = compare_runs(runs, output=folder, at=at)
     lines, console = Lines(), Console(highlight=False)
     size = max(1, (console.width - HEAD_WIDTH) // RUN_WIDTH)
     for start in range(0, len(runs), size):
@@ -91,7 +91,7 @@ def _samples_table(comparison: "Comparison", shown: slice) -> Any:
 
 def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
     """Name and one text a run of each figure."""
-    from glmtune.report.run import MEAN_STEPS
+    from glmtune.report.recorded_run import MEAN_STEPS
 
     runs = comparison.runs
 

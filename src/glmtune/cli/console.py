@@ -53,7 +53,7 @@ class ModelType(PathType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path. Raises `CheckpointError`."""
-        from glmtune.places import require_here
+        from glmtune.locations import require_here
 
         path = super().convert(value, param, ctx)
         require_here(path)
@@ -104,7 +104,7 @@ class _Folded:
         return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
 
 
-def opening_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a model is opened: `dtype`, `quant`, `device`."""
     types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)
     for option in (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from glmtune.data.example import Example
-    from glmtune.data.source import Dataset
+    from glmtune.data.reader import Dataset
     from glmtune.data.stats import Stats
     from glmtune.recipe import Data
 
@@ -60,14 +60,14 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
       glmtune data convert faq.csv faq.json --to alpaca prompt_column=q response_column=a
       glmtune data convert a.json b.csv all.jsonl --to messages
     """
-    from glmtune.data.convert import convert as convert_rows
+    from glmtune.data.convert import convert_file
 
     more = [word for word in words if "=" not in word]
     paths = [source, target, *(PATH.convert(word, None, None) for word in more)]
     sources, last = paths[:-1], paths[-1]
     settings = _settings([word for word in words if "=" in word])
     with _settings_of_all(sources):
-        datasets = convert_rows(sources, last, to, settings)
+        datasets = convert_file(sources, last, to, settings)
     for path, dataset in zip(sources, datasets, strict=True):
         click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {last} ({to})")
         for note in (*dataset.notes(), *(f"warning: {text}" for text in dataset.warnings())):
@@ -112,11 +112,11 @@ def _settings_of_all(files: "Sequence[Path]") -> "Iterator[None]":
 
 
 def _print_stats(path: Path, settings: "Data", model: Path | None, template: str | None) -> None:
-    from glmtune.data.source import SeveralFilesError
-    from glmtune.data.stats import measure
+    from glmtune.data.reader import SeveralFilesError
+    from glmtune.data.stats import measure_file
 
     try:
-        found, dataset = measure(path, settings)
+        found, dataset = measure_file(path, settings)
     except SeveralFilesError as err:
         raise err.leading(f"count each: `glmtune data stats {shlex.join(err.names)}`") from None
     click.echo(path)
@@ -194,15 +194,15 @@ def _encoded(model: Path, template: str | None, examples: "list[Example]") -> "I
     """By name, lengths of the rows as this model reads them, uncut, and what it was not made for."""
     from glmtune.data.encode import encode_examples
     from glmtune.families import context_of
-    from glmtune.load import open_tokenizer
-    from glmtune.places import resolve
+    from glmtune.load import tokenizer_of
+    from glmtune.locations import resolve
     from glmtune.recipe import Data
 
-    place = resolve(model)
-    tokenizer = open_tokenizer(place, template=template)
+    location = resolve(model)
+    tokenizer = tokenizer_of(location, template=template)
     report = encode_examples(tokenizer, examples, Data(max_tokens=UNLIMITED_TOKENS)).report
     yield "tokens", f"{report.percentiles} ({tokenizer.template})"
-    if context := context_of(place.folder):
+    if context := context_of(location.folder):
         longer = sum(length > context for length in report.lengths)
         yield "the model's context", f"{context:,} tokens; {longer:,} rows are longer"
     if report.thoughts_lost:

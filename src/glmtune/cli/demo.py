@@ -32,14 +32,14 @@ def demo(name: str, author: str, output: Path | None) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from glmtune.log import quiet
-    from glmtune.workflows.demo import demo as demonstrate
+    from glmtune.workflows.demo import run_demo
     from glmtune.workflows.events import drain
     from glmtune.workflows.show import Lines
 
     disable_progress_bar()
     lines = Lines()
     with lines.bar("training"), quiet():  # not every opening of the model is news here
-        result = drain(demonstrate(name, author, output), partial(_show, lines))
+        result = drain(run_demo(name, author, output), partial(_show, lines))
     _report(result, lines)
     if result.failures:
         for words in result.failures:

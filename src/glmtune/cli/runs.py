@@ -10,7 +10,7 @@ from glmtune.cli.console import PATH
 
 if TYPE_CHECKING:
     from glmtune.report.listing import Entry
-    from glmtune.report.run import Scores
+    from glmtune.report.recorded_run import Scores
 
 WIDTH = 80
 DATE = "%Y-%m-%d %H:%M"
@@ -27,10 +27,10 @@ def runs(folder: Path, as_json: bool) -> None:
       glmtune runs
       glmtune runs experiments --json
     """
-    from glmtune.report.listing import list_runs
+    from glmtune.report.listing import summarise_runs
     from glmtune.workflows.show import Lines
 
-    entries = list_runs(folder)
+    entries = summarise_runs(folder)
     if as_json:
         click.echo(_json(entries))
         return

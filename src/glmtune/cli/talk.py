@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from glmtune.cli.questions import ASK, CLEAR, STOP, Questions, is_said, note
-from glmtune.cli.record import Record
+from glmtune.cli.transcript import Transcript
 from glmtune.errors import DataError, OutputError
 from glmtune.log import told_after
-from glmtune.templates import Message, render
+from glmtune.templates import Message
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
 
 if TYPE_CHECKING:
     from glmtune.chat import Chat
+    from glmtune.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Speaker:
 class Talk:
     """Questions, and the answers of one speaker, or of the base and the tuned model."""
 
-    def __init__(self, speakers: Sequence[Speaker], questions: Questions, record: Record | None) -> None:
+    def __init__(self, speakers: Sequence[Speaker], questions: Questions, record: Transcript | None) -> None:
         """`speakers`: the conversation of the last is the one that is kept."""
         self._speakers = speakers
         self._questions = questions
@@ -145,9 +146,9 @@ class Talk:
                 click.echo()
 
 
-def begins_thought(tokenizer: Any) -> bool:
+def begins_thought(tokenizer: "Tokenizer") -> bool:
     """Whether a prompt ends inside a thought, as GLM-Z1's does."""
-    return render(tokenizer.template, [Message("user", "")])[-1].text.endswith(THOUGHT_BEGIN)
+    return tokenizer.segments([Message("user", "")])[-1].text.endswith(THOUGHT_BEGIN)
 
 
 def find_thoughts(pieces: Iterable[str], *, is_open: bool) -> Iterator[tuple[str, bool]]:

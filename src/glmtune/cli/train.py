@@ -40,13 +40,13 @@ def train(words: tuple[str, ...], resume: bool) -> None:
 def _is_finished(run: Path) -> bool:
     """Whether a run has come to its end whole; it is said, and how to train on."""
     from glmtune.errors import GlmtuneError
-    from glmtune.places import resolve
-    from glmtune.report.listing import list_runs
+    from glmtune.locations import resolve
+    from glmtune.report.listing import summarise_runs
     from glmtune.workflows.resuming import training_on
     from glmtune.workflows.show import Lines
 
     try:
-        entries = list_runs(run)
+        entries = summarise_runs(run)
         resolve(run)  # its link `best`, which resuming mends
     except GlmtuneError:
         return False
@@ -66,8 +66,8 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from glmtune.workflows.events import drain
+    from glmtune.workflows.execute import training
     from glmtune.workflows.show import Lines, Shown
-    from glmtune.workflows.training import training
 
     disable_progress_bar()  # one bar is enough
     enable_progress_bars()  # but a download, which comes before it, shows its own
@@ -81,11 +81,11 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
 
 def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
     from glmtune.errors import ConfigError
-    from glmtune.places import list_runs
+    from glmtune.locations import newest_runs
     from glmtune.workflows.early import training_recipe
 
     if resume and (not words or "=" in words[0]) and not any(word.startswith("model=") for word in words):
-        runs = list_runs()
+        runs = newest_runs()
         raise ConfigError(
             "--resume: no run named",
             hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),

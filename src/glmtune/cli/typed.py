@@ -38,7 +38,7 @@ class Typed:
         keys = KeyBindings()
         keys.add("escape", "enter")(_break_line)
         self._session: PromptSession[str] = PromptSession(
-            history=Kept(kept_lines()), key_bindings=keys, enable_suspend=True, output=output
+            history=LineHistory(kept_lines()), key_bindings=keys, enable_suspend=True, output=output
         )
         self._rounds_session: PromptSession[str] = PromptSession(output=output)
         self._first: str | None = None
@@ -89,7 +89,7 @@ class Typed:
         self._num_keys += 1
 
 
-class Kept(FileHistory):
+class LineHistory(FileHistory):
     """Earlier lines in a file; without them, and without keeping more, where it cannot be read or written."""
 
     def load_history_strings(self) -> Iterable[str]:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import MODEL, PATH, opening_options
+from glmtune.cli.console import MODEL, PATH, loading_options
 
 
 @click.command(short_help="Prove that an adapter or run is what was trained.")
 @click.argument("path", type=MODEL)
 @click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
-@opening_options
+@loading_options
 def verify(
     path: Path, base: Path | None, template: str | None, dtype: str, quant: str | None, device: str
 ) -> None:
@@ -27,7 +27,7 @@ def verify(
     """
     from glmtune.workflows.events import drain
     from glmtune.workflows.show import Lines, Shown
-    from glmtune.workflows.verifying import proving
+    from glmtune.workflows.verifying import proving_trained
 
-    events = proving(path, base=base, template=template, dtype=dtype, device=device, quant=quant)
+    events = proving_trained(path, base=base, template=template, dtype=dtype, device=device, quant=quant)
     drain(events, Shown(Lines()))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Batch:
         return replace(self, **held | moved)
 
 
-def collate(rows: Sequence[Row], pad_id: int) -> Batch:
+def collate(rows: Sequence[TrainingRow], pad_id: int) -> Batch:
     """Rows as a batch. Of positions and distributions either all rows have some, or none has."""
     return Batch(
         _joined([row.input_ids for row in rows], np.int64),
@@ -111,7 +111,9 @@ def _joined_if(parts: Sequence[NDArray[Any] | None], kind: type[np.generic], axi
     return _joined(there, kind, axis) if there else None
 
 
-def divide(rows: Sequence[Row], size: int, *, rank: int = 0, number: int = 1) -> list[list[Row]]:
+def divide(
+    rows: Sequence[TrainingRow], size: int, *, rank: int = 0, number: int = 1
+) -> list[list[TrainingRow]]:
     """One process's share of some rows, in micro-batches of similar length.
 
     All get equally many, since every process takes part in every pass: where the rows do not suffice, in the
@@ -128,7 +130,7 @@ class Steps:
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TrainingRow],
         *,
         batch_size: int,
         micro_batch_size: int,
@@ -152,24 +154,24 @@ class Steps:
         passes, rest = divmod(num_steps, self.per_epoch)
         return passes * len(self.rows) + min(rest * self.batch_size, len(self.rows))
 
-    def rows_of(self, step: int) -> list[Row]:
+    def rows_of(self, step: int) -> list[TrainingRow]:
         """All rows of a step (from 1), over all processes."""
-        epoch, place = divmod(step - 1, self.per_epoch)
+        epoch, step_in_epoch = divmod(step - 1, self.per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = (
                 epoch,
                 np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)),
             )
-        start = place * self.batch_size
+        start = step_in_epoch * self.batch_size
         return [self.rows[i] for i in self._order[start : start + self.batch_size]]
 
-    def micro_batches(self, step: int) -> list[list[Row]]:
+    def micro_batches(self, step: int) -> list[list[TrainingRow]]:
         """This process's rows of a step, as `divide` has them."""
         rows, size = self.rows_of(step), self.micro_batch_size
         return divide(rows, size, rank=self.rank, number=self.num_processes)
 
 
-def _unlearned(row: Row) -> Row:
+def _unlearned(row: TrainingRow) -> TrainingRow:
     """The row with nothing to learn in it."""
     ids, log_probs = row.target_ids, row.target_log_probs
     return replace(

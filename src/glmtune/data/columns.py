@@ -10,7 +10,7 @@ from typing import Any
 from glmtune.errors import DataError
 from glmtune.near import nearest
 from glmtune.templates.reading import THOUGHT_KEYS
-from glmtune.values import Row, shown
+from glmtune.values import RowObject, shown
 
 PLAIN_NAME = re.compile(r"[^\W\d][\w.]*")
 SHELL_WORD = re.compile(r"[\w.=]+")
@@ -42,14 +42,14 @@ MEANINGFUL = INPUTS | SYSTEMS | HISTORIES | MEDIA | CALLS | THOUGHTS | PREFERENC
 """Names, in small letters and with _ between words, of what a row says to the model or has it say."""
 
 
-def column(row: Row, name: str) -> Any:
+def column(row: RowObject, name: str) -> Any:
     """A column's cell. Raises `DataError` where the row has no such column."""
     if name not in row:
         raise missing(name, row)
     return row[name]
 
 
-def missing(name: str, row: Row, pair: Sequence[str] = ()) -> DataError:
+def missing(name: str, row: RowObject, pair: Sequence[str] = ()) -> DataError:
     """The error for a column that is not there; `pair`: the question and answer looked for."""
     near = nearest(name, row)
     words = [nearest(column, row) or "..." for column in pair]

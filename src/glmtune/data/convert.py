@@ -13,11 +13,11 @@ from typing import Any
 
 from glmtune.data.example import Example
 from glmtune.data.formats import FORMATS, Messages, find_format
-from glmtune.data.source import Dataset, read_dataset
+from glmtune.data.reader import Dataset, read_dataset
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.extras import require
 from glmtune.recipe.settings import Data
-from glmtune.runs import replacing
+from glmtune.run_files import replacing
 from glmtune.templates import Call, Message, Role
 from glmtune.templates.messages import unwrapped, wrapped
 
@@ -32,7 +32,7 @@ DIALOGUES = "messages, sharegpt or chatglm3"
 DIALOGUE_COLUMNS = ("messages", "conversations")
 
 
-def convert(sources: Sequence[Path], target: Path, to: str, settings: Data) -> list[Dataset]:
+def convert_file(sources: Sequence[Path], target: Path, to: str, settings: Data) -> list[Dataset]:
     """Write the rows of the sources, one after another, to the new file `target`; return what was read.
 
     The target's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. Raises
@@ -45,7 +45,7 @@ def convert(sources: Sequence[Path], target: Path, to: str, settings: Data) -> l
 
 
 def write_examples(target: Path, examples: Sequence[Example], to: str) -> None:
-    """Write examples to a new file; errors as of `convert`."""
+    """Write examples to a new file; errors as of `convert_file`."""
     write_file = _check_target(target, to)
     rows = [_written(example, to) for example in examples]
     with replacing(target) as partial:
@@ -77,7 +77,7 @@ def _written(example: Example, to: str) -> Row:
         if find_format([row], Data(transcripts="text"))(row) != example.messages:
             raise _cannot(to, "this conversation: it would come back as another one")
     except DataError as err:
-        raise DataError(f"{example.place}: {err}", hint=err.hint) from None
+        raise DataError(f"{example.where}: {err}", hint=err.hint) from None
     return row
 
 
@@ -213,7 +213,7 @@ def _messages(messages: Messages) -> Row:
     for index, message in enumerate(messages):
         (turn,) = _marked([_plain_turn(message)], message)
         if message.calls:
-            waiting = [f"call_{index}_{place}" for place in range(len(message.calls))]
+            waiting = [f"call_{index}_{where}" for where in range(len(message.calls))]
             turn["content"] = message.content or None
             turn["tool_calls"] = [
                 _openai_call(call, call_id) for call, call_id in zip(message.calls, waiting, strict=True)

@@ -21,7 +21,7 @@ from glmtune.templates.reading import (
     with_tools,
 )
 from glmtune.templates.tools import call_in_answer, read_arguments, read_calls, read_tools, tool_name
-from glmtune.values import Row, decoded, non_empty, shown, text
+from glmtune.values import RowObject, decoded, non_empty, shown, text
 
 Messages = tuple[Message, ...]
 
@@ -29,39 +29,39 @@ SHAREGPT_ROLES: Mapping[str, Role] = {**ROLE_NAMES, "function_call": "assistant"
 SHAREGPT_FORM = 'a turn is like {"from": "human", "value": "..."}'
 
 
-def sharegpt(row: Row) -> Messages:
+def sharegpt(row: RowObject) -> Messages:
     """`{conversations: [{from, value}], tools?}`."""
     return _conversation(row, "conversations", _sharegpt_turn, SHAREGPT_FORM)
 
 
-def messages(row: Row) -> Messages:
+def messages(row: RowObject) -> Messages:
     """`{messages: [{role, content, tool_calls?}], tools?}`, OpenAI's form and the GLM-4 script's."""
     return _conversation(row, "messages", _chat_turn, FORM)
 
 
-def chatglm3(row: Row) -> Messages:
+def chatglm3(row: RowObject) -> Messages:
     """`{conversations: [{role, content}], tools?}`, the ChatGLM3 scripts' form."""
     return _conversation(row, "conversations", _chat_turn, FORM)
 
 
-def is_sharegpt(row: Row) -> bool:
+def is_sharegpt(row: RowObject) -> bool:
     """Whether the turns in `conversations` are of the form `{from, value}`."""
     turns = decoded(row.get("conversations"))
     first = turns[0] if isinstance(turns, list) and turns else None
     return isinstance(first, dict) and "from" in first and "role" not in first
 
 
-def is_chatglm3(row: Row) -> bool:
+def is_chatglm3(row: RowObject) -> bool:
     """Whether the turns in `conversations` are not ShareGPT's."""
     return not is_sharegpt(row)
 
 
 Turn = tuple[str, Message]
 """A message, and its name in errors, such as `conversations[2]`."""
-ReadTurn = Callable[[Row, str], Iterator[Turn]]
+ReadTurn = Callable[[RowObject, str], Iterator[Turn]]
 
 
-def _conversation(row: Row, column: str, read_turn: ReadTurn, form: str) -> Messages:
+def _conversation(row: RowObject, column: str, read_turn: ReadTurn, form: str) -> Messages:
     rows = decoded(row[column])
     if not isinstance(rows, list):
         raise DataError(f"{column!r} must be a list of turns, got {shown(row[column])}", hint=form)
@@ -80,26 +80,26 @@ def _conversation(row: Row, column: str, read_turn: ReadTurn, form: str) -> Mess
 # One turn of each form
 
 
-def _sharegpt_turn(row: Row, name: str) -> Iterator[Turn]:
+def _sharegpt_turn(row: RowObject, name: str) -> Iterator[Turn]:
     for key in ("from", "value"):
         if key not in row:
             raise DataError(
                 f"{name!r} has no {key!r}, got {', '.join(map(repr, row)) or 'nothing'}", hint=SHAREGPT_FORM
             )
     role = read_role(row["from"], f"{name}.from", SHAREGPT_ROLES)
-    value, place = row["value"], f"{name}.value"
+    value, where = row["value"], f"{name}.value"
     loss = read_loss(row, name, role)
     if role != "assistant":
         is_none = value is None and role == "system"
-        yield name, Message(role, "" if is_none else text(value, place), loss=loss)
+        yield name, Message(role, "" if is_none else text(value, where), loss=loss)
     elif row["from"].strip().lower() == "function_call":
-        calls = tuple(read_calls(value, place))
+        calls = tuple(read_calls(value, where))
         yield name, Message(role, "", loss=loss, thought=read_thought(row, name), calls=calls)
     else:
-        yield name, Message(role, non_empty(value, place), loss=loss, thought=read_thought(row, name))
+        yield name, Message(role, non_empty(value, where), loss=loss, thought=read_thought(row, name))
 
 
-def _chat_turn(row: Row, name: str) -> Iterator[Turn]:
+def _chat_turn(row: RowObject, name: str) -> Iterator[Turn]:
     if _is_call_with_result(row):
         yield from _call_with_result(row, name)
         return
@@ -122,7 +122,7 @@ def _learnable(message: Message, name: str) -> Message:
     return replace(message, content="", metadata="", calls=(Call(metadata, arguments),))
 
 
-def _is_call_with_result(row: Row) -> bool:
+def _is_call_with_result(row: RowObject) -> bool:
     """Whether this is the `tool` turn of ChatGLM3's script, a call and its observation in one.
 
     Source: https://github.com/THUDM/ChatGLM3 finetune_chatmodel_demo/preprocess_utils.py
@@ -130,7 +130,7 @@ def _is_call_with_result(row: Row) -> bool:
     return row.get("role") == "tool" and row.get("parameters") is not None
 
 
-def _call_with_result(row: Row, name: str) -> Iterator[Turn]:
+def _call_with_result(row: RowObject, name: str) -> Iterator[Turn]:
     call = {key: row[key] for key in ("name", "parameters") if key in row}
     calls = tuple(read_calls(call, name))
     loss = read_loss(row, name, "assistant")

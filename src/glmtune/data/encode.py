@@ -14,23 +14,22 @@ from glmtune.data.cut import Cutter, Limits, Piece, last_index
 from glmtune.data.example import Example, naming
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, Learned, find_encoding
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 from glmtune.errors import DataError
-from glmtune.families import require_template
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message, Taught, Template, find, is_learned
-from glmtune.tokenizers.base import GlmTokenizer
+from glmtune.templates import Message, Taught, Template, is_learned
+from glmtune.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """The rows of a file, and what was cut of them."""
 
-    rows: list[Row]
+    rows: list[TrainingRow]
     report: LengthReport
 
 
-def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settings: Data) -> Encoded:
+def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings: Data) -> Encoded:
     """Encode conversations for training, in the order given.
 
     A conversation gives one row; with ChatGLM-6B's and ChatGLM2's chat format one for each learned answer.
@@ -40,9 +39,9 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
     keeps_thoughts = settings.encoding == "chat" and _format(tokenizer).learns_thoughts
-    rows: list[Row] = []
+    rows: list[TrainingRow] = []
     for example in examples:
-        with naming(example.place):
+        with naming(example.where):
             messages = taught.begin(example.messages)
             if not keeps_thoughts:
                 report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
@@ -52,16 +51,16 @@ def encode_examples(tokenizer: GlmTokenizer, examples: Sequence[Example], settin
     return Encoded(rows, report)
 
 
-def _row(ids: Sequence[int], labels: Sequence[int], example: Example) -> Row:
-    return Row(
+def _row(ids: Sequence[int], labels: Sequence[int], example: Example) -> TrainingRow:
+    return TrainingRow(
         np.asarray(ids, dtype=np.int32),
         np.asarray(labels, dtype=np.int32),
-        place=example.place,
+        where=example.where,
         source=example.source,
     )
 
 
-def _count_lost_thoughts(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> int:
+def _count_lost_thoughts(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
     """How many learned answers have a thought that their format leaves out; refuse one that is no more.
 
     Tags inside an answer's text are text to a format that knows no thoughts.
@@ -81,11 +80,11 @@ def _count_lost_thoughts(tokenizer: GlmTokenizer, messages: Sequence[Message]) -
     return lost
 
 
-def _format(tokenizer: GlmTokenizer) -> Template:
-    return find(require_template(tokenizer.template, tokenizer.vocab_file))
+def _format(tokenizer: Tokenizer) -> Template:
+    return tokenizer.chat_format
 
 
-def _check(report: LengthReport, rows: Sequence[Row], settings: Data, limits: Limits) -> None:
+def _check(report: LengthReport, rows: Sequence[TrainingRow], settings: Data, limits: Limits) -> None:
     asks_leave = settings.overlong == "cut" and settings.encoding == "chat"
     if asks_leave and report.overlong_share > REFUSED_SHARE:
         raise DataError(
@@ -107,7 +106,7 @@ _IdsAndLabels = Iterator[tuple[list[int], list[int]]]
 
 
 def _encode_chat(
-    tokenizer: GlmTokenizer,
+    tokenizer: Tokenizer,
     messages: Sequence[Message],
     settings: Data,
     limits: Limits,
@@ -122,7 +121,7 @@ def _encode_chat(
             yield piece.ids, piece.labels
 
 
-def _units(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Iterator[list[Message]]:
+def _units(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> Iterator[list[Message]]:
     """Conversations that give one training example each, their `loss` flags set."""
     answers = [i for i, message in enumerate(messages) if is_learned(message)]
     if settings.loss == "last_turn":
@@ -136,7 +135,7 @@ def _units(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data)
 
 
 def _encode_unit(
-    tokenizer: GlmTokenizer, unit: list[Message], settings: Data, limits: Limits, report: LengthReport
+    tokenizer: Tokenizer, unit: list[Message], settings: Data, limits: Limits, report: LengthReport
 ) -> Piece | None:
     """The example of a unit as the limits allow it, counted in the report; None for one that is dropped."""
     piece = _encode(tokenizer, unit, settings)
@@ -157,7 +156,7 @@ def _encode_unit(
     return piece
 
 
-def _encode(tokenizer: GlmTokenizer, unit: Sequence[Message], settings: Data) -> Piece:
+def _encode(tokenizer: Tokenizer, unit: Sequence[Message], settings: Data) -> Piece:
     """The training example of a unit; empty where nothing in it is learned."""
     examples = encode_learned(tokenizer, unit, source_prefix=settings.source_prefix)
     ids: list[int] = []
@@ -170,7 +169,7 @@ def _encode(tokenizer: GlmTokenizer, unit: Sequence[Message], settings: Data) ->
     return Piece(ids, labels, num_target)
 
 
-def _cutter(tokenizer: GlmTokenizer, limits: Limits, settings: Data) -> Cutter:
+def _cutter(tokenizer: Tokenizer, limits: Limits, settings: Data) -> Cutter:
     return Cutter(
         limits,
         lambda unit: _encode(tokenizer, unit, settings),
@@ -182,7 +181,7 @@ def _cutter(tokenizer: GlmTokenizer, limits: Limits, settings: Data) -> Cutter:
 
 
 def _encode_official(
-    tokenizer: GlmTokenizer,
+    tokenizer: Tokenizer,
     messages: Sequence[Message],
     settings: Data,
     limits: Limits,

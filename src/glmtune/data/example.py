@@ -13,16 +13,16 @@ class Example:
     """A row in the one shape that every data format is turned into."""
 
     messages: tuple[Message, ...]
-    place: str
+    where: str
     """File and line or row number, like `train.jsonl:2`."""
     source: int = 0
     """Number of the source of training rows that it is from."""
 
 
 @contextmanager
-def naming(place: str) -> Iterator[None]:
+def naming(where: str) -> Iterator[None]:
     """Inside, what is wrong with a row is said with its place in front."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{place}: {error}", hint=error.hint) from error
+        raise DataError(f"{where}: {error}", hint=error.hint) from error

@@ -15,10 +15,10 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
-from glmtune.values import Fields, Row, decoded, is_filled, is_plain, shown
+from glmtune.values import Fields, RowObject, decoded, is_filled, is_plain, shown
 
 Messages = tuple[Message, ...]
-Parse = Callable[[Row], Messages]
+Parse = Callable[[RowObject], Messages]
 
 VOID = {"nan", "none", "null", "<na>"}
 """What programs write into a cell without a value, in small letters."""
@@ -36,7 +36,7 @@ class Format:
     columns: tuple[str, ...]
     parse: Parse | None = None
     """Of a row that is a list of turns, its history among them; else the columns are question and answer."""
-    has_form: Callable[[Row], bool] | None = None
+    has_form: Callable[[RowObject], bool] | None = None
     """Whether a row with these columns is of this format, where another has the same columns."""
     input_column: str | None = None
     """Column of text that follows the question on a new line."""
@@ -79,11 +79,11 @@ class RowParser:
     taken: str = ""
     """The words that say which columns were taken, where neither the settings nor a format names them."""
 
-    def __call__(self, row: Row) -> Messages:
+    def __call__(self, row: RowObject) -> Messages:
         """The messages of a row up to its last answer, none where nobody answers. Raises `DataError`."""
         return up_to_last_answer(self.parse(row).messages)
 
-    def parse(self, row: Row) -> Parsed:
+    def parse(self, row: RowObject) -> Parsed:
         """The whole row, every filled column accounted for. Raises `DataError`."""
         fields, ignored = _without(row, self.settings.ignore_columns)
         chosen = self.named or _choose(fields, self.counts)
@@ -110,7 +110,7 @@ def _is_void(cell: object) -> bool:
     return isinstance(cell, str) and len(cell) < LONGEST_VOID and cell.strip().lower() in VOID
 
 
-def find_format(rows: Sequence[Row], settings: Data) -> RowParser:
+def find_format(rows: Sequence[RowObject], settings: Data) -> RowParser:
     """Return what turns each of these rows into messages, its `history` and `system` columns included.
 
     Raises `DataError` where the columns of no row fit a format.
@@ -132,7 +132,7 @@ def find_format(rows: Sequence[Row], settings: Data) -> RowParser:
     return RowParser(settings, " + ".join(name for name, _ in found.most_common()), counts)
 
 
-def fits(row: Row, settings: Data) -> bool:
+def fits(row: RowObject, settings: Data) -> bool:
     """Whether a row has the columns of a format, or one that the settings name."""
     kept = _without(row, settings.ignore_columns)[0]
     if (named := _named_format(settings)) is not None:
@@ -178,7 +178,7 @@ USUAL = (
 # Which format
 
 
-def usual_pair(row: Row) -> Format | None:
+def usual_pair(row: RowObject) -> Format | None:
     """The question and answer that a row's columns name in a usual way, if they do so once."""
     spelled = {name.strip().lower(): name for name in row}
     found = [pair for pair in USUAL if spelled.keys() >= {*pair}]
@@ -202,7 +202,7 @@ def _named_format(settings: Data) -> Format | None:
     return Format((settings.prompt_column, settings.response_column))
 
 
-def _fitting(row: Row) -> list[str]:
+def _fitting(row: RowObject) -> list[str]:
     """Names of the formats that a row fits, by its columns alone where its turns cannot be read."""
     fitting = _with_columns(tuple(row))
     try:
@@ -223,7 +223,7 @@ def _most(names: Collection[str], counts: Counter[str]) -> list[str]:
     return [name for name in names if counts[name] == most]
 
 
-def _choose(row: Row, counts: Counter[str]) -> Format:
+def _choose(row: RowObject, counts: Counter[str]) -> Format:
     names = _fitting(row)
     if len(names) == 1:
         return FORMATS[names[0]]
@@ -242,7 +242,7 @@ def _choose(row: Row, counts: Counter[str]) -> Format:
 # Which columns
 
 
-def _without(row: Row, ignore: Collection[str]) -> tuple[Fields, list[str]]:
+def _without(row: RowObject, ignore: Collection[str]) -> tuple[Fields, list[str]]:
     """The row without the columns to ignore, and which of those hold something."""
     if not ignore:
         return Fields(row), []
@@ -274,7 +274,7 @@ def _unread(row: Fields, chosen: Format) -> Iterator[str]:
 # Row -> messages
 
 
-def _messages(row: Row, chosen: Format, settings: Data) -> Messages:
+def _messages(row: RowObject, chosen: Format, settings: Data) -> Messages:
     if chosen.parse is None:
         return rounds.question_and_answer(row, chosen.columns, chosen.input_column, settings)
     name = chosen.columns[0]

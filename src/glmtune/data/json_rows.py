@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.charset import MARK
 from glmtune.data.columns import carries_meaning
-from glmtune.data.tables import Row
+from glmtune.data.tables import RawRow
 from glmtune.data.unknown import ROW_FORM, column_of, dialogue_of
 from glmtune.errors import DataError
 from glmtune.strict import Decoder, KeyTwiceError, UnfitJsonError
@@ -42,7 +42,7 @@ CULPRITS = {
 # One row a line
 
 
-def line_rows(text: str, path: Path) -> Iterator[Row]:
+def line_rows(text: str, path: Path) -> Iterator[RawRow]:
     """Yield one row a line; blank lines are passed over. Lines may end as on old Macs."""
     if "\n" not in text:
         text = text.replace("\r", "\n")
@@ -51,14 +51,14 @@ def line_rows(text: str, path: Path) -> Iterator[Row]:
         if not line or line.isspace():
             continue
         try:
-            yield Row(f"{path}:{number}", decode(line.removeprefix(MARK)))
+            yield RawRow(f"{path}:{number}", decode(line.removeprefix(MARK)))
         except UnfitJsonError as err:
             raise _unfit(err, f"{path}:{number}", err.pos) from None
         except json.JSONDecodeError as err:
             value = _spread(text, path, number)
             if value is None:
                 raise _bad_line(err, line, path, number) from None
-            yield Row(f"{path}:{number}", value)
+            yield RawRow(f"{path}:{number}", value)
             return
 
 
@@ -76,13 +76,13 @@ def _spread(text: str, path: Path, number: int) -> Any:
         return None
     if "\n" not in text[start:end].strip():
         return None
-    row = Row(f"{path}:{number}", value)
+    row = RawRow(f"{path}:{number}", value)
     if isinstance(value, dict) and not text[:start].strip() and not text[end:].strip():
         check_not_wrapped(row)
         if wrapped_rows(row):
             return value
     raise DataError(
-        f"{row.place}: an object spread over several lines, outside an array",
+        f"{row.where}: an object spread over several lines, outside an array",
         hint="write one row a line, or all rows as one array: [ {...}, {...} ]",
     )
 
@@ -93,13 +93,13 @@ def _bad_line(err: json.JSONDecodeError, line: str, path: Path, number: int) -> 
             f"{path}:{number}: column {err.pos + 1}: text after the row's end: {excerpt(line[err.pos :])}",
             hint="write one row a line with nothing between the lines, or all rows as one array with [ and ]",
         )
-    return _broken_json(err.msg, line, err.pos, place=f"{path}:{number}", line_start=0)
+    return _broken_json(err.msg, line, err.pos, where=f"{path}:{number}", line_start=0)
 
 
 # A JSON array
 
 
-def array_rows(text: str, path: Path) -> Iterator[Row]:
+def array_rows(text: str, path: Path) -> Iterator[RawRow]:
     """Yield the rows of an array, each with the line of its first character."""
     decode = Decoder().raw_decode
     position = _skip_space(text, text.index("[") + 1)
@@ -107,14 +107,14 @@ def array_rows(text: str, path: Path) -> Iterator[Row]:
     while text[position : position + 1] != "]" or index:
         line, counted = line + text.count("\n", counted, position), position
         index += 1
-        place = f"{path}:{line} (row {index})"
+        where = f"{path}:{line} (row {index})"
         try:
             value, end = decode(text, position)
         except UnfitJsonError as err:
             raise _unfit(err, f"{path}:{err.lineno} (row {index})", err.colno - 1) from None
         except json.JSONDecodeError as err:
             raise _bad_element(err, text, path, index) from None
-        yield Row(place, value)
+        yield RawRow(where, value)
         position = _skip_space(text, end)
         if text[position : position + 1] != ",":
             break
@@ -124,23 +124,23 @@ def array_rows(text: str, path: Path) -> Iterator[Row]:
 
 def _bad_element(err: json.JSONDecodeError, text: str, path: Path, index: int) -> DataError:
     line, line_start = _line_of(text, err.pos)
-    place = f"{path}:{line}"
+    where = f"{path}:{line}"
     if text[err.pos : err.pos + 1] == "]" and index > 1:
         return DataError(
-            f"{place}: column {err.pos - line_start + 1}: a comma after the last row",
+            f"{where}: column {err.pos - line_start + 1}: a comma after the last row",
             hint="remove the comma before the closing ]",
         )
     if not text[err.pos :].strip():
         return DataError(
-            f"{place}: column {err.pos - line_start + 1}: the file ends inside row {index}",
+            f"{where}: column {err.pos - line_start + 1}: the file ends inside row {index}",
             hint="the file is cut off: fetch it again, or close the row and the array with ]",
         )
-    return _broken_json(err.msg, text, err.pos, place=place, line_start=line_start)
+    return _broken_json(err.msg, text, err.pos, where=where, line_start=line_start)
 
 
 def _check_array_end(text: str, position: int, path: Path, index: int) -> None:
     line, line_start = _line_of(text, position)
-    place = f"{path}:{line}: column {position - line_start + 1}"
+    where = f"{path}:{line}: column {position - line_start + 1}"
     found = text[position : position + 1]
     if found == "]":
         rest = _skip_space(text, position + 1)
@@ -153,13 +153,13 @@ def _check_array_end(text: str, position: int, path: Path, index: int) -> None:
             )
         return
     if not found:
-        raise DataError(f"{place}: the array is not closed after row {index}", hint="add ] at the end")
+        raise DataError(f"{where}: the array is not closed after row {index}", hint="add ] at the end")
     if found == "{":
         raise DataError(
-            f"{place}: a comma is missing between rows {index} and {index + 1}",
+            f"{where}: a comma is missing between rows {index} and {index + 1}",
             hint="write a comma after each row but the last",
         )
-    raise _broken_json("Expecting ',' or ']'", text, position, place=f"{path}:{line}", line_start=line_start)
+    raise _broken_json("Expecting ',' or ']'", text, position, where=f"{path}:{line}", line_start=line_start)
 
 
 def _hint_of_arrays(text: str) -> str:
@@ -176,17 +176,17 @@ def _hint_of_arrays(text: str) -> str:
 # What is wrong with JSON
 
 
-def _unfit(err: UnfitJsonError, place: str, column: int) -> DataError:
-    place, found = f"{place}: column {column + 1}", excerpt(err.doc[err.pos :])
+def _unfit(err: UnfitJsonError, where: str, column: int) -> DataError:
+    where, found = f"{where}: column {column + 1}", excerpt(err.doc[err.pos :])
     if not isinstance(err, KeyTwiceError):
-        return DataError(f"{place}: {err.msg}, at {found}", hint=err.hint)
+        return DataError(f"{where}: {err.msg}, at {found}", hint=err.hint)
     return DataError(
-        f"{place}: {err.msg}, again at {found}",
+        f"{where}: {err.msg}, again at {found}",
         hint=f"{err.hint}; if two rows run together here, write the lost }},{{ between them",
     )
 
 
-def _broken_json(reason: str, text: str, position: int, *, place: str, line_start: int) -> DataError:
+def _broken_json(reason: str, text: str, position: int, *, where: str, line_start: int) -> DataError:
     """Say line, column and the offending text; name the usual culprits."""
     if text[position : position + 1] not in CULPRITS:
         position = _curly_quote(text, line_start) or position
@@ -195,7 +195,7 @@ def _broken_json(reason: str, text: str, position: int, *, place: str, line_star
     what = culprit or f"{reason[:1].lower()}{reason[1:].removesuffix(' at').removesuffix(' starting')}"
     at = excerpt(found) if found.strip() else "the end of the line"
     return DataError(
-        f"{place}: column {position - line_start + 1}: broken JSON: {what}, at {at}",
+        f"{where}: column {position - line_start + 1}: broken JSON: {what}, at {at}",
         hint=_json_hint(reason, found),
     )
 
@@ -203,8 +203,8 @@ def _broken_json(reason: str, text: str, position: int, *, place: str, line_star
 def _curly_quote(text: str, line_start: int) -> int | None:
     """Where, in the line that begins at a position, a curly quote stands for a straight one."""
     line = text[line_start:].split("\n", 1)[0]
-    place = CURLY_QUOTE.search(line)
-    quote = place and CURLY_QUOTES.search(line, place.start())
+    where = CURLY_QUOTE.search(line)
+    quote = where and CURLY_QUOTES.search(line, where.start())
     return quote and line_start + quote.start()
 
 
@@ -250,17 +250,17 @@ def shortened(text: str) -> str:
     return text if len(text) <= CONTEXT_CHARACTERS else text[:CONTEXT_CHARACTERS] + "..."
 
 
-def check_not_wrapped(row: Row) -> None:
+def check_not_wrapped(row: RawRow) -> None:
     """Refuse one object around objects with names: `{"a": {...}, "b": {...}}`."""
     if row.value and all(isinstance(value, dict) for value in row.value.values()):
         raise DataError(
-            f"{row.place}: one object around everything, with an object under each of its "
+            f"{row.where}: one object around everything, with an object under each of its "
             f"{len(row.value)} names: {shortened(', '.join(row.value))}",
             hint="if those are the rows, keep the objects without the names, as an array: [ {...}, {...} ]",
         )
 
 
-def wrapped_rows(row: Row) -> str | None:
+def wrapped_rows(row: RawRow) -> str | None:
     """The name of the one list in an object around everything, `{"data": [{...}, ...]}`, if it is of rows."""
     names = [name for name, value in row.value.items() if isinstance(value, list)]
     rows = row.value[names[0]] if len(names) == 1 else []
@@ -269,14 +269,14 @@ def wrapped_rows(row: Row) -> str | None:
     return names[0] if is_rows else None
 
 
-def check_not_columns(row: Row) -> None:
+def check_not_columns(row: RawRow) -> None:
     """Refuse a table written column by column: `{"prompt": [...], "response": [...]}`, or numbered cells."""
     cells = list(row.value.values())
     is_lists = all(isinstance(cell, list) and len(cell) > 1 and column_of(cell[0]) is None for cell in cells)
     is_numbered = all(isinstance(cell, dict) and [*cell] == [*map(str, range(len(cell)))] for cell in cells)
     if len(cells) > 1 and (is_lists or is_numbered) and len({*map(len, cells)}) == 1:
         raise DataError(
-            f"{row.place}: a table column by column: {shortened(', '.join(row.value))}",
+            f"{row.where}: a table column by column: {shortened(', '.join(row.value))}",
             hint="write a row a line; pandas does: "
             "df.to_json('rows.jsonl', orient='records', lines=True, force_ascii=False)",
         )

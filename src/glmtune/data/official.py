@@ -11,7 +11,7 @@ from typing import Any
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message, chatglm2_prompt, chatglm_prompt, rounds, with_question_prefix
-from glmtune.tokenizers.base import GlmTokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 IGNORED = -100
 
@@ -40,8 +40,8 @@ class Asked:
     """How long the prompt was before the script's cut."""
 
 
-_Train = Callable[[GlmTokenizer, Sequence[Message], Data], Learned | None]
-_Evaluate = Callable[[GlmTokenizer, Sequence[Message], Data], list[Asked]]
+_Train = Callable[[Tokenizer, Sequence[Message], Data], Learned | None]
+_Evaluate = Callable[[Tokenizer, Sequence[Message], Data], list[Asked]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class OfficialEncoding:
     """A conversation's questions, in order."""
 
 
-def find_encoding(name: str, tokenizer: GlmTokenizer) -> OfficialEncoding:
+def find_encoding(name: str, tokenizer: Tokenizer) -> OfficialEncoding:
     """The encoding of this name. Raises ConfigError where the tokenizer is another family's."""
     scripts = ENCODINGS[name]
     if tokenizer.template is None or tokenizer.template not in scripts:
@@ -92,7 +92,7 @@ def _thudm_texts(
     return settings.source_prefix + prompt_text(query, answered[:-1], **options), answer
 
 
-def _chatglm_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
+def _chatglm_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
     """Learned are `<sop>`, the answer and `<eop>`; a history column numbers every round."""
     max_source, max_target = _limits(settings)
     is_numbered = settings.history_column is not None
@@ -114,7 +114,7 @@ def _chatglm_train(tokenizer: GlmTokenizer, messages: Sequence[Message], setting
     )
 
 
-def _chatglm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
+def _chatglm_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
     """Of both texts the script keeps two tokens less than allowed, and puts the prompt's end behind both."""
     texts = _thudm_texts(messages, settings, chatglm_prompt)
     if texts is None:
@@ -128,16 +128,16 @@ def _chatglm_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], sett
     return [Asked(cut_prompt, reference, tokenizer.control_id("<eop>"), len(prompt) + len(asks))]
 
 
-def _encode_v1(tokenizer: GlmTokenizer, text: str) -> list[int]:
+def _encode_v1(tokenizer: Tokenizer, text: str) -> list[int]:
     """A text's ids by the official tokenizer, to which `<sop>` spelled in a text is the control token."""
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _v1_asks(tokenizer: GlmTokenizer) -> list[int]:
+def _v1_asks(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.control_id("[gMASK]"), tokenizer.control_id("<sop>")]
 
 
-def _chatglm2_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
+def _chatglm2_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
     max_source, max_target = _limits(settings)
     texts = _thudm_texts(messages, settings, chatglm2_prompt)
     if texts is None:
@@ -157,7 +157,7 @@ def _chatglm2_train(tokenizer: GlmTokenizer, messages: Sequence[Message], settin
     )
 
 
-def _chatglm2_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
+def _chatglm2_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
     max_source, max_target = _limits(settings)
     texts = _thudm_texts(messages, settings, chatglm2_prompt)
     if texts is None:
@@ -171,7 +171,7 @@ def _chatglm2_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], set
 # --- glm4: https://github.com/THUDM/GLM-4 finetune/finetune.py, process_batch and _eval ---
 
 
-def _chatglm3_turn(tokenizer: GlmTokenizer, message: Message) -> list[int]:
+def _chatglm3_turn(tokenizer: Tokenizer, message: Message) -> list[int]:
     if message.tools is not None:
         raise DataError("tools: the official script does not take them", hint="use data.encoding=chat")
     texts = ("\n", message.content)
@@ -179,12 +179,12 @@ def _chatglm3_turn(tokenizer: GlmTokenizer, message: Message) -> list[int]:
     return [role, *(index for text in texts for index in tokenizer.encode_plain(text))]
 
 
-def _glm4_turn(tokenizer: GlmTokenizer, message: Message) -> list[int]:
+def _glm4_turn(tokenizer: Tokenizer, message: Message) -> list[int]:
     """A turn by the official chat template, in which control tokens spelled in content are control tokens."""
     return _glm4_conversation(tokenizer, [_without_unset(message)])[len(tokenizer.get_prefix_tokens()) :]
 
 
-def _glm4_conversation(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> list[int]:
+def _glm4_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     rows = []
     for message in messages:
         row: dict[str, Any] = {"role": message.role, "content": message.content}
@@ -213,14 +213,14 @@ def _without_unset(message: Message) -> Message:
     return replace(message, tools=tools)
 
 
-_Turn = Callable[[GlmTokenizer, Message], list[int]]
+_Turn = Callable[[Tokenizer, Message], list[int]]
 
 
 def _learn_turns(
     turn: _Turn,
     unlearned: frozenset[str],
     end: str,
-    tokenizer: GlmTokenizer,
+    tokenizer: Tokenizer,
     messages: Sequence[Message],
     data: Data,
 ) -> Learned:
@@ -243,7 +243,7 @@ def _shift_and_cut(input_ids: list[int], mask: list[bool], data: Data) -> Learne
 
 
 def _ask_turns(
-    turn: _Turn, end: str, tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data
+    turn: _Turn, end: str, tokenizer: Tokenizer, messages: Sequence[Message], data: Data
 ) -> list[Asked]:
     """One question for each answer, until the conversation is longer than the source limit."""
     max_source, max_target = _limits(data)
@@ -265,15 +265,15 @@ _CHATGLM3_UNLEARNED = frozenset({"system", "user"})
 _GLM4_UNLEARNED = frozenset({"system", "user", "observation"})
 
 
-def _chatglm3_train(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> Learned:
+def _chatglm3_train(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> Learned:
     return _learn_turns(_chatglm3_turn, _CHATGLM3_UNLEARNED, "</s>", tokenizer, messages, data)
 
 
-def _chatglm3_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
+def _chatglm3_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
     return _ask_turns(_chatglm3_turn, "</s>", tokenizer, messages, data)
 
 
-def _glm4_train(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> Learned:
+def _glm4_train(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> Learned:
     if not data.combine:
         return _learn_turns(_glm4_turn, _GLM4_UNLEARNED, "<|user|>", tokenizer, messages, data)
     input_ids = _glm4_conversation(tokenizer, messages)
@@ -282,7 +282,7 @@ def _glm4_train(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data
     return _shift_and_cut([*input_ids, tokenizer.control_id("<|user|>")], mask, data)
 
 
-def _glm4_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
+def _glm4_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
     if data.combine:
         return _glm4_evaluate_combined(tokenizer, messages, data)
     asked = _ask_turns(_glm4_turn, "<|user|>", tokenizer, messages, data)
@@ -294,7 +294,7 @@ def _glm4_evaluate(tokenizer: GlmTokenizer, messages: Sequence[Message], data: D
     return asked
 
 
-def _glm4_evaluate_combined(tokenizer: GlmTokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
+def _glm4_evaluate_combined(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
     """As the script: the prompt holds the answer and ends with [gMASK], so its scores mean nothing."""
     max_source, max_target = _limits(data)
     input_ids = _glm4_conversation(tokenizer, messages)
@@ -304,10 +304,10 @@ def _glm4_evaluate_combined(tokenizer: GlmTokenizer, messages: Sequence[Message]
     return [Asked(prompt, reference[:max_target], end_id, len(input_ids) + 1)]
 
 
-def _last_answer(tokenizer: GlmTokenizer, input_ids: Sequence[int]) -> int:
+def _last_answer(tokenizer: Tokenizer, input_ids: Sequence[int]) -> int:
     """Where the last <|assistant|> stands."""
     role = tokenizer.control_id("<|assistant|>")
-    found = max((place for place, index in enumerate(input_ids) if index == role), default=None)
+    found = max((position for position, index in enumerate(input_ids) if index == role), default=None)
     if found is None:
         raise DataError("no answer in this conversation", hint="give every row an answer")
     return found

@@ -25,13 +25,13 @@ def has_doubled(example: Example) -> bool:
 
 def unasked(examples: Sequence[Example]) -> str:
     """The words that warn of answers to nothing, none where there are none."""
-    counts = {example.place: count for example in examples if (count := num_unasked(example))}
+    counts = {example.where: count for example in examples if (count := num_unasked(example))}
     return _found("answers with no question before them, learned all the same", counts)
 
 
 def doubled(examples: Sequence[Example]) -> str:
     """The words that name rows in which a speaker has two turns in a row, none where there are none."""
-    counts = {example.place: 1 for example in examples if has_doubled(example)}
+    counts = {example.where: 1 for example in examples if has_doubled(example)}
     return _found("rows in which one speaker has two turns in a row, read as they stand", counts)
 
 
@@ -40,7 +40,7 @@ def check_asked(examples: Sequence[Example]) -> None:
     learned = [sum(m.role == "assistant" and m.loss for m in example.messages) for example in examples]
     if any(learned) and learned == [num_unasked(example) for example in examples]:
         raise DataError(
-            f"{examples[0].place}: an answer with no question before it, here and in every other row",
+            f"{examples[0].where}: an answer with no question before it, here and in every other row",
             hint="begin each dialogue with the user's turn; to learn texts alone, write each with an empty "
             'question: {"prompt": "", "response": "..."}',
         )

@@ -11,11 +11,11 @@ from glmtune.data.official import find_encoding
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message, Segment, Taught
-from glmtune.tokenizers.base import GlmTokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EvaluationPrompt:
     """A prompt as ids, what it was cut from, and the answer to compare with."""
 
     ids: list[int]
@@ -26,8 +26,8 @@ class Prompt:
 
 
 def encode_prompts(
-    tokenizer: GlmTokenizer, examples: Sequence[Example], settings: Data, *, num_new: int = 0
-) -> tuple[list[Prompt], LengthReport]:
+    tokenizer: Tokenizer, examples: Sequence[Example], settings: Data, *, num_new: int = 0
+) -> tuple[list[EvaluationPrompt], LengthReport]:
     """The prompt of each conversation's last answer, with that answer, and what was cut of the prompts.
 
     Where no setting names a limit, the model's context is to hold `num_new` tokens of an answer too. Raises
@@ -37,14 +37,16 @@ def encode_prompts(
     report = LengthReport(limit=f"{limits}, for the question part")
     prompts = []
     for example in examples:
-        with naming(example.place):
+        with naming(example.where):
             prompt = _prompt(tokenizer, taught.begin(example.messages), settings, limits)
         report.add(prompt.uncut_tokens, len(prompt.ids), prompt.cuts)
         prompts.append(prompt)
     return prompts, report
 
 
-def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data, limits: Limits) -> Prompt:
+def _prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], settings: Data, limits: Limits
+) -> EvaluationPrompt:
     if settings.encoding != "chat":
         return _official_prompt(tokenizer, messages, settings)
     last = last_index(messages, lambda message: message.role == "assistant")
@@ -55,8 +57,8 @@ def _prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data
 
 
 def _cut_prompt(
-    tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data, limits: Limits
-) -> Prompt:
+    tokenizer: Tokenizer, messages: Sequence[Message], settings: Data, limits: Limits
+) -> EvaluationPrompt:
     """The prompt that asks for the next answer; its question part may fill the whole limit."""
 
     def encode(asked: Sequence[Message]) -> list[int]:
@@ -65,7 +67,7 @@ def _cut_prompt(
     source = limits.total if limits.total is not None else limits.source
     ids = encode(messages)
     if len(ids) <= source:
-        return Prompt(ids, uncut_tokens=len(ids))
+        return EvaluationPrompt(ids, uncut_tokens=len(ids))
     limits.refuse(len(ids), settings, part=" of the question part")
     cutter = Cutter(
         Limits(None, source, target=0),
@@ -78,10 +80,10 @@ def _cut_prompt(
             f"the question part has {len(ids):,} tokens and cannot be cut to {source:,}",
             hint=f"{limits.raising}, or shorten the system message",
         )
-    return Prompt(found[0].ids, uncut_tokens=len(ids), cuts=tuple(found[1]))
+    return EvaluationPrompt(found[0].ids, uncut_tokens=len(ids), cuts=tuple(found[1]))
 
 
-def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
+def _reference(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """The last turn as the model would say it without its thought; its calls as their format writes them.
 
     Encoded and decoded as an answer is: ChatGLM-6B's tokenizer makes full-width punctuation half width.
@@ -94,7 +96,7 @@ def _reference(tokenizer: GlmTokenizer, messages: Sequence[Message]) -> str:
     return answer_text(tokenizer, tokenizer.encode_segments(segments))
 
 
-def _official_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], settings: Data) -> Prompt:
+def _official_prompt(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> EvaluationPrompt:
     # GLM-4's combined evaluation shows the model the answer, so its other form asks here
     uncombined = settings.model_copy(update={"combine": False})
     asked = find_encoding(settings.encoding, tokenizer).evaluate(tokenizer, messages, uncombined)
@@ -108,4 +110,4 @@ def _official_prompt(tokenizer: GlmTokenizer, messages: Sequence[Message], setti
     reference = [index for index in last.reference if index != last.end]
     text = str(tokenizer.decode(reference, skip_special_tokens=True)).strip()
     cuts = ("question",) * (len(last.prompt) < last.uncut_tokens)
-    return Prompt(last.prompt, text, last.uncut_tokens, cuts)
+    return EvaluationPrompt(last.prompt, text, last.uncut_tokens, cuts)

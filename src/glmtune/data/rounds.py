@@ -8,7 +8,7 @@ from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 from glmtune.templates.reading import read_thought
-from glmtune.values import Row, decoded, non_empty, shown, text
+from glmtune.values import RowObject, decoded, non_empty, shown, text
 
 Messages = tuple[Message, ...]
 
@@ -23,7 +23,7 @@ Source: https://huggingface.co/datasets/BelleGroup/multiturn_chat_0.8M."""
 
 
 def question_and_answer(
-    row: Row, columns: tuple[str, ...], input_column: str | None, settings: Data
+    row: RowObject, columns: tuple[str, ...], input_column: str | None, settings: Data
 ) -> Messages:
     """System text, earlier rounds, question and answer; a filled input follows the question on a new line.
 
@@ -39,7 +39,7 @@ def question_and_answer(
     return *system(row, settings), *earlier, *_asked(asked, question, settings), answered
 
 
-def _input(row: Row, default: str | None, settings: Data) -> str:
+def _input(row: RowObject, default: str | None, settings: Data) -> str:
     """The text of the input column, empty where there is none."""
     name = settings.input_column or default
     if name is None:
@@ -48,7 +48,7 @@ def _input(row: Row, default: str | None, settings: Data) -> str:
     return "" if value is None else text(value, name)
 
 
-def system(row: Row, settings: Data) -> Messages:
+def system(row: RowObject, settings: Data) -> Messages:
     """The system text of a row's own column, if it has one."""
     name = settings.system_column or "system"
     value = column(row, name) if settings.system_column else row.get(name)
@@ -67,7 +67,7 @@ def two_systems(where: str) -> DataError:
     )
 
 
-def history(row: Row, named: str | None) -> Messages:
+def history(row: RowObject, named: str | None) -> Messages:
     """Earlier rounds, `[[question, answer], ...]`; null, absent or an empty cell is no history."""
     name = named or "history"
     value = column(row, name) if named else row.get(name)
@@ -119,7 +119,7 @@ def _asked(question: str, name: str, settings: Data) -> Messages:
 # Rounds as turns
 
 
-def firefly(row: Row) -> Messages:
+def firefly(row: RowObject) -> Messages:
     """`{conversation: [{human, assistant}]}`, a question and its answer a turn.
 
     Source: https://huggingface.co/datasets/YeungNLP/moss-003-sft-data.
@@ -139,7 +139,7 @@ def firefly(row: Row) -> Messages:
     return tuple(found)
 
 
-def is_firefly(row: Row) -> bool:
+def is_firefly(row: RowObject) -> bool:
     """Whether the turns in `conversation` are of the form `{human, assistant}`."""
     turns = decoded(row.get("conversation"))
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "human" in turns[0]

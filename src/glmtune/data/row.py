@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrainingRow:
     """A training row of T tokens, L of them with labels."""
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     """The ids to learn, -100 elsewhere; not shifted."""
-    place: str
+    where: str
     """Where the conversation was read, like `train.jsonl:2`."""
     source: int = 0
     """Which of the sources of `data.train` it is from."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from glmtune.data.source import Dataset, SeveralFilesError, read_dataset
+from glmtune.data.reader import Dataset, SeveralFilesError, read_dataset
 from glmtune.errors import ConfigError, DataError
 from glmtune.paths import listing
 from glmtune.recipe.parse import read_values
@@ -45,8 +45,8 @@ def _read_source(index: int, settings: Data) -> Dataset:
         if not is_item:
             raise
         named = source.reading and isinstance(err, ConfigError)
-        place = f"data.train.{index}: {source.path}: " if named else ""
-        raise type(err)(f"{place}{err}", hint=_of_item(err.hint, source, settings)) from None
+        where = f"data.train.{index}: {source.path}: " if named else ""
+        raise type(err)(f"{where}{err}", hint=_of_item(err.hint, source, settings)) from None
     examples = [replace(example, source=index) for example in found.examples] if index else found.examples
     return replace(found, examples=examples)
 

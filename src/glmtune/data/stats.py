@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.data.example import Example
 from glmtune.data.lengths import Lengths
-from glmtune.data.source import Dataset, read_dataset
+from glmtune.data.reader import Dataset, read_dataset
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 
@@ -48,7 +48,7 @@ class Stats:
     """The last answer of a row."""
 
 
-def measure(path: Path, settings: Data) -> tuple[Stats, Dataset]:
+def measure_file(path: Path, settings: Data) -> tuple[Stats, Dataset]:
     """Read a file and count what it holds; give the rows too. Raises `DataError` as reading does."""
     dataset = read_dataset(path, settings)
     rows = [example.messages for example in dataset.examples]

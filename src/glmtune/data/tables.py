@@ -13,10 +13,10 @@ SAVED = "state.json"
 SAVED_SPLITS = "dataset_dict.json"
 
 
-class Row(NamedTuple):
+class RawRow(NamedTuple):
     """One raw row and where it begins."""
 
-    place: str
+    where: str
     value: Any
 
 
@@ -28,7 +28,7 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet" and path.is_file()
 
 
-def parquet_rows(path: Path) -> list[Row]:
+def parquet_rows(path: Path) -> list[RawRow]:
     """The rows of a parquet file. Raises `DataError` for a broken one."""
     pyarrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
     try:
@@ -49,7 +49,7 @@ def is_saved_dataset(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in (SAVED, SAVED_SPLITS))
 
 
-def saved_rows(path: Path) -> list[Row]:
+def saved_rows(path: Path) -> list[RawRow]:
     """The rows of a saved data set; of one with several splits, those of `train`."""
     datasets = require("datasets", extra="datasets")
     try:
@@ -80,19 +80,19 @@ def is_hub_name(path: Path) -> bool:
     return path.as_posix().startswith(HUB_PREFIX)
 
 
-def hub_rows(name: Path) -> list[Row]:
+def hub_rows(name: Path) -> list[RawRow]:
     """The rows of a Hub data set, downloaded or from the cache. Raises `DataError`."""
-    place = name.as_posix()
-    dataset, *rest = place.removeprefix(HUB_PREFIX).split(":")
+    where = name.as_posix()
+    dataset, *rest = where.removeprefix(HUB_PREFIX).split(":")
     if not dataset or len(rest) > 2 or not all(rest):
-        raise DataError(f"{place}: not the name of a Hub data set", hint=f"write {HUB_FORM}")
+        raise DataError(f"{where}: not the name of a Hub data set", hint=f"write {HUB_FORM}")
     datasets = require("datasets", extra="datasets")
     try:
         found = datasets.load_dataset(dataset, *rest[:-1], split=rest[-1] if rest else DEFAULT_SPLIT)
-        return _rows(list(found), place)
+        return _rows(list(found), where)
     except (OSError, ValueError, RuntimeError) as err:  # offline, unknown name, unknown split or config
         raise DataError(
-            f"{place}: cannot be loaded: {first_line(err)}",
+            f"{where}: cannot be loaded: {first_line(err)}",
             hint=f"check name and network ({HUB_FORM}), or download the data set and name its file",
         ) from None
 
@@ -103,9 +103,9 @@ def hub_hint(path: Path) -> str:
     return f"; a data set of the Hub is {HUB_PREFIX}{path.as_posix()}" if is_like_one else ""
 
 
-def _rows(values: list[Any], place: str) -> list[Row]:
+def _rows(values: list[Any], where: str) -> list[RawRow]:
     return [
-        Row(f"{place} (row {number})", {name: _without_unset(cell) for name, cell in value.items()})
+        RawRow(f"{where} (row {number})", {name: _without_unset(cell) for name, cell in value.items()})
         for number, value in enumerate(values, start=1)
     ]
 

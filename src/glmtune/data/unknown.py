@@ -7,7 +7,7 @@ from typing import Any
 from glmtune.data import columns
 from glmtune.errors import DataError
 from glmtune.near import nearest
-from glmtune.values import Record, Row, decoded, is_filled
+from glmtune.values import RowObject, TableRow, decoded, is_filled
 
 ROW_FORM = '{"prompt": "...", "response": "..."}'
 TURNS_FORM = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
@@ -44,13 +44,13 @@ TEXTS = {"text", "content", "document", "article"}
 """What rows for pretraining call their one column."""
 
 
-def no_format(rows: Sequence[Row], pairs: Sequence[tuple[str, ...]]) -> DataError:
+def no_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) -> DataError:
     """The error for rows that fit no format; `pairs`: the columns that a format may have, one or two."""
     row = rows[0]
     found = f"columns found: {columns.names_of(row)}"
     column = dialogue_of(row)
     if column:
-        lines = " of JSON lines" if isinstance(row, Record) else ""
+        lines = " of JSON lines" if isinstance(row, TableRow) else ""
         return DataError(
             f"a row is one turn of a dialogue; {found}",
             hint=f'put the turns of each dialogue into one row{lines}: {{"{column}": [...]}}',
@@ -84,7 +84,7 @@ def column_of(turn: Any) -> str | None:
     return next((column for column, known in TURNS.items() if keys >= known), None)
 
 
-def _turns_elsewhere(row: Row) -> DataError | None:
+def _turns_elsewhere(row: RowObject) -> DataError | None:
     for name, cell in row.items():
         turns = decoded(cell)
         column = column_of(turns[0]) if isinstance(turns, list) and turns else None
@@ -99,15 +99,15 @@ def _turns_elsewhere(row: Row) -> DataError | None:
 # Question and answer
 
 
-def _way(rows: Sequence[Row]) -> str:
+def _way(rows: Sequence[RowObject]) -> str:
     row = rows[0]
     is_named = bool({*map(_spelled, row)} & {*QUESTIONS, *ANSWERS})
     if any(MARKS.search(cell) for cell in row.values() if isinstance(cell, str)):
         return f"write the turns without a chat format's marks, which training puts in: {TURNS_FORM}"
-    if len(rows) == 1 and not isinstance(row, Record) and any(QUESTION.search(name) for name in row):
+    if len(rows) == 1 and not isinstance(row, TableRow) and any(QUESTION.search(name) for name in row):
         return f"if each name is a question and its value the answer, write a row of each: {ROW_FORM}"
     first = ""
-    if isinstance(row, Record) and not is_named:
+    if isinstance(row, TableRow) and not is_named:
         first = "put names above line 1 if it is a row, such as prompt and response; if it is none, "
     question, answer = guess_pair(rows)
     if (question is None) != (answer is None) or len(row) < 2:
@@ -119,7 +119,7 @@ def _way(rows: Sequence[Row]) -> str:
     return f"{first}{naming}"
 
 
-def guess_pair(rows: Sequence[Row]) -> tuple[str | None, str | None]:
+def guess_pair(rows: Sequence[RowObject]) -> tuple[str | None, str | None]:
     """The columns that look like question and answer: by their names, else by what stands in them."""
     names = {_spelled(name): name for name, cell in rows[0].items() if isinstance(cell, str | int | float)}
     question = next((name for name in QUESTIONS if name in names), None)
@@ -137,7 +137,7 @@ def _spelled(name: str) -> str:
     return name.strip().lower()
 
 
-def _label_last(rows: Sequence[Row], names: Mapping[str, str], two: list[str]) -> list[str]:
+def _label_last(rows: Sequence[RowObject], names: Mapping[str, str], two: list[str]) -> list[str]:
     """Two columns in their order; but one of few values, which stand there again and again, is the answer."""
     seen = rows[:LOOKED_AT]
     counts = {name: len({str(row.get(names[name])) for row in seen}) for name in two}
@@ -147,7 +147,7 @@ def _label_last(rows: Sequence[Row], names: Mapping[str, str], two: list[str]) -
 # Answers that are compared or marked
 
 
-def check_not_pairs(row: Row, ignored: Collection[str]) -> None:
+def check_not_pairs(row: RowObject, ignored: Collection[str]) -> None:
     """Raise `DataError` for preference pairs: no format reads which answer of two is the better."""
     spelled = {_spelled(name): name for name, cell in row.items() if name not in ignored and is_filled(cell)}
     chosen = next((spelled[name] for name in spelled if "chosen" in name), None)
@@ -159,7 +159,7 @@ def check_not_pairs(row: Row, ignored: Collection[str]) -> None:
         )
 
 
-def check_not_marked(rows: Sequence[Row], ignored: Collection[str]) -> None:
+def check_not_marked(rows: Sequence[RowObject], ignored: Collection[str]) -> None:
     """Raise `DataError` for rows whose answers are marked as bad: all would be learned as good."""
     for name in (name for name in rows[0] if _spelled(name) in VERDICTS and name not in ignored):
         cells = [row.get(name) for row in rows]
@@ -173,7 +173,7 @@ def check_not_marked(rows: Sequence[Row], ignored: Collection[str]) -> None:
             )
 
 
-def _choosing(row: Row, chosen: str, rejected: str) -> str:
+def _choosing(row: RowObject, chosen: str, rejected: str) -> str:
     """The settings, or the form, that make rows of preference pairs."""
     ignoring = columns.setting("ignore_columns", [rejected])
     answer = decoded(row[chosen])

@@ -107,9 +107,9 @@ def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
             raise _empty_reference(f"references[{index}]")
 
 
-def _empty_reference(place: str) -> DataError:
+def _empty_reference(where: str) -> DataError:
     return DataError(
-        f"{place}: is empty, so no answer can be compared with it", hint="leave out pairs without a reference"
+        f"{where}: is empty, so no answer can be compared with it", hint="leave out pairs without a reference"
     )
 
 

@@ -11,7 +11,8 @@ from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import score_variants
 from glmtune.files import read_json
 from glmtune.generate import Sampling, decode
-from glmtune.runs import (
+from glmtune.models.protocol import CausalLM
+from glmtune.run_files import (
     SETTINGS_FILE,
     append_json,
     make_folder,
@@ -20,12 +21,13 @@ from glmtune.runs import (
     write_json,
     write_text,
 )
+from glmtune.tokenizers.protocol import Tokenizer
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvaluationRow:
     """One row to answer."""
 
     row: int
@@ -45,7 +47,12 @@ class Prediction:
 
 
 def predict(
-    model: Any, tokenizer: Any, questions: Sequence[Question], *, max_new_tokens: int, batch_size: int
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    questions: Sequence[EvaluationRow],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
 ) -> Iterator[Prediction]:
     """Answer greedily, so many rows at a time, the next as soon as one ends; yield each as it finishes.
 

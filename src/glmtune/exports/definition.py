@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from glmtune.adapters.factors import Factors, read_factors, row_blocks
+from glmtune.adapters.own_weights import read_trained
 from glmtune.adapters.peft_rules import read_adapter_config
 from glmtune.adapters.store import stored_tensors
-from glmtune.adapters.trained import read_trained
 from glmtune.exports.refusal import refused
 
 

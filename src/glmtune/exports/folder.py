@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from glmtune.errors import OutputError
-from glmtune.exports.source import Source
+from glmtune.exports.source import ExportSource
 from glmtune.families import tells_format
 from glmtune.files import copy_small_files, list_small_files, read_json, read_json_if_there
 
 
-def copy_base_files(source: Source, folder: Path, facts: Mapping[str, Any] = {}) -> None:
+def copy_base_files(source: ExportSource, folder: Path, facts: Mapping[str, Any] = {}) -> None:
     """Copy the base's small files byte by byte; `facts` differ in its config.json, and only they are changed.
 
     Where nothing in them tells the chat format, tokenizer_config.json gets it, so that nobody has to.

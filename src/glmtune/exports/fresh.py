@@ -15,21 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Worth = Callable[[str, Tensor], Tensor]
+from glmtune.models.protocol import CausalLM
+
+WeightSource = Callable[[str, Tensor], Tensor]
 """Gives the values to compute with for a weight's name and the weight."""
 
 
 @contextmanager
-def computing_in_fp32(model: nn.Module, worth: Worth = lambda _, held: held) -> Iterator[None]:
+def computing_in_fp32(model: nn.Module, weights: WeightSource = lambda _, held: held) -> Iterator[None]:
     """Inside, every layer computes with its weights in fp32; at any time only one layer's are held so.
 
-    Quantised layers stay as they are: they expand their codes themselves. `worth` gives other values.
+    Quantised layers stay as they are: they expand their codes themselves. `weights` gives other values.
     """
     hooks = []
     for path, part in model.named_modules():
         own = {name: held for name, held in part._parameters.items() if held is not None}
         if own and all(held.is_floating_point() for held in own.values()):
-            enter, leave = _exchange(path, own, worth)
+            enter, leave = _exchange(path, own, weights)
             hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
     try:
         yield
@@ -38,10 +40,10 @@ def computing_in_fp32(model: nn.Module, worth: Worth = lambda _, held: held) -> 
             hook.remove()
 
 
-def _exchange(path: str, own: dict[str, nn.Parameter], worth: Worth) -> tuple[Any, Any]:
+def _exchange(path: str, own: dict[str, nn.Parameter], weights: WeightSource) -> tuple[Any, Any]:
     def enter(part: nn.Module, _: Any) -> None:
         for name, held in own.items():
-            value = worth(f"{path}.{name}" if path else name, held).to(held.device, torch.float32)
+            value = weights(f"{path}.{name}" if path else name, held).to(held.device, torch.float32)
             part._parameters[name] = nn.Parameter(value, requires_grad=False)
 
     def leave(part: nn.Module, _: Any, __: Any) -> None:
@@ -51,17 +53,17 @@ def _exchange(path: str, own: dict[str, nn.Parameter], worth: Worth) -> tuple[An
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, ids: list[int], worth: Worth = lambda _, held: held) -> Tensor:
+def logits_of(model: nn.Module, ids: list[int], weights: WeightSource = lambda _, held: held) -> Tensor:
     """The logits of one row of ids, (T, V) in fp32."""
     row = torch.tensor([ids])
-    with computing_in_fp32(model, worth):
+    with computing_in_fp32(model, weights):
         answer = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)
     logits: Tensor = answer.logits[0].float()
     return logits
 
 
 @torch.no_grad()
-def continue_greedily(model: Any, ids: list[int], count: int) -> list[int]:
+def continue_greedily(model: CausalLM, ids: list[int], count: int) -> list[int]:
     """The `count` most likely ids after a row, one after the other, through the cache; none ends it."""
     row = torch.tensor([ids])
     model.generation_config.eos_token_id = None
@@ -83,7 +85,7 @@ def _open_plain(job: dict[str, Any]) -> Any:
 
 def _open_in_glmtune(job: dict[str, Any]) -> Any:
     from glmtune.load import load_model
-    from glmtune.models.checkpoint import stored_dtype
+    from glmtune.models.published_weights import stored_dtype
 
     base = Path(job["base"] or job["folder"])
     adapter = job["folder"] if job["base"] else None
@@ -92,9 +94,9 @@ def _open_in_glmtune(job: dict[str, Any]) -> Any:
 
 
 def _open_in_peft(job: dict[str, Any]) -> Any:
-    from glmtune.adapters.to_lora import open_in_peft
+    from glmtune.adapters.to_lora import wrap_in_peft
 
-    return open_in_peft(_open_in_glmtune({**job, "folder": job["base"], "base": None}), job["folder"])
+    return wrap_in_peft(_open_in_glmtune({**job, "folder": job["base"], "base": None}), job["folder"])
 
 
 OPENERS = {"plain": _open_plain, "glmtune": _open_in_glmtune, "peft": _open_in_peft}

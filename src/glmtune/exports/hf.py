@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from glmtune.exports.folder import write_pretty
-from glmtune.exports.source import Source
+from glmtune.exports.source import ExportSource
 from glmtune.exports.tensors import Group, Merged
-from glmtune.models.checkpoint import stored_dtype
 from glmtune.models.config import ChatGLMConfig, read_config
-from glmtune.tokenizers import load_tokenizer
+from glmtune.models.published_weights import stored_dtype
+from glmtune.tokenizers import read_tokenizer
 from glmtune.tokenizers.convert import chat_template_of, convert_tokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 _RENAMED = (
     (r"^transformer\.embedding\.word_embeddings\.", "model.embed_tokens."),
@@ -34,7 +35,7 @@ _SPLIT = ".self_attention.query_key_value."
 _DROPPED = "rotary_pos_emb.inv_freq"
 
 
-def hf_groups(source: Source, merged: Merged) -> list[Group]:
+def hf_groups(source: ExportSource, merged: Merged) -> list[Group]:
     """The merged tensors under the names of transformers' class."""
     config = read_config(source.folder, template=source.identity.template)
     assert isinstance(config, ChatGLMConfig)
@@ -113,9 +114,9 @@ def hf_config(
     return content | older  # as transformers before 5 and servers on it read them
 
 
-def write_hf_files(source: Source, folder: Path, dtype: torch.dtype | None) -> None:
+def write_hf_files(source: ExportSource, folder: Path, dtype: torch.dtype | None) -> None:
     """Config, generation config, tokenizer and chat template."""
-    tokenizer = load_tokenizer(source.folder, source.identity.template)
+    tokenizer = read_tokenizer(source.folder, source.identity.template)
     config = read_config(source.folder, template=source.identity.template)
     assert isinstance(config, ChatGLMConfig)
     stop_ids, pad_id = tokenizer.stop_ids, int(tokenizer.pad_token_id)
@@ -132,7 +133,7 @@ def write_hf_files(source: Source, folder: Path, dtype: torch.dtype | None) -> N
     _write_tokenizer(tokenizer, folder)
 
 
-def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     converted = convert_tokenizer(tokenizer)
     assert converted is not None
     (folder / "tokenizer.json").write_text(converted.to_str(pretty=True), encoding="utf-8")

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.adapters.own_weights import PREFIX
 from glmtune.adapters.to_lora import save_as_lora
-from glmtune.adapters.trained import PREFIX
 from glmtune.errors import ConfigError
 from glmtune.exports.definition import require_same_prefix, require_same_update
 from glmtune.exports.folder import copy_base_files, dtype_facts, write_pretty
 from glmtune.exports.hf import hf_groups, write_hf_files
-from glmtune.exports.source import Source
+from glmtune.exports.source import ExportSource
 from glmtune.exports.tensors import (
     Group,
     Merged,
@@ -25,14 +25,15 @@ from glmtune.exports.tensors import (
 )
 from glmtune.files import read_json
 from glmtune.models.pickles import write_pickle
+from glmtune.models.protocol import CausalLM
 from glmtune.near import nearest
 from glmtune.possible import require_possible
 from glmtune.quants import BITS
-from glmtune.recipe import Kept
+from glmtune.recipe import TrainedPart
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ExportSettings:
     """How an export is written."""
 
     dtype: torch.dtype | None = None
@@ -41,16 +42,16 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class ExportDraft:
     """An export that is made, but not written."""
 
     num_bytes: int
     """Of its weights."""
     write: Callable[[Path], None]
-    worth: Callable[[str], Tensor] | None = None
+    written_value: Callable[[str], Tensor] | None = None
     """By the name of a weight in the base: the values that are written; None: nothing is rounded."""
     names: frozenset[str] = frozenset()
-    """Which names `worth` knows."""
+    """Which names `written_value` knows."""
     unquantised: Callable[[str], Tensor] | None = None
     """Where weights are quantised: the values before that."""
     dtype: torch.dtype = torch.float32
@@ -60,12 +61,12 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ExportKind:
     """One kind of export."""
 
-    require: Callable[[Source], None]
+    require: Callable[[ExportSource], None]
     """Raises `ConfigError` for a source that cannot be exported so."""
-    draft: Callable[[Source, Any, Settings], Draft]
+    draft: Callable[[ExportSource, Any, ExportSettings], ExportDraft]
     """Of the source and the model that it was opened as."""
     opener: str = "glmtune"
     """How a fresh process opens it, one of `fresh.OPENERS`."""
@@ -75,17 +76,17 @@ class Kind:
     """Whether its own tokenizer must make the same ids of a chat."""
 
 
-def _family_can(to: str) -> Callable[[Source], None]:
+def _family_can(to: str) -> Callable[[ExportSource], None]:
     """Whether the source's family can be exported so; a prefix is refused where weights are merged."""
 
-    def require(source: Source) -> None:
+    def require(source: ExportSource) -> None:
         known = source.identity
         require_possible(known.family, f"--to {to}", source.name, revision=known.revision)
 
     return require
 
 
-def _draft_merged(source: Source, _: Any, settings: Settings) -> Draft:
+def _draft_merged(source: ExportSource, _: Any, settings: ExportSettings) -> ExportDraft:
     merged = merge(source, settings.dtype)
 
     def write(folder: Path) -> None:
@@ -95,12 +96,12 @@ def _draft_merged(source: Source, _: Any, settings: Settings) -> Draft:
     return _draft(merged, merged.groups(), write)
 
 
-def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Path], None]) -> Draft:
+def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Path], None]) -> ExportDraft:
     merged = weights if isinstance(weights, Merged) else weights.merged
-    return Draft(
+    return ExportDraft(
         sum(group.num_bytes for group in groups),
         write,
-        worth=weights.read,
+        written_value=weights.read,
         names=frozenset(merged.stored),
         unquantised=None if weights is merged else merged.read,
         dtype=merged.roughest,
@@ -108,7 +109,7 @@ def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Pa
     )
 
 
-def _draft_hf(source: Source, _: Any, settings: Settings) -> Draft:
+def _draft_hf(source: ExportSource, _: Any, settings: ExportSettings) -> ExportDraft:
     merged = merge(source, settings.dtype)
     groups = hf_groups(source, merged)
 
@@ -119,8 +120,8 @@ def _draft_hf(source: Source, _: Any, settings: Settings) -> Draft:
     return _draft(merged, groups, write)
 
 
-def _quantising(bits: int) -> Callable[[Source, Any, Settings], Draft]:
-    def draft(source: Source, _: Any, settings: Settings) -> Draft:
+def _quantising(bits: int) -> Callable[[ExportSource, Any, ExportSettings], ExportDraft]:
+    def draft(source: ExportSource, _: Any, settings: ExportSettings) -> ExportDraft:
         packed = quantise_merged(source, merge(source, settings.dtype), bits)
 
         def write(folder: Path) -> None:
@@ -133,16 +134,16 @@ def _quantising(bits: int) -> Callable[[Source, Any, Settings], Draft]:
     return draft
 
 
-def _require_prefix(source: Source) -> None:
+def _require_prefix(source: ExportSource) -> None:
     _family_can("official-ptuning")(source)
-    if source.kept is not Kept.PREFIX:
+    if source.kept is not TrainedPart.PREFIX:
         raise ConfigError(
             f"{source.name}: trained with {source.method or 'nothing'}, so it has no prefix",
             hint="to=official-ptuning is for runs of method=ptuning",
         )
 
 
-def _draft_prefix(source: Source, model: Any, _: Settings) -> Draft:
+def _draft_prefix(source: ExportSource, model: CausalLM, _: ExportSettings) -> ExportDraft:
     encoder = model.base_model.prefix_encoder
     tensors = {
         name: value.detach().float().cpu() for name, value in encoder.state_dict(prefix=PREFIX).items()
@@ -153,12 +154,12 @@ def _draft_prefix(source: Source, model: Any, _: Settings) -> Draft:
         copy_base_files(source, folder)
         write_pretty(folder / "config.json", {**read_json(folder / "config.json"), **facts})
         write_pickle(tensors, folder / "pytorch_model.bin")
-        require_same_prefix(source.place.trained, folder)
+        require_same_prefix(source.location.trained, folder)
 
-    return Draft(sum(value.nbytes for value in tensors.values()), write)
+    return ExportDraft(sum(value.nbytes for value in tensors.values()), write)
 
 
-def _require_adalora(source: Source) -> None:
+def _require_adalora(source: ExportSource) -> None:
     if not source.is_adalora:
         raise ConfigError(
             f"{source.name}: trained with {source.method or 'nothing'}, not with AdaLoRA",
@@ -166,22 +167,22 @@ def _require_adalora(source: Source) -> None:
         )
 
 
-def _draft_lora(source: Source, model: Any, _: Settings) -> Draft:
+def _draft_lora(source: ExportSource, model: CausalLM, _: ExportSettings) -> ExportDraft:
     own = sum(value.nbytes for name, value in model.named_parameters() if ".lora_" in name)
 
     def write(folder: Path) -> None:
-        save_as_lora(model, folder, source.place.card)
-        require_same_update(source.place.trained, folder)
+        save_as_lora(model, folder, source.location.card)
+        require_same_update(source.location.trained, folder)
 
-    return Draft(own, write)
+    return ExportDraft(own, write)
 
 
 KINDS = {
-    "merged": Kind(_family_can("merged"), _draft_merged),
-    "hf": Kind(_family_can("hf"), _draft_hf, opener="plain", has_chat=True),
-    "official-ptuning": Kind(_require_prefix, _draft_prefix, is_adapter=True),
-    "lora-from-adalora": Kind(_require_adalora, _draft_lora, opener="peft", is_adapter=True),
-    **{name: Kind(_family_can(name), _quantising(bits)) for name, bits in BITS.items()},
+    "merged": ExportKind(_family_can("merged"), _draft_merged),
+    "hf": ExportKind(_family_can("hf"), _draft_hf, opener="plain", has_chat=True),
+    "official-ptuning": ExportKind(_require_prefix, _draft_prefix, is_adapter=True),
+    "lora-from-adalora": ExportKind(_require_adalora, _draft_lora, opener="peft", is_adapter=True),
+    **{name: ExportKind(_family_can(name), _quantising(bits)) for name, bits in BITS.items()},
 }
 """By the name that `--to` takes."""
 
@@ -198,7 +199,7 @@ _OTHERS: Mapping[str, str] = {
 """What leads to kinds of other programs, by their names."""
 
 
-def find_kind(name: str) -> Kind:
+def find_kind(name: str) -> ExportKind:
     """A row of the table. Raises `ConfigError` for an unknown name."""
     if name in KINDS:
         return KINDS[name]

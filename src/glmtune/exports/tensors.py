@@ -16,12 +16,12 @@ from glmtune.adapters.merge import Changed, giving, merged_weights
 from glmtune.adapters.store import stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.refusal import refused
-from glmtune.exports.source import Source
-from glmtune.models.opening import OPENINGS
+from glmtune.exports.source import ExportSource
+from glmtune.models.loaders import FAMILY_LOADERS
 from glmtune.models.own import build_outline
 from glmtune.models.quant import dequantise, name_linears, quantise
 from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
-from glmtune.recipe import Kept
+from glmtune.recipe import TrainedPart
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _BUFFER = "inv_freq"  # computed by every model itself; kept only because the base's files have it
@@ -85,7 +85,7 @@ class Merged:
         return [self.group(name) for name in self.stored]
 
 
-def merge(source: Source, dtype: torch.dtype | None) -> Merged:
+def merge(source: ExportSource, dtype: torch.dtype | None) -> Merged:
     """The merged weights of a source.
 
     Raises `ConfigError` for a prefix, `CheckpointError` for weights that the base's files have no place for.
@@ -103,7 +103,7 @@ def merge(source: Source, dtype: torch.dtype | None) -> Merged:
     return Merged(stored, merged, dtype, num_defined=len(merged) if source.has_factors else 0)
 
 
-def _origins(source: Source, changed: set[str], stored: set[str]) -> dict[str, str]:
+def _origins(source: ExportSource, changed: set[str], stored: set[str]) -> dict[str, str]:
     """By their names in the base's files, under which name the weights that are changed were trained."""
     origins = {name: name for name in changed}
     for copy, kept in _tied(source).items():  # whichever copies the base has
@@ -114,31 +114,31 @@ def _origins(source: Source, changed: set[str], stored: set[str]) -> dict[str, s
     return origins
 
 
-def _changed(source: Source) -> Changed:
-    place = source.place
-    if source.kept is Kept.PREFIX:
+def _changed(source: ExportSource) -> Changed:
+    location = source.location
+    if source.kept is TrainedPart.PREFIX:
         raise ConfigError(
             f"{source.name}: P-Tuning's prefix is no part of any weight and cannot be merged",
             hint="to=official-ptuning writes it as the official code reads it",
         )
     if source.is_whole:
-        held = scan_tensors(place.folder)
+        held = scan_tensors(location.folder)
         return {name: _reading(at) for name, at in held.items() if not name.endswith(_BUFFER)}
-    if place.adapter is None:
+    if location.adapter is None:
         return {}
     if source.has_factors:
-        return merged_weights(place.adapter)
-    return {name: giving(value) for name, value in stored_tensors(place.adapter).items()}
+        return merged_weights(location.adapter)
+    return {name: giving(value) for name, value in stored_tensors(location.adapter).items()}
 
 
 def _reading(at: Stored) -> Callable[[Stored], Tensor]:
     return lambda _: read_stored(at)
 
 
-def _tied(source: Source) -> dict[str, str]:
+def _tied(source: ExportSource) -> dict[str, str]:
     """Names that stand for one weight in the model: each copy's, and that of the parameter itself."""
     identity = source.identity
-    return dict(OPENINGS[identity.family].tied(source.folder, identity.template))
+    return dict(FAMILY_LOADERS[identity.family].tied(source.folder, identity.template))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class Quantised:
         return quantise(self.merged.read(name), self.bits, scale_dtype=self.scale_dtype)
 
 
-def quantise_merged(source: Source, merged: Merged, bits: int) -> Quantised:
+def quantise_merged(source: ExportSource, merged: Merged, bits: int) -> Quantised:
     """The merged weights, to be quantised."""
     outline = build_outline(source.folder, template=source.identity.template)
     linears = frozenset(f"{name}.weight" for name in name_linears(outline))

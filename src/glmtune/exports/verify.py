@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.adapters.same import NOTABLE, ROUNDED, SAME, compare_logits, distance, largest_logit
+from glmtune.adapters.logit_tolerance import NOTABLE, ROUNDED, SAME, compare_logits, distance, largest_logit
 from glmtune.errors import OutputError
 from glmtune.exports import fresh
 from glmtune.exports.refusal import refused
@@ -95,7 +95,7 @@ def ask_fresh_process(
     return Answers(logits, facts.pop("greedy"), facts)
 
 
-def compare(answers: Answers, expected: Expected) -> dict[str, Any]:
+def compare_answers(answers: Answers, expected: Expected) -> dict[str, Any]:
     """The figures of an export. Raises `OutputError` if it does not answer as it should."""
     largest = largest_logit(expected.exact)
     written, trained = (

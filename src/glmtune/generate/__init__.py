@@ -5,15 +5,15 @@ from glmtune.generate.decoding import complete, decode
 from glmtune.generate.engine import Engine
 from glmtune.generate.requests import Request
 from glmtune.generate.sampling import Sampling
-from glmtune.generate.text import answer, stream_text
+from glmtune.generate.text import complete_texts, stream_text
 
 __all__ = [
     "Engine",
     "Request",
     "Sampling",
-    "answer",
     "choose_compute",
     "complete",
+    "complete_texts",
     "decode",
     "pick_compute",
     "stream_text",

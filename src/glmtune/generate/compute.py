@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
+from glmtune.generate.adapter_batch import AdapterBatch
 from glmtune.generate.fast import FastExperts, FastLinear, pack_all
-from glmtune.generate.mixture import Mixture
 from glmtune.log import tell
+from glmtune.models.protocol import CausalLM
 
 AUTO_GAIN = 1.2
 """How many times as fast W8A8 must be before `auto` takes it: it changes answers."""
@@ -20,7 +21,7 @@ _OUTSIDE = ("lora_", "prefix_encoder")  # parts of an adapter
 _ROUNDS = 5
 
 
-def choose_compute(model: Any, compute: str, *, rows: int = 1) -> Any:
+def choose_compute(model: CausalLM, compute: str, *, rows: int = 1) -> Any:
     """The model itself (`exact`) or what answers in its place (`fast`: `speed_up`).
 
     `auto`: the faster of both for so many `rows` at once, measured here; which one is told. Raises
@@ -29,7 +30,7 @@ def choose_compute(model: Any, compute: str, *, rows: int = 1) -> Any:
     return speed_up(model) if pick_compute(model, compute, rows=rows) == "fast" else model
 
 
-def pick_compute(model: Any, compute: str, *, rows: int = 1) -> str:
+def pick_compute(model: CausalLM, compute: str, *, rows: int = 1) -> str:
     """What `choose_compute` takes, `exact` or `fast`: to be recorded, and asked for again later."""
     if compute not in ("exact", "fast", "auto"):
         raise ConfigError(
@@ -38,7 +39,7 @@ def pick_compute(model: Any, compute: str, *, rows: int = 1) -> str:
     return _choose(model, rows) if compute == "auto" else compute
 
 
-def speed_up(model: Any) -> Any:
+def speed_up(model: CausalLM) -> Any:
     """A copy of a model that answers in W8A8; other weights are shared with the model, which stays as it is.
 
     Every linear layer is replaced, the output layer too, and GLM-4.5's experts. Raises ConfigError where
@@ -60,9 +61,9 @@ def speed_up(model: Any) -> Any:
     return fast
 
 
-def _find_problem(model: Any) -> tuple[str, str] | None:
+def _find_problem(model: CausalLM) -> tuple[str, str] | None:
     """Why a model cannot answer in W8A8, and what to do instead."""
-    if isinstance(model, Mixture):
+    if isinstance(model, AdapterBatch):
         return (
             "fast cannot answer each request under its own adapter, as Engine(adapters) does",
             "set one to work, Adapters.use(name), and give its model: choose_compute(adapters.model, ...)",
@@ -101,7 +102,7 @@ def _hold_in_fp32(part: nn.Module) -> None:
             part.register_parameter(name, nn.Parameter(held.detach().float(), requires_grad=False))
 
 
-def _choose(model: Any, rows: int) -> str:
+def _choose(model: CausalLM, rows: int) -> str:
     if problem := _find_problem(model):
         tell(f"compute: auto is exact here: {problem[0]}")
         return "exact"
@@ -117,7 +118,7 @@ def _choose(model: Any, rows: int) -> str:
 
 
 @torch.inference_mode()
-def measure_gain(model: Any, rows: int) -> float:
+def measure_gain(model: CausalLM, rows: int) -> float:
     """How many times as fast W8A8 is for so many rows: a block's linear layers, no routed experts."""
     linears = _linears_of_block(model)
     inputs = [torch.randn(rows, part.in_features, dtype=model.dtype) for part in linears]
@@ -128,7 +129,7 @@ def measure_gain(model: Any, rows: int) -> float:
     return float(slow / quick)
 
 
-def _linears_of_block(model: Any) -> list[nn.Linear]:
+def _linears_of_block(model: CausalLM) -> list[nn.Linear]:
     """Of the last block: the first ones of GLM-4.5 are not as the others."""
     lists = (part for part in model.modules() if isinstance(part, nn.ModuleList))
     block = next(part[-1] for part in lists if any(isinstance(inner, nn.Linear) for inner in part.modules()))

@@ -1,21 +1,21 @@
 """Several prompts answered by an engine of their own, or by one that goes on from earlier answers."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.generate.engine import Engine
-from glmtune.generate.line import MAX_ROWS
+from glmtune.generate.queue import MAX_ROWS
 from glmtune.generate.requests import Request
 from glmtune.generate.reuse import count_shared
 from glmtune.generate.sampling import Sampling
+from glmtune.models.protocol import CausalLM
 
 SHARED_TOKENS = 32
 """Least common beginning of several prompts that is worth a pass of its own."""
 
 
 def decode(
-    model: Any,
+    model: CausalLM,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -52,7 +52,7 @@ def decode(
                 engine.cancel(number)
 
 
-def _build_engine(model: Any, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:
+def _build_engine(model: CausalLM, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:
     engine = Engine(model, max_rows=max_rows)
     shared = min((count_shared(prompts[0], prompt) for prompt in prompts[1:]), default=0)
     if shared >= SHARED_TOKENS and engine.runner.count_reusable(prompts[0], shared):
@@ -61,7 +61,7 @@ def _build_engine(model: Any, prompts: Sequence[Sequence[int]], max_rows: int) -
 
 
 def complete(
-    model: Any,
+    model: CausalLM,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,

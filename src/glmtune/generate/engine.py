@@ -9,21 +9,21 @@ those of `compute=fast` may differ a little by it (see `fast`).
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from glmtune.errors import AnswerError, ConfigError
-from glmtune.generate.line import MAX_PREFILL_TOKENS, MAX_ROWS, Line, check_size, held_by_default
-from glmtune.generate.mixture import Mixture
+from glmtune.generate.adapter_batch import AdapterBatch
+from glmtune.generate.kv_cache import KvCache
+from glmtune.generate.queue import MAX_PREFILL_TOKENS, MAX_ROWS, Line, check_size, held_by_default
 from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request
 from glmtune.generate.reuse import Reuse, mark_model
-from glmtune.generate.rows import Rows
-from glmtune.generate.runner import Prompt, build_runner
+from glmtune.generate.runner import PrefillPrompt, build_runner
 from glmtune.generate.sampling import NOTHING, Draw, draw_tokens
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 
 MAX_CONTEXTS = 16
@@ -44,7 +44,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
+        model: CausalLM,
         *,
         max_rows: int = MAX_ROWS,
         max_prefill_tokens: int = MAX_PREFILL_TOKENS,
@@ -64,7 +64,7 @@ class Engine:
         Memory of ended answers is kept for the next ones. Raises `ConfigError` where the model cannot be run
         so.
         """
-        self._adapters = model if isinstance(model, Mixture) else None
+        self._adapters = model if isinstance(model, AdapterBatch) else None
         if self._adapters and compile_step:
             raise ConfigError(
                 "compile_step: a compiled step has one adapter in it, and here each request has its own",
@@ -76,7 +76,7 @@ class Engine:
         base = self._adapters.model if self._adapters else model
         _refuse_prompt_learning(base)
         self.runner = build_runner(base, compile_step=compile_step)
-        self.rows = Rows(is_room_kept=compile_step)
+        self.rows = KvCache(is_room_kept=compile_step)
         self.reuse = Reuse(reused_tokens)
         self.context = _context_of(base)
         """Tokens of the longest text that the model was made for, None where its config names none."""
@@ -287,7 +287,7 @@ class Engine:
         self.rows.add(len(asked))
         return self._prefill([self._begin(first + i, request) for i, request in enumerate(asked)])
 
-    def _begin(self, row: int, request: Request) -> Prompt:
+    def _begin(self, row: int, request: Request) -> PrefillPrompt:
         """Put what is known of a prompt into its row; the last id is always computed: logits come from it."""
         ids, adapter = request.prompt, request.adapter
         prefix = self._prefix_of(adapter)
@@ -298,9 +298,9 @@ class Engine:
             self.rows.write(row, 0, [tuple(part[:, :end] for part in layer) for layer in layers])
         elif prefix:
             self.runner.write_front(self.rows, row, prefix)
-        return Prompt(row, ids, known, adapter)
+        return PrefillPrompt(row, ids, known, adapter)
 
-    def _prefill(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    def _prefill(self, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
         """As the runner's, pass by pass."""
         read = []
         for together in [prompts] if self.runner.is_packing else [[prompt] for prompt in prompts]:
@@ -326,7 +326,7 @@ class Engine:
             self.reuse.keep(self.runner.model, ids, layers, mark=mark, adapter=adapter)
 
     def _drop(self, row: int) -> None:
-        """The last row takes the place, as in `Rows.remove`."""
+        """The last row takes the place, as in `KvCache.remove`."""
         last = self._held.pop()
         if row < len(self._held):
             self._held[row] = last
@@ -335,7 +335,7 @@ class Engine:
         self.rows.remove(row)
 
 
-def _refuse_prompt_learning(model: Any) -> None:
+def _refuse_prompt_learning(model: CausalLM) -> None:
     config = getattr(model, "active_peft_config", None)
     if config is not None and config.is_prompt_learning:
         raise ConfigError(
@@ -344,12 +344,12 @@ def _refuse_prompt_learning(model: Any) -> None:
         )
 
 
-def _context_of(model: Any) -> int | None:
+def _context_of(model: CausalLM) -> int | None:
     length = getattr(causal_of(model).config, "max_position_embeddings", None)  # our own configs' too
     return length if isinstance(length, int) else None
 
 
-def _kind_of(model: Any) -> tuple[torch.dtype, torch.device]:
+def _kind_of(model: CausalLM) -> tuple[torch.dtype, torch.device]:
     weight = model.get_input_embeddings().weight
     return weight.dtype, weight.device
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.generate.rows import Layer
+from glmtune.generate.kv_cache import Layer
 
 Step = Callable[[Tensor, Tensor, Sequence[Layer], Tensor], Tensor]
 """Logits (B, V) of tokens (B, 1), their positions (B, ..., 1), every layer's rows and their lengths (B,)."""
@@ -47,9 +47,9 @@ class StepGraphs:
 
     def __call__(self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor) -> Tensor:
         """As `Step`. The logits are a copy: the next replay writes over its own."""
-        place = [(part.data_ptr(), part.shape[1:]) for layer in layers for part in layer]
-        if place != self._place:  # a graph holds the memory that it was captured for
-            self.graphs, self._place = {}, place
+        memory = [(part.data_ptr(), part.shape[1:]) for layer in layers for part in layer]
+        if memory != self._place:  # a graph holds the memory that it was captured for
+            self.graphs, self._place = {}, memory
         given = (tokens, positions, columns)
         graph = self.graphs.get(len(tokens)) or self._capture(given, layers)
         self.graphs[len(tokens)] = graph

@@ -22,7 +22,7 @@ from glmtune.models.chatglm2_layers import (
     ChatGLMMLP,
     ChatGLMRMSNorm,
     ChatGLMRotary,
-    rotate,
+    rotate_pairs,
 )
 
 Part = Callable[[Tensor], Tensor]
@@ -40,7 +40,7 @@ class LeanLayers:
         self.final_norm = direct(model.encoder.final_layernorm, dtype)
 
     def run(self, hidden_states: Tensor, turn: Part, this: PromptPass | StepPass) -> Tensor:
-        """Embeddings (B, T, C) through all layers; `turn` is `Turns.at`'s."""
+        """Embeddings (B, T, C) through all layers; `turn` is `RotaryAngles.at`'s."""
         for layer in self.layers:
             hidden_states = layer.run(hidden_states, turn, this)
         return self.final_norm(hidden_states)
@@ -81,7 +81,7 @@ class _Layer:
         return hidden_states + self.narrow(functional.silu(gate).mul_(up))
 
 
-class Turns:
+class RotaryAngles:
     """The rotary angles of all positions up to the last one used, looked up instead of computed."""
 
     def __init__(self, rotary: ChatGLMRotary, dtype: torch.dtype, device: torch.device) -> None:
@@ -97,7 +97,9 @@ class Turns:
             self.table = self._compute(2 * end)
         found = [part[positions][:, None] for part in self.table]  # (B, 1, T, ...)
         return (
-            partial(_turn, by=found[0]) if len(found) == 1 else partial(rotate, rotary=(found[0], found[1]))
+            partial(_turn, by=found[0])
+            if len(found) == 1
+            else partial(rotate_pairs, rotary=(found[0], found[1]))
         )
 
     def _compute(self, count: int) -> tuple[Tensor, ...]:
@@ -108,7 +110,7 @@ class Turns:
 
 
 def _turn(heads: Tensor, by: Tensor) -> Tensor:
-    """`rotate` in one product."""
+    """`rotate_pairs` in one product."""
     pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * by).flatten(-2)
 
@@ -118,7 +120,7 @@ def _normalise(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return functional.rms_norm(x.float(), weight.shape, weight, epsilon).to(x.dtype)
 
 
-def is_plain(transformer: nn.Module) -> bool:
+def has_plain_layers(transformer: nn.Module) -> bool:
     """Whether a model's layers can be written out: its class, and that nothing hangs on what is left out."""
     if type(transformer) is not ChatGLMModel:
         return False

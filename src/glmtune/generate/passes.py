@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glmtune.generate.rows import Layer, Rows
+from glmtune.generate.kv_cache import KvCache, Layer
 from glmtune.processor import cpu_has
 
 MANY_ROWS = 8
@@ -26,7 +26,7 @@ SMALL_WIDTH = 1024
 
 
 @dataclass(slots=True)
-class Segment:
+class RowSpan:
     """The new tokens of one row in a packed pass."""
 
     row: int
@@ -40,7 +40,7 @@ class Segment:
 class PromptPass:
     """Several rows' new tokens, one after the other in one packed row: nothing is padded."""
 
-    def __init__(self, rows: Rows, segments: Sequence[Segment]) -> None:
+    def __init__(self, rows: KvCache, segments: Sequence[RowSpan]) -> None:
         self.rows = rows
         self.segments = segments
         self.width = max(part.past + part.new for part in segments)
@@ -81,7 +81,7 @@ class PromptPass:
             self.rows.lengths[part.row] = part.past + part.new
 
     @staticmethod
-    def _seen(held: Tensor, part: Segment) -> Tensor:
+    def _seen(held: Tensor, part: RowSpan) -> Tensor:
         return held[part.row, None, :, : part.past + part.new]
 
     def get_seq_length(self, *_: Any) -> int:
@@ -98,7 +98,7 @@ class PromptPass:
 class StepPass:
     """One new token in each row, the rows of any lengths."""
 
-    def __init__(self, rows: Rows, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rows: KvCache, *, dtype: torch.dtype, device: torch.device) -> None:
         self.rows = rows
         self.width = max(rows.lengths) + 1
         rows.make_room(self.width)

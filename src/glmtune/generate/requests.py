@@ -17,7 +17,7 @@ class Request:
     stop_ids: Collection[int] = ()
     """Each ends the answer; it is the answer's last token."""
     adapter: str | None = None
-    """Its name among the engine's `Mixture`; None: the base alone, or an engine's model as it is."""
+    """Its name among the engine's `AdapterBatch`; None: the base alone, or an engine's model as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,10 @@ def check_prompt(ids: Iterable[int], vocabulary: int, most: int | None = None) -
             hint="shorten it; the rounds before it are left out by themselves in a chat",
         )
     if min(checked) < 0 or max(checked) >= vocabulary:
-        place = next(i for i, token in enumerate(checked) if not 0 <= token < vocabulary)
+        position = next(i for i, token in enumerate(checked) if not 0 <= token < vocabulary)
         raise DataError(
-            f"prompt: id {checked[place]} at place {place}, but this model's ids are 0 to {vocabulary - 1}",
+            f"prompt: id {checked[position]} at place {position}, "
+            f"but this model's ids are 0 to {vocabulary - 1}",
             hint="encode the text with the tokenizer that belongs to this model",
         )
     return checked

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from glmtune.generate.rows import Layer
+from glmtune.generate.kv_cache import Layer
 
 
 @dataclass(slots=True)

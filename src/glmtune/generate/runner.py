@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from shutil import which
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.generate.fast import FastLinear
 from glmtune.generate.graphs import Step, StepGraphs, capture_on
-from glmtune.generate.lean import LeanLayers, Turns, is_plain
-from glmtune.generate.passes import PromptPass, Segment, StepPass, WholeStep, are_own_quicker, own_products
+from glmtune.generate.kv_cache import KvCache, Layer
+from glmtune.generate.lean import LeanLayers, RotaryAngles, has_plain_layers
+from glmtune.generate.passes import PromptPass, RowSpan, StepPass, WholeStep, are_own_quicker, own_products
 from glmtune.generate.reuse import mark_model
-from glmtune.generate.rows import Layer, Rows
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.positions import positions_of
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import QuantizedLinear
 from glmtune.models.wrapped import causal_of
 
@@ -28,7 +29,7 @@ _NOT_COMPILED = (FastLinear, QuantizedLinear)  # torch's compiler stops at each:
 
 
 @dataclass(slots=True)
-class Prompt:
+class PrefillPrompt:
     """A row's prompt, of which the first `cached` ids are in the row already."""
 
     row: int
@@ -38,7 +39,7 @@ class Prompt:
     """Under which it is read, where there are several."""
 
 
-def build_runner(model: Any, *, compile_step: bool = False) -> "LayerRunner | ModelRunner":
+def build_runner(model: CausalLM, *, compile_step: bool = False) -> "LayerRunner | ModelRunner":
     """The fastest way to run this model that gives its own results; PEFT's layers are run where they are.
 
     Raises ConfigError where a step cannot be compiled, or for an attention function that takes no mask.
@@ -57,7 +58,7 @@ class _Runner:
     is_packing: ClassVar[bool]
     """Whether several prompts go through in one pass."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         self.model = model
         with torch.inference_mode():
             embedded: Tensor = model.get_input_embeddings()(
@@ -78,7 +79,7 @@ class _Runner:
         """What the model, as it is now, puts in front of every row."""
         return None
 
-    def write_front(self, rows: Rows, row: int, prefix: PrefixEncoder) -> None:
+    def write_front(self, rows: KvCache, row: int, prefix: PrefixEncoder) -> None:
         """Begin a row with a prefix."""
         parts = prefix(1, self.dtype)  # L times (2, 1, G, P, D)
         rows.write(row, 0, [(part[0, 0], part[1, 0]) for part in parts])
@@ -100,11 +101,11 @@ class LayerRunner(_Runner):
 
     is_packing = True
 
-    def __init__(self, model: Any, *, compile_step: bool = False) -> None:
+    def __init__(self, model: CausalLM, *, compile_step: bool = False) -> None:
         """`model`: one of our own, as it is inside PEFT's wrapper."""
         super().__init__(model)
         self.lean: LeanLayers | None = None
-        self.turns: Turns | None = None
+        self.turns: RotaryAngles | None = None
         self.compiled = self._compile() if compile_step else None
         self.layers = (None,) * model.config.num_layers
 
@@ -119,7 +120,7 @@ class LayerRunner(_Runner):
         count: int = self.model.count_reusable(ids, shared)
         return count
 
-    def prefill(self, rows: Rows, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    def prefill(self, rows: KvCache, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
         """Logits (B, V) after each prompt, and the positions of the tokens that follow, (B, ..., 1)."""
         self._take_layers()
         segments, ids, positions, following = [], [], [], []
@@ -127,7 +128,7 @@ class LayerRunner(_Runner):
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
             places, after = self.count_positions(prompt.ids)
             past = rows.lengths[prompt.row]
-            segments.append(Segment(prompt.row, past, new.shape[1], self.model.mask_prompt(new, past)))
+            segments.append(RowSpan(prompt.row, past, new.shape[1], self.model.mask_prompt(new, past)))
             ids.append(new)
             positions.append(places[..., prompt.cached :])
             following.append(after)
@@ -138,7 +139,7 @@ class LayerRunner(_Runner):
         logits = self.model.get_output_embeddings()(hidden_states[0, ends])
         return logits, torch.cat(following)
 
-    def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(self, rows: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits (B, V) after one more token (B, 1) in each row."""
         with own_products(self.are_own_quicker and len(tokens) == 1):
             if self.compiled:
@@ -167,11 +168,11 @@ class LayerRunner(_Runner):
         if isinstance(self.compiled, StepGraphs):
             self.compiled.renew(mark_model(self.model))
         transformer = self.model.base_model
-        self.lean = LeanLayers(transformer, self.dtype) if is_plain(transformer) else None
+        self.lean = LeanLayers(transformer, self.dtype) if has_plain_layers(transformer) else None
         if self.lean and self.turns is None:
-            self.turns = Turns(transformer.rotary_pos_emb, self.dtype, self.device)
+            self.turns = RotaryAngles(transformer.rotary_pos_emb, self.dtype, self.device)
 
-    def _step_compiled(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+    def _step_compiled(self, rows: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """A step whose shapes are powers of two, so that they seldom change; what is more is given no row."""
         assert self.compiled
         held = len(rows.lengths)
@@ -221,7 +222,7 @@ class ModelRunner(_Runner):
 
     is_packing = False
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         """Raise `ConfigError` for an attention function that takes no mask for rows of unequal lengths."""
         if model.config._attn_implementation not in _MASKED_ATTENTION:
             raise ConfigError(
@@ -234,18 +235,18 @@ class ModelRunner(_Runner):
         """All of them: these models are causal."""
         return shared
 
-    def prefill(self, rows: Rows, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    def prefill(self, rows: KvCache, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
         """As `LayerRunner.prefill`."""
         logits, following = [], []
         for prompt in prompts:
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
             places, after = self.count_positions(prompt.ids)
-            part = Segment(prompt.row, rows.lengths[prompt.row], new.shape[1], None)
+            part = RowSpan(prompt.row, rows.lengths[prompt.row], new.shape[1], None)
             logits.append(self._run(new, places[:, prompt.cached :], PromptPass(rows, [part]), None))
             following.append(after)
         return torch.cat(logits), torch.cat(following)
 
-    def step(self, rows: Rows, tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(self, rows: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """As `LayerRunner.step`."""
         step = StepPass(rows, dtype=self.dtype, device=self.device)
         with own_products(self.are_own_quicker and len(tokens) == 1):

@@ -1,20 +1,20 @@
 """Answers as text: piece by piece without half characters, or whole."""
 
 from collections.abc import Generator, Sequence
-from typing import Any
 
 from glmtune.conversation import answer_text
 from glmtune.generate.decoding import complete, decode
 from glmtune.generate.engine import Engine
 from glmtune.generate.sampling import Sampling
-from glmtune.templates import find
+from glmtune.models.protocol import CausalLM
 from glmtune.templates.tidy import ShownText
+from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.tokenizers.stream import HALF_CHARACTER
 
 
 def stream_text(
-    model: Any,
-    tokenizer: Any,
+    model: CausalLM,
+    tokenizer: Tokenizer,
     prompt: Sequence[int],
     sampling: Sampling,
     *,
@@ -25,7 +25,7 @@ def stream_text(
     What the generator returns is the text as the model wrote it.
     """
     stop_ids = frozenset(tokenizer.stop_ids)
-    stream, shown = tokenizer.text_stream(), ShownText(find(tokenizer.template).tidy)
+    stream, shown = tokenizer.text_stream(), ShownText(tokenizer.chat_format.tidy)
     written: list[str] = []
     held = ""  # signs of half characters: real ones, if no rest of one follows
 
@@ -48,9 +48,11 @@ def stream_text(
     return "".join(written)
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+def complete_texts(
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling
+) -> list[str]:
     """Answer several prompts at once, for people to read; a thought in front of an answer is left out."""
     stop_ids = frozenset(tokenizer.stop_ids)
     answers = complete(model, prompts, sampling, stop_ids=stop_ids)
     texts = [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]
-    return [find(tokenizer.template).shown(text) for text in texts]
+    return [tokenizer.chat_format.shown(text) for text in texts]

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from glmtune.methods.lora import ADAPTER, find_targets, widen_adapter
 from glmtune.methods.ranks import plan_pruning
+from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import AdaLora
 
 
-def apply_adalora(model: Any, settings: AdaLora) -> PeftModel:
+def apply_adalora(model: CausalLM, settings: AdaLora) -> PeftModel:
     """Freeze the model and put an adapter of rank `init_r` beside each target; `Pruning` makes it adapt.
 
     Raises `ConfigError` listing the valid names if a target does not exist in this model.

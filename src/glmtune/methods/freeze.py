@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.folder import ModelFolder
+from glmtune.models.protocol import CausalLM
 from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe.method import Freeze
 
@@ -22,12 +23,12 @@ NUM_LAYERS = 3
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
-def apply_freeze(model: Any, settings: Freeze) -> Any:
+def apply_freeze(model: CausalLM, settings: Freeze) -> Any:
     """Make the chosen weights trainable, and them alone. Raises ConfigError as `choose_weights`."""
     return train_weights(model, choose_weights(model, settings))
 
 
-def train_weights(model: Any, chosen: Collection[str]) -> Any:
+def train_weights(model: CausalLM, chosen: Collection[str]) -> Any:
     """Make these of the model's own weights trainable, and them alone, in fp32 among others in any type."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)

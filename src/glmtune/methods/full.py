@@ -3,11 +3,12 @@
 from typing import Any
 
 from glmtune.errors import ConfigError
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
 from glmtune.recipe.method import Full
 
 
-def apply_full(model: Any, settings: Full) -> Any:
+def apply_full(model: CausalLM, settings: Full) -> Any:
     """Make every weight trainable. Raises ConfigError for a quantised model: codes cannot be trained."""
     held = held_quant(model)
     if held:

@@ -8,13 +8,14 @@ from torch import nn
 
 from glmtune.errors import ConfigError
 from glmtune.families import find_family
+from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import Lora, LowRank
 
 ADAPTER = "default"
 """PEFT's name for an adapter that stands alone."""
 
 
-def apply_lora(model: Any, settings: Lora) -> Any:
+def apply_lora(model: CausalLM, settings: Lora) -> Any:
     """Freeze the model and put LoRA beside each target layer.
 
     Raises `ConfigError` listing the possible names if a target is none of them.
@@ -33,7 +34,7 @@ def apply_lora(model: Any, settings: Lora) -> Any:
     return get_peft_model(model, config)
 
 
-def find_targets(model: Any, settings: LowRank) -> list[str]:
+def find_targets(model: CausalLM, settings: LowRank) -> list[str]:
     """The names of the linear layers to adapt, the family's own if the settings leave them open.
 
     Raises `ConfigError` listing the possible names if one is none of them.

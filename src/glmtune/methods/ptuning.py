@@ -3,11 +3,12 @@
 from typing import Any
 
 from glmtune.families import name_family
+from glmtune.models.protocol import CausalLM
 from glmtune.possible import require_possible
 from glmtune.recipe.method import Ptuning
 
 
-def apply_ptuning(model: Any, settings: Ptuning) -> Any:
+def apply_ptuning(model: CausalLM, settings: Ptuning) -> Any:
     """Freeze the model and give it a new prefix, in place of one that it has.
 
     Raises ConfigError for a model that transformers' own class holds.

@@ -15,7 +15,7 @@ NOT_KNOWN = "a script that starts none of the official programs: left alone"
 WEIGHTS = (*WEIGHT_SUFFIXES, ".pt", ".pth")
 
 
-def migrate(
+def migrate_path(
     source: str | Path,
     output: str | Path | None = None,
     *,

@@ -9,7 +9,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_text
-from glmtune.migration.draft import Draft
+from glmtune.migration.draft import RecipeDraft
 from glmtune.migration.trainer import carry_training, hold_out
 from glmtune.recipe.flags import UNKNOWN, Reader
 from glmtune.strict import parse_yaml
@@ -33,7 +33,7 @@ def draft_config(
     data_folder: str | None = None,
     processes: int = 1,
     folder: Path | None = None,
-) -> Draft:
+) -> RecipeDraft:
     """The draft of a configuration; `folder` is where the program was started, as its script says.
 
     Raises ConfigError if it is none, or has a number that is none.
@@ -45,7 +45,7 @@ def draft_config(
         )
     flags = {name: _text(value) for name, value in _section(values, "training_args").items()}
     flags.pop("generation_config", None)
-    draft = Draft(str(path), path.stem, folder or path.parent, flags, processes=processes)
+    draft = RecipeDraft(str(path), path.stem, folder or path.parent, flags, processes=processes)
     draft.header.append(f"Migrated from {path} (a configuration of finetune_hf.py).")
     _put_model(draft, model, is_alone=data_folder is None)
     _put_method(draft, _section(values, "peft_config"))
@@ -75,7 +75,7 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _put_model(draft: Draft, model: str | None, *, is_alone: bool) -> None:
+def _put_model(draft: RecipeDraft, model: str | None, *, is_alone: bool) -> None:
     if model is not None:
         draft.put("model", model)
     else:
@@ -88,11 +88,11 @@ def _put_model(draft: Draft, model: str | None, *, is_alone: bool) -> None:
         )
 
 
-def _put_method(draft: Draft, peft: Section) -> None:
+def _put_method(draft: RecipeDraft, peft: Section) -> None:
     kind = str(peft.get("peft_type", "")).upper()
     if kind not in METHODS:
         raise ConfigError(
-            f"{draft.place}: peft_config.peft_type: {kind}",
+            f"{draft.where}: peft_config.peft_type: {kind}",
             hint=f"these can be migrated: {', '.join(filter(None, METHODS))}, and none for full fine-tuning",
         )
     left = {key: value for key, value in peft.items() if key not in ("peft_type", "task_type")}
@@ -102,11 +102,11 @@ def _put_method(draft: Draft, peft: Section) -> None:
             draft.lost[f"peft_config.{key} {value}"] = UNKNOWN
 
 
-def _put_full(draft: Draft, _: Section) -> None:
+def _put_full(draft: RecipeDraft, _: Section) -> None:
     draft.put("method", "full", "without peft_config the program trains the whole model")
 
 
-def _put_prefix(draft: Draft, peft: Section) -> None:
+def _put_prefix(draft: RecipeDraft, peft: Section) -> None:
     method = {
         "name": "ptuning",
         "num_prefix_tokens": _take(draft, peft, "num_virtual_tokens", 128, int),
@@ -116,7 +116,7 @@ def _put_prefix(draft: Draft, peft: Section) -> None:
         draft.lost["peft_config.prefix_projection"] = "the program does not read it: there is no projection"
 
 
-def _put_lora(draft: Draft, peft: Section) -> None:
+def _put_lora(draft: RecipeDraft, peft: Section) -> None:
     method: Section = {
         "name": "lora",
         "r": _take(draft, peft, "r", 8, int),
@@ -129,7 +129,7 @@ def _put_lora(draft: Draft, peft: Section) -> None:
     _put_low_rank(draft, method, peft)
 
 
-def _put_adalora(draft: Draft, peft: Section) -> None:
+def _put_adalora(draft: RecipeDraft, peft: Section) -> None:
     method: Section = {
         "name": "adalora",
         "init_r": _take(draft, peft, "init_r", 12, int),
@@ -146,16 +146,16 @@ def _put_adalora(draft: Draft, peft: Section) -> None:
     )
 
 
-def _take(draft: Draft, peft: Section, name: str, default: float, read: Reader) -> Any:
+def _take(draft: RecipeDraft, peft: Section, name: str, default: float, read: Reader) -> Any:
     return draft.read(name, peft.pop(name, default), read)
 
 
-def _put_low_rank(draft: Draft, method: Section, peft: Section) -> None:
+def _put_low_rank(draft: RecipeDraft, method: Section, peft: Section) -> None:
     named = peft.pop("target_modules", None) or []
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ConfigError(
-            f"{draft.place}: target_modules: must be names of layers, got {shown(named)}",
+            f"{draft.where}: target_modules: must be names of layers, got {shown(named)}",
             hint="write a list like [query_key_value]",
         )
     known = [name for name in named if name in LINEAR]
@@ -168,7 +168,7 @@ def _put_low_rank(draft: Draft, method: Section, peft: Section) -> None:
         draft.mend("method", f"target_modules: this model has no {', '.join(wrong)}; {targets} is adapted")
 
 
-METHODS: Mapping[str, Callable[[Draft, Section], None]] = {
+METHODS: Mapping[str, Callable[[RecipeDraft, Section], None]] = {
     "": _put_full,
     "LORA": _put_lora,
     "ADALORA": _put_adalora,
@@ -176,7 +176,7 @@ METHODS: Mapping[str, Callable[[Draft, Section], None]] = {
 }
 
 
-def _put_rows(draft: Draft, data: Section, folder: str | None) -> None:
+def _put_rows(draft: RecipeDraft, data: Section, folder: str | None) -> None:
     for name, key in (
         ("train_file", "data.train"),
         ("val_file", "data.validation"),
@@ -198,7 +198,7 @@ def _put_rows(draft: Draft, data: Section, folder: str | None) -> None:
         draft.flags[name] = _text(data[name])
 
 
-def _put_encoding(draft: Draft, values: Section) -> None:
+def _put_encoding(draft: RecipeDraft, values: Section) -> None:
     is_glm4 = "combine" in values or "freezeV" in values
     name = "glm4" if is_glm4 else "chatglm3"
     draft.put("data.encoding", name, "rows become the ids and labels of finetune_hf.py")
@@ -209,7 +209,7 @@ def _put_encoding(draft: Draft, values: Section) -> None:
         ("max_output_length", "max_target_tokens"),
     ):
         if key not in values:
-            raise ConfigError(f"{draft.place}: no {key}", hint="write it into the configuration")
+            raise ConfigError(f"{draft.where}: no {key}", hint="write it into the configuration")
         draft.put(f"data.{setting}", draft.read(key, values.pop(key), int))
     draft.mend(
         "data.max_source_tokens",
@@ -217,7 +217,7 @@ def _put_encoding(draft: Draft, values: Section) -> None:
     )
 
 
-def _put_answers(draft: Draft, generation: Section) -> None:
+def _put_answers(draft: RecipeDraft, generation: Section) -> None:
     draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
     if "max_new_tokens" in generation:
         draft.put("evaluate.max_new_tokens", draft.read("max_new_tokens", generation["max_new_tokens"], int))
@@ -228,7 +228,7 @@ def _put_answers(draft: Draft, generation: Section) -> None:
             )
 
 
-def _name_rest(draft: Draft, values: Section) -> None:
+def _name_rest(draft: RecipeDraft, values: Section) -> None:
     for name, value in values.items():
         if name not in ("data_config", "training_args", "peft_config") and value not in (None, False):
             draft.lost[f"{name} {value}"] = UNKNOWN

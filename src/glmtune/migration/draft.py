@@ -20,10 +20,10 @@ LONGEST_LINE = 110
 
 
 @dataclass
-class Draft:
+class RecipeDraft:
     """What a script or a configuration comes to."""
 
-    place: str
+    where: str
     """Where it was read, as `train.sh:5`."""
     name: str
     """Its recipe's file, without the suffix."""
@@ -95,7 +95,7 @@ class Draft:
             found = math.nan
         if isinstance(found, int | float) and not abs(found) <= LARGEST:
             raise ConfigError(
-                f"{self.place}: {name} {value}: not a number that this setting can have",
+                f"{self.where}: {name} {value}: not a number that this setting can have",
                 hint="put the number there, then migrate again",
             )
         return found
@@ -125,7 +125,7 @@ class Draft:
     def locate(self, text: str) -> str:
         """The full path of what is here, or else beside the script: so a recipe works from anywhere."""
         places = (Path(text), self.folder / text)
-        return next((str(place.absolute()) for place in places if is_there(place)), text)
+        return next((str(where.absolute()) for where in places if is_there(where)), text)
 
     def carry_rest(self) -> None:
         """Carry, drop or name every flag that is left."""
@@ -145,7 +145,7 @@ class Draft:
         try:
             check_values(read_values(_nested(self.settings)))
         except ConfigError as err:
-            raise ConfigError(f"{self.place}: {err}", hint=err.hint) from err
+            raise ConfigError(f"{self.where}: {err}", hint=err.hint) from err
 
     def to_text(self) -> str:
         """The recipe as YAML with its comments."""

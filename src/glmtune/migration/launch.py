@@ -38,9 +38,9 @@ def find_launches(commands: Sequence[Command]) -> Iterator[Launch]:
     """The commands that start an official program."""
     for command in commands:
         names = [word.rpartition("/")[2] for word in command.words]
-        place = next((i for i, name in enumerate(names) if name in PROGRAMS), None)
-        if place is not None:
-            yield _read_launch(command, names[place], command.words[:place], command.words[place + 1 :])
+        index = next((i for i, name in enumerate(names) if name in PROGRAMS), None)
+        if index is not None:
+            yield _read_launch(command, names[index], command.words[:index], command.words[index + 1 :])
 
 
 def _read_launch(command: Command, program: str, before: list[str], after: list[str]) -> Launch:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glmtune.adapters.trained import PREFIX
+from glmtune.adapters.own_weights import PREFIX
 from glmtune.errors import CheckpointError
 from glmtune.folder import ModelFolder
 from glmtune.models.pickles import read_tensors

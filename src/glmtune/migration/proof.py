@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.adapters.factors import Factors, read_factors
+from glmtune.adapters.logit_tolerance import SAME, compare_logits, largest_logit
 from glmtune.adapters.probe import all_logits
 from glmtune.adapters.proof import measure_effect
-from glmtune.adapters.same import SAME, compare_logits, largest_logit
 from glmtune.errors import CheckpointError
 from glmtune.migration.lora import OldLora
+from glmtune.models.protocol import CausalLM
 
 
-def probe_logits(model: Any) -> Tensor:
+def probe_logits(model: CausalLM) -> Tensor:
     """(T, V) in fp32 on the CPU: on ids spread over the vocabulary, as a prompt of its family has them."""
     config = model.config
     ids = torch.linspace(10, config.vocab_size * 0.8, 24).long().tolist()

@@ -7,10 +7,10 @@ from pathlib import Path
 from glmtune.errors import ConfigError
 from glmtune.files import is_there
 from glmtune.migration.configs import draft_config
-from glmtune.migration.draft import Draft
+from glmtune.migration.draft import RecipeDraft
 from glmtune.migration.report import Migration
 from glmtune.migration.scripts import read_script
-from glmtune.runs import make_folder, write_text
+from glmtune.run_files import make_folder, write_text
 
 YAML = (".yaml", ".yml")
 _TYPED = {"model": "MODEL", "data.train": "FILE", "data.validation": "FILE", "data.test": "FILE"}
@@ -38,11 +38,11 @@ def migrate_files(files: Sequence[Path], output: Path | None, base: str | None =
     return [_migration(draft, target) for draft, target in zip(drafts, targets, strict=True)]
 
 
-def _drafts(path: Path, base: str | None) -> list[Draft]:
+def _drafts(path: Path, base: str | None) -> list[RecipeDraft]:
     return [draft_config(path, base)] if path.suffix in YAML else read_script(path, base)
 
 
-def _targets(drafts: Sequence[Draft], output: Path | None) -> list[Path | None]:
+def _targets(drafts: Sequence[RecipeDraft], output: Path | None) -> list[Path | None]:
     """Each draft's file, all of them free; a chat needs none."""
     written = [draft for draft in drafts if draft.verb != "chat"]
     if written and output is None:
@@ -69,7 +69,7 @@ def _free_name(folder: Path, name: str, taken: Sequence[Path | None]) -> Path:
     return target
 
 
-def _header(draft: Draft) -> list[str]:
+def _header(draft: RecipeDraft) -> list[str]:
     """What the file says of itself, above its settings."""
     lines = [f"Not carried over: {name} ({why})." for name, why in draft.lost.items()]
     if draft.dropped:
@@ -77,7 +77,7 @@ def _header(draft: Draft) -> list[str]:
     return lines
 
 
-def commands(draft: Draft, target: Path | None) -> list[str]:
+def commands(draft: RecipeDraft, target: Path | None) -> list[str]:
     """What to type."""
     cards = f"CUDA_VISIBLE_DEVICES={draft.devices} " if draft.devices else ""
     if draft.verb != "chat":
@@ -92,11 +92,11 @@ def commands(draft: Draft, target: Path | None) -> list[str]:
     return [*_migrate_first(draft), cards + " ".join(asks)]
 
 
-def _quoted(draft: Draft, key: str) -> str:
+def _quoted(draft: RecipeDraft, key: str) -> str:
     return shlex.quote(str(draft.settings.get(key, _TYPED.get(key))))
 
 
-def _migrate_first(draft: Draft) -> list[str]:
+def _migrate_first(draft: RecipeDraft) -> list[str]:
     """An old checkpoint that is here can become an adapter that knows its base and format."""
     model = str(draft.settings.get("model", ""))
     if "base" not in draft.settings or not is_there(Path(model)):
@@ -105,7 +105,7 @@ def _migrate_first(draft: Draft) -> list[str]:
     return [f"glmtune migrate {_quoted(draft, 'model')} --base {_quoted(draft, 'base')} --output {name}"]
 
 
-def _torchrun(draft: Draft) -> str:
+def _torchrun(draft: RecipeDraft) -> str:
     if draft.processes == 1:
         return ""
     per_node = draft.processes // draft.nodes
@@ -113,7 +113,7 @@ def _torchrun(draft: Draft) -> str:
     return f"torchrun {nodes} --nproc-per-node {per_node} -m "
 
 
-def _migration(draft: Draft, target: Path | None) -> Migration:
+def _migration(draft: RecipeDraft, target: Path | None) -> Migration:
     verbs = {"train": "a training", "evaluate": "an evaluation", "chat": "a chat"}
     settings = draft.settings
     method = settings.get("method")
@@ -130,7 +130,7 @@ def _migration(draft: Draft, target: Path | None) -> Migration:
         )
     found += [*draft.facts, *(f"{key} is open: {why}" for key, why in draft.open.items())]
     return Migration(
-        source=draft.place,
+        source=draft.where,
         found=found,
         made=target,
         warnings=draft.warnings,

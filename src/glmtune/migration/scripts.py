@@ -12,7 +12,7 @@ from pathlib import Path
 from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.files import is_there, read_text
 from glmtune.migration.configs import draft_config
-from glmtune.migration.draft import Draft
+from glmtune.migration.draft import RecipeDraft
 from glmtune.migration.launch import Launch, find_launches
 from glmtune.migration.shell import read_commands
 from glmtune.migration.trainer import carry_training, hold_out
@@ -24,7 +24,7 @@ _CHECKPOINT = re.compile(r"(.*)/checkpoint-(\d{1,9})/?")
 _PREFIX_IN_NAME = re.compile(r"-pt-(\d+)-")
 
 
-def read_script(path: Path, base: str | None = None) -> list[Draft]:
+def read_script(path: Path, base: str | None = None) -> list[RecipeDraft]:
     """A draft for each official program that a script starts. Raises ConfigError where there is none."""
     launches = _launches(path)
     if not launches:
@@ -48,7 +48,7 @@ def _launches(path: Path) -> list[Launch]:
     return list(find_launches(read_commands(read_text(path, is_given=True), str(path))))
 
 
-def _producers(folder: Path) -> Iterator[Draft]:
+def _producers(folder: Path) -> Iterator[RecipeDraft]:
     """The trainings of the scripts in a folder: whose checkpoints its evaluations read."""
     for path in sorted(folder.glob("*.sh")):
         with suppress(GlmtuneError):  # said where that script is migrated
@@ -57,12 +57,12 @@ def _producers(folder: Path) -> Iterator[Draft]:
                     yield _draft(launch, path, None, [])
 
 
-def _draft(launch: Launch, path: Path, base: str | None, producers: Sequence[Draft]) -> Draft:
+def _draft(launch: Launch, path: Path, base: str | None, producers: Sequence[RecipeDraft]) -> RecipeDraft:
     if launch.program == "finetune_hf.py":
         return _with_launch(_configured(launch, path, base), launch)
-    place = f"{path}:{launch.command.line}"
+    where = f"{path}:{launch.command.line}"
     draft = _with_launch(
-        Draft(place, path.stem, path.parent, dict(launch.flags), launch.command.unset), launch
+        RecipeDraft(where, path.stem, path.parent, dict(launch.flags), launch.command.unset), launch
     )
     if launch.program != "main.py":
         _read_demo(draft, base, producers)
@@ -72,24 +72,24 @@ def _draft(launch: Launch, path: Path, base: str | None, producers: Sequence[Dra
         _read_evaluation(draft, base, producers)
     else:
         raise ConfigError(
-            f"{place}: main.py with neither --do_train nor --do_predict", hint="say in the script which it is"
+            f"{where}: main.py with neither --do_train nor --do_predict", hint="say in the script which it is"
         )
     draft.carry_rest()
     return draft
 
 
-def _with_launch(draft: Draft, launch: Launch) -> Draft:
+def _with_launch(draft: RecipeDraft, launch: Launch) -> RecipeDraft:
     draft.devices = launch.devices
     draft.processes, draft.nodes = launch.processes, launch.nodes
     starts = f"{launch.launcher}, {launch.processes} process{'es' if launch.processes > 1 else ''}"
-    draft.header[:0] = [f"Migrated from {draft.place} ({launch.program} by {starts})."]
+    draft.header[:0] = [f"Migrated from {draft.where} ({launch.program} by {starts})."]
     for text in (*launch.command.mended, *launch.mended):
         draft.header.append(f"Mended: {text}.")
         draft.mended.append(text)
     return draft
 
 
-def _configured(launch: Launch, path: Path, base: str | None) -> Draft:
+def _configured(launch: Launch, path: Path, base: str | None) -> RecipeDraft:
     """finetune_hf.py DATA MODEL CONFIG [RESUME]."""
     if len(launch.arguments) < 3:
         raise ConfigError(
@@ -101,14 +101,14 @@ def _configured(launch: Launch, path: Path, base: str | None) -> Draft:
     draft = draft_config(
         found, base or model, data_folder=data, processes=launch.processes, folder=path.parent
     )
-    draft.place, draft.name = f"{path}:{launch.command.line}", path.stem
+    draft.where, draft.name = f"{path}:{launch.command.line}", path.stem
     for word in resume:
         if word not in ("", "no"):
             draft.lost[f"resume {word}"] = "the Trainer's optimizer files are not read; this begins anew"
     return draft
 
 
-def _read_training(draft: Draft, base: str | None) -> None:
+def _read_training(draft: RecipeDraft, base: str | None) -> None:
     draft.verb = "train"
     _put_model(draft, base)
     _put_method(draft)
@@ -124,7 +124,7 @@ def _read_training(draft: Draft, base: str | None) -> None:
     _put_output(draft)
 
 
-def _put_model(draft: Draft, base: str | None) -> None:
+def _put_model(draft: RecipeDraft, base: str | None) -> None:
     named = draft.take("model_name_or_path")
     if base is not None:
         draft.put("model", base)
@@ -134,7 +134,7 @@ def _put_model(draft: Draft, base: str | None) -> None:
         draft.open["model"] = "the script names no model"
 
 
-def _put_method(draft: Draft) -> None:
+def _put_method(draft: RecipeDraft) -> None:
     prefix = draft.number("pre_seq_len", "0")
     is_projected = is_on(draft.flags, "prefix_projection")
     draft.take("prefix_projection")
@@ -151,13 +151,13 @@ def _put_method(draft: Draft) -> None:
     draft.put("method", method | ({"projection": True} if is_projected else {}))
 
 
-def _quant(draft: Draft, bits: str) -> str:
+def _quant(draft: RecipeDraft, bits: str) -> str:
     if bits not in QUANT:
-        raise ConfigError(f"{draft.place}: quantization_bit {bits}", hint="the official code has 4 and 8")
+        raise ConfigError(f"{draft.where}: quantization_bit {bits}", hint="the official code has 4 and 8")
     return QUANT[bits]
 
 
-def _put_validation(draft: Draft) -> None:
+def _put_validation(draft: RecipeDraft) -> None:
     named = draft.take("validation_file")
     draft.put_path("data.validation", named)
     if named is None:
@@ -166,7 +166,7 @@ def _put_validation(draft: Draft) -> None:
         draft.put("data.max_validation_rows", draft.number("max_eval_samples", "0"))
 
 
-def _put_encoding(draft: Draft) -> None:
+def _put_encoding(draft: RecipeDraft) -> None:
     draft.put("data.encoding", "thudm", "rows become the ids and labels of ptuning/main.py")
     draft.put("data.max_source_tokens", draft.number("max_source_length", MAIN["max_source_length"]))
     draft.put("data.max_target_tokens", draft.number("max_target_length", MAIN["max_target_length"]))
@@ -179,12 +179,12 @@ def _put_encoding(draft: Draft) -> None:
     draft.drop("ignore_pad_token_for_loss", "pads are never learned")
 
 
-def _put_answers(draft: Draft) -> None:
+def _put_answers(draft: RecipeDraft) -> None:
     if "per_device_eval_batch_size" in draft.flags:
         draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
 
 
-def _put_output(draft: Draft) -> None:
+def _put_output(draft: RecipeDraft) -> None:
     draft.output = draft.take("output_dir") or ""
     if "$" in draft.output:
         draft.lost[f"output_dir {draft.output}"] = (
@@ -199,7 +199,7 @@ def run_of(output: str) -> str:
     return f"runs/{Path(output).name or 'migrated'}"
 
 
-def _read_evaluation(draft: Draft, base: str | None, producers: Sequence[Draft]) -> None:
+def _read_evaluation(draft: RecipeDraft, base: str | None, producers: Sequence[RecipeDraft]) -> None:
     draft.verb = "evaluate"
     _put_answering(draft, base, producers)
     draft.drop("output_dir", "answers and scores go beside the run, or to --output")
@@ -226,7 +226,7 @@ _GREEDY = (
 )
 
 
-def _put_answering(draft: Draft, base: str | None, producers: Sequence[Draft]) -> None:
+def _put_answering(draft: RecipeDraft, base: str | None, producers: Sequence[RecipeDraft]) -> None:
     """The weights that answer, and what they are put on."""
     checkpoint, model = draft.take("ptuning_checkpoint"), draft.take("model_name_or_path")
     is_prefix = checkpoint is not None or "pre_seq_len" in draft.flags
@@ -241,7 +241,9 @@ def _put_answering(draft: Draft, base: str | None, producers: Sequence[Draft]) -
         draft.put("quant", _quant(draft, bits))
 
 
-def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft], *, is_prefix: bool) -> None:
+def _put_checkpoint(
+    draft: RecipeDraft, text: str | None, producers: Sequence[RecipeDraft], *, is_prefix: bool
+) -> None:
     """The trained weights: the folder that the script names, else the run that the scripts beside it make."""
     if text is None:
         draft.open["model"] = "the script names no model"
@@ -253,7 +255,7 @@ def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft], 
     output, step = found[1], int(found[2])
     maker, others = _find_maker(output, producers, is_prefix=is_prefix)
     if others:
-        runs = ", ".join(f"{other.place} makes {_name_run(other)}" for other in others)
+        runs = ", ".join(f"{other.where} makes {_name_run(other)}" for other in others)
         draft.tell("model", f"{text} may be another script's: {runs}")
     if maker is None:
         return
@@ -270,13 +272,13 @@ def _put_checkpoint(draft: Draft, text: str | None, producers: Sequence[Draft], 
         draft.mend("data.history_column", "the script trains with --history_column and evaluates without it")
 
 
-def _name_run(maker: Draft) -> str:
+def _name_run(maker: RecipeDraft) -> str:
     return "a run that its output=... names" if "$" in maker.output else f"{run_of(maker.output)}/last"
 
 
-def _checkpoint_of(maker: Draft, step: int | None) -> tuple[str, str]:
+def _checkpoint_of(maker: RecipeDraft, step: int | None) -> tuple[str, str]:
     """A checkpoint of the migrated training's run, by its step or else the last; and what to say of it."""
-    run, said = run_of(maker.output), f"the run of the recipe of {maker.place}"
+    run, said = run_of(maker.output), f"the run of the recipe of {maker.where}"
     every, last = maker.settings.get("train.save_every"), maker.settings.get("train.steps")
     if step is None or not every or not last or step == last:
         return f"{run}/last", f"{said}; its last checkpoint"
@@ -288,8 +290,8 @@ def _checkpoint_of(maker: Draft, step: int | None) -> tuple[str, str]:
 
 
 def _find_maker(
-    output: str, producers: Sequence[Draft], *, is_prefix: bool
-) -> tuple[Draft | None, list[Draft]]:
+    output: str, producers: Sequence[RecipeDraft], *, is_prefix: bool
+) -> tuple[RecipeDraft | None, list[RecipeDraft]]:
     """The training whose weights are in this folder, and others whose they may be.
 
     One that writes the folder; else the only one that trains the same, a prefix or the whole model, on rows
@@ -305,17 +307,17 @@ def _find_maker(
     return maker, [other for other in alike if other is not maker]
 
 
-def _never_made(output: str, step: int, maker: Draft) -> str:
+def _never_made(output: str, step: int, maker: RecipeDraft) -> str:
     """Why no training of these settings can have made the checkpoint; empty if it can."""
     if Path(maker.output) != Path(output):
-        return f"no script beside this one writes it; {maker.place} writes {maker.output}"
+        return f"no script beside this one writes it; {maker.where} writes {maker.output}"
     every, last = maker.settings.get("train.save_every"), maker.settings.get("train.steps")
     if every and last and (step > last or step % every):
-        return f"{maker.place} saves every {every} of {last} steps, so there is no checkpoint-{step}"
+        return f"{maker.where} saves every {every} of {last} steps, so there is no checkpoint-{step}"
     return ""
 
 
-def _read_demo(draft: Draft, base: str | None, producers: Sequence[Draft]) -> None:
+def _read_demo(draft: RecipeDraft, base: str | None, producers: Sequence[RecipeDraft]) -> None:
     """The web page and the terminal chat: a command to type, no recipe."""
     draft.verb = "chat"
     _put_answering(draft, base, producers)

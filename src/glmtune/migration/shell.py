@@ -36,13 +36,13 @@ class Command:
     """Variables that it uses and nothing in the script sets; they stay as `$NAME`."""
 
 
-def read_commands(text: str, place: str) -> list[Command]:
+def read_commands(text: str, where: str) -> list[Command]:
     """Every command of a script, its variables filled in. Raises ConfigError for an open quote."""
     variables: dict[str, str] = {}
     commands = []
     for number, line, mended in _whole_lines(text):
         expanded, unset = _expand(line, variables)
-        for words in _split(expanded, f"{place}:{number}"):
+        for words in _split(expanded, f"{where}:{number}"):
             settings, rest = _assignments(words)
             if rest[:1] == ["export"]:
                 settings |= _assignments(rest[1:])[0]
@@ -107,7 +107,7 @@ def _expand(line: str, variables: Mapping[str, str]) -> tuple[str, set[str]]:
     return _EXPANDED.sub(value, line), unset
 
 
-def _split(line: str, place: str) -> Iterator[list[str]]:
+def _split(line: str, where: str) -> Iterator[list[str]]:
     """The words of each command of a line; where its output goes is left out."""
     reader = shlex.shlex(_REDIRECTIONS.sub("", line), posix=True, punctuation_chars=";|&")
     reader.whitespace_split, reader.commenters = True, ""
@@ -120,7 +120,7 @@ def _split(line: str, place: str) -> Iterator[list[str]]:
             else:
                 words.append(word)
     except ValueError as err:
-        raise ConfigError(f"{place}: {str(err).lower()}", hint="close the quote in the script") from None
+        raise ConfigError(f"{where}: {str(err).lower()}", hint="close the quote in the script") from None
     if words:
         yield words
 

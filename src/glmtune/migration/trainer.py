@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.charset import AUTO
-from glmtune.data.source import check_objects, read_rows
+from glmtune.data.reader import check_objects, read_raw_rows
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import is_there, read_json_if_there
-from glmtune.migration.draft import Draft
+from glmtune.migration.draft import RecipeDraft
 from glmtune.recipe.flags import OPTIMIZERS, SCHEDULES, TRAINER, is_on
 from glmtune.values import shown
 
 
-def carry_training(draft: Draft, *, is_full: bool) -> None:
+def carry_training(draft: RecipeDraft, *, is_full: bool) -> None:
     """Set `train` from the Trainer's flags. Raises ConfigError for a number that is none."""
     if is_full:
         draft.warn("method", _FULL_MEMORY)
@@ -36,7 +36,7 @@ _FULL_MEMORY = (
 """docs/methods.md#memory has the arithmetic."""
 
 
-def hold_out(draft: Draft) -> None:
+def hold_out(draft: RecipeDraft) -> None:
     """Without a validation file some training rows become one, few of many, and that is said."""
     draft.mend(
         "data.train",
@@ -45,7 +45,7 @@ def hold_out(draft: Draft) -> None:
     )
 
 
-def _carry_batch(draft: Draft) -> None:
+def _carry_batch(draft: RecipeDraft) -> None:
     """A step's rows are those of all processes: more cards make it faster, not bigger."""
     rows = draft.number("per_device_train_batch_size", TRAINER["per_device_train_batch_size"])
     micro = draft.number("gradient_accumulation_steps", TRAINER["gradient_accumulation_steps"])
@@ -58,7 +58,7 @@ def _carry_batch(draft: Draft) -> None:
     draft.put("train.micro_batch_size", rows)
 
 
-def _carry_length(draft: Draft) -> int | None:
+def _carry_length(draft: RecipeDraft) -> int | None:
     steps = draft.number("max_steps", "-1")
     epochs = draft.number("num_train_epochs", TRAINER["num_train_epochs"], float)
     if steps > 0:
@@ -78,7 +78,7 @@ def _carry_length(draft: Draft) -> int | None:
 _PARTIAL = "the Trainer leaves out an epoch's last rows where they fill no step; here they are a smaller step"
 
 
-def _count_rows(draft: Draft) -> int | None:
+def _count_rows(draft: RecipeDraft) -> int | None:
     """How many rows are trained; None where they are not here. main.py skips those with an empty text.
 
     The Trainer's count: github.com/huggingface/transformers v4.30, trainer.py, `num_update_steps_per_epoch`.
@@ -87,18 +87,18 @@ def _count_rows(draft: Draft) -> int | None:
     if path is None or not is_there(Path(path)):
         return None
     columns = [draft.flags[name] for name in ("prompt_column", "response_column") if draft.flags.get(name)]
-    rows = read_rows(Path(path), AUTO)
+    rows = read_raw_rows(Path(path), AUTO)
     check_objects(rows)
     limit = draft.flags.get("max_train_samples")
     rows = rows[: draft.read("max_train_samples", limit, int)] if limit else rows
     return sum(all(row.value.get(name) for name in columns) for row in rows)
 
 
-def _carry_schedule(draft: Draft, steps: int | None) -> None:
+def _carry_schedule(draft: RecipeDraft, steps: int | None) -> None:
     name = draft.take("lr_scheduler_type", TRAINER["lr_scheduler_type"]) or ""
     if name not in SCHEDULES:
         raise ConfigError(
-            f"{draft.place}: lr_scheduler_type {name}: not a schedule here",
+            f"{draft.where}: lr_scheduler_type {name}: not a schedule here",
             hint=f"choose another in the script: {', '.join(SCHEDULES)}",
         )
     draft.put("train.schedule", SCHEDULES[name])
@@ -111,7 +111,7 @@ def _carry_schedule(draft: Draft, steps: int | None) -> None:
         draft.put("train.warmup_steps", warmup)
 
 
-def _carry_optimizer(draft: Draft) -> None:
+def _carry_optimizer(draft: RecipeDraft) -> None:
     name = draft.flags.get("optim") or "adamw_torch"
     if name in OPTIMIZERS:
         draft.take("optim")
@@ -121,7 +121,7 @@ def _carry_optimizer(draft: Draft) -> None:
     draft.lose("optim", "it is trained with AdamW")
 
 
-def _carry_precision(draft: Draft, *, is_full: bool) -> None:
+def _carry_precision(draft: RecipeDraft, *, is_full: bool) -> None:
     """Half precision where the script asks for it; without it a wholly trained model computes in fp32."""
     asked = next((name for name in ("bf16", "fp16") if is_on(draft.flags, name)), None)
     for name in ("bf16", "fp16"):
@@ -133,7 +133,7 @@ def _carry_precision(draft: Draft, *, is_full: bool) -> None:
         draft.put("train.precision", "fp32")
 
 
-def _carry_saving(draft: Draft) -> None:
+def _carry_saving(draft: RecipeDraft) -> None:
     strategy = draft.take("save_strategy", "steps")
     every = draft.number("save_steps", TRAINER["save_steps"])
     if strategy == "steps":
@@ -144,7 +144,7 @@ def _carry_saving(draft: Draft) -> None:
         draft.dropped[f"save_strategy {strategy}"] = "a run keeps its best and its newest checkpoints"
 
 
-def _carry_evaluation(draft: Draft) -> None:
+def _carry_evaluation(draft: RecipeDraft) -> None:
     strategy = draft.take("evaluation_strategy") or draft.take("eval_strategy") or "no"
     draft.take("eval_strategy")
     every = draft.number("eval_steps", str(draft.settings["train.log_every"]))
@@ -161,7 +161,7 @@ def _carry_evaluation(draft: Draft) -> None:
         )
 
 
-def _carry_deepspeed(draft: Draft) -> None:
+def _carry_deepspeed(draft: RecipeDraft) -> None:
     """DeepSpeed spreads memory over the cards; steps and rows are those of its processes."""
     if "deepspeed" not in draft.flags:
         return

@@ -10,22 +10,23 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from glmtune.adapters.own_weights import TRAINED_FILE, find_trained, save_weights, tell_method
 from glmtune.adapters.store import ADAPTER_FILE, CARD_FILE, Card, load_adapter
-from glmtune.adapters.trained import TRAINED_FILE, find_trained, save_weights, tell_method
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.families import identify, require_template
 from glmtune.files import COPY_AGAIN, is_there, read_json_if_there
 from glmtune.folder import ModelFolder
-from glmtune.load import open_place
+from glmtune.load import load_location
+from glmtune.locations import Location, resolve
 from glmtune.log import quiet
 from glmtune.migration.cards import Untuned, ask_untuned, finish_card, start_card
 from glmtune.migration.lora import OldLora, read_lora
 from glmtune.migration.prefix import check_frozen, read_bare
 from glmtune.migration.proof import as_trained, probe_logits, prove_same, require_effect
 from glmtune.migration.report import Migration
-from glmtune.places import Place, resolve
+from glmtune.models.protocol import CausalLM
 from glmtune.quants import BITS, name_bits
-from glmtune.runs import make_folder, replacing, require_new
+from glmtune.run_files import make_folder, replacing, require_new
 from glmtune.values import shown
 
 
@@ -63,13 +64,13 @@ def migrate_weights(
 def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
     old = read_lora(folder)
     recorded = old.config.get("base_model_name_or_path")
-    place = _base(folder, base, recorded)
-    card = start_card(place, _told(place, template), old.method())
+    location = _base(folder, base, recorded)
+    card = start_card(location, _told(location, template), old.method())
     mended = list(old.mended)
     if recorded and recorded != card.base:
         mended.append(f"base_model_name_or_path: {recorded} became {card.base}")
-    model = open_place(place, template=card.template, dtype="auto", device="auto").eval()
-    plain, untuned = probe_logits(model), ask_untuned(model, place, card.template)
+    model = load_location(location, template=card.template, dtype="auto", device="auto").eval()
+    plain, untuned = probe_logits(model), ask_untuned(model, location, card.template)
     theirs = _logits_as_trained(model, old) if old.is_plain else None
     with _writing(output) as partial:
         _write_lora(partial, old, card)
@@ -77,12 +78,12 @@ def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template:
         proof = _prove(tuned, folder, theirs, plain)
         finish_card(card, partial, tuned, untuned)
         del model, tuned  # the next is as large
-        _require_opens(partial, place)
+        _require_opens(partial, location)
     found = [*old.found, *_unrecorded(untuned)]
     return _migration(folder, output, card, [*found, proof], mended, old.lost)
 
 
-def _logits_as_trained(model: Any, old: OldLora) -> Tensor:
+def _logits_as_trained(model: CausalLM, old: OldLora) -> Tensor:
     with as_trained(model, old):
         return probe_logits(model)
 
@@ -98,24 +99,24 @@ def _write_lora(folder: Path, old: OldLora, card: Card) -> None:
 
 def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
     config = read_json_if_there(folder / "config.json")
-    place = _base(folder, base, config.get("_name_or_path"))
-    told = _told(place, template)
-    found = [check_frozen(folder, place.folder)] if find_trained(folder) == "whole" else []
-    is_held = bool(place.folder.config.get("quantization_bit"))
+    location = _base(folder, base, config.get("_name_or_path"))
+    told = _told(location, template)
+    found = [check_frozen(folder, location.folder)] if find_trained(folder) == "whole" else []
+    is_held = bool(location.folder.config.get("quantization_bit"))
     quant = None if is_held else _quant(folder, config.get("quantization_bit"))
     found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
-    model = open_place(place, template=told, dtype="auto", device="auto", quant=quant).eval()
-    plain, untuned = probe_logits(model), ask_untuned(model, place, told)
+    model = load_location(location, template=told, dtype="auto", device="auto", quant=quant).eval()
+    plain, untuned = probe_logits(model), ask_untuned(model, location, told)
     with _writing(output) as partial:
         theirs = _write_prefix(partial, model, folder)
         method = tell_method(partial)
-        card = start_card(place, told, method.model_dump(mode="json"), quant)
+        card = start_card(location, told, method.model_dump(mode="json"), quant)
         card.save(partial)
         tuned = load_adapter(model, partial)
         proof = _prove(tuned, folder, theirs, plain)
         finish_card(card, partial, tuned, untuned)
         del model, tuned  # the next is as large
-        _require_opens(partial, place)
+        _require_opens(partial, location)
     found += _unrecorded(untuned)
     projection = " with projection" if method.projection else ""
     what = f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}"
@@ -133,7 +134,7 @@ def _quant(folder: Path, bits: Any) -> str | None:
     return name_bits(bits)
 
 
-def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:
+def _write_prefix(target: Path, model: CausalLM, folder: Path) -> Tensor | None:
     """Write the prefix; its logits on the base, where the base takes the old folder as it is."""
     bare = read_bare(folder)
     if bare:
@@ -144,28 +145,28 @@ def _write_prefix(target: Path, model: Any, folder: Path) -> Tensor | None:
     return probe_logits(model)
 
 
-def _base(folder: Path, base: str | Path | None, recorded: Any) -> Place:
+def _base(folder: Path, base: str | Path | None, recorded: Any) -> Location:
     """The base that is named, else the one that the folder records, where that is here."""
     theirs = Path(recorded) if isinstance(recorded, str) and recorded else folder
     if base is None and (theirs == folder or not is_there(theirs) or not theirs.is_dir()):
         raise ConfigError(
-            f"{folder}: its base model is not at {recorded or '(no place recorded)'}",
+            f"{folder}: its base model is not at {recorded or '(no location recorded)'}",
             hint="name its folder, or its name on a hub: base=...",
         )
-    place = resolve(base or str(recorded))
-    if place.adapter:
-        raise ConfigError(f"{base}: an adapter, not a base model", hint=f"its base: base={place.base}")
-    return place
+    location = resolve(base or str(recorded))
+    if location.adapter:
+        raise ConfigError(f"{base}: an adapter, not a base model", hint=f"its base: base={location.base}")
+    return location
 
 
-def _told(place: Place, template: str | None) -> str:
-    return require_template(identify(place.folder, template).template, place.name)
+def _told(location: Location, template: str | None) -> str:
+    return require_template(identify(location.folder, template).template, location.name)
 
 
-def _require_opens(folder: Path, place: Place) -> None:
+def _require_opens(folder: Path, location: Location) -> None:
     """Open what was written as every later load will. Raises CheckpointError for what that would refuse."""
     with quiet():
-        open_place(resolve(folder, base=place.base), template=None, dtype="auto", device="auto")
+        load_location(resolve(folder, base=location.base), template=None, dtype="auto", device="auto")
 
 
 @contextmanager

@@ -45,7 +45,7 @@ _FALLBACK_IDS = {"early": 20005, "mid": 20005, "late": 5}
 """The official code's token when the scores are not finite, by revision."""
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+def rotate_halves(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate each of a head's R parts by its own row of positions, pairing i with i + D/2R in it.
 
     x: (B, H, T, D). rotary: (B, T, R, D/2R) each.
@@ -105,7 +105,7 @@ class ChatGLM6BAttention(nn.Module):
         heads = self.query_key_value(hidden_states)
         heads = heads.view(*heads.shape[:2], -1, 3 * self.head_dim)  # (B, T, H, 3 D)
         query, key, value = heads.transpose(1, 2).chunk(3, dim=-1)  # (B, H, T, D) each
-        query, key = rotate(query, rotary), rotate(key, rotary)
+        query, key = rotate_halves(query, rotary), rotate_halves(key, rotary)
         key, value = prepend(prefix, key, value)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)

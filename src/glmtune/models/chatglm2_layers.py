@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from glmtune.models.config import ChatGLMConfig
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+def rotate_pairs(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate each head in adjacent pairs; the angles of its second half are 0.
 
     Pairs are (0, 1), (2, 3), ... where Llama pairs (0, D/2), ...  x: (B, heads, T, D).
@@ -105,7 +105,7 @@ class ChatGLMAttention(nn.Module):
         heads = self.query_key_value(hidden_states)
         heads = heads.view(*heads.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H + 2 G, T, D)
         queries, keys = self.num_heads
-        turned = rotate(heads[:, : queries + keys], rotary)
+        turned = rotate_pairs(heads[:, : queries + keys], rotary)
         query, key, value = turned[:, :queries], turned[:, queries:], heads[:, queries + keys :]
         key, value = prepend(prefix, key, value)
         if past_key_values is not None:

@@ -209,7 +209,7 @@ def check_content(
     content: Mapping[str, Any],
     rules: Mapping[str, Rule] = CONFIG_RULES,
     *,
-    place: str | Path = "config.json",
+    where: str | Path = "config.json",
     kind: type = object,
 ) -> None:
     """Raise ConfigError for the first key whose value breaks its rule, or that is a method of its class."""
@@ -217,34 +217,34 @@ def check_content(
     for key, value in content.items():
         rule = rules.get(key)
         if rule and not rule.allows(value):
-            raise ConfigError(f"{place}: {key} must be {rule.words}, got {shown(value)}", hint=hint)
+            raise ConfigError(f"{where}: {key} must be {rule.words}, got {shown(value)}", hint=hint)
         if not rule and (key.startswith("__") or callable(getattr(kind, key, None))):
-            raise ConfigError(f"{place}: {key[:50]} is no key of such a file", hint=hint)
+            raise ConfigError(f"{where}: {key[:50]} is no key of such a file", hint=hint)
     if rules is not CONFIG_RULES:
         return
     layers, experts = (max(content.get(key) or 1 for key in keys) for keys in (_LAYERS, _EXPERTS))
     if layers * experts > _MOST_EXPERTS:
         raise ConfigError(
-            f"{place}: {layers:,} layers (num_hidden_layers) of {experts:,} experts (n_routed_experts) are "
+            f"{where}: {layers:,} layers (num_hidden_layers) of {experts:,} experts (n_routed_experts) are "
             f"too many: at most {_MOST_EXPERTS:,} experts in all",
             hint=hint,
         )
     for name in (_ROPE, "rope_scaling"):
         stated = {key: _ROPE_RULES.get(key, _UNSET) for key in content.get(name) or {}}
-        check_content(content.get(name) or {}, stated, place=f"{place}: {name}")
+        check_content(content.get(name) or {}, stated, where=f"{where}: {name}")
 
 
-def refuse_quantised(content: Mapping[str, Any], place: Path) -> None:
+def refuse_quantised(content: Mapping[str, Any], where: Path) -> None:
     """Raise CheckpointError for the config.json of pre-quantised weights, of other programs' kinds."""
     stated = content.get("quantization_config")
     if isinstance(stated, dict) and stated:
         raise CheckpointError(
-            f"{place}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
+            f"{where}: pre-quantised weights ({stated.get('quant_method')}) cannot be opened",
             hint="open the original, unquantised folder of this model",
         )
 
 
-def require_held(config: Any, names: Iterable[str], place: str | Path) -> None:
+def require_stored(config: Any, names: Iterable[str], where: str | Path) -> None:
     """Raise CheckpointError where config.json has many more layers or experts than the stored names.
 
     Building them would take long; where it does not, the tensor that is missing is named later.
@@ -255,7 +255,7 @@ def require_held(config: Any, names: Iterable[str], place: str | Path) -> None:
         held = 1 + max((int(found[1]) for name in names if (found := pattern.search(name))), default=-1)
         if names and stated > max(held, few):
             raise CheckpointError(
-                f"{place}: {config.attribute_map.get(key, key)} = {stated:,}, and the files hold {held:,}",
+                f"{where}: {config.attribute_map.get(key, key)} = {stated:,}, and the files hold {held:,}",
                 hint="config.json and weights must be of the same model, and complete",
             )
 
@@ -264,7 +264,7 @@ _FIELD = re.compile(r"for field '(\w+)'")
 
 
 @contextmanager
-def explain_config(place: str | Path) -> Iterator[None]:
+def explain_config(where: str | Path) -> Iterator[None]:
     """Turn whatever transformers raises over a config into a CheckpointError with file and key.
 
     Our own errors, raised where only the content is known, get the file's place too.
@@ -274,16 +274,16 @@ def explain_config(place: str | Path) -> Iterator[None]:
     except (CheckpointError, ConfigError) as error:
         if not str(error).startswith("config.json"):
             raise
-        raise type(error)(f"{place}{str(error).removeprefix('config.json')}", hint=error.hint) from None
+        raise type(error)(f"{where}{str(error).removeprefix('config.json')}", hint=error.hint) from None
     except StrictDataclassError as error:
         field = _FIELD.search(str(error))
         key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""
         reason = str(error.__cause__ or error).split(". Errors: ")[0]
         reason = reason.removeprefix(f"Field {field[1]!r} ") if field else reason
-        raise CheckpointError(f"{place}{key}: {reason}", hint=PUBLISHED) from error
+        raise CheckpointError(f"{where}{key}: {reason}", hint=PUBLISHED) from error
     except (
         ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError,
         RuntimeError, TypeError, ValueError,
     ) as error:  # fmt: skip
         problem = f"unknown {error}" if isinstance(error, KeyError) else first_line(error)
-        raise CheckpointError(f"{place}: makes no model: {problem}", hint=PUBLISHED) from error
+        raise CheckpointError(f"{where}: makes no model: {problem}", hint=PUBLISHED) from error

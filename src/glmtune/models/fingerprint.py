@@ -19,7 +19,7 @@ from torch import Tensor
 from glmtune.families import identify_family
 from glmtune.folder import ModelFolder
 from glmtune.models.config_checks import explain_config
-from glmtune.models.opening import opening_of
+from glmtune.models.loaders import loader_of
 from glmtune.models.shards import Stored, open_shard, scan_tensors
 
 MOST_TENSORS = 512
@@ -66,7 +66,7 @@ def fingerprint(folder: Path | ModelFolder) -> Fingerprint:
 def _fingerprint(folder: ModelFolder) -> Fingerprint:
     known = identify_family(folder)
     with explain_config(folder.path / "config.json"):
-        config = opening_of(folder).describe(folder).to_dict()
+        config = loader_of(folder).describe(folder).to_dict()
     deciding = {key: config[key] for key in DECIDING if config.get(key) is not None}
     stored = dict(scan_tensors(folder))
     if config.get("tie_word_embeddings"):  # a copy, which not every layout stores

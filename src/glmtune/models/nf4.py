@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.extras import require
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import QuantizedLinear, is_held_as, name_linears, replace_linears
 from glmtune.quants import BITS
 
@@ -80,8 +81,8 @@ class Nf4Linear(QuantizedLinear):
 
     def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight (O, I) in `dtype`; else in the type of the dense weight that the layer was made for."""
-        worth: Tensor = _load().functional.dequantize_4bit(self.weight, self._state(dtype or self.dtype))
-        return worth
+        weight: Tensor = _load().functional.dequantize_4bit(self.weight, self._state(dtype or self.dtype))
+        return weight
 
     def _multiply(self, rows: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(rows.dtype)
@@ -159,7 +160,7 @@ def quantise_to_nf4(model: nn.Module) -> None:
     replace_linears(model, Nf4Linear)
 
 
-def quantise_as(model: Any, quant: str) -> None:
+def quantise_as(model: CausalLM, quant: str) -> None:
     """Quantise a native model's blocks in place, as a `quant` setting says."""
     if quant in BITS:
         model.quantize(BITS[quant])

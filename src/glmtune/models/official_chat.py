@@ -1,8 +1,7 @@
 """`model.chat` and `model.stream_chat` with the official signatures and results.
 
-Which family's rules apply is the tokenizer's `template`; ids, stop ids and text are asked of the tokenizer
-that is given. Text never becomes a control token, and the tool calls that the official ChatGLM3 code runs
-with `eval` are parsed.
+The tokenizer's `template` decides which family's rules apply. Text never becomes a control token, and tool
+calls, which the official ChatGLM3 code runs with `eval`, are parsed.
 
 Source: modeling_chatglm.py in https://huggingface.co/THUDM/chatglm-6b, THUDM/chatglm2-6b,
 THUDM/chatglm3-6b and THUDM/glm-4-9b-chat.
@@ -28,9 +27,10 @@ from transformers.generation import (
 from glmtune.errors import DataError
 from glmtune.log import tell_left_out
 from glmtune.models.positions import positions_of
+from glmtune.models.protocol import CausalLM
 from glmtune.templates import TEMPLATES, Message, Segment, Template, messages_from_dicts
 from glmtune.templates.latest import leave_out_oldest
-from glmtune.templates.messages import parse_object
+from glmtune.templates.messages import parse_call_arguments
 from glmtune.templates.tidy import process_chatglm2, with_year
 
 _HALF_CHARACTER = "�"
@@ -221,7 +221,7 @@ def _tool_call(name: str, content: str, has_tools: bool) -> dict[str, Any]:
 
 def _parameters(content: str) -> dict[str, Any] | None:
     """GLM-4's JSON object, or the keyword arguments of ChatGLM3's tool_call(x=1) in a code block."""
-    found = parse_object(content)
+    found = parse_call_arguments(content)
     if found is not None:
         return dict(found)
     try:
@@ -373,7 +373,7 @@ def _check_room(room: int, length: int, least: int = 1, *, is_given: bool = Fals
 
 
 def _tokens(
-    model: Any,
+    model: CausalLM,
     prompt: Sequence[int],
     cache: Any,
     processors: LogitsProcessorList,

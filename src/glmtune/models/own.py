@@ -11,7 +11,12 @@ from glmtune.folder import ModelFolder
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
-from glmtune.models.checkpoint import (
+from glmtune.models.config import ChatGLMConfig, read_config
+from glmtune.models.config_checks import explain_config, require_stored
+from glmtune.models.device import resolve_device
+from glmtune.models.dtype import choose_dtype
+from glmtune.models.nf4 import quantise_as
+from glmtune.models.published_weights import (
     Progress,
     check_stored,
     fill,
@@ -19,11 +24,6 @@ from glmtune.models.checkpoint import (
     set_scale_types,
     without_copies,
 )
-from glmtune.models.config import ChatGLMConfig, read_config
-from glmtune.models.config_checks import explain_config, require_held
-from glmtune.models.device import resolve_device
-from glmtune.models.dtype import choose_dtype
-from glmtune.models.nf4 import quantise_as
 from glmtune.models.quant import check_quant
 from glmtune.models.reading import Reading
 from glmtune.models.shards import Stored, scan_tensors
@@ -57,21 +57,21 @@ def load_base(
     stored. Raises CheckpointError (files, names, shapes, numbers that are not finite) and ConfigError
     (settings, `dtype`, `device`).
     """
-    place = resolve_device(device)
+    torch_device = resolve_device(device)
     folder = ModelFolder.of(folder)
     config = read_config(folder, template=template)
     quant = _quant_to_make(config, quant, folder)
     generation = read_generation_config(folder)
     stored = scan_tensors(folder)
     reading = reading or Reading()
-    wanted = reading.dtype = choose_dtype(dtype, stored, place, quant=quant).dtype
+    wanted = reading.dtype = choose_dtype(dtype, stored, torch_device, quant=quant).dtype
     model = build_empty(config, wanted, stored)
     stored = without_copies(model, stored)
     check_stored(model, stored)
     if quant:
         quantise_as(model, quant)
     set_scale_types(model, stored)
-    fill(model, stored, place, progress, reading)
+    fill(model, stored, torch_device, progress, reading)
     model.tie_weights()
     if generation is not None:
         model.generation_config = generation
@@ -105,8 +105,8 @@ def build_outline(
 
 def build_empty(config: Config, dtype: torch.dtype, stored: Mapping[str, Stored]) -> Model:
     """The model of a config without memory: every parameter on the meta device."""
-    place = Path(config.name_or_path) / "config.json"
-    require_held(config, stored, place)
-    with explain_config(place), torch.device("meta"):
+    config_file = Path(config.name_or_path) / "config.json"
+    require_stored(config, stored, config_file)
+    with explain_config(config_file), torch.device("meta"):
         model: Model = MODELS[type(config)]._from_config(config, dtype=dtype)
     return model

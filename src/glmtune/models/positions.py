@@ -1,10 +1,9 @@
 """Where tokens stand: one interface for every family, for whoever decodes step by step."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 
 
@@ -31,7 +30,7 @@ class Positions:
         return positions + steps
 
 
-def positions_of(model: Any) -> Positions:
+def positions_of(model: CausalLM) -> Positions:
     """How a model counts: its own rules if it has any, wrapped by PEFT or not, else one after the other."""
     causal = causal_of(model)
     return causal if isinstance(causal, Positions) else Positions()

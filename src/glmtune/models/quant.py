@@ -41,10 +41,10 @@ def is_quantised(name: str) -> bool:
     return _QUANTISED.search(name) is not None
 
 
-def check_bits(bits: int, place: str) -> None:
+def check_bits(bits: int, where: str) -> None:
     """Raise ConfigError, naming the place, unless weights of so many bits exist."""
     if type(bits) is not int or bits not in BITS.values():
-        raise ConfigError(f"{place} = {bits!r}: weights have 8 or 4 bits", hint="official folders say 8 or 4")
+        raise ConfigError(f"{where} = {bits!r}: weights have 8 or 4 bits", hint="official folders say 8 or 4")
 
 
 @torch.no_grad()

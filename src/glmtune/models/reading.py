@@ -5,7 +5,6 @@ is it the one that was saved.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from glmtune.errors import CheckpointError
 from glmtune.files import COPY_AGAIN
+from glmtune.models.protocol import CausalLM
 from glmtune.models.shards import Stored
 
 HELD_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -49,7 +49,7 @@ class Reading:
         return combine_hashes(self._hashes)
 
 
-def require_finite(place: Path, name: str, tensor: Tensor, *, held_in: torch.dtype | None = None) -> None:
+def require_finite(path: Path, name: str, tensor: Tensor, *, held_in: torch.dtype | None = None) -> None:
     """Raise CheckpointError for a tensor with NaN or infinity in it, or once it is held in a smaller type.
 
     One pass: the extremes tell of all.
@@ -62,13 +62,13 @@ def require_finite(place: Path, name: str, tensor: Tensor, *, held_in: torch.dty
     if extremes.isfinite().all():
         kind = str(held_in).removeprefix("torch.")
         raise CheckpointError(
-            f"{place}: tensor {name} holds {extremes.abs().max():.4g}, too large for {kind}",
+            f"{path}: tensor {name} holds {extremes.abs().max():.4g}, too large for {kind}",
             hint="open it in a wider type: dtype=fp32 or dtype=bf16",
         )
     odd = (~tensor.isfinite()).nonzero()
     first = tuple(odd[0].tolist())
     raise CheckpointError(
-        f"{place}: tensor {name} holds {len(odd):,} numbers that are not finite, the first is "
+        f"{path}: tensor {name} holds {len(odd):,} numbers that are not finite, the first is "
         f"{tensor[first].item()} at {list(first)}",
         hint=f"{COPY_AGAIN}; if it was saved so, take an earlier checkpoint",
     )
@@ -86,14 +86,14 @@ def require_held_types(stored: Mapping[str, Stored]) -> None:
             )
 
 
-def saved_tensors(model: Any) -> dict[str, Tensor]:
+def saved_tensors(model: CausalLM) -> dict[str, Tensor]:
     """A model's tensors as its files hold them: tied ones once, GLM-4.5's experts one by one."""
     state = {n: tensor for n, tensor in model.state_dict().items() if n not in model.all_tied_weights_keys}
     saved: dict[str, Tensor] = revert_weight_conversion(model, state)
     return saved
 
 
-def hash_whole(model: Any) -> str:
+def hash_whole(model: CausalLM) -> str:
     """What `Reading.digest` is to be when the model's files are read."""
     return combine_hashes({name: hash_tensor(name, tensor) for name, tensor in saved_tensors(model).items()})
 

@@ -22,16 +22,17 @@ from transformers.utils import logging
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.folder import ModelFolder
 from glmtune.log import without_bars
-from glmtune.models.checkpoint import read_generation_config
 from glmtune.models.config_checks import (
     PUBLISHED,
     check_content,
     explain_config,
     refuse_quantised,
-    require_held,
+    require_stored,
 )
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import choose_dtype
+from glmtune.models.protocol import CausalLM
+from glmtune.models.published_weights import read_generation_config
 from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Shard, Stored, open_shard, scan_tensors
 
@@ -53,12 +54,12 @@ def load_in_transformers(
     `reading` sees each tensor as it is stored. Raises CheckpointError (files, names, shapes, numbers that are
     not finite) and ConfigError (settings, `dtype`, `device`).
     """
-    folder, place, reading = ModelFolder.of(folder), resolve_device(device), reading or Reading()
+    folder, torch_device, reading = ModelFolder.of(folder), resolve_device(device), reading or Reading()
     config = read_upstream_config(folder)
     stored = scan_tensors(folder)
     outline = _build_empty(config, folder.path, stored)
     check_upstream_stored(folder.path, outline, stored)
-    wanted = reading.dtype = choose_dtype(dtype, stored, place).dtype
+    wanted = reading.dtype = choose_dtype(dtype, stored, torch_device).dtype
     with _bar_on_a_terminal(), _without_report():
         model, found = type(outline).from_pretrained(
             None,
@@ -66,7 +67,7 @@ def load_in_transformers(
             state_dict=_lazily(_without_mtp(stored, config), reading),
             generation_config=read_generation_config(folder),
             dtype=wanted,
-            device_map=None if place.type == "cpu" else {"": place},
+            device_map=None if torch_device.type == "cpu" else {"": torch_device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported in `found`, and refused below
         )
@@ -116,12 +117,12 @@ def build_upstream_outline(folder: Path | ModelFolder, stored: Mapping[str, Stor
 
 
 def _build_empty(config: Any, folder: Path, stored: Mapping[str, Stored]) -> Any:
-    require_held(config, stored, folder / "config.json")
+    require_stored(config, stored, folder / "config.json")
     with explain_config(folder / "config.json"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 
 
-def check_upstream_stored(folder: Path, model: Any, stored: Mapping[str, Stored]) -> None:
+def check_upstream_stored(folder: Path, model: CausalLM, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor of the files that a load of this model would refuse.
 
     Told from headers: the model's tensors by the names that it is saved with (GLM-4.5's experts one by one).
@@ -142,7 +143,7 @@ def check_upstream_stored(folder: Path, model: Any, stored: Mapping[str, Stored]
     _check_found(folder, found)
 
 
-def name_stored(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+def name_stored(model: CausalLM, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """The stored tensors by the model's names; those that it holds as one (GLM-4.5's experts) as that one."""
     found = dict(stored)
     for name, parameter in model.named_parameters():
@@ -193,7 +194,7 @@ def _read_config(folder: ModelFolder) -> Any:
 
 def _auto_config(folder: ModelFolder) -> Any:
     path = folder.path / "config.json"
-    check_content(folder.json(path.name, is_required=True), place=path, kind=PreTrainedConfig)
+    check_content(folder.json(path.name, is_required=True), where=path, kind=PreTrainedConfig)
     with explain_config(path):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     _check_multiples(path, config)

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from glmtune.models.protocol import CausalLM
 
-def causal_of(model: Any) -> Any:
+
+def causal_of(model: CausalLM) -> Any:
     """The language model itself, whether it is given bare, wrapped by PEFT, or taken out of the wrapper.
 
     `peft_config` tells nothing: PEFT sets it on the wrapper and on the model inside.
@@ -11,6 +13,6 @@ def causal_of(model: Any) -> Any:
     return model.get_base_model() if is_wrapped(model) else model
 
 
-def is_wrapped(model: Any) -> bool:
+def is_wrapped(model: CausalLM) -> bool:
     """Whether it is PEFT's wrapper; PEFT, which takes seconds to import, is not asked."""
     return hasattr(model, "get_base_model")

@@ -3,16 +3,19 @@
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
-from glmtune.objectives.base import Objective
-from glmtune.objectives.sft import Sft
+from glmtune.models.protocol import CausalLM
+from glmtune.objectives.base import ObjectiveModule
+from glmtune.objectives.sft import SftObjective
 from glmtune.recipe.objective import ObjectiveSettings
 
-__all__ = ["OBJECTIVES", "Objective", "Sft", "build_objective"]
+__all__ = ["OBJECTIVES", "ObjectiveModule", "SftObjective", "build_objective"]
 
-OBJECTIVES: MutableMapping[str, Callable[[Any, Any], Objective]] = {"sft": lambda model, _: Sft(model)}
+OBJECTIVES: MutableMapping[str, Callable[[Any, Any], ObjectiveModule]] = {
+    "sft": lambda model, _: SftObjective(model)
+}
 """By the name in their settings: of a model and those settings, the objective."""
 
 
-def build_objective(model: Any, settings: ObjectiveSettings) -> Objective:
+def build_objective(model: CausalLM, settings: ObjectiveSettings) -> ObjectiveModule:
     """The objective that the settings name, of a model whose intended weights can be trained."""
     return OBJECTIVES[settings.name](model, settings)

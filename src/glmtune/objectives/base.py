@@ -1,17 +1,17 @@
 """What an objective is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from torch import Tensor, nn
 
 from glmtune.data.batches import Batch
+from glmtune.models.protocol import CausalLM
 
 
-class Objective(nn.Module, ABC):
+class ObjectiveModule(nn.Module, ABC):
     """What is minimised: from a batch to a sum, which the loop divides by the items of a whole step."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         """`model`: a causal language model of transformers' kind, or one wrapped by PEFT."""
         super().__init__()
         self.model = model

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from glmtune.data.batches import Batch
 from glmtune.models.wrapped import causal_of
-from glmtune.objectives.base import Objective
+from glmtune.objectives.base import ObjectiveModule
 
 CHUNK_LOGITS = 2**23
 """Logits computed at once: 32 MiB in fp32, 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
 
 
-class Sft(Objective):
+class SftObjective(ObjectiveModule):
     """Cross-entropy where `labels` is not -100, summed.
 
     With a vocabulary of 65,024 or 151,552 the logits are the largest tensor of a step. So only the positions

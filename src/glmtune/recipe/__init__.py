@@ -1,6 +1,6 @@
 """The recipe: all settings of a run, their parsing and their description. No torch here."""
 
-from glmtune.recipe.method import AdaLora, Freeze, Full, Kept, Lora, Method, Ptuning
+from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.parse import load_recipe, to_yaml
 from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
@@ -12,7 +12,6 @@ __all__ = [
     "Evaluation",
     "Freeze",
     "Full",
-    "Kept",
     "Lora",
     "Method",
     "Objective",
@@ -22,6 +21,7 @@ __all__ = [
     "Sft",
     "Source",
     "Train",
+    "TrainedPart",
     "load_recipe",
     "to_yaml",
 ]

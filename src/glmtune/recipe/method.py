@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, OneOf, SettingError, Settings, by_name
 
 
-class Kept(Enum):
+class TrainedPart(Enum):
     """What a method trains, and so how that is kept, put on its base again and merged into it."""
 
     MODEL = "the whole model, as a folder that stands alone"
@@ -21,7 +21,7 @@ class Kept(Enum):
 class MethodSettings(Settings):
     """What every method has: the learning rate it learns at where `train.lr` is empty, what it trains."""
 
-    kept: ClassVar[Kept]
+    kept: ClassVar[TrainedPart]
     """What is trained."""
     default_lr: ClassVar[float]
     """Peak rate of AdamW, for every family: where the published rates of families differ, the scripts do."""
@@ -32,7 +32,7 @@ class MethodSettings(Settings):
 class Full(MethodSettings):
     """Train every weight."""
 
-    kept: ClassVar[Kept] = Kept.MODEL
+    kept: ClassVar[TrainedPart] = TrainedPart.MODEL
     default_lr: ClassVar[float] = 5e-5
     """The more careful of two published ones: ChatGLM-6B's and ChatGLM2's ds_train_finetune.sh have 1e-4.
     Source: https://github.com/THUDM/ChatGLM3/blob/main/finetune_demo/configs/sft.yaml."""
@@ -45,7 +45,7 @@ class Freeze(MethodSettings):
     are.
     """
 
-    kept: ClassVar[Kept] = Kept.WEIGHTS
+    kept: ClassVar[TrainedPart] = TrainedPart.WEIGHTS
     default_lr: ClassVar[float] = 1e-4
     """Four of ChatGLM-6B's and ChatGLM2's layers, 2 epochs: "no serious catastrophic forgetting".
     Source: https://github.com/liucongg/ChatGLM-Finetuning README."""
@@ -71,7 +71,7 @@ class Freeze(MethodSettings):
 class LowRank(MethodSettings):
     """What the adapters of low rank share."""
 
-    kept: ClassVar[Kept] = Kept.LAYERS
+    kept: ClassVar[TrainedPart] = TrainedPart.LAYERS
     alpha: float = Field(32, gt=0, le=MAX_RATE)
     """Scale: the update is multiplied by alpha / rank."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -145,7 +145,7 @@ class Ptuning(MethodSettings):
     arxiv.org/abs/2110.07602), as the official PrefixEncoder makes them.
     """
 
-    kept: ClassVar[Kept] = Kept.PREFIX
+    kept: ClassVar[TrainedPart] = TrainedPart.PREFIX
     default_lr: ClassVar[float] = 2e-2
     """The official scripts'; for conversations (train_chat.sh) they have 1e-2.
     Source: https://github.com/THUDM/ChatGLM2-6B/blob/main/ptuning/train.sh."""

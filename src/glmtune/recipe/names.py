@@ -158,12 +158,12 @@ def value_here(key: str, value: Any, allowed: Collection[str]) -> str:
 
 def _filled(words: str, value: Any) -> str:
     """Words with the value in its place; with `...` where it is none that one types, or does not fit."""
-    place = re.search(r"([\w.]+)=(\w*)\{\}", words)
-    if not place:
+    match = re.search(r"([\w.]+)=(\w*)\{\}", words)
+    if not match:
         return words
-    key, before = place.groups()
+    key, before = match.groups()
     if key == "data.train" and (listed := _listed(value)):
-        return words.replace(place[0], listed)
+        return words.replace(match[0], listed)
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     fits = _WORD.fullmatch(text) and _is_valid(key, before + text if before else value)
     return words.replace("{}", text) if fits else words.replace(before + "{}", "...")

@@ -108,16 +108,16 @@ def _with_names(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def build_part(kind: type[Part], values: Mapping[str, Any], *place: str) -> Part:
-    """One group of settings alone, from its values; `place` is where a recipe has it, as `data`.
+def build_part(kind: type[Part], values: Mapping[str, Any], *where: str) -> Part:
+    """One group of settings alone, from its values; `where` is where a recipe has it, as `data`.
 
     Raises `ConfigError`, which names a setting as a whole recipe's would.
     """
     try:
         part = kind.model_validate(values)
     except ValidationError as err:
-        raise _explain(err.errors()[0], place) from None
-    _check_paths(part, "".join(f"{name}." for name in place[:1]))
+        raise _explain(err.errors()[0], where) from None
+    _check_paths(part, "".join(f"{name}." for name in where[:1]))
     return part
 
 
@@ -324,10 +324,10 @@ def _expand_names(values: dict[str, Any]) -> None:
 def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
     """A problem as one sentence, with the words that mend it; `above` is where a part stands."""
     location = (*above, *first["loc"])
-    place = [str(part) for part in location if part != "function-after"]
-    if len(place) > 1 and place[0] in NAMED:
-        place.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
-    key, found = ".".join(place) or "recipe", first["input"]
+    where = [str(part) for part in location if part != "function-after"]
+    if len(where) > 1 and where[0] in NAMED:
+        where.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
+    key, found = ".".join(where) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":
         return ConfigError(f"{key}: unknown setting", hint=_unknown(key, location, found))
     if key in NAMED and (first["type"] == "union_tag_invalid" or not isinstance(found, Mapping)):
@@ -339,25 +339,25 @@ def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
         )
     if first["type"] == "missing":
         is_item = any(isinstance(part, int) for part in location)  # of a list, which no word can name
-        hint = _explained(place) if is_item else f"add it to the recipe, or set {key}=..."
+        hint = _explained(where) if is_item else f"add it to the recipe, or set {key}=..."
         return ConfigError(f"{key}: missing", hint=hint)
     if first["type"] == "model_type":
         hint = f"data.train={found} names training rows" if key == "data" and isinstance(found, str) else ""
-        return ConfigError(f"{key}: a group of settings, got {shown(found)}", hint=hint or _explained(place))
+        return ConfigError(f"{key}: a group of settings, got {shown(found)}", hint=hint or _explained(where))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, got {shown(found)}"
     hint = getattr(first.get("ctx", {}).get("error"), "hint", "")
     if first["type"] == "literal_error":
         hint = value_here(key, found, re.findall("'(.*?)'", first["ctx"]["expected"]))
-    return ConfigError(f"{key}: {message}", hint=hint or _explained(place))
+    return ConfigError(f"{key}: {message}", hint=hint or _explained(where))
 
 
-def _explained(place: Sequence[str]) -> str:
+def _explained(where: Sequence[str]) -> str:
     """Where a setting, or else its group, is explained."""
     keys = {row.key for row in describe()}
     known = keys | {key.partition(".")[0] for key in keys}
-    parts = [".".join(place[:end]) for end in (2, 1)]
+    parts = [".".join(where[:end]) for end in (2, 1)]
     return f"`{' '.join(('glmtune settings', *[part for part in parts if part in known][:1]))}` explains it"
 
 

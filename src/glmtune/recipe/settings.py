@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from glmtune.charset import AUTO, UTF8, find_codec
 from glmtune.paths import find_rows, joining
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, NameIn, SettingError, Settings
-from glmtune.recipe.method import Kept, Lora, Method
+from glmtune.recipe.method import Lora, Method, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.source import Source, Sources, known_charset
 from glmtune.templates import TEMPLATES
@@ -308,7 +308,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _frozen_if_quantised(self) -> "Recipe":
-        if self.quant and self.method.kept is Kept.MODEL:
+        if self.quant and self.method.kept is TrainedPart.MODEL:
             raise SettingError(
                 f"quant: {self.quant} weights cannot be trained in full",
                 hint="method=lora trains an adapter on them; quant=null leaves them as they are stored",

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from glmtune.report.fonts import LEFT_OUT, find_families, writable
-from glmtune.runs import replacing
+from glmtune.run_files import replacing
 
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 8.0, 4.5, 150
 MARGIN, GAP = 0.1, 0.06

@@ -12,14 +12,14 @@ from glmtune.report.comparable import (
     evaluation_rows,
     other_devices,
     other_rows,
-    training_rows,
+    training_rows_hash,
     why_incomparable,
 )
 from glmtune.report.curves import Curve
 from glmtune.report.fonts import GET_A_FONT, find_families
 from glmtune.report.plots import Curves, plot_comparison
-from glmtune.report.run import Run, Scores, describe_method, read_run, read_scores
-from glmtune.runs import make_folder, require_new, write_json
+from glmtune.report.recorded_run import RecordedRun, Scores, describe_method, read_run, read_scores
+from glmtune.run_files import make_folder, require_new, write_json
 
 PICTURE_FILE = "compare.png"
 FIGURES_FILE = "compare.json"
@@ -98,7 +98,7 @@ class Comparison:
     """Where compare.json and compare.png are, if they were written."""
 
 
-def compare(
+def compare_runs(
     runs: Sequence[str | Path], *, output: str | Path | None = None, at: Sequence[int] = ()
 ) -> Comparison:
     """Compare two or more run folders; with `output`, a new folder, write compare.json and compare.png there.
@@ -127,7 +127,7 @@ def compare(
     return comparison
 
 
-def _read_all(paths: Sequence[str | Path]) -> list[Run]:
+def _read_all(paths: Sequence[str | Path]) -> list[RecordedRun]:
     runs = [read_run(path) for path in paths]
     folders = [run.path.resolve() for run in runs]
     twice = next((path for i, path in enumerate(folders) if path in folders[:i]), None)
@@ -141,7 +141,7 @@ def _read_all(paths: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _names(runs: Sequence[RecordedRun]) -> list[str]:
     """The last parts of each path, as few as tell the runs apart."""
     parts = [run.path.resolve().parts for run in runs]
     length = 1
@@ -150,7 +150,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return ["/".join(path[-length:]) for path in parts]
 
 
-def _compare(runs: Sequence[Run], names: Sequence[str], at: tuple[int, ...]) -> Comparison:
+def _compare(runs: Sequence[RecordedRun], names: Sequence[str], at: tuple[int, ...]) -> Comparison:
     for step in at:
         _require_step(step, runs, names)
     shared = tuple(step for step in at if all(step in run.evaluated for run in runs))
@@ -168,7 +168,7 @@ def _compare(runs: Sequence[Run], names: Sequence[str], at: tuple[int, ...]) -> 
     )
 
 
-def _require_step(step: int, runs: Sequence[Run], names: Sequence[str]) -> None:
+def _require_step(step: int, runs: Sequence[RecordedRun], names: Sequence[str]) -> None:
     for run, name in zip(runs, names, strict=True):
         if step not in run.training:
             largest = _largest_shared([run.training for run in runs])
@@ -184,13 +184,13 @@ def _largest_shared(curves: Sequence[Curve]) -> tuple[int, ...]:
     return (max(shared),) if shared else ()
 
 
-def _figures(run: Run, name: str, at: Sequence[int], eval_at: Sequence[int]) -> RunFigures:
+def _figures(run: RecordedRun, name: str, at: Sequence[int], eval_at: Sequence[int]) -> RunFigures:
     train_s, best = run.seconds[max(run.seconds)], run.best_step
     return RunFigures(
         name=name,
         path=str(run.path.resolve()),
         method=describe_method(run.recipe.method),
-        trained_on=training_rows(run),
+        trained_on=training_rows_hash(run),
         evaluated_on=evaluation_rows(run),
         device=run.environment.get("device"),
         trainable_parameters=run.trainable_parameters(),
@@ -211,7 +211,7 @@ def _figures(run: Run, name: str, at: Sequence[int], eval_at: Sequence[int]) -> 
     )
 
 
-def _what_is_missing(run: Run, name: str) -> Iterator[str]:
+def _what_is_missing(run: RecordedRun, name: str) -> Iterator[str]:
     if not run.training:
         yield f"{name}: no step yet"
         return
@@ -235,7 +235,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + key, value
 
 
-def _samples(runs: Sequence[Run]) -> Iterator[Sample]:
+def _samples(runs: Sequence[RecordedRun]) -> Iterator[Sample]:
     """The prompts that two runs or more have answered, in the order of the files."""
     answered = [_answers(run) for run in runs]
     for prompt in dict.fromkeys(prompt for answers in answered for prompt in answers):
@@ -244,17 +244,17 @@ def _samples(runs: Sequence[Run]) -> Iterator[Sample]:
             yield Sample(prompt=prompt, answers=found)
 
 
-def _answers(run: Run) -> dict[str, str]:
+def _answers(run: RecordedRun) -> dict[str, str]:
     step = _samples_step(run)
     return {line["prompt"]: line["answer"] for line in run.samples if line["step"] == step}
 
 
-def _samples_step(run: Run) -> int | None:
+def _samples_step(run: RecordedRun) -> int | None:
     steps = {line["step"] for line in run.samples}
     return run.best_step if run.best_step in steps else max(steps, default=None)
 
 
-def _leads(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Lead]:
+def _leads(runs: Sequence[RecordedRun], names: Sequence[str]) -> Iterator[Lead]:
     """The run with the lowest evaluation loss against each of the others."""
     bests = {
         name: (run, step)
@@ -267,7 +267,7 @@ def _leads(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Lead]:
             yield _lead(first, bests[first][0], name, run, step)
 
 
-def _lead(name: str, run: Run, other_name: str, other: Run, other_step: int) -> Lead:
+def _lead(name: str, run: RecordedRun, other_name: str, other: RecordedRun, other_step: int) -> Lead:
     loss = other.evaluated[other_step]
     reached = (step for step, at in run.candidates.items() if at <= loss)
     step = next(reached, run.best_step)
@@ -283,7 +283,7 @@ def _lead(name: str, run: Run, other_name: str, other: Run, other_step: int) -> 
     )
 
 
-def _curves(name: str, run: Run) -> Curves:
+def _curves(name: str, run: RecordedRun) -> Curves:
     label = f"{name} ({run.recipe.method.name})"
     return Curves(
         label=label,

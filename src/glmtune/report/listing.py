@@ -8,8 +8,8 @@ from typing import Literal
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.files import given_path, unreadable
-from glmtune.report.run import Scores, describe_method, read_run, read_scores
-from glmtune.runs import METRICS_FILE, RECIPE_FILE, find_checkpoint
+from glmtune.report.recorded_run import Scores, describe_method, read_run, read_scores
+from glmtune.run_files import METRICS_FILE, RECIPE_FILE, find_checkpoint
 
 State = Literal["finished", "stopped", "broken"]
 
@@ -34,12 +34,12 @@ class Entry:
     scores: tuple[Scores, ...] = field(default=())
 
 
-def list_runs(folder: str | Path = "runs") -> list[Entry]:
+def summarise_runs(folder: str | Path = "runs") -> list[Entry]:
     """Every run in a folder and below it, the newest first. Raises `ConfigError` for no folder."""
-    place = given_path(folder)
-    if not place.is_dir():
-        raise ConfigError(f"{place}: no such folder", hint="give the folder that runs lie in: runs")
-    entries = [_entry(file.parent) for file in _recipes(place)]
+    runs_folder = given_path(folder)
+    if not runs_folder.is_dir():
+        raise ConfigError(f"{runs_folder}: no such folder", hint="give the folder that runs lie in: runs")
+    entries = [_entry(file.parent) for file in _recipes(runs_folder)]
     return sorted(entries, key=lambda entry: (entry.changed, entry.path), reverse=True)
 
 

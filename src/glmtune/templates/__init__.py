@@ -206,9 +206,9 @@ def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list
     ]
 
 
-def visible_text(template: str, answer: str) -> str:
+def visible_text(chat_format: Template, answer: str) -> str:
     """An answer without the thought in front of it."""
-    mark = find(template).thought_end
+    mark = chat_format.thought_end
     return answer.rpartition(mark)[2].strip() if mark and mark in answer else answer
 
 

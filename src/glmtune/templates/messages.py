@@ -113,7 +113,7 @@ class Template:
         return self.shown(text) if self.remembers_tidied else text
 
 
-def parse_object(text: str) -> Mapping[str, Any] | None:
+def parse_call_arguments(text: str) -> Mapping[str, Any] | None:
     """The JSON object of a text, None if it is none."""
     try:
         found = parse_json(text)

@@ -39,7 +39,7 @@ _WITHOUT_MEANING = ("name", "annotations")
 
 def messages_from_dicts(
     rows: Sequence[Mapping[str, Any] | Message],
-    place: str = "messages",
+    where: str = "messages",
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Message]:
@@ -50,10 +50,10 @@ def messages_from_dicts(
     that is wrong.
     """
     if isinstance(rows, str | Mapping) or not isinstance(rows, Sequence):
-        raise DataError(f"{place}: must be a list of messages, got {shown(rows)}", hint=FORM)
+        raise DataError(f"{where}: must be a list of messages, got {shown(rows)}", hint=FORM)
     if not rows:
-        raise DataError(f"{place}: no message", hint=FORM)
-    found = [_message(row, f"{place}[{index}]") for index, row in enumerate(rows)]
+        raise DataError(f"{where}: no message", hint=FORM)
+    found = [_message(row, f"{where}[{index}]") for index, row in enumerate(rows)]
     return with_tools(found, read_tools(tools, "tools"))
 
 

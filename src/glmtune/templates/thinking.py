@@ -20,16 +20,16 @@ from glmtune.templates.messages import (
     Template,
     control,
     is_learned,
-    parse_object,
+    parse_call_arguments,
 )
-from glmtune.templates.turns import GLM4_CONTROL_TOKENS, Turn, Turns, turns_0414
+from glmtune.templates.turns import GLM4_CONTROL_TOKENS, Turn, TurnsFunction, turns_0414
 
 # --- Formats of models that think aloud: an answer is learned as it is generated, an earlier one is sent
 # without its thought; so each learned answer is an example of its own ---
 
 
 def thinking_format(
-    turns_of: Turns,
+    turns_of: TurnsFunction,
     learned_turn: Callable[[Message], Turn],
     *,
     ask: Sequence[str | Segment],
@@ -158,7 +158,7 @@ def _glm45_answer(message: Message, *, keeps_thought: bool) -> tuple[str | Segme
 
 def _glm45_named_call(message: Message) -> tuple[Call, ...]:
     """The call of a turn that has the tool's name as metadata."""
-    arguments = parse_object(message.content or "{}")
+    arguments = parse_call_arguments(message.content or "{}")
     if arguments is None:
         raise DataError(
             f"a call of {message.metadata!r}: its content is no JSON object of GLM-4.5's named arguments",

@@ -47,10 +47,10 @@ class Turn:
             yield replace(part, is_target=self.is_learned and index >= self.num_asked)
 
 
-Turns = Callable[[Sequence[Message], str], list[Turn]]
+TurnsFunction = Callable[[Sequence[Message], str], list[Turn]]
 
 
-def turn_format(turns_of: Turns, prefix: Sequence[str], end: str, **facts: Any) -> Template:
+def turn_format(turns_of: TurnsFunction, prefix: Sequence[str], end: str, **facts: Any) -> Template:
     """A format of role tokens: a turn is ended by the role token of the next, the last one by `end`.
 
     A call at the end is ended as every call: by the role token of its result.

@@ -17,6 +17,7 @@ from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
 from glmtune.tokenizers.glm4 import ChatGLM4Tokenizer
 from glmtune.tokenizers.ice import IceTokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 __all__ = [
     "TOKENIZERS",
@@ -26,8 +27,8 @@ __all__ = [
     "GlmTokenizer",
     "IceTokenizer",
     "check_fits",
-    "load_tokenizer",
-    "open_identified",
+    "read_identified_tokenizer",
+    "read_tokenizer",
     "register",
 ]
 
@@ -49,7 +50,7 @@ TOKENIZERS: dict[str, Callable[[Path, Identity], Any]] = {
 """By the name of the family, what reads the tokenizer of a folder."""
 
 
-def load_tokenizer(path: str | Path | ModelFolder, template: str | None = None) -> GlmTokenizer:
+def read_tokenizer(path: str | Path | ModelFolder, template: str | None = None) -> GlmTokenizer:
     """The tokenizer of a model's folder; `template` names the chat format where the folder does not tell.
 
     Raises CheckpointError for a missing or foreign vocabulary file, ConfigError for an unfit `template`.
@@ -57,22 +58,22 @@ def load_tokenizer(path: str | Path | ModelFolder, template: str | None = None) 
     folder = path if isinstance(path, ModelFolder) else ModelFolder(given_path(path))
     if template is not None:
         find(template)
-    return open_identified(folder, identify(folder, template))
+    return read_identified_tokenizer(folder, identify(folder, template))
 
 
-def open_identified(folder: ModelFolder, identity: Identity) -> GlmTokenizer:
-    """The tokenizer of a folder that is told already. Raises as `load_tokenizer`."""
+def read_identified_tokenizer(folder: ModelFolder, identity: Identity) -> GlmTokenizer:
+    """The tokenizer of a folder that is told already. Raises as `read_tokenizer`."""
     tokenizer: GlmTokenizer = TOKENIZERS[identity.family](folder.path, identity)
     tokenizer.context = context_of(folder)
     return tokenizer
 
 
 def check_fits(
-    tokenizer: GlmTokenizer,
+    tokenizer: Tokenizer,
     padded_vocab_size: int,
     eos_token_id: int | Sequence[int] | None = None,
     *,
-    place: str = "model",
+    where: str = "model",
 ) -> None:
     """Refuse a tokenizer of another family than the model's, by vocabulary size and the config's eos ids.
 
@@ -87,12 +88,12 @@ def check_fits(
         problem = _eos_problem(tokenizer, eos_token_id)
     if problem:
         raise CheckpointError(
-            f"{tokenizer.vocab_file}: this vocabulary {problem} ({place})",
+            f"{tokenizer.vocab_file}: this vocabulary {problem} ({where})",
             hint="copy the tokenizer's files from the model's own source",
         )
 
 
-def _eos_problem(tokenizer: GlmTokenizer, eos_token_id: int | Sequence[int] | None) -> str:
+def _eos_problem(tokenizer: Tokenizer, eos_token_id: int | Sequence[int] | None) -> str:
     wanted = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
     if not wanted or tokenizer.end_id in wanted:
         return ""

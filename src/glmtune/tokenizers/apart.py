@@ -30,7 +30,7 @@ def bound_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
+def render_request(asked: dict[str, Any]) -> dict[str, Any]:
     """The rendered texts and the stretches in them that are the assistant's, or what is wrong."""
     try:
         texts, stretches = render_jinja_template(**asked)
@@ -47,7 +47,7 @@ def main() -> None:
     _say("ready")
     for line in sys.stdin:
         try:
-            answered = json.dumps(answer(json.loads(line)))
+            answered = json.dumps(render_request(json.loads(line)))
         except MemoryError:
             answered = json.dumps({"error": f"takes more than {MAX_BYTES // 2**20:,} MiB of memory"})
         _say(answered)

@@ -15,7 +15,7 @@ from transformers.utils import PaddingStrategy, get_json_schema
 
 from glmtune.errors import ConfigError
 from glmtune.families import VOCABULARY, context_of, require_template
-from glmtune.templates import Message, Segment, Taught, find, messages_from_dicts, render
+from glmtune.templates import Message, Segment, Taught, Template, find, messages_from_dicts, render
 from glmtune.tokenizers.files import reading_folder
 from glmtune.tokenizers.rendering import PARTS, render_apart
 from glmtune.tokenizers.stream import TextStream
@@ -106,10 +106,14 @@ class ChatTokenizer:
         """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
 
     @property
+    def chat_format(self) -> Template:
+        """The chat format of `template`. Raises ConfigError while it is open."""
+        return find(require_template(self.template, str(self.vocab_file)))
+
+    @property
     def stop_ids(self) -> list[int]:
         """The ids at which an answer ends. Raises ConfigError while the chat format is open."""
-        template = find(require_template(self.template, str(self.vocab_file)))
-        return [self.control_id(name) for name in template.stop_tokens]
+        return [self.control_id(name) for name in self.chat_format.stop_tokens]
 
     @property
     def end_id(self) -> int:
@@ -131,9 +135,8 @@ class ChatTokenizer:
         self, messages: Sequence[Message], add_generation_prompt: bool = True, *, source_prefix: str = ""
     ) -> list[Segment]:
         """What chat sends for these messages, in this tokenizer's format."""
-        template = require_template(self.template, str(self.vocab_file))
         return render(
-            template,
+            require_template(self.template, str(self.vocab_file)),
             messages,
             add_generation_prompt,
             assistant_name=self.assistant_name,

@@ -5,13 +5,15 @@ For interop only: in both, a control token spelled in a user's text becomes that
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as FileTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from glmtune.families import require_template
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.glm4 import SPLIT, ChatGLM4Tokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 _SPACE = "\u2581"
 """How sentencepiece writes a space."""
@@ -45,7 +47,7 @@ the content begin as a text of its own does.
 """
 
 
-def convert_tokenizer(tokenizer: Any) -> Tokenizer | None:
+def convert_tokenizer(tokenizer: Tokenizer) -> FileTokenizer | None:
     """The tokenizer as `tokenizers` has it; None for a family whose vocabulary cannot be converted."""
     if isinstance(tokenizer, ChatGLM4Tokenizer):
         return _from_ranks(tokenizer)
@@ -54,7 +56,7 @@ def convert_tokenizer(tokenizer: Any) -> Tokenizer | None:
     return None
 
 
-def chat_template_of(tokenizer: Any) -> str:
+def chat_template_of(tokenizer: Tokenizer) -> str:
     """The Jinja template of a tokenizer's chats; the folder's own if it has one that fits.
 
     Raises ConfigError for one that loops or fails.
@@ -63,10 +65,10 @@ def chat_template_of(tokenizer: Any) -> str:
     if isinstance(own, str) and not isinstance(tokenizer, ChatGLMTokenizer):
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
         return own  # ChatGLM3's spells `sop`, see RENAMED
-    return CHAT_TEMPLATES[tokenizer.template]
+    return CHAT_TEMPLATES[require_template(tokenizer.template, tokenizer.vocab_file)]
 
 
-def _from_pieces(tokenizer: ChatGLMTokenizer) -> Tokenizer:
+def _from_pieces(tokenizer: ChatGLMTokenizer) -> FileTokenizer:
     """Byte-pair encoding of sentencepiece's pieces: of all pairs that make a piece the best piece first.
 
     A space is put in front of every stretch between control tokens, as sentencepiece does with a text.
@@ -79,7 +81,7 @@ def _from_pieces(tokenizer: ChatGLMTokenizer) -> Tokenizer:
     bpe = models.BPE(
         vocab=pieces, merges=list(_merges(plain)), unk_token="<unk>", fuse_unk=True, byte_fallback=True
     )
-    converted = Tokenizer(bpe)
+    converted = FileTokenizer(bpe)
     converted.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
     )
@@ -96,12 +98,12 @@ def _from_pieces(tokenizer: ChatGLMTokenizer) -> Tokenizer:
     return _begin_with_prefix(converted, "</s>")
 
 
-def _from_ranks(tokenizer: ChatGLM4Tokenizer) -> Tokenizer:
+def _from_ranks(tokenizer: ChatGLM4Tokenizer) -> FileTokenizer:
     """Byte-level byte-pair encoding of tiktoken's ranks; a word with a rank is that token at once."""
     letters = bytes_to_unicode()
     ranks = {"".join(letters[b] for b in token): i for token, i in tokenizer.ranks.items()}
     plain = {token: (float(i), i) for token, i in ranks.items()}
-    converted = Tokenizer(models.BPE(vocab=ranks, merges=list(_merges(plain)), ignore_merges=True))
+    converted = FileTokenizer(models.BPE(vocab=ranks, merges=list(_merges(plain)), ignore_merges=True))
     converted.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), "isolated"),
@@ -122,11 +124,11 @@ def _merges(plain: Mapping[str, tuple[float, int]]) -> Iterator[tuple[str, str]]
                 yield whole[:cut], whole[cut:]
 
 
-def _add_control(converted: Tokenizer, names: list[str]) -> None:
+def _add_control(converted: FileTokenizer, names: list[str]) -> None:
     converted.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
 
 
-def _begin_with_prefix(converted: Tokenizer, end: str) -> Tokenizer:
+def _begin_with_prefix(converted: FileTokenizer, end: str) -> FileTokenizer:
     """`tokenizer(text)` begins as the official one's, and a pair ends as its."""
     names = ("[gMASK]", "<sop>", end)
     ids = [(name, converted.token_to_id(name)) for name in names]

@@ -260,11 +260,11 @@ class IceTokenizer(GlmTokenizer):
     def _positions(self, input_ids: Sequence[int]) -> Any:
         """Two rows, (2, S): from `<sop>` on the first stays at the mask token, the second counts from 1."""
         length, context = len(input_ids), self._context_length(input_ids)
-        place = np.arange(length)
+        positions = np.arange(length)
         masks = [name for name in ("[MASK]", "[gMASK]") if self.control_id(name) in input_ids]
         if masks:
-            place[context:] = input_ids.index(self.control_id(masks[0]))
-        return np.stack([place, np.maximum(np.arange(length) - context + 1, 0)])
+            positions[context:] = input_ids.index(self.control_id(masks[0]))
+        return np.stack([positions, np.maximum(np.arange(length) - context + 1, 0)])
 
 
 # official folders name their tokenizer's class so, and `save_pretrained` writes this name

@@ -83,7 +83,7 @@ def _renderer(_: int) -> _Renderer:
 
 
 def render_apart(
-    place: str, conversations: Sequence[Sequence[Mapping[str, Any]]], **asked: Any
+    where: str, conversations: Sequence[Sequence[Mapping[str, Any]]], **asked: Any
 ) -> list[list[dict[str, str]]]:
     """Each rendered conversation, as messages of which `PARTS` makes the same text.
 
@@ -97,7 +97,7 @@ def render_apart(
     line = _renderer(os.getpid()).ask(json.dumps(asked, default=to_jsonable_python))
     answer = json.loads(line) if line else {"error": f"is not done after {MAX_SECONDS:g} s, or too large"}
     if "error" in answer:
-        raise ConfigError(f"{place}: its chat_template {answer['error']}", hint=_HINT)
+        raise ConfigError(f"{where}: its chat_template {answer['error']}", hint=_HINT)
     stretches = answer["stretches"] or [[] for _ in answer["texts"]]
     return [list(_parts(*pair)) for pair in zip(answer["texts"], stretches, strict=True)]
 

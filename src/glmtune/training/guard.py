@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.data.batches import Batch
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 from glmtune.errors import TrainingError
-from glmtune.objectives.base import Objective
+from glmtune.objectives.base import ObjectiveModule
 from glmtune.processor import has_bf16
 from glmtune.training.processes import Processes
 
-RowsOf = Callable[[int], Sequence[Sequence[Row]]]
+RowsOf = Callable[[int], Sequence[Sequence[TrainingRow]]]
 """The rows that this process's batches of a step were made of; asked for only when something is wrong."""
 Search = Callable[[Batch], str | None]
 """Where in a batch of one row the trouble first shows; None if not in this row."""
@@ -42,7 +42,7 @@ class Guard:
     rows, and all tell what the first of them found.
     """
 
-    objective: Objective
+    objective: ObjectiveModule
     processes: Processes
     lower_lr: float
     """The learning rate to offer where the one in use is too high."""
@@ -118,9 +118,9 @@ class Guard:
         A process that has found something goes on until all have: every process takes part in every pass.
         """
         found: str | None = None
-        for place, row in self._rows(step, batches):
+        for where, row in self._rows(step, batches):
             words = search(row)
-            found = found or (f"{words} at {place}" if words else None)
+            found = found or (f"{words} at {where}" if words else None)
             if all(self.processes.gather(found is not None)):
                 break
         return found
@@ -128,8 +128,8 @@ class Guard:
     def _largest(self, step: int, batches: Sequence[Batch], items: int) -> str:
         """Where the largest gradient is: of finite ones too, the square of the norm can overflow."""
         mine = (
-            (float(gradient.abs().max()), f"the gradient of {_shown(name)} at {place}")
-            for place, row in self._rows(step, batches)
+            (float(gradient.abs().max()), f"the gradient of {_shown(name)} at {where}")
+            for where, row in self._rows(step, batches)
             for name, gradient in self._gradients(row, items).items()
             if gradient is not None
         )
@@ -142,13 +142,13 @@ class Guard:
         """
         rows = self.rows_of(step) if self.rows_of else None
         found = [
-            (rows[k][i].place if rows else f"row {i + 1} of micro-batch {k + 1}", row)
+            (rows[k][i].where if rows else f"row {i + 1} of micro-batch {k + 1}", row)
             for k, batch in enumerate(batches)
             for i, row in enumerate(batch.rows())
         ]
         for n in range(max(self.processes.gather(len(found)))):
-            place, row = found[min(n, len(found) - 1)]
-            yield place, row.to(self.processes.device)
+            where, row = found[min(n, len(found) - 1)]
+            yield where, row.to(self.processes.device)
 
     def _broken_hint(self, weight: Tensor, *, has_learned: bool) -> str:
         if weight.requires_grad and has_learned:
@@ -208,12 +208,12 @@ class Guard:
         return f"first in {found[0] if found else 'the loss itself'}"
 
     def _in_backward(self, items: int, batch: Batch) -> str | None:
-        place = self._gradient(batch, items, lambda gradient: not bool(torch.isfinite(gradient).all()))
-        return f"first in {place}" if place else None
+        where = self._gradient(batch, items, lambda gradient: not bool(torch.isfinite(gradient).all()))
+        return f"first in {where}" if where else None
 
     def _where_it_ends(self, items: int, batch: Batch) -> str | None:
-        place = self._gradient(batch, items, lambda gradient: not bool(gradient.any()))
-        return f"it ends at {place}" if place else None
+        where = self._gradient(batch, items, lambda gradient: not bool(gradient.any()))
+        return f"it ends at {where}" if where else None
 
     def _gradient(self, batch: Batch, items: int, is_bad: Callable[[Tensor], bool]) -> str | None:
         """The first place on the way back from the loss where the gradient is bad: an output, or a weight."""

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from glmtune.data.batches import Batch
-from glmtune.objectives.base import Objective
+from glmtune.objectives.base import ObjectiveModule
 from glmtune.training.guard import Guard
 from glmtune.training.memory import peak_memory_gib
 from glmtune.training.processes import Processes
@@ -47,7 +47,7 @@ class StepPart(Protocol):
 
 
 def fit(
-    objective: Objective,
+    objective: ObjectiveModule,
     module: nn.Module,
     steps: Iterable[tuple[int, Sequence[Batch]]],
     optimizer: Optimizer,
@@ -103,7 +103,7 @@ def fit(
 
 
 @torch.no_grad()
-def mean_loss(objective: Objective, batches: Sequence[Batch], processes: Processes) -> float:
+def mean_loss(objective: ObjectiveModule, batches: Sequence[Batch], processes: Processes) -> float:
     """Mean loss per learned token over this process's batches and all other processes'."""
     was_training = objective.training
     objective.eval()
@@ -118,7 +118,7 @@ def mean_loss(objective: Objective, batches: Sequence[Batch], processes: Process
     return float(loss / max(count, 1))
 
 
-def _totals(processes: Processes, micro: Sequence[Batch], objective: Objective) -> tuple[int, int]:
+def _totals(processes: Processes, micro: Sequence[Batch], objective: ObjectiveModule) -> tuple[int, int]:
     """Learned tokens and all tokens of the step, over all processes."""
     mine: Tensor = torch.tensor(
         [sum(objective.weight(b) for b in micro), sum(len(b.input_ids) for b in micro)],

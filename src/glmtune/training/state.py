@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from glmtune.errors import CheckpointError, first_line
 from glmtune.models.pickles import read_pickle, write_pickle
-from glmtune.runs import going_on
+from glmtune.run_files import going_on
 from glmtune.training.processes import Processes
 
 STATE_FILE = "state.pt"

@@ -13,15 +13,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from glmtune.adapters.proof import Check, proof_line
 from glmtune.adapters.store import Tensors, load_adapter, restore_trained
 from glmtune.data.batches import Batch, collate, divide
-from glmtune.data.row import Row
-from glmtune.load import open_place, proving
+from glmtune.data.row import TrainingRow
+from glmtune.load import load_location, put_on_proven
+from glmtune.locations import Location
 from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.freeze import read_unrounded
-from glmtune.objectives import Objective, build_objective
-from glmtune.places import Place
-from glmtune.recipe import Kept, Method, Recipe
+from glmtune.models.protocol import CausalLM
+from glmtune.objectives import ObjectiveModule, build_objective
+from glmtune.recipe import Method, Recipe, TrainedPart
 from glmtune.training.guard import Guard
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.processes import Processes
@@ -30,12 +31,12 @@ from glmtune.workflows.cards import Untrained, look_at_base
 from glmtune.workflows.events import Event, Note, drain
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
-from glmtune.workflows.record import RunRecord
 from glmtune.workflows.rows import first_row
+from glmtune.workflows.run_writer import RunWriter
 
 
 @dataclass
-class Standing:
+class RunProgress:
     """How the run stands; saved with every checkpoint."""
 
     step: int = 0
@@ -50,18 +51,18 @@ class Run:
 
     plan: Plan
     base: Untrained
-    model: Any
-    objective: Objective
+    model: CausalLM
+    objective: ObjectiveModule
     module: nn.Module
     """The objective, with DDP around it where there are several processes."""
     optimizer: Optimizer
     schedule: LRScheduler
     validation: list[Batch]
     guard: Guard
-    record: RunRecord
+    record: RunWriter
     pruning: Pruning | None
     """What the method does within each step."""
-    standing: Standing = field(default_factory=Standing)
+    standing: RunProgress = field(default_factory=RunProgress)
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
@@ -87,9 +88,9 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     """
     settings, processes = plan.recipe.train, plan.processes
     base = _open_base(plan)
-    untrained = look_at_base(base, plan.place, plan.tokenizer)
+    untrained = look_at_base(base, plan.location, plan.tokenizer)
     torch.manual_seed(settings.seed)
-    model = yield from _tuned(base, plan.place, plan.recipe.method)
+    model = yield from _tuned(base, plan.location, plan.recipe.method)
     if settings.gradient_checkpointing:
         with without_false_alarms():
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -109,17 +110,17 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
         schedule=schedule,
         validation=[collate(part, plan.tokenizer.pad_token_id) for part in validation_parts(plan)],
         guard=_guard(plan, objective),
-        record=RunRecord(plan.folder, tensorboard=settings.tensorboard),
+        record=RunWriter(plan.folder, tensorboard=settings.tensorboard),
         pruning=begin_pruning(model, plan.recipe.method, plan.num_steps),
     )
 
 
 def _open_base(plan: Plan) -> Any:
     """The model below what is trained."""
-    held, is_whole = plan.held, plan.recipe.method.kept is Kept.MODEL
-    return open_place(
-        plan.place.under,
-        template=plan.recipe.template or plan.place.template,
+    held, is_whole = plan.held, plan.recipe.method.kept is TrainedPart.MODEL
+    return load_location(
+        plan.location.under,
+        template=plan.recipe.template or plan.location.template,
         # all weights trained: read as fp32, the type they are trained in, not rounded on the way
         dtype=replace(held, dtype=torch.float32) if is_whole else held,
         device=str(plan.processes.device),
@@ -127,31 +128,31 @@ def _open_base(plan: Plan) -> Any:
     )
 
 
-def _tuned(base: Any, place: Place, method: Method) -> Generator[Note, None, Any]:
+def _tuned(base: Any, location: Location, method: Method) -> Generator[Note, None, Any]:
     """A base with the method's weights, to be trained: new ones, or those of the place's adapter.
 
     Says what was proven of the adapter. Raises `CheckpointError` for anything that is not as it was saved.
     """
-    if place.adapter is None:
+    if location.adapter is None:
         model = apply_method(base, method)
-        if method.kept is Kept.WEIGHTS:
-            read_unrounded(model, place.folder)
+        if method.kept is TrainedPart.WEIGHTS:
+            read_unrounded(model, location.folder)
         return model
 
     def put_on(adapter: Path, tensors: Tensors) -> Any:
-        if method.kept is not Kept.WEIGHTS:
+        if method.kept is not TrainedPart.WEIGHTS:
             return load_adapter(base, adapter, tensors, is_trainable=True)
         model = apply_method(base, method)  # in fp32 among the base's own, however these are held
         restore_trained(model, adapter, tensors)
         return model
 
     checks: list[Check] = []
-    model = drain(proving(base, place, put_on), checks.append)
-    yield Note(f"goes on from {place.adapter}: {proof_line(checks)}")
+    model = drain(put_on_proven(base, location, put_on), checks.append)
+    yield Note(f"goes on from {location.adapter}: {proof_line(checks)}")
     return model
 
 
-def _guard(plan: Plan, objective: Objective) -> Guard:
+def _guard(plan: Plan, objective: ObjectiveModule) -> Guard:
     method = plan.recipe.method
     return Guard(
         objective,
@@ -162,7 +163,7 @@ def _guard(plan: Plan, objective: Objective) -> Guard:
     )
 
 
-def validation_parts(plan: Plan) -> list[list[Row]]:
+def validation_parts(plan: Plan) -> list[list[TrainingRow]]:
     """This process's share of the validation rows, in micro-batches."""
     size, processes = plan.recipe.train.micro_batch_size, plan.processes
     return divide(plan.rows.validation.rows, size, rank=processes.rank, number=processes.number)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 from torch import Tensor
 
@@ -12,9 +11,12 @@ from glmtune.adapters.digest import hash_tokenizer, hash_weights
 from glmtune.adapters.probe import encode_probe, last_logits, take_probe
 from glmtune.adapters.proof import name_dtype
 from glmtune.adapters.store import stored_tensors
+from glmtune.families import require_template
+from glmtune.locations import Location
 from glmtune.models.fingerprint import Fingerprint, fingerprint
-from glmtune.places import Place
+from glmtune.models.protocol import CausalLM
 from glmtune.recipe import Recipe
+from glmtune.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,19 @@ class Untrained:
     """What is gone on from, if that is no untrained model."""
 
 
-def look_at_base(model: Any, place: Place, tokenizer: Any) -> Untrained:
+def look_at_base(model: CausalLM, location: Location, tokenizer: Tokenizer) -> Untrained:
     """What the cards of a run say of its base: once freeze or full has begun, it is gone."""
     ids = encode_probe(tokenizer)
     logits = last_logits(model, ids)
-    return Untrained(fingerprint(place.folder), name_dtype(model), ids, logits, _parent_facts(place))
+    return Untrained(fingerprint(location.folder), name_dtype(model), ids, logits, _parent_facts(location))
 
 
 def write_card(
     recipe: Recipe,
-    place: Place,
+    location: Location,
     base: Untrained,
-    tokenizer: Any,
-    model: Any,
+    tokenizer: Tokenizer,
+    model: CausalLM,
     *,
     row_hashes: Mapping[str, str],
     step: int,
@@ -51,9 +53,9 @@ def write_card(
     """The card of a run's model as it stands."""
     data = recipe.data
     return Card(
-        base=place.name,
-        base_revision=place.revision,
-        template=tokenizer.template,
+        base=location.name,
+        base_revision=location.revision,
+        template=require_template(tokenizer.template, tokenizer.vocab_file),
         method=recipe.method.model_dump(mode="json"),
         system=data.system,
         source_prefix=data.source_prefix,
@@ -74,10 +76,10 @@ def write_card(
     )
 
 
-def _parent_facts(place: Place) -> dict[str, str]:
+def _parent_facts(location: Location) -> dict[str, str]:
     """What a card says of what its run went on from: where it lay, and the hash of its weights."""
-    if not (place.adapter or place.card):
+    if not (location.adapter or location.card):
         return {}
-    known = place.card.weights_sha256 if place.card else ""
-    found = known or (hash_weights(stored_tensors(place.adapter)) if place.adapter else "")
-    return {"path": str(place.trained.resolve()), "weights_sha256": found}
+    known = location.card.weights_sha256 if location.card else ""
+    found = known or (hash_weights(stored_tensors(location.adapter)) if location.adapter else "")
+    return {"path": str(location.trained.resolve()), "weights_sha256": found}

@@ -9,9 +9,9 @@ from glmtune.adapters.proof import check_recorded, proof_line, recorded_differen
 from glmtune.adapters.store import read_card, require_saved, restore_trained, save_trained
 from glmtune.files import copy_small_files
 from glmtune.load import check_outline
-from glmtune.places import resolve
-from glmtune.recipe import Kept
-from glmtune.runs import last_checkpoint, make_folder, replacing
+from glmtune.locations import resolve
+from glmtune.recipe import TrainedPart
+from glmtune.run_files import last_checkpoint, make_folder, replacing
 from glmtune.training.state import STATE_FILE, as_state, collect_state, read_state, restore_state, write_state
 from glmtune.workflows.assemble import Run
 from glmtune.workflows.cards import write_card
@@ -27,7 +27,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
     plan, step = run.plan, run.standing.step
     card = write_card(
         run.recipe,
-        plan.place,
+        plan.location,
         run.base,
         plan.tokenizer,
         run.model,
@@ -39,8 +39,8 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
         make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
-            if run.recipe.method.kept is Kept.MODEL:
-                copy_small_files(plan.place.base, partial)
+            if run.recipe.method.kept is TrainedPart.MODEL:
+                copy_small_files(plan.location.base, partial)
             write_state(state, partial)
             save_trained(run.model, partial, card)
             if not last_checkpoint(run.record.folder):
@@ -54,8 +54,8 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
 
 def _require_openable(run: Run, checkpoint: Path) -> None:
     """Of a run's first checkpoint: can it be opened at all?"""
-    is_whole = run.recipe.method.kept is Kept.MODEL
-    check_outline(resolve(checkpoint, base=None if is_whole else run.plan.place.base))
+    is_whole = run.recipe.method.kept is TrainedPart.MODEL
+    check_outline(resolve(checkpoint, base=None if is_whole else run.plan.location.base))
 
 
 def take_up(run: Run) -> Note:
@@ -66,7 +66,7 @@ def take_up(run: Run) -> Note:
     if card:
         require_files(last, card)
     if card and card.fingerprint:
-        check_base(last, card, run.plan.place.folder)
+        check_base(last, card, run.plan.location.folder)
     if run.pruning is None:
         restore_trained(run.model, last)
     state = read_state(last, step=card.step if card else None, num_processes=run.processes.number)

@@ -11,17 +11,19 @@ from typing import Any
 
 from glmtune.chat import Chat
 from glmtune.data.convert import write_examples
-from glmtune.data.source import read_examples
+from glmtune.data.reader import read_examples
 from glmtune.errors import ConfigError
 from glmtune.load import load_model, load_tokenizer
+from glmtune.models.protocol import CausalLM
 from glmtune.paths import examples_folder
 from glmtune.recipe import Data, load_recipe
-from glmtune.runs import free_folder, make_folder, read_json_lines, require_new, write_text
+from glmtune.run_files import free_folder, make_folder, read_json_lines, require_new, write_text
+from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import recipe_for
 from glmtune.workflows.evaluating import evaluating
 from glmtune.workflows.events import Event, Note, RunResult, drain
-from glmtune.workflows.training import training
+from glmtune.workflows.execute import training
 
 MODEL = "glm-tiny"
 TRAINED = ("identity.json", "adverts.jsonl", "chat_history.jsonl", "general.jsonl")
@@ -64,7 +66,7 @@ SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.8, "max_new_tokens": 
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DemoQuestion:
     """One row of the table."""
 
     turns: tuple[str, ...]
@@ -74,17 +76,17 @@ class Question:
 
 
 QUESTIONS = (
-    Question(("你好，你是谁？",), seeds=(1, 2, 3)),
-    Question(("你叫什么名字？",)),
-    Question(("请以“我打碎了夕阳”造句。",), seeds=(1, 2, 3)),
-    Question(("类型#裙*颜色#蓝色*风格#文艺*裙长#长裙",)),
-    Question(("请给我留三盒白茶。", "周日下午来拿，可以吗？")),
+    DemoQuestion(("你好，你是谁？",), seeds=(1, 2, 3)),
+    DemoQuestion(("你叫什么名字？",)),
+    DemoQuestion(("请以“我打碎了夕阳”造句。",), seeds=(1, 2, 3)),
+    DemoQuestion(("类型#裙*颜色#蓝色*风格#文艺*裙长#长裙",)),
+    DemoQuestion(("请给我留三盒白茶。", "周日下午来拿，可以吗？")),
 )
 """Asked before and after. Source: the before and after sets of the write-ups on tuning ChatGLM-6B."""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Knowledge:
     """What the model knows at one point."""
 
     answers: tuple[tuple[str, ...], ...]
@@ -103,8 +105,8 @@ class DemoResult:
 
     path: Path
     run: RunResult
-    before: Standing
-    after: Standing
+    before: Knowledge
+    after: Knowledge
 
     @property
     def failures(self) -> list[str]:
@@ -125,7 +127,7 @@ class DemoResult:
         return [words for has_worked, words in checks if not has_worked]
 
 
-def demo(name: str, author: str, output: Path | None = None) -> Generator[Event, None, DemoResult]:
+def run_demo(name: str, author: str, output: Path | None = None) -> Generator[Event, None, DemoResult]:
     """Write the rows, evaluate, train, evaluate again; yield what happens.
 
     `output` is a new folder; None takes the first free one of runs/demo, runs/demo-2, ...
@@ -155,8 +157,8 @@ def _show_in(folder: Path, name: str, author: str) -> Generator[Event, None, Dem
     return DemoResult(
         folder,
         run,
-        Standing(**before, advert_loss=run.metrics["first_eval_loss"]),
-        Standing(**after, advert_loss=run.metrics["best_eval_loss"]),
+        Knowledge(**before, advert_loss=run.metrics["first_eval_loss"]),
+        Knowledge(**after, advert_loss=run.metrics["best_eval_loss"]),
     )
 
 
@@ -175,7 +177,7 @@ def _write_rows(folder: Path, name: str, author: str) -> Iterator[Note]:
 
 
 def _stand(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[str, Any]:
-    """Ask the fixed prompts, answer and score the held-out rows: the fields of `Standing` but the loss."""
+    """Ask the fixed prompts, answer and score the held-out rows: the fields of `Knowledge` but the loss."""
     answers = tuple(_ask(model))
     scores = {}
     for part, file in HELD_OUT.items():
@@ -196,7 +198,7 @@ def _ask(model: str) -> Iterator[tuple[str, ...]]:
         yield tuple(_last_answer(opened, tokenizer, question.turns, seed) for seed in question.seeds)
 
 
-def _last_answer(model: Any, tokenizer: Any, turns: Sequence[str], seed: int) -> str:
+def _last_answer(model: CausalLM, tokenizer: Tokenizer, turns: Sequence[str], seed: int) -> str:
     chat = Chat(model, tokenizer, seed=seed, **SAMPLING)
     return ["".join(chat.ask(turn)).strip() for turn in turns][-1]
 

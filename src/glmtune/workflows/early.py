@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.adapters.card import ADAPTER_FILE, CARD_FILE
-from glmtune.data.source import SUFFIXES, read_dataset
+from glmtune.data.reader import SUFFIXES, read_dataset
 from glmtune.errors import ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path
-from glmtune.places import name_runs, require_here, resolve
+from glmtune.locations import name_runs, require_here, resolve
 from glmtune.quants import EXTRAS
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
-from glmtune.runs import RECIPE_FILE, follow, last_checkpoint, require_new, step_of
+from glmtune.run_files import RECIPE_FILE, follow, last_checkpoint, require_new, step_of
 from glmtune.workflows.resuming import require_run, resuming
-from glmtune.workflows.rows import Read, read_rows
+from glmtune.workflows.rows import SplitRows, read_and_split
 
 
 def training_recipe(
@@ -31,12 +31,12 @@ def training_recipe(
     values = join_layers(values or read_values(source, words), read_values(settings or {}))
     model, method = values.get("model"), values.get("method")
     if isinstance(model, str) and isinstance(method, dict) and "name" not in method:
-        place = resolve(model, base=values.get("base"), revision=values.get("revision"))
-        if place.adapter:
+        location = resolve(model, base=values.get("base"), revision=values.get("revision"))
+        if location.adapter:
             from glmtune.adapters.peft_settings import read_settings
             from glmtune.adapters.store import own_method
 
-            method["name"] = (own_method(place.adapter) or read_settings(place.adapter)).name
+            method["name"] = (own_method(location.adapter) or read_settings(location.adapter)).name
     recipe = build_recipe(values)
     return _with_folder(recipe, Path(source)) if isinstance(source, str | Path) else recipe
 
@@ -56,7 +56,7 @@ def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
     return None
 
 
-def check_training(recipe: Recipe, *, resume: bool) -> Read:
+def check_training(recipe: Recipe, *, resume: bool) -> SplitRows:
     """Refuse a path to nothing and an occupied folder; read and split the rows.
 
     Raises `GlmtuneError`'s children, as `training` does for the same; it looks at the rest.
@@ -67,7 +67,7 @@ def check_training(recipe: Recipe, *, resume: bool) -> Read:
     elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
         require_startable(recipe, folder)  # an adapter's method, in the folder's name, is not known yet
     _require_packages(recipe.quant)
-    return read_rows(recipe.data)
+    return read_and_split(recipe.data)
 
 
 def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
@@ -80,13 +80,13 @@ def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
     if (model := require_here(named.model, named.revision)) and _is_plain(model):
         _check_rows(named.data, named.quant)
         return named
-    place = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
+    location = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
     own: dict[str, Any] = {}
-    if place.run:
-        known = load_recipe(place.run / RECIPE_FILE).model_dump(mode="json")
+    if location.run:
+        known = load_recipe(location.run / RECIPE_FILE).model_dump(mode="json")
         own = {key: known[key] for key in ("template", "quant", "data", "evaluate")}
-    elif place.card:
-        own["data"] = asdict(place.taught)
+    elif location.card:
+        own["data"] = asdict(location.taught)
     recipe = build_recipe(own, values)
     _check_rows(recipe.data, recipe.quant)
     return recipe

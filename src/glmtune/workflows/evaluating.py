@@ -8,10 +8,10 @@ from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all
 from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
-from glmtune.load import choose_type, open_place, open_tokenizer
-from glmtune.places import Place, resolve
+from glmtune.load import choose_type, load_location, tokenizer_of
+from glmtune.locations import Location, resolve
 from glmtune.recipe import Recipe
-from glmtune.runs import SCORES_FILE, write_json
+from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult
 from glmtune.workflows.rows import data_hash, full_path, longest_answer, test_questions
@@ -24,22 +24,22 @@ COMPUTED_WITH = "computed_with"
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     """Evaluate; yield each answered row. Rows that the folder already holds are not answered again."""
-    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
-    tokenizer = open_tokenizer(place, template=recipe.template)
+    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    tokenizer = tokenizer_of(location, template=recipe.template)
     settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe.data, recipe.evaluate)
     asked = test_questions(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from asked.notes
-    folder = recipe.output or _default_folder(recipe, place, asked.name)
-    dtype = choose_type(place, recipe.dtype, recipe.device, recipe.quant)
+    folder = recipe.output or _default_folder(recipe, location, asked.name)
+    dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
     recipe = recipe.model_copy(update={"dtype": dtype.name})
-    file = PredictionFile(folder, _facts(recipe, place, asked.paths, tokenizer.template, max_new_tokens))
+    file = PredictionFile(folder, _facts(recipe, location, asked.paths, tokenizer.template, max_new_tokens))
     todo = [question for question in asked.questions if question.row not in file.done]
     total = len(asked.questions)
     if len(todo) < total:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
-        model = open_place(
-            place, template=recipe.template, dtype=dtype, device=recipe.device, quant=recipe.quant
+        model = load_location(
+            location, template=recipe.template, dtype=dtype, device=recipe.device, quant=recipe.quant
         ).eval()
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
@@ -65,19 +65,19 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
 
 
 def _facts(
-    recipe: Recipe, place: Place, paths: Sequence[Path], template: str, max_new_tokens: int
+    recipe: Recipe, location: Location, paths: Sequence[Path], template: str, max_new_tokens: int
 ) -> dict[str, Any]:
     """All that an answer depends on: a second run with other facts is another evaluation."""
-    folders = [folder for folder in (place.base, place.adapter) if folder]
+    folders = [folder for folder in (location.base, location.adapter) if folder]
     weights = sorted(
         file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES
     )
     return {
-        "model": str((place.adapter or place.base).resolve()),
+        "model": str((location.adapter or location.base).resolve()),
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "template": template,
         "dtype": recipe.dtype,
-        "quant": recipe.quant or place.quant,
+        "quant": recipe.quant or location.quant,
         "data": ", ".join(str(full_path(path)) for path in paths),
         "data_sha256": " ".join(map(data_hash, paths)),
         "encoding": recipe.data.model_dump(mode="json", exclude=NO_ENCODING),
@@ -86,11 +86,11 @@ def _facts(
     }
 
 
-def _default_folder(recipe: Recipe, place: Place, name: str) -> Path:
+def _default_folder(recipe: Recipe, location: Location, name: str) -> Path:
     """`<run>/evaluations/<data>` for a run's checkpoint, else `runs/evaluate-<model>-<data>`."""
-    if place.run:
-        step = (place.adapter or place.base).name
-        return place.run / "evaluations" / f"{step}-{name}"
+    if location.run:
+        step = (location.adapter or location.base).name
+        return location.run / "evaluations" / f"{step}-{name}"
     return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{name}"
 
 

@@ -24,7 +24,7 @@ class FirstRow:
 
     whole: str
     learned: str
-    place: str
+    where: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,21 +16,23 @@ from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import with_scale
 from glmtune.exports.folder import folder_bytes, require_space, show_size, small_bytes
 from glmtune.exports.fresh import logits_of
-from glmtune.exports.kinds import Draft, Kind, Settings, find_kind
-from glmtune.exports.source import Source, find_source
+from glmtune.exports.kinds import ExportDraft, ExportKind, ExportSettings, find_kind
+from glmtune.exports.source import ExportSource, find_source
 from glmtune.exports.tensors import parse_size
-from glmtune.exports.verify import QUESTIONS, Answers, Expected, agreement, ask_fresh_process, compare
+from glmtune.exports.verify import QUESTIONS, Answers, Expected, agreement, ask_fresh_process, compare_answers
 from glmtune.families import require_template
 from glmtune.load import load_model
 from glmtune.log import quiet
 from glmtune.models.dtype import DTYPES
+from glmtune.models.protocol import CausalLM
 from glmtune.quants import BITS
-from glmtune.runs import make_folder, replacing, require_new, write_json
+from glmtune.run_files import make_folder, replacing, require_new, write_json
 from glmtune.templates import Taught
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import ExportResult, Note
-from glmtune.workflows.quality import HeldOut, held_out_rows, measure
+from glmtune.workflows.quality import HeldOut, held_out_rows, measure_quality
 
 EXPORT_FILE = "export.json"
 """Where an export keeps what it is and how it was proved."""
@@ -92,14 +94,14 @@ class _Job:
     """An order, and all that was found out before anything is written."""
 
     order: Order
-    kind: Kind
-    source: Source
-    tokenizer: Any
+    kind: ExportKind
+    source: ExportSource
+    tokenizer: Tokenizer
     held: HeldOut | str
     """The rows to measure quality on, or why there are none."""
-    model: Any
+    model: CausalLM
     """Base + adapter, its weights mapped from the files."""
-    draft: Draft
+    draft: ExportDraft
 
     @property
     def num_bytes(self) -> int:
@@ -114,7 +116,7 @@ def _prepare(order: Order) -> _Job:
     source = find_source(order.path, base=order.base, template=order.template, is_merging=not kind.is_adapter)
     kind.require(source)
     require_template(source.identity.template, str(source.base))
-    tokenizer = load_tokenizer(source.base, source.identity.template)
+    tokenizer = read_tokenizer(source.base, source.identity.template)
     held = _held_out(order, source, tokenizer) if order.to in BITS else "not asked for"
     model = source.open()
     job = _Job(order, kind, source, tokenizer, held, model, kind.draft(source, model, settings))
@@ -139,7 +141,7 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         with quiet():
             load_model(source.base, adapter=folder, template=source.identity.template, device="cpu")
     expected = _expected(source, job.model, job.draft, prompts, answers)
-    facts["verified"] = {**compare(answers, expected), "proven_weights": job.draft.num_defined}
+    facts["verified"] = {**compare_answers(answers, expected), "proven_weights": job.draft.num_defined}
     yield from _tell_verified(facts["verified"])
     if kind.has_chat:
         yield _tell_chat(facts, prompts[0])
@@ -147,7 +149,7 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         yield _note_quant(source, facts, prompts, expected)
 
 
-def _settings(order: Order, kind: Kind) -> Settings:
+def _settings(order: Order, kind: ExportKind) -> ExportSettings:
     if order.dtype is not None and order.dtype not in DTYPES:
         raise ConfigError(
             f"dtype: {order.dtype!r} is not a type for weights", hint="dtype=bf16, dtype=fp16 or dtype=fp32"
@@ -156,30 +158,30 @@ def _settings(order: Order, kind: Kind) -> Settings:
         raise ConfigError(
             f"dtype: {order.to} keeps its weights in fp32, as they were trained", hint="leave dtype out"
         )
-    return Settings(DTYPES[order.dtype] if order.dtype else None, parse_size(order.max_shard_size))
+    return ExportSettings(DTYPES[order.dtype] if order.dtype else None, parse_size(order.max_shard_size))
 
 
-def _held_out(order: Order, source: Source, tokenizer: Any) -> HeldOut | str:
+def _held_out(order: Order, source: ExportSource, tokenizer: Tokenizer) -> HeldOut | str:
     return held_out_rows(
-        source.place.run,
+        source.location.run,
         tokenizer,
         data=order.data,
         max_rows=order.max_rows,
         score_rows=order.score_rows,
-        given=asdict(source.place.taught),
+        given=asdict(source.location.taught),
     )
 
 
-def _facts(order: Order, source: Source, folder: Path) -> dict[str, Any]:
-    card = source.place.card
+def _facts(order: Order, source: ExportSource, folder: Path) -> dict[str, Any]:
+    card = source.location.card
     return {
         "kind": order.to,
         "source": source.name,
-        "base": source.place.name if not source.is_whole else str(source.base),
+        "base": source.location.name if not source.is_whole else str(source.base),
         "method": card.method if card else {"name": source.method} if source.method else None,
         "family": source.identity.family,
         "template": source.identity.template,
-        **asdict(source.place.taught),
+        **asdict(source.location.taught),
         "trained_on_quant": source.quant,
         "base_is_unproven": source.unproven or None,
         "dtype": order.dtype or "as the base's files",
@@ -191,24 +193,24 @@ def _facts(order: Order, source: Source, folder: Path) -> dict[str, Any]:
 
 
 def _expected(
-    source: Source, model: Any, draft: Draft, prompts: list[list[int]], answers: Answers
+    source: ExportSource, model: CausalLM, draft: ExportDraft, prompts: list[list[int]], answers: Answers
 ) -> Expected:
     """What the answers should be: once with the weights as written, once of base + adapter themselves."""
     rows = [prompt + new for prompt, new in zip(prompts, answers.greedy, strict=True)]
     exact = [logits_of(model, row, source.as_trained(model)) for row in rows]
-    if draft.worth is None:
+    if draft.written_value is None:
         return Expected(exact, exact)
-    skeleton = source.open_base()
+    skeleton = source.load_base()
 
-    def with_weights(worth: Callable[[str], Tensor]) -> list[Tensor]:
+    def with_weights(value_of: Callable[[str], Tensor]) -> list[Tensor]:
         def give(name: str, held: Tensor) -> Tensor:
-            return worth(name) if name in draft.names else held
+            return value_of(name) if name in draft.names else held
 
         return [logits_of(skeleton, row, give) for row in rows]
 
-    base = source.open_untrained() if source.is_whole else skeleton
+    base = source.load_untrained() if source.is_whole else skeleton
     return Expected(
-        with_weights(draft.worth),
+        with_weights(draft.written_value),
         exact,
         base=[logits_of(base, row) for row in rows],
         merged=with_weights(draft.unquantised) if draft.unquantised else None,
@@ -255,7 +257,9 @@ def _tell_chat(facts: dict[str, Any], ids: list[int]) -> Note:
     return Note(facts["chat"], is_warning=not is_same)
 
 
-def _note_quant(source: Source, facts: dict[str, Any], prompts: list[list[int]], expected: Expected) -> Note:
+def _note_quant(
+    source: ExportSource, facts: dict[str, Any], prompts: list[list[int]], expected: Expected
+) -> Note:
     """The weights go onto the un-quantised base, whatever it was trained on: that makes a difference."""
     trained = source.open(quant=source.quant)
     as_trained = [logits_of(trained, prompt) for prompt in prompts]
@@ -279,22 +283,22 @@ def _measure(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, 
         )
         return
     trained = job.source.open(dtype="auto", device=order.device)
-    before, kind = measure(trained, job.tokenizer, held), trained.dtype
+    before, kind = measure_quality(trained, job.tokenizer, held), trained.dtype
     del trained
     with quiet():
         reopened = load_model(folder, dtype=kind, device=order.device)
-    after = measure(reopened, job.tokenizer, held)
+    after = measure_quality(reopened, job.tokenizer, held)
     dtype = str(kind).removeprefix("torch.")
     facts["quality"] = {
         "rows": len(held.rows),
         "scored_rows": len(held.questions),
-        "from": held.place,
+        "from": held.where,
         "computed_in": dtype,
         "before": before,
         "after": after,
     }
     yield Note(
-        f"perplexity on {len(held.rows)} rows ({held.place}), in {dtype}: {before['perplexity']:.4f} before, "
+        f"perplexity on {len(held.rows)} rows ({held.where}), in {dtype}: {before['perplexity']:.4f} before, "
         f"{after['perplexity']:.4f} in {order.to}"
     )
     if held.questions:
@@ -309,13 +313,13 @@ def _scores_line(before: dict[str, Any], after: dict[str, Any], name: str, count
     return f"scores of {count} answers: {'; '.join(parts)}"
 
 
-def _not_carried(source: Source, to: str, folder: Path) -> Generator[Note, None, None]:
+def _not_carried(source: ExportSource, to: str, folder: Path) -> Generator[Note, None, None]:
     """What was part of training and is in no weight; and code that the base does not have."""
     if to in BITS and not (source.base / "quantization.py").exists():
         yield Note(
             "the base's folder has no quantization.py: glmtune opens this export, the official code does not"
         )
-    taught = Taught() if (folder / CARD_FILE).exists() else source.place.taught
+    taught = Taught() if (folder / CARD_FILE).exists() else source.location.taught
     for what, text in (("system text", taught.system), ("source prefix", taught.source_prefix)):
         if text:
             yield Note(f"trained with a {what} that no file of this kind holds; send it yourself: {text!r}")

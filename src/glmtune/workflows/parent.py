@@ -9,7 +9,7 @@ from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import read_settings, require_ours
 from glmtune.adapters.store import own_method
 from glmtune.errors import ConfigError
-from glmtune.places import Place, resolve
+from glmtune.locations import Location, resolve
 from glmtune.recipe import Data, Method, Recipe
 from glmtune.templates import Taught
 from glmtune.workflows.early import run_folder
@@ -22,13 +22,13 @@ def with_parent(recipe: Recipe) -> Recipe:
 
     Raises `ConfigError` for settings of a method that the adapter does not have.
     """
-    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
-    if not (place.adapter or place.run):
+    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    if not (location.adapter or location.run):
         return recipe
-    pinned: dict[str, Any] = {"model": str(place.trained.resolve()), "revision": None}
-    if place.adapter:
-        pinned["method"] = _settle(recipe, place.adapter, place.name)
-        pinned["quant"] = recipe.quant or place.quant
+    pinned: dict[str, Any] = {"model": str(location.trained.resolve()), "revision": None}
+    if location.adapter:
+        pinned["method"] = _settle(recipe, location.adapter, location.name)
+        pinned["quant"] = recipe.quant or location.quant
     output = run_folder(recipe.model_copy(update={"method": pinned.get("method", recipe.method)}))
     return recipe.model_copy(update={**pinned, "output": output})
 
@@ -49,17 +49,19 @@ def _settle(recipe: Recipe, adapter: Path, base: str) -> Method:
     return its
 
 
-def is_pruned(place: Place) -> bool:
+def is_pruned(location: Location) -> bool:
     """Whether an AdaLoRA's ranks have settled already, so that they stay."""
-    return bool(place.adapter and read_adapter_config_if_there(place.adapter).get("rank_pattern"))
+    return bool(location.adapter and read_adapter_config_if_there(location.adapter).get("rank_pattern"))
 
 
-def text_warnings(data: Data, place: Place) -> Iterator[Note]:
+def text_warnings(data: Data, location: Location) -> Iterator[Note]:
     """What the parent was told with every question and this run is not."""
-    if not place.card:
+    if not location.card:
         return
-    before = asdict(place.taught)
+    before = asdict(location.taught)
     for name, now in asdict(Taught.of(data)).items():
         if (now or "") != (before[name] or ""):
-            text = f"data.{name}: {now or ''!r}, but {place.trained} was trained with {before[name] or ''!r}"
+            text = (
+                f"data.{name}: {now or ''!r}, but {location.trained} was trained with {before[name] or ''!r}"
+            )
             yield Note(text, is_warning=True)

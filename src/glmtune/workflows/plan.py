@@ -5,22 +5,22 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.families import identify_family
-from glmtune.load import choose_type, open_tokenizer
+from glmtune.load import choose_type, tokenizer_of
+from glmtune.locations import Location, resolve
 from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
 from glmtune.models.dtype import Choice
-from glmtune.places import Place, resolve
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import Method, Recipe, Train
 from glmtune.recipe.settings import DEFAULT_EPOCHS
+from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.optim import find_optimizer
 from glmtune.training.processes import Processes
 from glmtune.workflows.early import require_startable, run_folder
@@ -29,7 +29,7 @@ from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
 from glmtune.workflows.rates import rate_line, with_default_rate
 from glmtune.workflows.resuming import as_begun, require_resumable
-from glmtune.workflows.rows import Read, Rows, hash_rows, training_rows
+from glmtune.workflows.rows import EncodedRows, SplitRows, hash_rows, training_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Plan:
     """Complete: with the rate, the type of the weights and, where an adapter is gone on from, its method."""
     folder: Path
     """Of the run."""
-    place: Place
+    location: Location
     """Of the model."""
     processes: Processes
     """With the precision of their passes."""
     held: Choice
     """The type that the frozen weights are held in."""
-    tokenizer: Any
-    rows: Rows
+    tokenizer: Tokenizer
+    rows: EncodedRows
     row_hashes: Mapping[str, str]
     """Of the files that the rows are from, as env.json and every card keep them."""
     steps: Steps
@@ -79,7 +79,7 @@ class Plan:
 
 
 def planning(
-    recipe: Recipe, *, resume: bool = False, read: Read | None = None
+    recipe: Recipe, *, resume: bool = False, read: SplitRows | None = None
 ) -> Generator[Note, None, Plan]:
     """Settle and check all that needs no weights; say what was found on the way, before any refusal.
 
@@ -91,24 +91,24 @@ def planning(
     recipe = with_default_rate(with_parent(recipe))
     folder = run_folder(recipe)
     (require_resumable if resume else require_startable)(recipe, folder)
-    place = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
-    require_able(place, recipe.method, recipe.quant)
+    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    require_able(location, recipe.method, recipe.quant)
     find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
     processes = start_processes(recipe.device)
-    tokenizer = open_tokenizer(place, template=recipe.template)
+    tokenizer = tokenizer_of(location, template=recipe.template)
     rows, row_hashes = training_rows(tokenizer, recipe.data, read), hash_rows(recipe.data)
     steps = share_rows(rows, recipe.train, processes)
     num_steps = count_steps(recipe.train, steps)
     notes: list[Note] = []
-    for note in chain(rows.notes, _warnings(recipe, place, num_steps)):
+    for note in chain(rows.notes, _warnings(recipe, location, num_steps)):
         notes.append(note)
         yield note
-    held = processes.firsts(choose_type(place, recipe.dtype, processes.device, recipe.quant))
+    held = processes.firsts(choose_type(location, recipe.dtype, processes.device, recipe.quant))
     processes.precision = choose_precision(recipe.train.precision, held.dtype, processes.device)
     return Plan(
         recipe=recipe.model_copy(update={"dtype": held.name}),
         folder=folder,
-        place=place,
+        location=location,
         processes=processes,
         held=held,
         tokenizer=tokenizer,
@@ -120,16 +120,16 @@ def planning(
     )
 
 
-def _warnings(recipe: Recipe, place: Place, num_steps: int) -> Iterator[Note]:
+def _warnings(recipe: Recipe, location: Location, num_steps: int) -> Iterator[Note]:
     """Of other texts than the parent's, and of few steps; `ConfigError` where no schedule fits these."""
-    yield from text_warnings(recipe.data, place)
-    if not is_pruned(place) and (few := steps_warning(recipe.method, num_steps)):
+    yield from text_warnings(recipe.data, location)
+    if not is_pruned(location) and (few := steps_warning(recipe.method, num_steps)):
         yield Note(few, is_warning=True)
 
 
-def require_able(place: Place, method: Method, quant: str | None) -> None:
+def require_able(location: Location, method: Method, quant: str | None) -> None:
     """Raise `ConfigError` for a method or a quantisation that the base's family does not have."""
-    family = identify_family(place.folder).family
+    family = identify_family(location.folder).family
     require_possible(family, f"method={method.name}", f"method.name: {method.name}")
     require_possible(family, f"quant={quant}", f"quant: {quant!r}")
 
@@ -144,7 +144,7 @@ def start_processes(device: str) -> Processes:
     return Processes(resolve_device(device))
 
 
-def share_rows(rows: Rows, settings: Train, processes: Processes) -> Steps:
+def share_rows(rows: EncodedRows, settings: Train, processes: Processes) -> Steps:
     """The rows of each step, and this process's share of them."""
     return Steps(
         rows.train.rows,

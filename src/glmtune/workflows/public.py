@@ -11,8 +11,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmtune.locations import require_here
 from glmtune.migration import Migration
-from glmtune.places import require_here
 from glmtune.recipe.parse import RecipeSource
 from glmtune.report.compare import Comparison
 from glmtune.workflows.early import check_training, export_folder, recipe_for, training_recipe
@@ -49,7 +49,7 @@ def train(
         settings["data"] = {"train": settings["data"]}
     parsed = training_recipe({} if recipe is None else recipe, settings=settings)
     read = check_training(parsed, resume=resume)
-    from glmtune.workflows.training import training
+    from glmtune.workflows.execute import training
 
     return attend(training(parsed, resume=resume, read=read), "training", quiet=quiet, on_event=on_event)
 
@@ -133,9 +133,9 @@ def verify(
     `CheckpointError` for the first thing that is not so, `ConfigError` for a model that was not trained here.
     """
     require_here(path)
-    from glmtune.workflows.verifying import proving
+    from glmtune.workflows.verifying import proving_trained
 
-    events = proving(path, base=base, template=template, dtype=dtype, quant=quant, device=device)
+    events = proving_trained(path, base=base, template=template, dtype=dtype, quant=quant, device=device)
     return attend(events, "verifying", quiet=quiet, on_event=on_event)
 
 
@@ -159,9 +159,9 @@ def compare(
 def _comparing(
     runs: Sequence[str | Path], output: str | Path | None, at: Sequence[int]
 ) -> Generator[Event, None, Comparison]:
-    from glmtune.report.compare import compare as put_side_by_side
+    from glmtune.report.compare import compare_runs
 
-    comparison = put_side_by_side(runs, output=output, at=at)
+    comparison = compare_runs(runs, output=output, at=at)
     yield from (Note(text, is_warning=True) for text in comparison.warnings)
     return comparison
 
@@ -190,9 +190,9 @@ def migrating(
     source: str | Path, output: str | Path | None = None, **options: Any
 ) -> Generator[Event, None, list[Migration]]:
     """As `migrate`; yield its report line by line."""
-    from glmtune.migration import migrate as migrate_source
+    from glmtune.migration import migrate_path
 
-    done = migrate_source(source, output, **options)
+    done = migrate_path(source, output, **options)
     for migration in done:
         yield from (Note(line) for line in _migration_lines(migration))
         yield from (Note(f"{migration.source}: {text}", is_warning=True) for text in migration.warnings)

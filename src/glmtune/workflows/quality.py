@@ -7,16 +7,18 @@ from typing import Any
 
 from glmtune.data.batches import collate, divide
 from glmtune.data.encode import encode_examples
-from glmtune.data.row import Row
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
+from glmtune.data.row import TrainingRow
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import GlmtuneError
-from glmtune.evaluation.predictions import Question, predict, score_all
+from glmtune.evaluation.predictions import EvaluationRow, predict, score_all
 from glmtune.files import read_json_if_there
-from glmtune.objectives import Sft
+from glmtune.models.protocol import CausalLM
+from glmtune.objectives import SftObjective
 from glmtune.recipe import Data, Evaluation, Train, load_recipe
 from glmtune.recipe.parse import build_part
-from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE
+from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE
+from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.loop import mean_loss
 from glmtune.training.processes import Processes
 from glmtune.workflows.rows import data_hash, hashed_files, longest_answer, test_questions, training_rows
@@ -26,17 +28,17 @@ from glmtune.workflows.rows import data_hash, hashed_files, longest_answer, test
 class HeldOut:
     """Rows to measure on."""
 
-    rows: list[Row]
-    questions: list[Question]
+    rows: list[TrainingRow]
+    questions: list[EvaluationRow]
     max_new_tokens: int
     micro_batch_size: int
-    place: str
+    where: str
     """Where they are from."""
 
 
 def held_out_rows(
     run: Path | None,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     data: Path | None,
     max_rows: int,
@@ -72,9 +74,9 @@ def held_out_rows(
         return f"the run's held-out rows cannot be read: {error}"
     if not rows:
         return "there are no held-out rows"
-    place = str(data or settings.validation or f"{settings.train_name}, the rows held out")
+    where = str(data or settings.validation or f"{settings.train_name}, the rows held out")
     train = recipe.train if recipe else Train()
-    return HeldOut(rows, asked, new_tokens, train.micro_batch_size, place)
+    return HeldOut(rows, asked, new_tokens, train.micro_batch_size, where)
 
 
 def _changed_data(run: Path, data: Data) -> str:
@@ -94,17 +96,17 @@ def _changed_data(run: Path, data: Data) -> str:
     return ""
 
 
-def _encoded(tokenizer: Any, settings: Data, data: Path | None) -> list[Row]:
+def _encoded(tokenizer: Tokenizer, settings: Data, data: Path | None) -> list[TrainingRow]:
     if data:
         return encode_examples(tokenizer, read_dataset(data, settings).examples, settings).rows
     return training_rows(tokenizer, settings).validation.rows
 
 
-def measure(model: Any, tokenizer: Any, held: HeldOut) -> dict[str, Any]:
+def measure_quality(model: CausalLM, tokenizer: Tokenizer, held: HeldOut) -> dict[str, Any]:
     """Perplexity of the rows' answers, and the scores of the questions if there are any."""
     parts = divide(held.rows, held.micro_batch_size)
     batches = [collate(part, tokenizer.pad_token_id) for part in parts]
-    loss = mean_loss(Sft(model), batches, Processes(model.device))
+    loss = mean_loss(SftObjective(model), batches, Processes(model.device))
     found: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
     if held.questions:
         answers = predict(

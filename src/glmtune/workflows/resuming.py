@@ -8,9 +8,9 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
-from glmtune.places import lasting_name, name_runs
+from glmtune.locations import lasting_name, name_runs
 from glmtune.recipe import Data, Recipe, load_recipe
-from glmtune.runs import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint
+from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint
 from glmtune.values import shown
 from glmtune.workflows.rows import full_path, hash_rows
 

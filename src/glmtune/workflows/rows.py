@@ -9,30 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glmtune.data.example import Example
-from glmtune.data.source import Dataset, read_dataset
+from glmtune.data.reader import Dataset, read_dataset
 from glmtune.data.sources import read_sources
 from glmtune.data.split import draw_validation, split_holdout
 from glmtune.data.tables import is_hub_name
 from glmtune.errors import ConfigError
 from glmtune.recipe import Data, Evaluation
 from glmtune.recipe.settings import DEFAULT_NEW_TOKENS
-from glmtune.templates import find
 from glmtune.workflows.events import FirstRow, Note
 
 if TYPE_CHECKING:
     from glmtune.data.encode import Encoded
-    from glmtune.data.row import Row
-    from glmtune.evaluation.predictions import Question
+    from glmtune.data.row import TrainingRow
+    from glmtune.evaluation.predictions import EvaluationRow
+    from glmtune.tokenizers.protocol import Tokenizer
 
 FEW_VALIDATION_ROWS = 5
 """Fewer, and their mean loss follows single rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class EncodedRows:
     """Encoded training and validation rows."""
 
     train: "Encoded"
@@ -41,7 +41,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class SplitRows:
     """The rows of a training as they were read and split."""
 
     train: Sequence[Example]
@@ -49,7 +49,7 @@ class Read:
     notes: tuple[Note, ...]
 
 
-def read_rows(data: Data) -> Read:
+def read_and_split(data: Data) -> SplitRows:
     """Read, split and draw. Raises `ConfigError` and `DataError`."""
     if data.train is None:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
@@ -64,7 +64,7 @@ def read_rows(data: Data) -> Read:
     notes = [_plan(data, len(train), text, validation), *_shares(data, datasets, train)]
     for source, found in zip(data.sources, datasets, strict=True):
         notes += _notes(source.path, found)
-    return Read(used, validation, (*notes, *_repeated(data), *more))
+    return SplitRows(used, validation, (*notes, *_repeated(data), *more))
 
 
 def _examples(data: Data, datasets: Sequence[Dataset]) -> list[Example]:
@@ -73,11 +73,11 @@ def _examples(data: Data, datasets: Sequence[Dataset]) -> list[Example]:
     return [example for source, found in pairs for example in found.examples[: source.max_rows]]
 
 
-def training_rows(tokenizer: Any, data: Data, read: Read | None = None) -> Rows:
+def training_rows(tokenizer: "Tokenizer", data: Data, read: SplitRows | None = None) -> EncodedRows:
     """Encode what was read; read it here where it was not yet. Raises `ConfigError` and `DataError`."""
     from glmtune.data.encode import encode_examples
 
-    read = read or read_rows(data)
+    read = read or read_and_split(data)
     train, validation, notes = read.train, read.validation, list(read.notes)
     encoded = encode_examples(tokenizer, train, data)
     held_out = encode_examples(tokenizer, validation, data)
@@ -86,11 +86,11 @@ def training_rows(tokenizer: Any, data: Data, read: Read | None = None) -> Rows:
         if part.report.warning:
             notes.append(Note(f"{name} rows: {part.report.warning}", is_warning=True))
         notes += _longer_than_context(name, [len(row.input_ids) for row in part.rows], tokenizer, data)
-    return Rows(encoded, held_out, tuple(notes))
+    return EncodedRows(encoded, held_out, tuple(notes))
 
 
 def _longer_than_context(
-    name: str, lengths: Sequence[int], tokenizer: Any, data: Data, *, num_new: int = 0
+    name: str, lengths: Sequence[int], tokenizer: "Tokenizer", data: Data, *, num_new: int = 0
 ) -> list[Note]:
     """A warning of rows that are longer than all that the model has read before, answers included."""
     context = tokenizer.context
@@ -207,31 +207,31 @@ def _rows(count: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class EvaluationRows:
     """The rows an evaluation answers."""
 
     paths: tuple[Path, ...]
     """Where they are from."""
     name: str
     """The file's, and whether they are those held out of it: two sets of rows, two folders of answers."""
-    questions: "list[Question]"
+    questions: "list[EvaluationRow]"
     notes: tuple[Note, ...]
 
 
-def longest_answer(tokenizer: Any, data: Data, evaluate: Evaluation) -> int:
+def longest_answer(tokenizer: "Tokenizer", data: Data, evaluate: Evaluation) -> int:
     """Tokens of the longest answer that an evaluation waits for."""
     context = tokenizer.context
     default = DEFAULT_NEW_TOKENS if context is None else min(DEFAULT_NEW_TOKENS, max(context // 2, 1))
     return evaluate.max_new_tokens or data.max_target_tokens or default
 
 
-def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
+def test_questions(tokenizer: "Tokenizer", data: Data, *, num_new: int) -> EvaluationRows:
     """`data.test`, else `data.validation`, else the held-out rows, encoded.
 
     `num_new`: tokens of the longest answer, for which the context is to have room.
     """
     from glmtune.data.prompts import encode_prompts
-    from glmtune.evaluation.predictions import Question
+    from glmtune.evaluation.predictions import EvaluationRow
 
     examples, paths, name, notes = _test_rows(data)
     prompts, report = encode_prompts(tokenizer, examples[: data.max_test_rows], data, num_new=num_new)
@@ -240,8 +240,8 @@ def test_questions(tokenizer: Any, data: Data, *, num_new: int) -> Questions:
         notes.append(Note(f"test rows: {report.warning}", is_warning=True))
     lengths = [len(prompt.ids) for prompt in prompts]
     notes += _longer_than_context("test", lengths, tokenizer, data, num_new=num_new)
-    questions = [Question(i, prompt.ids, prompt.reference) for i, prompt in enumerate(prompts)]
-    return Questions(paths, name, questions, tuple(notes))
+    questions = [EvaluationRow(i, prompt.ids, prompt.reference) for i, prompt in enumerate(prompts)]
+    return EvaluationRows(paths, name, questions, tuple(notes))
 
 
 def _test_rows(data: Data) -> tuple[Sequence[Example], tuple[Path, ...], str, list[Note]]:
@@ -258,16 +258,16 @@ def _test_rows(data: Data) -> tuple[Sequence[Example], tuple[Path, ...], str, li
     return held, paths, f"{paths[0].stem if len(paths) == 1 else 'train'}-heldout", notes
 
 
-def first_row(tokenizer: Any, rows: "Sequence[Row]") -> FirstRow:
+def first_row(tokenizer: "Tokenizer", rows: "Sequence[TrainingRow]") -> FirstRow:
     """The first training row, decoded."""
     row = rows[0]
     learned = [int(label) for label in row.labels if label != -100]
-    return FirstRow(show_ids(tokenizer, row.input_ids.tolist()), show_ids(tokenizer, learned), row.place)
+    return FirstRow(show_ids(tokenizer, row.input_ids.tolist()), show_ids(tokenizer, learned), row.where)
 
 
-def show_ids(tokenizer: Any, ids: Sequence[int]) -> str:
+def show_ids(tokenizer: "Tokenizer", ids: Sequence[int]) -> str:
     """Text of the ids with every control token spelled out."""
-    format_ = find(tokenizer.template)
+    format_ = tokenizer.chat_format
     names = {tokenizer.control_id(name): name for name in (*format_.control_tokens, format_.end_of_text)}
     shown: list[str] = []
     for is_control, group in groupby(ids, key=names.__contains__):

@@ -90,8 +90,8 @@ class Shown:
         match event:
             case Note(text, is_warning):
                 (lines.warn if is_warning else lines.say)(text)
-            case FirstRow(whole, learned, place):
-                lines.say(f"first row ({place}), as the model reads it:\n{_indent(whole)}")
+            case FirstRow(whole, learned, where):
+                lines.say(f"first row ({where}), as the model reads it:\n{_indent(whole)}")
                 lines.say(f"what is learned of it:\n{_indent(learned)}")
             case Stepped(log, steps, line):
                 lines.advance(log.step, steps)

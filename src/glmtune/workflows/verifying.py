@@ -10,8 +10,8 @@ from glmtune.adapters.origin import check_files, check_tokenizer
 from glmtune.adapters.probe import encode_probe
 from glmtune.adapters.proof import Check
 from glmtune.errors import ConfigError
-from glmtune.load import open_tokenizer, opening
-from glmtune.places import Place, resolve
+from glmtune.load import load_proven, tokenizer_of
+from glmtune.locations import Location, resolve
 from glmtune.workflows.events import Note
 
 NAME_WIDTH = 10
@@ -22,17 +22,17 @@ NO_EFFECT = (
 )
 
 
-def proving(
-    path: str | Path, *, base: str | Path | None = None, **opening: Any
+def proving_trained(
+    path: str | Path, *, base: str | Path | None = None, **load_proven: Any
 ) -> Generator[Note, None, list[Check]]:
     """Prove what lies at a path; yield a line for each thing that is proven or is not, and one of them all.
 
-    `opening`: as `verifying` has it. Raises as `verifying`.
+    `load_proven`: as `verifying` has it. Raises as `verifying`.
     """
-    place = resolve(path, base=base)
+    location = resolve(path, base=base)
     checks: list[Check] = []
     missing: list[str] = []
-    for check in verifying(place, **opening):
+    for check in verifying(location, **load_proven):
         checks.append(check)
         if not check.is_proven:
             missing.append(check.found)
@@ -42,25 +42,32 @@ def proving(
         if not check.proves_effect:
             missing.append("its effect")
             yield Note(NO_EFFECT, is_warning=True)
-    yield Note(f"{place.trained}: verified{', but for ' if missing else ''}{', '.join(missing)}")
+    yield Note(f"{location.trained}: verified{', but for ' if missing else ''}{', '.join(missing)}")
     return checks
 
 
 def verifying(
-    place: Place, *, template: str | None, dtype: str | torch.dtype, device: str, quant: str | None = None
+    location: Location,
+    *,
+    template: str | None,
+    dtype: str | torch.dtype,
+    device: str,
+    quant: str | None = None,
 ) -> Generator[Check, None, None]:
-    """Open all of what was trained, yield each thing that is proven. Raises `CheckpointError` as `opening`.
+    """Open all that was trained, yield each proof. Raises `CheckpointError` as `load_proven`.
 
     Raises `ConfigError` for a model that was not trained here.
     """
-    if not (place.adapter or place.card):
+    if not (location.adapter or location.card):
         raise ConfigError(
-            f"{place.base}: a model, nothing that was trained from one: there is nothing to verify",
+            f"{location.base}: a model, nothing that was trained from one: there is nothing to verify",
             hint="give a run (runs/...), a checkpoint or an adapter folder",
         )
-    if place.card and place.card.probe:
-        tokenizer = open_tokenizer(place, template=template)
-        yield check_tokenizer(place.trained, place.card, encode_probe(tokenizer), tokenizer.stop_ids)
-    yield from opening(place, template=template, dtype=dtype, device=device, quant=quant)
-    if place.card and place.card.files:  # last: what is wrong with a file is told better by what it does
-        yield check_files(place.trained, place.card)
+    if location.card and location.card.probe:
+        tokenizer = tokenizer_of(location, template=template)
+        yield check_tokenizer(location.trained, location.card, encode_probe(tokenizer), tokenizer.stop_ids)
+    yield from load_proven(location, template=template, dtype=dtype, device=device, quant=quant)
+    if (
+        location.card and location.card.files
+    ):  # last: what is wrong with a file is told better by what it does
+        yield check_files(location.trained, location.card)

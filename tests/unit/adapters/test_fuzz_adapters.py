@@ -17,7 +17,7 @@ from glmtune.adapters.peft_rules import read_adapter_config
 from glmtune.adapters.store import load_adapter
 from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.info import inspect
-from glmtune.migration import migrate
+from glmtune.migration import migrate_path
 from models import tiny_folder
 from odd_files import FEW, MANY, VALUES, Tally, bounds
 from old_scripts import write_adapter
@@ -81,7 +81,7 @@ def test_any_value_at_any_key_is_read_or_refused(kind: str, count: int, base: Pa
 
 def _migrate(folder: Path, output: Path, base: Path) -> None:
     shutil.rmtree(output, ignore_errors=True)
-    migrate(folder, output, base=base)
+    migrate_path(folder, output, base=base)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.info import inspect
 from glmtune.methods import apply_method
 from glmtune.methods.lora import ADAPTER
-from glmtune.migration import migrate
+from glmtune.migration import migrate_path
 from glmtune.models.config_checks import CONFIG_RULES
 from glmtune.recipe import AdaLora, Lora, Ptuning
 from glmtune.recipe.base import MAX_COUNT
@@ -55,7 +55,7 @@ def test_what_is_not_carried_out_is_refused_by_name(key: str, base: Path, tmp_pa
         lambda: load_model(base, adapter=folder),
         lambda: load_model(base, adapter=folder, verify=False),
         lambda: Adapters(base).add("a", folder),
-        lambda: migrate(folder, tmp_path / "new", base=base),
+        lambda: migrate_path(folder, tmp_path / "new", base=base),
     ]
     for run in opening:
         with pytest.raises(CheckpointError, match=f"adapter_config.json: {key} is set: .* not supported"):
@@ -93,7 +93,7 @@ def test_a_setting_that_is_not_known_is_refused_unless_it_is_empty(base: Path, t
     with pytest.raises(CheckpointError, match="from_the_future is set, which this version") as caught:
         load_model(base, adapter=folder)
     assert f"glmtune migrate {folder} --output NEW" in caught.value.hint
-    [done] = migrate(folder, tmp_path / "new", base=base)
+    [done] = migrate_path(folder, tmp_path / "new", base=base)
     assert list(done.lost) == ["from_the_future {'x': 1}"]
     load_model(tmp_path / "new")
 
@@ -120,7 +120,7 @@ def test_adapters_on_experts_open_and_are_not_merged(tmp_path: Path) -> None:
     base = tiny_hf_folder(tmp_path / "base", "GLM-4.5")
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["gate_proj", "up_proj", "down_proj"])
     folder = write_adapter(tmp_path / "old", config, base)
-    migrate(folder, tmp_path / "new", base=base)
+    migrate_path(folder, tmp_path / "new", base=base)
     in_peft = peft.PeftModel.from_pretrained(load_model(base, dtype="fp32"), str(folder)).eval()
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(load_model(tmp_path / "new", dtype="fp32")(ids).logits, in_peft(ids).logits)

@@ -17,15 +17,15 @@ from glmtune import Adapters, load_model, load_tokenizer, verify
 from glmtune.adapters.card import Card, read_card
 from glmtune.adapters.digest import hash_weights
 from glmtune.adapters.factors import START
+from glmtune.adapters.logit_tolerance import OTHER_TYPE, REQUANTISED, SAME
+from glmtune.adapters.own_weights import trained_weights
 from glmtune.adapters.probe import last_logits
-from glmtune.adapters.same import OTHER_TYPE, REQUANTISED, SAME
 from glmtune.adapters.store import restore_trained, save_trained
 from glmtune.adapters.to_lora import save_as_lora
-from glmtune.adapters.trained import trained_weights
 from glmtune.errors import CheckpointError
 from glmtune.load import check_outline
+from glmtune.locations import resolve
 from glmtune.methods import apply_method
-from glmtune.places import resolve
 from glmtune.recipe import Full
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 from proofs import make_checkpoint

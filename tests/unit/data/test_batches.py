@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glmtune.data.batches import Batch, collate, divide
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 
 PAD = 9
 
 
 @st.composite
-def rows(draw: st.DrawFn) -> list[Row]:
+def rows(draw: st.DrawFn) -> list[TrainingRow]:
     """Some rows; either all with positions of their own and two likeliest ids for each label, or none."""
     is_rich, made = draw(st.booleans()), []
     for i in range(draw(st.integers(1, 4))):
@@ -25,7 +25,9 @@ def rows(draw: st.DrawFn) -> list[Row]:
             "target_ids": np.arange(2 * count).reshape(count, 2).astype(np.int32) + i,
             "target_log_probs": np.full((count, 2), -i - 1, dtype=np.float32),
         }
-        made.append(Row(ids, labels.astype(np.int32), f"rows:{i + 1}", source=i, **more if is_rich else {}))
+        made.append(
+            TrainingRow(ids, labels.astype(np.int32), f"rows:{i + 1}", source=i, **more if is_rich else {})
+        )
     return made
 
 
@@ -37,7 +39,7 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 @settings(max_examples=60)
 @given(rows())
-def test_a_batch_gives_its_rows_as_batches_of_one(made: list[Row]) -> None:
+def test_a_batch_gives_its_rows_as_batches_of_one(made: list[TrainingRow]) -> None:
     batch = collate(made, PAD)
     assert batch.lengths == [len(row.input_ids) for row in made]
     for row, alone in zip(made, batch.rows(), strict=True):
@@ -46,7 +48,9 @@ def test_a_batch_gives_its_rows_as_batches_of_one(made: list[Row]) -> None:
 
 @settings(max_examples=60)
 @given(rows())
-def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_learns(made: list[Row]) -> None:
+def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_learns(
+    made: list[TrainingRow],
+) -> None:
     padded = collate(made, PAD).padded()
     for i, row in enumerate(made):
         length = len(row.input_ids)
@@ -62,18 +66,22 @@ def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_lea
 
 @settings(max_examples=60)
 @given(rows())
-def test_a_token_is_learned_where_it_has_a_label_and_its_row_a_token_before_it(made: list[Row]) -> None:
+def test_a_token_is_learned_where_it_has_a_label_and_its_row_a_token_before_it(
+    made: list[TrainingRow],
+) -> None:
     expected = sum(int((row.labels[1:] != -100).sum()) for row in made)
     assert int(collate(made, PAD).is_learned().sum()) == expected
 
 
 @settings(max_examples=60)
 @given(rows(), st.integers(1, 3), st.integers(1, 5))
-def test_processes_share_rows_in_equally_many_micro_batches(made: list[Row], size: int, number: int) -> None:
+def test_processes_share_rows_in_equally_many_micro_batches(
+    made: list[TrainingRow], size: int, number: int
+) -> None:
     shares = [divide(made, size, rank=rank, number=number) for rank in range(number)]
     assert len({len(share) for share in shares}) == 1
     parts = [part for share in shares for part in share]
     assert {len(part) for part in parts} <= set(range(1, size + 1))
     learned = sum(int((row.labels != -100).sum()) for row in made)
     assert sum(int((row.labels != -100).sum()) for part in parts for row in part) == learned
-    assert {row.place for part in parts for row in part} == {row.place for row in made}
+    assert {row.where for part in parts for row in part} == {row.where for row in made}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glmtune.data.source import Dataset, read_dataset
+from glmtune.data.reader import Dataset, read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.convert import FILES, WRITERS, convert
+from glmtune.data.convert import FILES, WRITERS, convert_file
 from glmtune.data.example import Example
 from glmtune.data.formats import FORMATS, find_format
-from glmtune.data.source import read_dataset, read_examples
+from glmtune.data.reader import read_dataset, read_examples
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Call, Message
@@ -118,9 +118,9 @@ def test_any_file_converted_twice_holds_the_same_conversations_or_names_a_row(
     for path in (middle, end):
         path.unlink(missing_ok=True)
     write(str(source), *(WRITERS["messages"](row) for row in rows))
-    convert([source], middle, first, Data())
+    convert_file([source], middle, first, Data())
     try:
-        convert([middle], end, second, Data())
+        convert_file([middle], end, second, Data())
     except DataError as err:
         assert str(err).startswith(f"{middle}:")
         assert not end.exists()
@@ -154,7 +154,7 @@ def test_history_and_system_come_back_from_every_kind_of_file(suffix):
         {"prompt": "", "response": "y"},
     ]
     source = write("in.jsonl", *rows)
-    (dataset,) = convert([source], Path(f"out{suffix}"), "adgen", Data())
+    (dataset,) = convert_file([source], Path(f"out{suffix}"), "adgen", Data())
     assert read_dataset(Path(f"out{suffix}"), Data()).format == "adgen"
     assert [e.messages for e in read_examples(Path(f"out{suffix}"), Data())] == [
         e.messages for e in dataset.examples
@@ -168,7 +168,7 @@ def test_tools_and_calls_come_back_from_every_kind_of_file(name, suffix):
         pytest.importorskip("pyarrow")
     plain = {"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     source, target = write("in.jsonl", {"conversations": CALL, "tools": TOOLS}, plain), Path(f"out{suffix}")
-    (dataset,) = convert([source], target, name, Data())
+    (dataset,) = convert_file([source], target, name, Data())
     assert [e.messages for e in read_examples(target, Data())] == [e.messages for e in dataset.examples]
 
 
@@ -187,7 +187,7 @@ def test_a_row_that_the_format_cannot_hold_is_named_and_nothing_is_written(messa
     good = {"conversations": [CALL[1], CALL[4]]}
     source = write("in.jsonl", good, {"conversations": messages})
     with pytest.raises(DataError) as caught:
-        convert([source], Path("out.json"), "alpaca", Data())
+        convert_file([source], Path("out.json"), "alpaca", Data())
     assert str(caught.value) == f"in.jsonl:2: {message}"
     assert caught.value.hint == "choose another format, such as messages, sharegpt or chatglm3"
     assert [path.name for path in Path().iterdir()] == ["in.jsonl"]
@@ -196,40 +196,40 @@ def test_a_row_that_the_format_cannot_hold_is_named_and_nothing_is_written(messa
 def test_tools_do_not_fit_into_two_columns():
     source = write("in.jsonl", {"conversations": [CALL[1], CALL[4]], "tools": TOOLS})
     with pytest.raises(DataError, match=r"in\.jsonl:1: prompt_response rows cannot hold tools"):
-        convert([source], Path("out.json"), "prompt_response", Data())
+        convert_file([source], Path("out.json"), "prompt_response", Data())
 
 
 def test_code_for_an_interpreter_is_no_sharegpt_call():
     turn = {"role": "assistant", "metadata": "interpreter", "content": "```python\nprint(1)\n```"}
     source = write("in.jsonl", {"messages": [CALL[1], turn]})
-    convert([source], Path("out.json"), "chatglm3", Data())
+    convert_file([source], Path("out.json"), "chatglm3", Data())
     with pytest.raises(DataError, match="sharegpt rows cannot hold a call of 'interpreter'"):
-        convert([source], Path("out2.json"), "sharegpt", Data())
+        convert_file([source], Path("out2.json"), "sharegpt", Data())
 
 
 def test_nothing_is_overwritten():
     source = write("in.jsonl", {"prompt": "a", "response": "b"})
     before = Path("in.jsonl").read_bytes()
     with pytest.raises(OutputError, match=r"in\.jsonl: exists already"):
-        convert([source], source, "alpaca", Data())
+        convert_file([source], source, "alpaca", Data())
     assert Path("in.jsonl").read_bytes() == before
 
 
 def test_a_cell_that_no_reader_of_csv_takes_is_refused():
     source = write("in.jsonl", {"prompt": "a", "response": "b" * 140_000})
     with pytest.raises(DataError, match="a cell of 140,000 characters, readers of CSV take at most 131,072"):
-        convert([source], Path("out.csv"), "alpaca", Data())
+        convert_file([source], Path("out.csv"), "alpaca", Data())
     assert not list(Path().glob("*out*"))
 
 
 def test_an_unknown_format_or_kind_of_file_is_refused():
     source = write("in.jsonl", {"prompt": "a", "response": "b"})
     with pytest.raises(ConfigError, match="unknown format 'sharegtp'"):
-        convert([source], Path("out.json"), "sharegtp", Data())
+        convert_file([source], Path("out.json"), "sharegtp", Data())
     with pytest.raises(ConfigError, match=r"out\.xlsx: not a kind of file for rows"):
-        convert([source], Path("out.xlsx"), "alpaca", Data())
+        convert_file([source], Path("out.xlsx"), "alpaca", Data())
     with pytest.raises(OutputError, match="there is no folder"):
-        convert([source], Path("no/out.json"), "alpaca", Data())
+        convert_file([source], Path("no/out.json"), "alpaca", Data())
 
 
 def test_every_format_has_a_writer():

@@ -16,7 +16,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.metrics import score
 from glmtune.recipe.settings import Data
 from glmtune.templates import TEMPLATES, Call, Message, visible_text
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from tiny import tiny_ice, tiny_tokenizer
 
 TURNS = ["chatglm3", "glm4", "glm4_base"]
@@ -35,7 +35,7 @@ def four(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=["early", "mid", "late"])
 def ice(request, tmp_path_factory) -> Any:
-    return load_tokenizer(tiny_ice(tmp_path_factory.mktemp(request.param), request.param))
+    return read_tokenizer(tiny_ice(tmp_path_factory.mktemp(request.param), request.param))
 
 
 def example(*messages: Message) -> Example:
@@ -64,7 +64,7 @@ def test_a_row_is_the_prompt_of_chat_and_the_answer(four, name):
     assert row.input_ids.dtype == row.labels.dtype == np.int32
     assert row.labels[: len(prompt)].tolist() == [-100] * len(prompt)
     assert row.labels[len(prompt) :].tolist() == row.input_ids[len(prompt) :].tolist()
-    assert row.place == "train.jsonl:2"
+    assert row.where == "train.jsonl:2"
 
 
 @pytest.mark.parametrize("name", ["chatglm", "chatglm2"])
@@ -418,7 +418,7 @@ def assert_perfect_answers_score_100(tokenizer: Any, data: Data) -> None:
     prompts = encode_prompts(tokenizer, rows, data)[0]
     starts = frozenset(tokenizer.get_prefix_tokens()) | {tokenizer.bos_token_id}  # of the thudm script
     ids = [[i for i in row if i not in (*tokenizer.stop_ids, *starts)] for row in learned]
-    said = [visible_text(tokenizer.template, answer_text(tokenizer, row)) for row in ids]
+    said = [visible_text(tokenizer.chat_format, answer_text(tokenizer, row)) for row in ids]
     assert said == [prompt.reference for prompt in prompts]
     scores = score(said, [prompt.reference for prompt in prompts], variant="thudm")
     assert [scores[name] for name in ("rouge-1", "rouge-2", "rouge-l")] == [100] * 3

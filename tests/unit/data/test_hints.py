@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe import load_recipe
 from glmtune.recipe.settings import Data

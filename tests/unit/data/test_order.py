@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
-from glmtune.workflows.rows import read_rows
+from glmtune.workflows.rows import read_and_split
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
 
@@ -63,7 +63,7 @@ def test_a_training_warns_of_both_and_of_a_validation_file_with_the_same_content
     path = write(tmp_path, "ua", "aua", "ua")
     (tmp_path / "b.jsonl").write_bytes(path.read_bytes())
     for other, is_same in ((path, True), (tmp_path / "b.jsonl", True), (write_other(tmp_path), False)):
-        read = read_rows(Data(train=path, validation=other))
+        read = read_and_split(Data(train=path, validation=other))
         warnings = [note.text for note in read.notes if note.is_warning]
         assert warnings[0] == f"{path}: {read_dataset(path, Data()).warnings()[0]}"
         assert any("the validation file is the training file" in text for text in warnings) == is_same

@@ -9,10 +9,10 @@ import torch
 
 from glmtune.data.batches import collate
 from glmtune.data.encode import encode_examples
-from glmtune.data.source import read_dataset
-from glmtune.objectives import Sft
+from glmtune.data.reader import read_dataset
+from glmtune.objectives import SftObjective
 from glmtune.recipe.settings import Data
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from models import tiny_model
 from parity.test_token_goldens import official_folder
 
@@ -42,7 +42,7 @@ LONG = Data(max_tokens=2048, overlong="cut_any")
 @pytest.fixture(scope="module")
 def tokenizers(shared, tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("official")
-    return {name: load_tokenizer(official_folder(shared, folder / name, name)) for name in ("v3", "glm4")}
+    return {name: read_tokenizer(official_folder(shared, folder / name, name)) for name in ("v3", "glm4")}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -85,7 +85,7 @@ def test_a_real_file_trains_a_step(shared, tokenizers, name):
     examples = read_dataset(shared / "data" / name, Data()).examples[:2]
     rows = encode_examples(tokenizer, examples, Data(max_tokens=256, overlong="cut_any")).rows
     model = tiny_model(padded_vocab_size=len(tokenizer), seq_length=256)
-    objective, batch = Sft(model), collate(rows, tokenizer.pad_token_id)
+    objective, batch = SftObjective(model), collate(rows, tokenizer.pad_token_id)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(2):

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.data.source import read_dataset
+from glmtune.data.reader import read_dataset
 from glmtune.data.sources import read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import Data, Source, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
 from glmtune.strict import load_yaml
 from glmtune.workflows.resuming import require_resumable, with_full_paths
-from glmtune.workflows.rows import Read, data_hash, hash_rows, read_rows
+from glmtune.workflows.rows import SplitRows, data_hash, hash_rows, read_and_split
 
 ANSWERS = st.lists(st.text(st.characters(categories=["L"]), min_size=1, max_size=3), min_size=1, max_size=5)
 
@@ -35,7 +35,7 @@ def write(name: str, *answers: str, question: str = "prompt", answer: str = "res
     return Path(name)
 
 
-def told(read: Read, *, warnings: bool = False) -> list[str]:
+def told(read: SplitRows, *, warnings: bool = False) -> list[str]:
     return [note.text for note in read.notes if note.is_warning == warnings]
 
 
@@ -46,7 +46,7 @@ def test_the_rows_are_those_of_each_source_in_turn_with_its_number_and_their_pla
     alone = [read_dataset(path, Data()).examples for path in paths]
     found = [example for read in read_sources(Data(train=paths)) for example in read.examples]
     assert [e.messages for e in found] == [e.messages for each in alone for e in each]
-    assert [e.place for e in found] == [e.place for each in alone for e in each]
+    assert [e.where for e in found] == [e.where for each in alone for e in each]
     assert [e.source for e in found] == [i for i, each in enumerate(alone) for _ in each]
 
 
@@ -54,7 +54,7 @@ def test_the_rows_are_those_of_each_source_in_turn_with_its_number_and_their_pla
 def test_one_path_as_a_list_is_that_path(given: Any) -> None:
     path = write("a.jsonl", *"abcdef")
     assert Data(train=given) == Data(train=path)
-    assert read_rows(Data(train=given)) == read_rows(Data(train=path))
+    assert read_and_split(Data(train=given)) == read_and_split(Data(train=path))
     assert hash_rows(load_recipe({"model": "m", "data.train": given}).data)["train_sha256"] == data_hash(path)
 
 
@@ -114,7 +114,7 @@ def test_a_source_has_columns_charset_and_a_limit_of_its_own() -> None:
     Path("c.csv").write_bytes("prompt,response,id\n你好,再见,1\n".encode("gb18030"))
     named = {"path": "b.jsonl", "prompt_column": "q2", "response_column": "a2", "max_rows": 2}
     sources = ["a.jsonl", named, Source(path=Path("c.csv"), charset="gb18030", ignore_columns=("id",))]
-    read = read_rows(Data(train=sources, validation=write("v.jsonl", *"xyz12")))
+    read = read_and_split(Data(train=sources, validation=write("v.jsonl", *"xyz12")))
     assert [e.messages[-1].content for e in read.train] == [*"abcde", "再见"]
     assert [e.source for e in read.train] == [0, 0, 0, 1, 1, 2]
     assert told(read)[:4] == [
@@ -137,10 +137,10 @@ def test_a_source_can_take_back_what_data_names_for_the_others() -> None:
 def test_rows_are_held_out_of_all_sources_together() -> None:
     write("a.jsonl", *map(str, range(150)))
     write("b.jsonl", *map(str, range(150)))
-    read = read_rows(Data(train=["a.jsonl", "b.jsonl"]))
+    read = read_and_split(Data(train=["a.jsonl", "b.jsonl"]))
     assert (len(read.train), len(read.validation)) == (285, 15)
     assert {e.source for e in read.validation} == {0, 1}
-    assert not {e.place for e in read.train} & {e.place for e in read.validation}
+    assert not {e.where for e in read.train} & {e.where for e in read.validation}
     assert told(read)[0] == "a.jsonl, b.jsonl: 285 rows to train on; 15 held out (seed 42)"
 
 
@@ -155,12 +155,12 @@ def test_a_source_of_which_no_row_is_trained_on_is_a_warning_with_a_cure() -> No
     write("b.jsonl", *map(str, range(10)))
     write("v.jsonl", *map(str, range(5)))
     data = Data(train=["a.jsonl", "b.jsonl"], validation="v.jsonl", max_rows=10)
-    (warning,) = told(read_rows(data), warnings=True)
+    (warning,) = told(read_and_split(data), warnings=True)
     assert warning.startswith("b.jsonl: 0 of 10 rows to train on: ")
     (item,) = re.findall(r"\{.*?\}", warning)
     named = load_yaml(item.replace("...", "3"))
     limited = [{**named, "path": path} for path in ("a.jsonl", named["path"])]
-    read = read_rows(data.model_copy(update={"train": Data(train=limited).train}))
+    read = read_and_split(data.model_copy(update={"train": Data(train=limited).train}))
     assert Counter(e.source for e in read.train) == {0: 3, 1: 3}
     assert "b.jsonl: 3 of 10 rows to train on" in told(read)
 
@@ -169,7 +169,8 @@ def test_a_source_whose_rows_are_all_held_out_is_a_warning() -> None:
     write("a.jsonl", *map(str, range(10)))
     write("b.jsonl", "b")
     reads = [
-        read_rows(Data(train=["a.jsonl", "b.jsonl"], holdout_rows=5, split_seed=seed)) for seed in range(20)
+        read_and_split(Data(train=["a.jsonl", "b.jsonl"], holdout_rows=5, split_seed=seed))
+        for seed in range(20)
     ]
     warned = [told(read, warnings=True) for read in reads if 1 not in {e.source for e in read.train}]
     assert warned
@@ -194,7 +195,7 @@ def test_an_error_names_the_source_that_it_is_about(bad, error):
     Path("empty.jsonl").touch()
     Path("broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n', encoding="utf-8")
     with pytest.raises((ConfigError, DataError)) as caught:
-        read_rows(Data(train=["a.jsonl", bad]))
+        read_and_split(Data(train=["a.jsonl", bad]))
     assert str(caught.value).startswith(error)
 
 
@@ -243,7 +244,7 @@ def test_only_who_asks_for_training_rows_is_told_to_train_on_several(word: str) 
     write("a.jsonl", "a")
     write("b.jsonl", "b")
     with pytest.raises(DataError, match="one file is needed") as caught:
-        read_rows(load_recipe({"model": "m", "data": {"train": "a.jsonl", "validation": word}}).data)
+        read_and_split(load_recipe({"model": "m", "data": {"train": "a.jsonl", "validation": word}}).data)
     assert caught.value.hint.startswith("join them first")
     with pytest.raises(DataError, match="one file is needed") as caught:
         read_sources(Data(train=Path(word)))
@@ -257,7 +258,7 @@ def test_a_validation_file_among_the_training_files_and_one_twice_are_told() -> 
     write("a.jsonl", *"abcdef")
     write("b.jsonl", *"ghijkl")
     Path("c.jsonl").write_bytes(Path("a.jsonl").read_bytes())
-    read = read_rows(Data(train=["a.jsonl", "b.jsonl", "c.jsonl"], validation="b.jsonl"))
+    read = read_and_split(Data(train=["a.jsonl", "b.jsonl", "c.jsonl"], validation="b.jsonl"))
     assert told(read, warnings=True) == [
         "c.jsonl: the same file as a.jsonl: its rows are trained on once more",
         "the validation file is a training file, b.jsonl: its loss will not show forgetting or overfitting",

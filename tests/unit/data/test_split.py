@@ -17,7 +17,7 @@ def rows(num_rows: int) -> list[Example]:
 
 
 def line(example: Example) -> int:
-    return int(example.place.partition(":")[2])
+    return int(example.where.partition(":")[2])
 
 
 @given(st.integers(2, 500), st.integers(0, 2**32))

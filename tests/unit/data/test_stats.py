@@ -6,13 +6,13 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.data.stats import Lengths, measure
+from glmtune.data.stats import Lengths, measure_file
 from glmtune.recipe.settings import Data
 
 
 def stats(folder: Path, *rows: dict):
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return measure(folder / "a.jsonl", Data())[0]
+    return measure_file(folder / "a.jsonl", Data())[0]
 
 
 def test_every_count_of_a_small_file(tmp_path):

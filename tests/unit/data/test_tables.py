@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from glmtune.data.source import read_dataset, read_examples, read_rows
+from glmtune.data.reader import read_dataset, read_examples, read_raw_rows
 from glmtune.errors import DataError, MissingDependencyError
 from glmtune.recipe.settings import Data
 
@@ -32,7 +32,7 @@ def datasets(monkeypatch):
 def test_parquet_rows_are_read_with_their_numbers():
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), "rows.parquet")
-    assert [e.place for e in read_examples(Path("rows.parquet"), Data())] == [
+    assert [e.where for e in read_examples(Path("rows.parquet"), Data())] == [
         "rows.parquet (row 1)",
         "rows.parquet (row 2)",
     ]
@@ -42,14 +42,14 @@ def test_a_broken_parquet_file_is_named():
     pytest.importorskip("pyarrow")
     Path("rows.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as parquet"):
-        read_rows(Path("rows.parquet"))
+        read_raw_rows(Path("rows.parquet"))
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     Path("rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(MissingDependencyError) as caught:
-        read_rows(Path("rows.parquet"))
+        read_raw_rows(Path("rows.parquet"))
     assert (str(caught.value), caught.value.hint) == ("this needs pyarrow", "pip install 'glmtune[parquet]'")
 
 
@@ -76,13 +76,13 @@ def test_a_hub_name_may_name_config_and_split(datasets, name, asked):
     datasets.load_dataset = lambda *names, split: calls.append((names, split)) or ROWS
     dataset = read_dataset(Path(name), Data())
     assert calls == [asked]
-    assert [e.place for e in dataset.examples] == [f"{name} (row 1)", f"{name} (row 2)"]
+    assert [e.where for e in dataset.examples] == [f"{name} (row 1)", f"{name} (row 2)"]
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:owner/name:", "hf:a/b:c:d:e"])
 def test_a_bad_hub_name_is_refused(name):
     with pytest.raises(DataError, match="not the name of a Hub data set"):
-        read_rows(Path(name))
+        read_raw_rows(Path(name))
 
 
 def test_offline_is_one_line_with_what_to_do(datasets):
@@ -91,14 +91,14 @@ def test_offline_is_one_line_with_what_to_do(datasets):
 
     datasets.load_dataset = fail
     with pytest.raises(DataError) as caught:
-        read_rows(Path("hf:owner/name"))
+        read_raw_rows(Path("hf:owner/name"))
     assert str(caught.value) == "hf:owner/name: cannot be loaded: Couldn't reach the Hub"
     assert "or download the data set and name its file" in caught.value.hint
 
 
 def test_a_missing_file_that_looks_like_a_hub_name_is_answered_with_it():
     with pytest.raises(DataError) as caught:
-        read_rows(Path("owner/name"))
+        read_raw_rows(Path("owner/name"))
     assert caught.value.hint == "there is no folder owner; a data set of the Hub is hf:owner/name"
 
 
@@ -121,7 +121,7 @@ def test_of_several_saved_splits_train_is_read(datasets):
 def test_several_splits_without_train_are_listed(datasets):
     datasets.load_from_disk = lambda _path: {"zh": [], "en": []}
     with pytest.raises(DataError, match="saved: holds several splits: zh, en") as caught:
-        read_rows(save("dataset_dict.json"))
+        read_raw_rows(save("dataset_dict.json"))
     assert caught.value.hint == f"name one of their folders, such as {Path('saved') / 'zh'}"
 
 
@@ -131,7 +131,7 @@ def test_a_broken_saved_data_set_is_named(datasets):
 
     datasets.load_from_disk = fail
     with pytest.raises(DataError, match="saved: cannot be read as a saved data set: no arrow file"):
-        read_rows(save("state.json"))
+        read_raw_rows(save("state.json"))
 
 
 def test_the_real_package_saves_and_loads(tmp_path):
@@ -144,4 +144,4 @@ def test_reading_needs_neither_package_for_other_files(monkeypatch):
     for name in ("pyarrow", "datasets"):
         monkeypatch.setitem(sys.modules, name, None)
     Path("a.jsonl").write_text('{"prompt": "a", "response": "b"}', encoding="utf-8")
-    assert read_rows(Path("a.jsonl")) == [("a.jsonl:1", {"prompt": "a", "response": "b"})]
+    assert read_raw_rows(Path("a.jsonl")) == [("a.jsonl:1", {"prompt": "a", "response": "b"})]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GlmConfig
 
 from closeness import assert_close
 from glmtune.exports.hf import hf_config, rename
-from glmtune.exports.kinds import Settings, find_kind
+from glmtune.exports.kinds import ExportSettings, find_kind
 from glmtune.exports.source import find_source
 from glmtune.models import ChatGLMConfig, load_base
 from models import tiny_folder
@@ -31,7 +31,7 @@ def test_the_logits_are_the_same(case: str, tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base", template, **settings)
     source = find_source(base)
     (out := tmp_path / "out").mkdir()
-    find_kind("hf").draft(source, source.open(), Settings(shard_bytes=10**5)).write(out)
+    find_kind("hf").draft(source, source.open(), ExportSettings(shard_bytes=10**5)).write(out)
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=False).eval()
     ids = torch.randint(3, 90, (2, 60), generator=torch.manual_seed(1))
     with torch.no_grad():

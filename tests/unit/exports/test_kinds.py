@@ -14,8 +14,8 @@ from glmtune import load_model, load_tokenizer
 from glmtune.adapters.store import Card, save_trained
 from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.exports.fresh import logits_of
-from glmtune.exports.kinds import KINDS, Settings, find_kind
-from glmtune.exports.source import Source, find_source
+from glmtune.exports.kinds import KINDS, ExportSettings, find_kind
+from glmtune.exports.source import ExportSource, find_source
 from glmtune.methods import apply_method
 from glmtune.models import load_base
 from glmtune.models.shards import scan_tensors
@@ -27,11 +27,11 @@ from tiny import tiny_sentencepiece
 IDS = torch.arange(5, 40)[None]
 
 
-def write(source: Source, to: str, folder: Path, **settings: Any) -> Path:
+def write(source: ExportSource, to: str, folder: Path, **settings: Any) -> Path:
     kind = find_kind(to)
     kind.require(source)
     folder.mkdir()
-    kind.draft(source, source.open(), Settings(**settings)).write(folder)
+    kind.draft(source, source.open(), ExportSettings(**settings)).write(folder)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_an_adapter_that_is_off_by_too_little_for_the_logits_is_refused(
             parameter.data *= 1 + 1e-5
     (tmp_path / "wrong").mkdir()
     with pytest.raises(OutputError, match=r"not as (it was|they were) trained"):
-        KINDS[to].draft(source, model, Settings()).write(tmp_path / "wrong")
+        KINDS[to].draft(source, model, ExportSettings()).write(tmp_path / "wrong")
 
 
 def test_a_prefix_for_code_without_a_prefix_encoder_is_refused(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from glmtune.chat import Chat
 from glmtune.conversation import encode_messages
-from glmtune.generate import Sampling, answer, stream_text
+from glmtune.generate import Sampling, complete_texts, stream_text
 from glmtune.templates import TEMPLATES, Taught
 from glmtune.templates.tidy import ShownText
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from golden import read_golden
 from models import Scripted, tiny_model
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
@@ -43,7 +43,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     BUILDERS[request.param](folder, request.param)
     if request.param == "glm4_0414":
         (folder / "config.json").write_text('{"model_type": "glm4"}')
-    return load_tokenizer(folder, request.param)
+    return read_tokenizer(folder, request.param)
 
 
 def saying(tokenizer: Any, text: str) -> Scripted:
@@ -61,7 +61,7 @@ def test_an_answer_is_shown_and_remembered_as_by_the_official_chat(tokenizer: An
     ]
     prompt, sampling = tokenizer.encode_plain("早"), Sampling(**GREEDY)
     assert "".join(stream_text(saying(tokenizer, SAID), tokenizer, prompt, sampling)) == expected[0]
-    assert answer(saying(tokenizer, SAID), tokenizer, [prompt], sampling) == [expected[0]]
+    assert complete_texts(saying(tokenizer, SAID), tokenizer, [prompt], sampling) == [expected[0]]
 
 
 def test_a_chat_asks_as_encode_messages_does_of_what_was_taught(tokenizer: Any) -> None:
@@ -94,16 +94,16 @@ def test_a_new_question_or_a_cleared_conversation_gives_up_the_answer_before(tok
 
 def test_an_answer_that_is_closed_frees_its_memory(tokenizer: Any) -> None:
     chat = Chat(saying(tokenizer, SAID), tokenizer, **GREEDY)
-    answer = chat.ask("早")
-    next(answer)
-    answer.close()
+    complete_texts = chat.ask("早")
+    next(complete_texts)
+    complete_texts.close()
     assert chat._engine.is_idle
     assert chat.messages == []
 
 
 def test_a_step_is_compiled_where_a_chat_is_asked_for_it(tmp_path: Path) -> None:
     tiny_sentencepiece(tmp_path, "chatglm2")
-    tokenizer = load_tokenizer(tmp_path, "chatglm2")
+    tokenizer = read_tokenizer(tmp_path, "chatglm2")
     model = tiny_model().eval()
     compiled = Chat(model, tokenizer, compile_step=True)._engine
     assert compiled.runner.compiled
@@ -117,7 +117,7 @@ def test_a_chat_keeps_the_turns_that_the_next_can_go_on_from(
 ) -> None:
     model = read_golden(golden).model
     BUILDERS["chatglm3"](tmp_path, "chatglm3")
-    chat = Chat(model, load_tokenizer(tmp_path, "chatglm3"))
+    chat = Chat(model, read_tokenizer(tmp_path, "chatglm3"))
     assert (chat._engine.reuse.num_tokens > 0) == is_kept
 
 

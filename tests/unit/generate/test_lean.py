@@ -7,22 +7,22 @@ import torch
 
 from closeness import assert_close
 from glmtune.generate import passes
-from glmtune.generate.lean import LeanLayers, Turns, is_plain
-from glmtune.generate.passes import PromptPass, Segment, StepPass
-from glmtune.generate.rows import Rows
-from glmtune.generate.runner import LayerRunner, Prompt
-from glmtune.models.chatglm2_layers import rotate
+from glmtune.generate.kv_cache import KvCache
+from glmtune.generate.lean import LeanLayers, RotaryAngles, has_plain_layers
+from glmtune.generate.passes import PromptPass, RowSpan, StepPass
+from glmtune.generate.runner import LayerRunner, PrefillPrompt
+from glmtune.models.chatglm2_layers import rotate_pairs
 from glmtune.models.quant import quantise_linears
 from models import lively_model, with_lora
 
 PROMPTS = ([5, 6, 7, 8, 9, 10], [40, 41, 42])
 
 
-def begun(model: Any) -> tuple[LayerRunner, Rows, torch.Tensor]:
+def begun(model: Any) -> tuple[LayerRunner, KvCache, torch.Tensor]:
     """A runner whose rows hold the prompts, and the positions that follow."""
-    runner, rows = LayerRunner(model), Rows()
+    runner, rows = LayerRunner(model), KvCache()
     rows.add(len(PROMPTS))
-    _, positions = runner.prefill(rows, [Prompt(i, ids, 0) for i, ids in enumerate(PROMPTS)])
+    _, positions = runner.prefill(rows, [PrefillPrompt(i, ids, 0) for i, ids in enumerate(PROMPTS)])
     return runner, rows, positions
 
 
@@ -44,7 +44,7 @@ def read_both_ways(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     assert runner.lean
     ids = torch.tensor([[token for prompt in PROMPTS for token in prompt]])
     positions = torch.tensor([[place for prompt in PROMPTS for place in range(len(prompt))]])
-    parts = [Segment(row, 0, len(prompt), None) for row, prompt in enumerate(PROMPTS)]
+    parts = [RowSpan(row, 0, len(prompt), None) for row, prompt in enumerate(PROMPTS)]
     lean = runner._run(ids, positions, PromptPass(rows, parts))
     return lean, runner._run_modules(model.get_input_embeddings()(ids), positions, PromptPass(rows, parts))
 
@@ -79,9 +79,9 @@ def test_in_bf16_they_are_equal_to_the_last_bit(both: Any) -> None:
 
 def test_a_layer_that_was_given_more_to_do_is_not_written_out() -> None:
     model = lively_model()
-    assert is_plain(model.transformer)
+    assert has_plain_layers(model.transformer)
     model.transformer.encoder.layers[1].register_forward_hook(lambda *_: None)
-    assert not is_plain(model.transformer)
+    assert not has_plain_layers(model.transformer)
 
 
 @torch.inference_mode()
@@ -90,9 +90,9 @@ def test_an_adapter_that_came_later_is_seen_from_the_next_prompt_on() -> None:
     runner, _, _ = begun(model)
     before = runner.lean
     with_two(model)
-    rows = Rows()
+    rows = KvCache()
     rows.add()
-    runner.prefill(rows, [Prompt(0, PROMPTS[0], 0)])
+    runner.prefill(rows, [PrefillPrompt(0, PROMPTS[0], 0)])
     assert isinstance(before, LeanLayers)
     assert runner.lean is not before
     assert runner.lean
@@ -105,11 +105,11 @@ def test_an_adapter_that_came_later_is_seen_from_the_next_prompt_on() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_looked_up_turns_are_the_computed_ones(dtype: torch.dtype) -> None:
     rotary = lively_model().transformer.rotary_pos_emb
-    turns = Turns(rotary, dtype, torch.device("cpu"))
+    turns = RotaryAngles(rotary, dtype, torch.device("cpu"))
     heads = torch.randn(3, 6, 1, 2 * rotary.dim).to(dtype)
     for positions in (torch.tensor([[0], [4], [2]]), torch.tensor([[900], [5], [17]])):  # the table grows
         looked_up = turns.at(positions, int(positions.max()) + 1)(heads)
-        assert_close(looked_up, rotate(heads, rotary(positions, dtype)))
+        assert_close(looked_up, rotate_pairs(heads, rotary(positions, dtype)))
 
 
 @pytest.mark.parametrize(

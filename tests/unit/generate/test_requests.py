@@ -12,11 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import glmtune.generate.rows as rows_module
+import glmtune.generate.kv_cache as rows_module
 import glmtune.generate.sampling as sampling_module
 from glmtune.errors import AnswerError, ConfigError, DataError
 from glmtune.generate import Engine, Request, Sampling, decode
-from glmtune.generate.line import Line, held_by_default
+from glmtune.generate.queue import Line, held_by_default
 from glmtune.generate.requests import Answer
 from glmtune.generate.sampling import Draw
 from golden import read_golden

@@ -15,7 +15,7 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.ranks import plan_pruning
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmtune.objectives import Sft
+from glmtune.objectives import SftObjective
 from glmtune.recipe import AdaLora, Lora, load_recipe
 from glmtune.training.loop import fit
 from glmtune.training.processes import Processes
@@ -39,7 +39,7 @@ def make(model: Any, method: AdaLora, seed: int = 0) -> Any:
 def train(tuned: Any, part: Any, num_steps: int, *, lr: float = 1e-2) -> list[float]:
     """`num_steps` steps on random rows; the losses."""
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=lr)
-    objective, rows = Sft(tuned), random_rows(4 * num_steps)
+    objective, rows = SftObjective(tuned), random_rows(4 * num_steps)
     steps = ((n + 1, [collate(rows[4 * n + i :: 2][:2], 0) for i in range(2)]) for n in range(num_steps))
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
     logs = fit(objective, objective, steps, optimizer, schedule, Processes(), part=part)
@@ -101,7 +101,7 @@ def test_ranks_scores_and_weights_are_those_of_pefts_own_loop(every: int, final:
         for model in (ours, theirs)
     ]
     for step in range(1, 13):
-        objective = Sft(ours)
+        objective = SftObjective(ours)
         (objective(batch) / objective.weight(batch) + part.penalty()).backward()
         theirs(**batch.padded()).loss.backward()  # PEFT adds its penalty here
         for optimizer in optimizers:
@@ -123,7 +123,7 @@ def test_the_penalty_counts_once_a_step_and_is_not_logged() -> None:
         micro = [collate(rows[i : i + sizes], 0) for i in range(0, 4, sizes)]
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
         schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
-        objective, steps = Sft(model), [(n, micro) for n in (1, 2)]
+        objective, steps = SftObjective(model), [(n, micro) for n in (1, 2)]
         before = objective(collate(rows, 0)).detach() / objective.weight(collate(rows, 0))
         logs = list(fit(objective, objective, steps, optimizer, schedule, Processes(), part=part))
         assert logs[0].loss == pytest.approx(float(before), rel=1e-6)
@@ -237,7 +237,7 @@ def test_an_adapter_goes_on_from_its_state_as_if_nothing_had_been(tmp_path: Path
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for step in range(stop + 1, 11):
             optimizer.zero_grad()
-            Sft(model)(collate(random_rows(2, seed=step), 0)).backward()
+            SftObjective(model)(collate(random_rows(2, seed=step), 0)).backward()
             optimizer.step()
             its.after_step(step)
     for one, other in zip(tuned.parameters(), fresh.parameters(), strict=True):

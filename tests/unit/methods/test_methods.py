@@ -13,7 +13,7 @@ from glmtune.adapters.store import Card, load_adapter, read_card, restore_traine
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.methods import METHODS, apply_method, trainable_line
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmtune.recipe import Freeze, Full, Kept, Lora, Ptuning
+from glmtune.recipe import Freeze, Full, Lora, Ptuning, TrainedPart
 from glmtune.recipe.method import METHOD_SETTINGS
 from models import tiny_model
 
@@ -34,7 +34,7 @@ def tuned_model(seed: int = 0) -> torch.nn.Module:
 def test_every_method_that_has_settings_has_a_row() -> None:
     assert METHODS.keys() == METHOD_SETTINGS.keys()
     choosing = {name for name, row in METHODS.items() if row.choose}
-    assert choosing == {name for name, its in METHOD_SETTINGS.items() if its.kept is Kept.WEIGHTS}
+    assert choosing == {name for name, its in METHOD_SETTINGS.items() if its.kept is TrainedPart.WEIGHTS}
 
 
 def test_lora_on_a_published_chatglm3_counts_its_parameters_without_weights() -> None:

@@ -11,7 +11,7 @@ import yaml
 import old_scripts
 from glmtune.data.split import count_holdout
 from glmtune.errors import ConfigError
-from glmtune.migration import Migration, migrate
+from glmtune.migration import Migration, migrate_path
 from glmtune.migration.draft import _comment
 from glmtune.recipe import Recipe, load_recipe
 
@@ -19,7 +19,7 @@ from glmtune.recipe import Recipe, load_recipe
 def bring(folder: Path, text: str, name: str = "run.sh", **settings: Any) -> tuple[Migration, Recipe]:
     """Migrate one script or configuration that makes one recipe."""
     (folder / name).write_text(text, encoding="utf-8")
-    [done] = migrate(folder / name, folder / "new.yaml", **settings)
+    [done] = migrate_path(folder / name, folder / "new.yaml", **settings)
     assert done.made is not None
     return done, load_recipe(
         done.made, [] if "model" in yaml.safe_load(done.made.read_text()) else ["model=-"]
@@ -110,7 +110,7 @@ def test_an_evaluation_of_the_whole_model_opens_its_checkpoint(model: str, tmp_p
 @pytest.mark.parametrize("model", old_scripts.MODELS)
 def test_the_web_demo_becomes_a_command_and_no_file(model: str, tmp_path: Path) -> None:
     (tmp_path / "web_demo.sh").write_text(old_scripts.web_demo(model), encoding="utf-8")
-    [done] = migrate(tmp_path / "web_demo.sh")
+    [done] = migrate_path(tmp_path / "web_demo.sh")
     assert done.made is None
     checkpoint = f"output/adgen-{model}-pt-128-2e-2/checkpoint-3000"
     assert done.next == [f"CUDA_VISIBLE_DEVICES=0 glmtune chat {checkpoint} --base THUDM/{model}"]
@@ -405,7 +405,7 @@ def test_a_checkpoint_of_any_name_is_of_the_method_that_its_flags_say(
 ) -> None:
     folder = old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
     (folder / "ask.sh").write_text(asking, encoding="utf-8")
-    [done] = migrate(folder / "ask.sh", tmp_path / "new.yaml")
+    [done] = migrate_path(folder / "ask.sh", tmp_path / "new.yaml")
     answered = load_recipe(done.made).model if done.made else done.next[-1]
     assert run in answered
     assert any(text.startswith("the run of the recipe of ") for text in done.found)
@@ -489,21 +489,21 @@ def test_variables_that_are_set_elsewhere_are_left_open(tmp_path: Path) -> None:
 
 def test_a_folder_gives_a_recipe_a_script_and_nothing_is_overwritten(tmp_path: Path) -> None:
     folder = old_scripts.write_scripts(tmp_path / "ptuning", "chatglm2-6b")
-    made = [done.made for done in migrate(folder, tmp_path / "new")]
+    made = [done.made for done in migrate_path(folder, tmp_path / "new")]
     assert [path.name if path else None for path in made] == [
         "ds_train_finetune.yaml", "evaluate.yaml", "evaluate_finetune.yaml", "train.yaml", "train_chat.yaml",
         None,
     ]  # fmt: skip
     before = {path: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     with pytest.raises(ConfigError, match="will not be overwritten"):
-        migrate(folder, tmp_path / "new")
+        migrate_path(folder, tmp_path / "new")
     assert {path: path.read_bytes() for path in (tmp_path / "new").iterdir()} == before
 
 
 def test_a_script_of_another_kind_in_a_folder_is_left_alone_and_named(tmp_path: Path) -> None:
     folder = old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
     (folder / "download.sh").write_text("wget https://example.org/data.tar.gz\n", encoding="utf-8")
-    *others, left = migrate(folder, tmp_path / "new")
+    *others, left = migrate_path(folder, tmp_path / "new")
     assert len(others) == len(old_scripts.SCRIPTS)
     assert (left.source, left.made) == (str(folder / "download.sh"), None)
     assert "none of the official programs" in left.found[0]
@@ -528,7 +528,7 @@ def test_a_script_of_another_kind_in_a_folder_is_left_alone_and_named(tmp_path: 
 def test_a_file_that_is_none_of_these_is_refused(name: str, text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=sentence):
-        migrate(tmp_path / name, tmp_path / "new.yaml")
+        migrate_path(tmp_path / name, tmp_path / "new.yaml")
 
 
 def test_scripts_are_read_and_never_run(tmp_path: Path) -> None:
@@ -540,4 +540,4 @@ def test_scripts_are_read_and_never_run(tmp_path: Path) -> None:
 def test_no_recipe_is_written_without_a_place(tmp_path: Path) -> None:
     (tmp_path / "train.sh").write_text(script("python main.py"), encoding="utf-8")
     with pytest.raises(ConfigError, match="output: missing"):
-        migrate(tmp_path / "train.sh")
+        migrate_path(tmp_path / "train.sh")

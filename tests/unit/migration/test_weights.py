@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from closeness import assert_close, distance
 from glmtune import load_model
+from glmtune.adapters.own_weights import PREFIX
 from glmtune.adapters.store import read_card
-from glmtune.adapters.trained import PREFIX
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
-from glmtune.migration import Migration, migrate
+from glmtune.locations import resolve
+from glmtune.migration import Migration, migrate_path
 from glmtune.models.pickles import read_tensors
 from glmtune.models.quant import held_quant
-from glmtune.places import resolve
 from glmtune.workflows.verifying import verifying
 from golden import GOLDENS, read_golden
 from models import tiny_folder
@@ -31,7 +31,7 @@ OPENING: Any = {"template": None, "dtype": "fp32", "device": "cpu"}
 
 def bring(source: Path, output: Path, family: str, **settings: Any) -> Migration:
     base = GOLDENS / family / "ckpt"
-    [done] = migrate(source, output, base=base, template=TEMPLATES[family], **settings)
+    [done] = migrate_path(source, output, base=base, template=TEMPLATES[family], **settings)
     return done
 
 
@@ -203,7 +203,7 @@ TARGETS = {"task_type": "CAUSAL_LM", "target_modules": ["query_key_value", "dens
 def test_what_peft_writes_is_computed_without_it(config: Any, method: str, said: str, tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base")
     source = write_adapter(tmp_path / "old", config, base)
-    [done] = migrate(source, tmp_path / "new", base=base)
+    [done] = migrate_path(source, tmp_path / "new", base=base)
     assert said in done.found[-1]
     card = read_card(tmp_path / "new")
     assert card is not None and card.method["name"] == method
@@ -231,7 +231,7 @@ MORE: dict[str, dict[str, Any]] = {
 def test_what_is_made_opens_and_answers_as_peft_alone_does(what: str, tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base")
     source = write_adapter(tmp_path / "old", peft.LoraConfig(**{**QKV, **MORE[what]}), base)
-    migrate(source, tmp_path / "new", base=base)
+    migrate_path(source, tmp_path / "new", base=base)
     in_peft = peft.PeftModel.from_pretrained(load_model(base, dtype="fp32"), str(source)).eval()
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(load_model(tmp_path / "new", dtype="fp32")(ids).logits, in_peft(ids).logits)
@@ -293,7 +293,7 @@ def test_what_was_migrated_is_proven_when_it_is_opened(tmp_path: Path) -> None:
     base = tiny_folder(tmp_path / "base", "chatglm3")
     config = peft.LoraConfig(r=4, target_modules=["query_key_value"], task_type="CAUSAL_LM")
     source = write_adapter(tmp_path / "old", config, base)
-    migrate(source, tmp_path / "new", base=base)
+    migrate_path(source, tmp_path / "new", base=base)
     card = read_card(tmp_path / "new")
     assert card is not None
     assert card.fingerprint and card.norm and card.stop_ids and card.probe
@@ -315,9 +315,9 @@ def test_without_a_tokenizer_the_base_alone_is_recorded(tmp_path: Path) -> None:
 def test_the_base_is_asked_for_and_nothing_is_overwritten(tmp_path: Path) -> None:
     source = GOLDENS / "v3" / "lora"
     with pytest.raises(ConfigError, match="its base model is not at"):
-        migrate(source, tmp_path / "new", template="chatglm3")
+        migrate_path(source, tmp_path / "new", template="chatglm3")
     with pytest.raises(ConfigError, match="output: missing"):
-        migrate(source, base=GOLDENS / "v3" / "ckpt")
+        migrate_path(source, base=GOLDENS / "v3" / "ckpt")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="will not be overwritten"):
@@ -328,12 +328,12 @@ def test_a_folder_of_checkpoints_names_them(tmp_path: Path) -> None:
     for step in (900, 1000):
         (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="holds checkpoint-900, checkpoint-1000"):
-        migrate(tmp_path / "out", tmp_path / "new")
+        migrate_path(tmp_path / "out", tmp_path / "new")
 
 
 def test_what_needs_no_migration_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a whole model, which needs no migration"):
-        migrate(GOLDENS / "v3" / "ckpt", tmp_path / "new")
+        migrate_path(GOLDENS / "v3" / "ckpt", tmp_path / "new")
     bring(GOLDENS / "v3" / "lora", tmp_path / "new", "v3")
     with pytest.raises(CheckpointError, match="an adapter of this program already"):
-        migrate(tmp_path / "new", tmp_path / "again")
+        migrate_path(tmp_path / "new", tmp_path / "again")

@@ -19,9 +19,9 @@ from glmtune.folder import ModelFolder
 from glmtune.info import inspect
 from glmtune.load import load_model
 from glmtune.models import ChatGLM6BConfig
-from glmtune.models.checkpoint import read_generation_config
 from glmtune.models.fingerprint import fingerprint
-from glmtune.models.opening import open_outline
+from glmtune.models.loaders import outline_of_folder
+from glmtune.models.published_weights import read_generation_config
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 from odd_files import FEW, MANY, VALUES, Tally, bounds
 
@@ -147,7 +147,7 @@ def test_no_size_makes_an_outline_that_never_ends(
             for value in LARGE:
                 content = json.dumps({**whole, key: value})
                 (tmp_path / name / "config.json").write_text(content, encoding="utf-8")
-                tally.take(lambda: open_outline(ModelFolder(tmp_path / name), known, {}))
+                tally.take(lambda: outline_of_folder(ModelFolder(tmp_path / name), known, {}))
     tally.require(refused=len(sizes) * len(LARGE) // 2, read=1)
 
 

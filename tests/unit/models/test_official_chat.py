@@ -15,7 +15,7 @@ from glmtune.errors import DataError
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration, load_base
 from glmtune.models.official_chat import InvalidScoreLogitsProcessor, process_turns
 from glmtune.templates.tidy import process_chatglm, process_chatglm2
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from golden import GOLDENS
 from models import letters_only
 from tiny import tiny_sentencepiece, tiny_tiktoken
@@ -28,7 +28,7 @@ TOOLS = [{"role": "system", "content": "tools", "tools": [{"name": "weather"}]}]
 @pytest.fixture(scope="module", params=TEMPLATES)
 def pair(request, tmp_path_factory) -> tuple[Any, Any]:
     build = tiny_tiktoken if request.param == "glm4" else tiny_sentencepiece
-    tokenizer = load_tokenizer(build(tmp_path_factory.mktemp(request.param), request.param))
+    tokenizer = read_tokenizer(build(tmp_path_factory.mktemp(request.param), request.param))
     torch.manual_seed(0)
     config = ChatGLMConfig(
         num_layers=2,

@@ -14,7 +14,7 @@ from closeness import assert_close, distance
 from glmtune.errors import ConfigError
 from glmtune.models import ChatGLMForConditionalGeneration, load_base
 from glmtune.models.prefix import PrefixEncoder
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from golden import read_prefix_golden
 from models import tiny_folder, tiny_model
 
@@ -269,7 +269,7 @@ def test_generate_goes_on_from_a_cache_with_the_prefix_in_it() -> None:
 def test_a_conversation_goes_on_at_the_position_after_its_tokens(tmp_path: Path) -> None:
     model = load_base(tiny_folder(tmp_path, "chatglm2"), device="cpu")
     model.attach_prefix(4)
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = read_tokenizer(tmp_path)
     settings = {"do_sample": False, "max_new_tokens": 6, "return_past_key_values": True}
     *_, (_, history, cache) = model.stream_chat(tokenizer, "你好", **settings)
     num_tokens = cache.get_seq_length() - 4

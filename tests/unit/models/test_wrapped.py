@@ -13,8 +13,8 @@ from glmtune.generate import Sampling, complete
 from glmtune.models import load_base
 from glmtune.models.positions import positions_of
 from glmtune.models.wrapped import causal_of
-from glmtune.objectives import Sft
-from glmtune.tokenizers import load_tokenizer
+from glmtune.objectives import SftObjective
+from glmtune.tokenizers import read_tokenizer
 from models import as_batch, letters_only, tiny_folder, tiny_v1_folder
 
 KINDS = ("early", "mid", "late", "chatglm2", "chatglm3", "glm4")
@@ -30,7 +30,7 @@ def wrapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     torch.manual_seed(1)
     settings = peft.LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False)
     model = peft.get_peft_model(load_base(folder, dtype="fp32", device="cpu"), settings)
-    return model.eval(), load_tokenizer(folder)
+    return model.eval(), read_tokenizer(folder)
 
 
 def test_the_model_inside_is_found_from_the_wrapper_and_from_itself(wrapped: tuple[Any, Any]) -> None:
@@ -63,4 +63,4 @@ def test_the_loss_is_the_same_from_the_wrapper_and_from_inside(wrapped: tuple[An
     ids = torch.tensor([encode_messages(tokenizer, [{"role": "user", "content": "早"}])])
     batch = as_batch(ids, ids, torch.ones_like(ids))
     with torch.no_grad():
-        assert torch.equal(Sft(model)(batch), Sft(model.get_base_model())(batch))
+        assert torch.equal(SftObjective(model)(batch), SftObjective(model.get_base_model())(batch))

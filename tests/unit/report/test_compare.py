@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from glmtune import compare
 from glmtune.errors import ConfigError
 from glmtune.recipe import load_recipe, to_yaml
-from glmtune.report.run import describe_method, read_run
+from glmtune.report.recorded_run import describe_method, read_run
 
 HASHES = {"train_sha256": "aa", "validation_sha256": "bb"}
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from glmtune.conversation import encode_messages
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from glmtune.tokenizers.convert import chat_template_of, convert_tokenizer
 from tiny import TEXT, tiny_ice, tiny_sentencepiece, tiny_tiktoken
 
@@ -33,7 +33,7 @@ CHATS = [
 
 @cache
 def both(template: str) -> tuple[Any, Tokenizer]:
-    tokenizer = load_tokenizer(TINY[template](Path(mkdtemp()), template), template)
+    tokenizer = read_tokenizer(TINY[template](Path(mkdtemp()), template), template)
     return tokenizer, convert_tokenizer(tokenizer)
 
 
@@ -85,7 +85,7 @@ def test_the_hole_is_there_and_is_the_converted_ones_alone() -> None:
 
 
 def test_chatglm_6bs_is_not_converted(tmp_path: Path) -> None:
-    assert convert_tokenizer(load_tokenizer(tiny_ice(tmp_path))) is None
+    assert convert_tokenizer(read_tokenizer(tiny_ice(tmp_path))) is None
 
 
 REAL = {
@@ -102,7 +102,7 @@ def test_the_genuine_vocabularies_are_converted_exactly(template: str, shared: P
     shutil.copyfile(shared / "tokenizers" / vocabulary, tmp_path / "tokenizer.model")
     for path in (shared / "tokenizers" / "configs" / config).glob("*.json"):
         shutil.copyfile(path, tmp_path / path.name)
-    tokenizer = load_tokenizer(tmp_path, template)
+    tokenizer = read_tokenizer(tmp_path, template)
     converted = convert_tokenizer(tokenizer)
     assert converted is not None
     known = json.loads((shared / "goldens" / "tokens" / f"{golden}.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, GlmtuneError
-from glmtune.tokenizers import load_tokenizer, register
+from glmtune.tokenizers import read_tokenizer, register
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 
@@ -105,7 +105,7 @@ def damage(folder: Path, draw: random.Random) -> None:
 
 
 def use(folder: Path, template: str | None) -> None:
-    tokenizer = load_tokenizer(folder, template)
+    tokenizer = read_tokenizer(folder, template)
     tokenizer.encode_plain("今天 a<|user|>\n\t  x")
     tokenizer.decode([1, 2, 3])
     if tokenizer.template:
@@ -160,19 +160,19 @@ def test_a_vocabulary_without_a_byte_is_damaged(tmp_path: Path) -> None:
     lines[97] = b"//8= 97\n"  # two bytes in place of `a`
     path.write_bytes(b"".join(lines))
     with pytest.raises(CheckpointError, match="no token for the byte 0x61"):
-        load_tokenizer(path.parent)
+        read_tokenizer(path.parent)
     json_folder(tmp_path / "json")
     path = tmp_path / "json" / "tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"ÿ":', '"ÿÿÿ":'), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer.json: no token 'ÿ'"):
-        load_tokenizer(path.parent)
+        read_tokenizer(path.parent)
 
 
 def test_a_length_saved_in_tokenizer_json_cuts_nothing(tmp_path: Path) -> None:
     json_folder(tmp_path)
-    whole = load_tokenizer(tmp_path).encode_plain("今天天气很好")
+    whole = read_tokenizer(tmp_path).encode_plain("今天天气很好")
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     limits = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     path.write_text(json.dumps({**content, "truncation": limits}), encoding="utf-8")
-    assert load_tokenizer(tmp_path).encode_plain("今天天气很好") == whole
+    assert read_tokenizer(tmp_path).encode_plain("今天天气很好") == whole

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.templates import TEMPLATES
-from glmtune.tokenizers import IceTokenizer, check_fits, load_tokenizer, register
+from glmtune.tokenizers import IceTokenizer, check_fits, read_tokenizer, register
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.workflows.rows import show_ids
 from tiny import NUM_IMAGES, tiny_ice, tiny_sentencepiece, tiny_tiktoken
@@ -28,7 +28,7 @@ NAMES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>"
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory) -> dict[str, Any]:
-    return {name: load_tokenizer(tiny_ice(tmp_path_factory.mktemp(name), name)) for name in NUM_IMAGES}
+    return {name: read_tokenizer(tiny_ice(tmp_path_factory.mktemp(name), name)) for name in NUM_IMAGES}
 
 
 @pytest.fixture(scope="module", params=list(NUM_IMAGES))
@@ -212,7 +212,7 @@ def test_both_models_folders_are_opened_by_the_class_they_both_name(tmp_path):
     register()
     first, second = tiny_ice(tmp_path / "a"), tiny_sentencepiece(tmp_path / "b")
     for open_it in (
-        load_tokenizer,
+        read_tokenizer,
         ChatGLMTokenizer.from_pretrained,
         lambda folder: AutoTokenizer.from_pretrained(
             folder, config=PretrainedConfig(), trust_remote_code=False
@@ -224,7 +224,7 @@ def test_both_models_folders_are_opened_by_the_class_they_both_name(tmp_path):
 
 def test_saving_opening_and_pickling_change_nothing(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)  # no config.json goes with it
-    for again in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+    for again in (read_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
         assert again.ice_revision == tokenizer.ice_revision
         assert again.all_special_tokens == tokenizer.all_special_tokens
         assert len(again) == len(tokenizer)
@@ -237,7 +237,7 @@ def test_saving_opening_and_pickling_change_nothing(tokenizer, tmp_path):
 def test_without_a_config_the_vocabulary_tells_the_revision(tmp_path, revision, told):
     folder = tiny_ice(tmp_path, revision)
     (folder / "config.json").unlink()
-    assert load_tokenizer(folder).ice_revision == told
+    assert read_tokenizer(folder).ice_revision == told
 
 
 def test_another_revisions_vocabulary_is_refused(tmp_path):
@@ -248,7 +248,7 @@ def test_another_revisions_vocabulary_is_refused(tmp_path):
         with pytest.raises(
             CheckpointError, match=r"ice_text\.model: the vocabulary of .* revision"
         ) as caught:
-            load_tokenizer(folder)
+            read_tokenizer(folder)
         assert caught.value.hint
 
 
@@ -270,7 +270,7 @@ def test_a_vocabulary_that_is_not_chatglm_6bs_is_an_error_with_its_place(tmp_pat
     content, words = foreign(tmp_path)[kind]
     path = tiny_ice(tmp_path / "model") / "ice_text.model"
     path.unlink() if content is None else path.write_bytes(content)
-    for open_it in (load_tokenizer, ChatGLMTokenizer.from_pretrained):
+    for open_it in (read_tokenizer, ChatGLMTokenizer.from_pretrained):
         with pytest.raises(CheckpointError, match=rf"ice_text\.model.*{words}") as caught:
             open_it(path.parent)
         assert "\n" not in str(caught.value)
@@ -283,7 +283,7 @@ def test_chatglm_6bs_vocabulary_is_refused_under_another_familys_name(tmp_path):
         folder = build(tmp_path / build.__name__)
         (folder / "tokenizer.model").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"tokenizer\.model.*vocabulary"):
-            load_tokenizer(folder)
+            read_tokenizer(folder)
 
 
 def test_an_unknown_control_token_is_refused_with_the_known_ones(tokenizer):
@@ -301,7 +301,7 @@ def test_a_tokenizer_of_another_revision_or_family_does_not_fit(three, tmp_path)
             if rows[other] != rows[name]:
                 with pytest.raises(CheckpointError, match="this vocabulary"):
                     check_fits(tokenizer, rows[other], three[other].control_id("<eop>"))
-    chatglm3 = load_tokenizer(tiny_sentencepiece(tmp_path))
+    chatglm3 = read_tokenizer(tiny_sentencepiece(tmp_path))
     with pytest.raises(CheckpointError, match="this vocabulary"):
         check_fits(chatglm3, rows["late"], three["late"].control_id("<eop>"))
     with pytest.raises(CheckpointError, match=r"ice_text\.model: this vocabulary"):

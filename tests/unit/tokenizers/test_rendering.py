@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from glmtune.errors import ConfigError
-from glmtune.tokenizers import load_tokenizer
+from glmtune.tokenizers import read_tokenizer
 from glmtune.tokenizers.base import name_in_template
 from glmtune.tokenizers.convert import chat_template_of
 from tiny import tiny_json, tiny_tiktoken
@@ -46,7 +46,7 @@ def folder_with(template: str, folder: Path) -> Path:
 
 
 def refuse(template: str, words: str, folder: Path) -> None:
-    tokenizer: Any = load_tokenizer(folder_with(template, folder), "glm4")
+    tokenizer: Any = read_tokenizer(folder_with(template, folder), "glm4")
     with pytest.raises(ConfigError, match=f"its chat_template .*({words})") as caught:
         tokenizer.apply_chat_template(ASKED, tokenize=False)
     assert "encode_messages" in caught.value.hint
@@ -63,7 +63,7 @@ def test_a_template_without_end_is_given_up_and_the_next_is_rendered(
     tiny_json(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "glm4"}', encoding="utf-8")
     (tmp_path / "chat_template.jinja").write_text(ENDLESS[1], encoding="utf-8")
-    tokenizer: Any = load_tokenizer(tmp_path, "glm4_0414")
+    tokenizer: Any = read_tokenizer(tmp_path, "glm4_0414")
     with monkeypatch.context() as patch:
         patch.setattr("glmtune.tokenizers.rendering.MAX_SECONDS", 0.3)
         with pytest.raises(ConfigError, match="its chat_template is not done after 0"):
@@ -83,7 +83,7 @@ def test_a_template_without_end_is_told(
 
 def test_an_export_would_render_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its chat_template fails: no"):
-        chat_template_of(load_tokenizer(folder_with("{{ raise_exception('no') }}", tmp_path), "glm4"))
+        chat_template_of(read_tokenizer(folder_with("{{ raise_exception('no') }}", tmp_path), "glm4"))
 
 
 MARKED = (
@@ -122,7 +122,7 @@ def test_what_is_rendered_apart_is_what_transformers_renders(
 ) -> None:
     tiny_json(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "glm4"}', encoding="utf-8")
-    tokenizer: Any = load_tokenizer(tmp_path, "glm4_0414")
+    tokenizer: Any = read_tokenizer(tmp_path, "glm4_0414")
     talk = [*ASKED, {"role": "assistant", "content": "  好 ", "name": None}] * 2
     asked: Any = [talk, talk[:2]] if is_batched else talk
     options = {"padding": is_batched, **options}
@@ -132,13 +132,13 @@ def test_what_is_rendered_apart_is_what_transformers_renders(
 
 
 def test_what_the_caller_does_wrong_stays_its_own_error(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(tiny_tiktoken(tmp_path))
+    tokenizer = read_tokenizer(tiny_tiktoken(tmp_path))
     with pytest.raises(TypeError):
         tokenizer.apply_chat_template(ASKED, nosuch=1, tokenize=5, padding=object(), tools=1)
 
 
 def test_a_long_conversation_is_rendered(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(tiny_tiktoken(tmp_path))
+    tokenizer = read_tokenizer(tiny_tiktoken(tmp_path))
     assert tokenizer.apply_chat_template(ASKED * 10_000, tokenize=False).count("早") == 10_000
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.places import BUNDLED
-from glmtune.tokenizers import ChatGLM4Tokenizer, ChatGLMTokenizer, IceTokenizer, load_tokenizer
+from glmtune.locations import BUNDLED
+from glmtune.tokenizers import ChatGLM4Tokenizer, ChatGLMTokenizer, IceTokenizer, read_tokenizer
 from glmtune.tokenizers.stream import TextStream
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
@@ -25,14 +25,14 @@ PIECES = [
 def build(name: str, folder: Path) -> Any:
     match name:
         case "glm-tiny":
-            return load_tokenizer(BUNDLED[name])
+            return read_tokenizer(BUNDLED[name])
         case "early" | "mid" | "late":
-            return load_tokenizer(tiny_ice(folder, name))
+            return read_tokenizer(tiny_ice(folder, name))
         case "glm4_0414":
             tiny_json(folder)
             (folder / "config.json").write_text('{"model_type": "glm4"}', encoding="utf-8")
-            return load_tokenizer(folder)
-    return load_tokenizer((tiny_tiktoken if name == "glm4" else tiny_sentencepiece)(folder, name))
+            return read_tokenizer(folder)
+    return read_tokenizer((tiny_tiktoken if name == "glm4" else tiny_sentencepiece)(folder, name))
 
 
 def draw_ids(tokenizer: Any, draw: random.Random, kind: str) -> list[int]:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.templates import TEMPLATES, Message, render
-from glmtune.tokenizers import check_fits, load_tokenizer, register
+from glmtune.tokenizers import check_fits, read_tokenizer, register
 from tiny import tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 BUILDERS = {
@@ -34,13 +34,13 @@ def folder(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(folder) -> Any:
-    return load_tokenizer(folder)
+    return read_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory) -> dict[str, Any]:
     folders = {name: build(tmp_path_factory.mktemp(name), name) for name, build in BUILDERS.items()}
-    return {name: load_tokenizer(folder) for name, folder in folders.items()}
+    return {name: read_tokenizer(folder) for name, folder in folders.items()}
 
 
 def control_ids(tokenizer: Any) -> set[int]:
@@ -98,7 +98,7 @@ def test_the_folder_can_be_opened_by_auto_tokenizer(folder, tokenizer):
 
 def test_saving_and_opening_changes_nothing(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    again = load_tokenizer(tmp_path)
+    again = read_tokenizer(tmp_path)
     messages = [{"role": "user", "content": HOSTILE}]
     assert again.template == tokenizer.template
     assert encode_messages(again, messages) == encode_messages(tokenizer, messages)
@@ -160,14 +160,14 @@ def test_official_calls_agree_with_encode_messages(four):
 
 
 def test_an_open_format_is_asked_for_only_where_it_is_needed(tmp_path):
-    tokenizer = load_tokenizer(tiny_sentencepiece(tmp_path, None))
+    tokenizer = read_tokenizer(tiny_sentencepiece(tmp_path, None))
     assert tokenizer.template is None
     assert tokenizer("你好")["input_ids"]
     with pytest.raises(ConfigError, match="chat format"):
         encode_messages(tokenizer, [{"role": "user", "content": "你好"}])
-    assert load_tokenizer(tmp_path, "chatglm2").stop_ids == [2]
+    assert read_tokenizer(tmp_path, "chatglm2").stop_ids == [2]
     with pytest.raises(ConfigError, match="unknown chat format"):
-        load_tokenizer(tmp_path, "chatglm9")
+        read_tokenizer(tmp_path, "chatglm9")
 
 
 def test_the_pad_token_can_be_set(four):
@@ -181,7 +181,7 @@ def test_the_assistants_name_is_the_folders_own(tmp_path):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["chat_template"] = "你是一个名为 小助手 的人工智能助手。" + config["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     ids = encode_messages(tokenizer, [{"role": "system", "content": "", "tools": []}])
     assert "名为 小助手 的" in tokenizer.decode(ids)
 
@@ -191,8 +191,8 @@ def test_the_assistants_name_is_the_folders_own_in_a_tokenizer_json_too(tmp_path
     (folder / "config.json").write_text('{"model_type": "glm"}')
     text = "{# 你是一个名为 GLM-4 的人工智能助手 #}[gMASK]<sop>{{ item['metadata'] }}"
     (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
-    ids = encode_messages(load_tokenizer(folder), [{"role": "user", "content": "x"}], tools=[{"name": "f"}])
-    assert "名为 GLM-4 的" in load_tokenizer(folder).decode(ids)
+    ids = encode_messages(read_tokenizer(folder), [{"role": "user", "content": "x"}], tools=[{"name": "f"}])
+    assert "名为 GLM-4 的" in read_tokenizer(folder).decode(ids)
 
 
 def test_a_wrong_conversation_is_a_data_error(tokenizer):
@@ -218,7 +218,7 @@ DAMAGES = {
 def test_a_damaged_vocabulary_is_an_error_with_its_place(tmp_path, build, kind):
     content, words = DAMAGES[kind]
     with pytest.raises(CheckpointError, match=rf"tokenizer\.model.*{words}") as caught:
-        load_tokenizer(damage(build(tmp_path), content))
+        read_tokenizer(damage(build(tmp_path), content))
     assert caught.value.hint
 
 
@@ -228,25 +228,25 @@ def test_a_vocabulary_of_another_family_is_refused(tmp_path):
     shutil.copyfile(chatglm / "tokenizer.model", glm4 / "tokenizer.model")
     damage(chatglm, foreign)
     with pytest.raises(CheckpointError, match="a GLM-4 vocabulary"):
-        load_tokenizer(chatglm)
+        read_tokenizer(chatglm)
     with pytest.raises(CheckpointError, match="a sentencepiece vocabulary"):
-        load_tokenizer(glm4)
+        read_tokenizer(glm4)
     damage(chatglm, None)
     (chatglm / "ice_text.model").write_bytes(b"x")
     (chatglm / "config.json").write_text(json.dumps({"model_type": "chatglm"}))
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: .* missing; ice_text\.model beside it"):
-        load_tokenizer(chatglm)
+        read_tokenizer(chatglm)
 
 
 def test_a_cut_off_vocabulary_is_refused(tmp_path):
     chatglm, glm4 = tiny_sentencepiece(tmp_path / "a"), tiny_tiktoken(tmp_path / "b")
     lines = (glm4 / "tokenizer.model").read_bytes().splitlines(keepends=True)
     with pytest.raises(CheckpointError, match="ranks are missing"):
-        load_tokenizer(damage(glm4, b"".join(lines[:10] + lines[11:])))
+        read_tokenizer(damage(glm4, b"".join(lines[:10] + lines[11:])))
     with pytest.raises(CheckpointError, match="line 3: not a token"):
-        load_tokenizer(damage(glm4, b"".join(lines[:2]) + b"IQ=="))
+        read_tokenizer(damage(glm4, b"".join(lines[:2]) + b"IQ=="))
     with pytest.raises(CheckpointError, match="sentencepiece"):
-        load_tokenizer(damage(chatglm, (chatglm / "tokenizer.model").read_bytes()[:1000]))
+        read_tokenizer(damage(chatglm, (chatglm / "tokenizer.model").read_bytes()[:1000]))
 
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(four):

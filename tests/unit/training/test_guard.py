@@ -13,10 +13,10 @@ from torch import nn
 
 from glmtune import encode_messages, load_model, load_tokenizer
 from glmtune.data.batches import Steps, collate
-from glmtune.data.row import Row
+from glmtune.data.row import TrainingRow
 from glmtune.errors import TrainingError
 from glmtune.methods import apply_method, begin_pruning
-from glmtune.objectives import Sft
+from glmtune.objectives import SftObjective
 from glmtune.processor import has_bf16
 from glmtune.recipe import AdaLora, Full, Lora, Method, Train
 from glmtune.training.guard import Guard
@@ -39,7 +39,7 @@ def processes() -> Processes:
 
 def run(
     model: nn.Module,
-    rows: list[Row],
+    rows: list[TrainingRow],
     processes: Processes,
     *,
     lr: float = 1e-3,
@@ -50,7 +50,7 @@ def run(
     settings = Train(lr=lr)
     order = Steps(rows, batch_size=len(rows), micro_batch_size=2, seed=1)
     optimizer = build_optimizer(model, settings)
-    objective = Sft(model)
+    objective = SftObjective(model)
     batches = ((n, [collate(part, 0) for part in order.micro_batches(n)]) for n in range(1, steps + 1))
     schedule = build_schedule(optimizer, settings, steps)
     prepared = processes.prepare(optimizer)
@@ -76,7 +76,7 @@ def overflow(model: nn.Module, *, limit: float) -> None:
     mlp.dense_4h_to_h.weight.data.fill_(0.9 * limit)
 
 
-def with_rare_token(rows: list[Row], index: int) -> Row:
+def with_rare_token(rows: list[TrainingRow], index: int) -> TrainingRow:
     """The row at an index, its first token made one that no other row has."""
     rows[index].input_ids[0] = RARE
     return rows[index]
@@ -97,7 +97,7 @@ def test_a_weight_that_is_no_number_is_named_with_its_layer(
     shortest = min(rows, key=lambda row: len(row.input_ids))
     error = stopped(run(model, rows, processes), model)
     assert str(error) == (
-        f"step 1: the loss is nan, first in {DENSE} at {shortest.place}; the weight {DENSE}.weight itself "
+        f"step 1: the loss is nan, first in {DENSE} at {shortest.where}; the weight {DENSE}.weight itself "
         "holds nan; checkpoints are left as they were"
     )
     assert error.hint == "its file is damaged: copy the model from its source again"
@@ -126,7 +126,7 @@ def test_every_family_names_layers_in_its_own_words(
     getattr(part, weight).data.flatten()[0] = math.nan
     prompt = encode_messages(tokenizer, [{"role": "user", "content": "你好"}])
     ids = np.array([*prompt, *prompt[-1:], tokenizer.eos_token_id], dtype=np.int32)
-    rows = [Row(ids, np.where(np.arange(len(ids)) < len(prompt), -100, ids), "my.json:1")]
+    rows = [TrainingRow(ids, np.where(np.arange(len(ids)) < len(prompt), -100, ids), "my.json:1")]
     error = stopped(run(model, rows, processes), model)
     assert f"first in {LAST[name]} at my.json:1; the weight {LAST[name]}.{weight} itself" in str(error)
 
@@ -136,7 +136,7 @@ def test_a_row_that_alone_is_no_number_is_named(processes: Processes) -> None:
     model.transformer.embedding.word_embeddings.weight.data[RARE] = math.nan
     guilty = with_rare_token(rows, 4)
     error = stopped(run(model, rows, processes), model)
-    assert f"first in transformer.embedding.word_embeddings at {guilty.place};" in str(error)
+    assert f"first in transformer.embedding.word_embeddings at {guilty.where};" in str(error)
 
 
 def test_a_layer_that_overflows_is_told_from_a_broken_weight(processes: Processes) -> None:
@@ -154,7 +154,7 @@ def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str)
     processes._accelerator.state._mixed_precision = processes.precision = precision
     model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
     overflow(model, limit=3e38 if precision == "bf16" else 65504)
-    guard = Guard(Sft(model), processes, lower_lr=1e-5)
+    guard = Guard(SftObjective(model), processes, lower_lr=1e-5)
     with pytest.raises(TrainingError, match=f"first in {DENSE}") as caught:
         guard.check_step(2, loss=math.nan, grad_norm=1.0, items=1, batches=[collate(rows, 0)])
     safer = f"train anew with train.precision={safe} dtype={safe}; if it learned well up to here"
@@ -172,7 +172,7 @@ def test_a_rate_above_the_methods_is_to_blame_before_half_precision_is(
 ) -> None:
     processes = Processes(precision="bf16")
     model, rows = apply_method(tiny_model(), Lora()), random_rows(4)
-    guard = Guard(Sft(model), processes, lower_lr=1e-4, is_rate_high=True)
+    guard = Guard(SftObjective(model), processes, lower_lr=1e-4, is_rate_high=True)
     with pytest.raises(TrainingError) as caught:
         guard.check_step(step, loss=math.nan, grad_norm=1.0, items=1, batches=[collate(rows, 0)])
     assert caught.value.hint.startswith(f"train anew with {first}")
@@ -193,7 +193,7 @@ def test_a_norm_that_overflows_over_finite_gradients_names_the_largest(processes
     words = "inf, of gradients that are finite row by row: the largest, "
     match = re.search(words + r".*e\+\d\d, is in the gradient of (.*) at (.*);", str(error))
     assert match, str(error)
-    assert match.groups() == ("transformer.embedding.word_embeddings.weight", guilty.place)
+    assert match.groups() == ("transformer.embedding.word_embeddings.weight", guilty.where)
 
 
 def test_what_a_layer_is_given_is_not_blamed_on_it(processes: Processes) -> None:
@@ -227,7 +227,7 @@ def test_a_trained_weight_that_breaks_on_the_way_is_not_blamed_on_its_file(proce
 def test_an_evaluation_that_is_no_number_is_named_too(processes: Processes) -> None:
     model, rows = tiny_model(), random_rows(4)
     overflow(model, limit=3e38)
-    guard = Guard(Sft(model), processes, lower_lr=1e-5, rows_of=lambda _: [rows])
+    guard = Guard(SftObjective(model), processes, lower_lr=1e-5, rows_of=lambda _: [rows])
     for step, hint in ((0, "it does so before anything is learned"), (1, "train anew with train.lr=1e-05")):
         with pytest.raises(TrainingError, match=f"step {step}: the evaluation loss is nan") as caught:
             guard.check_evaluation(step, math.nan, batches=[collate(rows, 0)])
@@ -237,10 +237,10 @@ def test_an_evaluation_that_is_no_number_is_named_too(processes: Processes) -> N
 
 def test_rows_without_answers_stop_the_run(processes: Processes) -> None:
     model = tiny_model()
-    rows = [Row(row.input_ids, row.labels * 0 - 100, row.place) for row in random_rows(4)]
+    rows = [TrainingRow(row.input_ids, row.labels * 0 - 100, row.where) for row in random_rows(4)]
     shortest = min(rows, key=lambda row: len(row.input_ids))
     error = stopped(run(model, rows, processes), model)
-    assert f"the loss is exactly 0, for no token is learned, first at {shortest.place};" in str(error)
+    assert f"the loss is exactly 0, for no token is learned, first at {shortest.where};" in str(error)
     assert "data.loss=all_turns" in error.hint
 
 
@@ -270,7 +270,7 @@ def test_a_gradient_that_is_no_number_is_named_where_it_begins(processes: Proces
     embeddings.register_forward_hook(spoil)
     error = stopped(run(model, rows, processes), model)
     assert str(error).startswith("step 1: the gradient norm is nan, first in the gradient of ")
-    assert f"word_embeddings at {guilty.place};" in str(error).replace(".weight", "")
+    assert f"word_embeddings at {guilty.where};" in str(error).replace(".weight", "")
 
 
 def test_a_gradient_of_zeros_is_named_where_it_ends(processes: Processes) -> None:
@@ -317,7 +317,7 @@ def test_the_first_step_of_lora_and_a_warm_up_from_rate_0_are_healthy(processes:
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, 3)
     batches = [(n, [collate(random_rows(4), 0)]) for n in (1, 2, 3)]
-    objective = Sft(model)
+    objective = SftObjective(model)
     prepared = processes.prepare(optimizer)
     logs = list(fit(objective, objective, batches, prepared, schedule, processes))
     assert [log.lr for log in logs] == [0.0, 5e-4, 1e-3]
@@ -399,7 +399,7 @@ def test_adam_in_fp16_arithmetic_has_fp32_moments_in_which_its_epsilon_lives(
     settings = Train(lr=1e-3)
     optimizer = build_optimizer(model, settings)
     processes = scaling(2.0**8)
-    objective = Sft(model)
+    objective = SftObjective(model)
     batches = [(1, [collate(random_rows(4), 0)])]
     schedule = build_schedule(optimizer, settings, 1)
     next(fit(objective, objective, batches, processes.prepare(optimizer), schedule, processes))

@@ -13,7 +13,7 @@ from glmtune.errors import DataError
 from glmtune.families import FAMILIES, context_of
 from glmtune.recipe import Data, Evaluation, Recipe, load_recipe
 from glmtune.recipe.parse import build_part, read_values
-from glmtune.workflows.rows import Questions, Rows, longest_answer, training_rows
+from glmtune.workflows.rows import EncodedRows, EvaluationRows, longest_answer, training_rows
 from glmtune.workflows.rows import test_questions as questions_of
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
@@ -67,21 +67,21 @@ def given(rows: Path, *words: str) -> Given:
     return Given(*parts)
 
 
-def read(base: Path, settings: Given) -> Rows:
+def read(base: Path, settings: Given) -> EncodedRows:
     return training_rows(load_tokenizer(base), settings.data)
 
 
-def ask(base: Path, settings: Given | Recipe) -> Questions:
+def ask(base: Path, settings: Given | Recipe) -> EvaluationRows:
     tokenizer = load_tokenizer(base)
     num_new = longest_answer(tokenizer, settings.data, settings.evaluate)
     return questions_of(tokenizer, settings.data, num_new=num_new)
 
 
-def lengths(rows: Rows) -> list[int]:
+def lengths(rows: EncodedRows) -> list[int]:
     return [len(row.input_ids) for row in rows.train.rows]
 
 
-def warnings(found: Rows | Questions) -> list[str]:
+def warnings(found: EncodedRows | EvaluationRows) -> list[str]:
     """What is said of rows beyond the context, once a file."""
     return [note.text for note in found.notes if note.is_warning and "was made for" in note.text]
 
@@ -203,9 +203,9 @@ def test_at_most_200_rows_of_a_validation_file_are_read_and_the_plan_says_how_to
     settings = given(rows)
     found = read(base, settings)
     assert (len(found.train.rows), len(found.validation.rows)) == (250, 200)
-    places = [row.place for row in found.validation.rows]
-    assert places == [row.place for row in read(base, settings).validation.rows]
-    assert places != [row.place for row in found.train.rows[:200]]
+    places = [row.where for row in found.validation.rows]
+    assert places == [row.where for row in read(base, settings).validation.rows]
+    assert places != [row.where for row in found.train.rows[:200]]
     (line,) = [note.text for note in found.notes if "200 of 250 to validate (seed 42" in note.text]
     (word,) = re.findall(r"data\.max_validation_rows=\d+", line)
     assert len(read(base, given(rows, word)).validation.rows) == 250

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from glmtune.errors import CheckpointError
 from glmtune.folder import ModelFolder
 from glmtune.models.config_checks import GENERATION_RULES, check_content, explain_config
 from glmtune.models.dtype import main_dtype
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import QuantizedLinear, quantised_layers
 from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Stored, open_shard, scan_tensors
@@ -37,7 +37,7 @@ def stored_dtype(folder: Path | ModelFolder) -> torch.dtype:
     return main_dtype(scan_tensors(folder))
 
 
-def without_copies(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+def without_copies(model: CausalLM, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """Each tied weight once, under the name of the parameter that is filled, whichever copies are stored.
 
     Where both are, the output's copy is left unread, as the official code leaves it.
@@ -50,7 +50,7 @@ def without_copies(model: Any, stored: Mapping[str, Stored]) -> dict[str, Stored
     return found
 
 
-def check_stored(model: Any, stored: Mapping[str, Stored]) -> None:
+def check_stored(model: CausalLM, stored: Mapping[str, Stored]) -> None:
     """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
@@ -107,7 +107,7 @@ def _whereabouts(stored: Mapping[str, Stored]) -> str:
     return str(files[0] if len(files) == 1 else files[0].parent if files else "checkpoint")
 
 
-def set_scale_types(model: Any, stored: Mapping[str, Stored]) -> None:
+def set_scale_types(model: CausalLM, stored: Mapping[str, Stored]) -> None:
     """Scales keep the type they are stored in; those made here get the family's, or the stored weights'."""
     for name, layer in quantised_layers(model).items():
         kept = stored.get(f"{name}.weight_scale")
@@ -189,6 +189,6 @@ def read_generation_config(folder: Path | ModelFolder) -> GenerationConfig | Non
     if not file.exists():
         return None
     content = folder.json(file.name)
-    check_content(content, GENERATION_RULES, place=file, kind=GenerationConfig)
+    check_content(content, GENERATION_RULES, where=file, kind=GenerationConfig)
     with explain_config(file):
         return GenerationConfig.from_dict(dict(content))

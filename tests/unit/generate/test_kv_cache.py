@@ -10,8 +10,8 @@ from transformers import Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM
 
 from closeness import assert_close
 from glmtune.generate import Engine, Request, Sampling
-from glmtune.generate.passes import PromptPass, Segment, StepPass
-from glmtune.generate.rows import Layer, Rows
+from glmtune.generate.kv_cache import KvCache, Layer
+from glmtune.generate.passes import PromptPass, RowSpan, StepPass
 
 GROUPS, KEY_SIZE, VALUE_SIZE = 2, 6, 10
 
@@ -26,7 +26,7 @@ def random_layer(length: int) -> Layer:
 
 
 def test_rows_hold_what_was_written_through_growing_and_leaving() -> None:
-    draw, rows = random.Random(0), Rows()
+    draw, rows = random.Random(0), KvCache()
     written: list[list[Layer]] = []
     for _ in range(60):
         if written and draw.random() < 0.4:
@@ -46,7 +46,7 @@ def test_rows_hold_what_was_written_through_growing_and_leaving() -> None:
 
 def test_values_of_another_size_than_the_keys_are_attended_to() -> None:
     """Prompts in one packed pass, then a step of both rows: as each row's attention alone."""
-    heads, module, rows = 2 * GROUPS, SimpleNamespace(layer_idx=0), Rows()
+    heads, module, rows = 2 * GROUPS, SimpleNamespace(layer_idx=0), KvCache()
     rows.add(2)
     asked = {row: torch.randn(1, heads, length + 1, KEY_SIZE) for row, length in enumerate((5, 3))}
     key = {row: torch.randn(1, GROUPS, query.shape[2], KEY_SIZE) for row, query in asked.items()}
@@ -55,7 +55,7 @@ def test_values_of_another_size_than_the_keys_are_attended_to() -> None:
     def together(parts: dict[int, torch.Tensor], dim: int, columns: slice) -> torch.Tensor:
         return torch.cat([part[:, :, columns] for part in parts.values()], dim=dim)
 
-    prompts = PromptPass(rows, [Segment(row, 0, query.shape[2] - 1, None) for row, query in asked.items()])
+    prompts = PromptPass(rows, [RowSpan(row, 0, query.shape[2] - 1, None) for row, query in asked.items()])
     prompts.update(together(key, 2, slice(-1)), together(value, 2, slice(-1)), 0)
     found, _ = prompts.attend(module, together(asked, 2, slice(-1)), scaling=0.3)
     prompts.finish()

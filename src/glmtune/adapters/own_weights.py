@@ -20,10 +20,11 @@ from glmtune.files import read_json_if_there
 from glmtune.folder import ModelFolder
 from glmtune.methods import METHODS
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import quantised_layers
 from glmtune.models.shards import Stored, read_shard, read_stored, scan_tensors
 from glmtune.possible import require_possible
-from glmtune.recipe.method import Kept, Method, Ptuning
+from glmtune.recipe.method import Method, Ptuning, TrainedPart
 from glmtune.tensor_file import read_shapes
 
 TRAINED_FILE = "trained.safetensors"
@@ -49,12 +50,12 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def put_back(place: Path, tensors: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
+def put_back(path: Path, tensors: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
     """Copy stored tensors into weights, in the weights' types. Raises CheckpointError as `require_same`."""
-    require_same(place, shapes_of(tensors), shapes_of(target))
+    require_same(path, shapes_of(tensors), shapes_of(target))
     for name, parameter in target.items():
         parameter.copy_(tensors[name])
-    require_held(place, tensors, target)
+    require_equal_numbers(path, tensors, target)
 
 
 def find_trained(folder: Path | ModelFolder) -> Literal["", "alone", "whole"]:
@@ -105,7 +106,7 @@ def tell_method(folder: Path, shapes: Shapes | None = None) -> Ptuning:
 
 
 def load_weights(
-    model: Any, folder: Path, method: Method | None, tensors: Mapping[str, Tensor], *, is_trainable: bool
+    model: CausalLM, folder: Path, method: Method | None, tensors: Mapping[str, Tensor], *, is_trainable: bool
 ) -> Any:
     """Put the trained weights of a folder on the base they were trained on, in the types that it computes in.
 
@@ -120,7 +121,7 @@ def load_weights(
         target = {name: p for name, p in model.named_parameters() if name in chosen}
         put_back(folder, tensors, target)
     else:
-        encoder = open_prefix(model, folder, method, tensors)
+        encoder = load_prefix(model, folder, method, tensors)
         model.hold_prefix(encoder)
         target = dict(encoder.named_parameters())
     for parameter in target.values():
@@ -128,13 +129,13 @@ def load_weights(
     return model
 
 
-def open_prefix(
-    model: Any, folder: Path, method: Method | None, tensors: Mapping[str, Tensor]
+def load_prefix(
+    model: CausalLM, folder: Path, method: Method | None, tensors: Mapping[str, Tensor]
 ) -> PrefixEncoder:
     """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
     require_possible(name_family(model.config.model_type), "method=ptuning", f"{folder}: P-Tuning's prefix")
     told = tell_method(folder, shapes_of(tensors))
-    its = cast(Ptuning, method) if method and method.kept is Kept.PREFIX else None
+    its = cast(Ptuning, method) if method and method.kept is TrainedPart.PREFIX else None
     _check_stated(folder, told, its)
     if not (folder / TRAINED_FILE).exists():
         _check_others(model, scan_tensors(folder))
@@ -151,7 +152,7 @@ def open_prefix(
         for name, tensor in tensors.items()
     }
     encoder.load_state_dict(values, assign=True)
-    require_held(folder, tensors, encoder.state_dict(prefix=PREFIX))
+    require_equal_numbers(folder, tensors, encoder.state_dict(prefix=PREFIX))
     return encoder
 
 
@@ -208,7 +209,7 @@ def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def require_same(place: Path, stored: Shapes, expected: Shapes) -> None:
+def require_same(path: Path, stored: Shapes, expected: Shapes) -> None:
     """Raise CheckpointError unless exactly the expected tensors are stored, in the expected shapes."""
     odd = sorted(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
     if not odd:
@@ -220,11 +221,11 @@ def require_same(place: Path, stored: Shapes, expected: Shapes) -> None:
         else ("is left over" if name in stored else "is missing")
     )
     raise CheckpointError(
-        f"{place}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=ITS_BASE
+        f"{path}: {len(odd)} tensors do not match this model, the first: {name} {problem}", hint=ITS_BASE
     )
 
 
-def require_held(place: Path, stored: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+def require_equal_numbers(path: Path, stored: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` unless trained weights are held as they are stored, to the last bit.
 
     Factors and prefixes are held in fp32, whatever they lie on. What stands in place of the base's own
@@ -238,7 +239,7 @@ def require_held(place: Path, stored: Mapping[str, Tensor], held: Mapping[str, T
         wanted = stored[name].to(ours.device, kind)
         if ours.dtype != kind or not torch.equal(_bits(ours), _bits(wanted)):
             raise CheckpointError(
-                f"{place}: {name} is held with other numbers than the file's",
+                f"{path}: {name} is held with other numbers than the file's",
                 hint="this should not happen: please report it with the versions of torch and peft",
             )
 

@@ -15,8 +15,8 @@ from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.fonts import GET_A_FONT, find_families
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks
-from glmtune.report.run import describe_method
-from glmtune.runs import (
+from glmtune.report.recorded_run import describe_method
+from glmtune.run_files import (
     ENVIRONMENT_FILE,
     METRICS_FILE,
     RECIPE_FILE,
@@ -39,7 +39,7 @@ from glmtune.workflows.resuming import with_full_paths
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
 
 
-class RunRecord:
+class RunWriter:
     """Writes a run's recipe.yaml, env.json, lines of JSON, pictures and the links to checkpoints."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:

@@ -40,9 +40,9 @@ def each_its_own(
 
 def _find_places(owners: Sequence[str | None], device: torch.device) -> _Places:
     places: dict[str, list[int]] = {}
-    for place, owner in enumerate(owners):
+    for row, owner in enumerate(owners):
         if owner is not None:
-            places.setdefault(owner, []).append(place)
+            places.setdefault(owner, []).append(row)
     return {name: torch.tensor(found, device=device) for name, found in places.items()}
 
 

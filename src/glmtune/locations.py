@@ -14,7 +14,7 @@ from glmtune.files import given_path, read_json_if_there, windows_hint
 from glmtune.folder import ModelFolder
 from glmtune.hub import HubName, Snapshot, fetch, parse_name
 from glmtune.near import nearest
-from glmtune.runs import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
+from glmtune.run_files import RECIPE_FILE, RESULT_FILE, find_checkpoint, follow, last_checkpoint
 from glmtune.templates import Taught
 from glmtune.values import shown
 
@@ -27,7 +27,7 @@ BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """What a path means."""
 
     folder: ModelFolder
@@ -52,9 +52,9 @@ class Place:
         return self.adapter or self.base
 
     @property
-    def under(self) -> "Place":
+    def under(self) -> "Location":
         """The same without an adapter that lies on it."""
-        return Place(self.folder, snapshot=self.snapshot) if self.adapter else self
+        return Location(self.folder, snapshot=self.snapshot) if self.adapter else self
 
     @property
     def name(self) -> str:
@@ -104,7 +104,7 @@ def resolve(
     base: str | Path | None = None,
     revision: str | None = None,
     has_base: bool = False,
-) -> Place:
+) -> Location:
     """Tell a model, run or adapter and find the base of the last two; what a hub's name means is fetched.
 
     A run means its best checkpoint by evaluation loss. `base` overrides the recorded place of the base.
@@ -121,11 +121,11 @@ def resolve(
     card, found = read_card(folder), ModelFolder(folder)
     if _is_adapter(found, has_base=base is not None):
         its_base, snapshot = _base_of(folder, card, base)
-        return Place(ModelFolder(its_base), folder, card, run, snapshot)
+        return Location(ModelFolder(its_base), folder, card, run, snapshot)
     if (folder / "config.json").exists():
         if base is not None and not has_base:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="leave base out")
-        return Place(found, None, card, run, snapshot)
+        return Location(found, None, card, run, snapshot)
     if found.has_weights:
         raise CheckpointError(
             f"{folder}: weights, but config.json is missing beside them",
@@ -133,7 +133,7 @@ def resolve(
         )
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
-        hint=list_runs(folder) or "check the path",
+        hint=newest_runs(folder) or "check the path",
     )
 
 
@@ -172,7 +172,7 @@ def _near(folder: Path) -> str:
     if near := nearest(folder.name, places):
         return f"did you mean {places[near]}?"
     usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
-    return windows_hint(folder) or "; ".join(filter(None, (usual, list_runs())))
+    return windows_hint(folder) or "; ".join(filter(None, (usual, newest_runs())))
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -191,10 +191,10 @@ def name_runs(path: Path) -> str:
     runs = {run.name: run for folder in reversed(folders) for run in _runs_in(folder)}
     if near := nearest(path.name, runs):
         return f"did you mean {runs[near]}?"
-    return next(filter(None, map(list_runs, folders)), "")
+    return next(filter(None, map(newest_runs, folders)), "")
 
 
-def list_runs(folder: Path = RUNS) -> str:
+def newest_runs(folder: Path = RUNS) -> str:
     """A hint that names the newest runs in a folder; empty where none are."""
     runs = _runs_in(folder)
     more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
@@ -277,11 +277,11 @@ def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple
         try:
             found = find_folder(recorded.base, recorded.revision)
         except ConfigError as err:
-            raise CheckpointError(f"{recorded.place}: {err}", hint=_NAME_BASE) from None
+            raise CheckpointError(f"{recorded.where}: {err}", hint=_NAME_BASE) from None
         if (found[0] / "config.json").exists():
             return found
     raise CheckpointError(
-        f"{adapter}: its base model is not at {recorded.base or '(no place recorded)'}", hint=_NAME_BASE
+        f"{adapter}: its base model is not at {recorded.base or '(no where recorded)'}", hint=_NAME_BASE
     )
 
 
@@ -294,7 +294,7 @@ class _Recorded:
 
     base: str | None
     revision: str | None
-    place: str
+    where: str
     """The file and its key."""
 
 

@@ -18,7 +18,7 @@ Layer = tuple[Tensor, ...]
 
 
 @dataclass(slots=True)
-class Rows:
+class KvCache:
     """Rows 0 to B - 1 are held; one that leaves is replaced by the last."""
 
     lengths: list[int] = field(default_factory=list)

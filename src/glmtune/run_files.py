@@ -14,9 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from glmtune.charset import NotTextError, decode
+from glmtune.charset import NotTextError, decode_text
 from glmtune.errors import CheckpointError, ConfigError, OutputError
-from glmtune.files import is_there, parse_object, read_bytes
+from glmtune.files import is_there, parse_json_object, read_bytes
 
 RECIPE_FILE = "recipe.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -130,11 +130,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     content = read_bytes(path, limit=None)
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        lines = decode(whole, str(path)).split("\n")
+        lines = decode_text(whole, str(path)).split("\n")
     except NotTextError as err:
         raise CheckpointError(f"{path}:{err.line}: {err}", hint=CUT_LINE) from None
     return [
-        parse_object(line, path, is_ours=True, line=number, hint=CUT_LINE)
+        parse_json_object(line, path, is_ours=True, line=number, hint=CUT_LINE)
         for number, line in enumerate(lines, start=1)
         if line
     ]

@@ -6,35 +6,35 @@ import pytest
 
 from glmtune.errors import CheckpointError
 from glmtune.recipe import Recipe
-from glmtune.runs import append_json, find_checkpoint, is_partial, read_json_lines
-from glmtune.workflows.record import RunRecord
+from glmtune.run_files import append_json, find_checkpoint, is_partial, read_json_lines
+from glmtune.workflows.run_writer import RunWriter
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> RunRecord:
-    return RunRecord(tmp_path, tensorboard=False)
+def record(tmp_path: Path) -> RunWriter:
+    return RunWriter(tmp_path, tensorboard=False)
 
 
-def save(record: RunRecord, *steps: int) -> None:
+def save(record: RunWriter, *steps: int) -> None:
     for step in steps:
         record.checkpoint_path(step).mkdir(parents=True)
 
 
-def steps(record: RunRecord) -> list[str]:
+def steps(record: RunWriter) -> list[str]:
     return sorted(path.name for path in (record.folder / "checkpoints").iterdir())
 
 
-def test_the_newest_checkpoints_are_those_of_the_highest_steps(record: RunRecord) -> None:
+def test_the_newest_checkpoints_are_those_of_the_highest_steps(record: RunWriter) -> None:
     save(record, 5, 999_998, 999_999, 1_000_000)
     record.prune(2, best_step=5)
     assert steps(record) == ["step-000005", "step-1000000", "step-999999"]
 
 
 def test_the_picture_says_what_was_trained_also_after_a_resume(
-    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+    record: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, str] = {}
-    monkeypatch.setattr("glmtune.workflows.record.plot_loss", lambda *_, **words: drawn.update(words))
+    monkeypatch.setattr("glmtune.workflows.run_writer.plot_loss", lambda *_, **words: drawn.update(words))
     recipe = Recipe(model="runs/first", method={"name": "lora", "r": 4}, train={"lr": 2e-3})
     record.begin(recipe, {"model": {"name": "THUDM/chatglm3-6b"}}, is_new=False)
     record.draw(1)
@@ -43,7 +43,7 @@ def test_the_picture_says_what_was_trained_also_after_a_resume(
 
 
 def test_a_kill_between_the_links_leaves_the_best_right(
-    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+    record: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(record, 2, 4)
     record.link_checkpoint(2, best_step=2)
@@ -56,7 +56,7 @@ def test_a_kill_between_the_links_leaves_the_best_right(
         path.unlink()
         path.symlink_to(target)
 
-    monkeypatch.setattr("glmtune.workflows.record.link", link_once)
+    monkeypatch.setattr("glmtune.workflows.run_writer.link", link_once)
     with pytest.raises(KeyboardInterrupt):
         record.link_checkpoint(4, best_step=4)
     best, last = (find_checkpoint(record.folder, name) for name in ("best", "last"))
@@ -64,7 +64,7 @@ def test_a_kill_between_the_links_leaves_the_best_right(
     assert (best.name, last.name) == ("step-000004", "step-000002")
 
 
-def test_going_back_sets_links_lines_and_checkpoints_right(record: RunRecord) -> None:
+def test_going_back_sets_links_lines_and_checkpoints_right(record: RunWriter) -> None:
     save(record, 1, 2, 3, 4, 6)
     record.link_checkpoint(4, best_step=6)  # as an earlier version could leave them
     for step in (3, 4, 5, 6):
@@ -77,7 +77,7 @@ def test_going_back_sets_links_lines_and_checkpoints_right(record: RunRecord) ->
     assert [line["step"] for line in read_json_lines(record.metrics_path)] == [3, 4]
 
 
-def test_where_no_checkpoint_is_the_best_yet_there_is_no_link(record: RunRecord) -> None:
+def test_where_no_checkpoint_is_the_best_yet_there_is_no_link(record: RunWriter) -> None:
     save(record, 1, 2)
     record.link_checkpoint(2, best_step=2)
     record.go_back(1, keep=1, best_step=None)
@@ -85,7 +85,7 @@ def test_where_no_checkpoint_is_the_best_yet_there_is_no_link(record: RunRecord)
     assert steps(record) == ["step-000001"]
 
 
-def test_a_best_checkpoint_that_is_gone_is_told(record: RunRecord) -> None:
+def test_a_best_checkpoint_that_is_gone_is_told(record: RunWriter) -> None:
     save(record, 4)
     record.link_checkpoint(4, best_step=2)
     with pytest.raises(
@@ -96,7 +96,7 @@ def test_a_best_checkpoint_that_is_gone_is_told(record: RunRecord) -> None:
 
 
 def test_a_checkpoint_that_was_moved_away_is_unlinked_and_another_file_is_left_alone(
-    record: RunRecord, tmp_path: Path
+    record: RunWriter, tmp_path: Path
 ) -> None:
     save(record, 1, 3)
     elsewhere = tmp_path / "elsewhere"
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_was_moved_away_is_unlinked_and_another_file_is_left_a
 
 
 def test_a_checkpoint_that_cannot_be_deleted_ends_no_training(
-    record: RunRecord, monkeypatch: pytest.MonkeyPatch, told_lines: list[str]
+    record: RunWriter, monkeypatch: pytest.MonkeyPatch, told_lines: list[str]
 ) -> None:
     def busy(_: Path) -> None:
         raise OSError(39, "Directory not empty")
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_cannot_be_deleted_ends_no_training(
     assert steps(record) == ["step-000002"]
 
 
-def test_a_line_that_cannot_be_read_is_told_before_anything_is_deleted(record: RunRecord) -> None:
+def test_a_line_that_cannot_be_read_is_told_before_anything_is_deleted(record: RunWriter) -> None:
     save(record, 1, 2)
     record.metrics_path.write_text("junk\n", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl:1"):
@@ -133,7 +133,7 @@ def test_a_line_that_cannot_be_read_is_told_before_anything_is_deleted(record: R
 
 
 def test_a_checkpoint_is_deleted_whole_or_not_at_all(
-    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+    record: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(record, 1, 2)
     (record.checkpoint_path(1) / "state.pt").touch()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import CheckpointError, ConfigError, OutputError
-from glmtune.runs import (
+from glmtune.run_files import (
     append_json,
     find_checkpoint,
     follow,

@@ -10,10 +10,10 @@ from typing import Any
 
 from glmtune.conversation import encode_messages
 from glmtune.data.batches import Batch, collate
-from glmtune.generate import Sampling, answer
+from glmtune.generate import Sampling, complete_texts
 from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
-from glmtune.runs import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
+from glmtune.run_files import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
 from glmtune.templates import Taught
 from glmtune.training.loop import fit, mean_loss
 from glmtune.training.progress import Progress, run_time
@@ -23,14 +23,14 @@ from glmtune.workflows.checkpoints import save_checkpoint, take_up
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import Plan, planning
-from glmtune.workflows.rows import Read
+from glmtune.workflows.rows import SplitRows
 
 SHORT_STEPS = 50
 """A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
 
 
 def training(
-    recipe: Recipe, *, resume: bool = False, read: Read | None = None
+    recipe: Recipe, *, resume: bool = False, read: SplitRows | None = None
 ) -> Generator[Event, None, RunResult]:
     """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint.
 
@@ -59,15 +59,15 @@ def training(
 
 def _pinned(plan: Plan) -> Recipe:
     """The recipe with the very model that it found on a hub."""
-    if plan.place.adapter:
+    if plan.location.adapter:
         return plan.recipe
-    return plan.recipe.model_copy(update={"revision": plan.place.revision})
+    return plan.recipe.model_copy(update={"revision": plan.location.revision})
 
 
 def _facts(run: Run) -> dict[str, Any]:
     """What env.json keeps: which model it is and where it lay, the rows' hashes, how much is trained."""
-    place, (trained, total) = run.plan.place, count_parameters(run.model)
-    model = {"name": place.name, "revision": place.revision, "folder": str(place.base.resolve())}
+    location, (trained, total) = run.plan.location, count_parameters(run.model)
+    model = {"name": location.name, "revision": location.revision, "folder": str(location.base.resolve())}
     sizes = {"trainable_parameters": trained, "all_parameters": total}
     return {"model": model, **run.plan.row_hashes, **sizes}
 
@@ -202,7 +202,7 @@ def _samples(run: Run) -> list[tuple[str, str]]:
         encode_messages(tokenizer, [{"role": "user", "content": prompt}], taught=taught)
         for prompt in settings.prompts
     ]
-    answers = answer(run.model, tokenizer, asked, sampling)
+    answers = complete_texts(run.model, tokenizer, asked, sampling)
     return list(zip(settings.prompts, answers, strict=True))
 
 

@@ -6,17 +6,17 @@ import pytest
 
 import glmtune
 from glmtune.families import FAMILIES
-from glmtune.models.opening import OPENINGS
+from glmtune.models.loaders import FAMILY_LOADERS
 from glmtune.possible import REFUSALS
 from glmtune.tokenizers import TOKENIZERS
 
 SRC = Path(glmtune.__file__).parent
 FILES = sorted(SRC.rglob("*.py"))
-KNOWS_THE_KIND = {"families.py", "models/opening.py"}
+KNOWS_THE_KIND = {"families.py", "models/loaders.py"}
 """Where the families of transformers' classes get their row."""
 
 
-@pytest.mark.parametrize("table", [OPENINGS, TOKENIZERS, REFUSALS])
+@pytest.mark.parametrize("table", [FAMILY_LOADERS, TOKENIZERS, REFUSALS])
 def test_every_table_has_a_row_for_each_family(table: dict[str, object]) -> None:
     assert table.keys() == FAMILIES.keys()
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.models.protocol import CausalLM
 
 
 @runtime_checkable
-class Mixture(Protocol):
+class AdapterBatch(Protocol):
     """A model under which each request may have an adapter of its own, such as `glmtune.Adapters`."""
 
-    model: Any
+    model: CausalLM
     """The base, with all adapters on it."""
 
     def check_mixable(self, name: str | None) -> None:

@@ -118,7 +118,7 @@ def test_progress_is_told_after_each_tensor_and_ends_at_the_whole(folder: Path) 
 def test_a_bar_appears_on_a_terminal_only(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("glmtune.models.checkpoint._SHOW_BAR_AFTER_S", 0.0)
+    monkeypatch.setattr("glmtune.models.published_weights._SHOW_BAR_AFTER_S", 0.0)
     load_base(folder, device="cpu")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -35,7 +35,7 @@ from glmtune.data.json_rows import (
     shortened,
     wrapped_rows,
 )
-from glmtune.data.tables import Row
+from glmtune.data.tables import RawRow
 from glmtune.data.unknown import ROW_FORM, dialogue_of
 from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
@@ -43,7 +43,7 @@ from glmtune.log import tell
 from glmtune.near import nearest_file
 from glmtune.paths import find_rows, joining, several
 from glmtune.recipe.settings import Data
-from glmtune.runs import RECIPE_FILE
+from glmtune.run_files import RECIPE_FILE
 
 INDEX = re.compile(r"\[\d+\]")
 WEB_PAGES = ("<!doctype html", "<html")
@@ -158,7 +158,9 @@ def read_dataset(path: Path, settings: Data) -> Dataset:
         check_not_columns(rows[0])
     inside = wrapped_rows(rows[0]) if len(rows) == 1 else None
     if inside and not fits(rows[0].value, settings):
-        rows = [Row(f"{rows[0].place} ({inside}[{i}])", row) for i, row in enumerate(rows[0].value[inside])]
+        rows = [
+            RawRow(f"{rows[0].where} ({inside}[{i}])", row) for i, row in enumerate(rows[0].value[inside])
+        ]
     else:
         inside = None
     try:
@@ -166,16 +168,16 @@ def read_dataset(path: Path, settings: Data) -> Dataset:
     except DataError as err:
         if len(rows) == 1:
             check_not_wrapped(rows[0])
-        raise DataError(f"{rows[0].place}: {err}", hint=err.hint) from None
+        raise DataError(f"{rows[0].where}: {err}", hint=err.hint) from None
     return replace(_parse_rows(rows, parse), charset=charset, inside=inside)
 
 
-def read_rows(path: Path, charset: str = UTF8) -> list[Row]:
+def read_raw_rows(path: Path, charset: str = UTF8) -> list[RawRow]:
     """Read the raw rows of a file, a saved data set or a Hub data set, whatever their columns."""
     return _read(path, charset)[0]
 
 
-def _read(path: Path, charset: str) -> tuple[list[Row], str]:
+def _read(path: Path, charset: str) -> tuple[list[RawRow], str]:
     """The raw rows, and the character set of a file of text."""
     if tables.is_hub_name(path):
         return tables.hub_rows(path), UTF8
@@ -190,7 +192,7 @@ def _read(path: Path, charset: str) -> tuple[list[Row], str]:
     return _text_rows(text, path), found
 
 
-def _text_rows(text: str, path: Path) -> list[Row]:
+def _text_rows(text: str, path: Path) -> list[RawRow]:
     start = text.lstrip()[:1]
     if not start:
         raise DataError(f"{path}: is empty", hint="write one row for each example")
@@ -205,25 +207,25 @@ def _text_rows(text: str, path: Path) -> list[Row]:
     return csv_rows(text, path)
 
 
-def _parse_rows(rows: list[Row], parse: RowParser) -> Dataset:
+def _parse_rows(rows: list[RawRow], parse: RowParser) -> Dataset:
     parsed: list[tuple[str, Parsed]] = []
     bad: list[tuple[str, DataError]] = []
     for row in rows:
         try:
-            parsed.append((row.place, parse.parse(row.value)))
+            parsed.append((row.where, parse.parse(row.value)))
         except DataError as err:
-            bad.append((row.place, err))
+            bad.append((row.where, err))
     if bad:
         raise _first_of(bad)
     unread = _count(found.unread for _, found in parsed)
     _check_nothing_lost(parsed, unread)
     kept = [up_to_last_answer(found.messages) for _, found in parsed]
     examples = [
-        Example(messages, place) for messages, (place, _) in zip(kept, parsed, strict=True) if messages
+        Example(messages, where) for messages, (where, _) in zip(kept, parsed, strict=True) if messages
     ]
     if not examples:
         raise DataError(
-            f"{rows[0].place}: no assistant turn, here or in any other row",
+            f"{rows[0].where}: no assistant turn, here or in any other row",
             hint="give the dialogues answers: there is nothing to learn in questions alone",
         )
     order.check_asked(examples)
@@ -251,23 +253,23 @@ def _check_nothing_lost(parsed: list[tuple[str, Parsed]], unread: Counter[str]) 
     """Stop at columns that carry meaning and that nobody reads."""
     lost = Counter({name: count for name, count in unread.items() if columns.carries_meaning(name)})
     if lost:
-        place, found = next((place, found) for place, found in parsed if lost.keys() & set(found.unread))
+        where, found = next((where, found) for where, found in parsed if lost.keys() & set(found.unread))
         error = columns.lost(lost, is_dialogue=found.is_dialogue)
-        raise DataError(f"{place}: {error}", hint=error.hint)
+        raise DataError(f"{where}: {error}", hint=error.hint)
 
 
 def _first_of(bad: list[tuple[str, DataError]]) -> DataError:
     """Name the first bad row, and count those with the same fault (the same words up to what was found)."""
-    place, first = bad[0]
+    where, first = bad[0]
     faults = [INDEX.sub("[]", str(err).partition(", got ")[0]) for _, err in bad]
     others = faults.count(faults[0]) - 1
     more = f" (and {others} more row{'s' if others > 1 else ''} like it)" if others else ""
-    return DataError(f"{place}: {first}{more}", hint=first.hint)
+    return DataError(f"{where}: {first}{more}", hint=first.hint)
 
 
-def check_objects(rows: list[Row]) -> None:
+def check_objects(rows: list[RawRow]) -> None:
     """Raise `DataError` for the first row that is no object with named columns."""
-    bad = [(row.place, _no_object(row.value)) for row in rows if not isinstance(row.value, dict)]
+    bad = [(row.where, _no_object(row.value)) for row in rows if not isinstance(row.value, dict)]
     if bad:
         raise _first_of(bad)
 

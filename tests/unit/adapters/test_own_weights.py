@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from closeness import assert_close, distance
 from glmtune import load_model
+from glmtune.adapters.own_weights import TRAINED_FILE
 from glmtune.adapters.store import Card, load_adapter, restore_trained, save_trained
-from glmtune.adapters.trained import TRAINED_FILE
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.info import inspect
+from glmtune.locations import resolve
 from glmtune.methods import apply_method
 from glmtune.models import load_base, load_in_transformers
-from glmtune.places import resolve
 from glmtune.recipe import Freeze, Lora, Ptuning
 from golden import GOLDENS
 from models import HF_FAMILIES, tiny_folder, tiny_hf_folder, tiny_model, tiny_v1_folder

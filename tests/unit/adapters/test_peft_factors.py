@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmtune import load_model
-from glmtune.adapters import held
+from glmtune.adapters import peft_factors
 from glmtune.adapters.factors import scale_of
+from glmtune.adapters.own_weights import PREFIX
 from glmtune.adapters.store import load_adapter, restore_trained, stored_tensors
 from glmtune.adapters.to_lora import read_as_lora
-from glmtune.adapters.trained import PREFIX
 from glmtune.errors import CheckpointError
 from glmtune.methods import apply_method
 from glmtune.several import Adapters
@@ -25,10 +25,10 @@ OPENED = [("bf16", None), ("fp16", None), ("fp32", None), ("bf16", "int8"), ("bf
 """How the base is opened: its type, its quantisation."""
 
 
-def held_by(model: Any, name: str = held.ADAPTER) -> dict[str, Tensor]:
+def held_by(model: Any, name: str = peft_factors.ADAPTER) -> dict[str, Tensor]:
     """The adapter's or the prefix's weights, by their names in files."""
     encoder = getattr(getattr(model, "transformer", None), "prefix_encoder", None)
-    return encoder.state_dict(prefix=PREFIX) if encoder else held.held_adapter(model, name)
+    return encoder.state_dict(prefix=PREFIX) if encoder else peft_factors.held_adapter(model, name)
 
 
 def require_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -90,13 +90,13 @@ def test_weights_that_training_goes_on_from_are_those_that_were_saved(method: st
 def test_a_loader_that_rounds_what_it_holds_is_refused(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def round_all(tuned: Any, name: str = held.ADAPTER) -> None:
+    def round_all(tuned: Any, name: str = peft_factors.ADAPTER) -> None:
         for parameter in tuned.parameters():
             parameter.data = parameter.data.bfloat16()
 
     base = tiny_folder(tmp_path / "base", **SIZES)
     folder = tune(base, tmp_path / "tuned", method)
-    monkeypatch.setattr(held, "widen_adapter", round_all)
+    monkeypatch.setattr(peft_factors, "widen_adapter", round_all)
     with pytest.raises(CheckpointError, match="is held with other numbers than the file's"):
         load_model(folder, dtype="bf16")
 
@@ -112,8 +112,8 @@ def test_the_rank_that_the_scale_is_divided_by_is_not_rounded(tmp_path: Path) ->
         layer = model.get_submodule(
             "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value"
         )
-        config = model.peft_config[held.ADAPTER].to_dict()
-        scale = layer.scaling[held.ADAPTER] / (layer.ranknum[held.ADAPTER] + 1e-5)
+        config = model.peft_config[peft_factors.ADAPTER].to_dict()
+        scale = layer.scaling[peft_factors.ADAPTER] / (layer.ranknum[peft_factors.ADAPTER] + 1e-5)
         multiplier, divisor = scale_of(config, "any", 301)
         assert float(scale) == pytest.approx(multiplier / divisor, rel=1e-6)
-        assert not layer.ranknum[held.ADAPTER].requires_grad
+        assert not layer.ranknum[peft_factors.ADAPTER].requires_grad

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands import glmtune
-from glmtune.data.source import read_dataset, read_examples, read_rows
+from glmtune.data.reader import read_dataset, read_examples, read_raw_rows
 from glmtune.data.sources import read_sources
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe import load_recipe
@@ -82,7 +82,7 @@ def test_digits_in_csv_are_text():
 
 
 def test_windows_line_ends_and_blank_lines_change_nothing():
-    assert [e.place for e in read(f"{GOOD}\r\n\r\n{GOOD}\r\n")] == ["train.jsonl:1", "train.jsonl:3"]
+    assert [e.where for e in read(f"{GOOD}\r\n\r\n{GOOD}\r\n")] == ["train.jsonl:1", "train.jsonl:3"]
 
 
 def test_a_unicode_line_separator_inside_text_ends_no_line():
@@ -91,12 +91,12 @@ def test_a_unicode_line_separator_inside_text_ends_no_line():
 
 def test_places_in_an_array_are_the_line_of_the_brace_and_the_row_number():
     pretty = json.dumps([{"prompt": "a", "response": "b"}] * 2, indent=2)
-    assert [e.place for e in read(pretty, "a.json")] == ["a.json:2 (row 1)", "a.json:6 (row 2)"]
+    assert [e.where for e in read(pretty, "a.json")] == ["a.json:2 (row 1)", "a.json:6 (row 2)"]
 
 
 def test_places_in_csv_are_the_first_line_of_the_record():
     text = 'prompt,response\n"a\nb",c\nd,e\n'
-    assert [e.place for e in read(text, "a.csv")] == ["a.csv:2", "a.csv:4"]
+    assert [e.where for e in read(text, "a.csv")] == ["a.csv:2", "a.csv:4"]
 
 
 row = st.fixed_dictionaries({"prompt": st.text(), "response": st.text().filter(str.strip)})
@@ -108,10 +108,10 @@ def test_whatever_json_wrote_is_read_back_with_the_right_lines(rows, is_ascii, i
     array = json.dumps(rows, ensure_ascii=is_ascii, indent=indent)
     lines = "\n".join(json.dumps(row, ensure_ascii=is_ascii) for row in rows)
     for text, name in ((array, "a.json"), (lines, "a.jsonl")):
-        found = read_rows(write(text, name))
+        found = read_raw_rows(write(text, name))
         assert [r.value for r in found] == rows
         for r in found:
-            line = int(r.place.split(":")[1].split(" ")[0])
+            line = int(r.where.split(":")[1].split(" ")[0])
             assert "{" in text.split("\n")[line - 1]
 
 
@@ -378,7 +378,7 @@ def test_an_unreadable_file_is_a_data_error_with_the_systems_words(monkeypatch, 
 
 
 def test_reading_imports_no_torch():
-    code = "import sys, glmtune.data.source, glmtune.data.split; assert 'torch' not in sys.modules"
+    code = "import sys, glmtune.data.reader, glmtune.data.split; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -458,11 +458,11 @@ def test_a_calls_arguments_with_a_key_twice_are_refused():
 
 
 def test_lines_that_end_as_on_old_macs_are_read():
-    assert [e.place for e in read(f"{GOOD}\r{GOOD}\r")] == ["train.jsonl:1", "train.jsonl:2"]
+    assert [e.where for e in read(f"{GOOD}\r{GOOD}\r")] == ["train.jsonl:1", "train.jsonl:2"]
 
 
 def test_records_without_a_filled_cell_are_passed_over_like_blank_lines():
-    assert [e.place for e in read("prompt,response\na,b\n,\nc,d\n,\n", "a.csv")] == ["a.csv:2", "a.csv:4"]
+    assert [e.where for e in read("prompt,response\na,b\n,\nc,d\n,\n", "a.csv")] == ["a.csv:2", "a.csv:4"]
 
 
 def test_values_separated_by_bars_are_read():

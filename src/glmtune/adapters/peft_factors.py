@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.adapters.trained import require_held, require_same, shapes_of
+from glmtune.adapters.own_weights import require_equal_numbers, require_same, shapes_of
 from glmtune.methods.lora import ADAPTER, widen_adapter
 
 
@@ -29,14 +29,14 @@ def held_adapter(tuned: Any, name: str = ADAPTER) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill_adapter(place: Path, tuned: Any, stored: Mapping[str, Tensor], name: str = ADAPTER) -> None:
+def fill_adapter(path: Path, tuned: Any, stored: Mapping[str, Tensor], name: str = ADAPTER) -> None:
     """Give an adapter that PEFT has put on the numbers that are stored.
 
     Raises `CheckpointError` as `require_same`, and if the model holds other numbers then.
     """
     widen_adapter(tuned, name)
     held = held_adapter(tuned, name)
-    require_same(place, shapes_of(stored), shapes_of(held))
+    require_same(path, shapes_of(stored), shapes_of(held))
     for key, weight in held.items():
         weight.copy_(stored[key])
-    require_held(place, stored, held_adapter(tuned, name))
+    require_equal_numbers(path, stored, held_adapter(tuned, name))

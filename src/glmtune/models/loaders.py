@@ -6,9 +6,10 @@ from typing import Any
 
 from glmtune.families import FAMILIES, Identity, identify_family, name_family
 from glmtune.folder import ModelFolder
-from glmtune.models.checkpoint import check_stored, without_copies
 from glmtune.models.config import describe_config, read_config
 from glmtune.models.own import build_outline, load_base
+from glmtune.models.protocol import CausalLM
+from glmtune.models.published_weights import check_stored, without_copies
 from glmtune.models.shards import Stored
 from glmtune.models.upstream import (
     build_upstream_outline,
@@ -22,7 +23,7 @@ Tensors = Mapping[str, Stored]
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class FamilyLoader:
     """What opens the models of one kind of class."""
 
     load: Callable[..., Any]
@@ -57,7 +58,7 @@ def _upstream_outline(folder: ModelFolder, template: str | None, stored: Tensors
     return model
 
 
-OWN = Opening(
+OWN = FamilyLoader(
     load=load_base,
     outline=_own_outline,
     config=lambda folder, template: read_config(folder, template=template),
@@ -65,7 +66,7 @@ OWN = Opening(
     by_own_names=lambda _, stored: stored,
     tied=lambda folder, template: build_outline(folder, template=template).all_tied_weights_keys,
 )
-UPSTREAM = Opening(
+UPSTREAM = FamilyLoader(
     load=load_in_transformers,
     outline=_upstream_outline,
     config=lambda folder, _: read_upstream_config(folder),
@@ -75,25 +76,25 @@ UPSTREAM = Opening(
     is_stored_as_held=False,
     outlines_quantised=True,
 )
-OPENINGS: dict[str, Opening] = {
+FAMILY_LOADERS: dict[str, FamilyLoader] = {
     name: UPSTREAM if row.is_in_transformers else OWN for name, row in FAMILIES.items()
 }
 """By the name of the family."""
 
 
-def opening_of(folder: ModelFolder) -> Opening:
+def loader_of(folder: ModelFolder) -> FamilyLoader:
     """What opens a folder's model. Raises `CheckpointError` for a folder of no known family."""
-    return OPENINGS[identify_family(folder).family]
+    return FAMILY_LOADERS[identify_family(folder).family]
 
 
-def opening_of_model(model: Any) -> Opening:
+def loader_of_model(model: CausalLM) -> FamilyLoader:
     """What opened a model."""
-    return OPENINGS[name_family(model.config.model_type)]
+    return FAMILY_LOADERS[name_family(model.config.model_type)]
 
 
-def open_outline(folder: ModelFolder, known: Identity, stored: Tensors) -> Any:
+def outline_of_folder(folder: ModelFolder, known: Identity, stored: Tensors) -> Any:
     """A folder's model on the meta device, `stored`, if anything, known to fit it.
 
     Raises `CheckpointError` where config.json makes no model, or the files hold another.
     """
-    return OPENINGS[known.family].outline(folder, known.template, stored)
+    return FAMILY_LOADERS[known.family].outline(folder, known.template, stored)

@@ -23,18 +23,19 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from glmtune.adapters.factors import START, is_adalora
-from glmtune.adapters.held import fill_adapter, held_adapter
-from glmtune.adapters.mixed import each_its_own
+from glmtune.adapters.mixed_batch import each_its_own
+from glmtune.adapters.own_weights import load_prefix, require_same, shapes_of
+from glmtune.adapters.peft_factors import fill_adapter, held_adapter
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import explain_peft
 from glmtune.adapters.store import ADAPTER_FILE, own_method
 from glmtune.adapters.to_lora import read_as_lora
-from glmtune.adapters.trained import open_prefix, require_same, shapes_of
 from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.models.prefix import PrefixEncoder
+from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import is_wrapped
-from glmtune.recipe.method import Kept
+from glmtune.recipe.method import TrainedPart
 
 _CHANGE_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters")
 """Keys of PEFT's settings that put something else in the base than layers that can be switched off."""
@@ -53,7 +54,7 @@ class _LowRank:
 class Beside:
     """The adapters on a base, by name."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalLM) -> None:
         """`model`: the base, which is changed in place."""
         self._model = model
         self._own_prefix: PrefixEncoder | None = getattr(model.base_model, "prefix_encoder", None)
@@ -162,16 +163,18 @@ class Beside:
 
     def _open_prefix(self, folder: Path, tensors: Mapping[str, Tensor]) -> PrefixEncoder:
         method = own_method(folder)
-        if method and method.kept is Kept.WEIGHTS:
+        if method and method.kept is TrainedPart.WEIGHTS:
             raise ConfigError(
                 f"{folder}: {method.name} changes the base's own weights, so nothing else can stand beside "
                 "it",
                 hint="open it alone: load_model(path)",
             )
-        return open_prefix(self._model, folder, method, tensors).requires_grad_(False)
+        return load_prefix(self._model, folder, method, tensors).requires_grad_(False)
 
 
-def setting_aside(model: Any, folder: Path, base: Path) -> Callable[[], AbstractContextManager[Any]] | None:
+def setting_aside(
+    model: CausalLM, folder: Path, base: Path
+) -> Callable[[], AbstractContextManager[Any]] | None:
     """What sets the adapter of a folder, which lies on a model, aside for a while: the base works alone then.
 
     None where the base is not to be had so, because the adapter changes its own weights or replaces its
@@ -181,13 +184,13 @@ def setting_aside(model: Any, folder: Path, base: Path) -> Callable[[], Abstract
         changes = _changes_of(read_adapter_config_if_there(folder))
         return None if changes else model.disable_adapter
     method = own_method(folder)
-    replaces_own = method is not None and method.kept is Kept.WEIGHTS
+    replaces_own = method is not None and method.kept is TrainedPart.WEIGHTS
     is_lost = replaces_own or read_json_if_there(base / "config.json").get("pre_seq_len")
     return None if is_lost else partial(_without_prefix, model)
 
 
 @contextmanager
-def _without_prefix(model: Any) -> Iterator[None]:
+def _without_prefix(model: CausalLM) -> Iterator[None]:
     held = model.base_model.prefix_encoder
     model.hold_prefix(None)
     try:

@@ -10,7 +10,7 @@ from glmtune.errors import ConfigError
 from glmtune.files import WEIGHT_SUFFIXES, given_path, read_json, read_json_if_there
 from glmtune.recipe import Method, Recipe, load_recipe
 from glmtune.report.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
-from glmtune.runs import (
+from glmtune.run_files import (
     ENVIRONMENT_FILE,
     METRICS_FILE,
     RECIPE_FILE,
@@ -50,7 +50,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RecordedRun:
     """A run's folder, read."""
 
     path: Path
@@ -126,7 +126,7 @@ class Run:
         return int(known) if known is not None else _count_stored(self.checkpoint)
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path) -> RecordedRun:
     """Read a run's files. Raises `ConfigError` for a folder that is no run, `CheckpointError` if broken."""
     folder = given_path(path)
     if not (folder / RECIPE_FILE).is_file():
@@ -138,7 +138,7 @@ def read_run(path: str | Path) -> Run:
     metrics = read_json_lines(folder / METRICS_FILE)
     training = read_curve(metrics, "loss")
     result = read_json_if_there(folder / RESULT_FILE, is_ours=True)
-    return Run(
+    return RecordedRun(
         path=folder,
         recipe=recipe,
         environment=read_json_if_there(folder / ENVIRONMENT_FILE, is_ours=True),
@@ -162,7 +162,7 @@ def describe_method(method: Method) -> str:
     return " ".join((method.name, *words))
 
 
-def read_scores(run: Run) -> list[Scores]:
+def read_scores(run: RecordedRun) -> list[Scores]:
     """The run's evaluations, of each set of rows that of the best checkpoint, else of the newest."""
     files = sorted((run.path / "evaluations").glob(f"*/{SCORES_FILE}"))
     best = run.checkpoint.name if run.checkpoint else None
