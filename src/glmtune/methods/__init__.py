@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmtune.log import without_false_alarms
-from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning
 
 if TYPE_CHECKING:
     from torch import nn
 
     from glmtune.methods.adalora import Pruning
+    from glmtune.models.protocol import CausalLM
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class MethodRow:
     """What so many steps put at risk, told before anything is loaded; `ConfigError` where they do not fit."""
 
 
-def _full(model: CausalLM, settings: Full) -> Any:
+def _full(model: "CausalLM", settings: Full) -> Any:
     from glmtune.methods.full import apply_full
 
     return apply_full(model, settings)
 
 
-def _freeze(model: CausalLM, settings: Freeze) -> Any:
+def _freeze(model: "CausalLM", settings: Freeze) -> Any:
     from glmtune.methods.freeze import apply_freeze
 
     return apply_freeze(model, settings)
@@ -50,13 +50,13 @@ def _frozen_but_for(model: "nn.Module", settings: Freeze) -> list[str]:
     return choose_weights(model, settings)
 
 
-def _lora(model: CausalLM, settings: Lora) -> Any:
+def _lora(model: "CausalLM", settings: Lora) -> Any:
     from glmtune.methods.lora import apply_lora
 
     return apply_lora(model, settings)
 
 
-def _adalora(model: CausalLM, settings: AdaLora) -> Any:
+def _adalora(model: "CausalLM", settings: AdaLora) -> Any:
     from glmtune.methods.adalora import apply_adalora
 
     return apply_adalora(model, settings)
@@ -74,7 +74,7 @@ def _few_steps(settings: AdaLora, num_steps: int) -> str | None:
     return few_steps_warning(settings, num_steps)
 
 
-def _ptuning(model: CausalLM, settings: Ptuning) -> Any:
+def _ptuning(model: "CausalLM", settings: Ptuning) -> Any:
     from glmtune.methods.ptuning import apply_ptuning
 
     return apply_ptuning(model, settings)
@@ -91,7 +91,7 @@ METHODS: MutableMapping[str, MethodRow] = {
 
 
 @without_false_alarms()
-def apply_method(model: CausalLM, settings: Method) -> Any:
+def apply_method(model: "CausalLM", settings: Method) -> Any:
     """Return the model with exactly the method's weights trainable, and those in fp32.
 
     The given model is changed in place (frozen, or adapters put in).
