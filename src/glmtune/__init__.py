@@ -6,8 +6,6 @@ Importing this loads nothing heavy: each public name is loaded at its first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import glmtune.log  # noqa: F401  # before any package that it keeps quiet
-
 if TYPE_CHECKING:
     from glmtune.adapters.proof import Check
     from glmtune.chat import Chat

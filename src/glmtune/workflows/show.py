@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
-from glmtune.log import is_main_process, told_to, without_bars
+from glmtune.log import is_main_process, is_warning, told_to, without_bars
 from glmtune.workflows.events import Answered, Evaluated, Event, FirstRow, Note, Saved, Stepped, drain
 
 Result = TypeVar("Result")
@@ -135,7 +135,7 @@ def attend(
         with lines.bar(what):
             return drain(events, Shown(lines))
     hear = on_event or (lambda _: None)
-    with told_to(lambda text: hear(Note(text, is_warning="warning:" in text))), without_bars():
+    with told_to(lambda text: hear(Note(text, is_warning=is_warning(text)))), without_bars():
         return drain(events, hear)
 
 
