@@ -28,9 +28,9 @@ from glmtune.run_files import (
     make_folder,
     read_json_lines,
     remove_folder,
+    remove_partials,
     replacing,
     step_of,
-    sweep,
     write_json,
     write_text,
 )
@@ -74,7 +74,7 @@ class RunWriter:
     def sweep(self) -> None:
         """Delete what a killed process has left half-written or half-deleted."""
         for folder in (self.folder, self.folder / "checkpoints"):
-            sweep(folder)
+            remove_partials(folder)
 
     def _describe(self, recipe: Recipe, facts: Mapping[str, Any]) -> None:
         write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
