@@ -112,7 +112,7 @@ ROWS = {
     "chat-ptuning": "chat_history.jsonl", "alpaca-lora": "alpaca.json", "alpaca-lora-int8": "alpaca.json",
 }  # fmt: skip
 """The example rows of a recipe's format, where it is not that of the adverts."""
-QUICK = ("train.epochs=null", "train.steps=2", "samples.prompts=[]")
+QUICK = ("train.epochs=null", "train.steps=2", "train.batch_size=4", "samples.prompts=[]")
 
 
 def flat(settings: BaseModel, place: str = "") -> dict[str, Any]:

@@ -206,7 +206,7 @@ def test_a_schedule_that_does_not_fit_is_refused_before_the_model_is_opened(
 ) -> None:
     opened: list[Any] = []
     monkeypatch.setattr(
-        sys.modules["glmtune.workflows.assemble"], "open_place", lambda *_, **__: opened.append(1)
+        sys.modules["glmtune.workflows.assemble"], "load_location", lambda *_, **__: opened.append(1)
     )
     words = (*METHODS["adalora"], "method.warmup_steps=9")
     with pytest.raises(ConfigError, match="leave none of the run's 10 steps to prune in"):
