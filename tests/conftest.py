@@ -21,6 +21,7 @@ SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
 
 # machines are shared: how long an example takes says nothing about the code
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("shared"))  # see fuzz.examples; make test-all
 settings.load_profile("shared")
 
 

@@ -4,9 +4,9 @@ A pytest plugin writes a file for each process of a run:
 
     OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile -p tools.test_cost -m "not slow and not gpu"
 
-`python -m tools.test_cost` prints their sums by folder; with `files` or `tests`, by file or by test. The files
-lie in build/test_cost, or where the variable TEST_COST says; delete them before the next run. A fixture that
-several tests share counts for the first of them. A child process counts while it lives and after.
+`python -m tools.test_cost` prints their sums by folder; with `files` or `tests`, by file or by test. The
+files lie in build/test_cost, or where the variable TEST_COST says; delete them before the next run. A fixture
+that several tests share counts for the first of them. A child process counts while it lives and after.
 """
 
 import json
