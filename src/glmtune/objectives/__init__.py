@@ -11,7 +11,7 @@ from glmtune.recipe.objective import ObjectiveSettings
 __all__ = ["OBJECTIVES", "ObjectiveModule", "SftObjective", "build_objective"]
 
 OBJECTIVES: MutableMapping[str, Callable[[Any, Any], ObjectiveModule]] = {
-    "sft": lambda model, _: SftObjective(model)
+    "sft": lambda model, _: SftObjective(model),
 }
 """By the name in their settings: of a model and those settings, the objective."""
 
