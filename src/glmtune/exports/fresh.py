@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.protocol import CausalLM
+if TYPE_CHECKING:  # importing it would be what this program must not do, see above
+    from glmtune.models.protocol import CausalLM
 
 WeightSource = Callable[[str, Tensor], Tensor]
 """Gives the values to compute with for a weight's name and the weight."""
@@ -63,7 +64,7 @@ def logits_of(model: nn.Module, ids: list[int], weights: WeightSource = lambda _
 
 
 @torch.no_grad()
-def continue_greedily(model: CausalLM, ids: list[int], count: int) -> list[int]:
+def continue_greedily(model: "CausalLM", ids: list[int], count: int) -> list[int]:
     """The `count` most likely ids after a row, one after the other, through the cache; none ends it."""
     row = torch.tensor([ids])
     model.generation_config.eos_token_id = None
