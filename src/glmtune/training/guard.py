@@ -114,7 +114,7 @@ class Guard:
         for name, weight in self.objective.named_parameters():
             if _are_finite(weight):
                 continue
-            bad = _non_finite(weight)
+            bad = weight.detach()[~torch.isfinite(weight)]
             where += f"; the weight {_shown(name)} itself holds {float(bad[0])}"
             if weight.requires_grad and has_learned:
                 hint = f"a step too far broke it: train anew with {self._lower()}"
@@ -275,11 +275,6 @@ _GIVE_ANSWERS = (
 def _find_known_row(batch: Batch) -> str | None:
     is_learned = bool((batch.labels != -100).any())
     return "the output layer gives every learned token a probability of 1, first" if is_learned else None
-
-
-def _non_finite(weight: Tensor) -> Tensor:
-    """Return the numbers of a weight that are nan or infinite."""
-    return weight.detach()[~torch.isfinite(weight)]
 
 
 def _are_finite(value: object) -> bool:

@@ -21,7 +21,7 @@ class Progress:
         self._since.append(log)
 
     def line(self) -> str:
-        """Return the line for the newest step; loss and speeds are means over the steps since the last one."""
+        """Return the line for the newest step; loss and speeds are means since the last line."""
         logs, self._since = self._since, []
         last, count = logs[-1], len(logs)
         seconds = sum(log.step_s for log in logs)

@@ -1,4 +1,4 @@
-"""The state for an exact resume: optimizer, schedule, loss scaling and random numbers, without the weights."""
+"""The state for an exact resume: optimizer, schedule, loss scaling and random numbers, but no weights."""
 
 import random
 from collections.abc import Iterator, Mapping
