@@ -36,7 +36,7 @@ GUIDES = (
     "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
     "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture")
+LISTS = ("settings", "results", "sources", "architecture", "developing")
 """Pages without commands to type: made by a program, or figures and links."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",

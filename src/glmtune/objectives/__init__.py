@@ -11,7 +11,7 @@ from glmtune.recipe.objective import ObjectiveSettings
 __all__ = ["OBJECTIVES", "ObjectiveModule", "SftObjective", "build_objective"]
 
 OBJECTIVES: MutableMapping[str, Callable[[Any, Any], ObjectiveModule]] = {
-    "sft": lambda model, _: SftObjective(model)
+    "sft": lambda model, _: SftObjective(model),
 }
 """Functions that build an objective from a model and its settings, by the `name` in the settings."""
 
