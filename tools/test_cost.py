@@ -56,9 +56,7 @@ def main() -> None:
         counts[room] += 1
     for room, seconds in rooms.most_common():
         print(f"{seconds:8.1f} s  {counts[room]:5d} tests  {room}")
-    print(
-        f"{sum(tests.values()):8.1f} s  {len(tests):5d} tests;  {sum(f['all'] for f in files):.1f} s with imports and collection"
-    )
+    print(f"{sum(tests.values()):8.1f} s  {len(tests):5d} tests;  {sum(f['all'] for f in files):.1f} s with imports and collection")
 
 
 if __name__ == "__main__":
