@@ -10,7 +10,7 @@ from glmtune.models.protocol import CausalLM
 
 @runtime_checkable
 class AdapterBatch(Protocol):
-    """A model with several adapters, of which each row of a batch uses its own, such as `glmtune.Adapters`."""
+    """A model with several adapters, one for each row of a batch, such as `glmtune.Adapters`."""
 
     model: CausalLM
     """The base model, with all adapters on it."""

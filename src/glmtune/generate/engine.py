@@ -1,12 +1,12 @@
 """The generation engine: token ids in, token ids out, any number of requests at once.
 
-Chat, evaluation, the API and the samples of a training run answer with it; `model.generate` is its oracle in
-the tests. Each `step` decodes one token for every row of the batch, whatever the rows' lengths; rows that have
-ended leave the batch and waiting requests join it between two steps (continuous batching).
+Chat, evaluation, the API and the samples of a training run answer with it; `model.generate` is its oracle
+in the tests. Each `step` decodes one token for every row of the batch, whatever the rows' lengths; rows
+that have ended leave the batch and waiting requests join it between two steps (continuous batching).
 
 An answer stops at one of its request's `stop_ids`, which is its last token, or after `max_new_tokens`: see
-`Answer.is_ended`. Before that only `cancel` ends it, or logits that are not finite (`AnswerError`). The model's
-context is no limit: `tell_length` warns beyond it.
+`Answer.is_ended`. Before that only `cancel` ends it, or logits that are not finite (`AnswerError`). The
+model's context is no limit: `tell_length` warns beyond it.
 
 An answer does not depend on the other rows of the batch; only with `compute=fast` it may differ a little by
 them (see `fast`).
@@ -88,7 +88,8 @@ class Engine:
         config = getattr(base, "active_peft_config", None)
         if config is not None and config.is_prompt_learning:
             raise ConfigError(
-                f"model: PEFT's {config.peft_type.value} stands in front of the layers, where this engine begins",
+                f"model: PEFT's {config.peft_type.value} stands in front of the layers, "
+                "where this engine begins",
                 hint="answer with model.generate; LoRA and glmtune's own prefixes are answered here",
             )
         self.runner = build_runner(base, compile_step=compile_step)
@@ -158,7 +159,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """Decode one token for each row of the batch, and prefill the requests that join; return their tokens.
+        """Decode one token for each row of the batch, prefill joining requests; return their new tokens.
 
         Raises `AnswerError` if the model's logits are not finite: the requests it names are gone, and the
         next step returns the other rows' tokens.

@@ -1,7 +1,7 @@
 """W8A8 on a CPU: int8 weights, activations rounded to int8 on the fly, products summed in int32.
 
-A layer's output changes by about one per cent, so only the user chooses it. Each weight row has one scale, its
-largest magnitude / 127, like the official int8 weights: those keep their codes. Between the products
+A layer's output changes by about one per cent, so only the user chooses it. Each weight row has one scale,
+its largest magnitude / 127, like the official int8 weights: those keep their codes. Between the products
 everything is computed in fp32, whatever the model's type: casts would cost more than they save, and norms,
 attention and an adapter's own layers are more exact.
 
@@ -119,7 +119,7 @@ def _quantise(layer: nn.Linear) -> Tensor:
 
 
 def pack_all(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_Packed]:
-    """Return `pack(part)` of each part, several at a time; with AMX, `FastLinear`s get their second layout."""
+    """Return `pack(part)` of each part, in parallel; with AMX, `FastLinear`s get their second layout."""
     packed = _at_once(pack, parts)
     engines: Any = torch.backends.quantized
     if cpu_has("amx_int8") and "onednn" in engines.supported_engines:

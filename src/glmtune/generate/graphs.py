@@ -1,8 +1,8 @@
 """CUDA graphs: a decode step is captured once and replayed, so hundreds of kernel launches become one.
 
-A graph reads and writes fixed addresses, and runs the layers as they were at capture. So there is one graph per
-number of rows, and all are dropped when the KV cache moves or the model changes. `LayerRunner` pads rows and
-columns to powers of two and keeps the cache's memory, so that there are few.
+A graph reads and writes fixed addresses, and runs the layers as they were at capture. So there is one graph
+per number of rows, and all are dropped when the KV cache moves or the model changes. `LayerRunner` pads
+rows and columns to powers of two and keeps the cache's memory, so that there are few.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,9 @@
 """The KV cache of a batch: each row's keys and values from column 0 on, without padding in front.
 
-Memory is allocated in blocks of columns and freed when rows leave. Nothing is ever concatenated: a decode step
-writes one column per row. Shapes: R allocated rows, B rows in use, G key/value heads, S allocated columns,
-D head size. Keys and values of a layer may differ in G and D, and a layer may have other than two tensors.
+Memory is allocated in blocks of columns and freed when rows leave. Nothing is ever concatenated: a decode
+step writes one column per row. Shapes: R allocated rows, B rows in use, G key/value heads, S allocated
+columns, D head size. Keys and values of a layer may differ in G and D, and a layer may have other than two
+tensors.
 """
 
 from collections.abc import Sequence

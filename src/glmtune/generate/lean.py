@@ -1,8 +1,8 @@
 """The forward pass of ChatGLM2, ChatGLM3 and GLM-4-9B layers as plain function calls.
 
-The same products as the model's modules, without the overhead of `nn.Module` calls, which take longer than the
-products of a small model. The weights are the model's own. A module that does more than its class (an adapter
-on it, quantised codes, a hook) is called as a module.
+The same products as the model's modules, without the overhead of `nn.Module` calls, which take longer than
+the products of a small model. The weights are the model's own. A module that does more than its class (an
+adapter on it, quantised codes, a hook) is called as a module.
 """
 
 from collections.abc import Callable
@@ -95,7 +95,7 @@ class RotaryAngles:
         self.table: tuple[Tensor, ...] = ()
 
     def at(self, positions: Tensor, end: int) -> Part:
-        """Return a function that rotates heads (B, heads, T, D) by their positions (B, T), all below `end`."""
+        """Return a function that rotates heads (B, heads, T, D) to their positions (B, T), all < `end`."""
         if not self.table or end > len(self.table[0]):
             # twice as long as needed, so that not every step computes it
             all_positions = torch.arange(2 * end, device=self.device)[None]
@@ -135,7 +135,7 @@ def is_hooked(part: nn.Module) -> bool:
 
 
 def direct(part: nn.Module, dtype: torch.dtype) -> Part:
-    """Return a function equal to calling the module on inputs of `dtype`; the module itself if none is known."""
+    """Return a function equal to calling the module on inputs of `dtype`; else the module itself."""
     if is_hooked(part):
         return part
     module: Any = part

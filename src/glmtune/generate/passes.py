@@ -1,8 +1,8 @@
 """The cache and attention of one forward pass: writes new keys and values, and attends to them.
 
-Our own layers take a pass as their cache and its `attend` as their attention function; models of transformers'
-own classes take it as a cache alone, with their own attention. Shapes as in `kv_cache`; T new tokens, H query
-heads, W columns that are attended to.
+Our own layers take a pass as their cache and its `attend` as their attention function; models of
+transformers' own classes take it as a cache alone, with their own attention. Shapes as in `kv_cache`; T new
+tokens, H query heads, W columns that are attended to.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ class PromptPass:
     def attend(
         self, module: nn.Module, query: Tensor, *_: object, scaling: float, **__: object
     ) -> tuple[Tensor, None]:
-        """Attend with queries (1, H, sum of T, D), each span to its own row, to (1, sum of T, H, D of values)."""
+        """Attend with queries (1, H, sum of T, D), each span to its own row; return (1, sum of T, H, D)."""
         index: Any = module.layer_idx
         keys, values = self.rows.layers[index]
         contexts, start = [], 0
@@ -172,7 +172,7 @@ def _attend_many(
 
 
 class WholeStep(StepPass):
-    """`StepPass` over all allocated columns: shapes change only with the allocation, so it can be compiled."""
+    """`StepPass` over all allocated columns: shapes change only with them, so a step can be compiled."""
 
     def __init__(self, layers: Sequence[Layer], columns: Tensor, *, dtype: torch.dtype) -> None:
         """`layers`: keys and values of the rows in use, (B, G, S, D); `columns`: length of each row, (B,)."""
@@ -202,8 +202,8 @@ def mask_later(room: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
 def are_own_quicker(dtype: torch.dtype, device: torch.device, width: int) -> bool:
     """True if torch's own matrix products beat oneDNN's for a single row; `width`: the hidden size.
 
-    Measured in bf16 on a CPU: 1.6 times as fast with the same error. With AMX, 1.1 to 2 times for widths up to
-    768, but 0.8 times from 2,048 on.
+    Measured in bf16 on a CPU: 1.6 times as fast with the same error. With AMX, 1.1 to 2 times for widths up
+    to 768, but 0.8 times from 2,048 on.
     """
     is_large_for_tiles = width > SMALL_WIDTH and cpu_has("amx_bf16")
     return dtype == torch.bfloat16 and device.type == "cpu" and not is_large_for_tiles

@@ -11,8 +11,9 @@ from glmtune.generate.requests import Answer
 MAX_ROWS = 64
 """Default number of rows answered at once."""
 MAX_PREFILL_TOKENS = 2048
-"""Prompt tokens of one packed prefill; a longer prompt has a pass of its own. Twice as many gain nothing
-on a CPU (measured on a Xeon), and cost W8A8 a third more time: malloc gives fp32 buffers that large back to the system each time.
+"""Prompt tokens of one packed prefill; a longer prompt has a pass of its own. Twice as many gain nothing on
+a CPU (measured on a Xeon), and cost W8A8 a third more time: malloc gives fp32 buffers that large back to
+the system each time.
 """
 ROW_TOKENS = 4096
 """Tokens per row in the default of `max_held_tokens`."""

@@ -68,7 +68,8 @@ def check_request(request: Request, vocab_size: int, max_prompt: int | None = No
 def check_prompt(ids: Iterable[int], vocab_size: int, max_prompt: int | None = None) -> tuple[int, ...]:
     """Return a copy of a prompt's ids.
 
-    Raises `DataError` for an empty prompt, more than `max_prompt` ids, or an id outside 0 to `vocab_size` - 1.
+    Raises `DataError` for an empty prompt, more than `max_prompt` ids, or an id outside 0 to `vocab_size` -
+    1.
     """
     try:
         checked = tuple(map(index, ids))  # `index` takes numpy's and torch's integers too, but no floats

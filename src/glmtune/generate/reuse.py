@@ -105,7 +105,8 @@ def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
 def mark_model(model: nn.Module) -> object:
     """Return a value that differs after a weight is replaced or changed in place, or an adapter switched.
 
-    Adapters count by being active, disabled, merged, and by their scale. A change through `.data` goes unseen.
+    Adapters count by being active, disabled, merged, and by their scale. A change through `.data` goes
+    unseen.
     """
     # torch raises `_version` at each change in place; tensors made in inference mode have none
     weights = [(id(p), 0 if p.is_inference() else p._version) for p in model.parameters()]

@@ -40,7 +40,7 @@ class PrefillPrompt:
 
 
 def build_runner(model: CausalLM, *, compile_step: bool = False) -> "LayerRunner | ModelRunner":
-    """Return the fastest runner for a model; its results are the model's own. PEFT's LoRA layers stay in place.
+    """Return the fastest runner whose results are the model's own. PEFT's LoRA layers stay in place.
 
     Raises `ConfigError` if a step cannot be compiled, or for an attention function that takes no mask.
     """
@@ -119,7 +119,7 @@ class LayerRunner(_Runner):
         return prefix
 
     def count_reusable(self, ids: Sequence[int], shared: int) -> int:
-        """Return how many of the first `shared` ids, cached with another text behind them, need no prefill."""
+        """Return how many of the first `shared` ids, cached with another continuation, need no prefill."""
         count: int = self.model.count_reusable(ids, shared)
         return count
 

@@ -115,7 +115,7 @@ class Draw:
         return self.sampling.repetition_penalty != 1.0
 
     def seen_of(self, logits: Tensor) -> Tensor:
-        """Return a mask (V,) of the vocabulary, True = seen; size and device are those of `logits` (..., V)."""
+        """Return a mask (V,) of the vocabulary, True = seen, on the device of `logits` (..., V)."""
         if self._seen is None:
             self._seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
             self._seen[torch.tensor(self.prompt, device=logits.device)] = True
