@@ -24,6 +24,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_an_export_says_what_it_proved_and_what_it_lost(desk: Path) -> None:
     words = ("--to", "int4", "--output", "out", "--data", "rows.csv", "--score-rows", "1", "--max-rows", "2")
     done = glmtune("export", "run", *words, cwd=desk)
@@ -47,6 +48,7 @@ def test_an_export_says_what_it_proved_and_what_it_lost(desk: Path) -> None:
     assert "error: out: this folder is not empty and will not be overwritten" in again.stderr
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_without_rows_nothing_is_claimed(desk: Path) -> None:
     done = glmtune("export", "model", "--to", "int8", "--output", "int8", cwd=desk)
     assert done.returncode == 0, done.stderr

@@ -32,12 +32,12 @@ def train(words: tuple[str, ...], resume: bool) -> None:
     metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.
     """
     from glmtune.errors import ConfigError
-    from glmtune.locations import newest_runs
+    from glmtune.locations import newest_runs_hint
     from glmtune.workflows.early import training_recipe
 
     has_source = bool(words) and "=" not in words[0]
     if resume and not has_source and not any(word.startswith("model=") for word in words):
-        runs = newest_runs()
+        runs = newest_runs_hint()
         raise ConfigError(
             "--resume: no run named",
             hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),

@@ -13,7 +13,7 @@ from glmtune.data.reader import SUFFIXES, read_dataset
 from glmtune.errors import ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path
-from glmtune.locations import name_runs, require_here, resolve
+from glmtune.locations import require_here, resolve, runs_hint
 from glmtune.quants import EXTRAS
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
@@ -59,7 +59,7 @@ def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
             hint=f"a model folder goes in as model={path}",
         )
     is_file = path.exists() or path.suffix in {".yaml", ".yml", *SUFFIXES}
-    if not is_file and (runs := name_runs(path)):
+    if not is_file and (runs := runs_hint(path)):
         raise ConfigError(f"{path}: no such run or recipe", hint=runs)
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_json
-from glmtune.locations import lasting_name, name_runs
+from glmtune.locations import lasting_name, runs_hint
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint
 from glmtune.values import shown
@@ -29,7 +29,7 @@ def training_on(folder: Path, words: str = "") -> str:
 def require_run(folder: Path) -> None:
     """Raise `ConfigError` unless the folder holds a run with a checkpoint."""
     if not (folder / RECIPE_FILE).exists():
-        others = name_runs(folder) or "`glmtune runs` lists those that there are"
+        others = runs_hint(folder) or "`glmtune runs` lists those that there are"
         raise ConfigError(f"{folder}: no run to resume here", hint=f"leave resume out to begin it; {others}")
     if not last_checkpoint(folder):
         raise ConfigError(

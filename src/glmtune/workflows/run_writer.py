@@ -28,9 +28,9 @@ from glmtune.run_files import (
     make_folder,
     read_json_lines,
     remove_folder,
+    remove_partials,
     replacing,
     step_of,
-    sweep,
     write_json,
     write_text,
 )
@@ -85,7 +85,7 @@ class RunWriter:
     def sweep(self) -> None:
         """Delete files and folders that a killed process left half-written or half-deleted."""
         for folder in (self.folder, self.folder / "checkpoints"):
-            sweep(folder)
+            remove_partials(folder)
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a step or an evaluation to metrics.jsonl, and to TensorBoard if that is on."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from glmtune.log import is_main_process, told_to, without_bars
+from glmtune.log import is_main_process, is_warning, told_to, without_bars
 from glmtune.workflows.events import Answered, Evaluated, Event, FirstRow, Note, Saved, Stepped, drain
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def attend(
             return drain(events, Shown(lines))
     # lines that functions below tell on their own become events too, instead of going to stderr
     hear = on_event or (lambda _: None)
-    with told_to(lambda text: hear(Note(text, is_warning="warning:" in text))), without_bars():
+    with told_to(lambda text: hear(Note(text, is_warning=is_warning(text)))), without_bars():
         return drain(events, hear)
 
 
