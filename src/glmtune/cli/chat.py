@@ -111,7 +111,7 @@ def chat(
             **{name: value for name, value in sampling.items() if value is not None},
         },
     )
-    note("model load done...")
+    note("model load done...")  # the line of the program that `talk` names as its source
     talk = Talk(speakers, open_questions(), transcript)
     talk.greet(name)
     talk.hold(rounds)

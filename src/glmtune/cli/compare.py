@@ -89,8 +89,8 @@ def _samples_table(comparison: "Comparison", shown: slice) -> "Table":
     """Return a table with a column of answers to the sample prompts for each run of the slice `shown`."""
     from rich.table import Column, Table
 
-    asked = Column("asked", ratio=3, overflow="fold")
-    table = Table(asked, show_lines=True, title="The fixed prompts", title_justify="left")
+    prompts = Column("asked", ratio=3, overflow="fold")
+    table = Table(prompts, show_lines=True, title="The fixed prompts", title_justify="left")
     for run in comparison.runs[shown]:
         table.add_column(plain(f"{run.name}\nstep {run.samples_step}"), ratio=5, overflow="fold")
     for sample in comparison.samples:

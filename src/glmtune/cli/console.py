@@ -97,6 +97,7 @@ class _Folded:
         self.text = text
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
+        # rich breaks lines at spaces alone, and Chinese has none: a cell would stay half empty
         from rich.cells import chop_cells
         from rich.text import Text
 
@@ -107,6 +108,7 @@ class _Folded:
         from rich.measure import Measurement
         from rich.text import Text
 
+        # 2: the width of one Chinese character, the least that a column can be narrowed to
         return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
 
 

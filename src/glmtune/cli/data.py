@@ -62,14 +62,15 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
     """
     from glmtune.data.convert import convert_file
 
+    # click allows one argument of any length, `words`: of more than two files the rest is in there
     more = [word for word in words if "=" not in word]
     paths = [source, target, *(PATH.convert(word, None, None) for word in more)]
-    sources, last = paths[:-1], paths[-1]
+    sources, output = paths[:-1], paths[-1]
     settings = _settings([word for word in words if "=" in word])
     with _shared_settings(sources):
-        datasets = convert_file(sources, last, to, settings)
+        datasets = convert_file(sources, output, to, settings)
     for path, dataset in zip(sources, datasets, strict=True):
-        click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {last} ({to})")
+        click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {output} ({to})")
         for note in (*dataset.notes(), *(f"warning: {text}" for text in dataset.warnings())):
             click.echo(note)
 
@@ -135,6 +136,7 @@ def _settings(words: "Sequence[str]") -> "Data":
         key = word.partition("=")[0].removeprefix("data.")
         if key not in COLUMN_SETTINGS:
             hint = "allowed: " + ", ".join(COLUMN_SETTINGS)
+            # users of pandas type `encoding`
             hint = f"the character set is charset={word.partition('=')[2]}" if key == "encoding" else hint
             raise ConfigError(f"{key}: not a setting of this command", hint=hint)
     values = read_values({}, [f"data.{word.removeprefix('data.')}" for word in words])
@@ -175,6 +177,7 @@ def _first_round(dataset: "Dataset") -> list[tuple[str, str]]:
     from glmtune.values import shown
 
     messages = dataset.examples[0].messages
+    # an answer may follow several questions in a row, and tool calls may be all of it
     index = next(i for i, message in enumerate(messages) if message.role == "assistant")
     questions = [message.content for message in messages[:index] if message.role == "user"]
     answer = messages[index]

@@ -58,6 +58,7 @@ class Verbs(click.Group):
         if not verb:
             return name, verb, words
         verb_context = click.Context(verb, parent=ctx, info_name=name)
+        # the parser lists a parameter as often as it was typed; click's own result has the last value only
         try:
             *_, parsed = verb.make_parser(verb_context).parse_args(list(words))
         except click.UsageError:  # the verb itself raises it again, with its own name
@@ -125,6 +126,7 @@ def _option_hint(name: str, command: click.Command) -> str:
         if named := name_here(name.lstrip("-").replace("-", "_")):
             return f"settings are typed without dashes: {named}"
     options = [option for p in command.params if isinstance(p, click.Option) for option in p.opts]
+    # `--max` means each option that begins so; only without one is a misspelling looked for
     begun = [option for option in options if option.startswith(name)]
     near = " or ".join(begun) or nearest(name, options)
     return f"did you mean {near}?" if near else ""

@@ -93,35 +93,36 @@ def _read_method(path: Path, words: tuple[str, ...], recipe: Path | None) -> "Me
     return load_recipe(recipe or {}, [f"model={path}", *words]).method
 
 
-def _folder_lines(found: "Info") -> Iterator[tuple[str, str]]:
+def _folder_lines(facts: "Info") -> Iterator[tuple[str, str]]:
     """Yield the name and text of each fact of the folder."""
-    yield "kind", found.kind
-    if found.adapter:
-        yield from _adapter_lines(found.adapter)
-    yield "model" if found.adapter else "folder", str(found.folder)
-    if found.revision:
-        yield "from", f"{found.name}, revision {found.revision}"
-    revision = f", revision {found.family_revision}" if found.family_revision else ""
-    yield "family", f"{found.family}{revision} ({found.family_rule})"
-    yield "template", f"{found.template or 'open'} ({found.template_rule})"
-    yield "stop tokens", ", ".join(f"{t.text} {t.id}".strip() for t in found.stop_tokens) or "unknown"
-    context = f"{found.context:,} tokens" if found.context else "unknown"
-    yield "context", f"{context} ({found.context_key})"
-    if tokenizer := found.tokenizer:
-        rows = f"; the model has {found.num_rows:,} rows" if found.num_rows else ""
+    yield "kind", facts.kind
+    if facts.adapter:
+        yield from _adapter_lines(facts.adapter)
+    yield "model" if facts.adapter else "folder", str(facts.folder)
+    if facts.revision:
+        yield "from", f"{facts.name}, revision {facts.revision}"
+    revision = f", revision {facts.family_revision}" if facts.family_revision else ""
+    yield "family", f"{facts.family}{revision} ({facts.family_rule})"
+    yield "template", f"{facts.template or 'open'} ({facts.template_rule})"
+    yield "stop tokens", ", ".join(f"{t.text} {t.id}".strip() for t in facts.stop_tokens) or "unknown"
+    context = f"{facts.context:,} tokens" if facts.context else "unknown"
+    yield "context", f"{context} ({facts.context_key})"
+    if tokenizer := facts.tokenizer:
+        # the embedding is often padded to more rows than the tokenizer has tokens
+        rows = f"; the model has {facts.num_rows:,} rows" if facts.num_rows else ""
         yield (
             "tokenizer",
             f"{tokenizer.kind}, vocab_size={tokenizer.vocab_size}, "
             f"{tokenizer.num_tokens:,} with control tokens, padding_side={tokenizer.padding_side!r}{rows}",
         )
     else:
-        yield "tokenizer", f"none: {found.tokenizer_problem}"
-    if found.quant:
-        packed = ", two weights in a byte" if BITS.get(found.quant) == 4 else ""
-        key = "quantization_bit" if found.quant in BITS else "quantization_config"
-        yield "quant", f"{found.quant}{packed} ({key} in config.json)"
-    yield "weights", _weights_text(found)
-    yield "other files", ", ".join(name for name in found.files if not _is_weights(name))
+        yield "tokenizer", f"none: {facts.tokenizer_problem}"
+    if facts.quant:
+        packed = ", two weights in a byte" if BITS.get(facts.quant) == 4 else ""
+        key = "quantization_bit" if facts.quant in BITS else "quantization_config"
+        yield "quant", f"{facts.quant}{packed} ({key} in config.json)"
+    yield "weights", _weights_text(facts)
+    yield "other files", ", ".join(name for name in facts.files if not _is_weights(name))
 
 
 def _adapter_lines(facts: "AdapterFacts") -> Iterator[tuple[str, str]]:
@@ -160,14 +161,14 @@ def _adapter_lines(facts: "AdapterFacts") -> Iterator[tuple[str, str]]:
         yield "written by", f"glmtune {facts.glmtune_version}"
 
 
-def _weights_text(found: "Info") -> str:
+def _weights_text(facts: "Info") -> str:
     """Return number, size and types of the files of weights, and the files that are not read."""
-    if not found.has_weights:
-        return f"no weights here; config.json says {found.dtype}"
-    sizes = [found.files[name] for name in found.weight_files]
-    unread = [name for name in found.files if _is_weights(name) and name not in found.weight_files]
-    kinds = f"{found.quant} and {found.dtype}" if found.quant in BITS else f"mostly {found.dtype}"
-    opened = f", opened as {found.adapter.quant}" if found.adapter and found.adapter.quant else ""
+    if not facts.has_weights:
+        return f"no weights here; config.json says {facts.dtype}"
+    sizes = [facts.files[name] for name in facts.weight_files]
+    unread = [name for name in facts.files if _is_weights(name) and name not in facts.weight_files]
+    kinds = f"{facts.quant} and {facts.dtype}" if facts.quant in BITS else f"mostly {facts.dtype}"
+    opened = f", opened as {facts.adapter.quant}" if facts.adapter and facts.adapter.quant else ""
     read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, {kinds}{opened}"
     return "; ".join([*([read] if sizes else []), *([f"not read: {', '.join(unread)}"] if unread else [])])
 
@@ -178,16 +179,17 @@ def _is_weights(name: str) -> bool:
     return name.endswith(WEIGHT_SUFFIXES)
 
 
-def _parameter_lines(found: "Info", *, in_full: bool) -> Iterator[str]:
+def _parameter_lines(facts: "Info", *, in_full: bool) -> Iterator[str]:
     """Yield a line per parameter; without `in_full`, equal layers share their lines. `*`: trainable."""
     from glmtune.models.outline import collapse
 
     if in_full:
-        for parameter in found.parameters:
+        for parameter in facts.parameters:
             yield f"{_parameter_head(parameter)} {parameter.name}"
         return
     layer_above = ""
-    for parameter in collapse(found.parameters):
+    for parameter in collapse(facts.parameters):
+        # collapsed names: `transformer.encoder.layers.{0-27}.mlp.dense_h_to_4h.weight`
         layer, brace, rest = parameter.name.partition("}.")
         if brace and layer != layer_above:
             yield f"{'':{ROW_WIDTH}}{layer}}}"

@@ -42,6 +42,7 @@ def runs(folder: Path, as_json: bool) -> None:
     for entry in entries:
         name = str(entry.path.relative_to(folder)) if entry.path != folder else entry.path.name
         date = entry.changed.strftime(DATE)
+        # 12: the state's 8 columns and the gaps around it
         lines.say(f"{name:<{WIDTH - len(date) - 12}}  {entry.state:<8}  {date}")
         for text in (entry.problem, " | ".join(_figures(entry)), *map(_scores_text, entry.scores)):
             if text:

@@ -36,6 +36,7 @@ def settings(part: str | None, markdown: bool, lang: "Language") -> None:
     from glmtune.recipe.names import name_here
 
     every_row = list(describe(lang))
+    # with a dot behind both: `train` is not the beginning of a setting named `training`
     rows = [row for row in every_row if part is None or (row.key + ".").startswith(part + ".")]
     rows = rows or [row for row in every_row if (row.paths[0] + ".").startswith(f"method.{part}.")]
     if not rows:

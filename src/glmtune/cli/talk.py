@@ -129,6 +129,7 @@ class Talk:
             is_complete = False
             note("> interrupted, not remembered")
         if not is_complete:
+            # every speaker's, also that of one who has answered: their conversations stay alike
             for chat, length in before:
                 del chat.messages[length:]
 

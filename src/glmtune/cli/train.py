@@ -46,6 +46,7 @@ def train(words: tuple[str, ...], resume: bool) -> None:
         recipe = training_recipe(PATH.convert(words[0], None, None), words[1:])
     else:
         recipe = training_recipe({}, words)
+    # nothing left to do is no error; with settings typed behind the run, the plan refuses what differs
     if resume and len(words) == 1 and _is_finished(Path(words[0])):
         return
     run_recipe(recipe, resume=resume)

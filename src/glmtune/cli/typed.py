@@ -59,6 +59,7 @@ class Typed:
         if text in MORE_ROUNDS:
             return "2"
         note("> 2: a conversation; this is its first question")
+        # typed at another prompt, whose session has no history
         self._session.history.append_string(text)
         self._first = text
         return "2"
@@ -81,6 +82,7 @@ class Typed:
                 return None
             except KeyboardInterrupt:
                 is_empty = not session.default_buffer.text
+                # a line that was typed and deleted again since the warning makes it a first Ctrl-C
                 if is_empty and is_warned and self._num_keys == 1:
                     return None
                 is_warned = is_empty
