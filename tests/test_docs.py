@@ -36,7 +36,7 @@ GUIDES = (
     "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
     "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture")
+LISTS = ("settings", "results", "sources", "architecture", "developing")
 """Pages without commands to type: made by a program, or figures and links."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
@@ -259,6 +259,7 @@ CONTINUED = ("export", "troubleshooting")
 CONTINUED_FROM = "glmtune train model=/models/chatglm3-6b data.train=my.json output=runs/mine"
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     "name",
     [

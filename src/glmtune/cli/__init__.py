@@ -26,7 +26,7 @@ from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
-from glmtune.log import is_main_process
+from glmtune.log import is_main_process, lines_on_stderr
 from glmtune.training.stopping import Interrupted
 
 FIRST_SPEAKS_S = 5.0
@@ -67,7 +67,8 @@ def main() -> None:
     settle_streams()
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries' developers
     try:
-        glmtune(standalone_mode=False)
+        with lines_on_stderr():
+            glmtune(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.exceptions.NoArgsIsHelpError as err:

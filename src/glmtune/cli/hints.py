@@ -131,9 +131,9 @@ def _by_example(context: click.Context) -> str:
     example = next((line for line in lines if line.startswith(start)), "")
     if not example:
         return ""
-    from glmtune.locations import newest_runs
+    from glmtune.locations import newest_runs_hint
 
-    runs = newest_runs() if "runs/" in example else ""
+    runs = newest_runs_hint() if "runs/" in example else ""
     return f"for example `{example}`" + (f"; {runs}" if runs else "")
 
 

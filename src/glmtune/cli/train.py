@@ -81,11 +81,11 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
 
 def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
     from glmtune.errors import ConfigError
-    from glmtune.locations import newest_runs
+    from glmtune.locations import newest_runs_hint
     from glmtune.workflows.early import training_recipe
 
     if resume and (not words or "=" in words[0]) and not any(word.startswith("model=") for word in words):
-        runs = newest_runs()
+        runs = newest_runs_hint()
         raise ConfigError(
             "--resume: no run named",
             hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
