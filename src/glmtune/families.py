@@ -224,7 +224,7 @@ _Rule = tuple[str, Callable[[ModelFolder], str | None]]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of `FAMILIES`: the signs of a family's folder, and facts about the family."""
+    """A row of `FAMILIES`: the signs of a family's folder, and facts about the family."""
 
     templates: tuple[str, ...]
     """Chat formats that folders of the family may have."""

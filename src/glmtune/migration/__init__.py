@@ -9,7 +9,7 @@ from glmtune.migration.recipes import YAML, migrate_files
 from glmtune.migration.report import Migration
 from glmtune.migration.scripts import starts_program
 
-__all__ = ["Migration", "migrate"]
+__all__ = ["Migration", "migrate_path"]
 
 # shown as what was found in a script, never as an error: a folder may hold scripts of any kind
 NOT_KNOWN = "a script that starts none of the official programs: left alone"
@@ -56,16 +56,6 @@ def migrate_path(
     from glmtune.migration.weights import migrate_weights  # here, as it loads torch
 
     return [migrate_weights(folder, target, base=base, template=template)]
-
-
-def _scripts(path: Path) -> list[Path]:
-    """The scripts and configurations that a path means; none where it is a folder of weights."""
-    if not path.is_dir():
-        return [] if path.suffix in WEIGHTS else [path]
-    if any(p.suffix in WEIGHTS for p in path.iterdir()):
-        return []
-    scripts = sorted(path.glob("*.sh"))
-    return scripts + sorted(p for p in path.iterdir() if p.suffix in YAML and is_config(p))
 
 
 def _step_of(name: str) -> int:

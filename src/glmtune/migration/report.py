@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """One migrated source: findings, changes, and the next commands."""
+    """A migrated source: findings, changes, and the next commands."""
 
     source: str
     """A path, of a script with the line: `train.sh:5`."""

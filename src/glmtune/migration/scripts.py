@@ -151,7 +151,7 @@ def _put_method(draft: RecipeDraft) -> None:
     draft.take("prefix_projection")
     bits = draft.take("quantization_bit")
     draft.lose("ptuning_checkpoint", "a run begins with a new prefix, not with an earlier one")
-    # quantised weights have no gradients: only a prefix can be trained on top of them
+    # without a prefix the script trains the base itself, and quantised weights have no gradients
     if not prefix:
         draft.put("method", "full", "without --pre_seq_len the script trains the whole model")
         if bits:

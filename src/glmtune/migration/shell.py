@@ -28,7 +28,7 @@ _EXPANDED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command of a script: its words and its environment."""
+    """A command of a script: its words and its environment."""
 
     words: list[str]
     line: int

@@ -16,7 +16,7 @@ State = Literal["finished", "stopped", "broken"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One run of the list."""
+    """A run of the list."""
 
     path: Path
     state: State

@@ -32,7 +32,7 @@ MEAN_STEPS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """One evaluation of a run: its rows, and the scores of the official ChatGLM-6B script."""
+    """An evaluation of a run: its rows, and the scores of the official ChatGLM-6B script."""
 
     data: str
     """Name of the evaluated file."""
