@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -12,12 +13,15 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
+from glmtune.report import plots, rank_map
+from glmtune.run_files import replacing
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
 
 # machines are shared: how long an example takes says nothing about the code
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("shared"))  # see fuzz.examples; make test-all
 settings.load_profile("shared")
 
 
@@ -48,6 +52,39 @@ def _own_precision() -> Iterator[None]:
     yield
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state()
+
+
+BLANK = b"\x89PNG\r\n\x1a\n" + bytes(2000)
+PICTURED = (
+    "tests/cli/test_methods.py", "tests/cli/test_compare.py", "tests/cli/test_demo.py", "tests/unit/report/",
+    "tests/unit/workflows/", "tests/unit/test_fuzz_files.py",
+    "tests/invariants/test_low_rank_runs.py::test_loss_falls_on_every_kind_of_model",
+)  # fmt: skip
+"""Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
+
+
+@pytest.fixture(autouse=True)
+def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write blank loss.png and ranks.png, as files are written, in runs whose pictures no test looks at."""
+    if request.node.nodeid.startswith(PICTURED):
+        return
+    for module, draw in ((plots, "draw_loss"), (rank_map, "draw_ranks")):
+        monkeypatch.setattr(module, draw, lambda *_, **__: None)
+        monkeypatch.setattr(module, "save", _save_blank)
+
+
+def _save_blank(_: object, path: Path) -> None:
+    with replacing(path) as partial:
+        partial.write_bytes(BLANK)
+
+
+@pytest.fixture
+def warm_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prove exports in forks of a process that has loaded torch, see `forks`."""
+    from forks import run_fork
+    from glmtune.exports import verify
+
+    monkeypatch.setattr(verify, "subprocess", SimpleNamespace(run=run_fork))
 
 
 _met: dict[str, list[str]] = {}

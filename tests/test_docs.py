@@ -262,6 +262,7 @@ CONTINUED = ("export", "troubleshooting")
 CONTINUED_FROM = "glmtune train model=/models/chatglm3-6b data.train=my.json output=runs/mine"
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     "name",
     [
