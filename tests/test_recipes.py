@@ -113,12 +113,9 @@ ROWS = {
 }  # fmt: skip
 """The example rows of a recipe's format, where it is not that of the adverts."""
 QUICK = (
-    "train.epochs=null",
-    "train.steps=2",
-    "train.batch_size=2",
-    "train.micro_batch_size=1",
+    "train.epochs=null", "train.steps=2", "train.batch_size=2", "train.micro_batch_size=1",
     "samples.prompts=[]",
-)
+)  # fmt: skip
 
 
 def flat(settings: BaseModel, place: str = "") -> dict[str, Any]:
