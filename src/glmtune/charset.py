@@ -72,8 +72,8 @@ RECOGNISED = {
 """Character sets that are recognised -> the plain set inside each, and the first bytes that punctuation and
 frequent characters have in it. Source: level 1 of GB 2312-1980, Big5 (1984) and JIS X 0208; KS X 1001."""
 COMMON_SHARE = 0.6
-"""Least share of frequent characters among those beyond ASCII: traditional Chinese in GBK has some 0.7, text in
-a wrong set 0.5."""
+"""Least share of frequent characters among those beyond ASCII: traditional Chinese in GBK has some 0.7, text
+in a wrong set 0.5."""
 SAMPLE = 20_000
 """Characters, from the start of a file, by which its character set is recognised."""
 UNPRINTED = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd\uffff]")
