@@ -40,7 +40,7 @@ from glmtune.errors import DataError, GlmtuneError
 from glmtune.files import is_there, load_bytes, unreadable
 from glmtune.log import tell
 from glmtune.near import nearest_file
-from glmtune.paths import find_rows, joining, several
+from glmtune.paths import find_rows, join_hint, split_paths
 from glmtune.recipe.settings import Data
 from glmtune.run_files import RECIPE_FILE
 
@@ -131,7 +131,7 @@ class SeveralFilesError(DataError):
     """A path names several files where one is needed; `names` are the files."""
 
     def __init__(self, message: str, names: list[str], *, begun: str = "") -> None:
-        super().__init__(message, hint=f"{begun}{joining(names)}")
+        super().__init__(message, hint=f"{begun}{join_hint(names)}")
         self.names, self._begun = names, begun
 
     def leading(self, way: str) -> "SeveralFilesError":
@@ -322,7 +322,7 @@ def _unreadable(path: Path, err: OSError) -> GlmtuneError:
 
 def _several(path: Path) -> list[str]:
     """Return the files of a list of paths, or the non-empty ones of a pattern such as `rows/*.jsonl`."""
-    names = several(str(path))
+    names = split_paths(str(path))
     if len(names) > 1 or not PATTERN.search(str(path)):
         return names
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from glmtune.data.reader import Dataset, SeveralFilesError, read_dataset
 from glmtune.errors import ConfigError, DataError
-from glmtune.paths import listing
+from glmtune.paths import setting_of
 from glmtune.recipe.parse import read_values
 from glmtune.recipe.settings import Data
 from glmtune.recipe.source import Source
@@ -35,7 +35,7 @@ def read_sources(settings: Data) -> list[Dataset]:
             dataset = read_dataset(source.path, settings.of_source(source))
         except SeveralFilesError as err:
             way = f"name each in its place: {', '.join(err.names)}" if is_list else ""
-            if not is_list and (word := listing(err.names)):
+            if not is_list and (word := setting_of(err.names)):
                 way = f"train on all of them: {word}"
             raise (err.leading(way) if way else err) from None
         except (ConfigError, DataError) as err:
