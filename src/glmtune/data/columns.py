@@ -101,13 +101,14 @@ def lost_columns(counts: Counter[str], *, is_dialogue: bool) -> DataError:
 def _advise(name: str, *, is_dialogue: bool) -> str:
     """Return the advice that gets a column read, empty if there is none."""
     plain = _plain(name)
+    # from what holds in every row to what needs a row of question and answer
     if plain in MEDIA:
         return "these models read text alone: take such rows out"
     if plain in THOUGHT_KEYS:
         return "a thought stands in an assistant's turn, or beside question and answer"
     if plain in THOUGHTS and ("." in name or not is_dialogue):
         return f"rename {name.rpartition('.')[2]!r} to 'reasoning_content'"
-    if "." in name:
+    if "." in name:  # a key of turns, `messages.name`: the settings below name whole columns
         return ""
     if plain in SYSTEMS:
         return f"{spell_setting('system_column', [name])} makes it the system text"

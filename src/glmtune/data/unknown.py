@@ -54,6 +54,8 @@ def unknown_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) 
             f"a row is one turn of a dialogue; {columns_found}",
             hint=f'put the turns of each dialogue into one row{lines}: {{"{column}": [...]}}',
         )
+    # the likeliest mistakes first: a row for each turn (above), turns under another name, then columns that
+    # are nested or misspelled
     for name, cell in row.items():
         turns = decoded(cell)
         column = column_of(turns[0]) if isinstance(turns, list) and turns else None
