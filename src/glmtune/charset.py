@@ -72,10 +72,11 @@ RECOGNISED = {
 """Character sets that are recognised -> the plain set inside each, and the first bytes that punctuation and
 frequent characters have in it. Source: level 1 of GB 2312-1980, Big5 (1984) and JIS X 0208; KS X 1001."""
 COMMON_SHARE = 0.6
-"""Least share of frequent characters among those beyond ASCII: traditional Chinese in GBK has some 0.7, text in
-a wrong set 0.5."""
+"""Least share of frequent characters among those beyond ASCII: traditional Chinese in GBK has some 0.7, text
+in a wrong set 0.5."""
 SAMPLE = 20_000
 """Characters, from the start of a file, by which its character set is recognised."""
+# control characters, private use and replacement characters: signs of bytes decoded in a wrong set
 UNPRINTED = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd\uffff]")
 NO_FILE = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "mbcs", "oem"}
 """Python's codecs that no text file is written in, or that mean another character set on each machine."""
@@ -182,7 +183,7 @@ def _unmarked_utf16(content: bytes) -> str | None:
     An ASCII character is two bytes in UTF-16, one of them zero: the second in little endian.
     """
     start = content[:512]
-    zeros = start.count(0)
+    zeros = start.count(0)  # bytes; 512 of them tell, and a long file is not read through
     if zeros <= NULS_OF_UTF16 * len(start):
         return None
     odd = start[1::2].count(0)

@@ -28,10 +28,10 @@ def encode_messages(
     `tool_calls` and `tool_call_id`; the official code's `metadata` and `observation` are read too. `tools`
     are described as for OpenAI, `{"type": "function", "function": {...}}`. With `taught=tokenizer.taught`
     the conversation begins as in training: with the system text, unless it has one, and the source prefix of
-    the run or adapter that the tokenizer was loaded with. Options: `enable_thinking`, for formats that let one
-    choose; `assistant_name`, the assistant's name in the introduction of the tools; `source_prefix`, a text in
-    front of the first question. Raises DataError for messages that the format cannot express, ConfigError for
-    options that it does not have and for values of the wrong type.
+    the run or adapter that the tokenizer was loaded with. Options: `enable_thinking`, for formats that let
+    one choose; `assistant_name`, the assistant's name in the introduction of the tools; `source_prefix`, a
+    text in front of the first question. Raises DataError for messages that the format cannot express,
+    ConfigError for options that it does not have and for values of the wrong type.
     """
     template = require_template(tokenizer.template, str(tokenizer.vocab_file))
     # segments keep text and control tokens apart: `<|user|>` typed by a user stays the characters it is

@@ -42,14 +42,14 @@ MEANINGFUL = INPUTS | SYSTEMS | HISTORIES | MEDIA | CALLS | THOUGHTS | PREFERENC
 """Names of columns that hold part of a conversation, as `_plain` spells them; unread they are an error."""
 
 
-def column(row: RowObject, name: str) -> Any:
+def read_column(row: RowObject, name: str) -> Any:
     """Return a column's cell. Raises `DataError` if the row has no such column."""
     if name not in row:
-        raise missing(name, row)
+        raise missing_column(name, row)
     return row[name]
 
 
-def missing(name: str, row: RowObject, pair: Sequence[str] = ()) -> DataError:
+def missing_column(name: str, row: RowObject, pair: Sequence[str] = ()) -> DataError:
     """Return the error for a missing column; `pair`: the columns of question and answer looked for."""
     near = nearest(name, row)
     words = [nearest(column, row) or "..." for column in pair]
@@ -67,7 +67,7 @@ def names_of(row: Collection[str]) -> str:
 
 def name_pair(question: str, answer: str) -> str:
     """Return the settings that name the columns of question and answer, as a shell takes them."""
-    return f"{setting('prompt_column', [question])} {setting('response_column', [answer])}"
+    return f"{spell_setting('prompt_column', [question])} {spell_setting('response_column', [answer])}"
 
 
 def _plain(name: str) -> str:
@@ -80,47 +80,48 @@ def carries_meaning(name: str) -> bool:
     return _plain(name) in MEANINGFUL
 
 
-def listed(counts: Counter[str]) -> str:
+def list_counts(counts: Counter[str]) -> str:
     """Return columns and their numbers of rows in words: `'id' (1,000 rows), 'category' (1,000)`."""
     names = [f"{name!r} ({count:,}" for name, count in counts.most_common()]
     is_one = max(counts.values()) == 1
     return "), ".join([f"{names[0]} row{'' if is_one else 's'}", *names[1:]]) + ")"
 
 
-def lost(counts: Counter[str], *, is_dialogue: bool) -> DataError:
+def lost_columns(counts: Counter[str], *, is_dialogue: bool) -> DataError:
     """Return the error for columns that carry meaning and are not read; its hint lists every way out."""
     names = list(counts)
     ways = dict.fromkeys(way for name in names if (way := _advise(name, is_dialogue=is_dialogue)))
     it = "them" if len(names) > 1 else "it"
     return DataError(
-        f"columns that carry meaning, and nobody reads: {listed(counts)}",
-        hint="; ".join([*ways, f"{setting('ignore_columns', names)} leaves {it} out"]),
+        f"columns that carry meaning, and nobody reads: {list_counts(counts)}",
+        hint="; ".join([*ways, f"{spell_setting('ignore_columns', names)} leaves {it} out"]),
     )
 
 
 def _advise(name: str, *, is_dialogue: bool) -> str:
     """Return the advice that gets a column read, empty if there is none."""
     plain = _plain(name)
+    # from what holds in every row to what needs a row of question and answer
     if plain in MEDIA:
         return "these models read text alone: take such rows out"
     if plain in THOUGHT_KEYS:
         return "a thought stands in an assistant's turn, or beside question and answer"
     if plain in THOUGHTS and ("." in name or not is_dialogue):
         return f"rename {name.rpartition('.')[2]!r} to 'reasoning_content'"
-    if "." in name:
+    if "." in name:  # a key of turns, `messages.name`: the settings below name whole columns
         return ""
     if plain in SYSTEMS:
-        return f"{setting('system_column', [name])} makes it the system text"
+        return f"{spell_setting('system_column', [name])} makes it the system text"
     if is_dialogue:
         return f"rename {name!r} to 'tools'" if plain == "functions" else ""
     if plain in INPUTS:
-        return f"{setting('input_column', [name])} puts it below the question"
+        return f"{spell_setting('input_column', [name])} puts it below the question"
     if plain in HISTORIES:
-        return f"{setting('history_column', [name])} reads it as earlier rounds"
+        return f"{spell_setting('history_column', [name])} reads it as earlier rounds"
     return "rows of messages can hold it" if plain in CALLS else ""
 
 
-def setting(key: str, names: Sequence[str]) -> str:
+def spell_setting(key: str, names: Sequence[str]) -> str:
     """Return the setting that names columns, as a shell takes it; a single plain name needs no brackets."""
     value = names[0]
     if len(names) > 1 or (key == "ignore_columns" and not PLAIN_NAME.fullmatch(value)):

@@ -31,17 +31,17 @@ SHAREGPT_FORM = 'a turn is like {"from": "human", "value": "..."}'
 
 def sharegpt(row: RowObject) -> Messages:
     """Read a ShareGPT row: `{conversations: [{from, value}], tools?}`."""
-    return _conversation(row, "conversations", _sharegpt_turn, SHAREGPT_FORM)
+    return _read_conversation(row, "conversations", _read_sharegpt_turn, SHAREGPT_FORM)
 
 
 def messages(row: RowObject) -> Messages:
     """Read a row of OpenAI or the GLM-4 script: `{messages: [{role, content, tool_calls?}], tools?}`."""
-    return _conversation(row, "messages", _chat_turn, FORM)
+    return _read_conversation(row, "messages", _read_chat_turn, FORM)
 
 
 def chatglm3(row: RowObject) -> Messages:
     """Read a row of the ChatGLM3 scripts: `{conversations: [{role, content}], tools?}`."""
-    return _conversation(row, "conversations", _chat_turn, FORM)
+    return _read_conversation(row, "conversations", _read_chat_turn, FORM)
 
 
 def is_sharegpt(row: RowObject) -> bool:
@@ -62,7 +62,7 @@ ReadTurn = Callable[[RowObject, str], Iterator[Turn]]
 """Reads one turn of a row, given its name in errors: into one message, or a call and its result."""
 
 
-def _conversation(row: RowObject, column: str, read_turn: ReadTurn, form: str) -> Messages:
+def _read_conversation(row: RowObject, column: str, read_turn: ReadTurn, form: str) -> Messages:
     rows = decoded(row[column])
     if not isinstance(rows, list):
         raise DataError(f"{column!r} must be a list of turns, got {shown(row[column])}", hint=form)
@@ -90,7 +90,7 @@ def _conversation(row: RowObject, column: str, read_turn: ReadTurn, form: str) -
 # One turn of each form
 
 
-def _sharegpt_turn(row: RowObject, name: str) -> Iterator[Turn]:
+def _read_sharegpt_turn(row: RowObject, name: str) -> Iterator[Turn]:
     for key in ("from", "value"):
         if key not in row:
             raise DataError(
@@ -109,7 +109,7 @@ def _sharegpt_turn(row: RowObject, name: str) -> Iterator[Turn]:
         yield name, Message(role, non_empty(value, where), loss=loss, thought=read_thought(row, name))
 
 
-def _chat_turn(row: RowObject, name: str) -> Iterator[Turn]:
+def _read_chat_turn(row: RowObject, name: str) -> Iterator[Turn]:
     if row.get("role") == "tool" and row.get("parameters") is not None:
         # ChatGLM3's script writes a call and its observation as one turn of role `tool`. Source:
         # https://github.com/THUDM/ChatGLM3 finetune_chatmodel_demo/preprocess_utils.py

@@ -33,9 +33,8 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
     """Encode conversations for training, in the order given.
 
     A conversation becomes one row; in the chat formats of ChatGLM-6B, ChatGLM2, GLM-Z1 and GLM-4.5 one row
-    for each learned answer (`Template.splits_answers`).
-    Raises DataError for a row that the format cannot express, and for rows longer than `settings.overlong`
-    allows.
+    for each learned answer (`Template.splits_answers`). Raises DataError for a row that the format cannot
+    express, and for rows longer than `settings.overlong` allows.
     """
     taught, limits = Taught.of(settings), Limits.of(settings, tokenizer.context)
     report = LengthReport(limit=str(limits))
@@ -55,6 +54,7 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
                     source=example.source,
                 )
                 rows.append(row)
+    # a cut of most rows is more likely a wrong limit than a wish: `cut` refuses it, `cut_any` allows it
     needs_consent = settings.overlong == "cut" and settings.encoding == "chat"
     if needs_consent and report.overlong_share > REFUSED_SHARE:
         raise DataError(

@@ -239,7 +239,7 @@ def _choose_format(row: RowObject, counts: Counter[str]) -> Format:
         rest = dict.fromkeys(name for names in others for name in names if name not in first)
         raise DataError(
             f"the row fits several formats: {several}",
-            hint=f"leave all but one out: {columns.setting('ignore_columns', list(rest))}",
+            hint=f"leave all but one out: {columns.spell_setting('ignore_columns', list(rest))}",
         )
     return FORMATS[best[0]]
 
@@ -276,7 +276,7 @@ def _read_messages(row: RowObject, row_format: Format, settings: Data) -> Messag
         return rounds.question_and_answer(row, row_format.columns, row_format.input_column, settings)
     name = row_format.columns[0]
     if name not in row:
-        raise columns.missing(name, row)
+        raise columns.missing_column(name, row)
     if rounds.history(row, settings.history_column):
         raise _second_conversation(settings.history_column or "history", name)
     if settings.input_column and is_filled(row.get(settings.input_column)):

@@ -13,6 +13,7 @@ ASKING = {"user", "observation"}
 def count_unasked(example: Example) -> int:
     """Return the number of a conversation's learned answers without a question before them."""
     roles = [message.role for message in example.messages]
+    # an observation counts too: a tool's result is something to answer
     start = next((i for i, role in enumerate(roles) if role in ASKING), len(roles))
     return sum(message.role == "assistant" and message.loss for message in example.messages[:start])
 

@@ -124,7 +124,7 @@ class Dataset:
             others = "(others: data.prompt_column, data.response_column)"
             notes.append(f"taken as question and answer: {self.taken} {others}")
         notes += filter(None, [order.note_doubled_turns(self.examples)])
-        return [*notes, *(f"{what}: {columns.listed(rows)}" for what, rows in counts.items() if rows)]
+        return [*notes, *(f"{what}: {columns.list_counts(rows)}" for what, rows in counts.items() if rows)]
 
 
 class SeveralFilesError(DataError):
@@ -223,7 +223,7 @@ def _parse_rows(rows: list[RawRow], parser: RowParser) -> Dataset:
     lost = Counter({name: count for name, count in unread.items() if columns.carries_meaning(name)})
     if lost:
         where, first = next((where, row) for where, row in parsed if lost.keys() & set(row.unread))
-        error = columns.lost(lost, is_dialogue=first.is_dialogue)
+        error = columns.lost_columns(lost, is_dialogue=first.is_dialogue)
         raise DataError(f"{where}: {error}", hint=error.hint)
     conversations = [up_to_last_answer(row.messages) for _, row in parsed]
     examples = [

@@ -2,7 +2,7 @@
 
 import re
 
-from glmtune.data.columns import column
+from glmtune.data.columns import read_column
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
@@ -29,15 +29,15 @@ def question_and_answer(
     A thought is read from its own column. An empty question is kept, an empty answer is an error.
     """
     question_column, answer_column = columns
-    question = text(column(row, question_column), question_column)
+    question = text(read_column(row, question_column), question_column)
     input_column = settings.input_column or input_column
     if input_column is not None:
         # a column that the settings name must be there, the format's own `input` may be missing
-        value = column(row, input_column) if settings.input_column else row.get(input_column)
+        value = read_column(row, input_column) if settings.input_column else row.get(input_column)
         below = "" if value is None else text(value, input_column)
         if below.strip():
             question = f"{question}\n{below}" if question else below
-    content = non_empty(column(row, answer_column), answer_column)
+    content = non_empty(read_column(row, answer_column), answer_column)
     answer = Message("assistant", content, thought=read_thought(row, "row"))
     earlier = history(row, settings.history_column)
     return *system(row, settings), *earlier, *_question_turns(question, question_column, settings), answer
@@ -46,7 +46,7 @@ def question_and_answer(
 def system(row: RowObject, settings: Data) -> Messages:
     """Return the system message of a row's own column, empty if the row has none."""
     name = settings.system_column or "system"
-    value = column(row, name) if settings.system_column else row.get(name)
+    value = read_column(row, name) if settings.system_column else row.get(name)
     if value is None or not text(value, name).strip():
         return ()
     if settings.system is not None:
@@ -65,7 +65,7 @@ def two_systems(where: str) -> DataError:
 def history(row: RowObject, named: str | None) -> Messages:
     """Return the earlier rounds, `[[question, answer], ...]`; a missing or empty cell is no history."""
     name = named or "history"
-    value = column(row, name) if named else row.get(name)
+    value = read_column(row, name) if named else row.get(name)
     if value is None or value == "":
         return ()
     rounds = decoded(value)

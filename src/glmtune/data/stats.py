@@ -94,6 +94,7 @@ def _count_duplicates(examples: Sequence[Example]) -> tuple[int, int]:
             turns.append(json.dumps(facts, ensure_ascii=False, sort_keys=True, default=str))
         *question, answer = turns
         known_answers = answers.setdefault("\n".join(question), set())
+        # a row that repeats one of several answers to its question is a repetition, not another answer
         repeated += answer in known_answers
         contradicting += bool(known_answers) and answer not in known_answers
         known_answers.add(answer)

@@ -46,14 +46,16 @@ TEXTS = {"text", "content", "document", "article"}
 def unknown_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) -> DataError:
     """Return the error for rows that fit no format; `pairs`: the one or two columns of each known format."""
     row = rows[0]
-    found = f"columns found: {columns.names_of(row)}"
+    columns_found = f"columns found: {columns.names_of(row)}"
     column = dialogue_of(row)
     if column:
         lines = " of JSON lines" if isinstance(row, TableRow) else ""
         return DataError(
-            f"a row is one turn of a dialogue; {found}",
+            f"a row is one turn of a dialogue; {columns_found}",
             hint=f'put the turns of each dialogue into one row{lines}: {{"{column}": [...]}}',
         )
+    # the likeliest mistakes first: a row for each turn (above), turns under another name, then columns that
+    # are nested or misspelled
     for name, cell in row.items():
         turns = decoded(cell)
         column = column_of(turns[0]) if isinstance(turns, list) and turns else None
@@ -68,13 +70,13 @@ def unknown_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) 
         )
         if inside:
             return DataError(
-                f"the columns {' and '.join(map(repr, pair))} stand inside {inside!r}; {found}",
+                f"the columns {' and '.join(map(repr, pair))} stand inside {inside!r}; {columns_found}",
                 hint=f"write the object under {inside!r} as the row itself",
             )
         absent = [name for name in pair if name not in row]
         if all(nearest(name, row) for name in absent):
-            return columns.missing(absent[0], row, pair if len(pair) > 1 else ())
-    return DataError(f"cannot tell the format; {found}", hint=_hint_to_name_columns(rows))
+            return columns.missing_column(absent[0], row, pair if len(pair) > 1 else ())
+    return DataError(f"cannot tell the format; {columns_found}", hint=_hint_to_name_columns(rows))
 
 
 def dialogue_of(turn: object) -> str | None:
@@ -161,17 +163,17 @@ def check_not_marked(rows: Sequence[RowObject], ignored: Collection[str]) -> Non
                 f"{name!r} marks answers as good or bad, as for KTO, and {bad:,} of {len(cells):,} are "
                 "false: marked answers are not trained yet",
                 hint=f"take out the rows whose {name!r} is false; or, to learn the bad answers too, "
-                f"{columns.setting('ignore_columns', [name])}",
+                f"{columns.spell_setting('ignore_columns', [name])}",
             )
 
 
 def _hint_to_drop_rejected(row: RowObject, chosen: str, rejected: str) -> str:
     """Return the settings, or the change of the file, that make rows of preference pairs' chosen answers."""
-    ignoring = columns.setting("ignore_columns", [rejected])
+    ignoring = columns.spell_setting("ignore_columns", [rejected])
     answer = decoded(row[chosen])
     turns = next((name for name in TURNS if isinstance(row.get(name), list)), None)
     if isinstance(answer, dict) and turns:
-        both = columns.setting("ignore_columns", [chosen, rejected])
+        both = columns.spell_setting("ignore_columns", [chosen, rejected])
         return f"put what {chosen!r} holds behind the turns in {turns!r}; {both}"
     if isinstance(answer, list) and answer and (column := dialogue_of(answer[0])):
         return f"rename {chosen!r} to {column!r}; {ignoring}"
@@ -180,5 +182,5 @@ def _hint_to_drop_rejected(row: RowObject, chosen: str, rejected: str) -> str:
     if question is None or not isinstance(answer, str):
         return f"write rows like {ROW_FORM}"
     inputs = [name for name in rest if _spelled(name) in columns.INPUTS and is_filled(rest[name])]
-    below = [columns.setting("input_column", [name]) for name in inputs if name != question][:1]
+    below = [columns.spell_setting("input_column", [name]) for name in inputs if name != question][:1]
     return " ".join([columns.name_pair(question, chosen), *below, ignoring])
