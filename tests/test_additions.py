@@ -1,7 +1,8 @@
-"""A method, an objective and a family, each added here in a few lines, without touching another module."""
+"""A method, an objective, a chat format and a data format, each added here in a few lines, in this process.
 
-import subprocess
-import sys
+`test_developing.py` writes the additions of docs/developing.md into a copy of the project.
+"""
+
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,11 +14,13 @@ from torch.nn.functional import cross_entropy
 
 from glmtune import load_model, train, verify
 from glmtune.data.batches import Batch
+from glmtune.data.formats import FORMATS, Format
+from glmtune.data.reader import read_dataset
 from glmtune.errors import ConfigError
 from glmtune.methods import METHODS, MethodRow
 from glmtune.methods.freeze import train_weights
 from glmtune.objectives import OBJECTIVES, SftObjective
-from glmtune.recipe import load_recipe, to_yaml
+from glmtune.recipe import Data, load_recipe, to_yaml
 from glmtune.recipe.describe import describe
 from glmtune.recipe.method import METHOD_SETTINGS, MethodSettings, TrainedPart
 from glmtune.recipe.objective import OBJECTIVE_SETTINGS, ObjectiveSettings
@@ -119,10 +122,12 @@ def test_a_new_chat_format_is_a_template_that_recipes_name(monkeypatch: pytest.M
     assert caught.value.hint == "did you mean template=llama?"
 
 
-@pytest.mark.slow
-def test_a_new_family_is_a_row_and_the_function_of_its_chat_format(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("new_family.py")
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+# --- a data format: its row in one table ---
+
+
+def test_a_new_data_format_is_found_by_its_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my.jsonl").write_text('{"ask": "1+1?", "tell": "2"}\n')
+    monkeypatch.setitem(FORMATS, "ask_tell", Format(("ask", "tell")))
+    dataset = read_dataset(tmp_path / "my.jsonl", Data())
+    assert dataset.format == "ask_tell"
+    assert [message.content for message in dataset.examples[0].messages] == ["1+1?", "2"]

@@ -15,8 +15,6 @@ from glmtune.evaluation.words import cut
 
 Scores = dict[str, float]
 
-SCORE_NAMES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -26,6 +24,16 @@ class Variant:
     bleu: Callable[[str, str], float]
     best_bleu: int
     """Highest BLEU-4: that of the reference itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A score of one answer."""
+
+    measure: Callable[[str, str, Variant], float]
+    """(prediction, reference, variant) -> score, of two texts that the variant has prepared."""
+    best: Callable[[Variant], int] = lambda _: 100
+    """Score of the reference itself."""
 
 
 def score(
@@ -61,13 +69,12 @@ def score_pair(prediction: str, reference: str, variant: str = "thudm") -> Score
         return dict.fromkeys(SCORE_NAMES, 0.0)
     chosen = VARIANTS[variant]
     prediction, reference = chosen.prepare(prediction), chosen.prepare(reference)
-    return {**_rouge(prediction, reference), "bleu-4": chosen.bleu(prediction, reference)}
+    return {name: metric.measure(prediction, reference, chosen) for name, metric in METRICS.items()}
 
 
 def with_scale(value: float, name: str, variant: str = "thudm", *, digits: int = 2) -> str:
     """Write a score with the highest possible one: `25.96 of 100`, `0.2511 of 1`."""
-    best = VARIANTS[variant].best_bleu if name == "bleu-4" else 100
-    return f"{value:.{digits}f} of {best}"
+    return f"{value:.{digits}f} of {METRICS[name].best(VARIANTS[variant])}"
 
 
 def is_empty(text: str) -> bool:
@@ -129,3 +136,13 @@ VARIANTS: dict[str, Variant] = {
     # Source: https://github.com/THUDM/ChatGLM3/blob/main/finetune_demo/finetune_hf.py, compute_metrics
     "chatglm3": Variant(prepare=str.strip, bleu=_bleu_of_words, best_bleu=1),
 }
+METRICS: dict[str, Metric] = {
+    "rouge-1": Metric(lambda prediction, reference, _: _rouge(prediction, reference)["rouge-1"]),
+    "rouge-2": Metric(lambda prediction, reference, _: _rouge(prediction, reference)["rouge-2"]),
+    "rouge-l": Metric(lambda prediction, reference, _: _rouge(prediction, reference)["rouge-l"]),
+    "bleu-4": Metric(
+        lambda prediction, reference, variant: variant.bleu(prediction, reference),
+        best=lambda variant: variant.best_bleu,
+    ),
+}
+SCORE_NAMES = tuple(METRICS)

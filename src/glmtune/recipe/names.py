@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from glmtune.near import nearest
-from glmtune.paths import listing, several
+from glmtune.paths import setting_of, split_paths
 from glmtune.recipe.describe import describe
 from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, OPTIMIZERS, SCHEDULES
 from glmtune.recipe.method import METHOD_SETTINGS
@@ -164,9 +164,14 @@ def _filled(words: str, value: object) -> str:
         return words
     key, before = match.groups()
     if key == "data.train":  # several files, as a list or as a text like `a.json,b.json`
-        names = value if isinstance(value, list | tuple) else several(value) if isinstance(value, str) else []
-        if len(names) > 1 and all(isinstance(name, str) for name in names) and (word := listing(names)):
-            return words.replace(match[0], word)
+        names = split_paths(value) if isinstance(value, str) else value
+        if (
+            isinstance(names, list | tuple)
+            and len(names) > 1
+            and all(isinstance(name, str) for name in names)
+        ):
+            if word := setting_of(names):
+                return words.replace(match[0], word)
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     fits = _WORD.fullmatch(text) and _is_valid(key, before + text if before else value)
     return words.replace("{}", text) if fits else words.replace(before + "{}", "...")

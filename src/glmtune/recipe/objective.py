@@ -18,6 +18,8 @@ class Sft(ObjectiveSettings):
     name: Literal["sft"] = "sft"
 
 
-OBJECTIVE_SETTINGS: MutableMapping[str, type[ObjectiveSettings]] = {"sft": Sft}
+OBJECTIVE_SETTINGS: MutableMapping[str, type[ObjectiveSettings]] = {
+    "sft": Sft,
+}
 """The settings type of each objective, by its name."""
 Objective = Annotated[Sft, OneOf(OBJECTIVE_SETTINGS)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import glmtune.generate.kv_cache as rows_module
 import glmtune.generate.sampling as sampling_module
+from fuzz import examples
 from glmtune.errors import AnswerError, ConfigError, DataError
 from glmtune.generate import Engine, Request, Sampling, decode
 from glmtune.generate.queue import Line, default_max_held_tokens
@@ -58,7 +59,9 @@ def requests_of(*lengths: int) -> list[Request]:
     max_prefill_tokens=st.sampled_from([1, 50, 4096]),
     max_held_tokens=st.sampled_from([1, 90, 160, 10_000]),
 )
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=examples(25), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 def test_an_answer_is_the_same_whatever_else_arrives_and_when(
     arriving: Sequence[tuple[int, Request]], max_rows: int, max_prefill_tokens: int, max_held_tokens: int
 ) -> None:
