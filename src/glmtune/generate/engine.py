@@ -103,14 +103,14 @@ class Engine:
         self.is_length_told = False
         self._kind = _kind_of(self.runner.model)
         self._numbers = count()
-        self._held: list[Answer] = []  # rows of the batch, in the order of `rows`
+        self._batch: list[Answer] = []  # rows of the batch, in the order of `rows`
         self._drawn: list[Token] = []  # of the step under way: a step that broke off has not returned them
         self._positions = torch.empty(0)  # of the next token in each row, (B, ..., 1)
 
     @property
     def is_idle(self) -> bool:
         """True if nothing is left to answer."""
-        return not (self._held or self._line.waiting or self._drawn)
+        return not (self._batch or self._line.waiting or self._drawn)
 
     def submit(self, request: Request) -> int:
         """Queue a request; return its number.
@@ -152,7 +152,7 @@ class Engine:
         """Drop a request, waiting or half answered, and free its memory at once."""
         self._line.drop(number)
         self._drawn = [token for token in self._drawn if token.request != number]
-        for row, answer in enumerate(self._held):
+        for row, answer in enumerate(self._batch):
             if answer.number == number:
                 self._leave(row)
                 return
@@ -165,13 +165,13 @@ class Engine:
         next step returns the other rows' tokens.
         """
         # `_drawn` is not empty if the step before broke off behind this line: its rows have their token
-        if self._held and not self._drawn:
+        if self._batch and not self._drawn:
             self._decode()
-        while joining := self._line.first(self._held):
+        while joining := self._line.first(self._batch):
             self._join(joining)
         # backwards: the last row moves to the place of one that leaves, and has been looked at by then
-        for row in reversed(range(len(self._held))):
-            if self._held[row].is_ended:
+        for row in reversed(range(len(self._batch))):
+            if self._batch[row].is_ended:
                 self._leave(row)
         tokens, self._drawn = self._drawn, []
         return tokens
@@ -188,7 +188,7 @@ class Engine:
         self.reuse.check(self.runner.model)
         if self.reuse.is_pinned(text, adapter):
             return
-        row, mark = len(self._held), mark_model(self.runner.model)
+        row, mark = len(self._batch), mark_model(self.runner.model)
         try:
             self._read([Request(text, adapter=adapter)])
             layers = self.rows.read(row)
@@ -243,23 +243,23 @@ class Engine:
 
     def _decode(self) -> None:
         """Draw one more token for each row of the batch."""
-        last = torch.tensor([[answer.ids[-1]] for answer in self._held], device=self.runner.device)
-        adapters = [answer.request.adapter for answer in self._held]
+        last = torch.tensor([[answer.ids[-1]] for answer in self._batch], device=self.runner.device)
+        adapters = [answer.request.adapter for answer in self._batch]
         lengths = list(self.rows.lengths)
         try:
             with self._adapter_rows(adapters, [1] * len(adapters)):
                 logits = self.runner.step(self.rows, last, self._positions)
             following = self.runner.advance_positions(self._positions)
-            drawn = draw_tokens(logits, [answer.draw for answer in self._held])
+            drawn = draw_tokens(logits, [answer.draw for answer in self._batch])
         except BaseException:  # also Ctrl-C: the next step decodes again and overwrites the same columns
             self.rows.lengths = lengths
             raise
         self._positions = following
-        self._take(self._held, drawn)
+        self._take(self._batch, drawn)
 
     def _join(self, joining: Sequence[Answer]) -> None:
         """Prefill waiting requests and draw their first tokens; until then they stay in line."""
-        first = len(self._held)
+        first = len(self._batch)
         try:
             logits, following = self._read([answer.request for answer in joining])
             drawn = draw_tokens(logits, [answer.draw for answer in joining])
@@ -267,8 +267,8 @@ class Engine:
             self.rows.keep_first(first)
             error.add_note(f"while the prompts of requests {_numbers_of(joining)} were read")
             raise
-        self._positions = torch.cat((self._positions, following)) if self._held else following
-        self._held += joining
+        self._positions = torch.cat((self._positions, following)) if self._batch else following
+        self._batch += joining
         for answer in joining:
             answer.mark = self.reuse.mark
             self._line.waiting.popleft()
@@ -285,7 +285,7 @@ class Engine:
         if not spoiled:
             return
         for answer in spoiled:
-            row = self._held.index(answer)
+            row = self._batch.index(answer)
             self.rows.wipe(row)  # or its NaN would reach the row that comes here next
             self._drop(row)
         raise AnswerError(
@@ -297,7 +297,7 @@ class Engine:
     def _read(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
         """Prefill prompts into new rows: logits (B, V) after each, positions (B, ..., 1) of what follows."""
         self.reuse.check(self.runner.model)
-        first = len(self._held)
+        first = len(self._batch)
         self.rows.add(len(requests))
         prompts = [self._begin(first + i, request) for i, request in enumerate(requests)]
         logits, following = [], []
@@ -325,7 +325,7 @@ class Engine:
 
     def _leave(self, row: int) -> None:
         """Take a row out of the batch; keep its keys and values for later prompts if the budget allows it."""
-        answer = self._held[row]
+        answer = self._batch[row]
         ids = [*answer.request.prompt, *answer.ids[:-1]]  # the last token was drawn, but never computed
         try:
             if len(ids) <= self.reuse.num_tokens:
@@ -337,11 +337,11 @@ class Engine:
 
     def _drop(self, row: int) -> None:
         """Delete a row; the last row moves to its index, as in `KvCache.remove`."""
-        last = self._held.pop()
-        if row < len(self._held):
-            self._held[row] = last
+        last = self._batch.pop()
+        if row < len(self._batch):
+            self._batch[row] = last
             self._positions[row] = self._positions[-1]
-        self._positions = self._positions[: len(self._held)]
+        self._positions = self._positions[: len(self._batch)]
         self.rows.remove(row)
 
 

@@ -83,12 +83,13 @@ class FastLinear(_Unsaved):
 class FastExperts(_Unsaved):
     """The routed experts of GLM-4.5 in W8A8."""
 
-    def __init__(self, experts: Any) -> None:  # Any: transformers' class is untyped
+    def __init__(self, experts: nn.Module) -> None:
         """`experts`: transformers' `Glm4MoeExperts`, weights (E, 2 I, C) and (E, C, I), on a CPU."""
         super().__init__()
-        self.activate = experts.act_fn
+        untyped: Any = experts
+        self.activate = untyped.act_fn
         expert_layers = []
-        for stacked in (experts.gate_up_proj, experts.down_proj):
+        for stacked in (untyped.gate_up_proj, untyped.down_proj):
             products = []
             for weight in stacked.detach():  # (O, I) of one expert
                 layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

@@ -45,7 +45,7 @@ class StepGraphs:
             self.graphs, self._mark = {}, mark
 
     def __call__(self, tokens: Tensor, positions: Tensor, layers: Sequence[Layer], columns: Tensor) -> Tensor:
-        """As `Step`. The logits are a copy: the next replay overwrites the graph's own."""
+        """Replay the step, as `Step`. The logits are a copy: the next replay overwrites the graph's own."""
         memory = [(part.data_ptr(), part.shape[1:]) for layer in layers for part in layer]
         if memory != self._memory:
             self.graphs, self._memory = {}, memory

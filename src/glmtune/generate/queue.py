@@ -40,15 +40,15 @@ class Line:
         check_size("max_prefill_tokens", self.max_prefill_tokens, 0)
         check_size("max_held_tokens", self.max_held_tokens, 1)
 
-    def first(self, held: Sequence[Answer]) -> list[Answer]:
-        """Return the first waiting requests that may join the batch `held`, in one packed prefill.
+    def first(self, batch: Sequence[Answer]) -> list[Answer]:
+        """Return the first waiting requests that may join `batch`, in one packed prefill.
 
         Empty while the first of them must wait. A request above the bound joins an empty batch, alone.
         """
         joining: list[Answer] = []
         left = self.max_prefill_tokens
-        longest = max((answer.num_tokens for answer in held), default=0)
-        for rows, answer in enumerate(self.waiting, len(held) + 1):
+        longest = max((answer.num_tokens for answer in batch), default=0)
+        for rows, answer in enumerate(self.waiting, len(batch) + 1):
             left -= len(answer.request.prompt)
             longest = max(longest, answer.num_tokens)
             is_full = rows > self.max_rows or (rows > 1 and rows * longest > self.max_held_tokens)

@@ -10,7 +10,7 @@ from glmtune.generate.sampling import Draw, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the way it is answered."""
+    """A prompt and the way it is answered."""
 
     prompt: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
@@ -22,7 +22,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of an answer."""
+    """A token of an answer, as `Engine.step` returns it."""
 
     request: int
     """Number of the request, as `Engine.submit` returned it."""

@@ -114,7 +114,7 @@ class LayerRunner(_Runner):
 
     @property
     def prefix(self) -> PrefixEncoder | None:
-        """As `_Runner.prefix`."""
+        """The P-Tuning prefix that the model has now; None without one."""
         prefix: PrefixEncoder | None = self.model.base_model.prefix_encoder
         return prefix
 
@@ -239,7 +239,7 @@ class ModelRunner(_Runner):
         return shared
 
     def prefill(self, rows: KvCache, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
-        """As `LayerRunner.prefill`."""
+        """Prefill prompts one by one; results as of `LayerRunner.prefill`."""
         logits, following = [], []
         for prompt in prompts:
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
@@ -250,7 +250,7 @@ class ModelRunner(_Runner):
         return torch.cat(logits), torch.cat(following)
 
     def step(self, rows: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
-        """As `LayerRunner.step`."""
+        """Decode one more token in each row; result as of `LayerRunner.step`."""
         step = StepPass(rows, dtype=self.dtype, device=self.device)
         with own_products(self.are_own_quicker and len(tokens) == 1):
             return self._run(tokens, positions, step, step.mask)

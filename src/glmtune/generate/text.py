@@ -28,7 +28,7 @@ def stream_text(
     stream, shown = tokenizer.text_stream(), ShownText(tokenizer.chat_format.tidy)
     written: list[str] = []
     # replacement characters at the end of a piece: half a character whose rest may follow, so they wait
-    held = ""
+    pending = ""
 
     def show(piece: str) -> str:
         piece = piece if written else piece.lstrip()  # no line breaks in front of the answer
@@ -39,12 +39,12 @@ def stream_text(
         token = pairs[0][1]
         if token in stop_ids:
             break
-        new = held + show(stream.add(token))
+        new = pending + show(stream.add(token))
         whole = new.rstrip(HALF_CHARACTER)
-        held = new[len(whole) :]
+        pending = new[len(whole) :]
         if whole:
             yield whole
-    if rest := held + show(stream.finish()) + shown.finish():
+    if rest := pending + show(stream.finish()) + shown.finish():
         yield rest
     return "".join(written)
 

@@ -165,6 +165,7 @@ def _with_thinking(template: str, enable_thinking: object) -> str:
     thinks = bool(find(template).thought_end) and template not in _UNTHINKING.values()
     if enable_thinking is None or enable_thinking == thinks:
         return template
+    # both directions: `template` may be either format of a pair
     pairs = [pair for pair in _UNTHINKING.items() if template in pair]
     if pairs:
         return pairs[0][0] if enable_thinking else pairs[0][1]
@@ -196,6 +197,7 @@ def training_examples(
 
 
 def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list[Segment]:
+    # inside the first text, not as a segment of its own: each text is encoded on its own
     first = next((i for i, segment in enumerate(segments) if not segment.is_control), None)
     return [
         replace(segment, text=source_prefix + segment.text) if i == first else segment

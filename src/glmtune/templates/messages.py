@@ -15,7 +15,7 @@ THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One tool call."""
+    """A tool call."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One whole turn of a conversation; only a chat format splits it into segments."""
+    """A whole turn of a conversation; only a chat format splits it into segments."""
 
     role: Role
     content: str
@@ -55,6 +55,7 @@ class Message:
         before, mark, after = self.content.partition(THOUGHT_END)
         if not mark:
             return "", self.content
+        # GLM-Z1's prompt begins the thought, so an answer may have the end tag alone
         return before.rpartition(THOUGHT_BEGIN)[2], after.rpartition(THOUGHT_END)[2]
 
 

@@ -134,6 +134,7 @@ def read_loss(row: Mapping[str, Any], name: str, role: Role) -> bool:
 
 
 def _answer(row: Mapping[str, Any], name: str, loss: bool) -> Message:
+    # `function_call` is OpenAI's older name, of a single call
     key = "tool_calls" if row.get("tool_calls") else "function_call"
     calls = tuple(read_calls(row[key], f"{name}.{key}")) if row.get(key) else ()
     metadata, thought = _metadata(row, name), read_thought(row, name)
@@ -157,12 +158,12 @@ def _answer(row: Mapping[str, Any], name: str, loss: bool) -> Message:
 
 def read_thought(row: Mapping[str, Any], name: str) -> str | None:
     """Read the thought of an answer from any of `THOUGHT_KEYS`. Raises `DataError` for two different ones."""
-    given = [key for key in THOUGHT_KEYS if row.get(key) is not None]
-    if len({row[key] for key in given if isinstance(row[key], str)}) > 1:
+    keys = [key for key in THOUGHT_KEYS if row.get(key) is not None]
+    if len({row[key] for key in keys if isinstance(row[key], str)}) > 1:
         raise DataError(
-            f"{name!r} holds its thought twice, got {' and '.join(map(repr, given))}", hint="keep one"
+            f"{name!r} holds its thought twice, got {' and '.join(map(repr, keys))}", hint="keep one"
         )
-    return text(row[given[0]], f"{name}.{given[0]}") if given else None
+    return text(row[keys[0]], f"{name}.{keys[0]}") if keys else None
 
 
 def _content(row: Mapping[str, Any], name: str, role: Role) -> str:

@@ -66,7 +66,7 @@ def chatglm2_render(messages: Sequence[Message], add_generation_prompt: bool, _n
 def round_format(
     render_rounds: Render,
     end: str,
-    **facts: Any,  # Any: `Template`'s other fields, of several types
+    **facts: Any,  # Any: other fields of `Template`, of several types
 ) -> Template:
     """Return a format of rounds; each learned answer is a training example that ends with `end`."""
 
@@ -126,6 +126,7 @@ def chatglm_render(messages: Sequence[Message], add_generation_prompt: bool, _na
         return [Segment(text), *asks, Segment(answer.content)]
     if add_generation_prompt:
         return [Segment(text), *asks]
+    # without earlier rounds the prompt is the bare question, which may end like that itself
     return [Segment(text.removesuffix("\n答：") if history else text)]
 
 

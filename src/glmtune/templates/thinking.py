@@ -33,7 +33,7 @@ def thinking_format(
     prefix: Sequence[str],
     end: str,
     learns_thoughts: bool = True,
-    **facts: Any,  # Any: `Template`'s other fields, of several types
+    **facts: Any,  # Any: other fields of `Template`, of several types
 ) -> Template:
     """Return a format of role tokens; `ask`: the texts behind the assistant's role token in a prompt."""
     start = [control(text) for text in prefix]

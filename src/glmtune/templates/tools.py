@@ -60,10 +60,10 @@ def read_calls(value: object, name: str) -> list[Call]:
     ]
 
 
-def _call(value: Any, name: str) -> Call:  # Any: parsed JSON, checked key by key
+def _call(value: object, name: str) -> Call:
     inner = value.get("function") if isinstance(value, Mapping) else None
     call = inner if isinstance(inner, Mapping) else value
-    if not isinstance(call, Mapping) or "name" not in call:
+    if not isinstance(value, Mapping) or not isinstance(call, Mapping) or "name" not in call:
         raise DataError(f"{name!r} must be a call, got {shown(value)}", hint=CALL)
     unread = _unread(value) or _unread(call)
     found = [call[key] for key in _ARGUMENTS if is_filled(call.get(key))]
@@ -113,10 +113,10 @@ def call_in_answer(answer: str) -> Call | None:
 
     Either `{"name": ..., "arguments": ...}`, or the tool's name on a line of its own and the arguments below.
     """
-    found = decoded(answer.strip())
-    if isinstance(found, dict) and isinstance(found.get("name"), str):
+    parsed = decoded(answer.strip())
+    if isinstance(parsed, dict) and isinstance(parsed.get("name"), str):
         try:
-            return _call(found, "call")
+            return _call(parsed, "call")
         except DataError:
             return None
     first, _, rest = answer.strip().partition("\n")
@@ -128,8 +128,8 @@ def read_arguments(content: str) -> Mapping[str, Any] | None:
     """Parse the arguments behind a tool's name: GLM-4's JSON object or ChatGLM3's code block; else None."""
     content = content.strip()
     if content.startswith("{"):
-        found = decoded(content)
-        return found if isinstance(found, dict) else None
+        arguments = decoded(content)
+        return arguments if isinstance(arguments, dict) else None
     lines = content.split("\n")
     if len(lines) < 3 or not lines[0].startswith(CODE_BLOCK) or lines[-1].strip() != CODE_BLOCK:
         return None

@@ -56,7 +56,7 @@ def turn_format(
     turns_of: TurnsFunction,
     prefix: Sequence[str],
     end: str,
-    **facts: Any,  # Any: `Template`'s other fields, of several types
+    **facts: Any,  # Any: other fields of `Template`, of several types
 ) -> Template:
     """Return a format of role tokens: each turn ends with the next one's role token, the last with `end`.
 
