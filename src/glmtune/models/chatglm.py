@@ -1,12 +1,12 @@
 """ChatGLM-6B (v1): a prefix language model with two rows of positions (`chatglm_layout`).
 
-Parameter names are the published checkpoints' own. Deviations from the official code: rotary angles are
-computed in fp32 in every type, the loss stays in fp32, the scaling of scores by layer is left out (it
-cancels), and early and mid choose the mask token by row where officially the whole batch decides.
+Parameter names are the published checkpoints' own; the layers are in `chatglm_layers`. Deviations from the
+official code: rotary angles are computed in fp32 in every dtype, the loss stays in fp32, the scaling of scores
+by layer is left out (it cancels), and early and mid choose the mask token by row, where officially the whole
+batch decides.
 
 Source: huggingface.co/THUDM/chatglm-6b, modeling_chatglm.py.
-Shapes: B batch, T new tokens, S cached + new tokens, H heads, D head size, C hidden size, R rows of
-positions, V vocabulary.
+Shapes: B batch, T new tokens, S cached + new tokens, C hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.errors import ConfigError
-from glmtune.models.attention import Attend, Rotary, eager_attention
 from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.chatglm_config import ChatGLM6BConfig
+from glmtune.models.chatglm_layers import ChatGLM6BAttention, ChatGLM6BBlock, ChatGLM6BRotary, build_norm
 from glmtune.models.chatglm_layout import (
     build_mask,
     check_positions,
@@ -34,134 +31,12 @@ from glmtune.models.chatglm_layout import (
     read_official_mask,
 )
 from glmtune.models.config_checks import check_kind
-from glmtune.models.prefix import Prefixable, build_prefix, prepend, see_prefix
+from glmtune.models.prefix import Prefixable, build_prefix, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
 from glmtune.templates.tidy import process_chatglm
 
-ALPHA = (2 * 28) ** 0.5
-"""Weight of the residual. The official code counts 28 layers whatever the config says: a quirk kept here."""
-
 _FALLBACK_IDS = {"early": 20005, "mid": 20005, "late": 5}
 """The token that the official code emits when the scores are not finite, by revision."""
-
-
-def rotate_halves(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate each of a head's R parts by its own row of positions, pairing i with i + D/2R inside the part.
-
-    x: (B, H, T, D). rotary: (B, T, R, D/2R) each.
-    """
-    cos, sin = (part[:, None] for part in rotary)  # (B, 1, T, R, D/2R): the same for all heads
-    a, b = x.view(*x.shape[:-1], cos.shape[-2], 2, cos.shape[-1]).unbind(-2)  # (B, H, T, R, D/2R) each
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-2).flatten(-3)  # (B, H, T, D)
-
-
-class ChatGLM6BRotary(nn.Module):
-    """Rotary angles for R rows of positions; no buffer, so nothing to restore after a meta-device start."""
-
-    def __init__(self, config: ChatGLM6BConfig) -> None:
-        super().__init__()
-        self.dim = config.head_dim // (2 if config.position_encoding_2d else 1)
-
-    @torch.no_grad()
-    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
-        """Return cos and sin, (B, T, R, D/2R) each in `dtype`, of positions (B, R, T)."""
-        steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
-        # a quirk kept: the official code rounds frequencies to fp16 whatever the model's type is
-        frequencies = (1.0 / 10000.0 ** (steps / self.dim)).half().float()
-        angles = (
-            position_ids.transpose(1, 2)[..., None].float() * frequencies
-        )  # fp16 is exact up to 2048 only
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-class ChatGLM6BAttention(nn.Module):
-    """Attention under a given mask; one projection makes query, key and value of each head."""
-
-    is_causal = False  # read by transformers' attention functions: without a mask every token sees all
-
-    def __init__(self, config: ChatGLM6BConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.scaling = config.head_dim**-0.5
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        rotary: Rotary,
-        attention_mask: Tensor | None,
-        prefix: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        attend: Attend | None = None,
-        **kwargs: object,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend over (B, T, C); return (B, T, C), and the weights if the attention function has them.
-
-        `attend` replaces the configured attention function.
-        """
-        heads = self.query_key_value(hidden_states)  # (B, T, 3 C)
-        # q, k, v lie side by side per head, so a head is split off first: (H, 3 D), not (3, H, D)
-        heads = heads.view(*heads.shape[:2], -1, 3 * self.head_dim)  # (B, T, H, 3 D)
-        query, key, value = heads.transpose(1, 2).chunk(3, dim=-1)  # (B, H, T, D) each
-        query, key = rotate_halves(query, rotary), rotate_halves(key, rotary)
-        key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
-        attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        context, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
-        return self.dense(context.flatten(2)), weights
-
-
-class ChatGLM6BMLP(nn.Module):
-    """The feed-forward block: two projections with the tanh form of GELU between them."""
-
-    def __init__(self, config: ChatGLM6BConfig) -> None:
-        super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Project (B, T, C) to (B, T, 4 C) and back."""
-        projected: Tensor = self.dense_4h_to_h(
-            functional.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh")
-        )
-        return projected
-
-
-class ChatGLM6BBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers has no types
-    """A layer: attention and MLP, each added to `ALPHA` times its *normalised* input."""
-
-    def __init__(self, config: ChatGLM6BConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.input_layernorm = _build_norm(config)
-        self.attention = ChatGLM6BAttention(config, layer_idx)
-        self.post_attention_layernorm = _build_norm(config)
-        self.mlp = ChatGLM6BMLP(config)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        rotary: Rotary,
-        mask: Tensor | None,
-        prefix: Tensor | None = None,
-        **kwargs: object,
-    ) -> Tensor:
-        """Run the layer on (B, T, C); all arguments after `hidden_states` go to the attention."""
-        # the residual starts behind the norm, not in front of it as in later GLMs
-        x = self.input_layernorm(hidden_states)
-        attended, _ = self.attention(x, rotary, mask, prefix, **kwargs)
-        x = self.post_attention_layernorm(x * ALPHA + attended)
-        out: Tensor = x * ALPHA + self.mlp(x)
-        return out
-
-
-def _build_norm(config: ChatGLM6BConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
 
 class ChatGLM6BPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type: ignore[misc]
@@ -207,7 +82,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary_emb = ChatGLM6BRotary(config)
         self.layers = nn.ModuleList(ChatGLM6BBlock(config, i) for i in range(config.num_layers))
-        self.final_layernorm = _build_norm(config)
+        self.final_layernorm = build_norm(config)
         self.prefix_encoder = build_prefix(config)
         if config.quantization_bit:
             quantise_linears(self, config.quantization_bit, self.scale_dtype)

@@ -63,8 +63,17 @@ def scan_tensors(folder: Path | ModelFolder) -> Mapping[str, Stored]:
 
 
 def _scan_tensors(folder: ModelFolder) -> dict[str, Stored]:
+    for single, index in LAYOUTS:  # in the order that transformers prefers them
+        if (folder.path / single).exists():
+            listed = {"": folder.path / single}
+            break
+        if (folder.path / index).exists():
+            listed = _read_index(folder.path / index)
+            break
+    else:
+        names = ", ".join(name for layout in LAYOUTS for name in layout)
+        raise CheckpointError(f"{folder}: no weights; looked for {names}", hint="download the weights too")
     tensors: dict[str, Stored] = {}
-    listed = _list_shards(folder.path)
     for file in sorted(set(listed.values())):
         for name, (shape, dtype) in open_shard(file).headers().items():
             if name in tensors:
@@ -78,18 +87,8 @@ def _scan_tensors(folder: ModelFolder) -> dict[str, Stored]:
     return tensors
 
 
-def _list_shards(folder: Path) -> dict[str, Path]:
-    """Map each tensor to its file, as the index says; without an index the key '' to the single file."""
-    for single, index in LAYOUTS:
-        if (folder / single).exists():
-            return {"": folder / single}
-        if (folder / index).exists():
-            return _read_index(folder / index)
-    names = ", ".join(name for layout in LAYOUTS for name in layout)
-    raise CheckpointError(f"{folder}: no weights; looked for {names}", hint="download the weights too")
-
-
 def _read_index(file: Path) -> dict[str, Path]:
+    """Read the file of each tensor from an index."""
     # shard names come from outside: a path in one could point anywhere on the disk
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

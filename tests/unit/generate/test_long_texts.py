@@ -153,7 +153,7 @@ def test_several_prompts_are_counted(pair: tuple[Any, Any], said: list[str]) -> 
     model, tokenizer = pair
     prompts = [tokenizer.get_prefix_tokens() + tokenizer.encode_plain("天" * n) for n in (1, 40, 80)]
     if tokenizer.template == "chatglm":
-        prompts = [[*prompt, *tokenizer._asking(prompt)] for prompt in prompts]
+        prompts = [tokenizer.build_inputs_with_special_tokens(prompt) for prompt in prompts]
     assert all(len(ids) == 3 for ids in complete(model, prompts, SHORT, stop_ids=[]))
     (line,) = said
     assert "2 of 3 prompts are" in line
