@@ -63,14 +63,32 @@ PICTURED = (
 """Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
 
 
+DRAWN = ((plots, "draw_loss"), (plots, "save"), (rank_map, "draw_ranks"), (rank_map, "save"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _real_drawing() -> Iterator[list[tuple[object, str, object]]]:
+    """Have runs write blank pictures, as files are written; gives what draws real ones."""
+    real = [(module, name, getattr(module, name)) for module, name in DRAWN]
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in DRAWN:
+            patch.setattr(module, name, _save_blank if name == "save" else _draw_nothing)
+        yield real
+
+
 @pytest.fixture(autouse=True)
-def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write blank loss.png and ranks.png, as files are written, in runs whose pictures no test looks at."""
+def _real_pictures(
+    request: pytest.FixtureRequest,
+    _real_drawing: list[tuple[object, str, object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if request.node.nodeid.startswith(PICTURED):
-        return
-    for module, draw in ((plots, "draw_loss"), (rank_map, "draw_ranks")):
-        monkeypatch.setattr(module, draw, lambda *_, **__: None)
-        monkeypatch.setattr(module, "save", _save_blank)
+        for module, name, function in _real_drawing:
+            monkeypatch.setattr(module, name, function)
+
+
+def _draw_nothing(*_: object, **__: object) -> None:
+    pass
 
 
 def _save_blank(_: object, path: Path) -> None:
@@ -103,7 +121,7 @@ def _each_hint_leads_somewhere(request: pytest.FixtureRequest) -> Iterator[None]
 
 def _follow_hints() -> None:
     """Have every error of ours follow its hint as it is made, and the command line what it makes of it."""
-    make, say = GlmtuneError.__init__, spoken_hints.spoken
+    make, say = GlmtuneError.__init__, spoken_hints.name_options
 
     def made(self: GlmtuneError, message: str, *, hint: str = "") -> None:
         make(self, message, hint=hint)
@@ -121,7 +139,7 @@ def _follow_hints() -> None:
         return text
 
     GlmtuneError.__init__ = made  # type: ignore[method-assign]
-    spoken_hints.spoken = said
+    spoken_hints.name_options = said
 
 
 _follow_hints()

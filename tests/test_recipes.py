@@ -112,7 +112,10 @@ ROWS = {
     "chat-ptuning": "chat_history.jsonl", "alpaca-lora": "alpaca.json", "alpaca-lora-int8": "alpaca.json",
 }  # fmt: skip
 """The example rows of a recipe's format, where it is not that of the adverts."""
-QUICK = ("train.epochs=null", "train.steps=2", "train.batch_size=2", "train.micro_batch_size=1", "samples.prompts=[]")
+QUICK = (
+    "train.epochs=null", "train.steps=2", "train.batch_size=2", "train.micro_batch_size=1",
+    "samples.prompts=[]",
+)  # fmt: skip
 
 
 def flat(settings: BaseModel, place: str = "") -> dict[str, Any]:

@@ -205,22 +205,17 @@ def _base_template(template: str, templates: tuple[str, ...]) -> Callable[[Model
             raise ConfigError(
                 f"{folder}: its chat_template is that of {named}, which is not supported yet", hint=_KNOWN
             )
+        hint = f"if it is an edited one of these, {_offer(templates)}"
+        export = read_json_if_there(folder.path / "export.json", is_ours=True)
+        if export.get("kind") == "hf":  # glmtune's own export for other programs
+            source = str(export.get("source"))
+            command = f"glmtune export {shlex.quote(source)} --to merged"
+            hint = f"exported for other programs: open {source} itself, or what `{command}` makes of it"
         raise ConfigError(
-            f"{folder}: its chat_template is none of the formats that this version knows",
-            hint=_name_export_source(folder.path) or f"if it is an edited one of these, {_offer(templates)}",
+            f"{folder}: its chat_template is none of the formats that this version knows", hint=hint
         )
 
     return look
-
-
-def _name_export_source(folder: Path) -> str:
-    """Return a hint naming the source of glmtune's own export for other programs; empty for other folders."""
-    export = read_json_if_there(folder / "export.json", is_ours=True)
-    if export.get("kind") != "hf":
-        return ""
-    source = str(export.get("source"))
-    command = f"glmtune export {shlex.quote(source)} --to merged"
-    return f"exported for other programs: open {source} itself, or what `{command}` makes of it"
 
 
 _Rule = tuple[str, Callable[[ModelFolder], str | None]]
@@ -229,7 +224,7 @@ _Rule = tuple[str, Callable[[ModelFolder], str | None]]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of `FAMILIES`: the signs of a family's folder, and facts about the family."""
+    """A row of `FAMILIES`: the signs of a family's folder, and facts about the family."""
 
     templates: tuple[str, ...]
     """Chat formats that folders of the family may have."""

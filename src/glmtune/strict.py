@@ -19,7 +19,7 @@ TOKENS = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[{}\[\]]|-?\d[-+.\deE]*'
 MOST_DEPTH = 100
 """Lists and objects inside each other: far below Python's recursion limit."""
 MOST_YAML_DEPTH = 30
-"""The same for YAML, whose reader recurses through several frames a level."""
+"""Nesting allowed in YAML, whose reader recurses through several frames a level."""
 MOST_YAML = 2**18
 """Characters of a YAML text: PyYAML reads about 50,000 a second."""
 MOST_EXPANDED = 2**20

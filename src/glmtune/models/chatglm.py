@@ -56,7 +56,7 @@ def rotate_halves(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class ChatGLM6BRotary(nn.Module):
-    """Rotary angles for R rows of positions; without a buffer, a meta-device start leaves nothing to restore."""
+    """Rotary angles for R rows of positions; no buffer, so nothing to restore after a meta-device start."""
 
     def __init__(self, config: ChatGLM6BConfig) -> None:
         super().__init__()

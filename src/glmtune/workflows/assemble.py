@@ -94,6 +94,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     model = yield from _put_on_method(base, plan.location, plan.recipe.method)
     if settings.gradient_checkpointing:
         with without_false_alarms():
+            # re-entrant checkpointing needs an input that requires a gradient: frozen embeddings give none
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)

@@ -21,6 +21,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
 
     All processes must call it, for each has random numbers of its own.
     """
+    # on every process, before the main one writes: the state gathers the random numbers of all
     state = collect_state(run.optimizer, run.schedule, run.processes)
     state["standing"] = asdict(run.progress)  # this key is in the state files of all versions
     if run.pruning:
@@ -41,7 +42,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
         with replacing(path) as partial:
             partial.mkdir()
             if run.recipe.method.kept is TrainedPart.MODEL:
-                copy_small_files(plan.location.base, partial)
+                copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
             write_state(state, partial)
             save_trained(run.model, partial, card)
             if not last_checkpoint(run.writer.folder):
@@ -64,6 +65,7 @@ def take_up(run: Run) -> Note:
     last = last_checkpoint(run.writer.folder)
     assert last is not None
     card = read_card(last)
+    # before any weight is read: a missing or cut file is named as such
     if card:
         require_files(last, card)
     if card and card.fingerprint:
@@ -77,7 +79,7 @@ def take_up(run: Run) -> Note:
             run.pruning.load_state_dict(state["pruning"])
         run.progress = replace(run.progress, **state["standing"])
     if run.pruning:
-        require_saved(run.model, last)
+        require_saved(run.model, last)  # the state's weights are those of the adapter's files
     if run.is_main:
         keep = run.recipe.train.keep_checkpoints
         run.writer.go_back(run.progress.step, keep=keep, best_step=run.progress.best_step)

@@ -108,7 +108,7 @@ class DemoResult:
 
     @property
     def failures(self) -> list[str]:
-        """One line for each bound that was missed; empty if the demo has worked."""
+        """A line for each bound that was missed; empty if the demo has worked."""
         fall = 1 - self.after.advert_loss / self.before.advert_loss
         checks = (
             (self.before.known <= MOST_KNOWN_BEFORE, f"the name was known before: {self.before.known:.0%}"),

@@ -33,6 +33,7 @@ def training_recipe(
     """
     values = _run_values(given_path(source), words) if isinstance(source, str | Path) else None
     values = join_layers(values or read_values(source, words), read_values(settings or {}))
+    # before the recipe is built: a method's settings are checked by its name, which the adapter's files have
     model, method = values.get("model"), values.get("method")
     if isinstance(model, str) and isinstance(method, dict) and "name" not in method:
         location = resolve(model, base=values.get("base"), revision=values.get("revision"))

@@ -39,6 +39,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     elif folder is None:
         folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{test_rows.name}"
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
+    # the facts name the type itself: `auto` may mean another one on the next machine
     recipe = recipe.model_copy(update={"dtype": dtype.name})
     facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
     file = PredictionFile(folder, facts)

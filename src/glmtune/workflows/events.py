@@ -32,7 +32,7 @@ class FirstRow:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """One optimizer step."""
+    """An optimizer step."""
 
     log: "StepLog"
     steps: int
@@ -42,7 +42,7 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One evaluation of the loss on the validation rows."""
+    """An evaluation of the loss on the validation rows."""
 
     step: int
     loss: float
@@ -63,7 +63,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One answered row of an evaluation."""
+    """An answered row of an evaluation."""
 
     done: int
     total: int

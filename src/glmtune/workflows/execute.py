@@ -171,7 +171,7 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
     if run.is_main:
         unsettled = {} if is_settled else {"is_settled": False}
         run.writer.add({"step": progress.step, "eval_loss": loss, **unsettled})
-    samples = _answer_samples(run)
+    samples = _answer_samples(run)  # outside `is_main`: every process takes part in the forward passes
     if run.is_main:
         run.writer.add_samples(progress.step, samples)
         run.writer.draw(progress.step)

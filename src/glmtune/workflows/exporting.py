@@ -74,7 +74,7 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
         with replacing(order.output) as folder:  # a temporary name, renamed when all below has passed
             folder.mkdir()
             job.draft.write(folder)
-            facts = _export_facts(order, source, folder)
+            facts = _export_facts(order, source, folder)  # after the draft is written: sizes of its files
             yield from _prove(job, folder, facts)
             if order.to in BITS:
                 yield from _measure(job, folder, facts)
@@ -121,6 +121,7 @@ class _Job:
 
 def _prepare(order: Order) -> _Job:
     """Make every check that can refuse the order, open the model, draft the export; write nothing."""
+    # cheapest first: the arguments, then the folders, then rows and weights
     kind = find_kind(order.to)
     if order.dtype is not None and order.dtype not in DTYPES:
         raise ConfigError(
@@ -148,7 +149,7 @@ def _prepare(order: Order) -> _Job:
         )
     model = source.open()
     job = _Job(order, kind, source, tokenizer, held_out, model, kind.draft(source, model, settings))
-    require_space(order.output, job.num_bytes)
+    require_space(order.output, job.num_bytes)  # last: only the draft knows how large the export is
     return job
 
 
@@ -168,9 +169,8 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         template=source.identity.template if kind.is_adapter else None,
         messages=messages[:1] if kind.has_chat else None,
     )
-    if (
-        kind.opener == "peft"
-    ):  # PEFT alone accepts adapters that glmtune refuses, so glmtune is to load it too
+    # PEFT accepts adapters that glmtune refuses: glmtune is to load the folder too
+    if kind.opener == "peft":
         with quiet():
             load_model(source.base, adapter=folder, template=source.identity.template, device="cpu")
     expected = _expected(source, job.model, job.draft, prompts, answers)
@@ -220,6 +220,7 @@ def _expected(
 
     One skeleton of the base serves for all of them, its weights replaced one by one while they are used.
     """
+    # the other process's greedy ids, not new ones: after a tie, two texts could not be compared
     rows = [prompt + new for prompt, new in zip(prompts, answers.greedy, strict=True)]
     exact = [logits_of(model, row, source.as_trained(model)) for row in rows]
     if draft.written_value is None:
@@ -227,11 +228,12 @@ def _expected(
     skeleton = source.load_base()
 
     def with_weights(value_of: Callable[[str], Tensor]) -> list[Tensor]:
-        def give(name: str, held: Tensor) -> Tensor:
-            return value_of(name) if name in draft.names else held
+        def replaced(name: str, value: Tensor) -> Tensor:
+            return value_of(name) if name in draft.names else value
 
-        return [logits_of(skeleton, row, give) for row in rows]
+        return [logits_of(skeleton, row, replaced) for row in rows]
 
+    # the logits of the untrained base show whether rounding to the export's type outweighs the training
     base = source.load_untrained() if source.is_whole else skeleton
     return Expected(
         with_weights(draft.written_value),

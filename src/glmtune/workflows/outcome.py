@@ -42,7 +42,7 @@ def _cure(method: Method, lr: float, metrics: Mapping[str, Any]) -> str:
     """Return the change that the figures speak for: more steps, a lower rate, or other validation rows."""
     steps = metrics["steps"]
     has_risen = metrics["eval_loss"] > RISEN * metrics["first_eval_loss"]
-    if not lr:
+    if not lr:  # train.lr=0 learns nothing in any number of steps
         return _lower(method, lr)
     if steps < FEW_STEPS and not has_risen and not is_rate_high(method, lr):
         return f"{steps} steps are too few to learn from: {_anew(f'train.steps={LONGER}')}, or take more rows"

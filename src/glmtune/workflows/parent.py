@@ -25,6 +25,7 @@ def with_parent(recipe: Recipe) -> Recipe:
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     if not (location.adapter or location.run):
         return recipe
+    # the checkpoint itself instead of its run: recipe.yaml means the same when the run's best has changed
     pinned: dict[str, Any] = {"model": str(location.trained.resolve()), "revision": None}
     if location.adapter:
         pinned["method"] = _adapter_method(recipe, location.adapter, location.name)

@@ -173,6 +173,7 @@ def choose_precision(wanted: str, base_dtype: torch.dtype, device: torch.device)
     """
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     name = names[base_dtype] if wanted == "auto" else wanted
+    # autocast lowers the precision of fp32 weights; it cannot raise that of weights held in 16 bits
     if name == "fp32" and base_dtype != torch.float32:
         raise ConfigError(
             f"train.precision: fp32, but the weights are held in {str(base_dtype).removeprefix('torch.')}",

@@ -65,6 +65,7 @@ def held_out_rows(
     run_data = recipe.data if recipe else build_part(Data, data_settings, "data")
     if run and not data and (changed := _changed_data(run, run_data)):
         return changed
+    # a named file is encoded as the run's rows were: with its limits, columns and texts
     settings = run_data.model_copy(
         update={
             "test": None,

@@ -90,6 +90,7 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     if not (folder / RECIPE_FILE).exists():
         return recipe
     begun = load_recipe(folder / RECIPE_FILE)
+    # both were settled when the run began; today a hub's newest revision or `auto` may mean another
     settled = {
         "revision": begun.revision if recipe.revision is None else recipe.revision,
         "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,

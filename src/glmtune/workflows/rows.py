@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from glmtune.tokenizers.protocol import Tokenizer
 
 FEW_VALIDATION_ROWS = 5
-"""With fewer validation rows, their mean loss follows single rows."""
+"""Least number of validation rows without a warning; the mean loss of fewer follows single rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ def read_and_split(data: Data) -> SplitRows:
     train, validation_notes = _join_sources(data, datasets), list[Note]()
     validation: Sequence[Example]
     if data.validation is None:
+        # before data.max_rows is applied: fewer training rows leave the held-out rows the same
         train, held_out = split_holdout(train, data)
         validation = draw_validation(held_out, data)
         text = f"{len(held_out):,} held out (seed {data.split_seed})"
@@ -156,6 +157,7 @@ def _is_same(one: Path, other: Path) -> bool:
     """True if two paths name one file, or files with equal content."""
     if full_path(one) == full_path(other) or not (one.is_file() and other.is_file()):
         return full_path(one) == full_path(other)
+    # sizes first: hashing reads the whole files
     return one.stat().st_size == other.stat().st_size and data_hash(one) == data_hash(other)
 
 
@@ -284,6 +286,7 @@ def data_hash(path: Path) -> str:
     """Return the SHA-256 of a file or of a folder's files; for a Hub data set its name."""
     if is_hub_name(path):
         return str(path)
+    # sorted: the order of `rglob` depends on the file system
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:

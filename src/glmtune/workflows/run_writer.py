@@ -65,6 +65,7 @@ class RunWriter:
         self.sweep()
         base = Path((facts.get("model") or {}).get("name") or recipe.model).name
         self._subtitle = f"{base}, {describe_method(recipe.method)}, learning rate {recipe.train.lr:g}"
+        # now, not with the first picture: that is drawn after the first evaluation, which may take long
         if find_families([name := self.folder.resolve().name]) is None:
             tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
         if is_new:
@@ -95,7 +96,7 @@ class RunWriter:
         try:
             for name in line.keys() & {"loss", "eval_loss", "lr", "grad_norm", "tokens_per_s"}:
                 self._board.add_scalar(name, line[name], line["step"])
-            self._board.flush()
+            self._board.flush()  # a killed run keeps its curves
         except OSError as err:
             raise cannot_write(self.folder / "tensorboard", err) from err
 
@@ -128,8 +129,8 @@ class RunWriter:
         """
         links = {"best": best_step, "last": step}
         for name in ("best", "last") if (self.folder / "best").exists() else ("last", "best"):
-            if (its_step := links[name]) is not None:
-                link(self.folder / name, self.checkpoint_path(its_step))
+            if (target := links[name]) is not None:
+                link(self.folder / name, self.checkpoint_path(target))
 
     def prune(self, keep: int, *, best_step: int | None) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""

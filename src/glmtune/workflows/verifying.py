@@ -69,6 +69,7 @@ def verifying(
             f"{location.base}: a model, nothing that was trained from one: there is nothing to verify",
             hint="give a run (runs/...), a checkpoint or an adapter folder",
         )
+    # first: a wrong tokenizer is told before the weights are loaded
     if location.card and location.card.probe:
         tokenizer = tokenizer_of(location, template=template)
         yield check_tokenizer(location.trained, location.card, encode_probe(tokenizer), tokenizer.stop_ids)
