@@ -326,7 +326,8 @@ def test_the_page_about_python_names_and_uses_every_public_name() -> None:
 
 
 def test_the_modules_that_the_documentation_imports_are_there() -> None:
-    pages = [*READMES, *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.ipynb")]
+    pages = [*READMES, *(page for name in PAGES if name != "developing" for page in both(name))]
+    pages += (ROOT / "examples").glob("*.ipynb")  # and not the page that has its reader write modules
     for page in pages:
         text = page.read_text(encoding="utf-8")
         for module, names in re.findall(r"from (glmtune[\w.]*) import ([\w, ]+)", text):

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, first_line
+from glmtune.errors import CheckpointError, ConfigError, first_line
 from glmtune.extras import require
 from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.log import tell
@@ -116,7 +115,7 @@ def _explain_hugging_face(name: HubName, revision: str | None) -> Iterator[None]
     from huggingface_hub import constants, errors
 
     address = f"{constants.ENDPOINT}/{name.repository}"
-    # the order matters: GatedRepoError is a RepositoryNotFoundError, and all of these are HfHubHTTPErrors
+    # the order matters: RepositoryNotFoundError, HfHubHTTPError and OSError are bases of errors above them
     try:
         yield
     except errors.RevisionNotFoundError:
@@ -128,28 +127,24 @@ def _explain_hugging_face(name: HubName, revision: str | None) -> Iterator[None]
     except errors.RepositoryNotFoundError:
         raise _no_repository(name, constants.ENDPOINT, "HF_TOKEN") from None
     except errors.LocalEntryNotFoundError as err:
-        raise _unreachable(name, err, errors, constants) from None
+        # neither the hub nor the cache gave a whole snapshot; its cause is the hub's answer, if there was one
+        if isinstance(err.__cause__, errors.HfHubHTTPError):
+            raise _answered(name, err.__cause__, constants.ENDPOINT) from None
+        part = "only in part" if isinstance(err, errors.IncompleteSnapshotError) else "not"
+        if constants.HF_HUB_OFFLINE:
+            why, hint = "HF_HUB_OFFLINE is set", "fetch it once without HF_HUB_OFFLINE"
+        else:
+            why, hint = f"{constants.ENDPOINT} cannot be reached", "check the network, or HF_ENDPOINT"
+        raise CheckpointError(
+            f"{name}: {part} in the cache {constants.HF_HUB_CACHE}, and {why}",
+            hint=f"{hint}; or give a local folder",
+        ) from None
     except errors.HFValidationError as err:
         raise ConfigError(f"{name}: {first_line(err)}", hint=f"names are {FORM}") from None
     except errors.HfHubHTTPError as err:
         raise _answered(name, err, constants.ENDPOINT) from None
     except (OSError, errors.HTTPError) as err:  # type: ignore[attr-defined]  # of the httpx that it uses
         raise _broken_off(name, err) from err
-
-
-def _unreachable(name: HubName, err: Exception, errors: ModuleType, constants: ModuleType) -> GlmtuneError:
-    # LocalEntryNotFoundError: neither the hub nor the cache gave a whole snapshot
-    if isinstance(err.__cause__, errors.HfHubHTTPError):
-        return _answered(name, err.__cause__, constants.ENDPOINT)
-    part = "only in part" if isinstance(err, errors.IncompleteSnapshotError) else "not"
-    if constants.HF_HUB_OFFLINE:
-        why, hint = "HF_HUB_OFFLINE is set", "fetch it once without HF_HUB_OFFLINE"
-    else:
-        why, hint = f"{constants.ENDPOINT} cannot be reached", "check the network, or HF_ENDPOINT"
-    return CheckpointError(
-        f"{name}: {part} in the cache {constants.HF_HUB_CACHE}, and {why}",
-        hint=f"{hint}; or give a local folder",
-    )
 
 
 def _answered(name: HubName, err: "HfHubHTTPError", endpoint: str) -> CheckpointError:

@@ -159,14 +159,10 @@ def require_here(path: str | Path, revision: str | None = None) -> Path | None:
 
 
 def _require_folder(folder: Path) -> Path:
-    if not folder.exists():
-        raise CheckpointError(f"{folder}: no such folder", hint=_missing_hint(folder))
-    if not folder.is_dir():
+    if folder.is_dir():
+        return folder
+    if folder.exists():
         raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
-    return folder
-
-
-def _missing_hint(folder: Path) -> str:
     try:
         siblings = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
     except OSError:  # no such parent, or not readable: nothing to suggest
@@ -175,9 +171,11 @@ def _missing_hint(folder: Path) -> str:
     if folder.name == str(folder):  # a name alone may be a run's
         known = {run.name: str(run) for run in _runs_in(RUNS)} | known
     if near := nearest(folder.name, known):
-        return f"did you mean {known[near]}?"
-    usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
-    return windows_hint(folder) or "; ".join(filter(None, (usual, newest_runs_hint())))
+        hint = f"did you mean {known[near]}?"
+    else:
+        usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
+        hint = windows_hint(folder) or "; ".join(filter(None, (usual, newest_runs_hint())))
+    raise CheckpointError(f"{folder}: no such folder", hint=hint)
 
 
 def runs_hint(path: Path) -> str:

@@ -106,7 +106,7 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON document, indented, as `write_text` does."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 

@@ -47,6 +47,15 @@ MIN_MAX_PROMPT = 8192
 class Engine:
     """Answers requests together. Until it is done, the model must stay unchanged and in evaluation mode.
 
+        engine = glmtune.Engine(glmtune.load_model("glm-tiny"))
+        tokenizer = glmtune.load_tokenizer("glm-tiny")
+        prompt = glmtune.encode_messages(tokenizer, [{"role": "user", "content": "你好"}])
+        sampling = glmtune.Sampling(max_new_tokens=8)
+        number = engine.submit(glmtune.Request(prompt, sampling, tokenizer.stop_ids))
+        ids = []
+        while not engine.is_idle:
+            ids += [token.id for token in engine.step() if token.request == number]
+
     An engine belongs to one thread; several threads must share a lock. If a call raises, no other request is
     lost or changed: the next step repeats the one that was broken off.
 

@@ -10,9 +10,10 @@ from glmtune.generate.sampling import Draw, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt and the way it is answered."""
+    """One prompt and the way it is answered: `Request(prompt, Sampling(temperature=0), tokenizer.stop_ids)`."""
 
     prompt: Sequence[int]
+    """Token ids, as `glmtune.encode_messages` makes them."""
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: Collection[int] = ()
     """Token ids that end the answer; the one drawn is its last token."""
