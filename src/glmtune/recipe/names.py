@@ -169,9 +169,9 @@ def _filled(words: str, value: object) -> str:
             isinstance(names, list | tuple)
             and len(names) > 1
             and all(isinstance(name, str) for name in names)
+            and (word := setting_of(names))
         ):
-            if word := setting_of(names):
-                return words.replace(match[0], word)
+            return words.replace(match[0], word)
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     fits = _WORD.fullmatch(text) and _is_valid(key, before + text if before else value)
     return words.replace("{}", text) if fits else words.replace(before + "{}", "...")
