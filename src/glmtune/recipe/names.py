@@ -165,8 +165,12 @@ def _filled(words: str, value: object) -> str:
     key, before = match.groups()
     if key == "data.train":  # several files, as a list or as a text like `a.json,b.json`
         names = split_paths(value) if isinstance(value, str) else value
-        is_list = isinstance(names, list | tuple) and len(names) > 1
-        if is_list and all(isinstance(name, str) for name in names) and (word := setting_of(names)):
+        if (
+            isinstance(names, list | tuple)
+            and len(names) > 1
+            and all(isinstance(name, str) for name in names)
+            and (word := setting_of(names))
+        ):
             return words.replace(match[0], word)
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     fits = _WORD.fullmatch(text) and _is_valid(key, before + text if before else value)
