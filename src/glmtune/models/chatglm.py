@@ -1,9 +1,9 @@
 """ChatGLM-6B (v1): a prefix language model with two rows of positions (`chatglm_layout`).
 
 Parameter names are the published checkpoints' own; the layers are in `chatglm_layers`. Deviations from the
-official code: rotary angles are computed in fp32 in every dtype, the loss stays in fp32, the scaling of scores
-by layer is left out (it cancels), and early and mid choose the mask token by row, where officially the whole
-batch decides.
+official code: rotary angles are computed in fp32 in every dtype, the loss stays in fp32, the scaling of
+scores by layer is left out (it cancels), and early and mid choose the mask token by row, where officially the
+whole batch decides.
 
 Source: huggingface.co/THUDM/chatglm-6b, modeling_chatglm.py.
 Shapes: B batch, T new tokens, S cached + new tokens, C hidden size, V vocabulary.
