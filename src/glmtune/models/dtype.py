@@ -32,7 +32,7 @@ take 4 to 8 times as long as in fp32, LoRA on glm-tiny 7 to 12 times."""
 
 _HAS = {torch.bfloat16: has_bf16, torch.float16: has_fp16}
 _NO_BF16 = "this card has no bf16"
-_NF4_BITS = 4.25  # a weight, with a scale of 8 bits for each 64 weights, and scales of those
+_LOADED_BITS = {"nf4": 4.25}  # a weight, with a scale of 8 bits for each 64 weights, and scales of those
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,8 @@ def num_bytes(stored: Mapping[str, Stored], quant: str | None) -> float:
     size = 0.0
     for name, held in stored.items():
         bits: float = 32 if held.dtype.is_floating_point else 8 * held.dtype.itemsize  # codes stay codes
-        if quant == "nf4" and held.dtype.is_floating_point and is_quantised(name.removesuffix(".weight")):
-            bits = _NF4_BITS
+        if held.dtype.is_floating_point and is_quantised(name.removesuffix(".weight")):
+            bits = _LOADED_BITS.get(quant or "", bits)
         size += prod(held.shape) * bits / 8
     return size
 
