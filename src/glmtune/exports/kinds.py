@@ -69,7 +69,7 @@ class ExportKind:
     draft: Callable[[ExportSource, Any, ExportSettings], ExportDraft]
     """Prepares an export of the source and the model loaded from it."""
     opener: str = "glmtune"
-    """How a fresh process loads it, a key of `fresh.OPENERS`."""
+    """The way a fresh process loads it, a key of `fresh.OPENERS`."""
     is_adapter: bool = False
     """True if it must be loaded on its base."""
     has_chat: bool = False
