@@ -96,15 +96,17 @@ class RecipeDraft:
         value = self.flags.pop(name, default)
         return default if value is None else value
 
-    def number(self, name: str, default: str, read: Reader = int) -> Any:
-        """Take a flag out and return its number. Raises ConfigError if it is none."""
-        return self.read(name, self.take(name, default) or default, read)
+    def number(self, name: str, default: str, read: Reader = int, *, least: float = -LARGEST) -> Any:
+        """Take a flag out and return its number. Raises ConfigError if it is none, or below `least`."""
+        return self.read(name, self.take(name, default) or default, read, least=least)
 
     def read(
         self,
         name: str,
         value: Any,  # Any: a flag's text, or whatever a YAML file holds
         reader: Reader,
+        *,
+        least: float = -LARGEST,
     ) -> Any:
         """Return a setting's value, converted. Raises ConfigError with file and line if it is no number."""
         try:
@@ -112,7 +114,7 @@ class RecipeDraft:
         except (TypeError, ValueError, OverflowError):
             converted = math.nan
         # `not <=`: nan is refused too
-        if isinstance(converted, int | float) and not abs(converted) <= LARGEST:
+        if isinstance(converted, int | float) and not least <= converted <= LARGEST:
             raise ConfigError(
                 f"{self.where}: {name} {value}: not a number that this setting can have",
                 hint="put the number there, then migrate again",

@@ -274,6 +274,12 @@ def test_every_other_flag_is_named_and_why(tmp_path: Path) -> None:
     ("flag", "sentence"),
     [
         ("--max_steps many", "run.sh:1: max_steps many: not a number"),
+        ("--per_device_train_batch_size 0", "per_device_train_batch_size 0: not a number that this setting"),
+        ("--gradient_accumulation_steps 0", "gradient_accumulation_steps 0: not a number that this setting"),
+        (
+            "--gradient_accumulation_steps -1",
+            "gradient_accumulation_steps -1: not a number that this setting",
+        ),
         ("--learning_rate $RATE", r"run.sh:1: learning_rate \$RATE: not a number"),
         ("--lr_scheduler_type polynomial", "lr_scheduler_type polynomial: not a schedule here"),
         ("--quantization_bit 2", "run.sh:1: quantization_bit 2"),
