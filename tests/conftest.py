@@ -121,7 +121,7 @@ def _each_hint_leads_somewhere(request: pytest.FixtureRequest) -> Iterator[None]
 
 def _follow_hints() -> None:
     """Have every error of ours follow its hint as it is made, and the command line what it makes of it."""
-    make, say = GlmtuneError.__init__, spoken_hints.spoken
+    make, say = GlmtuneError.__init__, spoken_hints.name_options
 
     def made(self: GlmtuneError, message: str, *, hint: str = "") -> None:
         make(self, message, hint=hint)
@@ -139,7 +139,7 @@ def _follow_hints() -> None:
         return text
 
     GlmtuneError.__init__ = made  # type: ignore[method-assign]
-    spoken_hints.spoken = said
+    spoken_hints.name_options = said
 
 
 _follow_hints()

@@ -67,7 +67,8 @@ class Edit:
         }[kind]
         found = re.search(pattern, old, re.MULTILINE)
         assert found, f"{path}: {self.spot}"
-        path.write_text(old[: found.start(1)] + self.text + old[found.end(1) :], encoding="utf-8")
+        text = f"{self.text}\n\n" if kind == "before" else self.text
+        path.write_text(old[: found.start(1)] + text + old[found.end(1) :], encoding="utf-8")
 
 
 def blocks() -> Iterator[Edit | str]:

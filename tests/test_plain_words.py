@@ -9,6 +9,7 @@ MOST_UNTYPED = 0.01
 """Of all parameters."""
 MOST_HELPERS = 316
 """Private helpers with one caller: half of the 632 that there were."""
+CALLED_BY_TRANSFORMERS = {"_convert_id_to_token"}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def test_a_bare_any_is_rare_and_has_its_reason(code: Code):
 
 
 def test_no_helper_of_three_lines_has_a_single_caller(code: Code):
-    small = [each for each in code.helpers() if each.num_uses == 1 and each.is_called and each.num_lines <= 3]
-    assert small == []
+    once = [each for each in code.helpers() if each.num_uses == 1 and each.is_called]
+    assert [each for each in once if each.num_lines <= 3 and each.name not in CALLED_BY_TRANSFORMERS] == []
 
 
 def test_half_of_the_helpers_with_a_single_caller_are_gone(code: Code):

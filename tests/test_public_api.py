@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import re
+import textwrap
 import traceback
 import warnings
 from importlib.metadata import version
@@ -58,14 +60,24 @@ def test_every_public_name_is_there() -> None:
     assert sorted(glmtune.__all__) == sorted(
         [
             "Adapters",
+            "AnswerError",
             "Chat",
             "Check",
+            "CheckpointError",
             "Comparison",
+            "ConfigError",
+            "DataError",
+            "Engine",
             "ExportResult",
             "GlmtuneError",
             "Migration",
+            "MissingDependencyError",
+            "OutputError",
             "Recipe",
+            "Request",
             "RunResult",
+            "Sampling",
+            "TrainingError",
             *SIGNATURES,
         ]
     )
@@ -74,6 +86,14 @@ def test_every_public_name_is_there() -> None:
     assert glmtune.__version__ == version("glmtune")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = glmtune.nothing
+
+
+def test_the_example_of_the_engine_runs() -> None:
+    example = re.search(r"\n\n((?: {4}.*\n)+)\n", inspect.getdoc(glmtune.Engine) or "")
+    assert example
+    names: dict[str, Any] = {"glmtune": glmtune}
+    exec(textwrap.dedent(example[1]), names)
+    assert 0 < len(names["ids"]) <= 8
 
 
 @pytest.fixture(scope="module", params=["chatglm2", "chatglm3", "glm4", "glm4_base"])

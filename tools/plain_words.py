@@ -104,7 +104,7 @@ class Code:
             if isinstance(parameter.annotation, ast.Name) and parameter.annotation.id == "Any":
                 line = self.texts[file].splitlines()[parameter.lineno - 1]
                 where = f"{file}:{parameter.lineno}"
-                yield Untyped(where, f"{node.name}({parameter.arg})", bool(re.search(r"# Any: \w", line)))
+                yield Untyped(where, f"{node.name}({parameter.arg})", bool(re.search(r"# Any: .", line)))
 
     def docstrings(self) -> Iterator[tuple[str, str]]:
         """Every docstring, also those below attributes, with its place."""

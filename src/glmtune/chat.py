@@ -1,4 +1,4 @@
-"""Talking to a model: history, template, what is left out, what is remembered."""
+"""Chat with a model: prompt from the history, streamed answer, reuse of earlier turns' keys and values."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
@@ -17,16 +17,16 @@ from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
 
 REUSED_TOKENS = 8192
-"""Of so many tokens of earlier turns a chat keeps keys and values, so as not to compute them again."""
+"""Tokens of earlier turns whose keys and values a chat keeps, so that they need no second prefill."""
 
 
 class Chat:
-    """A conversation with a model, in the template of its tokenizer.
+    """A conversation with a model, in the chat format of its tokenizer.
 
-    `system` and `source_prefix` are what the model was tuned with: a system message put first, and a text
-    in front of the first question. The oldest rounds are not sent, and that is told, where they leave
-    no room for an answer in what the model was made for: `max_new_tokens`, but at most a quarter of that. As
-    an engine, a chat is one thread's.
+    `system` and `source_prefix` are the texts the model was tuned with: a system message put first, and a
+    text in front of the first question. When a conversation outgrows the model's context, its oldest rounds
+    are not sent, with a note: the answer keeps room for `max_new_tokens`, but at most a quarter of the
+    context. Like an engine, a chat belongs to one thread.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Chat:
         system: str | None = None,
         source_prefix: str = "",
         compile_step: bool = False,
-        **sampling: Any,
+        **sampling: Any,  # Any: fields of `Sampling`, checked by `read_sampling`
     ) -> None:
         """`sampling`: fields of `Sampling`, such as temperature=0.8; `compile_step` as in `Engine`.
 
@@ -49,16 +49,16 @@ class Chat:
         self.taught = Taught(system, source_prefix)
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
         if not self._engine.goes_on:
-            self._engine.reuse.num_tokens = 0  # a turn that is kept would be of no use to the next
-        self._asked: Generator[str, None, str] | None = None
+            self._engine.reuse.num_tokens = 0  # no turn could reuse the one before
+        self._unfinished: Generator[str, None, str] | None = None
         self.clear()
         self._prompt("")  # a system message that the format cannot express is an error now, not later
 
     @classmethod
-    def open(cls, path: str | Path, **options: Any) -> "Chat":
-        """A chat with a model, run or adapter, with the system message and prefix it was tuned with.
+    def open(cls, path: str | Path, **options: Any) -> "Chat":  # Any: keyword arguments of `Chat`
+        """Open a chat with a model, run or adapter, with the system message and prefix it was tuned with.
 
-        `options` as `Chat`'s. Raises `CheckpointError`, `ConfigError` and `DataError`.
+        `options`: keyword arguments of `Chat`. Raises `CheckpointError`, `ConfigError` and `DataError`.
         """
         location = resolve(path)
         options = {**asdict(location.taught), **options}
@@ -72,45 +72,45 @@ class Chat:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The whole conversation; another may be set."""
+        """The whole conversation, in OpenAI's form; may be replaced."""
         return self._messages
 
     @messages.setter
     def messages(self, messages: list[dict[str, Any]]) -> None:
         self._messages = messages
-        self._num_left_out = 0  # rounds, of the question before
+        self._num_left_out = 0  # rounds left out of the last prompt: they stay out, so its prefill is reused
 
     def clear(self) -> None:
-        """Forget the conversation, and give up an answer that is under way; the system message stays."""
+        """Forget the conversation and cancel an unfinished answer; the system message stays."""
         self._give_up()
         self._engine.is_length_told = False
         begun = self.taught.begin([])
         self.messages = [{"role": message.role, "content": message.content} for message in begun]
 
     def ask(self, text: str) -> Iterator[str]:
-        """Yield the answer piece by piece, then remember question and answer.
+        """Yield the answer piece by piece, then add question and answer to the conversation.
 
-        An answer that is abandoned half-way, or by another question, is not remembered.
+        An answer that is not read to its end, or is interrupted by another question, is not added.
         """
         self._give_up()
         prompt = self._prompt(text)
-        asked = self._asked = stream_text(
+        answer = self._unfinished = stream_text(
             self.model, self.tokenizer, prompt, self.sampling, engine=self._engine
         )
         try:
-            written = yield from asked
+            written = yield from answer
         finally:
-            asked.close()
-        if self._asked is not asked:
+            answer.close()  # cancels the request if the caller stops reading
+        if self._unfinished is not answer:  # another question has come in between
             return
-        kept = self.tokenizer.chat_format.remembered(written.strip())
-        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": kept}]
+        remembered = self.tokenizer.chat_format.remembered(written.strip())
+        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": remembered}]
 
     def _give_up(self) -> None:
-        """End the answer that is under way."""
-        if self._asked:
-            self._asked.close()
-            self._asked = None
+        """Cancel the unfinished answer."""
+        if self._unfinished:
+            self._unfinished.close()
+            self._unfinished = None
 
     def _prompt(self, text: str) -> list[int]:
         context = self._engine.context

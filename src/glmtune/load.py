@@ -1,6 +1,6 @@
-"""Open a place: a model, a run, an adapter on its base. What was trained is proven on the way."""
+"""Loads models, runs and adapters, and proves adapters and trained weights on the way."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,17 @@ def load_model(
     revision: str | None = None,
     verify: bool = True,
 ) -> Any:
-    """Open a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
+    """Load a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
-    `adapter` puts an adapter folder on the model at `path`. dtype "auto" is what it was trained in; of a
-    model the stored type on a GPU, and on a CPU bf16 for half precision if the processor has it, else fp32
-    where memory allows that (`models.dtype.choose_dtype`): the line that tells what was opened says which.
-    `quant`, int8, int4 or nf4, quantises the blocks' weights while loading; an adapter trained on such a base
-    opens it so by itself. `template` says which chat format a ChatGLM2/3 folder has where its files do not.
-    `revision` is that of a `path` on a hub; without it, the hub's main one. What was trained is proven to be
-    on its base and to do what it did when it was saved, which costs two short passes; `verify=False` leaves
-    that out. Raises `CheckpointError` or `ConfigError`.
+    `adapter`: folder of an adapter to put on the model at `path`. dtype "auto": the type an adapter or run
+    was trained in; for a model the stored type on a GPU, and on a CPU bf16 for half precision if the
+    processor has bf16 instructions, else fp32 if it fits into memory (`models.dtype.choose_dtype`); a log
+    line names it. `quant` (int8, int4 or nf4) quantises the blocks' weights while loading; the base of an
+    adapter that was trained on quantised weights is quantised without it. `template`: chat format of a
+    ChatGLM2/3 folder whose files do not tell it. `revision`: branch, tag or commit of a `path` on a hub;
+    None: the main branch. `verify` proves that an adapter or trained model is on its base and gives the
+    logits it gave when it was saved, which costs two short forward passes. Raises `CheckpointError` or
+    `ConfigError`.
     """
     location = resolve(path, revision=revision)
     if adapter is not None:
@@ -71,18 +72,20 @@ def load_location(
     quant: str | None = None,
     verify: bool = True,
 ) -> Any:
-    """The model of a place, with its adapter on it; quantised as its card says, unless `quant` does.
+    """Load the model of a location, with its adapter; quantised as its card says, unless `quant` is given.
 
-    `dtype`: as settings have it, or what `choose_type` made of that. With `verify`, one line says what
-    `load_proven` proves.
+    `dtype`: a setting, or the result of `choose_type`. One log line lists the proofs of `load_proven`.
     """
     steps = load_proven(location, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
     checks: list[Check] = []
-    while True:
+    while True:  # no `for`: it would lose the generator's return value, the model
         try:
             checks.append(next(steps))
         except StopIteration as stop:
-            _tell_proof(location, checks, verify=verify)
+            if location.adapter or location.card:
+                what = "adapter loaded" if location.adapter else "trained weights loaded"
+                proof = proof_line(checks) if verify else "not verified (verify=False)"
+                tell(f"{location.trained}: {what}: {proof}")
             return stop.value
 
 
@@ -95,20 +98,22 @@ def load_proven(
     quant: str | None = None,
     verify: bool = True,
 ) -> Generator[Check, None, Any]:
-    """Open a place, yield each thing that is proven, return the model.
+    """Load the model of a location; yield each check that holds, return the model.
 
-    Raises `CheckpointError` for the first thing that is not so.
+    Raises `CheckpointError` for the first check that fails.
     """
     if location.card:
         check_template(location.trained, location.card, template)
     if verify:
         yield from _proving_files(location)
-    is_sealed = verify and location.adapter is None and bool(location.card and location.card.tensors_sha256)
-    reading = Reading(is_hashed=is_sealed)
-    model = _open_base(location, reading, template=template, dtype=dtype, device=device, quant=quant)
-    if location.card and is_sealed:
+    # a whole trained model is hashed while its weights are read, so that they are read only once
+    is_hashed = verify and location.adapter is None and bool(location.card and location.card.tensors_sha256)
+    reading = Reading(is_hashed=is_hashed)
+    model = _load_base(location, reading, template=template, dtype=dtype, device=device, quant=quant)
+    if location.card and is_hashed:
         yield check_tensors(location.trained, location.card, reading)
     _warn_of_other_base(location)
+    # the adapter's own checks compare logits before and after it is put on, so they put it on themselves
     if location.adapter and verify:
         return (yield from putting_on(model, location.adapter, location.card, partial(load_adapter, model)))
     if location.adapter:
@@ -119,7 +124,7 @@ def load_proven(
 
 
 def put_on_proven(model: CausalLM, location: Location, put_on: PutOn) -> Generator[Check, None, Any]:
-    """Put an adapter on its base, opened as `model`, by `put_on`, with `load_proven`'s proof."""
+    """Put an adapter on its base `model` by `put_on`; yield the checks of `load_proven`, return the model."""
     assert location.adapter is not None
     yield from _proving_files(location)
     _warn_of_other_base(location)
@@ -127,7 +132,7 @@ def put_on_proven(model: CausalLM, location: Location, put_on: PutOn) -> Generat
 
 
 def _proving_files(location: Location) -> Iterator[Check]:
-    """Nothing of a model that is only a base."""
+    """Check the files of an adapter or trained model; a plain base has nothing to check."""
     if location.adapter or location.card:
         yield from proving_files(
             location.trained, location.card, location.folder, is_whole=location.adapter is None
@@ -139,16 +144,7 @@ def _warn_of_other_base(location: Location) -> None:
         tell(f"{location.adapter}: warning: {location.other_base}")
 
 
-def _tell_proof(location: Location, checks: Sequence[Check], *, verify: bool) -> None:
-    """What was proven of what was trained, in one line."""
-    if not (location.adapter or location.card):
-        return
-    what = "adapter loaded" if location.adapter else "trained weights loaded"
-    said = proof_line(checks) if verify else "not verified (verify=False)"
-    tell(f"{location.trained}: {what}: {said}")
-
-
-def _open_base(
+def _load_base(
     location: Location,
     reading: Reading,
     *,
@@ -158,7 +154,7 @@ def _open_base(
     quant: str | None,
 ) -> Any:
     told_by = "the template setting" if template else "recorded with the adapter"
-    known = identify(location.folder, template or location.template, told_by=told_by)
+    known = identify(location.folder, template or location.template, rule=told_by)
     quant = quant or location.quant
     if quant is not None:
         require_possible(known.family, f"quant={quant}", f"quant: {quant!r}")
@@ -171,10 +167,10 @@ def _open_base(
         quant=quant,
         reading=reading,
     )
-    first = next(model.parameters())
+    first = next(model.parameters())  # its type and device are what was loaded, whatever "auto" meant
     what = f"{known.template or known.family} ({known.rule})"
-    held = held_quant(model)
-    blocks = f"{held} and " if held else ""
+    loaded_quant = held_quant(model)
+    blocks = f"{loaded_quant} and " if loaded_quant else ""
     why = f" ({chosen.why})" if chosen.why else ""
     tell(f"{location.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}{why}")
     if location.snapshot and location.snapshot.name.hub == "hf":
@@ -183,9 +179,9 @@ def _open_base(
 
 
 def check_outline(location: Location) -> None:
-    """Go the way of every load without a weight: config, names, shapes, an adapter's settings.
+    """Check a location without reading weights: config, tensor names, shapes, an adapter's settings.
 
-    Raises `CheckpointError` for the first thing that a load would refuse.
+    Raises `CheckpointError` for the first problem that a load would meet.
     """
     model = outline_of_folder(
         location.folder, identify(location.folder, location.template), scan_tensors(location.folder)
@@ -193,7 +189,7 @@ def check_outline(location: Location) -> None:
     if location.adapter and location.card:
         check_settings(location.adapter, location.card)
     if location.adapter:
-        with torch.random.fork_rng(devices=[]):  # PEFT draws an adapter before it reads it
+        with torch.random.fork_rng(devices=[]):  # PEFT draws random weights before it loads an adapter's
             load_adapter(model, location.adapter)
 
 
@@ -203,9 +199,9 @@ def choose_type(
     device: str | torch.device,
     quant: str | None = None,
 ) -> Choice:
-    """In which type a place's weights are opened, and why: one rule for all who open it.
+    """Choose the type in which a location's weights are held, with the reason: one rule for all loads.
 
-    Raises `ConfigError` for what cannot be.
+    Raises `ConfigError` for a type that the device does not have.
     """
     if isinstance(dtype, Choice):
         return dtype
@@ -215,12 +211,12 @@ def choose_type(
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:
-    """The tokenizer of a model, run or adapter. Raises `CheckpointError` or `ConfigError`."""
+    """Load the tokenizer of a model, run or adapter. Raises `CheckpointError` or `ConfigError`."""
     return _proven_tokenizer(resolve(path, revision=revision), template)
 
 
 def _proven_tokenizer(location: Location, template: str | None) -> Any:
-    """The tokenizer of a place, which encodes as it did in training."""
+    """Load the tokenizer of a location; raise `CheckpointError` if it encodes otherwise than in training."""
     if location.card:
         check_template(location.trained, location.card, template)
         check_tokenizer_files(location.trained, location.card, location.folder)
@@ -232,8 +228,10 @@ def _proven_tokenizer(location: Location, template: str | None) -> Any:
 
 
 def tokenizer_of(location: Location, *, template: str | None) -> Any:
-    """The tokenizer of a place, for encoding chats: its template is known, it fits the model, and it encodes
-    as it did in training.
+    """Load the tokenizer of a location for encoding chats.
+
+    Raises `ConfigError` if its chat format is unknown, `CheckpointError` if it does not fit the model's
+    vocabulary or encodes otherwise than in training.
     """
     tokenizer = _proven_tokenizer(location, template)
     require_template(tokenizer.template, str(location.base))

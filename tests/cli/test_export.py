@@ -69,7 +69,7 @@ def test_rows_of_a_file_that_has_changed_since_are_not_called_held_out(desk: Pat
     before = rows.read_bytes()
     rows.write_bytes(before + "问题,别的答案。\n".encode())
     held = held_out_rows(
-        desk / "run", load_tokenizer(desk / "model"), data=None, max_rows=9, score_rows=0, given={}
+        desk / "run", load_tokenizer(desk / "model"), data=None, max_rows=9, score_rows=0, data_settings={}
     )
     rows.write_bytes(before)
     assert held == f"{rows} is not the file any more that the run was trained on"

@@ -1,1 +1,1 @@
-"""Adapters as files and beside a model: what saves, seals, proves and mixes them."""
+"""Adapters as files and on a model: saving, loading, proving, merging and serving several at once."""

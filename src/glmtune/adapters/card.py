@@ -1,4 +1,4 @@
-"""The card beside trained weights, glmtune.json: what they are, what they belong to, what they must give."""
+"""The card next to trained weights, glmtune.json: their base, method, hashes and recorded logits."""
 
 import hashlib
 import json
@@ -26,31 +26,31 @@ from glmtune.recipe.method import METHOD_SETTINGS, TrainedPart
 
 CARD_FILE = "glmtune.json"
 ADAPTER_FILE = "adapter_config.json"
-"""Of an adapter in PEFT's layout, beside the card."""
+"""PEFT's file of settings, in the same folder as the card."""
 
 _NUMBERS = re.compile(r"\[\n[\s\d.,eE+-]*\]")  # lists of numbers go on one line
-_PROOFS = ("fingerprint", "probe")  # are there, or left out: a null would look like a proof
+_PROOFS = ("fingerprint", "probe")  # written or left out, never null: a null would pass for a proof
 _ANOTHER = "copy it from the run it came from"
 _END = "\n}\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What a model answered to a fixed prompt when its checkpoint was saved, and its base before."""
+    """The logits of a fixed prompt at the time a checkpoint was saved, from the tuned model and its base."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     input_ids: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    """The prompt as this template and tokenizer encode it."""
+    """Token ids of the prompt, as the run's tokenizer and template encode it."""
     tokens: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    """Some of the vocabulary: the base's likeliest, and some from everywhere."""
+    """Token ids whose logits are recorded: the base's likeliest, and some from all over the vocabulary."""
     base: list[FiniteFloat]
-    """The base's logits of these tokens, at the prompt's end."""
+    """The base's logits of `tokens` at the last position of the prompt."""
     tuned: list[FiniteFloat]
-    """The tuned model's."""
+    """The tuned model's logits of the same tokens."""
 
     def __post_init__(self) -> None:
-        """Each token has its logits."""
+        """Raise ValueError unless each token has a logit of both models."""
         if not len(self.tokens) == len(self.base) == len(self.tuned):
             raise ValueError(
                 f"{len(self.tokens)} tokens, but {len(self.base)} logits of the base and "
@@ -75,7 +75,7 @@ def _require_fingerprint(value: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What the weights in a folder are, and how the model was talked to while it learned them."""
+    """The contents of glmtune.json: the weights in its folder, and the chat format they were trained with."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
@@ -86,54 +86,57 @@ class Card:
     system: str | None = None
     source_prefix: str = ""
     quant: Annotated[str | None, _one_of(None, *QUANTS)] = None
-    """How the base was quantised while it was loaded: int8, int4, nf4 or not at all."""
+    """Quantisation of the base while training: int8, int4, nf4, or None."""
     glmtune_version: str = ""
     base_revision: str | None = None
-    """The base's revision on its hub."""
+    """Revision of the base on its hub."""
     family: str = ""
     family_revision: str = ""
     fingerprint: Annotated[dict[str, Any], AfterValidator(_require_fingerprint)] | None = None
-    """The base's, as `models.fingerprint` makes it: `config` and `weights`."""
+    """The base's fingerprint from `models.fingerprint`: its keys are `config` and `weights`."""
     stop_ids: list[int] = field(default_factory=list)
     tokenizer_sha256: Mapping[str, str] = field(default_factory=dict)
-    """Of the tokenizer's files, by their names in the base's folder."""
+    """SHA-256 of the tokenizer's files, by their names in the base's folder."""
     dtype: Annotated[str, _one_of("float32", "bfloat16", "float16", "")] = ""
-    """Type of the weights while the probe was taken: float32, bfloat16, float16."""
+    """Type of the weights when the probe was recorded: float32, bfloat16 or float16."""
     limits: Mapping[str, int | None] = field(default_factory=dict)
-    """Longest example, question and answer in tokens, as they were set."""
+    """Maximum tokens of an example, of a prompt and of a completion, as set in the recipe."""
     data: Mapping[str, str] = field(default_factory=dict)
-    """Hashes of the files of rows."""
+    """Hashes of the data files."""
     step: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the packages that trained it."""
+    """Versions of the packages that trained the weights."""
     norm: FiniteFloat | None = None
-    """Length of the stored update (`seal.update_norm`); of a whole model it is not taken."""
+    """Length of the stored update (`digest.update_norm`); None for a whole model."""
     weights_sha256: str = ""
-    """Of what was trained, to the last bit (`seal.hash_weights`); resuming compares it, and each load. Of a
-    whole model earlier versions took it, and resuming alone compares it."""
+    """Hash of the trained weights, to the last bit (`digest.hash_weights`), compared at each load and resume.
+    For a whole model only earlier versions recorded it, and only resuming compares it."""
     tensors_sha256: str = ""
-    """Of a whole model's stored tensors (`models.reading.hash_whole`); resuming and each load compare it."""
+    """Hash of a whole model's stored tensors (`models.reading.hash_whole`), compared at each load and resume.
+    """
     adapter_config: Mapping[str, Any] = field(default_factory=dict)
-    """What PEFT's file beside the weights says of them (`seal.deciding_settings`)."""
+    """The settings in adapter_config.json that decide what the weights compute (`digest.deciding_settings`).
+    """
     probe: Probe | None = None
     parent: Mapping[str, str] = field(default_factory=dict)
-    """What the run went on from: its folder as `path`, its `weights_sha256`; empty: an untrained model."""
+    """The checkpoint the run started from, as `path` and `weights_sha256`; empty for an untrained model."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the files beside the card, by name, as `save` found them."""
+    """SHA-256 of the other files in the folder, by name, taken by `save`."""
 
     @property
     def kind(self) -> str:
-        """The base's family and revision: `ChatGLM-6B late`."""
+        """The base's family and revision, such as `ChatGLM-6B late`."""
         return f"{self.family} {self.family_revision}".strip()
 
     @property
     def kept(self) -> TrainedPart | None:
-        """What its method trains; None for a method that this version does not know."""
+        """The part of the model that its method trains; None for a method this version does not know."""
         settings = METHOD_SETTINGS.get(str(self.method.get("name")))
         return settings.kept if settings else None
 
     def save(self, folder: Path) -> None:
-        """Write glmtune.json, the last file of its folder: it holds the hashes of all others, and its own."""
+        """Write glmtune.json, which holds the hashes of all other files and of itself; so write it last."""
+        # an empty proof or parent is left out; other empty keys stay, so that a reader sees every key
         recorded = {k: v for k, v in asdict(self).items() if v or k not in (*_PROOFS, "parent")}
         recorded["files"] = {
             path.name: hash_file(path)
@@ -141,52 +144,49 @@ class Card:
             if path.is_file() and path.name != CARD_FILE
         }
         text = json.dumps(recorded, ensure_ascii=False, indent=2) + "\n"
-        text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
-        (folder / CARD_FILE).write_text(_sealed(text), encoding="utf-8", newline="\n")
+        text = _NUMBERS.sub(lambda numbers: " ".join(numbers[0].split()), text)
+        (folder / CARD_FILE).write_text(_append_hash(text), encoding="utf-8", newline="\n")
 
 
-def _sealed(text: str) -> str:
+def _append_hash(text: str) -> str:
+    """Return the JSON text with its own SHA-256 as a last key."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f'{text.removesuffix(_END)},\n  "sha256": "{digest}"{_END}'
 
 
-def _require_sealed(path: Path, text: str) -> None:
-    plain, comma, _ = text.rpartition(',\n  "sha256": ')
-    if not comma or _sealed(plain + _END) != text:
-        raise CheckpointError(
-            f"{path}: not as it was written: its hash is another than the sha256 at its end",
-            hint=f"{_ANOTHER}; if you have changed it yourself, take `sha256` out of it",
-        )
-
-
 def read_card(folder: Path) -> Card | None:
-    """A folder's card, None if there is none. Raises `CheckpointError` unless it is as it was written."""
+    """Read a folder's glmtune.json; None if there is none.
+
+    Raises `CheckpointError` if it has unknown or invalid keys, or was edited after it was written.
+    """
     path = folder / CARD_FILE
     text = read_text(path) if is_there(path) else "{}"
     content = parse_json_object(text, path, is_ours=True)
     if not content:
         return None
-    is_sealed = content.pop("sha256", None) is not None  # cards of earlier versions have no seal
+    has_hash = content.pop("sha256", None) is not None  # cards of the first versions have none
     empty = next((key for key in _PROOFS if key in content and content[key] is None), None)
     if empty:
         raise CheckpointError(f"{folder / CARD_FILE}: {empty}: null, so it proves nothing", hint=_ANOTHER)
     try:
         card = _CARD.validate_python(content)
     except ValidationError as err:
-        raise CheckpointError(f"{path}: {_explain(err)}", hint=_ANOTHER) from None
-    if is_sealed:
-        _require_sealed(path, text.replace("\r\n", "\n"))
+        first = err.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        value = "" if first["type"].startswith("missing") else f", got {shorten(repr(first['input']), 60)}"
+        problem = f"{first['msg'].removeprefix('Value error, ')}{value}"
+        if first["type"] == "unexpected_keyword_argument":
+            problem = "no key of a card that this version knows"
+        raise CheckpointError(f"{path}: {key}: {problem}", hint=_ANOTHER) from None
+    if has_hash:
+        text = text.replace("\r\n", "\n")  # git and mail programs on Windows rewrite line ends
+        plain, comma, _ = text.rpartition(',\n  "sha256": ')
+        if not comma or _append_hash(plain + _END) != text:
+            raise CheckpointError(
+                f"{path}: not as it was written: its hash is another than the sha256 at its end",
+                hint=f"{_ANOTHER}; if you have changed it yourself, take `sha256` out of it",
+            )
     return card
 
 
 _CARD = TypeAdapter(Card)
-
-
-def _explain(err: ValidationError) -> str:
-    """The first thing that is wrong, by its place in the file."""
-    first = err.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "unexpected_keyword_argument":
-        return f"{where}: no key of a card that this version knows"
-    found = "" if first["type"].startswith("missing") else f", got {shorten(repr(first['input']), 60)}"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}{found}"

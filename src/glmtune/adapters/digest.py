@@ -1,4 +1,4 @@
-"""What an adapter's files hold, short enough for its card: any number or setting that changes shows."""
+"""Hashes and figures of an adapter's files for its card: any number or setting that changes shows in them."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ DECIDING = (
 Source: github.com/huggingface/peft, src/peft/tuners/lora/config.py and adalora/config.py.
 """
 LONGEST = 200
-"""A setting of more characters, AdaLoRA's rank pattern, is kept as its hash."""
+"""Characters of a setting that are stored as they are; a longer one, AdaLoRA's rank pattern, as its hash."""
 
 
 def record_digests(card: Card, folder: Path, tensors: Mapping[str, Tensor]) -> Card:
-    """The card with what the folder holds: its tensors and, where PEFT reads it, its settings."""
+    """Return the card with norm, hash and PEFT settings of the weights in a folder."""
     return replace(
         card,
         norm=update_norm(tensors),
@@ -42,42 +42,46 @@ def record_digests(card: Card, folder: Path, tensors: Mapping[str, Tensor]) -> C
 
 
 def hash_weights(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors' names, types, shapes and bytes, whichever file holds them in which order."""
+    """Return the SHA-256 of the tensors' names, types, shapes and bytes, independent of file and order."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # as bytes: numpy has no bfloat16
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def deciding_settings(folder: Path) -> dict[str, Any]:
-    """Of adapter_config.json the keys that decide and are set, in an order of their own; empty without it."""
+    """Return the `DECIDING` keys set in adapter_config.json, long values hashed; empty without the file."""
     config = read_adapter_config_if_there(folder)
-    return {key: _short(config[key]) for key in DECIDING if config.get(key)}
-
-
-def _short(value: Any) -> Any:
-    """PEFT writes sets in any order."""
-    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-        value = sorted(value)
-    text = json.dumps(value, sort_keys=True)
-    return value if len(text) <= LONGEST else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+    settings = {}
+    for key in (key for key in DECIDING if config.get(key)):
+        value = config[key]
+        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            value = sorted(value)  # PEFT writes sets, in any order
+        text = json.dumps(value, sort_keys=True)
+        is_long = len(text) > LONGEST
+        settings[key] = f"sha256 {hashlib.sha256(text.encode()).hexdigest()}" if is_long else value
+    return settings
 
 
 def hash_tokenizer(tokenizer: Tokenizer) -> dict[str, str]:
-    """SHA-256 of the file that the tokenizer's vocabulary was read from, by its name."""
+    """Return the SHA-256 of the file that the tokenizer's vocabulary was read from, by the file's name."""
     path = Path(tokenizer.vocab_file)
     return {path.name: hash_file(path)}
 
 
 def update_norm(tensors: Mapping[str, Tensor]) -> float:
-    """Length of a stored update: of what it is multiplied by, LoRA's B or AdaLoRA's E, and all beside it."""
+    """Return the length of a stored update: B or E of its factors, and all weights that are no factors.
+
+    LoRA's B and AdaLoRA's E are 0 in an untrained adapter, A is random; so 0 means that nothing was learned.
+    """
     has_scales = any(".lora_E" in name for name in tensors)
     deciding = re.compile(r"\.lora_E" if has_scales else r"\.lora_(embedding_)?B")
     return norm_of([t for name, t in tensors.items() if ".lora_" not in name or deciding.search(name)])
 
 
 def norm_of(tensors: list[Tensor]) -> float:
-    """Their length, taken as one vector."""
+    """Return the Euclidean length of the tensors taken as one vector."""
     return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt()) if tensors else 0.0

@@ -1,9 +1,8 @@
-"""When two models' logits are the same: one measure, and one table of how far apart they may be.
+"""Tolerances for comparing the logits of two models: one measure, and one table of bounds.
 
-The measure is the largest |difference|, as a share of the largest logit. Which share is allowed
-depends on what differs: the order of sums alone, the type of the weights, or how the blocks are
-quantised. What rounding does was measured on the bundled glm-tiny (4 layers): fp16 3e-4, bf16 2e-3,
-int8 3e-3, nf4 2e-2, int4 4e-2.
+The measure is the largest |difference|, as a share of the largest logit. The allowed share depends on the
+cause: the order of sums, the type of the weights, or the quantisation of the layers. The effect of rounding
+was measured on the bundled glm-tiny (4 layers): fp16 3e-4, bf16 2e-3, int8 3e-3, nf4 2e-2, int4 4e-2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,62 +12,59 @@ import torch
 from torch import Tensor
 
 SAME = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-"""The same numbers computed again in the same type: by other kernels, in another process, as base +
-adapter in another way. fp32: only the order of sums differs, on models of a few layers below 1e-5.
-16 bits: some ten times what rounding glm-tiny changes, since roundings add up over layers.
+"""Bounds for the same weights computed again in the same type: by other kernels, or in another process.
 
-Migration had bounds of its own for this very case (fp32 3e-5, fp16 1e-2, bf16 5e-2). Its two sides
-round in the same places, so 16 bits need no more than elsewhere; in fp32 it has the bound of the
-others."""
+fp32: only the order of sums differs; models of a few layers stay below 1e-5. 16 bits: some ten times the
+effect of rounding on glm-tiny, since rounding adds up over layers."""
 ROUNDED = {torch.float32: SAME[torch.float32], torch.float16: 5e-2, torch.bfloat16: 5e-2}
-"""Weights rounded to a type against those that they were made of, both computed in fp32: an export
-against base + adapter, by the roughest type that is written. Rounding adds up over layers."""
+"""Bounds for weights rounded to a type against the weights before rounding, both computed in fp32: an export
+against base + adapter, by the roughest type in it."""
 OTHER_TYPE = 0.06
-"""The same weights opened, and computed, in another type than when their logits were recorded.
-Generous, for it differs by model (0.045 was seen on a random ChatGLM-6B of two layers, fp32 to
-fp16), and what is refused here has passed the checks of its base and of its own numbers before."""
+"""Bound for the same weights loaded in another type than at recording. It is generous because models differ
+(0.045 was seen from fp32 to fp16 on a random ChatGLM-6B of two layers); hashes of base and adapter were
+compared before."""
 REQUANTISED: Mapping[str | None, float] = {None: 0.0, "int8": 0.03, "nf4": 0.3, "int4": 0.4}
-"""What is allowed besides where the blocks are held in another quantisation than they were, the
-coarser of the two: some ten times glm-tiny's."""
+"""Addition to a bound where the layers are quantised differently than at recording, by the coarser of the
+two: some ten times the effect on glm-tiny."""
 NOTABLE = {torch.float32: SAME[torch.float32], torch.float16: 1e-3, torch.bfloat16: 5e-3}
-"""The other way round: a difference beyond this is more than rounding weights to a type makes (some
-three times glm-tiny's), so an export must show it."""
+"""Differences above this share are more than rounding to a type causes (some three times glm-tiny's), so an
+export must reproduce them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far logits are apart, and how far they may be."""
+    """The difference between two models' logits, and its bound."""
 
     off: float
     allowed: float
 
     @property
     def is_allowed(self) -> bool:
-        """Whether they count as the same; nan does not."""
+        """True if the logits count as the same; nan never does."""
         return self.off <= self.allowed
 
 
 def compare_logits(
     ours: Sequence[Tensor], theirs: Sequence[Tensor], share: float, largest: float
 ) -> Distance:
-    """Compare two models' logits of the same rows; a row of `theirs`, (T, V) or (V,), may go on longer.
+    """Compare two models' logits of the same prompts; a row of `theirs`, (T, V) or (V,), may be longer.
 
-    `share` is allowed of the `largest` logit.
+    The bound is `share` times `largest`, the largest logit.
     """
     return Distance(distance(ours, theirs), share * largest)
 
 
 def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest |difference| in several rows."""
+    """Return the largest |difference| over several prompts."""
     each = list(map(largest_difference, ours, theirs))
     return float(torch.tensor(each).max())  # Python's max may pass over a nan
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Of two models' logits of the same row, (T, V) each; the second may go on."""
+    """Return the largest |difference| of two models' logits of one prompt, (T, V); `theirs` may be longer."""
     return float((ours - theirs[: len(ours)]).abs().max())
 
 
 def largest_logit(rows: Sequence[Tensor]) -> float:
-    """The largest |logit| in several rows."""
+    """Return the largest |logit| over several prompts."""
     return max(float(row.abs().max()) for row in rows)

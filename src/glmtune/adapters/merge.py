@@ -1,4 +1,4 @@
-"""Base + adapter by definition: the weights that an adapter in PEFT's layout changes, made one at a time."""
+"""Base + adapter merged by the definition of LoRA: the weights that an adapter changes, one at a time."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,11 +14,11 @@ from glmtune.errors import CheckpointError
 from glmtune.models.shards import Stored, read_stored
 
 Changed = Mapping[str, Callable[[Stored], Tensor]]
-"""By the name in the base: what makes a weight from the base's own, in fp32 where the two are merged."""
+"""Functions, by a weight's name in the base, that give the changed weight for the base's (fp32 if merged)."""
 
 
 def merged_weights(adapter: Path) -> Changed:
-    """The weights that an adapter of the LoRA family changes; nothing is computed before it is asked for.
+    """Return the weights that a LoRA or AdaLoRA folder changes, each computed when its function is called.
 
     Raises `CheckpointError` for an adapter that changes more than the weights of whole layers.
     """
@@ -26,7 +26,8 @@ def merged_weights(adapter: Path) -> Changed:
     _require_whole_layers(settings)
     tensors = stored_tensors(adapter)
     factors = read_factors(tensors, settings)
-    merged = {f"{layer}.weight": partial(_merge, found) for layer, found in factors.items()}
+    merged = {f"{layer}.weight": partial(_merge, update) for layer, update in factors.items()}
+    # PEFT's modules_to_save: whole weights that replace the base's
     whole = {name.removeprefix(START): giving(t) for name, t in tensors.items() if not is_part(name)}
     return {**merged, **whole}
 
@@ -46,10 +47,10 @@ def _require_whole_layers(settings: Mapping[str, Any]) -> None:
             )
 
 
-def _merge(factors: Factors, base: Stored) -> Tensor:
-    return factors.merge(read_stored(base))
+def _merge(update: Factors, base: Stored) -> Tensor:
+    return update.merge(read_stored(base))
 
 
 def giving(value: Tensor) -> Callable[[Stored], Tensor]:
-    """What gives a weight that is there already, in place of the base's."""
+    """Return a function that gives this tensor instead of the base's weight."""
     return lambda _: value

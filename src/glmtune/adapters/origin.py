@@ -1,6 +1,6 @@
-"""Proof that what was trained lies on what it came from: its files, its base, its tokenizer, its settings.
+"""Checks that trained weights lie on the base, tokenizer and settings they were trained with.
 
-Every check gives its figures, or raises a `CheckpointError` of one sentence and a hint.
+Each check returns its figures, or raises a `CheckpointError` of one sentence with a hint.
 """
 
 import json
@@ -15,22 +15,22 @@ from glmtune.files import hash_file
 from glmtune.folder import ModelFolder
 from glmtune.log import tell
 from glmtune.models.fingerprint import Fingerprint, fingerprint
-from glmtune.run_files import going_on
+from glmtune.run_files import train_on_hint
 
 _WHOLE_FOLDER = "take the whole folder from a copy, or train anew"
 _ITS_BASE = "name the base it was trained on: base=FOLDER, or in Python load_model(base, adapter=...)"
 _ITS_TOKENIZER = "take the tokenizer's files from the base it was trained on"
 
 
-# Which files
+# The files
 
 
 FOR_PEOPLE = "README.md"
-"""PEFT writes it beside an adapter, and nobody but people reads it: they may change it."""
+"""PEFT's text for people, which no program reads: its reader may change it."""
 
 
 def find_changed(folder: Path, card: Card, *, unread: tuple[str, ...] = ()) -> list[str]:
-    """Names of the files that are there and no longer as the card records them; not those that end so."""
+    """Return the names of files that differ from the card's hashes, except those ending in `unread`."""
     return [
         name
         for name, digest in card.files.items()
@@ -39,20 +39,20 @@ def find_changed(folder: Path, card: Card, *, unread: tuple[str, ...] = ()) -> l
 
 
 def tell_changed(folder: Path, changed: Sequence[str]) -> None:
-    """Name files that are not as they were saved, and that nothing else refuses: they may be edited."""
+    """Warn of changed files that no other check refuses: they may be edited on purpose."""
     if changed:
         tell(f"{folder}: warning: changed since it was saved: {', '.join(changed)}")
 
 
 def check_files(folder: Path, card: Card) -> Check:
-    """Every file that is there is as it was saved; what is passed on needs not all of them."""
+    """Check that every file in the folder is as it was saved; files may be missing, as in a copy to share."""
     _require_none(folder, find_changed(folder, card, unread=(FOR_PEOPLE,)))
     there = sum((folder / name).is_file() for name in card.files)
     return Check("files", f"{there} beside the card, as they were saved")
 
 
 def require_files(folder: Path, card: Card) -> None:
-    """Raise `CheckpointError` unless every file that a card records is there and as it was saved."""
+    """Raise `CheckpointError` unless every file that the card records is there and as it was saved."""
     missing = [name for name in card.files if name != FOR_PEOPLE and not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder / missing[0]}: is missing", hint=_WHOLE_FOLDER)
@@ -64,25 +64,27 @@ def require_files(folder: Path, card: Card) -> None:
 def _require_none(folder: Path, changed: Sequence[str]) -> None:
     for name in changed:
         problem = "is not as it was saved: its hash is not the card's"
+        # only the optimizer's state is damaged: the weights are good, so training can start from them
         is_state = all(other.endswith(".pt") for other in changed)
         raise CheckpointError(
-            f"{folder / name}: {problem}", hint=going_on(folder) if is_state else _WHOLE_FOLDER
+            f"{folder / name}: {problem}", hint=train_on_hint(folder) if is_state else _WHOLE_FOLDER
         )
 
 
-# Which base
+# The base
 
 
 def check_base(folder: Path, card: Card, base: ModelFolder) -> Check:
-    """The base is the one that was trained, wherever it lies now. The card has its fingerprint."""
+    """Check that the base, wherever it lies now, is the trained one. The card must have its fingerprint."""
     here = fingerprint(base)
-    problem = _other_base(card, here, base)
+    problem = _find_other_base(card, here, base)
     if problem:
         raise CheckpointError(f"{folder}: {problem}", hint=_ITS_BASE)
     return Check("base", f"{here.kind}, fingerprint {here.weights[:12]}, as recorded")
 
 
-def _other_base(card: Card, here: Fingerprint, base: ModelFolder) -> str:
+def _find_other_base(card: Card, here: Fingerprint, base: ModelFolder) -> str:
+    """Describe how a base differs from the card's in family, config or weights; empty if it does not."""
     if here.kind != card.kind:
         return f"trained on {card.kind}, but {base} is {here.kind}"
     assert card.fingerprint is not None
@@ -101,7 +103,10 @@ def _other_base(card: Card, here: Fingerprint, base: ModelFolder) -> str:
 
 
 def check_whole(folder: Path, card: Card, whole: ModelFolder) -> Check:
-    """A whole model that was trained is no longer its base. The card has the base's fingerprint."""
+    """Check that a fully trained model's weights differ from its base's.
+
+    The card must have the base's fingerprint.
+    """
     assert card.fingerprint is not None
     here = fingerprint(whole)
     if here.weights == card.fingerprint["weights"]:
@@ -111,11 +116,11 @@ def check_whole(folder: Path, card: Card, whole: ModelFolder) -> Check:
     )
 
 
-# Which tokenizer and template
+# The tokenizer and template
 
 
 def check_template(folder: Path, card: Card, template: str | None) -> None:
-    """Nothing else than the chat format it was trained with is asked for."""
+    """Raise `CheckpointError` if another chat format is asked for than was trained with."""
     if template is not None and template != card.template:
         raise CheckpointError(
             f"{folder}: trained with the chat format {card.template}, not with {template}",
@@ -124,26 +129,33 @@ def check_template(folder: Path, card: Card, template: str | None) -> None:
 
 
 def check_tokenizer(folder: Path, card: Card, input_ids: list[int], stop_ids: list[int]) -> Check:
-    """Tokenizer and template give the probe's ids and the stop ids that they gave in training.
+    """Check that tokenizer and template still give the ids of the probe and the stop ids of training.
 
-    The card has a probe.
+    The card must have a probe.
     """
     assert card.probe is not None
     for what, before, now in (
         ("encodes the probe", list(card.probe.input_ids), input_ids),
         ("stops", list(card.stop_ids), stop_ids),
     ):
-        if before != now:
-            raise CheckpointError(
-                f"{folder}: trained with another tokenizer or template: this one {what} with "
-                f"{_first_odd(before, now)}",
-                hint=_ITS_TOKENIZER,
-            )
+        if before == now:
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
+        # one list may be the beginning of the other
+        difference = (
+            f"{len(now)} ids, recorded are {len(before)}"
+            if at is None
+            else f"id {now[at]} at place {at + 1}, recorded is {before[at]}"
+        )
+        raise CheckpointError(
+            f"{folder}: trained with another tokenizer or template: this one {what} with {difference}",
+            hint=_ITS_TOKENIZER,
+        )
     return Check("tokenizer", f"the probe's {len(input_ids)} ids and stop ids {stop_ids}, as recorded")
 
 
 def check_tokenizer_files(folder: Path, card: Card, base: ModelFolder) -> None:
-    """The tokenizer's files beside the base, where it has them, are those of training, to the last byte."""
+    """Raise `CheckpointError` if a file of the base's tokenizer is not, to the byte, that of training."""
     for name, before in card.tokenizer_sha256.items():
         now = base.hash(name) or before
         if now != before:
@@ -154,18 +166,11 @@ def check_tokenizer_files(folder: Path, card: Card, base: ModelFolder) -> None:
             )
 
 
-def _first_odd(before: list[int], now: list[int]) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
-    if at is None:
-        return f"{len(now)} ids, recorded are {len(before)}"
-    return f"id {now[at]} at place {at + 1}, recorded is {before[at]}"
-
-
-# Its files
+# PEFT's settings
 
 
 def check_settings(folder: Path, card: Card) -> None:
-    """PEFT's file beside the weights has the settings that it was saved with, where they were recorded."""
+    """Raise `CheckpointError` if adapter_config.json has other settings than the card records, if it does."""
     recorded, now = card.adapter_config, deciding_settings(folder)
     for key in sorted(recorded.keys() | now.keys()) if recorded else ():
         if recorded.get(key) != now.get(key):

@@ -1,8 +1,8 @@
-"""Trained weights that are not PEFT's: a prefix or some of the model's own, under the model's own names.
+"""Trained weights under the model's own names, not in PEFT's layout: a prefix, or some of the model's own.
 
-Ours lie in one safetensors file beside a card. Official P-Tuning folders are opened too: a pytorch_model.bin
-of the prefix alone, or of the whole model with it.
-Source: github.com/THUDM/ChatGLM-6B, ptuning/trainer.py (what it saves) and ptuning/main.py (what it reads).
+This program writes one safetensors file next to a card. Official P-Tuning folders load too: a
+pytorch_model.bin of the prefix alone, or of the whole model and the prefix. Source:
+github.com/THUDM/ChatGLM-6B, ptuning/trainer.py (saves them) and ptuning/main.py (loads them).
 """
 
 from collections.abc import Mapping
@@ -29,23 +29,23 @@ from glmtune.tensor_file import read_shapes
 
 TRAINED_FILE = "trained.safetensors"
 PREFIX = "transformer.prefix_encoder."
-"""How the names of a prefix's weights begin."""
+"""Start of the names of a prefix's weights."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 ITS_BASE = "load it on the base it was trained on"
-"""The cure for weights that do not fit."""
+"""Hint for weights that do not fit a model."""
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write the trainable weights, and nothing else."""
+    """Write the trainable weights, and no others, as `trained.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in trained_weights(model).items()}
     save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable weights by name, tied ones once."""
+    """Return the trainable weights by name; tied weights appear once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -59,15 +59,16 @@ def put_back(path: Path, tensors: Mapping[str, Tensor], target: Mapping[str, nn.
 
 
 def find_trained(folder: Path | ModelFolder) -> Literal["", "alone", "whole"]:
-    """Whether trained weights of these kinds lie in a folder, `alone`, or in it with a `whole` model.
+    """Find a prefix or trained weights in a folder: `alone`, with a `whole` model, or empty for none.
 
-    A folder of a model without a prefix whose weights cannot be read holds none.
+    Unreadable weights raise `CheckpointError` unless config.json says that the model has no prefix.
     """
     folder = ModelFolder.of(folder)
     if (folder.path / TRAINED_FILE).exists():
         return "alone"
+    # An official folder with a prefix in several shards names `pre_seq_len`: a plain model's are not read.
     is_plain = bool(folder.config) and not folder.config.get("pre_seq_len")
-    if not folder.has_weights or (is_plain and _is_sharded(folder.path)):
+    if not folder.has_weights or (is_plain and any(folder.path.glob("*.index.json"))):
         return ""
     try:
         names = scan_tensors(folder)
@@ -80,19 +81,15 @@ def find_trained(folder: Path | ModelFolder) -> Literal["", "alone", "whole"]:
     return "alone" if all(name.startswith(PREFIX) for name in names) else "whole"
 
 
-def _is_sharded(folder: Path) -> bool:
-    return any(folder.glob("*.index.json"))
-
-
 def trained_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the trained weights in a folder that `find_trained` found."""
+    """Return names and shapes of the trained weights in a folder that `find_trained` accepts."""
     if (folder / TRAINED_FILE).exists():
         return read_shapes(folder / TRAINED_FILE)
     return {name: held.shape for name, held in scan_tensors(folder).items() if name.startswith(PREFIX)}
 
 
 def tell_method(folder: Path, shapes: Shapes | None = None) -> Ptuning:
-    """The method that made a prefix, by its `trained_shapes`. Raises CheckpointError where they tell none."""
+    """Return the method of a prefix from its `trained_shapes`. Raises CheckpointError if there is none."""
     shapes = trained_shapes(folder) if shapes is None else shapes
     embedding = shapes.get(f"{PREFIX}embedding.weight")
     if embedding is None or len(embedding) != 2 or not embedding[0]:
@@ -108,11 +105,10 @@ def tell_method(folder: Path, shapes: Shapes | None = None) -> Ptuning:
 def load_weights(
     model: CausalLM, folder: Path, method: Method | None, tensors: Mapping[str, Tensor], *, is_trainable: bool
 ) -> Any:
-    """Put the trained weights of a folder on the base they were trained on, in the types that it computes in.
+    """Load a folder's trained weights into the base they were trained on, in the base's types.
 
-    `method` is what the folder's card says, if it has one; `tensors` what `read_trained` gives. Raises
-    CheckpointError for anything missing, left over or of another shape, and ConfigError for a model that can
-    have no prefix.
+    `method` is the card's, None without a card; `tensors` comes from `read_trained`. Raises CheckpointError
+    for tensors missing, left over or of another shape, and ConfigError for a model that cannot have a prefix.
     """
     model.requires_grad_(False)
     choose = METHODS[method.name].choose if method else None
@@ -132,22 +128,26 @@ def load_weights(
 def load_prefix(
     model: CausalLM, folder: Path, method: Method | None, tensors: Mapping[str, Tensor]
 ) -> PrefixEncoder:
-    """A folder's prefix, in fp32 where the model is; nothing of it is drawn first."""
+    """Return a folder's prefix for a model, in fp32 on the model's device, without random weights before it.
+
+    Raises as `load_weights`.
+    """
     require_possible(name_family(model.config.model_type), "method=ptuning", f"{folder}: P-Tuning's prefix")
-    told = tell_method(folder, shapes_of(tensors))
-    its = cast(Ptuning, method) if method and method.kept is TrainedPart.PREFIX else None
-    _check_stated(folder, told, its)
+    from_shapes = tell_method(folder, shapes_of(tensors))
+    recorded = cast(Ptuning, method) if method and method.kept is TrainedPart.PREFIX else None
+    _check_prefix_settings(folder, from_shapes, recorded)
     if not (folder / TRAINED_FILE).exists():
-        _check_others(model, scan_tensors(folder))
+        _check_base_tensors(model, scan_tensors(folder))
     encoder = new_prefix(
         model.config,
-        told.num_prefix_tokens,
-        told.projection,
-        dropout=its.dropout if its else DROPOUT,
-        device=torch.device("meta"),
+        from_shapes.num_prefix_tokens,
+        from_shapes.projection,
+        dropout=recorded.dropout if recorded else DROPOUT,
+        device=torch.device("meta"),  # `assign=True` below puts the stored tensors in place of these
     )
     require_same(folder, shapes_of(tensors), shapes_of(encoder.state_dict(prefix=PREFIX)))
     values = {
+        # copied: the stored tensors may be views of a file, and training would write into them
         name.removeprefix(PREFIX): tensor.to(model.device, torch.float32, copy=True)
         for name, tensor in tensors.items()
     }
@@ -156,35 +156,40 @@ def load_prefix(
     return encoder
 
 
-def _check_stated(folder: Path, told: Ptuning, method: Ptuning | None) -> None:
-    """The folder's own words, its config.json's and its card's, against the shapes of its tensors."""
+def _check_prefix_settings(folder: Path, from_shapes: Ptuning, recorded: Ptuning | None) -> None:
+    """Raise `CheckpointError` if config.json or the card contradict the shapes of a prefix's tensors."""
     config = read_json_if_there(folder / "config.json")
-    stated = [("config.json: pre_seq_len", config.get("pre_seq_len") or None, told.num_prefix_tokens)]
-    if stated[0][1] is not None:
-        stated.append(
-            ("config.json: prefix_projection", config.get("prefix_projection", False), told.projection)
+    num_tokens, projection = from_shapes.num_prefix_tokens, from_shapes.projection
+    settings = [("config.json: pre_seq_len", config.get("pre_seq_len") or None, num_tokens)]
+    if settings[0][1] is not None:
+        settings.append(
+            ("config.json: prefix_projection", config.get("prefix_projection", False), projection)
         )
-    if method:
-        stated += [
-            ("glmtune.json: num_prefix_tokens", method.num_prefix_tokens, told.num_prefix_tokens),
-            ("glmtune.json: projection", method.projection, told.projection),
+    if recorded:
+        settings += [
+            ("glmtune.json: num_prefix_tokens", recorded.num_prefix_tokens, num_tokens),
+            ("glmtune.json: projection", recorded.projection, projection),
         ]
-    for key, said, found in stated:
-        if said is not None and said != found:
+    for key, value, shape_value in settings:
+        if value is not None and value != shape_value:
             raise CheckpointError(
-                f"{folder}/{key} = {said}, but its tensors make it {found}",
+                f"{folder}/{key} = {value}, but its tensors make it {shape_value}",
                 hint="the folder's files are of different runs: take all of them from one",
             )
 
 
-def _check_others(model: nn.Module, stored: Mapping[str, Stored]) -> None:
-    """What lies beside the prefix in an official folder is the base again: it must be this one's."""
+def _check_base_tensors(model: nn.Module, stored: Mapping[str, Stored]) -> None:
+    """Raise `CheckpointError` unless the base's weights in an official folder fit this model.
+
+    The official scripts save the whole model with the prefix.
+    """
     quantised = quantised_layers(model)
     known = shapes_of(model.state_dict())
     for name, held in stored.items():
         plain = name.removesuffix("_scale")
         if name.startswith(PREFIX) or name.endswith("inv_freq"):
             continue
+        # codes have another shape than the weight they stand for, on either side
         is_dense = plain.rpartition(".")[0] not in quantised and f"{plain}_scale" not in stored
         if plain not in known or (is_dense and known[plain] != held.shape):
             problem = "is left over" if plain not in known else f"has shape {list(held.shape)}"
@@ -193,19 +198,15 @@ def _check_others(model: nn.Module, stored: Mapping[str, Stored]) -> None:
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:
-    """The trained weights in a folder that `find_trained` found."""
-    if not (folder / TRAINED_FILE).exists():
-        return _read(scan_tensors(folder))
-    return read_shard(folder / TRAINED_FILE)
+    """Return the trained weights in a folder that `find_trained` accepts."""
+    if (folder / TRAINED_FILE).exists():
+        return read_shard(folder / TRAINED_FILE)
+    stored = scan_tensors(folder)
+    return {name: read_stored(tensor) for name, tensor in stored.items() if name.startswith(PREFIX)}
 
 
-def _read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """The prefix's tensors, from whichever files hold them."""
-    return {name: read_stored(held) for name, held in stored.items() if name.startswith(PREFIX)}
-
-
-def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shapes by name."""
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -226,11 +227,10 @@ def require_same(path: Path, stored: Shapes, expected: Shapes) -> None:
 
 
 def require_equal_numbers(path: Path, stored: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless trained weights are held as they are stored, to the last bit.
+    """Raise `CheckpointError` unless the model's trained weights equal the stored ones, to the last bit.
 
-    Factors and prefixes are held in fp32, whatever they lie on. What stands in place of the base's own
-    weights (freeze, PEFT's modules_to_save) is held in the type that the base is opened in. An outline holds
-    no numbers.
+    Factors and prefixes are fp32 on any base. Weights that replace the base's own (freeze, PEFT's
+    modules_to_save) have the base's type. Weights of an outline, on torch's meta device, are not compared.
     """
     for name, ours in held.items():
         if ours.is_meta:

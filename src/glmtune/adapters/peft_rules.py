@@ -1,7 +1,7 @@
-"""What an adapter_config.json may hold, key by key, before PEFT acts on it.
+"""Allowed values of each key of an adapter_config.json, checked before PEFT acts on them.
 
 Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py, adalora/config.py and
-tuners_utils.py (which keys are matched as regular expressions, and how).
+tuners_utils.py (the keys matched as regular expressions, and how).
 """
 
 import re
@@ -19,14 +19,14 @@ from glmtune.values import shown
 
 _MOST_NAMES = 20_000
 _MOST_PATTERNS = 2_048
-"""AdaLoRA's rank pattern has a key for each layer that it adapts."""
+"""Largest number of patterns; AdaLoRA's rank pattern has a key for each adapted layer."""
 
 
-def _is_names(value: Any, most: int = _MOST_NAMES) -> bool:
+def _is_names(value: object, most: int = _MOST_NAMES) -> bool:
     return isinstance(value, list) and len(value) <= most and all(isinstance(name, str) for name in value)
 
 
-def _is_numbers(value: Any) -> bool:
+def _is_numbers(value: object) -> bool:
     return isinstance(value, list) and len(value) <= _MOST_NAMES and all(map(_INDEX.is_met, value))
 
 
@@ -40,15 +40,15 @@ def _pattern(words: str, is_value: Callable[[Any], bool]) -> Rule:
     )
 
 
-def _is_rank(value: Any) -> bool:
-    """A rank, or AdaLoRA's list of the triplets that are kept."""
+def _is_rank(value: object) -> bool:
+    """Return True for a rank, or AdaLoRA's list that marks each triplet as kept or pruned."""
     return _RANK.is_met(value) or (
         isinstance(value, list) and len(value) <= MAX_SIZE and all(isinstance(kept, bool) for kept in value)
     )
 
 
 _RANK = integer(1, MAX_SIZE)
-_ALPHA = number(-MAX_RATE, MAX_RATE)  # below 0 an update is taken away, and PEFT calculates so
+_ALPHA = number(-MAX_RATE, MAX_RATE)  # a negative alpha subtracts the update; PEFT allows it
 _INDEX = integer(0, 2_000_000)
 _STEPS = integer(0, MAX_COUNT, may_be_null=True)
 _MODULES = Rule("text or a list of names", lambda v: isinstance(v, str) or _is_names(v), may_be_null=True)
@@ -57,14 +57,14 @@ _NAMES = Rule(
 )
 
 _PLAIN = re.compile(r"[\w.-]*")
-"""A name that may be an expression, but has no choice in it."""
+"""Matches a name that PEFT reads as a regular expression, but that leaves it no choice."""
 _AROUND = {
     "rank_pattern": r"(.*\.)?({})$",
     "alpha_pattern": r"(.*\.)?({})$",
     "modules_to_save": r"(^|.*\.){}($|\..*)",
     "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
 }
-"""The expressions that PEFT makes of names."""
+"""Regular expressions into which PEFT puts the names of these keys."""
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
@@ -104,13 +104,14 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("beta1", "beta2"), number(0, 1, may_be_null=True)),
     "orth_reg_weight": number(0, MAX_RATE, may_be_null=True),
 }  # fmt: skip
-"""Of the keys that loading carries out. Others are refused by their name, where they are set."""
+"""Rules of the keys that loading carries out. Other keys are refused by name if set."""
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """What a folder's adapter_config.json holds. Raises CheckpointError, naming the key, for what cannot be.
+    """Read and check a folder's adapter_config.json.
 
-    And for a regular expression that PEFT might match for ever.
+    Raises CheckpointError, naming the key, for a value that is not allowed, and for a regular expression that
+    PEFT might match for ever.
     """
     file = folder / ADAPTER_FILE
     settings = read_json(file)
@@ -132,12 +133,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter_config_if_there(folder: Path) -> dict[str, Any]:
-    """As `read_adapter_config`; empty where there is no such file."""
+    """Read a folder's adapter_config.json as `read_adapter_config`; empty if there is none."""
     return read_adapter_config(folder) if (folder / ADAPTER_FILE).is_file() else {}
 
 
 def _list_patterns(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every regular expression of an adapter, as PEFT puts it together, by its key."""
+    """Yield each regular expression that PEFT builds from an adapter's settings, with its key."""
     for key in ("target_modules", "exclude_modules"):
         if isinstance(settings.get(key), str):
             yield key, settings[key]

@@ -1,4 +1,4 @@
-"""The settings of PEFT's adapters: which of them are carried out here, and why the others are refused.
+"""Settings of PEFT adapters: those that loading carries out, and the reasons why the others are refused.
 
 Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py and adalora/config.py.
 """
@@ -30,13 +30,13 @@ SUPPORTED = {
     "layers_pattern", "rank_pattern", "alpha_pattern", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias",
     "lora_bias", "use_rslora", "use_dora", "modules_to_save", "trainable_token_indices",
     "ensure_weight_tying",
-    # of AdaLoRA
+    # AdaLoRA's
     "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
-    # these say how training began or took its gradients, and nothing of what came out
+    # about the start of training or its gradients: they do not change what the weights compute
     "init_lora_weights", "eva_config", "corda_config", "loftq_config", "lora_ga_config", "velora_config",
     "runtime_config", "megatron_core", "qalora_group_size",
 }  # fmt: skip
-"""Keys of an adapter_config.json that loading carries out; of `init_lora_weights` see `_CHANGES_BASE`."""
+"""Keys of an adapter_config.json that loading carries out; for `init_lora_weights` see `_CHANGES_BASE`."""
 
 REFUSED = {
     "alora_invocation_tokens": "aLoRA is at work only behind certain tokens",
@@ -48,20 +48,20 @@ REFUSED = {
     "arrow_config": "Arrow mixes several adapters token by token",
     "kasa_config": "KaSA takes away a part of the base's weights",
 }
-"""Keys that may only be empty, and why."""
+"""Keys that must be empty, and the reasons."""
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How the values of `init_lora_weights` begin that take a part out of the base's weights."""
+"""Starts of the values of `init_lora_weights` that subtract something from the base's own weights."""
 _USUAL_RANK = 1_024
 _DOWN = re.compile(r"\blora_(embedding_)?A\b")
-"""In the names of factors whose rows are as many as the rank."""
+"""Matches the names of factors whose number of rows is the rank."""
 _EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def require_supported(folder: Path, settings: Mapping[str, Any], *, are_unknown_kept: bool = False) -> None:
-    """Raise `CheckpointError`, naming the key, unless an adapter_config.json's settings are carried out here.
+    """Raise `CheckpointError`, naming the key, unless loading carries out all settings of an adapter.
 
-    `are_unknown_kept`: a key that this PEFT does not know is left to the caller.
+    `are_unknown_kept` allows keys that this version of PEFT does not know.
     """
     kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
     if kind not in KINDS:
@@ -81,19 +81,17 @@ def require_supported(folder: Path, settings: Mapping[str, Any], *, are_unknown_
 
 
 def require_ranks(folder: Path, settings: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `CheckpointError` for a rank far above those of the tensors, whose room PEFT makes first.
+    """Raise `CheckpointError` for a rank far above those of the stored tensors.
 
-    AdaLoRA's lists of what is kept of each rank count too: the tensors of the others are in no file.
+    PEFT allocates the settings' ranks before it looks at the tensors: a wrong number could take all memory.
     """
-    held = [shape[0] for name, shape in stored.items() if shape and _DOWN.search(name)]
-    held += [len(kept) for kept in (settings.get("rank_pattern") or {}).values() if isinstance(kept, list)]
-    largest = max(held, default=0)
+    pattern = (settings.get("rank_pattern") or {}).items()
+    stored_ranks = [shape[0] for name, shape in stored.items() if shape and _DOWN.search(name)]
+    # AdaLoRA's lists mark the triplets kept of the first rank; the tensors of pruned ones are in no file
+    stored_ranks += [len(is_kept) for _, is_kept in pattern if isinstance(is_kept, list)]
+    largest = max(stored_ranks, default=0)
     ranks = {key: settings[key] for key in ("r", "init_r") if key in settings}
-    ranks |= {
-        f"rank_pattern: {name}": rank
-        for name, rank in (settings.get("rank_pattern") or {}).items()
-        if isinstance(rank, int)
-    }
+    ranks |= {f"rank_pattern: {name}": rank for name, rank in pattern if isinstance(rank, int)}
     for key, rank in ranks.items():
         if rank > max(_USUAL_RANK, 16 * largest):
             problem = f"{key} is {rank:,}, but the tensors have ranks of at most {largest:,}"
@@ -102,7 +100,7 @@ def require_ranks(folder: Path, settings: Mapping[str, Any], stored: Mapping[str
 
 @contextmanager
 def explain_peft(folder: Path) -> Iterator[None]:
-    """Turn what PEFT raises over an adapter into a CheckpointError that names its folder."""
+    """Turn the errors that PEFT raises over an adapter into a CheckpointError that names its folder."""
     try:
         yield
     except RuntimeError as err:
@@ -117,7 +115,7 @@ def explain_peft(folder: Path) -> Iterator[None]:
 
 
 def find_unknown(settings: Mapping[str, Any], *, are_empty_too: bool = False) -> list[str]:
-    """The keys that this PEFT does not know and that are set, or all of them."""
+    """Return the set keys that this version of PEFT does not know; with `are_empty_too` also empty ones."""
     unknown = sorted(settings.keys() - SUPPORTED - REFUSED.keys())
     return [key for key in unknown if are_empty_too or settings[key] not in _EMPTY]
 
@@ -134,51 +132,52 @@ _MAKE_PLAIN = (
 _ELSEWHERE = "use it with the program that trained it, or train LoRA anew"
 
 
-# What training goes on from
+# Settings of an adapter to be trained further
 
 _OURS = {
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
     "alpha_pattern", "exclude_modules", "init_r", "target_r",
 }  # fmt: skip
-"""Of the settings that decide, those that an adapter to be trained on may have."""
+"""The `DECIDING` settings that an adapter to be trained further may have: the methods here have them too."""
 
 
 def require_ours(adapter: Path) -> None:
-    """Raise `ConfigError` for an adapter of which more is trained than a method here trains."""
-    theirs = read_adapter_config_if_there(adapter)
-    odd = next((key for key in DECIDING if _is_foreign(key, theirs.get(key))), None)
-    if odd:
-        raise ConfigError(
-            f"{adapter / ADAPTER_FILE}: {odd} is {theirs[odd]!r}, which no method here has a setting for",
-            hint=f"train its base, model={theirs.get('base_model_name_or_path') or 'BASE'} method=lora, "
-            "or go on from it with PEFT",
-        )
+    """Raise `ConfigError` for an adapter with a setting that no method here can train further."""
+    config = read_adapter_config_if_there(adapter)
+    for key in DECIDING:
+        value = config.get(key)
+        is_foreign = bool(value) and value != "none" and key not in _OURS
+        if key == "target_modules" and value:  # a pattern, or some layers by their full names
+            is_foreign = not isinstance(value, list) or any("." in name for name in value)
+        if is_foreign:
+            raise ConfigError(
+                f"{adapter / ADAPTER_FILE}: {key} is {value!r}, which no method here has a setting for",
+                hint=f"train its base, model={config.get('base_model_name_or_path') or 'BASE'} method=lora, "
+                "or go on from it with PEFT",
+            )
 
 
 def read_settings(adapter: Path) -> Method:
-    """The method of a LoRA without a card. Raises `ConfigError` for another kind, and as `require_ours`."""
+    """Return the method settings of a LoRA adapter without a card.
+
+    Raises `ConfigError` for another type of adapter, and as `require_ours`.
+    """
     file = adapter / ADAPTER_FILE
-    theirs = read_adapter_config(adapter)
-    if theirs.get("peft_type") != "LORA":
+    config = read_adapter_config(adapter)
+    if config.get("peft_type") != "LORA":
         raise ConfigError(
-            f"{file}: peft_type {theirs.get('peft_type')}, but no {CARD_FILE} that says how it was trained",
+            f"{file}: peft_type {config.get('peft_type')}, but no {CARD_FILE} that says how it was trained",
             hint="training goes on from LoRA, which AdaLoRA can be made: `glmtune export "
             f"{shlex.quote(str(adapter))} --to lora-from-adalora --output FOLDER`",
         )
     require_ours(adapter)
     method = {
         "name": "lora",
-        "r": theirs.get("r", 8),  # PEFT's defaults, where a file leaves them out
-        "alpha": theirs.get("lora_alpha", 8),
-        "dropout": theirs.get("lora_dropout", 0.0),
-        "target_modules": sorted(theirs.get("target_modules") or []),
-        "use_rslora": bool(theirs.get("use_rslora")),
-        "use_dora": bool(theirs.get("use_dora")),
+        "r": config.get("r", 8),  # PEFT's defaults, for keys that a file leaves out
+        "alpha": config.get("lora_alpha", 8),
+        "dropout": config.get("lora_dropout", 0.0),
+        "target_modules": sorted(config.get("target_modules") or []),
+        "use_rslora": bool(config.get("use_rslora")),
+        "use_dora": bool(config.get("use_dora")),
     }
     return read_method(method)
-
-
-def _is_foreign(key: str, value: Any) -> bool:
-    if key == "target_modules" and value:  # a pattern, or some layers by their full names
-        return not isinstance(value, list) or any("." in name for name in value)
-    return bool(value) and value != "none" and key not in _OURS

@@ -1,4 +1,4 @@
-"""The built-in probe: what a model answers to one fixed prompt, in numbers few enough to be kept."""
+"""The built-in probe: a model's logits of one fixed prompt, few enough to be stored on a card."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,31 +13,33 @@ from glmtune.models.protocol import CausalLM
 from glmtune.tokenizers.protocol import Tokenizer
 
 QUESTION = "你好，GLM！\n3 + 4 = ?"
-"""Has Chinese, Latin, digits and a line break, so that most ways of encoding differ somewhere in it."""
+"""Text of the prompt: Chinese, Latin, digits and a line break, so that tokenizers and templates rarely agree.
+"""
 NUM_LIKELIEST, NUM_SPREAD = 8, 8
-"""So many of the base's likeliest tokens are kept, and so many from all over the vocabulary."""
+"""Numbers of recorded tokens: the base's likeliest, and some spread over the whole vocabulary."""
 
 
 def encode_probe(tokenizer: Tokenizer) -> list[int]:
-    """The prompt as chat would send it."""
+    """Return the token ids of the prompt, as chat encodes it."""
     return encode_messages(tokenizer, [{"role": "user", "content": QUESTION}])
 
 
-def plain_probe(config: Any) -> list[int]:
-    """Ids that every model of this config takes, for an adapter that no template is known of."""
+def plain_probe(config: Any) -> list[int]:  # Any: transformers' configs carry no types
+    """Return token ids valid for every model of this config, for an adapter without a known template."""
     spread = torch.linspace(5, config.vocab_size // 2, 8).long().tolist()
-    starts = [config.mask_ids[1], config.bos_token_id] if hasattr(config, "mask_ids") else []  # ChatGLM-6B
+    # ChatGLM-6B finds the start of its answer by these two tokens, and fails without them
+    starts = [config.mask_ids[1], config.bos_token_id] if hasattr(config, "mask_ids") else []
     return [*spread, *starts]
 
 
 def last_logits(model: CausalLM, input_ids: Sequence[int]) -> Tensor:
-    """The logits at the prompt's end, (V,), as `all_logits` gives them."""
+    """Return the logits (V,) at the last position of a prompt, in fp32 on the CPU."""
     return all_logits(model, input_ids)[-1]
 
 
 @torch.no_grad()
 def all_logits(model: CausalLM, input_ids: Sequence[int]) -> Tensor:
-    """The logits of a row, (T, V) in fp32 on the CPU; the model is put in evaluation mode for it."""
+    """Return the logits (T, V) of a prompt in fp32 on the CPU, in evaluation mode and without autocast."""
     was_training = model.training
     model.eval()
     try:
@@ -50,14 +52,14 @@ def all_logits(model: CausalLM, input_ids: Sequence[int]) -> Tensor:
 
 
 def choose_tokens(logits: Tensor) -> list[int]:
-    """The likeliest, and some spread over the vocabulary."""
+    """Return the likeliest token ids, and some spread over the vocabulary."""
     likeliest: list[int] = logits.topk(NUM_LIKELIEST).indices.tolist()
     spread = torch.linspace(0, len(logits) - 1, NUM_SPREAD).long().tolist()
     return list(dict.fromkeys([*likeliest, *spread]))
 
 
 def take_probe(input_ids: Sequence[int], base: Tensor, tuned: Tensor) -> Probe:
-    """What the card keeps of both models' logits (V,). Raises CheckpointError unless those are finite."""
+    """Return the probe to record from both models' logits (V,). Raises CheckpointError for nan or inf."""
     for who, logits in (("the base", base), ("the tuned model", tuned)):
         if not logits.isfinite().all():
             raise CheckpointError(

@@ -1,6 +1,6 @@
-"""Proof that what was trained is what was saved, and does what it did then.
+"""Checks that loaded weights are the saved ones and give the recorded logits.
 
-Every check gives its figures, or raises a `CheckpointError` of one sentence and a hint.
+Each check returns its figures, or raises a `CheckpointError` of one sentence with a hint.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from glmtune.quants import name_bits
 from glmtune.recipe.method import TrainedPart
 
 SAME_NORM = 1e-5
-"""Share by which the length of a stored update may differ, summed in another order."""
+"""Relative difference allowed between two lengths of an update, which may be summed in another order."""
 
 OTHER_FILES = "take the whole folder from the run it came from; see what is wrong: `glmtune verify FOLDER`"
 ANEW = "train anew, with a higher rate (train.lr=...) or for more steps (train.steps=...)"
@@ -41,20 +41,20 @@ ANEW = "train anew, with a higher rate (train.lr=...) or for more steps (train.s
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was proven, or, named `unproven`, all that could not be."""
+    """The result of one check, or, named `unproven`, a list of facts that could not be checked."""
 
     name: str
     found: str
-    """What was found, with its figures."""
+    """Result and figures, as messages show them."""
     proves_effect: bool = True
-    """Whether an adapter without effect would have failed; not where more is allowed than it changes."""
+    """True if an adapter without effect would fail; False if the tolerance exceeds the adapter's effect."""
 
     is_proven: bool = True
-    """False where nothing was recorded that it could be compared with."""
+    """False if nothing was recorded to compare with."""
 
 
 def check_recorded(card: Card | None) -> Iterator[Check]:
-    """What cannot be proven: PEFT and the official scripts record nothing, earlier versions not all of it."""
+    """Yield an `unproven` check if a proof is missing: PEFT and the official scripts record none."""
     is_whole = card is not None and card.kept is TrainedPart.MODEL
     has = {
         "its base": card and card.fingerprint,
@@ -67,7 +67,7 @@ def check_recorded(card: Card | None) -> Iterator[Check]:
 
 
 def proof_line(checks: Iterable[Check]) -> str:
-    """What was proven of the effect and what was not at all, short enough for one line."""
+    """Summarise checks in one line: the proven effect of the weights, and the facts left unproven."""
     checks = list(checks)
     found = [check.found for check in checks if check.name in ("update", "logits")]
     unproven = [check.found for check in checks if not check.is_proven]
@@ -76,11 +76,11 @@ def proof_line(checks: Iterable[Check]) -> str:
     )
 
 
-# Its weights, and what they change
+# The weights, and their change of the base
 
 
 def check_tensors(folder: Path, card: Card, reading: Reading) -> Check:
-    """Every tensor of a whole model that was read is the one that was saved. The card has their hash."""
+    """Check that the tensors read from a whole model have the hash on the card, which must have one."""
     require_hash(folder, reading.digest(), card.tensors_sha256, hint=OTHER_FILES)
     return Check("weights", f"hash {card.tensors_sha256[:12]}, as recorded")
 
@@ -98,68 +98,57 @@ def require_hash(folder: Path, found: str, recorded: str, *, hint: str) -> None:
 def check_update(
     folder: Path, tensors: Mapping[str, Tensor], card: Card | None, replaced: Mapping[str, Tensor]
 ) -> Check:
-    """The stored update is not zero, and is the recorded one to the last bit.
+    """Check that the stored update is finite, not zero, and equal to the recorded one to the last bit.
 
-    `replaced`: of the base's own weights those that it stands for.
+    `replaced` has the base's own weights that the update replaces, empty for an adapter.
     """
     for name, tensor in tensors.items():
         require_finite(folder, name, tensor)
-    norm = update_norm(tensors)
-    length = norm_of(_moves(tensors, replaced)) if replaced else norm
+    length = norm = update_norm(tensors)
+    if replaced:
+        # in the type the base is loaded in: training that only moves digits rounded away changes nothing
+        pairs = ((tensors[name].to(old.device, old.dtype), old) for name, old in replaced.items())
+        length = norm_of([new.float() - old.float() for new, old in pairs])
     if not length:
         what = "its weights are its base's" if replaced else "its update is zero everywhere"
         raise CheckpointError(f"{folder}: changes nothing: {what}", hint=ANEW)
-    other = _other_weights(tensors, card, norm) if card else ""
-    if other:
+    difference = ""
+    if card and card.norm is not None and abs(norm - card.norm) > SAME_NORM * card.norm:
+        difference = f"their length is {norm:.6g}, recorded is {card.norm:.6g}"
+    elif card and card.weights_sha256 and (digest := hash_weights(tensors)) != card.weights_sha256:
+        difference = f"their hash is {digest[:12]}, recorded is {card.weights_sha256[:12]}"
+    if difference:
         raise CheckpointError(
-            f"{folder}: these are not the weights that were saved: {other}", hint=OTHER_FILES
+            f"{folder}: these are not the weights that were saved: {difference}", hint=OTHER_FILES
         )
-    said = ", as recorded" if card and card.weights_sha256 else ""
-    return Check("update", f"{len(tensors)} tensors, {_count(tensors):,} numbers, length {length:.4g}{said}")
-
-
-def _other_weights(tensors: Mapping[str, Tensor], card: Card, norm: float) -> str:
-    if card.norm is not None and abs(norm - card.norm) > SAME_NORM * card.norm:
-        return f"their length is {norm:.6g}, recorded is {card.norm:.6g}"
-    found = hash_weights(tensors) if card.weights_sha256 else ""
-    if found != card.weights_sha256:
-        return f"their hash is {found[:12]}, recorded is {card.weights_sha256[:12]}"
-    return ""
+    note = ", as recorded" if card and card.weights_sha256 else ""
+    count = sum(prod(tensor.shape) for tensor in tensors.values())
+    return Check("update", f"{len(tensors)} tensors, {count:,} numbers, length {length:.4g}{note}")
 
 
 def own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of the model's own weights of these names, of those that it has."""
+    """Return copies of the model's own weights of these names; names it does not have are left out."""
     own = dict(model.named_parameters())
     return {name: own[name].detach().clone() for name in names if name in own}
 
 
-def _moves(tensors: Mapping[str, Tensor], replaced: Mapping[str, Tensor]) -> list[Tensor]:
-    """How far each weight is from the base's, in the type that it is opened in."""
-    pairs = ((tensors[name].to(old.device, old.dtype), old) for name, old in replaced.items())
-    return [new.float() - old.float() for new, old in pairs]
-
-
-def _count(tensors: Mapping[str, Tensor]) -> int:
-    return sum(prod(tensor.shape) for tensor in tensors.values())
-
-
-# What comes out
+# The logits
 
 
 def allowed_share(card: Card, model: CausalLM) -> float:
-    """How far the probe's logits may be off, as a share of the largest."""
+    """Return the allowed difference of the probe's logits, as a share of the largest logit."""
     rounding = SAME[model.dtype] if name_dtype(model) == card.dtype else OTHER_TYPE
     before, now = _saved_quant(card), held_quant(model)
     return rounding if before == now else rounding + max(REQUANTISED[before], REQUANTISED[now])
 
 
 def name_dtype(model: CausalLM) -> str:
-    """The type that the model computes in, by torch's name."""
+    """Return torch's name of the type that the model computes in, such as `bfloat16`."""
     return str(model.dtype).removeprefix("torch.")
 
 
 def check_probe(folder: Path, probe: Probe, model: CausalLM) -> None:
-    """The probe's tokens are of the model's vocabulary."""
+    """Raise `CheckpointError` if a token of the probe is not in the model's vocabulary."""
     size = model.config.vocab_size
     for token in (*probe.input_ids, *probe.tokens):
         if token >= size:
@@ -169,52 +158,54 @@ def check_probe(folder: Path, probe: Probe, model: CausalLM) -> None:
 
 
 def check_logits(folder: Path, card: Card, model: CausalLM, *, base: Tensor | None, tuned: Tensor) -> Check:
-    """The probe's logits (V,) are the recorded ones, without the adapter (where that can be) and with it.
+    """Check that the logits (V,) of the probe are the recorded ones, with the adapter and without it.
 
-    The card has a probe.
+    `base` is None if the base is not at hand. The card must have a probe.
     """
     probe = card.probe
     assert probe is not None
     share, largest = allowed_share(card, model), max(map(abs, (*probe.base, *probe.tuned)))
 
     def measure(now: Tensor, recorded: Sequence[float], who: str) -> Distance:
-        found = compare_logits([now[probe.tokens]], [torch.tensor(recorded)], share, largest)
-        if not found.is_allowed:
+        measured = compare_logits([now[probe.tokens]], [torch.tensor(recorded)], share, largest)
+        if not measured.is_allowed:
             raise CheckpointError(
-                f"{folder}: {who} answers the probe with logits off by {found.off:.3g} from those recorded "
-                f"in training, allowed is {found.allowed:.2g}",
+                f"{folder}: {who} answers the probe with logits off by {measured.off:.3g} from those "
+                f"recorded in training, allowed is {measured.allowed:.2g}",
                 hint=OTHER_FILES,
             )
-        return found
+        return measured
 
+    # the base first: if it is off too, the base is at fault and not the adapter
     if base is not None:
         measure(base, probe.base, "its base, without it,")
-    found = measure(tuned, probe.tuned, "the tuned model")
-    held, saved = held_quant(model) or name_dtype(model), _saved_quant(card) or card.dtype
-    difference = recorded_difference(probe)
-    is_told = found.allowed < difference
-    note = "" if is_told else ", which this precision cannot tell from rounding"
+    measured = measure(tuned, probe.tuned, "the tuned model")
+    loaded_in, saved_in = held_quant(model) or name_dtype(model), _saved_quant(card) or card.dtype
+    effect = recorded_difference(probe)
+    # within the tolerance, the base's own logits would pass for the tuned model's
+    proves_effect = measured.allowed < effect
+    note = "" if proves_effect else ", which this precision cannot tell from rounding"
     return Check(
         "logits",
-        f"as recorded: off by {found.off:.2g}, allowed {found.allowed:.2g} ({held}, saved in {saved}); "
-        f"different from the base's by {difference:.3g}{note}",
-        proves_effect=is_told,
+        f"as recorded: off by {measured.off:.2g}, allowed {measured.allowed:.2g} ({loaded_in}, saved in "
+        f"{saved_in}); different from the base's by {effect:.3g}{note}",
+        proves_effect=proves_effect,
     )
 
 
 def recorded_difference(probe: Probe) -> float:
-    """The largest difference of the tuned model's recorded logits from the base's."""
+    """Return the largest difference of the tuned model's recorded logits from its base's."""
     return max(abs(a - b) for a, b in zip(probe.base, probe.tuned, strict=True))
 
 
 def check_difference(folder: Path, base: Tensor, tuned: Tensor) -> Check:
-    """An adapter that nothing was recorded of answers the probe in another way than its base (V,)."""
+    """Check that an adapter without a card changes the base's logits (V,) of the probe."""
     effect = measure_effect(folder, base, tuned)
     return Check("logits", f"nothing recorded; different from the base's by {effect:.3g}")
 
 
 def measure_effect(folder: Path, base: Tensor, tuned: Tensor) -> float:
-    """How far an adapter changes its base's logits. Raises `CheckpointError` for nothing, or no number."""
+    """Return the largest change of the base's logits by an adapter. Raises `CheckpointError` for 0 or nan."""
     effect = largest_difference(tuned, base)
     if not isfinite(effect):
         who = "with it the logits" if base.isfinite().all() else "the base's own logits"
@@ -229,6 +220,6 @@ def measure_effect(folder: Path, base: Tensor, tuned: Tensor) -> float:
 
 
 def _saved_quant(card: Card) -> str | None:
-    """How the blocks were held, quantised while loading or by who published them."""
+    """Return the quantisation of the layers when saved, chosen while loading or by the base's publisher."""
     bits = card.fingerprint["config"].get("quantization_bit") if card.fingerprint else None
     return card.quant or (name_bits(bits) if bits else None)

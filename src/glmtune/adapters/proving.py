@@ -1,4 +1,4 @@
-"""What is proven while something trained is opened, in the order in which it is."""
+"""The checks made while an adapter or trained model is loaded, in order."""
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -29,11 +29,11 @@ from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import TrainedPart
 
 PutOn = Callable[[Path, Tensors], Any]
-"""Puts an adapter's folder, with the tensors that its files hold, on a base; gives the tuned model."""
+"""A function of an adapter's folder and its stored tensors that loads them on a base; returns the model."""
 
 
 def proving_files(trained: Path, card: Card | None, base: ModelFolder, *, is_whole: bool) -> Iterator[Check]:
-    """What is proven of the files before a model is opened; of a whole model `base` is its own folder."""
+    """Yield the checks of the files before a model is loaded; for a whole model `base` is its own folder."""
     yield from check_recorded(card)
     if card is None:
         return
@@ -41,13 +41,15 @@ def proving_files(trained: Path, card: Card | None, base: ModelFolder, *, is_who
         check = check_whole if is_whole else check_base
         yield check(trained, card, base)
     check_tokenizer_files(trained, card, base)
-    # what a run goes on with is not read here; of a whole model's weights each tensor is compared
+    # The optimizer's state is not loaded here. A whole model's weights are hashed while they are loaded.
     unread = (".pt", ".safetensors") if card.tensors_sha256 else (".pt",)
     tell_changed(trained, find_changed(trained, card, unread=unread))
 
 
-def putting_on(base: Any, adapter: Path, card: Card | None, put_on: PutOn) -> Generator[Check, None, Any]:
-    """Put an adapter on its base by `put_on`, yield each thing that is proven, return the tuned model."""
+def putting_on(
+    base: CausalLM, adapter: Path, card: Card | None, put_on: PutOn
+) -> Generator[Check, None, Any]:
+    """Load an adapter on its base with `put_on`, yield each check, and return the tuned model."""
     if card:
         check_settings(adapter, card)
     tensors = stored_tensors(adapter)
@@ -56,7 +58,7 @@ def putting_on(base: Any, adapter: Path, card: Card | None, put_on: PutOn) -> Ge
         check_probe(adapter, probe, base)
     ids = probe.input_ids if probe else plain_probe(base.config)
     replaced = own_weights(base, tensors) if card and card.kept is TrainedPart.WEIGHTS else {}
-    before = last_logits(base, ids)
+    before = last_logits(base, ids)  # `put_on` changes the base in place
     tuned = put_on(adapter, tensors)
     yield check_update(adapter, tensors, card, replaced)
     after = last_logits(tuned, ids)
@@ -68,7 +70,7 @@ def putting_on(base: Any, adapter: Path, card: Card | None, put_on: PutOn) -> Ge
 
 
 def proving_whole(model: CausalLM, folder: Path, card: Card) -> Iterator[Check]:
-    """What is proven of a whole model that is open."""
+    """Yield the checks of a whole model after it was loaded."""
     if card.probe:
         check_probe(folder, card.probe, model)
         answer = last_logits(model, card.probe.input_ids)

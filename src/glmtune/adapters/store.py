@@ -1,4 +1,4 @@
-"""What training leaves behind: the trained weights and a card that says what they belong to."""
+"""Folders of trained weights: save, load and restore the weights and their card."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -46,12 +46,13 @@ __all__ = [
 ]  # fmt: skip
 
 Tensors = Mapping[str, Tensor]
-_BY_NAME = (TrainedPart.WEIGHTS, TrainedPart.PREFIX)  # kept by their own names in `TRAINED_FILE`
+_BY_NAME = (TrainedPart.WEIGHTS, TrainedPart.PREFIX)
+"""Parts saved under the model's own names in `TRAINED_FILE`."""
 _ANEW = "resume from a copy of this folder, or train anew"
 
 
 def own_method(folder: Path) -> Method | None:
-    """The method that a folder's weights were trained with, by its card or else by a prefix's shapes."""
+    """Return the method of a folder's trained weights, from its card or else from a prefix's shapes."""
     card = read_card(folder)
     if card is None:
         return tell_method(folder) if find_trained(folder) else None
@@ -63,19 +64,22 @@ def _recorded_method(card: Card | None) -> Method | None:
 
 
 def is_adapter(folder: ModelFolder, *, has_base: bool = False) -> bool:
-    """Whether a folder holds trained weights for a base; `has_base`: one was named, so the folder is none."""
+    """Return True if a folder has trained weights for a base.
+
+    `has_base` says that a base was named: then a whole model with a prefix in one folder is an adapter too.
+    """
     if (folder.path / ADAPTER_FILE).exists():
         return True
-    found = find_trained(folder)
-    return found == "alone" or (found == "whole" and has_base)
+    kind = find_trained(folder)
+    return kind == "alone" or (kind == "whole" and has_base)
 
 
 @without_false_alarms()
 def save_trained(model: CausalLM, folder: Path, card: Card) -> None:
     """Write the trained weights (an adapter in PEFT's layout, some weights, or the whole model) and the card.
 
-    What was written is read again. Raises OSError or SafetensorError if the disk does not take it, OSError if
-    it gives other numbers back.
+    Adapters and single weights are read again and compared. Raises OSError or SafetensorError if the disk
+    does not take them, and OSError if it gives other numbers back.
     """
     if is_wrapped(model):
         # "auto" would look up the base on the hub to see whether its vocabulary has grown
@@ -87,29 +91,25 @@ def save_trained(model: CausalLM, folder: Path, card: Card) -> None:
         replace(card, tensors_sha256=hash_whole(model)).save(folder)
         return
     written = stored_tensors(folder)
-    _require_written(folder, _held_weights(model), written)
-    record_digests(card, folder, written).save(folder)
+    for name, weight in _trained_weights(model).items():
+        if name not in written or not torch.equal(weight.cpu(), written[name]):
+            raise OSError(f"{folder}: {name} reads back other than it was written")
+    record_digests(card, folder, written).save(folder)  # the card last: it hashes the other files
 
 
-def _held_weights(model: CausalLM) -> Mapping[str, Tensor]:
-    """What a model trains, by the names that it is saved under."""
+def _trained_weights(model: CausalLM) -> Mapping[str, Tensor]:
+    """Return the weights that a model trains, by the names they are saved under."""
     return held_adapter(model) if is_wrapped(model) else trained_weights(model)
-
-
-def _require_written(folder: Path, held: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> None:
-    odd = [name for name in held if name not in written or not torch.equal(held[name].cpu(), written[name])]
-    if odd:
-        raise OSError(f"{folder}: {odd[0]} reads back other than it was written")
 
 
 @without_false_alarms()
 def load_adapter(
     model: CausalLM, folder: Path, tensors: Tensors | None = None, *, is_trainable: bool = False
 ) -> Any:
-    """Put a folder's trained weights on their base: an adapter of PEFT's layout, a prefix, a model's own.
+    """Load a folder's trained weights on their base: an adapter in PEFT's layout, a prefix, or some weights.
 
-    `tensors`: its `stored_tensors`, where they have been read. Official P-Tuning folders are opened too.
-    Raises `CheckpointError` if a tensor is missing, left over, or of another shape.
+    `tensors` is what `stored_tensors(folder)` gave, None to read them now. Official P-Tuning folders load
+    too. Raises `CheckpointError` if a tensor is missing, left over, or of another shape.
     """
     tensors = stored_tensors(folder) if tensors is None else tensors
     if (folder / ADAPTER_FILE).exists():
@@ -119,40 +119,37 @@ def load_adapter(
 
 
 def _load_peft(model: CausalLM, folder: Path, stored: Tensors, *, is_trainable: bool) -> Any:
-    """As PEFT's own `from_pretrained`, but that the files are not read again."""
+    """Wrap a model in PEFT as PEFT's own `from_pretrained` does, with tensors that have been read already."""
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
     if model.device.type == "meta" and is_adalora(read_adapter_config(folder)):
-        _hollow_out(model)
+        # PEFT picks AdaLoRA's triplets by their values, which a meta tensor lacks: give each weight of the
+        # outline a device, and by `expand` the memory of a single number
+        for path, parameter in list(model.named_parameters()):
+            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            module, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(module), leaf, torch.nn.Parameter(zeros, requires_grad=False))
     with explain_peft(folder):
         config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = not is_trainable
+        config.inference_mode = not is_trainable  # PEFT freezes the adapter's weights in inference mode
         tuned = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
         set_peft_model_state_dict(tuned, dict(stored))
     fill_adapter(folder, tuned, stored)
     return tuned if is_trainable else tuned.eval()
 
 
-def _hollow_out(outline: Any) -> None:
-    """Give an outline's weights a device, and no memory: PEFT picks AdaLoRA's triplets by their values."""
-    for path, parameter in list(outline.named_parameters()):
-        nothing = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-        module, _, leaf = path.rpartition(".")
-        setattr(outline.get_submodule(module), leaf, torch.nn.Parameter(nothing, requires_grad=False))
-
-
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the adapter's weights. Looked at first: PEFT asks the hub for missing files."""
+    """Return names and shapes of an adapter's weights. Raises `CheckpointError` as `stored_tensors`."""
     if not (folder / ADAPTER_FILE).exists() and find_trained(folder):
         return trained_shapes(folder)
     return shapes_of(stored_tensors(folder))
 
 
 def stored_tensors(folder: Path) -> dict[str, Tensor]:
-    """An adapter's trained weights by their names in its files, once its settings are known to be supported.
+    """Read an adapter's trained weights, by their names in its files.
 
-    Raises `CheckpointError`.
+    Raises `CheckpointError` for missing files, and for settings that loading does not carry out.
     """
     if not (folder / ADAPTER_FILE).exists():
         if find_trained(folder):
@@ -163,6 +160,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
         )
     settings = read_adapter_config(folder)
     require_supported(folder, settings)
+    # looked for here: PEFT would ask the hub for files that are missing
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).exists():
             tensors = read_shard(folder / name)
@@ -174,36 +172,17 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def restore_trained(model: CausalLM, folder: Path, tensors: Tensors | None = None) -> None:
-    """Put the weights that `save_trained` wrote back into a model of the same method, in place.
+    """Copy the weights that `save_trained` wrote back into a model of the same method, in place.
 
-    `tensors`: all that its files hold, where they have been read. Raises `CheckpointError` unless every one
-    is there, fits, and is the one that was saved.
+    `tensors` has all tensors of the folder's files, None to read them now. Raises `CheckpointError` for a
+    tensor that is missing, does not fit, or is not the saved one.
     """
-    _put_back(model, folder, tensors)
-    require_saved(model, folder)
-
-
-@without_false_alarms()
-def require_saved(model: CausalLM, folder: Path) -> None:
-    """Raise `CheckpointError` unless a model's trained weights are those that a folder's card records.
-
-    To the last bit; the first versions took no hash of a whole model, of which the answer to the probe is
-    compared then.
-    """
-    card = read_card(folder)
-    recorded = card and (card.tensors_sha256 or card.weights_sha256)
-    if card and recorded:
-        found = hash_whole(model) if card.tensors_sha256 else hash_weights(_held_weights(model))
-        require_hash(folder, found, recorded, hint=_ANEW)
-    elif card and card.probe:
-        check_logits(folder, card, model, base=None, tuned=last_logits(model, card.probe.input_ids))
-
-
-def _put_back(model: CausalLM, folder: Path, tensors: Tensors | None) -> None:
     is_whole = not is_wrapped(model) and not (folder / TRAINED_FILE).exists()
-    opening = loader_of_model(model)
-    if is_whole and not opening.is_stored_as_held:
-        model.load_state_dict(opening.load(folder, dtype="fp32", device=model.device).state_dict())
+    loader = loader_of_model(model)
+    if is_whole and not loader.is_stored_as_held:
+        # files whose tensors the model holds in another form, as GLM-4.5's experts, go through its loader
+        model.load_state_dict(loader.load(folder, dtype="fp32", device=model.device).state_dict())
+        require_saved(model, folder)
         return
     if tensors is None:
         shards = map(read_shard, sorted(folder.glob("*.safetensors")))
@@ -212,3 +191,19 @@ def _put_back(model: CausalLM, folder: Path, tensors: Tensors | None) -> None:
         fill_adapter(folder, model, tensors)
     else:
         put_back(folder, tensors, trained_weights(model))
+    require_saved(model, folder)
+
+
+@without_false_alarms()
+def require_saved(model: CausalLM, folder: Path) -> None:
+    """Raise `CheckpointError` unless a model's trained weights have the hash on a folder's card.
+
+    The first versions recorded no hash of a whole model; for those the logits of the probe are compared.
+    """
+    card = read_card(folder)
+    recorded = card and (card.tensors_sha256 or card.weights_sha256)
+    if card and recorded:
+        digest = hash_whole(model) if card.tensors_sha256 else hash_weights(_trained_weights(model))
+        require_hash(folder, digest, recorded, hint=_ANEW)
+    elif card and card.probe:
+        check_logits(folder, card, model, base=None, tuned=last_logits(model, card.probe.input_ids))

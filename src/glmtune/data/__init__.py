@@ -1,1 +1,1 @@
-"""Rows: files to examples, examples to ids and labels, ids to batches."""
+"""Training data: read files as examples, encode examples as ids and labels, batch the rows."""

@@ -1,6 +1,6 @@
-"""Scores of answers against reference texts, equal to those of the official scripts to the last bit.
+"""ROUGE and BLEU-4 of answers against references, equal to the official scripts' scores to the last bit.
 
-Both scripts take ROUGE over jieba words; they differ in BLEU-4, in its scale and in what is stripped.
+Both scripts compute ROUGE over jieba words; they differ in BLEU-4, its scale, and in the stripping of texts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +18,12 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What one official script does with a pair of texts."""
+    """The way one official script scores a pair of texts."""
 
     prepare: Callable[[str], str]
     bleu: Callable[[str, str], float]
     best_bleu: int
-    """BLEU-4 of the reference itself."""
+    """Highest BLEU-4: that of the reference itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Metric:
 def score(
     predictions: str | Sequence[str], references: str | Sequence[str], variant: str = "thudm"
 ) -> Scores:
-    """Mean scores over all pairs, or of two texts, and `num_empty`: predictions that were empty count as 0.
+    """Return the mean scores over all pairs, or of two texts, and `num_empty`: an empty prediction scores 0.
 
     `rouge-1`, `rouge-2`, `rouge-l` are F-measures x100 over jieba words. `bleu-4` is x100 over characters in
     `thudm` (ptuning/main.py) and 0-1 over jieba words in `chatglm3` (finetune_demo/finetune_hf.py). Raises
@@ -48,19 +48,19 @@ def score(
     """
     if isinstance(predictions, str) and isinstance(references, str):
         predictions, references = [predictions], [references]
-    for name, given in {"predictions": predictions, "references": references}.items():
-        if isinstance(given, str):
+    for name, texts in {"predictions": predictions, "references": references}.items():
+        if isinstance(texts, str):
             raise DataError(f"{name}: a text beside a list", hint=f"make it a list too: {name}=[...]")
     return _score(predictions, references, [variant])[variant]
 
 
 def score_variants(predictions: Sequence[str], references: Sequence[str]) -> dict[str, Scores]:
-    """`score` of every variant by its name; each text is cut into words once for all."""
+    """Return `score` of every variant by its name; each text is cut into words only once."""
     return _score(predictions, references, VARIANTS)
 
 
 def score_pair(prediction: str, reference: str, variant: str = "thudm") -> Scores:
-    """Scores of one answer, rounded as its script rounds them; an empty answer scores 0."""
+    """Return the scores of one answer, rounded as the script does; an empty answer scores 0."""
     if variant not in VARIANTS:
         raise ConfigError(f"variant: {variant!r} is unknown", hint=f"choose one of: {', '.join(VARIANTS)}")
     if is_empty(reference):
@@ -73,35 +73,18 @@ def score_pair(prediction: str, reference: str, variant: str = "thudm") -> Score
 
 
 def with_scale(value: float, name: str, variant: str = "thudm", *, digits: int = 2) -> str:
-    """A score for a reader, with the highest that there is: `25.96 of 100`, `0.2511 of 1`."""
+    """Write a score with the highest possible one: `25.96 of 100`, `0.2511 of 1`."""
     return f"{value:.{digits}f} of {METRICS[name].best(VARIANTS[variant])}"
 
 
 def is_empty(text: str) -> bool:
-    """Whether a text holds no word: nothing but white space. The official scripts crash on such an answer."""
+    """True if a text is only white space. The official scripts crash on such an answer."""
     return not text.strip()
 
 
 def _score(
     predictions: Sequence[str], references: Sequence[str], variants: Iterable[str]
 ) -> dict[str, Scores]:
-    _check_pairs(predictions, references)
-    pairs = [
-        {variant: score_pair(*pair, variant=variant) for variant in variants}
-        for pair in zip(predictions, references, strict=True)
-    ]
-    num_empty = sum(is_empty(prediction) for prediction in predictions)
-    return {
-        variant: {**_mean([pair[variant] for pair in pairs]), "num_empty": num_empty} for variant in pairs[0]
-    }
-
-
-def _mean(pairs: Sequence[Scores]) -> Scores:
-    # numpy's mean, as in both scripts: it adds in an order of its own
-    return {name: float(np.mean([scores[name] for scores in pairs])) for name in SCORE_NAMES}
-
-
-def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
     if len(predictions) != len(references):
         raise DataError(
             f"{len(predictions)} predictions for {len(references)} references",
@@ -112,6 +95,18 @@ def _check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
     for index, reference in enumerate(references):
         if is_empty(reference):
             raise _empty_reference(f"references[{index}]")
+    pairs = [
+        {variant: score_pair(*pair, variant=variant) for variant in variants}
+        for pair in zip(predictions, references, strict=True)
+    ]
+    num_empty = sum(is_empty(prediction) for prediction in predictions)
+    means: dict[str, Scores] = {}
+    for variant in pairs[0]:
+        scores = [pair[variant] for pair in pairs]
+        # numpy's mean, as in both scripts: its order of summation decides the last bit
+        means[variant] = {name: float(np.mean([row[name] for row in scores])) for name in SCORE_NAMES}
+        means[variant]["num_empty"] = num_empty
+    return means
 
 
 def _empty_reference(where: str) -> DataError:
@@ -120,7 +115,7 @@ def _empty_reference(where: str) -> DataError:
     )
 
 
-@lru_cache(maxsize=256)  # the variants mostly want the same
+@lru_cache(maxsize=256)  # the variants mostly prepare the texts alike
 def _rouge(prediction: str, reference: str) -> Scores:
     words = split_for_rouge(cut(prediction)), split_for_rouge(cut(reference))
     measures = {"rouge-1": rouge_1, "rouge-2": rouge_2, "rouge-l": rouge_l}

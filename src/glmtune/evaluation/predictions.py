@@ -1,4 +1,4 @@
-"""Answers to the rows of a file, each written when it is finished, so that a second run goes on."""
+"""Answers to the rows of a test file, each written as it finishes, so that an evaluation can be continued."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ PREDICTIONS_FILE = "generated_predictions.txt"
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One row to answer."""
+    """A row of the test data: a prompt to answer, and the reference."""
 
     row: int
     prompt_ids: list[int]
@@ -37,13 +37,13 @@ class EvaluationRow:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One line of generated_predictions.txt; `labels` and `predict` are the official script's names."""
+    """A line of generated_predictions.txt; `labels` and `predict` are the official script's names."""
 
     row: int
     labels: str
     predict: str
     stopped: bool
-    """Ended by a stop token, not by the length limit."""
+    """True if the answer ended with a stop token, not at `max_new_tokens`."""
 
 
 def predict(
@@ -54,12 +54,13 @@ def predict(
     max_new_tokens: int,
     batch_size: int,
 ) -> Iterator[Prediction]:
-    """Answer greedily, so many rows at a time, the next as soon as one ends; yield each as it finishes.
+    """Answer rows greedily, `batch_size` at a time; yield each answer as it finishes.
 
     A thought in front of an answer is left out.
     """
     stop_ids = frozenset(tokenizer.stop_ids)
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
+    # by length: rows of a batch cost as much as the longest of them
     ordered = sorted(questions, key=lambda question: len(question.prompt_ids))
     prompts = [question.prompt_ids for question in ordered]
     answers: list[list[int]] = [[] for _ in ordered]
@@ -73,26 +74,34 @@ def predict(
 
 
 class PredictionFile:
-    """generated_predictions.txt of one folder, and the settings it belongs to."""
+    """The generated_predictions.txt of one folder, and the settings that its answers belong to."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Open or begin the file. Raises `ConfigError` if it belongs to other settings."""
         self.path = folder / PREDICTIONS_FILE
-        self._known = folder / SETTINGS_FILE
-        if self._known.exists():
-            _require_same(folder, self._known, settings)
+        self._settings_path = folder / SETTINGS_FILE
+        if self._settings_path.exists():
+            before = read_json(self._settings_path, is_ours=True)
+            changed = [key for key in settings if before.get(key) != settings[key]]
+            if changed:
+                key = changed[0]
+                raise ConfigError(
+                    f"{folder}: holds predictions of other settings "
+                    f"({key} was {before.get(key)!r}, now {settings[key]!r})",
+                    hint="name another folder: output=...",
+                )
         else:
             require_new(folder, hint="name another: output=...")
             make_folder(folder)
-            write_json(self._known, dict(settings))
-        self.settings: dict[str, Any] = read_json(self._known, is_ours=True)
+            write_json(self._settings_path, dict(settings))
+        self.settings: dict[str, Any] = read_json(self._settings_path, is_ours=True)
         self.done = {line["row"]: Prediction(**line) for line in read_json_lines(self.path)}
-        self._write_all()  # drops the half line of a run that was killed
+        self._write_all()  # a killed evaluation may have left half a line at the end
 
-    def record(self, key: str, value: Any) -> None:
-        """Keep beside the settings what is known only later; a second run finds it in `settings`."""
+    def record(self, key: str, value: object) -> None:
+        """Add to the settings a value that is known only later; a continued evaluation finds it there."""
         self.settings[key] = value
-        write_json(self._known, self.settings)
+        write_json(self._settings_path, self.settings)
 
     def add(self, prediction: Prediction) -> None:
         """Append one finished row."""
@@ -100,7 +109,7 @@ class PredictionFile:
         self.done[prediction.row] = prediction
 
     def finish(self) -> list[Prediction]:
-        """Put the rows into the order of the data; return them."""
+        """Sort the rows of the file into the order of the data; return them."""
         self._write_all()
         return [self.done[row] for row in sorted(self.done)]
 
@@ -110,7 +119,7 @@ class PredictionFile:
 
 
 def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Both variants of the scores, and how the answers ended."""
+    """Return both variants' scores, `num_rows`, `num_empty`, and the share that ended with a stop token."""
     answers = [p.predict for p in predictions]
     references = [p.labels for p in predictions]
     scores: dict[str, Any] = {**score_variants(answers, references)}
@@ -118,15 +127,3 @@ def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
     scores["num_empty"] = sum(not text.strip() for text in answers)
     scores["stopped_share"] = sum(p.stopped for p in predictions) / len(predictions)
     return scores
-
-
-def _require_same(folder: Path, known: Path, settings: Mapping[str, Any]) -> None:
-    before = read_json(known, is_ours=True)
-    changed = [key for key in settings if before.get(key) != settings[key]]
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"{folder}: holds predictions of other settings "
-            f"({key} was {before.get(key)!r}, now {settings[key]!r})",
-            hint="name another folder: output=...",
-        )

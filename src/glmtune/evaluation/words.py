@@ -1,10 +1,10 @@
-"""Words of a text, the very ones `jieba.cut` gives with its own dictionary, in a fraction of its time.
+"""Word segmentation: the same words as `jieba.cut` with its own dictionary, in a fraction of its time.
 
-A text falls into blocks of Chinese characters, letters and digits. Each block is divided the likeliest way
-into words of jieba's `dict.txt`; single characters left over between words go through jieba's model of
-unknown words. Sums are taken in jieba's order, so that near ties fall as they do there. Words that a program
-adds to jieba while it runs are not seen.
-Source: https://github.com/fxsjy/jieba/blob/master/jieba/__init__.py (Tokenizer.cut, calc, __cut_DAG)
+A text is split into blocks of Chinese characters, letters and digits. Each block is divided into the
+likeliest sequence of words of jieba's `dict.txt`; single characters left over between words go through
+jieba's model of unknown words. Floats are summed in jieba's order, so that near ties fall the same way.
+Words that a program adds to jieba at run time are not seen. Source:
+https://github.com/fxsjy/jieba/blob/master/jieba/__init__.py (Tokenizer.cut, calc, __cut_DAG)
 """
 
 import re
@@ -18,12 +18,12 @@ _BETWEEN = re.compile("\r\n|.", re.DOTALL)
 _LINES_OF_ONE_CHARACTER = re.compile(r"^(.).*\n(?:\1.*\n)*", re.MULTILINE)
 _COUNT = re.compile(r" (\d+) ")
 _BLOCKS_KEPT = 2**14
-_LEARNING = Lock()  # no thread may cut with words that another has half learned
+_LEARNING = Lock()  # no thread may cut while another adds words to the lexicon
 
 
-@lru_cache(maxsize=256)  # a pair's texts are wanted by ROUGE and BLEU of every variant
+@lru_cache(maxsize=256)  # ROUGE and BLEU of every variant cut the same pair of texts
 def cut(text: str) -> tuple[str, ...]:
-    """The words of `jieba.cut(text)`; joined they are the text."""
+    """Return the words of `jieba.cut(text)`; joined they are the text."""
     with _LEARNING:
         _lexicon().learn(text)
     words: list[str] = []
@@ -33,7 +33,7 @@ def cut(text: str) -> tuple[str, ...]:
 
 
 class Lexicon:
-    """jieba's dictionary, read only for the characters that texts hold: the whole of it takes jieba 0.6 s."""
+    """jieba's dictionary, parsed only for the characters that texts hold: all of it takes jieba 0.6 s."""
 
     def __init__(self) -> None:
         import jieba
@@ -41,7 +41,7 @@ class Lexicon:
         with jieba.get_dict_file() as file:
             lines = file.read().decode()  # each: word, count, part of speech
         self.weights: dict[str, float] = {}
-        """Log of each word's share of all counts, and -inf for what only begins a word."""
+        """Log probability of each word; -inf for the beginning of a word that is no word itself."""
         self._log_total = log(sum(map(int, _COUNT.findall(lines))))
         self.unknown_weight = -self._log_total
         self._lines: defaultdict[str, str] = defaultdict(str)
@@ -49,16 +49,15 @@ class Lexicon:
             self._lines[match[1]] += match[0]
 
     def learn(self, text: str) -> None:
-        """Put into `weights` all words that begin with a character of `text`."""
+        """Add to `weights` all words that begin with a character of `text`."""
         for character in self._lines.keys() & set(text):
-            self._learn_lines(character, self._lines[character].split())
+            fields = self._lines[character].split()
+            words, counts = fields[::3], map(int, fields[1::3])
+            starts = [word[:end] for word in words if len(word) > 2 for end in range(2, len(word))]
+            # beginnings first: those that are words themselves get their weight in the second line
+            self.weights.update(dict.fromkeys([character, *starts], -inf))
+            self.weights.update(zip(words, [log(count) - self._log_total for count in counts], strict=True))
             del self._lines[character]
-
-    def _learn_lines(self, character: str, fields: list[str]) -> None:
-        words, counts = fields[::3], map(int, fields[1::3])
-        starts = [word[:end] for word in words if len(word) > 2 for end in range(2, len(word))]
-        self.weights.update(dict.fromkeys([character, *starts], -inf))
-        self.weights.update(zip(words, [log(count) - self._log_total for count in counts], strict=True))
 
 
 @cache
@@ -82,11 +81,11 @@ def _cut_block(block: str) -> tuple[str, ...]:
 
 
 def _find_ends(block: str) -> list[int]:
-    """Where the word at each position ends in the most likely division of the rest of the block."""
+    """Return, for each position, the end of its word in the likeliest division of the block from there on."""
     lexicon, size = _lexicon(), len(block)
     weight_of = lexicon.weights.get
     ends, likelihoods = [0] * size, [0.0] * (size + 1)
-    for start in range(size - 1, -1, -1):
+    for start in range(size - 1, -1, -1):  # Viterbi from the end: the rest of the block is divided already
         best, end = -inf, start + 1
         while (weight := weight_of(block[start:end])) is not None:
             likelihood = weight + likelihoods[end]

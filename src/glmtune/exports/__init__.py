@@ -1,1 +1,1 @@
-"""Trained models as others take them: merged, in transformers' layout, quantised, or as an adapter."""
+"""Exports of trained models: merged, in transformers' layout, quantised, or as an adapter."""

@@ -1,4 +1,4 @@
-"""What an export's folder holds beside the weights: the base's own files, changed only where facts differ."""
+"""The files of an export next to its weights: copies of the base's, changed only where the export differs."""
 
 import json
 import shutil
@@ -15,9 +15,10 @@ from glmtune.files import copy_small_files, list_small_files, read_json, read_js
 
 
 def copy_base_files(source: ExportSource, folder: Path, facts: Mapping[str, Any] = {}) -> None:
-    """Copy the base's small files byte by byte; `facts` differ in its config.json, and only they are changed.
+    """Copy the base's small files byte by byte, and set `facts` in config.json, which else stays as it is.
 
-    Where nothing in them tells the chat format, tokenizer_config.json gets it, so that nobody has to.
+    If nothing in them tells the chat format, it is added to tokenizer_config.json, so that no user has to
+    name it.
     """
     copy_small_files(source.base, folder)
     config = read_json(folder / "config.json")
@@ -29,7 +30,7 @@ def copy_base_files(source: ExportSource, folder: Path, facts: Mapping[str, Any]
 
 
 def dtype_facts(base: Path, dtype: torch.dtype | None) -> dict[str, Any]:
-    """What config.json says of another type of weights, under the key that it has for it."""
+    """Return the entry of config.json for another type of weights, under the key that it already uses."""
     if dtype is None:
         return {}
     config = read_json(base / "config.json")
@@ -38,19 +39,19 @@ def dtype_facts(base: Path, dtype: torch.dtype | None) -> dict[str, Any]:
 
 
 def write_pretty(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object as transformers lays it out, in place of what is there."""
+    """Write a JSON object in transformers' layout, replacing the file."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def small_bytes(base: Path) -> int:
-    """Size of what `copy_base_files` copies."""
+    """Return the total size of the files that `copy_base_files` copies."""
     return sum(path.stat().st_size for path in list_small_files(base))
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Raise OutputError unless the disk of a folder to come has room for it."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    """Raise OutputError unless the disk of a future folder has `needed_bytes` free."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if needed_bytes > free:
         raise OutputError(
             f"{folder}: needs {show_size(needed_bytes)}, but {show_size(free)} are free there",
@@ -59,7 +60,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 
 def show_size(num_bytes: float) -> str:
-    """A size as people read it: `12.3 GB`."""
+    """Format a size for people, as `12.3 GB`."""
     for unit in ("B", "kB", "MB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -68,5 +69,5 @@ def show_size(num_bytes: float) -> str:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files in a folder."""
+    """Return the total size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

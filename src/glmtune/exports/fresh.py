@@ -1,7 +1,7 @@
-"""A program of its own: open an export in a process that knows nothing of its making; say what it answers.
+"""A program that loads an export in a fresh process and writes down its logits and greedy ids.
 
-Run by its path, with a job's file as its word. For an export to plain transformers it imports torch and
-transformers alone: glmtune is imported only where the job says so.
+It is run by its path, with the path of a job's JSON file as argument. For an export to plain transformers it
+imports only torch and transformers: glmtune is imported only if the job asks for it.
 """
 
 import json
@@ -15,24 +15,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # importing it would be what this program must not do, see above
+if TYPE_CHECKING:  # never at run time: this program shows that an export needs no glmtune
     from glmtune.models.protocol import CausalLM
 
 WeightSource = Callable[[str, Tensor], Tensor]
-"""Gives the values to compute with for a weight's name and the weight."""
+"""Returns the values to compute with, for a weight's name and the weight."""
 
 
 @contextmanager
-def computing_in_fp32(model: nn.Module, weights: WeightSource = lambda _, held: held) -> Iterator[None]:
-    """Inside, every layer computes with its weights in fp32; at any time only one layer's are held so.
+def computing_in_fp32(model: nn.Module, weights: WeightSource = lambda _, weight: weight) -> Iterator[None]:
+    """Make every layer compute in fp32 inside the `with` block, with one layer's weights in fp32 at a time.
 
-    Quantised layers stay as they are: they expand their codes themselves. `weights` gives other values.
+    Quantised layers stay as they are: they expand their codes themselves. `weights` can give other values.
     """
     hooks = []
     for path, part in model.named_modules():
-        own = {name: held for name, held in part._parameters.items() if held is not None}
-        if own and all(held.is_floating_point() for held in own.values()):
-            enter, leave = _exchange(path, own, weights)
+        # PyTorch's own dict: assigning an attribute would not put a weight of another type in its place
+        own = {name: weight for name, weight in part._parameters.items() if weight is not None}
+        if own and all(weight.is_floating_point() for weight in own.values()):
+            enter, leave = _weight_swaps(path, own, weights)
             hooks += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
     try:
         yield
@@ -41,21 +42,23 @@ def computing_in_fp32(model: nn.Module, weights: WeightSource = lambda _, held: 
             hook.remove()
 
 
-def _exchange(path: str, own: dict[str, nn.Parameter], weights: WeightSource) -> tuple[Any, Any]:
-    def enter(part: nn.Module, _: Any) -> None:
-        for name, held in own.items():
-            value = weights(f"{path}.{name}" if path else name, held).to(held.device, torch.float32)
+def _weight_swaps(path: str, own: dict[str, nn.Parameter], weights: WeightSource) -> tuple[Any, Any]:
+    """Return hooks that put fp32 weights into a module before its forward pass and take them out after it."""
+
+    def enter(part: nn.Module, _: object) -> None:
+        for name, weight in own.items():
+            value = weights(f"{path}.{name}" if path else name, weight).to(weight.device, torch.float32)
             part._parameters[name] = nn.Parameter(value, requires_grad=False)
 
-    def leave(part: nn.Module, _: Any, __: Any) -> None:
+    def leave(part: nn.Module, _: object, __: object) -> None:
         part._parameters.update(own)
 
     return enter, leave
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, ids: list[int], weights: WeightSource = lambda _, held: held) -> Tensor:
-    """The logits of one row of ids, (T, V) in fp32."""
+def logits_of(model: nn.Module, ids: list[int], weights: WeightSource = lambda _, weight: weight) -> Tensor:
+    """Return the logits of one prompt, (T, V) in fp32."""
     row = torch.tensor([ids])
     with computing_in_fp32(model, weights):
         answer = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)
@@ -65,7 +68,7 @@ def logits_of(model: nn.Module, ids: list[int], weights: WeightSource = lambda _
 
 @torch.no_grad()
 def continue_greedily(model: "CausalLM", ids: list[int], count: int) -> list[int]:
-    """The `count` most likely ids after a row, one after the other, through the cache; none ends it."""
+    """Return the `count` most likely ids after a prompt, one by one, with a KV cache; no id ends it."""
     row = torch.tensor([ids])
     model.generation_config.eos_token_id = None
     with computing_in_fp32(model):
@@ -101,31 +104,28 @@ def _open_in_peft(job: dict[str, Any]) -> Any:
 
 
 OPENERS = {"plain": _open_plain, "glmtune": _open_in_glmtune, "peft": _open_in_peft}
-"""How a job's `opener` opens its `folder`, on `base` if that is one's adapter."""
-
-
-def _chat_ids(job: dict[str, Any]) -> list[int] | None:
-    """The ids of the job's messages by the folder's own tokenizer and template, if it is asked for."""
-    if not job["messages"]:
-        return None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=False, local_files_only=True)
-    ids: list[int] = tokenizer.apply_chat_template(
-        job["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return ids
+"""Functions that load a job's `folder`, on `base` if the folder is an adapter, by the job's `opener`."""
 
 
 def main(path: Path) -> None:
-    """Do the job in a file; its answers go beside it: logits as a tensor, the rest as JSON."""
+    """Do the job in a JSON file; write next to it the logits as `.pt`, and the rest as `.answer.json`."""
     job = json.loads(path.read_text(encoding="utf-8"))
     model = OPENERS[job["opener"]](job).eval()
+    chat_ids: list[int] | None = None
+    if job["messages"]:  # the export's own tokenizer and chat template must make the ids that glmtune makes
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            job["folder"], trust_remote_code=False, local_files_only=True
+        )
+        chat_ids = tokenizer.apply_chat_template(
+            job["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
     torch.save([logits_of(model, ids) for ids in job["prompts"]], path.with_suffix(".pt"))
     answer = {
         "greedy": [continue_greedily(model, ids, job["new_tokens"]) for ids in job["prompts"]],
         "class": type(model).__name__,
-        "chat_ids": _chat_ids(job),
+        "chat_ids": chat_ids,
         "imports_glmtune": "glmtune" in sys.modules,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }

@@ -1,7 +1,7 @@
-"""ChatGLM2, ChatGLM3 and GLM-4 in the layout of transformers' own `glm` class, without any code of their own.
+"""Export of ChatGLM2, ChatGLM3 and GLM-4 in the layout of transformers' own `glm` class.
 
 Source: github.com/huggingface/transformers v5, src/transformers/models/glm (GlmForCausalLM): the same numbers
-under other names, queries, keys and values apart.
+under other names, with separate weights for queries, keys and values.
 """
 
 import re
@@ -36,30 +36,27 @@ _DROPPED = "rotary_pos_emb.inv_freq"
 
 
 def hf_groups(source: ExportSource, merged: Merged) -> list[Group]:
-    """The merged tensors under the names of transformers' class."""
+    """Return the merged tensors under the names of transformers' class."""
     config = read_config(source.folder, template=source.identity.template)
     assert isinstance(config, ChatGLMConfig)
-    return [
-        _split(merged, name, config) if _SPLIT in name else _renamed(merged, name)
-        for name in merged.stored
-        if not name.endswith(_DROPPED)
-    ]
-
-
-def _renamed(merged: Merged, name: str) -> Group:
-    new = rename(name)
-    return Group({new: (merged.stored[name].shape, merged.dtype_of(name))}, lambda: {new: merged.read(name)})
+    # transformers computes the rotary frequencies itself
+    return [_group(merged, name, config) for name in merged.stored if not name.endswith(_DROPPED)]
 
 
 def rename(name: str) -> str:
-    """The name in transformers' class of an official tensor that is not split."""
+    """Return the name in transformers' class of an official tensor that is not split."""
     for pattern, text in _RENAMED:
         name = re.sub(pattern, text, name)
     return name
 
 
-def _split(merged: Merged, name: str, config: ChatGLMConfig) -> Group:
-    """Queries, keys and values apart: officially their rows lie in this order in one weight."""
+def _group(merged: Merged, name: str, config: ChatGLMConfig) -> Group:
+    """Return a tensor under its new name, or split into queries, keys and values."""
+    if _SPLIT not in name:
+        new = rename(name)
+        shape = (merged.stored[name].shape, merged.dtype_of(name))
+        return Group({new: shape}, lambda: {new: merged.read(name)})
+    # officially, the rows of queries, keys and values lie in this order in one weight
     groups = config.multi_query_group_num if config.multi_query_attention else config.num_attention_heads
     sizes = [config.num_attention_heads * config.kv_channels, *[groups * config.kv_channels] * 2]
     before, _, leaf = rename(name).partition(_SPLIT)
@@ -76,10 +73,10 @@ def _split(merged: Merged, name: str, config: ChatGLMConfig) -> Group:
 def hf_config(
     config: ChatGLMConfig, *, stop_ids: list[int], pad_id: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The config.json of transformers' class.
+    """Return the config.json of transformers' class.
 
-    Rotary: half of each head. ChatGLM3 and GLM-4 multiply the base by `rope_ratio`; ChatGLM2 divides the
-    positions, which is transformers' "linear" scaling.
+    Rotary embeddings cover half of each head. ChatGLM3 and GLM-4 multiply the base by `rope_ratio`; ChatGLM2
+    divides the positions, which is transformers' "linear" scaling.
     """
     ratio = config.rope_ratio
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
@@ -88,7 +85,7 @@ def hf_config(
     elif ratio != 1:
         rope["rope_theta"] *= ratio
     rope["partial_rotary_factor"] = 0.5
-    made = GlmConfig(
+    hf = GlmConfig(
         architectures=["GlmForCausalLM"],
         attention_bias=config.add_qkv_bias,
         attention_dropout=config.attention_dropout,
@@ -107,33 +104,35 @@ def hf_config(
         tie_word_embeddings=False,
         vocab_size=config.padded_vocab_size,
     )
-    content: dict[str, Any] = made.to_dict()
+    content: dict[str, Any] = hf.to_dict()
+    # the same settings under the keys that transformers before 5, and servers built on it, read
     older = {"rope_theta": rope["rope_theta"], "partial_rotary_factor": 0.5, "torch_dtype": content["dtype"]}
     if rope["rope_type"] == "linear":
         older["rope_scaling"] = {"rope_type": "linear", "factor": float(ratio)}
-    return content | older  # as transformers before 5 and servers on it read them
+    return content | older
 
 
 def write_hf_files(source: ExportSource, folder: Path, dtype: torch.dtype | None) -> None:
-    """Config, generation config, tokenizer and chat template."""
+    """Write config, generation config, tokenizer and chat template of an export."""
     tokenizer = read_tokenizer(source.folder, source.identity.template)
     config = read_config(source.folder, template=source.identity.template)
     assert isinstance(config, ChatGLMConfig)
     stop_ids, pad_id = tokenizer.stop_ids, int(tokenizer.pad_token_id)
     dtype = dtype or stored_dtype(source.folder)
     write_pretty(folder / "config.json", hf_config(config, stop_ids=stop_ids, pad_id=pad_id, dtype=dtype))
-    asked = source.folder.json("generation_config.json")
-    kept = {
+    # the base's own generation settings, without the keys that describe the file itself
+    generation = {
         key: value
-        for key, value in asked.items()
+        for key, value in source.folder.json("generation_config.json").items()
         if key not in ("_from_model_config", "transformers_version")
     }
     ends = {"eos_token_id": stop_ids, "pad_token_id": pad_id}
-    write_pretty(folder / "generation_config.json", {**kept, **ends})
+    write_pretty(folder / "generation_config.json", {**generation, **ends})
     _write_tokenizer(tokenizer, folder)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the files that transformers' fast tokenizer reads."""
     converted = convert_tokenizer(tokenizer)
     assert converted is not None
     (folder / "tokenizer.json").write_text(converted.to_str(pretty=True), encoding="utf-8")

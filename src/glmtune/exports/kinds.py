@@ -1,4 +1,4 @@
-"""The kinds of exports: what each refuses, what it writes, and how a fresh process opens it."""
+"""The table of export kinds: checks of the source, the files to write, and how a fresh process loads them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,50 +34,53 @@ from glmtune.recipe import TrainedPart
 
 @dataclass(frozen=True, slots=True)
 class ExportSettings:
-    """How an export is written."""
+    """Settings of how an export is written."""
 
     dtype: torch.dtype | None = None
-    """Of the weights; None: as the base has them."""
+    """Type of the weights; None: as in the base."""
     shard_bytes: int = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
 class ExportDraft:
-    """An export that is made, but not written."""
+    """A prepared export that is not written yet."""
 
     num_bytes: int
-    """Of its weights."""
+    """Size of its weights."""
     write: Callable[[Path], None]
     written_value: Callable[[str], Tensor] | None = None
-    """By the name of a weight in the base: the values that are written; None: nothing is rounded."""
+    """Returns a weight's written values by its name in the base; None if nothing is rounded."""
     names: frozenset[str] = frozenset()
-    """Which names `written_value` knows."""
+    """Names that `written_value` knows."""
     unquantised: Callable[[str], Tensor] | None = None
-    """Where weights are quantised: the values before that."""
+    """Returns the values before quantisation; None if nothing is quantised."""
     dtype: torch.dtype = torch.float32
-    """The roughest type that floating weights are written in."""
+    """The written floating type with the coarsest rounding."""
     num_defined: int = 0
-    """So many of them are base + adapter's by definition."""
+    """Number of weights computed by the definition of base + adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportKind:
-    """One kind of export."""
+    """A kind of export."""
 
     require: Callable[[ExportSource], None]
-    """Raises `ConfigError` for a source that cannot be exported so."""
+    """Raises `ConfigError` for a source without this kind of export."""
     draft: Callable[[ExportSource, Any, ExportSettings], ExportDraft]
-    """Of the source and the model that it was opened as."""
+    """Prepares an export of the source and the model loaded from it."""
     opener: str = "glmtune"
-    """How a fresh process opens it, one of `fresh.OPENERS`."""
+    """The way a fresh process loads it, a key of `fresh.OPENERS`."""
     is_adapter: bool = False
-    """Whether it needs the base to be opened."""
+    """True if it must be loaded on its base."""
     has_chat: bool = False
-    """Whether its own tokenizer must make the same ids of a chat."""
+    """True if the export's own tokenizer must encode a chat to the same ids."""
 
 
 def _family_can(to: str) -> Callable[[ExportSource], None]:
-    """Whether the source's family can be exported so; a prefix is refused where weights are merged."""
+    """Return a check that the source's family has this kind of export.
+
+    Merging itself refuses a prefix.
+    """
 
     def require(source: ExportSource) -> None:
         known = source.identity
@@ -86,7 +89,7 @@ def _family_can(to: str) -> Callable[[ExportSource], None]:
     return require
 
 
-def _draft_merged(source: ExportSource, _: Any, settings: ExportSettings) -> ExportDraft:
+def _draft_merged(source: ExportSource, _: CausalLM, settings: ExportSettings) -> ExportDraft:
     merged = merge(source, settings.dtype)
 
     def write(folder: Path) -> None:
@@ -109,7 +112,7 @@ def _draft(weights: Merged | Quantised, groups: list[Group], write: Callable[[Pa
     )
 
 
-def _draft_hf(source: ExportSource, _: Any, settings: ExportSettings) -> ExportDraft:
+def _draft_hf(source: ExportSource, _: CausalLM, settings: ExportSettings) -> ExportDraft:
     merged = merge(source, settings.dtype)
     groups = hf_groups(source, merged)
 
@@ -120,8 +123,8 @@ def _draft_hf(source: ExportSource, _: Any, settings: ExportSettings) -> ExportD
     return _draft(merged, groups, write)
 
 
-def _quantising(bits: int) -> Callable[[ExportSource, Any, ExportSettings], ExportDraft]:
-    def draft(source: ExportSource, _: Any, settings: ExportSettings) -> ExportDraft:
+def _draft_quantised(bits: int) -> Callable[[ExportSource, Any, ExportSettings], ExportDraft]:
+    def draft(source: ExportSource, _: CausalLM, settings: ExportSettings) -> ExportDraft:
         packed = quantise_merged(source, merge(source, settings.dtype), bits)
 
         def write(folder: Path) -> None:
@@ -153,7 +156,7 @@ def _draft_prefix(source: ExportSource, model: CausalLM, _: ExportSettings) -> E
         facts = {"pre_seq_len": model.config.pre_seq_len, "prefix_projection": model.config.prefix_projection}
         copy_base_files(source, folder)
         write_pretty(folder / "config.json", {**read_json(folder / "config.json"), **facts})
-        write_pickle(tensors, folder / "pytorch_model.bin")
+        write_pickle(tensors, folder / "pytorch_model.bin")  # the file that the official code reads
         require_same_prefix(source.location.trained, folder)
 
     return ExportDraft(sum(value.nbytes for value in tensors.values()), write)
@@ -168,13 +171,14 @@ def _require_adalora(source: ExportSource) -> None:
 
 
 def _draft_lora(source: ExportSource, model: CausalLM, _: ExportSettings) -> ExportDraft:
-    own = sum(value.nbytes for name, value in model.named_parameters() if ".lora_" in name)
+    # of AdaLoRA's factors before pruned triplets are left out, so an upper bound
+    num_bytes = sum(value.nbytes for name, value in model.named_parameters() if ".lora_" in name)
 
     def write(folder: Path) -> None:
         save_as_lora(model, folder, source.location.card)
         require_same_update(source.location.trained, folder)
 
-    return ExportDraft(own, write)
+    return ExportDraft(num_bytes, write)
 
 
 KINDS = {
@@ -182,9 +186,9 @@ KINDS = {
     "hf": ExportKind(_family_can("hf"), _draft_hf, opener="plain", has_chat=True),
     "official-ptuning": ExportKind(_require_prefix, _draft_prefix, is_adapter=True),
     "lora-from-adalora": ExportKind(_require_adalora, _draft_lora, opener="peft", is_adapter=True),
-    **{name: ExportKind(_family_can(name), _quantising(bits)) for name, bits in BITS.items()},
+    **{name: ExportKind(_family_can(name), _draft_quantised(bits)) for name, bits in BITS.items()},
 }
-"""By the name that `--to` takes."""
+"""The kinds of exports, by the name that `--to` takes."""
 
 
 _OTHERS: Mapping[str, str] = {
@@ -196,11 +200,11 @@ _OTHERS: Mapping[str, str] = {
     **dict.fromkeys(("8bit", "8"), "here that is to=int8"),
     **dict.fromkeys(("4bit", "4"), "here that is to=int4"),
 }
-"""What leads to kinds of other programs, by their names."""
+"""Hints for names that other programs use."""
 
 
 def find_kind(name: str) -> ExportKind:
-    """A row of the table. Raises `ConfigError` for an unknown name."""
+    """Return the kind of export of this name. Raises `ConfigError` for an unknown name."""
     if name in KINDS:
         return KINDS[name]
     near = [f"did you mean to={kind}?" for kind in [nearest(name, KINDS)] if kind]

@@ -1,4 +1,4 @@
-"""What is exported: a trained model on its un-quantised base, opened in the types that its files have."""
+"""The source of an export: a trained model on its un-quantised base, loaded in the types of its files."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,89 +31,91 @@ class ExportSource:
     """A trained model and its base."""
 
     location: Location
-    """Its base and adapter; of a fully trained model the folder of its own weights."""
+    """Folders of base and adapter; of a fully trained model the folder of its own weights."""
     folder: ModelFolder
-    """Of the un-quantised base."""
+    """Folder of the un-quantised base."""
     identity: Identity
     method: str
-    """Its method's name; empty for a model that is not ours."""
+    """Name of the method; empty for a model that was not trained here."""
     kept: TrainedPart | None
-    """What it trained; None for a model that is not ours."""
+    """Part of the model that the method trains; None for a model that was not trained here."""
     unproven: str = ""
-    """Of a base that stands for the quantised one of training: what is known of it, and what is not."""
+    """Known and unknown facts of a base that replaces the quantised one of training; empty for the base
+    itself."""
 
     @property
     def base(self) -> Path:
-        """The path of the un-quantised base's folder."""
+        """Path of the un-quantised base's folder."""
         return self.folder.path
 
     @property
     def family(self) -> Family:
-        """Its row in the table of families."""
+        """The model's row in the table of families."""
         return FAMILIES[self.identity.family]
 
     @property
     def is_whole(self) -> bool:
-        """Whether every weight was trained, so that no base is needed to open it."""
+        """True if every weight was trained, so that the base is not needed to load it."""
         return self.location.base != self.base
 
     @property
     def has_factors(self) -> bool:
-        """Whether it is an adapter in PEFT's layout."""
+        """True for an adapter in PEFT's layout."""
         return self.location.adapter is not None and (self.location.adapter / ADAPTER_FILE).exists()
 
     @property
     def is_adalora(self) -> bool:
-        """Whether plain LoRA can be made of it."""
+        """True for AdaLoRA, which plain LoRA can be made of."""
         return self.location.adapter is not None and is_adalora(
             read_adapter_config_if_there(self.location.adapter)
         )
 
     @property
     def name(self) -> str:
-        """What is exported, for messages."""
+        """Path of the exported adapter or model, for messages."""
         return str(self.location.adapter or self.location.base)
 
     @property
     def quant(self) -> str | None:
-        """How the base was quantised while this was trained."""
+        """Quantisation of the base while training."""
         return self.location.quant
 
     def open(
         self, *, quant: str | None = None, dtype: str | torch.dtype = "stored", device: str = "cpu"
     ) -> Any:
-        """The trained model in evaluation mode; by default un-quantised, its types those of its files."""
+        """Load the trained model in evaluation mode; by default un-quantised, in the types of its files."""
         return self._open(replace(self.location, is_dense=quant is None), dtype, device, quant)
 
     def load_base(self) -> Any:
-        """The same without what was trained; of a fully trained model that model."""
+        """Load the base without the adapter; of a fully trained model that model itself."""
         return self._open(replace(self.location, card=None, adapter=None), "stored", "cpu", None)
 
     def load_untrained(self) -> Any:
-        """The base, of a fully trained model too."""
+        """Load the base as it was before training, also of a fully trained model."""
         return self._open(Location(self.folder, snapshot=self.location.snapshot), "stored", "cpu", None)
 
     def as_trained(self, model: CausalLM) -> WeightSource:
-        """Gives `logits_of` the numbers that were trained, where they stand rounded in the opened model.
+        """Return a source of weights for `logits_of` that gives trained weights unrounded.
 
-        There freeze's weights have the type of the base whose own they stand for.
+        In the loaded model, weights trained with freeze are rounded to the type of the base.
         """
         if self.location.adapter is None:
-            return lambda _, held: held
+            return lambda _, weight: weight
         own = held_adapter(model) if is_wrapped(model) else dict(model.named_parameters())
+        # by identity: the names inside PEFT's wrapper are others than those in the adapter's files
         trained = {id(own[name]): value for name, value in stored_tensors(self.location.adapter).items()}
-        return lambda _, held: trained.get(id(held), held)
+        return lambda _, weight: trained.get(id(weight), weight)
 
     def _open(self, location: Location, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
-        wanted = stored_dtype(location.folder) if dtype == "stored" else dtype
+        weights_dtype = stored_dtype(location.folder) if dtype == "stored" else dtype
         with quiet():
             return load_location(
                 location,
                 template=self.identity.template,
-                dtype=wanted,
+                dtype=weights_dtype,
                 device=device,
                 quant=quant,
-                verify=not self.unproven,  # the card knows the quantised base
+                verify=not self.unproven,  # the card's fingerprint is the quantised base's
             ).eval()
 
 
@@ -124,15 +126,22 @@ def find_source(
     template: str | None = None,
     is_merging: bool = True,
 ) -> ExportSource:
-    """What a path means for an export. Raises `CheckpointError`.
+    """Find model, base and card of a path to export.
 
-    And `ConfigError` for a quantised base that weights shall be merged into (`is_merging`).
+    Raises `CheckpointError`, and with `is_merging` also `ConfigError` for a quantised base, which weights
+    cannot be merged into.
     """
-    whole = _find_whole(given_path(path))
-    location = resolve(path, base=None if whole else base)
+    given = given_path(path)
+    run_folders = (follow(given), find_checkpoint(given, "best"), last_checkpoint(given))
+    run_cards = (read_card(folder) for folder in run_folders if folder and folder.is_dir())
+    run_card = next(filter(None, run_cards), None)
+    # A fully trained model is loaded without its base, so `base` must not turn it into an adapter. The base
+    # only gives the files around the weights.
+    is_whole = run_card is not None and run_card.kept is TrainedPart.MODEL
+    location = resolve(path, base=None if is_whole else base)
     card = location.card
     folder = location.folder
-    if whole and card:
+    if is_whole and card:
         folder = ModelFolder(find_folder(base or card.base, None if base else card.base_revision)[0])
         if not (folder.path / "config.json").exists():
             raise CheckpointError(
@@ -141,40 +150,27 @@ def find_source(
             )
     bits = folder.json("config.json", is_required=True).get("quantization_bit")
     if bits and is_merging:
-        raise _quantised(folder.path, bits, is_adapter=location.adapter is not None)
+        raise ConfigError(
+            f"{folder}: its own weights are int{bits}; an export is made of the original ones",
+            hint="export the un-quantised model's folder"
+            if location.adapter is None
+            else "name the folder of the un-quantised model it was made from: base=FOLDER",
+        )
     return ExportSource(
         location,
         folder,
         identify(folder, template or location.template),
-        *_tell_method(location),
+        *_method_of(location),
         require_original(location.adapter, card, folder) if location.adapter and card and not bits else "",
     )
 
 
-def _tell_method(location: Location) -> tuple[str, TrainedPart | None]:
-    """The method's name and what it trained, by the card, else by what the adapter's own files say."""
+def _method_of(location: Location) -> tuple[str, TrainedPart | None]:
+    """Return the method's name and the part it trained, from the card or else the adapter's own files."""
     if location.card:
         return str(location.card.method.get("name", "")), location.card.kept
     if location.adapter is None:
         return "", None
-    theirs = str(read_adapter_config_if_there(location.adapter).get("peft_type", ""))
-    found = None if theirs else own_method(location.adapter)
-    return (found.name, found.kept) if found else (theirs.lower(), TrainedPart.LAYERS)
-
-
-def _find_whole(path: Path) -> bool:
-    """Whether a run's or checkpoint's own folder is a whole model, trained in full."""
-    for folder in (follow(path), find_checkpoint(path, "best"), last_checkpoint(path)):
-        card = read_card(folder) if folder and folder.is_dir() else None
-        if card:
-            return card.kept is TrainedPart.MODEL
-    return False
-
-
-def _quantised(base: Path, bits: int, *, is_adapter: bool) -> ConfigError:
-    return ConfigError(
-        f"{base}: its own weights are int{bits}; an export is made of the original ones",
-        hint="name the folder of the un-quantised model it was made from: base=FOLDER"
-        if is_adapter
-        else "export the un-quantised model's folder",
-    )
+    peft_type = str(read_adapter_config_if_there(location.adapter).get("peft_type", ""))
+    method = None if peft_type else own_method(location.adapter)
+    return (method.name, method.kept) if method else (peft_type.lower(), TrainedPart.LAYERS)

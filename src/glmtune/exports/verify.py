@@ -1,4 +1,4 @@
-"""Proof of an export: opened in a fresh process, it answers as base + adapter do."""
+"""Proof of an export: loaded in a fresh process, its logits and greedy ids are those of base + adapter."""
 
 import json
 import os
@@ -25,35 +25,35 @@ WHY = (
     "merged weights to the export's type changes is given apart, against base + adapter unrounded"
 )
 NEW_TOKENS = 8
-"""So many ids are written greedily after each prompt."""
+"""Number of ids generated greedily after each prompt."""
 QUESTIONS = ("你好，请介绍一下你自己。", "How do I get to the library? 1 + 1 = 2")
-"""The probe: short chats of one question each, in the model's own format."""
+"""Prompts of the proof: chats of one message each, in the model's chat format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a fresh process said of an export."""
+    """The logits and ids that a fresh process computed with an export."""
 
     logits: list[Tensor]
-    """Of each prompt, (T, V)."""
+    """Logits of each prompt, (T, V)."""
     greedy: list[list[int]]
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Logits of prompt and greedy ids, (T + new, V) each."""
+    """Expected logits of prompts with their greedy ids, (T + new, V) each."""
 
     rounded: list[Tensor]
     """Computed with the weights as they are written."""
     exact: list[Tensor]
-    """Of base + adapter as they are opened, nothing merged."""
+    """Computed with base + adapter as loaded, without merging."""
     base: list[Tensor] | None = None
-    """Of the base alone; None where nothing is merged."""
+    """Computed with the base alone; None if nothing is merged."""
     merged: list[Tensor] | None = None
-    """Computed with the weights as they were before they were quantised."""
+    """Computed with the merged weights before quantisation; None if nothing is quantised."""
     dtype: torch.dtype = torch.float32
-    """The roughest type that weights are written in."""
+    """The written floating type with the coarsest rounding."""
 
 
 def ask_fresh_process(
@@ -65,7 +65,10 @@ def ask_fresh_process(
     template: str | None = None,
     messages: list[dict[str, str]] | None = None,
 ) -> Answers:
-    """Open an export in a process of its own. Raises `OutputError` with its last words if that fails."""
+    """Load an export in a process of its own, and return its answers.
+
+    Raises `OutputError` with the last line of its output if that fails.
+    """
     job = {
         "folder": str(folder.resolve()),
         "base": str(base.resolve()) if base else None,
@@ -80,7 +83,8 @@ def ask_fresh_process(
         path.write_text(json.dumps(job), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, fresh.__file__, str(path)],
-            cwd=desk,
+            cwd=desk,  # an empty folder, so that no file of the present one is imported
+            # on the CPU as here, so that only the order of sums differs
             env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
@@ -89,14 +93,16 @@ def ask_fresh_process(
             check=False,
         )
         if done.returncode:
-            raise refused(f"a fresh process cannot open it: {_last_words(done.stderr)}")
+            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+            last_line = lines[-1] if lines else "it said nothing"
+            raise refused(f"a fresh process cannot open it: {last_line}")
         facts = json.loads(path.with_suffix(".answer.json").read_text(encoding="utf-8"))
         logits = read_pickle(path.with_suffix(".pt"), mmap=False)
     return Answers(logits, facts.pop("greedy"), facts)
 
 
 def compare_answers(answers: Answers, expected: Expected) -> dict[str, Any]:
-    """The figures of an export. Raises `OutputError` if it does not answer as it should."""
+    """Return the figures of an export. Raises `OutputError` if logits or greedy ids are not as expected."""
     largest = largest_logit(expected.exact)
     written, trained = (
         compare_logits(answers.logits, rows, SAME[torch.float32], largest)
@@ -110,6 +116,7 @@ def compare_answers(answers: Answers, expected: Expected) -> dict[str, Any]:
         "max_difference_to_trained": trained.off,
         "max_logit": largest,
         "greedy_ids": answers.greedy,
+        # each of the two compared logits may be off by the tolerance
         "greedy_equal": _continues(answers.greedy, expected.rounded, slack=2 * tolerance),
         "is_exact": trained.is_allowed,
         "greedy_equal_to_trained": _continues(answers.greedy, expected.exact, slack=0),
@@ -127,20 +134,22 @@ def compare_answers(answers: Answers, expected: Expected) -> dict[str, Any]:
 
 
 def _compare_to_trained(answers: Answers, expected: Expected, largest: float) -> dict[str, Any]:
-    """That the right weights were written: by base + adapter, which nothing was merged for.
+    """Return figures of the merged weights against base + adapter unmerged. Raises `OutputError` if too far.
 
-    What is quantised is compared as it was before: how much that loses nobody can say beforehand.
+    A quantised export is compared as it was before quantisation, whose loss cannot be bounded in advance.
     """
     if expected.base is None:
         return {}
     ours = expected.merged or answers.logits
-    found = compare_logits(ours, expected.exact, ROUNDED[expected.dtype], largest)
+    measured = compare_logits(ours, expected.exact, ROUNDED[expected.dtype], largest)
     kind = str(expected.dtype).removeprefix("torch.")
-    if not found.is_allowed:
+    if not measured.is_allowed:
         raise refused(
-            f"its logits are off by {found.off:.3g} from those of base + adapter, allowed in {kind} are "
-            f"{found.allowed:.3g}"
+            f"its logits are off by {measured.off:.3g} from those of base + adapter, allowed in {kind} are "
+            f"{measured.allowed:.3g}"
         )
+    # The bound alone would also accept the base itself where little was learned. So whenever the update is
+    # larger than rounding, the export must be nearer to the trained model than to the base.
     learned = distance(expected.exact, expected.base)
     is_notable = learned > NOTABLE[expected.dtype] * largest
     if is_notable and not _length(ours, expected.exact) < _length(ours, expected.base):
@@ -149,34 +158,30 @@ def _compare_to_trained(answers: Answers, expected: Expected, largest: float) ->
             hint="rounding took what was learned: dtype=fp32; or the merge is wrong if that fails too",
         )
     return {
-        "merged_difference_to_trained": found.off,
-        "merged_tolerance": found.allowed,
+        "merged_difference_to_trained": measured.off,
+        "merged_tolerance": measured.allowed,
         "trained_difference_to_base": learned,
         "nearer_to_trained_than_to_base": True if is_notable else None,
     }
 
 
 def agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
-    """Largest |difference| of logits of the same prompts, and the share of places with the same top token."""
+    """Return the largest |difference| of two models' logits, and the share of equal top tokens."""
     same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(ours, theirs, strict=True)])
     return distance(ours, theirs), float(same.float().mean())
 
 
 def _length(shorter: Sequence[Tensor], longer: Sequence[Tensor]) -> float:
+    """Return the Euclidean distance of logits; rows of `longer` may go on."""
     pairs = zip(shorter, longer, strict=True)
     return sqrt(sum(float((a - b[: len(a)]).double().square().sum()) for a, b in pairs))
 
 
 def _continues(greedy: Sequence[list[int]], logits: Sequence[Tensor], *, slack: float) -> bool:
-    """Whether each id is the most likely one where it stands, or as likely as that one but for `slack`."""
+    """Return True if each id has the largest logit at its position, or one smaller by at most `slack`."""
     for ids, whole in zip(greedy, logits, strict=True):
-        rows = whole[-len(ids) - 1 : -1]
+        rows = whole[-len(ids) - 1 : -1]  # the logits at a position predict the id after it
         taken = rows.gather(-1, torch.tensor(ids)[:, None])[:, 0]
         if not bool((rows.amax(-1) - taken <= slack).all()):
             return False
     return True
-
-
-def _last_words(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"

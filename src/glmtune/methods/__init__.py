@@ -1,6 +1,6 @@
-"""Fine-tuning methods: each turns a loaded model into one whose intended weights can be trained.
+"""Fine-tuning methods: each makes exactly its own weights of a loaded model trainable.
 
-Importing this loads no torch; what a row needs is imported when it is called.
+Importing this module loads no torch: each row of the table imports its method when it is called.
 """
 
 from collections.abc import Callable, MutableMapping
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glmtune.log import without_false_alarms
+from glmtune.methods.ranks import few_steps_warning
 from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning
 
 if TYPE_CHECKING:
@@ -19,17 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MethodRow:
-    """What a method does; what it trains is a fact of its settings (`recipe.method.TrainedPart`)."""
+    """Functions of one method; its settings say what it trains (`recipe.method.TrainedPart`)."""
 
     apply: Callable[[Any, Any], Any]
-    """Of a loaded model and its settings: the model of which just what it trains can be trained. The one that
-    is given is changed in place."""
+    """Return the model, changed in place, with only the method's weights trainable; of model and settings."""
     choose: "Callable[[nn.Module, Any], list[str]] | None" = None
-    """Names of the base's own weights that it trains, where it keeps just these (`Kept.WEIGHTS`)."""
+    """Return names of the base's own weights to train; only for methods of `TrainedPart.WEIGHTS`."""
     begin: "Callable[[Any, Any, int], Pruning] | None" = None
-    """Of the tuned model, its settings and a run's number of steps: what it does within each step."""
+    """Return the method's part of each training step; of the tuned model, settings and number of steps."""
     warn: Callable[[Any, int], str | None] | None = None
-    """What so many steps put at risk, told before anything is loaded; `ConfigError` where they do not fit."""
+    """Return a warning, or None, about settings and number of steps, before anything is loaded.
+
+    Raises `ConfigError` for a number of steps that does not fit."""
 
 
 def _full(model: "CausalLM", settings: Full) -> Any:
@@ -44,7 +46,7 @@ def _freeze(model: "CausalLM", settings: Freeze) -> Any:
     return apply_freeze(model, settings)
 
 
-def _frozen_but_for(model: "nn.Module", settings: Freeze) -> list[str]:
+def _choose_unfrozen(model: "nn.Module", settings: Freeze) -> list[str]:
     from glmtune.methods.freeze import choose_weights
 
     return choose_weights(model, settings)
@@ -62,16 +64,10 @@ def _adalora(model: "CausalLM", settings: AdaLora) -> Any:
     return apply_adalora(model, settings)
 
 
-def _pruning(tuned: Any, settings: AdaLora, num_steps: int) -> "Pruning":
+def _begin_pruning(tuned: "CausalLM", settings: AdaLora, num_steps: int) -> "Pruning":
     from glmtune.methods.adalora import Pruning
 
     return Pruning(tuned, settings, num_steps)
-
-
-def _few_steps(settings: AdaLora, num_steps: int) -> str | None:
-    from glmtune.methods.ranks import few_steps_warning
-
-    return few_steps_warning(settings, num_steps)
 
 
 def _ptuning(model: "CausalLM", settings: Ptuning) -> Any:
@@ -82,47 +78,45 @@ def _ptuning(model: "CausalLM", settings: Ptuning) -> Any:
 
 METHODS: MutableMapping[str, MethodRow] = {
     "full": MethodRow(_full),
-    "freeze": MethodRow(_freeze, choose=_frozen_but_for),
+    "freeze": MethodRow(_freeze, choose=_choose_unfrozen),
     "lora": MethodRow(_lora),
-    "adalora": MethodRow(_adalora, begin=_pruning, warn=_few_steps),
+    "adalora": MethodRow(_adalora, begin=_begin_pruning, warn=few_steps_warning),
     "ptuning": MethodRow(_ptuning),
 }
-"""By the name in their settings."""
+"""The methods, by the `name` in their settings."""
 
 
 @without_false_alarms()
 def apply_method(model: "CausalLM", settings: Method) -> Any:
     """Return the model with exactly the method's weights trainable, and those in fp32.
 
-    The given model is changed in place (frozen, or adapters put in).
+    The given model is changed in place: frozen, or given adapter layers.
     """
     tuned = METHODS[settings.name].apply(model, settings)
+    # fp32 even on a bf16 base: at bf16's 8 bits, most optimizer steps would be rounded away
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return tuned
 
 
-def begin_pruning(tuned: Any, settings: Method, num_steps: int) -> "Pruning | None":
-    """What the method does within each of a run's steps, as AdaLoRA prunes; None for most.
+def begin_pruning(tuned: "CausalLM", settings: Method, num_steps: int) -> "Pruning | None":
+    """Return the method's part of each training step, as AdaLoRA's pruning; None for other methods.
 
-    Raises `ConfigError` if its schedule does not fit so many steps.
+    Raises `ConfigError` if its schedule does not fit the number of steps.
     """
     begin = METHODS[settings.name].begin
     return begin(tuned, settings, num_steps) if begin else None
 
 
 def steps_warning(settings: Method, num_steps: int) -> str | None:
-    """What so few steps make of the method; None where they are enough, or any number is.
-
-    Raises as `begin_pruning`.
-    """
+    """Return a warning if a run has too few steps for the method, else None. Raises as `begin_pruning`."""
     warn = METHODS[settings.name].warn
     return warn(settings, num_steps) if warn else None
 
 
 def trainable_line(model: "nn.Module") -> str:
-    """`trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT prints it."""
+    """Return `trainable params: 1,949,696 || all params: 6,245,533,696 || trainable%: 0.0312`, as PEFT."""
     trained, total = count_parameters(model)
     return (
         f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}"
@@ -130,7 +124,7 @@ def trainable_line(model: "nn.Module") -> str:
 
 
 def count_parameters(model: "nn.Module") -> tuple[int, int]:
-    """How many weights are trained, and how many there are, as `count_weights` counts."""
+    """Return the numbers of trainable and of all weights, both as `count_weights` counts."""
     from glmtune.models.outline import count_weights
 
     return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(count_weights(model).values())

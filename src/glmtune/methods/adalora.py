@@ -1,9 +1,9 @@
-"""AdaLoRA through PEFT, with its schedule really run: PEFT leaves that to whoever trains.
+"""AdaLoRA through PEFT, with its pruning schedule: PEFT leaves running it to the training loop.
 
-A target's update is B diag(E) A, and a *triplet* is one column of B, one entry of E, one row of A. After each
-step every weight gets a score, (sensitivity x uncertainty) of |weight x gradient|, both smoothed; at every
-pruning the entries of E outside the best triplets of the whole model become 0. They may come back by their
-gradient until the ranks settle; then they are set to 0 after every step.
+A target's update is B diag(E) A, and a *triplet* is one column of B, one entry of E and one row of A. After
+each step every weight gets a score, (sensitivity x uncertainty) of |weight x gradient|, both smoothed. Each
+pruning sets E to 0 outside the best triplets of the whole model. Until the ranks settle, gradients can bring
+a pruned triplet back; after that, E is set to 0 after every step.
 
 Source: arxiv.org/abs/2303.10512; github.com/huggingface/peft v0.21.0, tuners/adalora.
 """
@@ -12,18 +12,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftModel, get_peft_model
-from peft.tuners.adalora import RankAllocator
 from torch import Tensor, nn
 
+from glmtune.log import without_false_alarms
 from glmtune.methods.lora import ADAPTER, find_targets, widen_adapter
 from glmtune.methods.ranks import plan_pruning
 from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import AdaLora
 
+with without_false_alarms():  # bitsandbytes', which PEFT imports
+    from peft import AdaLoraConfig, PeftModel, get_peft_model
+    from peft.tuners.adalora import RankAllocator
+
 
 def apply_adalora(model: CausalLM, settings: AdaLora) -> PeftModel:
-    """Freeze the model and put an adapter of rank `init_r` beside each target; `Pruning` makes it adapt.
+    """Freeze the model and add an adapter of rank `init_r` to each target; `Pruning` then adapts the ranks.
 
     Raises `ConfigError` listing the valid names if a target does not exist in this model.
     """
@@ -35,7 +38,7 @@ def apply_adalora(model: CausalLM, settings: AdaLora) -> PeftModel:
         lora_dropout=settings.dropout,
         target_modules=find_targets(model, settings),
         orth_reg_weight=settings.orthogonality,
-        total_step=1,  # PEFT wants a number; Pruning knows it
+        total_step=1,  # PEFT requires a number; `Pruning` sets the real one
     )
     tuned = get_peft_model(model, config)
     widen_adapter(tuned)  # PEFT would round the scale on a half-precision base, and train it
@@ -43,40 +46,44 @@ def apply_adalora(model: CausalLM, settings: AdaLora) -> PeftModel:
 
 
 class Pruning:
-    """What AdaLoRA does within the steps of a run: it penalises vectors that align, and prunes.
+    """AdaLoRA's part of each training step: a penalty on vectors that are not orthogonal, and pruning.
 
-    An adapter that was pruned before keeps its ranks: what was pruned is in no file, and nothing more is.
+    An adapter that was pruned before keeps its ranks: its files lack the pruned triplets, so none can return.
     """
 
     def __init__(self, tuned: PeftModel, settings: AdaLora, num_steps: int) -> None:
-        """`tuned` is from `apply_adalora`, or opened to be trained on.
+        """Take a model from `apply_adalora`, or one loaded to be trained further.
 
         Raises `ConfigError` if the schedule does not fit `num_steps`.
         """
         self._tuned: Any = tuned
         self._config: Any = tuned.peft_config[ADAPTER]
         self._end = 0
-        if not self._config.rank_pattern:
+        if not self._config.rank_pattern:  # PEFT writes a rank pattern once an adapter is pruned
             warmup, self._end, every = plan_pruning(settings, num_steps)
             self._config.tinit, self._config.tfinal = warmup, num_steps - self._end
             self._config.deltaT, self._config.total_step = every, num_steps
         self._allocator = _Allocator(self._tuned.base_model.model, self._config, ADAPTER)
         self._tuned.base_model.rankallocator = self._allocator
         self._start_rank, self._aim, self._step = settings.init_r, settings.target_r, 0
-        self.ranks = {_layer(name): len(p) for name, p in self._trained().items() if ".lora_E." in name}
+        weights = self._trainable_weights()
+        self.ranks = {_layer(name): len(p) for name, p in weights.items() if ".lora_E." in name}
         """The rank of each target by the layer's name, in the model's order."""
         self.has_changed = False
-        """Whether the last step changed a rank."""
+        """True if the last step changed a rank."""
 
     @property
     def has_settled(self) -> bool:
-        """Whether the ranks have reached their aim, and stay."""
+        """True if the ranks have reached their target and no longer change."""
         return self._step >= self._end
 
     def penalty(self) -> Tensor:
-        """`orthogonality` x the mean over all A and B of |A A^T - I| or |B^T B - I| (Frobenius)."""
+        """Return `orthogonality` x the mean over all A and B of |A A^T - I| or |B^T B - I| (Frobenius).
+
+        Orthogonal vectors make the entries of E comparable, as singular values are.
+        """
         terms = []
-        for name, p in self._trained().items():
+        for name, p in self._trainable_weights().items():
             if ".lora_E." not in name:
                 gram = p @ p.T if ".lora_A." in name else p.T @ p
                 terms.append(torch.linalg.norm(gram - torch.eye(len(gram), device=p.device)))
@@ -84,29 +91,30 @@ class Pruning:
         return weight * torch.stack(terms).mean()
 
     def after_step(self, step: int) -> None:
-        """Score the weights by the step's gradients and prune if the schedule says so."""
+        """Score the weights by the step's gradients, and prune if the schedule says so."""
         self._step, before = step, self.ranks
         if not self._end:
             return
-        self._tuned.base_model.update_and_allocate(step)
+        self._tuned.base_model.update_and_allocate(step)  # reads the gradients, before they are zeroed
         pattern = self._config.rank_pattern
         if pattern:
-            counts = {_layer(name): sum(kept) for name, kept in pattern.items()}
+            counts = {_layer(name): sum(is_kept) for name, is_kept in pattern.items()}
             self.ranks = {layer: counts[layer] for layer in before}
         if not self.has_settled:
-            self._config.rank_pattern = None  # PEFT would leave out of a file what may yet come back
+            # with a pattern, PEFT would leave triplets out of a checkpoint that may yet come back
+            self._config.rank_pattern = None
         self.has_changed = self.ranks != before
 
     def line(self) -> str:
-        """`ranks: 12 -> 8 on average (min 3, max 12)`."""
+        """Return a line for the log, `ranks: 12 -> 8 on average (min 3, max 12)`."""
         ranks = list(self.ranks.values())
         mean = f"{sum(ranks) / len(ranks):.1f}".removesuffix(".0")
         aim = "" if self.has_settled else f"; {self._aim} at step {self._end}"
         return f"ranks: {self._start_rank} -> {mean} on average (min {min(ranks)}, max {max(ranks)}){aim}"
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` goes on from: scores, ranks, all weights, those of pruned triplets too."""
-        weights = {name: p.detach().clone() for name, p in self._trained().items()}
+        """Return scores, ranks and all weights, also of pruned triplets, for `load_state_dict`."""
+        weights = {name: p.detach().clone() for name, p in self._trainable_weights().items()}
         scores = [getattr(self._allocator, name) for name in _SCORES]
         pattern = self._config.rank_pattern
         return {
@@ -118,63 +126,60 @@ class Pruning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave, the adapter's weights included."""
-        trained = self._trained()
+        """Restore the result of `state_dict`, including the adapter's weights."""
+        weights = self._trainable_weights()
         with torch.no_grad():
-            for name, p in trained.items():
+            for name, p in weights.items():
                 p.copy_(state["weights"][name])
-        for name, kept in zip(_SCORES, state["scores"], strict=True):
-            device = next(iter(trained.values())).device
-            setattr(self._allocator, name, {of: score.to(device) for of, score in kept.items()})
+        device = next(iter(weights.values())).device
+        for name, scores in zip(_SCORES, state["scores"], strict=True):
+            setattr(self._allocator, name, {weight: score.to(device) for weight, score in scores.items()})
         self._step, self.ranks = state["step"], dict(state["ranks"])
         self._config.rank_pattern = state["pattern"]
 
-    def _trained(self) -> dict[str, nn.Parameter]:
+    def _trainable_weights(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self._tuned.named_parameters() if p.requires_grad}
 
 
-_SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+_SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of PEFT's RankAllocator
 
 
 class _Allocator(RankAllocator):  # type: ignore[misc]
-    """PEFT's, except that it keeps exactly as many triplets as the budget has, and survives an overflow."""
+    """PEFT's RankAllocator, keeping exactly the budgeted number of triplets, and robust to fp16 overflows."""
 
     def update_ipt(self, model: nn.Module) -> None:
-        """Leave out a step with a gradient that is not finite: fp16's loss scaling leaves it out too."""
+        """Update the scores, unless a gradient is not finite: loss scaling skips such a step too."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
             super().update_ipt(model)
 
     @torch.no_grad()
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, list[bool]]:
-        """Set E to 0 outside the `budget` best triplets, and say by E's name which those are.
+        """Set E to 0 outside the `budget` best triplets; return for each E which triplets are kept.
 
-        PEFT drops every triplet that ties with the first one below the budget: all where all scores are 0.
+        PEFT would drop every triplet that ties with the best one outside the budget: all if all scores are 0.
         """
         if not self.exp_avg_ipt:  # a run so short that it prunes in its first step
             self.update_ipt(model)
         parameters = dict(model.named_parameters())
-        scores = [self._scores(parameters, name) for name in self.name_set]
+        scores = []
+        for target in self.name_set:
+            # a triplet's score: its entry of E, plus the means over its row of A and its column of B
+            a, b, e = (
+                self._element_score(name) if name in self.exp_avg_ipt else torch.zeros_like(parameters[name])
+                for name in (target % factor for factor in ("lora_A", "lora_B", "lora_E"))
+            )
+            scores.append(e[:, 0] + a.mean(dim=1) + b.mean(dim=0))
+        # stable, so that equal scores prune the same triplets on every process and when resumed
         best = torch.cat(scores).sort(descending=True, stable=True).indices[:budget]
-        kept = torch.zeros(self.init_bgt, dtype=torch.bool, device=best.device).index_fill_(0, best, True)
+        is_kept = torch.zeros(self.init_bgt, dtype=torch.bool, device=best.device).index_fill_(0, best, True)
         pattern = {}
-        for name, mask in zip(self.name_set, torch.split(kept, [len(x) for x in scores]), strict=True):
+        for name, mask in zip(self.name_set, torch.split(is_kept, [len(x) for x in scores]), strict=True):
             parameters[name % "lora_E"].masked_fill_(~mask[:, None], 0.0)
             pattern[name % "lora_E"] = mask.tolist()
         return pattern
 
-    def _scores(self, parameters: Mapping[str, Tensor], name: str) -> Tensor:
-        """Of a target's triplets: its entry of E, plus the means over its row of A and its column of B."""
-        a, b, e = (self._score(name % part, parameters) for part in ("lora_A", "lora_B", "lora_E"))
-        return e[:, 0] + a.mean(dim=1) + b.mean(dim=0)
-
-    def _score(self, name: str, parameters: Mapping[str, Tensor]) -> Tensor:
-        if name not in self.exp_avg_ipt:
-            return torch.zeros_like(parameters[name])
-        score: Tensor = self._element_score(name)
-        return score
-
 
 def _layer(name: str) -> str:
-    """`layers.0.dense` of `base_model.model.layers.0.dense.lora_E.default`."""
+    """Return the layer's name, `layers.0.dense` of `base_model.model.layers.0.dense.lora_E.default`."""
     return name.removeprefix("base_model.model.").removesuffix(f".{ADAPTER}").rpartition(".")[0]

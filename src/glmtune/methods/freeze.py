@@ -1,4 +1,4 @@
-"""Freeze: some of the model's own weights are trained, the last layers' or those named."""
+"""Freeze: train some of the model's own weights, those of the last layers or of given names."""
 
 import re
 from collections.abc import Collection
@@ -18,29 +18,37 @@ from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe.method import Freeze
 
 NUM_LAYERS = 3
-"""How many last layers are trained where nothing is said."""
+"""Number of last layers to train by default."""
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def apply_freeze(model: CausalLM, settings: Freeze) -> Any:
-    """Make the chosen weights trainable, and them alone. Raises ConfigError as `choose_weights`."""
+    """Make only the chosen weights trainable. Raises ConfigError as `choose_weights`."""
     return train_weights(model, choose_weights(model, settings))
 
 
 def train_weights(model: CausalLM, chosen: Collection[str]) -> Any:
-    """Make these of the model's own weights trainable, and them alone, in fp32 among others in any type."""
+    """Make only the chosen weights trainable, and let their layers run in fp32 in a half-precision model.
+
+    The caller casts the weights to fp32. Outside of autocast, hooks cast the layers' inputs and outputs.
+    """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
-    _bridge_types(model)
+    for module in model.modules():
+        dtypes = [p.dtype for p in module.parameters(recurse=False) if p.requires_grad]
+        # a router computes in fp32 whatever its weights are, and its choice must not be rounded
+        if dtypes and dtypes[0] != torch.float32 and "Router" not in type(module).__name__:
+            module.register_forward_pre_hook(_enter_fp32)
+            module.register_forward_hook(partial(_leave_fp32, dtypes[0]))
     return model
 
 
 @torch.no_grad()
 def read_unrounded(model: nn.Module, base: Path | ModelFolder) -> None:
-    """Give the weights to be trained, which are fp32, the numbers of the base's files, unrounded.
+    """Copy the unrounded numbers of the base's files into the trainable weights, which are fp32.
 
-    Weights that the files hold under other names (GLM-4.5's experts, one by one) stay as they are.
+    Weights that the files store under other names (GLM-4.5's experts, one by one) stay as they are.
     """
     stored = scan_tensors(base)
     for name, parameter in model.named_parameters():
@@ -49,31 +57,27 @@ def read_unrounded(model: nn.Module, base: Path | ModelFolder) -> None:
 
 
 def choose_weights(model: nn.Module, settings: Freeze) -> list[str]:
-    """Names of the weights that the settings mean.
+    """Return the names of the weights that the settings choose: the last layers', or those of patterns.
 
-    Raises ConfigError for a pattern that no name matches, more layers than there are, and weights that are
-    held as codes.
+    Raises ConfigError for a pattern that no name matches, for more layers than there are, and for weights
+    that are stored as codes.
     """
     names = [name for name, _ in model.named_parameters()]
     if settings.patterns is None:
-        chosen = _last_layers(names, settings.num_layers or NUM_LAYERS)
+        numbers = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
+        count, total = settings.num_layers or NUM_LAYERS, max(numbers.values()) + 1
+        if count > total:
+            raise ConfigError(
+                f"method.num_layers: {count}, but the model has {total} layers",
+                hint=f"1 to {total}, or method=full",
+            )
+        chosen = [name for name, number in numbers.items() if number >= total - count]
     else:
         matched = {name for pattern in settings.patterns for name in _matching(pattern, names)}
         chosen = [name for name in names if name in matched]
     for name in chosen:
         _require_dense(model, name)
     return chosen
-
-
-def _last_layers(names: Collection[str], count: int) -> list[str]:
-    numbers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
-    total = max(numbers.values()) + 1
-    if count > total:
-        raise ConfigError(
-            f"method.num_layers: {count}, but the model has {total} layers",
-            hint=f"1 to {total}, or method=full",
-        )
-    return [name for name, number in numbers.items() if number >= total - count]
 
 
 def _matching(pattern: str, names: Collection[str]) -> list[str]:
@@ -88,29 +92,20 @@ def _matching(pattern: str, names: Collection[str]) -> list[str]:
 
 
 def _require_dense(model: nn.Module, name: str) -> None:
-    """A quantised layer's codes, and the scales that belong to them, are not trained."""
+    """Raise `ConfigError` for a quantised layer's codes or scales."""
     path, _, leaf = name.rpartition(".")
-    held = model.get_submodule(path).get_parameter("weight" if leaf == "weight_scale" else leaf)
-    if not held.is_floating_point():
+    # scales are floating numbers, but useless to train without their codes
+    weight = model.get_submodule(path).get_parameter("weight" if leaf == "weight_scale" else leaf)
+    if not weight.is_floating_point():
         raise ConfigError(
             f"method.name: freeze, but {name} is quantised: its codes cannot be trained",
             hint="choose others with method.patterns=..., open the base without quant, or method=lora",
         )
 
 
-def _bridge_types(model: nn.Module) -> None:
-    """Let layers that are trained in fp32 stand among layers in half precision, outside of autocast too."""
-    for module in model.modules():
-        held = [p.dtype for p in module.parameters(recurse=False) if p.requires_grad]
-        # a router computes in fp32 whatever its weights are, and its choice must not be rounded
-        if held and held[0] != torch.float32 and "Router" not in type(module).__name__:
-            module.register_forward_pre_hook(_enter_fp32)
-            module.register_forward_hook(partial(_leave_fp32, held[0]))
-
-
 def _enter_fp32(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
-def _leave_fp32(dtype: torch.dtype, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+def _leave_fp32(dtype: torch.dtype, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
     return output.to(dtype)

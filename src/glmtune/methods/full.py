@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight."""
+"""Full fine-tuning: train every weight."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from glmtune.recipe.method import Full
 
 def apply_full(model: CausalLM, settings: Full) -> Any:
     """Make every weight trainable. Raises ConfigError for a quantised model: codes cannot be trained."""
-    held = held_quant(model)
-    if held:
+    quant = held_quant(model)
+    if quant:
         raise ConfigError(
-            f"method.name: full, but the model is quantised ({held}): its codes cannot be trained",
+            f"method.name: full, but the model is quantised ({quant}): its codes cannot be trained",
             hint="method.name=lora, or the original, unquantised folder without quant",
         )
     return model.requires_grad_(True)

@@ -12,11 +12,11 @@ from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import Lora, LowRank
 
 ADAPTER = "default"
-"""PEFT's name for an adapter that stands alone."""
+"""PEFT's name for a model's only adapter."""
 
 
 def apply_lora(model: CausalLM, settings: Lora) -> Any:
-    """Freeze the model and put LoRA beside each target layer.
+    """Freeze the model and add LoRA's factors A and B to each target layer.
 
     Raises `ConfigError` listing the possible names if a target is none of them.
     """
@@ -35,9 +35,11 @@ def apply_lora(model: CausalLM, settings: Lora) -> Any:
 
 
 def find_targets(model: CausalLM, settings: LowRank) -> list[str]:
-    """The names of the linear layers to adapt, the family's own if the settings leave them open.
+    """Return the last name parts of the linear layers to adapt: `method.target_modules`, else the default.
 
-    Raises `ConfigError` listing the possible names if one is none of them.
+    The default differs by family (`Family.lora_targets`): `query_key_value`, or `q_proj`, `k_proj`, `v_proj`
+    and `o_proj` where transformers has the class (GLM-4-hf, 0414, 4.5). Raises `ConfigError` listing the
+    possible names for a target that is no linear layer, or that experts have too.
     """
     family = find_family(model.config.model_type)
     targets = settings.target_modules or family.lora_targets
@@ -50,13 +52,13 @@ def find_targets(model: CausalLM, settings: LowRank) -> list[str]:
 
 
 def _explain(model: nn.Module, name: str, experts: Iterable[str]) -> str:
-    """Why no adapter goes on what is called so."""
+    """Explain why no adapter can be added to what the model calls `name`."""
     if name in experts:
         return (
             f"{name} is also what this model's experts are made of, and adapters on those are not supported"
         )
-    for kind, found in (("part", model.named_modules()), ("parameter", model.named_parameters())):
-        for path, part in found:
+    for kind, parts in (("part", model.named_modules()), ("parameter", model.named_parameters())):
+        for path, part in parts:
             if path.rpartition(".")[2] == name:
                 what = type(part).__name__ if kind == "part" else f"parameter of shape {list(part.shape)}"
                 return f"{name} is a {what} in this model, and adapters go on linear layers alone"
@@ -64,18 +66,21 @@ def _explain(model: nn.Module, name: str, experts: Iterable[str]) -> str:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Last name parts of the model's linear layers, in order of first appearance."""
+    """Return the last name parts of the model's linear layers, in order of first appearance."""
     names = (name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear))
     return list(dict.fromkeys(names))
 
 
 @torch.no_grad()
-def widen_adapter(tuned: Any, name: str = ADAPTER) -> None:
-    """Have an adapter's factors in fp32, and exactly the rank that AdaLoRA's scale is divided by."""
+def widen_adapter(tuned: CausalLM, name: str = ADAPTER) -> None:
+    """Cast an adapter's factors to fp32, and set the divisor of AdaLoRA's scale to exactly `init_r`."""
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
     cast_adapter_dtype(tuned, name)
+    configs: Any = tuned.peft_config
     for part in tuned.modules():
-        if name in getattr(part, "ranknum", ()):
-            rank = torch.full((1,), float(tuned.peft_config[name].init_r), device=part.ranknum[name].device)
-            part.ranknum[name] = nn.Parameter(rank, requires_grad=False)
+        ranks: Any = getattr(part, "ranknum", {})
+        if name in ranks:
+            # PEFT creates it in the base's type, where bf16 would round it, and as trainable
+            rank = torch.full((1,), float(configs[name].init_r), device=ranks[name].device)
+            ranks[name] = nn.Parameter(rank, requires_grad=False)

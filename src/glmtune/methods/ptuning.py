@@ -1,4 +1,4 @@
-"""P-Tuning v2: a prefix of learned keys and values, nothing else (`models.prefix`)."""
+"""P-Tuning v2: train a prefix of keys and values for each layer (`models.prefix`), and nothing else."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from glmtune.recipe.method import Ptuning
 def apply_ptuning(model: CausalLM, settings: Ptuning) -> Any:
     """Freeze the model and give it a new prefix, in place of one that it has.
 
-    Raises ConfigError for a model that transformers' own class holds.
+    Raises ConfigError for a model of transformers' own class, which takes no prefix.
     """
     require_possible(name_family(model.config.model_type), "method=ptuning", "method.name: ptuning")
     model.requires_grad_(False)

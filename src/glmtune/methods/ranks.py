@@ -1,15 +1,15 @@
-"""When AdaLoRA prunes, and whether a run has the steps for it: told before anything is loaded."""
+"""AdaLoRA's pruning schedule, and the check that a run has enough steps for it, before anything is loaded."""
 
 from glmtune.errors import ConfigError
 from glmtune.recipe.method import AdaLora
 
 FEW_STEPS = 20
-"""Fewer steps to prune in tell little: the scores of what matters are means over about the last 7 of them.
-Source: PEFT's beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
+"""Fewer pruning steps tell little: the scores are running means over about the last 7 steps. Source: PEFT's
+beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
 
 
 def plan_pruning(settings: AdaLora, num_steps: int) -> tuple[int, int, int]:
-    """The last step before pruning begins, the step at which the ranks settle, the steps between prunings.
+    """Return the last step before pruning, the step at which ranks settle, and the steps between prunings.
 
     Raises `ConfigError` if no step is left to prune in.
     """
@@ -25,7 +25,7 @@ def plan_pruning(settings: AdaLora, num_steps: int) -> tuple[int, int, int]:
 
 
 def few_steps_warning(settings: AdaLora, num_steps: int) -> str | None:
-    """What too few steps make of the ranks; None where they are enough. Raises as `plan_pruning`."""
+    """Return a warning if there are too few steps to prune in, else None. Raises as `plan_pruning`."""
     warmup, end, _ = plan_pruning(settings, num_steps)
     if end - warmup >= FEW_STEPS:
         return None

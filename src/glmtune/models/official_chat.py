@@ -1,6 +1,6 @@
 """`model.chat` and `model.stream_chat` with the official signatures and results.
 
-The tokenizer's `template` decides which family's rules apply. Text never becomes a control token, and tool
+The tokenizer's `template` decides the family whose rules apply. Text never becomes a control token, and tool
 calls, which the official ChatGLM3 code runs with `eval`, are parsed.
 
 Source: modeling_chatglm.py in https://huggingface.co/THUDM/chatglm-6b, THUDM/chatglm2-6b,
@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList
 from transformers.generation import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -28,55 +28,28 @@ from glmtune.errors import DataError
 from glmtune.log import tell_left_out
 from glmtune.models.positions import positions_of
 from glmtune.models.protocol import CausalLM
-from glmtune.templates import TEMPLATES, Message, Segment, Template, messages_from_dicts
+from glmtune.templates import TEMPLATES, Template, messages_from_dicts
 from glmtune.templates.latest import leave_out_oldest
 from glmtune.templates.messages import parse_call_arguments
 from glmtune.templates.tidy import process_chatglm2, with_year
 
+if TYPE_CHECKING:
+    from glmtune.tokenizers.protocol import Tokenizer
+
 _HALF_CHARACTER = "�"
 _TOP_K = 50
-"""What the official transformers version samples from when top_k is not given."""
-
-
-class OfficialTokenizer(Protocol):
-    """What the calls ask of a tokenizer; those of `glmtune` have it."""
-
-    template: Any
-    """The name of its chat format."""
-    pad_token_id: int
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """Those at which an answer ends; raises while the chat format is open."""
-
-    def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """What chat sends for these messages."""
-
-    def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
-        """Their ids."""
-
-    def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is special."""
-
-    def get_prefix_tokens(self) -> list[int]:
-        """The ids that every text begins with."""
-
-    def decode(self, token_ids: Any) -> Any:
-        """The text of ids."""
-
-    def text_stream(self) -> Any:
-        """A text of ids that come one by one: `add`, `text`."""
+"""The default top_k of the transformers version that the official code was written for."""
 
 
 class InvalidScoreLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
-    """Go on with one fixed token where a score is NaN or infinite, as the official code does."""
+    """Chooses a fixed token where any score is NaN or infinite, as the official code does."""
 
     def __init__(self, token: int = 5) -> None:
-        """`token`: its id, 5 in most official code."""
+        """Set the id of the token, 5 in most official code."""
         self.token = token
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (B, V), replaced where any is not finite."""
+        """Return the scores (B, V), replaced if any is not finite."""
         if not bool(torch.isnan(scores).any() or torch.isinf(scores).any()):
             return scores
         fixed = torch.zeros_like(scores)
@@ -88,17 +61,17 @@ class OfficialChat:
     """Adds the official chat calls to a model that has `generate` and a forward pass with a cache.
 
     Settings left at None are the official ones of the family: max_length 8192, top_p 0.8 and temperature 0.8,
-    or ChatGLM-6B's 2048, 0.7 and 0.95. Of a history that fills all that the model was made for the oldest
-    rounds are not sent, and that is told; the history that is returned has them.
+    or ChatGLM-6B's 2048, 0.7 and 0.95. Of a history longer than the model's context the oldest rounds are not
+    sent, which is logged; the returned history still has them.
     """
 
     fallback_id = 5
-    """The token to go on with when the scores are not finite."""
+    """The id of the token that replaces an answer's next one when the scores are not finite."""
 
     @torch.inference_mode()
     def chat(
         self: Any,
-        tokenizer: OfficialTokenizer,
+        tokenizer: "Tokenizer",
         query: str,
         history: Sequence[Any] | None = None,
         role: str = "user",
@@ -108,9 +81,9 @@ class OfficialChat:
         top_p: float | None = None,
         temperature: float | None = None,
         logits_processor: LogitsProcessorList | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[Any, list[Any]]:
-        """The answer and the new history.
+        """Answer a query; return the answer and the new history.
 
         ChatGLM-6B's and ChatGLM2's history is a list of (question, answer), ChatGLM3's and GLM-4's a list of
         message dicts; their answer is a dict where the model calls a tool. `kwargs` go to `generate`.
@@ -140,24 +113,29 @@ class OfficialChat:
     @torch.inference_mode()
     def stream_chat(
         self: Any,
-        tokenizer: OfficialTokenizer,
+        tokenizer: "Tokenizer",
         query: str,
         history: Sequence[Any] | None = None,
         role: str = "user",
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         max_length: int | None = None,
         do_sample: bool = True,
         top_p: float | None = None,
         temperature: float | None = None,
         logits_processor: LogitsProcessorList | None = None,
         return_past_key_values: bool = False,
-        **kwargs: Any,
+        *,
+        max_new_tokens: int | None = None,
+        top_k: int | None = _TOP_K,
+        repetition_penalty: float | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        **unknown: object,
     ) -> Iterator[tuple[Any, ...]]:
         """Yield the answer so far and the history with it, token by token.
 
-        With `return_past_key_values` a third item is the cache; given back as `past_key_values` with the next
-        query it saves reading the history again. `kwargs`: max_new_tokens, top_k, repetition_penalty,
-        eos_token_id. Raises `DataError` at the first token where there is no room for an answer.
+        With `return_past_key_values` a third item is the cache; passed as `past_key_values` with the next
+        query it saves the prefill of the history. Raises DataError at the first token if there is no room for
+        an answer.
         """
         style = _STYLES[_template(tokenizer)]
         if past_key_values is None:
@@ -166,36 +144,37 @@ class OfficialChat:
         else:
             prompt = style.continuation(tokenizer, query, history, role)
         sampling = style.sampling(top_p, temperature) if do_sample else {}
-        processors = _processors(sampling, _with_finite_scores(logits_processor, self.fallback_id), kwargs)
+        finite = _with_finite_scores(logits_processor, self.fallback_id)
+        processors = _processors(sampling, finite, top_k=top_k, repetition_penalty=repetition_penalty)
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
-        stops = kwargs.pop("eos_token_id", None) or tokenizer.stop_ids
+        stops = eos_token_id or tokenizer.stop_ids
         stop_ids = frozenset([stops] if isinstance(stops, int) else stops)
         length = len(prompt) + self.count_cached(cache)
-        given = kwargs.pop("max_new_tokens", None)
-        steps = given or (max_length or style.max_length) - length
-        least = 1 + style.ends_with_stop  # whose last token is not shown
-        _check_room(steps, length, least, is_given=bool(given))
-        if kwargs:
-            raise TypeError(f"stream_chat() got an unexpected argument {next(iter(kwargs))!r}")
+        steps = max_new_tokens or (max_length or style.max_length) - length
+        least = 1 + style.ends_with_stop  # the stop token is not shown
+        _check_room(steps, length, least, is_given=bool(max_new_tokens))
+        if unknown:
+            raise TypeError(f"stream_chat() got an unexpected argument {next(iter(unknown))!r}")
         answer = tokenizer.text_stream()
-        for token in _tokens(self, prompt, cache, processors, do_sample, stop_ids, steps):
+        for token in _decode_ids(self, prompt, cache, processors, do_sample, stop_ids, steps):
             before = answer.text
             answer.add(token)
+            # ChatGLM3's stream lags by a token, whose text could be the stop token's
             text = before if style.ends_with_stop else answer.text
             if not text or text.endswith(_HALF_CHARACTER):
                 continue
-            found = style.result(text, query, history, role)
-            yield (*found, cache) if return_past_key_values else found
+            result = style.result(text, query, history, role)
+            yield (*result, cache) if return_past_key_values else result
 
     def process_response(self, output: str, history: Sequence[Mapping[str, Any]] | None = None) -> Any:
-        """What the official code makes of an answer's text: with a history as ChatGLM3, else as ChatGLM2."""
+        """Process an answer's text as ChatGLM3's code does if there is a history, else as ChatGLM2's."""
         return process_chatglm2(output) if history is None else process_turns(output, history)
 
 
 def process_turns(output: str, history: Sequence[Mapping[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
-    """ChatGLM3's or GLM-4's answer and the history with it; a tool call is a dict of its name and parameters.
+    """Return ChatGLM3's or GLM-4's answer and the history with it.
 
-    A call that cannot be read is given as its name and its text in `content`.
+    A tool call is a dict of its name and parameters, an unreadable one of its name and its text (`content`).
     """
     messages = deepcopy([dict(message) for message in history])
     has_tools = bool(messages) and messages[0]["role"] == "system" and "tools" in messages[0]
@@ -208,22 +187,20 @@ def process_turns(output: str, history: Sequence[Mapping[str, Any]]) -> tuple[An
         if not name:
             content = content.strip()
         messages.append({"role": "assistant", "metadata": metadata, "content": content})
-        content = _tool_call(name, content, has_tools) if name else with_year(content)
+        if not name:
+            content = with_year(content)
+        elif has_tools and (parameters := _parse_parameters(content)) is not None:
+            content = {"name": name, "parameters": parameters}
+        else:
+            content = {"name": name, "content": content}
     return content, messages
 
 
-def _tool_call(name: str, content: str, has_tools: bool) -> dict[str, Any]:
-    parameters = _parameters(content) if has_tools else None
-    if parameters is None:
-        return {"name": name, "content": content}
-    return {"name": name, "parameters": parameters}
-
-
-def _parameters(content: str) -> dict[str, Any] | None:
-    """GLM-4's JSON object, or the keyword arguments of ChatGLM3's tool_call(x=1) in a code block."""
-    found = parse_call_arguments(content)
-    if found is not None:
-        return dict(found)
+def _parse_parameters(content: str) -> dict[str, Any] | None:
+    """Parse GLM-4's JSON object, or the keyword arguments of ChatGLM3's tool_call(x=1) in a code block."""
+    arguments = parse_call_arguments(content)
+    if arguments is not None:
+        return dict(arguments)
     try:
         call = ast.parse("\n".join(content.split("\n")[1:-1]).strip(), mode="eval").body
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
@@ -235,24 +212,24 @@ def _parameters(content: str) -> dict[str, Any] | None:
         return None
 
 
-def _template(tokenizer: OfficialTokenizer) -> str:
+def _template(tokenizer: "Tokenizer") -> str:
     assert tokenizer.stop_ids, "asks for a template while it is open"
     return str(tokenizer.template)
 
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """How a family's official chat goes; the fields behind its format are its defaults."""
+    """The rules of a family's official chat: its format and its default settings."""
 
     template: Template
     max_length: int = 8192
     top_p: float = 0.8
     temperature: float = 0.8
     ends_with_stop: ClassVar[bool] = False
-    """Whether the last id of an answer is no part of its text."""
+    """True if the last id of an answer is a stop token, no part of its text."""
 
     def sampling(self, top_p: float | None, temperature: float | None) -> dict[str, float]:
-        """The given settings, or else the family's."""
+        """Return the settings, with the family's for None."""
         return {
             "top_p": self.top_p if top_p is None else top_p,
             "temperature": self.temperature if temperature is None else temperature,
@@ -271,10 +248,11 @@ class _RoundsStyle(_Style):
         return [*rounds, {"role": "user", "content": query}]
 
     def continuation(
-        self, tokenizer: OfficialTokenizer, query: str, history: Sequence[Any] | None, _role: str
+        self, tokenizer: "Tokenizer", query: str, history: Sequence[Any] | None, _role: str
     ) -> list[int]:
-        """The new round alone, without the space that sentencepiece puts in front of a text."""
+        """Return the ids of the new round alone."""
         number = len(history or ()) + 1
+        # [1:]: without the space that sentencepiece puts in front of a text
         return tokenizer.encode_plain(f"\n\n[Round {number}]\n\n问：{query}\n\n答：")[1:]
 
     def result(
@@ -285,10 +263,10 @@ class _RoundsStyle(_Style):
 
 
 class _FirstStyle(_RoundsStyle):
-    """ChatGLM-6B: as ChatGLM2, but every question is read anew with all before it."""
+    """ChatGLM-6B: as ChatGLM2, but every prefill takes the whole history."""
 
     def continuation(
-        self, tokenizer: OfficialTokenizer, query: str, history: Sequence[Any] | None, _role: str
+        self, tokenizer: "Tokenizer", query: str, history: Sequence[Any] | None, _role: str
     ) -> list[int]:
         raise TypeError("ChatGLM-6B cannot go on from past_key_values: its whole history is one context")
 
@@ -302,11 +280,11 @@ class _TurnsStyle(_Style):
         return [*(history or ()), {"role": role, "content": query}]
 
     def continuation(
-        self, tokenizer: OfficialTokenizer, query: str, _history: Sequence[Any] | None, role: str
+        self, tokenizer: "Tokenizer", query: str, _history: Sequence[Any] | None, role: str
     ) -> list[int]:
-        """The new turn alone; the official code repeats the prefix here, in the middle of the text."""
+        """Return the ids of the new turn alone."""
         ids = _encode(tokenizer, [{"role": role, "content": query}])
-        return ids[len(tokenizer.get_prefix_tokens()) :]
+        return ids[len(tokenizer.get_prefix_tokens()) :]  # officially the prefix comes again, amid the text
 
     def result(
         self, text: str, query: str, history: Sequence[Any] | None, role: str
@@ -326,11 +304,14 @@ def _with_finite_scores(given: LogitsProcessorList | None, fallback: int) -> Log
 
 
 def _processors(
-    sampling: Mapping[str, float], given: LogitsProcessorList, settings: dict[str, Any]
+    sampling: Mapping[str, float],
+    given: LogitsProcessorList,
+    *,
+    top_k: int | None,
+    repetition_penalty: float | None,
 ) -> LogitsProcessorList:
-    """What `generate` would apply, in its order; takes its words out of `settings`."""
-    penalty, top_k = settings.pop("repetition_penalty", None), settings.pop("top_k", _TOP_K)
-    processors = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty else []
+    """Return the processors that `generate` would apply, in its order."""
+    processors = [RepetitionPenaltyLogitsProcessor(repetition_penalty)] if repetition_penalty else []
     processors += given
     if not sampling:
         return LogitsProcessorList(processors)
@@ -341,13 +322,13 @@ def _processors(
     return LogitsProcessorList(processors)
 
 
-def _encode(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The ids of a prompt as the official code has them: without a text that a run has taught."""
+def _encode(tokenizer: "Tokenizer", messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the ids of a prompt as the official code has them, without a trained adapter's system text."""
     return tokenizer.encode_segments(tokenizer.segments(messages_from_dicts(messages)))
 
 
-def _latest(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
-    """The ids of a prompt: the official ones, as far as the model was made for so many."""
+def _latest(tokenizer: "Tokenizer", messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
+    """Return the ids of a prompt, without the oldest rounds if it is longer than the model's context."""
     prompt = _encode(tokenizer, messages)
     if len(prompt) < context:
         return prompt
@@ -360,7 +341,7 @@ def _latest(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]],
 
 
 def _check_room(room: int, length: int, least: int = 1, *, is_given: bool = False) -> None:
-    """Raise `DataError` where fewer tokens than `least` may follow; `is_given`: by `max_new_tokens`."""
+    """Raise DataError if fewer tokens than `least` may follow; `is_given`: limited by `max_new_tokens`."""
     if room < least and is_given:
         needed = f"max_new_tokens={least} or more"
         raise DataError(f"max_new_tokens: {room}, but at least {least} here", hint=needed)
@@ -372,17 +353,17 @@ def _check_room(room: int, length: int, least: int = 1, *, is_given: bool = Fals
         )
 
 
-def _tokens(
+def _decode_ids(
     model: CausalLM,
     prompt: Sequence[int],
-    cache: Any,
+    cache: Cache,
     processors: LogitsProcessorList,
     do_sample: bool,
     stop_ids: frozenset[int],
     steps: int,
 ) -> Iterator[int]:
-    """The ids of one answer, the stop token included; the cache ends before the last of them."""
-    seen = torch.tensor([prompt], device=model.device)
+    """Yield the ids of an answer, the stop token included; the cache holds all but the last."""
+    seen = torch.tensor([prompt], device=model.device)  # (1, T), for the repetition penalty
     new = seen
     counter = positions_of(model)
     positions, following = (x + model.count_cached(cache) for x in counter.count_positions(seen))

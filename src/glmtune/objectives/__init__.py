@@ -1,4 +1,4 @@
-"""What is minimised: a file each, and a row in `OBJECTIVES`."""
+"""Training objectives: the losses to minimise, each in a file of its own and a row in `OBJECTIVES`."""
 
 from collections.abc import Callable, MutableMapping
 from typing import Any
@@ -13,9 +13,9 @@ __all__ = ["OBJECTIVES", "ObjectiveModule", "SftObjective", "build_objective"]
 OBJECTIVES: MutableMapping[str, Callable[[Any, Any], ObjectiveModule]] = {
     "sft": lambda model, _: SftObjective(model),
 }
-"""By the name in their settings: of a model and those settings, the objective."""
+"""Functions that build an objective from a model and its settings, by the `name` in the settings."""
 
 
 def build_objective(model: CausalLM, settings: ObjectiveSettings) -> ObjectiveModule:
-    """The objective that the settings name, of a model whose intended weights can be trained."""
+    """Return the objective that the settings name, for a model whose trainable weights are set."""
     return OBJECTIVES[settings.name](model, settings)

@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""Base class of training objectives."""
 
 from abc import ABC, abstractmethod
 
@@ -9,21 +9,21 @@ from glmtune.models.protocol import CausalLM
 
 
 class ObjectiveModule(nn.Module, ABC):
-    """What is minimised: from a batch to a sum, which the loop divides by the items of a whole step."""
+    """A loss over batches, as a sum that the training loop divides by the items of the whole step."""
 
     def __init__(self, model: CausalLM) -> None:
-        """`model`: a causal language model of transformers' kind, or one wrapped by PEFT."""
+        """Take a causal language model, also one wrapped by PEFT."""
         super().__init__()
         self.model = model
 
     @abstractmethod
     def weight(self, batch: Batch) -> int:
-        """How many items the loss of this batch sums over."""
+        """Return the number of items, such as learned tokens, that the batch's loss sums over."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Summed (not averaged) loss over those items, in fp32. Shape ()."""
+        """Return the loss of the batch, summed over its items and not averaged, in fp32. Shape ()."""
 
     def forward(self, batch: Batch) -> Tensor:
-        """The loss, through whatever is wrapped around this module."""
+        """Return the loss; DistributedDataParallel and autocast wrap this method."""
         return self.loss(batch)

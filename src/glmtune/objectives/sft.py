@@ -1,4 +1,4 @@
-"""Next-token cross-entropy on the learned tokens."""
+"""Supervised fine-tuning: next-token cross-entropy on the learned tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -11,84 +11,105 @@ from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
 
 CHUNK_LOGITS = 2**23
-"""Logits computed at once: 32 MiB in fp32, 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
+"""Logits computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
 
 
 class SftObjective(ObjectiveModule):
-    """Cross-entropy where `labels` is not -100, summed.
+    """Sum of the cross-entropies of tokens whose `labels` are not -100.
 
-    With a vocabulary of 65,024 or 151,552 the logits are the largest tensor of a step. So only the positions
-    that predict a learned token go through the output layer, in chunks, and each chunk's gradient is taken at
-    once: the logits of a step never exist together.
+    With a vocabulary of 65,024 or 151,552 tokens, the logits are the largest tensor of a step. So only
+    positions that predict a learned token go through the output layer, in chunks, and each chunk's gradient
+    is taken in the forward pass: the logits of a step are never in memory together.
     """
 
     def weight(self, batch: Batch) -> int:
-        """Learned tokens of the batch."""
+        """Return the number of learned tokens in the batch."""
         return int(batch.is_learned().sum())
 
     def loss(self, batch: Batch) -> Tensor:
-        """Their cross-entropies."""
+        """Return the sum of the cross-entropies of the batch's learned tokens, in fp32. Shape ()."""
         causal, inputs = causal_of(self.model), batch.padded()
+        # the logits at position t predict token t + 1: targets lose the first position, hidden the last
         targets = inputs.pop("labels")[:, 1:]
+        # without a cache: with one, packed rows would attend across documents
         hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
         is_learned = targets != -100
         return summed_cross_entropy(
-            hidden[:, :-1][is_learned], targets[is_learned], causal.get_output_embeddings()
+            hidden[:, :-1][is_learned],
+            targets[is_learned],
+            causal.get_output_embeddings(),  # (N, C), (N,)
         )
 
 
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
-    """Sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), in fp32, in chunks.
+    """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), in fp32.
 
-    Differentiable in hidden (N, C) and in the head's trainable weights.
+    The sum is computed in chunks of positions. It is differentiable in hidden (N, C) and in the head's
+    trainable weights.
     """
-    trained = [p for p in head.parameters() if p.requires_grad]
+    head_weights = [p for p in head.parameters() if p.requires_grad]
     if torch.is_grad_enabled():
         apply: Callable[..., Tensor] = _ChunkedLoss.apply
-        return apply(hidden, targets, head, *trained)
+        # the weights are passed as arguments of their own: autograd gives gradients only to arguments
+        return apply(hidden, targets, head, *head_weights)
     total = hidden.new_zeros((), dtype=torch.float32)
-    for part, wanted in _chunks(hidden, targets, head):
-        total += _chunk_loss(part, wanted, head)
+    for chunk, chunk_targets in _chunks(hidden, targets, head):
+        total += _chunk_loss(chunk, chunk_targets, head)
     return total
 
 
 _HEADROOM = 1024.0
-"""Each chunk's gradient is taken of the loss times this, lest an fp16 head lose its smallest parts. A power
-of two changes no bit otherwise."""
+"""Factor of the loss when a chunk's gradient is taken, lest small gradients underflow in an fp16 head. As a
+power of two it changes no other bit."""
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Takes the gradient of each chunk in the forward pass, and scales it in the backward pass."""
+    """A sum of cross-entropies that takes each chunk's gradient in the forward pass.
+
+    The usual backward pass would need the logits of all chunks. Since the loss is a sum, its gradient is each
+    chunk's gradient times the gradient that arrives from above, a single number.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Module, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,  # Any: torch types the context so too
+        hidden: Tensor,
+        targets: Tensor,
+        head: nn.Module,
+        *head_weights: Tensor,
+    ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
-        gradient = torch.zeros_like(hidden)
-        head_gradients = [torch.zeros_like(p) for p in trained]
+        hidden_gradient = torch.zeros_like(hidden)
+        head_gradients = [torch.zeros_like(p) for p in head_weights]
         start = 0
-        for part, part_targets in _chunks(hidden.detach(), targets, head):
-            with torch.enable_grad():
-                part = part.requires_grad_()
-                loss = _chunk_loss(part, part_targets, head)
-                part_gradient, *rest = torch.autograd.grad(loss * _HEADROOM, [part, *trained])
-            gradient[start : start + len(part)] = part_gradient
+        # detached: each chunk is the leaf of a small graph of its own, freed before the next chunk
+        for chunk, chunk_targets in _chunks(hidden.detach(), targets, head):
+            with torch.enable_grad():  # autograd disables gradients inside `forward`
+                chunk = chunk.requires_grad_()
+                loss = _chunk_loss(chunk, chunk_targets, head)
+                chunk_gradient, *rest = torch.autograd.grad(loss * _HEADROOM, [chunk, *head_weights])
+            hidden_gradient[start : start + len(chunk)] = chunk_gradient
             for known, new in zip(head_gradients, rest, strict=True):
                 known += new
             total += loss.detach()
-            start += len(part)
-        ctx.save_for_backward(gradient, *head_gradients)
+            start += len(chunk)
+        ctx.save_for_backward(hidden_gradient, *head_gradients)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any,  # Any: as in `forward`
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         (scale,) = gradients
-        hidden, *trained = ctx.saved_tensors
+        hidden_gradient, *head_gradients = ctx.saved_tensors
         scale = scale / _HEADROOM
         return (
-            (scale * hidden.float()).to(hidden.dtype),
-            None,
-            None,
-            *(scale * gradient for gradient in trained),
+            # in fp32, and rounded once
+            (scale * hidden_gradient.float()).to(hidden_gradient.dtype),
+            None,  # targets
+            None,  # head
+            *(scale * gradient for gradient in head_gradients),
         )
 
 

@@ -1,4 +1,4 @@
-"""The recipe: all settings of a run, their parsing and their description. No torch here."""
+"""The recipe: all settings of a run, their parsing and their help texts. Imports no torch."""
 
 from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning, TrainedPart
 from glmtune.recipe.objective import Objective, Sft

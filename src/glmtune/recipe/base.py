@@ -1,4 +1,4 @@
-"""What every group of settings shares: read-only, nothing unknown, documented by its fields."""
+"""The base class of all groups of settings, and the field types that choose from a table."""
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from pydantic_core import CoreSchema, PydanticKnownError, SchemaValidator, core_
 from glmtune.paths import read_path
 
 MAX_COUNT = 10**15
-"""Largest whole number of a setting, seeds apart: what is counted with it still fits into 64 bits."""
+"""Largest whole number of a setting, seeds apart: sums and products of it still fit into 64 bits."""
 MAX_SEED = 2**63 - 1
-"""Largest seed that torch takes, with room for the number of a process."""
+"""Largest seed: torch takes it, and the number of a process may be added."""
 MAX_SIZE = 2**16
-"""Most rows that are answered at once, and the largest rank and prefix: what is made has this size."""
+"""Largest batch of answers, rank and prefix length: tensors of this size are allocated."""
 MAX_RATE = 1e30
-"""Up to here AdamW can calculate, and the guard stops a run; from some 1e37 on its step is no fp32 number."""
+"""Largest real number of a setting. AdamW can compute with it; from about 1e37 on a step overflows fp32."""
 
 
 class SettingError(ValueError):
-    """A setting that cannot be, and what to do instead."""
+    """A setting with an impossible value, and a hint."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -38,15 +38,15 @@ class SettingError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base: read-only, refuses what it does not know, carries its documentation."""
+    """Base of all settings: read-only, refuses unknown names, documented by the strings under its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
-    def _readable(cls, value: Any, info: ValidationInfo) -> Any:
-        """Home folders are put in; half a character is refused, but in the name of a file of rows."""
-        if isinstance(value, int):  # as text, it was none before
+    def _readable(cls, value: object, info: ValidationInfo) -> object:
+        """Expand `~` in paths, and refuse numbers that are too large and texts that are not UTF-8."""
+        if isinstance(value, int):  # `_numbers` has seen numbers, but not those that were text before
             _check_size(value, str(info.field_name))
         if isinstance(value, Path):
             try:
@@ -54,17 +54,22 @@ class Settings(BaseModel):
             except ValueError as err:
                 hint = "name another path; in YAML's double quotes a backslash begins an escape, as \\0 does"
                 raise SettingError(str(err), hint=hint) from None
-        if info.field_name == "model":
-            read_path(value, has_weights=True)  # it stays text: it may be a name on a hub
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, str):
-                _check_text(part)
+        if info.field_name == "model" and isinstance(value, str):
+            read_path(value, has_weights=True)  # checked only: it stays text, it may be a name on a hub
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                try:
+                    text.encode()
+                except UnicodeEncodeError as err:
+                    character = f"{text[err.start]!a}, at character {err.start + 1}"
+                    raise ValueError(f"half a character, {character}") from None
         return value
 
     @model_validator(mode="before")
     @classmethod
-    def _numbers(cls, values: Any) -> Any:
-        """YAML's `yes` and `True` would pass for the number 1; one too large to print goes no further."""
+    def _numbers(cls, values: object) -> object:
+        """Refuse booleans for numbers, and numbers that are too large to print in an error."""
+        # YAML's `yes` and `True` would pass for the number 1: a bool is an int in Python
         for key, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and key in cls.model_fields:
                 kind = cls.model_fields[key].annotation
@@ -76,39 +81,42 @@ class Settings(BaseModel):
         return values
 
 
-def by_name(union: Any) -> MutableMapping[str, Any]:
-    """The members of a union of settings, by the default of their `name`."""
+def by_name(union: object) -> MutableMapping[str, Any]:
+    """Return the members of a union of settings, keyed by the default of their `name`."""
     return {kind.model_fields["name"].default: kind for kind in get_args(union)}
 
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Says of a union's field that `name` chooses the settings type in a table, to which a test may add."""
+    """Annotation of a field: its `name` chooses the settings type from a table.
+
+    The table is read at each validation, so that a plugin or a test may add a row.
+    """
 
     table: Mapping[str, type[Settings]]
 
-    def read(self, value: Any) -> Any:
-        """The settings that a dict or an instance means. Raises `ValidationError`, the name in its places."""
+    def read(self, value: object) -> Any:
+        """Read settings from a dict or an instance. Raises `ValidationError`, the name in its location."""
         return _tagged(tuple(self.table.values())).validate_python(value)
 
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, _: object, __: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.read)
 
 
 @dataclass(frozen=True, eq=False)
 class NameIn:
-    """Says of a field that it is a name in a table, to which a test may add."""
+    """Annotation of a field: its value is a name in a table, read at each validation."""
 
     table: Mapping[str, object]
 
-    def check(self, value: Any) -> str:
-        """The name. Raises the error of a `Literal` of all names for any other value."""
+    def check(self, value: object) -> str:
+        """Return a name of the table. Raises the error of a `Literal` of all names for any other value."""
         if isinstance(value, str) and value in self.table:
             return value
         *names, last = map(repr, self.table)
         raise PydanticKnownError("literal_error", {"expected": f"{', '.join(names)} or {last}"})
 
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, _: object, __: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.check)
 
 
@@ -119,18 +127,12 @@ def _tagged(kinds: tuple[type[Settings], ...]) -> SchemaValidator:
 
 
 def choices(field: FieldInfo) -> Mapping[str, type[Settings]]:
-    """The settings types that a field's `name` chooses among; none where it is no such field."""
+    """Return the settings types that a field's `name` chooses from; empty for other fields."""
     return next((mark.table for mark in field.metadata if isinstance(mark, OneOf)), {})
 
 
 def _check_size(value: int, name: str, subject: str = "") -> None:
+    # in bits: Python refuses to print a number of more than 4,300 digits
     limit = MAX_SEED if name.endswith("seed") else MAX_COUNT
     if abs(value) > limit:
         raise ValueError(f"{subject}must be at most {limit:,}, got a number of {value.bit_length():,} bits")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as err:
-        raise ValueError(f"half a character, {text[err.start]!a}, at character {err.start + 1}") from None

@@ -1,10 +1,10 @@
-"""The settings as a table, in English or Chinese: what help and the reference pages print."""
+"""The settings as a table, in English or Chinese, for help texts and the reference pages."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -26,34 +26,38 @@ _CHINESE_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """One setting as a reader sees it."""
+    """A row of the table of settings."""
 
     key: str
     kind: str
     default: str
     text: str
     paths: tuple[str, ...] = ()
-    """Where another language has its text: its own place, `method.lora.r`, before one that methods share."""
+    """Keys of its text in settings.zh.yaml: its own, `method.lora.r`, before the one that methods share."""
     rate: float | None = None
-    """What an empty `train.lr` means; of a method's name alone."""
+    """Learning rate if `train.lr` is empty; only in the row of a method's name."""
     rate_source: str = ""
 
 
 def describe(language: Language = "en") -> Iterator[Description]:
     """Yield every setting of a recipe, depth first, in the order of its fields."""
-    say = {"en": _in_english, "zh": _in_chinese}[language]
-    return map(say, _walk(Recipe))
+    translate = {"en": _in_english, "zh": _in_chinese}[language]
+    return map(translate, _walk(Recipe))
 
 
 def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[Description]:
-    """Every setting below `kind`; `owner` is the path of the method that it belongs to."""
+    """Yield every setting below `kind`; `owner`: path of the method that the settings belong to."""
     for name, field in kind.model_fields.items():
         key = prefix + name
         members = choices(field)
         if members:
+            # a row for each method's name, followed by the settings of that method
             for tag, member in members.items():
                 path = f"{key}.{tag}"
-                yield _name(member, f"{key}.name", tag, path)
+                row = Description(f"{key}.name", "choice", tag, _flat(member.__doc__), (path,))
+                if issubclass(member, MethodSettings):
+                    row = replace(row, rate=member.default_lr, rate_source=member.lr_source)
+                yield row
                 yield from (d for d in _walk(member, f"{key}.", path) if d.key != f"{key}.name")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _walk(field.annotation, f"{key}.")
@@ -63,30 +67,23 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
             yield Description(key, _type_name(field.annotation), default, _flat(field.description), paths)
 
 
-def _name(member: type[BaseModel], key: str, value: str, path: str) -> Description:
-    named = Description(key, "choice", value, _flat(member.__doc__), (path,))
-    if not issubclass(member, MethodSettings):
-        return named
-    return replace(named, rate=member.default_lr, rate_source=member.lr_source)
-
-
 def _flat(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _in_english(told: Description) -> Description:
-    if told.rate is None:
-        return told
-    return replace(told, text=f"{told.text} Its train.lr: {told.rate:g} ({told.rate_source}).")
+def _in_english(row: Description) -> Description:
+    if row.rate is None:
+        return row
+    return replace(row, text=f"{row.text} Its train.lr: {row.rate:g} ({row.rate_source}).")
 
 
-def _in_chinese(told: Description) -> Description:
+def _in_chinese(row: Description) -> Description:
     texts = _read_chinese()
-    text = texts[next((path for path in told.paths if path in texts), told.paths[0])]
-    if told.rate is not None:
-        text += f"它的 train.lr：{told.rate:g}（{texts[f'{told.paths[0]}.lr']}）。"
-    kind = " | ".join(_CHINESE_WORDS.get(word, word) for word in told.kind.split(" | "))
-    return replace(told, kind=kind, default=_CHINESE_WORDS.get(told.default, told.default), text=text)
+    text = texts[next((path for path in row.paths if path in texts), row.paths[0])]
+    if row.rate is not None:
+        text += f"它的 train.lr：{row.rate:g}（{texts[f'{row.paths[0]}.lr']}）。"
+    kind = " | ".join(_CHINESE_WORDS.get(word, word) for word in row.kind.split(" | "))
+    return replace(row, kind=kind, default=_CHINESE_WORDS.get(row.default, row.default), text=text)
 
 
 @cache
@@ -95,7 +92,7 @@ def _read_chinese() -> Mapping[str, str]:
     return texts
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if value in (None, "", ()):
         return "empty"
     if isinstance(value, tuple):
@@ -103,8 +100,10 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _type_name(annotation: Any) -> str:
+def _type_name(annotation: object) -> str:
+    """Name a field's type for a reader: its choices if it has some, else its types without None."""
     members = (annotation, *get_args(annotation))
+    # the arguments of a Literal are the choices themselves; an Annotated's may hold a table of names
     marks = [mark for member in members for mark in get_args(member)]
     choices = [c for mark in marks for c in (mark.table if isinstance(mark, NameIn) else [mark])]
     choices = [c for c in choices if isinstance(c, str)]

@@ -1,4 +1,4 @@
-"""What each flag of the official programs, and of transformers' Trainer, is here.
+"""Flags of the official programs and of transformers' Trainer -> our settings.
 
 Sources: ptuning/arguments.py and main.py of github.com/THUDM/ChatGLM-6B and ChatGLM2-6B; `TrainingArguments`
 and `Seq2SeqTrainingArguments` of github.com/huggingface/transformers, whose defaults `TRAINER` lists.
@@ -17,7 +17,7 @@ TRAINER: Mapping[str, str] = {
     "save_steps": "500",
     "lr_scheduler_type": "linear",
 }
-"""The Trainer's defaults where ours differ, or matter to a recipe."""
+"""The Trainer's defaults that differ from ours, or matter to a recipe."""
 
 MAIN: Mapping[str, str] = {"max_source_length": "1024", "max_target_length": "128"}
 """main.py's own defaults."""
@@ -46,7 +46,7 @@ CARRIED: Mapping[str, tuple[str, Reader]] = {
     "save_total_limit": ("train.keep_checkpoints", int),
     "model_revision": ("revision", str),
 }
-"""Flags that are one setting here, and how their text is read."""
+"""Flags with one setting here: its key, and the function that reads the flag's text."""
 
 DROPPED: Mapping[str, str] = {
     "do_train": "the verb says it",
@@ -83,7 +83,7 @@ DROPPED: Mapping[str, str] = {
     "no_cuda": "device: auto finds the card, or takes the CPU",
     "bf16_full_eval": "weights are held in the type they are stored in",
 }
-"""Flags that change nothing of what is learned, and why they are not needed."""
+"""Flags that have no influence on the weights, and the reason why they are not needed here."""
 
 NOT_CARRIED: Mapping[str, str] = {
     "max_eval_samples": "an evaluation answers the test rows",
@@ -101,7 +101,7 @@ NOT_CARRIED: Mapping[str, str] = {
     "fp16_opt_level": "apex is not used",
     "fsdp": "each process holds the whole model",
 }
-"""Flags whose meaning is lost, and what stands in its place."""
+"""Flags whose meaning is lost, and the reason or replacement."""
 
 UNKNOWN = "no setting here does this"
 
@@ -119,5 +119,5 @@ SCHEDULES: Mapping[str, str] = {
 
 
 def is_on(flags: Mapping[str, str | None], name: str) -> bool:
-    """Whether a switch is set: bare, or with any word but false's."""
+    """True if a switch is set: bare, or with any word but `false`, `0`, `no` and `none`."""
     return name in flags and (flags[name] or "true").lower() not in ("false", "0", "no", "none")

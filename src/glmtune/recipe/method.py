@@ -10,7 +10,7 @@ from glmtune.recipe.base import MAX_RATE, MAX_SIZE, OneOf, SettingError, Setting
 
 
 class TrainedPart(Enum):
-    """What a method trains, and so how that is kept, put on its base again and merged into it."""
+    """The part of a model that a method trains; saving, loading and merging depend on it."""
 
     MODEL = "the whole model, as a folder that stands alone"
     WEIGHTS = "some of the base's own weights, by their names"
@@ -19,14 +19,16 @@ class TrainedPart(Enum):
 
 
 class MethodSettings(Settings):
-    """What every method has: the learning rate it learns at where `train.lr` is empty, what it trains."""
+    """Base of all methods: the part they train, and the learning rate when `train.lr` is empty."""
 
     kept: ClassVar[TrainedPart]
-    """What is trained."""
+    """The part of the model that is trained and saved."""
     default_lr: ClassVar[float]
-    """Peak rate of AdamW, for every family: where the published rates of families differ, the scripts do."""
+    """Peak learning rate of AdamW, the same for all families.
+
+    Published rates differ between scripts, not between families."""
     lr_source: ClassVar[str]
-    """Where that rate is from, as the run's log says it."""
+    """Source of that rate, for the run's log."""
 
 
 class Full(MethodSettings):
@@ -41,9 +43,7 @@ class Full(MethodSettings):
 
 
 class Freeze(MethodSettings):
-    """Train some of the model's own weights, the last layers or those named, and leave the others as they
-    are.
-    """
+    """Train some of the model's own weights, the last layers or those named, and freeze the others."""
 
     kept: ClassVar[TrainedPart] = TrainedPart.WEIGHTS
     default_lr: ClassVar[float] = 1e-4
@@ -52,9 +52,9 @@ class Freeze(MethodSettings):
     lr_source: ClassVar[str] = "liucongg/ChatGLM-Finetuning"
     name: Literal["freeze"] = "freeze"
     num_layers: int | None = Field(None, ge=1)
-    """Train so many last layers; empty: 3, unless `patterns` is set."""
+    """Number of last layers to train; empty: 3, unless `patterns` is set."""
     patterns: tuple[str, ...] | None = Field(None, min_length=1)
-    """Train the parameters whose names match one of these, `*` standing for anything, as in
+    """Train the parameters whose names match one of these patterns; `*` matches anything, as in
     `*.layers.27.mlp.*`."""
 
     @model_validator(mode="after")
@@ -69,19 +69,21 @@ class Freeze(MethodSettings):
 
 
 class LowRank(MethodSettings):
-    """What the adapters of low rank share."""
+    """The settings that LoRA and AdaLoRA share."""
 
     kept: ClassVar[TrainedPart] = TrainedPart.LAYERS
     alpha: float = Field(32, gt=0, le=MAX_RATE)
-    """Scale: the update is multiplied by alpha / rank."""
+    """Scale of the adapter: its update is multiplied by alpha / rank."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
     target_modules: tuple[str, ...] | None = Field(None, min_length=1)
-    """Names of the linear layers to adapt; empty takes the family's default, `query_key_value`."""
+    """Names of the linear layers to adapt; empty: the attention's projections, `query_key_value`, or
+    `q_proj`, `k_proj`, `v_proj` and `o_proj` in models of transformers' own classes (GLM-4-hf, GLM-4-0414,
+    GLM-Z1, GLM-4.5)."""
 
 
 class Lora(LowRank):
-    """Low-rank adapters beside frozen linear layers (Hu et al. 2021, arxiv.org/abs/2106.09685)."""
+    """Add low-rank adapters to frozen linear layers (Hu et al. 2021, arxiv.org/abs/2106.09685)."""
 
     default_lr: ClassVar[float] = 1e-4
     """With rank 16 on ChatGLM-6B and ChatGLM2, 2 epochs, in liucongg/ChatGLM-Finetuning; between ChatGLM3's
@@ -97,15 +99,16 @@ class Lora(LowRank):
     """Multiply the update by alpha / sqrt(r) instead, for high ranks (Kalajdzievski 2023,
     arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
-    """Learn the length of each row of the weight apart from its direction (Liu et al. 2024,
+    """Learn the length of each weight row separately from its direction (Liu et al. 2024,
     arxiv.org/abs/2402.09353)."""
 
 
 class AdaLora(LowRank):
-    """Adapters whose ranks adapt: starts with `init_r` everywhere and prunes to `target_r` on average, where
-    it matters least (Zhang et al. 2023, arxiv.org/abs/2303.10512). The update's scale stays alpha / init_r.
+    """Low-rank adapters with adaptive ranks: each target starts with rank `init_r`, and the least important
+    ranks are pruned until the mean is `target_r` (Zhang et al. 2023, arxiv.org/abs/2303.10512). The update's
+    scale stays alpha / init_r.
 
-    12 and 8 are PEFT's defaults: a script that gives PEFT's AdaLoRA an `r` trains with these, `r` is ignored.
+    12 and 8 are PEFT's defaults: PEFT's AdaLoRA ignores an `r`, so a script that sets one trains with these.
     """
 
     default_lr: ClassVar[float] = 5e-4
@@ -118,16 +121,16 @@ class AdaLora(LowRank):
     target_r: int = Field(8, ge=1, le=MAX_SIZE)
     """Mean rank of the targets at the end."""
     warmup_steps: int | None = Field(None, ge=0)
-    """Steps before the first pruning; empty: a tenth of the run, as PEFT's documentation has it."""
+    """Steps before the first pruning; empty: a tenth of the run, as in PEFT's documentation."""
     final_steps: int | None = Field(None, ge=0)
-    """Steps at the end with the ranks settled, of which the best checkpoint is; empty: a fifth of the run,
-    again as PEFT's documentation has it. Before, the sum of ranks falls on a cubic curve, as in the paper."""
+    """Steps at the end with fixed ranks, from which the best checkpoint is chosen; empty: a fifth of the run,
+    also as in PEFT's documentation. Before them, the sum of ranks falls on a cubic curve, as in the paper."""
     prune_every: int | None = Field(None, ge=1)
-    """Steps between two prunings; what is pruned may come back until the ranks settle. Empty: a hundredth
+    """Steps between two prunings; until the ranks are fixed, a pruned rank may come back. Empty: a hundredth
     of the run."""
     orthogonality: float = Field(0.5, ge=0, le=MAX_RATE)
-    """Weight in the loss of the penalty that keeps the vectors of a target orthogonal (0.5: PEFT's default;
-    the loss that is logged is without it)."""
+    """Weight of the penalty in the loss that keeps the vectors of a target orthogonal (0.5: PEFT's default);
+    the logged loss does not include it."""
 
     @model_validator(mode="after")
     def _prunes(self) -> "AdaLora":
@@ -154,7 +157,7 @@ class Ptuning(MethodSettings):
     num_prefix_tokens: int = Field(128, ge=1, le=MAX_SIZE)
     """Length of the prefix (the official scripts' pre_seq_len)."""
     projection: bool = False
-    """Make the prefix by a two-layer network from embeddings (the official prefix_projection)."""
+    """Compute the prefix from embeddings with a two-layer network (the official prefix_projection)."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on the prefix while training."""
 

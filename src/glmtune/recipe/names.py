@@ -1,4 +1,4 @@
-"""What a setting, or its value, that other programs have is called here; near misses of our own names."""
+"""Hints for unknown settings and values: names of other programs, and near misses of our own."""
 
 import json
 import re
@@ -8,20 +8,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from glmtune.near import nearest
-from glmtune.paths import listing, several
+from glmtune.paths import setting_of, split_paths
 from glmtune.recipe.describe import describe
 from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, OPTIMIZERS, SCHEDULES
 from glmtune.recipe.method import METHOD_SETTINGS
 from glmtune.recipe.settings import Recipe
 
 
-def _plain(value: Any) -> str:
-    """A value in small letters and digits alone, as people spell it in many ways."""
+def _plain(value: object) -> str:
+    """Reduce a value to lower-case letters and digits: `P-Tuning v2` and `ptuning_v2` are one spelling."""
     return re.sub("[^a-z0-9]", "", str(value).lower())
 
 
 _WORD = re.compile(r"[\w./:~+-]{1,80}")
-"""A value that is typed as it is."""
+"""Matches a value that needs no quotes on a command line."""
 _ACCUMULATED = "; train.batch_size counts all rows of a step, those of every card and accumulated ones"
 
 FOREIGN: Mapping[str, str] = {
@@ -67,7 +67,7 @@ FOREIGN: Mapping[str, str] = {
     "prefix_projection": "method=ptuning method.projection=true",
     "freeze_trainable_layers": "method=freeze method.num_layers={}",
 }
-"""By their name: the words that say it here, `{}` standing for the value.
+"""Settings of other programs -> the words that say it here, `{}` for the value.
 
 Sources: those of `recipe/flags.py`; finetune_hf.py of github.com/THUDM/ChatGLM3; LoraConfig and
 PromptLearningConfig of github.com/huggingface/peft; hparams/ of github.com/hiyouga/LLaMA-Factory.
@@ -82,7 +82,7 @@ NEEDLESS: Mapping[str, str] = {
     "task_type": "the model's folder says it",
     "lora_bias": "biases are not trained",
 }
-"""By their name: why it is left out."""
+"""Settings of other programs -> the reason to leave them out."""
 
 VALUES: Mapping[str, Mapping[str, str]] = {
     "method": {
@@ -108,14 +108,15 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "train.schedule": {_plain(name): f"train.schedule={ours}" for name, ours in SCHEDULES.items()},
     "train.optimizer": {_plain(name): f"train.optimizer={ours}" for name, ours in OPTIMIZERS.items()},
 }
-"""By setting: values of other programs, in letters and digits alone, and the words that say them here."""
+"""By setting: values of other programs, as `_plain` spells them -> the words that say them here."""
 
 
-def name_here(name: str, value: Any = "...") -> str:
-    """The hint for a name that is no setting, wherever it stands: what it is called here; empty for none.
+def name_here(name: str, value: object = "...") -> str:
+    """Return a hint for an unknown name in any group: the setting it means here; empty if none is known.
 
-    `value` comes along where it fits there.
+    `value` is part of the hint if that setting takes it.
     """
+    # our own setting in another group, such as `lr` for `train.lr`
     own = [key for key in dict.fromkeys(row.key for row in describe()) if key.split(".")[-1] == name]
     if own and name != "name":
         return f"did you mean {' or '.join(_filled(f'{key}={{}}', value) for key in own)}?"
@@ -126,8 +127,8 @@ def name_here(name: str, value: Any = "...") -> str:
     return f"leave it out: {NEEDLESS[name]}" if name in NEEDLESS else ""
 
 
-def nearest_setting(key: str, siblings: Collection[str], value: Any = "...") -> str:
-    """The hint for a misspelled `group.name`; empty where none of its siblings is near."""
+def nearest_setting(key: str, siblings: Collection[str], value: object = "...") -> str:
+    """Return a hint for a misspelled `group.name`; empty if no setting of the group is similar."""
     *groups, name = key.split(".")
     near = nearest(name, siblings, has_parts=True)
     if not near:
@@ -137,49 +138,51 @@ def nearest_setting(key: str, siblings: Collection[str], value: Any = "...") -> 
     return f"did you mean {_filled(f'{whole}={{}}', value) if is_setting else whole}?"
 
 
-def in_item(name: str, siblings: Collection[str], value: Any = "...") -> str:
-    """The hint for a name that is no setting of an item of a list, which no word can name alone."""
+def in_item(name: str, siblings: Collection[str], value: object = "...") -> str:
+    """Return a hint for an unknown name in an item of a list, which no `key=value` word can set alone."""
     hint = name_here(name, value)
-    meant = re.search(r"data\.(\w+)=", hint)
+    foreign = re.search(r"data\.(\w+)=", hint)
     near = nearest(name, siblings, has_parts=True)
-    own = near or (meant[1] if meant and meant[1] in siblings else "")
-    return f"did you mean `{own}` in that item?" if own else hint
+    setting = near or (foreign[1] if foreign and foreign[1] in siblings else "")
+    return f"did you mean `{setting}` in that item?" if setting else hint
 
 
-def value_here(key: str, value: Any, allowed: Collection[str]) -> str:
-    """The hint for a value that is none of those allowed: what it is called here; empty for none."""
-    given = _plain(value)
-    if given in VALUES.get(key, {}):
-        return f"here that is {VALUES[key][given]}"
+def value_here(key: str, value: object, allowed: Collection[str]) -> str:
+    """Return a hint for a value that is not allowed: the one it means here; empty if none is known."""
+    spelled = _plain(value)
+    if spelled in VALUES.get(key, {}):
+        return f"here that is {VALUES[key][spelled]}"
     plain = {_plain(name): name for name in allowed}
-    near = nearest(given, plain)
+    near = nearest(spelled, plain)
     return f"did you mean {key}={plain[near]}?" if near else ""
 
 
-def _filled(words: str, value: Any) -> str:
-    """Words with the value in its place; with `...` where it is none that one types, or does not fit."""
+def _filled(words: str, value: object) -> str:
+    """Put the value into the words; `...` if it cannot be typed as it is, or the setting does not take it."""
     match = re.search(r"([\w.]+)=(\w*)\{\}", words)
     if not match:
         return words
     key, before = match.groups()
-    if key == "data.train" and (listed := _listed(value)):
-        return words.replace(match[0], listed)
+    if key == "data.train":  # several files, as a list or as a text like `a.json,b.json`
+        names = split_paths(value) if isinstance(value, str) else value
+        if (
+            isinstance(names, list | tuple)
+            and len(names) > 1
+            and all(isinstance(name, str) for name in names)
+            and (word := setting_of(names))
+        ):
+            return words.replace(match[0], word)
     text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
     fits = _WORD.fullmatch(text) and _is_valid(key, before + text if before else value)
     return words.replace("{}", text) if fits else words.replace(before + "{}", "...")
 
 
-def _listed(value: Any) -> str:
-    """The word for several files, be they a list or text as `a.json,b.json`; empty for anything else."""
-    names = value if isinstance(value, list | tuple) else several(value) if isinstance(value, str) else []
-    return listing(names) if len(names) > 1 and all(isinstance(name, str) for name in names) else ""
-
-
-def _is_valid(key: str, value: Any) -> bool:
-    """Whether a setting can have the value, all others being left out."""
+def _is_valid(key: str, value: object) -> bool:
+    """True if a recipe with this setting alone has no error in it."""
     nested: Any = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
+    # a method's setting is valid only under a method that has it
     if isinstance(nested.get("method"), dict):
         name = key.partition(".")[2]
         nested["method"].setdefault("name", methods_with(name)[0])
@@ -187,11 +190,11 @@ def _is_valid(key: str, value: Any) -> bool:
         nested["method"] = {"name": value}
     try:
         Recipe.model_validate(nested)
-    except ValidationError as err:  # of others, perhaps, that are missing or go with it
+    except ValidationError as err:  # perhaps only of other settings, which are missing
         return not any(key.split(".")[-1] in problem["loc"] for problem in err.errors())
     return True
 
 
 def methods_with(name: str) -> list[str]:
-    """The methods that have a setting of this name."""
+    """Return the methods that have a setting of this name."""
     return [method for method, kind in METHOD_SETTINGS.items() if name in kind.model_fields]

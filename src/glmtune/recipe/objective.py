@@ -7,13 +7,13 @@ from glmtune.recipe.base import OneOf, Settings
 
 
 class ObjectiveSettings(Settings):
-    """What every objective has: its name."""
+    """Base of all objectives."""
 
     name: str
 
 
 class Sft(ObjectiveSettings):
-    """Cross-entropy of the answers' tokens, each predicted from all before it."""
+    """Cross-entropy of the answers' tokens, each predicted from all tokens before it."""
 
     name: Literal["sft"] = "sft"
 

@@ -1,10 +1,10 @@
-"""YAML, dicts and `key=value` words -> a `Recipe`, every error naming the setting."""
+"""Reads YAML, dicts and `key=value` words into a `Recipe`; every error names the setting."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -36,20 +36,20 @@ RIVALS = (
     ({"method.num_layers"}, {"method.patterns"}),
     ({"data.max_test_rows"}, {"evaluate.max_rows"}),
 )
-"""Settings that say the same in two ways: what is named on top clears the other way below it."""
+"""Pairs of settings that exclude each other: one that is set in a later layer clears the other below it."""
 
 NAMED = {key: field.default.name for key, field in Recipe.model_fields.items() if choices(field)}
-"""Groups of which there are several kinds, and which one it is where it is not named."""
+"""Groups whose `name` chooses their settings type -> the default name."""
 
 MOST_PARTS = 9
-"""Dots in a setting's name that are read as such, and levels of a dict: more than any setting has."""
+"""Most dots in a setting's name, and levels of a dict: more than any setting has."""
 
 Part = TypeVar("Part", bound=BaseModel)
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
 
 
 def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
-    """Build a recipe from a YAML file, a dict or a recipe, then apply `key=value` words.
+    """Build a recipe from a YAML file, a dict or a recipe, with `key=value` words on top.
 
     Relative paths stay relative to the working directory. Raises `ConfigError`.
     """
@@ -57,34 +57,47 @@ def load_recipe(source: RecipeSource, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_values(source: RecipeSource, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings that a source and the words on top of it name; nothing is checked or filled in yet."""
+    """Return the settings that a source and the words on top of it set, without defaults or checks."""
     if isinstance(source, Recipe):
         values = source.model_dump(exclude_unset=True)
         for key in NAMED.keys() & values.keys():
-            values[key]["name"] = getattr(source, key).name  # said by its type, where not by its name
+            values[key]["name"] = getattr(source, key).name  # unset in `Lora(r=4)`: its type says it
     elif isinstance(source, Mapping):
         values = _copy(source)
     else:
         values = _read_yaml(given_path(source))
-    _nest(values)
+    # `data.train: FILE` in YAML is short for `data: {train: FILE}`
+    for key in [key for key in values if isinstance(key, str) and "." in key]:
+        value = values.pop(key)
+        group, name = _group_of(values, key)
+        if name in group:
+            raise ConfigError(f"{key}: given twice, once inside a group", hint="leave one of them out")
+        group[name] = value
     for word in overrides:
         _apply(values, word)
+    # after the words: `train.epochs=2` replaces a file's `train.steps`, but `train.epochs=null` does not
     _clear_rivals(values, {word.partition("=")[0] for word in overrides if not word.endswith("=null")})
-    _expand_names(values)
+    for key in NAMED:  # `method: lora` is short for `method: {name: lora}`
+        if isinstance(values.get(key), str):
+            values[key] = {"name": values[key]}
     return values
 
 
 def join_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers of settings as one, later ones on top of earlier ones."""
+    """Merge layers of settings, later ones on top of earlier ones."""
     values: dict[str, Any] = {}
     for layer in layers:
         _lay_over(values, layer)
-        _clear_rivals(values, _named(layer))
+        groups = {key: group for key, group in layer.items() if isinstance(group, Mapping)}
+        set_here = {
+            f"{key}.{name}" for key, group in groups.items() for name in group if group[name] is not None
+        }
+        _clear_rivals(values, set_here)
     return values
 
 
 def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """A recipe from layers of settings, as `join_layers` has them; a method without a name is LoRA.
+    """Build a recipe from layers of settings, merged by `join_layers`; a method without a name is LoRA.
 
     Raises `ConfigError`.
     """
@@ -92,10 +105,11 @@ def build_recipe(*layers: Mapping[str, Any]) -> Recipe:
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a value that no recipe can have; what is missing may still come."""
+    """Raise `ConfigError` for a value that no recipe can have. Required settings may be missing."""
     try:
         _check_paths(Recipe.model_validate(_with_names(join_layers(values))))
     except ValidationError as err:
+        # the values of a script to migrate are a part of a recipe: no `model`, for example
         wrong = [problem for problem in err.errors() if problem["type"] != "missing"]
         if wrong:
             raise _explain(wrong[0]) from None
@@ -109,9 +123,9 @@ def _with_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_part(kind: type[Part], values: Mapping[str, Any], *where: str) -> Part:
-    """One group of settings alone, from its values; `where` is where a recipe has it, as `data`.
+    """Build one group of settings alone; `where`: its location in a recipe, such as `data`.
 
-    Raises `ConfigError`, which names a setting as a whole recipe's would.
+    Raises `ConfigError`, which names the setting as in a whole recipe.
     """
     try:
         part = kind.model_validate(values)
@@ -122,7 +136,7 @@ def build_part(kind: type[Part], values: Mapping[str, Any], *where: str) -> Part
 
 
 def read_method(values: Mapping[str, Any]) -> Method:
-    """A method alone, from what a card or a recipe says of it; one without a name is LoRA.
+    """Build a method alone, from a card's or a recipe's settings; one without a name is LoRA.
 
     Raises `ConfigError`.
     """
@@ -134,7 +148,7 @@ def read_method(values: Mapping[str, Any]) -> Method:
 
 
 def _check_paths(settings: BaseModel, group: str = "") -> None:
-    """Refuse a path whose backslashes have become line breaks, tabs and the like."""
+    """Raise `ConfigError` for a Windows path whose backslashes YAML has turned into line breaks or tabs."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
@@ -144,7 +158,7 @@ def _check_paths(settings: BaseModel, group: str = "") -> None:
                 if isinstance(item, BaseModel):
                     _check_paths(item, f"{group}{name}.{index}.")
         elif isinstance(value, Path) or name == "model":
-            written = as_written(str(value))
+            written = as_written(str(value))  # with \n and the like as escapes again
             if written != str(value):
                 slashes = written.replace("\\", "/")
                 raise ConfigError(
@@ -154,7 +168,7 @@ def _check_paths(settings: BaseModel, group: str = "") -> None:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """Every setting of the recipe, spelled out, as YAML text."""
+    """Write a recipe as YAML text, with every setting spelled out."""
     return dump_yaml(recipe.model_dump(mode="json"))
 
 
@@ -176,7 +190,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _no_recipe(path: Path) -> str:
-    """What to type where something else is given as the recipe."""
+    """Return the hint for a file that is no recipe."""
     if joined := _joined(str(path)):
         return joined
     if path.suffix in (".yaml", ".yml"):
@@ -187,12 +201,12 @@ def _no_recipe(path: Path) -> str:
 
 
 def _joined(word: str) -> str:
-    """The hint for a setting that spaces part from its value; empty for any other word."""
+    """Return the hint for a setting with a space between key and value; empty for other words."""
     return f"write it without spaces: {word}=..." if any(row.key == word for row in describe()) else ""
 
 
-def _copy(value: Any, depth: int = 0) -> Any:
-    """Mappings and lists of one's own, all the way down. Raises `ConfigError` where that is too far."""
+def _copy(value: Any, depth: int = 0) -> Any:  # Any: a setting's value, returned with its own type
+    """Copy mappings and lists at every level. Raises `ConfigError` if they are nested too deep."""
     if depth > MOST_PARTS:
         raise ConfigError(
             f"settings nested more than {MOST_PARTS} deep", hint="`glmtune settings` lists all, none so deep"
@@ -205,20 +219,15 @@ def _copy(value: Any, depth: int = 0) -> Any:
 def _lay_over(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
         below = values.get(key)
+        # a method replaces the method below it: the settings of another one would not fit
         if isinstance(value, Mapping) and isinstance(below, dict) and key not in NAMED:
             _lay_over(below, value)
         else:
             values[key] = _copy(value)
 
 
-def _named(layer: Mapping[str, Any]) -> set[str]:
-    """The settings that a layer gives a value, as `group.name`."""
-    groups = {key: group for key, group in layer.items() if isinstance(group, Mapping)}
-    return {f"{key}.{name}" for key, group in groups.items() for name in group if group[name] is not None}
-
-
 def _clear_rivals(values: dict[str, Any], named: set[str]) -> None:
-    """Take out what the settings named on top stand in place of; both named there stays an error."""
+    """Remove the rivals of settings `named` in a layer; if it names both, they stay, which is an error."""
     for one, other in (*RIVALS, *((b, a) for a, b in RIVALS)):
         if named & one and not named & other:
             for key in other:
@@ -228,28 +237,19 @@ def _clear_rivals(values: dict[str, Any], named: set[str]) -> None:
 
 
 def _apply(values: dict[str, Any], word: str) -> None:
-    """Set one `train.lr=2e-4` word in place."""
+    """Set one word such as `train.lr=2e-4`."""
     key, equals, text = word.partition("=")
     key = key.strip()
     if not equals or not key:
         raise ConfigError(f"{word!r}: expected key=value", hint=_joined(word) or "for example train.lr=2e-4")
-    _require_whole(word)
+    if HALF_CHARACTER.search(word):
+        raise ConfigError(f"{word!a}: is not UTF-8 text", hint="rename the file, or write UTF-8")
     group, name = _group_of(values, key)
     group[name] = _read_value(key, text)
 
 
-def _nest(values: dict[str, Any]) -> None:
-    """`data.train: FILE` is short for `data: {train: FILE}`. Raises `ConfigError` for both at once."""
-    for key in [key for key in values if isinstance(key, str) and "." in key]:
-        value = values.pop(key)
-        group, name = _group_of(values, key)
-        if name in group:
-            raise ConfigError(f"{key}: given twice, once inside a group", hint="leave one of them out")
-        group[name] = value
-
-
 def _group_of(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """The dict that holds a setting, made where it is missing, and the setting's name there."""
+    """Return the dict that holds a setting, added if missing, and the setting's name in it."""
     *parents, last = key.split(".", MOST_PARTS)
     for parent in parents:
         inner = values.get(parent)
@@ -264,74 +264,57 @@ def _group_of(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     return values, last
 
 
-def _require_whole(word: str) -> None:
-    if HALF_CHARACTER.search(word):
-        raise ConfigError(f"{word!a}: is not UTF-8 text", hint="rename the file, or write UTF-8")
-
-
 def _read_value(key: str, text: str) -> Any:
-    """Text settings take the word as it is; of the others YAML says what it means."""
+    """Read the value of a `key=value` word: for text and paths the word itself, for others as YAML."""
     kinds = _kinds_of(key)
     is_list = any(get_origin(kind) is tuple for kind in kinds)
-    if is_list and Path in kinds and _is_open(text):
+    is_unclosed = text[:1] in ("[", "{") and any(
+        text.count(start) > text.count(end) for start, end in ("[]", "{}")
+    )
+    if is_list and Path in kinds and is_unclosed and not Path(text).exists():
         raise ConfigError(
             f"{key}: {text}: a list that nothing closes",
             hint=f"write all of it as one word, in quotes: '{key}=[a.json, b.json]'",
         )
-    if kinds & {str, Path} and not (is_list and _is_bracketed(text)):
+    is_bracketed = (text[:1], text[-1:]) in {("[", "]"), ("{", "}")}
+    # a path or a list of paths: a file whose name has brackets is a path
+    if kinds & {str, Path} and not (is_list and is_bracketed and not Path(text).exists()):
         return None if text == "null" and type(None) in kinds else text
     try:
         value = load_yaml(text)
     except UnfitYamlError as err:
         raise yaml_error(err, key) from None
-    except yaml.YAMLError:
+    except yaml.YAMLError:  # not YAML, so text; the validation refuses it if it must be something else
         value = text
     return [value] if is_list and isinstance(value, str) else value
 
 
-def _is_bracketed(text: str) -> bool:
-    """Whether a word is a list of paths or settings, and no file of this name."""
-    return (text[:1], text[-1:]) in {("[", "]"), ("{", "}")} and not Path(text).exists()
-
-
-def _is_open(text: str) -> bool:
-    """Whether a word begins a list or group without its end, and is no file of this name."""
-    is_open = any(text.count(start) > text.count(end) for start, end in ("[]", "{}"))
-    return text[:1] in ("[", "{") and is_open and not Path(text).exists()
-
-
 def _kinds_of(key: str) -> set[Any]:
-    """The types that a setting may have; empty for one that nobody knows."""
+    """Return the types that a setting may have; empty for an unknown setting."""
     kinds: set[Any] = {Recipe}
     for part in key.split("."):
-        found: set[Any] = set()
+        inner: set[Any] = set()
         for kind in kinds:
             if _is_group(kind) and part in kind.model_fields:
                 annotation = kind.model_fields[part].annotation
                 is_union = get_origin(annotation) in (Union, UnionType)
-                found.update(get_args(annotation) if is_union else (annotation,))
-        kinds = found
+                inner.update(get_args(annotation) if is_union else (annotation,))
+        kinds = inner
     return kinds
 
 
-def _expand_names(values: dict[str, Any]) -> None:
-    """`method: lora` is short for `method: {name: lora}`."""
-    for key in NAMED:
-        if isinstance(values.get(key), str):
-            values[key] = {"name": values[key]}
-
-
 def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
-    """A problem as one sentence, with the words that mend it; `above` is where a part stands."""
+    """Turn pydantic's error into ours, one sentence and a hint; `above`: location of the part in a recipe."""
     location = (*above, *first["loc"])
+    # pydantic puts the names of some validators into the location
     where = [str(part) for part in location if part != "function-after"]
     if len(where) > 1 and where[0] in NAMED:
         where.pop(1)  # the tag of the union stands in pydantic's path, not in the user's
-    key, found = ".".join(where) or "recipe", first["input"]
+    key, value = ".".join(where) or "recipe", first["input"]
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"{key}: unknown setting", hint=_unknown(key, location, found))
-    if key in NAMED and (first["type"] == "union_tag_invalid" or not isinstance(found, Mapping)):
-        tag = found.get("name") if isinstance(found, Mapping) else found
+        return ConfigError(f"{key}: unknown setting", hint=_unknown(key, location, value))
+    if key in NAMED and (first["type"] == "union_tag_invalid" or not isinstance(value, Mapping)):
+        tag = value.get("name") if isinstance(value, Mapping) else value
         allowed = list(choices(Recipe.model_fields[key]))
         hint = value_here(key, tag, allowed) if isinstance(tag, str) else ""
         return ConfigError(
@@ -342,32 +325,34 @@ def _explain(first: ErrorDetails, above: Sequence[str] = ()) -> ConfigError:
         hint = _explained(where) if is_item else f"add it to the recipe, or set {key}=..."
         return ConfigError(f"{key}: missing", hint=hint)
     if first["type"] == "model_type":
-        hint = f"data.train={found} names training rows" if key == "data" and isinstance(found, str) else ""
-        return ConfigError(f"{key}: a group of settings, got {shown(found)}", hint=hint or _explained(where))
+        hint = f"data.train={value} names training rows" if key == "data" and isinstance(value, str) else ""
+        return ConfigError(f"{key}: a group of settings, got {shown(value)}", hint=hint or _explained(where))
+    # all other types: pydantic's sentence, or that of a `SettingError`, which brings its own hint
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, got {shown(found)}"
+        message = f"{message[0].lower()}{message[1:]}, got {shown(value)}"
     hint = getattr(first.get("ctx", {}).get("error"), "hint", "")
     if first["type"] == "literal_error":
-        hint = value_here(key, found, re.findall("'(.*?)'", first["ctx"]["expected"]))
+        hint = value_here(key, value, re.findall("'(.*?)'", first["ctx"]["expected"]))
     return ConfigError(f"{key}: {message}", hint=hint or _explained(where))
 
 
 def _explained(where: Sequence[str]) -> str:
-    """Where a setting, or else its group, is explained."""
+    """Return the hint with the command that explains a setting, or else its group."""
     keys = {row.key for row in describe()}
     known = keys | {key.partition(".")[0] for key in keys}
     parts = [".".join(where[:end]) for end in (2, 1)]
     return f"`{' '.join(('glmtune settings', *[part for part in parts if part in known][:1]))}` explains it"
 
 
-def _unknown(key: str, location: Sequence[str | int], value: Any) -> str:
-    """What an unknown setting may mean: another's name for one, one of another group, or a misspelled one."""
+def _unknown(key: str, location: Sequence[str | int], value: object) -> str:
+    """Return the hint for an unknown setting: of another program, of another group, or misspelled."""
     name, siblings = str(location[-1]), _fields_at(location[:-1])
+    # a setting of another method, such as method.r under ptuning; location[1] is the method's name
     if methods := methods_with(name) if location[0] == "method" else ():
         return f"it is one of method.name={' or '.join(methods)}; {location[1]} has {', '.join(siblings)}"
     if isinstance(value, dict) and value and not nearest(name, siblings):
-        # another program's group, as lora.r: what stands in it counts
+        # another program's group, such as lora.r: the first setting in it counts
         name, value = next((str(inner), held) for inner, held in value.items())
     if any(isinstance(part, int) for part in location):
         hint = in_item(name, siblings, value)
@@ -377,7 +362,7 @@ def _unknown(key: str, location: Sequence[str | int], value: Any) -> str:
 
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:
-    """Names of the settings beside the unknown one."""
+    """Return the names of all settings of the group at this location."""
     kind: Any = Recipe
     members: Mapping[str, Any] = {}
     for part in location:
@@ -391,5 +376,5 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
     return list(kind.model_fields)
 
 
-def _is_group(kind: Any) -> bool:
+def _is_group(kind: object) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)

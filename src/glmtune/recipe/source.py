@@ -1,4 +1,4 @@
-"""The sources of training rows: files, folders and data sets, each with settings of its own."""
+"""The sources of training rows in `data.train`: files, folders and data sets, each with its own settings."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -23,19 +23,19 @@ from glmtune.values import shown
 
 
 def known_charset(value: str) -> str:
-    """The name of a character set. Raises `SettingError` for one that nobody knows."""
+    """Return the name of a character set. Raises `SettingError` for an unknown one."""
     if value != AUTO and find_codec(value) is None:
         raise SettingError(f"unknown character set {shown(value)}", hint=f"choose {KNOWN}")
     return value
 
 
 class Source(Settings):
-    """One source of training rows. What it names stands in place of `data`'s setting of that name."""
+    """A source of training rows; its settings replace those of the same name in `data`."""
 
     path: Path
-    """A file or folder of rows, or a Hub data set, as `data.train` may be."""
+    """A file or folder of rows, or a Hub data set, as in `data.train`."""
     max_rows: int | None = Field(None, ge=1)
-    """Use only its first so many rows; those held out are drawn from these."""
+    """Use only its first rows, at most this many; held-out rows are drawn from these, too."""
     charset: str = UTF8
     prompt_column: str | None = None
     response_column: str | None = None
@@ -47,13 +47,14 @@ class Source(Settings):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """The settings of `data` that are its own: those that it names."""
+        """The source's own values of settings of `data`."""
+        # those that are set, even to their default; `max_rows` counts the source, in `data` all sources
         return {name: getattr(self, name) for name in self.model_fields_set - {"path", "max_rows"}}
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
-        """A path alone is short for `{path: PATH}`."""
+    def _short(cls, value: object) -> object:
+        """Read a path alone as short for `{path: PATH}`."""
         if isinstance(value, str | PathLike):
             return {"path": value}
         if not isinstance(value, Mapping | cls):
@@ -72,7 +73,7 @@ class Source(Settings):
 
     @model_serializer(mode="wrap")
     def _named(self, handler: SerializerFunctionWrapHandler) -> Any:
-        """What is named; a path alone where there is nothing else."""
+        """Write only the settings that are given; the path alone if there are no others."""
         named = {name: value for name, value in handler(self).items() if name in self.model_fields_set}
         return named["path"] if len(named) == 1 else named
 
@@ -82,8 +83,8 @@ _PATH = TypeAdapter(Path)
 _SOURCES = TypeAdapter(tuple[Source, ...])
 
 
-def _read(value: Any) -> Path | tuple[Source, ...] | None:
-    """One path, or several sources; one source without settings of its own is a path."""
+def _read(value: object) -> Path | tuple[Source, ...] | None:
+    """Read one path or a list of sources; a single source without settings of its own becomes a path."""
     if value is None:
         return None
     if isinstance(value, Mapping | Source):
@@ -96,16 +97,17 @@ def _read(value: Any) -> Path | tuple[Source, ...] | None:
     for index, source in enumerate(sources):
         if source in sources[:index]:
             raise SettingError(f"{shown(str(source.path))} is named twice", hint="name it once")
+    # one plain path stays a path, so that a recipe is written back as it was read
     alone = sources[0]
     return alone.path if len(sources) == 1 and alone.model_fields_set == {"path"} else sources
 
 
 class _ReadShort:
-    """Says of a field that `_read` reads it; it is written as it stands."""
+    """Annotation of a field that `_read` reads."""
 
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, _: object, __: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(_read)
 
 
 Sources = Annotated[Path | tuple[Source, ...] | None, _ReadShort()]
-"""What `data.train` holds."""
+"""Type of `data.train`."""

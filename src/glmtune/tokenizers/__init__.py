@@ -35,6 +35,7 @@ __all__ = [
 
 def _read_slow(kind: type[GlmTokenizer], folder: Path, identity: Identity) -> GlmTokenizer:
     vocab_file = folder / kind.vocab_files_names["vocab_file"]
+    # the file by name: without it ChatGLMTokenizer would ask again whose folder this is
     tokenizer: GlmTokenizer = kind.from_pretrained(
         str(folder), vocab_file=str(vocab_file), template=identity.template, local_files_only=True
     )
@@ -47,22 +48,22 @@ TOKENIZERS: dict[str, Callable[[Path, Identity], Any]] = {
     "GLM-4": partial(_read_slow, ChatGLM4Tokenizer),
     **dict.fromkeys(in_transformers(), read_fast),
 }
-"""By the name of the family, what reads the tokenizer of a folder."""
+"""The function that reads the tokenizer of a folder, by the name of its family in `FAMILIES`."""
 
 
 def read_tokenizer(path: str | Path | ModelFolder, template: str | None = None) -> GlmTokenizer:
-    """The tokenizer of a model's folder; `template` names the chat format where the folder does not tell.
+    """Read the tokenizer of a model's folder; `template` names the chat format of a folder that lacks it.
 
     Raises CheckpointError for a missing or foreign vocabulary file, ConfigError for an unfit `template`.
     """
     folder = path if isinstance(path, ModelFolder) else ModelFolder(given_path(path))
     if template is not None:
-        find(template)
+        find(template)  # an unknown name is an error before the folder is read
     return read_identified_tokenizer(folder, identify(folder, template))
 
 
 def read_identified_tokenizer(folder: ModelFolder, identity: Identity) -> GlmTokenizer:
-    """The tokenizer of a folder that is told already. Raises as `read_tokenizer`."""
+    """Read the tokenizer of a folder whose identity is known. Raises as `read_tokenizer`."""
     tokenizer: GlmTokenizer = TOKENIZERS[identity.family](folder.path, identity)
     tokenizer.context = context_of(folder)
     return tokenizer
@@ -75,17 +76,18 @@ def check_fits(
     *,
     where: str = "model",
 ) -> None:
-    """Refuse a tokenizer of another family than the model's, by vocabulary size and the config's eos ids.
+    """Raise CheckpointError for a tokenizer of another family than the model's.
 
-    Raises CheckpointError.
+    Compares the vocabulary size with the model's embedding rows, and the eos id with the config's eos ids.
     """
-    size = len(tokenizer)
+    size, problem = len(tokenizer), ""
+    eos_ids = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
     if size > padded_vocab_size:
         problem = f"has {size:,} tokens, but the model only {padded_vocab_size:,} rows"
-    elif padded_vocab_size > 2 * max(size, 1024):
+    elif padded_vocab_size > 2 * max(size, 1024):  # padding to a multiple never doubles a vocabulary
         problem = f"has {size:,} tokens, but the model has {padded_vocab_size:,} rows"
-    else:
-        problem = _eos_problem(tokenizer, eos_token_id)
+    elif eos_ids and tokenizer.end_id not in eos_ids:
+        problem = f"ends a text with id {tokenizer.end_id}, but the model with {sorted(eos_ids)}"
     if problem:
         raise CheckpointError(
             f"{tokenizer.vocab_file}: this vocabulary {problem} ({where})",
@@ -93,22 +95,14 @@ def check_fits(
         )
 
 
-def _eos_problem(tokenizer: Tokenizer, eos_token_id: int | Sequence[int] | None) -> str:
-    wanted = {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id or ())
-    if not wanted or tokenizer.end_id in wanted:
-        return ""
-    return f"ends a text with id {tokenizer.end_id}, but the model with {sorted(wanted)}"
+# keys for AutoTokenizer's table: the tokenizer class itself is found by the name in tokenizer_config.json
+class _ChatGLMFolder(PretrainedConfig): ...  # type: ignore[misc]  # transformers has no types
 
 
-class _ChatGLMFolder(PretrainedConfig):  # type: ignore[misc]  # transformers has no types
-    """A key for AutoTokenizer's table; the tokenizer class itself is found by its name."""
-
-
-class _ChatGLM4Folder(PretrainedConfig):  # type: ignore[misc]
-    """The same for GLM-4."""
+class _ChatGLM4Folder(PretrainedConfig): ...  # type: ignore[misc]
 
 
 def register() -> None:
-    """Let `AutoTokenizer.from_pretrained(official_folder, trust_remote_code=False)` find these classes."""
+    """Register the classes, so that `AutoTokenizer` reads official folders without remote code."""
     AutoTokenizer.register(_ChatGLMFolder, slow_tokenizer_class=ChatGLMTokenizer, exist_ok=True)
     AutoTokenizer.register(_ChatGLM4Folder, slow_tokenizer_class=ChatGLM4Tokenizer, exist_ok=True)

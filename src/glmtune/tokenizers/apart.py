@@ -1,6 +1,6 @@
-"""A process that renders Jinja templates of others: a line of JSON in, one out. It may be killed any time.
+"""A process that renders untrusted Jinja chat templates: a line of JSON in, a line out; it may be killed.
 
-Started by `rendering` by its path: it loads neither glmtune nor torch.
+`rendering` starts it by its path, so that it loads neither glmtune nor torch.
 """
 
 import json
@@ -12,28 +12,31 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 MAX_BYTES = 2**30
-"""Of this process's data, where the system can bound that (Linux and most Unixes)."""
+"""The most memory of this process, where the system can limit it (Linux and most Unixes)."""
 MAX_CHARACTERS = 2**24
-"""Of one rendered text."""
+"""The most characters of a rendered text."""
 FAULTS = (
     TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError,
     StopIteration, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
-"""What a template may raise, and Python of the code that Jinja makes of it."""
+"""The errors that a template may raise, or Python in the code that Jinja compiles it to."""
 
 
 def bound_memory() -> None:
-    """Let a larger allocation fail, as a `MemoryError`."""
+    """Limit the process's memory to `MAX_BYTES`: an allocation beyond raises MemoryError."""
     with suppress(ImportError, ValueError, OSError):  # not on Windows; ValueError: it is lower already
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
 
 
-def render_request(asked: dict[str, Any]) -> dict[str, Any]:
-    """The rendered texts and the stretches in them that are the assistant's, or what is wrong."""
+def render_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Render a request, keyword arguments of transformers' `render_jinja_template`.
+
+    Return the `texts` and the assistant's `stretches` in them, or an `error`.
+    """
     try:
-        texts, stretches = render_jinja_template(**asked)
+        texts, stretches = render_jinja_template(**request)
     except FAULTS as err:
         return {"error": f"fails: {(str(err) or type(err).__name__).splitlines()[0]}"}
     if max(map(len, texts)) > MAX_CHARACTERS:
@@ -42,18 +45,18 @@ def render_request(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer line by line until there are no more."""
+    """Answer requests line by line until stdin ends."""
     bound_memory()
-    _say("ready")
+    _write_line("ready")
     for line in sys.stdin:
         try:
-            answered = json.dumps(render_request(json.loads(line)))
-        except MemoryError:
-            answered = json.dumps({"error": f"takes more than {MAX_BYTES // 2**20:,} MiB of memory"})
-        _say(answered)
+            answer = json.dumps(render_request(json.loads(line)))
+        except MemoryError:  # also of `dumps`: a small text may have many escapes
+            answer = json.dumps({"error": f"takes more than {MAX_BYTES // 2**20:,} MiB of memory"})
+        _write_line(answer)
 
 
-def _say(line: str) -> None:
+def _write_line(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""What the tokenizers of all families share: control tokens by name, plain text that stays plain, padding."""
+"""The base classes of all tokenizers: control tokens by name, text without control tokens, padding."""
 
 import re
 import shutil
@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from inspect import signature
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,22 @@ from glmtune.tokenizers.stream import TextStream
 from glmtune.values import text
 
 _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.{1,64}?) 的人工智能助手")
-"""Bounded, for a hostile template may repeat its beginning."""
+"""Bounded: a hostile template may repeat the phrase's beginning, which would take quadratic time."""
 _BEFORE_MARKS = re.compile(" +[^ ]{0,3}\\Z")
-"""A space that transformers' clean-up takes away if a punctuation mark or a shortened word follows."""
+"""Spaces at the end that transformers' clean-up removes if a punctuation mark or a shortened word follows."""
 
 
 class ChatTokenizer:
-    """What every tokenizer knows of chats: its format, its control tokens, plain text that stays plain."""
+    """The chat side of every tokenizer: its format, its control tokens, encoding without control tokens."""
 
     padding_side = "left"
     template: str | None
-    """The chat format; None while it is not known whether a folder is ChatGLM2's or ChatGLM3's."""
+    """The name of the chat format; None while a folder may be ChatGLM2's or ChatGLM3's."""
     vocab_file: str
     assistant_name: str = ""
-    """How the folder's chat template calls the assistant where it lists tools; empty: as the format does."""
+    """The assistant's name in the folder's chat template where it lists tools; empty: the format's own."""
     taught: Taught = Taught()
-    """What a run's or adapter's model was told with every conversation; nothing where it is not known."""
+    """The system text and source prefix that a run or adapter was trained with; empty if unknown."""
     prefix: tuple[str, ...] = ("[gMASK]", "sop")
     """The control tokens that every text begins with."""
     eos_token_id: Any
@@ -45,27 +46,30 @@ class ChatTokenizer:
 
     @cached_property
     def context(self) -> int | None:
-        """Tokens of the longest text that the model beside it was made for; None where nothing says so."""
+        """Return the context length, in tokens, of the model in the same folder; None if it has no config."""
         return context_of(Path(self.vocab_file).parent)
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; of a folder here, what cannot be read is a CheckpointError that names it."""
+    def from_pretrained(cls, name: str | PathLike[str], *args: object, **kwargs: object) -> Any:
+        """Read a tokenizer as transformers does; raise CheckpointError for a local folder's damaged files."""
         transformers: Any = super()
         with reading_folder(Path(name)) if Path(name).is_dir() else nullcontext():
             return transformers.from_pretrained(name, *args, **kwargs)
 
     def apply_chat_template(
         self,
-        conversation: Any,
+        conversation: Sequence[Any],
         tools: Sequence[Any] | None = None,
         documents: Sequence[Any] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Any:
-        """As in transformers, but a template that loops, grows without end or fails is a ConfigError."""
+        """Apply the folder's Jinja template as transformers does, rendered in a process of its own.
+
+        Raises ConfigError for a template that loops, grows without end or fails.
+        """
         transformers: Any = super()
         if kwargs.get("sanitize_control_tokens"):
             raise ConfigError(
@@ -74,7 +78,7 @@ class ChatTokenizer:
             )
         is_marked = bool(kwargs.get("return_assistant_tokens_mask"))
         if not conversation or (continue_final_message and (add_generation_prompt or is_marked)):
-            return transformers.apply_chat_template(  # which says what is wrong
+            return transformers.apply_chat_template(  # raises the error for these arguments
                 conversation,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -82,6 +86,7 @@ class ChatTokenizer:
                 **kwargs,
             )
         is_batched = isinstance(conversation[0], list | tuple)
+        # arguments that transformers does not name are variables of the template
         variables = kwargs.keys() - signature(transformers.apply_chat_template).parameters
         rendered = render_apart(
             str(self.vocab_file),
@@ -95,46 +100,47 @@ class ChatTokenizer:
             **{**transformers.special_tokens_map, **{name: kwargs.pop(name) for name in variables}},
         )
         parts = rendered if is_batched else rendered[0]
+        # transformers goes on from the rendered text: it tokenizes, pads, marks the assistant's tokens
         return transformers.apply_chat_template(parts, chat_template=PARTS, **kwargs)
 
     @abstractmethod
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is special."""
+        """Encode a text without control tokens: one that the text spells stays text."""
 
     @abstractmethod
     def control_id(self, name: str) -> int:
-        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
+        """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""
 
     @property
     def chat_format(self) -> Template:
-        """The chat format of `template`. Raises ConfigError while it is open."""
+        """Return the chat format of `template`. Raises ConfigError while `template` is None."""
         return find(require_template(self.template, str(self.vocab_file)))
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids at which an answer ends. Raises ConfigError while the chat format is open."""
+        """Return the ids that end an answer. Raises ConfigError while `template` is None."""
         return [self.control_id(name) for name in self.chat_format.stop_tokens]
 
     @property
     def end_id(self) -> int:
-        """The id that ends an answer for the model: its config's eos id, or one of them."""
+        """Return the id that ends a text for the model: an eos id of its config."""
         return int(self.eos_token_id)
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]:
-        """The ids of segments: each text on its own, each control token by its id.
+        """Encode segments: each text on its own, each control token by its id.
 
-        Raises `DataError` for half a character.
+        Raises DataError for a text with half a character (a lone surrogate).
         """
         ids: list[int] = []
         for segment in segments:
-            text(segment.text, "text")
+            text(segment.text, "text")  # raises for half a character
             ids += [self.control_id(segment.text)] if segment.is_control else self.encode_plain(segment.text)
         return ids
 
     def segments(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, *, source_prefix: str = ""
     ) -> list[Segment]:
-        """What chat sends for these messages, in this tokenizer's format."""
+        """Render messages in this tokenizer's chat format, as chat sends them."""
         return render(
             require_template(self.template, str(self.vocab_file)),
             messages,
@@ -144,27 +150,27 @@ class ChatTokenizer:
         )
 
     def text_stream(self) -> TextStream:
-        """The text of ids that come one by one."""
+        """Return a stream that decodes ids one by one."""
         decode: Any = self.decode  # type: ignore[attr-defined]  # transformers' own
         return TextStream(decode, self.count_open)
 
     def count_open(self, _text: str) -> int:
-        """How many last characters of a decoded text may be others when more ids follow, half ones aside."""
+        """Count the last characters of a decoded text that further ids may change, half characters aside."""
         return 0
 
     def get_command(self, token: str) -> int:
-        """The id of a control token, by the official name of this call."""
+        """Return the id of a control token, under this call's official name."""
         return self.control_id(token)
 
     def get_prefix_tokens(self) -> list[int]:
-        """The ids that every text begins with."""
+        """Return the ids that every text begins with."""
         return [self.control_id(name) for name in self.prefix]
 
 
 class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  # transformers has no types
-    """A tokenizer that knows its chat format.
+    """A slow tokenizer with its chat format, the base of our own classes.
 
-    `tokenizer(text)` gives what the official tokenizer gives; `encode_plain` never gives a control token.
+    `tokenizer(text)` encodes as the official tokenizer does; `encode_plain` never makes a control token.
     """
 
     vocab_files_names = {"vocab_file": VOCABULARY}  # noqa: RUF012  # transformers' own class attribute
@@ -173,12 +179,17 @@ class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  #
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Prefix, text, and for a pair the second text and eos."""
+        """Put the prefix in front of a text; for a pair append the second text and eos."""
         pair = [] if token_ids_1 is None else [*token_ids_1, self.eos_token_id]
         return [*self.get_prefix_tokens(), *token_ids_0, *pair]
 
-    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a folder without a Jinja template uses its family's own format.
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        *args: Any,  # Any: transformers' positional arguments
+        **kwargs: Any,  # Any: transformers' keyword arguments
+    ) -> Any:
+        """Apply the folder's Jinja template as transformers does, or without one the family's own format.
 
         With a Jinja template the ids are the official ones, in which a control token spelled in content
         becomes that token. `encode_messages` has no such hole.
@@ -189,7 +200,7 @@ class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  #
 
     def _apply_own_template(
         self,
-        conversation: Any,
+        conversation: Sequence[Any],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
@@ -199,8 +210,9 @@ class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  #
         max_length: int | None = None,
         return_tensors: str | None = None,
         return_dict: bool = True,
-        **unknown: Any,
+        **unknown: object,
     ) -> Any:
+        """Render and encode by the family's own format, with transformers' arguments and results."""
         if tools or any(value for value in unknown.values()):
             named = "tools" if tools else next(key for key, value in unknown.items() if value)
             raise ConfigError(
@@ -218,23 +230,25 @@ class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  #
         limit = max_length if truncation else None
         rows = [self.encode_segments(parts)[:limit] for parts in segments]
         batched = self.pad({"input_ids": rows}, padding=padding, max_length=max_length)
-        found = (
+        # transformers gives a single conversation as a flat list, unless it is a tensor
+        content = (
             dict(batched)
             if is_batched or return_tensors
             else {key: value[0] for key, value in batched.items()}
         )
-        encoded = BatchEncoding(found, tensor_type=return_tensors)
+        encoded = BatchEncoding(content, tensor_type=return_tensors)
         return encoded if return_dict else encoded["input_ids"]
 
     def count_open(self, text: str) -> int:
-        """As `ChatTokenizer` says."""
+        """Count the last characters of a decoded text that transformers' clean-up of spaces may change."""
         found = _BEFORE_MARKS.search(text) if self.clean_up_tokenization_spaces else None
         return len(found[0]) if found else 0
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        """Copy the vocabulary file into a folder."""
+        """Copy the vocabulary file into a folder and return its path."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         target = Path(save_directory) / (prefix + self.vocab_files_names["vocab_file"])
+        # the folder may be the tokenizer's own
         if not (target.exists() and target.samefile(self.vocab_file)):
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
@@ -267,7 +281,7 @@ class GlmTokenizer(ChatTokenizer, PreTrainedTokenizer):  # type: ignore[misc]  #
 
 
 def name_in_template(chat_template: object) -> str:
-    """How a Jinja chat template calls the assistant where it lists tools; empty where it does not."""
+    """Return the assistant's name in a Jinja chat template that lists tools; empty if it has none."""
     found = _NAME_IN_TEMPLATE.search(chat_template) if isinstance(chat_template, str) else None
     return found.group(1) if found else ""
 
@@ -275,7 +289,7 @@ def name_in_template(chat_template: object) -> str:
 def count_pads(
     length: int, max_length: int | None, padding_strategy: PaddingStrategy, multiple_of: int | None
 ) -> int:
-    """How many pads a row of this length gets, by transformers' settings."""
+    """Count the pads that a row of `length` gets by transformers' padding settings."""
     if padding_strategy == PaddingStrategy.DO_NOT_PAD:
         return 0
     target = length if padding_strategy == PaddingStrategy.LONGEST or max_length is None else max_length

@@ -1,7 +1,7 @@
-"""The official vocabularies as a tokenizer.json and a Jinja template, for programs that read nothing else.
+"""Convert the official vocabularies to tokenizer.json and Jinja templates, for programs that need those.
 
 For interop only: in both, a control token spelled in a user's text becomes that token (`</s>`, `<|user|>`).
-`encode_messages` has no such hole, and is what everything else here uses.
+All of glmtune encodes with `encode_messages`, which has no such hole.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,10 @@ from glmtune.tokenizers.glm4 import SPLIT, ChatGLM4Tokenizer
 from glmtune.tokenizers.protocol import Tokenizer
 
 _SPACE = "\u2581"
-"""How sentencepiece writes a space."""
+"""The character that sentencepiece writes for a space."""
 RENAMED = {"sop": "<sop>", "eop": "<eop>"}
-"""ChatGLM2's and ChatGLM3's tokens whose names are parts of words: as added tokens they would be cut out of
-`sophisticated`. Only the spelling differs, the ids do not."""
+"""New spellings of ChatGLM2's and ChatGLM3's tokens that are parts of words: as added tokens they would split
+`sophisticated`. The ids stay."""
 
 CHAT_TEMPLATES = {
     "chatglm2": (
@@ -40,7 +40,7 @@ CHAT_TEMPLATES = {
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
 }
-"""Of text conversations, by chat format, where the folder has none of its own.
+"""Jinja templates of text conversations by chat format, for folders that have none of their own.
 
 Source: huggingface.co/THUDM/chatglm3-6b tokenizer_config.json for the space after the line break, which makes
 the content begin as a text of its own does.
@@ -48,7 +48,7 @@ the content begin as a text of its own does.
 
 
 def convert_tokenizer(tokenizer: Tokenizer) -> FileTokenizer | None:
-    """The tokenizer as `tokenizers` has it; None for a family whose vocabulary cannot be converted."""
+    """Convert to a tokenizer of the `tokenizers` library; None if the vocabulary has no conversion."""
     if isinstance(tokenizer, ChatGLM4Tokenizer):
         return _from_ranks(tokenizer)
     if isinstance(tokenizer, ChatGLMTokenizer):
@@ -57,22 +57,20 @@ def convert_tokenizer(tokenizer: Tokenizer) -> FileTokenizer | None:
 
 
 def chat_template_of(tokenizer: Tokenizer) -> str:
-    """The Jinja template of a tokenizer's chats; the folder's own if it has one that fits.
+    """Return the Jinja template of a tokenizer's chats: the folder's own if it fits, else ours.
 
-    Raises ConfigError for one that loops or fails.
+    Raises ConfigError for a template that loops or fails.
     """
-    own = tokenizer.chat_template
-    if isinstance(own, str) and not isinstance(tokenizer, ChatGLMTokenizer):
+    from_folder = tokenizer.chat_template
+    # not ChatGLM3's own, which spells `sop`: see RENAMED
+    if isinstance(from_folder, str) and not isinstance(tokenizer, ChatGLMTokenizer):
         tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
-        return own  # ChatGLM3's spells `sop`, see RENAMED
+        return from_folder
     return CHAT_TEMPLATES[require_template(tokenizer.template, tokenizer.vocab_file)]
 
 
 def _from_pieces(tokenizer: ChatGLMTokenizer) -> FileTokenizer:
-    """Byte-pair encoding of sentencepiece's pieces: of all pairs that make a piece the best piece first.
-
-    A space is put in front of every stretch between control tokens, as sentencepiece does with a text.
-    """
+    """Build a byte-pair encoding of sentencepiece's pieces, the pieces of the best score merged first."""
     model = tokenizer.sp_model
     size = model.get_piece_size()
     pieces = {model.id_to_piece(i): i for i in range(size)}
@@ -82,6 +80,7 @@ def _from_pieces(tokenizer: ChatGLMTokenizer) -> FileTokenizer:
         vocab=pieces, merges=list(_merges(plain)), unk_token="<unk>", fuse_unk=True, byte_fallback=True
     )
     converted = FileTokenizer(bpe)
+    # sentencepiece puts a space in front of a text, here of every stretch between control tokens
     converted.normalizer = normalizers.Sequence(
         [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
     )
@@ -99,10 +98,11 @@ def _from_pieces(tokenizer: ChatGLMTokenizer) -> FileTokenizer:
 
 
 def _from_ranks(tokenizer: ChatGLM4Tokenizer) -> FileTokenizer:
-    """Byte-level byte-pair encoding of tiktoken's ranks; a word with a rank is that token at once."""
+    """Build a byte-level byte-pair encoding of tiktoken's ranks."""
     letters = bytes_to_unicode()
     ranks = {"".join(letters[b] for b in token): i for token, i in tokenizer.ranks.items()}
     plain = {token: (float(i), i) for token, i in ranks.items()}
+    # ignore_merges: as in tiktoken a word with a rank is a token at once, whether or not merges lead to it
     converted = FileTokenizer(models.BPE(vocab=ranks, merges=list(_merges(plain)), ignore_merges=True))
     converted.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -117,7 +117,7 @@ def _from_ranks(tokenizer: ChatGLM4Tokenizer) -> FileTokenizer:
 
 
 def _merges(plain: Mapping[str, tuple[float, int]]) -> Iterator[tuple[str, str]]:
-    """Every pair of tokens that makes a token, the best such token first."""
+    """Yield every pair of tokens that joins to a token, the best joined token first."""
     for whole, _ in sorted(plain.items(), key=lambda item: item[1]):
         for cut in range(1, len(whole)):
             if whole[:cut] in plain and whole[cut:] in plain:
@@ -129,7 +129,7 @@ def _add_control(converted: FileTokenizer, names: list[str]) -> None:
 
 
 def _begin_with_prefix(converted: FileTokenizer, end: str) -> FileTokenizer:
-    """`tokenizer(text)` begins as the official one's, and a pair ends as its."""
+    """Add the official prefix to `tokenizer(text)`, and the official end to a pair."""
     names = ("[gMASK]", "<sop>", end)
     ids = [(name, converted.token_to_id(name)) for name in names]
     converted.post_processor = processors.TemplateProcessing(

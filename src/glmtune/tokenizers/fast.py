@@ -1,4 +1,4 @@
-"""The tokenizer of the families in transformers: a tokenizer.json, control tokens among its added tokens.
+"""The tokenizer of the families in transformers: tokenizer.json, with control tokens among its added tokens.
 
 Facts from https://huggingface.co/THUDM/glm-4-9b-chat-hf tokenizer_config.json and, for the later control
 tokens, https://huggingface.co/zai-org/GLM-4.5.
@@ -23,10 +23,10 @@ _COPY_HINT = f"copy {FAST_VOCABULARY} and tokenizer_config.json from the model's
 
 
 class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[misc]  # transformers has no types
-    """transformers' fast tokenizer, with its chat format.
+    """transformers' fast tokenizer with its chat format.
 
-    `tokenizer(text)` and `apply_chat_template` are transformers' own, in which control tokens spelled in a
-    text become those tokens; `encode_plain` never gives one.
+    In `tokenizer(text)` and `apply_chat_template`, which are transformers' own, a control token spelled in a
+    text becomes that token; `encode_plain` never makes one.
     """
 
     prefix = ("[gMASK]", "<sop>")
@@ -34,21 +34,21 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
     # no __init__ here: transformers 5 builds a class that has one anew, without the file's pre-tokenizer
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is special."""
+        """Encode a text without control tokens: one that the text spells stays text."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
     def control_id(self, name: str) -> int:
-        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
-        found = self.added_tokens_encoder.get(name)
-        if found is None:
+        """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""
+        index = self.added_tokens_encoder.get(name)
+        if index is None:
             known = ", ".join(self.added_tokens_encoder)
             raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
-        return int(found)
+        return int(index)
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        """The same vocabulary without its added tokens."""
+        """Return the same vocabulary without its added tokens."""
         content = json.loads(self.backend_tokenizer.to_str())
         for key in ("post_processor", "truncation", "padding"):  # a saved file may have a length to cut at
             content[key] = None
@@ -56,7 +56,7 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
 
 
 def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
-    """The tokenizer of a folder. Raises CheckpointError for a missing, damaged or foreign tokenizer.json."""
+    """Read a folder's tokenizer. Raises CheckpointError for a missing, damaged or foreign tokenizer.json."""
     path = folder / FAST_VOCABULARY
     if not path.is_file():
         raise CheckpointError(f"{path}: the vocabulary file is missing", hint=_COPY_HINT)
@@ -70,6 +70,7 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
     tokenizer.assistant_name = name_in_template(tokenizer.chat_template)
     names = find(identity.template).control_tokens if identity.template else tokenizer.prefix
     missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
+    # byte-level BPE writes each of the 256 bytes as a letter: with one missing some texts have no ids
     missing += [letter for letter in bytes_to_unicode().values() if letter not in tokenizer.vocab]
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: names no eos_token", hint=_COPY_HINT)

@@ -1,4 +1,4 @@
-"""Read vocabulary files, and say clearly what is wrong with one that is not what it should be."""
+"""Read vocabulary files; a CheckpointError names the fault of a damaged or foreign one, and its cure."""
 
 import base64
 import binascii
@@ -17,15 +17,15 @@ from glmtune.templates.rounds import CHATGLM_CONTROL_TOKENS
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _FOREIGN_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What transformers and tokenizers raise for settings of wrong types, besides `Exception` itself."""
+"""The errors of transformers and tokenizers for settings of wrong types, besides `Exception` itself."""
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*$")
 
 
 @contextmanager
 def reading_folder(folder: Path) -> Iterator[None]:
-    """Inside, a tokenizer is made of a folder's files by other packages.
+    """Check a folder's text files, and turn other libraries' errors over them into CheckpointError.
 
-    Raises CheckpointError for a file that is damaged, and for settings that they cannot read.
+    For a `with` block that builds a tokenizer from the folder with transformers.
     """
     for name in _SETTINGS:
         read_json_if_there(folder / name)
@@ -45,19 +45,19 @@ def reading_folder(folder: Path) -> Iterator[None]:
 
 
 def read_sentencepiece(path: Path) -> Any:
-    """The sentencepiece processor of a ChatGLM2/ChatGLM3 vocabulary. Raises CheckpointError."""
+    """Read the sentencepiece processor of a ChatGLM2/ChatGLM3 vocabulary. Raises CheckpointError."""
     processor, _ = _read_processor(path, "ChatGLM2/ChatGLM3")
-    # ChatGLM2's and 3's has its 256 byte pieces right after <unk>, <s>, </s>; ChatGLM-6B's and GLM's do not
+    # here alone the 256 byte pieces follow right after <unk>, <s>, </s>, unlike in ChatGLM-6B's and GLM's
     if processor.get_piece_size() < 259 or not processor.is_byte(3):
         raise _wrong_family(path, "another model's sentencepiece vocabulary", "ChatGLM2/ChatGLM3")
     return processor
 
 
 def read_ice(path: Path) -> tuple[Any, bool]:
-    """The sentencepiece processor of a ChatGLM-6B vocabulary, and whether its file has the control tokens.
+    """Read the sentencepiece processor of a ChatGLM-6B vocabulary; return True with it for the late file.
 
-    Where it has none they are appended, as icetk did: ids and texts are then those of the later file.
-    Raises CheckpointError.
+    An earlier file has no control tokens: they are appended, as icetk did, which makes its ids and texts the
+    late file's. Raises CheckpointError.
     """
     processor, content = _read_processor(path, "ChatGLM-6B")
     if processor.get_piece_size() < 5 or processor.id_to_piece([3, 4]) != ["<pad>", "<n>"]:
@@ -72,10 +72,8 @@ _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 
 
 def icetk_pieces() -> bytes:
-    """What icetk appends to a model: control tokens, white space, bytes, and the use of the bytes.
-
-    Serialized messages that follow each other are one message, their repeated fields joined.
-    """
+    """Serialize the pieces that icetk appends to a model: control tokens, white space, and byte fallback."""
+    # protobuf: appending a serialized message to another merges them, and joins their repeated fields
     blanks = ("<|tab|>", *(f"<|blank_{count}|>" for count in range(2, 81)))
     pieces = [_piece(name, _CONTROL) for name in CHATGLM_CONTROL_TOKENS]
     pieces += [_piece(name, _USER_DEFINED) for name in blanks]
@@ -85,20 +83,20 @@ def icetk_pieces() -> bytes:
 
 
 def _piece(name: str, kind: int) -> bytes:
-    """A serialized piece: field 1 of the model, with its name, a score of 0.0 and its kind."""
-    text = name.encode()
+    """Serialize a piece: field 1 of the model, with its name, a score of 0.0 and its kind."""
+    text = name.encode()  # tags: 10 = field 1, bytes; 21 = field 2, float; 24 = field 3, varint
     fields = bytes([10, len(text)]) + text + bytes([21, 0, 0, 0, 0, 24, kind])
     return bytes([10, len(fields)]) + fields
 
 
 def _read_processor(path: Path, family: str) -> tuple[Any, bytes]:
-    """A file's sentencepiece processor and its bytes. Raises CheckpointError."""
+    """Read a file's sentencepiece processor and its bytes. Raises CheckpointError."""
     if _is_rank_file(_first_bytes(path)):
         raise _wrong_family(path, "a GLM-4 vocabulary (tiktoken ranks)", family)
     try:
         content = read_bytes(path)
         processor = SentencePieceProcessor(model_proto=content)
-        processor.id_to_piece(list(range(processor.get_piece_size())))  # each piece is text
+        processor.id_to_piece(list(range(processor.get_piece_size())))  # raises for a piece that is not UTF-8
         return processor, content
     except (RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(
@@ -107,12 +105,12 @@ def _read_processor(path: Path, family: str) -> tuple[Any, bytes]:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """The tokens of a GLM-4 vocabulary and their ids. Raises CheckpointError."""
+    """Read the tokens of a GLM-4 vocabulary and their ids. Raises CheckpointError."""
     first = _first_bytes(path)
     if not _is_rank_file(first):
-        is_sentencepiece = first.startswith(b"\n") or b"<unk>" in first
-        what = "a sentencepiece vocabulary" if is_sentencepiece else "not a list of tiktoken ranks"
-        raise _wrong_family(path, what, "GLM-4")
+        is_sentencepiece = first.startswith(b"\n") or b"<unk>" in first  # tag of field 1, the first piece
+        kind = "a sentencepiece vocabulary" if is_sentencepiece else "not a list of tiktoken ranks"
+        raise _wrong_family(path, kind, "GLM-4")
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         try:

@@ -1,4 +1,4 @@
-"""The tokenizer of GLM-4-9B: byte-level BPE by tiktoken, control tokens after its ranks.
+"""The tokenizer of GLM-4-9B: byte-level BPE by tiktoken, followed by control tokens.
 
 Facts from https://huggingface.co/THUDM/glm-4-9b-chat and https://huggingface.co/THUDM/glm-4-9b:
 tokenization_chatglm.py and tokenizer_config.json.
@@ -21,11 +21,11 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Where a text is cut before it is encoded."""
+"""The pattern of the words that a text is split into before it is encoded."""
 
 
 class ChatGLM4Tokenizer(GlmTokenizer):
-    """GLM-4's tokenizer; its chat format is the chat revision's if it has a Jinja template."""
+    """GLM-4's tokenizer; by default the chat format is `glm4` with a Jinja template, else `glm4_base`."""
 
     prefix = ("[gMASK]", "<sop>")
 
@@ -36,9 +36,9 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         clean_up_tokenization_spaces: bool = False,
         encode_special_tokens: bool = False,
         template: str | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
-        path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / VOCABULARY
+        path = Path(vocab_file) if vocab_file else Path(str(kwargs.get("name_or_path", ""))) / VOCABULARY
         self._ids = read_ranks(path)
         self._tokens = {rank: token for token, rank in self._ids.items()}
         self._encoding = tiktoken.Encoding(
@@ -49,6 +49,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         self.assistant_name = name_in_template(kwargs.get("chat_template"))
         self.encode_special_tokens = encode_special_tokens
         names = find(self.template).control_tokens
+        # a folder without these settings gets the official ones: control tokens follow the ranks
         if not kwargs.get("added_tokens_decoder"):
             kwargs["added_tokens_decoder"] = {
                 len(self._ids) + index: AddedToken(name, special=True, normalized=False)
@@ -68,34 +69,34 @@ class ChatGLM4Tokenizer(GlmTokenizer):
 
     @property
     def ranks(self) -> dict[bytes, int]:
-        """The plain tokens and their ids."""
+        """Return the plain tokens and their ids."""
         return dict(self._ids)
 
     @property
     def vocab_size(self) -> int:
-        """Plain tokens; control tokens are not counted here, but in `len(tokenizer)`."""
+        """Count the plain tokens; `len(tokenizer)` counts control tokens too."""
         return len(self._ids)
 
     def get_vocab(self) -> dict[Any, int]:
-        """Every token and its id; plain tokens are bytes."""
+        """Return every token and its id; plain tokens are bytes."""
         return {**self._ids, **self.added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is special."""
+        """Encode a text without control tokens: one that the text spells stays text."""
         return self._encoding.encode_ordinary(text)  # type: ignore[no-any-return]
 
     def control_id(self, name: str) -> int:
-        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
-        found = self._added_tokens_encoder.get(name)
-        if found is None:
+        """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""
+        index = self._added_tokens_encoder.get(name)
+        if index is None:
             known = ", ".join(self._added_tokens_encoder)
             raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
-        return int(found)
+        return int(index)
 
     def build_single_message(
         self, role: str, metadata: str, message: str, tokenize: bool = True
     ) -> list[int] | str:
-        """The ids of one turn, or with tokenize=False its text."""
+        """Encode a turn, or with tokenize=False return its text. Raises ConfigError for an unknown role."""
         if role not in ROLES:
             raise ConfigError(f"unknown role {role!r}", hint="the roles are " + ", ".join(ROLES))
         if not tokenize:
@@ -106,7 +107,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
             *self.encode_plain(message),
         ]
 
-    def _tokenize(self, text: str, **_kwargs: Any) -> list[bytes]:
+    def _tokenize(self, text: str, **_kwargs: object) -> list[bytes]:
         return [self._tokens[index] for index in self.encode_plain(text)]
 
     def _convert_token_to_id(self, token: bytes) -> int:
@@ -116,7 +117,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         return self._tokens.get(index, b"")
 
     def convert_tokens_to_string(self, tokens: Sequence[bytes | str]) -> str:
-        """The text of tokens; half a character becomes U+FFFD."""
+        """Join tokens to their text; half a character becomes U+FFFD."""
         parts = [token.encode() if isinstance(token, str) else token for token in tokens]
         return b"".join(parts).decode("utf-8", errors="replace")
 
@@ -126,11 +127,11 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
-        **_kwargs: Any,
+        **_kwargs: object,
     ) -> str:
-        """The text of ids; as in the official revision's transformers, spaces stand around control tokens."""
+        """Decode ids; as in the official revision's transformers, spaces separate control tokens and text."""
         parts: list[str] = []
-        plain: list[bytes] = []
+        plain: list[bytes] = []  # decoded together: a character may span several tokens
         skipped = frozenset(self.all_special_ids) if skip_special_tokens else frozenset()
         for index in [token_ids] if isinstance(token_ids, int) else token_ids:
             if index in skipped:

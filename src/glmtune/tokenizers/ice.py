@@ -1,9 +1,10 @@
-"""The tokenizer of ChatGLM-6B, the first version: sentencepiece, line breaks and runs of spaces being pieces.
+"""The tokenizer of ChatGLM-6B: sentencepiece, with pieces for line breaks, tabs and runs of spaces.
 
-Its three revisions (`early`, `mid`, `late`) differ in ids, in what is put around a text, and in what padding
-gives. The vocabulary of the first two has no control tokens; icetk, which they needed, appended them while
-loading. Facts from tokenization_chatglm.py in https://huggingface.co/THUDM/chatglm-6b (revisions of
-2023-03-20, 551a50e and 8b7d335) and https://github.com/THUDM/icetk text_tokenizer.py.
+Its three revisions (`early`, `mid`, `late`) differ in ids, in the special tokens around a text, and in the
+masks and positions that padding makes. The vocabulary of the first two has no control tokens: icetk, which
+they needed, appended them while loading. Facts from tokenization_chatglm.py in
+https://huggingface.co/THUDM/chatglm-6b (revisions of 2023-03-20, 551a50e and 8b7d335) and
+https://github.com/THUDM/icetk text_tokenizer.py.
 """
 
 import re
@@ -30,7 +31,7 @@ _SHAPES = {
     "<|tab|>": "\t",
     **{f"<|blank_{n}|>": " " * n for n in range(2, _LONGEST_BLANK + 1)},
 }
-"""Pieces that stand for white space, which sentencepiece itself would normalise away."""
+"""The white space that pieces stand for; sentencepiece itself would normalise it away."""
 _LONGEST_SHAPE = max(map(len, _SHAPES))
 _SHAPE_PIECE = re.compile("|".join(map(re.escape, _SHAPES)))
 _BLANKS = re.compile(f" {{2,{_LONGEST_BLANK}}}")
@@ -39,10 +40,10 @@ _IMAGE = re.compile(r"<image_([0-9]{1,5})>")
 
 @dataclass(frozen=True, slots=True)
 class _Revision:
-    """What the tokenizers of the revisions do not have in common."""
+    """The differences between the tokenizers of the revisions."""
 
     num_images: int
-    """Ids in front of the vocabulary: image tokens, never used with text."""
+    """Number of image tokens, whose ids lie in front of the vocabulary's and are never used with text."""
     eos_token: str
     inputs: tuple[str, ...] = ("input_ids", "attention_mask", "position_ids")
 
@@ -55,10 +56,10 @@ _REVISIONS = {
 
 
 class IceTokenizer(GlmTokenizer):
-    """ChatGLM-6B's tokenizer, called so for its vocabulary file ice_text.model.
+    """ChatGLM-6B's tokenizer, named after its vocabulary file ice_text.model.
 
-    `ice_revision` says which revision's it is, else the config.json beside the vocabulary does, else the
-    vocabulary itself: without control tokens `mid` (whose ids are also those of `early`), else `late`.
+    ice_revision: by default the revision of the config.json in the vocabulary's folder; without one `late` if
+    the vocabulary has control tokens, else `mid` (whose ids are also those of `early`).
     """
 
     vocab_files_names = {"vocab_file": ICE}  # noqa: RUF012  # transformers' own class attribute
@@ -71,13 +72,13 @@ class IceTokenizer(GlmTokenizer):
         clean_up_tokenization_spaces: bool = False,
         template: str | None = None,
         ice_revision: str | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # Any: the settings of tokenizer_config.json
     ) -> None:
         path = Path(vocab_file) if vocab_file else Path(kwargs.get("name_or_path", "")) / ICE
         self.sp_model, is_late = read_ice(path)
         self.vocab_file = str(path)
         self.template = template or "chatglm"
-        self.ice_revision = _revision(path, is_late, ice_revision)
+        self.ice_revision = _find_revision(path, is_late, ice_revision)
         self._facts = _REVISIONS[self.ice_revision]
         # the official classes fix these tokens, whatever a folder says
         kwargs.pop("model_specific_special_tokens", None)
@@ -101,31 +102,31 @@ class IceTokenizer(GlmTokenizer):
 
     @property
     def gmask_token_id(self) -> int:
-        """Id of `[gMASK]`, by its official name."""
+        """Return the id of `[gMASK]`, under its official name."""
         return self.control_id("[gMASK]")
 
     @property
     def eop_token_id(self) -> int:
-        """Id of `<eop>`, by its official name; it ends an answer in every revision."""
+        """Return the id of `<eop>`, under its official name; it ends an answer in every revision."""
         return self.control_id("<eop>")
 
     @property
     def end_id(self) -> int:
-        """Id of `<eop>`: before `late`, the tokenizer's eos is not the model's."""
-        return self.eop_token_id
+        """Return the id of `<eop>`, which ends an answer for the model."""
+        return self.eop_token_id  # not `eos_token_id`: before `late` the tokenizer's eos is `</s>`
 
     @property
     def end_token_id(self) -> int:
-        """Id of `</s>`, by its official name."""
+        """Return the id of `</s>`, under its official name."""
         return self.control_id("</s>")
 
     @property
     def vocab_size(self) -> int:
-        """Image tokens, pieces and control tokens."""
+        """Count image tokens, pieces and control tokens."""
         return self._facts.num_images + int(self.sp_model.get_piece_size())
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its id."""
+        """Return every token and its id."""
         first, size = self._facts.num_images, self.sp_model.get_piece_size()
         images = {f"<image_{index}>": index for index in range(first)}
         names = self.sp_model.id_to_piece(list(range(size)))
@@ -133,26 +134,28 @@ class IceTokenizer(GlmTokenizer):
         return {**images, **pieces, **self.added_tokens_encoder}
 
     def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is special but the pieces for white space."""
+        """Encode a text without control tokens; only pieces for white space that it spells become those."""
         first = self._facts.num_images
-        return [first + index for index in self.sp_model.encode(_shape(text))]
+        return [first + index for index in self.sp_model.encode(_spell_white_space(text))]
 
     def control_id(self, name: str) -> int:
-        """The id of a control token by its official spelling. Raises ConfigError for an unknown one."""
-        index = int(self.sp_model.piece_to_id(name))
-        if not (self.sp_model.is_control(index) or name == "<unk>"):
-            known = ", ".join(["<unk>", *_control_names(self.sp_model)])
+        """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""
+        model = self.sp_model
+        index = int(model.piece_to_id(name))
+        if not (model.is_control(index) or name == "<unk>"):
+            control = (i for i in range(model.get_piece_size()) if model.is_control(i))
+            known = ", ".join(["<unk>", *map(model.id_to_piece, control)])
             raise ConfigError(f"{name!r} is not a control token of {self.vocab_file}", hint=f"it has {known}")
         return self._facts.num_images + index
 
     def build_prompt(self, query: str, history: Sequence[tuple[str, str]] | None = None) -> str:
-        """The text that chat sends: the bare query, or numbered rounds from 0."""
+        """Build the prompt text: the bare query, or with a history rounds numbered from 0."""
         return chatglm_prompt(query, [(question, answer) for question, answer in history or ()])
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Text, `[gMASK]`, `<sop>`, and for a pair the second text and `<eop>`.
+        """Append `[gMASK]` and `<sop>` to a text; for a pair also the second text and `<eop>`.
 
         Before `late`, a text with a mask token of its own gets no `[gMASK]`; if it does not end with that
         token, `</s>` follows. `early` only joins the texts of a pair.
@@ -160,22 +163,19 @@ class IceTokenizer(GlmTokenizer):
         text, answer = list(token_ids_0), None if token_ids_1 is None else list(token_ids_1)
         if self.ice_revision == "early":
             text, answer = [*text, *(answer or ())], None
-        built = [*text, *self._asking(text)]
-        if answer is None:
-            return built
-        is_ended = self.ice_revision == "mid" and answer[-1:] == [self.eop_token_id]
-        return [*built, *answer, *([] if is_ended else [self.eop_token_id])]
-
-    def _asking(self, text: Sequence[int]) -> list[int]:
-        """What asks for the text that follows."""
         masks = {self.control_id("[MASK]"), self.control_id("[gMASK]")}
-        start = self.control_id("<sop>")
         if self.ice_revision == "late" or not masks.intersection(text):
-            return [self.control_id("[gMASK]"), start]
-        return [start] if text[-1] in masks else [self.control_id("</s>"), start]
+            text.append(self.control_id("[gMASK]"))
+        elif text[-1] not in masks:
+            text.append(self.control_id("</s>"))
+        text.append(self.control_id("<sop>"))
+        if answer is None:
+            return text
+        is_ended = self.ice_revision == "mid" and answer[-1:] == [self.eop_token_id]
+        return [*text, *answer, *([] if is_ended else [self.eop_token_id])]
 
-    def _tokenize(self, text: str, **_kwargs: Any) -> list[str]:
-        return self.sp_model.encode_as_pieces(_shape(text))  # type: ignore[no-any-return]
+    def _tokenize(self, text: str, **_kwargs: object) -> list[str]:
+        return self.sp_model.encode_as_pieces(_spell_white_space(text))  # type: ignore[no-any-return]
 
     def _convert_token_to_id(self, token: str) -> int:
         image = _IMAGE.fullmatch(token)
@@ -190,20 +190,21 @@ class IceTokenizer(GlmTokenizer):
         return str(self.sp_model.id_to_piece(piece)) if 0 <= piece < self.sp_model.get_piece_size() else ""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of pieces; half a character at the end becomes U+FFFD."""
+        """Join pieces to their text; half a character at the end becomes U+FFFD."""
         text = str(self.sp_model.decode_pieces(tokens))
         return _SHAPE_PIECE.sub(lambda found: _SHAPES[found[0]], text)
 
     def count_open(self, text: str) -> int:
-        """As `ChatTokenizer` says; a piece for white space may be spelled by several others."""
+        """Count the last characters of a decoded text that may turn out to be white space."""
+        # several other pieces may spell `<n>` or `<|blank_2|>`, which is white space once it is complete
         begun = text[text.rfind("<") :] if "<" in text[-_LONGEST_SHAPE + 1 :] else ""
         is_open = begun and any(shape.startswith(begun) for shape in _SHAPES)
         return max(len(begun) if is_open else 0, super().count_open(text))
 
     def _decode(
-        self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **kwargs: Any
+        self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **kwargs: object
     ) -> str:
-        """The text of ids; images and pads have none. Before `late`, nothing else is skipped, `<unk>` too."""
+        """Decode ids; images and pads have no text. Before `late` no other special token is skipped."""
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         shown = [index for index in ids if index >= self._facts.num_images and index != self.pad_token_id]
         skips = skip_special_tokens and self.ice_revision == "late"
@@ -218,11 +219,11 @@ class IceTokenizer(GlmTokenizer):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
     ) -> MutableMapping[str, Any]:
-        """Pad one row; with a length given, or padding asked for, also the mask and positions of its text.
+        """Pad a row, and add the mask and positions of its text if `max_length` is set or padding requested.
 
         The mask is (1, S, S), true where attention is not allowed, pads included; positions are (2, S): the
-        place in the context, and the place in the answer. `early` has the mask alone, where padding or the
-        mask is asked for.
+        index in the context, and the index in the answer. `early` adds the mask alone, if padding or the mask
+        is requested.
         """
         input_ids = list(encoded_inputs["input_ids"])
         if padding_strategy == PaddingStrategy.LONGEST:
@@ -233,7 +234,9 @@ class IceTokenizer(GlmTokenizer):
         is_early = self.ice_revision == "early"
         is_padded = padding_strategy != PaddingStrategy.DO_NOT_PAD or return_attention_mask
         if return_attention_mask is not False and (is_padded if is_early else max_length is not None):
-            mask = encoded_inputs.get("attention_mask", self._mask(input_ids))
+            mask = np.triu(np.ones((1, len(input_ids), len(input_ids)), dtype=bool), k=1)  # causal
+            mask[:, :, : self._context_length(input_ids)] = False  # but every token sees the context
+            mask = encoded_inputs.get("attention_mask", mask)
             encoded_inputs["attention_mask"] = np.pad(
                 np.asarray(mask, dtype=bool), [(0, 0), pads, pads], constant_values=True
             )
@@ -247,18 +250,12 @@ class IceTokenizer(GlmTokenizer):
         return encoded_inputs
 
     def _context_length(self, input_ids: Sequence[int]) -> int:
-        """Tokens before `<sop>`; all of them where there is none."""
+        """Count the tokens before `<sop>`; all tokens if there is none."""
         start = self.control_id("<sop>")
         return input_ids.index(start) if start in input_ids else len(input_ids)
 
-    def _mask(self, input_ids: Sequence[int]) -> Any:
-        """True where attention is not allowed, (1, S, S): all see the context, the rest is causal."""
-        mask = np.triu(np.ones((1, len(input_ids), len(input_ids)), dtype=bool), k=1)
-        mask[:, :, : self._context_length(input_ids)] = False
-        return mask
-
     def _positions(self, input_ids: Sequence[int]) -> Any:
-        """Two rows, (2, S): from `<sop>` on the first stays at the mask token, the second counts from 1."""
+        """Return positions (2, S): from `<sop>` on row 0 stays at the mask token, row 1 counts from 1."""
         length, context = len(input_ids), self._context_length(input_ids)
         positions = np.arange(length)
         masks = [name for name in ("[MASK]", "[gMASK]") if self.control_id(name) in input_ids]
@@ -271,31 +268,29 @@ class IceTokenizer(GlmTokenizer):
 IceTokenizer.__name__ = "ChatGLMTokenizer"
 
 
-def _shape(text: str) -> str:
-    """The text with its line breaks, tabs and runs of spaces as pieces."""
+def _spell_white_space(text: str) -> str:
+    """Replace line breaks, tabs and runs of spaces by the names of their pieces."""
     text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
     return _BLANKS.sub(lambda found: f"<|blank_{len(found[0])}|>", text)
 
 
-def _control_names(processor: Any) -> list[str]:
-    size = processor.get_piece_size()
-    return [processor.id_to_piece(index) for index in range(size) if processor.is_control(index)]
+def _find_revision(path: Path, is_late: bool, requested: str | None) -> str:
+    """Return the revision of a vocabulary: requested, by config.json, else by the file (`is_late`).
 
-
-def _revision(path: Path, is_late: bool, given: str | None) -> str:
-    """Which revision a vocabulary belongs to. Raises CheckpointError where it is another revision's."""
+    Raises CheckpointError for the vocabulary file of another revision.
+    """
     config = read_json_if_there(path.parent / "config.json")
-    told = given or (v1_revision(config) if config else "")
-    if not told:
+    revision = requested or (v1_revision(config) if config else "")
+    if not revision:
         return "late" if is_late else "mid"
-    if told not in _REVISIONS:
+    if revision not in _REVISIONS:
         raise CheckpointError(
-            f"{path.parent}: ice_revision {told!r} is none of ChatGLM-6B's", hint=", ".join(_REVISIONS)
+            f"{path.parent}: ice_revision {revision!r} is none of ChatGLM-6B's", hint=", ".join(_REVISIONS)
         )
-    if (told == "late") == is_late:
-        return told
-    found = "late" if is_late else "early and mid"
+    if (revision == "late") == is_late:
+        return revision
+    fitting = "late" if is_late else "early and mid"
     raise CheckpointError(
-        f"{path}: the vocabulary of ChatGLM-6B's {found} revision, but the model is of the {told} one",
+        f"{path}: the vocabulary of ChatGLM-6B's {fitting} revision, but the model is of the {revision} one",
         hint="copy ice_text.model from the model's own source, of the same revision",
     )

@@ -1,4 +1,4 @@
-"""The tokenizer that glmtune's code asks for: of ours, or of transformers' with a chat format of ours."""
+"""The type of a tokenizer in glmtune's code: a class of ours, or transformers' with a chat format of ours."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from glmtune.tokenizers.stream import TextStream
 
 
 class Tokenizer(Protocol):
-    """A tokenizer that knows its chat format; `ChatTokenizer` gives the docstrings of its methods.
+    """A tokenizer with its chat format; `ChatTokenizer` has the docstrings of its methods.
 
     What transformers adds (`decode`, padding ids) carries no types there, so it is declared here.
     """

@@ -1,88 +1,79 @@
-"""The text of an answer while its ids come, in pieces that join to the text of all of them."""
+"""Decode an answer while its ids come, into pieces of text that join to the text of all ids."""
 
 from collections.abc import Callable
 
 HALF_CHARACTER = "\ufffd"
 NUM_CONTEXT_TOKENS = 8
-"""So many ids are decoded again in front of the new ones, and at most about twice as many."""
+"""Number of ids that are decoded again in front of each new id; up to about twice as many."""
 NUM_CONTEXT_CHARACTERS = 12
-"""As many characters they show at least, so that all behind them reads as it does behind the whole text."""
+"""The fewest characters of these ids, so that the text behind them reads as it does behind the whole text."""
 
 
 class TextStream:
-    """`decode` of ids that are added one by one, each decoded a few times, however long the text is.
+    """Decodes ids that are added one by one; each id is decoded a few times, however long the text is.
 
-    Exact, for all that a decoder does is local. Where decoding begins amid the ids, other than the whole text
-    reads at most the rest of a character (3 bytes), the space in front of a text, and the rest of a piece for
+    Exact, because decoders work locally: where decoding starts amid the ids, only the start of the text can
+    differ, by the rest of a character (3 bytes), the space in front of a text, and the rest of a piece for
     white space (11 characters of `<|blank_80|>`).
     """
 
     def __init__(
         self, decode: Callable[[list[int]], str], count_open: Callable[[str], int] = lambda _: 0
     ) -> None:
-        """`count_open`: how many last characters of a text may be others when more ids follow.
+        """Start an empty text.
 
-        Half a character is no matter of it: up to 3 bytes are kept back anyhow.
+        count_open: counts the last characters of a text that further ids may change; half a character, up to
+        3 bytes, is held back anyway.
         """
         self._decode = decode
         self._count_open = count_open
         self._pieces: list[str] = []
-        self._ids: list[int] = []  # the last of all
+        self._ids: list[int] = []  # the last ids, decoded again with each new one
         self._tail = ""  # their text
-        self._given = 0  # characters of the tail that are in pieces
-        self._most = 2 * NUM_CONTEXT_TOKENS
+        self._num_given = 0  # characters of the tail that are in pieces
+        self._max_ids = 2 * NUM_CONTEXT_TOKENS
 
     @property
     def text(self) -> str:
-        """That of all ids so far, half a character at its end included."""
-        return "".join(self._pieces) + self._tail[self._given :]
+        """Return the text of all ids so far, with half a character at its end."""
+        return "".join(self._pieces) + self._tail[self._num_given :]
 
     def add(self, token: int) -> str:
-        """What is new of the text; empty where it may be another with the ids that follow."""
+        """Add an id and return the new text, without the end that further ids may change."""
         self._ids.append(token)
         tail = self._decode(self._ids)
-        if self._is_silent(token, tail):
-            self._ids.pop()
-            return ""
+        if tail == self._tail:
+            # An id without text, as ChatGLM2's control tokens: drop it, or many would fill the context. At
+            # the start, or behind half a character, a first one may still change what follows: keep that.
+            is_behind_text = bool(tail) and not tail.endswith(HALF_CHARACTER)
+            if is_behind_text or (self._ids[-2:] == [token, token] and not self._decode([token])):
+                self._ids.pop()
+                return ""
         self._tail = tail
-        piece = self._give(len(tail) - max(_count_half(tail), self._count_open(tail)))
-        if len(self._ids) >= self._most:
+        num_half = min(3, len(tail) - len(tail.rstrip(HALF_CHARACTER)))  # a sign for each of its bytes
+        piece = self._give(len(tail) - max(num_half, self._count_open(tail)))
+        if len(self._ids) >= self._max_ids:
             self._shorten()
         return piece
 
     def finish(self) -> str:
-        """What was kept back."""
+        """Return the text that was held back."""
         return self._give(len(self._tail))
 
     def _give(self, end: int) -> str:
-        piece = self._tail[self._given : end]
+        piece = self._tail[self._num_given : end]
         if piece:
             self._pieces.append(piece)
-            self._given = end
+            self._num_given = end
         return piece
 
-    def _is_silent(self, token: int, tail: str) -> bool:
-        """Whether an id shows nothing, and nothing else because of it: control tokens of ChatGLM2.
-
-        Where no text is in front of it, or half a character, one may still matter: only the second is silent.
-        """
-        if tail != self._tail:
-            return False
-        if tail and not tail.endswith(HALF_CHARACTER):
-            return True
-        return self._ids[-2:] == [token, token] and not self._decode([token])
-
     def _shorten(self) -> None:
+        """Drop the first half of the ids, if the rest shows enough text to go on from."""
         context = self._ids[len(self._ids) // 2 :]
-        head = self._decode(context)
-        given = len(head) - (len(self._tail) - self._given)
-        if given < NUM_CONTEXT_CHARACTERS:
-            self._most = 2 * len(self._ids)
+        tail = self._decode(context)
+        num_given = len(tail) - (len(self._tail) - self._num_given)
+        if num_given < NUM_CONTEXT_CHARACTERS:
+            self._max_ids = 2 * len(self._ids)
             return
-        self._ids, self._tail, self._given = context, head, given
-        self._most = 2 * NUM_CONTEXT_TOKENS
-
-
-def _count_half(text: str) -> int:
-    """Signs of half a character at the end, one for each of its bytes at most."""
-    return min(3, len(text) - len(text.rstrip(HALF_CHARACTER)))
+        self._ids, self._tail, self._num_given = context, tail, num_given
+        self._max_ids = 2 * NUM_CONTEXT_TOKENS

@@ -1,1 +1,1 @@
-"""The loop, its optimizer, and what an exact continuation needs."""
+"""The training loop, its optimizer, the guard against bad figures, and the state for an exact resume."""

@@ -1,7 +1,7 @@
-"""The guard against silent failure: at the first figure that no training goes on from, the run stops and says
-which layer and which row it came from.
+"""Stop a run at the first loss or gradient that is nan, infinite or 0, and name the layer and the row.
 
-A healthy run pays nothing for it: the figures are there anyway, and only a wrong one starts the search.
+A healthy run pays nothing: the loop computes these figures anyway. Only a bad one starts the search, which
+runs each row of the step again by itself, with hooks on every module.
 """
 
 import math
@@ -22,65 +22,70 @@ from glmtune.processor import has_bf16
 from glmtune.training.processes import Processes
 
 RowsOf = Callable[[int], Sequence[Sequence[TrainingRow]]]
-"""The rows that this process's batches of a step were made of; asked for only when something is wrong."""
+"""Returns the rows of this process's micro-batches of a step; called only when something is wrong."""
 Search = Callable[[Batch], str | None]
-"""Where in a batch of one row the trouble first shows; None if not in this row."""
+"""Returns where in a batch of one row the trouble first shows; None if not in this row."""
 Watch = Callable[[str, nn.Module, Any, Any], None]
-"""Sees a module's name, the module, its inputs and its outputs."""
+"""A forward hook that is also given the module's name: of name, module, inputs and outputs."""
 
 LEAST_SCALE = 1.0
-"""Below this, a gradient overflows fp16 even unmagnified, and halving the scale further only loses its small
-parts. Source: DeepSpeed's `min_loss_scale`, at which it too gives up,
+"""Loss scale below which a run stops: the gradient overflows fp16 even without magnification, and halving the
+scale further only loses small numbers. Source: DeepSpeed's `min_loss_scale`, at which it gives up too,
 https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/fp16/loss_scaler.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Checks the figures of steps and evaluations; raises `TrainingError` in all processes alike.
+    """Checks of the figures of steps and evaluations, which raise `TrainingError` in all processes alike.
 
-    It decides by figures summed over all processes, so none waits for another in vain. Each searches its own
-    rows, and all tell what the first of them found.
+    They use figures summed over all processes, so that all decide alike and none waits for another in vain.
+    Each process searches its own rows, and all report what the first of them finds.
     """
 
     objective: ObjectiveModule
     processes: Processes
     lower_lr: float
-    """The learning rate to offer where the one in use is too high."""
+    """The learning rate to suggest if the present one is too high."""
     is_rate_high: bool = False
-    """Whether the rate in use is above its method's: then it is to blame before half precision is."""
+    """True if the learning rate is above its method's default: then it is blamed before half precision is."""
     rows_of: RowsOf | None = None
-    """Without it, a row is named by its number in the step."""
+    """Source of the rows' files and lines; without it, rows are named by their number in the step."""
 
     def check_step(
         self, step: int, *, loss: float, grad_norm: float, items: int, batches: Sequence[Batch]
     ) -> None:
-        """Before the optimizer's step, so that the weights are still good.
+        """Raise `TrainingError` for a bad loss or gradient; called before the optimizer changes the weights.
 
-        A gradient that overflows under loss scaling is expected now and then: `check_scale` sees to those.
+        Under loss scaling a gradient may overflow now and then: `check_scale` handles that.
         """
+        # In this order: a bad loss makes every gradient bad, and a step without learned tokens has loss 0.
         if not math.isfinite(loss):
             self._stop(step, f"the loss is {loss}", batches, self._in_forward)
         if items == 0:
-            self._stop(step, "the loss is exactly 0", batches, _no_token, hint=_GIVE_ANSWERS)
+            words = "for no token is learned, first"
+            self._stop(step, "the loss is exactly 0", batches, lambda _: words, hint=_GIVE_ANSWERS)
         if loss == 0:
-            self._stop(step, "the loss is exactly 0", batches, _all_known, hint=self._known_hint())
+            known = "these rows are known by heart: stop earlier (train.patience=3), or take more rows"
+            hint = f"{known}{self._or_wider()}"
+            self._stop(step, "the loss is exactly 0", batches, _find_known_row, hint=hint)
         if not math.isfinite(grad_norm) and self.processes.loss_scale is None:
             what = f"the gradient norm is {grad_norm}"
             self._stop(step, what, batches, partial(self._in_backward, items), items=items)
         if grad_norm == 0:
-            hint = self._no_gradient_hint()
+            start = "nothing that is trained reaches the loss: start from method=lora and its defaults"
+            hint = f"{start}{self._or_wider()}"
             search = partial(self._where_it_ends, items)
             self._stop(step, "the gradient is exactly 0", batches, search, hint=hint)
 
     def check_scale(self, step: int, *, items: int, batches: Sequence[Batch]) -> None:
-        """After a step that loss scaling has skipped."""
+        """Raise `TrainingError` if loss scaling has skipped a step and the scale has become too small."""
         scale = self.processes.loss_scale
         if scale is not None and scale < LEAST_SCALE:
             what = f"the gradient overflows fp16 at every loss scale down to {2 * scale:g}"
             self._stop(step, what, batches, partial(self._in_backward, items), items=items)
 
     def check_evaluation(self, step: int, loss: float, *, batches: Sequence[Batch]) -> None:
-        """After an evaluation at a step; 0 is before the first."""
+        """Raise `TrainingError` for an evaluation loss that is nan or infinite; step 0 is before training."""
         if not math.isfinite(loss):
             self.objective.eval()
             what = f"the evaluation loss is {loss}"
@@ -97,36 +102,47 @@ class Guard:
         has_learned: bool | None = None,
         items: int = 0,
     ) -> NoReturn:
-        """`items`, the learned tokens of the step, where it is a gradient that is searched for."""
+        """Search the rows of all processes, and raise `TrainingError` with the result.
+
+        `items` is the number of learned tokens of the step if the search is for a gradient, else 0.
+        """
         has_learned = step > 1 if has_learned is None else has_learned
-        found = self.processes.gather(self._first(step, batches, search))
-        where = next((words for words in found if words), None)
-        where = where or (self._largest(step, batches, items) if items else _NOWHERE)
-        broken = _broken_weight(self.objective)
-        if broken:
-            name, weight = broken
-            where += f"; the weight {name} itself holds {float(_odd(weight)[0])}"
-            hint = self._broken_hint(weight, has_learned=has_learned)
+        findings = self.processes.gather(self._search_rows(step, batches, search))
+        where = next((words for words in findings if words), None)
+        where = where or (self._find_largest(step, batches, items) if items else _NOWHERE)
+        # a weight that is nan or infinite explains everything after it, so its hint replaces all others
+        for name, weight in self.objective.named_parameters():
+            if _are_finite(weight):
+                continue
+            bad = weight.detach()[~torch.isfinite(weight)]
+            where += f"; the weight {_shown(name)} itself holds {float(bad[0])}"
+            if weight.requires_grad and has_learned:
+                hint = f"a step too far broke it: train anew with {self._lower()}"
+            elif weight.dtype == torch.float16 and not bool(bad.isnan().any()):
+                hint = f"it is too large for fp16: train anew with {self._wider()}"
+            else:
+                hint = "its file is damaged: copy the model from its source again"
+            break
         raise TrainingError(
             f"step {step}: {what}, {where}; checkpoints are left as they were",
             hint=hint or self._safe_settings(has_learned=has_learned),
         )
 
-    def _first(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
-        """What `search` finds, and in which row, going row by row, without padding.
+    def _search_rows(self, step: int, batches: Sequence[Batch], search: Search) -> str | None:
+        """Return the first finding of `search` with its row, going row by row, without padding.
 
-        A process that has found something goes on until all have: every process takes part in every pass.
+        A process with a finding goes on until all have one: every process must take part in every pass.
         """
-        found: str | None = None
+        finding: str | None = None
         for where, row in self._rows(step, batches):
             words = search(row)
-            found = found or (f"{words} at {where}" if words else None)
-            if all(self.processes.gather(found is not None)):
+            finding = finding or (f"{words} at {where}" if words else None)
+            if all(self.processes.gather(finding is not None)):
                 break
-        return found
+        return finding
 
-    def _largest(self, step: int, batches: Sequence[Batch], items: int) -> str:
-        """Where the largest gradient is: of finite ones too, the square of the norm can overflow."""
+    def _find_largest(self, step: int, batches: Sequence[Batch], items: int) -> str:
+        """Describe the largest gradient: even if all are finite, the square of their norm can overflow."""
         mine = (
             (float(gradient.abs().max()), f"the gradient of {_shown(name)} at {where}")
             for where, row in self._rows(step, batches)
@@ -137,33 +153,27 @@ class Guard:
         return f"of gradients that are finite row by row: the largest, {size:.1e}, is in {words}"
 
     def _rows(self, step: int, batches: Sequence[Batch]) -> Iterator[tuple[str, Batch]]:
-        """Each of this process's rows as a batch of its own, with its place; the last again while others have
-        more.
+        """Yield each of this process's rows as a batch of one, with its file and line.
+
+        All processes yield the same number: one with fewer rows repeats its last.
         """
         rows = self.rows_of(step) if self.rows_of else None
-        found = [
+        own_rows = [
             (rows[k][i].where if rows else f"row {i + 1} of micro-batch {k + 1}", row)
             for k, batch in enumerate(batches)
             for i, row in enumerate(batch.rows())
         ]
-        for n in range(max(self.processes.gather(len(found)))):
-            where, row = found[min(n, len(found) - 1)]
+        for n in range(max(self.processes.gather(len(own_rows)))):
+            where, row = own_rows[min(n, len(own_rows) - 1)]
             yield where, row.to(self.processes.device)
 
-    def _broken_hint(self, weight: Tensor, *, has_learned: bool) -> str:
-        if weight.requires_grad and has_learned:
-            return f"a step too far broke it: train anew with {self._lower()}"
-        if weight.dtype == torch.float16 and not bool(_odd(weight).isnan().any()):
-            return f"it is too large for fp16: train anew with {self._precision()}"
-        return "its file is damaged: copy the model from its source again"
-
     def _safe_settings(self, *, has_learned: bool) -> str:
-        """Overrides to paste. Before anything was learned, no learning rate is to blame."""
+        """Return a hint with settings to paste. Before the first step, the learning rate is not to blame."""
         is_half = self.processes.precision != "fp32"
         if is_half and has_learned and self.is_rate_high:
-            return f"train anew with {self._lower()}; if it comes to this again, with {self._precision()} too"
+            return f"train anew with {self._lower()}; if it comes to this again, with {self._wider()} too"
         if is_half:
-            return f"train anew with {self._precision()}; if it learned well up to here, with {self._lower()}"
+            return f"train anew with {self._wider()}; if it learned well up to here, with {self._lower()}"
         if has_learned:
             return f"train anew with {self._lower()}"
         return "it does so before anything is learned: copy the model from its source again, or drop that row"
@@ -171,89 +181,81 @@ class Guard:
     def _lower(self) -> str:
         return f"train.lr={self.lower_lr:g}"
 
-    def _precision(self) -> str:
+    def _wider(self) -> str:
+        """Return the settings of the next wider precision that the device has."""
         is_fp16 = self.processes.precision == "fp16"
         name = "bf16" if is_fp16 and has_bf16(self.processes.device) else "fp32"
         return f"train.precision={name} dtype={name}"
 
-    def _known_hint(self) -> str:
-        return (
-            f"these rows are known by heart: stop earlier (train.patience=3), or take more rows{self._or()}"
-        )
-
-    def _no_gradient_hint(self) -> str:
-        return (
-            f"nothing that is trained reaches the loss: start from method=lora and its defaults{self._or()}"
-        )
-
-    def _or(self) -> str:
+    def _or_wider(self) -> str:
         is_half = self.processes.precision != "fp32"
-        return f"; or it is too small for half precision: {self._precision()}" if is_half else ""
+        return f"; or it is too small for half precision: {self._wider()}" if is_half else ""
 
     def _in_forward(self, batch: Batch) -> str | None:
-        """The first module whose output is not finite, where the row's loss is not."""
-        found: list[str] = []
+        """Name the first module whose output is not finite; None if the row's loss is finite."""
+        names: list[str] = []
 
-        def look(name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
-            if not found and not _are_finite(outputs):
-                # a layer that is given nonsense is not the one that made it: what its parent does is
+        def look(name: str, module: nn.Module, inputs: object, outputs: object) -> None:
+            if not names and not _are_finite(outputs):
+                # A leaf with bad inputs did not make them, nor did another module: its parent's own code did.
                 is_leaf = next(module.children(), None) is None
                 is_given = is_leaf and not _are_finite(inputs)
-                found.append(_shown(name.rpartition(".")[0] if is_given else name))
+                names.append(_shown(name.rpartition(".")[0] if is_given else name))
 
         with self._watched(look), self.processes.autocast(), torch.no_grad():
             loss = self.objective(batch)
-        if torch.isfinite(loss):
+        if torch.isfinite(loss):  # masked positions may be infinite without harm
             return None
-        return f"first in {found[0] if found else 'the loss itself'}"
+        return f"first in {names[0] if names else 'the loss itself'}"
 
     def _in_backward(self, items: int, batch: Batch) -> str | None:
-        where = self._gradient(batch, items, lambda gradient: not bool(torch.isfinite(gradient).all()))
+        where = self._find_gradient(batch, items, lambda gradient: not bool(torch.isfinite(gradient).all()))
         return f"first in {where}" if where else None
 
     def _where_it_ends(self, items: int, batch: Batch) -> str | None:
-        where = self._gradient(batch, items, lambda gradient: not bool(gradient.any()))
+        where = self._find_gradient(batch, items, lambda gradient: not bool(gradient.any()))
         return f"it ends at {where}" if where else None
 
-    def _gradient(self, batch: Batch, items: int, is_bad: Callable[[Tensor], bool]) -> str | None:
-        """The first place on the way back from the loss where the gradient is bad: an output, or a weight."""
+    def _find_gradient(self, batch: Batch, items: int, is_bad: Callable[[Tensor], bool]) -> str | None:
+        """Name the first bad gradient on the way back from the loss: of a module's output, or of a weight."""
         found: list[str] = []
 
-        def look(name: str, _module: nn.Module, _inputs: Any, outputs: Any) -> None:
-            def meet(gradient: Tensor) -> None:
+        def look(name: str, _module: nn.Module, _inputs: object, outputs: object) -> None:
+            def check(gradient: Tensor) -> None:
                 if not found and is_bad(gradient):
                     found.append(f"the gradient of the output of {_shown(name)}")
 
+            # hooks on tensors, which run in the order of the backward pass
             for tensor in _tensors(outputs):
                 if tensor.requires_grad:
-                    tensor.register_hook(meet)  # type: ignore[no-untyped-call]
+                    tensor.register_hook(check)  # type: ignore[no-untyped-call]
 
         with self._watched(look):
             gradients = self._gradients(batch, items)
+        # No output was bad: then the weights' own gradients, the last layer's first. None: the loss does not
+        # depend on the weight.
         for name, gradient in reversed(gradients.items()):
             if not found and is_bad(torch.zeros(()) if gradient is None else gradient):
                 found.append(f"the gradient of {_shown(name)}")
         return found[0] if found else None
 
     def _gradients(self, batch: Batch, items: int) -> dict[str, Tensor | None]:
-        """The gradients by the weights' names, taken anew, as large as in the step but apart from its own.
+        """Compute the gradients of one row again, by the weights' names, on the scale of the step's own.
 
-        Those have been clipped by what is wrong.
+        The step's own, in `p.grad`, are of all rows, and clipping by a bad norm has spoiled them.
         """
         trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
+        loss_scale = self.processes.loss_scale
+        # the same factors as in the loop, or an overflow would not show again
+        factor = self.processes.number * (1.0 if loss_scale is None else max(loss_scale, LEAST_SCALE))
         with self.processes.autocast():
-            loss = self.objective(batch) * self._scale() / items
+            loss = self.objective(batch) * factor / items
             gradients = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
         return dict(zip(trained, gradients, strict=True))
 
-    def _scale(self) -> float:
-        """What the loop multiplies a loss by."""
-        scale = self.processes.loss_scale
-        return self.processes.number * (1.0 if scale is None else max(scale, LEAST_SCALE))
-
     @contextmanager
     def _watched(self, watch: Watch) -> Iterator[None]:
-        """Inside, `watch` is called after each module's forward pass, a part before what it is a part of."""
+        """Call `watch` after each module's forward pass inside the `with` block, children before parents."""
         handles = [
             part.register_forward_hook(partial(watch, name)) for name, part in self.objective.named_modules()
         ]
@@ -270,34 +272,17 @@ _GIVE_ANSWERS = (
 )
 
 
-def _no_token(_: Batch) -> str:
-    return "for no token is learned, first"
-
-
-def _all_known(batch: Batch) -> str | None:
+def _find_known_row(batch: Batch) -> str | None:
     is_learned = bool((batch.labels != -100).any())
     return "the output layer gives every learned token a probability of 1, first" if is_learned else None
 
 
-def _broken_weight(module: nn.Module) -> tuple[str, Tensor] | None:
-    """The first weight that is not finite by itself."""
-    for name, weight in module.named_parameters():
-        if not _are_finite(weight):
-            return _shown(name), weight
-    return None
-
-
-def _odd(weight: Tensor) -> Tensor:
-    """The numbers in it that are none."""
-    return weight.detach()[~torch.isfinite(weight)]
-
-
-def _are_finite(value: Any) -> bool:
+def _are_finite(value: object) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(value))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in a module's inputs or outputs."""
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Yield the floating-point tensors in a module's inputs or outputs, however they are nested."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
@@ -307,5 +292,5 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _shown(name: str) -> str:
-    """A module's or weight's name in the model's own words, without the objective and PEFT around it."""
+    """Return a module's or weight's name as in the model, without the objective's and PEFT's prefixes."""
     return name.removeprefix("model.").removeprefix("base_model.model.") or "the loss"

@@ -1,4 +1,4 @@
-"""The training loop: micro-batches -> token-weighted gradient -> clip -> step. One function."""
+"""The training loop, in one function: micro-batches -> token-weighted gradient -> clip -> optimizer step."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,25 +25,25 @@ class StepLog:
     loss: float
     """Mean loss per learned token over the whole step, all micro-batches, all processes."""
     grad_norm: float
-    """Before clipping; not finite where loss scaling has skipped the step."""
+    """Norm before clipping; nan or infinite if loss scaling has skipped the step."""
     lr: float
     tokens: int
-    """Learned tokens of the step, all processes."""
+    """Learned tokens of the step, of all processes."""
     tokens_per_s: float
-    """Tokens that went through the model per second, prompts included, all processes."""
+    """Tokens through the model per second, prompts included, of all processes."""
     step_s: float
     peak_memory_gib: float
-    """Highest so far: of the GPU's allocations, or of this process's memory on a CPU."""
+    """Highest memory so far: the GPU's allocations, or on a CPU this process's resident memory."""
 
 
 class StepPart(Protocol):
-    """What a method does within each step, besides having weights to train."""
+    """A method's own part of each training step, as AdaLoRA's penalty and pruning."""
 
     def penalty(self) -> Tensor:
-        """Added to the mean loss once a step, of the weights alone, equal on every process. Not logged."""
+        """Return a term of the weights to add to the step's mean loss, equal on all processes; not logged."""
 
     def after_step(self, step: int) -> None:
-        """Called when the optimizer has changed the weights and their gradients are still there."""
+        """Run after the optimizer has changed the weights, while their gradients still exist."""
 
 
 def fit(
@@ -62,40 +62,45 @@ def fit(
 
     `steps` gives (step number, this process's micro-batches). The sum of losses is divided once by the
     learned tokens of the whole step, so 8 micro-batches of 1 equal 1 micro-batch of 8, and two processes
-    equal one, even when target lengths differ. `module` is the objective, or the objective inside
-    DistributedDataParallel; it and `optimizer` were prepared by `processes`.
-    A step that loss scaling skips leaves the schedule where it is, as transformers' Trainer does.
-    Raises `TrainingError` before the optimizer's step if loss or gradient is not finite or exactly 0; `guard`
-    knows how to name the rows.
+    equal one, even if completions differ in length. `module` is the objective, or the objective inside
+    DistributedDataParallel; `processes` has prepared it and `optimizer`. Raises `TrainingError` before the
+    optimizer's step if loss or gradient is not finite or exactly 0; `guard` can name the rows.
     """
     guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
     trained = [p for p in module.parameters() if p.requires_grad]
     for step, micro in steps:
         start = time.perf_counter()
         module.train()
-        items, tokens = _totals(processes, micro, objective)
+        # the divisor of every loss in this step, so it must be known before the first backward pass
+        items, tokens = _count_tokens(processes, micro, objective)
         total = torch.zeros((), device=processes.device)
         for i, batch in enumerate(micro):
+            # gradients add up in p.grad; processes exchange them once, in the last backward pass
             with processes.autocast(), processes.exchanging(module, is_last=i == len(micro) - 1):
                 loss = module(batch.to(processes.device)) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
-                processes.backward(loss * processes.number)  # DDP averages over processes
-        # asked before the penalty, whose gradient would hide that the loss has none
-        has_signal = part is None or _is_any(p.grad for p in trained)
-        if part is not None:  # after the processes' exchange: each adds the same
+                processes.backward(loss * processes.number)  # DDP averages over processes; we want the sum
+        has_signal = True
+        if part is not None:
+            # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
+            is_nonzero = [p.grad.any() for p in trained if p.grad is not None]
+            has_signal = bool(torch.stack(is_nonzero).any()) if is_nonzero else False
+            # after the processes' exchange, since each adds the same penalty
             processes.backward(part.penalty())
         mean_loss = float(processes.total(total))
-        norm = processes.clip(trained, max_grad_norm)
-        learned = norm if has_signal else 0.0
-        guard.check_step(step, loss=mean_loss, grad_norm=learned, items=items, batches=micro)
-        lr = float(schedule.get_last_lr()[0])
+        norm = processes.clip(trained, max_grad_norm)  # also divides the gradients by the loss scale
+        # before the optimizer's step: a bad gradient must not reach the weights
+        guard.check_step(
+            step, loss=mean_loss, grad_norm=norm if has_signal else 0.0, items=items, batches=micro
+        )
+        lr = float(schedule.get_last_lr()[0])  # the rate of this step, read before the schedule moves on
         optimizer.step()
-        if processes.has_skipped:
+        if processes.has_skipped:  # an overflow: the schedule stays too, as in transformers' Trainer
             guard.check_scale(step, items=items, batches=micro)
         else:
             schedule.step()
         if part is not None:
-            part.after_step(step)
+            part.after_step(step)  # needs the gradients: before they are dropped
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
         peak = peak_memory_gib(processes.device)
@@ -104,7 +109,7 @@ def fit(
 
 @torch.no_grad()
 def mean_loss(objective: ObjectiveModule, batches: Sequence[Batch], processes: Processes) -> float:
-    """Mean loss per learned token over this process's batches and all other processes'."""
+    """Return the mean loss per learned token over all processes' batches, in evaluation mode."""
     was_training = objective.training
     objective.eval()
     total, items = 0.0, 0
@@ -118,17 +123,13 @@ def mean_loss(objective: ObjectiveModule, batches: Sequence[Batch], processes: P
     return float(loss / max(count, 1))
 
 
-def _totals(processes: Processes, micro: Sequence[Batch], objective: ObjectiveModule) -> tuple[int, int]:
-    """Learned tokens and all tokens of the step, over all processes."""
+def _count_tokens(
+    processes: Processes, micro: Sequence[Batch], objective: ObjectiveModule
+) -> tuple[int, int]:
+    """Return the numbers of learned tokens and of all tokens of the step, over all processes."""
     mine: Tensor = torch.tensor(
         [sum(objective.weight(b) for b in micro), sum(len(b.input_ids) for b in micro)],
         device=processes.device,
     )
     items, tokens = processes.total(mine).tolist()
     return int(items), int(tokens)
-
-
-def _is_any(gradients: Iterable[Tensor | None]) -> bool:
-    """Whether any number in them is not 0; asks a GPU once. Loss scaling makes no difference to that."""
-    found = [gradient.any() for gradient in gradients if gradient is not None]
-    return bool(torch.stack(found).any()) if found else False

@@ -1,4 +1,4 @@
-"""How much memory a run has taken at most."""
+"""Measurement of a run's highest memory."""
 
 import sys
 
@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Highest memory so far in GiB: the GPU's allocations on a GPU, else this process's resident memory."""
+    """Return the highest memory so far in GiB: allocations on a GPU, else this process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""AdamW, in 32 or in 8 bits, and the learning rate's course."""
+"""The optimizer, AdamW in 32 or 8 bits, and the learning rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from glmtune.recipe import Train
 
 
 def find_optimizer(settings: Train) -> Callable[..., Optimizer]:
-    """The optimizer's class. Raises MissingDependencyError if the package it is in is not there."""
+    """Return the optimizer's class. Raises MissingDependencyError if bitsandbytes is needed and missing."""
     if settings.optimizer == "adamw":
         return AdamW
-    found: Callable[..., Optimizer] = require("bitsandbytes", extra="bitsandbytes").optim.AdamW8bit
-    return found
+    adamw_8bit: Callable[..., Optimizer] = require("bitsandbytes", extra="bitsandbytes").optim.AdamW8bit
+    return adamw_8bit
 
 
 def build_optimizer(model: nn.Module, settings: Train) -> Optimizer:
-    """AdamW over the trainable weights; no decay on norms and biases. `settings.lr` must be filled in.
+    """Return AdamW over the trainable weights, without weight decay on norms and biases.
 
-    `adamw_8bit` holds its two means as codes of 8 bits in blocks of 256, each with its own scale; those of
-    tensors of less than 4096 numbers, and of embeddings, stay fp32.
+    `settings.lr` must be set. `adamw_8bit` stores its two means as 8-bit codes in blocks of 256, each block
+    with a scale; the means of tensors of less than 4096 numbers, and of embeddings, stay fp32.
     Source: https://arxiv.org/abs/2110.02861, sections 2.1 and 2.3.
     """
     assert settings.lr is not None
@@ -40,20 +40,17 @@ def build_optimizer(model: nn.Module, settings: Train) -> Optimizer:
         eps=settings.adam_epsilon,
     )
     if settings.optimizer == "adamw_8bit":
-        _keep_in_32_bits(optimizer, [part for part in model.modules() if isinstance(part, nn.Embedding)])
+        # Start the embeddings' means in fp32, which bitsandbytes then keeps. Its own way, GlobalOptimManager,
+        # is a table of the whole program by ids of weights, which outlives the run.
+        embeddings = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
+        for weight in (weight for weight in embeddings if weight.requires_grad):
+            means = {name: torch.zeros_like(weight, dtype=torch.float32) for name in ("state1", "state2")}
+            optimizer.state[weight] = {"step": 0, **means}
     return optimizer
 
 
-def _keep_in_32_bits(optimizer: Optimizer, embeddings: list[nn.Embedding]) -> None:
-    """Begin their means in fp32. bitsandbytes' own way is a table of the whole program, by weights' ids."""
-    for weight in (embedding.weight for embedding in embeddings):
-        if weight.requires_grad:
-            means = {name: torch.zeros_like(weight, dtype=torch.float32) for name in ("state1", "state2")}
-            optimizer.state[weight] = {"step": 0, **means}
-
-
 def build_schedule(optimizer: Optimizer, settings: Train, steps: int) -> LambdaLR:
-    """Warm-up from 0, then `settings.schedule` down to 0 at `steps` (the same curves as transformers')."""
+    """Return a warm-up from 0, then `settings.schedule` down to 0 at `steps`, as transformers' curves."""
 
     def factor(step: int) -> float:
         if step < settings.warmup_steps:

@@ -1,6 +1,6 @@
-"""The progress line, with the percentage and the time left of the whole run.
+"""The progress line, with the percentage of the whole run and the time left.
 
-Source of the form: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune/train.py.
+Source of the format: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune/train.py.
 """
 
 import math
@@ -9,7 +9,7 @@ from glmtune.training.loop import StepLog
 
 
 class Progress:
-    """Turns step logs into lines."""
+    """Turns the logs of training steps into lines."""
 
     def __init__(self, *, steps: int, steps_per_epoch: int) -> None:
         self.steps = steps
@@ -17,11 +17,11 @@ class Progress:
         self._since: list[StepLog] = []
 
     def add(self, log: StepLog) -> None:
-        """Take in one step."""
+        """Add the log of one step."""
         self._since.append(log)
 
     def line(self) -> str:
-        """The line at the newest step; loss and speeds are means since the line before."""
+        """Return the line for the newest step; loss and speeds are means since the last line."""
         logs, self._since = self._since, []
         last, count = logs[-1], len(logs)
         seconds = sum(log.step_s for log in logs)
@@ -37,12 +37,12 @@ class Progress:
 
 
 def clock_time(seconds: float) -> str:
-    """`00:30:57`."""
+    """Format seconds as hours, minutes and seconds, `00:30:57`."""
     whole = round(seconds)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def run_time(seconds: float) -> str:
-    """`174分 34秒`, the way the write-ups print `train run time:`."""
+    """Format seconds as `174分 34秒`, the way the write-ups print `train run time:`."""
     whole = round(seconds)
     return f"{whole // 60:02d}分 {whole % 60:02d}秒"

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM of schedulers: a run ends after a whole step, and not before that is saved."""
+"""Ctrl-C, and SIGTERM from schedulers: end a run after the present step, once it is saved."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ from types import FrameType
 from glmtune.log import is_main_process, tell
 
 TWICE_S = 1.0
-"""Signals within this time are one: torchrun sends its processes what the terminal has sent them already."""
+"""Signals within this many seconds count as one: torchrun passes on what the terminal sent to all already."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """What was under way has ended as it was asked to. The message says what is kept and how to go on."""
+    """Raised when a run has ended as requested. The message says what is saved and how to resume."""
 
     def __init__(self, message: str, *, number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -22,19 +22,20 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether this process has been asked to end."""
+    """A request to end the run, made by a signal to this process."""
 
     def __init__(self) -> None:
         self.number = 0
-        """The signal's; 0 while there was none."""
+        """Number of the signal; 0 before any."""
         self._since = 0.0
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first signal only notes the request; a later one ends the process at once.
+        """Inside the `with` block, the first signal only sets `number`; a later one ends the process at once.
 
-        Signals that are ignored stay so; only a program's main thread can hear them.
+        Ignored signals stay ignored. Outside of the main thread nothing changes.
         """
+        # Python lets only the main thread set handlers
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,4 +1,4 @@
-"""Rows end to end are the rows: what goes in comes out of any way of looking at a batch."""
+"""A batch gives back the rows that it was made of: as rows, padded, and divided among processes."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ PAD = 9
 
 @st.composite
 def rows(draw: st.DrawFn) -> list[TrainingRow]:
-    """Some rows; either all with positions of their own and two likeliest ids for each label, or none."""
+    """Make rows; either all have positions and the two likeliest ids of each label, or none has."""
     is_rich, made = draw(st.booleans()), []
     for i in range(draw(st.integers(1, 4))):
         ids = np.array(draw(st.lists(st.integers(0, 99), min_size=1, max_size=6)), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Every key of a row is accounted for: read, named and counted, or the end of the run."""
+"""Every key of a row is accounted for: it is read, or named and counted, or an error."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def refusal(*rows: object, **settings: object) -> DataError:
 
 
 def follow(hint: str) -> list[Data]:
-    """The settings that a hint says, one for each way out."""
+    """Return the settings that a hint names, one for each way out."""
     words = [word.split(" ")[0].strip("';,") for word in hint.split("data.")[1:]]
     return [load_recipe({"model": "m"}, [f"data.{word}"]).data for word in words]
 

@@ -1,4 +1,4 @@
-"""Rows of turns: what each form becomes, and what is said of a bad row."""
+"""Rows of turns: the messages of each format, and the errors for bad rows."""
 
 import json
 from typing import Any

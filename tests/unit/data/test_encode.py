@@ -1,4 +1,4 @@
-"""Rows for training: what they hold, and how they are cut."""
+"""Training rows: ids, labels, and cuts."""
 
 from typing import Any
 
@@ -232,7 +232,7 @@ def test_what_no_cut_can_fit_is_dropped_and_counted(four):
 
 
 def encode_prompt(tokenizer, asked, data):
-    """Ids and reference of one conversation."""
+    """Return the prompt and the reference of one conversation."""
     (prompt,), _ = encode_prompts(tokenizer, [asked], data)
     return prompt.ids, prompt.reference
 

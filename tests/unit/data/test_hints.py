@@ -45,7 +45,7 @@ def table(*records: tuple[str, ...], delimiter: str = ",") -> str:
 
 
 def words_of(hint: str, way: int = 0) -> list[str]:
-    """The settings that a hint names, quotes of the shell taken off; of several ways those of one."""
+    """Return the settings that a hint names, without the quotes of the shell; of several ways one."""
     ways = re.split("; or,? |; if it is none", hint)
     return [quoted or plain for quoted, plain in SETTING.findall(ways[way])]
 
@@ -193,7 +193,7 @@ def replaced(one: str, other: str) -> Callable[[str], str]:
 
 
 def loaded(change: Callable[[Any], object]) -> Callable[[str], str]:
-    """What changes the rows of JSON lines, one by one."""
+    """Return a function that changes the rows of JSON lines, one by one."""
     return lambda text: lines(*(change(json.loads(line)) for line in text.splitlines()))
 
 
@@ -568,7 +568,7 @@ def test_the_hint_followed_to_the_letter_leads_to_the_right_rows(odd):
 
 
 def followed(name: str, words: list[str]) -> list[tuple[str, ...]]:
-    """The rows, after one more hint if it takes one."""
+    """Return the rows, after one more hint if it takes one."""
     try:
         return said(name, words)
     except DataError as err:

@@ -27,7 +27,7 @@ def write(folder: Path, *rows: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rows", "num_unasked", "place"),
+    ("rows", "num_unasked", "where"),
     [
         (("ua", "ua"), 0, 0),
         (("ua", "aua"), 1, 2),
@@ -36,10 +36,10 @@ def write(folder: Path, *rows: str) -> Path:
         (("Aa", "ua"), 1, 1),
     ],
 )
-def test_answers_with_no_question_are_counted_and_the_first_is_named(tmp_path, rows, num_unasked, place):
+def test_answers_with_no_question_are_counted_and_the_first_is_named(tmp_path, rows, num_unasked, where):
     path = write(tmp_path, *rows)
     text = f"answers with no question before them, learned all the same: {num_unasked}"
-    expected = [f"{text} (first in {path}:{place})"] if num_unasked else []
+    expected = [f"{text} (first in {path}:{where})"] if num_unasked else []
     assert read_dataset(path, Data()).warnings() == expected
 
 

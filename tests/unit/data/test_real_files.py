@@ -1,4 +1,4 @@
-"""The public data sets load and encode with the genuine tokenizers; what was cut or left out is counted."""
+"""The public data sets load and encode with the genuine tokenizers; rows cut or left out are counted."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Several sources of training rows: which rows, in what order, split how, and what is said of them."""
+"""Several sources of training rows: the rows, their order and split, and the errors and hints."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is counted in a file, on rows whose counts are known."""
+"""Statistics of a file, on rows whose counts are known."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Parquet, saved data sets and Hub names, and what is said where a package or the network is missing."""
+"""Parquet, saved data sets and Hub names, and the errors if a package or the network is missing."""
 
 import sys
 from pathlib import Path
