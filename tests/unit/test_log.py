@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from forks import run_fork
 from glmtune.log import lines_on_stderr, tell, without_false_alarms
 
 STATE = """
@@ -77,7 +78,8 @@ def test_without_configuration_each_line_is_on_stderr_once() -> None:
 
 def test_a_handler_of_the_users_gets_each_line_once_and_nothing_else_prints_it() -> None:
     shape = "stream=sys.stdout, format='%(levelname)s %(name)s %(message)s'"
-    done = run(f"import logging, sys\nlogging.basicConfig({shape})\n{LOADS}")
+    code = f"import logging, sys\nlogging.basicConfig({shape})\n{LOADS}"
+    done = run_fork([sys.executable, "-c", code], encoding="utf-8", check=True)
     (line,) = done.stdout.splitlines()
     assert line.startswith("INFO glmtune ")
     assert done.stderr == ""

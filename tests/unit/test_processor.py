@@ -74,7 +74,7 @@ def test_the_cap_of_w8a8s_kernels_hides_what_came_later(
     assert tuple(name for name in NAMES if cpu_has(name)) == left
 
 
-@pytest.mark.parametrize("cap", ["default", "avx2"])
+@pytest.mark.parametrize("cap", [pytest.param("default", marks=pytest.mark.slow), "avx2"])
 def test_torch_says_its_own_cap(cap: str) -> None:
     code = "import torch; from glmtune.processor import has_bf16; print(has_bf16(torch.device('cpu')))"
     done = subprocess.run(
