@@ -31,7 +31,7 @@ from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe.method import TrainedPart
 
-with without_false_alarms():  # bitsandbytes', which PEFT imports
+with without_false_alarms():  # PEFT imports bitsandbytes, which gives a warning of no use here
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -69,10 +69,10 @@ def check_recorded(card: Card | None) -> Iterator[Check]:
 def proof_line(checks: Iterable[Check]) -> str:
     """Summarise checks in one line: the proven effect of the weights, and the facts left unproven."""
     checks = list(checks)
-    found = [check.found for check in checks if check.name in ("update", "logits")]
+    proven = [check.found for check in checks if check.name in ("update", "logits")]
     unproven = [check.found for check in checks if not check.is_proven]
     return "; ".join(
-        [*found, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
+        [*proven, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
     )
 
 
@@ -126,7 +126,7 @@ def check_update(
     return Check("update", f"{len(tensors)} tensors, {count:,} numbers, length {length:.4g}{note}")
 
 
-def own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def copy_own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of the model's own weights of these names; names it does not have are left out."""
     own = dict(model.named_parameters())
     return {name: own[name].detach().clone() for name in names if name in own}

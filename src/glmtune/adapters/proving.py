@@ -21,7 +21,7 @@ from glmtune.adapters.proof import (
     check_probe,
     check_recorded,
     check_update,
-    own_weights,
+    copy_own_weights,
 )
 from glmtune.adapters.store import Tensors, stored_tensors
 from glmtune.folder import ModelFolder
@@ -32,7 +32,7 @@ PutOn = Callable[[Path, Tensors], Any]
 """A function of an adapter's folder and its stored tensors that loads them on a base; returns the model."""
 
 
-def proving_files(trained: Path, card: Card | None, base: ModelFolder, *, is_whole: bool) -> Iterator[Check]:
+def file_checks(trained: Path, card: Card | None, base: ModelFolder, *, is_whole: bool) -> Iterator[Check]:
     """Yield the checks of the files before a model is loaded; for a whole model `base` is its own folder."""
     yield from check_recorded(card)
     if card is None:
@@ -46,7 +46,7 @@ def proving_files(trained: Path, card: Card | None, base: ModelFolder, *, is_who
     tell_changed(trained, find_changed(trained, card, unread=unread))
 
 
-def putting_on(
+def load_adapter_with_checks(
     base: CausalLM, adapter: Path, card: Card | None, put_on: PutOn
 ) -> Generator[Check, None, Any]:
     """Load an adapter on its base with `put_on`, yield each check, and return the tuned model."""
@@ -57,7 +57,7 @@ def putting_on(
     if probe:
         check_probe(adapter, probe, base)
     ids = probe.input_ids if probe else plain_probe(base.config)
-    replaced = own_weights(base, tensors) if card and card.kept is TrainedPart.WEIGHTS else {}
+    replaced = copy_own_weights(base, tensors) if card and card.kept is TrainedPart.WEIGHTS else {}
     before = last_logits(base, ids)  # `put_on` changes the base in place
     tuned = put_on(adapter, tensors)
     yield check_update(adapter, tensors, card, replaced)
@@ -69,7 +69,7 @@ def putting_on(
     return tuned
 
 
-def proving_whole(model: CausalLM, folder: Path, card: Card) -> Iterator[Check]:
+def whole_model_checks(model: CausalLM, folder: Path, card: Card) -> Iterator[Check]:
     """Yield the checks of a whole model after it was loaded."""
     if card.probe:
         check_probe(folder, card.probe, model)

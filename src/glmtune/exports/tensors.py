@@ -25,9 +25,8 @@ from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
 from glmtune.recipe import TrainedPart
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_BUFFER = (
-    "inv_freq"  # rotary frequencies, which models compute themselves; written as the base's files have them
-)
+# rotary frequencies, which models compute themselves; written as the base's files have them
+_BUFFER = "inv_freq"
 
 
 @dataclass(frozen=True, slots=True)
