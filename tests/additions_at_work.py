@@ -9,6 +9,7 @@ import torch
 import models
 import published
 from glmtune import GlmtuneError, encode_messages, evaluate, load_model, load_tokenizer, score, train, verify
+from glmtune.data.convert import convert_file
 from glmtune.data.reader import read_dataset
 from glmtune.families import identify
 from glmtune.recipe import Data, load_recipe
