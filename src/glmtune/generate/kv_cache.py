@@ -20,7 +20,10 @@ Layer = tuple[Tensor, ...]
 
 @dataclass(slots=True)
 class KvCache:
-    """Rows 0 to B - 1 are in use; when one is removed, the last row moves to its index."""
+    """Keys and values of a batch's rows; rows 0 to B - 1 are in use.
+
+    When a row is removed, the last row moves to its index.
+    """
 
     lengths: list[int] = field(default_factory=list)
     """Columns written in each row in use, those of a prefix included."""
