@@ -137,8 +137,8 @@ class Prefixable:
 
     def count_cached(self, cache: Cache | None) -> int:
         """Count the tokens in a cache, without the prefix."""
-        held = 0 if cache is None else cache.get_seq_length()
-        return held - self.num_prefix_tokens if held else 0
+        num_columns = 0 if cache is None else cache.get_seq_length()
+        return num_columns - self.num_prefix_tokens if num_columns else 0
 
     def make_prefix(self: Any, hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor | None, ...]:
         """Return each layer's prefix for `prepend`, or None for each where a cache already holds the prefix.
