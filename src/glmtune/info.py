@@ -155,12 +155,6 @@ def inspect(
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
     tokenizer, stop_tokens, problem = _read_tokenizer(location.folder, known, num_rows, warnings)
     config = location.folder.config
-    bits, theirs = config.get("quantization_bit"), config.get("quantization_config")
-    quant: str | None
-    if theirs:
-        quant = str(theirs.get("quant_method") if isinstance(theirs, dict) else theirs)
-    else:
-        quant = next((name for name, known_bits in BITS.items() if bits == known_bits), None)
     # the weights' own type counts: config.json's is often left as it was before a conversion
     dtype = main_dtype(stored) if stored else config.get("dtype") or config.get("torch_dtype") or "unknown"
     return Info(
@@ -183,7 +177,7 @@ def inspect(
         has_weights=location.folder.has_weights,
         weight_files=tuple(sorted({tensor.file.name for tensor in stored.values()})),
         dtype=str(dtype).removeprefix("torch."),
-        quant=quant,
+        quant=_folder_quant(config),
         parameters=tuple(parameters),
         parts=tuple(count_parts(parameters)),
         files={file.name: file.stat().st_size for file in sorted(location.base.iterdir()) if file.is_file()},
@@ -192,6 +186,14 @@ def inspect(
         trainable=trainable_line(model) if method and model is not None else None,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _folder_quant(config: Mapping[str, Any]) -> str | None:
+    """Return the quantisation that a config.json records: int8, int4, another program's word, or None."""
+    if theirs := config.get("quantization_config"):
+        return str(theirs.get("quant_method") if isinstance(theirs, dict) else theirs)
+    bits = config.get("quantization_bit")
+    return next((name for name, known_bits in BITS.items() if bits == known_bits), None)
 
 
 def _read_parameters(

@@ -25,6 +25,7 @@ from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
 from glmtune.possible import require_possible
 from glmtune.tokenizers import check_fits, read_tokenizer
+from glmtune.tokenizers.protocol import Tokenizer
 
 
 def load_model(
@@ -71,12 +72,14 @@ def load_location(
     device: str,
     quant: str | None = None,
     verify: bool = True,
-) -> Any:
+) -> CausalLM:
     """Load the model of a location, with its adapter; quantised as its card says, unless `quant` is given.
 
-    `dtype`: a setting, or the result of `choose_type`. One log line lists the proofs of `load_proven`.
+    `dtype`: a setting, or the result of `choose_type`. One log line lists the proofs of `load_with_checks`.
     """
-    steps = load_proven(location, template=template, dtype=dtype, device=device, quant=quant, verify=verify)
+    steps = load_with_checks(
+        location, template=template, dtype=dtype, device=device, quant=quant, verify=verify
+    )
     checks: list[Check] = []
     while True:  # no `for`: it would lose the generator's return value, the model
         try:
@@ -86,10 +89,11 @@ def load_location(
                 what = "adapter loaded" if location.adapter else "trained weights loaded"
                 proof = proof_line(checks) if verify else "not verified (verify=False)"
                 tell(f"{location.trained}: {what}: {proof}")
-            return stop.value
+            model: CausalLM = stop.value
+            return model
 
 
-def load_proven(
+def load_with_checks(
     location: Location,
     *,
     template: str | None,
@@ -97,7 +101,7 @@ def load_proven(
     device: str,
     quant: str | None = None,
     verify: bool = True,
-) -> Generator[Check, None, Any]:
+) -> Generator[Check, None, CausalLM]:
     """Load the model of a location; yield each check that holds, return the model.
 
     Raises `CheckpointError` for the first check that fails.
@@ -105,33 +109,41 @@ def load_proven(
     if location.card:
         check_template(location.trained, location.card, template)
     if verify:
-        yield from _proving_files(location)
+        yield from _check_files(location)
     # a whole trained model is hashed while its weights are read, so that they are read only once
     is_hashed = verify and location.adapter is None and bool(location.card and location.card.tensors_sha256)
     reading = Reading(is_hashed=is_hashed)
-    model = _load_base(location, reading, template=template, dtype=dtype, device=device, quant=quant)
+    model = _load_without_adapter(
+        location, reading, template=template, dtype=dtype, device=device, quant=quant
+    )
     if location.card and is_hashed:
         yield check_tensors(location.trained, location.card, reading)
     _warn_of_other_base(location)
     # the adapter's own checks compare logits before and after it is put on, so they put it on themselves
     if location.adapter and verify:
-        return (yield from putting_on(model, location.adapter, location.card, partial(load_adapter, model)))
-    if location.adapter:
-        return load_adapter(model, location.adapter)
-    if location.card and verify:
+        model = yield from putting_on(model, location.adapter, location.card, partial(load_adapter, model))
+    elif location.adapter:
+        model = load_adapter(model, location.adapter)
+    elif location.card and verify:
         yield from proving_whole(model, location.trained, location.card)
     return model
 
 
-def put_on_proven(model: CausalLM, location: Location, put_on: PutOn) -> Generator[Check, None, Any]:
-    """Put an adapter on its base `model` by `put_on`; yield the checks of `load_proven`, return the model."""
+def put_on_with_checks(
+    model: CausalLM, location: Location, put_on: PutOn
+) -> Generator[Check, None, CausalLM]:
+    """Put an adapter on its base `model` by `put_on`; yield each check that holds, return the model.
+
+    Raises `CheckpointError` for the first check that fails.
+    """
     assert location.adapter is not None
-    yield from _proving_files(location)
+    yield from _check_files(location)
     _warn_of_other_base(location)
-    return (yield from putting_on(model, location.adapter, location.card, put_on))
+    model = yield from putting_on(model, location.adapter, location.card, put_on)
+    return model
 
 
-def _proving_files(location: Location) -> Iterator[Check]:
+def _check_files(location: Location) -> Iterator[Check]:
     """Check the files of an adapter or trained model; a plain base has nothing to check."""
     if location.adapter or location.card:
         yield from proving_files(
@@ -144,7 +156,7 @@ def _warn_of_other_base(location: Location) -> None:
         tell(f"{location.adapter}: warning: {location.other_base}")
 
 
-def _load_base(
+def _load_without_adapter(
     location: Location,
     reading: Reading,
     *,
@@ -152,9 +164,9 @@ def _load_base(
     dtype: str | torch.dtype | Choice,
     device: str,
     quant: str | None,
-) -> Any:
-    told_by = "the template setting" if template else "recorded with the adapter"
-    known = identify(location.folder, template or location.template, rule=told_by)
+) -> CausalLM:
+    rule = "the template setting" if template else "recorded with the adapter"
+    known = identify(location.folder, template or location.template, rule=rule)
     quant = quant or location.quant
     if quant is not None:
         require_possible(known.family, f"quant={quant}", f"quant: {quant!r}")
@@ -212,10 +224,10 @@ def choose_type(
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:
     """Load the tokenizer of a model, run or adapter. Raises `CheckpointError` or `ConfigError`."""
-    return _proven_tokenizer(resolve(path, revision=revision), template)
+    return _read_checked_tokenizer(resolve(path, revision=revision), template)
 
 
-def _proven_tokenizer(location: Location, template: str | None) -> Any:
+def _read_checked_tokenizer(location: Location, template: str | None) -> Tokenizer:
     """Load the tokenizer of a location; raise `CheckpointError` if it encodes otherwise than in training."""
     if location.card:
         check_template(location.trained, location.card, template)
@@ -227,13 +239,13 @@ def _proven_tokenizer(location: Location, template: str | None) -> Any:
     return tokenizer
 
 
-def tokenizer_of(location: Location, *, template: str | None) -> Any:
+def tokenizer_of(location: Location, *, template: str | None) -> Tokenizer:
     """Load the tokenizer of a location for encoding chats.
 
     Raises `ConfigError` if its chat format is unknown, `CheckpointError` if it does not fit the model's
     vocabulary or encodes otherwise than in training.
     """
-    tokenizer = _proven_tokenizer(location, template)
+    tokenizer = _read_checked_tokenizer(location, template)
     require_template(tokenizer.template, str(location.base))
     config = loader_of(location.folder).config(location.folder, tokenizer.template)
     check_fits(tokenizer, config.vocab_size, config.eos_token_id, where=str(location.base))

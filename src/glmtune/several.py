@@ -14,7 +14,7 @@ import torch
 from glmtune.adapters.proof import Check, proof_line
 from glmtune.adapters.store import stored_tensors
 from glmtune.errors import ConfigError
-from glmtune.load import load_location, put_on_proven
+from glmtune.load import load_location, put_on_with_checks
 from glmtune.locations import resolve
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
@@ -82,7 +82,7 @@ class Adapters:
         self._attached.use(None)
         try:
             if verify:
-                checks += put_on_proven(self.model, location, partial(self._attached.put_on, name))
+                checks += put_on_with_checks(self.model, location, partial(self._attached.put_on, name))
             else:
                 self._attached.put_on(name, location.adapter, stored_tensors(location.adapter))
         except BaseException:

@@ -78,13 +78,7 @@ def main() -> None:
         err.show()
         sys.exit(2)
     except click.ClickException as err:
-        # click's own errors, in the form of ours
-        context = getattr(err, "ctx", None)
-        command = context.command_path if context else program()
-        # NoSuchOption.format_message adds a guess of click's; `misuse_hint` has a better one
-        text = str(err.message if isinstance(err, click.NoSuchOption) else err.format_message()).rstrip(".")
-        click.echo(f"error: {command}: {text[:1].lower()}{text[1:]}", err=True)
-        click.echo(f"hint: {misuse_hint(err) or f'`{command} --help` has examples'}", err=True)
+        _show_misuse(err)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt) as err:
         # a workflow raises `Interrupted`, which says what is saved and how to go on; click makes it an Abort
@@ -103,3 +97,13 @@ def main() -> None:
             click.echo(f"hint: {err.hint}", err=True)
         leave_group()
         sys.exit(err.exit_code)
+
+
+def _show_misuse(err: click.ClickException) -> None:
+    """Print click's own error in the form of glmtune's."""
+    context = getattr(err, "ctx", None)
+    command = context.command_path if context else program()
+    # NoSuchOption.format_message adds a guess of click's; `misuse_hint` has a better one
+    text = str(err.message if isinstance(err, click.NoSuchOption) else err.format_message()).rstrip(".")
+    click.echo(f"error: {command}: {text[:1].lower()}{text[1:]}", err=True)
+    click.echo(f"hint: {misuse_hint(err) or f'`{command} --help` has examples'}", err=True)

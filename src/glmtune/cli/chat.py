@@ -108,7 +108,7 @@ def chat(
             "tokenizer": tokenizer,
             **asdict(taught if system is None else replace(taught, system=system)),
             "compile_step": compile_step,
-            **{name: value for name, value in sampling.items() if value is not None},
+            **{key: value for key, value in sampling.items() if value is not None},
         },
     )
     note("model load done...")  # the line of the program that `talk` names as its source
@@ -158,10 +158,10 @@ def _load_speakers(
 
 def _load_verified(location: "Location", load_options: dict[str, Any]) -> "CausalLM":
     """Load a location's model and tell that it is verified; `glmtune verify` prints the single checks."""
-    from glmtune.load import load_proven
+    from glmtune.load import load_with_checks
     from glmtune.workflows.events import drain
 
-    model: CausalLM = drain(load_proven(location, **load_options)).eval()
+    model = drain(load_with_checks(location, **load_options)).eval()
     if location.adapter or location.card:
         proven = "adapter" if location.adapter else "trained weights"
         tell(f"{location.run or location.trained}: {proven} verified")

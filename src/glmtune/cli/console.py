@@ -115,6 +115,7 @@ class _Folded:
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for loading a model: `--dtype`, `--quant`, `--device`."""
     types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)
+    # in reverse: click shows the option that is added last first
     for option in (
         click.option("--device", default="auto", show_default=True),
         click.option("--quant", type=quants, help="Quantise while loading; else as stored or trained."),
@@ -125,6 +126,6 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Type to compute in; auto: that of training, else what is stored and quick here.",
         ),
-    ):  # click shows the option that is added last first
+    ):
         command = option(command)
     return command

@@ -41,7 +41,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
     lines = Lines()
     with lines.bar("training"), quiet():  # the demo loads its model several times: no line for each
         result = drain(run_demo(name, author, output), partial(_show, lines))
-    _report(result, lines)
+    _print_result(result, lines)
     if result.failures:
         for words in result.failures:
             click.echo(f"the demo failed: {words}", err=True)
@@ -63,7 +63,7 @@ def _show(lines: "Lines", event: "Event") -> None:
             lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
 
 
-def _report(result: "DemoResult", lines: "Lines") -> None:
+def _print_result(result: "DemoResult", lines: "Lines") -> None:
     """Print answers and scores before and after, the folders of the results, and commands to go on with."""
     from rich.console import Console
 

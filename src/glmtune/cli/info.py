@@ -189,7 +189,7 @@ def _parameter_lines(facts: "Info", *, in_full: bool) -> Iterator[str]:
         return
     layer_above = ""
     for parameter in collapse(facts.parameters):
-        # collapsed names: `transformer.encoder.layers.{0-27}.mlp.dense_h_to_4h.weight`
+        # collapsed names: `transformer.encoder.layers.{0..27}.mlp.dense_h_to_4h.weight`
         layer, brace, rest = parameter.name.partition("}.")
         if brace and layer != layer_above:
             yield f"{'':{ROW_WIDTH}}{layer}}}"

@@ -57,7 +57,7 @@ def _is_finished(run: Path) -> bool:
     from glmtune.errors import GlmtuneError
     from glmtune.locations import resolve
     from glmtune.report.listing import summarise_runs
-    from glmtune.workflows.resuming import training_on
+    from glmtune.workflows.resuming import train_on_command
     from glmtune.workflows.show import Lines
 
     try:
@@ -67,7 +67,7 @@ def _is_finished(run: Path) -> bool:
         return False
     if [entry.state for entry in entries] != ["finished"]:
         return False
-    command = training_on(run)
+    command = train_on_command(run)
     Lines().say(f"{run}: finished, at step {entries[0].steps}; to train on from its weights: {command}")
     return True
 
@@ -89,7 +89,7 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     enable_progress_bars()  # a download takes minutes: it shows its bar
     lines = Lines()
     with lines.bar("training"), _naming_ended_process():
-        result = drain(training(recipe, resume=resume, read=rows), Shown(lines))
+        result = drain(training(recipe, resume=resume, rows=rows), Shown(lines))
     leave_group()
     lines.say(f"next: {program()} chat {result.path}")
     lines.say(f"      {program()} evaluate {result.path}")

@@ -62,15 +62,7 @@ def draft_config(
     _put_rows(draft, _section(values, "data_config"), data_folder)
     _put_encoding(draft, values)
     carry_training(draft, is_full=draft.settings["method"] == "full")
-    generation = _section(_section(values, "training_args"), "generation_config")
-    draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
-    for name, value in generation.items():
-        if name == "max_new_tokens":
-            draft.put("evaluate.max_new_tokens", draft.read(name, value, int))
-        else:
-            draft.lost[f"generation_config.{name} {value}"] = (
-                "answers are greedy: the likeliest token each time"
-            )
+    _put_evaluation(draft, _section(_section(values, "training_args"), "generation_config"))
     draft.drop("output_dir", "runs/<model>-<recipe>, or output=...")
     for name, value in values.items():
         if name not in ("data_config", "training_args", "peft_config") and value not in (None, False):
@@ -226,3 +218,14 @@ def _put_encoding(draft: RecipeDraft, values: Section) -> None:
         "data.max_source_tokens",
         "conversations were cut after input + output + 1 tokens without a word; the run says how many",
     )
+
+
+def _put_evaluation(draft: RecipeDraft, generation: Section) -> None:
+    draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
+    for name, value in generation.items():
+        if name == "max_new_tokens":
+            draft.put("evaluate.max_new_tokens", draft.read(name, value, int))
+        else:
+            draft.lost[f"generation_config.{name} {value}"] = (
+                "answers are greedy: the likeliest token each time"
+            )

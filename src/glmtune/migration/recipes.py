@@ -31,31 +31,39 @@ def migrate_files(files: Sequence[Path], output: Path | None, base: str | None =
     written = [draft for draft in drafts if draft.verb != "chat"]
     if written and output is None:
         raise ConfigError("output: missing", hint="say where the recipe goes: output=recipes/mine.yaml")
+    # all targets before the first draft is changed: a refusal leaves the drafts as they were
     targets: list[Path | None] = []
-    texts: dict[Path, str] = {}
     for draft in drafts:
         target = None
         if draft.verb != "chat" and output is not None:
             is_file = output.suffix in YAML and len(written) == 1
-            target, number = output if is_file else output / f"{draft.name}.yaml", 1
-            while target in texts:  # one script may start several programs
-                number += 1
-                target = output / f"{draft.name}-{number}.yaml"
+            target = output if is_file else _free_target(draft, output, targets)
             if target.exists():
                 raise ConfigError(
                     f"{target}: is there already and will not be overwritten", hint="name another: output=..."
                 )
+        targets.append(target)
+    texts: dict[Path, str] = {}
+    for draft, target in zip(drafts, targets, strict=True):
         draft.commands = commands(draft, target)
         if target is not None:
             draft.header += [f"Not carried over: {name} ({why})." for name, why in draft.lost.items()]
             if draft.dropped:
                 draft.header.append(f"Not needed here: {', '.join(draft.dropped)}.")
             texts[target] = draft.to_text()
-        targets.append(target)
     for target, text in texts.items():
         make_folder(target.parent)
         write_text(target, text)
-    return [_report(draft, target) for draft, target in zip(drafts, targets, strict=True)]
+    return [_report_recipe(draft, target) for draft, target in zip(drafts, targets, strict=True)]
+
+
+def _free_target(draft: RecipeDraft, output: Path, taken: Sequence[Path | None]) -> Path:
+    """Return the draft's file in the folder `output`, numbered if an earlier draft has taken its name."""
+    target, number = output / f"{draft.name}.yaml", 1
+    while target in taken:  # one script may start several programs
+        number += 1
+        target = output / f"{draft.name}-{number}.yaml"
+    return target
 
 
 def commands(draft: RecipeDraft, target: Path | None) -> list[str]:
@@ -93,7 +101,7 @@ def _migrate_first(draft: RecipeDraft) -> list[str]:
     return [f"glmtune migrate {_quoted(draft, 'model')} --base {_quoted(draft, 'base')} --output {name}"]
 
 
-def _report(draft: RecipeDraft, target: Path | None) -> Migration:
+def _report_recipe(draft: RecipeDraft, target: Path | None) -> Migration:
     # the first sentence: the verb, the method, the length of a training
     verbs = {"train": "a training", "evaluate": "an evaluation", "chat": "a chat"}
     settings = draft.settings
@@ -101,11 +109,10 @@ def _report(draft: RecipeDraft, target: Path | None) -> Migration:
     name = method if isinstance(method, str) else (method or {}).get("name", "")
     found = [f"{verbs[draft.verb]}{f' ({name})' if name else ''}"]
     if "train.batch_size" in settings:
-        length = (
-            f"{settings['train.steps']} steps"
-            if "train.steps" in settings
-            else (f"{settings['train.epochs']:g} epochs")
-        )
+        if "train.steps" in settings:
+            length = f"{settings['train.steps']} steps"
+        else:
+            length = f"{settings['train.epochs']:g} epochs"
         found[0] += (
             f": {length} of {settings['train.batch_size']} rows, learning rate {settings['train.lr']:g}"
         )

@@ -53,7 +53,7 @@ def hold_out(draft: RecipeDraft) -> None:
 
 
 def _carry_length(draft: RecipeDraft) -> int | None:
-    """Set the batch size and the length; returns the number of steps, None if the rows are not here."""
+    """Set the batch size and the length. Return the number of steps, None if the rows are not here."""
     rows = draft.number("per_device_train_batch_size", TRAINER["per_device_train_batch_size"], least=1)
     micro = draft.number("gradient_accumulation_steps", TRAINER["gradient_accumulation_steps"], least=1)
     product = f"{rows} row{'s' if rows > 1 else ''} x {micro} accumulated x {draft.processes} process"

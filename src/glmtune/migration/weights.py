@@ -2,9 +2,10 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -92,7 +93,7 @@ def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template:
         del model, tuned  # before _require_opens loads another model as large
         _require_opens(partial, location)
     found = [*old.found, *_unrecorded(untuned)]
-    return _report(folder, output, card, [*found, proof], mended, old.lost)
+    return _report_adapter(folder, output, card, [*found, proof], mended, old.lost)
 
 
 def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
@@ -101,14 +102,8 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
     chat_format = _chat_format(location, template)
     found = [check_frozen(folder, location.folder)] if find_trained(folder) == "whole" else []
     # a base that was quantised while loading is quantised again, unless its files hold codes already
-    quant, bits = None, config.get("quantization_bit")
-    if not location.folder.config.get("quantization_bit") and bits not in (None, 0):
-        if bits not in (*BITS.values(),):
-            raise CheckpointError(
-                f"{folder / 'config.json'}: quantization_bit: {shown(bits)}, known are 4 and 8",
-                hint=COPY_AGAIN,
-            )
-        quant = name_bits(bits)
+    is_base_quantised = bool(location.folder.config.get("quantization_bit"))
+    quant = None if is_base_quantised else _quant_of(folder, config)
     found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
     model = load_location(location, template=chat_format, dtype="auto", device="auto", quant=quant).eval()
     plain, untuned = probe_logits(model), ask_untuned(model, location, chat_format)
@@ -132,7 +127,19 @@ def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, templat
     found += _unrecorded(untuned)
     projection = " with projection" if method.projection else ""
     what = f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}"
-    return _report(folder, output, card, [what, *found, proof], [], {})
+    return _report_adapter(folder, output, card, [what, *found, proof], [], {})
+
+
+def _quant_of(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Return the quantisation that a config.json records. Raises CheckpointError for bits but 4 and 8."""
+    bits = config.get("quantization_bit")
+    if bits in (None, 0):
+        return None
+    if bits not in BITS.values():
+        raise CheckpointError(
+            f"{folder / 'config.json'}: quantization_bit: {shown(bits)}, known are 4 and 8", hint=COPY_AGAIN
+        )
+    return name_bits(bits)
 
 
 def _find_base(folder: Path, base: str | Path | None, recorded: object) -> Location:
@@ -181,7 +188,7 @@ def _prove(tuned: CausalLM, source: Path, theirs: Tensor | None, plain: Tensor) 
     return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=source)
 
 
-def _report(
+def _report_adapter(
     source: Path, output: Path, card: Card, found: list[str], mended: list[str], lost: dict[str, str]
 ) -> Migration:
     # the HF Trainer's record lies beside the weights

@@ -166,10 +166,10 @@ def _compare(runs: Sequence[RecordedRun], names: Sequence[str], at: tuple[int, .
     for step in at:
         lacking = next((pair for pair in zip(runs, names, strict=True) if step not in pair[0].training), None)
         if lacking:
-            run, name = lacking
+            short_run, short_name = lacking
             largest = _largest_shared([run.training for run in runs])
             raise ConfigError(
-                f"--at {step}: {name} has no step {step}, its last is {run.num_steps}",
+                f"--at {step}: {short_name} has no step {step}, its last is {short_run.num_steps}",
                 hint=f"the largest that all runs have: at={largest[0]}" if largest else "leave at out",
             )
     # a run is rarely evaluated at every step: fall back to the last step at which all were
@@ -177,15 +177,6 @@ def _compare(runs: Sequence[RecordedRun], names: Sequence[str], at: tuple[int, .
     eval_at = shared or _largest_shared([run.evaluated for run in runs])
     incomparable = tuple(explain_evaluation_differences(runs))
     caveats = (*incomparable, *explain_training_differences(runs))
-    unready = []
-    for run, name in zip(runs, names, strict=True):
-        if not run.training:
-            unready.append(f"{name}: no step yet")
-            continue
-        if not run.is_finished:
-            unready.append(f"{name}: at step {run.num_steps}, still running or interrupted")
-        if not run.evaluated:
-            unready.append(f"{name}: not evaluated yet")
     recipes = [dict(_flatten(run.recipe.model_dump(mode="json", exclude={"output"}))) for run in runs]
     differences = [
         name
@@ -197,9 +188,21 @@ def _compare(runs: Sequence[RecordedRun], names: Sequence[str], at: tuple[int, .
         differences={name: tuple(recipe[name] for recipe in recipes) for name in differences},
         samples=tuple(_samples(runs)),
         leads=() if incomparable else tuple(_leads(runs, names)),
-        warnings=(*unready, *caveats, *explain_device_differences(runs)),
+        warnings=(*_unready(runs, names), *caveats, *explain_device_differences(runs)),
         caveats=caveats,
     )
+
+
+def _unready(runs: Sequence[RecordedRun], names: Sequence[str]) -> Iterator[str]:
+    """Yield warnings of runs that lack steps or evaluations."""
+    for run, name in zip(runs, names, strict=True):
+        if not run.training:
+            yield f"{name}: no step yet"
+            continue
+        if not run.is_finished:
+            yield f"{name}: at step {run.num_steps}, still running or interrupted"
+        if not run.evaluated:
+            yield f"{name}: not evaluated yet"
 
 
 def _largest_shared(curves: Sequence[Curve]) -> tuple[int, ...]:

@@ -22,9 +22,7 @@ PARTS = {"optimizer", "schedule", "random", "standing"}
 
 
 def collect_state(optimizer: Optimizer, schedule: LRScheduler, processes: Processes) -> dict[str, Any]:
-    """Return the state of optimizer, schedule, loss scaling and random numbers; to be called by all
-    processes.
-    """
+    """Return the state of optimizer, schedule, loss scaling, random numbers. All processes must call it."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     # tensors, lists and numbers only: such a file loads without running code from it

@@ -13,7 +13,7 @@ from glmtune.adapters.proof import Check, proof_line
 from glmtune.adapters.store import Tensors, load_adapter, restore_trained
 from glmtune.data.batches import Batch, collate, divide
 from glmtune.data.row import TrainingRow
-from glmtune.load import load_location, put_on_proven
+from glmtune.load import load_location, put_on_with_checks
 from glmtune.locations import Location
 from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, trainable_line
@@ -87,11 +87,11 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     Writes nothing yet, so bad input leaves no trace.
     """
     settings, processes = plan.recipe.train, plan.processes
-    base = _load_base(plan)
+    base = _load_base_to_train(plan)
     # before the method is applied: full and freeze change the base's own weights
     untrained = look_at_base(base, plan.location, plan.tokenizer)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
-    model = yield from _put_on_method(base, plan.location, plan.recipe.method)
+    model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
     if settings.gradient_checkpointing:
         with without_false_alarms():
             # re-entrant checkpointing needs an input that requires a gradient: frozen embeddings give none
@@ -124,10 +124,10 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     )
 
 
-def _load_base(plan: Plan) -> CausalLM:
+def _load_base_to_train(plan: Plan) -> CausalLM:
     """Load the model that the method is applied to, without an adapter that may lie on it."""
     is_whole = plan.recipe.method.kept is TrainedPart.MODEL
-    model: CausalLM = load_location(
+    return load_location(
         plan.location.under,
         template=plan.recipe.template or plan.location.template,
         # full: all weights are trained, in fp32, so read them as fp32 instead of rounding them on the way
@@ -135,10 +135,11 @@ def _load_base(plan: Plan) -> CausalLM:
         device=str(plan.processes.device),
         quant=plan.recipe.quant,
     )
-    return model
 
 
-def _put_on_method(base: CausalLM, location: Location, method: Method) -> Generator[Note, None, CausalLM]:
+def _add_trainable_weights(
+    base: CausalLM, location: Location, method: Method
+) -> Generator[Note, None, CausalLM]:
     """Return the base with the method's trainable weights: new ones, or those of the location's adapter.
 
     Notes which checks the adapter passed. Raises `CheckpointError` if it is not as it was saved.
@@ -159,7 +160,7 @@ def _put_on_method(base: CausalLM, location: Location, method: Method) -> Genera
         return model
 
     checks: list[Check] = []
-    model: CausalLM = drain(put_on_proven(base, location, put_on), checks.append)
+    model = drain(put_on_with_checks(base, location, put_on), checks.append)
     yield Note(f"goes on from {location.adapter}: {proof_line(checks)}")
     return model
 

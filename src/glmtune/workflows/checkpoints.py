@@ -36,18 +36,17 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
         row_hashes=plan.row_hashes,
         step=step,
     )
-    path = run.writer.checkpoint_path(step)
+    path, is_whole = run.writer.checkpoint_path(step), run.recipe.method.kept is TrainedPart.MODEL
     if run.is_main:
         make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
-            if run.recipe.method.kept is TrainedPart.MODEL:
+            if is_whole:
                 copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
             write_state(state, partial)
             save_trained(run.model, partial, card)
             if not last_checkpoint(run.writer.folder):
                 # a run's first checkpoint must open again: better an error now than after days of training
-                is_whole = run.recipe.method.kept is TrainedPart.MODEL
                 check_outline(resolve(partial, base=None if is_whole else plan.location.base))
         # link before pruning: `best` and `last` never point at a folder that is gone
         run.writer.link_checkpoint(step, best_step=run.progress.best_step)
@@ -57,7 +56,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
     return Saved(path, is_best, recorded_difference(card.probe))
 
 
-def take_up(run: Run) -> Note:
+def restore_run(run: Run) -> Note:
     """Load the last checkpoint into a run: weights, optimizer, schedule, random numbers, progress.
 
     The run's files go back to that step too. Returns the note to show. Raises `CheckpointError`.

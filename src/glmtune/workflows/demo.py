@@ -185,6 +185,7 @@ def _measure_knowledge(model: str, folder: Path, when: str, names: Sequence[str]
             *_, last_answer = ["".join(chat.ask(turn)).strip() for turn in question.turns]
             last_answers.append(last_answer)
         answers.append(tuple(last_answers))
+    del opened, chat  # with its KV cache, before `evaluating` loads the model once more
     scores = {}
     for part, file in HELD_OUT.items():
         recipe = {

@@ -18,7 +18,7 @@ from glmtune.quants import EXTRAS
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
 from glmtune.run_files import RECIPE_FILE, follow, last_checkpoint, require_new, step_of
-from glmtune.workflows.resuming import require_run, resuming
+from glmtune.workflows.resuming import require_run, resume_command
 from glmtune.workflows.rows import SplitRows, read_and_split
 
 
@@ -133,7 +133,7 @@ def require_startable(recipe: Recipe, folder: Path) -> None:
     alternative = ""
     if (folder / RECIPE_FILE).exists():
         if last_checkpoint(folder):
-            alternative = f", or go on with it: {resuming(folder)}"
+            alternative = f", or go on with it: {resume_command(folder)}"
         else:
             alternative = ", or delete it: it has no checkpoint yet"
     require_new(folder, hint=f"name another with output=...{alternative}")

@@ -22,7 +22,7 @@ from glmtune.training.loop import fit, mean_loss
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
-from glmtune.workflows.checkpoints import save_checkpoint, take_up
+from glmtune.workflows.checkpoints import restore_run, save_checkpoint
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
@@ -33,18 +33,18 @@ SHORT_STEPS = 50
 
 
 def training(
-    recipe: Recipe, *, resume: bool = False, read: SplitRows | None = None
+    recipe: Recipe, *, resume: bool = False, rows: SplitRows | None = None
 ) -> Generator[Event, None, RunResult]:
     """Train a recipe's model; yield an event for each thing that happens.
 
-    With `resume`, continue from the run folder's last checkpoint. `read`: the rows, if `check_training` has
+    With `resume`, continue from the run folder's last checkpoint. `rows`: the rows, if `check_training` has
     read them already.
     """
-    plan = yield from planning(recipe, resume=resume, read=read)  # settings and rows; no weights yet
+    plan = yield from planning(recipe, resume=resume, rows=rows)  # settings and rows; no weights yet
     run = yield from assemble(plan)  # base model, adapter, optimizer, schedule, guard
     yield from plan.summary()
     if resume:
-        yield take_up(run)
+        yield restore_run(run)
     if run.is_main:  # only now: whatever was refused above has left no trace on disk
         location, (num_trainable, num_all) = plan.location, count_parameters(run.model)
         facts = {  # for env.json
@@ -127,9 +127,8 @@ def _steps(run: Run) -> Iterator[Event]:
         # asked of all processes: each must take the same branch, or the others wait for it forever
         is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
         if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
-            if (
-                not is_evaluated
-            ):  # the step may have ruined the weights: one batch tells, before they are saved
+            if not is_evaluated:
+                # the step may have ruined the weights: one batch tells, before they are saved
                 _evaluation_loss(run, run.validation[:1])
             yield save_checkpoint(run, is_best=is_best)
         if is_stopping and not is_last:

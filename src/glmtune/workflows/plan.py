@@ -79,11 +79,11 @@ class Plan:
 
 
 def planning(
-    recipe: Recipe, *, resume: bool = False, read: SplitRows | None = None
+    recipe: Recipe, *, resume: bool = False, rows: SplitRows | None = None
 ) -> Generator[Note, None, Plan]:
     """Settle and check everything that needs no weights; yield notes on the way, return the plan.
 
-    With `resume`, the plan is that of the run in the recipe's folder. `read`: the rows, if they have been
+    With `resume`, the plan is that of the run in the recipe's folder. `rows`: the rows, if they have been
     read already. Raises `ConfigError`, `DataError` and `CheckpointError`; writes nothing.
     """
     # 1. the recipe: what a run that is resumed, or an adapter that is trained on, has settled already
@@ -102,12 +102,12 @@ def planning(
     processes = start_processes(recipe.device)
     # 3. rows: encoded, hashed, dealt out to steps and processes
     tokenizer = tokenizer_of(location, template=recipe.template)
-    rows, row_hashes = training_rows(tokenizer, recipe.data, read), hash_rows(recipe.data)
-    steps = share_rows(rows, recipe.train, processes)
+    encoded, row_hashes = training_rows(tokenizer, recipe.data, rows), hash_rows(recipe.data)
+    steps = share_rows(encoded, recipe.train, processes)
     num_steps = count_steps(recipe.train, steps)
     notes: list[Note] = []
     # each note goes out before the next check runs: a check that raises takes none of them with it
-    for note in chain(rows.notes, text_warnings(recipe.data, location)):
+    for note in chain(encoded.notes, text_warnings(recipe.data, location)):
         notes.append(note)
         yield note
     if not is_pruned(location) and (few_steps := steps_warning(recipe.method, num_steps)):
@@ -123,7 +123,7 @@ def planning(
         processes=processes,
         base_dtype=base_dtype,
         tokenizer=tokenizer,
-        rows=rows,
+        rows=encoded,
         row_hashes=row_hashes,
         steps=steps,
         num_steps=num_steps,

@@ -48,10 +48,10 @@ def train(
     if isinstance(settings.get("data"), str | Path):  # as in `evaluate`
         settings["data"] = {"train": settings["data"]}
     parsed = training_recipe({} if recipe is None else recipe, settings=settings)
-    read = check_training(parsed, resume=resume)
+    rows = check_training(parsed, resume=resume)
     from glmtune.workflows.execute import training
 
-    return attend(training(parsed, resume=resume, read=read), "training", quiet=quiet, on_event=on_event)
+    return attend(training(parsed, resume=resume, rows=rows), "training", quiet=quiet, on_event=on_event)
 
 
 def evaluate(

@@ -15,12 +15,12 @@ from glmtune.values import shown
 from glmtune.workflows.rows import full_path, hash_rows
 
 
-def resuming(folder: Path) -> str:
+def resume_command(folder: Path) -> str:
     """Return the command that resumes a run, for hints."""
     return f"`glmtune train {shlex.quote(str(folder))} --resume`"
 
 
-def training_on(folder: Path, words: str = "") -> str:
+def train_on_command(folder: Path, words: str = "") -> str:
     """Return the command that trains a new run from a run's weights and recipe, `words` overriding that."""
     name = shlex.quote(str(folder))
     return f"`{' '.join(filter(None, ('glmtune train', name, f'model={name}', words, 'output=NEW')))}`"
@@ -55,8 +55,8 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
         show = partial(json.dumps, ensure_ascii=False) if files else shown
         raise ConfigError(
             f"{folder}: {key} is {show(before.get(key))} in this run, {show(now.get(key))} here",
-            hint=f"a run is resumed as it began: {resuming(folder)}; "
-            f"with other settings another one goes on from it: {training_on(folder, word)}",
+            hint=f"a run is resumed as it began: {resume_command(folder)}; "
+            f"with other settings another one goes on from it: {train_on_command(folder, word)}",
         )
 
 

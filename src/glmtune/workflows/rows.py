@@ -65,13 +65,8 @@ def read_and_split(data: Data) -> SplitRows:
             text += f"; the loss is that of {len(validation):,} of them (data.max_validation_rows)"
     else:
         validation, text, validation_notes = _read_validation(data, data.validation)
-    all_rows, used = _count(len(train)), train[: data.max_rows]
-    used_rows = (
-        f"the first {len(used):,} of {all_rows} (data.max_rows)" if len(used) < len(train) else all_rows
-    )
-    line = f"{data.train_name}: {used_rows} to train on; {text}"
-    if len(validation) < FEW_VALIDATION_ROWS:
-        line += f": the loss of {_count(len(validation))} tells little, data.validation=FILE names more"
+    used = train[: data.max_rows]
+    line = _plan_line(data, len(used), len(train), len(validation), text)
     notes = [Note(line), *_source_counts(data, datasets, train)]
     for source, dataset in zip(data.sources, datasets, strict=True):
         notes += _notes(source.path, dataset)
@@ -82,18 +77,29 @@ def read_and_split(data: Data) -> SplitRows:
     return SplitRows(used, validation, (*notes, *validation_notes))
 
 
+def _plan_line(data: Data, num_used: int, num_train: int, num_validation: int, validation_text: str) -> str:
+    """Return the line of the plan on the rows to train and to validate on."""
+    used_rows = _count(num_train)
+    if num_used < num_train:
+        used_rows = f"the first {num_used:,} of {used_rows} (data.max_rows)"
+    line = f"{data.train_name}: {used_rows} to train on; {validation_text}"
+    if num_validation < FEW_VALIDATION_ROWS:
+        line += f": the loss of {_count(num_validation)} tells little, data.validation=FILE names more"
+    return line
+
+
 def _join_sources(data: Data, datasets: Sequence[Dataset]) -> list[Example]:
     """Return the training rows in the order of their sources, at most `max_rows` of each."""
     pairs = zip(data.sources, datasets, strict=True)
     return [example for source, dataset in pairs for example in dataset.examples[: source.max_rows]]
 
 
-def training_rows(tokenizer: "Tokenizer", data: Data, read: SplitRows | None = None) -> EncodedRows:
-    """Encode the rows; read them first unless `read` has them. Raises `ConfigError` and `DataError`."""
+def training_rows(tokenizer: "Tokenizer", data: Data, rows: SplitRows | None = None) -> EncodedRows:
+    """Encode the rows; read them first unless `rows` has them. Raises `ConfigError` and `DataError`."""
     from glmtune.data.encode import encode_examples
 
-    read = read or read_and_split(data)
-    train, validation, notes = read.train, read.validation, list(read.notes)
+    rows = rows or read_and_split(data)
+    train, validation, notes = rows.train, rows.validation, list(rows.notes)
     encoded = encode_examples(tokenizer, train, data)
     held_out = encode_examples(tokenizer, validation, data)
     notes += [Note(f"training rows: {line}") for line in encoded.report.lines()]
@@ -180,9 +186,9 @@ def _source_counts(data: Data, datasets: Sequence[Dataset], train: Sequence[Exam
         text = f"{source.path}: {counts[index]:,} of {_count(len(datasets[index].examples))} to train on"
         if not counts[index] and any(example.source == index for example in train):
             text += (
-                f": data.max_rows={data.max_rows} ends before them; {{path: {source.path}, max_rows: ...}}"
+                f": data.max_rows={data.max_rows} ends before them; {{path: {source.path}, max_rows: ...}} "
+                "in data.train limits a file alone"
             )
-            text += " in data.train limits a file alone"
         elif not counts[index]:
             text += ": all are held out"
         notes.append(Note(text, is_warning=not counts[index]))

@@ -114,11 +114,9 @@ class Shown:
                     self._best_text += f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}; "
             case Saved(path, is_best, difference):
                 model = "Best model" if is_best else "Model"
-                probed = (
-                    ""
-                    if self._has_saved
-                    else (f" (the probe's logits differ from the base's by {difference:.3g})")
-                )
+                probed = ""
+                if not self._has_saved:
+                    probed = f" (the probe's logits differ from the base's by {difference:.3g})"
                 lines.say(f"{self._best_text}{model} has saved at {path}{probed}")
                 self._best_text, self._has_saved = "", True
                 if not difference:

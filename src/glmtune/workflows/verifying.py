@@ -9,7 +9,7 @@ from glmtune.adapters.origin import check_files, check_tokenizer
 from glmtune.adapters.probe import encode_probe
 from glmtune.adapters.proof import Check
 from glmtune.errors import ConfigError
-from glmtune.load import load_proven, tokenizer_of
+from glmtune.load import load_with_checks, tokenizer_of
 from glmtune.locations import Location, resolve
 from glmtune.workflows.events import Note
 
@@ -73,7 +73,7 @@ def verifying(
     if location.card and location.card.probe:
         tokenizer = tokenizer_of(location, template=template)
         yield check_tokenizer(location.trained, location.card, encode_probe(tokenizer), tokenizer.stop_ids)
-    yield from load_proven(location, template=template, dtype=dtype, device=device, quant=quant)
+    yield from load_with_checks(location, template=template, dtype=dtype, device=device, quant=quant)
     # last: a check of weights or logits above names the fault better than a changed file does
     if location.card and location.card.files:
         yield check_files(location.trained, location.card)
