@@ -174,7 +174,7 @@ class Cutter:
         cuts: list[str],
         kind: str,
     ) -> list[Message]:
-        """Return the conversation with message `index` cut to the most characters that fit, `least` or more."""
+        """Cut message `index` to the most characters that fit, `least` or more; return the conversation."""
         text = conversation[index].content
 
         def with_content(content: str) -> list[Message]:
