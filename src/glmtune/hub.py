@@ -49,7 +49,7 @@ class HubName:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One revision of a model, in the cache of its hub."""
+    """A revision of a model, in the cache of its hub."""
 
     name: HubName
     folder: Path

@@ -10,7 +10,7 @@ import torch
 from glmtune.adapters.origin import check_settings, check_template, check_tokenizer, check_tokenizer_files
 from glmtune.adapters.probe import encode_probe
 from glmtune.adapters.proof import Check, check_tensors, proof_line
-from glmtune.adapters.proving import PutOn, proving_files, proving_whole, putting_on
+from glmtune.adapters.proving import PutOn, file_checks, load_adapter_proven, whole_model_checks
 from glmtune.adapters.store import load_adapter
 from glmtune.errors import ConfigError
 from glmtune.families import identify, require_template
@@ -121,11 +121,13 @@ def load_with_checks(
     _warn_of_other_base(location)
     # the adapter's own checks compare logits before and after it is put on, so they put it on themselves
     if location.adapter and verify:
-        model = yield from putting_on(model, location.adapter, location.card, partial(load_adapter, model))
+        model = yield from load_adapter_proven(
+            model, location.adapter, location.card, partial(load_adapter, model)
+        )
     elif location.adapter:
         model = load_adapter(model, location.adapter)
     elif location.card and verify:
-        yield from proving_whole(model, location.trained, location.card)
+        yield from whole_model_checks(model, location.trained, location.card)
     return model
 
 
@@ -139,14 +141,14 @@ def put_on_with_checks(
     assert location.adapter is not None
     yield from _check_files(location)
     _warn_of_other_base(location)
-    model = yield from putting_on(model, location.adapter, location.card, put_on)
+    model = yield from load_adapter_proven(model, location.adapter, location.card, put_on)
     return model
 
 
 def _check_files(location: Location) -> Iterator[Check]:
     """Check the files of an adapter or trained model; a plain base has nothing to check."""
     if location.adapter or location.card:
-        yield from proving_files(
+        yield from file_checks(
             location.trained, location.card, location.folder, is_whole=location.adapter is None
         )
 

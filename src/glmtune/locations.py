@@ -252,9 +252,9 @@ def _best_checkpoint(run: Path) -> Path:
     named = read_json_if_there(run / RESULT_FILE, is_ours=True).get("best_step")
     # a killed process may have written eval.json and not the link, or the other way round
     if named is not None and (best is None or (card and card.step not in (None, named))):
-        found = f"leads to step {card.step}" if card else "is missing"
+        state = f"leads to step {card.step}" if card else "is missing"
         raise CheckpointError(
-            f"{run / 'best'}: {found}, but {RESULT_FILE} names step {named} as the best",
+            f"{run / 'best'}: {state}, but {RESULT_FILE} names step {named} as the best",
             hint=f"mend the links from the last checkpoint: `glmtune train {shlex.quote(str(run))} --resume`",
         )
     checkpoint = best or last_checkpoint(run)
@@ -272,11 +272,11 @@ def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple
     recorded = _recorded_base(adapter, card)
     if recorded.base:
         try:
-            found = find_folder(recorded.base, recorded.revision)
+            folder, snapshot = find_folder(recorded.base, recorded.revision)
         except ConfigError as err:
             raise CheckpointError(f"{recorded.where}: {err}", hint=_NAME_BASE) from None
-        if (found[0] / "config.json").exists():
-            return found
+        if (folder / "config.json").exists():
+            return folder, snapshot
     raise CheckpointError(
         f"{adapter}: its base model is not at {recorded.base or '(no place recorded)'}", hint=_NAME_BASE
     )

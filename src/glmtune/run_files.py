@@ -205,8 +205,8 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int | None:
     """Return the step in a checkpoint folder's name, as 10 for `step-000010`; None for any other name."""
-    found = STEP_NAME.fullmatch(checkpoint.name)
-    return int(found[1]) if found else None
+    match = STEP_NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def require_new(path: Path, *, hint: str) -> None:

@@ -84,9 +84,8 @@ def read_factors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> di
     """
     factors = {}
     for layer, part in map(_split, tensors):
-        if (
-            part == "lora_embedding_A"
-        ):  # of a table (V, C): A is (r, V), B (C, r), the transposed of a layer's
+        if part == "lora_embedding_A":
+            # of a table (V, C): A is (r, V), B (C, r), the transposed of a layer's
             down, up = (_find(tensors, layer, f"lora_embedding_{kind}") for kind in "AB")
             factors[layer] = Factors(up.T, down.T, *scale_of(config, layer, len(down)))
         elif part == "lora_A":

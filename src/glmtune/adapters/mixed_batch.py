@@ -1,4 +1,4 @@
-"""One forward pass for several requests of a batch, each with its own LoRA adapter.
+"""A forward pass for several requests of a batch, each with its own LoRA adapter.
 
 The base's product is computed once for all tokens, then each adapter's update is added to its own tokens, by
 PEFT's formula. PEFT's `adapter_names` does this for the rows of a batch, but neither for several requests

@@ -174,7 +174,7 @@ def check_settings(folder: Path, card: Card) -> None:
     recorded, now = card.adapter_config, deciding_settings(folder)
     for key in sorted(recorded.keys() | now.keys()) if recorded else ():
         if recorded.get(key) != now.get(key):
-            before, found = (json.dumps(settings.get(key)) for settings in (recorded, now))
+            before, current = (json.dumps(settings.get(key)) for settings in (recorded, now))
             raise CheckpointError(
-                f"{folder / ADAPTER_FILE}: {key} is {found}, recorded is {before}", hint=OTHER_FILES
+                f"{folder / ADAPTER_FILE}: {key} is {current}, recorded is {before}", hint=OTHER_FILES
             )

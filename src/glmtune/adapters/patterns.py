@@ -32,7 +32,7 @@ class _Part:
     """A part of a pattern, and the number of ways it can match from one position."""
 
     ways: int = 1
-    begins: bool = False
+    has_fixed_start: bool = False
     """True if the part begins with one certain character."""
     text: str | None = None
     """The part itself, if it is plain text."""
@@ -79,8 +79,8 @@ class _Scan:
         texts = sorted(part.text for part in parts if part.text is not None)
         is_plain = len(texts) == len(parts)
         is_choice = not is_plain or any(longer.startswith(text) for text, longer in pairwise(texts))
-        begins = all(part.begins for part in parts)
-        return _Part(sum(part.ways for part in parts) if is_choice else 1, begins)
+        has_fixed_start = all(part.has_fixed_start for part in parts)
+        return _Part(sum(part.ways for part in parts) if is_choice else 1, has_fixed_start)
 
     def _sequence(self) -> _Part:
         atoms: list[tuple[_Part, str]] = []
@@ -96,7 +96,7 @@ class _Scan:
             lengths = min(max(high - low, 0) + 1, _OCCURRENCES if is_followed else _LENGTH)
             # without a limit, the product of thousands of parts would become a number of many digits
             ways = min(ways * atom.ways * lengths * (1 if atom.is_single else max(low, 1)), 2 * MOST_STEPS)
-            is_followed = atom.begins and low > 0
+            is_followed = atom.has_fixed_start and low > 0
         texts = [None if repeat else atom.text for atom, repeat in atoms]
         return _Part(ways, is_followed, None if None in texts else "".join(map(str, texts)))
 
@@ -115,7 +115,7 @@ class _Scan:
         if _REFERENCE.fullmatch(token):
             raise PatternError("it refers back to a group, which is not supported")
         is_one = token != "." and not token.startswith("[") and not _CLASS.fullmatch(token)
-        return _Part(begins=is_one, text=token if is_one else None, is_single=True)
+        return _Part(has_fixed_start=is_one, text=token if is_one else None, is_single=True)
 
 
 def _bounds(repeat: str) -> tuple[int, int]:

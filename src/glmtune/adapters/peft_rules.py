@@ -43,7 +43,9 @@ def _pattern(words: str, is_value: Callable[[Any], bool]) -> Rule:
 def _is_rank(value: object) -> bool:
     """Return True for a rank, or AdaLoRA's list that marks each triplet as kept or pruned."""
     return _RANK.is_met(value) or (
-        isinstance(value, list) and len(value) <= MAX_SIZE and all(isinstance(kept, bool) for kept in value)
+        isinstance(value, list)
+        and len(value) <= MAX_SIZE
+        and all(isinstance(is_kept, bool) for is_kept in value)
     )
 
 

@@ -69,10 +69,10 @@ def check_recorded(card: Card | None) -> Iterator[Check]:
 def proof_line(checks: Iterable[Check]) -> str:
     """Summarise checks in one line: the proven effect of the weights, and the facts left unproven."""
     checks = list(checks)
-    found = [check.found for check in checks if check.name in ("update", "logits")]
+    proven = [check.found for check in checks if check.name in ("update", "logits")]
     unproven = [check.found for check in checks if not check.is_proven]
     return "; ".join(
-        [*found, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
+        [*proven, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
     )
 
 
@@ -85,11 +85,11 @@ def check_tensors(folder: Path, card: Card, reading: Reading) -> Check:
     return Check("weights", f"hash {card.tensors_sha256[:12]}, as recorded")
 
 
-def require_hash(folder: Path, found: str, recorded: str, *, hint: str) -> None:
+def require_hash(folder: Path, digest: str, recorded: str, *, hint: str) -> None:
     """Raise `CheckpointError` unless weights have the recorded hash."""
-    if found != recorded:
+    if digest != recorded:
         raise CheckpointError(
-            f"{folder}: not the weights that were saved: their hash is {found[:12]}, recorded is "
+            f"{folder}: not the weights that were saved: their hash is {digest[:12]}, recorded is "
             f"{recorded[:12]}",
             hint=hint,
         )
@@ -126,7 +126,7 @@ def check_update(
     return Check("update", f"{len(tensors)} tensors, {count:,} numbers, length {length:.4g}{note}")
 
 
-def own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def copy_own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of the model's own weights of these names; names it does not have are left out."""
     own = dict(model.named_parameters())
     return {name: own[name].detach().clone() for name in names if name in own}

@@ -21,7 +21,7 @@ from glmtune.adapters.proof import (
     check_probe,
     check_recorded,
     check_update,
-    own_weights,
+    copy_own_weights,
 )
 from glmtune.adapters.store import Tensors, stored_tensors
 from glmtune.folder import ModelFolder
@@ -32,21 +32,21 @@ PutOn = Callable[[Path, Tensors], Any]
 """A function of an adapter's folder and its stored tensors that loads them on a base; returns the model."""
 
 
-def proving_files(trained: Path, card: Card | None, base: ModelFolder, *, is_whole: bool) -> Iterator[Check]:
+def file_checks(folder: Path, card: Card | None, base: ModelFolder, *, is_whole: bool) -> Iterator[Check]:
     """Yield the checks of the files before a model is loaded; for a whole model `base` is its own folder."""
     yield from check_recorded(card)
     if card is None:
         return
     if card.fingerprint:
         check = check_whole if is_whole else check_base
-        yield check(trained, card, base)
-    check_tokenizer_files(trained, card, base)
+        yield check(folder, card, base)
+    check_tokenizer_files(folder, card, base)
     # The optimizer's state is not loaded here. A whole model's weights are hashed while they are loaded.
     unread = (".pt", ".safetensors") if card.tensors_sha256 else (".pt",)
-    tell_changed(trained, find_changed(trained, card, unread=unread))
+    tell_changed(folder, find_changed(folder, card, unread=unread))
 
 
-def putting_on(
+def load_adapter_proven(
     base: CausalLM, adapter: Path, card: Card | None, put_on: PutOn
 ) -> Generator[Check, None, Any]:
     """Load an adapter on its base with `put_on`, yield each check, and return the tuned model."""
@@ -57,7 +57,7 @@ def putting_on(
     if probe:
         check_probe(adapter, probe, base)
     ids = probe.input_ids if probe else plain_probe(base.config)
-    replaced = own_weights(base, tensors) if card and card.kept is TrainedPart.WEIGHTS else {}
+    replaced = copy_own_weights(base, tensors) if card and card.kept is TrainedPart.WEIGHTS else {}
     before = last_logits(base, ids)  # `put_on` changes the base in place
     tuned = put_on(adapter, tensors)
     yield check_update(adapter, tensors, card, replaced)
@@ -69,7 +69,7 @@ def putting_on(
     return tuned
 
 
-def proving_whole(model: CausalLM, folder: Path, card: Card) -> Iterator[Check]:
+def whole_model_checks(model: CausalLM, folder: Path, card: Card) -> Iterator[Check]:
     """Yield the checks of a whole model after it was loaded."""
     if card.probe:
         check_probe(folder, card.probe, model)

@@ -18,7 +18,7 @@ from glmtune.log import without_false_alarms
 from glmtune.methods.lora import ADAPTER
 from glmtune.models.protocol import CausalLM
 
-with without_false_alarms():  # bitsandbytes', which PEFT imports
+with without_false_alarms():  # PEFT imports bitsandbytes, which gives a warning of no use here
     from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel
     from peft.tuners.adalora import AdaLoraLayer
 

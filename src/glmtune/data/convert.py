@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.data.example import Example
-from glmtune.data.formats import FORMATS, Messages, find_format
+from glmtune.data.formats import FORMATS, Messages, find_parser
 from glmtune.data.reader import Dataset, read_dataset
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.extras import require
@@ -56,7 +56,7 @@ def write_examples(target: Path, examples: Sequence[Example], to: str) -> None:
         try:
             row = WRITERS[to](example.messages)
             # transcripts="text": a question that looks like a dialogue is read back as the text it is
-            if find_format([row], Data(transcripts="text"))(row) != example.messages:
+            if find_parser([row], Data(transcripts="text"))(row) != example.messages:
                 raise _cannot_hold(to, "this conversation: it would come back as another one")
         except DataError as err:
             raise DataError(f"{example.where}: {err}", hint=err.hint) from None

@@ -15,7 +15,7 @@ CSV_DELIMITERS = ",\t;|"
 SUFFIXES = {".csv", ".tsv"}
 EXCELS_DELIMITER = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 """The line above the header that tells Excel the delimiter."""
-CURLY_QUOTES = ("“", "”")
+CSV_CURLY_QUOTES = ("“", "”")
 QUOTED = re.compile('"[^"]*"')
 PROSE = re.compile(r"[.。!！] |[.。!！;；:：]$|.{60}|[<>]")
 """Signs of a sentence or a web page: found in the first line of a text, never in the name of a column."""
@@ -90,7 +90,7 @@ def _check_header(record: list[str], where: str, delimiter: str, *, is_table: bo
             f"{where}: neither JSON nor a CSV header with several columns: {excerpt(record[0])}",
             hint=hint,
         )
-    if any(name[:1] in CURLY_QUOTES for name in record):
+    if any(name[:1] in CSV_CURLY_QUOTES for name in record):
         raise DataError(
             f"{where}: a curly quote where CSV needs a straight one: {excerpt(delimiter.join(record))}",
             hint='replace those around names and cells by "',

@@ -106,63 +106,67 @@ class Cutter:
         self.encode = encode
         self.count = count
 
-    def cut(self, unit: list[Message]) -> tuple[EncodedExample, list[str]] | None:
+    def cut(self, conversation: list[Message]) -> tuple[EncodedExample, list[str]] | None:
         """Return the shortened example and the kinds of cuts; None if it is too long even after every cut."""
         cuts: list[str] = []
-        while not self.limits.is_source_met(self.encode(unit)):
-            end = _last_learned(unit)
+        while not self.limits.is_source_met(self.encode(conversation)):
+            end = _last_learned(conversation)
             # several user turns in a row ask one question: a round begins with the first of them
             starts = [
-                i for i in range(end) if unit[i].role == "user" and (i == 0 or unit[i - 1].role != "user")
+                i
+                for i in range(end)
+                if conversation[i].role == "user" and (i == 0 or conversation[i - 1].role != "user")
             ]
             if len(starts) < 2:
                 break
-            system = [message for message in unit[: starts[1]] if message.role == "system"]
-            unit = [*system, *unit[starts[1] :]]
+            system = [message for message in conversation[: starts[1]] if message.role == "system"]
+            conversation = [*system, *conversation[starts[1] :]]
             cuts.append("turns")
-        unit = self._cut_questions(unit, cuts)
-        unit = self._cut_answers(unit, cuts)
-        example = self.encode(unit)
+        conversation = self._cut_questions(conversation, cuts)
+        conversation = self._cut_answers(conversation, cuts)
+        example = self.encode(conversation)
         return (example, cuts) if self.limits.is_met(example) else None
 
-    def _cut_questions(self, unit: list[Message], cuts: list[str]) -> list[Message]:
-        """Return the unit with the middle of its questions left out, the longest question first."""
-        end = _last_learned(unit)
-        questions = [i for i in range(end) if unit[i].role in ("user", "observation")]
+    def _cut_questions(self, conversation: list[Message], cuts: list[str]) -> list[Message]:
+        """Return the conversation with the middle of its questions left out, the longest question first."""
+        end = _last_learned(conversation)
+        questions = [i for i in range(end) if conversation[i].role in ("user", "observation")]
         allowed = (self.limits.total or 0) // _QUESTION_SHARE
-        for index in sorted(questions, key=lambda i: -len(unit[i].content)):
-            if self.limits.is_source_met(self.encode(unit)):
+        for index in sorted(questions, key=lambda i: -len(conversation[i].content)):
+            if self.limits.is_source_met(self.encode(conversation)):
                 break
-            text = unit[index].content
+            text = conversation[index].content
             least = 1
             if self.limits.total is not None:
                 # with one limit for all, some of the question stays while there is an answer to cut
                 least = _most_characters(text, _without_middle, 1, lambda t: self.count(t) <= allowed) or 1
-            unit = self._shorten(
-                unit, index, _without_middle, least, self.limits.is_source_met, cuts, "question"
+            conversation = self._shorten(
+                conversation, index, _without_middle, least, self.limits.is_source_met, cuts, "question"
             )
-        return unit
+        return conversation
 
-    def _cut_answers(self, unit: list[Message], cuts: list[str]) -> list[Message]:
-        """Return the unit with the ends of its answers left out.
+    def _cut_answers(self, conversation: list[Message], cuts: list[str]) -> list[Message]:
+        """Return the conversation with the ends of its answers left out.
 
         With one limit for all, the last answer is cut before the earlier ones. With two limits the earlier
         answers are part of the source, and are cut first.
         """
-        end = _last_learned(unit)
-        earlier = [(i, self.limits.is_source_met) for i in range(end) if unit[i].role == "assistant"]
+        end = _last_learned(conversation)
+        earlier = [(i, self.limits.is_source_met) for i in range(end) if conversation[i].role == "assistant"]
         last = [(end, self.limits.is_target_met)]
         for index, is_met in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
-            if not is_met(self.encode(unit)):
-                answer = unit[index]
+            if not is_met(self.encode(conversation)):
+                answer = conversation[index]
                 # a thought in front of the answer stays whole: one that breaks off would never end
                 least = len(answer.content) - len(answer.split_thought()[1]) + 1
-                unit = self._shorten(unit, index, lambda text, n: text[:n], least, is_met, cuts, "answer")
-        return unit
+                conversation = self._shorten(
+                    conversation, index, lambda text, n: text[:n], least, is_met, cuts, "answer"
+                )
+        return conversation
 
     def _shorten(
         self,
-        unit: list[Message],
+        conversation: list[Message],
         index: int,
         shorten: Callable[[str, int], str],
         least: int,
@@ -170,14 +174,18 @@ class Cutter:
         cuts: list[str],
         kind: str,
     ) -> list[Message]:
-        """Return the unit with message `index` cut to the most characters that fit, but at least `least`."""
-        text = unit[index].content
+        """Cut message `index` to the most characters that fit, `least` or more; return the conversation."""
+        text = conversation[index].content
 
         def with_content(content: str) -> list[Message]:
-            return [*unit[:index], replace(unit[index], content=content), *unit[index + 1 :]]
+            return [
+                *conversation[:index],
+                replace(conversation[index], content=content),
+                *conversation[index + 1 :],
+            ]
 
         if len(text) <= least:
-            return unit
+            return conversation
         cuts.append(kind)
         fits = _most_characters(text, shorten, least, lambda part: is_met(self.encode(with_content(part))))
         return with_content(shorten(text, fits or least))
@@ -207,9 +215,9 @@ def _without_middle(text: str, count: int) -> str:
     return text[: count - tail] + (text[-tail:] if tail else "")  # text[-0:] would be the whole text
 
 
-def _last_learned(unit: Sequence[Message]) -> int:
-    index = last_index(unit, lambda message: message.role == "assistant" and message.loss)
-    assert index is not None, "a unit has a learned answer"
+def _last_learned(conversation: Sequence[Message]) -> int:
+    index = last_index(conversation, lambda message: message.role == "assistant" and message.loss)
+    assert index is not None, "a conversation to cut has a learned answer"
     return index
 
 

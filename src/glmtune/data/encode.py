@@ -107,25 +107,25 @@ def _encode_chat(
     """Yield ids and labels of each example, as the limits allow it, and count all of them in the report."""
     cutter = Cutter(
         limits,
-        lambda unit: _encode(tokenizer, unit, settings),
+        lambda conversation: _encode(tokenizer, conversation, settings),
         lambda text: len(tokenizer.encode_plain(text)),
     )
     answers = [i for i, message in enumerate(messages) if is_learned(message)]
     if settings.loss == "last_turn":
         last = last_index(messages, lambda message: message.role == "assistant")
         answers = [i for i in answers if i == last]
-    units = [[replace(message, loss=i in answers) for i, message in enumerate(messages)]]
+    conversations = [[replace(message, loss=i in answers) for i, message in enumerate(messages)]]
     if tokenizer.chat_format.splits_answers:
         # training shows a finished answer otherwise than a later prompt does: each answer becomes an example
         # of its own, with the conversation before it as context
-        units = [
+        conversations = [
             [replace(message, loss=i == index) for i, message in enumerate(messages[: index + 1])]
             for index in answers
         ]
-    if not units:
+    if not conversations:
         report.drop(0, "unlearned")
-    for unit in units:
-        example = _encode(tokenizer, unit, settings)
+    for conversation in conversations:
+        example = _encode(tokenizer, conversation, settings)
         size = len(example.ids)
         if not size:
             report.drop(0, "unlearned")
@@ -135,7 +135,7 @@ def _encode_chat(
             yield example.ids, example.labels
             continue
         limits.refuse(size, settings)
-        shortened = None if settings.overlong == "drop" else cutter.cut(unit)
+        shortened = None if settings.overlong == "drop" else cutter.cut(conversation)
         if shortened is None:
             report.drop(size, "overlong" if settings.overlong == "drop" else "uncuttable")
             continue
@@ -144,9 +144,9 @@ def _encode_chat(
         yield example.ids, example.labels
 
 
-def _encode(tokenizer: Tokenizer, unit: Sequence[Message], settings: Data) -> EncodedExample:
-    """Return the training example of a unit; it is empty if nothing in the unit is learned."""
-    examples = encode_learned(tokenizer, unit, source_prefix=settings.source_prefix)
+def _encode(tokenizer: Tokenizer, conversation: Sequence[Message], settings: Data) -> EncodedExample:
+    """Return the training example of a conversation; it is empty if no answer is learned."""
+    examples = encode_learned(tokenizer, conversation, source_prefix=settings.source_prefix)
     ids: list[int] = []
     labels: list[int] = []
     num_target = 0

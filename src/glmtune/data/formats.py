@@ -112,7 +112,7 @@ class RowParser:
         return ParsedRow(messages, row_format.is_dialogue, unread, ignored, void, plain, read)
 
 
-def find_format(rows: Sequence[RowObject], settings: Data) -> RowParser:
+def find_parser(rows: Sequence[RowObject], settings: Data) -> RowParser:
     """Return the parser of a file's rows: by the columns that the settings name, else by the rows' columns.
 
     Raises `DataError` if the columns of no row fit a format.

@@ -17,13 +17,13 @@ CONTEXT_CHARACTERS = 20
 """Characters of a file that an error quotes."""
 SPACE = re.compile(r"[ \t\r\n]*")
 # A curly quote in the position of JSON's straight one: around a key, or at either end of a value.
-CURLY_QUOTE = re.compile(
+MISPLACED_CURLY_QUOTE = re.compile(
     r"""[{,]\s*(?:[“”„‟][^"“”]*["“”]|"[^"“”]*[“”])\s*:|"\s*:\s*[“”„‟]|[“”]\s*\}\s*,?\s*$""", re.MULTILINE
 )
 COMMENTS = ("//", "/*", "#")
 PYTHON_WORDS = {"None": "null", "True": "true", "False": "false", "nan": "null"}
 PYTHON_WORD = re.compile(rf"\b(?:{'|'.join(PYTHON_WORDS)})\b")
-CURLY_QUOTES = re.compile("[“”„‟]")
+CURLY_QUOTE_CHARACTER = re.compile("[“”„‟]")
 CULPRITS = {
     "“": 'a curly quote “ where JSON needs a straight "',
     "”": 'a curly quote ” where JSON needs a straight "',
@@ -195,8 +195,10 @@ def _broken_json(reason: str, text: str, position: int, *, where: str, line_star
     if text[position : position + 1] not in CULPRITS:
         # behind a curly quote Python reads on to the next straight one: the position it names is too late
         line = text[line_start:].split("\n", 1)[0]
-        if (quoted := CURLY_QUOTE.search(line)) and (quote := CURLY_QUOTES.search(line, quoted.start())):
-            position = line_start + quote.start() or position
+        if (quoted := MISPLACED_CURLY_QUOTE.search(line)) and (
+            quote := CURLY_QUOTE_CHARACTER.search(line, quoted.start())
+        ):
+            position = line_start + quote.start()
     rest = text[position:].split("\n", 1)[0]
     culprit = CULPRITS.get(rest[:1])
     what = culprit or f"{reason[:1].lower()}{reason[1:].removesuffix(' at').removesuffix(' starting')}"

@@ -70,7 +70,7 @@ def _chat_prompt(
         limits.refuse(uncut_tokens, settings, part=" of the question part")
         cutter = Cutter(
             Limits(None, source, target=0),
-            lambda unit: EncodedExample(encode(unit[:-1]), [], 0),
+            lambda conversation: EncodedExample(encode(conversation[:-1]), [], 0),
             lambda text: len(tokenizer.encode_plain(text)),
         )
         # the cutter works on whole examples: an empty answer, never encoded, stands for the one asked for

@@ -21,7 +21,7 @@ from glmtune.data.example import Example
 from glmtune.data.formats import (
     ParsedRow,
     RowParser,
-    find_format,
+    find_parser,
     has_known_columns,
     has_open_thought,
     up_to_last_answer,
@@ -164,12 +164,12 @@ def read_dataset(path: Path, settings: Data) -> Dataset:
     else:
         inside = None
     try:
-        parse = find_format([row.value for row in rows], settings)
+        parser = find_parser([row.value for row in rows], settings)
     except DataError as err:
         if len(rows) == 1:
             check_not_wrapped(rows[0])
         raise DataError(f"{rows[0].where}: {err}", hint=err.hint) from None
-    return replace(_parse_rows(rows, parse), charset=charset, inside=inside)
+    return replace(_parse_rows(rows, parser), charset=charset, inside=inside)
 
 
 def read_raw_rows(path: Path, charset: str = UTF8) -> list[RawRow]:

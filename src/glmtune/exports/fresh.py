@@ -111,6 +111,8 @@ def main(path: Path) -> None:
     """Do the job in a JSON file; write next to it the logits as `.pt`, and the rest as `.answer.json`."""
     job = json.loads(path.read_text(encoding="utf-8"))
     model = OPENERS[job["opener"]](job).eval()
+    torch.save([logits_of(model, ids) for ids in job["prompts"]], path.with_suffix(".pt"))
+    greedy = [continue_greedily(model, ids, job["new_tokens"]) for ids in job["prompts"]]
     chat_ids: list[int] | None = None
     if job["messages"]:  # the export's own tokenizer and chat template must make the ids that glmtune makes
         from transformers import AutoTokenizer
@@ -121,9 +123,8 @@ def main(path: Path) -> None:
         chat_ids = tokenizer.apply_chat_template(
             job["messages"], add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    torch.save([logits_of(model, ids) for ids in job["prompts"]], path.with_suffix(".pt"))
     answer = {
-        "greedy": [continue_greedily(model, ids, job["new_tokens"]) for ids in job["prompts"]],
+        "greedy": greedy,
         "class": type(model).__name__,
         "chat_ids": chat_ids,
         "imports_glmtune": "glmtune" in sys.modules,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from glmtune.adapters.factors import is_adalora
-from glmtune.adapters.peft_factors import held_adapter
+from glmtune.adapters.peft_factors import adapter_weights
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.store import ADAPTER_FILE, own_method, read_card, stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
@@ -101,10 +101,10 @@ class ExportSource:
         """
         if self.location.adapter is None:
             return lambda _, weight: weight
-        own = held_adapter(model) if is_wrapped(model) else dict(model.named_parameters())
+        weights = adapter_weights(model) if is_wrapped(model) else dict(model.named_parameters())
         # by identity: the names inside PEFT's wrapper are others than those in the adapter's files
-        trained = {id(own[name]): value for name, value in stored_tensors(self.location.adapter).items()}
-        return lambda _, weight: trained.get(id(weight), weight)
+        values = {id(weights[name]): value for name, value in stored_tensors(self.location.adapter).items()}
+        return lambda _, weight: values.get(id(weight), weight)
 
     def _open(self, location: Location, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
         weights_dtype = stored_dtype(location.folder) if dtype == "stored" else dtype
@@ -131,13 +131,9 @@ def find_source(
     Raises `CheckpointError`, and with `is_merging` also `ConfigError` for a quantised base, which weights
     cannot be merged into.
     """
-    given = given_path(path)
-    run_folders = (follow(given), find_checkpoint(given, "best"), last_checkpoint(given))
-    run_cards = (read_card(folder) for folder in run_folders if folder and folder.is_dir())
-    run_card = next(filter(None, run_cards), None)
     # A fully trained model is loaded without its base, so `base` must not turn it into an adapter. The base
     # only gives the files around the weights.
-    is_whole = run_card is not None and run_card.kept is TrainedPart.MODEL
+    is_whole = _is_whole_run(given_path(path))
     location = resolve(path, base=None if is_whole else base)
     card = location.card
     folder = location.folder
@@ -163,6 +159,15 @@ def find_source(
         *_method_of(location),
         require_original(location.adapter, card, folder) if location.adapter and card and not bits else "",
     )
+
+
+def _is_whole_run(path: Path) -> bool:
+    """True if a run's or checkpoint's folder holds a fully trained model."""
+    for folder in (follow(path), find_checkpoint(path, "best"), last_checkpoint(path)):
+        card = read_card(folder) if folder and folder.is_dir() else None
+        if card:
+            return card.kept is TrainedPart.MODEL
+    return False
 
 
 def _method_of(location: Location) -> tuple[str, TrainedPart | None]:

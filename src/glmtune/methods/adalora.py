@@ -20,7 +20,7 @@ from glmtune.methods.ranks import plan_pruning
 from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import AdaLora
 
-with without_false_alarms():  # bitsandbytes', which PEFT imports
+with without_false_alarms():  # PEFT imports bitsandbytes, which gives a warning of no use here
     from peft import AdaLoraConfig, PeftModel, get_peft_model
     from peft.tuners.adalora import RankAllocator
 
@@ -164,11 +164,14 @@ class _Allocator(RankAllocator):  # type: ignore[misc]
         parameters = dict(model.named_parameters())
         scores = []
         for target in self.name_set:
+            elements = []
+            for name in (target % "lora_A", target % "lora_B", target % "lora_E"):
+                is_scored = name in self.exp_avg_ipt
+                elements.append(
+                    self._element_score(name) if is_scored else torch.zeros_like(parameters[name])
+                )
             # a triplet's score: its entry of E, plus the means over its row of A and its column of B
-            a, b, e = (
-                self._element_score(name) if name in self.exp_avg_ipt else torch.zeros_like(parameters[name])
-                for name in (target % factor for factor in ("lora_A", "lora_B", "lora_E"))
-            )
+            a, b, e = elements
             scores.append(e[:, 0] + a.mean(dim=1) + b.mean(dim=0))
         # stable, so that equal scores prune the same triplets on every process and when resumed
         best = torch.cat(scores).sort(descending=True, stable=True).indices[:budget]

@@ -35,9 +35,9 @@ class SftObjective(ObjectiveModule):
         hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
         is_learned = targets != -100
         return summed_cross_entropy(
-            hidden[:, :-1][is_learned],
-            targets[is_learned],
-            causal.get_output_embeddings(),  # (N, C), (N,)
+            hidden[:, :-1][is_learned],  # (N, C)
+            targets[is_learned],  # (N,)
+            causal.get_output_embeddings(),
         )
 
 

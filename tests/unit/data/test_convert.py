@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fuzz import examples
 from glmtune.data.convert import FILES, WRITERS, convert_file
 from glmtune.data.example import Example
-from glmtune.data.formats import FORMATS, find_format
+from glmtune.data.formats import FORMATS, find_parser
 from glmtune.data.reader import read_dataset, read_examples
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.recipe.settings import Data
@@ -90,7 +90,7 @@ def conversations(draw: st.DrawFn) -> tuple[Message, ...]:
 @given(messages=conversations())
 def test_any_conversation_comes_back_from_a_row_of_turns(name, messages):
     row = json.loads(json.dumps(WRITERS[name](messages)))
-    assert find_format([row], Data())(row) == messages
+    assert find_parser([row], Data())(row) == messages
 
 
 @given(
@@ -104,7 +104,7 @@ def test_any_rounds_come_back_from_a_row_of_columns(rounds, system, name, though
     turns[-1] = replace(turns[-1], thought=None if name == "firefly" else thought)
     messages = tuple(turns) if system is None else (Message("system", system), *turns)
     row = WRITERS[name](messages)
-    assert find_format([row], Data())(row) == messages
+    assert find_parser([row], Data())(row) == messages
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))

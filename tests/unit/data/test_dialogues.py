@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.data.formats import find_format
+from glmtune.data.formats import find_parser
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Call, Message, render
@@ -64,7 +64,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 def parse(row: dict, **settings: object) -> tuple[Message, ...]:
-    return find_format([row], Data(**settings))(row)
+    return find_parser([row], Data(**settings))(row)
 
 
 def chat(*turns: dict, **columns: object) -> dict:
@@ -81,7 +81,7 @@ def assistant(content: object = "b", **more: object) -> dict:
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_row_of_each_format_is_the_same_conversation(name):
-    found = find_format([GOOD[name]], Data())
+    found = find_parser([GOOD[name]], Data())
     assert found.format == name
     assert found(GOOD[name]) == TALK
 
@@ -421,7 +421,7 @@ def test_roles_are_known_by_their_usual_names_in_any_case():
             {"messages": [{"role": user, "content": "a"}, {"role": gpt, "content": "b"}]},
             {"conversations": [{"from": user, "value": "a"}, {"from": gpt, "value": "b"}]},
         ):
-            assert [(m.role, m.content) for m in find_format([row], Data())(row)] == [
+            assert [(m.role, m.content) for m in find_parser([row], Data())(row)] == [
                 ("user", "a"),
                 ("assistant", "b"),
             ]

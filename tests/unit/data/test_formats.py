@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.data.formats import FORMATS, find_format
+from glmtune.data.formats import FORMATS, find_parser
 from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
@@ -13,7 +13,7 @@ PAIRS = [name for name, known in FORMATS.items() if not known.is_dialogue]
 
 
 def parse(row: dict, **settings: object) -> list[tuple[str, str]]:
-    return [(m.role, m.content) for m in find_format([row], Data(**settings))(row)]
+    return [(m.role, m.content) for m in find_parser([row], Data(**settings))(row)]
 
 
 def refusal(row: dict, **settings: object) -> DataError:
@@ -151,7 +151,7 @@ def test_a_misspelt_instruction_is_not_silently_left_out():
 
 def test_a_column_missing_in_one_row_only_is_that_rows_error():
     good, bad = {"content": "a", "summary": "b"}, {"content": "a"}
-    parse_row = find_format([good, good, bad], Data())
+    parse_row = find_parser([good, good, bad], Data())
     assert len(parse_row(good)) == 2
     with pytest.raises(DataError, match="column 'summary' is missing; columns found: 'content'"):
         parse_row(bad)
@@ -165,7 +165,7 @@ def test_rows_that_fit_two_formats_are_refused():
 @given(st.text(), st.text().filter(lambda text: text.strip() and "<think>" not in text))
 def test_text_reaches_the_messages_unchanged(question, answer):
     row = {"prompt": question, "response": answer}
-    assert find_format([row], Data())(row) == (Message("user", question), Message("assistant", answer))
+    assert find_parser([row], Data())(row) == (Message("user", question), Message("assistant", answer))
 
 
 @given(
@@ -178,7 +178,7 @@ def test_text_reaches_the_messages_unchanged(question, answer):
 )
 def test_any_row_gives_messages_that_end_with_an_answer_or_a_data_error(row):
     try:
-        messages = find_format([row], Data())(row)
+        messages = find_parser([row], Data())(row)
     except DataError:
         return
     assert messages[-1].role == "assistant"
