@@ -9,6 +9,7 @@ import torch
 import models
 import published
 from glmtune import GlmtuneError, encode_messages, evaluate, load_model, load_tokenizer, score, train, verify
+from glmtune.data.convert import convert_file
 from glmtune.data.reader import read_dataset
 from glmtune.families import identify
 from glmtune.recipe import Data, load_recipe
@@ -32,6 +33,9 @@ def use_formats(work: Path) -> None:
     found = [read_dataset(work / f"{name}.jsonl", Data()) for name in ("ask_tell", "lines")]
     assert [dataset.format for dataset in found] == ["ask_tell", "lines"]
     assert found[0].examples[0].messages == found[1].examples[0].messages
+    for name in ("ask_tell", "lines"):
+        convert_file([work / "lines.jsonl"], work / f"to_{name}.jsonl", name, Data())
+        assert read_dataset(work / f"to_{name}.jsonl", Data()).format == name
 
 
 def use_method(work: Path) -> None:
@@ -60,11 +64,11 @@ def use_metric() -> None:
 
 
 def use_family(work: Path) -> None:
-    published.PUBLISHED["plain"] = PUBLISHED
-    models.HF_FAMILIES["Llama"] = ("llama", "plain")
+    published.PUBLISHED["basic"] = PUBLISHED
+    models.HF_FAMILIES["Llama"] = ("llama", "basic")
     folder = models.tiny_hf_folder(work / "llama", "Llama")
     known = identify(folder)
-    assert (known.family, known.template) == ("Llama", "plain")
+    assert (known.family, known.template) == ("Llama", "basic")
     talk = [
         {"role": "user", "content": "你好 1"},
         {"role": "assistant", "content": "ok"},
@@ -77,7 +81,7 @@ def use_family(work: Path) -> None:
     run = work / "run"
     settings = {
         "model": str(folder),
-        "template": "plain",
+        "template": "basic",
         "data": SHORT["data"],
         "train": {"steps": 2, "batch_size": 2, "save_every": 1},
     }
@@ -85,7 +89,7 @@ def use_family(work: Path) -> None:
     while not isinstance(next(begun), Saved):
         pass
     begun.close()
-    assert load_recipe(run / "recipe.yaml").template == "plain"
+    assert load_recipe(run / "recipe.yaml").template == "basic"
     assert train(run, resume=True, quiet=True).metrics["steps"] == 2
     assert verify(run, quiet=True)
     asked = {"model": str(run), "data.max_test_rows": 2, "evaluate.max_new_tokens": 4}

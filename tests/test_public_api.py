@@ -8,12 +8,14 @@ import traceback
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
 import glmtune
+from glmtune.generate.adapter_set import AdapterSet
+from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
 from glmtune.workflows.events import Answered, Event, Note
 from models import tiny_folder
@@ -54,6 +56,16 @@ def test_the_functions_have_their_signatures(name: str) -> None:
         return_annotation=inspect.Signature.empty,
     )
     assert str(bare) == SIGNATURES[name]
+
+
+def test_an_engine_takes_a_model_or_adapters_also_for_a_type_checker(tmp_path: Path) -> None:
+    assert get_args(get_type_hints(glmtune.Engine.__init__)["model"]) == (CausalLM, AdapterSet)
+    adapters = glmtune.Adapters(tiny_folder(tmp_path))
+    assert isinstance(adapters, AdapterSet)
+    assert not isinstance(adapters.model, AdapterSet)
+    for name in ("check_mixable", "prefix_of", "mixing"):
+        taken = inspect.signature(getattr(AdapterSet, name)).parameters
+        assert taken == inspect.signature(getattr(glmtune.Adapters, name)).parameters
 
 
 def test_every_public_name_is_there() -> None:

@@ -249,7 +249,7 @@ class Family:
     """Linear layers that LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
     experts: tuple[str, ...] = ()
     """Names of linear layers that PEFT's LoRA takes for routed experts, and so skips.
-    Source: github.com/huggingface/peft v0.21.0, utils/transformers_weight_conversion.py."""
+    Source: github.com/huggingface/peft v0.21.2, utils/transformers_weight_conversion.py."""
     open_rule: str = "nothing in the folder tells ChatGLM2 from ChatGLM3"
     """The `Identity.rule` of a folder whose chat format no rule told, in words."""
     is_in_transformers: bool = False

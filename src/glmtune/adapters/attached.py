@@ -18,7 +18,7 @@ from torch import Tensor
 from glmtune.adapters.factors import START, is_adalora
 from glmtune.adapters.mixed_batch import adapting_each_request
 from glmtune.adapters.own_weights import load_prefix, require_same, shapes_of
-from glmtune.adapters.peft_factors import fill_adapter, held_adapter
+from glmtune.adapters.peft_factors import adapter_weights, fill_adapter
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.peft_settings import explain_peft
 from glmtune.adapters.store import ADAPTER_FILE, own_method
@@ -164,7 +164,7 @@ class AttachedAdapters:
                 # PEFT warns of a second adapter, which is the purpose here
                 warnings.filterwarnings("ignore", "Already found a `peft_config`")
                 inject_adapter_in_model(config, self._model, name, low_cpu_mem_usage=True)
-            require_same(folder, shapes_of(stored), shapes_of(held_adapter(self._model, name)))
+            require_same(folder, shapes_of(stored), shapes_of(adapter_weights(self._model, name)))
             set_peft_model_state_dict(self._model, stored, name, low_cpu_mem_usage=True)
             fill_adapter(folder, self._model, stored, name)
         except BaseException:  # Ctrl-C too: a layer left half filled would answer for every later adapter

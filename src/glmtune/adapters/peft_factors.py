@@ -17,7 +17,7 @@ from glmtune.methods.lora import ADAPTER, widen_adapter
 from glmtune.models.protocol import CausalLM
 
 
-def held_adapter(tuned: CausalLM, name: str = ADAPTER) -> dict[str, Tensor]:
+def adapter_weights(tuned: CausalLM, name: str = ADAPTER) -> dict[str, Tensor]:
     """Return an adapter's weights by their names in its files; a pruned AdaLoRA's without pruned triplets."""
     from peft import get_peft_model_state_dict
 
@@ -36,8 +36,8 @@ def fill_adapter(path: Path, tuned: CausalLM, stored: Mapping[str, Tensor], name
     Raises `CheckpointError` as `require_same`, and if the model then has other numbers.
     """
     widen_adapter(tuned, name)
-    weights = held_adapter(tuned, name)
+    weights = adapter_weights(tuned, name)
     require_same(path, shapes_of(stored), shapes_of(weights))
     for key, weight in weights.items():
         weight.copy_(stored[key])
-    require_equal_numbers(path, stored, held_adapter(tuned, name))
+    require_equal_numbers(path, stored, adapter_weights(tuned, name))

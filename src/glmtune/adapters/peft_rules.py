@@ -1,6 +1,6 @@
 """Allowed values of each key of an adapter_config.json, checked before PEFT acts on them.
 
-Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py, adalora/config.py and
+Source: github.com/huggingface/peft v0.21.2, src/peft/tuners/lora/config.py, adalora/config.py and
 tuners_utils.py (the keys matched as regular expressions, and how).
 """
 

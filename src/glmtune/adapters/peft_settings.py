@@ -1,6 +1,6 @@
 """Settings of PEFT adapters: those that loading carries out, and the reasons why the others are refused.
 
-Source: github.com/huggingface/peft v0.21.0, src/peft/tuners/lora/config.py and adalora/config.py.
+Source: github.com/huggingface/peft v0.21.2, src/peft/tuners/lora/config.py and adalora/config.py.
 """
 
 import re

@@ -85,11 +85,11 @@ def check_tensors(folder: Path, card: Card, reading: Reading) -> Check:
     return Check("weights", f"hash {card.tensors_sha256[:12]}, as recorded")
 
 
-def require_hash(folder: Path, found: str, recorded: str, *, hint: str) -> None:
+def require_hash(folder: Path, digest: str, recorded: str, *, hint: str) -> None:
     """Raise `CheckpointError` unless weights have the recorded hash."""
-    if found != recorded:
+    if digest != recorded:
         raise CheckpointError(
-            f"{folder}: not the weights that were saved: their hash is {found[:12]}, recorded is "
+            f"{folder}: not the weights that were saved: their hash is {digest[:12]}, recorded is "
             f"{recorded[:12]}",
             hint=hint,
         )

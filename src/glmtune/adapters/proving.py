@@ -32,18 +32,18 @@ PutOn = Callable[[Path, Tensors], Any]
 """A function of an adapter's folder and its stored tensors that loads them on a base; returns the model."""
 
 
-def file_checks(trained: Path, card: Card | None, base: ModelFolder, *, is_whole: bool) -> Iterator[Check]:
+def file_checks(folder: Path, card: Card | None, base: ModelFolder, *, is_whole: bool) -> Iterator[Check]:
     """Yield the checks of the files before a model is loaded; for a whole model `base` is its own folder."""
     yield from check_recorded(card)
     if card is None:
         return
     if card.fingerprint:
         check = check_whole if is_whole else check_base
-        yield check(trained, card, base)
-    check_tokenizer_files(trained, card, base)
+        yield check(folder, card, base)
+    check_tokenizer_files(folder, card, base)
     # The optimizer's state is not loaded here. A whole model's weights are hashed while they are loaded.
     unread = (".pt", ".safetensors") if card.tensors_sha256 else (".pt",)
-    tell_changed(trained, find_changed(trained, card, unread=unread))
+    tell_changed(folder, find_changed(folder, card, unread=unread))
 
 
 def load_adapter_with_checks(

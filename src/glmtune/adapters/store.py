@@ -23,7 +23,7 @@ from glmtune.adapters.own_weights import (
     trained_shapes,
     trained_weights,
 )
-from glmtune.adapters.peft_factors import fill_adapter, held_adapter
+from glmtune.adapters.peft_factors import adapter_weights, fill_adapter
 from glmtune.adapters.peft_rules import read_adapter_config
 from glmtune.adapters.peft_settings import explain_peft, require_ranks, require_supported
 from glmtune.adapters.probe import last_logits
@@ -99,7 +99,7 @@ def save_trained(model: CausalLM, folder: Path, card: Card) -> None:
 
 def _trained_weights(model: CausalLM) -> Mapping[str, Tensor]:
     """Return the weights that a model trains, by the names they are saved under."""
-    return held_adapter(model) if is_wrapped(model) else trained_weights(model)
+    return adapter_weights(model) if is_wrapped(model) else trained_weights(model)
 
 
 @without_false_alarms()

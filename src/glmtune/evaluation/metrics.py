@@ -28,7 +28,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A score of one answer."""
+    """A metric: the function that scores one answer, and the score of the reference itself."""
 
     measure: Callable[[str, str, Variant], float]
     """(prediction, reference, variant) -> score, of two texts that the variant has prepared."""

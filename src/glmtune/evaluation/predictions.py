@@ -30,7 +30,8 @@ PREDICTIONS_FILE = "generated_predictions.txt"
 class EvaluationRow:
     """A row of the test data: a prompt to answer, and the reference."""
 
-    row: int
+    index: int
+    """Index among the rows to answer, from 0; `Prediction.row` in the file."""
     prompt_ids: list[int]
     reference: str
 
@@ -49,7 +50,7 @@ class Prediction:
 def predict(
     model: CausalLM,
     tokenizer: Tokenizer,
-    questions: Sequence[EvaluationRow],
+    rows: Sequence[EvaluationRow],
     *,
     max_new_tokens: int,
     batch_size: int,
@@ -61,8 +62,8 @@ def predict(
     stop_ids = frozenset(tokenizer.stop_ids)
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     # by length: rows of a batch cost as much as the longest of them
-    ordered = sorted(questions, key=lambda question: len(question.prompt_ids))
-    prompts = [question.prompt_ids for question in ordered]
+    ordered = sorted(rows, key=lambda row: len(row.prompt_ids))
+    prompts = [row.prompt_ids for row in ordered]
     answers: list[list[int]] = [[] for _ in ordered]
     for pairs in decode(model, prompts, sampling, stop_ids=stop_ids, max_rows=batch_size):
         for i, token in pairs:
@@ -70,7 +71,7 @@ def predict(
                 answers[i].append(token)
             if token in stop_ids or len(answers[i]) == max_new_tokens:
                 text = answer_text(tokenizer, answers[i])
-                yield Prediction(ordered[i].row, ordered[i].reference, text, token in stop_ids)
+                yield Prediction(ordered[i].index, ordered[i].reference, text, token in stop_ids)
 
 
 class PredictionFile:

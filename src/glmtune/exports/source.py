@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from glmtune.adapters.factors import is_adalora
-from glmtune.adapters.peft_factors import held_adapter
+from glmtune.adapters.peft_factors import adapter_weights
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.store import ADAPTER_FILE, own_method, read_card, stored_tensors
 from glmtune.errors import CheckpointError, ConfigError
@@ -101,10 +101,10 @@ class ExportSource:
         """
         if self.location.adapter is None:
             return lambda _, weight: weight
-        own = held_adapter(model) if is_wrapped(model) else dict(model.named_parameters())
+        weights = adapter_weights(model) if is_wrapped(model) else dict(model.named_parameters())
         # by identity: the names inside PEFT's wrapper are others than those in the adapter's files
-        trained = {id(own[name]): value for name, value in stored_tensors(self.location.adapter).items()}
-        return lambda _, weight: trained.get(id(weight), weight)
+        values = {id(weights[name]): value for name, value in stored_tensors(self.location.adapter).items()}
+        return lambda _, weight: values.get(id(weight), weight)
 
     def _open(self, location: Location, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
         weights_dtype = stored_dtype(location.folder) if dtype == "stored" else dtype

@@ -55,9 +55,9 @@ class Merged:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the type that a tensor is written in."""
-        own = self.stored[name].dtype
-        is_cast = self.dtype is not None and own.is_floating_point and not name.endswith(_BUFFER)
-        return self.dtype if is_cast and self.dtype else own
+        stored = self.stored[name].dtype
+        is_cast = self.dtype is not None and stored.is_floating_point and not name.endswith(_BUFFER)
+        return self.dtype if is_cast and self.dtype else stored
 
     @property
     def roughest(self) -> torch.dtype:
@@ -136,8 +136,8 @@ def _changed(source: ExportSource) -> Changed:
             hint="to=official-ptuning writes it as the official code reads it",
         )
     if source.is_whole:
-        own = scan_tensors(location.folder)
-        return {name: partial(_read_own, own[name]) for name in own if not name.endswith(_BUFFER)}
+        stored = scan_tensors(location.folder)
+        return {name: partial(_read_own, own) for name, own in stored.items() if not name.endswith(_BUFFER)}
     if location.adapter is None:
         return {}
     if source.has_factors:

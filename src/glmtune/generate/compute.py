@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
-from glmtune.generate.adapter_batch import AdapterBatch
+from glmtune.generate.adapter_set import AdapterSet
 from glmtune.generate.fast import FastExperts, FastLinear, pack_all
 from glmtune.log import tell
 from glmtune.models.protocol import CausalLM
@@ -81,7 +81,7 @@ def speed_up(model: CausalLM) -> Any:
 
 def _find_problem(model: CausalLM) -> tuple[str, str] | None:
     """Return why a model cannot answer in W8A8, and what to do instead; None if it can."""
-    if isinstance(model, AdapterBatch):
+    if isinstance(model, AdapterSet):
         return (
             "fast cannot answer each request under its own adapter, as Engine(adapters) does",
             "set one to work, Adapters.use(name), and give its model: choose_compute(adapters.model, ...)",

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import AnswerError, ConfigError
-from glmtune.generate.adapter_batch import AdapterBatch
+from glmtune.generate.adapter_set import AdapterSet
 from glmtune.generate.kv_cache import KvCache
 from glmtune.generate.queue import (
     MAX_PREFILL_TOKENS,
     MAX_ROWS,
-    Line,
+    WaitingLine,
     check_size,
     default_max_held_tokens,
 )
@@ -65,7 +65,7 @@ class Engine:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: CausalLM | AdapterSet,
         *,
         max_rows: int = MAX_ROWS,
         max_prefill_tokens: int = MAX_PREFILL_TOKENS,
@@ -76,23 +76,24 @@ class Engine:
         """`model`: a model, or `Adapters`; with those each request names its own adapter.
 
         `max_rows`: requests answered at once; others wait. `max_held_tokens` bounds the KV cache: rows times
-        the longest row's prompt and `max_new_tokens` (`Line`); a request above the bound is answered alone.
+        the longest row's prompt and `max_new_tokens` (`WaitingLine`); a request above the bound is answered
+        alone.
 
         `reused_tokens`: tokens of ended prompts and answers whose keys and values are kept, for prompts that
         begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute, and
         small exact models are faster afterwards (needs a C++ compiler); on CUDA the step becomes a graph, and
         the KV cache of ended answers stays allocated. Raises `ConfigError` if the model cannot be run so.
         """
-        self._adapters = model if isinstance(model, AdapterBatch) else None
+        self._adapters = model if isinstance(model, AdapterSet) else None
         if self._adapters and compile_step:
             raise ConfigError(
                 "compile_step: a compiled step has one adapter in it, and here each request has its own",
                 hint="leave it off, or set one to work: Adapters.use(name), then Engine(adapters.model)",
             )
         most = default_max_held_tokens(max_rows) if max_held_tokens is None else max_held_tokens
-        self._line = Line(max_rows, max_prefill_tokens, most)
+        self._line = WaitingLine(max_rows, max_prefill_tokens, most)
         check_size("reused_tokens", reused_tokens, 0)
-        base = self._adapters.model if self._adapters else model
+        base = model.model if isinstance(model, AdapterSet) else model
         # PEFT's prompt learning wraps the forward pass, and the runner calls the layers inside it
         config = getattr(base, "active_peft_config", None)
         if config is not None and config.is_prompt_learning:
@@ -103,6 +104,7 @@ class Engine:
             )
         self.runner = build_runner(base, compile_step=compile_step)
         self.rows = KvCache(is_room_kept=compile_step)
+        """Keys and values of the rows of the batch, in its order."""
         self.reuse = Reuse(reused_tokens)
         context = getattr(causal_of(base).config, "max_position_embeddings", None)  # our own configs' too
         self.context: int | None = context if isinstance(context, int) else None

@@ -20,7 +20,10 @@ Layer = tuple[Tensor, ...]
 
 @dataclass(slots=True)
 class KvCache:
-    """Rows 0 to B - 1 are in use; when one is removed, the last row moves to its index."""
+    """Keys and values of a batch's rows; rows 0 to B - 1 are in use.
+
+    When a row is removed, the last row moves to its index.
+    """
 
     lengths: list[int] = field(default_factory=list)
     """Columns written in each row in use, those of a prefix included."""
@@ -77,8 +80,8 @@ class KvCache:
         end = start + layers[0][0].shape[1]
         self.make_room(end)
         for i, layer in enumerate(layers):
-            for held, new in zip(self.layer(i, *(part[None] for part in layer)), layer, strict=True):
-                held[row, :, start:end] = new
+            for stored, new in zip(self.layer(i, *(part[None] for part in layer)), layer, strict=True):
+                stored[row, :, start:end] = new
         self.lengths[row] = end
 
     def read(self, row: int) -> list[Layer]:
@@ -105,13 +108,13 @@ class KvCache:
 
     def _resize(self, rows: int, columns: int) -> None:
         used = max(self.lengths, default=0)
-        kept = min(self.room[0], len(self.lengths))
+        num_copied = min(self.room[0], len(self.lengths))
         # what every layer has if this breaks off: some layers are resized by then, others not
         self.room = (min(rows, self.room[0]), min(columns, self.room[1]))
         for i, layer in enumerate(self.layers):  # layer by layer: little memory is held twice
             fresh = tuple(_room_for(part, rows, columns) for part in layer)
             for new, old in zip(fresh, layer, strict=True):
-                new[:kept, :, :used] = old[:kept, :, :used]
+                new[:num_copied, :, :used] = old[:num_copied, :, :used]
             self.layers[i] = fresh
         self.room = (rows, columns)
 

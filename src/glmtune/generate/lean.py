@@ -79,9 +79,8 @@ class _Layer:
         )
         hidden_states = hidden_states + self.dense(context.flatten(2))  # (B, T, H, D) to (B, T, H D)
         gate, up = self.widen(self.after(hidden_states)).chunk(2, dim=-1)
-        return hidden_states + self.narrow(
-            functional.silu(gate).mul_(up)
-        )  # in place: `gate` is not used again
+        # in place: `silu` has made a tensor that nothing else uses
+        return hidden_states + self.narrow(functional.silu(gate).mul_(up))
 
 
 class RotaryAngles:

@@ -41,11 +41,11 @@ class RowSpan:
 class PromptPass:
     """Prefill: the new tokens of several rows, packed one after the other into one row without padding."""
 
-    def __init__(self, rows: KvCache, spans: Sequence[RowSpan]) -> None:
-        self.rows = rows
+    def __init__(self, cache: KvCache, spans: Sequence[RowSpan]) -> None:
+        self.cache = cache
         self.spans = spans
         self.width = max(span.past + span.new for span in spans)
-        rows.make_room(self.width)
+        cache.make_room(self.width)
 
     def update(
         self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
@@ -54,7 +54,7 @@ class PromptPass:
 
         Only transformers' own attention uses the result, and it runs one prompt per pass.
         """
-        keys, values = self.rows.layer(layer, key, value)
+        keys, values = self.cache.layer(layer, key, value)
         start = 0
         for span in self.spans:
             new, columns = slice(start, start + span.new), slice(span.past, span.past + span.new)
@@ -67,7 +67,7 @@ class PromptPass:
     ) -> tuple[Tensor, None]:
         """Attend with queries (1, H, sum of T, D), each span to its own row; return (1, sum of T, H, D)."""
         index: Any = module.layer_idx
-        keys, values = self.rows.layers[index]
+        keys, values = self.cache.layers[index]
         contexts, start = [], 0
         for span in self.spans:
             contexts.append(
@@ -87,7 +87,7 @@ class PromptPass:
     def finish(self) -> None:
         """Count the new columns of each row; called once, after the last layer."""
         for span in self.spans:
-            self.rows.lengths[span.row] = span.past + span.new
+            self.cache.lengths[span.row] = span.past + span.new
 
     @staticmethod
     def _seen(part: Tensor, span: RowSpan) -> Tensor:
@@ -107,23 +107,23 @@ class PromptPass:
 class StepPass:
     """Decode: one new token in each row, rows of any lengths."""
 
-    def __init__(self, rows: KvCache, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.rows = rows
-        self.width = max(rows.lengths) + 1
-        rows.make_room(self.width)
+    def __init__(self, cache: KvCache, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.cache = cache
+        self.width = max(cache.lengths) + 1
+        cache.make_room(self.width)
         self.columns: Tensor | None = None
         self.mask: Tensor | None = None
         """Added to the attention scores, (B, 1, 1, W); None if all rows are equally long."""
-        if min(rows.lengths) + 1 < self.width:
-            self.columns = torch.tensor(rows.lengths, device=device)
-            self.row_indices = torch.arange(len(rows.lengths), device=device)
+        if min(cache.lengths) + 1 < self.width:
+            self.columns = torch.tensor(cache.lengths, device=device)
+            self.row_indices = torch.arange(len(cache.lengths), device=device)
             self.mask = mask_later(torch.arange(self.width, device=device), self.columns, dtype)
 
     def update(
         self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         """Append keys and values (B, G, 1, D), one column per row; return those attended to, (B, G, W, D)."""
-        keys, values = self.rows.layer(layer, key, value)
+        keys, values = self.cache.layer(layer, key, value)
         count = key.shape[0]
         if self.columns is None:  # equally long rows: one slice, much faster than an index per row
             keys[:count, :, self.width - 1] = key[:, :, 0]
@@ -148,7 +148,7 @@ class StepPass:
 
     def finish(self) -> None:
         """Count the new column of each row; called once, after the last layer."""
-        self.rows.lengths = [length + 1 for length in self.rows.lengths]
+        self.cache.lengths = [length + 1 for length in self.cache.lengths]
 
     def get_seq_length(self, *_: object) -> int:
         """Return the columns before the new one; transformers calls this on a cache."""

@@ -20,7 +20,7 @@ ROW_TOKENS = 4096
 
 
 @dataclass(slots=True)
-class Line:
+class WaitingLine:
     """Requests in order of arrival; none overtakes another.
 
     The KV cache is a rectangle: each row has as many columns as the longest. So a batch costs its rows times

@@ -18,7 +18,7 @@ class Request:
     stop_ids: Collection[int] = ()
     """Token ids that end the answer; the one drawn is its last token."""
     adapter: str | None = None
-    """Name of an adapter of the engine's `AdapterBatch`; None: the base alone, or the engine's only model."""
+    """Name of an adapter of the engine's `Adapters`; None: the base alone, or the engine's only model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,10 +79,10 @@ class _Runner:
         """The P-Tuning prefix that the model has now; None without one."""
         return None
 
-    def write_front(self, rows: KvCache, row: int, prefix: PrefixEncoder) -> None:
+    def write_front(self, cache: KvCache, row: int, prefix: PrefixEncoder) -> None:
         """Write a prefix's keys and values into an empty row."""
         parts = prefix(1, self.dtype)  # L times (2, 1, G, P, D)
-        rows.write(row, 0, [(part[0, 0], part[1, 0]) for part in parts])
+        cache.write(row, 0, [(part[0, 0], part[1, 0]) for part in parts])
 
     def count_positions(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the positions of a prompt (1, ..., T) and of the token after it, as `Positions` does.
@@ -123,7 +123,7 @@ class LayerRunner(_Runner):
         count: int = self.model.count_reusable(ids, shared)
         return count
 
-    def prefill(self, rows: KvCache, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
+    def prefill(self, cache: KvCache, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
         """Return logits (B, V) after each prompt, and positions (B, ..., 1) of the tokens that follow."""
         # the layers as they are now: since the last prefill an adapter may have come or gone
         if isinstance(self.compiled, StepGraphs):
@@ -137,12 +137,12 @@ class LayerRunner(_Runner):
         for prompt in prompts:
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)  # (1, T)
             prompt_positions, next_position = self.count_positions(prompt.ids)
-            past = rows.lengths[prompt.row]  # of a prefix and cached ids
+            past = cache.lengths[prompt.row]  # of a prefix and cached ids
             spans.append(RowSpan(prompt.row, past, new.shape[1], self.model.mask_prompt(new, past)))
             ids.append(new)
             positions.append(prompt_positions[..., prompt.cached :])
             following.append(next_position)
-        packed = PromptPass(rows, spans)
+        packed = PromptPass(cache, spans)
         hidden_states = self._run(torch.cat(ids, dim=1), torch.cat(positions, dim=-1), packed)
         packed.finish()
         # only the last token of each prompt goes through the output layer: V is large
@@ -150,12 +150,12 @@ class LayerRunner(_Runner):
         logits = self.model.get_output_embeddings()(hidden_states[0, ends])
         return logits, torch.cat(following)
 
-    def step(self, rows: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(self, cache: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """Decode one more token (B, 1) in each row; return logits (B, V)."""
         with own_products(self.are_own_quicker and len(tokens) == 1):
             if self.compiled:
-                return self._step_compiled(rows, tokens, positions)
-            step = StepPass(rows, dtype=self.dtype, device=self.device)
+                return self._step_compiled(cache, tokens, positions)
+            step = StepPass(cache, dtype=self.dtype, device=self.device)
             logits: Tensor = self.model.get_output_embeddings()(self._run(tokens, positions, step))
         step.finish()
         return logits[:, 0]
@@ -174,16 +174,16 @@ class LayerRunner(_Runner):
         compiled: Step = torch.compile(self._step_whole)
         return compiled
 
-    def _step_compiled(self, rows: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
+    def _step_compiled(self, cache: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """`step` with rows and columns padded to powers of two, so that few shapes are compiled."""
         assert self.compiled
-        num_rows = len(rows.lengths)
+        num_rows = len(cache.lengths)
         padded = _power_of_two(num_rows)
-        rows.make_room(_power_of_two(max(rows.lengths) + 1), rows=padded)
-        layers = [tuple(part[:padded] for part in layer) for layer in rows.layers]
-        columns = torch.tensor(rows.lengths + [0] * (padded - num_rows), device=self.device)
+        cache.make_room(_power_of_two(max(cache.lengths) + 1), rows=padded)
+        layers = [tuple(part[:padded] for part in layer) for layer in cache.layers]
+        columns = torch.tensor(cache.lengths + [0] * (padded - num_rows), device=self.device)
         logits = self.compiled(_pad_rows(tokens, padded), _pad_rows(positions, padded), layers, columns)
-        rows.lengths = [length + 1 for length in rows.lengths]
+        cache.lengths = [length + 1 for length in cache.lengths]
         return logits[:num_rows]
 
     def _step_whole(
@@ -238,20 +238,20 @@ class ModelRunner(_Runner):
         """Return `shared`: a causal model's keys and values do not depend on later tokens."""
         return shared
 
-    def prefill(self, rows: KvCache, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
+    def prefill(self, cache: KvCache, prompts: Sequence[PrefillPrompt]) -> tuple[Tensor, Tensor]:
         """Prefill prompts one by one; results as of `LayerRunner.prefill`."""
         logits, following = [], []
         for prompt in prompts:
             new = torch.tensor([prompt.ids[prompt.cached :]], device=self.device)
             positions, next_position = self.count_positions(prompt.ids)
-            span = RowSpan(prompt.row, rows.lengths[prompt.row], new.shape[1], None)
-            logits.append(self._run(new, positions[:, prompt.cached :], PromptPass(rows, [span]), None))
+            span = RowSpan(prompt.row, cache.lengths[prompt.row], new.shape[1], None)
+            logits.append(self._run(new, positions[:, prompt.cached :], PromptPass(cache, [span]), None))
             following.append(next_position)
         return torch.cat(logits), torch.cat(following)
 
-    def step(self, rows: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
+    def step(self, cache: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """Decode one more token in each row; result as of `LayerRunner.step`."""
-        step = StepPass(rows, dtype=self.dtype, device=self.device)
+        step = StepPass(cache, dtype=self.dtype, device=self.device)
         with own_products(self.are_own_quicker and len(tokens) == 1):
             return self._run(tokens, positions, step, step.mask)
 

@@ -5,7 +5,7 @@ each step every weight gets a score, (sensitivity x uncertainty) of |weight x gr
 pruning sets E to 0 outside the best triplets of the whole model. Until the ranks settle, gradients can bring
 a pruned triplet back; after that, E is set to 0 after every step.
 
-Source: arxiv.org/abs/2303.10512; github.com/huggingface/peft v0.21.0, tuners/adalora.
+Source: arxiv.org/abs/2303.10512; github.com/huggingface/peft v0.21.2, tuners/adalora.
 """
 
 from collections.abc import Mapping

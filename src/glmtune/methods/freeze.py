@@ -23,12 +23,12 @@ NUM_LAYERS = 3
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
-def apply_freeze(model: CausalLM, settings: Freeze) -> Any:
+def apply_freeze(model: CausalLM, settings: Freeze) -> CausalLM:
     """Make only the chosen weights trainable. Raises ConfigError as `choose_weights`."""
     return train_weights(model, choose_weights(model, settings))
 
 
-def train_weights(model: CausalLM, chosen: Collection[str]) -> Any:
+def train_weights(model: CausalLM, chosen: Collection[str]) -> CausalLM:
     """Make only the chosen weights trainable, and let their layers run in fp32 in a half-precision model.
 
     The caller casts the weights to fp32. Outside of autocast, hooks cast the layers' inputs and outputs.

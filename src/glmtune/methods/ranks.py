@@ -5,7 +5,7 @@ from glmtune.recipe.method import AdaLora
 
 FEW_STEPS = 20
 """Fewer pruning steps tell little: the scores are running means over about the last 7 steps. Source: PEFT's
-beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.0, tuners/adalora/config.py."""
+beta1 and beta2 of 0.85, github.com/huggingface/peft v0.21.2, tuners/adalora/config.py."""
 
 
 def plan_pruning(settings: AdaLora, num_steps: int) -> tuple[int, int, int]:

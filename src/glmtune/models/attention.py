@@ -31,19 +31,16 @@ def eager_attention(
     query: (B, H, T, D). key, value: (B, G, S, D). attention_mask: (B or 1, 1, T, S), boolean (true: may see)
     or additive. Returns context (B, T, H, D) and weights (B, H, T, S).
     """
-    repeats = query.shape[1] // key.shape[1]  # H / G query heads share one key/value head
-    key, value = (
-        key.repeat_interleave(repeats, dim=1),
-        value.repeat_interleave(repeats, dim=1),
-    )  # (B, H, S, D)
+    # H / G query heads share one key/value head: repeated, both are (B, H, S, D)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, S)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         # the smallest finite number, not -inf: a fully masked row stays uniform instead of NaN
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(
-        query.dtype
-    )  # half precision would lose the tail
+    # in fp32: half precision would lose the tail
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = functional.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2), weights

@@ -42,9 +42,8 @@ class ChatGLM6BRotary(nn.Module):
         steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
         # a quirk kept: the official code rounds frequencies to fp16 whatever the model's type is
         frequencies = (1.0 / 10000.0 ** (steps / self.dim)).half().float()
-        angles = (
-            position_ids.transpose(1, 2)[..., None].float() * frequencies
-        )  # fp16 is exact up to 2048 only
+        # positions in fp32, as fp16 is exact up to 2048 only
+        angles = position_ids.transpose(1, 2)[..., None].float() * frequencies
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

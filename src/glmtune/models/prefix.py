@@ -37,6 +37,9 @@ class PrefixEncoder(nn.Module):
     New weights are drawn as torch draws embeddings, N(0, 1), and linear layers, as in the official code.
     """
 
+    # the weights' state and their projection; a class default, as older pickles lack the attribute
+    _projected: tuple[Any, Tensor] | None = None
+
     def __init__(
         self, config: "NativeConfig", *, dropout: float = DROPOUT, device: torch.device | None = None
     ) -> None:
@@ -55,7 +58,6 @@ class PrefixEncoder(nn.Module):
                 nn.Linear(config.hidden_size, width, **options),
             )
         self.dropout = nn.Dropout(dropout)
-        self._projected: tuple[Any, Tensor] | None = None  # the weights' state, and their projection
 
     def forward(self, batch_size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return the keys and values of each layer, L times (2, B, G, P, D) in `dtype`.
@@ -135,8 +137,8 @@ class Prefixable:
 
     def count_cached(self, cache: Cache | None) -> int:
         """Count the tokens in a cache, without the prefix."""
-        held = 0 if cache is None else cache.get_seq_length()
-        return held - self.num_prefix_tokens if held else 0
+        num_columns = 0 if cache is None else cache.get_seq_length()
+        return num_columns - self.num_prefix_tokens if num_columns else 0
 
     def make_prefix(self: Any, hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor | None, ...]:
         """Return each layer's prefix for `prepend`, or None for each where a cache already holds the prefix.

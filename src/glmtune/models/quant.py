@@ -174,7 +174,7 @@ class QuantizedLinear(nn.Linear):
     def W_q(self) -> Tensor:  # noqa: N802
         """Return the codes; an attribute of this name makes PEFT (for DoRA) call `dequantize` for the weight.
 
-        Source: github.com/huggingface/peft v0.21.0, utils/integrations.py, dequantize_module_weight.
+        Source: github.com/huggingface/peft v0.21.2, utils/integrations.py, dequantize_module_weight.
         """
         return self.weight
 

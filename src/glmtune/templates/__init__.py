@@ -67,7 +67,7 @@ __all__ = [
     "Template",
     "chatglm2_prompt",
     "chatglm_prompt",
-    "find",
+    "find_template",
     "is_learned",
     "message_segments",
     "messages_from_dicts",
@@ -90,7 +90,7 @@ def render(
     source_prefix: str = "",
 ) -> list[Segment]:
     """Return the segments that chat sends. Raises `DataError` for messages the format cannot express."""
-    chosen = find(template)
+    chosen = find_template(template)
     if not chosen.prefixes_prompt:
         messages = with_question_prefix(messages, source_prefix)
     segments = chosen.render(messages, add_generation_prompt, assistant_name or chosen.assistant_name)
@@ -162,7 +162,7 @@ def _with_thinking(template: str, enable_thinking: object) -> str:
     """Return the name of the format with or without a thought. Raises `ConfigError` if there is none."""
     if enable_thinking not in (None, False, True):
         raise ConfigError(f"enable_thinking: {enable_thinking!r}", hint="true, false, or leave it out")
-    thinks = bool(find(template).thought_end) and template not in _UNTHINKING.values()
+    thinks = bool(find_template(template).thought_end) and template not in _UNTHINKING.values()
     if enable_thinking is None or enable_thinking == thinks:
         return template
     # both directions: `template` may be either format of a pair
@@ -171,7 +171,8 @@ def _with_thinking(template: str, enable_thinking: object) -> str:
         return pairs[0][0] if enable_thinking else pairs[0][1]
     always = "thinks before every answer" if thinks else "does not think aloud"
     raise ConfigError(
-        f"enable_thinking: {enable_thinking}, but {find(template).title} {always}", hint="leave it out"
+        f"enable_thinking: {enable_thinking}, but {find_template(template).title} {always}",
+        hint="leave it out",
     )
 
 
@@ -187,7 +188,7 @@ def training_examples(
     An example ends with the token that ends its last learned answer; later turns are left out. Empty if no
     turn is learned. Raises `DataError` for a conversation the format cannot express.
     """
-    chosen = find(template)
+    chosen = find_template(template)
     if not chosen.prefixes_prompt:
         messages = with_question_prefix(messages, source_prefix)
     examples = chosen.examples(messages, assistant_name or chosen.assistant_name)
@@ -213,10 +214,10 @@ def visible_text(chat_format: Template, answer: str) -> str:
 
 def stop_tokens(template: str) -> tuple[str, ...]:
     """Return the control tokens that end an answer in this format."""
-    return find(template).stop_tokens
+    return find_template(template).stop_tokens
 
 
-def find(template: str) -> Template:
+def find_template(template: str) -> Template:
     """Return the format of this name. Raises `ConfigError` for an unknown name."""
     if template not in TEMPLATES:
         raise ConfigError(

@@ -11,7 +11,7 @@ from glmtune.errors import CheckpointError
 from glmtune.families import Identity, context_of, identify, in_transformers
 from glmtune.files import given_path
 from glmtune.folder import ModelFolder
-from glmtune.templates import find
+from glmtune.templates import find_template
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from glmtune.tokenizers.fast import FastGlmTokenizer, read_fast
@@ -58,7 +58,7 @@ def read_tokenizer(path: str | Path | ModelFolder, template: str | None = None) 
     """
     folder = path if isinstance(path, ModelFolder) else ModelFolder(given_path(path))
     if template is not None:
-        find(template)  # an unknown name is an error before the folder is read
+        find_template(template)  # an unknown name is an error before the folder is read
     return read_identified_tokenizer(folder, identify(folder, template))
 
 

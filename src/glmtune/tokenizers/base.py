@@ -16,7 +16,7 @@ from transformers.utils import PaddingStrategy, get_json_schema
 
 from glmtune.errors import ConfigError
 from glmtune.families import VOCABULARY, context_of, require_template
-from glmtune.templates import Message, Segment, Taught, Template, find, messages_from_dicts, render
+from glmtune.templates import Message, Segment, Taught, Template, find_template, messages_from_dicts, render
 from glmtune.tokenizers.files import reading_folder
 from glmtune.tokenizers.rendering import PARTS, render_apart
 from glmtune.tokenizers.stream import TextStream
@@ -114,7 +114,7 @@ class ChatTokenizer:
     @property
     def chat_format(self) -> Template:
         """Return the chat format of `template`. Raises ConfigError while `template` is None."""
-        return find(require_template(self.template, str(self.vocab_file)))
+        return find_template(require_template(self.template, str(self.vocab_file)))
 
     @property
     def stop_ids(self) -> list[int]:

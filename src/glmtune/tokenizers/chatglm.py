@@ -41,8 +41,8 @@ class ChatGLMTokenizer(GlmTokenizer):
         path = Path(vocab_file) if vocab_file else Path(str(kwargs.get("name_or_path", ""))) / VOCABULARY
         self.sp_model = read_sentencepiece(path)
         self.vocab_file = str(path)
-        if not template and _has_settings(path.parent):  # a lone vocabulary file is of either format
-            template = identify(path.parent).template
+        if not template:  # also "", which a lone vocabulary file leaves undecided: it is of either format
+            template = identify(path.parent).template if _has_settings(path.parent) else None
         self.template = template
         self.encode_special_tokens = encode_special_tokens
         first = self.sp_model.get_piece_size()

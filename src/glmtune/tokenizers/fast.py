@@ -15,7 +15,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.families import Identity
 from glmtune.files import read_json
-from glmtune.templates import find
+from glmtune.templates import find_template
 from glmtune.tokenizers.base import ChatTokenizer, name_in_template
 
 FAST_VOCABULARY = "tokenizer.json"
@@ -68,7 +68,7 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
     )
     tokenizer.template, tokenizer.vocab_file, tokenizer.padding_side = identity.template, str(path), "left"
     tokenizer.assistant_name = name_in_template(tokenizer.chat_template)
-    names = find(identity.template).control_tokens if identity.template else tokenizer.prefix
+    names = find_template(identity.template).control_tokens if identity.template else tokenizer.prefix
     missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
     # byte-level BPE writes each of the 256 bytes as a letter: with one missing some texts have no ids
     missing += [letter for letter in bytes_to_unicode().values() if letter not in tokenizer.vocab]

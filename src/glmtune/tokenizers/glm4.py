@@ -13,7 +13,7 @@ from transformers import AddedToken
 
 from glmtune.errors import ConfigError
 from glmtune.families import VOCABULARY
-from glmtune.templates import ROLES, find
+from glmtune.templates import ROLES, find_template
 from glmtune.tokenizers.base import GlmTokenizer, name_in_template
 from glmtune.tokenizers.files import read_ranks
 
@@ -48,7 +48,7 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         self.template = template or ("glm4" if kwargs.get("chat_template") else "glm4_base")
         self.assistant_name = name_in_template(kwargs.get("chat_template"))
         self.encode_special_tokens = encode_special_tokens
-        names = find(self.template).control_tokens
+        names = find_template(self.template).control_tokens
         # a folder without these settings gets the official ones: control tokens follow the ranks
         if not kwargs.get("added_tokens_decoder"):
             kwargs["added_tokens_decoder"] = {

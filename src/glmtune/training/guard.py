@@ -218,12 +218,12 @@ class Guard:
 
     def _find_gradient(self, batch: Batch, items: int, is_bad: Callable[[Tensor], bool]) -> str | None:
         """Name the first bad gradient on the way back from the loss: of a module's output, or of a weight."""
-        found: list[str] = []
+        bad: list[str] = []
 
         def look(name: str, _module: nn.Module, _inputs: object, outputs: object) -> None:
             def check(gradient: Tensor) -> None:
-                if not found and is_bad(gradient):
-                    found.append(f"the gradient of the output of {_shown(name)}")
+                if not bad and is_bad(gradient):
+                    bad.append(f"the gradient of the output of {_shown(name)}")
 
             # hooks on tensors, which run in the order of the backward pass
             for tensor in _tensors(outputs):
@@ -235,23 +235,23 @@ class Guard:
         # No output was bad: then the weights' own gradients, the last layer's first. None: the loss does not
         # depend on the weight.
         for name, gradient in reversed(gradients.items()):
-            if not found and is_bad(torch.zeros(()) if gradient is None else gradient):
-                found.append(f"the gradient of {_shown(name)}")
-        return found[0] if found else None
+            if not bad and is_bad(torch.zeros(()) if gradient is None else gradient):
+                bad.append(f"the gradient of {_shown(name)}")
+        return bad[0] if bad else None
 
     def _gradients(self, batch: Batch, items: int) -> dict[str, Tensor | None]:
         """Compute the gradients of one row again, by the weights' names, on the scale of the step's own.
 
         The step's own, in `p.grad`, are of all rows, and clipping by a bad norm has spoiled them.
         """
-        trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
+        trainable = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
         loss_scale = self.processes.loss_scale
         # the same factors as in the loop, or an overflow would not show again
         factor = self.processes.number * (1.0 if loss_scale is None else max(loss_scale, LEAST_SCALE))
         with self.processes.autocast():
             loss = self.objective(batch) * factor / items
-            gradients = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
-        return dict(zip(trained, gradients, strict=True))
+            gradients = torch.autograd.grad(loss, [*trainable.values()], allow_unused=True)
+        return dict(zip(trainable, gradients, strict=True))
 
     @contextmanager
     def _watched(self, watch: Watch) -> Iterator[None]:

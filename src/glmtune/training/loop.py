@@ -67,7 +67,7 @@ def fit(
     optimizer's step if loss or gradient is not finite or exactly 0; `guard` can name the rows.
     """
     guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trainable = [p for p in module.parameters() if p.requires_grad]
     for step, micro in steps:
         start = time.perf_counter()
         module.train()
@@ -83,12 +83,12 @@ def fit(
         has_signal = True
         if part is not None:
             # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
-            is_nonzero = [p.grad.any() for p in trained if p.grad is not None]
+            is_nonzero = [p.grad.any() for p in trainable if p.grad is not None]
             has_signal = bool(torch.stack(is_nonzero).any()) if is_nonzero else False
             # after the processes' exchange, since each adds the same penalty
             processes.backward(part.penalty())
         mean_loss = float(processes.total(total))
-        norm = processes.clip(trained, max_grad_norm)  # also divides the gradients by the loss scale
+        norm = processes.clip(trainable, max_grad_norm)  # also divides the gradients by the loss scale
         # before the optimizer's step: a bad gradient must not reach the weights
         guard.check_step(
             step, loss=mean_loss, grad_norm=norm if has_signal else 0.0, items=items, batches=micro

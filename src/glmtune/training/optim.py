@@ -28,10 +28,10 @@ def build_optimizer(model: nn.Module, settings: Train) -> Optimizer:
     Source: https://arxiv.org/abs/2110.02861, sections 2.1 and 2.3.
     """
     assert settings.lr is not None
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = find_optimizer(settings)(
         [group for group in groups if group["params"]],

@@ -43,7 +43,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     recipe = recipe.model_copy(update={"dtype": dtype.name})
     facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
     file = PredictionFile(folder, facts)
-    todo = [row for row in test_rows.rows if row.row not in file.done]
+    todo = [row for row in test_rows.rows if row.index not in file.done]
     total = len(test_rows.rows)
     if len(todo) < total:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
@@ -68,7 +68,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
             saved = f"{done} of {total} answers are kept in {file.path}"
             raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
     # the file may hold more rows, of an earlier evaluation with a higher max_test_rows
-    wanted = {row.row for row in test_rows.rows}
+    wanted = {row.index for row in test_rows.rows}
     scores = score_all([p for p in file.finish() if p.row in wanted])
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)

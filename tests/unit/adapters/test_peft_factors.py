@@ -28,7 +28,7 @@ OPENED = [("bf16", None), ("fp16", None), ("fp32", None), ("bf16", "int8"), ("bf
 def held_by(model: Any, name: str = peft_factors.ADAPTER) -> dict[str, Tensor]:
     """The adapter's or the prefix's weights, by their names in files."""
     encoder = getattr(getattr(model, "transformer", None), "prefix_encoder", None)
-    return encoder.state_dict(prefix=PREFIX) if encoder else peft_factors.held_adapter(model, name)
+    return encoder.state_dict(prefix=PREFIX) if encoder else peft_factors.adapter_weights(model, name)
 
 
 def require_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

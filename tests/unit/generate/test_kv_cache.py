@@ -26,28 +26,28 @@ def random_layer(length: int) -> Layer:
 
 
 def test_rows_hold_what_was_written_through_growing_and_leaving() -> None:
-    draw, rows = random.Random(0), KvCache()
+    draw, cache = random.Random(0), KvCache()
     written: list[list[Layer]] = []
     for _ in range(60):
         if written and draw.random() < 0.4:
             row = draw.randrange(len(written))
-            rows.remove(row)
+            cache.remove(row)
             last = written.pop()
             if row < len(written):
                 written[row] = last
         else:
-            rows.add()
+            cache.add()
             written.append([random_layer(draw.randrange(1, 200))] * 2)
-            rows.write(len(written) - 1, 0, written[-1])
+            cache.write(len(written) - 1, 0, written[-1])
         for row, layers in enumerate(written):
-            for found, given in zip(rows.read(row), layers, strict=True):
+            for found, given in zip(cache.read(row), layers, strict=True):
                 assert all(map(torch.equal, found, given))
 
 
 def test_values_of_another_size_than_the_keys_are_attended_to() -> None:
     """Prompts in one packed pass, then a step of both rows: as each row's attention alone."""
-    heads, module, rows = 2 * GROUPS, SimpleNamespace(layer_idx=0), KvCache()
-    rows.add(2)
+    heads, module, cache = 2 * GROUPS, SimpleNamespace(layer_idx=0), KvCache()
+    cache.add(2)
     asked = {row: torch.randn(1, heads, length + 1, KEY_SIZE) for row, length in enumerate((5, 3))}
     key = {row: torch.randn(1, GROUPS, query.shape[2], KEY_SIZE) for row, query in asked.items()}
     value = {row: torch.randn(1, GROUPS, query.shape[2], VALUE_SIZE) for row, query in asked.items()}
@@ -55,11 +55,11 @@ def test_values_of_another_size_than_the_keys_are_attended_to() -> None:
     def together(parts: dict[int, torch.Tensor], dim: int, columns: slice) -> torch.Tensor:
         return torch.cat([part[:, :, columns] for part in parts.values()], dim=dim)
 
-    prompts = PromptPass(rows, [RowSpan(row, 0, query.shape[2] - 1, None) for row, query in asked.items()])
+    prompts = PromptPass(cache, [RowSpan(row, 0, query.shape[2] - 1, None) for row, query in asked.items()])
     prompts.update(together(key, 2, slice(-1)), together(value, 2, slice(-1)), 0)
     found, _ = prompts.attend(module, together(asked, 2, slice(-1)), scaling=0.3)
     prompts.finish()
-    step, last = StepPass(rows, dtype=torch.float32, device=torch.device("cpu")), slice(-1, None)
+    step, last = StepPass(cache, dtype=torch.float32, device=torch.device("cpu")), slice(-1, None)
     seen = step.update(together(key, 0, last), together(value, 0, last), 0)
     after, _ = step.attend(module, together(asked, 0, last), *seen, scaling=0.3)
     start = 0

@@ -20,33 +20,33 @@ PROMPTS = ([5, 6, 7, 8, 9, 10], [40, 41, 42])
 
 def begun(model: Any) -> tuple[LayerRunner, KvCache, torch.Tensor]:
     """A runner whose rows hold the prompts, and the positions that follow."""
-    runner, rows = LayerRunner(model), KvCache()
-    rows.add(len(PROMPTS))
-    _, positions = runner.prefill(rows, [PrefillPrompt(i, ids, 0) for i, ids in enumerate(PROMPTS)])
-    return runner, rows, positions
+    runner, cache = LayerRunner(model), KvCache()
+    cache.add(len(PROMPTS))
+    _, positions = runner.prefill(cache, [PrefillPrompt(i, ids, 0) for i, ids in enumerate(PROMPTS)])
+    return runner, cache, positions
 
 
 @torch.inference_mode()
 def step_both_ways(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states after one more token in each row: written out, and by the modules."""
-    runner, rows, positions = begun(model)
+    runner, cache, positions = begun(model)
     assert runner.lean
     tokens = torch.tensor([[11], [12]])
-    lean = runner._run(tokens, positions, StepPass(rows, dtype=runner.dtype, device=runner.device))
-    again = StepPass(rows, dtype=runner.dtype, device=runner.device)  # writes the same columns
+    lean = runner._run(tokens, positions, StepPass(cache, dtype=runner.dtype, device=runner.device))
+    again = StepPass(cache, dtype=runner.dtype, device=runner.device)  # writes the same columns
     return lean, runner._run_modules(model.get_input_embeddings()(tokens), positions, again)
 
 
 @torch.inference_mode()
 def read_both_ways(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states of the prompts in one packed pass: written out, and by the modules."""
-    runner, rows, _ = begun(model)
+    runner, cache, _ = begun(model)
     assert runner.lean
     ids = torch.tensor([[token for prompt in PROMPTS for token in prompt]])
     positions = torch.tensor([[place for prompt in PROMPTS for place in range(len(prompt))]])
     parts = [RowSpan(row, 0, len(prompt), None) for row, prompt in enumerate(PROMPTS)]
-    lean = runner._run(ids, positions, PromptPass(rows, parts))
-    return lean, runner._run_modules(model.get_input_embeddings()(ids), positions, PromptPass(rows, parts))
+    lean = runner._run(ids, positions, PromptPass(cache, parts))
+    return lean, runner._run_modules(model.get_input_embeddings()(ids), positions, PromptPass(cache, parts))
 
 
 def with_two(model: Any) -> Any:
@@ -90,9 +90,9 @@ def test_an_adapter_that_came_later_is_seen_from_the_next_prompt_on() -> None:
     runner, _, _ = begun(model)
     before = runner.lean
     with_two(model)
-    rows = KvCache()
-    rows.add()
-    runner.prefill(rows, [PrefillPrompt(0, PROMPTS[0], 0)])
+    cache = KvCache()
+    cache.add()
+    runner.prefill(cache, [PrefillPrompt(0, PROMPTS[0], 0)])
     assert isinstance(before, LeanLayers)
     assert runner.lean is not before
     assert runner.lean
@@ -130,28 +130,28 @@ def test_a_single_row_in_bf16_takes_torchs_own_products_and_leaves_the_switch_as
 ) -> None:
     seen: list[Any] = []
     model = lively_model().bfloat16()
-    runner, rows, positions = begun(model)
-    rows.keep_first(1)
+    runner, cache, positions = begun(model)
+    cache.keep_first(1)
     model.transformer.output_layer.register_forward_hook(
         lambda *_: seen.append(torch.backends.mkldnn.enabled)
     )
     with torch.inference_mode():
-        runner.step(rows, torch.tensor([[11]]), positions[:1])
+        runner.step(cache, torch.tensor([[11]]), positions[:1])
     assert seen == [False]
     assert torch.backends.mkldnn.enabled
     monkeypatch.setattr(runner, "_run", lambda *_: 1 / 0)
     with torch.inference_mode(), pytest.raises(ZeroDivisionError):
-        runner.step(rows, torch.tensor([[11]]), positions[:1])
+        runner.step(cache, torch.tensor([[11]]), positions[:1])
     assert torch.backends.mkldnn.enabled
 
 
 def test_several_rows_in_bf16_do_not() -> None:
     seen: list[Any] = []
     model = lively_model().bfloat16()
-    runner, rows, positions = begun(model)
+    runner, cache, positions = begun(model)
     model.transformer.output_layer.register_forward_hook(
         lambda *_: seen.append(torch.backends.mkldnn.enabled)
     )
     with torch.inference_mode():
-        runner.step(rows, torch.tensor([[11], [12]]), positions)
+        runner.step(cache, torch.tensor([[11], [12]]), positions)
     assert seen == [True]

@@ -17,7 +17,7 @@ import glmtune.generate.sampling as sampling_module
 from fuzz import examples
 from glmtune.errors import AnswerError, ConfigError, DataError
 from glmtune.generate import Engine, Request, Sampling, decode
-from glmtune.generate.queue import Line, default_max_held_tokens
+from glmtune.generate.queue import WaitingLine, default_max_held_tokens
 from glmtune.generate.requests import Answer
 from glmtune.generate.sampling import Draw
 from golden import read_golden
@@ -90,7 +90,7 @@ def test_an_answer_is_the_same_whatever_else_arrives_and_when(
 
 def test_rows_of_4096_tokens_join_as_they_come_and_of_long_ones_only_as_many_as_fit() -> None:
     def joining(num_tokens: int, max_rows: int) -> int:
-        line = Line(max_rows, 10**9, default_max_held_tokens(max_rows))
+        line = WaitingLine(max_rows, 10**9, default_max_held_tokens(max_rows))
         for request in requests_of(*[1] * (max_rows + 1)):
             line.waiting.append(Answer(0, request, Draw(GREEDY, [1], device=torch.device("cpu")), num_tokens))
         return len(line.first([]))

@@ -159,6 +159,16 @@ def test_copies_and_pickles_keep_nothing_of_the_original() -> None:
         assert torch.equal(model(IDS).logits, wanted)
 
 
+def test_a_pickle_from_before_the_projection_had_its_name_still_works() -> None:
+    encoder = prefixed(projection=True).transformer.prefix_encoder
+    state = encoder.__getstate__()
+    state["_kept"] = state.pop("_projected")
+    older = PrefixEncoder.__new__(PrefixEncoder)
+    older.__setstate__(state)
+    with torch.no_grad():
+        assert torch.equal(older.project(), encoder.project())
+
+
 # Types, masks, caches
 
 

@@ -16,6 +16,7 @@ from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, ConfigError, DataError
 from glmtune.templates import TEMPLATES, Message, render
 from glmtune.tokenizers import check_fits, read_tokenizer, register
+from glmtune.tokenizers.chatglm import ChatGLMTokenizer
 from tiny import tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 BUILDERS = {
@@ -168,6 +169,14 @@ def test_an_open_format_is_asked_for_only_where_it_is_needed(tmp_path):
     assert read_tokenizer(tmp_path, "chatglm2").stop_ids == [2]
     with pytest.raises(ConfigError, match="unknown chat format"):
         read_tokenizer(tmp_path, "chatglm9")
+
+
+def test_an_empty_template_of_a_lone_vocabulary_is_none(tmp_path):
+    vocabulary = tiny_sentencepiece(tmp_path / "whole") / "tokenizer.model"
+    (tmp_path / "lone").mkdir()
+    lone = shutil.copy(vocabulary, tmp_path / "lone")
+    assert [ChatGLMTokenizer(str(lone), template=name).template for name in ("", None)] == [None, None]
+    assert ChatGLMTokenizer(str(vocabulary), template="").template == "chatglm3"
 
 
 def test_the_pad_token_can_be_set(four):

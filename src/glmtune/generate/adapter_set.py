@@ -9,8 +9,8 @@ from glmtune.models.protocol import CausalLM
 
 
 @runtime_checkable
-class AdapterBatch(Protocol):
-    """A model with several adapters, one for each row of a batch, such as `glmtune.Adapters`."""
+class AdapterSet(Protocol):
+    """A base model with several adapters, one of them for each row of a batch, such as `glmtune.Adapters`."""
 
     model: CausalLM
     """The base model, with all adapters on it."""
@@ -19,7 +19,10 @@ class AdapterBatch(Protocol):
         """Raise `ConfigError` for an unknown adapter, and for one that cannot share a batch with others."""
 
     def prefix_of(self, name: str | None) -> PrefixEncoder | None:
-        """Return the prefix of a P-Tuning adapter, None for other kinds."""
+        """Return the prefix in front of a prompt under an adapter: its own, else the base's.
+
+        None without either.
+        """
 
     def mixing(self, names: Sequence[str | None], num_tokens: Sequence[int]) -> AbstractContextManager[None]:
         """Inside, a forward pass applies `names[i]` to the `num_tokens[i]` tokens of row i."""
