@@ -10,7 +10,7 @@ import torch
 from glmtune.adapters.origin import check_settings, check_template, check_tokenizer, check_tokenizer_files
 from glmtune.adapters.probe import encode_probe
 from glmtune.adapters.proof import Check, check_tensors, proof_line
-from glmtune.adapters.proving import PutOn, file_checks, load_adapter_proven, whole_model_checks
+from glmtune.adapters.proving import PutOn, file_checks, load_adapter_with_checks, whole_model_checks
 from glmtune.adapters.store import load_adapter
 from glmtune.errors import ConfigError
 from glmtune.families import identify, require_template
@@ -116,7 +116,7 @@ def load_proven(
     # the adapter's own checks compare logits before and after it is put on, so they put it on themselves
     if location.adapter and verify:
         return (
-            yield from load_adapter_proven(
+            yield from load_adapter_with_checks(
                 model, location.adapter, location.card, partial(load_adapter, model)
             )
         )
@@ -132,7 +132,7 @@ def put_on_proven(model: CausalLM, location: Location, put_on: PutOn) -> Generat
     assert location.adapter is not None
     yield from _proving_files(location)
     _warn_of_other_base(location)
-    return (yield from load_adapter_proven(model, location.adapter, location.card, put_on))
+    return (yield from load_adapter_with_checks(model, location.adapter, location.card, put_on))
 
 
 def _proving_files(location: Location) -> Iterator[Check]:

@@ -46,7 +46,7 @@ def file_checks(folder: Path, card: Card | None, base: ModelFolder, *, is_whole:
     tell_changed(folder, find_changed(folder, card, unread=unread))
 
 
-def load_adapter_proven(
+def load_adapter_with_checks(
     base: CausalLM, adapter: Path, card: Card | None, put_on: PutOn
 ) -> Generator[Check, None, Any]:
     """Load an adapter on its base with `put_on`, yield each check, and return the tuned model."""
