@@ -301,7 +301,6 @@ def test_the_python_of_the_readme_runs_in_any_folder(
 
 @pytest.mark.slow
 def test_the_page_about_python_runs_block_by_block(tmp_path: Path) -> None:
-    old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
     code = "\n".join(blocks(both("python")[0], language="python"))
     done = subprocess.run(  # in a process of its own, for it configures logging
         [sys.executable, "-c", code],

@@ -3,9 +3,11 @@
 import inspect
 import json
 import re
+import sys
 import textwrap
 import traceback
 import warnings
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -14,10 +16,12 @@ import pytest
 import torch
 
 import glmtune
+from forks import run_fork
 from glmtune.generate.adapter_set import AdapterSet
 from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
-from glmtune.workflows.events import Answered, Event, Note
+from glmtune.renamed import RENAMED
+from glmtune.workflows.events import Answered, Event, FirstRow, Note
 from models import tiny_folder
 from proofs import edit_card
 from tuned import tune
@@ -32,6 +36,7 @@ SIGNATURES = {
         "(tokenizer, messages, *, tools=None, add_generation_prompt=True, taught=None, **options)"
     ),
     "render_messages": "(template, messages, *, tools=None, add_generation_prompt=True, **options)",
+    "answer_text": "(tokenizer, ids)",
     "score": "(predictions, references, variant='thudm')",
     "train": "(recipe=None, *, resume=False, quiet=False, on_event=None, **settings)",
     "evaluate": "(recipe, *, data=None, output=None, quiet=False, on_event=None)",
@@ -98,6 +103,30 @@ def test_every_public_name_is_there() -> None:
     assert glmtune.__version__ == version("glmtune")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = glmtune.nothing
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_public_name_works_and_warns(old: str) -> None:
+    home, _, name = old.rpartition(".")
+    new_home, _, new_name = RENAMED[old].rpartition(".")
+    with pytest.warns(DeprecationWarning, match=f"^{re.escape(f'{old} is now {RENAMED[old]}')};") as caught:
+        found = getattr(import_module(home), name)
+    assert found is getattr(import_module(new_home), new_name)
+    assert caught[0].filename == __file__
+    assert new_name in import_module(new_home).__all__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = import_module(home).nothing
+
+
+def test_the_place_of_the_first_row_is_still_there() -> None:
+    with pytest.warns(DeprecationWarning, match=r"FirstRow\.where"):
+        assert FirstRow("甲乙", "乙", "a.json:1").place == "a.json:1"
+
+
+def test_help_finds_the_errors_in_a_fresh_process() -> None:
+    code = "import glmtune; help(glmtune.errors)"
+    done = run_fork([sys.executable, "-c", code], encoding="utf-8", check=True)
+    assert "class CheckpointError(GlmtuneError)" in done.stdout
 
 
 def test_the_example_of_the_engine_runs() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glmtune.adapters.proof import Check
     from glmtune.chat import Chat
-    from glmtune.conversation import encode_messages
+    from glmtune.conversation import answer_text, encode_messages
     from glmtune.errors import (
         AnswerError,
         CheckpointError,
@@ -50,6 +50,7 @@ _HOMES = {
     "RunResult": "glmtune.workflows",
     "Sampling": "glmtune.generate",
     "TrainingError": "glmtune.errors",
+    "answer_text": "glmtune.conversation",
     "compare": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
@@ -84,6 +85,7 @@ __all__ = [
     "RunResult",
     "Sampling",
     "TrainingError",
+    "answer_text",
     "compare",
     "encode_messages",
     "evaluate",
@@ -104,6 +106,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("glmtune")
+    if name == "errors":  # for `help(glmtune.errors)`
+        return import_module("glmtune.errors")
     if name not in _HOMES:
         raise AttributeError(f"module 'glmtune' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,8 +1,9 @@
 """Lines that are no results (which model was opened, which default was chosen, warnings), through `logging`.
 
 Each is a record of the logger "glmtune": INFO, or WARNING where the line has "warning:" in it. A program that
-has configured `logging` gets them as its configuration says. Without any handler they go to stderr, as
-logging's own last resort does from WARNING on. Importing this adds no handler and touches no other logger.
+has configured `logging` gets them as its handlers and levels say: by the root logger's default level only the
+warnings. Without any handler all go to stderr, unless the logger "glmtune" has been given a higher level.
+Importing this adds no handler, sets no level and touches no other logger.
 """
 
 import logging
@@ -15,9 +16,6 @@ from contextvars import ContextVar
 from typing import TextIO
 
 logger = logging.getLogger("glmtune")
-if logger.level == logging.NOTSET:
-    # else the root logger's default, WARNING, would hide which model was opened and in which precision
-    logger.setLevel(logging.INFO)
 
 _listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
@@ -55,7 +53,8 @@ def tell(text: str) -> None:
     level = logging.WARNING if is_warning(text) else logging.INFO
     if logger.hasHandlers():  # of its own, or of the root logger
         logger.log(level, text, stacklevel=2)
-    elif logger.isEnabledFor(level):
+    # not `isEnabledFor`: unconfigured, the root logger's WARNING would hide which model was loaded
+    elif level >= (logger.level or logging.INFO) and level > logger.manager.disable:
         _last_resort.handle(logger.makeRecord(logger.name, level, __file__, 0, text, (), None))
 
 
@@ -65,14 +64,16 @@ def lines_on_stderr() -> Iterator[None]:
 
     A library may add a handler to the root logger; without propagation no line is shown twice.
     """
-    handler, does_propagate = _StderrHandler(), logger.propagate
+    handler, does_propagate, level = _StderrHandler(), logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(level or logging.INFO)  # whatever the root logger's is
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.propagate = does_propagate
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -165,7 +165,7 @@ def test_without_a_word_every_setting_has_a_line_that_fits(
     shown = [line.split()[:2] for line in lines if line]
     for row, (name, default) in zip(rows, shown, strict=True):
         if row.key == "method.name":
-            assert name == f"method={row.default}"
+            assert name == f"method={row.kind}"
         else:
             assert (name, default) == (row.key, row.default)
 

@@ -28,7 +28,7 @@ def same(before, after):
     changed = {name for name in before[0] if before[0][name] != after[0][name]}
     assert not changed, changed
     own = logging.getLogger("glmtune")
-    assert (own.handlers, own.propagate) == ([], True)
+    assert (own.level, own.handlers, own.propagate) == (logging.NOTSET, [], True)
 """
 LOADS = """
 import glmtune
@@ -77,12 +77,25 @@ def test_without_configuration_each_line_is_on_stderr_once() -> None:
 
 
 def test_a_handler_of_the_users_gets_each_line_once_and_nothing_else_prints_it() -> None:
-    shape = "stream=sys.stdout, format='%(levelname)s %(name)s %(message)s'"
+    shape = "stream=sys.stdout, level='INFO', format='%(levelname)s %(name)s %(message)s'"
     code = f"import logging, sys\nlogging.basicConfig({shape})\n{LOADS}"
     done = run_fork([sys.executable, "-c", code], encoding="utf-8", check=True)
     (line,) = done.stdout.splitlines()
     assert line.startswith("INFO glmtune ")
     assert done.stderr == ""
+
+
+def test_the_root_loggers_level_holds_where_there_is_a_handler() -> None:
+    done = run(
+        "import logging, sys; logging.basicConfig(level='WARNING', stream=sys.stdout, format='%(message)s')\n"
+        "from glmtune.log import lines_on_stderr, tell\n"
+        "tell('a: loaded'); tell('a: warning: odd')\n"
+        "with lines_on_stderr(): tell('b: loaded')\n"
+        "tell('c: loaded')\n"
+        "logging.getLogger('glmtune').setLevel('INFO')\n"
+        "tell('d: loaded')"
+    )
+    assert (done.stdout, done.stderr) == ("a: warning: odd\nd: loaded\n", "b: loaded\n")
 
 
 def test_a_level_of_the_users_leaves_the_warnings() -> None:
@@ -105,7 +118,7 @@ def test_the_command_lines_lines_go_to_stderr_alone_while_it_runs(
     assert capsys.readouterr().err == "a: opened\n"
     assert not caplog.records
     logger = logging.getLogger("glmtune")
-    assert (logger.handlers, logger.propagate) == ([], True)
+    assert (logger.level, logger.handlers, logger.propagate) == (logging.NOTSET, [], True)
 
 
 def test_a_foreign_logger_is_quiet_only_inside() -> None:

@@ -68,7 +68,7 @@ def _print_overview(rows: Sequence["Description"]) -> None:
 
     width = min(shutil.get_terminal_size((MOST_WIDTH, 24)).columns, MOST_WIDTH)
     # each method is a group of its own, headed by `method=NAME`
-    names = [f"method={row.default}" if row.key == "method.name" else row.key for row in rows]
+    names = [f"method={row.kind}" if row.key == "method.name" else row.key for row in rows]
     defaults = ["" if row.key == "method.name" else row.default for row in rows]
     columns = [max(map(cell_len, texts)) + 2 for texts in (names, defaults)]
     group = rows[0].key.rpartition(".")[0]

@@ -29,7 +29,7 @@ from glmtune.generate.queue import (
     check_size,
     default_max_held_tokens,
 )
-from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request
+from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request, require_request
 from glmtune.generate.reuse import Reuse, mark_model
 from glmtune.generate.runner import PrefillPrompt, build_runner
 from glmtune.generate.sampling import NOTHING, Draw, draw_tokens
@@ -55,6 +55,7 @@ class Engine:
         ids = []
         while not engine.is_idle:
             ids += [token.id for token in engine.step() if token.request == number]
+        print(glmtune.answer_text(tokenizer, ids))
 
     An engine belongs to one thread; several threads must share a lock. If a call raises, no other request is
     lost or changed: the next step repeats the one that was broken off.
@@ -127,9 +128,10 @@ class Engine:
         """Queue a request; return its number.
 
         Raises `DataError` for a prompt that is empty, too long or holds ids outside the vocabulary,
-        `ConfigError` for stop ids that are not integers, an unknown adapter, and a model that is in training
-        mode or was cast or moved.
+        `ConfigError` for arguments of other types, stop ids that are not integers, an unknown adapter, and a
+        model that is in training mode or was cast or moved.
         """
+        require_request(request)
         self._check_model()
         self._check_adapter(request.adapter)
         request = check_request(request, self._vocab_size, self.max_prompt)

@@ -6,6 +6,7 @@ from operator import index
 
 from glmtune.errors import ConfigError, DataError
 from glmtune.generate.sampling import Draw, Sampling
+from glmtune.values import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,20 @@ class Answer:
     def is_ended(self) -> bool:
         """True if the last token is a stop id, or the answer has `max_new_tokens`."""
         return self.ids[-1] in self.request.stop_ids or len(self.ids) == self.draw.sampling.max_new_tokens
+
+
+def require_request(request: object) -> None:
+    """Raise `ConfigError` for anything but a `Request` with a `Sampling`."""
+    if not isinstance(request, Request):
+        raise ConfigError(
+            f"request: must be a Request, got {shown(request)}",
+            hint="engine.submit(Request(ids, Sampling(), tokenizer.stop_ids)); encode_messages makes the ids",
+        )
+    if not isinstance(request.sampling, Sampling):
+        raise ConfigError(
+            f"sampling: must be a Sampling, got {shown(request.sampling)}",
+            hint="Request(ids, Sampling(max_new_tokens=8)), or leave it out",
+        )
 
 
 def check_request(request: Request, vocab_size: int, max_prompt: int | None = None) -> Request:

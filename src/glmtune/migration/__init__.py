@@ -1,6 +1,8 @@
 """Migrate scripts, configurations and checkpoints of the official programs, and adapters of PEFT."""
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import WEIGHT_SUFFIXES, given_path, is_there
@@ -8,8 +10,12 @@ from glmtune.migration.configs import is_config
 from glmtune.migration.recipes import YAML, migrate_files
 from glmtune.migration.report import Migration
 from glmtune.migration.scripts import starts_program
+from glmtune.renamed import find_renamed
 
 __all__ = ["Migration", "migrate_path"]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(find_renamed, __name__)
 
 # shown as what was found in a script, never as an error: a folder may hold scripts of any kind
 NOT_KNOWN = "a script that starts none of the official programs: left alone"

@@ -1,14 +1,19 @@
 """Training objectives: the losses to minimise, each in a file of its own and a row in `OBJECTIVES`."""
 
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives.base import ObjectiveModule
 from glmtune.objectives.sft import SftObjective
 from glmtune.recipe.objective import ObjectiveSettings
+from glmtune.renamed import find_renamed
 
 __all__ = ["OBJECTIVES", "ObjectiveModule", "SftObjective", "build_objective"]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(find_renamed, __name__)
 
 OBJECTIVES: MutableMapping[str, Callable[[Any, Any], ObjectiveModule]] = {
     "sft": lambda model, _: SftObjective(model),

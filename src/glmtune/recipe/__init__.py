@@ -1,10 +1,14 @@
 """The recipe: all settings of a run, their parsing and their help texts. Imports no torch."""
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.parse import load_recipe, to_yaml
 from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
 from glmtune.recipe.source import Source
+from glmtune.renamed import find_renamed
 
 __all__ = [
     "AdaLora",
@@ -25,3 +29,6 @@ __all__ = [
     "load_recipe",
     "to_yaml",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(find_renamed, __name__)

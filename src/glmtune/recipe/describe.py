@@ -19,9 +19,11 @@ Language = Literal["en", "zh"]
 
 CHINESE_TEXTS = Path(__file__).with_name("settings.zh.yaml")
 _CHINESE_WORDS = {
-    "text": "文本", "file": "文件", "list": "列表", "int": "整数", "float": "小数", "bool": "是或否",
-    "choice": "选项", "empty": "空", "required": "必填",
+    "text": "文本", "file": "文件", "folder": "文件夹", "list": "列表", "int": "整数", "float": "小数",
+    "bool": "是或否", "empty": "空", "required": "必填",
 }  # fmt: skip
+_FOLDERS = ("base", "output")
+"""Settings whose path is a folder's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
             # a row for each method's name, followed by the settings of that method
             for tag, member in members.items():
                 path = f"{key}.{tag}"
-                row = Description(f"{key}.name", "choice", tag, _flat(member.__doc__), (path,))
+                # a name whose type is that name alone, as a Literal of one word
+                row = Description(f"{key}.name", tag, field.default.name, _flat(member.__doc__), (path,))
                 if issubclass(member, MethodSettings):
                     row = replace(row, rate=member.default_lr, rate_source=member.lr_source)
                 yield row
@@ -64,7 +67,8 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
         else:
             default = "required" if field.default is PydanticUndefined else _show(field.default)
             paths = (f"{owner}.{name}", key) if owner else (key,)
-            yield Description(key, _type_name(field.annotation), default, _flat(field.description), paths)
+            shown_type = "folder" if key in _FOLDERS else _type_name(field.annotation)
+            yield Description(key, shown_type, default, _flat(field.description), paths)
 
 
 def _flat(text: str | None) -> str:
@@ -82,7 +86,9 @@ def _in_chinese(row: Description) -> Description:
     text = texts[next((path for path in row.paths if path in texts), row.paths[0])]
     if row.rate is not None:
         text += f"它的 train.lr：{row.rate:g}（{texts[f'{row.paths[0]}.lr']}）。"
-    kind = " | ".join(_CHINESE_WORDS.get(word, word) for word in row.kind.split(" | "))
+    kind, words = row.kind, row.kind.split(" | ")
+    if _CHINESE_WORDS.keys() >= set(words):  # not choices, which are typed as they are: `turns | text`
+        kind = " | ".join(_CHINESE_WORDS[word] for word in words)
     return replace(row, kind=kind, default=_CHINESE_WORDS.get(row.default, row.default), text=text)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer, PretrainedConfig
 
@@ -11,6 +11,7 @@ from glmtune.errors import CheckpointError
 from glmtune.families import Identity, context_of, identify, in_transformers
 from glmtune.files import given_path
 from glmtune.folder import ModelFolder
+from glmtune.renamed import find_renamed
 from glmtune.templates import find_template
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
@@ -31,6 +32,9 @@ __all__ = [
     "read_tokenizer",
     "register",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(find_renamed, __name__)
 
 
 def _read_slow(kind: type[GlmTokenizer], folder: Path, identity: Identity) -> GlmTokenizer:

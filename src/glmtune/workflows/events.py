@@ -1,5 +1,6 @@
 """The events that a workflow yields while it runs, and the results that it returns. Loads no torch."""
 
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,6 +29,13 @@ class FirstRow:
     """The tokens with a label, on which the loss is taken."""
     where: str
     """File and line of the row."""
+
+    @property
+    def place(self) -> str:
+        """The old name of `where`."""
+        text = "FirstRow.place is now FirstRow.where; the old name goes with the next release"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self.where
 
 
 @dataclass(frozen=True, slots=True)

@@ -339,3 +339,19 @@ def test_a_prompt_and_stop_ids_that_change_afterwards_change_no_answer() -> None
         stop_ids.append(answer[-1])
     assert answer == expected
     assert engine.reuse.find([1, 2, 3, *expected])[0] == 3 + len(expected) - 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "message", "hint"),
+    [
+        ("hello", "request: must be a Request, got 'hello'", "encode_messages makes the ids"),
+        ([1, 2], r"request: must be a Request, got \[1, 2\]", "engine.submit"),
+        (Request([1], None), "sampling: must be a Sampling, got null", "or leave it out"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_other_types_are_refused_in_words(argument: object, message: str, hint: str) -> None:
+    engine = Engine(MODEL)
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
+        engine.submit(argument)  # type: ignore[arg-type]
+    assert hint in caught.value.hint
+    assert engine.is_idle

@@ -30,3 +30,14 @@ def test_no_chinese_text_is_left_over() -> None:
     used = [next(path for path in row.paths if path in texts) for row in describe("zh")]
     rates = [f"{row.paths[0]}.lr" for row in describe("zh") if row.rate is not None]
     assert {*used, *rates} == set(texts)
+
+
+def test_the_rows_of_a_name_have_the_name_as_type_and_the_true_default() -> None:
+    names = [(row.kind, row.default) for row in describe() if row.key == "method.name"]
+    assert names == [(name, "lora") for name in ("full", "freeze", "lora", "adalora", "ptuning")]
+
+
+def test_only_words_for_types_are_translated_and_a_folder_is_no_file() -> None:
+    kinds = {row.key: row.kind for row in describe("zh")}
+    assert (kinds["data.transcripts"], kinds["data.train"]) == ("turns | text", "文件 | 列表")
+    assert kinds["base"] == kinds["output"] == "文件夹"

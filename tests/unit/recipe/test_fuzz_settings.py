@@ -14,6 +14,7 @@ from glmtune.recipe.describe import describe
 from glmtune.strict import load_yaml
 
 KINDS = {row.key: row.kind for row in describe()} | dict.fromkeys(("method", "train", "samples", "no"), "")
+KINDS |= dict.fromkeys(("method.name", "objective.name"), "choice")
 FITTING = {
     "int": st.integers(0, 100) | st.integers(0, 2**64),
     "float": st.floats(0, 1) | st.floats(0, 1e31),

@@ -241,7 +241,7 @@ def test_every_setting_has_words_and_appears_once() -> None:
     assert all(row.text for row in rows)
     keys, method = [], ""
     for row in rows:  # two methods may have a setting of the same name
-        method = row.default if row.key == "method.name" else method
+        method = row.kind if row.key == "method.name" else method
         keys.append((row.key, method if row.key.startswith("method.") else ""))
     assert len(keys) == len(set(keys))
 
