@@ -9,6 +9,7 @@ RENAMED = {
     "glmtune.objectives.Objective": "glmtune.objectives.ObjectiveModule",
     "glmtune.objectives.Sft": "glmtune.objectives.SftObjective",
     "glmtune.recipe.Kept": "glmtune.recipe.TrainedPart",
+    "glmtune.templates.find": "glmtune.templates.find_template",
     "glmtune.tokenizers.load_tokenizer": "glmtune.tokenizers.read_tokenizer",
     "glmtune.tokenizers.open_identified": "glmtune.tokenizers.read_identified_tokenizer",
 }

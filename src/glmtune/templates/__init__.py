@@ -9,9 +9,10 @@ Each text segment is encoded on its own, so the cut between two segments is part
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ConfigError
+from glmtune.renamed import find_renamed
 from glmtune.templates.messages import (
     ROLES,
     Call,
@@ -79,6 +80,9 @@ __all__ = [
     "visible_text",
     "with_question_prefix",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(find_renamed, __name__)
 
 
 def render(

@@ -239,10 +239,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_every_setting_has_words_and_appears_once() -> None:
     rows = list(describe())
     assert all(row.text for row in rows)
-    keys, method = [], ""
-    for row in rows:  # two methods may have a setting of the same name
-        method = row.kind if row.key == "method.name" else method
-        keys.append((row.key, method if row.key.startswith("method.") else ""))
+    keys, chosen = [], dict[str, str]()
+    for row in rows:  # two methods, or two objectives, may have a setting of the same name
+        group, _, name = row.key.rpartition(".")
+        if group and name == "name":
+            chosen[group] = row.kind
+        keys.append((row.key, chosen.get(group)))
     assert len(keys) == len(set(keys))
 
 
