@@ -487,6 +487,14 @@ ODD = [
         lambda text: text.splitlines()[0],
     ),
     Odd(
+        "path.jsonl",
+        r'{"prompt": "C:\data", "response": "七天。"}' + "\n",
+        "broken JSON",
+        r"write a backslash as \\",
+        replaced("\\", "\\\\"),
+        [(r"C:\data", "七天。")],
+    ),
+    Odd(
         "cut_between.jsonl",
         lines(PAIR) + '{"prompt": "a",',
         "at the end of the line",

@@ -13,7 +13,7 @@ from glmtune import load_model
 from glmtune.errors import CheckpointError
 from glmtune.info import inspect
 from glmtune.models.reading import Reading, hash_whole, require_finite
-from glmtune.models.shards import scan_tensors
+from glmtune.models.shards import read_shard, scan_tensors
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
@@ -98,6 +98,12 @@ def test_one_tensor_of_another_type_is_refused_by_its_name(
     with pytest.raises(CheckpointError, match=f"tensor {last} is stored in {kind}"):
         load_model(folder)
     assert any(f"tensor {last} is stored in {kind}" in warning for warning in inspect(folder).warnings)
+
+
+def test_a_trained_tensor_of_a_type_that_nothing_is_trained_in_is_refused_by_its_name(tmp_path: Path) -> None:
+    save_file({"a.lora_A.weight": torch.zeros(2, dtype=torch.bool)}, tmp_path / "trained.safetensors")
+    with pytest.raises(CheckpointError, match=r"trained\.safetensors: a\.lora_A\.weight is stored in bool"):
+        read_shard(tmp_path / "trained.safetensors")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
