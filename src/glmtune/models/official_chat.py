@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,14 +27,11 @@ from transformers.generation import (
 from glmtune.errors import DataError
 from glmtune.log import tell_left_out
 from glmtune.models.positions import positions_of
-from glmtune.models.protocol import CausalLM
+from glmtune.models.protocol import CausalLM, OfficialTokenizer
 from glmtune.templates import TEMPLATES, Template, messages_from_dicts
 from glmtune.templates.latest import leave_out_oldest
 from glmtune.templates.messages import parse_call_arguments
 from glmtune.templates.tidy import process_chatglm2, with_year
-
-if TYPE_CHECKING:
-    from glmtune.tokenizers.protocol import Tokenizer
 
 _HALF_CHARACTER = "�"
 _TOP_K = 50
@@ -71,7 +68,7 @@ class OfficialChat:
     @torch.inference_mode()
     def chat(
         self: Any,
-        tokenizer: "Tokenizer",
+        tokenizer: OfficialTokenizer,
         query: str,
         history: Sequence[Any] | None = None,
         role: str = "user",
@@ -113,7 +110,7 @@ class OfficialChat:
     @torch.inference_mode()
     def stream_chat(
         self: Any,
-        tokenizer: "Tokenizer",
+        tokenizer: OfficialTokenizer,
         query: str,
         history: Sequence[Any] | None = None,
         role: str = "user",
@@ -212,7 +209,7 @@ def _parse_parameters(content: str) -> dict[str, Any] | None:
         return None
 
 
-def _template(tokenizer: "Tokenizer") -> str:
+def _template(tokenizer: OfficialTokenizer) -> str:
     assert tokenizer.stop_ids, "asks for a template while it is open"
     return str(tokenizer.template)
 
@@ -248,7 +245,7 @@ class _RoundsStyle(_Style):
         return [*rounds, {"role": "user", "content": query}]
 
     def continuation(
-        self, tokenizer: "Tokenizer", query: str, history: Sequence[Any] | None, _role: str
+        self, tokenizer: OfficialTokenizer, query: str, history: Sequence[Any] | None, _role: str
     ) -> list[int]:
         """Return the ids of the new round alone."""
         number = len(history or ()) + 1
@@ -266,7 +263,7 @@ class _FirstStyle(_RoundsStyle):
     """ChatGLM-6B: as ChatGLM2, but every prefill takes the whole history."""
 
     def continuation(
-        self, tokenizer: "Tokenizer", query: str, history: Sequence[Any] | None, _role: str
+        self, tokenizer: OfficialTokenizer, query: str, history: Sequence[Any] | None, _role: str
     ) -> list[int]:
         raise TypeError("ChatGLM-6B cannot go on from past_key_values: its whole history is one context")
 
@@ -280,7 +277,7 @@ class _TurnsStyle(_Style):
         return [*(history or ()), {"role": role, "content": query}]
 
     def continuation(
-        self, tokenizer: "Tokenizer", query: str, _history: Sequence[Any] | None, role: str
+        self, tokenizer: OfficialTokenizer, query: str, _history: Sequence[Any] | None, role: str
     ) -> list[int]:
         """Return the ids of the new turn alone."""
         ids = _encode(tokenizer, [{"role": role, "content": query}])
@@ -322,12 +319,12 @@ def _processors(
     return LogitsProcessorList(processors)
 
 
-def _encode(tokenizer: "Tokenizer", messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def _encode(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the ids of a prompt as the official code has them, without a trained adapter's system text."""
     return tokenizer.encode_segments(tokenizer.segments(messages_from_dicts(messages)))
 
 
-def _latest(tokenizer: "Tokenizer", messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
+def _latest(tokenizer: OfficialTokenizer, messages: Sequence[Mapping[str, Any]], context: int) -> list[int]:
     """Return the ids of a prompt, without the oldest rounds if it is longer than the model's context."""
     prompt = _encode(tokenizer, messages)
     if len(prompt) < context:

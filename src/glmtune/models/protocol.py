@@ -1,13 +1,15 @@
-"""The type of a causal language model in glmtune's code, whichever library the model's class comes from."""
+"""The types of a causal language model, and of a tokenizer for the official calls, whoever built them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import torch
+
+    from glmtune.templates import Message, Segment
 
     class CausalLM(nn.Module):
         """A causal language model: a class of ours or of transformers, bare or inside PEFT's wrapper.
@@ -45,3 +47,33 @@ if TYPE_CHECKING:
 
 else:
     CausalLM = nn.Module
+
+
+class OfficialTokenizer(Protocol):
+    """The part of a tokenizer that `model.chat` uses: models take one as an argument and import none."""
+
+    template: Any
+    """The name of its chat format."""
+    pad_token_id: int
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Return the ids that end an answer. Raises ConfigError while the chat format is unknown."""
+
+    def segments(self, messages: Sequence["Message"]) -> list["Segment"]:
+        """Return the segments that chat sends for these messages."""
+
+    def encode_segments(self, segments: Sequence["Segment"]) -> list[int]:
+        """Return the ids of segments."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text, without control tokens."""
+
+    def get_prefix_tokens(self) -> list[int]:
+        """Return the ids that every text begins with."""
+
+    def decode(self, token_ids: list[int]) -> Any:
+        """Return the text of ids."""
+
+    def text_stream(self) -> Any:
+        """Return a stream that decodes ids one by one: `add`, `text`."""
