@@ -85,7 +85,7 @@ def trained_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the trained weights in a folder that `find_trained` accepts."""
     if (folder / TRAINED_FILE).exists():
         return read_shapes(folder / TRAINED_FILE)
-    return {name: held.shape for name, held in scan_tensors(folder).items() if name.startswith(PREFIX)}
+    return {name: tensor.shape for name, tensor in scan_tensors(folder).items() if name.startswith(PREFIX)}
 
 
 def tell_method(folder: Path, shapes: Shapes | None = None) -> Ptuning:
@@ -111,6 +111,7 @@ def load_weights(
     for tensors missing, left over or of another shape, and ConfigError for a model that cannot have a prefix.
     """
     model.requires_grad_(False)
+    # a method that trains some of the model's own weights names them; all others here have a prefix
     choose = METHODS[method.name].choose if method else None
     if choose:
         chosen = set(choose(model, method))
@@ -185,16 +186,16 @@ def _check_base_tensors(model: nn.Module, stored: Mapping[str, Stored]) -> None:
     """
     quantised = quantised_layers(model)
     known = shapes_of(model.state_dict())
-    for name, held in stored.items():
+    for name, tensor in stored.items():
         plain = name.removesuffix("_scale")
         if name.startswith(PREFIX) or name.endswith("inv_freq"):
             continue
         # codes have another shape than the weight they stand for, on either side
         is_dense = plain.rpartition(".")[0] not in quantised and f"{plain}_scale" not in stored
-        if plain not in known or (is_dense and known[plain] != held.shape):
-            problem = "is left over" if plain not in known else f"has shape {list(held.shape)}"
+        if plain not in known or (is_dense and known[plain] != tensor.shape):
+            problem = "is left over" if plain not in known else f"has shape {list(tensor.shape)}"
             allowed = "" if plain not in known else f", this model's is {list(known[plain])}"
-            raise CheckpointError(f"{held.file}: {name} {problem}{allowed}", hint=ITS_BASE)
+            raise CheckpointError(f"{tensor.file}: {name} {problem}{allowed}", hint=ITS_BASE)
 
 
 def read_trained(folder: Path) -> dict[str, Tensor]:
@@ -226,18 +227,19 @@ def require_same(path: Path, stored: Shapes, expected: Shapes) -> None:
     )
 
 
-def require_equal_numbers(path: Path, stored: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> None:
+def require_equal_numbers(path: Path, stored: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` unless the model's trained weights equal the stored ones, to the last bit.
 
     Factors and prefixes are fp32 on any base. Weights that replace the base's own (freeze, PEFT's
     modules_to_save) have the base's type. Weights of an outline, on torch's meta device, are not compared.
     """
-    for name, ours in held.items():
+    for name, ours in loaded.items():
         if ours.is_meta:
             continue
         kind = torch.float32 if is_part(name) or name.startswith(PREFIX) else ours.dtype
-        wanted = stored[name].to(ours.device, kind)
-        if ours.dtype != kind or not torch.equal(_bits(ours), _bits(wanted)):
+        expected = stored[name].to(ours.device, kind)
+        # as bits: `torch.equal` alone takes 0 and -0 for the same, and nan for different from itself
+        if ours.dtype != kind or not torch.equal(_bits(ours), _bits(expected)):
             raise CheckpointError(
                 f"{path}: {name} is held with other numbers than the file's",
                 hint="this should not happen: please report it with the versions of torch and peft",

@@ -69,10 +69,10 @@ def check_recorded(card: Card | None) -> Iterator[Check]:
 def proof_line(checks: Iterable[Check]) -> str:
     """Summarise checks in one line: the proven effect of the weights, and the facts left unproven."""
     checks = list(checks)
-    found = [check.found for check in checks if check.name in ("update", "logits")]
+    effects = [check.found for check in checks if check.name in ("update", "logits")]
     unproven = [check.found for check in checks if not check.is_proven]
     return "; ".join(
-        [*found, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
+        [*effects, *(f"not proven, since nothing of it was recorded: {what}" for what in unproven)]
     )
 
 

@@ -12,7 +12,7 @@ from glmtune.exports.refusal import refused
 
 
 def require_same_update(trained: Path, written: Path) -> None:
-    """Raise `OutputError` unless the factors in folder `written` make the same update as in `trained`.
+    """Raise `OutputError` unless the factors in folder `written` give the same update as in `trained`.
 
     The update of a layer that is left out of `written` must be 0.
     """
@@ -22,7 +22,7 @@ def require_same_update(trained: Path, written: Path) -> None:
         no_update = Factors(torch.zeros(1, inputs), torch.zeros(outputs, 1), 1.0)
         ours = written_factors.get(layer, no_update)
         for rows in row_blocks(outputs):
-            # The update alone, merged into a weight of zeros (without memory of its own). Both are computed in
+            # The update alone, merged into a weight of zeros that takes no memory. Both are computed in
             # other steps, so they are the same if the bounds of their rounding errors overlap.
             zeros = torch.zeros(outputs, 1).expand(-1, inputs)
             low, high = factors.bounds(zeros, rows)

@@ -40,8 +40,7 @@ class ExportSource:
     kept: TrainedPart | None
     """Part of the model that the method trains; None for a model that was not trained here."""
     unproven: str = ""
-    """Known and unknown facts of a base that replaces the quantised one of training; empty for the base
-    itself."""
+    """Known and unknown facts of a base that replaces the quantised one of training; else empty."""
 
     @property
     def base(self) -> Path:
@@ -156,21 +155,14 @@ def find_source(
             if location.adapter is None
             else "name the folder of the un-quantised model it was made from: base=FOLDER",
         )
-    return ExportSource(
-        location,
-        folder,
-        identify(folder, template or location.template),
-        *_method_of(location),
-        require_original(location.adapter, card, folder) if location.adapter and card and not bits else "",
-    )
-
-
-def _method_of(location: Location) -> tuple[str, TrainedPart | None]:
-    """Return the method's name and the part it trained, from the card or else the adapter's own files."""
-    if location.card:
-        return str(location.card.method.get("name", "")), location.card.kept
-    if location.adapter is None:
-        return "", None
-    peft_type = str(read_adapter_config_if_there(location.adapter).get("peft_type", ""))
-    method = None if peft_type else own_method(location.adapter)
-    return (method.name, method.kept) if method else (peft_type.lower(), TrainedPart.LAYERS)
+    identity = identify(folder, template or location.template)
+    method, kept, unproven = "", None, ""
+    if card:
+        method, kept = str(card.method.get("name", "")), card.kept
+    elif location.adapter:  # made by PEFT or the official scripts, whose files tell the method
+        method = str(read_adapter_config_if_there(location.adapter).get("peft_type", "")).lower()
+        prefix = None if method else own_method(location.adapter)
+        method, kept = (prefix.name, prefix.kept) if prefix else (method, TrainedPart.LAYERS)
+    if location.adapter and card and not bits:
+        unproven = require_original(location.adapter, card, folder)
+    return ExportSource(location, folder, identity, method, kept, unproven)

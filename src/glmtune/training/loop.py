@@ -19,7 +19,7 @@ from glmtune.training.processes import Processes
 
 @dataclass(frozen=True, slots=True)
 class StepLog:
-    """One optimizer step, as written to metrics.jsonl."""
+    """Figures of one optimizer step, as written to metrics.jsonl."""
 
     step: int
     loss: float
