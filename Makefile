@@ -41,7 +41,7 @@ test: develop
 	$(PYTEST) -m "$(FAST)"
 
 test-all: develop
-	$(PYTEST) -m "not gpu and not weights"
+	$(PYTEST) -m "not gpu and not weights" --hypothesis-profile=thorough
 
 # Minutes on two idle cores: 1, 1, 2, 3, 2, 1, 1, 4, 1; writes docs/performance.md anew. ADGEN's rows and tokenizer
 # lie in ../shared or where GLMTUNE_SHARED says.

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -12,12 +13,15 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
+from glmtune.report import plots, rank_map
+from glmtune.run_files import replacing
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
 
 # machines are shared: how long an example takes says nothing about the code
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("shared"))  # see fuzz.examples; make test-all
 settings.load_profile("shared")
 
 
@@ -50,6 +54,57 @@ def _own_precision() -> Iterator[None]:
         state.AcceleratorState._reset_state()
 
 
+BLANK = b"\x89PNG\r\n\x1a\n" + bytes(2000)
+PICTURED = (
+    "tests/cli/test_methods.py", "tests/cli/test_compare.py", "tests/cli/test_demo.py", "tests/unit/report/",
+    "tests/unit/workflows/", "tests/unit/test_fuzz_files.py",
+    "tests/invariants/test_low_rank_runs.py::test_loss_falls_on_every_kind_of_model",
+)  # fmt: skip
+"""Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
+
+
+DRAWN = ((plots, "draw_loss"), (plots, "save"), (rank_map, "draw_ranks"), (rank_map, "save"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _real_drawing() -> Iterator[list[tuple[object, str, object]]]:
+    """Have runs write blank pictures, as files are written; gives what draws real ones."""
+    real = [(module, name, getattr(module, name)) for module, name in DRAWN]
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in DRAWN:
+            patch.setattr(module, name, _save_blank if name == "save" else _draw_nothing)
+        yield real
+
+
+@pytest.fixture(autouse=True)
+def _real_pictures(
+    request: pytest.FixtureRequest,
+    _real_drawing: list[tuple[object, str, object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if request.node.nodeid.startswith(PICTURED):
+        for module, name, function in _real_drawing:
+            monkeypatch.setattr(module, name, function)
+
+
+def _draw_nothing(*_: object, **__: object) -> None:
+    pass
+
+
+def _save_blank(_: object, path: Path) -> None:
+    with replacing(path) as partial:
+        partial.write_bytes(BLANK)
+
+
+@pytest.fixture
+def warm_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prove exports in forks of a process that has loaded torch, see `forks`."""
+    from forks import run_fork
+    from glmtune.exports import verify
+
+    monkeypatch.setattr(verify, "subprocess", SimpleNamespace(run=run_fork))
+
+
 _met: dict[str, list[str]] = {}
 """Each hint that a test has met, and what in it leads nowhere; taken out once it is told."""
 
@@ -66,7 +121,7 @@ def _each_hint_leads_somewhere(request: pytest.FixtureRequest) -> Iterator[None]
 
 def _follow_hints() -> None:
     """Have every error of ours follow its hint as it is made, and the command line what it makes of it."""
-    make, say = GlmtuneError.__init__, spoken_hints.spoken
+    make, say = GlmtuneError.__init__, spoken_hints.name_options
 
     def made(self: GlmtuneError, message: str, *, hint: str = "") -> None:
         make(self, message, hint=hint)
@@ -84,7 +139,7 @@ def _follow_hints() -> None:
         return text
 
     GlmtuneError.__init__ = made  # type: ignore[method-assign]
-    spoken_hints.spoken = said
+    spoken_hints.name_options = said
 
 
 _follow_hints()

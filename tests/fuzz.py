@@ -23,6 +23,11 @@ KEYS = ("", "x", "\ud800", "早", "step", "tools")
 BYTES = (b"", b"\x00", b"\xff", b"{", b"]", b'"', b"\n", b",", b"&x ", b"*x ", b"!!int ", b": ")
 
 
+def examples(count: int) -> int:
+    """So many examples with `--hypothesis-profile=thorough`, else a quarter."""
+    return count if settings.get_current_profile_name() == "thorough" else max(count // 4, 5)
+
+
 def fuzzed(count: int) -> Callable[[Any], Any]:
     """So many cases, the same each time, however long one takes."""
     return settings(

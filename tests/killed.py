@@ -134,7 +134,7 @@ def main(work: Path, seed: int, kills: int) -> None:
     draw = random.Random(seed)
     tiny_folder(work / "model", hidden_size=16, ffn_hidden_size=32)
     whole, folder = [], work / "killed"
-    for number, words in enumerate(METHODS):
+    for number, words in enumerate(METHODS[:kills]):
         settings = recipe(work, work / f"whole-{number}", words)
         begun = time.perf_counter()
         status, changes, message = in_child(work, lambda settings=settings: train(settings, quiet=True))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from glmtune.errors import GlmtuneError
 
-FEW, MANY = 300, 3000
+FEW, MANY = 100, 3000
 """Cases in the fast and in the slow suite."""
 
 _EXTRA_BYTES = 6 * 2**30  # of addresses, most of which PyTorch's threads and mapped files only reserve

@@ -22,8 +22,8 @@ from glmtune.templates import TEMPLATES
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"charset", "extras", "log", "near", "quants", "rules", "strict", "unsupported"},
-    {"paths", "values"},
+    {"charset", "log", "near", "quants", "rules", "strict", "unsupported"},
+    {"extras", "paths", "values"},
     {"contents"},
     {"files"},
     {"templates"},

@@ -101,6 +101,7 @@ def test_a_benchmark_runs_and_every_side_has_a_figure(
         assert value == 1 or "equal" not in name, name
 
 
+@pytest.mark.slow  # a terminal of its own, as in cli/test_fuzz_chat.py
 def test_the_chat_is_timed_to_its_first_token() -> None:
     assert 0 < chat.start_chat() < 600
 

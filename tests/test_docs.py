@@ -5,13 +5,16 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import glmtune as public
 import old_scripts
 from commands import Done, glmtune
 from glmtune.files import LFS_POINTER
@@ -36,7 +39,7 @@ GUIDES = (
     "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
     "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture", "developing")
+LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
 """Pages without commands to type: made by a program, or figures and links."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
@@ -259,6 +262,7 @@ CONTINUED = ("export", "troubleshooting")
 CONTINUED_FROM = "glmtune train model=/models/chatglm3-6b data.train=my.json output=runs/mine"
 
 
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     "name",
     [
@@ -293,6 +297,42 @@ def test_the_python_of_the_readme_runs_in_any_folder(
     losses, *_ = capsys.readouterr().out.splitlines()
     first, best = map(float, losses.split(" -> "))
     assert best < 0.6 * first
+
+
+@pytest.mark.slow
+def test_the_page_about_python_runs_block_by_block(tmp_path: Path) -> None:
+    old_scripts.write_scripts(tmp_path / "ptuning", "chatglm-6b")
+    code = "\n".join(blocks(both("python")[0], language="python"))
+    done = subprocess.run(  # in a process of its own, for it configures logging
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    for line in ("train.lrr: unknown setting", "did you mean train.lr=0.0001?", "exports/merged merged"):
+        assert line in done.stdout.splitlines()
+
+
+def test_the_page_about_python_names_and_uses_every_public_name() -> None:
+    for page in both("python"):
+        text = page.read_text(encoding="utf-8")
+        used = "".join(blocks(page, language="python"))
+        for name in public.__all__:
+            assert re.search(rf"^(- |\| )`{name}`", text, re.MULTILINE) or name == "GlmtuneError", name
+            is_error = name.endswith("Error")  # of which one example stands for all
+            assert is_error or re.search(rf"\b{name}\b", used) or name == "RunResult", name
+
+
+def test_the_modules_that_the_documentation_imports_are_there() -> None:
+    pages = [*READMES, *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.ipynb")]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for module, names in re.findall(r"from (glmtune[\w.]*) import ([\w, ]+)", text):
+            assert all(hasattr(import_module(module), name) for name in names.split(", ")), (
+                f"{page}: {module}"
+            )
 
 
 def test_the_python_that_lists_what_is_trained_runs(capsys: pytest.CaptureFixture[str]) -> None:

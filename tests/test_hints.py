@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.cli import glmtune as program
-from glmtune.cli.hints import OTHER_VERBS, spoken
+from glmtune.cli.hints import OTHER_VERBS, name_options
 from glmtune.recipe.names import FOREIGN, NEEDLESS, VALUES
 from hints import follow, follow_names, unspoken
 
@@ -107,7 +107,7 @@ SPOKEN = [
 @pytest.mark.parametrize(("verb", "hint", "said"), SPOKEN)
 def test_a_setting_is_said_as_the_verb_takes_it(verb: str, hint: str, said: str) -> None:
     command = program.commands[verb]
-    assert spoken(hint, command) == said
+    assert name_options(hint, command) == said
     assert not unspoken(said, command)
 
 

@@ -58,14 +58,24 @@ def test_every_public_name_is_there() -> None:
     assert sorted(glmtune.__all__) == sorted(
         [
             "Adapters",
+            "AnswerError",
             "Chat",
             "Check",
+            "CheckpointError",
             "Comparison",
+            "ConfigError",
+            "DataError",
+            "Engine",
             "ExportResult",
             "GlmtuneError",
             "Migration",
+            "MissingDependencyError",
+            "OutputError",
             "Recipe",
+            "Request",
             "RunResult",
+            "Sampling",
+            "TrainingError",
             *SIGNATURES,
         ]
     )

@@ -112,7 +112,10 @@ ROWS = {
     "chat-ptuning": "chat_history.jsonl", "alpaca-lora": "alpaca.json", "alpaca-lora-int8": "alpaca.json",
 }  # fmt: skip
 """The example rows of a recipe's format, where it is not that of the adverts."""
-QUICK = ("train.epochs=null", "train.steps=2", "samples.prompts=[]")
+QUICK = (
+    "train.epochs=null", "train.steps=2", "train.batch_size=2", "train.micro_batch_size=1",
+    "samples.prompts=[]",
+)  # fmt: skip
 
 
 def flat(settings: BaseModel, place: str = "") -> dict[str, Any]:
@@ -230,7 +233,7 @@ def test_a_twin_trains(name: str, tmp_path: Path) -> None:
     require_packages(name)
     done = glmtune(
         "train", FOLDER / "tiny" / f"{name}.yaml", *QUICK, "train.warmup_steps=0", "train.eval_every=2",
-        "data.validation=null", "data.max_rows=16", f"output={tmp_path / 'run'}", cwd=ROOT,
+        "data.validation=null", "data.max_rows=6", f"output={tmp_path / 'run'}", cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "best").exists()

@@ -1,19 +1,27 @@
-"""Fine-tune, prove, talk to and ship the GLM family on your own data and your own card.
+"""Fine-tune, verify, chat with and export the models of the GLM family.
 
-Importing this loads nothing heavy: each public name is loaded at its first use.
+Importing this loads no torch: each public name is loaded at its first use. docs/python.md shows all of them.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import glmtune.log  # noqa: F401  # before any package that it keeps quiet
-
 if TYPE_CHECKING:
     from glmtune.adapters.proof import Check
     from glmtune.chat import Chat
     from glmtune.conversation import encode_messages
-    from glmtune.errors import GlmtuneError
+    from glmtune.errors import (
+        AnswerError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        GlmtuneError,
+        MissingDependencyError,
+        OutputError,
+        TrainingError,
+    )
     from glmtune.evaluation.metrics import score
+    from glmtune.generate import Engine, Request, Sampling
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
@@ -24,14 +32,24 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapters": "glmtune.several",
+    "AnswerError": "glmtune.errors",
     "Chat": "glmtune.chat",
     "Check": "glmtune.adapters.proof",
+    "CheckpointError": "glmtune.errors",
     "Comparison": "glmtune.report.compare",
+    "ConfigError": "glmtune.errors",
+    "DataError": "glmtune.errors",
+    "Engine": "glmtune.generate",
     "ExportResult": "glmtune.workflows",
     "GlmtuneError": "glmtune.errors",
     "Migration": "glmtune.migration",
+    "MissingDependencyError": "glmtune.errors",
+    "OutputError": "glmtune.errors",
     "Recipe": "glmtune.recipe",
+    "Request": "glmtune.generate",
     "RunResult": "glmtune.workflows",
+    "Sampling": "glmtune.generate",
+    "TrainingError": "glmtune.errors",
     "compare": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
@@ -44,17 +62,28 @@ _HOMES = {
     "train": "glmtune.workflows",
     "verify": "glmtune.workflows",
 }
+"""The module that each public name is loaded from."""
 
 __all__ = [
     "Adapters",
+    "AnswerError",
     "Chat",
     "Check",
+    "CheckpointError",
     "Comparison",
+    "ConfigError",
+    "DataError",
+    "Engine",
     "ExportResult",
     "GlmtuneError",
     "Migration",
+    "MissingDependencyError",
+    "OutputError",
     "Recipe",
+    "Request",
     "RunResult",
+    "Sampling",
+    "TrainingError",
     "compare",
     "encode_messages",
     "evaluate",
@@ -70,6 +99,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # PEP 562: called only for a name that this module does not have yet
     if name == "__version__":
         from importlib.metadata import version
 
@@ -80,5 +110,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names; what submodules there are is no news to those who call them."""
+    """List the public names only, without the submodules that happen to be loaded."""
     return [*__all__, "__version__"]

@@ -1,4 +1,7 @@
-"""Bytes -> text: UTF-8 first, a byte-order mark decides; what is no text is told by its first bytes."""
+"""Decode the bytes of a file to text: by its byte-order mark, else as UTF-8 or as the settings say.
+
+Files that are not text are recognised by their first bytes, and refused with advice on what to do.
+"""
 
 import codecs
 import re
@@ -8,6 +11,7 @@ from typing import NamedTuple
 
 UTF8 = "utf-8"
 AUTO = "auto"
+"""The value of `data.charset` with which each file's character set is recognised."""
 MARKS = {
     codecs.BOM_UTF8: UTF8,
     codecs.BOM_UTF32_LE: "utf-32",
@@ -15,13 +19,13 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte-order marks, the longer before those that they begin with. Source: unicode.org/faq/utf_bom."""
+"""Byte-order marks; those of UTF-32 first, as they begin with UTF-16's. Source: unicode.org/faq/utf_bom."""
 MARK = "\ufeff"
 SHEET = "save the sheet as CSV (UTF-8)"
 UNPACK = "unpack it first"
 NEEDED = "this needs JSON, CSV or YAML"
 LFS_POINTER = b"version https://git-lfs"
-"""How the text begins that git leaves for a large file. Source: github.com/git-lfs/git-lfs, docs/spec.md."""
+"""First bytes of the text that git-lfs keeps for a file. Source: github.com/git-lfs/git-lfs, docs/spec.md."""
 KINDS = {
     b"PK\x05\x06": ("an empty zip archive", "is it the right file?"),
     b"\xd0\xcf\x11\xe0": ("an old Office file, such as .xls", SHEET),
@@ -43,20 +47,21 @@ KINDS = {
     b"\x80\x05": ("a Python pickle", "write its rows as JSON lines, with json.dumps"),
     LFS_POINTER: ("a git-lfs pointer, not the file itself", "run `git lfs pull` in its folder"),
 }
-"""What files are that begin so, and what to do. Source: en.wikipedia.org/wiki/List_of_file_signatures."""
+"""First bytes of files -> kind and advice. Source: en.wikipedia.org/wiki/List_of_file_signatures."""
 ZIP = b"PK\x03\x04"
 PACKED = {
     b"xl/": ("an Excel sheet (.xlsx)", SHEET),
     b"word/": ("a Word document (.docx)", "copy its questions and answers into rows of JSON or CSV"),
     b"ppt/": ("PowerPoint slides (.pptx)", NEEDED),
 }
-"""What a zip archive is, by a folder in it."""
+"""A folder inside a zip archive -> the archive's kind, and the advice."""
 TAR = slice(257, 262)
+"""Position of a tar archive's signature, `ustar`; its first bytes are the name of a file in it."""
 PACKED_SUFFIXES = {".gz", ".bz2", ".xz", ".zst"}
 NULS_OF_UTF16 = 0.05
-"""JSON or CSV in UTF-16 has more zero bytes than this share; in UTF-8 it has none."""
+"""JSON or CSV in UTF-16 has a larger share of zero bytes, from its ASCII characters; in UTF-8 it has none."""
 NULS_ON_ONE_SIDE = 0.9
-"""Of those zero bytes, the share at even or at odd places."""
+"""Least share of the zero bytes that are all at even, or all at odd, positions."""
 RECOGNISED = {
     "gb18030": ("gb2312", {0xA1, 0xA3, *range(0xB0, 0xD8)}),
     "big5": ("big5", {*range(0xA1, 0xC7)}),
@@ -64,20 +69,21 @@ RECOGNISED = {
     "euc_jp": ("euc_jp", {0xA1, 0xA3, 0xA4, 0xA5, *range(0xB0, 0xD0)}),
     "shift_jis": ("shift_jis", {*range(0x81, 0x84), *range(0x88, 0x99)}),
 }
-"""Character sets that are recognised, and where their marks and their frequent characters stand: the plain
-set, and the first byte there. Source: level 1 of GB 2312-1980, Big5 (1984) and JIS X 0208; KS X 1001."""
+"""Character sets that are recognised -> the plain set inside each, and the first bytes that punctuation and
+frequent characters have in it. Source: level 1 of GB 2312-1980, Big5 (1984) and JIS X 0208; KS X 1001."""
 COMMON_SHARE = 0.6
-"""Of the characters beyond ASCII: traditional Chinese in GBK has some 0.7, one set read as another 0.5."""
+"""Least share of frequent characters among those beyond ASCII: traditional Chinese in GBK has some 0.7, text in
+a wrong set 0.5."""
 SAMPLE = 20_000
-"""Characters that are looked at to recognise a character set."""
+"""Characters, from the start of a file, by which its character set is recognised."""
 UNPRINTED = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff\ufffd\uffff]")
 NO_FILE = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "mbcs", "oem"}
-"""Python's codecs that no file of text is written in, or that mean another set on each machine."""
+"""Python's codecs that no text file is written in, or that mean another character set on each machine."""
 KNOWN = "utf-8, auto, gb18030, gbk, big5, utf-16, utf-16-le, utf-16-be or another that Python knows"
 
 
 class NotTextError(ValueError):
-    """Bytes that are no text: what they are, on which line it shows, and what to do."""
+    """A file is not text, or not in the expected character set; `line` is the first line at fault."""
 
     def __init__(self, what: str, *, hint: str, line: int = 1) -> None:
         super().__init__(what)
@@ -85,14 +91,14 @@ class NotTextError(ValueError):
 
 
 class Decoded(NamedTuple):
-    """A file's text, without its byte-order mark, and the character set that it was read in."""
+    """The text of a file, without its byte-order mark, and the character set that it was read in."""
 
     text: str
     charset: str
 
 
 def find_codec(name: str) -> str | None:
-    """Python's name for a character set; None for an unknown one, and for a codec that is none."""
+    """Return Python's name of a character set; None for an unknown name, and for a codec of another kind."""
     try:
         codec = codecs.lookup(name)
     except (LookupError, ValueError):
@@ -102,71 +108,79 @@ def find_codec(name: str) -> str | None:
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """UTF-8 text without its byte-order mark, as the files of a model or a run are written.
+    """Decode a file of a model or a run, which must be UTF-8; without its byte-order mark.
 
-    Raises `NotTextError`; `name` is the file's, for the hint.
+    Raises `NotTextError`; `name` is the file's name, for the hint.
     """
     _check_kind(content, name)
-    codec = _marked(content) or _unmarked_utf16(content)
+    codec = _codec_of_mark(content) or _unmarked_utf16(content)
     if codec not in (None, UTF8):
-        raise NotTextError(_begins(content, _spelled(codec)), hint=_converting(codec, name))
-    return _utf8(content, name, charset=None)
+        raise NotTextError(_describe_start(content, _spell(codec)), hint=_hint_to_convert(codec, name))
+    return _decode_utf8(content, name, charset=None)
 
 
 def decode_given(content: bytes, name: str, charset: str | None = None) -> Decoded:
-    """Text of a file that a user has written: UTF-8, or what its byte-order mark says.
+    """Decode a file that a user has written: by its byte-order mark, else in the set `charset` or as UTF-8.
 
-    `charset`: the setting of that name, which hints speak of; without it they say how to convert the file.
-    Raises `NotTextError`.
+    `charset` is the setting `data.charset`, which hints then name; without it they say how to convert the
+    file. Raises `NotTextError`.
     """
     _check_kind(content, name)
-    if codec := _marked(content):
-        return Decoded(_as(codec, content), codec)
+    if codec := _codec_of_mark(content):
+        return Decoded(_decode(codec, content), codec)
     if charset not in (None, AUTO) and find_codec(charset) not in (UTF8, "utf-8-sig"):
-        return _named(content, name, charset)
+        # many sets decode any bytes, into nonsense; bytes that are valid UTF-8 are hardly ever anything else
+        if not content.isascii() and 0 not in content[:512] and _is_utf8(content):
+            raise NotTextError(
+                f"is UTF-8, which data.charset={charset} would misread",
+                hint=f"data.charset={AUTO} takes each file as it is",
+            )
+        return Decoded(_decode(charset, content), find_codec(charset) or charset)
     codec = _unmarked_utf16(content)
     if codec is None:
         if charset != AUTO or _is_utf8(content):
-            return Decoded(_utf8(content, name, charset), UTF8)
-        codec = _recognised(content)
+            return Decoded(_decode_utf8(content, name, charset), UTF8)
+        codec = _recognise(content)
     if codec and charset == AUTO:
-        return Decoded(_as(codec, content), codec)
+        return Decoded(_decode(codec, content), codec)
     if codec:
-        raise NotTextError(_begins(content, _spelled(codec)), hint=_cure(codec, name, charset))
-    return Decoded(_utf8(content, name, charset), UTF8)  # says where it is none
+        raise NotTextError(_describe_start(content, _spell(codec)), hint=_hint_to_read(codec, name, charset))
+    return Decoded(_decode_utf8(content, name, charset), UTF8)  # raises: no set was recognised
 
 
-# What bytes are
+# Recognising bytes
 
 
 def _check_kind(content: bytes, name: str) -> None:
-    found = next((kind for start, kind in KINDS.items() if content.startswith(start)), None)
+    """Raise `NotTextError` for an archive, a picture, a database or another kind of file that is not text."""
+    kind = next((kind for start, kind in KINDS.items() if content.startswith(start)), None)
     if content.startswith(ZIP):
-        found = next((kind for part, kind in PACKED.items() if part in content), ("a zip archive", UNPACK))
+        kind = next((kind for part, kind in PACKED.items() if part in content), ("a zip archive", UNPACK))
     if content[TAR] == b"ustar":
-        found = "a tar archive", UNPACK
-    if found is not None:
-        kind, cure = found
-        words = {"name": shlex.quote(name), "unpacked": shlex.quote(_unpacked(name))}
-        raise NotTextError(_begins(content, kind), hint=cure.format(**words))
+        kind = "a tar archive", UNPACK
+    if kind is not None:
+        title, cure = kind
+        path = PurePath(name)
+        # rows.jsonl.gz -> rows.jsonl; a file of another name must not be written over: rows.unpacked.jsonl
+        is_packed = path.suffix.lower() in PACKED_SUFFIXES
+        unpacked = path.with_suffix("") if is_packed else path.with_suffix(f".unpacked{path.suffix}")
+        words = {"name": shlex.quote(name), "unpacked": shlex.quote(str(unpacked))}
+        raise NotTextError(_describe_start(content, title), hint=cure.format(**words))
 
 
-def _unpacked(name: str) -> str:
-    path = PurePath(name)
-    is_named_so = path.suffix.lower() in PACKED_SUFFIXES
-    return str(path.with_suffix("") if is_named_so else path.with_suffix(f".unpacked{path.suffix}"))
-
-
-def _begins(content: bytes, kind: str) -> str:
+def _describe_start(content: bytes, kind: str) -> str:
     return f"begins with the bytes {content[:4].hex(' ')}: the file is {kind}"
 
 
-def _marked(content: bytes) -> str | None:
+def _codec_of_mark(content: bytes) -> str | None:
     return next((codec for mark, codec in MARKS.items() if content.startswith(mark)), None)
 
 
 def _unmarked_utf16(content: bytes) -> str | None:
-    """UTF-16 without a mark, told from where its zero bytes stand. Raises `NotTextError` for other zeros."""
+    """Return the byte order of UTF-16 without a mark, else None. Raises `NotTextError` for other zero bytes.
+
+    An ASCII character is two bytes in UTF-16, one of them zero: the second in little endian.
+    """
     start = content[:512]
     zeros = start.count(0)
     if zeros <= NULS_OF_UTF16 * len(start):
@@ -174,30 +188,31 @@ def _unmarked_utf16(content: bytes) -> str | None:
     odd = start[1::2].count(0)
     if max(odd, zeros - odd) < NULS_ON_ONE_SIDE * zeros:
         raise NotTextError(
-            _begins(content, "no text: it holds zero bytes"), hint="is it the right file? Fetch it again"
+            _describe_start(content, "no text: it holds zero bytes"),
+            hint="is it the right file? Fetch it again",
         )
     return "utf-16-le" if odd > zeros - odd else "utf-16-be"
 
 
-def _recognised(content: bytes) -> str | None:
-    """The East Asian character set that the text is written in, if it is one beyond doubt."""
-    shares = {codec: _common_share(content, codec) for codec in RECOGNISED}
-    most = max(shares.values())
+def _recognise(content: bytes) -> str | None:
+    """Return the East Asian character set of a text, None if it is in doubt.
+
+    Text read in a wrong set has more rare characters: the set with the most frequent ones is the right one.
+    """
+    shares: dict[str, float] = {}
+    for codec, (plain, first_bytes) in RECOGNISED.items():
+        try:
+            text = content.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        if UNPRINTED.search(text):
+            continue
+        wide = [character for character in text[:SAMPLE] if not character.isascii()]
+        num_frequent = sum(_first_byte(character, plain) in first_bytes for character in wide)
+        shares[codec] = num_frequent / max(len(wide), 1)
+    most = max(shares.values(), default=0.0)
     best = [codec for codec, share in shares.items() if share == most]
     return best[0] if most >= COMMON_SHARE and len(best) == 1 else None
-
-
-def _common_share(content: bytes, codec: str) -> float:
-    """Of the characters beyond ASCII those that are frequent in this set; 0 where it is no text in it."""
-    try:
-        text = content.decode(codec)
-    except UnicodeDecodeError:
-        return 0.0
-    if UNPRINTED.search(text):
-        return 0.0
-    plain, rows = RECOGNISED[codec]
-    wide = [character for character in text[:SAMPLE] if not character.isascii()]
-    return sum(_first_byte(character, plain) in rows for character in wide) / max(len(wide), 1)
 
 
 def _first_byte(character: str, codec: str) -> int | None:
@@ -207,7 +222,7 @@ def _first_byte(character: str, codec: str) -> int | None:
         return None
 
 
-# Bytes in one character set
+# Decoding
 
 
 def _is_utf8(content: bytes) -> bool:
@@ -218,47 +233,38 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def _utf8(content: bytes, name: str, charset: str | None) -> str:
+def _decode_utf8(content: bytes, name: str, charset: str | None) -> str:
     try:
         return content.decode(UTF8).lstrip(MARK)
     except UnicodeDecodeError as err:
-        line, where = _place(content, err.start)
-    codec = _recognised(content)
+        line, fault = _describe_byte(content, err.start)
+    codec = _recognise(content)
     if codec is not None:
-        what = f"{where}; as {_spelled(codec)} it can be read"
-        raise NotTextError(what, hint=_cure(codec, name, charset), line=line)
+        what = f"{fault}; as {_spell(codec)} it can be read"
+        raise NotTextError(what, hint=_hint_to_read(codec, name, charset), line=line)
     hint = "save the file as UTF-8 text"
     if charset:
         hint += ", or name its character set, such as data.charset=gb18030 or cp1252"
-    raise NotTextError(where, hint=hint, line=line)
+    raise NotTextError(fault, hint=hint, line=line)
 
 
-def _named(content: bytes, name: str, charset: str) -> Decoded:
-    """In the set that the settings name, unless the file is UTF-8: as another set that would be no text."""
-    if not content.isascii() and 0 not in content[:512] and _is_utf8(content):
-        raise NotTextError(
-            f"is UTF-8, which data.charset={charset} would misread",
-            hint=f"data.charset={AUTO} takes each file as it is",
-        )
-    return Decoded(_as(charset, content), find_codec(charset) or charset)
-
-
-def _as(codec: str, content: bytes) -> str:
+def _decode(codec: str, content: bytes) -> str:
     try:
         return content.decode(codec).lstrip(MARK)
     except UnicodeDecodeError as err:
-        line, where = _place(content, err.start, _spelled(codec))
+        line, fault = _describe_byte(content, err.start, _spell(codec))
     hint = f"fetch the file again, or name its character set: data.charset={AUTO} tries to tell it"
-    raise NotTextError(where, hint=hint, line=line)
+    raise NotTextError(fault, hint=hint, line=line)
 
 
-def _place(content: bytes, position: int, kind: str = "UTF-8") -> tuple[int, str]:
-    """The line of a byte, and the words that name it."""
+def _describe_byte(content: bytes, position: int, kind: str = "UTF-8") -> tuple[int, str]:
+    """Return the line of a byte that cannot be decoded, and the words that name the byte."""
     line = content.count(b"\n", 0, position) + 1
     return line, f"byte {position + 1} of the file (0x{content[position]:02x}) is not {kind}"
 
 
-def _spelled(codec: str) -> str:
+def _spell(codec: str) -> str:
+    """Return the name of a character set for a message."""
     kind = {"gb18030": "GBK"}.get(codec, codec.upper())
     unmarked = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE"}.get(codec)
     if unmarked:
@@ -266,11 +272,11 @@ def _spelled(codec: str) -> str:
     return f"{kind} text" if codec in MARKS.values() else kind
 
 
-def _cure(codec: str, name: str, charset: str | None) -> str:
-    return f"data.charset={codec} reads it as that" if charset else _converting(codec, name)
+def _hint_to_read(codec: str, name: str, charset: str | None) -> str:
+    return f"data.charset={codec} reads it as that" if charset else _hint_to_convert(codec, name)
 
 
-def _converting(codec: str, name: str) -> str:
+def _hint_to_convert(codec: str, name: str) -> str:
     target = PurePath(name).with_suffix(f".utf8{PurePath(name).suffix}")
-    source = codec.upper().replace("16-", "16")
+    source = codec.upper().replace("16-", "16")  # iconv spells UTF-16LE, Python utf-16-le
     return f"convert it: iconv -f {source} -t UTF-8 {shlex.quote(name)} > {shlex.quote(str(target))}"

@@ -1,7 +1,7 @@
-"""Conversations -> ids, and answers' ids -> text, for all that trains a model and all that talks to it.
+"""Encode conversations as token ids and decode answers: the one path of training, evaluation, chat and API.
 
-A conversation begins as its model was taught: `Taught.begin` puts the system text in, and then every call
-here the source prefix where the format has it. Ids that are asked with are those that training shows.
+A conversation begins as in training: `Taught.begin` adds the system text, and each function here adds the
+source prefix, in the chat formats that have one. A prompt has the very ids that the model was trained on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,20 +20,21 @@ def encode_messages(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     taught: Taught | None = None,
-    **options: Any,
+    **options: object,
 ) -> list[int]:
-    """The ids that chat sends for these messages; content is plain text and never a control token.
+    """Return the ids of a conversation in the tokenizer's chat format; content never becomes a control token.
 
-    `messages` are in OpenAI's form: dicts with `role`, `content` and what the turn has besides of
-    `reasoning_content`, `tool_calls`, `tool_call_id`; the official code's `metadata` and `observation` are
-    read too. `tools` are described as OpenAI does, `{"type": "function", "function": {...}}`. With
-    `taught=tokenizer.taught` they begin as in training: with the system text, unless they have one, and the
-    source prefix of the run or adapter that the tokenizer was loaded by. Options: `enable_thinking`, for the
-    formats that let one choose; `assistant_name`, for how the tools' introduction calls the assistant;
-    `source_prefix`, a text in front of the first question. Raises DataError for messages, ConfigError for
-    options that the format does not have, or of another kind.
+    `messages` are in OpenAI's form: dicts with `role` and `content`, and some of `reasoning_content`,
+    `tool_calls` and `tool_call_id`; the official code's `metadata` and `observation` are read too. `tools`
+    are described as for OpenAI, `{"type": "function", "function": {...}}`. With `taught=tokenizer.taught`
+    the conversation begins as in training: with the system text, unless it has one, and the source prefix of
+    the run or adapter that the tokenizer was loaded with. Options: `enable_thinking`, for formats that let one
+    choose; `assistant_name`, the assistant's name in the introduction of the tools; `source_prefix`, a text in
+    front of the first question. Raises DataError for messages that the format cannot express, ConfigError for
+    options that it does not have and for values of the wrong type.
     """
     template = require_template(tokenizer.template, str(tokenizer.vocab_file))
+    # segments keep text and control tokens apart: `<|user|>` typed by a user stays the characters it is
     segments = message_segments(
         template,
         messages,
@@ -48,7 +49,7 @@ def encode_messages(
 def encode_question(
     tokenizer: Tokenizer, messages: Sequence[Message], *, source_prefix: str = ""
 ) -> list[int]:
-    """The ids that ask for the answer that follows these messages, as `encode_messages` gives them.
+    """Return the prompt for the answer that follows these messages, the same ids as from `encode_messages`.
 
     Raises DataError for a conversation that the format cannot express.
     """
@@ -58,9 +59,9 @@ def encode_question(
 def encode_learned(
     tokenizer: Tokenizer, messages: Sequence[Message], *, source_prefix: str = ""
 ) -> list[list[tuple[list[int], bool]]]:
-    """The training examples of a conversation, part by part: a part's ids, and whether they are learned.
+    """Return the training examples of a conversation, each a list of parts: (ids, True if learned).
 
-    Up to a learned answer they are those of `encode_question`. Raises DataError as that does.
+    Up to a learned answer the ids are those of `encode_question`. Raises DataError as `encode_question` does.
     """
     examples = training_examples(
         require_template(tokenizer.template, str(tokenizer.vocab_file)),
@@ -81,11 +82,11 @@ def encode_latest(
     context: int | None,
     max_new_tokens: int,
     num_left_out: int = 0,
-    **options: Any,
+    **options: Any,  # Any: passed on to the named parameters of encode_messages too
 ) -> tuple[list[int], int]:
-    """As `encode_messages`, without the oldest rounds where all is too long; how many were left out.
+    """Return the ids as of `encode_messages`, and the number of oldest rounds left out to fit the context.
 
-    What is too long, and what stays: `templates.latest.leave_out_oldest`.
+    `templates.latest.leave_out_oldest` has the rule of what is too long, and of what stays.
     """
     return leave_out_oldest(
         messages,
@@ -97,5 +98,5 @@ def encode_latest(
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """What an answer says: without the line break (ChatGLM3, GLM-4) or the thought in front of it."""
+    """Return the text of an answer, without the line break (ChatGLM3, GLM-4) or thought in front of it."""
     return visible_text(tokenizer.chat_format, str(tokenizer.decode(list(ids))).lstrip())

@@ -1,7 +1,7 @@
-"""Which model family a folder holds, and which chat format it speaks, told from its text files alone.
+"""The table of model families, and the rules that identify a folder's family and chat format.
 
-ChatGLM2 and ChatGLM3 folders have the same config keys and the same tensor names, so the chat format is
-looked for elsewhere. Nothing in the folder is ever run, and its own path is never looked at.
+Text files of the folder decide: no code in it is run, and its own path plays no part. ChatGLM2 and ChatGLM3
+have the same config keys and tensor names, so their chat formats are told apart by other files.
 """
 
 import shlex
@@ -13,13 +13,13 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.files import read_json_if_there
 from glmtune.folder import ModelFolder
 from glmtune.signs import (
-    FIRST_GLM_SIGNS,
     GLM4_EPSILON,
+    ORIGINAL_GLM_SIGNS,
     V1_SIGNS,
     Config,
     is_chatglm,
-    is_first,
     is_glm4,
+    is_original_glm,
     is_v1,
     v1_revision,
 )
@@ -35,83 +35,107 @@ from glmtune.template_rules import (
 from glmtune.unsupported import UNSUPPORTED_MODELS, name_unsupported_format
 
 VOCABULARY = "tokenizer.model"
+"""Vocabulary file of ChatGLM2, ChatGLM3 and GLM-4."""
 ICE = "ice_text.model"
-"""ChatGLM-6B's vocabulary."""
+"""Vocabulary file of ChatGLM-6B."""
 _OPEN: tuple[str, ...] = ("chatglm2", "chatglm3")
-"""The formats that folders tell least surely: of one family, with the same keys and tensors."""
+"""Chat formats that may stay open: folders of both have the same config keys and tensor names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a folder is, and which rules decided."""
+    """The family, revision and chat format of a folder, and the rules that decided them."""
 
     template: str | None
-    """Its chat format; None while that is open."""
+    """The chat format; None while it is open."""
     rule: str
-    """What told the chat format."""
+    """The rule that decided the chat format, in words."""
     family: str
     revision: str
-    """Which of the family's published revisions, where they differ in more than numbers; empty where no
-    config.json tells it."""
+    """The published revision, for a family whose revisions differ in more than weights; else empty."""
     family_rule: str
-    """What told the family and the revision."""
+    """The rule that decided the family and the revision, in words."""
 
 
 def identify(
-    folder: Path | ModelFolder, template: str | None = None, *, told_by: str = "the template setting"
+    folder: Path | ModelFolder, template: str | None = None, *, rule: str = "the template setting"
 ) -> Identity:
-    """The identity of a model's or tokenizer's folder; a given `template` comes first, and `told_by` gave it.
+    """Identify a model's or tokenizer's folder. `template`, if given, decides the chat format, by `rule`.
 
-    Raises CheckpointError for a folder of no known family, ConfigError for a `template` of another family.
+    Raises CheckpointError for an unknown family, ConfigError for an unknown chat_template or for a
+    `template` of another family.
     """
     folder = ModelFolder.of(folder)
     if template is None:
-        return folder.once(_told)
+        return folder.once(_identify_all)
     known = identify_family(folder)
     for allowed in FAMILIES[known.family].templates:
         if template == allowed:
-            return replace(known, template=allowed, rule=told_by)
+            return replace(known, template=allowed, rule=rule)
+    # hint: the format that the folder's own files tell, else those of its family
+    try:
+        own = identify(folder)
+    except ConfigError as err:
+        hint = err.hint
+    else:
+        fitting = f"leave template out: {own.rule} tells {own.template}"
+        hint = fitting if own.template else _offer(FAMILIES[own.family].templates)
     raise ConfigError(
         f"template: {template!r} is not a chat format of {folder}, which holds a {known.family} model",
-        hint=_fitting(folder),
+        hint=hint,
     )
 
 
 def tells_format(folder: Path | ModelFolder) -> bool:
-    """Whether a folder says by itself which chat format it speaks."""
+    """Return True if a folder's own files tell its chat format."""
     try:
         return identify(folder).template is not None
     except ConfigError:
         return False
 
 
-def _told(folder: ModelFolder) -> Identity:
-    """What the folder's own files say of its chat format; ConfigError for one that is not known."""
+def _identify_all(folder: ModelFolder) -> Identity:
     known = identify_family(folder)
+    # in order: the surest rule first, what this program saved itself after the published files
     for rule, look in FAMILIES[known.family].rules:
-        told = look(folder)
-        if told is not None:
-            return replace(known, template=told, rule=rule)
+        template = look(folder)
+        if template is not None:
+            return replace(known, template=template, rule=rule)
     return known
 
 
 def identify_family(folder: Path | ModelFolder) -> Identity:
-    """The family and revision of a folder, its chat format left open. Raises CheckpointError for none."""
+    """Identify a folder's family and revision, the chat format left open. Raises CheckpointError."""
     return ModelFolder.of(folder).once(_identify_family)
 
 
 def _identify_family(folder: ModelFolder) -> Identity:
-    family = _family(folder)
-    row = FAMILIES[family]
-    if not folder.config:
-        return Identity(None, row.open_rule, family, "", "its tokenizer")
-    revision = row.revision(folder.config)
-    rule = f"{row.sign}; {revision}: {row.revision_rules[revision]}" if revision else row.sign
-    return Identity(None, row.open_rule, family, revision, rule)
+    if not folder.path.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such folder", hint="give the folder that holds config.json and tokenizer.model"
+        )
+    if folder.config:
+        family = _family_of_config(folder.path / "config.json", folder.config)
+        row = FAMILIES[family]
+        revision = row.revision(folder.config)
+        rule = f"{row.sign}; {revision}: {row.revision_rules[revision]}" if revision else row.sign
+        return Identity(None, row.open_rule, family, revision, rule)
+    # a tokenizer's folder: its class tells the family, but ChatGLM-6B's and ChatGLM2's have the same name
+    stated = folder.json("tokenizer_config.json")
+    tokenizer_class = stated.get("tokenizer_class")
+    has_ice_alone = (folder.path / ICE).is_file() and not (folder.path / VOCABULARY).is_file()
+    if tokenizer_class == "ChatGLMTokenizer" and (has_ice_alone or "gmask_token" in stated):
+        tokenizer_class = f"{tokenizer_class} ({ICE})"
+    for family, row in FAMILIES.items():
+        if row.tokenizer_class and row.tokenizer_class == tokenizer_class:
+            return Identity(None, row.open_rule, family, "", "its tokenizer")
+    raise CheckpointError(
+        f"{folder}: neither a config.json nor a tokenizer_config.json of a GLM model", hint=_KNOWN
+    )
 
 
 def require_template(template: str | None, where: str) -> str:
-    """`template`, or a ConfigError that asks for it where it is still open."""
+    """Return `template`. Raises ConfigError, asking for one, if it is None."""
     if template is not None:
         return template
     raise ConfigError(
@@ -121,9 +145,9 @@ def require_template(template: str | None, where: str) -> str:
 
 
 def context_of(folder: Path | ModelFolder) -> int | None:
-    """Tokens of the longest text that a folder's model was made for; None where its config.json names none.
+    """Return the longest context of a folder's model in tokens; None if its config.json names none.
 
-    Raises CheckpointError for a folder of no known family.
+    Raises CheckpointError for an unknown family.
     """
     folder = ModelFolder.of(folder)
     length = folder.config.get(FAMILIES[identify_family(folder).family].context_key)
@@ -131,74 +155,38 @@ def context_of(folder: Path | ModelFolder) -> int | None:
 
 
 def find_family(model_type: str) -> "Family":
-    """The first family of this model_type; those that share one also share LoRA's targets and the loader."""
+    """Return the first family of a model_type. Families of one model_type share LoRA targets and loader."""
     return next(row for row in FAMILIES.values() if row.model_type == model_type)
 
 
 def in_transformers() -> tuple[str, ...]:
-    """The families whose models are transformers' own classes: the tables give them one row together."""
+    """Return the families whose models are transformers' own classes."""
     return tuple(name for name, row in FAMILIES.items() if row.is_in_transformers)
 
 
 def name_family(model_type: str) -> str:
-    """The name of `find_family`'s row."""
+    """Return the name of the first family of a model_type."""
     return next(name for name, row in FAMILIES.items() if row.model_type == model_type)
 
 
-def _family(folder: ModelFolder) -> str:
-    """The family that config.json tells, or in a folder of a tokenizer alone the tokenizer's settings."""
-    if not folder.path.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder", hint="give the folder that holds config.json and tokenizer.model"
-        )
-    if folder.config:
-        return _family_of_config(folder.path / "config.json", folder.config)
-    for family, row in FAMILIES.items():
-        if row.tokenizer_class and row.tokenizer_class == _tokenizer_class(folder):
-            return family
-    raise CheckpointError(
-        f"{folder}: neither a config.json nor a tokenizer_config.json of a GLM model", hint=_KNOWN
-    )
-
-
-def _tokenizer_class(folder: ModelFolder) -> object:
-    """The tokenizer's class; ChatGLM-6B's, which has the name of ChatGLM2's, by its vocabulary and tokens."""
-    stated = folder.json("tokenizer_config.json")
-    named = stated.get("tokenizer_class")
-    has_ice_alone = (folder.path / ICE).is_file() and not (folder.path / VOCABULARY).is_file()
-    if named == "ChatGLMTokenizer" and (has_ice_alone or "gmask_token" in stated):
-        return f"{named} ({ICE})"
-    return named
-
-
 def _family_of_config(where: Path, config: Config) -> str:
-    if is_first(config):
+    # first, as its model_type `glm` would be taken for GLM-4-hf's
+    if is_original_glm(config):
         raise CheckpointError(f"{where}: an original GLM model: not supported yet", hint=_KNOWN)
-    found = next((name for name, family in FAMILIES.items() if family.is_told_by(config)), None)
-    if found is None and str(config.get("model_type")) in UNSUPPORTED_MODELS:
+    family = next((name for name, row in FAMILIES.items() if row.matches(config)), None)
+    if family is None and str(config.get("model_type")) in UNSUPPORTED_MODELS:
         raise CheckpointError(
             f"{where}: a {UNSUPPORTED_MODELS[config['model_type']]} model "
             f"(model_type {config['model_type']}): not supported yet",
             hint=_KNOWN,
         )
-    if found is None:
-        types = ", ".join(sorted({repr(family.model_type) for family in FAMILIES.values()}))
+    if family is None:
+        types = ", ".join(sorted({repr(row.model_type) for row in FAMILIES.values()}))
         raise CheckpointError(
             f"{where}: model_type is {config.get('model_type')!r}, known are {types}",
             hint=_KNOWN,
         )
-    return found
-
-
-def _fitting(folder: ModelFolder) -> str:
-    """The hint of a chat format that does not fit: the folder's own, else those that it can be."""
-    try:
-        told = identify(folder)
-    except ConfigError as err:
-        return err.hint
-    if told.template:
-        return f"leave template out: {told.rule} tells {told.template}"
-    return _offer(FAMILIES[told.family].templates)
+    return family
 
 
 def _offer(templates: tuple[str, ...]) -> str:
@@ -206,78 +194,74 @@ def _offer(templates: tuple[str, ...]) -> str:
 
 
 def _base_template(template: str, templates: tuple[str, ...]) -> Callable[[ModelFolder], str | None]:
-    """Tells `template` where there is no chat_template; one that is none of `templates` is a ConfigError."""
+    """Make a family's last rule: `template` if there is no chat_template, else ConfigError."""
 
     def look(folder: ModelFolder) -> str | None:
-        if read_chat_template(folder) in ("", '""'):
+        chat_template = read_chat_template(folder)
+        if chat_template in ("", '""'):
             return template
-        raise _unknown_format(folder, templates)
+        named = name_unsupported_format(chat_template)
+        if named:
+            raise ConfigError(
+                f"{folder}: its chat_template is that of {named}, which is not supported yet", hint=_KNOWN
+            )
+        hint = f"if it is an edited one of these, {_offer(templates)}"
+        export = read_json_if_there(folder.path / "export.json", is_ours=True)
+        if export.get("kind") == "hf":  # glmtune's own export for other programs
+            source = str(export.get("source"))
+            command = f"glmtune export {shlex.quote(source)} --to merged"
+            hint = f"exported for other programs: open {source} itself, or what `{command}` makes of it"
+        raise ConfigError(
+            f"{folder}: its chat_template is none of the formats that this version knows", hint=hint
+        )
 
     return look
 
 
-def _unknown_format(folder: ModelFolder, templates: tuple[str, ...]) -> ConfigError:
-    named = name_unsupported_format(read_chat_template(folder))
-    if named:
-        return ConfigError(
-            f"{folder}: its chat_template is that of {named}, which is not supported yet", hint=_KNOWN
-        )
-    return ConfigError(
-        f"{folder}: its chat_template is none of the formats that this version knows",
-        hint=_made_of(folder.path) or f"if it is an edited one of these, {_offer(templates)}",
-    )
-
-
-def _made_of(folder: Path) -> str:
-    """What to open instead of an export for other programs; empty for any other folder."""
-    facts = read_json_if_there(folder / "export.json", is_ours=True)
-    if facts.get("kind") != "hf":
-        return ""
-    source = str(facts.get("source"))
-    command = f"glmtune export {shlex.quote(source)} --to merged"
-    return f"exported for other programs: open {source} itself, or what `{command}` makes of it"
-
-
 _Rule = tuple[str, Callable[[ModelFolder], str | None]]
+"""A rule for the chat format: in words, as `glmtune info` shows it, and as a function."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row of the table: how a folder of the family is known, and what follows from that."""
+    """A row of `FAMILIES`: the signs of a family's folder, and facts about the family."""
 
     templates: tuple[str, ...]
-    """Its chat formats; a format of one family cannot be used with a folder of another."""
+    """Chat formats that folders of the family may have."""
     rules: tuple[_Rule, ...]
-    """What tells the chat format, in order: the rule in words, and where it looks."""
+    """Rules for the chat format, tried in order."""
     sign: str
-    """In words, what in a config.json says that it is this family."""
-    is_told_by: Callable[[Config], bool]
+    """The sign of the family in config.json, in words."""
+    matches: Callable[[Config], bool]
+    """The test of `sign` on a config.json."""
     model_type: str = "chatglm"
     revision: Callable[[Config], str] = lambda _: ""
+    """Returns the revision told by config.json; empty for a family of one revision."""
     revision_rules: Mapping[str, str] = field(default_factory=dict)
-    """In words, what in a config.json says that it is this revision."""
+    """The sign of each revision in config.json, in words."""
     context_key: str = "seq_length"
-    """Key of the longest context in config.json."""
+    """Key in config.json of the longest context, in tokens."""
     vocabulary: str = VOCABULARY
-    """Name of the tokenizer's file."""
+    """Name of the tokenizer's vocabulary file."""
     tokenizer_class: str = ""
-    """What tells the family where a folder has no config.json: the class in its tokenizer_config.json."""
+    """Class in tokenizer_config.json that tells the family of a folder without config.json."""
     lora_targets: tuple[str, ...] = ("query_key_value",)
-    """What LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
+    """Linear layers that LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
     experts: tuple[str, ...] = ()
-    """Names of linear layers that PEFT's LoRA takes for the routed experts, so that it skips the layers.
+    """Names of linear layers that PEFT's LoRA takes for routed experts, and so skips.
     Source: github.com/huggingface/peft v0.21.0, utils/transformers_weight_conversion.py."""
     open_rule: str = "nothing in the folder tells ChatGLM2 from ChatGLM3"
-    """What is said where no rule told the chat format."""
+    """The `Identity.rule` of a folder whose chat format no rule told, in words."""
     is_in_transformers: bool = False
-    """Its model is transformers' own class and its tokenizer a tokenizer.json."""
+    """True if the model is transformers' own class and the tokenizer a tokenizer.json."""
 
 
 def family_in_transformers(
     model_type: str, templates: tuple[str, ...], rules: tuple[_Rule, ...], base: str
 ) -> Family:
-    """A family whose model is transformers' own class.
+    """Make the row of a family whose model is transformers' own class.
 
+    `rules` come before the common ones; `base` is the chat format of a folder without chat_template.
     PEFT 0.21 names no LoRA targets for them (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING in its
     utils/constants.py), so all four attention projections are adapted.
     """
@@ -289,7 +273,7 @@ def family_in_transformers(
             ("that it has no chat_template", _base_template(base, templates)),
         ),
         sign=f"config.json has model_type {model_type}",
-        is_told_by=lambda config: config.get("model_type") == model_type and not is_first(config),
+        matches=lambda config: config.get("model_type") == model_type and not is_original_glm(config),
         model_type=model_type,
         context_key="max_position_embeddings",
         open_rule="its chat_template is none of the formats that this version knows",
@@ -309,7 +293,7 @@ FAMILIES: dict[str, Family] = {
         templates=("chatglm",),
         rules=(("its config's keys", lambda _: "chatglm"),),
         sign=f"config.json has {' or '.join(V1_SIGNS)}",
-        is_told_by=is_v1,
+        matches=is_v1,
         revision=v1_revision,
         revision_rules={
             "early": "it names neither pad_token_id nor gmask_token_id",
@@ -328,7 +312,7 @@ FAMILIES: dict[str, Family] = {
             ("its eos ids and no chat_template", lambda _: "glm4_base"),
         ),
         sign=f"config.json has a list of eos ids, or layernorm_epsilon {GLM4_EPSILON}",
-        is_told_by=is_glm4,
+        matches=is_glm4,
         tokenizer_class="ChatGLM4Tokenizer",
     ),
     "ChatGLM2/ChatGLM3": Family(
@@ -340,12 +324,12 @@ FAMILIES: dict[str, Family] = {
             ("the template written when it was saved", saved_template),
         ),
         sign="config.json has model_type chatglm and no sign of ChatGLM-6B or GLM-4",
-        is_told_by=is_chatglm,
+        matches=is_chatglm,
         tokenizer_class="ChatGLMTokenizer",
     ),
     "GLM-4-hf": replace(
         family_in_transformers("glm", ("glm4", "glm4_base"), (_GLM4_RULE,), base="glm4_base"),
-        sign=f"config.json has model_type glm and none of {', '.join(FIRST_GLM_SIGNS)}",
+        sign=f"config.json has model_type glm and none of {', '.join(ORIGINAL_GLM_SIGNS)}",
     ),
     "GLM-4-0414": family_in_transformers(
         "glm4",
@@ -378,6 +362,7 @@ FAMILIES: dict[str, Family] = {
         experts=("gate_proj", "up_proj", "down_proj"),
     ),
 }
-"""Every family, in the order in which a config.json is looked at."""
+"""Every family, by name. Order matters: a config.json belongs to the first family that `matches`, and
+ChatGLM2/ChatGLM3 matches every model_type chatglm."""
 
 _KNOWN = f"give the folder of one of {', '.join(FAMILIES)}"

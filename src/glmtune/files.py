@@ -1,4 +1,4 @@
-"""Open files for reading, and read those of a model's folder; what is wrong with one is said by its name."""
+"""Open files for reading, and read the text and JSON files of a model folder; errors name the file."""
 
 import errno
 import hashlib
@@ -20,37 +20,41 @@ from glmtune.paths import read_path, under_wsl
 from glmtune.strict import HALF_CHARACTER, UnfitJsonError, parse_json
 
 SMALL_SUFFIXES = {".jinja", ".json", ".model", ".py", ".txt"}
-"""Of the files that a model needs beside its weights: config, tokenizer, code."""
+"""Suffixes of the files that a model needs besides its weights: config, tokenizer, code."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-"""Of files of weights."""
+"""Suffixes of weight files, the preferred one first."""
 
+# JSON may escape half of a surrogate pair (`\ud83d` without its `\ude00`); no UTF-8 file can hold that
 HALF_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 COPY_AGAIN = "copy or download the file again"
 RIGHT_FILE = "is this the right file?"
 
-
 MOST_BYTES = 2**26
-"""Of a file that is read whole and is no table of rows; the largest, GLM-4's tokenizer.json, has a third."""
+"""Largest file that is read into memory whole; GLM-4's tokenizer.json, the largest of a model, has a third.
+
+Files of training rows have no such limit.
+"""
+
 ODD_KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-"""What is no file, by the type in its mode."""
+"""Kinds of path that are not read as files, by the file type in `st_mode`."""
 
 
 class OddFileError(OSError):
-    """What stands at a path is not to be read as a file: why, and what to do."""
+    """A path that is not read as a file, such as a pipe or too large a file; `hint` says what to do."""
 
-    def __init__(self, what: str, *, hint: str) -> None:
-        super().__init__(errno.EINVAL, what)
+    def __init__(self, reason: str, *, hint: str) -> None:
+        super().__init__(errno.EINVAL, reason)
         self.hint = hint
 
 
 def given_path(path: str | PathLike[str]) -> Path:
-    """As `read_path`, but raises `ConfigError`."""
+    """Return a path that a user gave, `~` expanded, as `read_path`. Raises `ConfigError`."""
     try:
         return read_path(path)
     except ValueError as err:
@@ -58,13 +62,13 @@ def given_path(path: str | PathLike[str]) -> Path:
 
 
 def windows_hint(path: str | PathLike[str]) -> str:
-    """What to do about a path with Windows' drive letter where there are no drives; empty for another."""
-    there = under_wsl(str(path)) if os.name != "nt" else None
-    return f"this is a path of Windows; a Linux in it finds that at {there}" if there else ""
+    """Return the hint for a Windows path (`C:\\...`) on another system; empty for any other path."""
+    wsl_path = under_wsl(str(path)) if os.name != "nt" else None
+    return f"this is a path of Windows; a Linux in it finds that at {wsl_path}" if wsl_path else ""
 
 
 def is_there(path: Path) -> bool:
-    """Whether something stands at a path; nothing does where no file can, as at too long a name."""
+    """True if the path exists. False also for one that cannot exist or be looked up, as too long a name."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -72,7 +76,7 @@ def is_there(path: Path) -> bool:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """A file, open for reading. Raises `OSError`; for a pipe or a device too: reading one may never end."""
+    """Open a file for reading bytes. Raises `OSError`, also for a pipe or device, which might never end."""
     try:
         mode = path.stat().st_mode
     except ValueError:  # a zero byte in it
@@ -84,8 +88,9 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def load_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
-    """All bytes of a file. Raises `OSError`, for one of more bytes than the limit too."""
+    """Read all bytes of a file. Raises `OSError`, also for more than `limit` bytes; None: no limit."""
     with open_file(path) as file:
+        # the size of the open file: the path may lead to another one by now
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise OddFileError(f"holds {size:,} bytes, at most {limit:,} are read", hint=RIGHT_FILE)
@@ -93,7 +98,7 @@ def load_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
 
 
 def read_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
-    """As `load_bytes`, but raises `CheckpointError`."""
+    """Read all bytes of a file, as `load_bytes`. Raises `CheckpointError`."""
     try:
         return load_bytes(path, limit)
     except OSError as err:
@@ -101,17 +106,17 @@ def read_bytes(path: Path, limit: int | None = MOST_BYTES) -> bytes:
 
 
 def read_start(path: Path, size: int = 512) -> bytes:
-    """The first bytes of a file that is there and no git-lfs pointer. Raises `CheckpointError`."""
+    """Read the first bytes of a file. Raises `CheckpointError`, also for a git-lfs pointer."""
     try:
         with open_file(path) as file:
             start = file.read(size)
     except OSError as err:
         raise unreadable(path, err) from err
-    return _whole(path, start)
+    return _refuse_pointer(path, start)
 
 
-def _whole(path: Path, content: bytes) -> bytes:
-    """The content, or a `CheckpointError` for a git-lfs pointer."""
+def _refuse_pointer(path: Path, content: bytes) -> bytes:
+    # a clone without git-lfs has a text of three lines in place of each large file
     if content.startswith(LFS_POINTER):
         raise CheckpointError(
             f"{path}: a git-lfs pointer, not the file itself", hint="run `git lfs pull` in that folder"
@@ -120,11 +125,11 @@ def _whole(path: Path, content: bytes) -> bytes:
 
 
 def read_text(path: Path, *, is_given: bool = False) -> str:
-    """A UTF-8 file's text, without a byte-order mark. Raises `CheckpointError`.
+    """Read a UTF-8 text file, without its byte-order mark. Raises `CheckpointError`.
 
-    `is_given`: written by a user, not by a program; its byte-order mark may be UTF-16's too.
+    `is_given`: a user wrote it, not a program, so UTF-16 with a byte-order mark is read too.
     """
-    content = _whole(path, read_bytes(path))
+    content = _refuse_pointer(path, read_bytes(path))
     try:
         return decode_given(content, str(path)).text if is_given else decode_text(content, str(path))
     except NotTextError as err:
@@ -132,10 +137,10 @@ def read_text(path: Path, *, is_given: bool = False) -> str:
 
 
 def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
-    """The JSON object in a file. Raises `CheckpointError` with line and column if it is broken.
+    """Read the JSON object in a file. Raises `CheckpointError`, with line and column for broken JSON.
 
-    A file that `contents` names holds what it says. A key given twice is an error; in files of others only
-    where the two values differ.
+    A file that `glmtune.contents` describes is checked against that. A key given twice is an error; in files
+    that glmtune has not written (`is_ours` false) only if the two values differ.
     """
     return parse_json_object(read_text(path), path, is_ours=is_ours)
 
@@ -143,7 +148,7 @@ def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
 def parse_json_object(
     text: str, path: Path, *, is_ours: bool, line: int | None = None, hint: str = COPY_AGAIN
 ) -> dict[str, Any]:
-    """The JSON object of a file's text, or of one line of it; errors as of `read_json`."""
+    """Parse the JSON object in a file's text, or in its line number `line`; errors as of `read_json`."""
     try:
         content = parse_json(text, may_agree=not is_ours)
     except UnfitJsonError as err:
@@ -165,7 +170,7 @@ def _at(path: Path, err: json.JSONDecodeError, line: int | None) -> str:
 
 
 def read_json_if_there(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
-    """As `read_json`; empty where there is no such file."""
+    """Read the JSON object in a file, as `read_json`; empty if there is no such file."""
     return read_json(path, is_ours=is_ours) if is_there(path) else {}
 
 
@@ -176,7 +181,7 @@ def unreadable(
     *,
     hint: str = "check the path, its owner and mode, and the disk",
 ) -> GlmtuneError:
-    """The error for a file that could not be read."""
+    """Return the error, of class `kind`, for a file that could not be read."""
     reason = err.strerror or str(err) or type(err).__name__
     if isinstance(err, OddFileError):
         return kind(f"{path}: {reason}", hint=err.hint)
@@ -184,7 +189,7 @@ def unreadable(
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file. Raises `CheckpointError` if it cannot be read."""
+    """Return the SHA-256 of a file, in hex. Raises `CheckpointError` if it cannot be read."""
     try:
         with open_file(path) as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
@@ -193,17 +198,17 @@ def hash_file(path: Path) -> str:
 
 
 def list_small_files(folder: Path) -> list[Path]:
-    """Config, tokenizer, code and licence of a model's folder: all that it needs beside its weights."""
+    """List the config, tokenizer, code and licence files of a model folder: all but the weights."""
     return [
         path
         for path in sorted(folder.iterdir())
         if path.is_file()
         and (path.suffix in SMALL_SUFFIXES or "LICENSE" in path.name.upper())
-        and not path.name.endswith(".index.json")
+        and not path.name.endswith(".index.json")  # names shards that a copy may not have
     ]
 
 
 def copy_small_files(base: Path, folder: Path) -> None:
-    """Copy what `list_small_files` names, byte by byte."""
+    """Copy the files that `list_small_files` lists, byte by byte."""
     for path in list_small_files(base):
         shutil.copyfile(path, folder / path.name)

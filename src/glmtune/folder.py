@@ -1,4 +1,4 @@
-"""A model's folder as one value: what its files say is read once, by whoever asks first."""
+"""A model folder as one value: each of its files is read once, at the first use."""
 
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -11,17 +11,20 @@ LAYOUTS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-"""Of a checkpoint: a single file and the index of several, in transformers' order, for saving one file over
-shards leaves their index behind."""
+"""The weight files of a checkpoint: a single file, or the index of several shards.
+
+The order is that of transformers: a single file comes first, as saving one over shards leaves their index.
+"""
+
 Found = TypeVar("Found")
 
 
 class ModelFolder:
-    """A model's folder.
+    """A model folder and the contents of its files, cached.
 
-    It lives as long as the `Place` that found it, so that a file that has changed is read by the next load.
-    `families` tells what it is, `models.shards` which tensors it holds; both go through `once`. Loads no
-    torch.
+    The cache is never invalidated: each load makes a new `Location` with a new `ModelFolder`, so a file that
+    has changed since is read again. `families.identify` and `models.shards.scan_tensors` cache their results
+    here too, by `once`. Loads no torch.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,47 +35,47 @@ class ModelFolder:
 
     @classmethod
     def of(cls, folder: "str | PathLike[str] | ModelFolder") -> "ModelFolder":
-        """The folder itself, or that at a path."""
+        """Return `folder` itself if it is a ModelFolder, else the one at that path."""
         return folder if isinstance(folder, ModelFolder) else cls(Path(folder))
 
     def __str__(self) -> str:
-        """Its path, as messages name it."""
+        """Return the path, as messages name the folder."""
         return str(self.path)
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What config.json says; empty where there is none."""
+        """The contents of config.json; empty if there is none."""
         return self.json("config.json")
 
     @property
     def has_weights(self) -> bool:
-        """Whether a checkpoint's file is in it, in any layout."""
+        """True if the folder holds weights, in any of `LAYOUTS`."""
         return any((self.path / name).exists() for layout in LAYOUTS for name in layout)
 
     def json(self, name: str, *, is_required: bool = False) -> Mapping[str, Any]:
-        """The object in one of its JSON files; empty where there is none, unless it `is_required`.
+        """Return the object in one of its JSON files; empty if there is no such file.
 
-        Raises `CheckpointError`.
+        Raises `CheckpointError`, with `is_required` also for a missing file.
         """
         if name not in self._contents:
             if not is_required and not is_there(self.path / name):
-                return {}
+                return {}  # not cached: the file may be written later
             self._contents[name] = read_json(self.path / name)
         return self._contents[name]
 
     def text(self, name: str) -> str:
-        """A file's text; empty where there is none. Raises `CheckpointError`."""
+        """Return the text of a file; empty if there is no such file. Raises `CheckpointError`."""
         path = self.path / name
         return read_text(path) if path.exists() else ""
 
     def hash(self, name: str) -> str | None:
-        """SHA-256 of a file; None where there is none. Raises `CheckpointError`."""
+        """Return the SHA-256 of a file; None if there is no such file. Raises `CheckpointError`."""
         if name not in self._hashes and (self.path / name).is_file():
             self._hashes[name] = hash_file(self.path / name)
         return self._hashes.get(name)
 
     def once(self, read: "Callable[[ModelFolder], Found]") -> Found:
-        """What `read` makes of the folder; later the same value again, which nobody may change."""
+        """Return `read(self)`, computed once for each `read`. Callers must not change the value."""
         if read not in self._found:
             self._found[read] = read(self)
         return cast("Found", self._found[read])

@@ -1,9 +1,9 @@
-"""Models by their names on a hub: told from folders, fetched once, used from the cache after that.
+"""Models named on a hub: downloaded once, then used from the hub's own cache.
 
-`OWNER/NAME` and `hf:OWNER/NAME` lie on the Hugging Face Hub, `modelscope:OWNER/NAME` on ModelScope. The
-hubs' own packages fetch and cache, and let only one process at a time fetch a file; their environment
-variables (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, MODELSCOPE_CACHE, MODELSCOPE_ENDPOINT, ...) mean
-what they always mean. Nothing that is fetched is ever run.
+`OWNER/NAME` and `hf:OWNER/NAME` are on the Hugging Face Hub, `modelscope:OWNER/NAME` on ModelScope. The
+packages of the hubs download and cache, lock files between processes, and heed their usual environment
+variables (HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, MODELSCOPE_CACHE, MODELSCOPE_ENDPOINT, ...).
+Downloaded code is never run.
 """
 
 import re
@@ -12,17 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, first_line
 from glmtune.extras import require
 from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.log import tell
 
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
-"""What a model needs beside its weights. Code is only read: it can tell which chat format a folder speaks."""
+"""Files that a model needs besides its weights. Code is only read, for the chat format that it shows."""
 OUR_FOLDERS = ("runs", "exports", "adapters", "recipes", "migrated")
-"""Folders that the documentation has one write to: a path in them is nobody's name."""
+"""Output folders in the documentation: `runs/mine` is a path, never a model of an owner `runs`."""
 FORM = "OWNER/NAME, hf:OWNER/NAME or modelscope:OWNER/NAME"
 
 _MODELSCOPE_MAIN = "master"
@@ -32,7 +36,7 @@ _INNER_FOLDERS = "*/*"
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A model's name on a hub."""
+    """The name of a model on a hub."""
 
     hub: str
     """`hf` or `modelscope`."""
@@ -40,29 +44,29 @@ class HubName:
     """OWNER/NAME."""
 
     def __str__(self) -> str:
-        """The name that no folder can be mistaken for."""
+        """Return the name with its hub in front, which no folder is mistaken for."""
         return f"{self.hub}:{self.repository}"
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One revision of a model in the cache of its hub."""
+    """One revision of a model, in the cache of its hub."""
 
     name: HubName
     folder: Path
     revision: str
-    """Its commit; of ModelScope the branch or tag that was asked for."""
+    """The commit; on ModelScope the branch or tag that was asked for."""
 
 
 def parse_name(path: str | Path) -> HubName | None:
-    """The hub's name that a path is, if it looks like one and not like a folder.
+    """Parse a path as a model's name on a hub; None if it looks like a folder.
 
-    Raises `ConfigError` for a hub's prefix with something else behind it.
+    Raises `ConfigError` for a hub's prefix that no OWNER/NAME follows.
     """
     text = str(path)
-    found = _NAME.fullmatch(text)
-    if found and (found[1] or found[2].partition("/")[0] not in OUR_FOLDERS):
-        return HubName(found[1] or "hf", found[2])
+    match = _NAME.fullmatch(text)
+    if match and (match[1] or match[2].partition("/")[0] not in OUR_FOLDERS):
+        return HubName(match[1] or "hf", match[2])
     if text.startswith(("hf:", "modelscope:")):
         raise ConfigError(f"{text}: not the name of a model on a hub", hint=f"names are {FORM}")
     return None
@@ -70,10 +74,10 @@ def parse_name(path: str | Path) -> HubName | None:
 
 @cache
 def fetch(name: HubName, revision: str | None = None) -> Snapshot:
-    """The files of a model that are needed to use it, in the hub's cache; without `revision` its main one.
+    """Download the files of a model into the hub's cache, unless they are there; None: the main revision.
 
-    Asks the hub once in a program's life. Raises `CheckpointError` for what the hub refuses or does not have,
-    and where neither it nor a cached copy can be had; `MissingDependencyError` without its package.
+    Asks the hub once per process. Raises `CheckpointError` if the hub refuses or does not have the model, or
+    cannot be reached and the cache has no whole copy; `MissingDependencyError` without the hub's package.
     """
     snapshot = _HUBS[name.hub](name, revision)
     tell(f"{name}: revision {snapshot.revision} in {snapshot.folder}")
@@ -81,9 +85,9 @@ def fetch(name: HubName, revision: str | None = None) -> Snapshot:
 
 
 def _fetch_preferred(download: Callable[..., str], name: HubName, revision: str | None) -> Path:
-    """Small files and safetensors, else the small files and .bin."""
+    # many repositories hold the same weights as safetensors and as .bin; .bin only without the former
     folder = Path()
-    for suffix in WEIGHT_SUFFIXES:  # the second kind only where there is none of the first
+    for suffix in WEIGHT_SUFFIXES:
         kind = f"*{suffix}"
         patterns = [*SMALL_FILES, kind]
         folder = Path(
@@ -112,6 +116,7 @@ def _explain_hugging_face(name: HubName, revision: str | None) -> Iterator[None]
     from huggingface_hub import constants, errors
 
     address = f"{constants.ENDPOINT}/{name.repository}"
+    # the order matters: GatedRepoError is a RepositoryNotFoundError, and all of these are HfHubHTTPErrors
     try:
         yield
     except errors.RevisionNotFoundError:
@@ -132,8 +137,8 @@ def _explain_hugging_face(name: HubName, revision: str | None) -> Iterator[None]
         raise _broken_off(name, err) from err
 
 
-def _unreachable(name: HubName, err: Exception, errors: Any, constants: Any) -> GlmtuneError:
-    """Neither the hub nor the whole snapshot in the cache."""
+def _unreachable(name: HubName, err: Exception, errors: ModuleType, constants: ModuleType) -> GlmtuneError:
+    # LocalEntryNotFoundError: neither the hub nor the cache gave a whole snapshot
     if isinstance(err.__cause__, errors.HfHubHTTPError):
         return _answered(name, err.__cause__, constants.ENDPOINT)
     part = "only in part" if isinstance(err, errors.IncompleteSnapshotError) else "not"
@@ -147,19 +152,18 @@ def _unreachable(name: HubName, err: Exception, errors: Any, constants: Any) -> 
     )
 
 
-def _answered(name: HubName, err: Any, endpoint: str) -> CheckpointError:
+def _answered(name: HubName, err: "HfHubHTTPError", endpoint: str) -> CheckpointError:
     status = err.response.status_code
     hint = "check HF_TOKEN" if status in (401, 403) else "try again later, or another HF_ENDPOINT"
     return CheckpointError(f"{name}: {endpoint} answers with status {status}", hint=hint)
 
 
 def _from_modelscope(name: HubName, revision: str | None) -> Snapshot:
-    """ModelScope's package does not look into its cache by itself when there is no network."""
     download = require("modelscope", extra="modelscope").snapshot_download
     with _explain_modelscope(name, revision):
         try:
             folder = _fetch_preferred(download, name, revision)
-        except ConnectionError:
+        except ConnectionError:  # its package does not look into the cache by itself without a network
             folder = Path(download(name.repository, revision=revision, local_files_only=True))
     return Snapshot(name, folder, revision or _MODELSCOPE_MAIN)
 
@@ -175,16 +179,13 @@ def _explain_modelscope(name: HubName, revision: str | None) -> Iterator[None]:
             hint="check the network, MODELSCOPE_ENDPOINT and MODELSCOPE_CACHE; or give a local folder",
         ) from None
     except (errors.HubError, OSError, ValueError) as err:
-        raise _refused_by_modelscope(name, revision, err) from err
-
-
-def _refused_by_modelscope(name: HubName, revision: str | None, err: Exception) -> CheckpointError:
-    status = getattr(err.__cause__ or err, "status_code", None)
-    if status == 404 and revision is not None:  # both are answered alike
-        return _unknown_revision(name, revision, "a repository on ModelScope")
-    if status in (401, 403, 404):
-        return _no_repository(name, "ModelScope", "MODELSCOPE_API_TOKEN")
-    return _broken_off(name, err)
+        status = getattr(err.__cause__ or err, "status_code", None)
+        # an unknown revision and an unknown repository are both 404
+        if status == 404 and revision is not None:
+            raise _unknown_revision(name, revision, "a repository on ModelScope") from err
+        if status in (401, 403, 404):
+            raise _no_repository(name, "ModelScope", "MODELSCOPE_API_TOKEN") from err
+        raise _broken_off(name, err) from err
 
 
 _HUBS: dict[str, Callable[[HubName, str | None], Snapshot]] = {

@@ -1,6 +1,6 @@
-"""What a model, run or adapter is: told in seconds, from names, headers and small files alone."""
+"""Inspect a model, run or adapter in seconds, from file names, headers and small files alone."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -31,13 +31,11 @@ from glmtune.models.shards import Stored, scan_tensors
 from glmtune.quants import BITS
 from glmtune.recipe import Method
 from glmtune.tokenizers import check_fits, read_identified_tokenizer
-from glmtune.tokenizers.protocol import Tokenizer
 
 PEFT_KEYS: tuple[str, ...] = ("peft_type", "r", "lora_alpha", "target_modules")
-"""What is shown of an adapter that is not ours, by PEFT's names."""
-
-
+"""Keys of adapter_config.json shown for an adapter that glmtune did not write."""
 CARD_RULE = "the format it was trained with, in its glmtune.json"
+"""The `Info.template_rule` of an adapter or run with a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,56 +44,57 @@ class StopToken:
 
     id: int
     text: str
-    """Empty where no tokenizer or no chat format tells it."""
+    """Empty if there is no tokenizer or no chat format."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """What a folder's tokenizer is."""
+    """Facts about a folder's tokenizer."""
 
     kind: str
-    """The name of its class."""
+    """Name of its class."""
     vocab_size: int
     num_tokens: int
-    """With the control tokens."""
+    """Number of tokens, control tokens included."""
     padding_side: str
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFacts:
-    """What a run or adapter says of itself."""
+    """Facts about a run or adapter, from its card or adapter_config.json."""
 
     folder: Path
     base: str
-    """The model that was trained, as it was written down; empty if it was not."""
+    """The base model as recorded; empty if it is not recorded."""
     parent: str
-    """The folder that its run went on from; empty where that was an untrained model."""
+    """Folder of the run or adapter that training went on from; empty if it began from a base model."""
     method: dict[str, Any]
+    """The method's name and settings; PEFT's own keys for an adapter that glmtune did not write."""
     quant: str | None
-    """How its base is quantised when it is opened: int8, int4, nf4 or not at all."""
+    """Quantisation of the base when it is loaded: int8, int4, nf4 or None."""
     system: str | None
     source_prefix: str
     glmtune_version: str
     num_trained: int | None
-    """Numbers in an adapter's file; None where the whole model was trained, or it cannot be read."""
+    """Numbers in the adapter's file; None if the whole model was trained, or the file cannot be read."""
     layers: tuple[int, ...]
-    """The layers that those lie in."""
+    """Indices of the layers with trained parameters."""
     ranks: tuple[int, ...]
-    """Of each target of an adapter; AdaLoRA's differ."""
+    """Rank of each LoRA or AdaLoRA target; AdaLoRA's differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What a path means and what is there."""
+    """Facts about the model, run or adapter at a path."""
 
     path: str
     kind: str
     """`model`, `run` or `adapter`."""
     folder: Path
-    """Of the model; for an adapter, of its base."""
+    """The model's folder; for an adapter, its base's."""
     name: str
     revision: str | None
-    """Of a hub, where the model came from one."""
+    """Revision on the hub, if the model came from one."""
     family: str
     family_revision: str
     family_rule: str
@@ -104,32 +103,34 @@ class Info:
     context: int | None
     """Longest context in tokens."""
     context_key: str
+    """The key of config.json that says so."""
     stop_tokens: tuple[StopToken, ...]
     tokenizer: TokenizerFacts | None
     tokenizer_problem: str
-    """Why there is no tokenizer."""
+    """The reason why there is no tokenizer; empty if there is one."""
     num_rows: int | None
-    """Of the embedding: how many tokens the model knows."""
+    """Rows of the embedding: the number of tokens that the model knows."""
     has_weights: bool
     weight_files: tuple[str, ...]
-    """Files of weights that a load would read; none where there are none, or they cannot be read."""
+    """Names of the weight files that a load reads; empty if there are none or they cannot be read."""
     dtype: str
-    """Of most weights that are not quantised; where none are read, what config.json says."""
+    """Type of most weights that are not quantised; config.json's if no weights can be read."""
     quant: str | None
-    """How the folder's weights are quantised: int8, int4, or another's word, as fp8; None for not."""
+    """Quantisation of the folder's weights: int8, int4, or another program's word such as fp8, or None."""
     parameters: tuple[Parameter, ...]
     parts: tuple[Part, ...]
     files: Mapping[str, int]
-    """The folder's files and their bytes."""
+    """The folder's files and their sizes in bytes."""
     adapter: AdapterFacts | None
     method: str | None
-    """What the parameters are shown wrapped in."""
+    """Name of the method that `parameters` include."""
     trainable: str | None
+    """A sentence on the number of trainable parameters with that method."""
     warnings: tuple[str, ...] = field(default=())
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, those of the method's own included."""
+        """Number of all parameters, the method's own included."""
         return sum(part.count for part in self.parts)
 
 
@@ -141,21 +142,27 @@ def inspect(
     template: str | None = None,
     method: Method | None = None,
 ) -> Info:
-    """Tell what a path means; `method` shows the parameters as that method would train them.
+    """Inspect a model, run or adapter; `method` shows the parameters that this method would train.
 
-    An adapter or run is shown with its own method. What is odd or missing in a folder is a warning; raises
-    `CheckpointError` and `ConfigError` for what is no model at all.
+    Without `method`, an adapter or run is shown with its own. Anything odd or missing in a folder becomes a
+    warning. Raises `CheckpointError` and `ConfigError` for a path that leads to no model.
     """
     location = resolve(path, base=base, revision=revision)
     warnings: list[str] = [location.other_base] if location.other_base else []
     known = _identify(location.folder, template or location.template, warnings)
-    model, stored, parameters = _parameters(location, known, method, warnings)
+    model, stored, parameters = _read_parameters(location, known, method, warnings)
     method = method or own_method(location.trained)
     num_rows = next((p.shape[0] for p in parameters if p.part == "embedding"), None)
+    tokenizer, stop_tokens, problem = _read_tokenizer(location.folder, known, num_rows, warnings)
     config = location.folder.config
-    tokenizer, problem = _open_tokenizer(location.folder, known)
-    if tokenizer is not None and num_rows is not None:
-        warnings += _misfit(tokenizer, num_rows, _stated_stops(config), location.base)
+    bits, theirs = config.get("quantization_bit"), config.get("quantization_config")
+    quant: str | None
+    if theirs:
+        quant = str(theirs.get("quant_method") if isinstance(theirs, dict) else theirs)
+    else:
+        quant = next((name for name, known_bits in BITS.items() if bits == known_bits), None)
+    # the weights' own type counts: config.json's is often left as it was before a conversion
+    dtype = main_dtype(stored) if stored else config.get("dtype") or config.get("torch_dtype") or "unknown"
     return Info(
         path=str(path),
         kind="adapter" if location.adapter and not location.run else "run" if location.run else "model",
@@ -169,14 +176,14 @@ def inspect(
         template_rule=CARD_RULE if location.template and not template else known.rule,
         context=context_of(location.folder),
         context_key=FAMILIES[known.family].context_key,
-        stop_tokens=_stop_tokens(tokenizer, config),
-        tokenizer=_tokenizer_facts(tokenizer),
+        stop_tokens=stop_tokens,
+        tokenizer=tokenizer,
         tokenizer_problem=problem,
         num_rows=num_rows,
         has_weights=location.folder.has_weights,
-        weight_files=tuple(sorted({held.file.name for held in stored.values()})),
-        dtype=_dtype(stored, config),
-        quant=_quant(config),
+        weight_files=tuple(sorted({tensor.file.name for tensor in stored.values()})),
+        dtype=str(dtype).removeprefix("torch."),
+        quant=quant,
         parameters=tuple(parameters),
         parts=tuple(count_parts(parameters)),
         files={file.name: file.stat().st_size for file in sorted(location.base.iterdir()) if file.is_file()},
@@ -187,162 +194,139 @@ def inspect(
     )
 
 
-def _parameters(
+def _read_parameters(
     location: Location, known: Identity, method: Method | None, warnings: list[str]
-) -> tuple[Any, Mapping[str, Stored], list[Parameter]]:
-    """The outline with what is trained, None for none; what the files hold by its names; its parameters."""
-    stored = _scan(location.folder, warnings)
+) -> tuple[CausalLM | None, Mapping[str, Stored], list[Parameter]]:
+    """Return the model on the meta device, None if it cannot be built; the stored tensors; the parameters."""
+    stored: Mapping[str, Stored] = {}
+    if location.folder.has_weights:
+        try:
+            stored = scan_tensors(location.folder)
+        except GlmtuneError as err:
+            warnings.append(f"these weights cannot be read: {_within(location.folder, err)}")
     model = _outline(location.folder, known, stored, warnings)
     if model is None:
         return None, stored, list_stored(stored)
     stored = FAMILY_LOADERS[known.family].by_own_names(model, stored)
-    codes = {f"{name}.weight" for name in name_linears(model)} if location.quant else set()
-    model = _with_trained(model, location, method, warnings)
+    # a run quantises the linear layers of its base while loading: they are shown with that type. Their names
+    # are read here, before an adapter wraps the layers.
+    quantised = {f"{name}.weight" for name in name_linears(model)} if location.quant else set()
+    model = _add_method(model, location, method, warnings)
     parameters = list_stored(stored) if model is None else list_parameters(model, stored)
-    return model, stored, [_as_opened(parameter, codes, location.quant) for parameter in parameters]
+    return (
+        model,
+        stored,
+        [
+            replace(p, dtype=location.quant) if location.quant and stored_name(p.name) in quantised else p
+            for p in parameters
+        ],
+    )
 
 
-def _with_trained(model: CausalLM, location: Location, method: Method | None, warnings: list[str]) -> Any:
-    """The outline with what a method would train, or else with what the place has; None if that won't go."""
+def _add_method(
+    model: CausalLM, location: Location, method: Method | None, warnings: list[str]
+) -> CausalLM | None:
+    """Wrap the model in `method`, or else in the adapter or method at the location; None if that fails."""
     if method is None and location.adapter:
         try:
-            return load_adapter(model, location.adapter, is_trainable=True)
+            wrapped: CausalLM = load_adapter(model, location.adapter, is_trainable=True)
         except GlmtuneError as err:
             warnings.append(f"this adapter cannot be loaded: {_within(location.adapter, err)}")
             return None
+        return wrapped
     method = method or own_method(location.base)
     return apply_method(model, method) if method else model
 
 
-def _as_opened(parameter: Parameter, codes: Collection[str], quant: str | None) -> Parameter:
-    """As a run opens its base: the type of what is quantised then, at its size on disk."""
-    return replace(parameter, dtype=quant) if quant and stored_name(parameter.name) in codes else parameter
-
-
-def _scan(folder: ModelFolder, warnings: list[str]) -> Mapping[str, Stored]:
-    if not folder.has_weights:
-        return {}
-    try:
-        return scan_tensors(folder)
-    except GlmtuneError as err:
-        warnings.append(f"these weights cannot be read: {_within(folder, err)}")
-        return {}
-
-
 def _identify(folder: ModelFolder, template: str | None, warnings: list[str]) -> Identity:
-    """What the folder is; where nothing else is wrong than its chat format, the rest."""
+    """Identify the folder; an unknown chat format becomes a warning."""
     try:
         return identify(folder, template)
     except GlmtuneError as err:
         if template is not None:
             raise
+        # raises again if it was the family that is unknown
         known = identify_family(folder)
         unless = " without template=..." if "template=" in str(err.hint) else ""
         warnings.append(f"no chat and no training{unless}: {_within(folder, err)}")
         return known
 
 
-def _outline(folder: ModelFolder, known: Identity, stored: Mapping[str, Stored], warnings: list[str]) -> Any:
-    """The model on the meta device, None where config.json makes none, or the files hold another."""
-    is_closed = FAMILY_LOADERS[known.family].outlines_quantised and _is_quantised(folder, warnings)
+def _outline(
+    folder: ModelFolder, known: Identity, stored: Mapping[str, Stored], warnings: list[str]
+) -> CausalLM | None:
+    """Build the model on the meta device; None if config.json describes none, or its weights do not fit."""
+    if FAMILY_LOADERS[known.family].outlines_quantised:
+        try:
+            refuse_quantised(folder.config, folder.path / "config.json")
+        except GlmtuneError as err:
+            # such weights do not fit the outline, but config.json alone still tells the model
+            warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
+            stored = {}
     try:
-        model = outline_of_folder(folder, known, {} if is_closed else stored)
+        model: CausalLM = outline_of_folder(folder, known, stored)
     except GlmtuneError as err:
         warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
         return None
     return model.requires_grad_(False)
 
 
-def _is_quantised(folder: ModelFolder, warnings: list[str]) -> bool:
-    """Whether the weights are so that they cannot be loaded; what the model is, is known nevertheless."""
+def _read_tokenizer(
+    folder: ModelFolder, known: Identity, num_rows: int | None, warnings: list[str]
+) -> tuple[TokenizerFacts | None, tuple[StopToken, ...], str]:
+    """Return the tokenizer's facts, the tokens that end an answer, and the problem if it cannot be read."""
+    stated = folder.config.get("eos_token_id")
+    stated_ids = [i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)]
+    stops = tuple(StopToken(i, "") for i in stated_ids)
     try:
-        refuse_quantised(folder.config, folder.path / "config.json")
+        tokenizer = read_identified_tokenizer(folder, known)
     except GlmtuneError as err:
-        warnings.append(f"this folder cannot be loaded: {_within(folder, err)}")
-        return True
-    return False
-
-
-def _open_tokenizer(folder: ModelFolder, known: Identity) -> tuple[Any, str]:
-    try:
-        return read_identified_tokenizer(folder, known), ""
-    except GlmtuneError as err:
-        return None, _within(folder, err)
-
-
-def _misfit(tokenizer: Tokenizer, num_rows: int, stops: list[int], folder: Path) -> list[str]:
-    try:
-        check_fits(tokenizer, num_rows, stops, where=folder.name)
-    except GlmtuneError as err:
-        return [f"the tokenizer is not this model's: {_within(folder, err)}"]
-    return []
+        return None, stops, _within(folder, err)
+    if num_rows is not None:
+        try:
+            check_fits(tokenizer, num_rows, stated_ids, where=folder.path.name)
+        except GlmtuneError as err:
+            warnings.append(f"the tokenizer is not this model's: {_within(folder.path, err)}")
+    if tokenizer.template is not None:  # the chat format's stop tokens; config.json's eos is not all of them
+        texts = tokenizer.chat_format.stop_tokens
+        stops = tuple(StopToken(i, text) for i, text in zip(tokenizer.stop_ids, texts, strict=True))
+    facts = TokenizerFacts(
+        type(tokenizer).__name__, tokenizer.vocab_size, len(tokenizer), tokenizer.padding_side
+    )
+    return facts, stops, ""
 
 
 def _within(folder: Path | ModelFolder, err: GlmtuneError) -> str:
-    """The error as it reads inside the folder, which is named already."""
+    """Return the error's text without the folder's path, which the report names already."""
     return str(err).replace(f"{folder}/", "").replace(f"{folder}: ", "")
-
-
-def _stop_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> tuple[StopToken, ...]:
-    """From the chat format; from config.json's eos where that is open."""
-    if tokenizer is not None and tokenizer.template is not None:
-        texts = tokenizer.chat_format.stop_tokens
-        return tuple(StopToken(i, text) for i, text in zip(tokenizer.stop_ids, texts, strict=True))
-    return tuple(StopToken(i, "") for i in _stated_stops(config))
-
-
-def _stated_stops(config: Mapping[str, Any]) -> list[int]:
-    stated = config.get("eos_token_id")
-    return [i for i in (stated if isinstance(stated, list) else [stated]) if isinstance(i, int)]
-
-
-def _tokenizer_facts(tokenizer: Tokenizer) -> TokenizerFacts | None:
-    if tokenizer is None:
-        return None
-    return TokenizerFacts(
-        type(tokenizer).__name__, tokenizer.vocab_size, len(tokenizer), tokenizer.padding_side
-    )
-
-
-def _dtype(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> str:
-    stated = config.get("dtype") or config.get("torch_dtype") or "unknown"
-    return str(main_dtype(stored) if stored else stated).removeprefix("torch.")
-
-
-def _quant(config: Mapping[str, Any]) -> str | None:
-    bits, theirs = config.get("quantization_bit"), config.get("quantization_config")
-    if theirs:
-        return str(theirs.get("quant_method") if isinstance(theirs, dict) else theirs)
-    return next((name for name, known in BITS.items() if bits == known), None)
 
 
 def _adapter_facts(location: Location, warnings: list[str]) -> AdapterFacts | None:
     card, folder = location.card, location.adapter or location.base
     if card is None and location.adapter is None:
         return None
-    theirs = read_adapter_config_if_there(folder)
-    told = {key: theirs[key] for key in PEFT_KEYS if key in theirs}
-    if card is None and not theirs and (method := own_method(folder)):
-        told = method.model_dump(mode="json")
-    shapes = _stored_shapes(location.adapter, warnings) if location.adapter else {}
+    # without a card, PEFT's adapter_config.json tells the method, or else the names of the weights do
+    peft = read_adapter_config_if_there(folder)
+    settings = {key: peft[key] for key in PEFT_KEYS if key in peft}
+    if card is None and not peft and (method := own_method(folder)):
+        settings = method.model_dump(mode="json")
+    shapes: dict[str, tuple[int, ...]] = {}
+    if location.adapter:
+        try:
+            shapes = stored_shapes(location.adapter)
+        except GlmtuneError as err:
+            warnings.append(f"this adapter cannot be loaded: {_within(location.adapter, err)}")
     return AdapterFacts(
         folder=folder,
-        base=str(card.base if card else theirs.get("base_model_name_or_path") or ""),
+        base=str(card.base if card else peft.get("base_model_name_or_path") or ""),
         parent=card.parent.get("path", "") if card else "",
-        method=card.method if card else told,
+        method=card.method if card else settings,
         quant=location.quant,
         system=card.system if card else None,
         source_prefix=card.source_prefix if card else "",
         glmtune_version=card.glmtune_version if card else "",
         num_trained=sum(map(prod, shapes.values())) if shapes else None,
         layers=find_layers(shapes),
+        # a factor A is (rank, inputs)
         ranks=tuple(shape[0] for name, shape in shapes.items() if ".lora_A" in name),
     )
-
-
-def _stored_shapes(adapter: Path, warnings: list[str]) -> dict[str, tuple[int, ...]]:
-    try:
-        return stored_shapes(adapter)
-    except GlmtuneError as err:
-        warnings.append(f"this adapter cannot be loaded: {_within(adapter, err)}")
-        return {}

@@ -158,7 +158,7 @@ def _open_base(
     quant: str | None,
 ) -> Any:
     told_by = "the template setting" if template else "recorded with the adapter"
-    known = identify(location.folder, template or location.template, told_by=told_by)
+    known = identify(location.folder, template or location.template, rule=told_by)
     quant = quant or location.quant
     if quant is not None:
         require_possible(known.family, f"quant={quant}", f"quant: {quant!r}")

@@ -1,6 +1,6 @@
-"""What a path means: a model folder, a run, an adapter, and which base these lie on. No weight is read.
+"""Resolve a path to a model, a run or an adapter, and to its base model. No weight is read.
 
-Torch is loaded where a folder has to be looked into, so that a path to nothing is told at once.
+Torch is loaded only to look into a folder that may hold an adapter, so a mistyped path is an error at once.
 """
 
 import shlex
@@ -19,73 +19,78 @@ from glmtune.templates import Taught
 from glmtune.values import shown
 
 RUNS = Path("runs")
-"""The folder that runs go to where none is named."""
+"""The folder of runs without an `output` setting."""
 MOST_RUNS = 5
-"""Runs that a hint names."""
+"""Number of runs that a hint names."""
 BUNDLED = {"glm-tiny": Path(__file__).parent / "glm_tiny"}
-"""Models that come with the package, by the name that stands for their folder."""
+"""Folders of the models in the package, by the names that `model=...` takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """What a path means."""
+    """A path, resolved: the model folder, and the adapter, card and run that belong to it."""
 
     folder: ModelFolder
-    """Of the model."""
+    """The folder of the model, for an adapter of its base."""
     adapter: Path | None = None
+    """The folder of the adapter; None for a whole model."""
     card: Card | None = None
+    """The card that glmtune wrote with the trained weights; None for any other model or adapter."""
     run: Path | None = None
-    """The run the path is, or lies in."""
+    """The folder of the run that the path is, or is a checkpoint of."""
     snapshot: Snapshot | None = None
-    """Where the model came from, if that is a hub."""
+    """The model's revision in the cache of its hub; None for a local folder."""
     is_dense: bool = False
-    """Whether the base is opened un-quantised, however it was held in training."""
+    """True to load the base without quantisation, even if the adapter was trained on a quantised base."""
 
     @property
     def base(self) -> Path:
-        """The path of the model's folder."""
+        """The path of the model folder, for an adapter of its base."""
         return self.folder.path
 
     @property
     def trained(self) -> Path:
-        """The folder of what was trained: the adapter, or the whole model."""
+        """The folder of the trained weights: the adapter, or the whole model."""
         return self.adapter or self.base
 
     @property
     def under(self) -> "Location":
-        """The same without an adapter that lies on it."""
+        """The location of the base alone, without the adapter; a whole model's own location."""
         return Location(self.folder, snapshot=self.snapshot) if self.adapter else self
 
     @property
     def name(self) -> str:
-        """What finds the model again from anywhere: its name, on a hub or of a bundled one; its full path."""
+        """The name that finds the model from any folder: a hub's, a bundled model's, or its absolute path."""
         if self.snapshot:
             return str(self.snapshot.name)
         return _name_folder(self.base)
 
     @property
     def revision(self) -> str | None:
-        """The model's revision on its hub."""
+        """The model's revision on its hub; None for a local folder."""
         return self.snapshot.revision if self.snapshot else None
 
     @property
     def template(self) -> str | None:
-        """The chat format it was trained with, if that is known."""
+        """The chat format that the card says it was trained with; None without a card."""
         return self.card.template if self.card else None
 
     @property
     def taught(self) -> Taught:
-        """The system text and source prefix it was trained with."""
+        """The system message and source prefix that it was trained with."""
         return Taught.of(self.card)
 
     @property
     def quant(self) -> str | None:
-        """How the base was quantised while its adapter was trained, None if it was not."""
+        """The quantisation to load the base with: that of the adapter's training; None without one."""
         return self.card.quant if self.card and not self.is_dense else None
 
     @property
     def other_base(self) -> str:
-        """Names both bases where an adapter is put on another than it knows, by name alone; else empty."""
+        """A warning that names both bases, if an adapter is put on another base than it records; else empty.
+
+        Empty also for a card with a fingerprint of the base: loading then compares the weights themselves.
+        """
         is_proven = self.card is not None and self.card.fingerprint is not None
         recorded = _recorded_base(self.adapter, self.card).base if self.adapter and not is_proven else None
         if not recorded:
@@ -93,7 +98,7 @@ class Location:
         try:
             if lasting_name(recorded) == self.name:
                 return ""
-        except ConfigError:  # a name of nothing, which the base that was given stands for
+        except ConfigError:  # recorded elsewhere: no path or name that is possible here
             recorded = shown(recorded)
         return f"trained on {recorded}, put on {self.name}: if that is another model, the answers are wrong"
 
@@ -105,50 +110,48 @@ def resolve(
     revision: str | None = None,
     has_base: bool = False,
 ) -> Location:
-    """Tell a model, run or adapter and find the base of the last two; what a hub's name means is fetched.
+    """Resolve a path, or a name on a hub, which is downloaded, to a model, run or adapter and its base.
 
-    A run means its best checkpoint by evaluation loss. `base` overrides the recorded place of the base.
-    `revision` is that of a `path` on a hub. With `has_base` a whole model may be given a `base`, for the
-    caller's use. Raises `CheckpointError` and `ConfigError`.
+    A run resolves to its best checkpoint by evaluation loss. `base` overrides the base that an adapter
+    records. `revision` is that of a `path` on a hub. `has_base`: allow a `base` for a whole model, too, which
+    the caller uses. Raises `CheckpointError` and `ConfigError`.
     """
     folder, snapshot = find_folder(path, revision)
     folder = _require_folder(follow(folder))
+    # a checkpoint lies two levels below its run: RUN/checkpoints/step-000010
     run = folder if (folder / RECIPE_FILE).exists() else None
     if run:
         folder = _best_checkpoint(run)
     elif (folder.resolve().parent.parent / RECIPE_FILE).exists():
         run = folder.resolve().parent.parent
-    card, found = read_card(folder), ModelFolder(folder)
-    if _is_adapter(found, has_base=base is not None):
+    card, model_folder = read_card(folder), ModelFolder(folder)
+    is_adapter = (folder / ADAPTER_FILE).exists()
+    if not is_adapter:
+        from glmtune.adapters import store  # loads torch
+
+        is_adapter = store.is_adapter(model_folder, has_base=base is not None)
+    if is_adapter:
         its_base, snapshot = _base_of(folder, card, base)
         return Location(ModelFolder(its_base), folder, card, run, snapshot)
     if (folder / "config.json").exists():
         if base is not None and not has_base:
             raise ConfigError(f"{path}: not an adapter, so it goes on no base", hint="leave base out")
-        return Location(found, None, card, run, snapshot)
-    if found.has_weights:
+        return Location(model_folder, None, card, run, snapshot)
+    if model_folder.has_weights:
         raise CheckpointError(
             f"{folder}: weights, but config.json is missing beside them",
             hint="copy config.json from the folder that the weights came from",
         )
     raise CheckpointError(
         f"{folder}: neither a model (config.json), a run ({RECIPE_FILE}) nor an adapter ({ADAPTER_FILE})",
-        hint=newest_runs(folder) or "check the path",
+        hint=newest_runs_hint(folder) or "check the path",
     )
 
 
-def _is_adapter(folder: ModelFolder, *, has_base: bool) -> bool:
-    if (folder.path / ADAPTER_FILE).exists():
-        return True
-    from glmtune.adapters.store import is_adapter
-
-    return is_adapter(folder, has_base=has_base)
-
-
 def require_here(path: str | Path, revision: str | None = None) -> Path | None:
-    """The folder that a path means, of which nothing is read; None where a hub has to be asked.
+    """Return the folder of a path, without reading a file in it; None for a name on a hub.
 
-    Raises `CheckpointError` for a path to nothing, `ConfigError` for a `revision` of what is on no hub.
+    Raises `CheckpointError` for a path to nothing, `ConfigError` for a `revision` of a local folder.
     """
     if _hub_name(path):
         return None
@@ -157,45 +160,40 @@ def require_here(path: str | Path, revision: str | None = None) -> Path | None:
 
 def _require_folder(folder: Path) -> Path:
     if not folder.exists():
-        raise CheckpointError(f"{folder}: no such folder", hint=_near(folder))
+        raise CheckpointError(f"{folder}: no such folder", hint=_missing_hint(folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: a file, not a folder", hint="give the folder it lies in")
     return folder
 
 
-def _near(folder: Path) -> str:
-    """The hint of a folder that is not there: one of almost its name, or what can be given."""
-    places = {name: str(folder.with_name(name)) for name in _folders_in(folder.parent)}
-    places |= {name: name for name in BUNDLED}
-    if folder.name == str(folder):
-        places = {run.name: str(run) for run in _runs_in(RUNS)} | places
-    if near := nearest(folder.name, places):
-        return f"did you mean {places[near]}?"
-    usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
-    return windows_hint(folder) or "; ".join(filter(None, (usual, newest_runs())))
-
-
-def _folders_in(folder: Path) -> list[str]:
+def _missing_hint(folder: Path) -> str:
     try:
-        return sorted(path.name for path in folder.iterdir() if path.is_dir())
-    except OSError:  # there is none, or it cannot be read: nothing to suggest
-        return []
+        siblings = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+    except OSError:  # no such parent, or not readable: nothing to suggest
+        siblings = []
+    known = {name: str(folder.with_name(name)) for name in siblings} | {name: name for name in BUNDLED}
+    if folder.name == str(folder):  # a name alone may be a run's
+        known = {run.name: str(run) for run in _runs_in(RUNS)} | known
+    if near := nearest(folder.name, known):
+        return f"did you mean {known[near]}?"
+    usual = "give the folder of a model, a run (runs/...) or an adapter, or a hub's name: OWNER/NAME"
+    return windows_hint(folder) or "; ".join(filter(None, (usual, newest_runs_hint())))
 
 
-def name_runs(path: Path) -> str:
-    """A hint that names the runs beside a path where none is, the nearest by name or the newest; or empty.
+def runs_hint(path: Path) -> str:
+    """Return a hint for a missing run: the run of nearly that name, or the newest runs; empty without any.
 
-    For a name alone those of the usual folder count too.
+    Looks in the folder of the path, and for a bare name in `RUNS` too.
     """
     folders = [path.parent, RUNS] if path.name == str(path) else [path.parent]
     runs = {run.name: run for folder in reversed(folders) for run in _runs_in(folder)}
     if near := nearest(path.name, runs):
         return f"did you mean {runs[near]}?"
-    return next(filter(None, map(newest_runs, folders)), "")
+    return next(filter(None, map(newest_runs_hint, folders)), "")
 
 
-def newest_runs(folder: Path = RUNS) -> str:
-    """A hint that names the newest runs in a folder; empty where none are."""
+def newest_runs_hint(folder: Path = RUNS) -> str:
+    """Return a hint that names the newest runs in a folder; empty without any."""
     runs = _runs_in(folder)
     more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
     return f"runs are: {', '.join(map(str, runs[:MOST_RUNS]))}{more}" if runs else ""
@@ -207,10 +205,10 @@ def _runs_in(folder: Path) -> list[Path]:
 
 
 def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Snapshot | None]:
-    """The folder that a path means, and the snapshot of a hub that it is.
+    """Return the folder of a path, and its snapshot if the path is a name on a hub, which is downloaded.
 
-    A folder that is here comes first, then the name of a bundled model, then a hub's. Raises `ConfigError`
-    for a `revision` of what is on no hub.
+    A local folder comes first, then the name of a bundled model, then a name on a hub. Raises `ConfigError`
+    for a `revision` of a local folder.
     """
     folder = given_path(path)
     if name := _hub_name(path):
@@ -224,19 +222,19 @@ def find_folder(path: str | Path, revision: str | None = None) -> tuple[Path, Sn
 
 
 def _hub_name(path: str | Path) -> HubName | None:
-    """The hub's name that a path is, where nothing of that name is here.
+    """Parse a path as a name on a hub; None if a local folder or bundled model has that name.
 
-    Raises `CheckpointError` where runs lie beside it: then it is a run's name misspelt.
+    Raises `CheckpointError` if runs lie in the folder of the path: then it is a misspelt run.
     """
     folder = given_path(path)
     name = None if folder.exists() or str(path) in BUNDLED else parse_name(path)
-    if name and str(path) == name.repository and (runs := name_runs(folder)):
+    if name and str(path) == name.repository and (runs := runs_hint(folder)):
         raise CheckpointError(f"{path}: no such run", hint=f"{runs} (on the hub it would be {name})")
     return name
 
 
 def lasting_name(path: str | Path) -> str:
-    """What a path means, said so that it means the same from anywhere."""
+    """Return a name that means the same from any folder: a hub's, a bundled model's, or an absolute path."""
     folder = given_path(path)
     if folder.exists():
         return _name_folder(folder)
@@ -244,16 +242,17 @@ def lasting_name(path: str | Path) -> str:
 
 
 def _name_folder(folder: Path) -> str:
-    """The name of a bundled model, or the full path."""
+    """Return the name of a bundled model, or the absolute path of any other folder."""
     whole = folder.resolve()
-    return next((name for name, its in BUNDLED.items() if its.resolve() == whole), str(whole))
+    return next((name for name, bundled in BUNDLED.items() if bundled.resolve() == whole), str(whole))
 
 
 def _best_checkpoint(run: Path) -> Path:
-    """The checkpoint that `best` leads to; before a run has one, the last. Raises `CheckpointError`."""
+    """Return the checkpoint that `best` leads to, else the last one. Raises `CheckpointError`."""
     best = find_checkpoint(run, "best")
     card = read_card(best) if best else None
     named = read_json_if_there(run / RESULT_FILE, is_ours=True).get("best_step")
+    # a killed process may have written eval.json and not the link, or the other way round
     if named is not None and (best is None or (card and card.step not in (None, named))):
         found = f"leads to step {card.step}" if card else "is missing"
         raise CheckpointError(
@@ -281,7 +280,7 @@ def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple
         if (found[0] / "config.json").exists():
             return found
     raise CheckpointError(
-        f"{adapter}: its base model is not at {recorded.base or '(no where recorded)'}", hint=_NAME_BASE
+        f"{adapter}: its base model is not at {recorded.base or '(no place recorded)'}", hint=_NAME_BASE
     )
 
 
@@ -290,12 +289,13 @@ _NAME_BASE = "name the base's folder: base=FOLDER, or in Python load_model(base,
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """The base that an adapter was trained on, as it was written down."""
+    """The base that an adapter's files name."""
 
     base: str | None
+    """A path, or a name on a hub."""
     revision: str | None
     where: str
-    """The file and its key."""
+    """The file, and the key in it, for messages."""
 
 
 def _recorded_base(adapter: Path, card: Card | None) -> _Recorded:

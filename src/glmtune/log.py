@@ -1,4 +1,9 @@
-"""Lines for the user that are not results: choices made, places found. They go to stderr."""
+"""Lines that are no results (which model was opened, which default was chosen, warnings), through `logging`.
+
+Each is a record of the logger "glmtune": INFO, or WARNING where the line has "warning:" in it. A program that
+has configured `logging` gets them as its configuration says. Without any handler they go to stderr, as
+logging's own last resort does from WARNING on. Importing this adds no handler and touches no other logger.
+"""
 
 import logging
 import os
@@ -10,15 +15,15 @@ from contextvars import ContextVar
 from typing import TextIO
 
 logger = logging.getLogger("glmtune")
-_hear: ContextVar[Callable[[str], None] | None] = ContextVar("hear", default=None)
+if logger.level == logging.NOTSET:
+    # else the root logger's default, WARNING, would hide which model was opened and in which precision
+    logger.setLevel(logging.INFO)
 
-# bitsandbytes advises another package as soon as PEFT imports it; that kernel is for repacked weights, which
-# are never made here
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
-    """To whatever is stderr at that moment: notebooks, tests and progress bars put another in its place."""
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Write to the `sys.stderr` of the moment: notebooks, tests and progress bars replace it."""
 
     @property
     def stream(self) -> TextIO:
@@ -26,79 +31,113 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
     @stream.setter
     def stream(self, _: TextIO) -> None:
-        """Set once by the class above."""
+        """Ignore the stream of the moment at which the handler is made."""
+
+
+_last_resort = _StderrHandler()  # never attached: `logging` would count it as the user's configuration
 
 
 def is_main_process() -> bool:
-    """Only one of the processes that `torchrun` starts speaks."""
+    """True in the process that prints: of those that `torchrun` starts, the one of rank 0."""
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_warning(text: str) -> bool:
+    """True for a line that warns, such as "warning: ..." or "runs/x: warning: ..."."""
+    return "warning:" in text
+
+
 def tell(text: str) -> None:
-    """Say one line. `logging.getLogger("glmtune").setLevel("WARNING")` silences it."""
-    if hear := _hear.get():
-        hear(text)
+    """Log one line. `logging.getLogger("glmtune").setLevel("WARNING")` leaves only the warnings."""
+    if listener := _listener.get():
+        listener(text)
         return
-    if not logger.handlers:
-        logger.addHandler(_Stderr())
-        logger.propagate = False
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    logger.info(text)
+    level = logging.WARNING if is_warning(text) else logging.INFO
+    if logger.hasHandlers():  # of its own, or of the root logger
+        logger.log(level, text, stacklevel=2)
+    elif logger.isEnabledFor(level):
+        _last_resort.handle(logger.makeRecord(logger.name, level, __file__, 0, text, (), None))
+
+
+@contextmanager
+def lines_on_stderr() -> Iterator[None]:
+    """Inside, the lines of `tell` go to stderr and nowhere else: for the command line.
+
+    A library may add a handler to the root logger; without propagation no line is shown twice.
+    """
+    handler, does_propagate = _StderrHandler(), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = does_propagate
 
 
 @contextmanager
 def without_false_alarms() -> Iterator[None]:
-    """Inside, PEFT and transformers do not warn of what they do themselves or take for a fault.
+    """Inside, PEFT, bitsandbytes and transformers give no warnings that are wrong or no use here.
 
-    PEFT takes AdaLoRA's rank pattern for LoRA's, and a target of rank 0 for weights that were lost. It asks
-    transformers for names that are to go, and so do we, since earlier versions know no others. On a model
-    without weights torch takes it for a fault that none are copied.
+    Warning filters and the logger's level are restored at the end.
     """
-    with warnings.catch_warnings():
-        for text in (
-            "The following rank_pattern keys did not",
-            "Adapter .* invalid shape",
-            "Initializing zero-el",
-            ".*copying from a non-meta parameter",
-            "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated",
-        ):
-            warnings.filterwarnings("ignore", text)
-        yield
+    # As soon as PEFT imports it, bitsandbytes advises to install another package. The kernel of that package
+    # is for repacked weights, which are never made here.
+    adviser = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = adviser.level
+    adviser.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in (
+                # PEFT applies LoRA's check of rank patterns to AdaLoRA's,
+                "The following rank_pattern keys did not",
+                # and takes a target of rank 0, as AdaLoRA makes them, for weights that were lost
+                "Adapter .* invalid shape",
+                "Initializing zero-el",
+                # the outline of a model has no weights on purpose; torch warns that none are copied
+                ".*copying from a non-meta parameter",
+                # PEFT and glmtune ask for the old names too, the only ones that earlier transformers know
+                "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated",
+            ):
+                warnings.filterwarnings("ignore", text)
+            yield
+    finally:
+        adviser.setLevel(level)
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Inside, transformers shows no bars of its own."""
-    logging = sys.modules.get("transformers.utils.logging")
-    if logging is None or not logging.is_progress_bar_enabled():
+    """Inside, transformers shows no progress bars of its own."""
+    # not imported here: where transformers is not loaded yet, its bars are not shown either
+    transformers_logging = sys.modules.get("transformers.utils.logging")
+    if transformers_logging is None or not transformers_logging.is_progress_bar_enabled():
         yield
         return
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
 
 
 @contextmanager
-def told_to(hear: Callable[[str], None]) -> Iterator[None]:
-    """Inside, `hear` gets the lines of `tell`, and nobody else does."""
-    before = _hear.set(hear)
+def told_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """Inside, `tell` calls `listener` with each line and logs nothing; other threads are not affected."""
+    before = _listener.set(listener)
     try:
         yield
     finally:
-        _hear.reset(before)
+        _listener.reset(before)
 
 
 def quiet() -> AbstractContextManager[None]:
-    """Inside, `tell` says nothing."""
+    """Inside, `tell` drops its lines."""
     return told_to(lambda _: None)
 
 
 @contextmanager
 def told_after() -> Iterator[None]:
-    """Inside, the lines of `tell` wait: a text that grows on the screen is not to be broken by one."""
+    """Inside, `tell` holds its lines back until the end, so that none breaks into an answer being printed."""
     waiting: list[str] = []
     try:
         with told_to(waiting.append):
@@ -109,7 +148,7 @@ def told_after() -> Iterator[None]:
 
 
 def tell_left_out(num_rounds: int, context: int) -> None:
-    """Say that a conversation has outgrown its model."""
+    """Log that the oldest rounds of a conversation no longer fit the model's context, in tokens."""
     rounds = "round no longer fits" if num_rounds == 1 else f"{num_rounds:,} rounds no longer fit"
     are = "is" if num_rounds == 1 else "are"
     tell(f"> the oldest {rounds} the model's {context:,} tokens and {are} left out")

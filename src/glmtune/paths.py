@@ -1,4 +1,4 @@
-"""Paths as people give them: one that no file system can hold is told at once, by what is wrong with it."""
+"""Paths that users give: expanded, and refused with the reason where no file system can hold them."""
 
 import os
 import re
@@ -8,26 +8,28 @@ from os import PathLike
 from pathlib import Path
 
 EXAMPLES = "examples"
-"""The folder of the example rows."""
+"""The folder of the example rows, in a checkout and in the package."""
 MAX_NAME_BYTES = 255
-"""Longest name of a file or folder. Source: man7.org limits.h, NAME_MAX; NTFS and APFS have 255 too."""
+"""Longest name of a file, in bytes. Source: man7.org limits.h, NAME_MAX; NTFS and APFS have 255 too."""
 MAX_PATH_BYTES = 4095
-"""Longest path. Source: the same, PATH_MAX without the zero at its end."""
-
+"""Longest path, in bytes. Source: man7.org limits.h, PATH_MAX without the zero byte at its end."""
 
 ESCAPES = dict(zip("\0\a\b\t\n\v\f\r\x1b\x85\xa0\u2028\u2029", "0abtnvfreN_LP", strict=True))
-"""What a backslash and a letter in YAML's double quotes become. Source: yaml.org/spec/1.1, 5.7."""
+"""Characters that YAML makes of a backslash and a letter in double quotes, with that letter.
+
+Source: yaml.org/spec/1.1, section 5.7.
+"""
 
 
 def as_written(path: str) -> str:
-    """The path with its backslashes, where YAML's double quotes have made line breaks and tabs of them."""
+    """Restore a Windows path: in YAML's double quotes, "D:\\new" has a line break in place of `\\n`."""
     return "".join(f"\\{ESCAPES[c]}" if c in ESCAPES else c for c in path)
 
 
 def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
-    """The path, `~` replaced by the home folder. Raises `ValueError` for one that cannot be anywhere.
+    """Return a path, `~` expanded to the home folder. Raises `ValueError` if no file system can hold it.
 
-    `has_weights`: for a folder of weights, which safetensors opens by names in UTF-8 alone.
+    `has_weights`: the path of a folder of weights, which safetensors opens by UTF-8 names only.
     """
     if not isinstance(given, str | PathLike):
         raise ValueError(f"a path is text, not of type {type(given).__name__}")
@@ -36,6 +38,7 @@ def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
         raise ValueError("a path with a zero character in it, which no file system can hold")
     try:
         path = Path(text).expanduser()
+        # fsencode takes the surrogates that Python decodes foreign bytes of a file name to; UTF-8 does not
         written = str(path).encode() if has_weights else os.fsencode(path)
     except UnicodeEncodeError as err:
         what = "a folder of weights" if has_weights else "files here"
@@ -54,47 +57,50 @@ def read_path(given: str | PathLike[str], *, has_weights: bool = False) -> Path:
     return path
 
 
-def several(text: str) -> list[str]:
-    """The paths in a word that names several, as `a.json,b.json` or `[a.json, b.json]`; else the word."""
+def split_paths(text: str) -> list[str]:
+    """Split a text that names several paths, as `a.json,b.json` or `[a.json, b.json]`."""
     inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     return [part.strip().strip("'\"") for part in inner.split(",") if part.strip()] or [text]
 
 
-def listing(names: Sequence[str]) -> str:
-    """The word that names all of these files of training rows; empty where one of them needs quotes."""
+def setting_of(names: Sequence[str]) -> str:
+    """Return the setting `data.train=[a.json,b.json]` for these files; empty if a name needs quotes."""
     is_plain = all(re.fullmatch(r"[\w./:~+-]+", name) for name in names)
     return f"data.train=[{','.join(names)}]" if is_plain else ""
 
 
-def joining(names: Sequence[str]) -> str:
-    """The hint that joins files of rows to one."""
+def join_hint(names: Sequence[str]) -> str:
+    """Return the hint to join several files of rows to one."""
     files = " ".join(shlex.quote(as_written(name)) for name in names)
     return f"join them first: `glmtune data convert {files} all.jsonl --to messages`; then name all.jsonl"
 
 
 def examples_folder() -> Path:
-    """Where the example rows are: inside the installed package, or in a checkout of the project."""
+    """Return the folder of the example rows: in the installed package, or in a checkout of the project."""
     package = Path(__file__).parent
     installed = package / EXAMPLES
     return installed if installed.is_dir() else package.parents[1] / EXAMPLES
 
 
 def find_rows(path: Path) -> Path:
-    """The path of a file of rows; where nothing is there, that of the bundled example of this name, if any.
+    """Return the path of a file of rows: the path itself, or a bundled example if nothing is there.
 
     Examples are named as in a checkout: `examples/adverts.jsonl`.
     """
     bundled = examples_folder() / path.name
-    is_one = path.parent == Path(EXAMPLES) and bundled.suffix in {".json", ".jsonl"} and bundled.is_file()
-    return bundled if is_one and not path.exists() else path
+    is_example = path.parent == Path(EXAMPLES) and bundled.suffix in {".json", ".jsonl"} and bundled.is_file()
+    return bundled if is_example and not path.exists() else path
 
 
 def under_wsl(path: str) -> str | None:
-    """Where Windows' files stand for a Linux in it. Source: learn.microsoft.com/windows/wsl/filesystems."""
+    """Return the path in WSL (Linux inside Windows) of a Windows path with a drive letter; None for others.
+
+    Source: learn.microsoft.com/windows/wsl/filesystems.
+    """
     drive = re.match(r"([A-Za-z]):[\\/]", path)
     return drive and f"/mnt/{drive[1].lower()}/{path[3:]}".replace("\\", "/")
 
 
 def path_start(text: str) -> str:
-    """The beginning of a path, as much as a message has room for."""
+    """Return the first 60 characters of a path, for a message."""
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,6 @@
-"""What is not possible with a family, request by request: the refusals, and the guide's table of the rest.
+"""The requests that a model family cannot do, each with its refusal; docs/models.md has the table.
 
-Torch-free, so that a command can refuse before it loads anything.
+Loads no torch, so that a command can refuse before it loads a model.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ REQUESTS = (
     "quant=int8", "quant=int4", "quant=nf4",
     "--to merged", "--to lora-from-adalora", "--to official-ptuning", "--to hf", "--to int8", "--to int4",
 )  # fmt: skip
-"""What a user types: a setting of `train`, or a kind of `export`."""
+"""Requests as a user types them: a setting of `train`, or a kind of `export`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a family cannot do what is asked, and what it can."""
+    """The error for a request that a family cannot do."""
 
     problem: str
-    """A sentence with `{family}` in it."""
+    """A sentence with the placeholder `{family}`."""
     hint: str
     revision: str = ""
-    """The only revision that it is true of; empty: all."""
+    """The one revision of the family that is refused; empty for every revision."""
 
 
 _OWN_CLASS = "not possible with a {family} model, which is held by transformers' own class"
@@ -68,11 +68,12 @@ REFUSALS: dict[str, Mapping[str, Refusal]] = {
     },
     **dict.fromkeys(in_transformers(), _IN_TRANSFORMERS),
 }
-"""By the name of the family; what is not here is possible."""
+"""Refusals by family name and request. A request without a refusal is possible."""
 
 
 def require_possible(family: str, request: str, where: str, *, revision: str = "") -> None:
-    """Raise ConfigError, which begins with `where`, where a family cannot do one of `REQUESTS`."""
+    """Raise ConfigError, its message beginning with `where`, if a family cannot do one of `REQUESTS`."""
+    # [family], not .get: a new family must have a row, even an empty one
     refusal = REFUSALS[family].get(request)
     if refusal and refusal.revision in ("", revision):
         raise ConfigError(f"{where}: {refusal.problem.format(family=family)}", hint=refusal.hint)

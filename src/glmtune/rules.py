@@ -1,4 +1,4 @@
-"""Rules for the values in other programs' files, each in words and as a test."""
+"""Rules for values read from JSON and YAML files, each in words and as a test."""
 
 import math
 from collections.abc import Callable
@@ -8,37 +8,46 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the value of a key must be, in words and as a test."""
+    """The values that a key may have, in words and as a test."""
 
     words: str
+    """The end of the sentence "`key` must be ..."."""
     is_met: Callable[[Any], bool]
     may_be_null: bool = False
+    """True if null fits too; `words` does not mention it."""
 
-    def allows(self, value: Any) -> bool:
-        """Whether a value is so."""
+    def allows(self, value: object) -> bool:
+        """Return True if a value fits, null included where `may_be_null` says so."""
         return self.is_met(value) or (value is None and self.may_be_null)
+
+    def or_null(self) -> "Rule":
+        """Return the same rule, with null allowed and mentioned in its words."""
+        return replace(self, words=f"{self.words}, or null", may_be_null=True)
 
 
 def integer(low: int, high: int, *, may_be_null: bool = False) -> Rule:
-    """An integer within both bounds, which true and false are not."""
+    """Make the rule for an integer within both bounds; true and false are no integers."""
     words = f"an integer from {low:,} to {high:,}"
+    # `type(...) is int`, because isinstance(True, int) holds
     return Rule(words, lambda value: type(value) is int and low <= value <= high, may_be_null)
 
 
 def number(low: float, high: float, *, is_above: bool = False, may_be_null: bool = False) -> Rule:
-    """A finite number within both bounds, `is_above`: above the lower one."""
+    """Make the rule for a finite number within both bounds; `is_above` excludes the lower bound."""
     words = f"a number above {low:g}, at most {high:g}" if is_above else f"a number from {low:g} to {high:g}"
     return Rule(words, lambda value: is_within(value, low, high, is_above=is_above), may_be_null)
 
 
-def is_within(value: Any, low: float, high: float, *, is_above: bool = False) -> bool:
-    """Whether a value is a finite number within both bounds, `is_above`: above the lower one."""
-    is_number = type(value) is int or (type(value) is float and math.isfinite(value))
-    return is_number and low <= value <= high and not (is_above and value == low)
+def is_within(value: object, low: float, high: float, *, is_above: bool = False) -> bool:
+    """Return True for a finite number within both bounds; `is_above` excludes the lower bound."""
+    # no isfinite() of an int: it raises OverflowError for one that no float can hold
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return low <= value <= high and not (is_above and value == low)
+    return False
 
 
-def is_texts(value: Any) -> bool:
-    """Whether a value is a list of texts."""
+def is_texts(value: object) -> bool:
+    """Return True for a list of texts."""
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 

@@ -23,52 +23,53 @@ ENVIRONMENT_FILE = "env.json"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 RESULT_FILE = "eval.json"
-"""Written when a training has come to its end."""
+"""Written when a training run has ended; a run without it was stopped or is still training."""
 SCORES_FILE = "scores.json"
 SETTINGS_FILE = "settings.json"
-"""What the answers beside it depend on."""
+"""Settings that the answers of an evaluation depend on, in the folder of these answers."""
 
 STEP_NAME = re.compile(r"step-(\d{6,})")
-"""Name of a checkpoint's folder; from step 1,000,000 on it is longer."""
+"""Name of a checkpoint folder; it grows longer from step 1,000,000 on."""
 CUT_LINE = "the file is damaged: take this line out, or copy the file again"
 LONGEST_KEPT_NAME = 200
-"""Bytes of a name that a temporary one is still made of."""
+"""Longest name, in bytes, that a temporary name is made of: a file system takes 255, marks included."""
+
 LONGEST_LINK = 1024
-"""Bytes in the file that stands for a link on Windows, at most."""
+"""Size limit, in bytes, of the text file that stands for a link on Windows."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it there at the end, remove it on any failure.
+    """Yield a temporary path next to `path`; rename it to `path` at the end, remove it on any failure.
 
-    Works for a file and for a folder. A failing disk becomes an `OutputError` naming `path`.
+    Works for a file and for a folder. An error of the disk becomes an `OutputError` naming `path`.
     """
     partial = _aside(path)
     try:
         _remove(partial)
         yield partial
         if path.is_dir() and not path.is_symlink():
-            remove_folder(path)
+            remove_folder(path)  # rename() replaces a file, but no folder with something in it
         partial.replace(path)
-    except (OSError, SafetensorError) as err:  # the latter: what its writer makes of a failing disk
+    except (OSError, SafetensorError) as err:  # safetensors wraps the OSError of a failing disk
         _remove(partial)
         raise cannot_write(path, err) from err
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         _remove(partial)
         raise
 
 
 def _aside(path: Path, mark: str = "") -> Path:
-    """A temporary name beside a path; of a name so long that no more fits into one, its hash."""
+    """Return a hidden temporary path next to `path`, made of its name, or of the hash of a long name."""
     name = os.fsencode(path.name)
     short = path.name if len(name) <= LONGEST_KEPT_NAME else hashlib.sha256(name).hexdigest()
     return path.with_name(f".{short}{mark}.partial")
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder, or a link to one; if that is cut short, nothing is left under its name.
+    """Delete a folder, or a link to one. Raises `OutputError`.
 
-    Raises `OutputError`.
+    The folder is renamed first, so that a killed process leaves no half-deleted folder under its name.
     """
     gone = _aside(path, ".gone")
     try:
@@ -80,12 +81,12 @@ def remove_folder(path: Path) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether this is what a killed process has left half-written or half-deleted."""
+    """True for the temporary name of a half-written or half-deleted file or folder of a killed process."""
     return path.name.startswith(".") and path.name.endswith(".partial")
 
 
-def sweep(folder: Path) -> None:
-    """Delete the files and folders in a folder that `is_partial` tells of. Raises `OutputError`."""
+def remove_partials(folder: Path) -> None:
+    """Delete the half-written files and folders (`is_partial`) in a folder. Raises `OutputError`."""
     try:
         for path in filter(is_partial, folder.iterdir() if folder.is_dir() else ()):
             _remove(path)
@@ -94,24 +95,24 @@ def sweep(folder: Path) -> None:
 
 
 def cannot_write(path: Path, err: OSError | SafetensorError) -> OutputError:
-    """The error for a write that failed."""
+    """Return the error for a write that failed."""
     reason = getattr(err, "strerror", None) or str(err)
     return OutputError(f"{path}: cannot be written: {reason}", hint="check free space and permissions there")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, in place of an older one only when complete."""
+    """Write a text file; an older one is replaced only when the new one is complete. Raises `OutputError`."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON document, readable."""
+    """Write a JSON document, indented, as `write_text` does."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def append_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one JSON line."""
+    """Append one line to a JSON-lines file. Raises `OutputError`."""
     try:
         with path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(value, ensure_ascii=False) + "\n")
@@ -120,14 +121,15 @@ def append_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file of ours; none where it is not there.
+    """Read the lines of a JSON-lines file that glmtune wrote; an empty list if there is no such file.
 
-    A half-written last line is left out. Raises `CheckpointError` with the line that is damaged, or does not
-    hold what `contents` says.
+    A half-written last line is left out. Raises `CheckpointError` naming the line that is damaged or is not
+    as `glmtune.contents` describes it.
     """
     if not path.exists():
         return []
     content = read_bytes(path, limit=None)
+    # a killed process may have left half a line; each whole one ends with a line break
     whole = content[: content.rfind(b"\n") + 1]
     try:
         lines = decode_text(whole, str(path)).split("\n")
@@ -141,9 +143,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def link(path: Path, target: Path) -> None:
-    """Point `path` at its sibling folder `target`, in one step: a symbolic link.
+    """Make `path` a symbolic link to its sibling folder `target`, replacing an older link in one step.
 
-    Windows lets few users make those: there it is a text file with the relative path. `follow` reads both.
+    On Windows, where few users may make links, it is a text file with the relative path. `follow` reads both.
     """
     relative = Path(os.path.relpath(target, path.parent)).as_posix()
     with replacing(path) as partial:
@@ -154,15 +156,16 @@ def link(path: Path, target: Path) -> None:
 
 
 def follow(path: Path) -> Path:
-    """The folder that `link` pointed a path at; any other path as it is."""
+    """Return the folder that a link made by `link` leads to; any other path unchanged."""
     if path.is_file() and path.stat().st_size < LONGEST_LINK:
         target = path.parent / path.read_bytes().decode("utf-8", errors="replace").replace("\\", "/")
         return target.resolve() if is_there(target) and target.is_dir() else path
-    return Path(os.path.realpath(path)) if path.is_symlink() else path  # resolve() fails for one to itself
+    # realpath and not resolve(), which raises for a link that leads to itself
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def find_checkpoint(run: Path, name: str) -> Path | None:
-    """The checkpoint that a run's link `best` or `last` leads to, None where the run has no such link.
+    """Return the checkpoint that a run's link `best` or `last` leads to; None if the run has no such link.
 
     Raises `CheckpointError` for a link to a checkpoint that is gone.
     """
@@ -180,34 +183,34 @@ def find_checkpoint(run: Path, name: str) -> Path | None:
     )
 
 
-def going_on(checkpoint: Path) -> str:
-    """The hint of a checkpoint whose optimizer is lost, and whose weights are not."""
+def train_on_hint(checkpoint: Path) -> str:
+    """Return the hint for a checkpoint whose optimizer state is lost: train on from its weights."""
     command = f"glmtune train model={shlex.quote(str(checkpoint))} data.train=FILE output=NEW"
     return f"take the whole folder from a copy, or train on from its weights: `{command}`"
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a run goes on from: `last`, or the newest where that link is lost or was not made.
+    """Return the checkpoint to resume a run from: `last`, else the newest; None without any.
 
-    Raises `CheckpointError` as `find_checkpoint`.
+    Raises `CheckpointError` for a link to a checkpoint that is gone.
     """
     return find_checkpoint(run, "last") or next(reversed(list_checkpoints(run)), None)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, by their steps."""
+    """List the checkpoint folders of a run, in the order of their steps."""
     steps = {step_of(path): path for path in (run / "checkpoints").glob("step-*") if path.is_dir()}
     return [steps[step] for step in sorted(step for step in steps if step is not None)]
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint folder's name, `step-000010`; None for another name."""
+    """Return the step in a checkpoint folder's name, as 10 for `step-000010`; None for any other name."""
     found = STEP_NAME.fullmatch(checkpoint.name)
     return int(found[1]) if found else None
 
 
 def require_new(path: Path, *, hint: str) -> None:
-    """Raise `ConfigError` unless a folder can be begun here: the path is free, or an empty folder."""
+    """Raise `ConfigError` unless a new folder can be made at the path: it is free, or an empty folder."""
     for parent in (path, *path.parents):
         if parent.exists() and not parent.is_dir():
             raise ConfigError(
@@ -218,7 +221,7 @@ def require_new(path: Path, *, hint: str) -> None:
 
 
 def free_folder(path: Path) -> Path:
-    """The path, or the first of `path-2`, `path-3`, ... that is free or an empty folder."""
+    """Return the path, or the first of `path-2`, `path-3`, ... that is free or an empty folder."""
     number, folder = 1, path
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         number += 1
@@ -227,7 +230,7 @@ def free_folder(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and those above it."""
+    """Create a folder and its parents, if they are not there. Raises `OutputError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as err:

@@ -1,8 +1,7 @@
-"""Text -> JSON or YAML, where nothing is lost in silence: no key may be given twice.
+"""Strict JSON and YAML readers: a key given twice is an error, and so is a value that breaks later code.
 
-Python's json and PyYAML let the last one win, so a bracket lost between two objects loses one of them. And
-nothing is handed on that breaks what is done with a value: it is not nested without end, its integers can be
-written out again, and it is no larger than its text.
+Python's json and PyYAML keep the last of two equal keys, so a bracket lost between two objects silently
+loses one object. Values are bounded too: in depth, in digits of an integer, in size with aliases expanded.
 """
 
 import json
@@ -15,50 +14,54 @@ import yaml
 
 from glmtune.errors import ConfigError, first_line
 
+# a text with the colon after it if it is a key; a bracket; a number: enough to find a position in broken JSON
 TOKENS = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[{}\[\]]|-?\d[-+.\deE]*', re.DOTALL)
 MOST_DEPTH = 100
-"""Lists and objects inside each other: far below where Python's own recursion ends."""
+"""Lists and objects inside each other: far below Python's recursion limit."""
 MOST_YAML_DEPTH = 30
+"""Nesting allowed in YAML, whose reader recurses through several frames a level."""
 MOST_YAML = 2**18
-"""Characters of a YAML text: PyYAML reads some 50,000 a second."""
+"""Characters of a YAML text: PyYAML reads about 50,000 a second."""
 MOST_EXPANDED = 2**20
-"""Characters and nodes of a YAML text, aliases written out."""
+"""Characters and nodes of a YAML text with its aliases expanded."""
 MOST_NUMBER = 300
-"""Characters of a number in YAML: as a decimal it is a float, in any base an integer that can be written."""
+"""Characters of a number in YAML: such a decimal fits a float, such an integer of any base `MOST_DIGITS`."""
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""Lone surrogates, which no UTF-8 file can hold."""
 NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Half characters but those that stand for a byte of a file's name. Source: peps.python.org/pep-0383."""
+"""Lone surrogates, except those that stand for a byte of a file name. Source: peps.python.org/pep-0383."""
 MOST_DIGITS = 4300
-"""Of an integer: Python writes out, and reads, no longer ones. Source: docs.python.org, sys.int_info."""
+"""Digits of an integer: int() and str() refuse more. Source: docs.python.org, sys.int_info."""
 
 
 # JSON
 
 
 class UnfitJsonError(json.JSONDecodeError):
-    """JSON that is not broken, and not taken; `pos` is where it shows, `hint` what to do."""
+    """Valid JSON that is refused; `pos` is the position of the fault, `hint` the cure."""
 
     hint = ""
 
 
 class KeyTwiceError(UnfitJsonError):
-    """A key that an object has twice."""
+    """An object has a key twice."""
 
     hint = "keep the one that is right"
 
 
 class TooDeepError(UnfitJsonError):
-    """More than `MOST_DEPTH` lists and objects inside each other."""
+    """Lists and objects are nested more than `MOST_DEPTH` deep."""
 
     hint = "this needs flatter values; is it the right file?"
 
 
 class LongIntegerError(UnfitJsonError):
-    """An integer of more digits than Python reads."""
+    """An integer has more than `MOST_DIGITS` digits."""
 
     hint = "write it as text, in quotes"
 
 
+# The decoder's hooks see values without positions: they raise these, and raw_decode finds the position.
 class _RepeatedError(Exception):
     pass
 
@@ -68,9 +71,9 @@ class _LongError(Exception):
 
 
 class Decoder(json.JSONDecoder):
-    """Python's decoder, but what a value must not have raises `UnfitJsonError`: see its kinds.
+    """Python's JSON decoder, which also raises the subclasses of `UnfitJsonError`.
 
-    `may_agree`: for files of others, a key may be given twice where the two values are the same.
+    `may_agree`, for files of other programs: a key may be given twice with the same value.
     """
 
     def __init__(self, *, may_agree: bool = False) -> None:
@@ -78,7 +81,7 @@ class Decoder(json.JSONDecoder):
         super().__init__(object_pairs_hook=self._object, parse_int=_integer)
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
-        """As Python's: the value that begins at `idx`, and where it ends."""
+        """Return the value that begins at `idx` and the position after it."""
         try:
             value, end = super().raw_decode(s, idx)
         except _RepeatedError as err:
@@ -86,27 +89,26 @@ class Decoder(json.JSONDecoder):
             position = next((at for name, at in _second_keys(s, idx) if name == key), idx)
             raise KeyTwiceError(f"the key {key!r} is given twice", s, position) from None
         except _LongError:
-            raise LongIntegerError(
-                f"an integer of more than {MOST_DIGITS:,} digits", s, _long(s, idx)
-            ) from None
+            numbers = (token for token in TOKENS.finditer(s, idx) if token[0].lstrip("-").isdigit())
+            longest = (token.start() for token in numbers if len(token[0].lstrip("-")) > MOST_DIGITS)
+            problem = f"an integer of more than {MOST_DIGITS:,} digits"
+            raise LongIntegerError(problem, s, next(longest, idx)) from None
         except RecursionError:
             raise _too_deep(s, idx) from None
+        # counting brackets is cheap, so that only a text with many of them is walked level by level
         if s.count("[", idx, end) + s.count("{", idx, end) > MOST_DEPTH and _is_deep(value):
             raise _too_deep(s, idx)
         return value, end
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            self._check_repeated(pairs)
-        return found
-
-    def _check_repeated(self, pairs: list[tuple[str, Any]]) -> None:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen and not (self.may_agree and seen[key] == value):
-                raise _RepeatedError(key)
-            seen[key] = value
+        content = dict(pairs)
+        if len(content) < len(pairs):  # some key is repeated: do the values agree?
+            seen: dict[str, Any] = {}
+            for key, value in pairs:
+                if key in seen and not (self.may_agree and seen[key] == value):
+                    raise _RepeatedError(key)
+                seen[key] = value
+        return content
 
 
 def _integer(digits: str) -> int:
@@ -115,16 +117,19 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _is_deep(value: Any) -> bool:
+def _is_deep(value: object) -> bool:
+    # level by level, not by recursion: the value may be deeper than the stack
     level: list[Any] = [[value]]
     for _ in range(MOST_DEPTH + 1):
-        held = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
-        level = [inner for inner in held if isinstance(inner, dict | list)]
+        members = (
+            inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)
+        )
+        level = [inner for inner in members if isinstance(inner, dict | list)]
     return bool(level)
 
 
 def _too_deep(text: str, start: int) -> TooDeepError:
-    """The error, at the first bracket that is too many."""
+    """Make the error, at the first bracket that is nested too deep."""
     depth, position = 0, start
     for token in TOKENS.finditer(text, start):
         depth += (token[0] in ("{", "[")) - (token[0] in ("}", "]"))
@@ -134,15 +139,9 @@ def _too_deep(text: str, start: int) -> TooDeepError:
     return TooDeepError(f"lists and objects nested more than {MOST_DEPTH} deep", text, position)
 
 
-def _long(text: str, start: int) -> int:
-    """Where the first integer of too many digits begins."""
-    longest = (token for token in TOKENS.finditer(text, start) if len(token[0].lstrip("-")) > MOST_DIGITS)
-    return next((token.start() for token in longest if token[0].lstrip("-").isdigit()), start)
-
-
 def _second_keys(text: str, start: int) -> Iterator[tuple[str, int]]:
-    """Every key that its object has had before, with its position, in the order of the text."""
-    open_: list[set[str]] = []
+    """Yield every repeated key of an object with its position, in the order of the text."""
+    open_: list[set[str]] = []  # the keys so far of each open object, lists included
     for token in TOKENS.finditer(text, start):
         if token[0] in ("{", "["):
             open_.append(set())
@@ -158,7 +157,7 @@ def _second_keys(text: str, start: int) -> Iterator[tuple[str, int]]:
 
 
 def parse_json(text: str, *, may_agree: bool = False) -> Any:
-    """The value of a JSON text. Raises `json.JSONDecodeError`, as `UnfitJsonError` for what is not broken."""
+    """Return the value of a JSON text. Raises `json.JSONDecodeError`; `UnfitJsonError` for valid JSON."""
     return Decoder(may_agree=may_agree).decode(text)
 
 
@@ -166,13 +165,13 @@ def parse_json(text: str, *, may_agree: bool = False) -> Any:
 
 
 class UnfitYamlError(yaml.MarkedYAMLError):
-    """YAML that is not broken, and not taken."""
+    """Valid YAML that is refused."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, but a key is text and given once, and 1e-4 is a number, as in YAML 1.2; a date is text.
+    """PyYAML's safe loader; but keys are unique texts, 1e-4 is a number as in YAML 1.2, a date is text.
 
-    Whatever cannot be read is a `MarkedYAMLError`; aliases are counted as what they stand for.
+    Raises `MarkedYAMLError` for whatever cannot be read. Sizes count an alias as the value it stands for.
     """
 
     may_agree = False
@@ -181,9 +180,13 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self._depth = 0
         self._sizes: dict[yaml.Node, int] = {}
-        """Characters and nodes of each node that is complete, aliases written out."""
+        """Characters and nodes of each complete node, aliases expanded."""
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(
+        self,
+        parent: Any,  # Any: PyYAML's own, passed on
+        index: Any,  # Any: PyYAML's own, passed on
+    ) -> yaml.Node:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         self._depth += 1
         if self._depth > MOST_YAML_DEPTH:
@@ -191,37 +194,38 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         assert node is not None
         self._depth -= 1
+        # a node gets its size when it is complete, so an alias to a node without one is inside that node
         if isinstance(event, yaml.AliasEvent) and node not in self._sizes:
             raise _unfit(f"the alias *{event.anchor} stands inside what it refers to", event)
         if node not in self._sizes:
-            self._sizes[node] = self._size(node)
+            if isinstance(node, yaml.ScalarNode):
+                self._sizes[node] = 1 + len(node.value)
+            else:
+                is_mapping = isinstance(node, yaml.MappingNode)
+                parts = chain.from_iterable(node.value) if is_mapping else node.value
+                self._sizes[node] = 1 + sum(self._sizes[part] for part in parts)
         if self._sizes[node] > MOST_EXPANDED:
             raise _unfit(f"with its aliases written out more than {MOST_EXPANDED:,} characters", event)
         return node
 
-    def _size(self, node: yaml.Node) -> int:
-        if isinstance(node, yaml.ScalarNode):
-            return 1 + len(node.value)
-        inner = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
-        return 1 + sum(self._sizes[part] for part in inner)
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: dict[str, yaml.Node] = {}
         for key, value in node.value:
-            if key.tag == MERGE:
+            if key.tag == MERGE:  # `<<`: what it merges may be given again, that is its purpose
                 continue
             if self.may_agree and key.tag in SIMPLE_TAGS:
                 key.tag = TEXT
             if key.tag != TEXT:
                 raise _unfit(f"a key must be text, got {_spelled(key)}", key)
-            if key.value in seen and not (self.may_agree and self._is_same(seen[key.value], value)):
+            if key.value in seen and not (
+                self.may_agree
+                and self.construct_object(seen[key.value], deep=True)
+                == self.construct_object(value, deep=True)
+            ):
                 raise _unfit(f"the key {key.value!r} is given twice", key)
             seen[key.value] = value
         return node
-
-    def _is_same(self, one: yaml.Node, other: yaml.Node) -> bool:
-        return bool(self.construct_object(one, deep=True) == self.construct_object(other, deep=True))
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         is_scalar = isinstance(node, yaml.ScalarNode)
@@ -231,12 +235,13 @@ class _Loader(yaml.SafeLoader):
             raise _unfit(f"half a character in {node.value!r}", node)
         try:
             return super().construct_object(node, deep=deep)
-        except (ValueError, LookupError) as err:  # PyYAML's own are no ValueErrors
+        except (ValueError, LookupError) as err:  # PyYAML's own errors are no ValueErrors: they pass
             raise _unfit(f"{_spelled(node)} cannot be read: {first_line(err)}", node) from None
 
 
-def _unfit(problem: str, where: Any) -> UnfitYamlError:
-    return UnfitYamlError(problem=problem, problem_mark=where.start_mark)
+def _unfit(problem: str, source: yaml.Node | yaml.Event) -> UnfitYamlError:
+    mark: Any = source.start_mark  # the type stubs also allow the marks of the C loader, not used here
+    return UnfitYamlError(problem=problem, problem_mark=mark)
 
 
 def _spelled(node: yaml.Node) -> str:
@@ -245,16 +250,16 @@ def _spelled(node: yaml.Node) -> str:
 
 
 class _LenientLoader(_Loader):
-    """For files of others: a key that is a number or the like is taken as its text."""
+    """The loader for files of other programs: a key that is a number, a boolean or null becomes its text."""
 
     may_agree = True
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `_Loader` would take for a number, or in which it would see line breaks."""
+    """A dumper that quotes texts which `_Loader` would read as a number or break into lines."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Escape Unicode's own line breaks, which other quotes turn into spaces."""
+        """Double-quote a text with Unicode line breaks, which other quotes would turn into spaces."""
         return self.represent_scalar(TEXT, data, style='"' if UNICODE_BREAKS.search(data) else None)
 
 
@@ -262,11 +267,12 @@ PREFIX = "tag:yaml.org,2002:"
 TEXT, INTEGER, FLOAT, MERGE = (PREFIX + name for name in ("str", "int", "float", "merge"))
 SIMPLE_TAGS = {INTEGER, FLOAT, PREFIX + "bool", PREFIX + "null"}
 KNOWN_TAGS = {None, TEXT, *SIMPLE_TAGS, PREFIX + "seq", PREFIX + "map"}
-"""What a value is made of; None is the constructor that refuses all others."""
+"""Tags that a value may have; None is the constructor that refuses all others."""
 PLAIN_TEXT = {f"{PREFIX}timestamp", f"{PREFIX}value"}
-"""What YAML 1.1 sees in a date and in a lone `=`."""
+"""Tags that YAML 1.1 gives a date and a lone `=`: read as text."""
 DOUBLE_QUOTED = re.compile('"([^"]*)')
 UNICODE_BREAKS = re.compile("[\x85\u2028\u2029]")
+# YAML 1.1, and so PyYAML, takes 1e-4 for a text: it wants 1.0e-4
 EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
 for kind in (_Loader, _LenientLoader, _Dumper):
     kind.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
@@ -295,24 +301,24 @@ YAML_FAULTS = {
         r"close it; in double quotes \" is a quote in the text: write a path in single quotes, or with /",
     ),
 }
-"""What to say, and to do, by a word of our own message or PyYAML's."""
+"""Message and hint by a word in the error's text, glmtune's own or PyYAML's; the first word found counts."""
 
 
 def load_yaml(text: str, *, may_agree: bool = False) -> Any:
-    """The value of a YAML text. Raises `yaml.YAMLError`; `may_agree` as of `Decoder`."""
+    """Return the value of a YAML text. Raises `yaml.YAMLError`; `may_agree` as of `Decoder`."""
     if len(text) > MOST_YAML:
         raise yaml.MarkedYAMLError(problem=f"more than {MOST_YAML:,} characters")
     loader = (_LenientLoader if may_agree else _Loader)(text)
     try:
         return loader.get_single_data()
-    except (ValueError, OverflowError) as err:  # an escape or a version that is no character or number
+    except (ValueError, OverflowError) as err:  # a bad escape or %YAML version
         raise yaml.MarkedYAMLError(problem=first_line(err), problem_mark=loader.get_mark()) from None
     finally:
         loader.dispose()
 
 
 def parse_yaml(text: str, where: str, *, may_agree: bool = False) -> Any:
-    """As `load_yaml`, but raises `ConfigError` with line and column."""
+    """Return the value of a YAML text. Raises `ConfigError` with line and column."""
     try:
         return load_yaml(text, may_agree=may_agree)
     except yaml.MarkedYAMLError as err:
@@ -324,10 +330,10 @@ def parse_yaml(text: str, where: str, *, may_agree: bool = False) -> Any:
 
 
 def yaml_error(err: yaml.MarkedYAMLError, where: str, text: str = "") -> ConfigError:
-    """The error for YAML that cannot be read, and for what stands in double quotes where it stops."""
+    """Make the ConfigError for a YAML error; `text` lets it quote a Windows path in double quotes."""
     problem = str(err.problem)
     what, hint = next(
-        (found for word, found in YAML_FAULTS.items() if word in problem),
+        (advice for word, advice in YAML_FAULTS.items() if word in problem),
         ("not valid YAML: {}", "check indentation and quotes"),
     )
     if "{path}" in hint:
@@ -338,7 +344,7 @@ def yaml_error(err: yaml.MarkedYAMLError, where: str, text: str = "") -> ConfigE
     return ConfigError(f"{where}: {what.format(problem)}", hint=hint)
 
 
-def dump_yaml(value: Any, **layout: Any) -> str:
-    """YAML text that `load_yaml` reads back; `layout` is PyYAML's."""
+def dump_yaml(value: object, **layout: Any) -> str:  # Any: PyYAML's options, each of its own type
+    """Return YAML text that `load_yaml` reads back; `layout` are options of `yaml.dump`."""
     text: str = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, **layout)
     return text

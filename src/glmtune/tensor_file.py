@@ -1,4 +1,4 @@
-"""safetensors files: opened, and whatever is wrong with one said by its name. Loads no torch."""
+"""Open safetensors files, with errors that name the file. Loads no torch."""
 
 import errno
 from collections.abc import Iterator
@@ -13,26 +13,27 @@ from glmtune.files import COPY_AGAIN, read_start, unreadable
 
 
 def open_safetensors(file: Path, framework: Literal["pt", "numpy"]) -> Any:
-    """A mapped file, as `safe_open` gives it. Raises CheckpointError."""
-    read_start(file)
+    """Memory-map a file with `safe_open`. Raises CheckpointError."""
+    read_start(file)  # a missing, empty or unreadable file gets its own message first
     with explain_damage(file):
         return safe_open(file, framework=framework)
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes by name, from the header alone. Raises CheckpointError."""
+    """Return the shapes of the tensors by name, from the header alone. Raises CheckpointError."""
     opened = open_safetensors(file, "numpy")
     return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 no dict
 
 
 @contextmanager
 def explain_damage(file: Path) -> Iterator[None]:
-    """Turn what the file libraries raise into a CheckpointError that names the file."""
+    """Turn the errors that file libraries raise inside into a CheckpointError that names the file."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EINVAL:  # how mapping a cut-off file fails
+        if error.errno == errno.EINVAL:  # mmap of a cut-off file
             raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
         raise unreadable(file, error) from error
+    # RuntimeError, EOFError and the rest: torch.load and pickle on a damaged .bin file
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, MemoryError) as error:
         raise CheckpointError(f"{file}: truncated or damaged: {first_line(error)}", hint=COPY_AGAIN) from None

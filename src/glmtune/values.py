@@ -1,4 +1,4 @@
-"""Single values of a row: taken as text, or refused in words that name them."""
+"""Single cells of a row: read as text or JSON, or refused with an error that names the cell."""
 
 import json
 import math
@@ -9,16 +9,18 @@ from glmtune.errors import DataError
 from glmtune.strict import KeyTwiceError, parse_json
 
 RowObject = Mapping[str, Any]
+"""A row, or a turn of it, as JSON has it: key -> value."""
 
 SHOWN_CHARACTERS = 60
+"""Characters of a value that an error quotes."""
 
 
 class TableRow(dict[str, str]):
-    """A row of a file whose first line is taken for the names of the columns."""
+    """A row of a CSV file, whose first line is taken for the names of the columns."""
 
 
 class Fields(dict[str, Any]):
-    """A row, or one turn of it, that knows which of its keys were read: by index or by `get`."""
+    """A row, or a turn of it, that notes the keys read, by index or by `get`."""
 
     __slots__ = ("read",)
 
@@ -27,22 +29,23 @@ class Fields(dict[str, Any]):
         self.read: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
-        """The value of a key, which counts as read."""
+        """Return the value of a key, and note the key as read."""
         self.read.add(key)
         return super().__getitem__(key)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key or the default; the key counts as read."""
+    def get(self, key: str, default: object = None) -> Any:
+        """Return the value of a key or the default, and note the key as read."""
         self.read.add(key)
         return super().get(key, default)
 
     def unread(self) -> list[str]:
-        """The keys that hold something and that nobody has read."""
+        """Return the keys that hold something and were never read."""
+        # items() does not go through __getitem__, so looking for them reads nothing
         return [key for key, value in self.items() if key not in self.read and is_filled(value)]
 
 
-def is_filled(value: Any) -> bool:
-    """Whether there is anything in a cell: not null, NaN, blank text or an empty list or object."""
+def is_filled(value: object) -> bool:
+    """True if a cell holds something: not null, NaN, blank text or an empty list or object."""
     if isinstance(value, str):
         return value.strip() not in ("", "[]", "{}")
     if isinstance(value, float):
@@ -50,17 +53,18 @@ def is_filled(value: Any) -> bool:
     return value is not None and value not in ([], {})
 
 
-def is_plain(value: Any) -> bool:
-    """Whether a value is a finite number, true or false, which have one spelling as text."""
+def is_plain(value: object) -> bool:
+    """True for a finite number, true and false, which have one spelling as text."""
+    # bool is a subclass of int
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def text(value: Any, name: str) -> str:
-    """The value as text, perhaps empty. Raises `DataError` for anything else, or half a character."""
+def text(value: object, name: str) -> str:
+    """Return the value if it is text, which may be empty. Raises `DataError` for anything else."""
     if not isinstance(value, str):
         raise _no_text(value, name)
     try:
-        value.encode()
+        value.encode()  # fails for half of a surrogate pair, which JSON can spell and no tokenizer reads
     except UnicodeEncodeError as err:
         raise DataError(
             f"{name!r} holds half a character, got {shown(value[err.start : err.end])} "
@@ -70,11 +74,14 @@ def text(value: Any, name: str) -> str:
     return value
 
 
-def _no_text(value: Any, name: str) -> DataError:
-    kinds = _other_parts(value)
+def _no_text(value: object, name: str) -> DataError:
+    """Return the error for a value that is not text, with advice by its kind."""
+    # OpenAI's list of parts, {"type": "image_url", ...} beside {"type": "text", ...}
+    parts = [part for part in value if isinstance(part, dict)] if isinstance(value, list) else []
+    kinds = {kind for part in parts if isinstance(kind := part.get("type"), str) and kind != "text"}
     if kinds:
         return DataError(
-            f"{name!r} holds parts that are no text: {', '.join(kinds)}, got {shown(value)}",
+            f"{name!r} holds parts that are no text: {', '.join(sorted(kinds))}, got {shown(value)}",
             hint="these models read text alone: leave such rows out, or the parts with what refers to them",
         )
     hint = "write it as one text"
@@ -89,18 +96,10 @@ def _no_text(value: Any, name: str) -> DataError:
     return DataError(f"{name!r} must be text, got {shown(value)}", hint=hint)
 
 
-def _other_parts(value: Any) -> list[str]:
-    """The kinds of the parts in OpenAI's list of parts, such as `image_url`, that are not text."""
-    parts = value if isinstance(value, list) else []
-    kinds = [part["type"] for part in parts if isinstance(part, dict) and isinstance(part.get("type"), str)]
-    return sorted({kind for kind in kinds if kind != "text"})
-
-
-def non_empty(value: Any, name: str) -> str:
-    """The value as text that is not blank: an answer."""
-    is_number = isinstance(value, float) and not math.isfinite(value)
-    is_empty = value is None or is_number or (isinstance(value, str) and not value.strip())
-    if is_empty:
+def non_empty(value: object, name: str) -> str:
+    """Return the value if it is text and not blank, like an answer. Raises `DataError` for anything else."""
+    is_void = isinstance(value, float) and not math.isfinite(value)  # NaN: a table's empty cell
+    if value is None or is_void or (isinstance(value, str) and not value.strip()):
         raise DataError(
             f"{name!r} must be non-empty text, got {shown(value)}",
             hint="write the answer, or remove the row: there is nothing to learn in it",
@@ -108,10 +107,10 @@ def non_empty(value: Any, name: str) -> str:
     return text(value, name)
 
 
-def decoded(value: Any) -> Any:
-    """What a cell holds as JSON, as in CSV; anything else stays as it is.
+def decoded(value: object) -> Any:
+    """Return the value of a cell whose text is JSON, as lists in CSV are; any other value as it is.
 
-    Raises `DataError` where an object in it has a key twice.
+    Raises `DataError` if an object in the JSON has a key twice.
     """
     if not isinstance(value, str):
         return value
@@ -123,15 +122,12 @@ def decoded(value: Any) -> Any:
         return value
 
 
-def shown(value: Any) -> str:
-    """The value for a message, shortened."""
-    spelled = ascii(value) if isinstance(value, str) and _has_surrogate(value) else None
-    if spelled is None:
-        spelled = (
-            repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        )
+def shown(value: object) -> str:
+    """Return a value as a message quotes it, shortened."""
+    if not isinstance(value, str):
+        spelled = json.dumps(value, ensure_ascii=False, default=str)
+    elif any("\ud800" <= character <= "\udfff" for character in value):
+        spelled = ascii(value)  # half a surrogate pair cannot be printed
+    else:
+        spelled = repr(value)
     return spelled if len(spelled) <= SHOWN_CHARACTERS else spelled[: SHOWN_CHARACTERS - 3] + "..."
-
-
-def _has_surrogate(value: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in value)

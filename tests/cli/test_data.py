@@ -15,8 +15,7 @@ from glmtune.data.reader import read_dataset
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.tokenizers import read_tokenizer
-from glmtune.workflows.rows import test_questions as questions_of
-from glmtune.workflows.rows import training_rows
+from glmtune.workflows.rows import encode_test_rows, training_rows
 from models import tiny_folder
 
 ROW = {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "你好"}]}
@@ -169,9 +168,9 @@ def test_rows_in_another_character_set_are_read_by_each_verb_as_the_hint_says(tm
     notes = [note.text for note in training_rows(tokenizer, settings).notes]
     assert f"{tmp_path / 'gbk.csv'}: read as GB18030, not as UTF-8" in notes
     settings = Data(test=tmp_path / "gbk.csv", charset="gb18030")
-    assert len(questions_of(tokenizer, settings, num_new=8).questions) == 2
+    assert len(encode_test_rows(tokenizer, settings, num_new=8).rows) == 2
     with pytest.raises(DataError) as caught:
-        questions_of(tokenizer, Data(test=tmp_path / "gbk.csv"), num_new=8)
+        encode_test_rows(tokenizer, Data(test=tmp_path / "gbk.csv"), num_new=8)
     assert "data.charset=gb18030" in caught.value.hint
 
 

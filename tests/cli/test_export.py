@@ -24,6 +24,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_an_export_says_what_it_proved_and_what_it_lost(desk: Path) -> None:
     words = ("--to", "int4", "--output", "out", "--data", "rows.csv", "--score-rows", "1", "--max-rows", "2")
     done = glmtune("export", "run", *words, cwd=desk)
@@ -47,6 +48,7 @@ def test_an_export_says_what_it_proved_and_what_it_lost(desk: Path) -> None:
     assert "error: out: this folder is not empty and will not be overwritten" in again.stderr
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_without_rows_nothing_is_claimed(desk: Path) -> None:
     done = glmtune("export", "model", "--to", "int8", "--output", "int8", cwd=desk)
     assert done.returncode == 0, done.stderr
@@ -67,7 +69,7 @@ def test_rows_of_a_file_that_has_changed_since_are_not_called_held_out(desk: Pat
     before = rows.read_bytes()
     rows.write_bytes(before + "问题,别的答案。\n".encode())
     held = held_out_rows(
-        desk / "run", load_tokenizer(desk / "model"), data=None, max_rows=9, score_rows=0, given={}
+        desk / "run", load_tokenizer(desk / "model"), data=None, max_rows=9, score_rows=0, data_settings={}
     )
     rows.write_bytes(before)
     assert held == f"{rows} is not the file any more that the run was trained on"

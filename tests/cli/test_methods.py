@@ -29,7 +29,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     done = glmtune(
         "train", "model=glm-tiny", *RUNS[request.param], f"data.train={EXAMPLES / 'adverts.jsonl'}",
         "data.max_tokens=256", "data.max_rows=40", "data.holdout_rows=4", "train.steps=3",
-        "train.batch_size=4", "train.eval_every=1", "train.lr=1e-2", "samples.max_new_tokens=4",
+        "train.batch_size=2", "train.eval_every=1", "train.lr=1e-2", "samples.max_new_tokens=4",
         f"output={request.param}", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

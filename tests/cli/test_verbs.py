@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from commands import glmtune, glmtune_process
+from commands import glmtune
+from forks import run_fork
 from glmtune.recipe.describe import Language, describe
 from glmtune.workflows import evaluate
 from models import tiny_folder
@@ -37,7 +38,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, and a run trained on it."""
     folder = tmp_path_factory.mktemp("work")
     tiny_folder(folder / "model")
-    done = glmtune_process("train", *train_words(folder / "model"), cwd=folder)
+    command = [sys.executable, "-m", "glmtune", "train", *train_words(folder / "model")]
+    done = run_fork(command, cwd=folder, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     (folder / "train.txt").write_text(done.stdout, encoding="utf-8")
     return folder

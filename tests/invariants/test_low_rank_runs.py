@@ -80,9 +80,14 @@ def logits(path: str | Path) -> torch.Tensor:
     return result
 
 
+CASES = [("v3", "rslora"), *((base, method) for base in BASES for method in ("dora", "adalora"))]
+FAST = (("v3", "rslora"), ("v3", "adalora"), ("v1", "dora"), ("glm4", "dora"), ("transformers", "adalora"))
+"""Tried in every run; test_methods.py has each family with each method, test_recipes.py glm-tiny."""
+
+
 @pytest.mark.parametrize(
     ("base", "method"),
-    [("v3", "rslora"), *((base, method) for base in BASES for method in ("dora", "adalora"))],
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],
 )
 def test_loss_falls_on_every_kind_of_model_and_the_adapter_opens_again(
     folders: Callable[[str], str], tmp_path: Path, base: str, method: str
@@ -103,8 +108,17 @@ def test_loss_falls_on_every_kind_of_model_and_the_adapter_opens_again(
         assert sum(len(x) for name, x in stored.items() if name.endswith("lora_E")) == 2 * num_targets
 
 
-@pytest.mark.parametrize("quant", ["int8", "int4"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "quant"),
+    [
+        ("adalora", "int8"),
+        ("dora", "int4"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # each is in test_methods.py, without a run
+            for case in (("adalora", "int4"), ("dora", "int8"), ("rslora", "int8"), ("rslora", "int4"))
+        ),
+    ],
+)
 def test_loss_falls_on_a_quantised_base(
     folders: Callable[[str], str], tmp_path: Path, quant: str, method: str
 ) -> None:
@@ -118,23 +132,31 @@ def test_loss_falls_on_a_quantised_base(
     assert result.metrics["eval_loss"] < result.metrics["first_eval_loss"] - 0.02
 
 
+RESUMED = (*METHODS["adalora"], "train.eval_every=4", "method.dropout=0.1", f"method.target_modules={OWN}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folders: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    whole = tmp_path_factory.mktemp("uninterrupted") / "whole"
+    drain(training(recipe(folders("v3"), whole, *RESUMED)))
+    return whole
+
+
 @pytest.mark.parametrize("stop", [4, 8])
 def test_a_resumed_adalora_run_equals_an_uninterrupted_one_bit_by_bit(
-    folders: Callable[[str], str], tmp_path: Path, stop: int
+    folders: Callable[[str], str], uninterrupted: Path, tmp_path: Path, stop: int
 ) -> None:
-    words = (*METHODS["adalora"], "train.eval_every=4", "method.dropout=0.1", f"method.target_modules={OWN}")
-    whole, parts = (recipe(folders("v3"), tmp_path / name, *words) for name in ("whole", "parts"))
-    drain(training(whole))
+    parts = recipe(folders("v3"), tmp_path / "parts", *RESUMED)
     interrupted = training(parts)
     while not (isinstance(event := next(interrupted), Saved) and event.path.name.endswith(str(stop))):
         pass
     next(interrupted)  # one more step, which the resumed run must forget
     interrupted.close()
     drain(training(parts, resume=True))
-    assert figures(tmp_path / "parts") == figures(tmp_path / "whole")
-    assert ranks(tmp_path / "parts") == ranks(tmp_path / "whole")
+    assert figures(tmp_path / "parts") == figures(uninterrupted)
+    assert ranks(tmp_path / "parts") == ranks(uninterrupted)
     first, second = (
-        load_file(tmp_path / name / "last" / "adapter_model.safetensors") for name in ("whole", "parts")
+        load_file(run / "last" / "adapter_model.safetensors") for run in (uninterrupted, tmp_path / "parts")
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -206,7 +228,7 @@ def test_a_schedule_that_does_not_fit_is_refused_before_the_model_is_opened(
 ) -> None:
     opened: list[Any] = []
     monkeypatch.setattr(
-        sys.modules["glmtune.workflows.assemble"], "open_place", lambda *_, **__: opened.append(1)
+        sys.modules["glmtune.workflows.assemble"], "load_location", lambda *_, **__: opened.append(1)
     )
     words = (*METHODS["adalora"], "method.warmup_steps=9")
     with pytest.raises(ConfigError, match="leave none of the run's 10 steps to prune in"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW
 
+from forks import run_fork, run_ranks
 from glmtune import load_tokenizer
 from glmtune.adapters.store import read_card
 from glmtune.data.batches import Steps
@@ -76,7 +76,8 @@ METHODS = {
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path: Path, method: str) -> None:
     """Dropout on: the random numbers go on too."""
     model = tiny_folder(tmp_path / "model", hidden_size=64, ffn_hidden_size=128, kv_channels=16)
-    whole, parts = (recipe(model, tmp_path / name, *METHODS[method]) for name in ("whole", "parts"))
+    words = (*METHODS[method], "train.batch_size=2")
+    whole, parts = (recipe(model, tmp_path / name, *words) for name in ("whole", "parts"))
     drain(training(whole))
     interrupted = training(parts)
     while not isinstance(next(interrupted), Saved):  # the checkpoint at step 5
@@ -170,9 +171,7 @@ def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_saved(
     assert (tmp_path / "run" / "last").resolve().name == "step-000002"
 
 
-def on_two_processes(
-    words: list[str], *program: str, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def torchrun(words: list[str], *program: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
         [*command, *(program or ("-m", "glmtune")), *words], env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -196,14 +195,14 @@ def test_an_error_of_one_process_alone_is_told_by_that_one(model: Path, tmp_path
     )
     words = [f"model={model}", f"data.train={ADVERTS}", f"output={tmp_path / 'run'}", "data.max_rows=10",
              "data.max_tokens=400"]  # fmt: skip
-    done = on_two_processes(["train", *words], str(tmp_path / "one_fails.py"))
+    done = torchrun(["train", *words], str(tmp_path / "one_fails.py"))
     assert done.returncode != 0
     assert "error: process 1: disk of the second machine: full" in done.stderr
     assert "hint: free some space" in done.stderr
 
 
 def test_an_error_of_all_processes_is_told_once(model: Path, tmp_path: Path) -> None:
-    done = on_two_processes(["train", f"model={model}", "data.train=gone.json", f"output={tmp_path / 'run'}"])
+    done = torchrun(["train", f"model={model}", "data.train=gone.json", f"output={tmp_path / 'run'}"])
     assert done.stderr.count("error: ") == 1
 
 
@@ -229,7 +228,7 @@ def test_one_process_that_is_asked_to_end_ends_all_at_the_same_saved_step(
     run = tmp_path / "run"
     words = [f"model={model}", f"data.train={ADVERTS}", f"output={run}", "data.max_rows=10",
              "data.max_tokens=400", "train.steps=9"]  # fmt: skip
-    done = on_two_processes(["train", *words, "samples.prompts=[]"], str(tmp_path / "one_stops.py"))
+    done = torchrun(["train", *words, "samples.prompts=[]"], str(tmp_path / "one_stops.py"))
     assert done.returncode != 0
     assert done.stderr.count(f"all 3 of 9 steps so far are saved; go on with: glmtune train {run} --res") == 1
     assert (run / "last").resolve().name == "step-000003"
@@ -244,7 +243,7 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> No
         "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.lr=1e-2", "train.eval_every=5",
         "samples.prompts=[]", *changed,
     ]  # fmt: skip
-    done = on_two_processes(["train", *words])
+    done = run_ranks(2, "-m", "glmtune", "train", *words, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("global step 10 ( 100.00% )") == 1  # one process prints, of the whole
     one, two = ([line for line in metrics(tmp_path / name) if "loss" in line] for name in ("one", "two"))
@@ -281,7 +280,7 @@ def test_every_pass_through_the_model_is_made_by_every_process(
              "data.max_tokens=400", f"train.batch_size={rows}", f"data.holdout_rows={rows}", "train.steps=2",
              "train.eval_every=1", "train.gradient_checkpointing=false",
              "samples.max_new_tokens=4"]  # fmt: skip
-    done = on_two_processes(["train", *words], str(tmp_path / "counted.py"), cwd=tmp_path)
+    done = torchrun(["train", *words], str(tmp_path / "counted.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = ((tmp_path / f"passes-{rank}").read_text().split() for rank in (0, 1))
     assert first == second
@@ -309,11 +308,8 @@ def test_early_stopping_keeps_the_best_checkpoint(model: Path, tmp_path: Path) -
 def test_a_full_disk_ends_the_run_with_what_was_there_intact(model: Path, tmp_path: Path, limit: int) -> None:
     """A real one, of sorts: the kernel lets no file grow beyond the picture, or beyond half the weights."""
     words = [f"model={model}", f"data.train={ADVERTS}", "output=run", "train.steps=2", "data.max_tokens=400"]
-    done = subprocess.run(
-        [sys.executable, "-m", "glmtune", "train", *words, "method=full"], cwd=tmp_path, capture_output=True,
-        text=True, encoding="utf-8", timeout=300, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+    command = [sys.executable, "-m", "glmtune", "train", *words, "method=full"]
+    done = run_fork(command, cwd=tmp_path, encoding="utf-8", limit_bytes=limit)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     error, hint = done.stderr.splitlines()[-2:]
@@ -563,7 +559,7 @@ def test_a_fault_in_one_process_stops_all_by_its_name(faulty: tuple[Path, Path, 
         "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=4",
         "samples.prompts=[]",
     ]  # fmt: skip
-    done = on_two_processes(["train", *words])
+    done = run_ranks(2, "-m", "glmtune", "train", *words, encoding="utf-8")
     assert done.returncode != 0
     assert f"step 8: the loss is nan, first in {FIRST_NORM} at {place};" in done.stderr
 

@@ -138,6 +138,7 @@ def test_a_run_that_recorded_no_type_says_what_changes(base: Path, tmp_path: Pat
     assert any("the base was in bfloat16 so far, from here it is in float32" in note for note in notes)
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_an_export_keeps_the_stored_type_whatever_it_was_computed_in(
     base: Path, tmp_path: Path, move: Move
 ) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import glmtune
+from fuzz import examples
 from glmtune.adapters.store import Card, save_trained
 from glmtune.conversation import encode_messages
 from glmtune.data.encode import encode_examples
@@ -49,7 +50,7 @@ def dicts(talk: list[tuple[str, str]]) -> Row:
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(TALKS, WORDS, WORDS, st.booleans())
 def test_training_and_evaluation_show_what_encode_messages_sends(
     tokenizers: dict[str, Any], talk: list[tuple[str, str]], system: str, prefix: str, has_own: bool

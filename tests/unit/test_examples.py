@@ -50,7 +50,8 @@ def test_the_generator_writes_exactly_the_committed_files(tmp_path: Path) -> Non
 
 
 def test_another_seed_gives_other_rows() -> None:
-    assert all(made != build.make(seed=0)[name] for name, made in build.make(seed=1).items())
+    first, second = build.make(seed=0), build.make(seed=1)
+    assert all(made != first[name] for name, made in second.items())
 
 
 @pytest.mark.parametrize("name", [*PAIRS, "general.jsonl", "alpaca.json"])

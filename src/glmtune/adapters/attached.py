@@ -13,13 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import (
-    PeftConfig,
-    inject_adapter_in_model,
-    set_peft_model_state_dict,
-)
-from peft.tuners.lora import Linear
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from glmtune.adapters.factors import START, is_adalora
@@ -32,10 +25,16 @@ from glmtune.adapters.store import ADAPTER_FILE, own_method
 from glmtune.adapters.to_lora import read_as_lora
 from glmtune.errors import ConfigError
 from glmtune.files import read_json_if_there
+from glmtune.log import without_false_alarms
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe.method import TrainedPart
+
+with without_false_alarms():  # bitsandbytes', which PEFT imports
+    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 _CHANGE_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters")
 """Keys of adapter_config.json that change the base itself, not only layers that can be switched off."""

@@ -15,7 +15,7 @@ from glmtune.files import hash_file
 from glmtune.folder import ModelFolder
 from glmtune.log import tell
 from glmtune.models.fingerprint import fingerprint
-from glmtune.run_files import going_on
+from glmtune.run_files import train_on_hint
 
 _WHOLE_FOLDER = "take the whole folder from a copy, or train anew"
 _ITS_BASE = "name the base it was trained on: base=FOLDER, or in Python load_model(base, adapter=...)"
@@ -67,7 +67,7 @@ def _require_none(folder: Path, changed: Sequence[str]) -> None:
         # only the optimizer's state is damaged: the weights are good, so training can start from them
         is_state = all(other.endswith(".pt") for other in changed)
         raise CheckpointError(
-            f"{folder / name}: {problem}", hint=going_on(folder) if is_state else _WHOLE_FOLDER
+            f"{folder / name}: {problem}", hint=train_on_hint(folder) if is_state else _WHOLE_FOLDER
         )
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel
-from peft.tuners.adalora import AdaLoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,8 +14,13 @@ from glmtune.adapters.factors import START
 from glmtune.adapters.peft_settings import explain_peft
 from glmtune.adapters.store import Card
 from glmtune.errors import CheckpointError
+from glmtune.log import without_false_alarms
 from glmtune.methods.lora import ADAPTER
 from glmtune.models.protocol import CausalLM
+
+with without_false_alarms():  # bitsandbytes', which PEFT imports
+    from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel
+    from peft.tuners.adalora import AdaLoraLayer
 
 _EPSILON = 1e-5
 """Number that PEFT's SVDLinear adds to the rank by which it divides the scale."""

@@ -1,13 +1,12 @@
-"""The command line: one verb a function. All exit codes are here.
+"""The command line of glmtune: one function per verb; all exit codes are set here.
 
-What a verb needs is imported inside it, so that `glmtune --help` answers at once.
+A verb imports what it needs inside its function, so that `glmtune --help` answers at once.
 """
 
 import os
 import sys
 import time
 import warnings
-from typing import NoReturn
 
 import click
 
@@ -26,11 +25,15 @@ from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
-from glmtune.log import is_main_process
+from glmtune.log import is_main_process, lines_on_stderr
 from glmtune.training.stopping import Interrupted
 
 FIRST_SPEAKS_S = 5.0
-"""How long a process that `torchrun` started waits before it tells its error, which may be every one's."""
+"""Seconds that a process of `torchrun` other than the first waits before it prints its error.
+
+If all processes have the same error, the first prints it and ends, and `torchrun` then ends the others: the
+error is printed once. A process that is still there after the wait has an error of its own.
+"""
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -63,53 +66,40 @@ for verb in (
 
 
 def main() -> None:
-    """Run the command line; what a user can fix ends in `error:` and `hint:` and exit code 2."""
+    """Run the command line; errors that a user can fix print `error:` and `hint:` and exit with code 2."""
     settle_streams()
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries' developers
     try:
-        glmtune(standalone_mode=False)
+        with lines_on_stderr():
+            glmtune(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.exceptions.NoArgsIsHelpError as err:
         err.show()
         sys.exit(2)
     except click.ClickException as err:
-        _show_misuse(err)
+        # click's own errors, in the form of ours
+        context = getattr(err, "ctx", None)
+        command = context.command_path if context else program()
+        # NoSuchOption.format_message adds a guess of click's; `misuse_hint` has a better one
+        text = str(err.message if isinstance(err, click.NoSuchOption) else err.format_message()).rstrip(".")
+        click.echo(f"error: {command}: {text[:1].lower()}{text[1:]}", err=True)
+        click.echo(f"hint: {misuse_hint(err) or f'`{command} --help` has examples'}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt) as err:
-        _end_interrupted(err.__cause__ or err)
+        # a workflow raises `Interrupted`, which says what is saved and how to go on; click makes it an Abort
+        cause = err.__cause__ or err
+        interrupted = cause if isinstance(cause, Interrupted) else Interrupted("interrupted")
+        if is_main_process():
+            click.echo(str(interrupted), err=True)
+        leave_group()
+        sys.exit(interrupted.exit_code)
     except GlmtuneError as err:
-        _show_error(err)
+        if not is_main_process():
+            time.sleep(FIRST_SPEAKS_S)
+        process = "" if is_main_process() else f"process {os.environ['RANK']}: "
+        click.echo(f"error: {process}{err}", err=True)
+        if err.hint:
+            click.echo(f"hint: {err.hint}", err=True)
         leave_group()
         sys.exit(err.exit_code)
-
-
-def _end_interrupted(err: BaseException) -> NoReturn:
-    """Say what is kept and how to go on, where somebody knows."""
-    told = err if isinstance(err, Interrupted) else Interrupted("interrupted")
-    if is_main_process():
-        click.echo(str(told), err=True)
-    leave_group()
-    sys.exit(told.exit_code)
-
-
-def _show_error(err: GlmtuneError) -> None:
-    """Print an error; of several processes with the same one only the first prints it.
-
-    That one ends first, and `torchrun` then ends the others. Where it does not, the error is another's alone.
-    """
-    if not is_main_process():
-        time.sleep(FIRST_SPEAKS_S)
-    process = "" if is_main_process() else f"process {os.environ['RANK']}: "
-    click.echo(f"error: {process}{err}", err=True)
-    if err.hint:
-        click.echo(f"hint: {err.hint}", err=True)
-
-
-def _show_misuse(err: click.ClickException) -> None:
-    """What click has found wrong with the command line, as our own errors are shown."""
-    context = getattr(err, "ctx", None)
-    command = context.command_path if context else program()
-    message = str(err.message if isinstance(err, click.NoSuchOption) else err.format_message()).rstrip(".")
-    click.echo(f"error: {command}: {message[:1].lower()}{message[1:]}", err=True)
-    click.echo(f"hint: {misuse_hint(err) or f'`{command} --help` has examples'}", err=True)

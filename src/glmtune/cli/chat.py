@@ -1,6 +1,5 @@
 """`glmtune chat`."""
 
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,7 @@ def chat(
     device: str,
     compute: str,
     compile_step: bool,
-    **sampling: Any,
+    **sampling: float | None,
 ) -> None:
     """Talk to a model, run or adapter folder.
 
@@ -95,88 +94,82 @@ def chat(
     from glmtune.locations import resolve
 
     location = resolve(path, base=base, revision=revision, has_base=compare)
-    record = Transcript(history) if history else None
+    transcript = Transcript(history) if history else None
     tokenizer = tokenizer_of(location, template=template)
     taught = location.taught
     name = _name(location.run or path, tokenizer.chat_format.title)
-    speakers = _open_speakers(
+    speakers = _load_speakers(
         location,
         _base_of(location, path, base) if compare else None,
         name,
         compute,
-        opened={"template": template, "dtype": dtype, "device": device, "quant": quant},
-        talk={
+        load_options={"template": template, "dtype": dtype, "device": device, "quant": quant},
+        chat_options={
             "tokenizer": tokenizer,
             **asdict(taught if system is None else replace(taught, system=system)),
             "compile_step": compile_step,
             **{name: value for name, value in sampling.items() if value is not None},
         },
     )
-    note("model load done...")
-    talk = Talk(speakers, open_questions(), record)
+    note("model load done...")  # the line of the program that `talk` names as its source
+    talk = Talk(speakers, open_questions(), transcript)
     talk.greet(name)
     talk.hold(rounds)
 
 
-def _open_speakers(
+def _load_speakers(
     location: "Location",
     base: "Location | None",
     name: str,
     compute: str,
     *,
-    opened: dict[str, Any],
-    talk: dict[str, Any],
+    load_options: dict[str, Any],
+    chat_options: dict[str, Any],
 ) -> list["Speaker"]:
-    """The model of a place, behind its base where that is to answer too.
+    """Load the model and return its speaker; with a `base` to compare, the base's speaker before it.
 
-    An adapter that can be set aside has its base with it; else the base is opened as a second model.
+    The base is the same model with its adapter set aside, if the adapter allows it, else a second model.
     """
     from glmtune.chat import Chat
     from glmtune.cli.talk import Speaker
     from glmtune.generate import choose_compute, pick_compute
     from glmtune.load import choose_type
 
-    dtype = choose_type(location, opened["dtype"], opened["device"], opened["quant"])
-    model = _open(location, **{**opened, "dtype": dtype})
+    # chosen once for both: in two types, rounding would be part of the comparison
+    dtype = choose_type(location, load_options["dtype"], load_options["device"], load_options["quant"])
+    load_options = {**load_options, "dtype": dtype}
+    model = _load_verified(location, load_options)
     compute = pick_compute(model, compute)
-    model = choose_compute(model, compute)  # in its place: the exact weights are let go
+    model = choose_compute(model, compute)  # under the same name, so that the exact weights are freed
     if base is None:
-        return [Speaker(name, Chat(model, **talk))]
-    tuned = Speaker(f"{name} (tuned)", Chat(model, **talk))
-    name = f"{_name(base.run or Path(base.name))} (base)"
-    set_aside = _setting_aside(model, location, **talk)
-    if set_aside:
-        return [Speaker(name, Chat(model, **talk), set_aside), tuned]
-    opened = {**opened, "dtype": dtype, "quant": opened["quant"] or location.quant}
-    alone = choose_compute(_open(base, **opened), compute)
-    return [Speaker(name, Chat(alone, **talk)), tuned]
+        return [Speaker(name, Chat(model, **chat_options))]
+    tuned = Speaker(f"{name} (tuned)", Chat(model, **chat_options))
+    base_name = f"{_name(base.run or Path(base.name))} (base)"
+    # a compiled step has the adapter compiled into it: it cannot be set aside then
+    if location.adapter and not chat_options["compile_step"]:
+        from glmtune.adapters.attached import setting_aside  # loads PEFT
+
+        if set_aside := setting_aside(model, location.adapter, location.base):
+            return [Speaker(base_name, Chat(model, **chat_options), set_aside), tuned]
+    load_options["quant"] = load_options["quant"] or location.quant
+    base_model = choose_compute(_load_verified(base, load_options), compute)
+    return [Speaker(base_name, Chat(base_model, **chat_options)), tuned]
 
 
-def _open(location: "Location", **opened: Any) -> Any:
-    """The model of a place, proven; how is `glmtune verify`'s to tell."""
+def _load_verified(location: "Location", load_options: dict[str, Any]) -> "CausalLM":
+    """Load a location's model and tell that it is verified; `glmtune verify` prints the single checks."""
     from glmtune.load import load_proven
     from glmtune.workflows.events import drain
 
-    model = drain(load_proven(location, **opened)).eval()
+    model: CausalLM = drain(load_proven(location, **load_options)).eval()
     if location.adapter or location.card:
         proven = "adapter" if location.adapter else "trained weights"
         tell(f"{location.run or location.trained}: {proven} verified")
     return model
 
 
-def _setting_aside(
-    model: "CausalLM", location: "Location", *, compile_step: bool, **_: Any
-) -> Callable[[], Any] | None:
-    """How an adapter is set aside, None where it cannot be: a compiled step has it inside."""
-    if location.adapter is None or compile_step:
-        return None
-    from glmtune.adapters.attached import setting_aside  # which imports PEFT
-
-    return setting_aside(model, location.adapter, location.base)
-
-
 def _base_of(location: "Location", path: Path, base: Path | None) -> "Location":
-    """What a place was trained from. Raises `CheckpointError` and `ConfigError`."""
+    """Return the base that a model was trained from. Raises `CheckpointError` and `ConfigError`."""
     from glmtune.errors import CheckpointError, ConfigError
     from glmtune.locations import resolve
 
@@ -197,7 +190,7 @@ def _base_of(location: "Location", path: Path, base: Path | None) -> "Location":
         ) from None
 
 
-def _name(found: Path, title: str = "") -> str:
-    """What is talked to: a run's name, or that of a model; a family's own as people write it."""
-    name = found.absolute().name
+def _name(path: Path, title: str = "") -> str:
+    """Return the name of a run's or model's folder; a family's `title` if it differs in case only."""
+    name = path.absolute().name
     return title if name.lower() == title.lower() else name

@@ -1,19 +1,21 @@
 """`glmtune compare`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from glmtune.cli.console import PATH, plain
 
 if TYPE_CHECKING:
-    from glmtune.report.compare import Comparison, Lead, RunFigures
+    from rich.table import Table
+
+    from glmtune.report.compare import Comparison, RunFigures
 
 HEAD_WIDTH, RUN_WIDTH = 26, 18
-"""Columns of the terminal for the names of the rows, and at least for each run."""
+"""Widths in characters: of the column of names, and the least width of each run's column."""
 NOTHING = "-"
 
 
@@ -45,21 +47,29 @@ def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) ->
     folder = output or free_folder(Path("runs/compare"))
     comparison = compare_runs(runs, output=folder, at=at)
     lines, console = Lines(), Console(highlight=False)
-    size = max(1, (console.width - HEAD_WIDTH) // RUN_WIDTH)
-    for start in range(0, len(runs), size):
-        console.print(_figures_table(comparison, slice(start, start + size)))
-    for start in range(0, len(runs) if comparison.samples else 0, size):
-        console.print(_samples_table(comparison, slice(start, start + size)))
+    runs_per_table = max(1, (console.width - HEAD_WIDTH) // RUN_WIDTH)
+    for start in range(0, len(runs), runs_per_table):
+        console.print(_figures_table(comparison, slice(start, start + runs_per_table)))
+    for start in range(0, len(runs) if comparison.samples else 0, runs_per_table):
+        console.print(_samples_table(comparison, slice(start, start + runs_per_table)))
     for lead in comparison.leads:
-        if (lead.step, round(lead.seconds)) != (lead.other_step, round(lead.other_seconds)):
-            lines.say(_lead_line(lead))
+        # equal to the step and the second: neither run leads
+        if (lead.step, round(lead.seconds)) == (lead.other_step, round(lead.other_seconds)):
+            continue
+        faster = lead.other_seconds / lead.seconds
+        speed = f"{faster:.1f} times faster" if faster >= 1 else f"{1 / faster:.1f} times slower"
+        lines.say(
+            f"{lead.run} reaches {lead.other}'s best evaluation loss ({lead.loss:.4f}) {speed}: "
+            f"after {lead.seconds:.0f} s in place of {lead.other_seconds:.0f} s, "
+            f"at step {lead.step} in place of {lead.other_step}"
+        )
     for text in comparison.warnings:
         lines.warn(text)
     lines.say(f"picture: {folder / 'compare.png'}; figures: {folder / 'compare.json'}")
 
 
-def _figures_table(comparison: "Comparison", shown: slice) -> Any:
-    """Each run's figures in a column."""
+def _figures_table(comparison: "Comparison", shown: slice) -> "Table":
+    """Return a table with a column of figures for each run of the slice `shown`."""
     from rich.table import Column, Table
 
     table = Table(Column(overflow="fold"))
@@ -75,12 +85,12 @@ def _figures_table(comparison: "Comparison", shown: slice) -> Any:
     return table
 
 
-def _samples_table(comparison: "Comparison", shown: slice) -> Any:
-    """Each run's answers to the fixed prompts in a column."""
+def _samples_table(comparison: "Comparison", shown: slice) -> "Table":
+    """Return a table with a column of answers to the sample prompts for each run of the slice `shown`."""
     from rich.table import Column, Table
 
-    asked = Column("asked", ratio=3, overflow="fold")
-    table = Table(asked, show_lines=True, title="The fixed prompts", title_justify="left")
+    prompts = Column("asked", ratio=3, overflow="fold")
+    table = Table(prompts, show_lines=True, title="The fixed prompts", title_justify="left")
     for run in comparison.runs[shown]:
         table.add_column(plain(f"{run.name}\nstep {run.samples_step}"), ratio=5, overflow="fold")
     for sample in comparison.samples:
@@ -90,7 +100,7 @@ def _samples_table(comparison: "Comparison", shown: slice) -> Any:
 
 
 def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
-    """Name and one text a run of each figure."""
+    """Yield the name of each figure that every comparison has, and its text for each run."""
     from glmtune.report.recorded_run import MEAN_STEPS
 
     runs = comparison.runs
@@ -99,9 +109,10 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
         return name, [show(run) or NOTHING for run in runs]
 
     yield row("method", lambda run: run.method)
-    for name, show in (("trained on", _trained_on), ("evaluated on", _evaluated_on)):
-        if len({show(run) for run in runs}) > 1:
-            yield row(name, show)
+    if len({run.trained_on for run in runs}) > 1:
+        yield row("trained on", lambda run: run.trained_on)
+    if len({run.evaluated_on for run in runs}) > 1:
+        yield row("evaluated on", lambda run: run.evaluated_on)
     yield row("trainable parameters", _trainable)
     yield row("size on disk", lambda run: _number(run.size_bytes, "{:,.2f} MB", scale=1e-6))
     yield row("steps", lambda run: f"{run.steps:,}" + ("" if run.is_finished else ", not finished"))
@@ -109,7 +120,10 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
     yield row("steps/s", lambda run: _number(run.steps_per_s, "{:.2f}"))
     yield row("tokens/s", lambda run: _number(run.tokens_per_s, "{:,.0f}"))
     yield row("peak memory", lambda run: _number(run.peak_memory_gib, "{:.2f} GiB"))
-    yield row("best evaluation loss", _best)
+    yield row(
+        "best evaluation loss",
+        lambda run: _number(run.best_eval_loss, f"{{:.4f}} at step {run.best_step}"),
+    )
     for step in runs[0].eval_losses:
         yield f"evaluation loss at step {step}", [_loss(run.eval_losses[step]) for run in runs]
     for step in runs[0].losses:
@@ -120,28 +134,26 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
 
 
 def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
-    """What not every comparison has: scores by the rows they are of, and the settings that differ."""
+    """Yield the title and rows of each further section: scores by test file, and settings that differ."""
     from glmtune.evaluation.metrics import with_scale
 
     kinds = {scores.key: scores for run in comparison.runs for scores in run.scores}
     for key, example in kinds.items():
-        found = [next((s.values for s in run.scores if s.key == key), {}) for run in comparison.runs]
+        # a run that was not evaluated on these rows has no scores of them
+        scores = [next((s.values for s in run.scores if s.key == key), {}) for run in comparison.runs]
         rows = [
-            (name, [with_scale(one[name], name) if name in one else NOTHING for one in found])
+            (name, [with_scale(values[name], name) if name in values else NOTHING for values in scores])
             for name in example.values
         ]
         yield f"{Path(example.data).stem}, {example.num_rows} rows", rows
-    if comparison.differences:
-        texts = [(name, _settings(values)) for name, values in comparison.differences.items()]
-        yield "settings that differ", texts
-
-
-def _trained_on(run: "RunFigures") -> str:
-    return run.trained_on
-
-
-def _evaluated_on(run: "RunFigures") -> str:
-    return run.evaluated_on
+    differing = []
+    for name, settings in comparison.differences.items():
+        lists = [", ".join(map(str, value)) if isinstance(value, list) else value for value in settings]
+        texts = ["empty" if value is None else str(value) for value in lists]
+        last_parts = [Path(text).name for text in texts]  # of paths, if these still tell the runs apart
+        differing.append((name, last_parts if len(set(last_parts)) == len(set(texts)) else texts))
+    if differing:
+        yield "settings that differ", differing
 
 
 def _trainable(run: "RunFigures") -> str | None:
@@ -152,31 +164,9 @@ def _trainable(run: "RunFigures") -> str | None:
     return f"{count:,}{share}"
 
 
-def _best(run: "RunFigures") -> str | None:
-    return None if run.best_eval_loss is None else f"{run.best_eval_loss:.4f} at step {run.best_step}"
-
-
 def _loss(loss: float | None) -> str:
     return _number(loss, "{:.4f}") or NOTHING
 
 
 def _number(value: float | None, form: str, *, scale: float = 1) -> str | None:
     return None if value is None else form.format(value * scale)
-
-
-def _settings(values: Sequence[Any]) -> list[str]:
-    """Each run's value; of paths the last part, where that tells them apart."""
-    lists = [", ".join(map(str, value)) if isinstance(value, list) else value for value in values]
-    texts = ["empty" if value is None else str(value) for value in lists]
-    ends = [Path(text).name for text in texts]
-    return ends if len(set(ends)) == len(set(texts)) else texts
-
-
-def _lead_line(lead: "Lead") -> str:
-    faster = lead.other_seconds / lead.seconds
-    speed = f"{faster:.1f} times faster" if faster >= 1 else f"{1 / faster:.1f} times slower"
-    return (
-        f"{lead.run} reaches {lead.other}'s best evaluation loss ({lead.loss:.4f}) {speed}: "
-        f"after {lead.seconds:.0f} s in place of {lead.other_seconds:.0f} s, "
-        f"at step {lead.step} in place of {lead.other_step}"
-    )

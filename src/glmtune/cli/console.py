@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: paths, streams, tables' texts, options."""
+"""Parts that several verbs share: path types, output streams, texts in tables, loading options."""
 
 import codecs
 import shutil
@@ -6,26 +6,32 @@ import sys
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from glmtune.paths import read_path
 from glmtune.quants import QUANTS
 
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.measure import Measurement
+    from rich.text import Text
+
 
 def leave_group() -> None:
-    """Processes that `torchrun` started part in order; one that just exits can crash in a waiting thread."""
+    """Leave the process group of `torchrun`; a process that exits within it can crash in a waiting thread."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def settle_streams() -> None:
-    """Let no character break a line: one that the console cannot show is spelled, like `\\u4f60`.
+    """Set the standard streams so that no character raises an encoding error.
 
-    What is typed and is no text comes in as half characters, which those who read it refuse. Where Python
-    knows of no characters but ASCII, as under LANG=C, typed text is UTF-8, as click has it of printed text.
+    A character that the console cannot show is printed escaped, like `\\u4f60`. Typed bytes that are no text
+    come in as lone surrogates, which the readers of typed text refuse. Under an ASCII locale such as LANG=C
+    stdin is read as UTF-8, as click does for output.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -36,12 +42,12 @@ def settle_streams() -> None:
 
 
 class PathType(click.ParamType[Path]):
-    """A path that can be one, its home folder put in."""
+    """Type of a path argument: expands `~`, refuses text that cannot be a path."""
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """As click has it: misuse is told with the name of the argument."""
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. Raises `click.BadParameter`, which click shows with the argument's name."""
         try:
             return read_path(value)
         except ValueError as err:
@@ -49,10 +55,10 @@ class PathType(click.ParamType[Path]):
 
 
 class ModelType(PathType):
-    """A path to a model, run or adapter: one to nothing is told before anything heavy is loaded."""
+    """Type of a path to a model, run or adapter: refuses one to nothing before torch is loaded."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path. Raises `CheckpointError`."""
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. Raises `click.BadParameter` and `CheckpointError`."""
         from glmtune.locations import require_here
 
         path = super().convert(value, param, ctx)
@@ -64,7 +70,7 @@ PATH, MODEL = PathType(), ModelType()
 
 
 def program() -> str:
-    """How the user calls this program: by its name where that is found, else as it was called."""
+    """Return the command that calls this program, for hints: `glmtune` if it is on PATH."""
     called = sys.argv[0]
     if called.endswith("__main__.py"):
         return "python -m glmtune"
@@ -72,12 +78,12 @@ def program() -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things, like `1 row` and `2 rows`."""
+    """Return a number with its noun: `1 row`, `2 rows`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def plain(text: str) -> Any:
-    """Text whose brackets are no markup; if it is Chinese, it breaks anywhere, not at spaces only."""
+def plain(text: str) -> "Text | _Folded":
+    """Return text for a rich table, brackets without meaning; Chinese text breaks between any characters."""
     from rich.text import Text
 
     is_chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
@@ -85,27 +91,29 @@ def plain(text: str) -> Any:
 
 
 class _Folded:
-    """Text that fills each line of a cell."""
+    """Text that fills each line of a table's cell, broken within words."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
+        # rich breaks lines at spaces alone, and Chinese has none: a cell would stay half empty
         from rich.cells import chop_cells
         from rich.text import Text
 
         for line in self.text.split("\n"):
             yield from (Text(part) for part in chop_cells(line, options.max_width))
 
-    def __rich_measure__(self, console: Any, options: Any) -> Any:
+    def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
         from rich.measure import Measurement
         from rich.text import Text
 
+        # 2: the width of one Chinese character, the least that a column can be narrowed to
         return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
 
 
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how a model is opened: `dtype`, `quant`, `device`."""
+    """Add the options for loading a model: `--dtype`, `--quant`, `--device`."""
     types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)
     for option in (
         click.option("--device", default="auto", show_default=True),
@@ -117,6 +125,6 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Type to compute in; auto: that of training, else what is stored and quick here.",
         ),
-    ):  # the last added is shown first
+    ):  # click shows the option that is added last first
         command = option(command)
     return command

@@ -62,14 +62,15 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
     """
     from glmtune.data.convert import convert_file
 
+    # click allows one argument of any length, `words`: of more than two files the rest is in there
     more = [word for word in words if "=" not in word]
     paths = [source, target, *(PATH.convert(word, None, None) for word in more)]
-    sources, last = paths[:-1], paths[-1]
+    sources, output = paths[:-1], paths[-1]
     settings = _settings([word for word in words if "=" in word])
-    with _settings_of_all(sources):
-        datasets = convert_file(sources, last, to, settings)
+    with _shared_settings(sources):
+        datasets = convert_file(sources, output, to, settings)
     for path, dataset in zip(sources, datasets, strict=True):
-        click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {last} ({to})")
+        click.echo(f"{len(dataset.examples):,} rows of {path} ({dataset.format}) written to {output} ({to})")
         for note in (*dataset.notes(), *(f"warning: {text}" for text in dataset.warnings())):
             click.echo(note)
 
@@ -92,14 +93,28 @@ def stats(file: Path, words: tuple[str, ...], model: Path | None, template: str 
     """
     settings = _settings([word for word in words if "=" in word])
     files = [file, *(PATH.convert(word, None, None) for word in words if "=" not in word)]
-    with _settings_of_all(files):
+    from glmtune.data.reader import SeveralFilesError
+    from glmtune.data.stats import measure_file
+
+    with _shared_settings(files):
         for path in files:
-            _print_stats(path, settings, model, template)
+            try:
+                counts, dataset = measure_file(path, settings)
+            except SeveralFilesError as err:
+                raise err.leading(f"count each: `glmtune data stats {shlex.join(err.names)}`") from None
+            click.echo(path)
+            for name, value in (*_counts(counts), *_first_round(dataset)):
+                click.echo(f"  {name:<24} {value}")
+            for note in (*dataset.file_notes(), *(f"warning: {text}" for text in dataset.warnings())):
+                click.echo(f"  {note}")
+            # the rows first: they are printed even if the model's folder turns out to be none
+            for name, value in _token_counts(model, template, dataset.examples) if model else ():
+                click.echo(f"  {name:<24} {value}")
 
 
 @contextmanager
-def _settings_of_all(files: "Sequence[Path]") -> "Iterator[None]":
-    """Where there are several files, a hint that names a setting says that it is for all of them."""
+def _shared_settings(files: "Sequence[Path]") -> "Iterator[None]":
+    """Extend an error's hint that names a setting: with several files, the setting applies to all of them."""
     from glmtune.errors import ConfigError, DataError
 
     try:
@@ -111,26 +126,8 @@ def _settings_of_all(files: "Sequence[Path]") -> "Iterator[None]":
         raise type(err)(str(err), hint=f"{err.hint}; {more}") from None
 
 
-def _print_stats(path: Path, settings: "Data", model: Path | None, template: str | None) -> None:
-    from glmtune.data.reader import SeveralFilesError
-    from glmtune.data.stats import measure_file
-
-    try:
-        found, dataset = measure_file(path, settings)
-    except SeveralFilesError as err:
-        raise err.leading(f"count each: `glmtune data stats {shlex.join(err.names)}`") from None
-    click.echo(path)
-    for name, value in (*_lines(found), *_first(dataset)):
-        click.echo(f"  {name:<24} {value}")
-    for note in (*dataset.file_notes(), *(f"warning: {text}" for text in dataset.warnings())):
-        click.echo(f"  {note}")
-    if model is not None:
-        for name, value in _encoded(model, template, dataset.examples):
-            click.echo(f"  {name:<24} {value}")
-
-
 def _settings(words: "Sequence[str]") -> "Data":
-    """The settings that say how rows are read; `prompt_column=q` is short for `data.prompt_column=q`."""
+    """Build the settings for reading rows; `prompt_column=q` is short for `data.prompt_column=q`."""
     from glmtune.errors import ConfigError
     from glmtune.recipe import Data
     from glmtune.recipe.parse import build_part, read_values
@@ -139,59 +136,63 @@ def _settings(words: "Sequence[str]") -> "Data":
         key = word.partition("=")[0].removeprefix("data.")
         if key not in COLUMN_SETTINGS:
             hint = "allowed: " + ", ".join(COLUMN_SETTINGS)
+            # users of pandas type `encoding`
             hint = f"the character set is charset={word.partition('=')[2]}" if key == "encoding" else hint
             raise ConfigError(f"{key}: not a setting of this command", hint=hint)
     values = read_values({}, [f"data.{word.removeprefix('data.')}" for word in words])
     return build_part(Data, values.get("data", {}), "data")
 
 
-def _lines(found: "Stats") -> list[tuple[str, str]]:
-    """What is counted, by name; what does not occur is left out, but for the first lines."""
-    counts = {
-        "with history": found.with_history,
-        "with a system text": found.with_system,
-        "with tools": found.with_tools,
-        "with tool calls": found.with_calls,
-        "with thoughts": found.with_thoughts,
-        "with unlearned answers": found.unlearned,
-        "same as an earlier row": found.repeated,
-        "same question as earlier": found.contradicting,
+def _counts(stats: "Stats") -> list[tuple[str, str]]:
+    """Return the name and text of each count; a count of 0 is left out."""
+    shares = {
+        "with history": stats.with_history,
+        "with a system text": stats.with_system,
+        "with tools": stats.with_tools,
+        "with tool calls": stats.with_calls,
+        "with thoughts": stats.with_thoughts,
+        "with unlearned answers": stats.unlearned,
+        "same as an earlier row": stats.repeated,
+        "same question as earlier": stats.contradicting,
     }
-    plain = {
-        "empty questions kept": found.empty_questions,
-        "open <think> in answers": found.open_thoughts,
-        "cut after last answer": found.cut,
-        "left out: no answer": found.unanswered,
+    counts = {
+        "empty questions kept": stats.empty_questions,
+        "open <think> in answers": stats.open_thoughts,
+        "cut after last answer": stats.cut,
+        "left out: no answer": stats.unanswered,
     }
     return [
-        ("rows", f"{found.rows:,}"),
-        ("format", found.format),
-        ("answers in a row", str(found.answers)),
-        ("characters in a row", str(found.characters)),
-        ("... in its last answer", str(found.answer_characters)),
-        *((name, f"{count:,} ({count / found.rows:.1%})") for name, count in counts.items() if count),
-        *((name, f"{count:,}") for name, count in plain.items() if count),
+        ("rows", f"{stats.rows:,}"),
+        ("format", stats.format),
+        ("answers in a row", str(stats.answers)),
+        ("characters in a row", str(stats.characters)),
+        ("... in its last answer", str(stats.answer_characters)),
+        *((name, f"{count:,} ({count / stats.rows:.1%})") for name, count in shares.items() if count),
+        *((name, f"{count:,}") for name, count in counts.items() if count),
     ]
 
 
-def _first(dataset: "Dataset") -> list[tuple[str, str]]:
-    """The columns that are read, and the first row as it is read."""
+def _first_round(dataset: "Dataset") -> list[tuple[str, str]]:
+    """Return the columns that are read, and question and answer of the first row."""
     from glmtune.values import shown
 
     messages = dataset.examples[0].messages
+    # an answer may follow several questions in a row, and tool calls may be all of it
     index = next(i for i, message in enumerate(messages) if message.role == "assistant")
-    asked = [message.content for message in messages[:index] if message.role == "user"]
+    questions = [message.content for message in messages[:index] if message.role == "user"]
     answer = messages[index]
-    said = answer.content or ", ".join(call.name for call in answer.calls)
+    answer_text = answer.content or ", ".join(call.name for call in answer.calls)
     return [
         ("columns read", ", ".join(map(shown, dataset.columns))),
-        ("first question", shown("\n".join(asked)) if asked else "none"),
-        ("first answer, learned" if answer.loss else "first answer", shown(said)),
+        ("first question", shown("\n".join(questions)) if questions else "none"),
+        ("first answer, learned" if answer.loss else "first answer", shown(answer_text)),
     ]
 
 
-def _encoded(model: Path, template: str | None, examples: "list[Example]") -> "Iterator[tuple[str, str]]":
-    """By name, lengths of the rows as this model reads them, uncut, and what it was not made for."""
+def _token_counts(
+    model: Path, template: str | None, examples: "list[Example]"
+) -> "Iterator[tuple[str, str]]":
+    """Yield lengths of the rows in tokens, uncut, rows beyond the model's context, and thoughts left out."""
     from glmtune.data.encode import encode_examples
     from glmtune.families import context_of
     from glmtune.load import tokenizer_of

@@ -1,16 +1,17 @@
 """`glmtune demo`."""
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from glmtune.cli.console import PATH, plain, program
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from glmtune.workflows.demo import DemoResult
     from glmtune.workflows.events import Event
     from glmtune.workflows.show import Lines
@@ -38,7 +39,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
 
     disable_progress_bar()
     lines = Lines()
-    with lines.bar("training"), quiet():  # not every opening of the model is news here
+    with lines.bar("training"), quiet():  # the demo loads its model several times: no line for each
         result = drain(run_demo(name, author, output), partial(_show, lines))
     _report(result, lines)
     if result.failures:
@@ -48,7 +49,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
 
 
 def _show(lines: "Lines", event: "Event") -> None:
-    """Print the steps of the run and of the demo around it."""
+    """Print the events of the demo; checkpoints are left out."""
     from glmtune.workflows.events import Evaluated, Note, Stepped
 
     match event:
@@ -63,6 +64,7 @@ def _show(lines: "Lines", event: "Event") -> None:
 
 
 def _report(result: "DemoResult", lines: "Lines") -> None:
+    """Print answers and scores before and after, the folders of the results, and commands to go on with."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -85,8 +87,8 @@ Your rows may look like {data / "train.jsonl"}, or like any format of docs/data.
     )
 
 
-def _answers_table(result: "DemoResult") -> Any:
-    """The fixed prompts, each with its answers before and after."""
+def _answers_table(result: "DemoResult") -> "Table":
+    """Return a table of the fixed prompts with their answers before and after training."""
     from rich.table import Table
 
     from glmtune.workflows.demo import QUESTIONS
@@ -95,18 +97,16 @@ def _answers_table(result: "DemoResult") -> Any:
     for head, style in (("asked", ""), ("before", "yellow"), ("after", "green")):
         table.add_column(head, style=style, overflow="fold", ratio=3 if head == "asked" else 5)
     for question, *answers in zip(QUESTIONS, result.before.answers, result.after.answers, strict=True):
-        table.add_row(plain("\n".join(question.turns)), *(plain(_listed(told)) for told in answers))
+        cells = ["\n".join(question.turns)]
+        for texts in answers:  # of one time: one answer per seed, numbered if there are several
+            numbered = [f"{number}. {text}" for number, text in enumerate(texts, 1)]
+            cells.append("\n".join(numbered) if len(texts) > 1 else texts[0])
+        table.add_row(*map(plain, cells))
     return table
 
 
-def _listed(answers: Sequence[str]) -> str:
-    """The answer, or the several answers to a question asked more than once, by number."""
-    if len(answers) == 1:
-        return answers[0]
-    return "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, 1))
-
-
-def _scores_table(result: "DemoResult") -> Any:
+def _scores_table(result: "DemoResult") -> "Table":
+    """Return a table of the held-out rows' scores before and after training."""
     from rich.table import Table
 
     from glmtune.evaluation.metrics import with_scale
@@ -120,7 +120,7 @@ def _scores_table(result: "DemoResult") -> Any:
     for part in ("adverts", "talks"):
         for score in ("rouge-l", "bleu-4"):
             values = (
-                with_scale(standing.scores[part][score], score, digits=1) for standing in (before, after)
+                with_scale(knowledge.scores[part][score], score, digits=1) for knowledge in (before, after)
             )
             table.add_row(f"{score.upper()} of the {part}", *values)
     return table

@@ -38,7 +38,7 @@ def evaluate(
     named = {"data.test": data, "output": output, "base": base, "revision": revision}
     words += tuple(f"{key}={value}" for key, value in named.items() if value)
     recipe = recipe_for(path if path.suffix in (".yaml", ".yml") else {"model": str(path)}, words)
-    from glmtune.workflows.evaluating import evaluating, scores_table
+    from glmtune.workflows.evaluating import evaluating, scores_table  # loads torch: after all cheap checks
 
     lines = Lines()
     with lines.bar("answering"):

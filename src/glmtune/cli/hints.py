@@ -1,4 +1,4 @@
-"""Hints as the command line says them: settings by the running verb's options, misuse by what leads on."""
+"""Hints of the command line: settings as the running verb's options, and help for mistyped commands."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from glmtune.errors import GlmtuneError
 from glmtune.near import nearest
 
 _SETTING = re.compile(r"(?<![\w.`-])(?:data\.(?=test=))?([a-z_]+)=(\S*?)(?=[\s,;:?)]|\.?$|\.\s)")
-"""A setting in a hint, as a recipe has it; a command in backticks stands as it is."""
+"""Matches a setting in a hint, such as `dtype=fp32`; commands in backticks are not searched."""
 
 _SERVING = (
     "there is no server here yet: `glmtune chat RUN` talks in the terminal, and vLLM serves what "
@@ -41,110 +41,111 @@ OTHER_VERBS: Mapping[str, str] = {
     "help": "it is `glmtune --help`",
     "version": "it is `glmtune --version`",
 }
-"""By a word that is no verb here: what leads on."""
+"""Hints by a word that is no verb of glmtune but that users of other programs type."""
 
 
 class Verbs(click.Group):
-    """A group of verbs whose errors name settings as the verb that ran takes them.
+    """A group of verbs; hints of errors name settings as options of the verb that ran.
 
-    A verb whose option for a path is given twice is refused: it would read the last of them alone.
+    A path option that is given twice is an error, where click alone would silently take the last.
     """
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb that is meant, and its words. Raises `click.UsageError`."""
+        """Return the verb and its words. Raises `click.UsageError` for a path option given twice."""
         name, verb, words = super().resolve_command(ctx, args)
-        if verb:
-            _refuse_two_paths(click.Context(verb, parent=ctx, info_name=name), words)
+        if not verb:
+            return name, verb, words
+        verb_context = click.Context(verb, parent=ctx, info_name=name)
+        # the parser lists a parameter as often as it was typed; click's own result has the last value only
+        try:
+            *_, parsed = verb.make_parser(verb_context).parse_args(list(words))
+        except click.UsageError:  # the verb itself raises it again, with its own name
+            return name, verb, words
+        if any(parameter.is_eager for parameter in parsed):  # such as --help
+            return name, verb, words
+        for option in parsed:
+            times = parsed.count(option)
+            if isinstance(option, click.Option) and option.type.name == "path" and times > 1:
+                text = f"option '{option.opts[-1]}' takes one path, got {times}"
+                raise click.UsageError(text, verb_context)
         return name, verb, words
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb."""
+        """Run the verb, and word its errors for it."""
         try:
             return super().invoke(ctx)
         except click.UsageError as err:
             verb = self.commands.get(str(ctx.invoked_subcommand))
-            if err.ctx is None and verb:  # refused before click had begun with the verb
+            if err.ctx is None and verb:  # raised before click had made a context for the verb
                 err.ctx = click.Context(verb, parent=ctx, info_name=verb.name)
             raise
         except GlmtuneError as err:
             verb = self.commands.get(str(ctx.invoked_subcommand))
-            err.hint = spoken(err.hint, verb) if verb else err.hint
+            err.hint = name_options(err.hint, verb) if verb else err.hint
             raise
 
 
-def _refuse_two_paths(ctx: click.Context, words: list[str]) -> None:
-    try:
-        *_, given = ctx.command.make_parser(ctx).parse_args(list(words))
-    except click.UsageError:
-        return  # the verb itself says so, by its name
-    if any(p.is_eager for p in given):  # such as --help
-        return
-    for option in given:
-        times = given.count(option)
-        if isinstance(option, click.Option) and option.type.name == "path" and times > 1:
-            raise click.UsageError(f"option '{option.opts[-1]}' takes one path, got {times}", ctx)
-
-
-def spoken(hint: str, command: click.Command) -> str:
-    """A hint with each setting that is an option of the running verb written as that option."""
+def name_options(hint: str, command: click.Command) -> str:
+    """Return the hint with each setting that is an option of the verb written as that option."""
     options = {p.name: p.opts[-1] for p in command.params if isinstance(p, click.Option)}
 
-    def say(found: re.Match[str]) -> str:
-        name, value = found.groups()
-        name = "data" if found[0].startswith("data.") else name
-        return f"{options[name]} {value}".strip() if name in options else found[0]
+    def as_option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        name = "data" if match[0].startswith("data.") else name
+        return f"{options[name]} {value}".strip() if name in options else match[0]
 
-    return "`".join(part if i % 2 else _SETTING.sub(say, part) for i, part in enumerate(hint.split("`")))
+    # odd parts stand between backticks: commands, which take settings as they are
+    parts = enumerate(hint.split("`"))
+    return "`".join(part if i % 2 else _SETTING.sub(as_option, part) for i, part in parts)
 
 
 def misuse_hint(err: click.ClickException) -> str:
-    """What to type in place of what click has refused; empty where its own message says it."""
+    """Return what to type instead of a command line that click refused; empty if click's message says it."""
     context = getattr(err, "ctx", None)
-    if isinstance(err, click.exceptions.NoSuchCommand) and context:
-        return _for_verb(err.command_name, context)
-    if isinstance(err, click.NoSuchOption) and context:
-        return _for_option(err.option_name, context.command)
-    if isinstance(err, click.MissingParameter) and context:
-        return _by_example(context)
+    if context is None:
+        return ""
+    if isinstance(err, click.exceptions.NoSuchCommand) and context.parent is None:
+        word = err.command_name
+        if "=" in word or word.endswith((".yaml", ".yml")):
+            return f"the verb comes first: `glmtune train {word}`"
+        return OTHER_VERBS.get(word.lower().lstrip("-"), "")
+    if isinstance(err, click.NoSuchOption):
+        return _option_hint(err.option_name, context.command)
+    if isinstance(err, click.MissingParameter):
+        return _example_hint(context)
     return ""
 
 
-def _for_option(name: str, command: click.Command) -> str:
+def _option_hint(name: str, command: click.Command) -> str:
+    """Return the setting that an unknown option names, else the options that are spelled like it."""
     if takes_settings(command):
         from glmtune.recipe.names import name_here
 
         if named := name_here(name.lstrip("-").replace("-", "_")):
             return f"settings are typed without dashes: {named}"
     options = [option for p in command.params if isinstance(p, click.Option) for option in p.opts]
+    # `--max` means each option that begins so; only without one is a misspelling looked for
     begun = [option for option in options if option.startswith(name)]
     near = " or ".join(begun) or nearest(name, options)
     return f"did you mean {near}?" if near else ""
 
 
-def _by_example(context: click.Context) -> str:
-    """The first example of the verb's help; the runs, where it takes one."""
+def _example_hint(context: click.Context) -> str:
+    """Return the first example of the verb's help, with the newest runs if the example has one."""
     verb = context.command_path.removeprefix(context.find_root().command_path).strip()
     start = f"glmtune {verb} "
     lines = map(str.strip, (context.command.help or "").splitlines())
     example = next((line for line in lines if line.startswith(start)), "")
     if not example:
         return ""
-    from glmtune.locations import newest_runs
+    from glmtune.locations import newest_runs_hint
 
-    runs = newest_runs() if "runs/" in example else ""
+    runs = newest_runs_hint() if "runs/" in example else ""
     return f"for example `{example}`" + (f"; {runs}" if runs else "")
 
 
-def _for_verb(word: str, context: click.Context) -> str:
-    if context.parent is not None:
-        return ""
-    if "=" in word or word.endswith((".yaml", ".yml")):
-        return f"the verb comes first: `glmtune train {word}`"
-    return OTHER_VERBS.get(word.lower().lstrip("-"), "")
-
-
 def takes_settings(command: click.Command) -> bool:
-    """Whether a verb takes KEY=VALUE words."""
+    """True if a verb takes KEY=VALUE words."""
     return any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params)

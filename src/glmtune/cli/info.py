@@ -1,8 +1,8 @@
 """`glmtune info`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -47,26 +47,39 @@ def info(
       glmtune info /models/chatglm3-6b method.name=lora method.r=8
       glmtune info THUDM/chatglm3-6b --revision v1.0.2 --names
     """
+    import json
+    from dataclasses import asdict
+
     from glmtune.info import inspect
 
-    method = _method(path, words, recipe)
-    found = inspect(path, base=base, revision=revision, template=template, method=method)
+    method = _read_method(path, words, recipe)
+    facts = inspect(path, base=base, revision=revision, template=template, method=method)
     if as_json:
-        click.echo(_json(found))
+        content = asdict(facts) | {"num_parameters": facts.num_parameters}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))
         return
-    click.echo(found.path)
-    for key, value in _facts(found):
-        _say(key, value)
-    _say("parameters", _total(found))
-    for line in (*_parts(found), *_names(found, in_full=names)):
+    click.echo(facts.path)
+    for key, value in _folder_lines(facts):
+        _print_fact(key, value)
+    total = "unknown"
+    if facts.parameters:
+        source = "" if facts.weight_files else ", counted from config.json"
+        total = f"{facts.num_parameters:,} in {len(facts.parameters)} tensors{source}"
+    _print_fact("parameters", total)
+    for part in facts.parts:
+        size = _size(part.num_bytes) if part.num_bytes else ""
+        line = f"    {part.name:<{KEY_WIDTH - 2}} {part.count:>15,} {part.share:>6.1%} {size:>10}"
+        click.echo(line.rstrip())
+    for line in _parameter_lines(facts, in_full=names):
         click.echo(line)
-    if found.trainable:
-        click.echo(found.trainable)
-    for warning in found.warnings:
+    if facts.trainable:
+        click.echo(facts.trainable)
+    for warning in facts.warnings:
         click.echo(f"warning: {warning}")
 
 
-def _method(path: Path, words: tuple[str, ...], recipe: Path | None) -> "Method | None":
+def _read_method(path: Path, words: tuple[str, ...], recipe: Path | None) -> "Method | None":
+    """Return the method of the KEY=VALUE words or the recipe. Raises `ConfigError` for other settings."""
     from glmtune.errors import ConfigError
     from glmtune.recipe import load_recipe
 
@@ -80,34 +93,60 @@ def _method(path: Path, words: tuple[str, ...], recipe: Path | None) -> "Method 
     return load_recipe(recipe or {}, [f"model={path}", *words]).method
 
 
-def _facts(found: "Info") -> Iterator[tuple[str, str]]:
-    """What is known of the folder, by name."""
-    yield "kind", found.kind
-    if found.adapter:
-        yield from _adapter(found)
-    yield "model" if found.adapter else "folder", str(found.folder)
-    if found.revision:
-        yield "from", f"{found.name}, revision {found.revision}"
-    revision = f", revision {found.family_revision}" if found.family_revision else ""
-    yield "family", f"{found.family}{revision} ({found.family_rule})"
-    yield "template", f"{found.template or 'open'} ({found.template_rule})"
-    yield "stop tokens", ", ".join(f"{t.text} {t.id}".strip() for t in found.stop_tokens) or "unknown"
-    context = f"{found.context:,} tokens" if found.context else "unknown"
-    yield "context", f"{context} ({found.context_key})"
-    yield "tokenizer", _tokenizer(found)
-    if found.quant:
-        yield "quant", _quant(found.quant)
-    yield "weights", _weights(found)
-    yield "other files", ", ".join(name for name in found.files if not _is_weights(name))
+def _folder_lines(facts: "Info") -> Iterator[tuple[str, str]]:
+    """Yield the name and text of each fact of the folder."""
+    yield "kind", facts.kind
+    if facts.adapter:
+        yield from _adapter_lines(facts.adapter)
+    yield "model" if facts.adapter else "folder", str(facts.folder)
+    if facts.revision:
+        yield "from", f"{facts.name}, revision {facts.revision}"
+    revision = f", revision {facts.family_revision}" if facts.family_revision else ""
+    yield "family", f"{facts.family}{revision} ({facts.family_rule})"
+    yield "template", f"{facts.template or 'open'} ({facts.template_rule})"
+    yield "stop tokens", ", ".join(f"{t.text} {t.id}".strip() for t in facts.stop_tokens) or "unknown"
+    context = f"{facts.context:,} tokens" if facts.context else "unknown"
+    yield "context", f"{context} ({facts.context_key})"
+    if tokenizer := facts.tokenizer:
+        # the embedding is often padded to more rows than the tokenizer has tokens
+        rows = f"; the model has {facts.num_rows:,} rows" if facts.num_rows else ""
+        yield (
+            "tokenizer",
+            f"{tokenizer.kind}, vocab_size={tokenizer.vocab_size}, "
+            f"{tokenizer.num_tokens:,} with control tokens, padding_side={tokenizer.padding_side!r}{rows}",
+        )
+    else:
+        yield "tokenizer", f"none: {facts.tokenizer_problem}"
+    if facts.quant:
+        packed = ", two weights in a byte" if BITS.get(facts.quant) == 4 else ""
+        key = "quantization_bit" if facts.quant in BITS else "quantization_config"
+        yield "quant", f"{facts.quant}{packed} ({key} in config.json)"
+    yield "weights", _weights_text(facts)
+    yield "other files", ", ".join(name for name in facts.files if not _is_weights(name))
 
 
-def _adapter(found: "Info") -> Iterator[tuple[str, str]]:
-    facts = found.adapter
-    assert facts
+def _adapter_lines(facts: "AdapterFacts") -> Iterator[tuple[str, str]]:
+    """Yield the name and text of each fact of an adapter."""
+    from glmtune.models.outline import show_numbers
+
     yield "checkpoint", str(facts.folder)
-    yield "method", ", ".join(_settings(facts.method))
+    settings = [facts.method["name"]] if "name" in facts.method else []
+    for key, value in facts.method.items():
+        if isinstance(value, list | tuple):
+            settings.append(f"{key} {'+'.join(map(str, value))}")
+        elif isinstance(value, bool):
+            settings.append(f"{key} {'yes' if value else 'no'}")
+        elif key != "name" and value is not None:
+            settings.append(f"{key} {value}")
+    yield "method", ", ".join(settings)
     if facts.num_trained is not None:
-        yield "trained", ", ".join(_trained(facts))
+        trained = [f"{facts.num_trained:,} parameters"]
+        if facts.layers:
+            trained.append(f"in layer{'s' if len(facts.layers) > 1 else ''} {show_numbers(facts.layers)}")
+        if facts.ranks and "r" not in facts.method:  # AdaLoRA: pruning left ranks of its own to each layer
+            mean = f"{sum(facts.ranks) / len(facts.ranks):.1f}".removesuffix(".0")
+            trained.append(f"ranks {mean} on average (min {min(facts.ranks)}, max {max(facts.ranks)})")
+        yield "trained", ", ".join(trained)
     if facts.quant:
         yield "quant", f"{facts.quant}: its base is quantised so when this is opened"
     if facts.base:
@@ -122,57 +161,14 @@ def _adapter(found: "Info") -> Iterator[tuple[str, str]]:
         yield "written by", f"glmtune {facts.glmtune_version}"
 
 
-def _settings(method: Mapping[str, Any]) -> Iterator[str]:
-    """The method's name, then its settings."""
-    if "name" in method:
-        yield method["name"]
-    for key, value in method.items():
-        if key != "name" and value is not None:
-            yield f"{key} {_plain(value)}"
-
-
-def _trained(facts: "AdapterFacts") -> Iterator[str]:
-    """How much was trained, where, and the ranks that AdaLoRA left."""
-    from glmtune.models.outline import show_numbers
-
-    yield f"{facts.num_trained:,} parameters"
-    if facts.layers:
-        yield f"in layer{'s' if len(facts.layers) > 1 else ''} {show_numbers(facts.layers)}"
-    if facts.ranks and "r" not in facts.method:  # AdaLoRA's
-        mean = f"{sum(facts.ranks) / len(facts.ranks):.1f}".removesuffix(".0")
-        yield f"ranks {mean} on average (min {min(facts.ranks)}, max {max(facts.ranks)})"
-
-
-def _quant(quant: str) -> str:
-    packed = ", two weights in a byte" if BITS.get(quant) == 4 else ""
-    key = "quantization_bit" if quant in BITS else "quantization_config"
-    return f"{quant}{packed} ({key} in config.json)"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _tokenizer(found: "Info") -> str:
-    facts = found.tokenizer
-    if facts is None:
-        return f"none: {found.tokenizer_problem}"
-    rows = f"; the model has {found.num_rows:,} rows" if found.num_rows else ""
-    return (
-        f"{facts.kind}, vocab_size={facts.vocab_size}, {facts.num_tokens:,} with control tokens, "
-        f"padding_side={facts.padding_side!r}{rows}"
-    )
-
-
-def _weights(found: "Info") -> str:
-    if not found.has_weights:
-        return f"no weights here; config.json says {found.dtype}"
-    sizes = [found.files[name] for name in found.weight_files]
-    unread = [name for name in found.files if _is_weights(name) and name not in found.weight_files]
-    kinds = f"{found.quant} and {found.dtype}" if found.quant in BITS else f"mostly {found.dtype}"
-    opened = f", opened as {found.adapter.quant}" if found.adapter and found.adapter.quant else ""
+def _weights_text(facts: "Info") -> str:
+    """Return number, size and types of the files of weights, and the files that are not read."""
+    if not facts.has_weights:
+        return f"no weights here; config.json says {facts.dtype}"
+    sizes = [facts.files[name] for name in facts.weight_files]
+    unread = [name for name in facts.files if _is_weights(name) and name not in facts.weight_files]
+    kinds = f"{facts.quant} and {facts.dtype}" if facts.quant in BITS else f"mostly {facts.dtype}"
+    opened = f", opened as {facts.adapter.quant}" if facts.adapter and facts.adapter.quant else ""
     read = f"{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {_size(sum(sizes))}, {kinds}{opened}"
     return "; ".join([*([read] if sizes else []), *([f"not read: {', '.join(unread)}"] if unread else [])])
 
@@ -183,46 +179,31 @@ def _is_weights(name: str) -> bool:
     return name.endswith(WEIGHT_SUFFIXES)
 
 
-def _total(found: "Info") -> str:
-    if not found.parameters:
-        return "unknown"
-    source = "" if found.weight_files else ", counted from config.json"
-    return f"{found.num_parameters:,} in {len(found.parameters)} tensors{source}"
-
-
-def _parts(found: "Info") -> Iterator[str]:
-    for part in found.parts:
-        size = _size(part.num_bytes) if part.num_bytes else ""
-        line = f"    {part.name:<{KEY_WIDTH - 2}} {part.count:>15,} {part.share:>6.1%} {size:>10}"
-        yield line.rstrip()
-
-
-def _names(found: "Info", *, in_full: bool) -> Iterator[str]:
-    """Every name on its line; or equal layers as one, below the layer's name. `*` marks what is trained."""
+def _parameter_lines(facts: "Info", *, in_full: bool) -> Iterator[str]:
+    """Yield a line per parameter; without `in_full`, equal layers share their lines. `*`: trainable."""
     from glmtune.models.outline import collapse
 
     if in_full:
-        for parameter in found.parameters:
-            yield f"{_row(parameter)} {parameter.name}"
+        for parameter in facts.parameters:
+            yield f"{_parameter_head(parameter)} {parameter.name}"
         return
-    above = ""
-    for parameter in collapse(found.parameters):
+    layer_above = ""
+    for parameter in collapse(facts.parameters):
+        # collapsed names: `transformer.encoder.layers.{0-27}.mlp.dense_h_to_4h.weight`
         layer, brace, rest = parameter.name.partition("}.")
-        if brace and layer != above:
+        if brace and layer != layer_above:
             yield f"{'':{ROW_WIDTH}}{layer}}}"
-        above = layer if brace else ""
-        yield f"{_row(parameter)} {f'  {rest}' if brace else parameter.name}"
+        layer_above = layer if brace else ""
+        yield f"{_parameter_head(parameter)} {f'  {rest}' if brace else parameter.name}"
 
 
-def _row(parameter: "Parameter") -> str:
-    mark = "*" if parameter.is_trained else " "
+def _parameter_head(parameter: "Parameter") -> str:
+    """Return mark, shape and type of a parameter."""
+    mark, dtype = "*" if parameter.is_trained else " ", parameter.dtype
     shape = " x ".join(map(str, parameter.shape))
-    return f"{mark} {shape:<12} {_short(parameter.dtype):<4}"
-
-
-def _short(dtype: str) -> str:
-    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-    return short.get(dtype, "fp8" if dtype.startswith("float8") else dtype)
+    names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    short = names.get(dtype, "fp8" if dtype.startswith("float8") else dtype)
+    return f"{mark} {shape:<12} {short:<4}"
 
 
 def _size(num_bytes: float) -> str:
@@ -233,15 +214,7 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.2f} GiB"
 
 
-def _say(key: str, value: str) -> None:
-    """A line, broken to the terminal's usual width."""
+def _print_fact(key: str, value: str) -> None:
+    """Print the name and text of a fact, wrapped at a terminal's usual width."""
     first = f"  {key:<{KEY_WIDTH}} "
     click.echo(click.wrap_text(value, width=WIDTH, initial_indent=first, subsequent_indent=" " * len(first)))
-
-
-def _json(found: "Info") -> str:
-    import json
-    from dataclasses import asdict
-
-    content = asdict(found) | {"num_parameters": found.num_parameters}
-    return json.dumps(content, ensure_ascii=False, indent=2, default=str)

@@ -1,4 +1,4 @@
-"""Where the questions of a chat come from, a terminal (`typed`) or a pipe, and where its notes go."""
+"""The questions of a chat, read from a terminal (`typed`) or a pipe, and the stream for its notes."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,37 +12,37 @@ CLEAR = ("clear", "清空")
 
 
 def is_said(text: str, words: Sequence[str]) -> bool:
-    """Whether a line is one of these words, in any case, perhaps behind a slash."""
+    """True if a line is one of the words, in any case, with or without a slash before it."""
     return text.lower().removeprefix("/") in words
 
 
 class Questions(Protocol):
-    """Questions, each without the space around it, as long as there are more."""
+    """The user's questions, one after another, without surrounding space."""
 
     is_terminal: bool
-    """Whether Ctrl-C stops an answer alone."""
+    """True if Ctrl-C stops an answer and the chat goes on."""
     keys: str
-    """What can be typed besides text, for the greeting."""
+    """Keys besides text, for the greeting."""
 
     def ask_rounds(self) -> str | None:
-        """Whether each question stands alone, "1", or is part of a conversation, "2"; None to leave."""
+        """Return "1" if each question stands alone, "2" for a conversation; None to leave."""
 
     def __iter__(self) -> Iterator[str]:
-        """One after the other."""
+        """Yield each question."""
 
 
 class Piped:
-    """The lines of a pipe or a file."""
+    """Questions from the lines of a pipe or a file."""
 
     is_terminal = False
     keys = ""
 
     def ask_rounds(self) -> str | None:
-        """Not asked: the first line is a question already."""
+        """Return "2" without asking: the first line is a question already."""
         return "2"
 
     def __iter__(self) -> Iterator[str]:
-        """Each line is shown with its answer at a terminal, which has not shown it yet."""
+        """Yield each line; show it first if the answers go to a terminal, for nobody has typed it there."""
         while line := sys.stdin.readline():
             if sys.stdout.isatty():
                 note(f"\n{ASK}{line.strip()}")
@@ -50,17 +50,18 @@ class Piped:
 
 
 def open_questions() -> Questions:
-    """Those of the terminal where this runs, if it is one; the answers may go elsewhere."""
-    shown = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-    if not (sys.stdin.isatty() and shown):
+    """Return the questions typed at the terminal, if there is one, else those of the pipe."""
+    # the answers may go to a file: then the prompt is shown on stderr
+    screens = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    if not (sys.stdin.isatty() and screens):
         return Piped()
     from prompt_toolkit.output import create_output
 
     from glmtune.cli.typed import Typed
 
-    return Typed(create_output(shown[0]))
+    return Typed(create_output(screens[0]))
 
 
 def note(text: str) -> None:
-    """All but the answers: where these go to a pipe or a file, they go there alone."""
+    """Print a line that is no answer; to stderr if stdout is a pipe or a file, which gets answers only."""
     click.echo(text, err=not sys.stdout.isatty())

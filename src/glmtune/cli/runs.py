@@ -27,31 +27,34 @@ def runs(folder: Path, as_json: bool) -> None:
       glmtune runs
       glmtune runs experiments --json
     """
+    import json
+    from dataclasses import asdict
+
     from glmtune.report.listing import summarise_runs
     from glmtune.workflows.show import Lines
 
     entries = summarise_runs(folder)
     if as_json:
-        click.echo(_json(entries))
+        values = [asdict(entry) for entry in entries]
+        click.echo(json.dumps(values, ensure_ascii=False, indent=2, default=str))
         return
     lines = Lines()
     for entry in entries:
-        for line in _lines(entry, folder):
-            lines.say(line)
+        name = str(entry.path.relative_to(folder)) if entry.path != folder else entry.path.name
+        date = entry.changed.strftime(DATE)
+        # 12: the state's 8 columns and the gaps around it
+        lines.say(f"{name:<{WIDTH - len(date) - 12}}  {entry.state:<8}  {date}")
+        for text in (entry.problem, " | ".join(_figures(entry)), *map(_scores_text, entry.scores)):
+            if text:
+                lines.say(
+                    click.wrap_text(text, width=WIDTH, initial_indent="    ", subsequent_indent="      ")
+                )
     if not entries:
         lines.say(f"{folder}: no runs here")
 
 
-def _lines(entry: "Entry", folder: Path) -> Iterator[str]:
-    name = str(entry.path.relative_to(folder)) if entry.path != folder else entry.path.name
-    date = entry.changed.strftime(DATE)
-    yield f"{name:<{WIDTH - len(date) - 12}}  {entry.state:<8}  {date}"
-    for text in (entry.problem, " | ".join(_figures(entry)), *map(_scores, entry.scores)):
-        if text:
-            yield click.wrap_text(text, width=WIDTH, initial_indent="    ", subsequent_indent="      ")
-
-
 def _figures(entry: "Entry") -> Iterator[str]:
+    """Yield base, method, steps, best loss and size of a run; nothing for a run whose files are damaged."""
     if not entry.method:
         return
     yield f"{entry.base} in {entry.quant}" if entry.quant else entry.base
@@ -63,16 +66,9 @@ def _figures(entry: "Entry") -> Iterator[str]:
         yield f"{entry.size_bytes / 1e6:,.2f} MB"
 
 
-def _scores(scores: "Scores") -> str:
+def _scores_text(scores: "Scores") -> str:
     from glmtune.evaluation.metrics import with_scale
 
     known = [name for name in SHOWN_SCORES if name in scores.values]
     shown = ", ".join(f"{name} {with_scale(scores.values[name], name)}" for name in known)
     return f"{scores.data}, {scores.num_rows} rows: {shown}"
-
-
-def _json(entries: list["Entry"]) -> str:
-    import json
-    from dataclasses import asdict
-
-    return json.dumps([asdict(entry) for entry in entries], ensure_ascii=False, indent=2, default=str)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from glmtune.recipe.describe import Description, Language
 
 MOST_WIDTH = 100
-"""Columns of the overview; fewer where the terminal has fewer."""
+"""Width of the overview in characters; less on a narrower terminal."""
 ASIDE = re.compile(r" \([^()]*\)|（[^（）]*）")
 SENTENCE_END = re.compile(r"[;；。]|(?<!\.)\.(?= |$)")
 MORE = {
@@ -35,11 +35,12 @@ def settings(part: str | None, markdown: bool, lang: "Language") -> None:
     from glmtune.recipe.describe import describe
     from glmtune.recipe.names import name_here
 
-    every = list(describe(lang))
-    rows = [row for row in every if part is None or (row.key + ".").startswith(part + ".")]
-    rows = rows or [row for row in every if (row.paths[0] + ".").startswith(f"method.{part}.")]
+    every_row = list(describe(lang))
+    # with a dot behind both: `train` is not the beginning of a setting named `training`
+    rows = [row for row in every_row if part is None or (row.key + ".").startswith(part + ".")]
+    rows = rows or [row for row in every_row if (row.paths[0] + ".").startswith(f"method.{part}.")]
     if not rows:
-        names = {name: row.key for row in every for name in (row.key, row.key.rpartition(".")[2])}
+        names = {name: row.key for row in every_row for name in (row.key, row.key.rpartition(".")[2])}
         near = nearest(str(part), names, has_parts=True)
         named = f"did you mean `glmtune settings {names[near]}`?" if near else ""
         hint = name_here(str(part).split(".")[-1]) or named or "`glmtune settings` without a word lists all"
@@ -61,11 +62,12 @@ def settings(part: str | None, markdown: bool, lang: "Language") -> None:
 
 
 def _print_overview(rows: Sequence["Description"]) -> None:
-    """Name, default and the beginning of the meaning, in groups."""
+    """Print a line per setting: name, default, and the first sentence of its meaning, cut to the terminal."""
     from rich.cells import cell_len
     from rich.text import Text
 
     width = min(shutil.get_terminal_size((MOST_WIDTH, 24)).columns, MOST_WIDTH)
+    # each method is a group of its own, headed by `method=NAME`
     names = [f"method={row.default}" if row.key == "method.name" else row.key for row in rows]
     defaults = ["" if row.key == "method.name" else row.default for row in rows]
     columns = [max(map(cell_len, texts)) + 2 for texts in (names, defaults)]
@@ -74,6 +76,7 @@ def _print_overview(rows: Sequence["Description"]) -> None:
         if row.key == "method.name" or row.key.rpartition(".")[0] != group:
             group = row.key.rpartition(".")[0]
             click.echo()
+        # by hand: a Chinese character takes two columns, which str.ljust does not know
         pads = [" " * (size - cell_len(text)) for size, text in zip(columns, (name, default), strict=True)]
         line = Text(f"{name}{pads[0]}{default}{pads[1]}{SENTENCE_END.split(ASIDE.sub('', row.text))[0]}")
         line.truncate(width, overflow="ellipsis")

@@ -1,12 +1,12 @@
-"""The conversation of `glmtune chat`: what is asked, answered, forgotten and kept.
+"""The conversation of `glmtune chat`: ask, answer, forget, keep in a file.
 
-Source of the lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; THUDM's cli_demo.py.
+Source of the printed lines: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune; THUDM's cli_demo.py.
 """
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -28,26 +28,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """One who answers."""
+    """A model that answers, with its name."""
 
     name: str
     chat: "Chat"
     at_work: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """Inside, the chat's model is this speaker's."""
+    """Context in which the chat's model is this speaker's: the base's sets the adapter aside."""
 
 
 class Talk:
-    """Questions, and the answers of one speaker, or of the base and the tuned model."""
+    """A conversation of the user with one speaker, or with the base and the tuned model."""
 
-    def __init__(self, speakers: Sequence[Speaker], questions: Questions, record: Transcript | None) -> None:
-        """`speakers`: the conversation of the last is the one that is kept."""
+    def __init__(
+        self, speakers: Sequence[Speaker], questions: Questions, transcript: Transcript | None
+    ) -> None:
+        """`transcript`: the file that keeps the conversation with the last of the `speakers`."""
         self._speakers = speakers
         self._questions = questions
-        self._record = record
+        self._transcript = transcript
         self._is_watched = questions.is_terminal or sys.stdout.isatty()
 
     def greet(self, name: str) -> None:
-        """Say who is there and what can be typed."""
+        """Print the greeting, the keys, and the speakers if there are two."""
         note(
             f"欢迎使用 {name} 人工智能助手！输入内容即可进行对话。"
             "输入 clear 以清空对话历史，输入 stop 以终止对话。"
@@ -58,10 +60,10 @@ class Talk:
             note(f"> answered by {' and by '.join(speaker.name for speaker in self._speakers)}")
 
     def hold(self, rounds: str | None) -> None:
-        """Answer each question; `rounds`: "1" where each stands alone, asked for if None."""
+        """Answer each question; `rounds`: "1" if each stands alone, "2" for a conversation, None to ask."""
         rounds = rounds or self._questions.ask_rounds()
         if rounds == "2":
-            self._go_on()
+            self._continue_transcript()
         for text in self._questions if rounds else ():
             if is_said(text, STOP):
                 return
@@ -73,70 +75,69 @@ class Talk:
                     self._clear()
                 self._ask(text)
 
-    def _go_on(self) -> None:
-        """Take up the conversation that is on record, if it began as this one does."""
-        kept = self._record.messages if self._record else []
-        if not (self._record and kept):
+    def _continue_transcript(self) -> None:
+        """Take up the transcript's last conversation, if its system message is this chat's."""
+        transcript = self._transcript
+        messages = transcript.messages if transcript else []
+        if not (transcript and messages):
             return
-        begun = self._speakers[-1].chat.messages
-        if [message for message in kept if message["role"] == "system"] != begun:
-            self._record.begin()
-            note(f"> {self._record.path}: its last conversation has another system message: a new one begins")
+        system = self._speakers[-1].chat.messages  # of a new chat: the system message, if there is one
+        if [message for message in messages if message["role"] == "system"] != system:
+            transcript.begin()
+            note(f"> {transcript.path}: its last conversation has another system message: a new one begins")
             return
         for speaker in self._speakers:
-            speaker.chat.messages = list(kept)
-        rounds = sum(message["role"] == "user" for message in kept)
-        note(f"> {self._record.path}: goes on after {rounds} round{'s' * (rounds != 1)}")
-        if self._is_watched and rounds:
-            note("\n".join(map(_dimmed, self._last_round(kept))))
-
-    def _last_round(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-        """What was last asked and answered, as it is shown."""
-        start = max(i for i, message in enumerate(messages) if message["role"] == "user")
-        for message in messages[start:]:
-            name = ASK if message["role"] == "user" else f"<|{self._speakers[-1].name}|>: "
-            yield f"{name}{message['content']}"
+            speaker.chat.messages = list(messages)
+        questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        note(f"> {transcript.path}: goes on after {len(questions)} round{'s' * (len(questions) != 1)}")
+        if self._is_watched and questions:
+            lines = []
+            for message in messages[questions[-1] :]:
+                name = ASK if message["role"] == "user" else f"<|{self._speakers[-1].name}|>: "
+                lines.append(_dimmed(f"{name}{message['content']}"))
+            note("\n".join(lines))
 
     def _clear(self) -> None:
         for speaker in self._speakers:
             speaker.chat.clear()
-        if self._record:
-            self._record.begin()
+        if self._transcript:
+            self._transcript.begin()
 
     def _ask(self, text: str) -> None:
-        """One question to all; where one gives no whole answer, nobody remembers it."""
+        """Ask every speaker; if one of them gives no complete answer, all forget the question."""
         before = [(speaker.chat, len(speaker.chat.messages)) for speaker in self._speakers]
-        is_whole = False
+        is_complete = False
         try:
-            _check_typed(text)
-            self._answer(text)
-            is_whole = True
-            if self._record:
-                self._record.keep(self._speakers[-1].chat.messages)
-        except (DataError, OutputError) as err:  # a record that cannot be written may be at the next answer
+            _require_text(text)
+            if self._is_watched:
+                note("> begin generated, wait a moment...")
+            start = time.perf_counter()
+            for speaker in self._speakers:
+                with speaker.at_work():
+                    self._show_answer(speaker, text)
+            if self._is_watched:
+                note(f"> use time: {time.perf_counter() - start:.3f} s")
+            is_complete = True
+            if self._transcript:
+                self._transcript.keep(self._speakers[-1].chat.messages)
+        # a transcript that cannot be written ends no chat: there may be space at the next answer
+        except (DataError, OutputError) as err:
             note(f"error: {err}\nhint: {err.hint}")
         except KeyboardInterrupt:
             if not self._questions.is_terminal:
                 raise
-            is_whole = False
+            is_complete = False
             note("> interrupted, not remembered")
-        if not is_whole:
+        if not is_complete:
+            # every speaker's, also that of one who has answered: their conversations stay alike
             for chat, length in before:
                 del chat.messages[length:]
 
-    def _answer(self, text: str) -> None:
-        if self._is_watched:
-            note("> begin generated, wait a moment...")
-        start = time.perf_counter()
-        for speaker in self._speakers:
-            with speaker.at_work():
-                self._show(speaker, text)
-        if self._is_watched:
-            note(f"> use time: {time.perf_counter() - start:.3f} s")
-
-    def _show(self, speaker: Speaker, text: str) -> None:
+    def _show_answer(self, speaker: Speaker, text: str) -> None:
+        """Print the answer piece by piece as it is generated, a thought dimmed."""
         pieces = find_thoughts(speaker.chat.ask(text), is_open=begins_thought(speaker.chat.tokenizer))
-        first = next(pieces, ("", False))  # so that all that is told of the question comes before its answer
+        # the prefill: notes on the question, such as rounds left out, are printed before the answer begins
+        first = next(pieces, ("", False))
         with told_after():
             click.echo(f"<|{speaker.name}|>: ", nl=False)
             try:
@@ -147,36 +148,36 @@ class Talk:
 
 
 def begins_thought(tokenizer: "Tokenizer") -> bool:
-    """Whether a prompt ends inside a thought, as GLM-Z1's does."""
+    """True if the chat format's prompt opens a thought, as GLM-Z1's does."""
     return tokenizer.segments([Message("user", "")])[-1].text.endswith(THOUGHT_BEGIN)
 
 
 def find_thoughts(pieces: Iterable[str], *, is_open: bool) -> Iterator[tuple[str, bool]]:
-    """The pieces of an answer, and whether each is of the thought in front of it.
+    """Yield the pieces of an answer, each with True if it belongs to the thought before the answer.
 
-    `is_open`: the thought was begun by the prompt.
+    A piece that holds the end of the thought is cut there. `is_open`: the prompt has begun the thought.
     """
-    written = ""
+    answer = ""
     for piece in pieces:
-        before, written = len(written), written + piece
-        is_thought = is_open or written.startswith(THOUGHT_BEGIN)
-        end = written.find(THOUGHT_END) + len(THOUGHT_END) if THOUGHT_END in written else len(written)
+        before, answer = len(answer), answer + piece
+        is_thought = is_open or answer.startswith(THOUGHT_BEGIN)
+        end = answer.find(THOUGHT_END) + len(THOUGHT_END) if THOUGHT_END in answer else len(answer)
         if not is_thought or end <= before:
             yield piece, False
             continue
-        yield written[before:end], True
-        if end < len(written):
-            yield written[end:], False
+        yield answer[before:end], True
+        if end < len(answer):
+            yield answer[end:], False
 
 
 def _dimmed(text: str) -> str:
-    """Dim where stdout shows colours. Source: https://no-color.org."""
+    """Return the text dimmed, if stdout shows colours. Source: https://no-color.org."""
     is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
     return text if is_plain else click.style(text, dim=True)
 
 
-def _check_typed(text: str) -> None:
-    """Refuse what came in as other bytes than text. Raises `DataError`."""
+def _require_text(text: str) -> None:
+    """Raise `DataError` for typed bytes that are no text: these come in as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as err:

@@ -31,14 +31,29 @@ def train(words: tuple[str, ...], resume: bool) -> None:
     `glmtune settings` lists every KEY. The run's files go to a new folder (output=...): recipe.yaml,
     metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.
     """
-    recipe = _recipe(words, resume=resume)
+    from glmtune.errors import ConfigError
+    from glmtune.locations import newest_runs_hint
+    from glmtune.workflows.early import training_recipe
+
+    has_source = bool(words) and "=" not in words[0]
+    if resume and not has_source and not any(word.startswith("model=") for word in words):
+        runs = newest_runs_hint()
+        raise ConfigError(
+            "--resume: no run named",
+            hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
+        )
+    if has_source:
+        recipe = training_recipe(PATH.convert(words[0], None, None), words[1:])
+    else:
+        recipe = training_recipe({}, words)
+    # nothing left to do is no error; with settings typed behind the run, the plan refuses what differs
     if resume and len(words) == 1 and _is_finished(Path(words[0])):
         return
     run_recipe(recipe, resume=resume)
 
 
 def _is_finished(run: Path) -> bool:
-    """Whether a run has come to its end whole; it is said, and how to train on."""
+    """Return True for a finished run, and print how to train on from it."""
     from glmtune.errors import GlmtuneError
     from glmtune.locations import resolve
     from glmtune.report.listing import summarise_runs
@@ -47,21 +62,22 @@ def _is_finished(run: Path) -> bool:
 
     try:
         entries = summarise_runs(run)
-        resolve(run)  # its link `best`, which resuming mends
+        resolve(run)  # raises for a broken link `best`, which resuming repairs
     except GlmtuneError:
         return False
     if [entry.state for entry in entries] != ["finished"]:
         return False
-    on = f"to train on from its weights: {training_on(run)}"
-    Lines().say(f"{run}: finished, at step {entries[0].steps}; {on}")
+    command = training_on(run)
+    Lines().say(f"{run}: finished, at step {entries[0].steps}; to train on from its weights: {command}")
     return True
 
 
 def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
-    """Train and print what happens."""
+    """Train and print the events: first what can be checked without torch, then the run."""
     from glmtune.workflows.early import check_training
 
-    read = check_training(recipe, resume=resume)
+    rows = check_training(recipe, resume=resume)
+    # only now, for loading torch takes seconds: mistakes in paths and rows are errors before it
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
@@ -69,40 +85,24 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     from glmtune.workflows.execute import training
     from glmtune.workflows.show import Lines, Shown
 
-    disable_progress_bar()  # one bar is enough
-    enable_progress_bars()  # but a download, which comes before it, shows its own
+    disable_progress_bar()  # transformers' bar of loading weights; the training's own bar is enough
+    enable_progress_bars()  # a download takes minutes: it shows its bar
     lines = Lines()
-    with lines.bar("training"), _among_others():
-        result = drain(training(recipe, resume=resume, read=read), Shown(lines))
+    with lines.bar("training"), _naming_ended_process():
+        result = drain(training(recipe, resume=resume, read=rows), Shown(lines))
     leave_group()
     lines.say(f"next: {program()} chat {result.path}")
     lines.say(f"      {program()} evaluate {result.path}")
 
 
-def _recipe(words: tuple[str, ...], *, resume: bool) -> "Recipe":
-    from glmtune.errors import ConfigError
-    from glmtune.locations import newest_runs
-    from glmtune.workflows.early import training_recipe
-
-    if resume and (not words or "=" in words[0]) and not any(word.startswith("model=") for word in words):
-        runs = newest_runs()
-        raise ConfigError(
-            "--resume: no run named",
-            hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
-        )
-    if not words or "=" in words[0]:
-        return training_recipe({}, words)
-    return training_recipe(PATH.convert(words[0], None, None), words[1:])
-
-
 @contextmanager
-def _among_others() -> Iterator[None]:
-    """Turn the end of another process of `torchrun`, which is in some call's way, into a `TrainingError`."""
+def _naming_ended_process() -> Iterator[None]:
+    """Raise `TrainingError` in place of torch's error if another process of `torchrun` has ended."""
     from glmtune.errors import TrainingError
 
     try:
         yield
-    except RuntimeError as err:  # torch.distributed has no narrower kind for it
+    except RuntimeError as err:  # torch.distributed has no narrower class, so its text decides
         if "by peer" not in str(err):
             raise
         raise TrainingError(

@@ -1,7 +1,7 @@
 """The questions of a chat, typed at a terminal.
 
-prompt_toolkit edits the line: it knows how wide a character is, keeps what was typed for the next time, and
-takes a pasted text as one question.
+prompt_toolkit edits the line: it knows the width of Chinese characters, keeps a history of typed lines, and
+takes a pasted text of several lines as one question.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.key_binding.key_processor import KeyProcessor
 from prompt_toolkit.output import Output
 
@@ -25,7 +25,7 @@ ROUNDS_KEYS = "1: each question on its own; 2 or Enter: a conversation"
 
 
 class Typed:
-    """Lines typed at a terminal."""
+    """Questions typed at a terminal."""
 
     is_terminal = True
     keys = (
@@ -34,20 +34,22 @@ class Typed:
     )
 
     def __init__(self, output: Output | None = None) -> None:
-        """`output`: where the line is shown; None: what prompt_toolkit takes for the terminal."""
+        """`output`: the terminal that shows the line; None: prompt_toolkit's choice."""
         keys = KeyBindings()
-        keys.add("escape", "enter")(_break_line)
+        # terminals send Alt-Enter as Escape, Enter
+        keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
         self._session: PromptSession[str] = PromptSession(
             history=LineHistory(kept_lines()), key_bindings=keys, enable_suspend=True, output=output
         )
         self._rounds_session: PromptSession[str] = PromptSession(output=output)
         self._first: str | None = None
         self._num_keys = 0
+        """Keys pressed since the line began, to tell Ctrl-C twice in a row from Ctrl-C after other keys."""
         for session in (self._session, self._rounds_session):
             session.app.key_processor.before_key_press += self._count_key
 
     def ask_rounds(self) -> str | None:
-        """As `Questions` says; other text is the first question of a conversation."""
+        """Ask for "1" or "2"; other text is taken as the first question of a conversation."""
         note(ROUNDS_KEYS)
         text = self._read(self._rounds_session, ROUNDS)
         if text is None or is_said(text, STOP):
@@ -57,19 +59,20 @@ class Typed:
         if text in MORE_ROUNDS:
             return "2"
         note("> 2: a conversation; this is its first question")
+        # typed at another prompt, whose session has no history
         self._session.history.append_string(text)
         self._first = text
         return "2"
 
     def __iter__(self) -> Iterator[str]:
-        """As `Questions` says."""
+        """Yield each typed question."""
         if self._first is not None:
             yield self._first
         while (text := self._read(self._session, f"\n{ASK}")) is not None:
             yield text
 
     def _read(self, session: PromptSession[str], ask: str) -> str | None:
-        """A line; None to leave, by Ctrl-D or by Ctrl-C twice on an empty line. Ctrl-C clears any other."""
+        """Return a line; None for Ctrl-D or Ctrl-C twice on an empty line. Ctrl-C clears a line with text."""
         is_warned = False
         while True:
             self._num_keys = 0
@@ -79,6 +82,7 @@ class Typed:
                 return None
             except KeyboardInterrupt:
                 is_empty = not session.default_buffer.text
+                # a line that was typed and deleted again since the warning makes it a first Ctrl-C
                 if is_empty and is_warned and self._num_keys == 1:
                     return None
                 is_warned = is_empty
@@ -90,17 +94,17 @@ class Typed:
 
 
 class LineHistory(FileHistory):
-    """Earlier lines in a file; without them, and without keeping more, where it cannot be read or written."""
+    """Typed lines in a file; no lines if it cannot be read, nothing added if it cannot be written."""
 
     def load_history_strings(self) -> Iterable[str]:
-        """The newest first."""
+        """Return the lines, newest first."""
         try:
             return list(super().load_history_strings())
         except OSError:
             return []
 
     def store_string(self, string: str) -> None:
-        """Add a line at the end."""
+        """Append a line to the file."""
         with suppress(OSError):
             path = Path(os.fsdecode(self.filename))
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,7 +112,7 @@ class LineHistory(FileHistory):
 
 
 def kept_lines() -> Path:
-    """The file of typed lines.
+    """Return the path of the file of typed lines.
 
     Source: https://specifications.freedesktop.org/basedir-spec; Windows and macOS have folders of their own.
     """
@@ -116,7 +120,3 @@ def kept_lines() -> Path:
     if not state and sys.platform in ("win32", "darwin"):
         return Path(click.get_app_dir("glmtune", roaming=False), "chat_history")
     return Path(state or "~/.local/state", "glmtune", "chat_history").expanduser()
-
-
-def _break_line(event: KeyPressEvent) -> None:
-    event.current_buffer.insert_text("\n")

@@ -1,4 +1,7 @@
-"""Rows -> steps of micro-batches: a pure function of seed and step, so a run resumes by its step number."""
+"""Batches of training rows, and the rows of each optimizer step.
+
+The rows of a step depend on the seed and the step's number alone, so a run resumes at any step.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,39 +19,43 @@ from glmtune.data.row import TrainingRow
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """N rows, end to end: T tokens in all, L of them with labels."""
+    """A batch of N rows, concatenated without padding: T tokens in all, L of them with labels."""
 
     input_ids: Tensor
     """(T,)"""
     labels: Tensor
     """The ids to learn, -100 elsewhere; not shifted. (T,)"""
     bounds: tuple[int, ...]
-    """Where each row begins, and where the last one ends: 0, ..., T."""
+    """The rows' first positions, then the last row's end: 0, ..., T; N + 1 numbers."""
     sources: tuple[int, ...]
-    """Which source each row is from."""
+    """The number of each row's source in `data.train`; N numbers."""
     pad_id: int = 0
-    """What `padded` fills up with."""
+    """The id that `padded` fills shorter rows with."""
     position_ids: Tensor | None = None
-    """Where an objective has positions of its own, (..., T)."""
+    """Positions set by the objective, (..., T); None if they count from 0 in each row."""
     target_ids: Tensor | None = None
-    """Where distributions are learned: for each label the K likeliest ids, (L, K)."""
+    """The K likeliest ids of each label's teacher distribution, (L, K); None if labels alone are learned."""
     target_log_probs: Tensor | None = None
-    """The logarithms of their probabilities, (L, K)."""
+    """The log probabilities of `target_ids`, (L, K)."""
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """The number of tokens of each row."""
         return [end - start for start, end in pairwise(self.bounds)]
 
     def is_learned(self) -> Tensor:
-        """Where a token is learned: one that has a label and a token of its row before it, (T,)."""
+        """Return the mask (T,) of the tokens in the loss: each has a label and follows a token of its row."""
         learned = self.labels != -100
+        # the logits that predict a token are those of the token before it: a row's first token has none,
+        # and must not be predicted from the row that happens to stand before it
         learned[list(self.bounds[:-1])] = False
         return learned
 
     def padded(self) -> dict[str, Tensor]:
-        """input_ids, labels and attention_mask, each (N, longest row), and position_ids if there are some,
-        (N, ..., longest row); the pads on the right.
+        """Return the model's inputs with one row a line, padded on the right.
+
+        input_ids, labels and attention_mask are (N, longest row); position_ids, if the batch has some,
+        (N, ..., longest row).
         """
         filled = {
             "input_ids": (self.input_ids, self.pad_id),
@@ -57,14 +64,16 @@ class Batch:
         }
         if self.position_ids is not None:
             filled["position_ids"] = (self.position_ids, 0)
-        return {name: self._pad(flat, pad) for name, (flat, pad) in filled.items()}
-
-    def _pad(self, flat: Tensor, pad: int) -> Tensor:
-        rows = torch.split(flat.movedim(-1, 0), self.lengths)
-        return pad_sequence([*rows], batch_first=True, padding_value=pad).movedim(1, -1)
+        padded = {}
+        for name, (flat, pad) in filled.items():
+            # split and padded along the first axis, then moved back: (..., T) -> (N, ..., longest row)
+            rows = torch.split(flat.movedim(-1, 0), self.lengths)
+            padded[name] = pad_sequence([*rows], batch_first=True, padding_value=pad).movedim(1, -1)
+        return padded
 
     def rows(self) -> "Iterator[Batch]":
-        """Each row as a batch of its own."""
+        """Yield each row as a batch of one row."""
+        # target_ids and target_log_probs have a line for each label, not for each token
         num_labels = [int((part != -100).sum()) for part in torch.split(self.labels, self.lengths)]
         ends = list(accumulate(num_labels, initial=0))
         for i, (start, end) in enumerate(pairwise(self.bounds)):
@@ -81,48 +90,61 @@ class Batch:
             )
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its tensors on a device."""
-        held: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
-        return replace(self, **held | moved)
+        """Return the batch with its tensors on a device."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **values | moved)
 
 
 def collate(rows: Sequence[TrainingRow], pad_id: int) -> Batch:
-    """Rows as a batch. Of positions and distributions either all rows have some, or none has."""
+    """Return the rows as a batch. Of positions and distributions either all rows have some, or none has."""
     return Batch(
-        _joined([row.input_ids for row in rows], np.int64),
-        _joined([row.labels for row in rows], np.int64),
+        _concatenate([row.input_ids for row in rows], np.int64),
+        _concatenate([row.labels for row in rows], np.int64),
         tuple(accumulate((len(row.input_ids) for row in rows), initial=0)),
         tuple(row.source for row in rows),
         pad_id,
-        _joined_if([row.position_ids for row in rows], np.int64, axis=-1),
-        _joined_if([row.target_ids for row in rows], np.int64),
-        _joined_if([row.target_log_probs for row in rows], np.float32),
+        _concatenate_if_any([row.position_ids for row in rows], np.int64, axis=-1),
+        _concatenate_if_any([row.target_ids for row in rows], np.int64),
+        _concatenate_if_any([row.target_log_probs for row in rows], np.float32),
     )
 
 
-def _joined(parts: Sequence[NDArray[Any]], kind: type[np.generic], axis: int = 0) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts, axis).astype(kind))
+def _concatenate(parts: Sequence[NDArray[Any]], dtype: type[np.generic], axis: int = 0) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts, axis).astype(dtype))
 
 
-def _joined_if(parts: Sequence[NDArray[Any] | None], kind: type[np.generic], axis: int = 0) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    assert len(there) in (0, len(parts))
-    return _joined(there, kind, axis) if there else None
+def _concatenate_if_any(
+    parts: Sequence[NDArray[Any] | None], dtype: type[np.generic], axis: int = 0
+) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    assert len(present) in (0, len(parts))
+    return _concatenate(present, dtype, axis) if present else None
 
 
 def divide(
     rows: Sequence[TrainingRow], size: int, *, rank: int = 0, number: int = 1
 ) -> list[list[TrainingRow]]:
-    """One process's share of some rows, in micro-batches of similar length.
+    """Return the share of the rows of process `rank` of `number`, in micro-batches of similar length.
 
-    All get equally many, since every process takes part in every pass: where the rows do not suffice, in the
-    last one nothing is learned.
+    Every process gets equally many micro-batches: if the rows do not suffice, its last one holds a row in
+    which nothing is learned.
     """
     by_length = sorted(rows, key=lambda row: len(row.input_ids))
-    mine, most = by_length[rank::number], by_length[::number]
-    parts = [mine[i : i + size] for i in range(0, len(most), size)]
-    return [part or [_unlearned(by_length[0])] for part in parts]
+    share, largest_share = by_length[rank::number], by_length[::number]
+    parts = [share[i : i + size] for i in range(0, len(largest_share), size)]
+    if parts and not parts[-1]:
+        # every process takes part in every forward and backward pass, or the others would wait forever: this
+        # one repeats the shortest row, with no label in it
+        row = by_length[0]
+        blank = replace(
+            row,
+            labels=np.full_like(row.labels, -100),
+            target_ids=None if row.target_ids is None else row.target_ids[:0],
+            target_log_probs=None if row.target_log_probs is None else row.target_log_probs[:0],
+        )
+        parts[-1] = [blank]
+    return parts
 
 
 class Steps:
@@ -145,38 +167,26 @@ class Steps:
         self.rank = rank
         self.num_processes = num_processes
         self.per_epoch = -(-len(rows) // batch_size)
-        """Steps in one pass over the rows; the last one takes what is left."""
+        """Steps in one pass over the rows; the last step of a pass may have fewer rows."""
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def num_samples(self, num_steps: int) -> int:
-        """Rows in so many steps, over all processes."""
+        """Return the number of rows in the first `num_steps` steps, over all processes."""
         passes, rest = divmod(num_steps, self.per_epoch)
         return passes * len(self.rows) + min(rest * self.batch_size, len(self.rows))
 
     def rows_of(self, step: int) -> list[TrainingRow]:
-        """All rows of a step (from 1), over all processes."""
+        """Return all rows of a step (counted from 1), over all processes."""
         epoch, step_in_epoch = divmod(step - 1, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = (
-                epoch,
-                np.random.default_rng((self.seed, epoch)).permutation(len(self.rows)),
-            )
+            # seeded by the epoch's number, not drawn from a running generator: no state to save for a resume
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+            self._epoch, self._order = epoch, order
         start = step_in_epoch * self.batch_size
         return [self.rows[i] for i in self._order[start : start + self.batch_size]]
 
     def micro_batches(self, step: int) -> list[list[TrainingRow]]:
-        """This process's rows of a step, as `divide` has them."""
+        """Return this process's rows of a step, in micro-batches; see `divide`."""
         rows, size = self.rows_of(step), self.micro_batch_size
         return divide(rows, size, rank=self.rank, number=self.num_processes)
-
-
-def _unlearned(row: TrainingRow) -> TrainingRow:
-    """The row with nothing to learn in it."""
-    ids, log_probs = row.target_ids, row.target_log_probs
-    return replace(
-        row,
-        labels=np.full_like(row.labels, -100),
-        target_ids=None if ids is None else ids[:0],
-        target_log_probs=None if log_probs is None else log_probs[:0],
-    )

@@ -1,4 +1,4 @@
-"""Columns by name: those missing, those that nobody reads, and those of them whose loss matters."""
+"""Columns of rows by name: reading them, errors for missing and unread ones, settings that name them."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from glmtune.templates.reading import THOUGHT_KEYS
 from glmtune.values import RowObject, shown
 
 PLAIN_NAME = re.compile(r"[^\W\d][\w.]*")
+# shlex.quote would also quote every letter beyond ASCII, such as the Chinese names of columns
 SHELL_WORD = re.compile(r"[\w.=]+")
-"""shlex.quote puts quotes around every letter beyond ASCII too."""
 INPUTS = {
     "instruction",
     "instructions",
@@ -39,18 +39,18 @@ THOUGHTS = {
 }
 PREFERENCES = {"chosen", "rejected"}
 MEANINGFUL = INPUTS | SYSTEMS | HISTORIES | MEDIA | CALLS | THOUGHTS | PREFERENCES
-"""Names, in small letters and with _ between words, of what a row says to the model or has it say."""
+"""Names of columns that hold part of a conversation, as `_plain` spells them; unread they are an error."""
 
 
 def column(row: RowObject, name: str) -> Any:
-    """A column's cell. Raises `DataError` where the row has no such column."""
+    """Return a column's cell. Raises `DataError` if the row has no such column."""
     if name not in row:
         raise missing(name, row)
     return row[name]
 
 
 def missing(name: str, row: RowObject, pair: Sequence[str] = ()) -> DataError:
-    """The error for a column that is not there; `pair`: the question and answer looked for."""
+    """Return the error for a missing column; `pair`: the columns of question and answer looked for."""
     near = nearest(name, row)
     words = [nearest(column, row) or "..." for column in pair]
     naming = f": {name_pair(*words)}" if pair else " with data.prompt_column and data.response_column"
@@ -61,36 +61,36 @@ def missing(name: str, row: RowObject, pair: Sequence[str] = ()) -> DataError:
 
 
 def names_of(row: Collection[str]) -> str:
-    """The names of the columns found."""
+    """Return the names of a row's columns, for a message."""
     return ", ".join(map(shown, row)) or "none"
 
 
 def name_pair(question: str, answer: str) -> str:
-    """The words that name the columns of question and answer."""
+    """Return the settings that name the columns of question and answer, as a shell takes them."""
     return f"{setting('prompt_column', [question])} {setting('response_column', [answer])}"
 
 
 def _plain(name: str) -> str:
-    """A column's name in the one spelling; of a turn's key, `messages.name`, only the key."""
+    """Return a column's name in small letters, words joined by _; of `messages.name` only the key `name`."""
     return re.sub(r"[\s-]+", "_", name.rpartition(".")[2].strip().lower())
 
 
 def carries_meaning(name: str) -> bool:
-    """Whether a column's name says that something is lost where nobody reads it."""
+    """True if a column's name says that it holds part of the conversation."""
     return _plain(name) in MEANINGFUL
 
 
 def listed(counts: Counter[str]) -> str:
-    """`'id' (1,000 rows), 'category' (1,000)`."""
+    """Return columns and their numbers of rows in words: `'id' (1,000 rows), 'category' (1,000)`."""
     names = [f"{name!r} ({count:,}" for name, count in counts.most_common()]
     is_one = max(counts.values()) == 1
     return "), ".join([f"{names[0]} row{'' if is_one else 's'}", *names[1:]]) + ")"
 
 
 def lost(counts: Counter[str], *, is_dialogue: bool) -> DataError:
-    """The error for columns that carry meaning and are not read; its hint says every way out."""
+    """Return the error for columns that carry meaning and are not read; its hint lists every way out."""
     names = list(counts)
-    ways = dict.fromkeys(way for name in names if (way := _way(name, is_dialogue=is_dialogue)))
+    ways = dict.fromkeys(way for name in names if (way := _advise(name, is_dialogue=is_dialogue)))
     it = "them" if len(names) > 1 else "it"
     return DataError(
         f"columns that carry meaning, and nobody reads: {listed(counts)}",
@@ -98,8 +98,8 @@ def lost(counts: Counter[str], *, is_dialogue: bool) -> DataError:
     )
 
 
-def _way(name: str, *, is_dialogue: bool) -> str:
-    """How to have a column read, if there is a way."""
+def _advise(name: str, *, is_dialogue: bool) -> str:
+    """Return the advice that gets a column read, empty if there is none."""
     plain = _plain(name)
     if plain in MEDIA:
         return "these models read text alone: take such rows out"
@@ -121,7 +121,7 @@ def _way(name: str, *, is_dialogue: bool) -> str:
 
 
 def setting(key: str, names: Sequence[str]) -> str:
-    """The setting that names columns, as a shell takes it; a single plain name needs no brackets."""
+    """Return the setting that names columns, as a shell takes it; a single plain name needs no brackets."""
     value = names[0]
     if len(names) > 1 or (key == "ignore_columns" and not PLAIN_NAME.fullmatch(value)):
         value = json.dumps(names, ensure_ascii=False)

@@ -1,13 +1,14 @@
-"""Rows of one format written as rows of another: each format's writer, and the files they go into.
+"""Convert rows from one format to another: a writer for each row format and for each kind of file.
 
-Every row is read back as the target's format before it is written: what would come back as another
-conversation is an error that names the row, never a silent loss.
+Every row is read back in the target format before it is written. If the conversation changed on the way,
+an error names the row: nothing is lost silently.
 """
 
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,28 @@ from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.extras import require
 from glmtune.recipe.settings import Data
 from glmtune.run_files import replacing
-from glmtune.templates import Call, Message, Role
+from glmtune.templates import Message, Role
 from glmtune.templates.messages import unwrapped, wrapped
 
 CSV_CELL_LIMIT = 131_072
-"""What Python's csv module reads in one cell unless told otherwise; ours reads longer ones."""
+"""Characters that Python's csv module reads in one cell by default; glmtune's reader takes longer cells."""
 
 Row = dict[str, Any]
+"""A row as JSON has it: column -> cell."""
 Write = Callable[[Messages], Row]
+"""Turns a conversation into a row of one format. Raises `DataError` for what the format cannot hold."""
 WriteFile = Callable[[Path, Sequence[Row]], None]
+"""Writes rows into a new file."""
 
 DIALOGUES = "messages, sharegpt or chatglm3"
 DIALOGUE_COLUMNS = ("messages", "conversations")
 
 
 def convert_file(sources: Sequence[Path], target: Path, to: str, settings: Data) -> list[Dataset]:
-    """Write the rows of the sources, one after another, to the new file `target`; return what was read.
+    """Write the rows of all sources, in order, to a new file in the format `to`; return the data sets read.
 
-    The target's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. Raises
-    `DataError` naming the row that the format `to` cannot hold, and `OutputError` where the target exists.
+    The target's suffix says which kind of file to write: .json, .jsonl, .csv, .tsv or .parquet. Raises
+    `DataError` naming a row that the format `to` cannot hold, and `OutputError` if the target exists.
     """
     _check_target(target, to)
     datasets = [read_dataset(source, settings) for source in sources]
@@ -45,16 +49,25 @@ def convert_file(sources: Sequence[Path], target: Path, to: str, settings: Data)
 
 
 def write_examples(target: Path, examples: Sequence[Example], to: str) -> None:
-    """Write examples to a new file; errors as of `convert_file`."""
+    """Write examples to a new file in the format `to`; errors as of `convert_file`."""
     write_file = _check_target(target, to)
-    rows = [_written(example, to) for example in examples]
-    with replacing(target) as partial:
-        write_file(partial, rows)
-        _check_new(target)  # reading a large file takes a while
+    rows = []
+    for example in examples:
+        try:
+            row = WRITERS[to](example.messages)
+            # transcripts="text": a question that looks like a dialogue is read back as the text it is
+            if find_format([row], Data(transcripts="text"))(row) != example.messages:
+                raise _cannot_hold(to, "this conversation: it would come back as another one")
+        except DataError as err:
+            raise DataError(f"{example.where}: {err}", hint=err.hint) from None
+        rows.append(row)
+    with replacing(target) as unfinished:
+        write_file(unfinished, rows)
+        _check_new(target)  # again: someone may have created it while a large file was written
 
 
 def _check_target(target: Path, to: str) -> WriteFile:
-    """What writes the rows of such a file. Raises an error unless it can be begun."""
+    """Return the writer for the target's suffix. Raises an error for an unknown format or kind of file."""
     if to not in WRITERS:
         raise ConfigError(f"to: unknown format {to!r}", hint="choose one of " + ", ".join(WRITERS))
     write_file = FILES.get(target.suffix.lower())
@@ -71,29 +84,21 @@ def _check_new(target: Path) -> None:
         raise OutputError(f"{target}: there is no folder {target.parent}", hint="create it first")
 
 
-def _written(example: Example, to: str) -> Row:
-    try:
-        row = WRITERS[to](example.messages)
-        if find_format([row], Data(transcripts="text"))(row) != example.messages:
-            raise _cannot(to, "this conversation: it would come back as another one")
-    except DataError as err:
-        raise DataError(f"{example.where}: {err}", hint=err.hint) from None
-    return row
-
-
-def _cannot(to: str, what: str) -> DataError:
+def _cannot_hold(to: str, what: str) -> DataError:
     return DataError(f"{to} rows cannot hold {what}", hint=f"choose another format, such as {DIALOGUES}")
 
 
 # Rows of two columns
 
 
-def _pair(name: str) -> Write:
+def _pair_writer(name: str) -> Write:
+    """Return the writer of a format with one column for the question and one for the answer."""
     question, answer = FORMATS[name].columns
 
     def write(messages: Messages) -> Row:
         system, turns = _split_system(messages)
         thought = turns[-1].thought
+        # only the last answer's thought has a column; earlier rounds are texts in `history`
         _check_rounds(name, [*turns[:-1], replace(turns[-1], thought=None)])
         texts = [message.content for message in turns]
         row: Row = {question: texts[-2], answer: texts[-1]}
@@ -104,7 +109,7 @@ def _pair(name: str) -> Write:
         if system is not None:
             row["system"] = system.content
             if system.tools is not None:
-                raise _cannot(name, "tools")
+                raise _cannot_hold(name, "tools")
         return row
 
     return write
@@ -115,44 +120,35 @@ def _split_system(messages: Messages) -> tuple[Message | None, Messages]:
 
 
 def _check_rounds(name: str, turns: Sequence[Message]) -> None:
+    """Raise `DataError` unless the turns are plain questions and learned answers, one after the other."""
     for index, message in enumerate(turns):
         if message.role == "observation" or message.is_call:
-            raise _cannot(name, "tool calls and observations")
+            raise _cannot_hold(name, "tool calls and observations")
         if message.role != ("user", "assistant")[index % 2]:
-            raise _cannot(name, f"a turn of role {message.role!r} at this place (turn {index + 1})")
+            raise _cannot_hold(name, f"a turn of role {message.role!r} at this place (turn {index + 1})")
         if not message.loss:
-            raise _cannot(name, "an answer that is not learned (loss: false)")
+            raise _cannot_hold(name, "an answer that is not learned (loss: false)")
         if message.thought is not None:
-            raise _cannot(name, "a thought beside its answer")
+            raise _cannot_hold(name, "a thought beside its answer")
 
 
 # Rows of rounds
 
 
-def _firefly(messages: Messages) -> Row:
+def _write_firefly(messages: Messages) -> Row:
     system, turns = _split_system(messages)
     _check_rounds("firefly", turns)
     texts = [message.content for message in turns]
     pairs = zip(texts[::2], texts[1::2], strict=True)
-    row: Row = {"conversation": [{"human": asked, "assistant": said} for asked, said in pairs]}
+    row: Row = {"conversation": [{"human": question, "assistant": answer} for question, answer in pairs]}
     if system is not None:
         row["system"] = system.content
         if system.tools is not None:
-            raise _cannot("firefly", "tools")
+            raise _cannot_hold("firefly", "tools")
     return row
 
 
 # Rows of turns
-
-
-def _sharegpt(messages: Messages) -> Row:
-    system, turns = _split_system(messages)
-    row: Row = {"conversations": [turn for message in turns for turn in _sharegpt_turns(message)]}
-    if system is not None and system.content:
-        row["system"] = system.content
-    if system is not None and system.tools is not None:
-        row["tools"] = json.dumps([unwrapped(tool) for tool in system.tools], ensure_ascii=False)
-    return row
 
 
 SHAREGPT_NAMES: Mapping[Role, str] = {
@@ -163,43 +159,51 @@ SHAREGPT_NAMES: Mapping[Role, str] = {
 }
 
 
-def _sharegpt_turns(message: Message) -> list[Row]:
-    """A turn's text, then each of its calls."""
-    if message.metadata:
-        raise _cannot("sharegpt", f"a call of {message.metadata!r} whose arguments are not named")
+def _write_sharegpt(messages: Messages) -> Row:
+    """Write a message as a turn of its text, then a turn for each of its calls."""
+    system, others = _split_system(messages)
     turns: list[Row] = []
-    if message.content or not message.calls:
-        turns.append({"from": SHAREGPT_NAMES[message.role], "value": message.content})
-    for call in message.calls:
-        written = {"name": call.name, "arguments": call.arguments}
-        turns.append({"from": "function_call", "value": json.dumps(written, ensure_ascii=False)})
-    return _marked(turns, message)
+    for message in others:
+        if message.metadata:
+            raise _cannot_hold("sharegpt", f"a call of {message.metadata!r} whose arguments are not named")
+        written: list[Row] = []
+        if message.content or not message.calls:
+            written.append({"from": SHAREGPT_NAMES[message.role], "value": message.content})
+        for call in message.calls:
+            value = json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+            written.append({"from": "function_call", "value": value})
+        turns += _with_thought_and_flag(written, message)
+    row: Row = {"conversations": turns}
+    if system is not None and system.content:
+        row["system"] = system.content
+    if system is not None and system.tools is not None:
+        row["tools"] = json.dumps([unwrapped(tool) for tool in system.tools], ensure_ascii=False)
+    return row
 
 
-def _marked(turns: list[Row], message: Message) -> list[Row]:
-    """The turns that a message is written as: its thought in the first, its flag in all."""
+def _with_thought_and_flag(turns: list[Row], message: Message) -> list[Row]:
+    """Add a message's thought to the first of the turns that it is written as, and its `loss` flag to all."""
     thought = {} if message.thought is None else {"reasoning_content": message.thought}
     flag = {} if message.loss else {"loss": False}
     return [{**turn, **(thought if turn is turns[0] else {}), **flag} for turn in turns]
 
 
-def _chatglm3(messages: Messages) -> Row:
-    """A turn's text, then each of its calls; one call and its only result are one turn, as in the script."""
+def _write_chatglm3(messages: Messages) -> Row:
+    """Write a message as its text, then each of its calls; one call and its only result share a turn."""
     turns: list[Row] = []
     for index, message in enumerate(messages):
         before = messages[index - 1]
-        is_only = [m.role for m in messages[index : index + 2]].count("observation") == 1
-        if message.role == "observation" and len(before.calls) == 1 and is_only:
+        is_only_result = [m.role for m in messages[index : index + 2]].count("observation") == 1
+        if message.role == "observation" and len(before.calls) == 1 and is_only_result:
+            # the form of ChatGLM3's own script: {"role": "tool", "name", "parameters", "observation"}
             turns[-1]["observation"] = message.content
-        else:
-            turns += _chatglm3_turns(message)
+            continue
+        written = [_plain_turn(message)] if message.content or not message.calls else []
+        written += [
+            {"role": "tool", "name": call.name, "parameters": call.arguments} for call in message.calls
+        ]
+        turns += _with_thought_and_flag(written, message)
     return _with_tools(messages, turns, wrap=False)
-
-
-def _chatglm3_turns(message: Message) -> list[Row]:
-    turns = [_plain_turn(message)] if message.content or not message.calls else []
-    turns += [{"role": "tool", "name": call.name, "parameters": call.arguments} for call in message.calls]
-    return _marked(turns, message)
 
 
 def _plain_turn(message: Message) -> Row:
@@ -207,32 +211,30 @@ def _plain_turn(message: Message) -> Row:
     return {"role": message.role, **named, "content": message.content}
 
 
-def _messages(messages: Messages) -> Row:
+def _write_messages(messages: Messages) -> Row:
+    """Write messages in OpenAI's form, with made-up call ids: a result follows its calls in their order."""
     turns: list[Row] = []
-    waiting: list[str] = []
+    unanswered_ids: list[str] = []
     for index, message in enumerate(messages):
-        (turn,) = _marked([_plain_turn(message)], message)
+        (turn,) = _with_thought_and_flag([_plain_turn(message)], message)
         if message.calls:
-            waiting = [f"call_{index}_{where}" for where in range(len(message.calls))]
+            unanswered_ids = [f"call_{index}_{number}" for number in range(len(message.calls))]
             turn["content"] = message.content or None
-            turn["tool_calls"] = [
-                _openai_call(call, call_id) for call, call_id in zip(message.calls, waiting, strict=True)
-            ]
+            turn["tool_calls"] = []
+            for call, call_id in zip(message.calls, unanswered_ids, strict=True):
+                arguments = json.dumps(call.arguments, ensure_ascii=False)
+                function = {"name": call.name, "arguments": arguments}
+                turn["tool_calls"].append({"id": call_id, "type": "function", "function": function})
         if message.role == "observation":
             turn["role"] = "tool"
-            if waiting:
-                turn["tool_call_id"] = waiting.pop(0)
+            if unanswered_ids:
+                turn["tool_call_id"] = unanswered_ids.pop(0)
         turns.append(turn)
     return _with_tools(messages, turns, wrap=True)
 
 
-def _openai_call(call: Call, call_id: str) -> Row:
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    return {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
-
-
 def _with_tools(messages: Messages, turns: list[Row], *, wrap: bool) -> Row:
-    """A row of turns; a system turn that holds nothing but the tools is not written."""
+    """Return the row of the turns and tools; a system turn that holds only the tools is not written."""
     system, _ = _split_system(messages)
     column = "messages" if wrap else "conversations"
     if system is None or system.tools is None:
@@ -242,32 +244,26 @@ def _with_tools(messages: Messages, turns: list[Row], *, wrap: bool) -> Row:
 
 
 WRITERS: Mapping[str, Write] = {
-    **{name: _pair(name) for name, known in FORMATS.items() if not known.is_dialogue},
-    "messages": _messages,
-    "sharegpt": _sharegpt,
-    "chatglm3": _chatglm3,
-    "firefly": _firefly,
+    **{name: _pair_writer(name) for name, known in FORMATS.items() if not known.is_dialogue},
+    "messages": _write_messages,
+    "sharegpt": _write_sharegpt,
+    "chatglm3": _write_chatglm3,
+    "firefly": _write_firefly,
 }
-"""What writes a conversation as a row, by the name of the format."""
+"""The writer of each row format, by the format's name."""
 
 
 # Files
 
 
-def _write_array(path: Path, rows: Sequence[Row]) -> None:
-    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    _write_text(path, f"[\n{lines}\n]\n")
-
-
-def _write_lines(path: Path, rows: Sequence[Row]) -> None:
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write_text(path: Path, text: str) -> None:
+def _write_json(path: Path, rows: Sequence[Row], *, is_array: bool) -> None:
+    """Write one row a line: JSON lines, or with brackets and commas around them one array."""
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = "[\n" + ",\n".join(lines) + "\n]\n" if is_array else "".join(f"{line}\n" for line in lines)
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write_csv(path: Path, rows: Sequence[Row], *, delimiter: str = ",") -> None:
+def _write_csv(path: Path, rows: Sequence[Row], *, delimiter: str) -> None:
     columns = _columns(rows)
     if len(columns) == 1:  # one column alone could be any text file
         columns = [*columns, "tools"]
@@ -275,55 +271,48 @@ def _write_csv(path: Path, rows: Sequence[Row], *, delimiter: str = ",") -> None
         writer = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
         for row in rows:
-            writer.writerow(_csv_cell(row.get(name)) for name in columns)
-
-
-def _write_tsv(path: Path, rows: Sequence[Row]) -> None:
-    _write_csv(path, rows, delimiter="\t")
-
-
-def _csv_cell(value: Any) -> str:
-    cell = _cell(value)
-    if len(cell) > CSV_CELL_LIMIT:
-        raise DataError(
-            f"a cell of {len(cell):,} characters, readers of CSV take at most {CSV_CELL_LIMIT:,}",
-            hint="write a .jsonl or .parquet file",
-        )
-    return cell
-
-
-def _cell(value: Any) -> str:
-    """Text as it is, lists as JSON, nothing as no text."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            cells = ["" if row.get(name) is None else _as_text(row[name]) for name in columns]
+            too_long = next((cell for cell in cells if len(cell) > CSV_CELL_LIMIT), None)
+            if too_long is not None:
+                raise DataError(
+                    f"a cell of {len(too_long):,} characters, readers of CSV take at most {CSV_CELL_LIMIT:,}",
+                    hint="write a .jsonl or .parquet file",
+                )
+            writer.writerow(cells)
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     pyarrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
-    table = {name: [_typed(name, row.get(name)) for row in rows] for name in _columns(rows)}
+    table = {name: [_parquet_cell(name, row.get(name)) for row in rows] for name in _columns(rows)}
     parquet.write_table(pyarrow.table(table), str(path))
 
 
-def _typed(name: str, value: Any) -> Any:
-    """What a column of one type can hold: descriptions and arguments, each of its own shape, as JSON text."""
+def _parquet_cell(name: str, value: object) -> object:
+    """Return a cell of the one type that a parquet column has.
+
+    Tools' descriptions and calls' arguments have a shape of their own in each row: they become JSON text.
+    """
     if name in ("tools", "parameters") and value is not None:
-        return _cell(value)
+        return _as_text(value)
     if isinstance(value, list) and value and isinstance(value[0], dict) and name in DIALOGUE_COLUMNS:
-        return [{key: _typed(key, item) for key, item in turn.items()} for turn in value]
+        return [{key: _parquet_cell(key, item) for key, item in turn.items()} for turn in value]
     return value
 
 
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _columns(rows: Sequence[Row]) -> list[str]:
-    """Every column of any row, in the order of their first row."""
+    """Return every column of any row, in the order of first appearance."""
     return list({name: None for row in rows for name in row})
 
 
 FILES: Mapping[str, WriteFile] = {
-    ".json": _write_array,
-    ".jsonl": _write_lines,
-    ".csv": _write_csv,
-    ".tsv": _write_tsv,
+    ".json": partial(_write_json, is_array=True),
+    ".jsonl": partial(_write_json, is_array=False),
+    ".csv": partial(_write_csv, delimiter=","),
+    ".tsv": partial(_write_csv, delimiter="\t"),
     ".parquet": _write_parquet,
 }
-"""What writes rows, by the file's suffix."""
+"""The writer of each kind of file, by the file's suffix."""

@@ -1,7 +1,7 @@
-"""Rows that hold a whole conversation as a list of turns: `messages`, ShareGPT, ChatGLM3 `conversations`.
+"""Read rows that hold a conversation as a list of turns: `messages`, ShareGPT, ChatGLM3 `conversations`.
 
-The turns of all three become messages by the same rules: an assistant turn stays whole with the tools that it
-calls, and their results follow it in the order of the calls.
+The turns of all three formats become messages by the same rules: an assistant's turn stays whole with its
+tool calls, and the results follow in the order of the calls.
 """
 
 import json
@@ -30,35 +30,36 @@ SHAREGPT_FORM = 'a turn is like {"from": "human", "value": "..."}'
 
 
 def sharegpt(row: RowObject) -> Messages:
-    """`{conversations: [{from, value}], tools?}`."""
+    """Read a ShareGPT row: `{conversations: [{from, value}], tools?}`."""
     return _conversation(row, "conversations", _sharegpt_turn, SHAREGPT_FORM)
 
 
 def messages(row: RowObject) -> Messages:
-    """`{messages: [{role, content, tool_calls?}], tools?}`, OpenAI's form and the GLM-4 script's."""
+    """Read a row of OpenAI or the GLM-4 script: `{messages: [{role, content, tool_calls?}], tools?}`."""
     return _conversation(row, "messages", _chat_turn, FORM)
 
 
 def chatglm3(row: RowObject) -> Messages:
-    """`{conversations: [{role, content}], tools?}`, the ChatGLM3 scripts' form."""
+    """Read a row of the ChatGLM3 scripts: `{conversations: [{role, content}], tools?}`."""
     return _conversation(row, "conversations", _chat_turn, FORM)
 
 
 def is_sharegpt(row: RowObject) -> bool:
-    """Whether the turns in `conversations` are of the form `{from, value}`."""
+    """True if the turns in `conversations` have ShareGPT's form `{from, value}`."""
     turns = decoded(row.get("conversations"))
     first = turns[0] if isinstance(turns, list) and turns else None
     return isinstance(first, dict) and "from" in first and "role" not in first
 
 
 def is_chatglm3(row: RowObject) -> bool:
-    """Whether the turns in `conversations` are not ShareGPT's."""
+    """True if the turns in `conversations` do not have ShareGPT's form."""
     return not is_sharegpt(row)
 
 
 Turn = tuple[str, Message]
-"""A message, and its name in errors, such as `conversations[2]`."""
+"""The name of a turn in errors, such as `conversations[2]`, and its message."""
 ReadTurn = Callable[[RowObject, str], Iterator[Turn]]
+"""Reads one turn of a row, given its name in errors: into one message, or a call and its result."""
 
 
 def _conversation(row: RowObject, column: str, read_turn: ReadTurn, form: str) -> Messages:
@@ -70,11 +71,20 @@ def _conversation(row: RowObject, column: str, read_turn: ReadTurn, form: str) -
         name = f"{column}[{index}]"
         if not isinstance(turn, dict):
             raise DataError(f"{name!r} must be an object, got {shown(turn)}", hint=form)
-        turns += read_turn(turn, name)
+        for turn_name, message in read_turn(turn, name):
+            before = turns[-1][1] if turns else None
+            is_call_alone = bool(message.calls) and not message.content and message.thought is None
+            can_take_call = before and before.role == "assistant" and not before.metadata
+            if before and can_take_call and is_call_alone and before.loss == message.loss:
+                # a call written as a turn of its own belongs to the assistant's turn before it
+                turns[-1] = turns[-1][0], replace(before, calls=(*before.calls, *message.calls))
+            else:
+                turns.append((turn_name, message))
     if not turns:
         raise DataError(f"{column!r} holds no turns, got {shown(row[column])}", hint=form)
     tools = read_tools(row.get("tools"), "tools")
-    return tuple(with_tools(_matched(_joined(turns)), tools and [wrapped(tool) for tool in tools]))
+    messages = _match_results(turns)
+    return tuple(with_tools(messages, tools and [wrapped(tool) for tool in tools]))
 
 
 # One turn of each form
@@ -90,8 +100,8 @@ def _sharegpt_turn(row: RowObject, name: str) -> Iterator[Turn]:
     value, where = row["value"], f"{name}.value"
     loss = read_loss(row, name, role)
     if role != "assistant":
-        is_none = value is None and role == "system"
-        yield name, Message(role, "" if is_none else text(value, where), loss=loss)
+        is_empty = value is None and role == "system"
+        yield name, Message(role, "" if is_empty else text(value, where), loss=loss)
     elif row["from"].strip().lower() == "function_call":
         calls = tuple(read_calls(value, where))
         yield name, Message(role, "", loss=loss, thought=read_thought(row, name), calls=calls)
@@ -100,71 +110,39 @@ def _sharegpt_turn(row: RowObject, name: str) -> Iterator[Turn]:
 
 
 def _chat_turn(row: RowObject, name: str) -> Iterator[Turn]:
-    if _is_call_with_result(row):
-        yield from _call_with_result(row, name)
+    if row.get("role") == "tool" and row.get("parameters") is not None:
+        # ChatGLM3's script writes a call and its observation as one turn of role `tool`. Source:
+        # https://github.com/THUDM/ChatGLM3 finetune_chatmodel_demo/preprocess_utils.py
+        calls = tuple(read_calls({key: row[key] for key in ("name", "parameters") if key in row}, name))
+        loss = read_loss(row, name, "assistant")
+        yield name, Message("assistant", "", loss=loss, thought=read_thought(row, name), calls=calls)
+        observation = row.get("observation")
+        if observation is not None:
+            is_text = isinstance(observation, str)
+            result = observation if is_text else json.dumps(observation, ensure_ascii=False)
+            yield name, Message("observation", text(result, f"{name}.observation"))
         return
     message = read_message(row, name)
     if message.tools is not None:
         message = replace(message, tools=[wrapped(tool) for tool in message.tools] or None)
-    yield name, _learnable(message, name) if message.role == "assistant" else message
-
-
-def _learnable(message: Message, name: str) -> Message:
-    """An assistant's turn that says something, its call read from under the tool's name where it can be."""
-    if not message.calls and not (message.thought or "").strip():
-        non_empty(message.content, f"{name}.content")
-    if not message.metadata.strip():
-        return replace(message, metadata="")
-    metadata = tool_name(message.metadata, f"{name}.metadata")
-    arguments = read_arguments(message.content)
-    if arguments is None:
-        return replace(message, metadata=metadata)
-    return replace(message, content="", metadata="", calls=(Call(metadata, arguments),))
-
-
-def _is_call_with_result(row: RowObject) -> bool:
-    """Whether this is the `tool` turn of ChatGLM3's script, a call and its observation in one.
-
-    Source: https://github.com/THUDM/ChatGLM3 finetune_chatmodel_demo/preprocess_utils.py
-    """
-    return row.get("role") == "tool" and row.get("parameters") is not None
-
-
-def _call_with_result(row: RowObject, name: str) -> Iterator[Turn]:
-    call = {key: row[key] for key in ("name", "parameters") if key in row}
-    calls = tuple(read_calls(call, name))
-    loss = read_loss(row, name, "assistant")
-    yield name, Message("assistant", "", loss=loss, thought=read_thought(row, name), calls=calls)
-    observation = row.get("observation")
-    if observation is not None:
-        result = observation if isinstance(observation, str) else json.dumps(observation, ensure_ascii=False)
-        yield name, Message("observation", text(result, f"{name}.observation"))
+    if message.role == "assistant":
+        if not message.calls and not (message.thought or "").strip():
+            non_empty(message.content, f"{name}.content")
+        metadata = tool_name(message.metadata, f"{name}.metadata") if message.metadata.strip() else ""
+        message = replace(message, metadata=metadata)
+        # content below a tool's name is a call where its arguments can be read; else it stays text
+        arguments = read_arguments(message.content) if metadata else None
+        if arguments is not None:
+            message = replace(message, content="", metadata="", calls=(Call(metadata, arguments),))
+    yield name, message
 
 
 # Turns to messages
 
 
-def _joined(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns with each call that was written apart put back into the assistant's turn before it."""
-    found: list[Turn] = []
-    for name, message in turns:
-        before = found[-1][1] if found else None
-        if before and _goes_on(before, message):
-            found[-1] = found[-1][0], replace(before, calls=(*before.calls, *message.calls))
-        else:
-            found.append((name, message))
-    return found
-
-
-def _goes_on(before: Message, call: Message) -> bool:
-    """Whether a turn is a call and no more, which the assistant's turn before it goes on to make."""
-    is_bare = bool(call.calls) and not call.content and call.thought is None
-    return is_bare and before.role == "assistant" and not before.metadata and before.loss == call.loss
-
-
-def _matched(turns: Sequence[Turn]) -> list[Message]:
-    """The messages of the turns, each with its results behind it; a blank system turn says nothing."""
-    found: list[Message] = []
+def _match_results(turns: Sequence[Turn]) -> list[Message]:
+    """Return the turns' messages, each followed by its results; a blank system turn is left out."""
+    messages: list[Message] = []
     index = 0
     while index < len(turns):
         (name, message), index = turns[index], index + 1
@@ -178,36 +156,32 @@ def _matched(turns: Sequence[Turn]) -> list[Message]:
             results.append(turns[index][1])
             index += 1
         if results:
-            message = _calling(message)
-            found += [message, *_in_order(name, message, results)]
+            if not message.is_call:
+                # the text in front of a result counts as its call where it can be read as one
+                thought, end_tag, answer = message.content.rpartition(THOUGHT_END)
+                if call := call_in_answer(answer):
+                    message = replace(message, content=thought + end_tag, calls=(call,))
+            messages += [message, *_order_results(name, message, results)]
         elif message.role != "system" or message.tools is not None or message.content.strip():
-            found.append(message)
-    return found
+            messages.append(message)
+    return messages
 
 
-def _calling(message: Message) -> Message:
-    """A turn in front of a result: its text counts as its call where it can be read as one."""
-    if message.is_call:
-        return message
-    thought, mark, said = message.content.rpartition(THOUGHT_END)
-    call = call_in_answer(said)
-    return replace(message, content=thought + mark, calls=(call,)) if call else message
-
-
-def _in_order(name: str, message: Message, results: Sequence[Message]) -> list[Message]:
-    """The results in the order of the calls, by id where both have them."""
+def _order_results(name: str, message: Message, results: Sequence[Message]) -> list[Message]:
+    """Return the results in the order of the calls: by id if all have one, else as they stand."""
     if len(message.calls) > 1 and len(results) != len(message.calls):
         raise DataError(
             f"{name!r} makes {len(message.calls)} calls, got {len(results)} observations",
             hint="give every call its own observation, in the same order",
         )
-    made = [call.id for call in message.calls if call.id]
-    answered = [result.call_id for result in results if result.call_id]
-    if not made or len(made) < len(message.calls) or len(answered) < len(results):
+    call_ids = [call.id for call in message.calls if call.id]
+    answered_ids = [result.call_id for result in results if result.call_id]
+    if not call_ids or len(call_ids) < len(message.calls) or len(answered_ids) < len(results):
         return list(results)
-    if sorted(made) != sorted(answered):
+    if sorted(call_ids) != sorted(answered_ids):
         raise DataError(
-            f"{name!r} makes the calls {', '.join(made)}, but its results answer {', '.join(answered)}",
+            f"{name!r} makes the calls {', '.join(call_ids)}, "
+            f"but its results answer {', '.join(answered_ids)}",
             hint="give each result the id of its call as tool_call_id, or none of them an id",
         )
-    return sorted(results, key=lambda result: made.index(str(result.call_id)))
+    return sorted(results, key=lambda result: call_ids.index(str(result.call_id)))

@@ -1,4 +1,4 @@
-"""One conversation of a dataset, and where it was read."""
+"""A conversation of a data set, and the file and line that it was read from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,18 +10,18 @@ from glmtune.templates import Message
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row in the one shape that every data format is turned into."""
+    """A conversation, the common form that rows of every data format are read into."""
 
     messages: tuple[Message, ...]
     where: str
     """File and line or row number, like `train.jsonl:2`."""
     source: int = 0
-    """Number of the source of training rows that it is from."""
+    """The number of the conversation's source in `data.train`."""
 
 
 @contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Inside, what is wrong with a row is said with its place in front."""
+def naming_row(where: str) -> Iterator[None]:
+    """Return a context that puts the row's file and line in front of every `DataError` raised inside."""
     try:
         yield
     except DataError as error:

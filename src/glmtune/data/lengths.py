@@ -1,13 +1,13 @@
-"""How long the rows are, and what was cut of them."""
+"""The lengths of encoded rows in tokens, and the report of rows that were cut or dropped."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WARNED_SHARE = 0.05
-"""Share of cut or dropped rows from which a report warns."""
+"""A report warns if a larger share of the rows was cut or dropped."""
 REFUSED_SHARE = 0.5
-"""Share of rows that need a cut above which `overlong: cut` refuses the data."""
+"""With `data.overlong=cut`, data are refused if a larger share of the rows needs a cut."""
 
 CUTS = {
     "turns": "lost their oldest turns",
@@ -35,7 +35,8 @@ class Lengths:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> "Lengths":
-        """The percentiles; all 0 where there are none."""
+        """Return the percentiles of some lengths, all 0 if there are none."""
+        # the nearest rank, ceil(n * percent / 100): always the length of a real row, never a mean of two
         ordered = sorted(lengths) or [0]
         return cls(*(ordered[-(-len(ordered) * percent // 100) - 1] for percent in PERCENTS))
 
@@ -43,7 +44,7 @@ class Lengths:
         return f"p50 {self.p50:,}, p95 {self.p95:,}, p99 {self.p99:,}, longest {self.longest:,}"
 
     def most(self, rows: str) -> str:
-        """What most of the rows, named so, do not exceed."""
+        """Return a sentence on the lengths that most rows do not exceed; `rows` names the rows in it."""
         return f"95 % of {rows} have at most {self.p95:,} tokens, 99 % at most {self.p99:,}"
 
 
@@ -52,70 +53,70 @@ class LengthReport:
     """Counts over the rows of one file; lengths are in tokens, before any cut."""
 
     limit: str = ""
-    """What the rows had to fit into, in words."""
+    """The limits that the rows had to meet, in words."""
     lengths: list[int] = field(default_factory=list)
     cuts: Counter[str] = field(default_factory=Counter)
-    """Rows by kind of cut (`turns`, `question`, `answer`); a row can have several."""
+    """Rows by kind of cut (`turns`, `question`, `answer`); a row can have several kinds."""
     drops: Counter[str] = field(default_factory=Counter)
     """Rows left out, by reason (`overlong`, `uncuttable`, `unlearned`)."""
     rows_cut: int = 0
     tokens_lost: int = 0
-    """Tokens cut out of rows that were kept."""
+    """Tokens cut out of the rows kept."""
     thoughts_lost: int = 0
     """Learned answers whose thought the chat format leaves out."""
 
     def add(self, uncut_tokens: int, kept_tokens: int, cuts: Sequence[str] = ()) -> None:
-        """Count a row that is kept."""
+        """Count a row that is kept, with the kinds of its cuts."""
         self.lengths.append(uncut_tokens)
         self.rows_cut += bool(cuts)
         self.cuts.update(set(cuts))
         self.tokens_lost += uncut_tokens - kept_tokens
 
     def drop(self, uncut_tokens: int, reason: str) -> None:
-        """Count a row that is left out."""
+        """Count a row that is left out, with the reason as in `drops`."""
         self.lengths.append(uncut_tokens)
         self.drops[reason] += 1
 
     @property
     def rows(self) -> int:
-        """Rows seen, kept or not."""
+        """The number of rows, kept or left out."""
         return len(self.lengths)
 
     @property
     def rows_dropped(self) -> int:
-        """Rows left out."""
+        """The number of rows left out."""
         return self.drops.total()
 
     @property
     def share(self) -> float:
-        """Share of the rows that were cut or dropped."""
+        """The share of rows that were cut or dropped, 0 to 1."""
         return (self.rows_cut + self.rows_dropped) / max(1, self.rows)
 
     @property
     def overlong_share(self) -> float:
-        """Share of the rows that did not fit as they were."""
+        """The share of rows longer than the limits, 0 to 1; those with nothing to learn do not count."""
         return (self.rows_cut + self.drops["overlong"] + self.drops["uncuttable"]) / max(1, self.rows)
 
     @property
     def percentiles(self) -> Lengths:
-        """Of the lengths."""
+        """The percentiles of all rows' lengths."""
         return Lengths.of(self.lengths)
 
     def lines(self) -> list[str]:
-        """The report for a terminal, one fact a line."""
+        """Return the report for a terminal, one fact a line."""
         counts = [(f"{self.cuts[kind]:,} {words}", self.cuts[kind]) for kind, words in CUTS.items()]
         counts += [(f"{self.drops[kind]:,} {words}", self.drops[kind]) for kind, words in DROPS.items()]
-        happened = [text for text, count in counts if count]
+        losses = [text for text, count in counts if count]
         lines = [f"{self.rows:,} rows; tokens before any cut: {self.percentiles}; limit {self.limit}"]
-        if happened:
-            lines.append(f"of these, {'; '.join(happened)}; {self.tokens_lost:,} tokens lost")
+        if losses:
+            lines.append(f"of these, {'; '.join(losses)}; {self.tokens_lost:,} tokens lost")
         if self.thoughts_lost:
             lines.append(f"{self.thoughts_lost:,} thoughts left out: this chat format learns none")
         return lines
 
     @property
     def warning(self) -> str | None:
-        """A sentence for the user when more than 5 % of the rows were cut or dropped."""
+        """A sentence for the user if more than 5 % of the rows were cut or dropped, else None."""
         if self.share <= WARNED_SHARE:
             return None
         return (

@@ -1,11 +1,12 @@
-"""The official scripts' preprocessing, exactly: what they learn, what they ask with, where they cut.
+"""The preprocessing of the official fine-tuning scripts, reproduced exactly: ids, labels, prompts and cuts.
 
-Rows are not padded; the scripts' padding changes neither loss nor answer. Where a script raises, this
-raises DataError.
+Rows are not padded: the scripts' padding changes neither loss nor answer. Where a script raises, DataError is
+raised here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from glmtune.errors import ConfigError, DataError
@@ -17,45 +18,48 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """A training row as a script makes it."""
+class OfficialRow:
+    """A training row as an official script encodes it."""
 
     input_ids: list[int]
     labels: list[int]
     uncut_tokens: int
-    """How long it was before the script's cuts."""
+    """Tokens before the script's cuts."""
     is_question_cut: bool = False
     is_answer_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question as a script's evaluation puts it, and the answer it compares with."""
+class OfficialPrompt:
+    """A prompt of an official script's evaluation, and the answer that it compares with."""
 
     prompt: list[int]
     reference: list[int]
     end: int
-    """Id that ends the reference where it is not cut."""
+    """The id that ends a reference, unless the reference was cut."""
     uncut_tokens: int
-    """How long the prompt was before the script's cut."""
+    """Tokens of the prompt before the script's cut."""
 
 
-_Train = Callable[[Tokenizer, Sequence[Message], Data], Learned | None]
-_Evaluate = Callable[[Tokenizer, Sequence[Message], Data], list[Asked]]
+_Train = Callable[[Tokenizer, Sequence[Message], Data], OfficialRow | None]
+_Evaluate = Callable[[Tokenizer, Sequence[Message], Data], list[OfficialPrompt]]
 
 
 @dataclass(frozen=True, slots=True)
 class OfficialEncoding:
-    """One script's preprocessing of a conversation with its system text; the source prefix it puts in."""
+    """The preprocessing of one official script, from a conversation with its system text to ids.
+
+    `data.source_prefix` is added by both functions.
+    """
 
     train: _Train
-    """A conversation's row; None where the script leaves it out."""
+    """Encodes a conversation as a training row; None for one that the script leaves out."""
     evaluate: _Evaluate
-    """A conversation's questions, in order."""
+    """Encodes a conversation as the prompts of its evaluation, in order."""
 
 
 def find_encoding(name: str, tokenizer: Tokenizer) -> OfficialEncoding:
-    """The encoding of this name. Raises ConfigError where the tokenizer is another family's."""
+    """Return the encoding of this name. Raises ConfigError if the tokenizer is another family's."""
     scripts = ENCODINGS[name]
     if tokenizer.template is None or tokenizer.template not in scripts:
         raise ConfigError(
@@ -66,6 +70,7 @@ def find_encoding(name: str, tokenizer: Tokenizer) -> OfficialEncoding:
 
 
 def _limits(settings: Data) -> tuple[int, int]:
+    """Return the most tokens of prompt and answer. Raises ConfigError if either setting is missing."""
     if settings.max_source_tokens is None or settings.max_target_tokens is None:
         raise ConfigError(
             f"data.encoding: {settings.encoding} needs both limits",
@@ -79,9 +84,9 @@ def _limits(settings: Data) -> tuple[int, int]:
 
 
 def _thudm_texts(
-    messages: Sequence[Message], settings: Data, prompt_text: Callable[..., str], **options: Any
+    messages: Sequence[Message], settings: Data, prompt_text: Callable[..., str], **options: bool
 ) -> tuple[str, str] | None:
-    """The prompt of the last question and its answer; None where the script skips the row."""
+    """Return the prompt of the last question and its answer; None if the script skips the row."""
     pairs = rounds(messages, "encoding thudm")
     answered = [(question.content, answer.content) for question, answer in pairs if answer is not None]
     if not answered:
@@ -92,8 +97,8 @@ def _thudm_texts(
     return settings.source_prefix + prompt_text(query, answered[:-1], **options), answer
 
 
-def _chatglm_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
-    """Learned are `<sop>`, the answer and `<eop>`; a history column numbers every round."""
+def _chatglm_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> OfficialRow | None:
+    """Return a row that learns `<sop>`, the answer and `<eop>`; a history column numbers every round."""
     max_source, max_target = _limits(settings)
     is_numbered = settings.history_column is not None
     texts = _thudm_texts(messages, settings, chatglm_prompt, is_numbered=is_numbered)
@@ -105,7 +110,7 @@ def _chatglm_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: 
     start = input_ids.index(tokenizer.control_id("<sop>"))
     # as with ChatGLM2, a pad id in the labels is not learned
     learned = [IGNORED if index == tokenizer.pad_token_id else index for index in input_ids[start:]]
-    return Learned(
+    return OfficialRow(
         input_ids,
         [IGNORED] * start + learned,
         uncut_tokens=len(prompt) + len(answer) + 3,
@@ -114,30 +119,33 @@ def _chatglm_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: 
     )
 
 
-def _chatglm_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
-    """Of both texts the script keeps two tokens less than allowed, and puts the prompt's end behind both."""
+def _chatglm_evaluate(
+    tokenizer: Tokenizer, messages: Sequence[Message], settings: Data
+) -> list[OfficialPrompt]:
     texts = _thudm_texts(messages, settings, chatglm_prompt)
     if texts is None:
         return []
     asks = _v1_asks(tokenizer)
     prompt, answer = (_encode_v1(tokenizer, text) for text in texts)
+    # the script encodes the reference like a prompt: two tokens less than allowed, then [gMASK] <sop>
     cut_prompt, reference = (
         [*ids[: limit - len(asks)], *asks]
         for ids, limit in zip((prompt, answer), _limits(settings), strict=True)
     )
-    return [Asked(cut_prompt, reference, tokenizer.control_id("<eop>"), len(prompt) + len(asks))]
+    return [OfficialPrompt(cut_prompt, reference, tokenizer.control_id("<eop>"), len(prompt) + len(asks))]
 
 
 def _encode_v1(tokenizer: Tokenizer, text: str) -> list[int]:
-    """A text's ids by the official tokenizer, to which `<sop>` spelled in a text is the control token."""
+    """Return a text's ids by the official tokenizer, which reads `<sop>` in a text as the control token."""
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _v1_asks(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that end a prompt of ChatGLM-6B."""
     return [tokenizer.control_id("[gMASK]"), tokenizer.control_id("<sop>")]
 
 
-def _chatglm2_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> Learned | None:
+def _chatglm2_train(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> OfficialRow | None:
     max_source, max_target = _limits(settings)
     texts = _thudm_texts(messages, settings, chatglm2_prompt)
     if texts is None:
@@ -148,7 +156,7 @@ def _chatglm2_train(tokenizer: Tokenizer, messages: Sequence[Message], settings:
     target = [*answer[:max_target], tokenizer.eos_token_id]
     # the script turns every pad id in the labels into "not learned", answer included
     learned = [IGNORED if index == tokenizer.pad_token_id else index for index in target]
-    return Learned(
+    return OfficialRow(
         [*source, *target],
         [IGNORED] * len(source) + learned,
         uncut_tokens=len(prefix) + len(prompt) + len(answer) + 1,
@@ -157,14 +165,16 @@ def _chatglm2_train(tokenizer: Tokenizer, messages: Sequence[Message], settings:
     )
 
 
-def _chatglm2_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> list[Asked]:
+def _chatglm2_evaluate(
+    tokenizer: Tokenizer, messages: Sequence[Message], settings: Data
+) -> list[OfficialPrompt]:
     max_source, max_target = _limits(settings)
     texts = _thudm_texts(messages, settings, chatglm2_prompt)
     if texts is None:
         return []
     prefix = tokenizer.get_prefix_tokens()
     prompt, answer = ([*prefix, *tokenizer.encode_plain(text)] for text in texts)
-    return [Asked(prompt[:max_source], answer[:max_target], tokenizer.eos_token_id, len(prompt))]
+    return [OfficialPrompt(prompt[:max_source], answer[:max_target], tokenizer.eos_token_id, len(prompt))]
 
 
 # --- chatglm3: https://github.com/THUDM/ChatGLM3 finetune_demo/finetune_hf.py, process_batch and _eval ---
@@ -180,11 +190,26 @@ def _chatglm3_turn(tokenizer: Tokenizer, message: Message) -> list[int]:
 
 
 def _glm4_turn(tokenizer: Tokenizer, message: Message) -> list[int]:
-    """A turn by the official chat template, in which control tokens spelled in content are control tokens."""
-    return _glm4_conversation(tokenizer, [_without_unset(message)])[len(tokenizer.get_prefix_tokens()) :]
+    if message.tools is not None:
+        # process_message of the script drops the unset properties of a tool's parameters
+        tools = []
+        for tool in message.tools:
+            try:
+                function = dict(tool["function"])
+                properties = {k: v for k, v in function["parameters"]["properties"].items() if v is not None}
+            except (KeyError, TypeError, AttributeError) as error:
+                raise DataError(
+                    "tools: the official script needs function.parameters.properties in every tool",
+                    hint="use data.encoding=chat for other tools",
+                ) from error
+            function["parameters"] = {**function["parameters"], "properties": properties}
+            tools.append({**tool, "function": function})
+        message = replace(message, tools=tools)
+    return _glm4_conversation(tokenizer, [message])[len(tokenizer.get_prefix_tokens()) :]
 
 
 def _glm4_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of the official chat template: control tokens spelled in content are control tokens."""
     rows = []
     for message in messages:
         row: dict[str, Any] = {"role": message.role, "content": message.content}
@@ -194,86 +219,64 @@ def _glm4_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> lis
     return list(tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False))
 
 
-def _without_unset(message: Message) -> Message:
-    """The script drops the unset properties of a tool's parameters (process_message)."""
-    if message.tools is None:
-        return message
-    tools = []
-    for tool in message.tools:
-        try:
-            function = dict(tool["function"])
-            properties = {k: v for k, v in function["parameters"]["properties"].items() if v is not None}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                "tools: the official script needs function.parameters.properties in every tool",
-                hint="use data.encoding=chat for other tools",
-            ) from error
-        function["parameters"] = {**function["parameters"], "properties": properties}
-        tools.append({**tool, "function": function})
-    return replace(message, tools=tools)
-
-
-_Turn = Callable[[Tokenizer, Message], list[int]]
+_EncodeTurn = Callable[[Tokenizer, Message], list[int]]
 
 
 def _learn_turns(
-    turn: _Turn,
+    encode_turn: _EncodeTurn,
     unlearned: frozenset[str],
     end: str,
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     data: Data,
-) -> Learned:
-    """All turns, then `end`. The mask is one late: a role token is not learned, what follows the turn is."""
+) -> OfficialRow:
+    """Return the row of all turns and an end token, learning the turns of all roles but the unlearned."""
     input_ids = tokenizer.get_prefix_tokens()
     mask = [False] * len(input_ids)
     for message in messages:
-        ids = turn(tokenizer, message)
+        ids = encode_turn(tokenizer, message)
         input_ids += ids
         mask += [message.role not in unlearned] * len(ids)
     return _shift_and_cut([*input_ids, tokenizer.control_id(end)], mask, data)
 
 
-def _shift_and_cut(input_ids: list[int], mask: list[bool], data: Data) -> Learned:
+def _shift_and_cut(input_ids: list[int], mask: list[bool], data: Data) -> OfficialRow:
+    """Return the row of some ids, cut as a whole; `mask[i]` is True if the id at i + 1 is learned."""
+    # one late, as in the scripts: a learned turn's role token is no label, the token behind the turn is one
     labels = [index if learned else IGNORED for index, learned in zip(input_ids, [False, *mask], strict=True)]
     limit = sum(_limits(data)) + 1
-    return Learned(
+    return OfficialRow(
         input_ids[:limit], labels[:limit], uncut_tokens=len(input_ids), is_answer_cut=len(input_ids) > limit
     )
 
 
 def _ask_turns(
-    turn: _Turn, end: str, tokenizer: Tokenizer, messages: Sequence[Message], data: Data
-) -> list[Asked]:
-    """One question for each answer, until the conversation is longer than the source limit."""
+    encode_turn: _EncodeTurn, end: str, tokenizer: Tokenizer, messages: Sequence[Message], data: Data
+) -> list[OfficialPrompt]:
+    """Return a prompt for each answer, until the conversation is longer than the source limit."""
     max_source, max_target = _limits(data)
     end_id = tokenizer.control_id(end)
     input_ids = tokenizer.get_prefix_tokens()
-    asked = []
+    prompts = []
     for message in messages:
         if len(input_ids) >= max_source:
             break
-        ids = turn(tokenizer, message)
+        ids = encode_turn(tokenizer, message)
         if message.role == "assistant":
-            prompt = [*input_ids[:max_source], *ids[:1]]
-            asked.append(Asked(prompt, [*ids[1:], end_id][:max_target], end_id, len(input_ids) + 1))
+            prompt = [*input_ids[:max_source], *ids[:1]]  # ends in the assistant's role token
+            reference = [*ids[1:], end_id][:max_target]
+            prompts.append(OfficialPrompt(prompt, reference, end_id, len(input_ids) + 1))
         input_ids += ids
-    return asked
+    return prompts
 
 
+# ChatGLM3's script learns observations too
 _CHATGLM3_UNLEARNED = frozenset({"system", "user"})
 _GLM4_UNLEARNED = frozenset({"system", "user", "observation"})
 
 
-def _chatglm3_train(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> Learned:
-    return _learn_turns(_chatglm3_turn, _CHATGLM3_UNLEARNED, "</s>", tokenizer, messages, data)
-
-
-def _chatglm3_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
-    return _ask_turns(_chatglm3_turn, "</s>", tokenizer, messages, data)
-
-
-def _glm4_train(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> Learned:
+def _glm4_train(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> OfficialRow:
+    """Return a row that learns all answers, or with `data.combine` the last alone."""
     if not data.combine:
         return _learn_turns(_glm4_turn, _GLM4_UNLEARNED, "<|user|>", tokenizer, messages, data)
     input_ids = _glm4_conversation(tokenizer, messages)
@@ -282,46 +285,42 @@ def _glm4_train(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -
     return _shift_and_cut([*input_ids, tokenizer.control_id("<|user|>")], mask, data)
 
 
-def _glm4_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
+def _glm4_evaluate(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> list[OfficialPrompt]:
     if data.combine:
-        return _glm4_evaluate_combined(tokenizer, messages, data)
-    asked = _ask_turns(_glm4_turn, "<|user|>", tokenizer, messages, data)
-    if not asked:
+        # as the script: the prompt holds the answer and ends with [gMASK], so its scores mean nothing
+        max_source, max_target = _limits(data)
+        input_ids = _glm4_conversation(tokenizer, messages)
+        end_id = tokenizer.control_id("<|user|>")
+        reference = [*input_ids[_last_answer(tokenizer, input_ids) :], end_id]
+        prompt = [*input_ids[:max_source], input_ids[0]]
+        return [OfficialPrompt(prompt, reference[:max_target], end_id, len(input_ids) + 1)]
+    prompts = _ask_turns(_glm4_turn, "<|user|>", tokenizer, messages, data)
+    if not prompts:
         raise DataError(
             "no answer begins within max_source_tokens",
             hint="raise data.max_source_tokens, or leave the row out",
         )
-    return asked
-
-
-def _glm4_evaluate_combined(tokenizer: Tokenizer, messages: Sequence[Message], data: Data) -> list[Asked]:
-    """As the script: the prompt holds the answer and ends with [gMASK], so its scores mean nothing."""
-    max_source, max_target = _limits(data)
-    input_ids = _glm4_conversation(tokenizer, messages)
-    end_id = tokenizer.control_id("<|user|>")
-    reference = [*input_ids[_last_answer(tokenizer, input_ids) :], end_id]
-    prompt = [*input_ids[:max_source], input_ids[0]]
-    return [Asked(prompt, reference[:max_target], end_id, len(input_ids) + 1)]
+    return prompts
 
 
 def _last_answer(tokenizer: Tokenizer, input_ids: Sequence[int]) -> int:
-    """Where the last <|assistant|> stands."""
+    """Return the position of the last <|assistant|> token. Raises DataError if there is none."""
     role = tokenizer.control_id("<|assistant|>")
-    found = max((position for position, index in enumerate(input_ids) if index == role), default=None)
-    if found is None:
+    last = max((position for position, index in enumerate(input_ids) if index == role), default=None)
+    if last is None:
         raise DataError("no answer in this conversation", hint="give every row an answer")
-    return found
+    return last
 
 
-def _with_prefix(train: _Train, evaluate: _Evaluate) -> OfficialEncoding:
-    """A script that knows no source prefix: it stands in the first question."""
+def _with_question_prefix(train: _Train, evaluate: _Evaluate) -> OfficialEncoding:
+    """Return the encoding of a script without a source prefix: the prefix goes into the first question."""
 
-    def question(messages: Sequence[Message], data: Data) -> list[Message]:
+    def prefixed(messages: Sequence[Message], data: Data) -> list[Message]:
         return with_question_prefix(messages, data.source_prefix)
 
     return OfficialEncoding(
-        lambda tokenizer, messages, data: train(tokenizer, question(messages, data), data),
-        lambda tokenizer, messages, data: evaluate(tokenizer, question(messages, data), data),
+        lambda tokenizer, messages, data: train(tokenizer, prefixed(messages, data), data),
+        lambda tokenizer, messages, data: evaluate(tokenizer, prefixed(messages, data), data),
     )
 
 
@@ -330,7 +329,12 @@ ENCODINGS: Mapping[str, Mapping[str, OfficialEncoding]] = {
         "chatglm": OfficialEncoding(_chatglm_train, _chatglm_evaluate),
         "chatglm2": OfficialEncoding(_chatglm2_train, _chatglm2_evaluate),
     },
-    "chatglm3": {"chatglm3": _with_prefix(_chatglm3_train, _chatglm3_evaluate)},
-    "glm4": dict.fromkeys(("glm4", "glm4_base"), _with_prefix(_glm4_train, _glm4_evaluate)),
+    "chatglm3": {
+        "chatglm3": _with_question_prefix(
+            partial(_learn_turns, _chatglm3_turn, _CHATGLM3_UNLEARNED, "</s>"),
+            partial(_ask_turns, _chatglm3_turn, "</s>"),
+        )
+    },
+    "glm4": dict.fromkeys(("glm4", "glm4_base"), _with_question_prefix(_glm4_train, _glm4_evaluate)),
 }
-"""Every official script's preprocessing, by the name of the `encoding` setting and the chat format."""
+"""The preprocessing of every official script, by the value of `data.encoding` and the chat format's name."""

@@ -1,11 +1,11 @@
-"""Conversations -> what an evaluation asks: the prompt of the last answer, and the answer to compare with."""
+"""Encode conversations for evaluation: the prompt of the last answer, and the answer to compare with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from glmtune.conversation import answer_text, encode_question
-from glmtune.data.cut import Cutter, Limits, Piece, last_index
-from glmtune.data.example import Example, naming
+from glmtune.data.cut import Cutter, EncodedExample, Limits, last_index
+from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
 from glmtune.errors import DataError
@@ -16,11 +16,13 @@ from glmtune.tokenizers.protocol import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPrompt:
-    """A prompt as ids, what it was cut from, and the answer to compare with."""
+    """A prompt as ids, its length before any cut, and the answer to compare with."""
 
     ids: list[int]
     reference: str = ""
+    """Text of the answer to compare with."""
     uncut_tokens: int = 0
+    """Tokens of the prompt before any cut."""
     cuts: tuple[str, ...] = ()
     """Kinds of cuts, as in a `LengthReport`."""
 
@@ -28,85 +30,80 @@ class EvaluationPrompt:
 def encode_prompts(
     tokenizer: Tokenizer, examples: Sequence[Example], settings: Data, *, num_new: int = 0
 ) -> tuple[list[EvaluationPrompt], LengthReport]:
-    """The prompt of each conversation's last answer, with that answer, and what was cut of the prompts.
+    """Return the prompt of each conversation's last answer with that answer, and the report of their lengths.
 
-    Where no setting names a limit, the model's context is to hold `num_new` tokens of an answer too. Raises
-    DataError where there is no answer, or a prompt cannot be cut.
+    If no setting names a limit, room for `num_new` generated tokens is left in the model's context. Raises
+    DataError for a conversation without an answer, and for a prompt that no cut makes short enough.
     """
     taught, limits = Taught.of(settings), Limits.of(settings, tokenizer.context, num_new=num_new)
     report = LengthReport(limit=f"{limits}, for the question part")
     prompts = []
     for example in examples:
-        with naming(example.where):
-            prompt = _prompt(tokenizer, taught.begin(example.messages), settings, limits)
+        with naming_row(example.where):
+            messages = taught.begin(example.messages)
+            if settings.encoding == "chat":
+                prompt = _chat_prompt(tokenizer, messages, settings, limits)
+            else:
+                prompt = _official_prompt(tokenizer, messages, settings)
         report.add(prompt.uncut_tokens, len(prompt.ids), prompt.cuts)
         prompts.append(prompt)
     return prompts, report
 
 
-def _prompt(
+def _chat_prompt(
     tokenizer: Tokenizer, messages: Sequence[Message], settings: Data, limits: Limits
 ) -> EvaluationPrompt:
-    if settings.encoding != "chat":
-        return _official_prompt(tokenizer, messages, settings)
     last = last_index(messages, lambda message: message.role == "assistant")
     if last is None:
         raise DataError("no answer to compare with", hint="give every test row an answer")
-    prompt = _cut_prompt(tokenizer, messages[:last], settings, limits)
-    return replace(prompt, reference=_reference(tokenizer, messages[: last + 1]))
+    before, answer = messages[:last], messages[last]
 
+    def encode(question: Sequence[Message]) -> list[int]:
+        return encode_question(tokenizer, question, source_prefix=settings.source_prefix)
 
-def _cut_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Message], settings: Data, limits: Limits
-) -> EvaluationPrompt:
-    """The prompt that asks for the next answer; its question part may fill the whole limit."""
-
-    def encode(asked: Sequence[Message]) -> list[int]:
-        return encode_question(tokenizer, asked, source_prefix=settings.source_prefix)
-
+    # the limit holds for the prompt alone: no room in it is kept for the answer
     source = limits.total if limits.total is not None else limits.source
-    ids = encode(messages)
-    if len(ids) <= source:
-        return EvaluationPrompt(ids, uncut_tokens=len(ids))
-    limits.refuse(len(ids), settings, part=" of the question part")
-    cutter = Cutter(
-        Limits(None, source, target=0),
-        lambda unit: Piece(encode(unit[:-1]), [], 0),
-        lambda text: len(tokenizer.encode_plain(text)),
-    )
-    found = cutter.cut([*messages, Message("assistant", "")])
-    if found is None:
-        raise DataError(
-            f"the question part has {len(ids):,} tokens and cannot be cut to {source:,}",
-            hint=f"{limits.raising}, or shorten the system message",
+    ids = encode(before)
+    cuts: tuple[str, ...] = ()
+    uncut_tokens = len(ids)
+    if uncut_tokens > source:
+        limits.refuse(uncut_tokens, settings, part=" of the question part")
+        cutter = Cutter(
+            Limits(None, source, target=0),
+            lambda unit: EncodedExample(encode(unit[:-1]), [], 0),
+            lambda text: len(tokenizer.encode_plain(text)),
         )
-    return EvaluationPrompt(found[0].ids, uncut_tokens=len(ids), cuts=tuple(found[1]))
-
-
-def _reference(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
-    """The last turn as the model would say it without its thought; its calls as their format writes them.
-
-    Encoded and decoded as an answer is: ChatGLM-6B's tokenizer makes full-width punctuation half width.
-    """
-    answer = messages[-1]
+        # the cutter works on whole examples: an empty answer, never encoded, stands for the one asked for
+        shortened = cutter.cut([*before, Message("assistant", "")])
+        if shortened is None:
+            raise DataError(
+                f"the question part has {uncut_tokens:,} tokens and cannot be cut to {source:,}",
+                hint=f"{limits.raising}, or shorten the system message",
+            )
+        ids, cuts = shortened[0].ids, tuple(shortened[1])
+    # the reference is the answer without its thought, its calls as the chat format writes them; encoded and
+    # decoded like a generated answer: ChatGLM-6B's tokenizer turns full-width punctuation into half-width
     segments = [Segment(answer.content)]
     if answer.is_call:
-        before = tokenizer.segments(messages[:-1], add_generation_prompt=False)
-        segments = tokenizer.segments(messages, add_generation_prompt=False)[len(before) + 1 :]
-    return answer_text(tokenizer, tokenizer.encode_segments(segments))
+        num_before = len(tokenizer.segments(before, add_generation_prompt=False))
+        whole = tokenizer.segments([*before, answer], add_generation_prompt=False)
+        segments = whole[num_before + 1 :]  # + 1: the assistant's role token
+    reference = answer_text(tokenizer, tokenizer.encode_segments(segments))
+    return EvaluationPrompt(ids, reference, uncut_tokens, cuts)
 
 
 def _official_prompt(tokenizer: Tokenizer, messages: Sequence[Message], settings: Data) -> EvaluationPrompt:
-    # GLM-4's combined evaluation shows the model the answer, so its other form asks here
+    # GLM-4's combined evaluation shows the model the answer: the prompt is made by its other form
     uncombined = settings.model_copy(update={"combine": False})
-    asked = find_encoding(settings.encoding, tokenizer).evaluate(tokenizer, messages, uncombined)
+    prompts = find_encoding(settings.encoding, tokenizer).evaluate(tokenizer, messages, uncombined)
     num_answers = sum(message.role == "assistant" for message in messages)
-    if not asked or (settings.encoding != "thudm" and len(asked) < num_answers):
+    # thudm's script asks for the last answer only, the other scripts for every answer
+    if not prompts or (settings.encoding != "thudm" and len(prompts) < num_answers):
         raise DataError(
             "the official evaluation leaves this row out: its question is empty or too long",
             hint="raise data.max_source_tokens, or take the row out",
         )
-    last = asked[-1]
+    last = prompts[-1]
     reference = [index for index in last.reference if index != last.end]
     text = str(tokenizer.decode(reference, skip_special_tokens=True)).strip()
     cuts = ("question",) * (len(last.prompt) < last.uncut_tokens)

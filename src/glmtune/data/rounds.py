@@ -1,7 +1,6 @@
-"""Rows of one question and one answer, earlier rounds and a system text beside them; and rows of rounds."""
+"""Read rows of one question and one answer, with history and system text; and rows that list rounds."""
 
 import re
-from typing import Any
 
 from glmtune.data.columns import column
 from glmtune.errors import DataError
@@ -17,7 +16,7 @@ JSON_HINT = 'in a cell a history is JSON, with double quotes: [["...", "..."]]'
 SPEAKER = re.compile(
     r"^[^\S\n]*(?:(human|user|用户)|assistant|bot|助手)\s*[:：]", re.IGNORECASE | re.MULTILINE
 )
-"""Who speaks in a dialogue written as text: a person, or the assistant.
+"""The speaker's name at the start of a line, in a dialogue written as text; group 1 is set for a person.
 
 Source: https://huggingface.co/datasets/BelleGroup/multiturn_chat_0.8M."""
 
@@ -25,31 +24,27 @@ Source: https://huggingface.co/datasets/BelleGroup/multiturn_chat_0.8M."""
 def question_and_answer(
     row: RowObject, columns: tuple[str, ...], input_column: str | None, settings: Data
 ) -> Messages:
-    """System text, earlier rounds, question and answer; a filled input follows the question on a new line.
+    """Return system text, earlier rounds, question (a filled input below it, on a new line) and answer.
 
-    A thought stands in a column of its own. An empty question is kept, an empty answer is an error.
+    A thought is read from its own column. An empty question is kept, an empty answer is an error.
     """
-    question, answer = columns
-    asked = text(column(row, question), question)
-    extra = _input(row, input_column, settings)
-    if extra.strip():
-        asked = f"{asked}\n{extra}" if asked else extra
-    answered = Message("assistant", non_empty(column(row, answer), answer), thought=read_thought(row, "row"))
+    question_column, answer_column = columns
+    question = text(column(row, question_column), question_column)
+    input_column = settings.input_column or input_column
+    if input_column is not None:
+        # a column that the settings name must be there, the format's own `input` may be missing
+        value = column(row, input_column) if settings.input_column else row.get(input_column)
+        below = "" if value is None else text(value, input_column)
+        if below.strip():
+            question = f"{question}\n{below}" if question else below
+    content = non_empty(column(row, answer_column), answer_column)
+    answer = Message("assistant", content, thought=read_thought(row, "row"))
     earlier = history(row, settings.history_column)
-    return *system(row, settings), *earlier, *_asked(asked, question, settings), answered
-
-
-def _input(row: RowObject, default: str | None, settings: Data) -> str:
-    """The text of the input column, empty where there is none."""
-    name = settings.input_column or default
-    if name is None:
-        return ""
-    value = column(row, name) if settings.input_column else row.get(name)
-    return "" if value is None else text(value, name)
+    return *system(row, settings), *earlier, *_question_turns(question, question_column, settings), answer
 
 
 def system(row: RowObject, settings: Data) -> Messages:
-    """The system text of a row's own column, if it has one."""
+    """Return the system message of a row's own column, empty if the row has none."""
     name = settings.system_column or "system"
     value = column(row, name) if settings.system_column else row.get(name)
     if value is None or not text(value, name).strip():
@@ -60,7 +55,7 @@ def system(row: RowObject, settings: Data) -> Messages:
 
 
 def two_systems(where: str) -> DataError:
-    """The error for a second system text."""
+    """Return the error for a second system text; `where` names the two."""
     return DataError(
         f"'system' is given {where}, got both",
         hint="keep one: leave data.system unset, or remove the row's own",
@@ -68,7 +63,7 @@ def two_systems(where: str) -> DataError:
 
 
 def history(row: RowObject, named: str | None) -> Messages:
-    """Earlier rounds, `[[question, answer], ...]`; null, absent or an empty cell is no history."""
+    """Return the earlier rounds, `[[question, answer], ...]`; a missing or empty cell is no history."""
     name = named or "history"
     value = column(row, name) if named else row.get(name)
     if value is None or value == "":
@@ -86,41 +81,45 @@ def history(row: RowObject, named: str | None) -> Messages:
     return tuple(messages)
 
 
-def _bad_history(name: str, value: Any, *, form: str, hint: str) -> DataError:
+def _bad_history(name: str, value: object, *, form: str, hint: str) -> DataError:
     return DataError(f"{name!r} must be {form}, got {shown(value)}", hint=hint)
 
 
 # Dialogues written as text
 
 
-def _asked(question: str, name: str, settings: Data) -> Messages:
-    """The question; of one that is a dialogue written as text its turns, if the settings say so."""
+def _question_turns(question: str, name: str, settings: Data) -> Messages:
+    """Return the question as one message, or as turns if it is a dialogue written as text.
+
+    Raises `DataError` for such a dialogue unless `data.transcripts` says how to read it.
+    """
     speakers = list(SPEAKER.finditer(question))
+    # a dialogue begins with a person's turn, nothing before it, and the assistant speaks in it too
     is_transcript = speakers and not question[: speakers[0].start()].strip() and speakers[0][1]
-    if settings.transcripts == "text" or not is_transcript or all(found[1] for found in speakers):
+    if settings.transcripts == "text" or not is_transcript or all(speaker[1] for speaker in speakers):
         return (Message("user", question),)
     if settings.transcripts is None:
         raise DataError(
             f"{name!r} is a dialogue written as text, got {shown(question)}",
             hint="data.transcripts=turns reads it as turns, data.transcripts=text leaves it as it is",
         )
-    ends = [*(found.start() for found in speakers[1:]), len(question)]
-    said = [question[found.end() : end].strip() for found, end in zip(speakers, ends, strict=True)]
-    if not said[-1] and not speakers[-1][1]:  # the place of the answer
+    ends = [*(speaker.start() for speaker in speakers[1:]), len(question)]
+    words = [question[speaker.end() : end].strip() for speaker, end in zip(speakers, ends, strict=True)]
+    if not words[-1] and not speakers[-1][1]:  # an empty "Assistant:" at the end: the answer follows it
         speakers.pop()
     return tuple(
-        Message("user", words)
-        if found[1]
-        else Message("assistant", non_empty(words, f"{name}: {found[0].strip()}"))
-        for found, words in zip(speakers, said, strict=False)
+        Message("user", content)
+        if speaker[1]
+        else Message("assistant", non_empty(content, f"{name}: {speaker[0].strip()}"))
+        for speaker, content in zip(speakers, words, strict=False)
     )
 
 
-# Rounds as turns
+# Rows of rounds
 
 
 def firefly(row: RowObject) -> Messages:
-    """`{conversation: [{human, assistant}]}`, a question and its answer a turn.
+    """Read a Firefly row, `{conversation: [{human, assistant}]}`: each item is a question and its answer.
 
     Source: https://huggingface.co/datasets/YeungNLP/moss-003-sft-data.
     """
@@ -128,18 +127,18 @@ def firefly(row: RowObject) -> Messages:
     turns = row["conversation"]
     if not isinstance(turns, list):
         raise DataError(f"'conversation' must be a list of turns, got {shown(turns)}", hint=form)
-    found: list[Message] = []
+    messages: list[Message] = []
     for index, turn in enumerate(turns):
         name = f"conversation[{index}]"
         missing = [key for key in ("human", "assistant") if not isinstance(turn, dict) or key not in turn]
         if missing:
             raise DataError(f"{name!r} has no {missing[0]!r}, got {shown(turn)}", hint=form)
-        found.append(Message("user", text(turn["human"], f"{name}.human")))
-        found.append(Message("assistant", non_empty(turn["assistant"], f"{name}.assistant")))
-    return tuple(found)
+        messages.append(Message("user", text(turn["human"], f"{name}.human")))
+        messages.append(Message("assistant", non_empty(turn["assistant"], f"{name}.assistant")))
+    return tuple(messages)
 
 
 def is_firefly(row: RowObject) -> bool:
-    """Whether the turns in `conversation` are of the form `{human, assistant}`."""
+    """True if the turns in `conversation` have the form `{human, assistant}`."""
     turns = decoded(row.get("conversation"))
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "human" in turns[0]

@@ -1,4 +1,4 @@
-"""A training row as it is learned: its tokens, which of them are learned, and where it comes from."""
+"""A training row: its token ids, its labels, and the file and line that it was read from."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ class TrainingRow:
     labels: NDArray[np.int32]
     """The ids to learn, -100 elsewhere; not shifted."""
     where: str
-    """Where the conversation was read, like `train.jsonl:2`."""
+    """File and line of the conversation, such as `train.jsonl:2`."""
     source: int = 0
-    """Which of the sources of `data.train` it is from."""
+    """The number of the row's source in `data.train`."""
     position_ids: NDArray[np.int64] | None = None
-    """Where an objective has positions of its own, (..., T); else they count from 0."""
+    """Positions set by the objective, (..., T); None if they count from 0."""
     target_ids: NDArray[np.int32] | None = None
-    """Where distributions are learned: for each label the K likeliest ids, (L, K)."""
+    """The K likeliest ids of each label's teacher distribution, (L, K); None if labels alone are learned."""
     target_log_probs: NDArray[np.float32] | None = None
-    """The logarithms of their probabilities, (L, K)."""
+    """The log probabilities of `target_ids`, (L, K)."""

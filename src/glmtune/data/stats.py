@@ -1,10 +1,9 @@
-"""What a file of rows holds, in numbers."""
+"""Statistics of a file of rows: counts of answers, tools, thoughts, duplicates, and lengths in characters."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from glmtune.data.example import Example
 from glmtune.data.lengths import Lengths
@@ -19,7 +18,7 @@ class Stats:
 
     rows: int
     format: str
-    """Name of the row format found."""
+    """Names of the row formats found, the most frequent first."""
     answers: Lengths
     """Assistant turns of a row."""
     with_history: int
@@ -35,24 +34,25 @@ class Stats:
     open_thoughts: int
     """Answers with a <think> inside that never closes."""
     cut: int
-    """Dialogues that lost what came after their last answer."""
+    """Dialogues whose turns after the last answer were left out."""
     unanswered: int
-    """Dialogues left out: nobody answers."""
+    """Dialogues left out because they have no answer."""
     repeated: int
-    """Rows whose whole conversation stood earlier in the file."""
+    """Rows whose whole conversation occurs earlier in the file."""
     contradicting: int
-    """Rows whose question stood earlier in the file with another answer."""
+    """Rows whose question occurs earlier in the file, but not with this answer."""
     characters: Lengths
-    """All texts of a row."""
+    """Characters of all texts of a row."""
     answer_characters: Lengths
-    """The last answer of a row."""
+    """Characters of a row's last answer."""
 
 
 def measure_file(path: Path, settings: Data) -> tuple[Stats, Dataset]:
-    """Read a file and count what it holds; give the rows too. Raises `DataError` as reading does."""
+    """Read a file and return its statistics and its rows. Raises `DataError` as `read_dataset` does."""
     dataset = read_dataset(path, settings)
     rows = [example.messages for example in dataset.examples]
-    repeated, contradicting = _duplicates(dataset.examples)
+    repeated, contradicting = _count_duplicates(dataset.examples)
+    has_thought = [any(m.role == "assistant" and m.split_thought()[0].strip() for m in row) for row in rows]
     stats = Stats(
         rows=len(rows),
         format=dataset.format,
@@ -61,7 +61,7 @@ def measure_file(path: Path, settings: Data) -> tuple[Stats, Dataset]:
         with_system=sum(any(m.role == "system" and m.content.strip() for m in row) for row in rows),
         with_tools=sum(any(message.tools for message in row) for row in rows),
         with_calls=sum(any(message.is_call for message in row) for row in rows),
-        with_thoughts=sum(any(_has_thought(message) for message in row) for row in rows),
+        with_thoughts=sum(has_thought),
         unlearned=sum(any(m.role == "assistant" and not m.loss for m in row) for row in rows),
         empty_questions=dataset.num_empty_questions,
         open_thoughts=dataset.num_open_thoughts,
@@ -75,32 +75,26 @@ def measure_file(path: Path, settings: Data) -> tuple[Stats, Dataset]:
     return stats, dataset
 
 
-def _has_thought(message: Message) -> bool:
-    return message.role == "assistant" and bool(message.split_thought()[0].strip())
-
-
 def _num_characters(message: Message) -> int:
-    """Characters of a turn; those of its calls' arguments as JSON."""
-    called = (call.name + json.dumps(call.arguments, ensure_ascii=False) for call in message.calls)
-    return sum(map(len, (message.content, message.metadata, message.thought or "", *called)))
+    """Return the characters of a turn; arguments of its calls count as JSON."""
+    calls = (call.name + json.dumps(call.arguments, ensure_ascii=False) for call in message.calls)
+    return sum(map(len, (message.content, message.metadata, message.thought or "", *calls)))
 
 
-def _without_ids(message: Message) -> dict[str, Any]:
-    calls = [(call.name, call.arguments) for call in message.calls]
-    return {**asdict(message), "calls": calls, "call_id": None}
-
-
-def _duplicates(examples: Sequence[Example]) -> tuple[int, int]:
-    """How many rows repeat an earlier row, and how many its question with another answer."""
+def _count_duplicates(examples: Sequence[Example]) -> tuple[int, int]:
+    """Return the numbers of rows that repeat an earlier row, and that answer its question otherwise."""
     answers: dict[str, set[str]] = {}
     repeated = contradicting = 0
     for example in examples:
-        *asked, answer = (
-            json.dumps(_without_ids(message), ensure_ascii=False, sort_keys=True, default=str)
-            for message in example.messages
-        )
-        known = answers.setdefault("\n".join(asked), set())
-        repeated += answer in known
-        contradicting += bool(known) and answer not in known
-        known.add(answer)
+        turns = []
+        for message in example.messages:
+            # without the ids of calls, which differ from row to row
+            calls = [(call.name, call.arguments) for call in message.calls]
+            facts = {**asdict(message), "calls": calls, "call_id": None}
+            turns.append(json.dumps(facts, ensure_ascii=False, sort_keys=True, default=str))
+        *question, answer = turns
+        known_answers = answers.setdefault("\n".join(question), set())
+        repeated += answer in known_answers
+        contradicting += bool(known_answers) and answer not in known_answers
+        known_answers.add(answer)
     return repeated, contradicting

@@ -1,8 +1,7 @@
-"""Rows of no known format: what they look like, and the settings or the form that make rows of them."""
+"""Errors for rows of no known format: what the rows look like, and the settings or form that mend them."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from glmtune.data import columns
 from glmtune.errors import DataError
@@ -16,7 +15,7 @@ TURNS = {
     "conversations": {"from", "value"},
     "conversation": {"human", "assistant"},
 }
-"""The keys of a turn, by the column that takes such turns."""
+"""The keys of a turn, or of a round, by the column that takes a list of them."""
 QUESTIONS = (
     *("prompt", "question", "query", "instruction", "ask", "user", "human", "input", "q", "source", "src"),
     *("text", "sentence", "review", "comment", "content", "document", "passage", "article", "context"),
@@ -27,25 +26,25 @@ ANSWERS = (
     *("summary", "answers", "label", "labels", "sentiment", "class", "category", "translation"),
     *("回答", "答案", "回复", "答", "输出", "助手", "摘要", "译文", "标签", "类别", "分类", "情感"),
 )
-"""What columns of questions and of answers are called, the likelier first."""
+"""Names of columns of questions, and of answers, the likelier first."""
 OTHERS = {
     *("", "id", "uid", "uuid", "index", "no", "url", "link", "date", "time", "timestamp", "title", "author"),
     *("lang", "language", "split", "source", "tag", "tags", "meta", "metadata", "score", "编号", "序号"),
 }
-"""What columns are called that hold neither."""
+"""Names of columns that hold neither question nor answer."""
 VERDICTS = {"label", "kto_tag"}
-"""What KTO's rows call the mark of a good or a bad answer. Source: huggingface.co/docs/trl, kto_trainer."""
+"""Names of KTO's mark of a good or a bad answer. Source: huggingface.co/docs/trl, kto_trainer."""
 MARKS = re.compile(r"<\|(?:im_start|user|assistant|system)\|>|\[gMASK\]|\[INST\]")
-LOOKED_AT = 1000
-"""Rows whose values are looked at."""
+SAMPLED_ROWS = 1000
+"""Rows whose values are compared to tell questions from labels."""
 QUESTION = re.compile(r"[?？]$|.{30}")
-"""What no column's name is, but a question that stands in its place."""
+"""Matches a question used as a key; no name of a column looks like this."""
 TEXTS = {"text", "content", "document", "article"}
-"""What rows for pretraining call their one column."""
+"""Names of the one column of rows for pretraining."""
 
 
-def no_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) -> DataError:
-    """The error for rows that fit no format; `pairs`: the columns that a format may have, one or two."""
+def unknown_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) -> DataError:
+    """Return the error for rows that fit no format; `pairs`: the one or two columns of each known format."""
     row = rows[0]
     found = f"columns found: {columns.names_of(row)}"
     column = dialogue_of(row)
@@ -55,8 +54,14 @@ def no_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) -> Da
             f"a row is one turn of a dialogue; {found}",
             hint=f'put the turns of each dialogue into one row{lines}: {{"{column}": [...]}}',
         )
-    if error := _turns_elsewhere(row):
-        return error
+    for name, cell in row.items():
+        turns = decoded(cell)
+        column = column_of(turns[0]) if isinstance(turns, list) and turns else None
+        if column and column not in row:
+            return DataError(
+                f"the turns of a dialogue stand in {name!r}, where nobody looks for them",
+                hint=f"rename the column {name!r} to {column!r}",
+            )
     for pair in pairs:
         inside = next(
             (name for name, cell in row.items() if isinstance(cell, dict) and cell.keys() >= {*pair}), ""
@@ -69,37 +74,26 @@ def no_format(rows: Sequence[RowObject], pairs: Sequence[tuple[str, ...]]) -> Da
         absent = [name for name in pair if name not in row]
         if all(nearest(name, row) for name in absent):
             return columns.missing(absent[0], row, pair if len(pair) > 1 else ())
-    return DataError(f"cannot tell the format; {found}", hint=_way(rows))
+    return DataError(f"cannot tell the format; {found}", hint=_hint_to_name_columns(rows))
 
 
-def dialogue_of(turn: Any) -> str | None:
-    """The column that takes turns of this form; None where it is no turn, or a whole round."""
-    found = column_of(turn)
-    return None if found == "conversation" else found
+def dialogue_of(turn: object) -> str | None:
+    """Return the column that takes a list of such turns; None for a round, and for anything else."""
+    column = column_of(turn)
+    return None if column == "conversation" else column
 
 
-def column_of(turn: Any) -> str | None:
-    """The column that takes turns, or whole rounds, of this form; None where it is neither."""
+def column_of(turn: object) -> str | None:
+    """Return the column that takes a list of such turns or rounds; None for anything else."""
     keys = turn.keys() if isinstance(turn, Mapping) else set()
     return next((column for column, known in TURNS.items() if keys >= known), None)
-
-
-def _turns_elsewhere(row: RowObject) -> DataError | None:
-    for name, cell in row.items():
-        turns = decoded(cell)
-        column = column_of(turns[0]) if isinstance(turns, list) and turns else None
-        if column and column not in row:
-            return DataError(
-                f"the turns of a dialogue stand in {name!r}, where nobody looks for them",
-                hint=f"rename the column {name!r} to {column!r}",
-            )
-    return None
 
 
 # Question and answer
 
 
-def _way(rows: Sequence[RowObject]) -> str:
+def _hint_to_name_columns(rows: Sequence[RowObject]) -> str:
+    """Return the advice for rows that are no dialogue: to write them anew, or to name their columns."""
     row = rows[0]
     is_named = bool({*map(_spelled, row)} & {*QUESTIONS, *ANSWERS})
     if any(MARKS.search(cell) for cell in row.values() if isinstance(cell, str)):
@@ -120,14 +114,19 @@ def _way(rows: Sequence[RowObject]) -> str:
 
 
 def guess_pair(rows: Sequence[RowObject]) -> tuple[str | None, str | None]:
-    """The columns that look like question and answer: by their names, else by what stands in them."""
+    """Return the columns that look like question and answer, by name, else by values; None if unsure."""
     names = {_spelled(name): name for name, cell in rows[0].items() if isinstance(cell, str | int | float)}
     question = next((name for name in QUESTIONS if name in names), None)
     answer = next((name for name in ANSWERS if name in names and name != question), None)
     rest = [name for name in names if name not in OTHERS and name not in (question, answer)]
     rest = [name for name in rest if not columns.carries_meaning(name)]
     if question is None and answer is None and len(rest) == 2:
-        question, answer = _label_last(rows, names, rest)
+        question, answer = rest
+        # in their order; but a column of few values that occur again and again holds labels, the answers
+        sample = rows[:SAMPLED_ROWS]
+        num_values = {name: len({str(row.get(names[name])) for row in sample}) for name in rest}
+        if min(num_values.values()) * 2 <= len(sample):
+            question, answer = sorted(rest, key=lambda name: -num_values[name])
     elif len(rest) == 1 and (question or answer):
         question, answer = question or rest[0], answer or rest[0]
     return names.get(question or ""), names.get(answer or "")
@@ -137,30 +136,23 @@ def _spelled(name: str) -> str:
     return name.strip().lower()
 
 
-def _label_last(rows: Sequence[RowObject], names: Mapping[str, str], two: list[str]) -> list[str]:
-    """Two columns in their order; but one of few values, which stand there again and again, is the answer."""
-    seen = rows[:LOOKED_AT]
-    counts = {name: len({str(row.get(names[name])) for row in seen}) for name in two}
-    return sorted(two, key=lambda name: -counts[name]) if min(counts.values()) * 2 <= len(seen) else two
-
-
 # Answers that are compared or marked
 
 
 def check_not_pairs(row: RowObject, ignored: Collection[str]) -> None:
-    """Raise `DataError` for preference pairs: no format reads which answer of two is the better."""
+    """Raise `DataError` for preference pairs: no format reads a chosen and a rejected answer."""
     spelled = {_spelled(name): name for name, cell in row.items() if name not in ignored and is_filled(cell)}
     chosen = next((spelled[name] for name in spelled if "chosen" in name), None)
     rejected = next((spelled[name] for name in spelled if "reject" in name), None)
     if chosen and rejected:
         raise DataError(
             f"a preference pair, {chosen!r} and {rejected!r}, as for DPO: pairs are not trained yet",
-            hint=f"to train on the chosen answers alone: {_choosing(row, chosen, rejected)}",
+            hint=f"to train on the chosen answers alone: {_hint_to_drop_rejected(row, chosen, rejected)}",
         )
 
 
 def check_not_marked(rows: Sequence[RowObject], ignored: Collection[str]) -> None:
-    """Raise `DataError` for rows whose answers are marked as bad: all would be learned as good."""
+    """Raise `DataError` for rows that mark some answers as bad: they would be learned like good ones."""
     for name in (name for name in rows[0] if _spelled(name) in VERDICTS and name not in ignored):
         cells = [row.get(name) for row in rows]
         bad = sum(cell is False or str(cell).lower() == "false" for cell in cells)
@@ -173,8 +165,8 @@ def check_not_marked(rows: Sequence[RowObject], ignored: Collection[str]) -> Non
             )
 
 
-def _choosing(row: RowObject, chosen: str, rejected: str) -> str:
-    """The settings, or the form, that make rows of preference pairs."""
+def _hint_to_drop_rejected(row: RowObject, chosen: str, rejected: str) -> str:
+    """Return the settings, or the change of the file, that make rows of preference pairs' chosen answers."""
     ignoring = columns.setting("ignore_columns", [rejected])
     answer = decoded(row[chosen])
     turns = next((name for name in TURNS if isinstance(row.get(name), list)), None)

@@ -1,4 +1,4 @@
-"""Answers from a model."""
+"""Generation: an engine that answers batches of requests, and functions on top of it."""
 
 from glmtune.generate.compute import choose_compute, pick_compute
 from glmtune.generate.decoding import complete, decode

@@ -1,4 +1,4 @@
-"""What an engine asks of several adapters over one base."""
+"""The protocol of several adapters over one base model, as the engine uses them."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -10,16 +10,16 @@ from glmtune.models.protocol import CausalLM
 
 @runtime_checkable
 class AdapterBatch(Protocol):
-    """A model under which each request may have an adapter of its own, such as `glmtune.Adapters`."""
+    """A model with several adapters, one for each row of a batch, such as `glmtune.Adapters`."""
 
     model: CausalLM
-    """The base, with all adapters on it."""
+    """The base model, with all adapters on it."""
 
     def check_mixable(self, name: str | None) -> None:
-        """Raise `ConfigError` for a name that is not there, or whose requests must be answered alone."""
+        """Raise `ConfigError` for an unknown adapter, and for one that cannot share a batch with others."""
 
     def prefix_of(self, name: str | None) -> PrefixEncoder | None:
-        """What a text begins with that is answered under this adapter, if it is a prefix."""
+        """Return the prefix of a P-Tuning adapter, None for other kinds."""
 
     def mixing(self, names: Sequence[str | None], num_tokens: Sequence[int]) -> AbstractContextManager[None]:
-        """Inside, a pass reads so many tokens of each request, each under its adapter."""
+        """Inside, a forward pass applies `names[i]` to the `num_tokens[i]` tokens of row i."""

@@ -1,4 +1,4 @@
-"""Several prompts answered by an engine of their own, or by one that goes on from earlier answers."""
+"""Batch generation: answer several prompts with a new engine, or with one that keeps earlier turns."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -11,7 +11,7 @@ from glmtune.generate.sampling import Sampling
 from glmtune.models.protocol import CausalLM
 
 SHARED_TOKENS = 32
-"""Least common beginning of several prompts that is worth a pass of its own."""
+"""Shortest common beginning of several prompts that is prefilled once, in a pass of its own."""
 
 
 def decode(
@@ -23,11 +23,11 @@ def decode(
     max_rows: int = MAX_ROWS,
     engine: Engine | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield, step by step, the new (row, token id) pairs; the stop token that ends a row is among them.
+    """Yield, after each step, the new (prompt index, token id) pairs, stop tokens included.
 
-    At most `max_rows` are answered at once, and the next prompt joins as soon as one of them has ended. What
-    all prompts begin with is computed once. `engine`: one of this model's that goes on from earlier answers;
-    `ConfigError` if it is not idle, for it answers others' requests then.
+    At most `max_rows` prompts are answered at once; the next one joins as soon as one has ended. A beginning
+    that all prompts share is prefilled once. `engine`: an engine of this model whose kept keys and values are
+    to be reused; raises `ConfigError` if it is not idle.
     """
     if engine and not engine.is_idle:
         raise ConfigError(
@@ -38,26 +38,22 @@ def decode(
     try:
         if was_training:
             model.eval()
-        engine = engine or _build_engine(model, prompts, max_rows)
+        if engine is None:
+            engine = Engine(model, max_rows=max_rows)
+            shared = min((count_shared(prompts[0], prompt) for prompt in prompts[1:]), default=0)
+            if shared >= SHARED_TOKENS and engine.runner.count_reusable(prompts[0], shared):
+                engine.remember(prompts[0][:shared])
         engine.tell_length([len(prompt) for prompt in prompts])
         for row, prompt in enumerate(prompts):
             rows[engine.submit(Request(prompt, sampling, stop_ids))] = row
         while not engine.is_idle:
             yield [(rows[token.request], token.id) for token in engine.step()]
-    finally:
+    finally:  # also when the caller closes the generator half way
         if was_training:
             model.train()
         if engine:
             for number in rows:
                 engine.cancel(number)
-
-
-def _build_engine(model: CausalLM, prompts: Sequence[Sequence[int]], max_rows: int) -> Engine:
-    engine = Engine(model, max_rows=max_rows)
-    shared = min((count_shared(prompts[0], prompt) for prompt in prompts[1:]), default=0)
-    if shared >= SHARED_TOKENS and engine.runner.count_reusable(prompts[0], shared):
-        engine.remember(prompts[0][:shared])
-    return engine
 
 
 def complete(
@@ -68,7 +64,7 @@ def complete(
     stop_ids: Collection[int],
     max_rows: int = MAX_ROWS,
 ) -> list[list[int]]:
-    """The whole answers, stop tokens included."""
+    """Answer all prompts; return the ids of each answer, stop tokens included."""
     answers: list[list[int]] = [[] for _ in prompts]
     for pairs in decode(model, prompts, sampling, stop_ids=stop_ids, max_rows=max_rows):
         for row, token in pairs:

@@ -1,16 +1,16 @@
-"""W8A8 on a CPU: weights as int8, activations rounded to int8 as they come, products in int32.
+"""W8A8 on a CPU: int8 weights, activations rounded to int8 on the fly, products summed in int32.
 
-It changes numbers, by about one per cent of a layer's output, so nothing chooses it by itself. A weight row
-has one scale, its largest magnitude / 127, as the official int8 weights have: those keep their codes. Between
-the products everything is computed in fp32, whatever the model's type is: casts would cost more than they
-save, and the norms, the attention and an adapter's own layers are the more exact for it.
+A layer's output changes by about one per cent, so only the user chooses it. Each weight row has one scale,
+its largest magnitude / 127, like the official int8 weights: those keep their codes. Between the products
+everything is computed in fp32, whatever the model's type: casts would cost more than they save, and norms,
+attention and an adapter's own layers are more exact.
 
-Where the CPU multiplies tiles (AMX) a weight is held twice, in the order of two kernels: many rows take the
-second, oneDNN's, 1.4 times as fast for 32 rows and twice for 128.
+On a CPU with AMX a weight is held twice, in the layouts of two kernels: large batches use oneDNN's, 1.4 times
+as fast for 32 rows and twice for 128.
 
-A product of several rows rounds them all in the range of all: each is brought to its own largest magnitude
-first, so that a row beside much larger ones keeps its digits, but answers may differ a little by what else
-is being answered.
+The kernels quantise all rows of a product with one scale. So each row is first divided by its own largest
+magnitude: a small row next to a large one keeps its digits. Still, an answer may differ a little by the other
+rows of the batch.
 """
 
 import warnings
@@ -26,20 +26,20 @@ from glmtune.models.quant import QuantizedLinear
 from glmtune.processor import cpu_has
 
 _MULTIPLY: Any = torch.ops.quantized.linear_dynamic.default
-_SMALLEST = torch.finfo(torch.float32).tiny  # a row of zeros is divided by it
+_SMALLEST = torch.finfo(torch.float32).tiny  # in place of 0, as the divisor of a row of zeros
 
 TILE_ROWS = 32
-"""From so many rows on, oneDNN's kernel is the quicker one where there is AMX."""
+"""Number of rows from which oneDNN's kernel is faster, on a CPU with AMX."""
 
-_MOST_AT_ONCE = 4
+_MAX_THREADS = 4
 _Part = TypeVar("_Part")
 _Packed = TypeVar("_Packed")
 
 
 class _Unsaved(nn.Module):
-    """Weights packed for one CPU's kernels: a state without them would be a model with holes."""
+    """A module with weights packed for this CPU: no state dict holds them, so saving raises."""
 
-    def _save_to_state_dict(self, *_: Any) -> None:
+    def _save_to_state_dict(self, *_: object) -> None:
         raise ConfigError(
             "a model that answers with compute=fast cannot be saved: its weights are packed for this CPU",
             hint="save the model that it was made from, which is as it was",
@@ -59,19 +59,20 @@ class FastLinear(_Unsaved):
         self.register_buffer("bias", bias)
         self.packed = torch.ops.quantized.linear_prepack(_quantise(layer), None)
         self.tiled: Any = None
-        """The weight once more, for products of many rows; `pack_all` gives it."""
-        # FBGEMM adds products of bytes in 32 bits with AVX-512's VNNI alone, else two of them in 16
+        """The weight in oneDNN's layout, for large batches; `pack_all` sets it."""
+        # FBGEMM sums byte products in 32 bits only with AVX-512 VNNI; else pairs of them in 16 bits, which
+        # overflow unless activations use 7 bits (torch's `reduce_range`)
         self.has_headroom = not cpu_has("avx512_vnni")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) to (..., O), in the input's type."""
+        """Multiply (..., I) to (..., O), in the input's type."""
         return self.multiply(x.float()).to(x.dtype)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """`forward` of fp32."""
+        """`forward` of fp32 input, without casts."""
         rows = x.numel() // self.in_features
         packed = self.packed if rows < TILE_ROWS or self.tiled is None else self.tiled
-        if rows == 1:  # its own scale
+        if rows == 1:  # the kernel's one scale is this row's own
             product: Tensor = _MULTIPLY(x, packed, self.has_headroom)
         else:
             scale = x.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
@@ -82,49 +83,48 @@ class FastLinear(_Unsaved):
 class FastExperts(_Unsaved):
     """The routed experts of GLM-4.5 in W8A8."""
 
-    def __init__(self, experts: Any) -> None:
+    def __init__(self, experts: Any) -> None:  # Any: transformers' class is untyped
         """`experts`: transformers' `Glm4MoeExperts`, weights (E, 2 I, C) and (E, C, I), on a CPU."""
         super().__init__()
         self.activate = experts.act_fn
-        self.widen, self.narrow = (
-            [FastLinear(_as_linear(weight)).multiply for weight in held.detach()]
-            for held in (experts.gate_up_proj, experts.down_proj)
-        )
+        expert_layers = []
+        for stacked in (experts.gate_up_proj, experts.down_proj):
+            products = []
+            for weight in stacked.detach():  # (O, I) of one expert
+                layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+                layer.weight = nn.Parameter(weight, requires_grad=False)
+                products.append(FastLinear(layer).multiply)
+            expert_layers.append(products)
+        self.widen, self.narrow = expert_layers
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Tokens (N, C) through the experts chosen for each (N, k), added by their weights (N, k)."""
-        mixed = torch.zeros_like(hidden_states)
+        """Run tokens (N, C) through their `chosen` experts (N, k); sum the results by `weights` (N, k)."""
+        total = torch.zeros_like(hidden_states)
         for expert in sorted(set(chosen.flatten().tolist())):
-            tokens, places = torch.where(chosen == expert)
+            tokens, ranks = torch.where(chosen == expert)
             gate, up = self.widen[expert](hidden_states[tokens]).chunk(2, dim=-1)
-            found = self.narrow[expert](self.activate(gate) * up)
-            mixed.index_add_(0, tokens, found * weights[tokens, places, None].float())
-        return mixed
-
-
-def _as_linear(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return layer
+            outputs = self.narrow[expert](self.activate(gate) * up)
+            total.index_add_(0, tokens, outputs * weights[tokens, ranks, None].float())
+        return total
 
 
 def _quantise(layer: nn.Linear) -> Tensor:
-    """A weight (O, I) as torch's quantised tensor, one scale a row."""
-    held = layer.dequantise() if isinstance(layer, QuantizedLinear) else layer.weight.detach()
-    scale = held.abs().amax(dim=1, keepdim=True).float() / 127
+    """Return a layer's weight (O, I) as torch's quantised tensor, with one scale per row."""
+    weight = layer.dequantise() if isinstance(layer, QuantizedLinear) else layer.weight.detach()
+    scale = weight.abs().amax(dim=1, keepdim=True).float() / 127
     scale[scale == 0] = 1.0
-    codes = (held / scale).round_().to(torch.int8)
+    codes = (weight / scale).round_().to(torch.int8)
     scales, zeros = scale[:, 0].double(), torch.zeros(len(scale), dtype=torch.long)
     return torch._make_per_channel_quantized_tensor(codes, scales, zeros, 0)
 
 
 def pack_all(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_Packed]:
-    """What `pack` makes of each part; layers in W8A8 get their tiles where the CPU has AMX."""
+    """Return `pack(part)` of each part, in parallel; with AMX, `FastLinear`s get their second layout."""
     packed = _at_once(pack, parts)
     engines: Any = torch.backends.quantized
     if cpu_has("amx_int8") and "onednn" in engines.supported_engines:
         before = engines.engine
-        engines.engine = "onednn"  # read as a weight is packed; a product takes its weight's own
+        engines.engine = "onednn"  # decides the layout at packing; a product runs in its weight's layout
         try:
             _at_once(_add_tiles, (part for part in packed if isinstance(part, FastLinear)))
         finally:
@@ -133,12 +133,13 @@ def pack_all(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_
 
 
 def _at_once(pack: Callable[[_Part], _Packed], parts: Iterable[_Part]) -> list[_Packed]:
-    """Several at a time: each takes one core, and a copy of its weight in fp32."""
+    # few threads: each holds a copy of a weight in fp32
     with (
         warnings.catch_warnings(),
-        ThreadPoolExecutor(min(torch.get_num_threads(), _MOST_AT_ONCE)) as pool,
+        ThreadPoolExecutor(min(torch.get_num_threads(), _MAX_THREADS)) as pool,
     ):
-        warnings.filterwarnings("ignore", "torch.quantize_per", UserWarning)  # its kernels take nothing else
+        # deprecated in torch, but its x86 kernels take no other tensors
+        warnings.filterwarnings("ignore", "torch.quantize_per", UserWarning)
         return list(pool.map(pack, parts))
 
 

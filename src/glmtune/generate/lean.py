@@ -1,8 +1,8 @@
-"""The layers of ChatGLM2, ChatGLM3 and GLM-4-9B written out.
+"""The forward pass of ChatGLM2, ChatGLM3 and GLM-4-9B layers as plain function calls.
 
-The same products as the model's own modules, without the calls around them, which take longer than the
-products of a small model. The weights are the model's own; a part that is more than it was made as (an
-adapter lies on it, codes stand for its weight, something is hooked to it) is called as it is.
+The same products as the model's modules, without the overhead of `nn.Module` calls, which take longer than
+the products of a small model. The weights are the model's own. A module that does more than its class (an
+adapter on it, quantised codes, a hook) is called as a module.
 """
 
 from collections.abc import Callable
@@ -27,22 +27,23 @@ from glmtune.models.chatglm2_layers import (
 
 Part = Callable[[Tensor], Tensor]
 
-_LEFT_OUT = (ChatGLMBlock, ChatGLMAttention, ChatGLMMLP)
+_NOT_CALLED = (ChatGLMBlock, ChatGLMAttention, ChatGLMMLP)
+"""Modules whose `forward` is skipped: only the layers inside them are called."""
 
 
 class LeanLayers:
-    """A model's layers and final norm as they were when this was made; made anew whenever prompts join."""
+    """The layers and final norm as they are now; rebuilt at each prefill, as an adapter may come or go."""
 
     def __init__(self, model: ChatGLMModel, dtype: torch.dtype) -> None:
-        """`dtype`: of the embeddings that go in."""
+        """`dtype`: type of the embeddings, and so of the hidden states."""
         blocks: Any = model.encoder.layers
         self.layers = [_Layer(block, dtype) for block in blocks]
         self.final_norm = direct(model.encoder.final_layernorm, dtype)
 
-    def run(self, hidden_states: Tensor, turn: Part, this: PromptPass | StepPass) -> Tensor:
-        """Embeddings (B, T, C) through all layers; `turn` is `RotaryAngles.at`'s."""
+    def run(self, hidden_states: Tensor, rotate: Part, kv_pass: PromptPass | StepPass) -> Tensor:
+        """Run embeddings (B, T, C) through all layers; `rotate` comes from `RotaryAngles.at`."""
         for layer in self.layers:
-            hidden_states = layer.run(hidden_states, turn, this)
+            hidden_states = layer.run(hidden_states, rotate, kv_pass)
         return self.final_norm(hidden_states)
 
 
@@ -51,8 +52,8 @@ class _Layer:
         attention = block.self_attention
         self.attention = attention
         self.index = attention.layer_idx
-        self.queries, keys = attention.num_heads
-        self.turned = self.queries + keys
+        self.num_queries, num_keys = attention.num_heads
+        self.num_rotated = self.num_queries + num_keys  # queries and keys are rotated, values are not
         self.before, self.after = (
             direct(norm, dtype) for norm in (block.input_layernorm, block.post_attention_layernorm)
         )
@@ -66,83 +67,83 @@ class _Layer:
             )
         )
 
-    def run(self, hidden_states: Tensor, turn: Part, this: PromptPass | StepPass) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
+    def run(self, hidden_states: Tensor, rotate: Part, kv_pass: PromptPass | StepPass) -> Tensor:
+        """Run one block, (B, T, C) to (B, T, C)."""
         heads = self.query_key_value(self.before(hidden_states))
         heads = heads.view(*heads.shape[:2], -1, self.attention.head_dim)
         heads = heads.transpose(1, 2)  # (B, H + 2 G, T, D)
-        turned = turn(heads[:, : self.turned])
-        key, value = this.update(turned[:, self.queries :], heads[:, self.turned :], self.index)
-        context, _ = this.attend(
-            self.attention, turned[:, : self.queries], key, value, scaling=self.attention.scaling
+        rotated = rotate(heads[:, : self.num_rotated])
+        key, value = kv_pass.update(rotated[:, self.num_queries :], heads[:, self.num_rotated :], self.index)
+        context, _ = kv_pass.attend(
+            self.attention, rotated[:, : self.num_queries], key, value, scaling=self.attention.scaling
         )
-        hidden_states = hidden_states + self.dense(context.flatten(2))
+        hidden_states = hidden_states + self.dense(context.flatten(2))  # (B, T, H, D) to (B, T, H D)
         gate, up = self.widen(self.after(hidden_states)).chunk(2, dim=-1)
-        return hidden_states + self.narrow(functional.silu(gate).mul_(up))
+        return hidden_states + self.narrow(
+            functional.silu(gate).mul_(up)
+        )  # in place: `gate` is not used again
 
 
 class RotaryAngles:
-    """The rotary angles of all positions up to the last one used, looked up instead of computed."""
+    """A table of the rotary angles of all positions used so far."""
 
     def __init__(self, rotary: ChatGLMRotary, dtype: torch.dtype, device: torch.device) -> None:
-        """`rotary`: whose angles they are; `dtype`: of the heads."""
+        """`rotary`: computes the angles; `dtype`: type of the heads."""
         self.rotary = rotary
         self.dtype = dtype
         self.device = device
         self.table: tuple[Tensor, ...] = ()
 
     def at(self, positions: Tensor, end: int) -> Part:
-        """What turns heads (B, heads, T, D) by their positions (B, T), all of them below `end`."""
+        """Return a function that rotates heads (B, heads, T, D) to their positions (B, T), all < `end`."""
         if not self.table or end > len(self.table[0]):
-            self.table = self._compute(2 * end)
-        found = [part[positions][:, None] for part in self.table]  # (B, 1, T, ...)
-        return (
-            partial(_turn, by=found[0])
-            if len(found) == 1
-            else partial(rotate_pairs, rotary=(found[0], found[1]))
-        )
-
-    def _compute(self, count: int) -> tuple[Tensor, ...]:
-        """Cos and sin (count, D); in fp32 one complex number for each pair instead, (count, D/2)."""
-        positions = torch.arange(count, device=self.device)[None]
-        cos, sin = (part[0, 0] for part in self.rotary(positions, self.dtype))
-        return (torch.complex(cos[:, ::2], sin[:, 1::2]),) if self.dtype == torch.float32 else (cos, sin)
+            # twice as long as needed, so that not every step computes it
+            all_positions = torch.arange(2 * end, device=self.device)[None]
+            cos, sin = (part[0, 0] for part in self.rotary(all_positions, self.dtype))  # (2 end, D)
+            # fp32: one complex number per pair, (2 end, D/2); torch has no complex bf16
+            is_complex = self.dtype == torch.float32
+            self.table = (torch.complex(cos[:, ::2], sin[:, 1::2]),) if is_complex else (cos, sin)
+        angles = [part[positions][:, None] for part in self.table]  # (B, 1, T, ...)
+        if len(angles) == 1:
+            return partial(_rotate_complex, by=angles[0])
+        return partial(rotate_pairs, rotary=(angles[0], angles[1]))
 
 
-def _turn(heads: Tensor, by: Tensor) -> Tensor:
-    """`rotate_pairs` in one product."""
+def _rotate_complex(heads: Tensor, by: Tensor) -> Tensor:
+    """`rotate_pairs` as one complex product."""
     pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * by).flatten(-2)
 
 
 def _normalise(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """`ChatGLMRMSNorm` with its weight in fp32, to the last bit."""
+    """`ChatGLMRMSNorm`, equal to the last bit, with the weight cast to fp32 beforehand."""
     return functional.rms_norm(x.float(), weight.shape, weight, epsilon).to(x.dtype)
 
 
 def has_plain_layers(transformer: nn.Module) -> bool:
-    """Whether a model's layers can be written out: its class, and that nothing hangs on what is left out."""
-    if type(transformer) is not ChatGLMModel:
+    """True if `LeanLayers` can run a model: its class, and no hook on a module whose `forward` is skipped."""
+    if type(transformer) is not ChatGLMModel:  # not isinstance: a subclass may compute something else
         return False
-    left_out = (part for part in transformer.encoder.modules() if isinstance(part, _LEFT_OUT))
-    return not any(map(is_hooked, left_out))
+    not_called = (part for part in transformer.encoder.modules() if isinstance(part, _NOT_CALLED))
+    return not any(map(is_hooked, not_called))
 
 
 def is_hooked(part: nn.Module) -> bool:
-    """Whether calling a module is more than its class's `forward`."""
+    """True if calling a module does more than its class's `forward`."""
+    # accelerate puts its own `forward` into the instance
     return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 def direct(part: nn.Module, dtype: torch.dtype) -> Part:
-    """What calling a module comes to for inputs of a type; the module itself if that is not all."""
+    """Return a function equal to calling the module on inputs of `dtype`; else the module itself."""
     if is_hooked(part):
         return part
-    held: Any = part
+    module: Any = part
     call: Part = part
     if type(part) is nn.Linear:
-        call = partial(functional.linear, weight=held.weight, bias=held.bias)
+        call = partial(functional.linear, weight=module.weight, bias=module.bias)
     elif type(part) is FastLinear and dtype == torch.float32:
-        call = held.multiply
+        call = module.multiply
     elif type(part) is ChatGLMRMSNorm:
-        call = partial(_normalise, weight=held.weight.detach().float(), epsilon=held.epsilon)
+        call = partial(_normalise, weight=module.weight.detach().float(), epsilon=module.epsilon)
     return call

@@ -1,4 +1,4 @@
-"""The requests that wait, and which of them may join those that are being answered."""
+"""The waiting line of requests, and the bounds under which the first of them join the batch."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -9,23 +9,24 @@ from glmtune.errors import ConfigError
 from glmtune.generate.requests import Answer
 
 MAX_ROWS = 64
-"""Rows that are answered at once unless more are asked for."""
+"""Default number of rows answered at once."""
 MAX_PREFILL_TOKENS = 2048
-"""Prompt tokens of one packed pass; a longer prompt has a pass of its own. Twice as many gain nothing
-on a CPU (measured on a Xeon), and cost W8A8 a third more time: fp32 too large for malloc to keep.
+"""Prompt tokens of one packed prefill; a longer prompt has a pass of its own. Twice as many gain nothing on
+a CPU (measured on a Xeon), and cost W8A8 a third more time: malloc gives fp32 buffers that large back to
+the system each time.
 """
 ROW_TOKENS = 4096
-"""So long may all rows become at once: `max_held_tokens` is so much for each, unless it is given."""
+"""Tokens per row in the default of `max_held_tokens`."""
 
 
 @dataclass(slots=True)
 class Line:
-    """Requests in the order in which they came; none overtakes another.
+    """Requests in order of arrival; none overtakes another.
 
-    What is held has the shape of a rectangle: as many columns for each row as for the longest. So the tokens
-    that count are the rows times the longest text, prefix and prompt and the longest answer that is allowed:
-    a row that has joined is never put back. Source of reserving: text-generation-inference's
-    max_batch_total_tokens, https://huggingface.co/docs/text-generation-inference/reference/launcher.
+    The KV cache is a rectangle: each row has as many columns as the longest. So a batch costs its rows times
+    the longest text: prefix, prompt and `max_new_tokens`. That room is reserved when a row joins, so that no
+    row ever has to leave unfinished. Source: text-generation-inference's max_batch_total_tokens,
+    https://huggingface.co/docs/text-generation-inference/reference/launcher.
     """
 
     max_rows: int
@@ -34,15 +35,15 @@ class Line:
     waiting: deque[Answer] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for a bound under which nothing is answered."""
+        """Raise `ConfigError` for a bound under which no request could be answered."""
         check_size("max_rows", self.max_rows, 1)
         check_size("max_prefill_tokens", self.max_prefill_tokens, 0)
         check_size("max_held_tokens", self.max_held_tokens, 1)
 
     def first(self, held: Sequence[Answer]) -> list[Answer]:
-        """Those that join what is held, in one packed pass; none while the first of them must wait.
+        """Return the first waiting requests that may join the batch `held`, in one packed prefill.
 
-        One that is too large for the bound is answered all the same, alone.
+        Empty while the first of them must wait. A request above the bound joins an empty batch, alone.
         """
         joining: list[Answer] = []
         left = self.max_prefill_tokens
@@ -57,12 +58,12 @@ class Line:
         return joining
 
     def drop(self, number: int) -> None:
-        """Take a request out of the line, if it is there."""
+        """Remove a request from the line, if it is there."""
         self.waiting = deque(answer for answer in self.waiting if answer.number != number)
 
 
-def held_by_default(max_rows: int) -> int:
-    """`max_held_tokens` where none is given: fewer rows than `MAX_ROWS` may be the longer.
+def default_max_held_tokens(max_rows: int) -> int:
+    """Return the default of `max_held_tokens`. With fewer rows than `MAX_ROWS` each may be longer.
 
     Raises `ConfigError` as `check_size`.
     """
@@ -71,7 +72,7 @@ def held_by_default(max_rows: int) -> int:
 
 
 def check_size(name: str, size: int, least: int) -> None:
-    """Raise `ConfigError` for a size that is no whole number, or below the least."""
+    """Raise `ConfigError` for a size that is no whole number, or below `least`."""
     if not isinstance(size, Integral):
         raise ConfigError(f"{name}: must be a whole number, got {size!r:.80}", hint=f"{name}={least} or more")
     if size < least:

@@ -1,4 +1,4 @@
-"""How the next token is drawn."""
+"""Sampling: settings, and the draw of the next token from the logits."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,17 +19,17 @@ _EXAMPLES = {
     "repetition_penalty": 1.1, "seed": 42,
 }  # fmt: skip
 NOTHING = -1
-"""Drawn where the scores are not finite: no token follows from them."""
+"""Stands in place of a token id where the logits are not finite."""
 LEAST_TEMPERATURE = 1e-6
-"""Logits divided by less overflow fp32."""
+"""Lowest temperature above 0: logits divided by less overflow fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Settings of one answer; temperature and top_p are those of ChatGLM2's and ChatGLM3's official `chat`.
+    """Sampling settings of one answer; defaults as in the official `chat` of ChatGLM2 and ChatGLM3.
 
-    That also draws from the 50 likeliest only (top_k, which transformers sets unasked), and ChatGLM-6B's from
-    top_p 0.7 at temperature 0.95.
+    Two differences: the official `chat` also keeps transformers' default `top_k` of 50, and ChatGLM-6B's uses
+    top_p 0.7 and temperature 0.95.
     """
 
     max_new_tokens: int = 512
@@ -37,36 +37,38 @@ class Sampling:
     do_sample: bool = True
     """False: always the most likely token."""
     temperature: float = 0.8
-    """Divides the logits; below 1 sharpens. 0 means no sampling; else at least 1e-6."""
+    """Divides the logits; below 1 sharpens the distribution. 0: no sampling; else at least 1e-6."""
     top_p: float = 0.8
     """Draw only from the most likely tokens that together have this probability."""
     top_k: int = 0
-    """Draw only from so many most likely tokens; 0: no limit."""
+    """Draw only from the `top_k` most likely tokens; 0: no limit."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens of the prompt and the answer so far less likely (Keskar et al. 2019)."""
     seed: int | None = None
-    """Makes the draw repeatable: an answer has random numbers of its own, whatever else is answered."""
+    """Makes the answer repeatable, whatever else is answered: each answer has its own random generator."""
 
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for a value that no distribution comes from."""
+        """Raise `ConfigError` for a value outside its range."""
         for name, (kind, is_allowed, allowed) in _ALLOWED.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or not is_allowed(value):
+                # Python refuses to print whole numbers of more than 4,300 digits
+                is_huge = isinstance(value, int) and value.bit_length() > 128
+                written = f"one of {value.bit_length():,} bits" if is_huge else f"{value!r:.80}"
                 raise ConfigError(
-                    f"{name}: must be {allowed}, got {_shown(value)}",
-                    hint=f"for example {name}={_EXAMPLES[name]}",
+                    f"{name}: must be {allowed}, got {written}", hint=f"for example {name}={_EXAMPLES[name]}"
                 )
-            if kind is Real:  # a fraction is one too, but divides no tensor
+            if kind is Real:  # a Fraction is Real too, but no tensor can be divided by it
                 object.__setattr__(self, name, float(value))
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next token is always the most likely one."""
+        """True if the next token is always the most likely one."""
         return not self.do_sample or self.temperature == 0
 
 
 def read_sampling(settings: Mapping[str, Any]) -> Sampling:
-    """Settings by their names. Raises `ConfigError`."""
+    """Return the sampling settings given by name. Raises `ConfigError` for an unknown name or a bad value."""
     known = [field.name for field in fields(Sampling)]
     for name in settings:
         if name not in known:
@@ -92,17 +94,11 @@ _ALLOWED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
         "a whole number from -2^63 to 2^64 - 1",
     ),
 }
-"""Type and range of each number, and how it is said."""
-
-
-def _shown(value: Any) -> str:
-    """A value for a message; Python prints no number of more than 4,300 digits."""
-    is_huge = isinstance(value, int) and value.bit_length() > 128
-    return f"one of {value.bit_length():,} bits" if is_huge else f"{value!r:.80}"
+"""Type and range of each number, and the words for both in the error message."""
 
 
 class Draw:
-    """How one answer's tokens are drawn: its settings, random numbers of its own, and what it has seen."""
+    """The sampling state of one answer: settings, random generator, and tokens seen so far."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], *, device: torch.device) -> None:
         """`prompt`: ids that the repetition penalty counts as seen."""
@@ -115,11 +111,11 @@ class Draw:
 
     @property
     def is_penalised(self) -> bool:
-        """Whether what was seen becomes less likely."""
+        """True if tokens seen before become less likely."""
         return self.sampling.repetition_penalty != 1.0
 
     def seen_of(self, logits: Tensor) -> Tensor:
-        """Which of the vocabulary's tokens were seen, (V,), true = seen; `logits`: (..., V)."""
+        """Return a mask (V,) of the vocabulary, True = seen, on the device of `logits` (..., V)."""
         if self._seen is None:
             self._seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
             self._seen[torch.tensor(self.prompt, device=logits.device)] = True
@@ -127,18 +123,19 @@ class Draw:
 
 
 def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
-    """The next token of each answer, or `NOTHING`. logits: (B, V). No row's token depends on the other rows.
+    """Draw the next token of each row, or `NOTHING`, from logits (B, V). Rows do not influence each other.
 
-    Where it fails nothing is drawn: the answers' random numbers are as they were.
+    If it raises, no random number is used up: the step can be repeated.
     """
     if all(draw.sampling.is_greedy and not draw.is_penalised for draw in draws):
         return _draw_likeliest(logits)
-    alike: dict[Sampling, list[int]] = {}
+    # rows with equal settings are scored together: one softmax for all of them
+    rows_of: dict[Sampling, list[int]] = {}
     for i, draw in enumerate(draws):
-        alike.setdefault(draw.sampling, []).append(i)
+        rows_of.setdefault(draw.sampling, []).append(i)
     drawn = [NOTHING] * len(draws)
     with _rewinding(draws):
-        for sampling, rows in alike.items():
+        for sampling, rows in rows_of.items():
             chosen = logits if len(rows) == len(draws) else logits[rows]
             tokens = _draw(chosen, sampling, [draws[i] for i in rows])
             for i, token in zip(rows, tokens, strict=True):
@@ -151,7 +148,7 @@ def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
 @contextmanager
 def _rewinding(draws: Sequence[Draw]) -> Iterator[None]:
-    """Inside, an exception takes each answer's random numbers back to where they were."""
+    """Inside, an exception resets the random generator of each answer to its state before."""
     states = [(draw.generator, draw.generator.get_state()) for draw in draws if draw.generator]
     try:
         yield
@@ -167,7 +164,7 @@ def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> list[int
     if sampling.is_greedy:
         return _draw_likeliest(scores)
     chances = scores.softmax(dim=-1)
-    firsts = chances[:, 0].tolist()  # one score that is not finite makes its whole row NaN
+    firsts = chances[:, 0].tolist()  # NaN or +inf in one score makes its whole softmax row NaN
     drawn = [
         torch.multinomial(row if isfinite(first) else torch.ones_like(row), 1, generator=draw.generator)
         for row, first, draw in zip(chances, firsts, draws, strict=True)
@@ -176,30 +173,32 @@ def _draw(logits: Tensor, sampling: Sampling, draws: Sequence[Draw]) -> list[int
 
 
 def _draw_likeliest(scores: Tensor) -> list[int]:
-    """As `most_likely`, for which NaN is larger than any number."""
-    tokens = most_likely(scores)
+    tokens = most_likely(scores)  # argmax takes NaN for the largest number, so a spoiled row shows it here
     return _name_nothing(tokens, scores.gather(1, tokens[:, None])[:, 0].tolist())
 
 
 def _name_nothing(tokens: Tensor, numbers: Sequence[float]) -> list[int]:
-    """The tokens (B,), `NOTHING` in place of those whose number is not finite."""
+    """Return the tokens (B,), with `NOTHING` where the row's number is not finite."""
     return [
         token if isfinite(number) else NOTHING for token, number in zip(tokens.tolist(), numbers, strict=True)
     ]
 
 
 def most_likely(scores: Tensor) -> Tensor:
-    """Index of the largest of each row, (B, V) to (B,); the first where several are."""
+    """Return the index of the largest score of each row, (B, V) to (B,); the first of equal ones."""
     if scores.device.type != "cpu":
         return scores.argmax(dim=-1)
-    return torch.from_numpy(scores.float().numpy().argmax(axis=-1))  # torch's own takes 13 times as long
+    return torch.from_numpy(scores.float().numpy().argmax(axis=-1))  # torch's argmax takes 13 times as long
 
 
 def score_tokens(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """Logits (B, V) with the penalty, temperature and limits on them, fp32; `seen`: (B, V), true = seen."""
+    """Return logits (B, V) in fp32 after penalty, temperature, top_k and top_p, in transformers' order.
+
+    `seen`: (B, V), True = seen. A token that cannot be drawn gets -inf.
+    """
     scores = logits.float()
     if seen is not None:
-        penalty = sampling.repetition_penalty
+        penalty = sampling.repetition_penalty  # a negative score is multiplied: dividing would raise it
         scores = scores.where(~seen, torch.where(scores < 0, scores * penalty, scores / penalty))
     if sampling.is_greedy:
         return scores
@@ -207,14 +206,12 @@ def score_tokens(logits: Tensor, sampling: Sampling, seen: Tensor | None = None)
     if sampling.top_k:
         limit = scores.topk(min(sampling.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < limit, -torch.inf)
-    return _keep_top_p(scores, sampling.top_p) if sampling.top_p < 1.0 else scores
-
-
-def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al. 2019)."""
+    if sampling.top_p >= 1.0:
+        return scores
+    # the smallest set of most likely tokens whose probability reaches top_p (Holtzman et al. 2019)
     ordered, order = scores.sort(dim=-1, descending=True)
     before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-    is_out = before >= top_p
+    is_out = before >= sampling.top_p
     is_out[:, 0] = False  # the most likely token always stays
     ordered = ordered.masked_fill(is_out, -torch.inf)
     return ordered.gather(1, order.argsort(dim=-1))

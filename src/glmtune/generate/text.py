@@ -1,4 +1,4 @@
-"""Answers as text: piece by piece without half characters, or whole."""
+"""Answers as text: streamed without half characters, or whole."""
 
 from collections.abc import Generator, Sequence
 
@@ -20,17 +20,18 @@ def stream_text(
     *,
     engine: Engine | None = None,
 ) -> Generator[str, None, str]:
-    """Yield the text of one answer as it grows, as the official chat shows it; `engine` as in `decode`.
+    """Yield the text of one answer piece by piece, as the official chat shows it; `engine` as in `decode`.
 
-    What the generator returns is the text as the model wrote it.
+    The generator's return value is the text as the model wrote it, before the official tidying.
     """
     stop_ids = frozenset(tokenizer.stop_ids)
     stream, shown = tokenizer.text_stream(), ShownText(tokenizer.chat_format.tidy)
     written: list[str] = []
-    held = ""  # signs of half characters: real ones, if no rest of one follows
+    # replacement characters at the end of a piece: half a character whose rest may follow, so they wait
+    held = ""
 
     def show(piece: str) -> str:
-        piece = piece if written else piece.lstrip()
+        piece = piece if written else piece.lstrip()  # no line breaks in front of the answer
         written.extend([piece] if piece else [])
         return shown.add(piece)
 
@@ -51,7 +52,7 @@ def stream_text(
 def complete_texts(
     model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling
 ) -> list[str]:
-    """Answer several prompts at once, for people to read; a thought in front of an answer is left out."""
+    """Return the answers to several prompts, as people read them: without a thought in front."""
     stop_ids = frozenset(tokenizer.stop_ids)
     answers = complete(model, prompts, sampling, stop_ids=stop_ids)
     texts = [answer_text(tokenizer, [i for i in ids if i not in stop_ids]) for ids in answers]

@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftModel, get_peft_model
-from peft.tuners.adalora import RankAllocator
 from torch import Tensor, nn
 
+from glmtune.log import without_false_alarms
 from glmtune.methods.lora import ADAPTER, find_targets, widen_adapter
 from glmtune.methods.ranks import plan_pruning
 from glmtune.models.protocol import CausalLM
 from glmtune.recipe.method import AdaLora
+
+with without_false_alarms():  # bitsandbytes', which PEFT imports
+    from peft import AdaLoraConfig, PeftModel, get_peft_model
+    from peft.tuners.adalora import RankAllocator
 
 
 def apply_adalora(model: CausalLM, settings: AdaLora) -> PeftModel:

@@ -1,4 +1,4 @@
-"""The card of what was migrated: which base it goes on, and what both answered when that was proven."""
+"""The card of a migrated adapter: its base, and the logits of both on the probe."""
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from glmtune.tokenizers import read_tokenizer
 
 
 def start_card(location: Location, template: str, method: dict[str, Any], quant: str | None = None) -> Card:
-    """What is known before anything is computed."""
+    """Make the card's part that needs no forward pass."""
     here = fingerprint(location.folder)
     return Card(
         base=location.name,
@@ -37,17 +37,19 @@ def start_card(location: Location, template: str, method: dict[str, Any], quant:
 
 @dataclass(frozen=True, slots=True)
 class Untuned:
-    """What the base answers to the probe."""
+    """The base's logits on the probe, and the tokenizer that encoded it."""
 
     stop_ids: list[int]
+    """Tokens that end an answer."""
     tokenizer_sha256: dict[str, str]
     ids: list[int]
+    """The probe's tokens."""
     logits: Tensor
-    """At the probe's end, (V,)."""
+    """Logits after the last token of the probe, (V,)."""
 
 
 def ask_untuned(model: CausalLM, location: Location, template: str) -> Untuned | str:
-    """The base's answer, or, where its tokenizer cannot be opened, why there is none."""
+    """Run the base on the probe; returns a sentence instead if the base has no tokenizer."""
     try:
         tokenizer = read_tokenizer(location.folder, template)
     except CheckpointError as err:
@@ -56,8 +58,11 @@ def ask_untuned(model: CausalLM, location: Location, template: str) -> Untuned |
     return Untuned(tokenizer.stop_ids, hash_tokenizer(tokenizer), ids, last_logits(model, ids))
 
 
-def finish_card(card: Card, folder: Path, tuned: Any, untuned: Untuned | str) -> None:
-    """Write the card of the weights in a folder, which `tuned` was opened with."""
+def finish_card(card: Card, folder: Path, tuned: CausalLM, untuned: Untuned | str) -> None:
+    """Complete the card with the digests of a folder's weights and the probe's logits, and write it there.
+
+    `tuned` is the base with those weights.
+    """
     card = replace(record_digests(card, folder, stored_tensors(folder)), dtype=name_dtype(tuned))
     if isinstance(untuned, Untuned):
         probe = take_probe(untuned.ids, untuned.logits, last_logits(tuned, untuned.ids))

@@ -1,12 +1,11 @@
-"""A PEFT LoRA or AdaLoRA folder, of whatever version of PEFT, read as today's.
+"""Read a LoRA or AdaLoRA folder of any version of PEFT, under the names of the version installed here.
 
-Older and newer versions, and trainers that save for themselves, differ in file names, in tensor names and in
-the settings they write. Source: github.com/huggingface/peft, `get_peft_model_state_dict` and the releases'
+PEFT versions, and trainers that save adapters themselves, differ in file names, tensor names and settings.
+Source: github.com/huggingface/peft, `get_peft_model_state_dict` and the releases'
 config classes; issues/2275 there (unknown settings).
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,13 @@ from glmtune.adapters.store import ADAPTER_FILE
 from glmtune.errors import CheckpointError
 from glmtune.models.shards import read_shard
 
+# the first that is there is read; the last two are of trainers that save for themselves
 FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")
+# `.lora_A.weight`, `.lora_A.default.weight` (with the adapter's name), `.lora_embedding_A`: group 1 is the
+# factor, 2 the adapter's name, 3 the suffix
 _PART = re.compile(r"\.(lora_[A-Za-z_]+?)(?:\.(?!weight$|bias$)([^.]+))?(\.weight|\.bias)?$")
 _DOWN = re.compile(r"\.lora_(embedding_)?A")
+# settings with which an adapter is more than two factors for each layer
 _MORE = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters")
 _REFUSED = {
     "PREFIX_TUNING": "PEFT's own prefix shifts every position: the model computes something else with it",
@@ -34,28 +37,31 @@ _REFUSED = {
 
 @dataclass
 class OldLora:
-    """What a folder holds, under today's names."""
+    """An adapter read from a folder: settings and tensors under the names of the installed PEFT."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     found: list[str] = field(default_factory=list)
+    """Facts for the report, a sentence each."""
     mended: list[str] = field(default_factory=list)
+    """Changes for the report, a sentence each."""
     lost: dict[str, str] = field(default_factory=dict)
+    """Settings that cannot be carried over, with the reason."""
 
     @property
     def kind(self) -> str:
-        """PEFT's type, LORA or ADALORA."""
+        """PEFT's `peft_type`: LORA or ADALORA."""
         return str(self.config["peft_type"])
 
     @property
     def targets(self) -> list[str]:
-        """The layers that it adapts, by full name."""
+        """Full names of the adapted layers, sorted."""
         names = {_PART.sub("", name) for name in self.tensors if _DOWN.search(name)}
         return sorted(name.removeprefix(START) for name in names)
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is factors beside linear layers and nothing else."""
+        """True if the adapter is nothing but factors A and B of linear layers."""
         return not (
             any(self.config.get(key) for key in _MORE)
             or self.config.get("bias", "none") != "none"
@@ -63,7 +69,7 @@ class OldLora:
         )
 
     def method(self) -> dict[str, Any]:
-        """The settings of the method that trained it, as a card holds them."""
+        """Return the settings of glmtune's method, for the card; empty if no valid ones fit the adapter."""
         config = self.config
         shared: dict[str, Any] = {
             "alpha": float(config.get("lora_alpha", 8)),
@@ -72,7 +78,7 @@ class OldLora:
         shared["target_modules"] = sorted({name.rpartition(".")[2] for name in self.targets})
         if self.kind == "ADALORA":
             ranks = int(config.get("init_r", 12)), int(config.get("target_r", 8))
-            if ranks[1] >= ranks[0]:
+            if ranks[1] >= ranks[0]:  # our AdaLoRA refuses to prune upwards
                 return {}
             return {"name": "adalora", "init_r": ranks[0], "target_r": ranks[1], **shared}
         switches = {key: bool(config.get(key)) for key in ("use_rslora", "use_dora")}
@@ -80,7 +86,7 @@ class OldLora:
 
 
 def read_lora(folder: Path) -> OldLora:
-    """The adapter in a folder. Raises CheckpointError for what cannot be the same adapter here."""
+    """Read the adapter in a folder. Raises CheckpointError if it would compute something else here."""
     config = read_adapter_config(folder)
     kind = str(config.get("peft_type", "")).upper()
     if kind not in KINDS:
@@ -91,22 +97,19 @@ def read_lora(folder: Path) -> OldLora:
         )
     old = OldLora({**config, "peft_type": kind}, {})
     require_supported(folder, old.config, are_unknown_kept=True)
-    _check_merged(folder, config)
-    _read_tensors(old, folder)
-    _mend_config(old)
-    return old
-
-
-def _check_merged(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("enable_lora"):
         raise CheckpointError(
             f"{folder / ADAPTER_FILE}: enable_lora {config['enable_lora']}: a LoRA of parts of a layer, "
             "as PEFT 0.2 and earlier made it",
             hint="merge it into its base with that version of PEFT, then use the merged model",
         )
+    _read_tensors(old, folder)
+    _mend_config(old)
+    return old
 
 
 def _read_tensors(old: OldLora, folder: Path) -> None:
+    """Read the weights into `old` under PEFT's names; raises CheckpointError for none, or an update of 0."""
     path = next((folder / name for name in FILES if (folder / name).exists()), None)
     if path is None:
         raise CheckpointError(f"{folder}: no weights; looked for {', '.join(FILES)}", hint="copy them too")
@@ -127,6 +130,7 @@ def _read_tensors(old: OldLora, folder: Path) -> None:
         old.mended.append(f"{renamed} tensors have names that today's PEFT does not look for: renamed")
     if left:
         old.mended.append(f"{left} tensors of the base lie beside it: left out")
+    # B is 0 before the first step, so an untrained adapter has no update
     if not update_norm(old.tensors):
         raise CheckpointError(
             f"{path}: its update is 0 everywhere, so this adapter changes nothing",
@@ -135,18 +139,24 @@ def _read_tensors(old: OldLora, folder: Path) -> None:
 
 
 def _rename(name: str, whole: list[str], *, has_biases: bool) -> str | None:
-    """A tensor's name in PEFT's files; None for what belongs to the base."""
-    found = _PART.search(name)
+    """Return a tensor's name in the installed PEFT's files; None for a tensor of the base.
+
+    `whole` are the layers of `modules_to_save`, which are stored whole.
+    """
+    factor = _PART.search(name)
     is_own = (has_biases and name.endswith(".bias")) or ".token_adapter." in name
-    if found is None and not is_own and not any(f".{part}." in f".{name}" for part in whole):
+    if factor is None and not is_own and not any(f".{part}." in f".{name}" for part in whole):
         return None
+    # `module.` is DistributedDataParallel's
     name = START + name.removeprefix("module.").removeprefix(START)
-    if found is not None:
+    if factor is not None:
         return _PART.sub(lambda part: f".{part[1]}{part[3] or ''}", name)
     return re.sub(r"\.(?:modules_to_save\.[^.]+|original_module)(?=\.)", "", name)
 
 
 def _mend_config(old: OldLora) -> None:
+    """Take out settings that the installed PEFT does not know, and name the layers that have weights."""
+    # those with a value first: what is left afterwards is empty and may go without loss
     for key in find_unknown(old.config):
         old.lost[f"{key} {old.config.pop(key)}"] = "a setting that this PEFT does not know"
     for key in find_unknown(old.config, are_empty_too=True):
@@ -155,11 +165,7 @@ def _mend_config(old: OldLora) -> None:
     if old.kind == "ADALORA" and "r" in old.config:
         ranks = f"init_r {old.config.get('init_r', 12)} and target_r {old.config.get('target_r', 8)}"
         old.mended.append(f"r {old.config['r']}: PEFT's AdaLoRA ignores it; it was trained with {ranks}")
-    _mend_targets(old)
-
-
-def _mend_targets(old: OldLora) -> None:
-    """The tensors say which layers are adapted; names that none of them has were never there."""
+    # the tensors decide which layers are adapted: a name without weights was never adapted
     named = old.config.get("target_modules")
     if isinstance(named, str) or old.config.get("target_parameters"):
         return

@@ -1,4 +1,4 @@
-"""An old P-Tuning checkpoint: a prefix alone, under either of its names, or with the whole model beside it.
+"""Read official P-Tuning checkpoints: a prefix encoder alone, under two sets of names, or in a whole model.
 
 ChatGLM-6B's and ChatGLM2's trainer.py saves what requires gradients, `transformer.prefix_encoder.*`; before
 2023-04 it saved the whole model. ChatGLM3's finetune_hf.py with PREFIX_TUNING sets config.pre_seq_len and
@@ -19,14 +19,15 @@ from glmtune.models.pickles import read_tensors
 from glmtune.models.shards import Stored, read_stored, scan_tensors
 
 BARE = {"embedding.weight", "trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias"}
-"""A prefix encoder's own names."""
+"""Names of a prefix encoder's tensors without the prefix `transformer.prefix_encoder.`."""
 
 
 def read_bare(folder: Path) -> dict[str, Tensor]:
-    """A prefix that was saved by its bare names, under the official ones; empty where there is none."""
+    """Return a prefix saved under `BARE` names, renamed to the official names; empty if there is none."""
     path = folder / "pytorch_model.bin"
     if not path.exists():
         return {}
+    # by names first: only a file that is a prefix and nothing else is unpickled
     names = scan_tensors(folder).keys()
     if "embedding.weight" not in names or not names <= BARE:
         return {}
@@ -34,29 +35,30 @@ def read_bare(folder: Path) -> dict[str, Tensor]:
 
 
 def check_frozen(folder: Path, base: ModelFolder) -> str:
-    """Say that all weights beside the prefix are the base's. Raises CheckpointError where one is not.
+    """Check that all weights besides the prefix equal the base's; returns the sentence for the report.
 
-    Codes of a quantised base are passed over: they are rounded anew wherever it is quantised.
+    Integer codes of a quantised base are not compared: each quantisation rounds anew. Raises CheckpointError
+    for a weight that differs.
     """
-    beside = {n: t for n, t in scan_tensors(folder).items() if not n.startswith(PREFIX)}
+    others = {n: t for n, t in scan_tensors(folder).items() if not n.startswith(PREFIX)}
     stored = scan_tensors(base) if base.has_weights else {}
-    shared = [n for n in beside if n in stored and _is_dense(beside[n]) and _is_dense(stored[n])]
+    shared = [n for n in others if n in stored and _is_dense(others[n]) and _is_dense(stored[n])]
     for name in shared:
-        if beside[name].shape != stored[name].shape or not _is_same(beside[name], stored[name]):
+        is_same = others[name].shape == stored[name].shape
+        if is_same:
+            # one of the two may have been saved in a coarser type: compare in that
+            theirs, ours = read_stored(others[name]), read_stored(stored[name])
+            coarse = min((theirs.dtype, ours.dtype), key=lambda dtype: torch.finfo(dtype).bits)
+            is_same = torch.equal(theirs.to(coarse), ours.to(coarse))
+        if not is_same:
             raise CheckpointError(
-                f"{beside[name].file}: {name} differs from the base's, so more than the prefix was trained, "
+                f"{others[name].file}: {name} differs from the base's, so more than the prefix was trained, "
                 "or this is not its base",
                 hint="name its base, base=FOLDER; if the whole model was trained, it opens as it is",
             )
     return f"{len(shared)} weights of the base beside it, every one equal to the base's: not copied"
 
 
-def _is_dense(held: Stored) -> bool:
-    return held.dtype.is_floating_point and not held.name.endswith(("inv_freq", "_scale"))
-
-
-def _is_same(one: Stored, other: Stored) -> bool:
-    """Equal in the coarser of both types."""
-    first, second = read_stored(one), read_stored(other)
-    coarse = min((first.dtype, second.dtype), key=lambda dtype: torch.finfo(dtype).bits)
-    return torch.equal(first.to(coarse), second.to(coarse))
+def _is_dense(tensor: Stored) -> bool:
+    # inv_freq is computed, not trained; a _scale belongs to integer codes
+    return tensor.dtype.is_floating_point and not tensor.name.endswith(("inv_freq", "_scale"))

@@ -1,4 +1,4 @@
-"""What a migration found, made and mended, and what to type next."""
+"""The report of a migration, as `glmtune migrate` prints it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,19 +6,21 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """One thing of the past, and what has become of it."""
+    """A migrated source: findings, changes, and the next commands."""
 
     source: str
+    """A path, of a script with the line: `train.sh:5`."""
     found: list[str] = field(default_factory=list)
-    """What it is, a sentence each."""
+    """Facts about the source, a sentence each."""
     made: Path | None = None
-    """The recipe or the adapter folder; None where there is only something to type."""
+    """The recipe or the adapter folder; None if there is only a command to type."""
     warnings: list[str] = field(default_factory=list)
-    """What may stop it from running."""
+    """Reasons why a run may fail, such as memory."""
     mended: list[str] = field(default_factory=list)
+    """Traps of the source that the migrated form avoids, a sentence each."""
     dropped: dict[str, str] = field(default_factory=dict)
-    """What is left out because it changes nothing, and why."""
+    """Flags left out because they change nothing, with the reason."""
     lost: dict[str, str] = field(default_factory=dict)
-    """What is not carried over, and why."""
+    """Flags and settings that have no counterpart, with the reason."""
     next: list[str] = field(default_factory=list)
-    """Command lines."""
+    """Command lines to type next."""

@@ -1,11 +1,11 @@
-"""train.sh, train_chat.sh, ds_train_finetune.sh, evaluate.sh, evaluate_finetune.sh, web_demo.sh -> drafts.
+"""Migrate train.sh, train_chat.sh, ds_train_finetune.sh, evaluate*.sh and web_demo.sh to recipe drafts.
 
 Source: ptuning/ of github.com/THUDM/ChatGLM-6B and github.com/THUDM/ChatGLM2-6B: main.py, its arguments.py
 and those scripts.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,28 +19,39 @@ from glmtune.migration.trainer import carry_training, hold_out
 from glmtune.quants import BITS
 from glmtune.recipe.flags import MAIN, is_on
 
+# main.py's --quantization_bit
 QUANT = {str(bits): name for name, bits in BITS.items()}
 _CHECKPOINT = re.compile(r"(.*)/checkpoint-(\d{1,9})/?")
+# the official train.sh writes to output/adgen-chatglm-6b-pt-128-2e-2
 _PREFIX_IN_NAME = re.compile(r"-pt-(\d+)-")
 
 
 def read_script(path: Path, base: str | None = None) -> list[RecipeDraft]:
-    """A draft for each official program that a script starts. Raises ConfigError where there is none."""
+    """Return a draft for each official program that a script starts. Raises ConfigError if it starts none."""
     launches = _launches(path)
     if not launches:
         raise ConfigError(
             f"{path}: starts none of the official programs",
             hint="known are main.py, web_demo.py and cli_demo.py of ptuning/, and finetune_hf.py",
         )
-    producers = list(_producers(path.parent))
-    return [_draft(launch, path, base, producers) for launch in launches]
+    # the trainings of all scripts next to this one: an evaluation or chat may read the checkpoint of one
+    trainings: list[RecipeDraft] = []
+    for other in sorted(path.parent.glob("*.sh")):
+        with suppress(GlmtuneError):  # raised again when that script is migrated
+            # extend() keeps the drafts made before the one that raises
+            trainings.extend(
+                _draft(launch, other, None, [])
+                for launch in _launches(other)
+                if launch.program == "main.py" and is_on(launch.flags, "do_train")
+            )
+    return [_draft(launch, path, base, trainings) for launch in launches]
 
 
 def starts_program(path: Path) -> bool:
-    """Whether a script starts an official program, as far as it can be read."""
+    """Return True for a script that starts an official program, and for one that cannot be read."""
     try:
         return bool(_launches(path))
-    except GlmtuneError:  # said where it is migrated
+    except GlmtuneError:  # raised again when it is migrated
         return True
 
 
@@ -48,28 +59,20 @@ def _launches(path: Path) -> list[Launch]:
     return list(find_launches(read_commands(read_text(path, is_given=True), str(path))))
 
 
-def _producers(folder: Path) -> Iterator[RecipeDraft]:
-    """The trainings of the scripts in a folder: whose checkpoints its evaluations read."""
-    for path in sorted(folder.glob("*.sh")):
-        with suppress(GlmtuneError):  # said where that script is migrated
-            for launch in _launches(path):
-                if launch.program == "main.py" and is_on(launch.flags, "do_train"):
-                    yield _draft(launch, path, None, [])
-
-
-def _draft(launch: Launch, path: Path, base: str | None, producers: Sequence[RecipeDraft]) -> RecipeDraft:
+def _draft(launch: Launch, path: Path, base: str | None, trainings: Sequence[RecipeDraft]) -> RecipeDraft:
     if launch.program == "finetune_hf.py":
         return _with_launch(_configured(launch, path, base), launch)
     where = f"{path}:{launch.command.line}"
     draft = _with_launch(
         RecipeDraft(where, path.stem, path.parent, dict(launch.flags), launch.command.unset), launch
     )
-    if launch.program != "main.py":
-        _read_demo(draft, base, producers)
+    if launch.program != "main.py":  # web_demo.py, cli_demo.py: a command to type, no recipe
+        draft.verb = "chat"
+        _put_answering(draft, base, trainings)
     elif is_on(launch.flags, "do_train"):
         _read_training(draft, base)
     elif is_on(launch.flags, "do_predict") or is_on(launch.flags, "do_eval"):
-        _read_evaluation(draft, base, producers)
+        _read_evaluation(draft, base, trainings)
     else:
         raise ConfigError(
             f"{where}: main.py with neither --do_train nor --do_predict", hint="say in the script which it is"
@@ -90,16 +93,16 @@ def _with_launch(draft: RecipeDraft, launch: Launch) -> RecipeDraft:
 
 
 def _configured(launch: Launch, path: Path, base: str | None) -> RecipeDraft:
-    """finetune_hf.py DATA MODEL CONFIG [RESUME]."""
+    """Migrate `finetune_hf.py DATA MODEL CONFIG [RESUME]`."""
     if len(launch.arguments) < 3:
         raise ConfigError(
             f"{path}:{launch.command.line}: finetune_hf.py needs a data folder, a model and a configuration",
             hint="write all three into the script",
         )
     data, model, config, *resume = launch.arguments
-    found = next((p for p in (path.parent / config, Path(config)) if is_there(p)), Path(config))
+    config_path = next((p for p in (path.parent / config, Path(config)) if is_there(p)), Path(config))
     draft = draft_config(
-        found, base or model, data_folder=data, processes=launch.processes, folder=path.parent
+        config_path, base or model, data_folder=data, processes=launch.processes, folder=path.parent
     )
     draft.where, draft.name = f"{path}:{launch.command.line}", path.stem
     for word in resume:
@@ -110,28 +113,36 @@ def _configured(launch: Launch, path: Path, base: str | None) -> RecipeDraft:
 
 def _read_training(draft: RecipeDraft, base: str | None) -> None:
     draft.verb = "train"
-    _put_model(draft, base)
+    model = draft.take("model_name_or_path")
+    if base is not None:
+        draft.put("model", base)
+    elif model is not None:
+        draft.put_path("model", model)
+    else:
+        draft.open["model"] = "the script names no model"
     _put_method(draft)
     draft.put_path("data.train", draft.take("train_file"))
-    _put_validation(draft)
+    validation = draft.take("validation_file")
+    draft.put_path("data.validation", validation)
+    if validation is None:
+        hold_out(draft)
+    if "max_eval_samples" in draft.flags:
+        draft.put("data.max_validation_rows", draft.number("max_eval_samples", "0"))
     draft.drop("do_predict", "the test rows are answered by glmtune evaluate RUN --data FILE")
     draft.put_path("data.test", draft.take("test_file"))
     draft.open.pop("data.test", None)  # training does not read it
     _put_encoding(draft)
     draft.drop("val_max_target_length", "no answer is written while training")
     carry_training(draft, is_full=draft.settings["method"] == "full")
-    _put_answers(draft)
-    _put_output(draft)
-
-
-def _put_model(draft: RecipeDraft, base: str | None) -> None:
-    named = draft.take("model_name_or_path")
-    if base is not None:
-        draft.put("model", base)
-    elif named is not None:
-        draft.put_path("model", named)
-    else:
-        draft.open["model"] = "the script names no model"
+    if "per_device_eval_batch_size" in draft.flags:
+        draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
+    draft.output = draft.take("output_dir") or ""
+    if "$" in draft.output:
+        draft.lost[f"output_dir {draft.output}"] = (
+            "set outside of the script: runs/<model>-<recipe>, or output=..."
+        )
+    elif draft.output:
+        draft.put("output", run_of(draft.output), "beside the script's own output, which is left alone")
 
 
 def _put_method(draft: RecipeDraft) -> None:
@@ -140,6 +151,7 @@ def _put_method(draft: RecipeDraft) -> None:
     draft.take("prefix_projection")
     bits = draft.take("quantization_bit")
     draft.lose("ptuning_checkpoint", "a run begins with a new prefix, not with an earlier one")
+    # without a prefix the script trains the base itself, and quantised weights have no gradients
     if not prefix:
         draft.put("method", "full", "without --pre_seq_len the script trains the whole model")
         if bits:
@@ -157,15 +169,6 @@ def _quant(draft: RecipeDraft, bits: str) -> str:
     return QUANT[bits]
 
 
-def _put_validation(draft: RecipeDraft) -> None:
-    named = draft.take("validation_file")
-    draft.put_path("data.validation", named)
-    if named is None:
-        hold_out(draft)
-    if "max_eval_samples" in draft.flags:
-        draft.put("data.max_validation_rows", draft.number("max_eval_samples", "0"))
-
-
 def _put_encoding(draft: RecipeDraft) -> None:
     draft.put("data.encoding", "thudm", "rows become the ids and labels of ptuning/main.py")
     draft.put("data.max_source_tokens", draft.number("max_source_length", MAIN["max_source_length"]))
@@ -179,29 +182,14 @@ def _put_encoding(draft: RecipeDraft) -> None:
     draft.drop("ignore_pad_token_for_loss", "pads are never learned")
 
 
-def _put_answers(draft: RecipeDraft) -> None:
-    if "per_device_eval_batch_size" in draft.flags:
-        draft.put("evaluate.batch_size", draft.number("per_device_eval_batch_size", "8"))
-
-
-def _put_output(draft: RecipeDraft) -> None:
-    draft.output = draft.take("output_dir") or ""
-    if "$" in draft.output:
-        draft.lost[f"output_dir {draft.output}"] = (
-            "set outside of the script: runs/<model>-<recipe>, or output=..."
-        )
-    elif draft.output:
-        draft.put("output", run_of(draft.output), "beside the script's own output, which is left alone")
-
-
 def run_of(output: str) -> str:
-    """The run that a migrated training writes in place of the script's output folder."""
+    """Return the run folder that a migrated training writes to instead of the script's output folder."""
     return f"runs/{Path(output).name or 'migrated'}"
 
 
-def _read_evaluation(draft: RecipeDraft, base: str | None, producers: Sequence[RecipeDraft]) -> None:
+def _read_evaluation(draft: RecipeDraft, base: str | None, trainings: Sequence[RecipeDraft]) -> None:
     draft.verb = "evaluate"
-    _put_answering(draft, base, producers)
+    _put_answering(draft, base, trainings)
     draft.drop("output_dir", "answers and scores go beside the run, or to --output")
     if is_on(draft.flags, "fp16_full_eval"):
         draft.put("dtype", "fp16")
@@ -226,98 +214,94 @@ _GREEDY = (
 )
 
 
-def _put_answering(draft: RecipeDraft, base: str | None, producers: Sequence[RecipeDraft]) -> None:
-    """The weights that answer, and what they are put on."""
+def _put_answering(draft: RecipeDraft, base: str | None, trainings: Sequence[RecipeDraft]) -> None:
+    """Set `model` to the weights that answer, `base` to the base of a prefix, and `quant`."""
     checkpoint, model = draft.take("ptuning_checkpoint"), draft.take("model_name_or_path")
     is_prefix = checkpoint is not None or "pre_seq_len" in draft.flags
     draft.drop("pre_seq_len", "the prefix's length is read from its weights")
     draft.drop("prefix_projection", "read from the weights")
     if checkpoint is not None:
         draft.put_path("base", base or model)
+    # --base names the base of a checkpoint, or else the model to chat with; an evaluation has its own model
     text = checkpoint or (base if draft.verb == "chat" else None) or model
-    _put_checkpoint(draft, text, producers, is_prefix=is_prefix)
+    _put_checkpoint(draft, text, trainings, is_prefix=is_prefix)
     bits = draft.take("quantization_bit")
     if bits:
         draft.put("quant", _quant(draft, bits))
 
 
 def _put_checkpoint(
-    draft: RecipeDraft, text: str | None, producers: Sequence[RecipeDraft], *, is_prefix: bool
+    draft: RecipeDraft, text: str | None, trainings: Sequence[RecipeDraft], *, is_prefix: bool
 ) -> None:
-    """The trained weights: the folder that the script names, else the run that the scripts beside it make."""
+    """Set `model` to the folder that the script names, or to the run of the training that makes it."""
     if text is None:
         draft.open["model"] = "the script names no model"
         return
     draft.put_path("model", text)
-    found = _CHECKPOINT.fullmatch(text)
-    if found is None or "model" in draft.open or is_there(Path(draft.settings["model"])):
+    match = _CHECKPOINT.fullmatch(text)
+    # an open model holds a variable; a checkpoint that is here is used as it is
+    if match is None or "model" in draft.open or is_there(Path(draft.settings["model"])):
         return
-    output, step = found[1], int(found[2])
-    maker, others = _find_maker(output, producers, is_prefix=is_prefix)
+    output, step = match[1], int(match[2])
+    training, others = _find_training(output, trainings, is_prefix=is_prefix)
     if others:
-        runs = ", ".join(f"{other.where} makes {_name_run(other)}" for other in others)
+        runs = ", ".join(
+            f"{other.where} makes "
+            + ("a run that its output=... names" if "$" in other.output else f"{run_of(other.output)}/last")
+            for other in others
+        )
         draft.tell("model", f"{text} may be another script's: {runs}")
-    if maker is None:
+    if training is None:
         return
-    wrong = _never_made(output, step, maker)
-    model, said = _checkpoint_of(maker, None if wrong else step)
+    model, origin, wrong = _find_checkpoint(training, output, step)
     draft.put("model", model)
-    draft.tell("model", said)
-    draft.settings.pop("base", None)
+    draft.tell("model", origin)
+    draft.settings.pop("base", None)  # a run knows its base
     if wrong:
         draft.mend("model", f"{text}: {wrong}")
-    history = maker.settings.get("data.history_column")
+    history = training.settings.get("data.history_column")
     if history and draft.verb == "evaluate" and "history_column" not in draft.flags:
         draft.put("data.history_column", history)
         draft.mend("data.history_column", "the script trains with --history_column and evaluates without it")
 
 
-def _name_run(maker: RecipeDraft) -> str:
-    return "a run that its output=... names" if "$" in maker.output else f"{run_of(maker.output)}/last"
+def _find_checkpoint(training: RecipeDraft, output: str, step: int) -> tuple[str, str, str]:
+    """Return the checkpoint of the migrated training's run, its origin, and a fault in the script's own.
 
-
-def _checkpoint_of(maker: RecipeDraft, step: int | None) -> tuple[str, str]:
-    """A checkpoint of the migrated training's run, by its step or else the last; and what to say of it."""
-    run, said = run_of(maker.output), f"the run of the recipe of {maker.where}"
-    every, last = maker.settings.get("train.save_every"), maker.settings.get("train.steps")
-    if step is None or not every or not last or step == last:
-        return f"{run}/last", f"{said}; its last checkpoint"
+    The fault says why no training of these settings can have made `output` at `step`; then the run's last
+    checkpoint is returned, else the one of that step.
+    """
+    every, last = training.settings.get("train.save_every"), training.settings.get("train.steps")
+    wrong = ""
+    if Path(training.output) != Path(output):
+        wrong = f"no script beside this one writes it; {training.where} writes {training.output}"
+    elif every and last and (step > last or step % every):
+        wrong = f"{training.where} saves every {every} of {last} steps, so there is no checkpoint-{step}"
+    run, origin = run_of(training.output), f"the run of the recipe of {training.where}"
+    if wrong or not every or not last or step == last:
+        return f"{run}/last", f"{origin}; its last checkpoint", wrong
+    # a run keeps its newest checkpoints: so many until this one is among them
     keep = (last - step) // every + 1
     return (
         f"{run}/checkpoints/step-{step:06d}",
-        f"{said}; a run keeps few of its checkpoints: give that training train.keep_checkpoints={keep}",
+        f"{origin}; a run keeps few of its checkpoints: give that training train.keep_checkpoints={keep}",
+        wrong,
     )
 
 
-def _find_maker(
-    output: str, producers: Sequence[RecipeDraft], *, is_prefix: bool
+def _find_training(
+    output: str, trainings: Sequence[RecipeDraft], *, is_prefix: bool
 ) -> tuple[RecipeDraft | None, list[RecipeDraft]]:
-    """The training whose weights are in this folder, and others whose they may be.
+    """Return the training that writes the folder `output`, if any, and others that may be meant.
 
-    One that writes the folder; else the only one that trains the same, a prefix or the whole model, on rows
-    without a history.
+    If none writes the folder, the training is the only one of the same kind (prefix or whole model) whose
+    rows have no history.
     """
-    same = [maker for maker in producers if Path(maker.output) == Path(output)]
+    same = [training for training in trainings if Path(training.output) == Path(output)]
     if same:
         return same[0], same[1:]
     is_prefix = is_prefix or _PREFIX_IN_NAME.search(output + "-") is not None
-    alike = [m for m in producers if m.output and (m.settings["method"] != "full") == is_prefix]
-    plain = [m for m in alike if "data.history_column" not in m.settings]
-    maker = plain[0] if len(plain) == 1 else None
-    return maker, [other for other in alike if other is not maker]
-
-
-def _never_made(output: str, step: int, maker: RecipeDraft) -> str:
-    """Why no training of these settings can have made the checkpoint; empty if it can."""
-    if Path(maker.output) != Path(output):
-        return f"no script beside this one writes it; {maker.where} writes {maker.output}"
-    every, last = maker.settings.get("train.save_every"), maker.settings.get("train.steps")
-    if every and last and (step > last or step % every):
-        return f"{maker.where} saves every {every} of {last} steps, so there is no checkpoint-{step}"
-    return ""
-
-
-def _read_demo(draft: RecipeDraft, base: str | None, producers: Sequence[RecipeDraft]) -> None:
-    """The web page and the terminal chat: a command to type, no recipe."""
-    draft.verb = "chat"
-    _put_answering(draft, base, producers)
+    alike = [t for t in trainings if t.output and (t.settings["method"] != "full") == is_prefix]
+    plain = [t for t in alike if "data.history_column" not in t.settings]
+    training = plain[0] if len(plain) == 1 else None
+    return training, [other for other in alike if other is not training]

@@ -1,7 +1,7 @@
-"""The commands of a shell script, read and never run: variables, continued lines, and where those break.
+"""Parse the commands of a shell script, with its variables and continued lines, without running it.
 
-A backslash continues a line only as its very last character, and a comment ends a command: what stands below
-is then lost to it. Here it is read as it was meant, and said.
+A backslash continues a line only as its very last character, and a comment ends a command: the shell loses
+the flags below. Such a command is read as it was meant, with a sentence on what was mended.
 Source: https://www.gnu.org/software/bash/manual/bash.html, 3.1.2.1 and 3.1.3.
 """
 
@@ -13,9 +13,13 @@ from dataclasses import dataclass, field
 from glmtune.errors import ConfigError
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
+# a line up to its comment: a # inside quotes, escaped, or within a word ($#, a#b) begins none
 _NO_COMMENT = re.compile(r"""(?:'[^']*'|"(?:\\.|[^"\\])*"|\\.|(?<=\S)#|[^#]|\\$)*""")
+# $(command) and `command`, whose output nobody knows
 _CALLS = re.compile(r"\$\([^()]*\)|`[^`\n]*`")
+# `> log`, `2>&1`, `&> log`
 _REDIRECTIONS = re.compile(r"(?<=\s)(?:\d|&)?[<>]>?\s*(?:&\d|[^\s;|&]+)")
+# no variable in single quotes or after a backslash; $NAME, ${NAME}, ${NAME:-default}, and arguments $1
 _EXPANDED = re.compile(
     r"(?P<quoted>'[^']*')|(?P<escaped>\\.)"
     r"|\$\{(?P<name>\w+)(?::?[-=](?P<default>[^}]*))?\}|\$(?P<plain>[A-Za-z_]\w*|\d)"
@@ -24,20 +28,21 @@ _EXPANDED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: its words, and what was set for it or before it."""
+    """A command of a script: its words and its environment."""
 
     words: list[str]
     line: int
-    """Its first line, from 1."""
+    """Number of its first line, from 1."""
     environment: dict[str, str]
+    """Variables set before the command or in front of it."""
     mended: list[str] = field(default_factory=list)
-    """Where the shell would have ended it too early, a sentence each."""
+    """Places where the shell would end the command too early, a sentence each."""
     unset: frozenset[str] = frozenset()
-    """Variables that it uses and nothing in the script sets; they stay as `$NAME`."""
+    """Variables used but set nowhere in the script; they stay in the words as `$NAME`."""
 
 
 def read_commands(text: str, where: str) -> list[Command]:
-    """Every command of a script, its variables filled in. Raises ConfigError for an open quote."""
+    """Return the commands of a script with variables expanded. Raises ConfigError for an open quote."""
     variables: dict[str, str] = {}
     commands = []
     for number, line, mended in _whole_lines(text):
@@ -47,7 +52,7 @@ def read_commands(text: str, where: str) -> list[Command]:
             if rest[:1] == ["export"]:
                 settings |= _assignments(rest[1:])[0]
                 rest = []
-            if not rest:
+            if not rest:  # assignments alone hold for all later commands
                 variables |= settings
                 continue
             commands.append(Command(rest, number, variables | settings, mended, frozenset(unset)))
@@ -55,7 +60,7 @@ def read_commands(text: str, where: str) -> list[Command]:
 
 
 def _whole_lines(text: str) -> Iterator[tuple[int, str, list[str]]]:
-    """Lines with what continues them, comments left out: first line's number, text, what was mended."""
+    """Yield each command line, continued lines joined: its first line's number, its text, what was mended."""
     parts: list[str] = []
     mended: list[str] = []
     start = 1
@@ -74,9 +79,12 @@ def _whole_lines(text: str) -> Iterator[tuple[int, str, list[str]]]:
 
 
 def _read_line(line: str, *, is_continued: bool) -> tuple[str, bool, str]:
-    """A line's text, whether the next belongs to it, and what would keep the shell from seeing that."""
-    found = _NO_COMMENT.match(line)
-    body = found[0] if found else line
+    """Split off a line's comment and backslash.
+
+    Returns the text, True if the next line belongs to it, and the fault that ends the command for the shell.
+    """
+    match = _NO_COMMENT.match(line)
+    body = match[0] if match else line
     comment, text = line[len(body) :], body.rstrip()
     if comment and not text:
         return "", is_continued, "a comment among the lines of a command" if is_continued else ""
@@ -89,26 +97,28 @@ def _read_line(line: str, *, is_continued: bool) -> tuple[str, bool, str]:
 
 
 def _expand(line: str, variables: Mapping[str, str]) -> tuple[str, set[str]]:
-    """The line with the variables' values in it, and the names that have none."""
+    """Expand the variables of a line; returns also the names that have no value."""
     unset: set[str] = set()
 
-    def value(found: re.Match[str]) -> str:
-        name = found["name"] or found["plain"]
-        if name is None:
-            return found[0]
+    def value(match: re.Match[str]) -> str:
+        name = match["name"] or match["plain"]
+        if name is None:  # quoted or escaped: as it stands, shlex takes the quotes off
+            return match[0]
         if name in variables:
             return variables[name]
-        if found["default"] is not None:
-            return found["default"].strip("\"'")
+        if match["default"] is not None:
+            return match["default"].strip("\"'")
         unset.add(name)
         return f"${name}"
 
-    line = _CALLS.sub(lambda found: re.sub(r"\s+", "_", found[0].replace("$", "\\$")), line)
+    # a command's output stays one word, unexpanded
+    line = _CALLS.sub(lambda call: re.sub(r"\s+", "_", call[0].replace("$", "\\$")), line)
     return _EXPANDED.sub(value, line), unset
 
 
 def _split(line: str, where: str) -> Iterator[list[str]]:
-    """The words of each command of a line; where its output goes is left out."""
+    """Yield the words of each command of a line, redirections left out."""
+    # ; | && || end a command; whitespace_split keeps --flag=value and paths whole
     reader = shlex.shlex(_REDIRECTIONS.sub("", line), posix=True, punctuation_chars=";|&")
     reader.whitespace_split, reader.commenters = True, ""
     words: list[str] = []
@@ -126,7 +136,7 @@ def _split(line: str, where: str) -> Iterator[list[str]]:
 
 
 def _assignments(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The `NAME=value` words in front, and the rest."""
+    """Split words into the leading `NAME=value` assignments and the rest."""
     settings = {}
     while words and _ASSIGNMENT.fullmatch(words[0]):
         name, _, value = words[0].partition("=")

@@ -1,11 +1,10 @@
-"""Old adapters and prefixes -> one adapter folder of ours, written only once its logits are the same."""
+"""Migrate adapters and prefixes to adapter folders, written only if the logits stay the same."""
 
 import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +19,7 @@ from glmtune.load import load_location
 from glmtune.locations import Location, resolve
 from glmtune.log import quiet
 from glmtune.migration.cards import Untuned, ask_untuned, finish_card, start_card
-from glmtune.migration.lora import OldLora, read_lora
+from glmtune.migration.lora import read_lora
 from glmtune.migration.prefix import check_frozen, read_bare
 from glmtune.migration.proof import as_trained, probe_logits, prove_same, require_effect
 from glmtune.migration.report import Migration
@@ -33,10 +32,10 @@ from glmtune.values import shown
 def migrate_weights(
     folder: Path, output: Path | None, *, base: str | Path | None = None, template: str | None = None
 ) -> Migration:
-    """Write a folder's adapter or prefix as ours to the new folder `output`.
+    """Migrate a folder's PEFT adapter or P-Tuning prefix to the new adapter folder `output`.
 
-    Raises CheckpointError for what is none, does not fit the base or computes something else there;
-    ConfigError where the base or its chat format is not told.
+    Raises CheckpointError for a folder with neither, for weights that do not fit the base, and for logits
+    that change; ConfigError if the base or its chat format is unknown.
     """
     if output is None:
         raise ConfigError("output: missing", hint="say where the adapter goes: output=adapters/mine")
@@ -64,93 +63,84 @@ def migrate_weights(
 def _migrate_lora(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
     old = read_lora(folder)
     recorded = old.config.get("base_model_name_or_path")
-    location = _base(folder, base, recorded)
-    card = start_card(location, _told(location, template), old.method())
+    location = _find_base(folder, base, recorded)
+    card = start_card(location, _chat_format(location, template), old.method())
     mended = list(old.mended)
     if recorded and recorded != card.base:
         mended.append(f"base_model_name_or_path: {recorded} became {card.base}")
     model = load_location(location, template=card.template, dtype="auto", device="auto").eval()
     plain, untuned = probe_logits(model), ask_untuned(model, location, card.template)
-    theirs = _logits_as_trained(model, old) if old.is_plain else None
+    theirs = None
+    if old.is_plain:
+        # the oracle: the update as a forward hook, before PEFT wraps the model's layers
+        with as_trained(model, old):
+            theirs = probe_logits(model)
     with _writing(output) as partial:
-        _write_lora(partial, old, card)
-        tuned = load_adapter(model, partial)
-        proof = _prove(tuned, folder, theirs, plain)
-        finish_card(card, partial, tuned, untuned)
-        del model, tuned  # the next is as large
-        _require_opens(partial, location)
-    found = [*old.found, *_unrecorded(untuned)]
-    return _migration(folder, output, card, [*found, proof], mended, old.lost)
-
-
-def _logits_as_trained(model: CausalLM, old: OldLora) -> Tensor:
-    with as_trained(model, old):
-        return probe_logits(model)
-
-
-def _write_lora(folder: Path, old: OldLora, card: Card) -> None:
-    """PEFT's layout, and our card."""
-    config = {**old.config, "base_model_name_or_path": card.base, "revision": None, "inference_mode": True}
-    text = json.dumps(dict(sorted(config.items())), ensure_ascii=False, indent=2) + "\n"
-    (folder / ADAPTER_FILE).write_text(text, encoding="utf-8")
-    save_file(old.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    card.save(folder)
-
-
-def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
-    config = read_json_if_there(folder / "config.json")
-    location = _base(folder, base, config.get("_name_or_path"))
-    told = _told(location, template)
-    found = [check_frozen(folder, location.folder)] if find_trained(folder) == "whole" else []
-    is_held = bool(location.folder.config.get("quantization_bit"))
-    quant = None if is_held else _quant(folder, config.get("quantization_bit"))
-    found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
-    model = load_location(location, template=told, dtype="auto", device="auto", quant=quant).eval()
-    plain, untuned = probe_logits(model), ask_untuned(model, location, told)
-    with _writing(output) as partial:
-        theirs = _write_prefix(partial, model, folder)
-        method = tell_method(partial)
-        card = start_card(location, told, method.model_dump(mode="json"), quant)
+        config = {
+            **old.config,
+            "base_model_name_or_path": card.base,
+            "revision": None,
+            "inference_mode": True,
+        }
+        text = json.dumps(dict(sorted(config.items())), ensure_ascii=False, indent=2) + "\n"
+        (partial / ADAPTER_FILE).write_text(text, encoding="utf-8")
+        save_file(old.tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         card.save(partial)
         tuned = load_adapter(model, partial)
         proof = _prove(tuned, folder, theirs, plain)
         finish_card(card, partial, tuned, untuned)
-        del model, tuned  # the next is as large
+        del model, tuned  # before _require_opens loads another model as large
+        _require_opens(partial, location)
+    found = [*old.found, *_unrecorded(untuned)]
+    return _report(folder, output, card, [*found, proof], mended, old.lost)
+
+
+def _migrate_prefix(folder: Path, output: Path, base: str | Path | None, template: str | None) -> Migration:
+    config = read_json_if_there(folder / "config.json")
+    location = _find_base(folder, base, config.get("_name_or_path"))
+    chat_format = _chat_format(location, template)
+    found = [check_frozen(folder, location.folder)] if find_trained(folder) == "whole" else []
+    # a base that was quantised while loading is quantised again, unless its files hold codes already
+    quant, bits = None, config.get("quantization_bit")
+    if not location.folder.config.get("quantization_bit") and bits not in (None, 0):
+        if bits not in (*BITS.values(),):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: quantization_bit: {shown(bits)}, known are 4 and 8",
+                hint=COPY_AGAIN,
+            )
+        quant = name_bits(bits)
+    found += [f"trained on a base quantised to {quant}, and opened so"] if quant else []
+    model = load_location(location, template=chat_format, dtype="auto", device="auto", quant=quant).eval()
+    plain, untuned = probe_logits(model), ask_untuned(model, location, chat_format)
+    with _writing(output) as partial:
+        bare, theirs = read_bare(folder), None
+        if bare:
+            save_file(bare, partial / TRAINED_FILE, metadata={"format": "pt"})
+        else:
+            # the base takes the official folder as it is: its logits are the oracle
+            load_adapter(model, folder, is_trainable=True)
+            save_weights(model, partial)
+            theirs = probe_logits(model)
+        method = tell_method(partial)
+        card = start_card(location, chat_format, method.model_dump(mode="json"), quant)
+        card.save(partial)
+        tuned = load_adapter(model, partial)
+        proof = _prove(tuned, folder, theirs, plain)
+        finish_card(card, partial, tuned, untuned)
+        del model, tuned  # before _require_opens loads another model as large
         _require_opens(partial, location)
     found += _unrecorded(untuned)
     projection = " with projection" if method.projection else ""
     what = f"P-Tuning v2, {method.num_prefix_tokens} prefix tokens{projection}"
-    return _migration(folder, output, card, [what, *found, proof], [], {})
+    return _report(folder, output, card, [what, *found, proof], [], {})
 
 
-def _quant(folder: Path, bits: Any) -> str | None:
-    """How its base was quantised while loading."""
-    if bits in (None, 0):
-        return None
-    if bits not in (*BITS.values(),):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: quantization_bit: {shown(bits)}, known are 4 and 8", hint=COPY_AGAIN
-        )
-    return name_bits(bits)
-
-
-def _write_prefix(target: Path, model: CausalLM, folder: Path) -> Tensor | None:
-    """Write the prefix; its logits on the base, where the base takes the old folder as it is."""
-    bare = read_bare(folder)
-    if bare:
-        save_file(bare, target / TRAINED_FILE, metadata={"format": "pt"})
-        return None
-    load_adapter(model, folder, is_trainable=True)
-    save_weights(model, target)
-    return probe_logits(model)
-
-
-def _base(folder: Path, base: str | Path | None, recorded: Any) -> Location:
-    """The base that is named, else the one that the folder records, where that is here."""
+def _find_base(folder: Path, base: str | Path | None, recorded: object) -> Location:
+    """Resolve the base: the one given, else the one that the folder records, if that is here."""
     theirs = Path(recorded) if isinstance(recorded, str) and recorded else folder
     if base is None and (theirs == folder or not is_there(theirs) or not theirs.is_dir()):
         raise ConfigError(
-            f"{folder}: its base model is not at {recorded or '(no location recorded)'}",
+            f"{folder}: its base model is not at {recorded or '(no place recorded)'}",
             hint="name its folder, or its name on a hub: base=...",
         )
     location = resolve(base or str(recorded))
@@ -159,19 +149,20 @@ def _base(folder: Path, base: str | Path | None, recorded: Any) -> Location:
     return location
 
 
-def _told(location: Location, template: str | None) -> str:
+def _chat_format(location: Location, template: str | None) -> str:
+    """Return the base's chat format. Raises ConfigError if its folder does not tell and none is given."""
     return require_template(identify(location.folder, template).template, location.name)
 
 
 def _require_opens(folder: Path, location: Location) -> None:
-    """Open what was written as every later load will. Raises CheckpointError for what that would refuse."""
+    """Load the written adapter as every later load will. Raises CheckpointError if that is refused."""
     with quiet():
         load_location(resolve(folder, base=location.base), template=None, dtype="auto", device="auto")
 
 
 @contextmanager
 def _writing(output: Path) -> Iterator[Path]:
-    """A folder that takes the place of `output` once all is written and proven."""
+    """Yield a new folder that becomes `output` once all in it is written and proven; removed on an error."""
     make_folder(output.parent)
     with replacing(output) as partial:
         partial.mkdir()
@@ -182,32 +173,29 @@ def _unrecorded(untuned: Untuned | str) -> list[str]:
     return [untuned] if isinstance(untuned, str) else []
 
 
-def _prove(tuned: Any, source: Path, theirs: Tensor | None, plain: Tensor) -> str:
-    """Compare what was written, opened. Without `theirs` only that it changes the base."""
+def _prove(tuned: CausalLM, source: Path, theirs: Tensor | None, plain: Tensor) -> str:
+    """Compare the written adapter's logits with `theirs`; without them, check that it changes the base."""
     ours = probe_logits(tuned)
     if theirs is None:
         return f"{require_effect(ours, plain, what=source)}; nothing here computes the source's to compare"
     return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=source)
 
 
-def _migration(
+def _report(
     source: Path, output: Path, card: Card, found: list[str], mended: list[str], lost: dict[str, str]
 ) -> Migration:
-    told = f"base {card.base}, chat format {card.template}"
+    # the HF Trainer's record lies beside the weights
+    state = read_json_if_there(source / "trainer_state.json")
+    losses = [line["loss"] for line in state.get("log_history") or [] if "loss" in line]
+    loss = f", its last loss {losses[-1]}" if losses else ""
+    step = state.get("global_step")
+    training = [f"step {step} of its training{loss}"] if step is not None else []
+    base = f"base {card.base}, chat format {card.template}"
     return Migration(
         source=str(source),
-        found=[*found[:-1], *_training(source), told, found[-1]],
+        found=[*found[:-1], *training, base, found[-1]],
         made=output,
         mended=mended,
         lost=lost,
         next=[f"glmtune chat {shlex.quote(str(output))}", f"glmtune info {shlex.quote(str(output))}"],
     )
-
-
-def _training(folder: Path) -> list[str]:
-    """What the Trainer wrote down beside the weights."""
-    state = read_json_if_there(folder / "trainer_state.json")
-    losses = [line["loss"] for line in state.get("log_history") or [] if "loss" in line]
-    loss = f", its last loss {losses[-1]}" if losses else ""
-    step = state.get("global_step")
-    return [f"step {step} of its training{loss}"] if step is not None else []

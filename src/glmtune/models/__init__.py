@@ -1,6 +1,7 @@
-"""Native models; importing this registers them, so that transformers' Auto classes open official folders.
+"""Native models of the GLM family, loaded by `load_base` (our classes) and `load_in_transformers` (theirs).
 
-Their tokenizers too, which nothing else in here knows.
+Importing this package registers the models and their tokenizers with transformers, so that its Auto classes
+load official folders without remote code.
 """
 
 from transformers import (
@@ -23,7 +24,7 @@ from glmtune.tokenizers import register as register_tokenizers
 
 register_tokenizers()
 AutoConfig.register("chatglm", ChatGLMConfig, exist_ok=True)
-for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):  # those of the official auto_map
+for auto in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):  # the classes in the official auto_map
     auto.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
     auto.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
 AutoModelForSequenceClassification.register(ChatGLMConfig, ChatGLMForSequenceClassification, exist_ok=True)

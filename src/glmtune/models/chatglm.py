@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -39,24 +39,24 @@ from glmtune.models.quant import Quantizable, quantise_linears
 from glmtune.templates.tidy import process_chatglm
 
 ALPHA = (2 * 28) ** 0.5
-"""Weight of the residual. It does not depend on the depth: the official layer is never told it."""
+"""Weight of the residual. The official code counts 28 layers whatever the config says: a quirk kept here."""
 
 _FALLBACK_IDS = {"early": 20005, "mid": 20005, "late": 5}
-"""The official code's token when the scores are not finite, by revision."""
+"""The token that the official code emits when the scores are not finite, by revision."""
 
 
 def rotate_halves(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate each of a head's R parts by its own row of positions, pairing i with i + D/2R in it.
+    """Rotate each of a head's R parts by its own row of positions, pairing i with i + D/2R inside the part.
 
     x: (B, H, T, D). rotary: (B, T, R, D/2R) each.
     """
-    cos, sin = (part[:, None] for part in rotary)  # over all heads
+    cos, sin = (part[:, None] for part in rotary)  # (B, 1, T, R, D/2R): the same for all heads
     a, b = x.view(*x.shape[:-1], cos.shape[-2], 2, cos.shape[-1]).unbind(-2)  # (B, H, T, R, D/2R) each
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-2).flatten(-3)
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-2).flatten(-3)  # (B, H, T, D)
 
 
 class ChatGLM6BRotary(nn.Module):
-    """Rotary angles for R rows of positions. It has no buffer, so nothing to restore after a meta start."""
+    """Rotary angles for R rows of positions; no buffer, so nothing to restore after a meta-device start."""
 
     def __init__(self, config: ChatGLM6BConfig) -> None:
         super().__init__()
@@ -64,20 +64,20 @@ class ChatGLM6BRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
-        """Cos and sin of positions (B, R, T), (B, T, R, D/2R) in `dtype`; the angles are computed in fp32.
-
-        Frequencies are rounded to fp16, as the official code makes them in every type.
-        """
+        """Return cos and sin, (B, T, R, D/2R) each in `dtype`, of positions (B, R, T)."""
         steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
+        # a quirk kept: the official code rounds frequencies to fp16 whatever the model's type is
         frequencies = (1.0 / 10000.0 ** (steps / self.dim)).half().float()
-        angles = position_ids.transpose(1, 2)[..., None].float() * frequencies
+        angles = (
+            position_ids.transpose(1, 2)[..., None].float() * frequencies
+        )  # fp16 is exact up to 2048 only
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 class ChatGLM6BAttention(nn.Module):
-    """Attention under a given mask; the projection makes query, key and value side by side for each head."""
+    """Attention under a given mask; one projection makes query, key and value of each head."""
 
-    is_causal = False  # read by transformers' attention functions: without a mask everything is seen
+    is_causal = False  # read by transformers' attention functions: without a mask every token sees all
 
     def __init__(self, config: ChatGLM6BConfig, layer_idx: int) -> None:
         super().__init__()
@@ -96,17 +96,18 @@ class ChatGLM6BAttention(nn.Module):
         prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
         attend: Attend | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C) to (B, T, C), and the weights if the attention function has them.
+        """Attend over (B, T, C); return (B, T, C), and the weights if the attention function has them.
 
-        `attend` takes the place of the configured attention function.
+        `attend` replaces the configured attention function.
         """
-        heads = self.query_key_value(hidden_states)
+        heads = self.query_key_value(hidden_states)  # (B, T, 3 C)
+        # q, k, v lie side by side per head, so a head is split off first: (H, 3 D), not (3, H, D)
         heads = heads.view(*heads.shape[:2], -1, 3 * self.head_dim)  # (B, T, H, 3 D)
         query, key, value = heads.transpose(1, 2).chunk(3, dim=-1)  # (B, H, T, D) each
         query, key = rotate_halves(query, rotary), rotate_halves(key, rotary)
-        key, value = prepend(prefix, key, value)
+        key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
         attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -117,7 +118,7 @@ class ChatGLM6BAttention(nn.Module):
 
 
 class ChatGLM6BMLP(nn.Module):
-    """Two projections with the tanh form of GELU between them."""
+    """The feed-forward block: two projections with the tanh form of GELU between them."""
 
     def __init__(self, config: ChatGLM6BConfig) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class ChatGLM6BMLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
+        """Project (B, T, C) to (B, T, 4 C) and back."""
         projected: Tensor = self.dense_4h_to_h(
             functional.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh")
         )
@@ -133,7 +134,7 @@ class ChatGLM6BMLP(nn.Module):
 
 
 class ChatGLM6BBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers has no types
-    """One layer: attention and MLP, each added to its *normalised* input, which weighs `ALPHA`."""
+    """A layer: attention and MLP, each added to `ALPHA` times its *normalised* input."""
 
     def __init__(self, config: ChatGLM6BConfig, layer_idx: int) -> None:
         super().__init__()
@@ -148,9 +149,10 @@ class ChatGLM6BBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # trans
         rotary: Rotary,
         mask: Tensor | None,
         prefix: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C); what follows `hidden_states` goes to the attention."""
+        """Run the layer on (B, T, C); all arguments after `hidden_states` go to the attention."""
+        # the residual starts behind the norm, not in front of it as in later GLMs
         x = self.input_layernorm(hidden_states)
         attended, _ = self.attention(x, rotary, mask, prefix, **kwargs)
         x = self.post_attention_layernorm(x * ALPHA + attended)
@@ -163,12 +165,12 @@ def _build_norm(config: ChatGLM6BConfig) -> nn.LayerNorm:
 
 
 class ChatGLM6BPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type: ignore[misc]
-    """What the classes below share: how transformers saves, loads, splits and checkpoints them."""
+    """The base class of ChatGLM-6B's models: how transformers saves, loads, splits and checkpoints them."""
 
     config_class = ChatGLM6BConfig
     config: ChatGLM6BConfig
     base_model_prefix = "transformer"
-    scale_dtype = torch.float16
+    scale_dtype = torch.float16  # of quantised weights: officially half whatever the model's type is
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["ChatGLM6BBlock"]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
@@ -179,13 +181,13 @@ class ChatGLM6BPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # typ
         "attentions": ChatGLM6BAttention,
     }
 
-    def __init__(self, config: ChatGLM6BConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: ChatGLM6BConfig, *args: object, **kwargs: object) -> None:
         check_kind(config, ChatGLM6BConfig)
         config.check_supported()
         super().__init__(config, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
+        """Return the word embeddings."""
         embeddings: nn.Module = self.base_model.word_embeddings
         return embeddings
 
@@ -195,7 +197,10 @@ class ChatGLM6BPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # typ
 
 
 class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
-    """Embedding, layers, final norm; `hidden_states[-1]` is after that norm, as officially."""
+    """The transformer: embedding, layers, final norm.
+
+    `hidden_states[-1]` is the output of the final norm, as in the official code.
+    """
 
     def __init__(self, config: ChatGLM6BConfig) -> None:
         super().__init__(config)
@@ -217,15 +222,15 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (B, T, C) of ids or embeddings.
+        """Return the hidden states (B, T, C) of ids or embeddings.
 
-        attention_mask: (B, S), 1 = a token, or as officially (B or 1, 1, T, S), boolean, True = *not* seen.
-        position_ids: (B, 2, T), or (B, T) where `position_encoding_2d` is off. What is missing follows from
-        each row's ids, if they hold bos; who decodes step by step passes positions (`count_positions`,
-        `generate` does). Raises DataError for ids that tell no positions. No cache is made while training
-        unless asked for.
+        attention_mask: (B, S), 1 = a token, or the official form (B or 1, 1, T, S), boolean, True = *not*
+        seen. position_ids: (B, 2, T), or (B, T) with `position_encoding_2d` off. A missing mask or missing
+        positions are made from each row's ids, which must hold bos; when decoding step by step pass positions
+        (from `count_positions`, as `generate` does). Raises DataError for ids that tell no positions. While
+        training no cache is built unless `use_cache` is True.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
@@ -240,7 +245,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         if position_ids is None:
             if attention_mask is not None and attention_mask.ndim == 4:
                 attention_mask = official_tokens(attention_mask, new=new)
-            real = None if attention_mask is None else attention_mask[:, -new:]
+            real = None if attention_mask is None else attention_mask[:, -new:]  # cached tokens cut off
             position_ids, _ = count_positions(self.config, _needed(input_ids), real)
         check_positions(self.config, position_ids, batch=batch, new=new)
         hidden_states = self.run_layers(
@@ -254,25 +259,25 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         position_ids: Tensor,
         mask: Tensor | None,
         prefix: Sequence[Tensor | None],
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
-        """Embeddings (B, T, C) through all layers and the final norm; a prefix or None for each layer."""
-        rows = position_ids if self.config.position_encoding_2d else position_ids[:, None]
+        """Run embeddings (B, T, C) through all layers and the final norm; `prefix` has an item per layer."""
+        rows = position_ids if self.config.position_encoding_2d else position_ids[:, None]  # (B, R, T)
         rotary = self.rotary_emb(rows, hidden_states.dtype)
-        for layer, front in zip(self.layers, prefix, strict=True):
-            # `front` by its place: re-entrant checkpointing takes gradients of those alone
-            hidden_states = layer(hidden_states, rotary, mask, front, **kwargs)
+        for layer, layer_prefix in zip(self.layers, prefix, strict=True):
+            # the prefix positionally: re-entrant checkpointing gives no gradients to keyword arguments
+            hidden_states = layer(hidden_states, rotary, mask, layer_prefix, **kwargs)
         normed: Tensor = self.final_layernorm(hidden_states)
         return normed
 
     def _build_mask(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: Cache | None, new: int
     ) -> Tensor | None:
-        """What each new token may see, (B or 1, 1, T, S), true = may; None = everything."""
+        """Return the mask (B or 1, 1, T, S) of the new tokens, true = may see; None = see everything."""
         prefix = self.num_prefix_tokens
         past = prefix + self.count_cached(cache)
         width = past + new
-        if cache is not None:  # a static one: all its room
+        if cache is not None:  # a static cache attends over all its room, filled or not
             width = cache.get_mask_sizes(width - cache.get_seq_length(), 0)[0]
         if attention_mask is not None and attention_mask.ndim == 4:
             return read_official_mask(attention_mask, width, new=new, prefix=prefix)
@@ -281,7 +286,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
 
 
 class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """The language model: what `AutoModelForCausalLM` gives for a ChatGLM-6B folder."""
+    """ChatGLM-6B's language model, which `AutoModelForCausalLM` loads from an official folder."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
@@ -293,7 +298,7 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The projection to the vocabulary."""
+        """Return the projection to the vocabulary."""
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:
@@ -301,50 +306,59 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
         self.lm_head = value
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie `lm_head` to the embeddings, whatever a checkpoint has for it, as officially."""
+        """Tie `lm_head` to the embeddings, even where a checkpoint stores an `lm_head` of its own."""
         if missing_keys is not None and self.config.tie_word_embeddings:
             ((target, source),) = self._tied_weights_keys.items()
             if source not in missing_keys:
-                missing_keys.add(target)
+                missing_keys.add(target)  # transformers unties weights that a checkpoint stores separately
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
     def count_positions(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `Positions` says, but (B, 2, T) and (B, 2, 1); a new token's come from the row's mask token."""
+        """Return positions (B, 2, T) of prompts and (B, 2, 1) of the token after each (`chatglm_layout`)."""
         return count_positions(self.config, input_ids, attention_mask)
 
     def advance_positions(self, positions: Tensor, steps: int | Tensor = 1) -> Tensor:
-        """Row 0 stays, row 1 goes on; with `position_encoding_2d` off nothing moves."""
+        """Advance row 1 alone by `steps`; with `position_encoding_2d` off nothing moves."""
         if not self.config.position_encoding_2d:
-            return positions + 0 * steps
-        is_block = torch.arange(2, device=positions.device)[:, None]
+            return positions + 0 * steps  # broadcast to the shape of `steps`
+        is_block = torch.arange(2, device=positions.device)[:, None]  # 0 for row 0, 1 for row 1
         return positions + is_block * steps
 
     def mask_prompt(self, input_ids: Tensor, past: int) -> Tensor | None:
-        """As `CausalLanguageModel` says; all before bos is seen by every token."""
+        """Return the mask (1, 1, T, past + T) of a prompt; every token sees the whole context before bos."""
         return build_mask(self.config, input_ids, None, past=past, width=past + input_ids.shape[1])
 
     def count_reusable(self, input_ids: Sequence[int], shared: int) -> int:
-        """Nothing, unless the whole context is shared: another context changes every key."""
+        """Return `shared` if it covers the whole context, else 0: another context changes every key."""
         return shared if self.config.bos_token_id in input_ids[:shared] else 0
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a mask and positions as the official tokenizer makes them are taken too.
+    def generate(
+        self,
+        *args: object,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: object,
+    ) -> Any:
+        """Generate as transformers does; accept the official tokenizer's mask and positions too.
 
-        Early counts positions itself whatever is given, as officially.
+        The early revision counts positions itself and ignores given ones, as its official code does.
         """
-        mask = kwargs.get("attention_mask")
-        if mask is not None and mask.ndim == 4:
-            kwargs["attention_mask"] = official_tokens(mask, new=mask.shape[-1])
-        given = kwargs.pop("position_ids", None)
-        if given is not None and self.config.revision != "early":
-            kwargs |= {"prompt_positions": given, "new_positions": self.advance_positions(given[..., -1:])}
+        if attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = official_tokens(attention_mask, new=attention_mask.shape[-1])
+        if position_ids is not None and self.config.revision != "early":
+            kwargs["prompt_positions"] = position_ids
+            kwargs["new_positions"] = self.advance_positions(position_ids[..., -1:])
+        if attention_mask is not None:
+            kwargs["attention_mask"] = attention_mask
         return super().generate(*args, **kwargs)
 
-    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; refuses to read a prompt in parts, from whichever place that is asked for."""
-        config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: object
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Prepare the config as transformers does; raise ConfigError for chunked prefill."""
+        config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         if config.prefill_chunk_size is not None:
             raise ConfigError(
                 f"generate: prefill_chunk_size={config.prefill_chunk_size}, but ChatGLM-6B's context is "
@@ -356,7 +370,8 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
     ) -> None:
-        """Count once, from the prompts; under names that transformers repeats for beams, but never moves."""
+        """Count positions once, from the prompts."""
+        # under names of ours: transformers repeats any tensor for beams, but moves only `position_ids`
         if "prompt_positions" not in model_kwargs:
             counted = self.count_positions(inputs_tensor, model_kwargs.get("attention_mask"))
             model_kwargs["prompt_positions"], model_kwargs["new_positions"] = counted
@@ -364,26 +379,30 @@ class ChatGLM6BForConditionalGeneration(CausalLanguageModel, ChatGLM6BPreTrained
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
+        *,
         prompt_positions: Tensor | None = None,
         new_positions: Tensor | None = None,
-        **kwargs: Any,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,  # Any: as in the base class
     ) -> dict[str, Any]:
-        """The next forward pass's arguments; `input_ids` are prompt and answer so far, (B, S)."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        """Return the arguments of the next forward pass; `input_ids` are prompt and answer so far, (B, S)."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, **kwargs
+        )
         if prompt_positions is None or new_positions is None:
-            prompt_positions, new_positions = self.count_positions(input_ids, kwargs.get("attention_mask"))
+            prompt_positions, new_positions = self.count_positions(input_ids, attention_mask)
         steps = torch.arange(input_ids.shape[1] - prompt_positions.shape[-1], device=input_ids.device)
         positions = torch.cat((prompt_positions, self.advance_positions(new_positions, steps)), dim=-1)
-        inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
+        inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]  # of the uncached ids alone
         return inputs
 
     @staticmethod
-    def create_masks_for_generate(attention_mask: Tensor | None, **_: Any) -> Tensor | None:
-        """The 2-D mask as it is: `forward` makes the full one, for a static cache too."""
+    def create_masks_for_generate(attention_mask: Tensor | None, **_: object) -> Tensor | None:
+        """Return the 2-D mask as it is: `forward` makes the full one, for a static cache too."""
         return attention_mask
 
-    def process_response(self, output: str, history: Any = None) -> str:
-        """An answer's text, tidied as officially."""
+    def process_response(self, output: str, history: object = None) -> str:
+        """Tidy the text of an answer as the official code does."""
         return process_chatglm(output)
 
 

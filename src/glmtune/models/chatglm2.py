@@ -50,7 +50,7 @@ class ChatGLMEncoder(nn.Module):
 
 
 class ChatGLMPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type: ignore[misc]
-    """What the classes below share: how transformers saves, loads, splits and checkpoints them."""
+    """The base class of the ChatGLM2 models: how transformers saves, loads, splits and checkpoints them."""
 
     config_class = ChatGLMConfig
     config: ChatGLMConfig
@@ -68,7 +68,7 @@ class ChatGLMPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type:
         "attentions": ChatGLMAttention,
     }
 
-    def __init__(self, config: ChatGLMConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: ChatGLMConfig, *args: object, **kwargs: object) -> None:
         check_kind(config, ChatGLMConfig)
         config.check_supported()
         super().__init__(config, *args, **kwargs)
@@ -93,10 +93,11 @@ class ChatGLMPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type:
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
-    """Embedding, layers, final norm; `output_layer` lies here, as in the checkpoint, but is applied outside.
+    """The transformer: embedding, layers, final norm.
 
-    `hidden_states[i]` is the input of layer i and `hidden_states[-1]` the last layer's output *before* the
-    final norm, as officially; `last_hidden_state` is after it.
+    `output_layer` lies here, as in the checkpoint, but the language model applies it. `hidden_states[i]` is
+    the input of layer i and `hidden_states[-1]` the last layer's output *before* the final norm, as in the
+    official code; `last_hidden_state` is after it.
     """
 
     def __init__(self, config: ChatGLMConfig) -> None:
@@ -119,12 +120,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (B, T, C) of ids or embeddings.
+        """Return the hidden states (B, T, C) of ids or embeddings.
 
-        attention_mask: (B, S), 1 = a token. Missing positions are counted over pads too, as officially: who
-        pads on the left passes them (`generate` does). No cache is made while training unless asked for.
+        attention_mask: (B, S), 1 = a token. Missing positions are counted over pads too, as in the official
+        code: with padding on the left pass them (`generate` does). While training no cache is built unless
+        `use_cache` is True.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
@@ -149,23 +151,23 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         position_ids: Tensor,
         mask: Tensor | None,
         prefix: Sequence[Tensor | None],
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
-        """Embeddings (B, T, C) through all layers and the final norm; a prefix or None for each layer."""
+        """Run embeddings (B, T, C) through all layers and the final norm; `prefix` has an item per layer."""
         rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
         kwargs["position_ids"] = position_ids  # flash attention tells packed rows by it
-        for layer, front in zip(self.encoder.layers, prefix, strict=True):
-            # `front` by its place: re-entrant checkpointing takes gradients of those alone
-            hidden_states = layer(hidden_states, rotary, mask, front, **kwargs)
+        for layer, layer_prefix in zip(self.encoder.layers, prefix, strict=True):
+            # the prefix positionally: re-entrant checkpointing gives no gradients to keyword arguments
+            hidden_states = layer(hidden_states, rotary, mask, layer_prefix, **kwargs)
         normed: Tensor = self.encoder.final_layernorm(hidden_states)
         return normed
 
     def _build_mask(
         self, new: Tensor, attention_mask: Tensor | None, cache: Cache | None, position_ids: Tensor
     ) -> Any:
-        """What each of the new tokens (B, T, C) may see; None if nothing is padded: the kernels' causal path.
+        """Return the mask, in the attention function's form, of the new tokens with embeddings (B, T, C).
 
-        A mask is always made where the prefix comes first: kernels align the causal triangle to the left.
+        None stands for the kernels' causal path: nothing is padded, and there is no prefix.
         """
         prefix, is_first = self.num_prefix_tokens, cache is None or not cache.get_seq_length()
         mask: Any = create_causal_mask(
@@ -174,10 +176,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             attention_mask=attention_mask if is_first else see_prefix(attention_mask, prefix),
             past_key_values=cache,
             position_ids=position_ids,
+            # without a mask kernels align the causal triangle to the left, that is to the prefix
             allow_is_causal_skip=not prefix,
         )
         if not is_first:
-            return mask
+            return mask  # the cache holds the prefix, so its columns are there already
         if prefix and mask is not None:
             width = (
                 mask.shape[-1] + prefix
@@ -186,11 +189,17 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             )
             mask = see_prefix(mask, prefix)
             return mask[..., :width]  # a static cache has room for both
-        return mask if attention_mask is None else _unmask_pads(mask, attention_mask)
+        if attention_mask is None or not isinstance(mask, Tensor) or mask.ndim != 4:
+            return mask  # flex attention's block mask, flash attention's 2-D one
+        if attention_mask.shape[1:] != mask.shape[2:3]:
+            return mask
+        # padded queries see everything, as officially; that shows only in the loss of a token after pads
+        pads = attention_mask[:, None, :, None] == 0  # (B, 1, T, 1)
+        return mask | pads if mask.dtype == torch.bool else mask.masked_fill(pads, 0)
 
 
 class ChatGLMForConditionalGeneration(CausalLanguageModel, ChatGLMPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """The language model: what `AutoModelForCausalLM` gives for an official folder."""
+    """The language model, which `AutoModelForCausalLM` loads from an official folder."""
 
     def __init__(self, config: ChatGLMConfig) -> None:
         super().__init__(config)
@@ -219,9 +228,9 @@ class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> SequenceClassifierOutputWithPast:
-        """Logits (B, labels) in fp32, and with `labels` (B,) the loss."""
+        """Return logits (B, `num_labels`) in fp32, and with `labels` (B,) the loss."""
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -242,14 +251,3 @@ class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _unmask_pads(mask: Tensor | None, attention_mask: Tensor) -> Tensor | None:
-    """Let padded queries see everything, as officially; it shows only in the loss of a token after pads.
-
-    mask: (B, 1, T, S), boolean (true: may see) or additive. attention_mask: (B, T).
-    """
-    if not isinstance(mask, Tensor) or mask.ndim != 4 or attention_mask.shape[1:] != mask.shape[2:3]:
-        return mask
-    pads = attention_mask[:, None, :, None] == 0
-    return mask | pads if mask.dtype == torch.bool else mask.masked_fill(pads, 0)

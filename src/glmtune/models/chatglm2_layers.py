@@ -1,10 +1,10 @@
 """The layers of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B: norm, rotary angles, attention, MLP.
 
 Shapes: B batch, T new tokens, S cached + new tokens, H query heads, G key/value heads, D head size, C hidden
-size.
+size, F feed-forward size.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def rotate_pairs(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate each head in adjacent pairs; the angles of its second half are 0.
+    """Rotate each head in adjacent pairs, (0, 1), (2, 3), ..., where Llama pairs (0, D/2), ...
 
-    Pairs are (0, 1), (2, 3), ... where Llama pairs (0, D/2), ...  x: (B, heads, T, D).
+    x: (B, heads, T, D). The angles of a head's second half are 0.
     """
     cos, sin = rotary
     swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # 1, 0, 3, 2, ...
@@ -31,7 +31,7 @@ def rotate_pairs(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 class ChatGLMRMSNorm(nn.Module):
-    """RMSNorm in fp32, the weight multiplied before the cast back."""
+    """RMSNorm computed in fp32, with the weight multiplied before the cast back."""
 
     def __init__(self, config: "ChatGLMConfig") -> None:
         super().__init__()
@@ -39,36 +39,38 @@ class ChatGLMRMSNorm(nn.Module):
         self.epsilon = config.layernorm_epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise the last dimension; shape and type stay."""
+        """Normalise the last dimension of (..., C); shape and type stay."""
         if hidden_states.dtype == self.weight.dtype == torch.float32:  # the same to the last bit, in one call
             return functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.epsilon)
         x = hidden_states.float()
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
+        # the weight first, the cast last: Llama's norm does it in the other order, and rounds differently
         return (self.weight * x).to(hidden_states.dtype)
 
 
 class ChatGLMRotary(nn.Module):
-    """Rotary angles of half of each head. It has no buffer: nothing to restore after a meta-device start."""
+    """Rotary angles of half of each head, without a buffer: nothing to restore after a meta-device start."""
 
     def __init__(self, config: "ChatGLMConfig") -> None:
         super().__init__()
         self.dim = config.head_dim // 2
+        # ChatGLM3-32k, -128k and GLM-4 multiply the base, ChatGLM2-6B-32k divides the positions
         self.base = 10000.0 * (config.rope_ratio if config.rope_scaling_by == "base" else 1)
         self.divisor = config.rope_ratio if config.rope_scaling_by == "positions" else 1
 
     @torch.no_grad()
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> Rotary:
-        """Cos and sin of every position, (B, 1, T, D) in `dtype`; the angles are computed in fp32.
+        """Return cos and sin, (B, 1, T, D) each in `dtype`, of positions (B, T), for `rotate_pairs`.
 
-        The sine of the first of each pair is negative.
+        The sine of the first of each pair is negative. The angles are computed in fp32.
         """
         steps = torch.arange(0, self.dim, 2, dtype=torch.float32, device=position_ids.device)
         frequencies = 1.0 / self.base ** (steps / self.dim)
-        angles = (position_ids[:, None, :, None].float() / self.divisor) * frequencies
-        angles = functional.pad(angles, (0, self.dim // 2))  # the second half is not rotated
+        angles = (position_ids[:, None, :, None].float() / self.divisor) * frequencies  # (B, 1, T, D/4)
+        angles = functional.pad(angles, (0, self.dim // 2))  # (B, 1, T, D/2): the second half is not rotated
         sin = angles.sin()
         cos, sin = torch.stack((angles.cos(),) * 2, dim=-1), torch.stack((-sin, sin), dim=-1)
-        return cos.flatten(-2).to(dtype), sin.flatten(-2).to(dtype)
+        return cos.flatten(-2).to(dtype), sin.flatten(-2).to(dtype)  # (B, 1, T, D)
 
 
 class ChatGLMAttention(nn.Module):
@@ -96,18 +98,18 @@ class ChatGLMAttention(nn.Module):
         prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
         attend: Attend | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, C) to (B, T, C), and the weights if the attention function has them.
+        """Attend over (B, T, C); return (B, T, C), and the weights if the attention function has them.
 
-        `attend` takes the place of the configured attention function.
+        `attend` replaces the configured attention function.
         """
-        heads = self.query_key_value(hidden_states)
+        heads = self.query_key_value(hidden_states)  # all queries, then all keys, then all values
         heads = heads.view(*heads.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H + 2 G, T, D)
         queries, keys = self.num_heads
-        turned = rotate_pairs(heads[:, : queries + keys], rotary)
-        query, key, value = turned[:, :queries], turned[:, queries:], heads[:, queries + keys :]
-        key, value = prepend(prefix, key, value)
+        rotated = rotate_pairs(heads[:, : queries + keys], rotary)  # queries and keys in one call
+        query, key, value = rotated[:, :queries], rotated[:, queries:], heads[:, queries + keys :]
+        key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
         attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -121,7 +123,7 @@ class ChatGLMAttention(nn.Module):
 
 
 class ChatGLMMLP(nn.Module):
-    """SwiGLU; the first projection makes gate and up side by side."""
+    """The SwiGLU feed-forward block; its first projection makes gate and up side by side."""
 
     def __init__(self, config: "ChatGLMConfig") -> None:
         super().__init__()
@@ -129,14 +131,14 @@ class ChatGLMMLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
+        """Project (B, T, C) to (B, T, F) and back."""
+        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)  # (B, T, F) each
         projected: Tensor = self.dense_4h_to_h(functional.silu(gate) * up)
         return projected
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
-    """One layer: attention and MLP, each normalised before and added to the residual."""
+    """A layer: attention and MLP, each normalised before and added to the residual."""
 
     def __init__(self, config: "ChatGLMConfig", layer_idx: int) -> None:
         super().__init__()
@@ -152,9 +154,9 @@ class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
         rotary: Rotary,
         mask: Tensor | None,
         prefix: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C); what follows `hidden_states` goes to the attention."""
+        """Run the layer on (B, T, C); all arguments after `hidden_states` go to the attention."""
         attended, _ = self.self_attention(self.input_layernorm(hidden_states), rotary, mask, prefix, **kwargs)
         hidden_states = hidden_states + self._drop(attended)
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))

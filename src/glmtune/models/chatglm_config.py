@@ -1,6 +1,6 @@
 """The `config.json` of ChatGLM-6B (v1), read and written with its official keys.
 
-Its `model_type` is ChatGLM2's too: `ChatGLMConfig.from_dict` hands over to this class by the keys.
+ChatGLM2 has the same `model_type`: `ChatGLMConfig.from_dict` tells the two apart by their keys.
 """
 
 from typing import Any, ClassVar, Self
@@ -9,11 +9,11 @@ from transformers import PreTrainedConfig
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.families import FAMILIES
-from glmtune.models.config_checks import PUBLISHED, check_content
+from glmtune.models.config_checks import PUBLISHED, adopt_aliases, check_content
 from glmtune.signs import v1_revision
 
 V1_KEYS = frozenset({"position_encoding_2d", "inner_hidden_size", "max_sequence_length"})
-"""Keys that no other family has."""
+"""The keys that only ChatGLM-6B's config has."""
 
 _REQUIRED = (
     "num_layers",
@@ -36,14 +36,14 @@ _IDS_BY_REVISION = {
     "mid": ("pad_token_id",),
     "late": ("pad_token_id", "mask_token_id", "gmask_token_id"),
 }
-"""Which ids a revision's config names, which is also how it is told."""
+"""The ids that each revision's config names; the revision is recognised by them."""
 
 
 class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers has no types
-    """Config of ChatGLM-6B; field names and defaults are the late revision's official class's.
+    """Config of ChatGLM-6B, with the field names and defaults of the late revision's official class.
 
-    Unknown keys are kept and written back. `from_dict` tells the revision by the keys it is given, and what
-    is written has the keys of the same revision again.
+    Unknown keys are kept and written back. `from_dict` recognises the revision by its keys, and a written
+    config has the keys of the same revision.
     Source: huggingface.co/THUDM/chatglm-6b configuration_chatglm.py.
     """
 
@@ -76,32 +76,19 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
     use_cache: bool = True
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Take the keys that are no fields: transformers' names for our fields, and what is unknown."""
-        self._revision: str = kwargs.pop("_revision", None) or v1_revision(
+    def __post_init__(self, _revision: str | None = None, **kwargs: object) -> None:
+        """Take the keys that are no fields: transformers' names for our fields, and unknown keys."""
+        self._revision: str = _revision or v1_revision(
             {"gmask_token_id": self.gmask_token_id, "pad_token_id": self.pad_token_id}
         )
-        for alias in self.attribute_map.keys() & kwargs.keys():
-            self._adopt(alias, kwargs.pop(alias))
+        adopt_aliases(self, kwargs)
         super().__post_init__(**kwargs)
 
-    def _adopt(self, alias: str, value: Any) -> None:
-        official = self.attribute_map[alias]
-        default = getattr(type(self), official)
-        if value is None or value == getattr(self, official):
-            return
-        if getattr(self, official) != default:
-            raise ConfigError(
-                f"config.json: {alias} = {value!r} contradicts {official} = {getattr(self, official)!r}",
-                hint=f"two names of one setting: leave {alias} out, or {PUBLISHED}",
-            )
-        setattr(self, official, value)
-
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Config from a `config.json`'s content; CheckpointError if that is not ChatGLM-6B's.
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: object) -> Self:
+        """Build the config from a `config.json`'s content.
 
-        ConfigError for a value that cannot be.
+        Raises CheckpointError if the keys are not ChatGLM-6B's, ConfigError for an impossible value.
         """
         check_content(config_dict, kind=cls)
         stated = set(config_dict) | {cls.attribute_map.get(key, key) for key in config_dict}
@@ -109,6 +96,7 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
             raise CheckpointError(
                 f"config.json: no key {', '.join(missing)}: this is not a ChatGLM-6B config", hint=PUBLISHED
             )
+        # ids that the file leaves out are None, not the class's defaults: those are the late revision's
         unnamed = dict.fromkeys(_IDS_BY_REVISION["late"])
         revision = {"_revision": v1_revision(config_dict)}
         config: Self = super().from_dict(unnamed | config_dict | revision, **kwargs)
@@ -116,39 +104,40 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
 
     @property
     def revision(self) -> str:
-        """`early`, `mid` or `late`: which of the published revisions' rules apply."""
+        """Return `early`, `mid` or `late`, the published revision that the model follows."""
         return self._revision
 
     @property
     def head_dim(self) -> int:
-        """Size of one attention head."""
+        """Return the size of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def prefix_width(self) -> int:
-        """Numbers that one token of a prefix stands for: every layer's keys and values."""
+        """Count the numbers of one prefix token: the keys and values of every layer."""
         return 2 * self.num_layers * self.hidden_size
 
     @property
     def prefix_embedding_size(self) -> int:
-        """Width of the prefix's embedding."""
+        """Return the width of the prefix's embedding."""
         return self.hidden_size if self.prefix_projection else self.prefix_width
 
     @property
     def mask_ids(self) -> tuple[int, int]:
-        """Ids of [MASK] and [gMASK]; where the config does not name them they lie 4 and 3 before bos."""
+        """Return the ids of [MASK] and [gMASK]."""
+        # early and mid configs do not name them: there they lie 4 and 3 before bos
         named = (self.mask_token_id, self.gmask_token_id)
         counted = (self.bos_token_id - 4, self.bos_token_id - 3)
         mask, gmask = (c if n is None else n for n, c in zip(named, counted, strict=True))
         return mask, gmask
 
     def set_template(self, template: str | None) -> None:
-        """Refuse the chat format of another family; nothing here depends on it."""
+        """Raise ConfigError for another family's chat format; ChatGLM-6B's config does not depend on it."""
         if template not in (None, *FAMILIES["ChatGLM-6B"].templates):
             raise ConfigError(f"template: {template!r} is not ChatGLM-6B's", hint="template=chatglm")
 
     def check_supported(self) -> None:
-        """Raise ConfigError, naming the key, for a setting that the model cannot express."""
+        """Raise ConfigError, naming the key, for a setting that the model cannot follow."""
         check_content(self.to_dict())
         if self.bos_token_id is None or self.bos_token_id >= self.vocab_size:
             raise ConfigError(
@@ -156,7 +145,7 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
                 f"{self.bos_token_id!r}: positions are counted from it",
                 hint=PUBLISHED,
             )
-        rotated = 4 if self.position_encoding_2d else 2
+        rotated = 4 if self.position_encoding_2d else 2  # a head's parts, each rotated in two halves
         if self.hidden_size % (rotated * self.num_attention_heads):
             raise ConfigError(
                 f"config.json: hidden_size = {self.hidden_size} is not a multiple of {rotated} times "
@@ -165,7 +154,7 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Official keys plus the transformers names that PEFT and `generate` look up."""
+        """Return the official keys plus the transformers names that PEFT and `generate` look up."""
         content: dict[str, Any] = super().to_dict()
         content.pop("_revision", None)
         for key in _IDS_BY_REVISION["late"]:
@@ -175,10 +164,11 @@ class ChatGLM6BConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers h
         return content | {"num_key_value_heads": self.num_attention_heads}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` gets: the official keys, readable by the official code and older libraries."""
+        """Return the content for `config.json`: official keys, which older libraries read too."""
         content: dict[str, Any] = super().to_diff_dict()
         for key in ("num_hidden_layers", "num_key_value_heads", "head_dim"):
             content.pop(key, None)
+        # also keys at their defaults, which a diff leaves out: other libraries have other defaults
         content |= {key: getattr(self, key) for key in (*_OFFICIAL, *_IDS_BY_REVISION[self._revision])}
         if "dtype" in content:
             content["torch_dtype"] = content["dtype"]  # transformers before 4.56 knows this name only

@@ -1,4 +1,4 @@
-"""Quantised codes as parameters: they can be held, moved, saved and read, but not calculated with."""
+"""Quantised codes as a parameter class: they can be held, moved, saved and read, but not added to."""
 
 from typing import Any, NoReturn, cast
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from glmtune.errors import ConfigError
 
 
-def _refuse(*_: Any) -> NoReturn:
+def _refuse(*_: object) -> NoReturn:
     raise ConfigError(
         "merge: the base is quantised, an adapter cannot be merged into its codes",
         hint="put the adapter on the original base, opened without quant, and merge it there",
@@ -16,37 +16,38 @@ def _refuse(*_: Any) -> NoReturn:
 
 
 class Codes(nn.Parameter):
-    """The codes of a quantised weight. Adding to them raises ConfigError, as does putting numbers there.
+    """The codes of a quantised weight. Adding to them, or assigning other numbers, raises ConfigError.
 
-    An adapter is merged by adding its weights to its base's, and PEFT does so with every base layer that it
-    does not know; codes would be changed by whole numbers, or by none. It goes by `weight.data`, a copy of
-    it, and setting it, so these stay codes. What `Module.to` sets there has moved, or is what was there.
+    PEFT merges an adapter by adding its weights to the base layer's, also to codes, which it does not know:
+    an addition would change them by whole numbers or by none. PEFT reads `weight.data`, copies it and assigns
+    the sum, so that each of these must stay `Codes`.
     """
 
     __add__ = __iadd__ = __radd__ = __sub__ = __isub__ = _refuse
 
     def __new__(cls, codes: Tensor, requires_grad: bool = False) -> "Codes":
-        """Codes in the tensor's own memory, with what loaders have noted on it."""
-        made: Codes = Tensor._make_subclass(cls, codes, requires_grad)
-        made.__dict__.update(codes.__dict__)
-        return made
+        """Make codes in the tensor's own memory, with the attributes that loaders set on it."""
+        parameter: Codes = Tensor._make_subclass(cls, codes, requires_grad)
+        parameter.__dict__.update(codes.__dict__)
+        return parameter
 
     @property
     def data(self) -> Tensor:
-        """The codes, as codes."""
-        held: Tensor = _PLAIN.__get__(self)
-        return held.as_subclass(Codes)
+        """Return the codes as `Codes`, where torch would return a plain tensor."""
+        plain: Tensor = _TENSOR_DATA.__get__(self)
+        return plain.as_subclass(Codes)
 
     @data.setter
     def data(self, value: Tensor) -> None:
+        # `Module.to` assigns the same numbers, moved or in the same memory; anything else is a calculation
         is_moved = value.device != self.device or value.data_ptr() == self.data_ptr()
         if not is_moved:
             _refuse()
-        _PLAIN.__set__(self, value)
+        _TENSOR_DATA.__set__(self, value)
 
     def clone(self, *, memory_format: torch.memory_format | None = None) -> Tensor:
-        """A copy, also codes."""
+        """Copy the codes, as `Codes`."""
         return super().clone(memory_format=memory_format).as_subclass(Codes)
 
 
-_PLAIN = cast("Any", Tensor.data)
+_TENSOR_DATA = cast("Any", Tensor.data)  # torch's own descriptor, which the property above hides

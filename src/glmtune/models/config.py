@@ -10,7 +10,13 @@ from transformers import PreTrainedConfig
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.folder import ModelFolder
 from glmtune.models.chatglm_config import V1_KEYS, ChatGLM6BConfig
-from glmtune.models.config_checks import PUBLISHED, check_content, explain_config, refuse_quantised
+from glmtune.models.config_checks import (
+    PUBLISHED,
+    adopt_aliases,
+    check_content,
+    explain_config,
+    refuse_quantised,
+)
 from glmtune.signs import GLM4_EPSILON
 
 RopeScaling = Literal["base", "positions"]
@@ -21,10 +27,10 @@ ROPE_SCALING: dict[str, RopeScaling] = {
     "glm4": "base",
     "glm4_base": "base",
 }
-"""What `rope_ratio` scales, by template: it multiplies the rotary base, or divides the positions."""
+"""The target of `rope_ratio`, by chat format: it multiplies the rotary base, or divides the positions."""
 
-_V1_TOO_KEYS = frozenset({"num_layers", "hidden_size", "num_attention_heads"})
-_REQUIRED_KEYS = _V1_TOO_KEYS | {"padded_vocab_size", "ffn_hidden_size", "kv_channels"}
+_SHARED_KEYS = frozenset({"num_layers", "hidden_size", "num_attention_heads"})  # with ChatGLM-6B's config
+_REQUIRED_KEYS = _SHARED_KEYS | {"padded_vocab_size", "ffn_hidden_size", "kv_channels"}
 _ONLY_VALUES: dict[str, Any] = {
     "add_bias_linear": False,
     "rmsnorm": True,
@@ -38,9 +44,9 @@ _ONLY_VALUES: dict[str, Any] = {
 
 
 class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Config of the `chatglm` layout; field names and defaults are the official class's.
+    """Config of ChatGLM2, ChatGLM3 and GLM-4, with the official class's field names and defaults.
 
-    Unknown keys are kept and written back, and so is `_name_or_path`: it tells ChatGLM2 from ChatGLM3.
+    Unknown keys are kept and written back, and so is `_name_or_path`, which tells ChatGLM2 from ChatGLM3.
     Source: huggingface.co/THUDM/chatglm3-6b configuration_chatglm.py.
     """
 
@@ -84,49 +90,36 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
     prefix_projection: bool = False
     rope_ratio: float = 1
     rope_scaling_by: RopeScaling | None = None
-    """Ours: what `rope_ratio` scales; None while that is open (it must be known if the ratio is not 1)."""
+    """Not an official key: the target of `rope_ratio`. None (unknown) is allowed with a ratio of 1 alone."""
     use_cache: bool = True
     tie_word_embeddings: bool = False
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Take the keys that are no fields: transformers' names for our fields, and what is unknown."""
-        _refuse_v1(kwargs)
-        self._official_name = str(kwargs.get("_name_or_path") or "")
-        for alias in self.attribute_map.keys() & kwargs.keys():
-            self._adopt(alias, kwargs.pop(alias))
-        super().__post_init__(**kwargs)
-        if self.rope_ratio != 1 and self.rope_scaling_by is None:
-            self.rope_scaling_by = self._told_rope_scaling()
-
-    def _adopt(self, alias: str, value: Any) -> None:
-        official = self.attribute_map[alias]
-        stated = getattr(self, official)
-        if value is None or value == stated:
-            return
-        if alias == "vocab_size" and stated != type(self).padded_vocab_size:
-            return  # the official code reads padded_vocab_size only
-        if stated != getattr(type(self), official):
-            raise ConfigError(
-                f"config.json: {alias} = {value!r} contradicts {official} = {stated!r}",
-                hint=f"two names of one setting: leave {alias} out, or {PUBLISHED}",
+    def __post_init__(self, **kwargs: object) -> None:
+        """Take the keys that are no fields: transformers' names for our fields, and unknown keys."""
+        if v1_keys := sorted(V1_KEYS & kwargs.keys()):
+            raise CheckpointError(
+                f"config.json is ChatGLM-6B's (v1): it has the keys {', '.join(v1_keys)}",
+                hint="its class is ChatGLM6BConfig; from_dict and from_pretrained find that themselves",
             )
-        setattr(self, official, value)
-
-    def _told_rope_scaling(self) -> RopeScaling | None:
-        """Decide from the config alone: GLM-4 by its eos list or epsilon, else by the published name."""
+        self._official_name = str(kwargs.get("_name_or_path") or "")
+        adopt_aliases(self, kwargs)
+        super().__post_init__(**kwargs)
+        if self.rope_ratio == 1 or self.rope_scaling_by is not None:
+            return
         if isinstance(self.eos_token_id, list) or self.layernorm_epsilon == GLM4_EPSILON:
-            return ROPE_SCALING["glm4"]
-        named = [t for t in ("chatglm2", "chatglm3") if t in self._official_name.lower()]
-        return ROPE_SCALING[named[0]] if len(named) == 1 else None
+            self.rope_scaling_by = ROPE_SCALING["glm4"]
+        else:  # ChatGLM2 and ChatGLM3 have the same keys: only the published name tells them apart
+            named = [t for t in ("chatglm2", "chatglm3") if t in self._official_name.lower()]
+            self.rope_scaling_by = ROPE_SCALING[named[0]] if len(named) == 1 else None
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Config from a `config.json`'s content, ChatGLM-6B's `ChatGLM6BConfig` if it has that family's keys.
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: object) -> Self:
+        """Build the config from a `config.json`'s content; a `ChatGLM6BConfig` if the keys are that family's.
 
-        CheckpointError if it is of no family with this `model_type`, ConfigError for a value that cannot be.
+        Raises CheckpointError if the keys are no family's, ConfigError for an impossible value.
         """
         check_content(config_dict, kind=cls)
         if _is_v1(config_dict):
@@ -136,19 +129,19 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def prefix_width(self) -> int:
-        """Numbers that one token of a prefix stands for: every layer's keys and values."""
+        """Count the numbers of one prefix token: the keys and values of every layer."""
         return 2 * self.num_layers * self.multi_query_group_num * self.kv_channels
 
     @property
     def prefix_embedding_size(self) -> int:
-        """Width of the prefix's embedding, with the projection too.
+        """Return the width of the prefix's embedding, the same with and without a projection.
 
         Source: huggingface.co/THUDM/chatglm2-6b since 2023-07-05; ChatGLM-6B's is the hidden size.
         """
         return self.prefix_width
 
     def set_template(self, template: str | None) -> None:
-        """Settle what `rope_ratio` scales by the chat format; without effect if the ratio is 1."""
+        """Set the target of `rope_ratio` by the chat format; no effect if the ratio is 1."""
         if template is None or self.rope_ratio == 1:
             return
         if template not in ROPE_SCALING:
@@ -156,22 +149,13 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
         self.rope_scaling_by = ROPE_SCALING[template]
 
     def check_supported(self) -> None:
-        """Raise ConfigError, naming the key, for a setting that the model cannot express."""
+        """Raise ConfigError, naming the key, for a setting that the model cannot follow."""
         for key, needed in _ONLY_VALUES.items():
             if getattr(self, key) != needed:
                 raise ConfigError(
                     f"config.json: {key} = {getattr(self, key)!r} is not supported, only {needed!r}",
                     hint="no published ChatGLM2, ChatGLM3 or GLM-4 checkpoint sets it so",
                 )
-        self._check_sizes()
-        if self.rope_ratio != 1 and self.rope_scaling_by is None:
-            raise ConfigError(
-                f"config.json: rope_ratio = {self.rope_ratio} multiplies the rotary base in ChatGLM3 and "
-                "divides the positions in ChatGLM2; nothing in the folder says which of the two this is",
-                hint='say it: template="chatglm2" or template="chatglm3"',
-            )
-
-    def _check_sizes(self) -> None:
         check_content(self.to_dict())
         if self.num_attention_heads % self.multi_query_group_num:
             raise ConfigError(
@@ -179,20 +163,26 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
                 f"multi_query_group_num = {self.multi_query_group_num}",
                 hint=PUBLISHED,
             )
-        if self.kv_channels % 4:
+        if self.kv_channels % 4:  # half of a head is rotated, in pairs
             raise ConfigError(
                 f"config.json: kv_channels must be a multiple of 4, got {self.kv_channels}", hint=PUBLISHED
             )
+        if self.rope_ratio != 1 and self.rope_scaling_by is None:
+            raise ConfigError(
+                f"config.json: rope_ratio = {self.rope_ratio} multiplies the rotary base in ChatGLM3 and "
+                "divides the positions in ChatGLM2; nothing in the folder says which of the two this is",
+                hint='say it: template="chatglm2" or template="chatglm3"',
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Official keys plus the transformers names that PEFT and `generate` look up."""
+        """Return the official keys plus the transformers names that PEFT and `generate` look up."""
         content: dict[str, Any] = super().to_dict()
         content.pop("_official_name", None)
         content |= {"num_hidden_layers": self.num_layers, "vocab_size": self.padded_vocab_size}
         return content | {"num_key_value_heads": self.multi_query_group_num, "head_dim": self.kv_channels}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` gets: the official keys, readable by the official code and older libraries."""
+        """Return the content for `config.json`: official keys, which older libraries read too."""
         content: dict[str, Any] = super().to_diff_dict()
         for key in ("num_key_value_heads", "head_dim"):
             del content[key]
@@ -203,23 +193,15 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[misc]
         return content | ({"_name_or_path": self._official_name} if self._official_name else {})
 
 
-def _refuse_v1(keys: Mapping[str, Any]) -> None:
-    if found := sorted(V1_KEYS & keys.keys()):
-        raise CheckpointError(
-            f"config.json is ChatGLM-6B's (v1): it has the keys {', '.join(found)}",
-            hint="its class is ChatGLM6BConfig; from_dict and from_pretrained find that themselves",
-        )
-
-
 def _is_v1(keys: Mapping[str, Any]) -> bool:
-    """Whether the keys are ChatGLM-6B's; CheckpointError for a mix, and for neither family's."""
+    """Return True if the keys are ChatGLM-6B's; raise CheckpointError for a mix, and for no family's."""
     stated = set(keys) | {ChatGLMConfig.attribute_map.get(key, key) for key in keys}
     v1 = sorted(V1_KEYS & set(keys))
-    own_only = sorted((_REQUIRED_KEYS - _V1_TOO_KEYS) & set(keys))
-    if v1 and own_only:
+    only_here = sorted((_REQUIRED_KEYS - _SHARED_KEYS) & set(keys))
+    if v1 and only_here:
         raise CheckpointError(
             f"config.json mixes keys of ChatGLM-6B v1 ({', '.join(v1)}) with keys of ChatGLM2/3 and GLM-4 "
-            f"({', '.join(own_only)})",
+            f"({', '.join(only_here)})",
             hint=PUBLISHED,
         )
     if not v1 and (missing := sorted(_REQUIRED_KEYS - stated)):
@@ -233,7 +215,11 @@ def _is_v1(keys: Mapping[str, Any]) -> bool:
 def read_config(
     folder: Path | ModelFolder, *, template: str | None = None
 ) -> ChatGLMConfig | ChatGLM6BConfig:
-    """The folder's `config.json`, checked; `template` settles what `rope_ratio` scales."""
+    """Read and check a folder's `config.json`; the chat format `template` sets the target of `rope_ratio`.
+
+    Raises CheckpointError for a missing or foreign file and for pre-quantised weights, ConfigError for a
+    setting that the model cannot follow.
+    """
     folder = ModelFolder.of(folder)
     path = folder.path / "config.json"
     if not folder.path.is_dir():
@@ -254,5 +240,5 @@ def read_config(
 
 
 def describe_config(folder: ModelFolder) -> ChatGLMConfig | ChatGLM6BConfig:
-    """As `read_config`, but needs no chat format to read a config of long contexts."""
+    """Read a folder's config as its file has it, unchecked: long contexts need no chat format here."""
     return ChatGLMConfig.from_dict(deepcopy(dict(folder.json("config.json", is_required=True))))

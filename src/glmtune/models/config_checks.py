@@ -1,6 +1,7 @@
-"""What a config.json and a generation_config.json may hold: one rule a key, for the families of all sources.
+"""Rules for the values in config.json and generation_config.json: one rule a key, for every family.
 
-A limit is some ten times what any published GLM has, so that a wrong number is named and not carried out.
+A limit is about ten times the largest published GLM's value, so that a wrong number is an error that names
+its key and not a model that fills the memory.
 Source of the largest: huggingface.co/zai-org, the config.json of GLM-4.5 (92 layers, 160 experts, 96 heads),
 GLM-4-32B-0414 (hidden size 6,144, feed-forward 23,040), GLM-4-9B (vocabulary 151,552), glm-4-9b-chat-1m.
 """
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
@@ -29,24 +30,22 @@ from glmtune.rules import (
 )
 from glmtune.values import shown
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 PUBLISHED = "take config.json from the published folder again"
 """Hint for a config that no published folder has."""
 
 
-def _is_ids(value: Any) -> bool:
-    return _ID.is_met(value) or (isinstance(value, list) and all(map(_ID.is_met, value)))
-
-
-def _is_labels(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) <= 10_000
-
-
-def _is_numbered(value: Any) -> bool:
-    return _is_labels(value) and all(str(key).isdecimal() for key in value)
-
-
 _ID = integer(0, 2_000_000, may_be_null=True)
-_IDS = Rule("a token's id or a list of them", _is_ids, may_be_null=True)
+_IDS = Rule(
+    "a token's id or a list of them",
+    lambda value: _ID.is_met(value) or (isinstance(value, list) and all(map(_ID.is_met, value))),
+    may_be_null=True,
+)
+_LABELS = Rule(
+    "an object of labels", lambda value: isinstance(value, dict) and len(value) <= 10_000, may_be_null=True
+)
 _SHARE = number(0, 1, is_above=True, may_be_null=True)
 _DROPOUT = Rule("a number from 0 to below 1", lambda v: is_within(v, 0, 1) and v < 1)
 _UNSET = Rule("left out: no GLM has it", lambda value: value in (False, 0), may_be_null=True)
@@ -76,7 +75,7 @@ _ROPE_RULES: Mapping[str, Rule] = {
         ),
     ),
 }  # fmt: skip
-"""Of the object that says how positions are rotated; it holds nothing else."""
+"""Rules for `rope_parameters` and `rope_scaling`, the rotary settings; any other key in them is refused."""
 
 CONFIG_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("num_layers", "num_hidden_layers"), integer(1, 1_000)),
@@ -147,8 +146,12 @@ CONFIG_RULES: Mapping[str, Rule] = {
         lambda value: isinstance(value, dict) and isinstance(value.get("quant_method"), str),
         may_be_null=True,
     ),
-    "id2label": Rule("an object of numbered labels", _is_numbered, may_be_null=True),
-    "label2id": Rule("an object of labels", _is_labels, may_be_null=True),
+    "id2label": Rule(
+        "an object of numbered labels",
+        lambda value: _LABELS.is_met(value) and all(str(key).isdecimal() for key in value),
+        may_be_null=True,
+    ),
+    "label2id": _LABELS,
     "num_labels": integer(0, 10_000, may_be_null=True),
     **dict.fromkeys(
         ("text_config", "vision_config", "decoder", "encoder", "is_encoder_decoder", "is_decoder",
@@ -159,17 +162,17 @@ CONFIG_RULES: Mapping[str, Rule] = {
         _UNSET,
     ),
 }  # fmt: skip
-"""Of config.json. A key that is not among them decides nothing here, and is kept as it is."""
+"""Rules for config.json. A key without a rule is not read here, and kept as it is."""
 
 _LAYERS = ("num_layers", "num_hidden_layers")
 _EXPERTS = ("n_routed_experts", "num_local_experts")
 _MOST_EXPERTS = 10 * 92 * 160
-"""In all layers together, as many as the keys may say."""
+"""The most experts that a config may have in all layers together."""
 _COUNTED = (
     ("num_hidden_layers", re.compile(r"\blayers\.(\d+)\."), 100),
     ("n_routed_experts", re.compile(r"\bexperts\.(\d+)\."), 200),
 )
-"""What is numbered in the names of tensors: its key, and how many are built before the names are compared."""
+"""Config keys that tensor names count too: key, pattern, and the number below which no comparison is made."""
 
 GENERATION_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id"), _ID),
@@ -193,10 +196,30 @@ GENERATION_RULES: Mapping[str, Rule] = {
     ),
     "transformers_version": TEXT,
 }  # fmt: skip
-"""Of generation_config.json."""
+"""Rules for generation_config.json."""
 
 
-def check_kind(config: Any, kind: type) -> None:
+def adopt_aliases(config: "PreTrainedConfig", settings: dict[str, object]) -> None:
+    """Move settings under transformers' names from `settings` to the config's official fields.
+
+    Raises ConfigError where both names are set and differ.
+    """
+    for alias in config.attribute_map.keys() & settings.keys():
+        value, official = settings.pop(alias), config.attribute_map[alias]
+        stated = getattr(config, official)
+        if value is None or value == stated:
+            continue
+        if stated != getattr(type(config), official):
+            if alias == "vocab_size":  # the official ChatGLM2 code reads padded_vocab_size only
+                continue
+            raise ConfigError(
+                f"config.json: {alias} = {value!r} contradicts {official} = {stated!r}",
+                hint=f"two names of one setting: leave {alias} out, or {PUBLISHED}",
+            )
+        setattr(config, official, value)
+
+
+def check_kind(config: object, kind: type) -> None:
     """Raise ConfigError for another family's config: two families have the `model_type` chatglm."""
     if not isinstance(config, kind):
         raise ConfigError(
@@ -212,7 +235,10 @@ def check_content(
     where: str | Path = "config.json",
     kind: type = object,
 ) -> None:
-    """Raise ConfigError for the first key whose value breaks its rule, or that is a method of its class."""
+    """Raise ConfigError for the first key whose value breaks its rule, or that would hide a method of `kind`.
+
+    kind: the class that takes the content as attributes.
+    """
     hint = PUBLISHED if rules is not GENERATION_RULES else PUBLISHED.replace("config", "generation_config")
     for key, value in content.items():
         rule = rules.get(key)
@@ -235,7 +261,7 @@ def check_content(
 
 
 def refuse_quantised(content: Mapping[str, Any], where: Path) -> None:
-    """Raise CheckpointError for the config.json of pre-quantised weights, of other programs' kinds."""
+    """Raise CheckpointError for the config.json of weights that another program quantised (GPTQ, AWQ ...)."""
     stated = content.get("quantization_config")
     if isinstance(stated, dict) and stated:
         raise CheckpointError(
@@ -244,14 +270,14 @@ def refuse_quantised(content: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def require_stored(config: Any, names: Iterable[str], where: str | Path) -> None:
+def require_stored(config: "PreTrainedConfig", names: Iterable[str], where: str | Path) -> None:
     """Raise CheckpointError where config.json has many more layers or experts than the stored names.
 
-    Building them would take long; where it does not, the tensor that is missing is named later.
+    A smaller difference is left to the check of the tensors, which names the first that is missing.
     """
     names = list(names)
     for key, pattern, few in _COUNTED:
-        stated = getattr(config, key, 0)
+        stated = getattr(config, key, 0)  # building so many modules could take minutes
         held = 1 + max((int(found[1]) for name in names if (found := pattern.search(name))), default=-1)
         if names and stated > max(held, few):
             raise CheckpointError(
@@ -267,7 +293,7 @@ _FIELD = re.compile(r"for field '(\w+)'")
 def explain_config(where: str | Path) -> Iterator[None]:
     """Turn whatever transformers raises over a config into a CheckpointError with file and key.
 
-    Our own errors, raised where only the content is known, get the file's place too.
+    Our own errors, raised where only the content is known, get the file's path too.
     """
     try:
         yield
@@ -278,6 +304,7 @@ def explain_config(where: str | Path) -> Iterator[None]:
     except StrictDataclassError as error:
         field = _FIELD.search(str(error))
         key = f": {field[1]}" if field and isinstance(error, StrictDataclassFieldValidationError) else ""
+        # a failed union lists the error of each member behind ". Errors: "
         reason = str(error.__cause__ or error).split(". Errors: ")[0]
         reason = reason.removeprefix(f"Field {field[1]!r} ") if field else reason
         raise CheckpointError(f"{where}{key}: {reason}", hint=PUBLISHED) from error

@@ -1,4 +1,4 @@
-"""Where a model is held."""
+"""The device that a model is loaded on."""
 
 import torch
 
@@ -6,7 +6,10 @@ from glmtune.errors import ConfigError
 
 
 def resolve_device(requested: str | torch.device) -> torch.device:
-    """The device asked for; "auto" is CUDA where there is one, else the CPU."""
+    """Return the requested device; "auto" is CUDA if there is a card, else the CPU.
+
+    Raises ConfigError for an unknown device, or one that this machine lacks.
+    """
     if requested == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,6 +1,6 @@
-"""In which type weights are held, and so computed with: as asked, as they were trained, or what is quick.
+"""Choose the dtype that weights are held and computed in: requested, as trained, or the fastest that fits.
 
-It governs computing only: what is exported keeps its stored type.
+The choice governs computing only: exported weights keep their stored dtype.
 """
 
 from collections import Counter
@@ -25,28 +25,27 @@ DTYPES = {
     "float16": torch.float16,
 }
 MOST_OF_MEMORY = 0.75
-"""Share of the free memory that weights may take in fp32 where nobody asked for it: what is computed needs
-room too."""
+"""Share of the free memory that fp32 weights may take where fp32 was not requested: activations need room."""
 SLOWER = "4 to 12 times as long"
-"""What half precision takes that the processor has no instructions for: on AVX2 alone, products of many rows
-4 to 8 times, LoRA on glm-tiny 7 to 12 times."""
+"""Cost of half precision on a processor without instructions for it. With AVX2 alone, products of many rows
+take 4 to 8 times as long as in fp32, LoRA on glm-tiny 7 to 12 times."""
 
 _HAS = {torch.bfloat16: has_bf16, torch.float16: has_fp16}
 _NO_BF16 = "this card has no bf16"
-_LOADED_BITS = {"nf4": 4.25}  # with a scale of 8 bits for each 64 weights, and scales of those
+_NF4_BITS = 4.25  # a weight, with a scale of 8 bits for each 64 weights, and scales of those
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A type for weights."""
+    """The dtype to hold weights in."""
 
     dtype: torch.dtype
     why: str = ""
-    """For a line to the user: why this one, or what it costs; empty where it is as stored or as asked."""
+    """The reason for this dtype or its cost, for a log line; empty if it is as stored or as requested."""
 
     @property
     def name(self) -> str:
-        """As settings have it."""
+        """Return the dtype's name as settings spell it, `bf16`."""
         return _short(self.dtype)
 
 
@@ -58,53 +57,47 @@ def choose_dtype(
     quant: str | None = None,
     trained: str = "",
 ) -> Choice:
-    """The type to hold weights in on a device, and why. Raises `ConfigError` for what cannot be.
+    """Choose the dtype to hold weights in on a device, and say why.
 
-    "auto" is the type that they were `trained` in, by torch's name, where that is known and the device can
-    and has the memory. Else it is the stored one on a card, but fp16 for bf16 where a card has none. On a
-    CPU it is fp32 for fp32, and for half precision bf16 if the processor has arithmetic for it; if not,
-    fp32 where that fits into memory, and bf16 where it does not and for int8 and int4, whose codes are
-    multiplied as they are in bf16 alone. `quant`: how the blocks are quantised while loading.
+    requested: a dtype; or "auto", which is the dtype they were `trained` in (torch's name for it, "" for
+    unknown) if the device supports it and has the memory, else the choice by `stored` (`_choose`).
+    quant: the quantisation of the blocks while loading. Raises ConfigError for a dtype that is unknown, or
+    that the card lacks.
     """
     if requested != "auto":
-        dtype = _require(requested, device)
+        dtype = DTYPES.get(requested) if isinstance(requested, str) else requested
+        if dtype is None or dtype not in DTYPES.values():
+            raise ConfigError(
+                f"dtype: {requested!r} is not a type for weights",
+                hint="dtype=auto, dtype=fp32, dtype=bf16 or dtype=fp16",
+            )
+        if device.type == "cuda" and not _has_arithmetic(dtype, device):
+            raise ConfigError(f"dtype: bf16, but {_NO_BF16}", hint="dtype=fp16 or dtype=auto")
         return Choice(dtype, _cost(dtype, device))
     if trained not in DTYPES:
         return _choose(stored, device, quant)
     before = DTYPES[trained]
-    if obstacle := _find_obstacle(before, stored, device, quant):
+    if before == torch.float32:
+        obstacle = _too_large(stored, device, quant)
+    elif device.type == "cpu":
+        obstacle = "CPUs are slow in it" if before == torch.float16 else ""
+    else:
+        obstacle = "" if _has_arithmetic(before, device) else _NO_BF16
+    if obstacle:
         choice = _choose(stored, device, quant)
         return Choice(choice.dtype, _join(f"trained in {_short(before)}", obstacle, choice.why))
     is_as_stored = before == main_dtype(stored)
     cost = _cost(before, device)
-    way = cost and "--dtype fp32, or dtype=fp32 of an evaluation, is quicker and rounds otherwise"
-    return Choice(before, _join("" if is_as_stored else "as it was trained", cost, way))
-
-
-def _require(requested: str | torch.dtype, device: torch.device) -> torch.dtype:
-    dtype = DTYPES.get(requested) if isinstance(requested, str) else requested
-    if dtype is None or dtype not in DTYPES.values():
-        raise ConfigError(
-            f"dtype: {requested!r} is not a type for weights",
-            hint="dtype=auto, dtype=fp32, dtype=bf16 or dtype=fp16",
-        )
-    if device.type == "cuda" and not _has_arithmetic(dtype, device):
-        raise ConfigError(f"dtype: bf16, but {_NO_BF16}", hint="dtype=fp16 or dtype=auto")
-    return dtype
-
-
-def _find_obstacle(
-    dtype: torch.dtype, stored: Mapping[str, Stored], device: torch.device, quant: str | None
-) -> str:
-    """Why weights that were trained in a type are not opened in it; empty where they are."""
-    if dtype == torch.float32:
-        return _too_large(stored, device, quant)
-    if device.type == "cpu":
-        return "CPUs are slow in it" if dtype == torch.float16 else ""
-    return "" if _has_arithmetic(dtype, device) else _NO_BF16
+    advice = cost and "--dtype fp32, or dtype=fp32 of an evaluation, is quicker and rounds otherwise"
+    return Choice(before, _join("" if is_as_stored else "as it was trained", cost, advice))
 
 
 def _choose(stored: Mapping[str, Stored], device: torch.device, quant: str | None) -> Choice:
+    """Choose by the stored dtype.
+
+    A card takes the stored dtype, or fp16 for bf16 if it has none. A CPU takes fp32 for fp32, and for half
+    precision bf16 if it has instructions for it; if not, fp32 where that fits into memory, else bf16.
+    """
     main = main_dtype(stored)
     if device.type != "cpu":
         return Choice(main) if _has_arithmetic(main, device) else Choice(torch.float16, _NO_BF16)
@@ -114,6 +107,7 @@ def _choose(stored: Mapping[str, Stored], device: torch.device, quant: str | Non
     if not cost:
         return Choice(torch.bfloat16)
     if quant in BITS or any(held.dtype == torch.int8 for held in stored.values()):
+        # the kernels of `products`, which save more than bf16 costs
         return Choice(
             torch.bfloat16, _join(cost, "int8 and int4 codes are multiplied as they are in it alone")
         )
@@ -127,7 +121,7 @@ def _has_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _cost(dtype: torch.dtype, device: torch.device) -> str:
-    """What a type costs on a device; empty where it has arithmetic for it."""
+    """Return the cost of a dtype on a device, in words; empty if the device has arithmetic for it."""
     if _has_arithmetic(dtype, device):
         return ""
     return f"{_lacking(dtype)}: {_short(dtype)} takes {SLOWER} as fp32 for many tokens at once"
@@ -138,7 +132,7 @@ def _lacking(dtype: torch.dtype) -> str:
 
 
 def _too_large(stored: Mapping[str, Stored], device: torch.device, quant: str | None) -> str:
-    """By how much weights do not fit in fp32; empty where they do, or are stored so."""
+    """Return the lack of memory for fp32, in words; empty if the weights fit, or are stored in fp32."""
     if main_dtype(stored) == torch.float32:
         return ""
     needed, spare = num_bytes(stored, quant), MOST_OF_MEMORY * free_memory(device)
@@ -146,18 +140,18 @@ def _too_large(stored: Mapping[str, Stored], device: torch.device, quant: str | 
 
 
 def num_bytes(stored: Mapping[str, Stored], quant: str | None) -> float:
-    """What a folder's tensors take in fp32, the blocks in nf4 if they are quantised so while loading."""
-    return sum(prod(held.shape) * _bits(name, held, quant) / 8 for name, held in stored.items())
-
-
-def _bits(name: str, held: Stored, quant: str | None) -> float:
-    if not held.dtype.is_floating_point:
-        return 8 * held.dtype.itemsize
-    return _LOADED_BITS.get(quant or "", 32) if is_quantised(name.removesuffix(".weight")) else 32
+    """Count the bytes of a folder's tensors held in fp32, the blocks in nf4 if `quant` is nf4."""
+    size = 0.0
+    for name, held in stored.items():
+        bits: float = 32 if held.dtype.is_floating_point else 8 * held.dtype.itemsize  # codes stay codes
+        if quant == "nf4" and held.dtype.is_floating_point and is_quantised(name.removesuffix(".weight")):
+            bits = _NF4_BITS
+        size += prod(held.shape) * bits / 8
+    return size
 
 
 def main_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
-    """The type of most weights that are not quantised."""
+    """Return the dtype of most weights that are not quantised; fp32 if there are none."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in stored.values():
         if tensor.dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""How the model of each family is opened: the one table that knows our own classes from transformers'."""
+"""The table of family loaders: the functions that load, outline and describe the models of each family."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,34 +24,34 @@ Tensors = Mapping[str, Stored]
 
 @dataclass(frozen=True, slots=True)
 class FamilyLoader:
-    """What opens the models of one kind of class."""
+    """The functions that load a family's models: our own classes, or transformers'."""
 
     load: Callable[..., Any]
-    """The model of a `ModelFolder`; keywords `dtype`, `device`, `template`, `quant`, `reading`."""
+    """Load the model of a `ModelFolder`; keywords `dtype`, `device`, `template`, `quant`, `reading`."""
     outline: Callable[[ModelFolder, str | None, Tensors], Any]
-    """The model without weights, of a template; checked against the stored tensors, if there are any."""
+    """Build the model without weights for a chat format; stored tensors (if any) are checked to fit it."""
     config: Callable[[ModelFolder, str | None], Any]
-    """Its checked config, of a template."""
+    """Read and check the config, for a chat format."""
     describe: Callable[[ModelFolder], Any]
-    """The config as the file has it, long contexts without a template too."""
-    by_own_names: Callable[[Any, Tensors], Tensors]
-    """The stored tensors by the names that the model has."""
+    """Read the config unchecked, which works for long contexts without a chat format too."""
+    by_own_names: Callable[[CausalLM, Tensors], Tensors]
+    """Map the stored tensors to the parameter names of the model."""
     tied: Callable[[ModelFolder, str | None], Mapping[str, str]]
-    """Names in the files that stand for one weight: each copy's, and that of the parameter itself."""
+    """Map names in the files that are copies of a weight to the name of the weight itself."""
     is_stored_as_held: bool = True
-    """Whether its files hold the tensors that the model does; GLM-4.5's hold its experts one by one."""
+    """True if the files hold the model's own tensors; False for GLM-4.5's, which hold experts one by one."""
     outlines_quantised: bool = False
-    """Whether there is an outline of weights that other programs quantised."""
+    """True if `outline` also works for weights that another program quantised."""
 
 
-def _own_outline(folder: ModelFolder, template: str | None, stored: Tensors) -> Any:
+def _outline_own(folder: ModelFolder, template: str | None, stored: Tensors) -> Any:
     model = build_outline(folder, template=template, stored=stored)
     if stored:
         check_stored(model, without_copies(model, stored))
     return model
 
 
-def _upstream_outline(folder: ModelFolder, template: str | None, stored: Tensors) -> Any:
+def _outline_upstream(folder: ModelFolder, template: str | None, stored: Tensors) -> Any:
     model = build_upstream_outline(folder, stored)
     if stored:
         check_upstream_stored(folder.path, model, stored)
@@ -60,7 +60,7 @@ def _upstream_outline(folder: ModelFolder, template: str | None, stored: Tensors
 
 OWN = FamilyLoader(
     load=load_base,
-    outline=_own_outline,
+    outline=_outline_own,
     config=lambda folder, template: read_config(folder, template=template),
     describe=describe_config,
     by_own_names=lambda _, stored: stored,
@@ -68,7 +68,7 @@ OWN = FamilyLoader(
 )
 UPSTREAM = FamilyLoader(
     load=load_in_transformers,
-    outline=_upstream_outline,
+    outline=_outline_upstream,
     config=lambda folder, _: read_upstream_config(folder),
     describe=read_upstream_config,
     by_own_names=name_stored,
@@ -79,22 +79,23 @@ UPSTREAM = FamilyLoader(
 FAMILY_LOADERS: dict[str, FamilyLoader] = {
     name: UPSTREAM if row.is_in_transformers else OWN for name, row in FAMILIES.items()
 }
-"""By the name of the family."""
+"""The loader of each family, by its name in `FAMILIES`."""
 
 
 def loader_of(folder: ModelFolder) -> FamilyLoader:
-    """What opens a folder's model. Raises `CheckpointError` for a folder of no known family."""
+    """Return the loader of a folder's model. Raises CheckpointError for a folder of no known family."""
     return FAMILY_LOADERS[identify_family(folder).family]
 
 
 def loader_of_model(model: CausalLM) -> FamilyLoader:
-    """What opened a model."""
+    """Return the loader that made a loaded model."""
     return FAMILY_LOADERS[name_family(model.config.model_type)]
 
 
 def outline_of_folder(folder: ModelFolder, known: Identity, stored: Tensors) -> Any:
-    """A folder's model on the meta device, `stored`, if anything, known to fit it.
+    """Build a folder's model on the meta device, without weights.
 
-    Raises `CheckpointError` where config.json makes no model, or the files hold another.
+    stored: tensors to check against the model; empty for none. Raises CheckpointError where config.json makes
+    no model, or the stored tensors do not fit it.
     """
     return FAMILY_LOADERS[known.family].outline(folder, known.template, stored)

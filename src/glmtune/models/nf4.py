@@ -1,13 +1,13 @@
 """QLoRA's base: the linear layers of the blocks in NF4 with double quantisation, through bitsandbytes.
 
-A code is one of 16 values, spaced as a normal distribution's quantiles, times the largest magnitude of its
-block of 64 weights; those magnitudes are codes of 8 bits themselves, in blocks of 256: 4.13 bits a weight.
-Codes and magnitudes are bitsandbytes' own to the last bit, and so is the product.
+A weight is one of 16 values, spaced as a normal distribution's quantiles, times the largest magnitude of its
+block of 64 weights; those magnitudes are quantised to 8 bits, in blocks of 256: 4.13 bits a weight in all.
+Codes, magnitudes and the product equal those of bitsandbytes to the last bit.
 
-The layer is ours and not bitsandbytes' `Linear4bit`: on a CPU with bf16 instructions that one repacks its
-weight for inference at the first forward pass in evaluation mode, and no gradient passes it from then on
-(0.50). Ours holds all that it needs in parameters, so a state dict, a copy and a move are torch's own; and
-for PEFT it is a linear layer like any other, so every method treats nf4 as it does int8 and int4.
+The layer replaces bitsandbytes' `Linear4bit`, which on a CPU with bf16 instructions repacks its weight for
+inference at the first forward pass in evaluation mode: no gradient passes it from then on (0.50). `Nf4Linear`
+holds everything in parameters, so state dicts, copies and moves are torch's own; and PEFT takes it for a
+linear layer like any other, so every method treats nf4 as it does int8 and int4.
 
 Source: QLoRA, https://arxiv.org/abs/2305.14314, sections 2 and 3; bitsandbytes, functional.quantize_4bit.
 Shapes: T tokens, I inputs of a layer, O its outputs; N = OI / 64 blocks.
@@ -26,10 +26,10 @@ from glmtune.models.quant import QuantizedLinear, is_held_as, name_linears, repl
 from glmtune.quants import BITS
 
 BLOCK = 64
-"""Weights with one magnitude in common."""
+"""Number of weights that share a magnitude."""
 
-_MAGNITUDES = 256  # magnitudes with one scale in common; the only number that the product takes
-_ROWS_AT_ONCE = 256  # what is held beyond the result while quantising
+_MAGNITUDES = 256  # magnitudes that share a scale; the only number that bitsandbytes' product takes
+_ROWS_AT_ONCE = 256  # bounds the memory beyond the result while quantising
 
 
 def _load() -> Any:
@@ -40,8 +40,8 @@ class Nf4Linear(QuantizedLinear):
     """A linear layer held as NF4 codes (`weight`, uint8, two in a byte); its bias stays as it is.
 
     `weight_scale`, uint8 (N,), are the codes of the magnitudes; `scale_scale` (N / 256, rounded up) and
-    `scale_offset` () what those are worth, float32 held as int32: so no cast of the model rounds them.
-    Made from a dense layer; one on the meta device gives an empty one, to be filled.
+    `scale_offset` () decode them: float32 bits held as int32, so that no cast of the model rounds them.
+    Made from a dense layer; a dense layer on the meta device makes an empty one, for `fill`.
     """
 
     scale_scale: nn.Parameter
@@ -54,33 +54,33 @@ class Nf4Linear(QuantizedLinear):
         self.bias = dense.bias
         self.dtype = dense.weight.dtype
         self.fill(dense.weight, dense.weight.device)
-        # read by transformers: a layer with values is not drawn anew
+        # read by transformers, which draws new values for a layer without this mark
         self._is_hf_initialized = not dense.weight.is_meta
 
     @property
     def quant(self) -> str:
-        """The name of the quantisation."""
+        """Return the name of the quantisation, `nf4`."""
         return "nf4"
 
     @torch.no_grad()
     def fill(self, weight: Tensor, device: torch.device) -> None:
         """Quantise a dense weight (O, I) into this layer, on `device`."""
+        quantize_4bit = _load().functional.quantize_4bit
         outputs, inputs = weight.shape
         codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=device)
         magnitudes = torch.empty(outputs, inputs // BLOCK, device=device)
-        if not weight.is_meta:
-            for start in range(0, outputs, _ROWS_AT_ONCE):
-                rows = slice(start, start + _ROWS_AT_ONCE)
-                codes[rows], magnitudes[rows] = _quantise_rows(weight[rows].to(device))
-        self._hold(codes, *_quantise_magnitudes(magnitudes.flatten()))
-
-    def _hold(self, codes: Tensor, *scales: Tensor) -> None:
+        for start in range(0, 0 if weight.is_meta else outputs, _ROWS_AT_ONCE):  # an outline has no numbers
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            part = weight[rows].to(device).float()
+            packed, state = quantize_4bit(part, blocksize=BLOCK, quant_type="nf4")
+            codes[rows], magnitudes[rows] = packed.view(len(part), -1), state.absmax.view(len(part), -1)
         self.weight = nn.Parameter(codes, requires_grad=False)
+        scales = _quantise_magnitudes(magnitudes.flatten())
         for name, tensor in zip(("weight_scale", "scale_scale", "scale_offset"), scales, strict=True):
             setattr(self, name, nn.Parameter(tensor, requires_grad=False))
 
     def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight (O, I) in `dtype`; else in the type of the dense weight that the layer was made for."""
+        """Return the weight (O, I) in `dtype`, by default the dtype of the original dense weight."""
         weight: Tensor = _load().functional.dequantize_4bit(self.weight, self._state(dtype or self.dtype))
         return weight
 
@@ -91,7 +91,7 @@ class Nf4Linear(QuantizedLinear):
         return product
 
     def _state(self, dtype: torch.dtype) -> Any:
-        """What bitsandbytes needs to read the codes as weights of a type."""
+        """Build bitsandbytes' description of the codes, decoded to weights of `dtype`."""
         functional = _load().functional
         nested = functional.QuantState(
             self.scale_scale.view(torch.float32),
@@ -110,19 +110,13 @@ class Nf4Linear(QuantizedLinear):
         )
 
     def extra_repr(self) -> str:
-        """What printing the model shows of this layer."""
+        """Describe the layer for a printed model."""
         return f"{nn.Linear.extra_repr(self)}, quant=nf4"
 
 
-def _quantise_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (rows, I / 2) and magnitudes (rows, I / 64), float32, of some rows of a weight."""
-    codes, state = _load().functional.quantize_4bit(rows.float(), blocksize=BLOCK, quant_type="nf4")
-    return codes.view(len(rows), -1), state.absmax.view(len(rows), -1)
-
-
 def _quantise_magnitudes(magnitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (N,), scales and offset of the magnitudes (N,), the last two as the bits of their float32."""
-    offset = magnitudes.mean()
+    """Return codes, scales and offset of magnitudes (N,), the last two as the bits of their float32."""
+    offset = magnitudes.mean()  # subtracted first: magnitudes are positive, the 8-bit code is symmetric
     if magnitudes.is_meta:
         codes, scale = magnitudes.to(torch.uint8), magnitudes[::_MAGNITUDES].clone()
     else:
@@ -135,15 +129,15 @@ def _quantise_magnitudes(magnitudes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def _code_of_magnitudes(device: torch.device) -> Tensor:
-    """The 256 values of a magnitude's code."""
+    """Return the 256 values that an 8-bit code of a magnitude stands for."""
     values: Tensor = _load().functional.create_dynamic_map().to(device)
     return values
 
 
 def quantise_to_nf4(model: nn.Module) -> None:
-    """Replace the linear layers of the model's blocks by NF4 ones, one after the other, in place.
+    """Replace the linear layers of the model's blocks by NF4 ones, in place.
 
-    Raises ConfigError, before the first, if a layer cannot be: its rows must be whole blocks.
+    Raises ConfigError, before any layer is replaced, unless the rows of every layer are whole blocks.
     """
     _load()
     if is_held_as(model, "nf4"):
@@ -161,7 +155,7 @@ def quantise_to_nf4(model: nn.Module) -> None:
 
 
 def quantise_as(model: CausalLM, quant: str) -> None:
-    """Quantise a native model's blocks in place, as a `quant` setting says."""
+    """Quantise a native model's blocks in place to `quant`: int8, int4 or nf4."""
     if quant in BITS:
         model.quantize(BITS[quant])
     else:

@@ -1,4 +1,4 @@
-"""A model's parameters by name, part and size, without a single weight."""
+"""Lists of a model's parameters by name, part and size, made without loading weights."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("mlp", re.compile(r"mlp\.")),
     ("other", re.compile("")),
 )
-"""What a parameter is part of, told by its name; the first that matches."""
+"""The parts of a model and the pattern of their parameters' names; the first match decides."""
 
 _BUFFERS = re.compile(r"inv_freq$")
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -28,42 +28,42 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter, or in a collapsed list the equal ones of several layers."""
+    """A parameter, or in a collapsed list the equal parameters of several layers."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     num_bytes: int | None = None
-    """Its size on disk; None for one that is in no file."""
+    """Size on disk; None for a parameter that is in no file."""
     is_trained: bool = False
     num_weights: int | None = None
-    """Weights that it stands for, where those are not its own numbers: see `count_weights`."""
+    """Number of weights that codes or scales stand for, see `count_weights`; None: one for each number."""
 
     @property
     def count(self) -> int:
-        """How many weights of the model it stands for."""
+        """Count the weights of the model that this parameter stands for."""
         return prod(self.shape) if self.num_weights is None else self.num_weights
 
     @property
     def part(self) -> str:
-        """The row of `PARTS` that it belongs to."""
+        """Return the name of the part in `PARTS` that the parameter belongs to."""
         return next(name for name, pattern in PARTS if pattern.search(self.name))
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The parameters of one part of the model together."""
+    """Totals over the parameters of a part of the model."""
 
     name: str
     count: int
     share: float
-    """Of all parameters."""
+    """Share of all parameters, 0 to 1."""
     num_bytes: int
-    """On disk."""
+    """Size on disk."""
 
 
 def count_weights(model: nn.Module) -> dict[str, int]:
-    """How many weights each parameter stands for, by name.
+    """Count the weights that each parameter stands for, by name.
 
     A quantised layer's codes stand for the weights of the dense layer, its scales for none.
     """
@@ -76,24 +76,24 @@ def count_weights(model: nn.Module) -> dict[str, int]:
 
 
 def list_parameters(model: nn.Module, stored: Mapping[str, Stored]) -> list[Parameter]:
-    """The model's parameters in its own order; those in `stored` with the type and size they have on disk."""
-    found, counts = [], count_weights(model)
+    """List the model's parameters in its own order; those in `stored` with their dtype and size on disk."""
+    parameters, counts = [], count_weights(model)
     for name, parameter in model.named_parameters():
         held = stored.get(stored_name(name))
         dtype = held.dtype if held else parameter.dtype
         num_bytes = parameter.numel() * dtype.itemsize if held else None
         facts = (tuple(parameter.shape), _short(dtype), num_bytes, parameter.requires_grad, counts[name])
-        found.append(Parameter(name, *facts))
-    return found
+        parameters.append(Parameter(name, *facts))
+    return parameters
 
 
 def stored_name(name: str) -> str:
-    """A parameter's name in the files, without what PEFT puts around it."""
+    """Return a parameter's name in the files: without the additions of PEFT's wrapper."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def list_stored(stored: Mapping[str, Stored]) -> list[Parameter]:
-    """What the files hold, where nothing better is known of the model."""
+    """List the tensors in the files as parameters, for a folder whose model cannot be built."""
     return [
         Parameter(name, held.shape, _short(held.dtype), prod(held.shape) * held.dtype.itemsize)
         for name, held in stored.items()
@@ -102,24 +102,27 @@ def list_stored(stored: Mapping[str, Stored]) -> list[Parameter]:
 
 
 def count_parts(parameters: Sequence[Parameter]) -> list[Part]:
-    """Count by part, in order of first appearance."""
+    """Sum up the parameters by part, in order of first appearance."""
     total = sum(parameter.count for parameter in parameters)
-    mine: dict[str, list[Parameter]] = {}
+    by_part: dict[str, list[Parameter]] = {}
     for parameter in parameters:
-        mine.setdefault(parameter.part, []).append(parameter)
+        by_part.setdefault(parameter.part, []).append(parameter)
     return [
         Part(
             name,
-            count := sum(p.count for p in found),
+            count := sum(p.count for p in members),
             count / max(total, 1),
-            sum(p.num_bytes or 0 for p in found),
+            sum(p.num_bytes or 0 for p in members),
         )
-        for name, found in mine.items()
+        for name, members in by_part.items()
     ]
 
 
 def collapse(parameters: Iterable[Parameter]) -> list[Parameter]:
-    """Equal parameters of several layers as one, `layers.{0..27}.`; in the order of first appearance."""
+    """Merge equal parameters of several layers, `layers.{0..27}.`, in order of first appearance.
+
+    A merged parameter has the shape of a single one, and the size on disk of all.
+    """
     groups: dict[tuple[str, object], list[Parameter]] = {}
     for parameter in parameters:
         kind = (
@@ -127,25 +130,25 @@ def collapse(parameters: Iterable[Parameter]) -> list[Parameter]:
             (parameter.shape, parameter.dtype, parameter.is_trained),
         )
         groups.setdefault(kind, []).append(parameter)
-    return [_as_one(pattern, group) for (pattern, _), group in groups.items()]
-
-
-def _as_one(pattern: str, group: list[Parameter]) -> Parameter:
-    first = group[0]
-    if len(group) == 1:
-        return first
-    numbers = [int(found[1]) for parameter in group if (found := _LAYER.search(parameter.name))]
-    num_bytes = None if first.num_bytes is None else sum(parameter.num_bytes or 0 for parameter in group)
-    return replace(first, name=pattern.replace("{}", f"{{{show_numbers(numbers)}}}"), num_bytes=num_bytes)
+    collapsed = []
+    for (pattern, _), group in groups.items():
+        first = group[0]
+        if len(group) > 1:
+            numbers = [int(found[1]) for parameter in group if (found := _LAYER.search(parameter.name))]
+            name = pattern.replace("{}", f"{{{show_numbers(numbers)}}}")
+            size = None if first.num_bytes is None else sum(parameter.num_bytes or 0 for parameter in group)
+            first = replace(first, name=name, num_bytes=size)
+        collapsed.append(first)
+    return collapsed
 
 
 def find_layers(names: Iterable[str]) -> tuple[int, ...]:
-    """The numbers of the layers that these parameters lie in."""
+    """Return the numbers of the layers that parameters of these names belong to, in order."""
     return tuple(sorted({int(found[1]) for name in names if (found := _LAYER.search(name))}))
 
 
 def show_numbers(numbers: Sequence[int]) -> str:
-    """`0..27` for a whole range, else `0,3,7`."""
+    """Spell numbers as `0..27` if they are a whole range, else as `0,3,7`."""
     is_range = len(numbers) > 1 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}..{numbers[-1]}" if is_range else ",".join(map(str, numbers))
 

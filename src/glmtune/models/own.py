@@ -1,4 +1,4 @@
-"""Open a folder whose model is one of our own classes: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4."""
+"""Load a folder whose model is one of our own classes: ChatGLM-6B, ChatGLM2, ChatGLM3, GLM-4."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -35,7 +35,7 @@ MODELS: Mapping[type[Config], type[Model]] = {
     ChatGLMConfig: ChatGLMForConditionalGeneration,
     ChatGLM6BConfig: ChatGLM6BForConditionalGeneration,
 }
-"""The model of each config."""
+"""The model class of each config class."""
 
 
 def load_base(
@@ -48,39 +48,17 @@ def load_base(
     progress: Progress | None = None,
     reading: Reading | None = None,
 ) -> Model:
-    """Model of an official folder, in evaluation mode, its weights in `dtype` on `device`.
+    """Load the model of an official folder in evaluation mode, with weights in `dtype` on `device`.
 
-    `quant`, int8, int4 or nf4, quantises the blocks' linear layers from their stored values while they are
-    read; a folder that is quantised opens as it is. Scales keep their stored type whatever `dtype` is.
-    `template` is the chat format if it is known; only a config with `rope_ratio` != 1 needs it. Without
-    `progress` a bar appears on a terminal when loading takes long. `reading` sees each tensor as it is
-    stored. Raises CheckpointError (files, names, shapes, numbers that are not finite) and ConfigError
-    (settings, `dtype`, `device`).
+    template: the chat format if it is known; only a config with `rope_ratio` != 1 needs it. quant: int8, int4
+    or nf4 quantises the blocks' linear layers from their stored values while they are read; a quantised
+    folder loads as it is. Scales keep their stored dtype. progress: by default a bar on a terminal when
+    loading takes long. reading: checks or hashes each tensor as it is stored. Raises CheckpointError (files,
+    names, shapes, numbers that are not finite) and ConfigError (settings, `dtype`, `device`).
     """
     torch_device = resolve_device(device)
     folder = ModelFolder.of(folder)
     config = read_config(folder, template=template)
-    quant = _quant_to_make(config, quant, folder)
-    generation = read_generation_config(folder)
-    stored = scan_tensors(folder)
-    reading = reading or Reading()
-    wanted = reading.dtype = choose_dtype(dtype, stored, torch_device, quant=quant).dtype
-    model = build_empty(config, wanted, stored)
-    stored = without_copies(model, stored)
-    check_stored(model, stored)
-    if quant:
-        quantise_as(model, quant)
-    set_scale_types(model, stored)
-    fill(model, stored, torch_device, progress, reading)
-    model.tie_weights()
-    if generation is not None:
-        model.generation_config = generation
-    model.eval()
-    return model
-
-
-def _quant_to_make(config: ChatGLMConfig, quant: str | None, folder: ModelFolder) -> str | None:
-    """How to quantise while loading; None for not, or if the folder is so. ConfigError for another one."""
     check_quant(quant)
     held = name_bits(config.quantization_bit) if config.quantization_bit else None
     if quant and held and quant != held:
@@ -88,15 +66,30 @@ def _quant_to_make(config: ChatGLMConfig, quant: str | None, folder: ModelFolder
             f"quant: {quant}, but {folder} is {held} already",
             hint="leave quant out, or open the original, unquantised folder",
         )
-    return None if held else quant
+    generation = read_generation_config(folder)
+    stored = scan_tensors(folder)
+    reading = reading or Reading()
+    wanted = reading.dtype = choose_dtype(dtype, stored, torch_device, quant=None if held else quant).dtype
+    model = build_empty(config, wanted, stored)
+    stored = without_copies(model, stored)
+    check_stored(model, stored)  # against the dense model: the files hold no codes that `quant` makes
+    if quant and not held:
+        quantise_as(model, quant)
+    set_scale_types(model, stored)
+    fill(model, stored, torch_device, progress, reading)
+    model.tie_weights()  # `fill` replaced the parameters that were tied on the meta device
+    if generation is not None:
+        model.generation_config = generation
+    model.eval()
+    return model
 
 
 def build_outline(
     folder: Path | ModelFolder, *, template: str | None = None, stored: Mapping[str, Stored] | None = None
 ) -> Model:
-    """The folder's model without any weights: every parameter on the meta device, from config.json alone.
+    """Build the folder's model without weights: every parameter on the meta device, from config.json alone.
 
-    Raises CheckpointError where `stored` has far fewer layers.
+    Raises CheckpointError where `stored` has far fewer layers than config.json says.
     """
     config = read_config(folder, template=template)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
@@ -104,7 +97,7 @@ def build_outline(
 
 
 def build_empty(config: Config, dtype: torch.dtype, stored: Mapping[str, Stored]) -> Model:
-    """The model of a config without memory: every parameter on the meta device."""
+    """Build the model of a config with every parameter on the meta device; raises as `build_outline`."""
     config_file = Path(config.name_or_path) / "config.json"
     require_stored(config, stored, config_file)
     with explain_config(config_file), torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Where tokens stand: one interface for every family, for whoever decodes step by step."""
+"""Position ids of prompts and of the tokens decoded after them: one interface for every family."""
 
 import torch
 from torch import Tensor
@@ -16,21 +16,21 @@ class Positions:
     def count_positions(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Positions of a batch of prompts, and those of the one new token that follows in each row.
+        """Return the positions of a batch of prompts, and of the new token that follows each prompt.
 
-        input_ids and attention_mask (1 = a token; None = all are): (B, T), padded on the left. The last
-        dimension of the results is T and 1, the first B; pads are at 0.
+        input_ids and attention_mask (1 = a token; None = all are): (B, T), padded on the left. Results:
+        (B, ..., T) and (B, ..., 1); pads are at 0.
         """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         positions = (real.long().cumsum(dim=-1) - 1).clamp(min=0)
         return positions, positions[:, -1:] + 1
 
     def advance_positions(self, positions: Tensor, steps: int | Tensor = 1) -> Tensor:
-        """Positions of the token `steps` after a new token's, (B, 1)."""
+        """Return the positions of the token `steps` after the token at `positions`, (B, ..., 1)."""
         return positions + steps
 
 
 def positions_of(model: CausalLM) -> Positions:
-    """How a model counts: its own rules if it has any, wrapped by PEFT or not, else one after the other."""
+    """Return the position rules of a model, inside PEFT's wrapper too; by default one after the other."""
     causal = causal_of(model)
     return causal if isinstance(causal, Positions) else Positions()

@@ -1,4 +1,4 @@
-"""The language model that glmtune's code asks for, whichever library built its class."""
+"""The type of a causal language model in glmtune's code, whichever library the model's class comes from."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     class CausalLM(nn.Module):
-        """A causal language model: a class of ours, of transformers', or either inside PEFT's wrapper.
+        """A causal language model: a class of ours or of transformers, bare or inside PEFT's wrapper.
 
         Each is an `nn.Module` with these attributes. The base class is for the type checker alone:
         transformers and peft carry no types, and a `Protocol` is no module for torch.
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
         save_pretrained: Callable[..., None]
         gradient_checkpointing_enable: Callable[..., None]
 
-        # PEFT's wrapper alone
+        # in PEFT's wrapper alone
         get_base_model: Callable[[], "CausalLM"]
         disable_adapter: Callable[[], AbstractContextManager[None]]
 
-        # our own classes alone
+        # in our own classes alone
         attach_prefix: Callable[..., None]
         hold_prefix: Callable[[nn.Module | None], None]
         quantize: Callable[[int], nn.Module]

@@ -1,15 +1,14 @@
-"""The weights of an official folder: every tensor checked first, then brought to its place, once.
+"""Load the weights of an official folder into one of our models: check every tensor, then copy each once.
 
-On a CPU, a weight that stays in its stored type stays in the mapped file too (a private mapping: training
-it changes memory, never the file). What is converted is held once: at the peak, anonymous memory is the
-converted weights' own size.
+On a CPU, a weight that keeps its stored dtype stays in the mapped file (a private mapping: training changes
+memory, never the file). Converted weights are held once: at the peak, anonymous memory is their own size.
 """
 
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -26,32 +25,32 @@ from glmtune.models.reading import Reading, require_held_types
 from glmtune.models.shards import Stored, open_shard, scan_tensors
 
 Progress = Callable[[int, int], None]
-"""Called after each tensor with the bytes copied so far and the bytes in all."""
+"""A callback after each tensor: the bytes copied so far, and the bytes in all."""
 
 _IGNORED = re.compile(r"rotary(_pos)?_emb\.inv_freq$")  # buffers that the models compute themselves
 _SHOW_BAR_AFTER_S = 1.0
 
 
 def stored_dtype(folder: Path | ModelFolder) -> torch.dtype:
-    """The type of most weights of a folder."""
+    """Return the dtype of most weights of a folder."""
     return main_dtype(scan_tensors(folder))
 
 
 def without_copies(model: CausalLM, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Each tied weight once, under the name of the parameter that is filled, whichever copies are stored.
-
-    Where both are, the output's copy is left unread, as the official code leaves it.
-    """
-    found = dict(stored)
+    """Return the stored tensors with each tied weight once, under the name of the parameter it fills."""
+    tensors = dict(stored)
     for copy, source in model.all_tied_weights_keys.items():
-        tensor = found.pop(copy, None)
-        if tensor is not None and source not in found:
-            found[source] = tensor
-    return found
+        tensor = tensors.pop(copy, None)  # with both stored the output layer's is dropped, as officially
+        if tensor is not None and source not in tensors:
+            tensors[source] = tensor
+    return tensors
 
 
 def check_stored(model: CausalLM, stored: Mapping[str, Stored]) -> None:
-    """Raise CheckpointError for the first tensor that is quantised, unknown, missing or of another shape."""
+    """Raise CheckpointError for the first stored tensor that does not fit the model, or that is missing.
+
+    Checks dtype, quantisation, name and shape, in this order.
+    """
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -65,8 +64,10 @@ def check_stored(model: CausalLM, stored: Mapping[str, Stored]) -> None:
             hint="config.json and weights must be of the same model",
         )
     if missing:
+        files = sorted({tensor.file for tensor in stored.values()})
+        where = str(files[0] if len(files) == 1 else files[0].parent if files else "checkpoint")
         raise CheckpointError(
-            f"{_whereabouts(stored)}: tensor {missing[0]} is missing{_and_more(missing)}",
+            f"{where}: tensor {missing[0]} is missing{_and_more(missing)}",
             hint="config.json and weights must be of the same model, and complete",
         )
     for name, shape in expected.items():
@@ -102,17 +103,12 @@ def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _whereabouts(stored: Mapping[str, Stored]) -> str:
-    files = sorted({tensor.file for tensor in stored.values()})
-    return str(files[0] if len(files) == 1 else files[0].parent if files else "checkpoint")
-
-
 def set_scale_types(model: CausalLM, stored: Mapping[str, Stored]) -> None:
-    """Scales keep the type they are stored in; those made here get the family's, or the stored weights'."""
+    """Set the dtype of all scales: the stored one, else the family's, else the stored weights'."""
     for name, layer in quantised_layers(model).items():
-        kept = stored.get(f"{name}.weight_scale")
-        dtype = kept.dtype if kept else model.scale_dtype or stored[f"{name}.weight"].dtype
-        if layer.weight_scale.is_floating_point():  # nf4's are codes
+        scale = stored.get(f"{name}.weight_scale")
+        dtype = scale.dtype if scale else model.scale_dtype or stored[f"{name}.weight"].dtype
+        if layer.weight_scale.is_floating_point():  # nf4's scales are codes, which no cast may touch
             layer.weight_scale.data = layer.weight_scale.data.to(dtype)
 
 
@@ -123,43 +119,38 @@ def fill(
     progress: Progress | None,
     reading: Reading,
 ) -> None:
-    """Give every parameter its memory on `device` and its values, file by file."""
+    """Replace the model's meta parameters by the stored values on `device`, file by file."""
     parameters = dict(model.named_parameters())
-    names = [name for name in parameters if name in stored]  # scales may be made here
+    names = [name for name in parameters if name in stored]  # all but the scales that `quant` makes
     total = sum(parameter.nbytes for parameter in parameters.values())
     done = 0
-    with _bar(total) if progress is None else _given(progress) as report:
+    with _bar(total) if progress is None else nullcontext(progress) as report:
         for file in sorted({stored[name].file for name in names}):
             shard = open_shard(file)
             for name in (name for name in names if stored[name].file == file):
                 source = shard.read(stored[name].name)
                 reading.look(name, file, source)
-                done += _place(model, name, source, device)
+                done += _set_parameter(model, name, source, device)
                 report(done, total)
-    reading.finish()
+    reading.finish()  # `look` only notes problems: it may run in threads
 
 
-def _place(model: torch.nn.Module, name: str, source: Tensor, device: torch.device) -> int:
-    """Replace one meta parameter by its values, quantised where the model is; returns their bytes."""
+def _set_parameter(model: torch.nn.Module, name: str, source: Tensor, device: torch.device) -> int:
+    """Replace one meta parameter by its values, quantised if the layer is; return their bytes."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if isinstance(module, QuantizedLinear) and leaf == "weight" and source.is_floating_point():
         module.fill(source, device)
         return sum(parameter.nbytes for parameter in module.held)
     empty = module.get_parameter(leaf)
-    values = source.to(device, empty.dtype)  # no copy where nothing changes
+    values = source.to(device, empty.dtype)  # no copy where nothing changes: it stays in the mapped file
     setattr(module, leaf, torch.nn.Parameter(values, requires_grad=empty.requires_grad))
     return values.nbytes
 
 
 @contextmanager
-def _given(progress: Progress) -> Iterator[Progress]:
-    yield progress
-
-
-@contextmanager
 def _bar(total: int) -> Iterator[Progress]:
-    """A bar on stderr: only on a terminal, and only once loading has taken a moment."""
+    """Show a progress bar on stderr, on a terminal alone and once loading has taken a second."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -183,7 +174,7 @@ def _bar(total: int) -> Iterator[Progress]:
 
 
 def read_generation_config(folder: Path | ModelFolder) -> GenerationConfig | None:
-    """The folder's own, if it has one."""
+    """Read a folder's generation_config.json, None if it has none. Raises ConfigError and CheckpointError."""
     folder = ModelFolder.of(folder)
     file = folder.path / "generation_config.json"
     if not file.exists():

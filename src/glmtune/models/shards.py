@@ -1,6 +1,6 @@
-"""The files of a checkpoint: what lies in which, and its tensors, mapped; of pickles only tensors are read.
+"""Read a checkpoint's files: the tensors in each, from headers alone, and their values, memory-mapped.
 
-Whatever is wrong with a file becomes a CheckpointError that names it.
+Pickles are read for tensors only (`pickles`). Any fault of a file becomes a CheckpointError that names it.
 """
 
 from collections.abc import Mapping
@@ -33,52 +33,53 @@ _SAFETENSORS_DTYPES = {
 
 
 _TRAINED_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8)
+"""Dtypes in the files of adapters and training states."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies and what its header says."""
+    """The location, shape and dtype of a tensor in a checkpoint, from its file's header."""
 
     file: Path
     name: str
-    """Its name there."""
+    """The tensor's name in the file."""
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class Shard(Protocol):
-    """One open file of tensors."""
+    """An open file of tensors."""
 
     def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of every tensor, without reading any."""
+        """Return the shape and dtype of every tensor, without reading any."""
 
     def read(self, name: str) -> Tensor:
-        """The tensor, mapped from the file."""
+        """Return a tensor, mapped from the file."""
 
 
 def scan_tensors(folder: Path | ModelFolder) -> Mapping[str, Stored]:
-    """Every tensor of a folder's checkpoint by name, from the headers alone. Raises CheckpointError."""
+    """List every tensor of a folder's checkpoint by name, from headers alone. Raises CheckpointError."""
     return ModelFolder.of(folder).once(_scan_tensors)
 
 
 def _scan_tensors(folder: ModelFolder) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     listed = _list_shards(folder.path)
     for file in sorted(set(listed.values())):
         for name, (shape, dtype) in open_shard(file).headers().items():
-            if name in found:
-                raise CheckpointError(f"{file}: {name} is also in {found[name].file.name}", hint=COPY_AGAIN)
-            found[name] = Stored(file, name, shape, dtype)
+            if name in tensors:
+                raise CheckpointError(f"{file}: {name} is also in {tensors[name].file.name}", hint=COPY_AGAIN)
+            tensors[name] = Stored(file, name, shape, dtype)
     for name, file in listed.items():
-        if name and name not in found:
+        if name and name not in tensors:
             raise CheckpointError(
                 f"{file}: tensor {name} is missing, though the index lists it", hint=COPY_AGAIN
             )
-    return found
+    return tensors
 
 
 def _list_shards(folder: Path) -> dict[str, Path]:
-    """The files of the checkpoint, by tensor name; a single file has the name ''."""
+    """Map each tensor to its file, as the index says; without an index the key '' to the single file."""
     for single, index in LAYOUTS:
         if (folder / single).exists():
             return {"": folder / single}
@@ -89,6 +90,7 @@ def _list_shards(folder: Path) -> dict[str, Path]:
 
 
 def _read_index(file: Path) -> dict[str, Path]:
+    # shard names come from outside: a path in one could point anywhere on the disk
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file}: no weight_map, an object of tensor name to file", hint=COPY_AGAIN)
@@ -107,26 +109,26 @@ def _read_index(file: Path) -> dict[str, Path]:
 
 
 def is_file_name(value: object) -> bool:
-    """Whether this can be the name of a file in the same folder, on any system."""
+    """Return True if the value can be the name of a file in the same folder, on any system."""
     if not isinstance(value, str) or value in ("", ".", "..") or any(c in value for c in "/\\\0"):
         return False
     return len(value.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME and value.isprintable()
 
 
 def open_shard(file: Path) -> Shard:
-    """Map a file of weights; whatever is wrong with it becomes a CheckpointError that names it."""
+    """Map a file of weights into memory. Raises CheckpointError for a damaged or unsafe file."""
     return _SafetensorsShard(file) if file.suffix == ".safetensors" else _PickleShard(file)
 
 
 def read_stored(at: Stored) -> Tensor:
-    """A tensor of a checkpoint, mapped."""
+    """Return a tensor of a checkpoint, mapped from its file."""
     return open_shard(at.file).read(at.name)
 
 
 def read_shard(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a file of trained weights, mapped. Raises CheckpointError, as `open_shard`.
+    """Return every tensor of a file of trained weights, mapped. Raises CheckpointError, as `open_shard`.
 
-    Of a pickle each byte is compared with its checksum: such files are small.
+    A pickle's checksums are compared too, unlike in `open_shard`: files of trained weights are small.
     """
     if file.suffix != ".safetensors":
         tensors = read_tensors(file)
@@ -164,7 +166,7 @@ class _PickleShard:
     """A mapped `torch.save` file."""
 
     def __init__(self, file: Path) -> None:
-        self._tensors = read_tensors(file, check_crc=False)  # read once more, 10 GB take a while
+        self._tensors = read_tensors(file, check_crc=False)  # checksums would read all of its 10 GB
 
     def headers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}

@@ -1,12 +1,12 @@
-"""Open a folder of a family whose model is transformers' own class, with the same checks as the others.
+"""Load a folder whose model is a class of transformers, with the same checks as for our own classes.
 
-Every file's header is read first, so a missing shard or a git-lfs pointer is named before anything is loaded.
+Every file's header is read first, so a missing shard or a git-lfs pointer is an error before anything loads.
 """
 
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from logging import LogRecord
@@ -45,14 +45,14 @@ def load_in_transformers(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
-    template: str | None = None,  # only ChatGLM2's and ChatGLM3's model depends on it
-    quant: None = None,  # what `possible` refuses
+    template: str | None = None,  # ignored: only ChatGLM2's and ChatGLM3's models depend on it
+    quant: None = None,  # `possible` refuses any other value
     reading: Reading | None = None,
 ) -> Any:
-    """The model of a folder, in evaluation mode, its weights in `dtype` on `device`.
+    """Load the model of a folder in evaluation mode, with weights in `dtype` on `device`.
 
-    `reading` sees each tensor as it is stored. Raises CheckpointError (files, names, shapes, numbers that are
-    not finite) and ConfigError (settings, `dtype`, `device`).
+    reading: checks or hashes each tensor as it is stored. Raises CheckpointError (files, names, shapes,
+    numbers that are not finite) and ConfigError (settings, `dtype`, `device`).
     """
     folder, torch_device, reading = ModelFolder.of(folder), resolve_device(device), reading or Reading()
     config = read_upstream_config(folder)
@@ -60,44 +60,42 @@ def load_in_transformers(
     outline = _build_empty(config, folder.path, stored)
     check_upstream_stored(folder.path, outline, stored)
     wanted = reading.dtype = choose_dtype(dtype, stored, torch_device).dtype
-    with _bar_on_a_terminal(), _without_report():
-        model, found = type(outline).from_pretrained(
+    stored = _without_mtp(stored, config)
+    shards = {file: open_shard(file) for file in {held.file for held in stored.values()}}
+    with nullcontext() if sys.stderr.isatty() else without_bars(), _without_report():
+        model, mismatches = type(outline).from_pretrained(
             None,
             config=config,
-            state_dict=_lazily(_without_mtp(stored, config), reading),
+            # read by transformers one by one, where it places or merges them
+            state_dict={name: _LazyTensor(shards[held.file], held, reading) for name, held in stored.items()},
             generation_config=read_generation_config(folder),
             dtype=wanted,
             device_map=None if torch_device.type == "cpu" else {"": torch_device},
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported in `found`, and refused below
+            ignore_mismatched_sizes=True,  # listed in `mismatches`, and refused below
         )
-    _check_found(folder.path, found)
+    _refuse_mismatches(folder.path, mismatches)
     reading.finish()
     model.name_or_path = model.config.name_or_path = str(folder)
     return model.eval()
 
 
-class _Lazy:
-    """A stored tensor that is read where transformers takes it, `[...]`, and looked at then."""
+class _LazyTensor:
+    """A stored tensor that is read and checked when transformers subscripts it, `[...]`."""
 
     def __init__(self, shard: Shard, held: Stored, reading: Reading) -> None:
         self._shard, self._held, self._reading = shard, held, reading
 
-    def __getitem__(self, _: Any) -> Tensor:
+    def __getitem__(self, _: object) -> Tensor:
         tensor = self._shard.read(self._held.name)
         self._reading.look(self._held.name, self._held.file, tensor)
         return tensor
 
 
-def _lazily(stored: Mapping[str, Stored], reading: Reading) -> dict[str, _Lazy]:
-    shards = {file: open_shard(file) for file in {held.file for held in stored.values()}}
-    return {name: _Lazy(shards[held.file], held, reading) for name, held in stored.items()}
+def _without_mtp(stored: Mapping[str, Stored], config: PreTrainedConfig) -> dict[str, Stored]:
+    """Drop the `num_nextn_predict_layers` layers that predict further tokens (GLM-4.5's MTP).
 
-
-def _without_mtp(stored: Mapping[str, Stored], config: Any) -> dict[str, Stored]:
-    """Without the layers behind the model's own, which predict further tokens (GLM-4.5's MTP).
-
-    They are as many as the config says, `num_nextn_predict_layers`; of transformers' class none is a part.
+    They follow the model's own layers, and transformers' class has none of them.
     """
     layers, more = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", 0) or 0
     starts = tuple(f"model.layers.{number}." for number in range(layers, layers + more))
@@ -107,30 +105,28 @@ def _without_mtp(stored: Mapping[str, Stored], config: Any) -> dict[str, Stored]
 
 
 def build_upstream_outline(folder: Path | ModelFolder, stored: Mapping[str, Stored] | None = None) -> Any:
-    """The folder's model without any weights: every parameter on the meta device, from config.json alone.
+    """Build the folder's model without weights: every parameter on the meta device, from config.json alone.
 
-    Pre-quantised weights are shown as the model is without them. Raises CheckpointError where `stored` has
-    far fewer layers or experts.
+    A folder of pre-quantised weights gives the dense model. Raises CheckpointError where `stored` has far
+    fewer layers or experts than config.json says.
     """
     folder = ModelFolder.of(folder)
     return _build_empty(_read_config(folder), folder.path, stored or {})
 
 
-def _build_empty(config: Any, folder: Path, stored: Mapping[str, Stored]) -> Any:
+def _build_empty(config: PreTrainedConfig, folder: Path, stored: Mapping[str, Stored]) -> Any:
     require_stored(config, stored, folder / "config.json")
     with explain_config(folder / "config.json"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
 
 
 def check_upstream_stored(folder: Path, model: CausalLM, stored: Mapping[str, Stored]) -> None:
-    """Raise CheckpointError for the first tensor of the files that a load of this model would refuse.
-
-    Told from headers: the model's tensors by the names that it is saved with (GLM-4.5's experts one by one).
-    """
+    """Raise CheckpointError for the first stored tensor, by header, that loading this model would refuse."""
+    # the names in the files: a loaded model holds GLM-4.5's experts as one tensor, the files one by one
     expected = revert_weight_conversion(model, model.state_dict())
     stored = _without_mtp(stored, model.config)
     require_held_types({name: held for name, held in stored.items() if not _COMPUTED.search(name)})
-    found = {
+    mismatches = {
         "missing_keys": expected.keys() - stored.keys() - model.all_tied_weights_keys.keys(),
         "unexpected_keys": [name for name in stored.keys() - expected.keys() if not _COMPUTED.search(name)],
         "mismatched_keys": [
@@ -140,33 +136,25 @@ def check_upstream_stored(folder: Path, model: CausalLM, stored: Mapping[str, St
         ],
         "error_msgs": [],
     }
-    _check_found(folder, found)
+    _refuse_mismatches(folder, mismatches)
 
 
 def name_stored(model: CausalLM, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The stored tensors by the model's names; those that it holds as one (GLM-4.5's experts) as that one."""
-    found = dict(stored)
+    """Return the stored tensors, and an entry for each parameter that merges several (GLM-4.5's experts)."""
+    tensors = dict(stored)
     for name, parameter in model.named_parameters():
         parts = revert_weight_conversion(model, {name: parameter}) if name not in stored else {}
         first = next((stored[part] for part in parts if part in stored), None)
         if first:
-            found[name] = replace(first, name=name, shape=tuple(parameter.shape))
-    return found
-
-
-def _bar_on_a_terminal() -> AbstractContextManager[None]:
-    """Keep transformers' bar off a stderr that nobody looks at."""
-    return nullcontext() if sys.stderr.isatty() else without_bars()
+            tensors[name] = replace(first, name=name, shape=tuple(parameter.shape))
+    return tensors
 
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """Keep back transformers' table of what does not match: the error that follows says it.
-
-    A filter: at a higher level, that logger has other things to say.
-    """
+    """Suppress transformers' table of mismatches: the error that follows names the first."""
     logger = logging.get_logger("transformers.modeling_utils")
-    logger.addFilter(_is_no_report)
+    logger.addFilter(_is_no_report)  # not by level: that logger's other warnings must pass
     try:
         yield
     finally:
@@ -178,9 +166,9 @@ def _is_no_report(record: LogRecord) -> bool:
 
 
 def read_upstream_config(folder: ModelFolder) -> Any:
-    """The folder's config as transformers reads it.
+    """Read the folder's config with transformers.
 
-    Raises CheckpointError and ConfigError for one that makes no model, or makes a pre-quantised one.
+    Raises CheckpointError and ConfigError for a config that makes no model, or a pre-quantised one.
     """
     config = _read_config(folder)
     refuse_quantised(folder.config, folder.path / "config.json")
@@ -188,40 +176,38 @@ def read_upstream_config(folder: ModelFolder) -> Any:
 
 
 def _read_config(folder: ModelFolder) -> Any:
-    """A config of one's own: who opens a model changes it."""
-    return deepcopy(folder.once(_auto_config))
+    return deepcopy(folder.once(_auto_config))  # loading a model changes its config
 
 
 def _auto_config(folder: ModelFolder) -> Any:
+    """Read a config and raise ConfigError for values, or sizes that contradict one another."""
     path = folder.path / "config.json"
     check_content(folder.json(path.name, is_required=True), where=path, kind=PreTrainedConfig)
     with explain_config(path):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    _check_multiples(path, config)
-    return config
-
-
-def _check_multiples(path: Path, config: Any) -> None:
-    """Raise ConfigError for sizes that contradict one another."""
-    experts, of_each = getattr(config, "n_routed_experts", 1), getattr(config, "num_experts_per_tok", 1)
+    experts, per_token = getattr(config, "n_routed_experts", 1), getattr(config, "num_experts_per_tok", 1)
     groups, layers = getattr(config, "n_group", 1), config.num_hidden_layers
-    turned = (config.head_dim or 0) * (config.rope_parameters or {}).get("partial_rotary_factor", 1)
-    for problem, is_so in (
+    rotated = (config.head_dim or 0) * (config.rope_parameters or {}).get("partial_rotary_factor", 1)
+    for problem, is_found in (
         ("num_attention_heads is no multiple of num_key_value_heads",
          config.num_attention_heads % (config.num_key_value_heads or 1)),
-        ("head_dim times partial_rotary_factor is no even number", turned % 2),
-        ("num_experts_per_tok is larger than n_routed_experts", of_each > experts),
+        ("head_dim times partial_rotary_factor is no even number", rotated % 2),
+        ("num_experts_per_tok is larger than n_routed_experts", per_token > experts),
         ("n_routed_experts is no multiple of n_group", experts % groups),
         ("topk_group is larger than n_group", getattr(config, "topk_group", 1) > groups),
         ("first_k_dense_replace is larger than num_hidden_layers",
          getattr(config, "first_k_dense_replace", 0) > layers),
     ):  # fmt: skip
-        if is_so:
+        if is_found:
             raise ConfigError(f"{path}: {problem}", hint=PUBLISHED)
+    return config
 
 
-def _check_found(folder: Path, found: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for the first tensor that is missing, left over, of another shape or unread."""
+def _refuse_mismatches(folder: Path, found: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for the first tensor that is missing, unexpected, of another shape or unread.
+
+    found: transformers' loading info, by its keys.
+    """
     for key, problem in (
         ("missing_keys", "is missing"),
         ("unexpected_keys", "is not part of this model"),

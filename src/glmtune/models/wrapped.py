@@ -1,4 +1,4 @@
-"""Models inside PEFT's wrapper."""
+"""Unwrap models from PEFT's wrapper, without importing PEFT, which takes seconds."""
 
 from typing import Any
 
@@ -6,13 +6,11 @@ from glmtune.models.protocol import CausalLM
 
 
 def causal_of(model: CausalLM) -> Any:
-    """The language model itself, whether it is given bare, wrapped by PEFT, or taken out of the wrapper.
-
-    `peft_config` tells nothing: PEFT sets it on the wrapper and on the model inside.
-    """
+    """Return the language model itself, for a bare model and for one inside PEFT's wrapper."""
     return model.get_base_model() if is_wrapped(model) else model
 
 
 def is_wrapped(model: CausalLM) -> bool:
-    """Whether it is PEFT's wrapper; PEFT, which takes seconds to import, is not asked."""
+    """Return True if the model is PEFT's wrapper."""
+    # not by `peft_config`: PEFT sets that on the model inside too
     return hasattr(model, "get_base_model")

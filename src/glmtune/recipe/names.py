@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from glmtune.near import nearest
-from glmtune.paths import listing, several
+from glmtune.paths import setting_of, split_paths
 from glmtune.recipe.describe import describe
 from glmtune.recipe.flags import CARRIED, DROPPED, NOT_CARRIED, OPTIMIZERS, SCHEDULES
 from glmtune.recipe.method import METHOD_SETTINGS
@@ -171,8 +171,8 @@ def _filled(words: str, value: Any) -> str:
 
 def _listed(value: Any) -> str:
     """The word for several files, be they a list or text as `a.json,b.json`; empty for anything else."""
-    names = value if isinstance(value, list | tuple) else several(value) if isinstance(value, str) else []
-    return listing(names) if len(names) > 1 and all(isinstance(name, str) for name in names) else ""
+    names = value if isinstance(value, list | tuple) else split_paths(value) if isinstance(value, str) else []
+    return setting_of(names) if len(names) > 1 and all(isinstance(name, str) for name in names) else ""
 
 
 def _is_valid(key: str, value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from glmtune.charset import AUTO, UTF8, find_codec
-from glmtune.paths import find_rows, joining
+from glmtune.paths import find_rows, join_hint
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, NameIn, SettingError, Settings
 from glmtune.recipe.method import Lora, Method, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
@@ -119,7 +119,7 @@ class Data(Settings):
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):
-            raise SettingError("names one file, got a list", hint=joining([str(name) for name in value]))
+            raise SettingError("names one file, got a list", hint=join_hint([str(name) for name in value]))
         return value
 
     @field_validator("charset")

@@ -1,1 +1,1 @@
-"""Pictures."""
+"""Reports on runs from their files alone: pictures, comparisons, lists."""

@@ -1,4 +1,4 @@
-"""What keeps the figures of several runs from measuring the same."""
+"""Find the reasons why figures of several runs cannot be compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -7,22 +7,22 @@ from typing import Any
 
 from glmtune.report.recorded_run import RecordedRun
 
-ROWS_ELSEWHERE = {
+ROW_SETTINGS = {
     "train", "validation", "test", "max_rows", "max_validation_rows", "max_test_rows", "holdout_rows",
     "split_seed",
 }  # fmt: skip
-"""Settings of the rows that do not say how one is encoded."""
+"""Settings of `data` that select rows, and so do not count as encoding."""
 SHORT_HASH = 8
-"""Digits of a hash that tell two files apart for a reader."""
+"""Digits of a hash in a report."""
 
 
-def why_incomparable(runs: Sequence[RecordedRun]) -> Iterator[str]:
-    """Why the runs' evaluation losses do not measure the same."""
-    apart = differing([_evaluated_on(run) for run in runs])
-    if apart:
+def explain_evaluation_differences(runs: Sequence[RecordedRun]) -> Iterator[str]:
+    """Yield the reasons why the runs' evaluation losses cannot be compared, a sentence each."""
+    differences = differing_names([_evaluation_inputs(run) for run in runs])
+    if differences:
         yield (
             "the evaluation losses cannot be compared: the evaluated rows, or how they are read, differ in "
-            + ", ".join(apart)
+            + ", ".join(differences)
         )
     models = {run.base for run in runs}
     if len(models) > 1:
@@ -32,37 +32,39 @@ def why_incomparable(runs: Sequence[RecordedRun]) -> Iterator[str]:
         )
 
 
-def other_rows(runs: Sequence[RecordedRun]) -> Iterator[str]:
-    """Why the runs' training losses do not measure the same, though their evaluation losses may."""
+def explain_training_differences(runs: Sequence[RecordedRun]) -> Iterator[str]:
+    """Yield the reason, if any, why the runs' training losses cannot be compared."""
     if len({run.environment.get("train_sha256") for run in runs}) > 1:
         yield "the training losses are of different rows (data.train): they cannot be compared"
 
 
-def other_devices(runs: Sequence[RecordedRun]) -> Iterator[str]:
-    """Why the runs' speed and memory do not measure the same."""
+def explain_device_differences(runs: Sequence[RecordedRun]) -> Iterator[str]:
+    """Yield the reason, if any, why the runs' speed and memory cannot be compared."""
     devices = {str(run.environment.get("device", "unknown")) for run in runs}
     if len(devices) > 1:
         yield f"trained on different devices ({', '.join(sorted(devices))}): speed and memory are theirs too"
 
 
-def training_rows_hash(run: RecordedRun) -> str:
-    """The files of the training rows, each with the beginning of its hash."""
+def describe_training_rows(run: RecordedRun) -> str:
+    """Return the files of the training rows, each with the beginning of its hash."""
     sources, hashes = run.recipe.data.sources, (run.environment.get("train_sha256") or "").split()
+    # an old run recorded no hashes: its files stand alone
     pairs = zip_longest([source.path for source in sources], hashes[: len(sources)])
     return ", ".join(_file(path, digest) for path, digest in pairs) or _file(None, None)
 
 
-def evaluation_rows(run: RecordedRun) -> str:
-    """The file that the evaluation loss is of, or the one that its rows were held out of."""
+def describe_evaluation_rows(run: RecordedRun) -> str:
+    """Return the file of the evaluation loss, or the files that its rows were held out of."""
     data = run.recipe.data
     if data.validation:
         return _file(data.validation, run.environment.get("validation_sha256"))
-    return f"held out of {training_rows_hash(run)}"
+    return f"held out of {describe_training_rows(run)}"
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names whose values are not the same in all; a name that one lacks differs."""
+def differing_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names whose values differ; a name that one of the settings lacks differs too."""
     names = dict.fromkeys(name for one in settings for name in one)
+    # `...` stands for a missing name: None may be a value
     return [
         name for name in names if any(one.get(name, ...) != settings[0].get(name, ...) for one in settings)
     ]
@@ -73,8 +75,8 @@ def _file(path: Path | None, digest: str | None) -> str:
     return f"{name} ({digest[:SHORT_HASH]})" if digest else name
 
 
-def _evaluated_on(run: RecordedRun) -> dict[str, Any]:
-    """All that an evaluation loss depends on besides the model."""
+def _evaluation_inputs(run: RecordedRun) -> dict[str, Any]:
+    """Return everything that an evaluation loss depends on besides the model."""
     data, hashes = run.recipe.data, run.environment
     if data.validation:
         rows: dict[str, Any] = {"data.validation": hashes.get("validation_sha256")}
@@ -83,5 +85,5 @@ def _evaluated_on(run: RecordedRun) -> dict[str, Any]:
         rows = {"data.train": (hashes.get("train_sha256"), parts), "data.holdout_rows": data.holdout_rows}
         rows["data.split_seed"] = data.split_seed
     rows["data.max_validation_rows"] = data.max_validation_rows
-    encoding = data.model_dump(mode="json", exclude=ROWS_ELSEWHERE)
+    encoding = data.model_dump(mode="json", exclude=ROW_SETTINGS)
     return rows | {"template": run.recipe.template} | {f"data.{key}": encoding[key] for key in encoding}

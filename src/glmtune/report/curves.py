@@ -1,4 +1,4 @@
-"""Losses of a run by step, from the lines of its metrics.jsonl."""
+"""Read losses and times by step from the lines of a run's metrics.jsonl."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,32 @@ from itertools import accumulate
 from typing import Any
 
 SMOOTH_FROM_POINTS = 40
+"""Number of points from which a curve is also drawn smoothed."""
 SMOOTH_WINDOWS = 25
-"""A smoothed curve averages over one part in so many of the steps."""
+"""A smoothed curve averages over 1 / SMOOTH_WINDOWS of its points."""
 
 Metrics = Sequence[Mapping[str, Any]]
+"""Lines of a metrics.jsonl."""
 Curve = dict[int, float]
+"""Values by step, in order of the steps."""
 
 
 def read_curve(metrics: Metrics, key: str) -> Curve:
-    """Values by step in order, nan where one is no finite number; of a step that was run again, the last."""
+    """Return a key's values by step, nan for a value that is no finite number."""
+    # a resumed run repeats the steps after its checkpoint: the last line of a step counts
     points = {int(line["step"]): line[key] for line in metrics if key in line}
-    return {step: _number(points[step]) for step in sorted(points)}
+    return {
+        step: float(points[step])
+        if isinstance(points[step], int | float) and math.isfinite(points[step])
+        else math.nan
+        for step in sorted(points)
+    }
 
 
 def read_seconds(metrics: Metrics) -> Curve:
-    """Training time in seconds up to the end of each step that has a line, from 0 at step 0.
+    """Return the training time in seconds up to the end of each step, 0 at step 0.
 
-    Evaluating, saving and the pause before a resume are not in it.
+    Evaluation, saving and the pause before a resume do not count.
     """
     seconds = read_curve(metrics, "step_s")
     steps = sorted({0, *(line["step"] for line in metrics)})
@@ -30,25 +39,27 @@ def read_seconds(metrics: Metrics) -> Curve:
 
 
 def candidates(metrics: Metrics) -> Curve:
-    """Evaluation losses of what a run may deliver: after a step, AdaLoRA's when its ranks have settled."""
+    """Return the evaluation losses that the best checkpoint is chosen by: after step 0, ranks settled."""
+    # before AdaLoRA's ranks have settled, the model has more parameters than the run delivers
     early = {line["step"] for line in metrics if line.get("is_settled") is False}
     losses = finite(read_curve(metrics, "eval_loss"))
     return {step: loss for step, loss in losses.items() if step > 0 and step not in early}
 
 
 def lowest(losses: Curve) -> int | None:
-    """The step of the lowest loss, of equal ones the first, as training chooses its best."""
+    """Return the step of the lowest loss, the first of equal ones, as training chooses its best."""
     return min(losses, key=lambda step: losses[step], default=None)
 
 
 def finite(curve: Curve) -> Curve:
-    """The points that are numbers."""
-    return {step: value for step, value in curve.items() if value == value}
+    """Return the points whose value is not nan."""
+    return {step: value for step, value in curve.items() if value == value}  # nan is not equal to itself
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """Means over a centred window, of the finite losses in it; a gap stays a gap."""
+    """Return the mean of the finite losses in a window around each point; nan stays nan."""
     half = max(len(losses) // SMOOTH_WINDOWS // 2, 2)
+    # prefix sums: each window costs two lookups, whatever its width
     sums = [0.0, *accumulate(0.0 if loss != loss else loss for loss in losses)]
     counts = [0, *accumulate(int(loss == loss) for loss in losses)]
     means = []
@@ -57,7 +68,3 @@ def smooth(losses: Sequence[float]) -> list[float]:
         is_gap = loss != loss
         means.append(math.nan if is_gap else (sums[end] - sums[first]) / (counts[end] - counts[first]))
     return means
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan

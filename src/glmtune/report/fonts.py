@@ -1,26 +1,34 @@
-"""Which of this machine's fonts can write a text."""
+"""Find the fonts of this machine that have the letters of a text."""
 
 import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
 
 USUAL = "DejaVu Sans"
-"""Comes with matplotlib; has no Chinese."""
+"""The font that comes with matplotlib; it has no Chinese."""
 NO_LETTERS = "Last Resort"
-"""Comes with matplotlib too; has a box for every character."""
+"""A font that also comes with matplotlib; it has a box for every character."""
 LEFT_OUT = "…"
+"""Stands for letters that no font here has."""
 GET_A_FONT = "install a font that can, for Chinese on Debian and Ubuntu: apt-get install fonts-noto-cjk"
 
 
 def find_families(texts: Sequence[str]) -> list[str] | None:
-    """Font families that together can write the texts, the usual one first; None if no font here can."""
+    """Return font families that together have all letters of the texts, `USUAL` first; None if none do."""
+    from matplotlib.font_manager import fontManager
+
     letters = frozenset(ord(letter) for text in texts for letter in text if not letter.isspace())
     missing = _lacks(_usual_file(), letters)
     if not missing:
         return [USUAL]
-    for font in _fonts():
+    _add_new_fonts()
+    for font in sorted(fontManager.ttflist, key=_plainness, reverse=True):
+        # matplotlib keeps its list of fonts on disk: one of them may be gone
         is_usable = not font.name.startswith(NO_LETTERS) and Path(font.fname).exists()
         if is_usable and not _lacks(font.fname, missing):
             return [USUAL, font.name]
@@ -28,24 +36,16 @@ def find_families(texts: Sequence[str]) -> list[str] | None:
 
 
 def writable(text: str) -> str:
-    """The text; where no font here can write all of it, with `…` for the letters that the usual one lacks."""
+    """Return the text, with `…` for the letters that `USUAL` lacks if no font here has them all."""
     if find_families([text]):
         return text
     missing = _lacks(_usual_file(), frozenset(map(ord, text)))
     return re.sub(f"{LEFT_OUT}+", LEFT_OUT, "".join(LEFT_OUT if ord(c) in missing else c for c in text))
 
 
-def _fonts() -> list[Any]:
-    """Every font of this machine, the plain ones first."""
-    from matplotlib.font_manager import fontManager
-
-    _add_new_fonts()
-    return sorted(fontManager.ttflist, key=_is_plain, reverse=True)
-
-
 @cache
 def _add_new_fonts() -> None:
-    """Tell matplotlib of the fonts that were installed after it had made its list of them."""
+    """Add to matplotlib's cached list the fonts installed since it was made."""
     from matplotlib.font_manager import findSystemFonts, fontManager
 
     known = {font.fname for font in fontManager.ttflist}
@@ -53,7 +53,7 @@ def _add_new_fonts() -> None:
         if file not in known:
             try:
                 fontManager.addfont(file)
-            except (OSError, RuntimeError, ValueError):  # no font that it can read
+            except (OSError, RuntimeError, ValueError):  # not a font that matplotlib can read
                 continue
 
 
@@ -70,6 +70,7 @@ def _lacks(path: str, letters: frozenset[int]) -> frozenset[int]:
     return frozenset(letter for letter in letters if not font.get_char_index(letter))
 
 
-def _is_plain(font: Any) -> tuple[bool, bool, bool]:
+def _plainness(font: "FontEntry") -> tuple[bool, bool, bool]:
+    """Sort key: a plain upright sans-serif font of normal weight is the highest."""
     is_sans = any(word in font.name for word in ("Sans", "Hei"))  # 黑体
     return is_sans, font.style == "normal", font.weight == 400

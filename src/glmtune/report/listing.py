@@ -1,4 +1,4 @@
-"""The runs in a folder, each with its figures and its state. No model is loaded."""
+"""List the runs in a folder with their figures and states; no model is loaded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,16 +16,19 @@ State = Literal["finished", "stopped", "broken"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One run in the list."""
+    """A run of the list."""
 
     path: Path
     state: State
-    """`finished`: came to its end, by its steps or by patience; `stopped`: not, or it is still training."""
+    """`finished`: reached its last step or ran out of patience; `stopped`: did not, or is still training."""
     changed: datetime
+    """Time of the last change of its recipe or metrics."""
     problem: str = ""
-    """Why it is broken."""
+    """The reason why it is broken; empty if it is not."""
     base: str = ""
+    """Name of the base model."""
     method: str = ""
+    """The method's name with the settings that are not its defaults."""
     quant: str | None = None
     steps: int = 0
     best_eval_loss: float | None = None
@@ -35,26 +38,27 @@ class Entry:
 
 
 def summarise_runs(folder: str | Path = "runs") -> list[Entry]:
-    """Every run in a folder and below it, the newest first. Raises `ConfigError` for no folder."""
+    """List every run in a folder and below it, the newest first. Raises `ConfigError` if it is no folder."""
     runs_folder = given_path(folder)
     if not runs_folder.is_dir():
         raise ConfigError(f"{runs_folder}: no such folder", hint="give the folder that runs lie in: runs")
-    entries = [_entry(file.parent) for file in _recipes(runs_folder)]
+    entries = [_entry(file.parent) for file in _find_recipes(runs_folder)]
     return sorted(entries, key=lambda entry: (entry.changed, entry.path), reverse=True)
 
 
-def _recipes(folder: Path) -> Iterator[Path]:
-    """Of runs; a run has none inside."""
+def _find_recipes(folder: Path) -> Iterator[Path]:
+    """Yield the recipe files of all runs in a folder and below it; a run contains no other run."""
     try:
         is_run = (folder / RECIPE_FILE).is_file()
-        found = sorted(path for path in folder.iterdir() if not path.is_symlink() and path.is_dir())
+        # no links: `last` and `best` lead to checkpoints, and a link upwards would never end
+        folders = sorted(path for path in folder.iterdir() if not path.is_symlink() and path.is_dir())
     except OSError as err:
         raise unreadable(folder, err, ConfigError, hint="name the folder that your runs lie in") from None
     if is_run:
         yield folder / RECIPE_FILE
         return
-    for inner in found:
-        yield from _recipes(inner)
+    for inner in folders:
+        yield from _find_recipes(inner)
 
 
 def _entry(folder: Path) -> Entry:
@@ -65,7 +69,12 @@ def _entry(folder: Path) -> Entry:
         scores = tuple(read_scores(run))
     except GlmtuneError as err:
         return Entry(path=folder, state="broken", changed=changed, problem=str(err))
-    problem = _dangling(folder)
+    problem = ""
+    try:  # a link may lead to a checkpoint that is gone
+        for name in ("best", "last"):
+            find_checkpoint(folder, name)
+    except CheckpointError as err:
+        problem = str(err)
     state: State = "broken" if problem else "finished" if run.is_finished else "stopped"
     return Entry(
         path=folder,
@@ -81,13 +90,3 @@ def _entry(folder: Path) -> Entry:
         size_bytes=None if problem else run.size_bytes(),
         scores=scores,
     )
-
-
-def _dangling(folder: Path) -> str:
-    """In words, a link to a checkpoint that is gone."""
-    try:
-        for name in ("best", "last"):
-            find_checkpoint(folder, name)
-    except CheckpointError as err:
-        return str(err)
-    return ""

@@ -1,66 +1,74 @@
-"""Pictures of losses, drawn from a run's metrics.jsonl."""
+"""Draw the losses of a run, or of several runs, from their metrics.jsonl."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtune.report.canvas import HEIGHT_INCHES, WIDTH_INCHES, add_head, new_figure, save, scale_losses, style
 from glmtune.report.curves import SMOOTH_FROM_POINTS, Curve, candidates, finite, lowest, read_curve, smooth
 
-# Told apart by colour-blind readers too. Source: https://jfly.uni-koeln.de/color/ (Okabe and Ito)
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colour-blind readers can tell them apart too. Source: https://jfly.uni-koeln.de/color/ (Okabe and Ito)
 TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR = "#0072B2", "#D55E00", "#009E73"
 RUN_COLOURS = (TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 RUN_MARKERS = "osD^v<>p"
-"""Colours and markers have other periods: of 56 runs no two look the same."""
+"""7 colours and 8 markers in turn: no two of 56 runs look the same."""
 RUN_DASHES, MARKER_SIZES = ("-", (0, (4, 2)), (0, (1.5, 3))), (10.0, 7.0, 4.5)
-"""Of two equal curves the later leaves gaps, and its points stand within the earlier one's."""
+"""Dashes and smaller markers leave an equal curve of an earlier run visible below."""
 BEST_GROWTH = 2
-"""A run's star is so many times as large as its markers."""
+"""Size of a run's star, in sizes of its markers."""
+# the best evaluation
 STAR: dict[str, Any] = {
     "linestyle": "none",
     "marker": "*",
     "markeredgecolor": "white",
     "markeredgewidth": 0.5,
 }
+# losses of each step, below their smoothed curve
 FAINT: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.35}
 MARKED_POINTS = 60
-"""Up to so many evaluations each has its marker on the line."""
+"""Number of evaluations up to which each has a marker."""
 UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
+"""Units of a time axis with their seconds, the longest first."""
 LEAST_UNITS = 3
-"""A time axis has the longest unit of which it spans so many."""
+"""A time axis gets the longest unit of which it spans at least so many."""
 NAMES_IN_TITLE = 90
-"""Letters of the runs' names; more of them stand in the legend alone."""
+"""Letters of run names that fit a title; the legend alone has longer ones."""
 FEW_RUNS = 4
-"""In a picture of more, a long run's losses are drawn as their mean alone."""
+"""Number of runs above which long runs are drawn smoothed only."""
 INCHES_PER_RUN = 0.1
-"""What the picture grows by, so that a long legend leaves the curves their room."""
+"""Height added for each run, so that a long legend leaves the curves their room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
-    """One run in a picture of several."""
+    """The curves of one run in a picture of several."""
 
     label: str
     training: Curve
     evaluation: Curve
     seconds: Curve
-    """Training time up to each step."""
+    """Training time in seconds up to each step."""
     best: int | None = None
     """The step of the run's best evaluation."""
 
 
 def plot_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str, subtitle: str = "") -> None:
-    """Draw training and evaluation loss over the steps as a PNG file, replacing it whole or not at all.
+    """Draw training and evaluation loss over the steps as a PNG file, written atomically.
 
     `metrics` are the lines of metrics.jsonl: `step` with `loss` (training) or `eval_loss`. Losses that are
-    no finite number are marked at the lower edge. Raises `OutputError` where the file cannot be written.
+    not finite are marked at the lower edge. Raises `OutputError` if the file cannot be written.
     """
     save(draw_loss(metrics, title=title, subtitle=subtitle), path)
 
 
-def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str = "") -> Any:
-    """The figure of `plot_loss`: the star is the evaluation that the run calls its best so far."""
+def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str = "") -> "Figure":
+    """Draw the figure of `plot_loss`, with a star at the best evaluation so far."""
     training, evaluation = (read_curve(metrics, key) for key in ("loss", "eval_loss"))
     figure = new_figure()
     axes = figure.add_subplot()
@@ -69,17 +77,30 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str
     scale_losses(axes, [*training.values(), *evaluation.values()])
     _draw_training(axes, training)
     _draw_evaluation(axes, evaluation, lowest(candidates(metrics)))
-    _draw_not_finite(axes, [step for curve in (training, evaluation) for step, y in curve.items() if y != y])
+    gaps = [step for curve in (training, evaluation) for step, loss in curve.items() if loss != loss]
+    if gaps:
+        axes.plot(
+            gaps,
+            [0.02] * len(gaps),
+            linestyle="none",
+            marker="x",
+            markersize=6,
+            color="#CC0000",
+            # x in data, y in parts of the axes' height: at the lower edge whatever the losses
+            transform=axes.get_xaxis_transform(),
+            label=f"not finite ({len(gaps)})",
+        )
     _show_steps(axes, {*training, *evaluation})
-    handles = [line for line in axes.lines if not line.get_label().startswith("_")]
+    # matplotlib begins the label of a line without one with _
+    handles = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
     if not handles:
         axes.text(0.5, 0.5, "no loss yet", transform=axes.transAxes, ha="center", va="center", color="0.5")
     add_head(figure, title, subtitle=subtitle, handles=handles)
     return figure
 
 
-def _draw_training(axes: Any, curve: Curve) -> None:
-    """Draw every point; beyond some tens of them faintly, under their running mean."""
+def _draw_training(axes: "Axes", curve: Curve) -> None:
+    """Draw every point; many of them faintly, below their smoothed curve."""
     steps, losses = list(curve), list(curve.values())
     if all(loss != loss for loss in losses):
         return
@@ -91,7 +112,8 @@ def _draw_training(axes: Any, curve: Curve) -> None:
     axes.plot(steps, smooth(losses), color=colour, linewidth=1.8, label="training, smoothed")
 
 
-def _draw_evaluation(axes: Any, curve: Curve, best: int | None) -> None:
+def _draw_evaluation(axes: "Axes", curve: Curve, best: int | None) -> None:
+    """Draw the evaluations, and a star at the step `best`."""
     known = finite(curve)
     if not known:
         return
@@ -117,22 +139,8 @@ def _draw_evaluation(axes: Any, curve: Curve, best: int | None) -> None:
         )
 
 
-def _draw_not_finite(axes: Any, steps: Sequence[int]) -> None:
-    if steps:
-        axes.plot(
-            steps,
-            [0.02] * len(steps),
-            linestyle="none",
-            marker="x",
-            markersize=6,
-            color="#CC0000",
-            transform=axes.get_xaxis_transform(),
-            label=f"not finite ({len(steps)})",
-        )
-
-
-def _show_steps(axes: Any, steps: Iterable[int]) -> None:
-    """Whole numbers along the axis of the steps, and some room where there is but one."""
+def _show_steps(axes: "Axes", steps: Iterable[int]) -> None:
+    """Label the axis of the steps with whole numbers, with room around a single step."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -142,45 +150,48 @@ def _show_steps(axes: Any, steps: Iterable[int]) -> None:
 
 
 def plot_comparison(runs: Sequence[Curves], path: Path, *, caveats: Sequence[str] = ()) -> None:
-    """Draw the losses of runs over steps and over training time as a PNG file.
+    """Draw the losses of several runs over steps and over training time as a PNG file.
 
-    `caveats` say why curves cannot be compared. Raises `OutputError` where the file cannot be written.
+    `caveats` say why curves cannot be compared. Raises `OutputError` if the file cannot be written.
     """
     save(draw_comparison(runs, caveats=caveats), path)
 
 
-def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> Any:
-    """The figure: two panels, each run in its colour, training losses as lines, evaluations as points,
-    a star at the best.
+def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> "Figure":
+    """Draw the figure of `plot_comparison`: a panel by step and a panel by time.
+
+    Each run has its colour; training losses are lines, evaluations points, the best evaluation a star.
     """
+    from matplotlib.lines import Line2D
+
     figure = new_figure(width=1.5 * WIDTH_INCHES, height=HEIGHT_INCHES + INCHES_PER_RUN * len(runs))
     by_step, by_time = figure.subplots(1, 2, sharey=True)
     by_step.set_xlabel("step")
-    unit, unit_s = _unit(max(run.seconds[max(run.seconds)] for run in runs))
+    longest_s = max(run.seconds[max(run.seconds)] for run in runs)
+    unit, unit_s = next((unit for unit in UNITS if longest_s >= LEAST_UNITS * unit[1]), UNITS[-1])
     by_time.set_xlabel(f"training time ({unit})")
-    by_time.yaxis.set_tick_params(labelleft=True)
+    by_time.yaxis.set_tick_params(labelleft=True)  # sharey takes them away
     for axes in (by_step, by_time):
         style(axes)
-    drawn = [curve for run in runs for curve in (run.training, run.evaluation)]
-    scale_losses(by_step, [loss for curve in drawn for loss in curve.values()])
+    curves = [curve for run in runs for curve in (run.training, run.evaluation)]
+    scale_losses(by_step, [loss for curve in curves for loss in curve.values()])
     for number, run in enumerate(runs):
         times = {step: second / unit_s for step, second in run.seconds.items()}
-        for axes, places in ((by_step, {step: step for step in times}), (by_time, times)):
-            _draw_run(axes, run, places, _look(number), is_crowded=len(runs) > FEW_RUNS)
+        for axes, xs in ((by_step, {step: step for step in times}), (by_time, times)):
+            _draw_run(axes, run, xs, _look(number), is_crowded=len(runs) > FEW_RUNS)
     _show_steps(by_step, {step for run in runs for step in run.seconds})
     names = ", ".join(run.label for run in runs)
     title = names if len(names) <= NAMES_IN_TITLE else f"{len(runs)} runs"
-    handles = [*_examples(runs), *(_handle(run, number) for number, run in enumerate(runs))]
+    named = [
+        Line2D([], [], linewidth=1.8, label=run.label, **_look(number)) for number, run in enumerate(runs)
+    ]
+    handles = [*_legend_of_kinds(runs), *named]
     add_head(figure, title, caveats=caveats, handles=handles)
     return figure
 
 
-def _unit(seconds: float) -> tuple[str, float]:
-    return next((unit for unit in UNITS if seconds >= LEAST_UNITS * unit[1]), UNITS[-1])
-
-
 def _look(number: int) -> dict[str, Any]:
-    """Colour, dashes and open marker of the run of that number."""
+    """Return the colour, dashes and open marker of a run, by its number from 0."""
     return {
         "color": RUN_COLOURS[number % len(RUN_COLOURS)],
         "linestyle": RUN_DASHES[number % len(RUN_DASHES)],
@@ -195,10 +206,10 @@ def _is_long(run: Curves) -> bool:
 
 
 def _draw_run(
-    axes: Any, run: Curves, places: Mapping[int, float], look: Mapping[str, Any], *, is_crowded: bool
+    axes: "Axes", run: Curves, xs: Mapping[int, float], look: Mapping[str, Any], *, is_crowded: bool
 ) -> None:
-    """Draw one run with each step at its place: the losses faintly under their mean, the evaluations."""
-    x, losses = [places[step] for step in run.training], list(run.training.values())
+    """Draw one run, each step at its place in `xs`; many losses faintly, below their smoothed curve."""
+    x, losses = [xs[step] for step in run.training], list(run.training.values())
     line = {"color": look["color"], "linestyle": look["linestyle"]}
     if not _is_long(run):
         axes.plot(x, losses, linewidth=1.8, **line)
@@ -206,27 +217,21 @@ def _draw_run(
         axes.plot(x, losses, color=look["color"], **FAINT)
     if _is_long(run):
         axes.plot(x, smooth(losses), linewidth=1.8, **line)
-    evaluated = [places[step] for step in run.evaluation]
+    evaluated = [xs[step] for step in run.evaluation]
     axes.plot(evaluated, list(run.evaluation.values()), linewidth=0.9, zorder=3, **look)
     if run.best is not None:
         star = STAR | {"color": look["color"], "markersize": look["markersize"] * BEST_GROWTH}
-        axes.plot([places[run.best]], [run.evaluation[run.best]], zorder=4, **star)
+        axes.plot([xs[run.best]], [run.evaluation[run.best]], zorder=4, **star)
 
 
-def _handle(run: Curves, number: int) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], linewidth=1.8, label=run.label, **_look(number))
-
-
-def _examples(runs: Sequence[Curves]) -> list[Any]:
-    """Each kind of line and point that is drawn, in no run's colour."""
+def _legend_of_kinds(runs: Sequence[Curves]) -> list["Artist"]:
+    """Make a grey legend entry for each kind of line and point in the picture."""
     from matplotlib.lines import Line2D
 
     looks: dict[str, dict[str, Any]] = {"training": {"linewidth": 1.8}}
     if any(map(_is_long, runs)):
-        pale = {"training, each step": FAINT} if len(runs) <= FEW_RUNS else {}
-        looks = pale | {"training, smoothed": {"linewidth": 1.8}}
+        faint = {"training, each step": FAINT} if len(runs) <= FEW_RUNS else {}
+        looks = faint | {"training, smoothed": {"linewidth": 1.8}}
     looks["evaluation"] = {"linewidth": 0.9, "marker": "o", "markerfacecolor": "none"}
     if any(run.best is not None for run in runs):
         looks["best evaluation"] = STAR | {"markersize": 12}

@@ -1,36 +1,45 @@
-"""A picture of AdaLoRA's ranks: each target a row, the steps of the run to the right."""
+"""Draw the ranks of AdaLoRA's targets over the steps of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtune.report.canvas import HEIGHT_INCHES, add_head, new_figure, save
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 ROW_INCHES = 0.16
-"""Height of a target's row where there are many."""
+"""Height of a target's row in a picture of many."""
 
 
 def plot_ranks(lines: Sequence[Mapping[str, Any]], last_step: int, path: Path, *, title: str) -> None:
-    """Draw the ranks up to `last_step` as a PNG file, replacing it whole or not at all.
+    """Draw the ranks up to `last_step` as a PNG file, written atomically.
 
-    `lines` are those of ranks.jsonl: `step`, and `ranks` by the layer's name, which hold until the next line.
-    Raises `OutputError` where the file cannot be written.
+    `lines` are those of ranks.jsonl: `step`, and `ranks` by layer name, which hold until the next line.
+    Raises `OutputError` if the file cannot be written.
     """
     save(draw_ranks(lines, last_step, title=title), path)
 
 
-def draw_ranks(lines: Sequence[Mapping[str, Any]], last_step: int, *, title: str) -> Any:
-    """The figure of `plot_ranks`."""
+def draw_ranks(lines: Sequence[Mapping[str, Any]], last_step: int, *, title: str) -> "Figure":
+    """Draw the figure of `plot_ranks`: a row for each target, steps to the right, ranks as colours."""
     from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(name for line in lines for name in line["ranks"]))
     figure = new_figure(height=max(HEIGHT_INCHES, 1.3 + ROW_INCHES * len(names)))
     axes = figure.add_subplot()
     table = [[line["ranks"].get(name, 0) for line in lines] for name in names]
+    # a cell reaches to the next line's step; the last one has a width of at least one step
     edges = [*(line["step"] for line in lines), max(last_step, lines[-1]["step"] + 1)]
     largest = max(map(max, table))
     mesh = axes.pcolormesh(edges, range(len(names) + 1), table, cmap="cividis", vmin=0, vmax=largest)
-    axes.set_yticks([i + 0.5 for i in range(len(names))], [*map(_short, names)], fontsize=6)
+    # `layers.3.mlp.dense` of `transformer.encoder.layers.3.mlp.dense`
+    axes.set_yticks(
+        [i + 0.5 for i in range(len(names))],
+        [name[max(name.find("layers."), 0) :] for name in names],
+        fontsize=6,
+    )
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
     axes.invert_yaxis()
@@ -42,8 +51,3 @@ def draw_ranks(lines: Sequence[Mapping[str, Any]], last_step: int, *, title: str
     now = f", {total[1]:,} now" if total[0] != total[1] else ""
     add_head(figure, f"{title}: ranks, in all {total[0]:,}{' at first' if now else ''}{now}")
     return figure
-
-
-def _short(name: str) -> str:
-    """`layers.3.mlp.dense` of `transformer.encoder.layers.3.mlp.dense`."""
-    return name[max(name.find("layers."), 0) :]

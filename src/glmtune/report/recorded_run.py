@@ -1,4 +1,4 @@
-"""What the files of a run tell. No model is loaded."""
+"""Read a run's folder: recipe, environment, metrics, samples, scores. No model is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,110 +27,125 @@ from glmtune.run_files import (
 from glmtune.tensor_file import read_shapes
 
 MEAN_STEPS = 10
-"""A training loss at a step is the mean over so many steps up to it: one batch's alone says little."""
+"""Steps that a reported training loss is the mean of: the loss of a single batch says little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """One evaluation of a run: what was answered, and the official ChatGLM-6B script's scores."""
+    """An evaluation of a run: its rows, and the scores of the official ChatGLM-6B script."""
 
     data: str
-    """Name of the file."""
+    """Name of the evaluated file."""
     data_sha256: str
     num_rows: int
     max_new_tokens: int
     checkpoint: str
+    """Name of the evaluated checkpoint's folder."""
     values: dict[str, float]
     """ROUGE-1, -2, -L and BLEU-4, 0 to 100."""
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What makes scores comparable: the rows and the longest answer."""
+        """Rows and length of answers; scores with equal keys can be compared."""
         return self.data_sha256, self.num_rows, self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
-    """A run's folder, read."""
+    """The contents of a run's folder."""
 
     path: Path
     recipe: Recipe
     environment: Mapping[str, Any]
-    """What env.json holds."""
+    """Contents of env.json."""
     result: Mapping[str, Any]
-    """What eval.json holds; nothing before the end."""
+    """Contents of eval.json; empty before the run ends."""
     metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl."""
     samples: list[dict[str, Any]]
+    """Lines of samples.jsonl: answers to the fixed prompts."""
     training: Curve
+    """Training losses by step."""
     evaluation: Curve
+    """Evaluation losses by step, nan included."""
     seconds: Curve
-    """Training time up to each step."""
+    """Training time in seconds up to each step."""
     is_finished: bool
+    """True if the run reached its last step or ran out of patience."""
 
     @property
     def base(self) -> str:
-        """Its base model's name, also where it went on from an earlier run."""
+        """Name of the base model, also for a run that went on from an earlier run."""
         return str((self.environment.get("model") or {}).get("name") or self.recipe.model)
 
     @property
     def num_steps(self) -> int:
-        """The last step that was made."""
+        """The last training step made."""
         return max(self.training, default=0)
 
     @property
     def evaluated(self) -> Curve:
-        """Evaluation losses after training steps: step 0 is the model as it was."""
+        """Finite evaluation losses after step 0, which is the untrained model."""
         return {step: loss for step, loss in finite(self.evaluation).items() if step > 0}
 
     @property
     def candidates(self) -> Curve:
-        """Evaluation losses of what the run may deliver."""
+        """Evaluation losses that the best checkpoint is chosen by."""
         return candidates(self.metrics)
 
     @property
     def best_step(self) -> int | None:
-        """The step of the link `best`, else that of eval.json, else the candidate of the lowest loss."""
-        for step in (_step_of(self.path / "best"), self.result.get("best_step")):
+        """The step of the link `best`, else of eval.json, else of the lowest evaluation loss."""
+        # the link names its step even if the checkpoint is gone
+        for step in (step_of(follow(self.path / "best")), self.result.get("best_step")):
             if step in self.evaluated:
                 return step
         return lowest(self.candidates or self.evaluated)
 
     @property
     def checkpoint(self) -> Path | None:
-        """The best checkpoint's folder; before there is one, the last one's. Raises `CheckpointError`."""
+        """Folder of the best checkpoint, or of the last if there is no best. Raises `CheckpointError`."""
         return find_checkpoint(self.path, "best") or last_checkpoint(self.path)
 
     def loss_at(self, step: int) -> float | None:
-        """Mean training loss of the `MEAN_STEPS` steps up to a step."""
+        """Return the mean training loss of the `MEAN_STEPS` steps up to a step; None if there is none."""
         losses = [loss for at, loss in finite(self.training).items() if step - MEAN_STEPS < at <= step]
         return sum(losses) / len(losses) if losses else None
 
     def tokens_per_s(self) -> float | None:
-        """Tokens through the model per second of training."""
+        """Return the tokens through the model per second of training; None if no line tells."""
         rates, seconds = (read_curve(self.metrics, key) for key in ("tokens_per_s", "step_s"))
         total = sum(seconds.values())
+        # a mean of rates would count short steps too much: weight each with its time
         return sum(rate * seconds.get(step, 0.0) for step, rate in rates.items()) / total if total else None
 
     def peak_memory_gib(self) -> float | None:
-        """The highest memory of any step."""
+        """Return the highest memory of any step in GiB; None if no line tells."""
         return max(read_curve(self.metrics, "peak_memory_gib").values(), default=None)
 
     def size_bytes(self) -> int | None:
-        """Size of the checkpoint's weights: an adapter's, or the whole model's where that was saved."""
+        """Return the size of the weights in `checkpoint`, an adapter or a whole model; None for none."""
         sizes = [file.stat().st_size for file in _weight_files(self.checkpoint)]
         return sum(sizes) if sizes else None
 
     def trainable_parameters(self) -> int | None:
-        """As env.json says; where it does not, as many as the checkpoint holds."""
+        """Return the number in env.json, or else the number stored in `checkpoint`; None if unknown."""
         known = self.environment.get("trainable_parameters")
-        return int(known) if known is not None else _count_stored(self.checkpoint)
+        if known is not None:
+            return int(known)
+        files = _weight_files(self.checkpoint)
+        if not files or any(file.suffix != ".safetensors" for file in files):
+            return None  # only the headers of safetensors tell the shapes without reading the weights
+        return sum(prod(shape) for file in files for shape in read_shapes(file).values())
 
 
 def read_run(path: str | Path) -> RecordedRun:
     """Read a run's files. Raises `ConfigError` for a folder that is no run, `CheckpointError` if broken."""
     folder = given_path(path)
     if not (folder / RECIPE_FILE).is_file():
-        raise ConfigError(f"{folder}: {_what_it_is(folder)}", hint="give the folders of runs: runs/...")
+        problem = f"no run: it has no {RECIPE_FILE}" if folder.is_dir() else "a file, not the folder of a run"
+        problem = problem if folder.exists() else "no such folder"
+        raise ConfigError(f"{folder}: {problem}", hint="give the folders of runs: runs/...")
     try:
         recipe = load_recipe(folder / RECIPE_FILE)
     except ConfigError as err:
@@ -148,12 +163,13 @@ def read_run(path: str | Path) -> RecordedRun:
         training=training,
         evaluation=read_curve(metrics, "eval_loss"),
         seconds=read_seconds(metrics),
+        # eval.json of a run that was resumed after its end is older than its last step
         is_finished=bool(training) and result.get("steps") == max(training),
     )
 
 
 def describe_method(method: Method) -> str:
-    """`lora`, or `lora r=4`: the method's name and the settings that are not its defaults."""
+    """Return the method's name and the settings that are not its defaults: `lora`, or `lora r=4`."""
     changed = method.model_dump(mode="json", exclude_defaults=True)
     words = (
         f"{key}={'+'.join(map(str, value)) if isinstance(value, list) else value}"
@@ -163,44 +179,27 @@ def describe_method(method: Method) -> str:
 
 
 def read_scores(run: RecordedRun) -> list[Scores]:
-    """The run's evaluations, of each set of rows that of the best checkpoint, else of the newest."""
+    """Return one evaluation for each set of rows: the best checkpoint's, else the newest checkpoint's."""
     files = sorted((run.path / "evaluations").glob(f"*/{SCORES_FILE}"))
     best = run.checkpoint.name if run.checkpoint else None
-    found = sorted((_scores(file) for file in files), key=lambda s: (s.checkpoint == best, s.checkpoint))
-    return list({scores.key: scores for scores in found}.values())
-
-
-def _scores(file: Path) -> Scores:
-    scores, settings = (read_json(path, is_ours=True) for path in (file, file.parent / SETTINGS_FILE))
-    values = {name: value for name, value in scores["thudm"].items() if name != "num_empty"}
-    return Scores(
-        data=Path(settings["data"]).name,
-        data_sha256=settings["data_sha256"],
-        num_rows=scores["num_rows"],
-        max_new_tokens=settings["max_new_tokens"],
-        checkpoint=Path(settings["model"]).name,
-        values=values,
-    )
-
-
-def _step_of(link: Path) -> int | None:
-    """The step of the checkpoint that a link points at, whether or not that is still there."""
-    return step_of(follow(link))
-
-
-def _what_it_is(folder: Path) -> str:
-    if not folder.exists():
-        return "no such folder"
-    return f"no run: it has no {RECIPE_FILE}" if folder.is_dir() else "a file, not the folder of a run"
+    evaluations = []
+    for file in files:
+        scores, settings = (read_json(path, is_ours=True) for path in (file, file.parent / SETTINGS_FILE))
+        values = {name: value for name, value in scores["thudm"].items() if name != "num_empty"}
+        evaluations.append(
+            Scores(
+                data=Path(settings["data"]).name,
+                data_sha256=settings["data_sha256"],
+                num_rows=scores["num_rows"],
+                max_new_tokens=settings["max_new_tokens"],
+                checkpoint=Path(settings["model"]).name,
+                values=values,
+            )
+        )
+    # of evaluations with equal keys the last in this order stays
+    evaluations.sort(key=lambda scores: (scores.checkpoint == best, scores.checkpoint))
+    return list({scores.key: scores for scores in evaluations}.values())
 
 
 def _weight_files(folder: Path | None) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES) if folder else []
-
-
-def _count_stored(folder: Path | None) -> int | None:
-    """Numbers in the safetensors files of a folder, from their headers; None where there are others."""
-    files = _weight_files(folder)
-    if not files or any(file.suffix != ".safetensors" for file in files):
-        return None
-    return sum(prod(shape) for file in files for shape in read_shapes(file).values())

@@ -1,9 +1,9 @@
-"""Chat formats: messages -> segments of plain text or named control tokens. One function a format.
+"""Chat formats: messages -> segments of plain text or control tokens. `TEMPLATES` has one row per format.
 
-Content is only ever a text segment, so a user who types `<|assistant|>` sends those characters, not a
-control token. This module knows strings, not ids: `glmtune.tokenizers` turns segments into ids.
+Message content is always a text segment: a user who types `<|assistant|>` sends those characters, not a
+control token. Segments are strings; `glmtune.tokenizers` turns them into ids.
 
-Each text segment is encoded on its own, so where one ends and the next begins is part of the format.
+Each text segment is encoded on its own, so the cut between two segments is part of the format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,7 +89,7 @@ def render(
     assistant_name: str = "",
     source_prefix: str = "",
 ) -> list[Segment]:
-    """What chat sends for these messages. Raises DataError for a conversation the format cannot express."""
+    """Return the segments that chat sends. Raises `DataError` for messages the format cannot express."""
     chosen = find(template)
     if not chosen.prefixes_prompt:
         messages = with_question_prefix(messages, source_prefix)
@@ -98,9 +98,9 @@ def render(
 
 
 OPTIONS = ("enable_thinking", "assistant_name", "source_prefix")
-"""What can be said of a rendering besides messages and tools."""
+"""Keyword options of `message_segments` and `render_messages`."""
 _UNTHINKING: Mapping[str, str] = {"glm45": "glm45_nothink"}
-"""The formats whose prompt can ask for an answer without a thought, and how that is then rendered."""
+"""Formats whose prompt can ask for an answer without a thought -> the format of that prompt."""
 
 
 def render_messages(
@@ -109,12 +109,12 @@ def render_messages(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
-    **options: Any,
+    **options: Any,  # Any: mypy would take them for `taught` too
 ) -> str:
-    """The text that chat sends for these messages, control tokens spelled; no tokenizer is needed.
+    """Return the text that chat sends, control tokens spelled out; needs no tokenizer.
 
-    `template` is the name of a chat format; messages, tools and options are as of `encode_messages`. Raises
-    DataError and ConfigError.
+    `template` is the name of a chat format; messages, tools and options as in `encode_messages`. Raises
+    `DataError` and `ConfigError`.
     """
     segments = message_segments(
         template, messages, tools=tools, add_generation_prompt=add_generation_prompt, **options
@@ -129,11 +129,11 @@ def message_segments(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     taught: Taught | None = None,
-    **options: Any,
+    **options: object,
 ) -> list[Segment]:
-    """`render` of dicts and tools in OpenAI's form, begun as the model was `taught`.
+    """`render` for messages and tools in OpenAI's form, with the texts that the model was `taught`.
 
-    Raises ConfigError for an option that is none.
+    Raises `ConfigError` for an unknown option.
     """
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
@@ -141,28 +141,25 @@ def message_segments(
             f"{unknown[0]}: no option of a chat format", hint=f"the options are {', '.join(OPTIONS)}"
         )
     options = {name: value for name, value in options.items() if value is not None}
-    _check_kinds(taught, options)
-    chosen = _with_thinking(template, options.pop("enable_thinking", None))
-    taught = taught or Taught()
-    begun = taught.begin(messages_from_dicts(messages, tools=tools))
-    return render(chosen, begun, add_generation_prompt, **{"source_prefix": taught.source_prefix, **options})
-
-
-def _check_kinds(taught: Any, options: Mapping[str, Any]) -> None:
     if not isinstance(taught, Taught | None):
         raise ConfigError(
             f"taught: must be what a tokenizer was taught, got {shown(taught)}",
             hint="taught=tokenizer.taught, or leave it out",
         )
-    for name in ("assistant_name", "source_prefix"):
-        if not isinstance(options.get(name, ""), str):
-            raise ConfigError(
-                f"{name}: must be text, got {shown(options[name])}", hint="a text, or leave it out"
-            )
+    taught = taught or Taught()
+    texts = {"assistant_name": "", "source_prefix": taught.source_prefix}
+    for name in texts:
+        text = options.get(name, texts[name])
+        if not isinstance(text, str):
+            raise ConfigError(f"{name}: must be text, got {shown(text)}", hint="a text, or leave it out")
+        texts[name] = text
+    chosen = _with_thinking(template, options.get("enable_thinking"))
+    begun = taught.begin(messages_from_dicts(messages, tools=tools))
+    return render(chosen, begun, add_generation_prompt, **texts)
 
 
-def _with_thinking(template: str, enable_thinking: bool | None) -> str:
-    """The format that thinks, or does not, as asked."""
+def _with_thinking(template: str, enable_thinking: object) -> str:
+    """Return the name of the format with or without a thought. Raises `ConfigError` if there is none."""
     if enable_thinking not in (None, False, True):
         raise ConfigError(f"enable_thinking: {enable_thinking!r}", hint="true, false, or leave it out")
     thinks = bool(find(template).thought_end) and template not in _UNTHINKING.values()
@@ -184,10 +181,10 @@ def training_examples(
     assistant_name: str = "",
     source_prefix: str = "",
 ) -> list[list[Segment]]:
-    """The conversation as training examples: what chat would send, with the learned parts marked.
+    """Return the training examples of a conversation: the segments chat would send, answers as targets.
 
-    An example ends with the token that ends its last learned answer; what follows that is left out. Empty
-    when nothing is learned. Raises DataError for a conversation the format cannot express.
+    An example ends with the token that ends its last learned answer; later turns are left out. Empty if no
+    turn is learned. Raises `DataError` for a conversation the format cannot express.
     """
     chosen = find(template)
     if not chosen.prefixes_prompt:
@@ -207,18 +204,18 @@ def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list
 
 
 def visible_text(chat_format: Template, answer: str) -> str:
-    """An answer without the thought in front of it."""
+    """Return an answer without the thought in front of it."""
     mark = chat_format.thought_end
     return answer.rpartition(mark)[2].strip() if mark and mark in answer else answer
 
 
 def stop_tokens(template: str) -> tuple[str, ...]:
-    """The control tokens at which an answer in this format ends."""
+    """Return the control tokens that end an answer in this format."""
     return find(template).stop_tokens
 
 
 def find(template: str) -> Template:
-    """The format of this name. Raises ConfigError for a name nobody knows."""
+    """Return the format of this name. Raises `ConfigError` for an unknown name."""
     if template not in TEMPLATES:
         raise ConfigError(
             f"template: unknown chat format {template!r}", hint="choose one of " + ", ".join(TEMPLATES)
@@ -277,4 +274,4 @@ TEMPLATES: dict[str, Template] = {
         **_GLM45_FACTS,
     ),
 }
-"""Every chat format. The spelling `GhatGLM` is the base revision's own."""
+"""All chat formats by name. The spelling `GhatGLM` is the GLM-4 base model's own."""

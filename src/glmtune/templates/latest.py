@@ -1,4 +1,4 @@
-"""Which rounds of a conversation are left out so that the rest leaves room for an answer."""
+"""Fits a conversation into the model's context: the oldest rounds are left out."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ def leave_out_oldest(
     max_new_tokens: int,
     num_left_out: int = 0,
 ) -> tuple[list[int], int]:
-    """The ids of the messages, without the oldest rounds where all is too long; how many were left out.
+    """Encode the messages without the oldest rounds, if all are too long; return (ids, rounds left out).
 
-    Too long are more tokens than `context` leaves beside the answer: `max_new_tokens`, but at most a quarter
-    of the context. All in front of the first question stays, and the last round does, whatever its length.
-    `num_left_out`: rounds without which it was short enough before; where more must go, a quarter of the room
-    becomes free, for a prompt that begins in another way is computed anew as a whole.
+    The prompt may have `context` tokens less room for the answer: `max_new_tokens`, but at most a quarter of
+    the context. Turns before the first question and the last round always stay. `num_left_out`: rounds left
+    out for the question before. If more must go, a quarter of the prompt's room is freed at once: a prompt
+    with another beginning needs a whole prefill, so this should be rare.
     """
     starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
     last = len(starts) - 1
@@ -33,7 +33,7 @@ def leave_out_oldest(
     most = len(ids) if context is None else context - min(max_new_tokens, context // 4)
     if len(ids) <= most or least >= last:
         return ids, least
-    for limit in (most - most // 4, most):
+    for limit in (most - most // 4, most):  # first with a quarter to spare, else just short enough
         counts = range(least + 1, last)
         least_fit = bisect_left(counts, True, key=lambda count: len(encode_without(count)) <= limit)
         if least_fit < len(counts):

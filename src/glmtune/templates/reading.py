@@ -1,4 +1,4 @@
-"""Messages from dicts: OpenAI's form, and the one of the ChatGLM3 and GLM-4 code with `metadata`."""
+"""Reads messages from dicts: OpenAI's form, and that of the ChatGLM3 and GLM-4 code with `metadata`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ ROLE_NAMES: Mapping[str, Role] = {
     "ai": "assistant",
     "model": "assistant",
 }
-"""Every name of a role, and the role; `developer` is OpenAI's later name of `system`. Case is nothing."""
+"""Role names of other programs -> our role, in any case; `developer` is OpenAI's later name of `system`."""
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "think")
-"""The names of the thought in front of an answer; transformers 5 knows the first three."""
+"""Keys that hold the thought in front of an answer; transformers 5 knows the first three."""
 _KNOWN = (
     *("role", "content", *THOUGHT_KEYS, "tool_calls", "function_call", "tool_call_id", "metadata", "tools"),
     *("loss", "weight"),
@@ -43,22 +43,40 @@ def messages_from_dicts(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Message]:
-    """Messages from dicts with `role`, `content` and what else OpenAI's and the official code's have.
+    """Read messages from dicts with `role`, `content` and the other keys of OpenAI and the official code.
 
-    That is `reasoning_content`, `tool_calls`, `tool_call_id`; `metadata`, `tools` in a system turn, `loss`. A
-    key that is None is as none. `tools` go into the first system message. Raises DataError naming the message
-    that is wrong.
+    These are `reasoning_content`, `tool_calls`, `tool_call_id`, `metadata`, `loss`, and `tools` in a system
+    turn. A key whose value is None counts as missing. The argument `tools` goes into the first system
+    message. Raises `DataError` naming the message that is wrong.
     """
     if isinstance(rows, str | Mapping) or not isinstance(rows, Sequence):
         raise DataError(f"{where}: must be a list of messages, got {shown(rows)}", hint=FORM)
     if not rows:
         raise DataError(f"{where}: no message", hint=FORM)
-    found = [_message(row, f"{where}[{index}]") for index, row in enumerate(rows)]
-    return with_tools(found, read_tools(tools, "tools"))
+    messages = []
+    for index, row in enumerate(rows):
+        if isinstance(row, Message):
+            messages.append(row)
+            continue
+        # Fields notes every key that is read, so that a key nobody reads can be refused
+        fields = Fields(row) if isinstance(row, Mapping) else row
+        name = f"{where}[{index}]"
+        message = read_message(fields, name)
+        unread = sorted(set(fields.unread()) - set(_WITHOUT_MEANING))
+        if unread:
+            raise DataError(
+                f"{name!r} holds {unread[0]!r}, which says nothing in a turn of role {message.role!r}",
+                hint=f"known are {', '.join(_KNOWN)}, each in its role, and {', '.join(_WITHOUT_MEANING)}",
+            )
+        messages.append(message)
+    return with_tools(messages, read_tools(tools, "tools"))
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> list[Message]:
-    """The messages with the tools in the system text that begins them, or in a turn of its own."""
+    """Return the messages with the tools in a first system turn, a new one if none is there.
+
+    Raises `DataError` if a turn lists tools already.
+    """
     if tools is None:
         return list(messages)
     if any(message.tools is not None for message in messages):
@@ -68,22 +86,8 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] |
     return [Message("system", "", tools=tools), *messages]
 
 
-def _message(row: Mapping[str, Any] | Message, name: str) -> Message:
-    if isinstance(row, Message):
-        return row
-    fields = Fields(row) if isinstance(row, Mapping) else row
-    message = read_message(fields, name)
-    unread = sorted(set(fields.unread()) - set(_WITHOUT_MEANING))
-    if unread:
-        raise DataError(
-            f"{name!r} holds {unread[0]!r}, which says nothing in a turn of role {message.role!r}",
-            hint=f"known are {', '.join(_KNOWN)}, each in its role, and {', '.join(_WITHOUT_MEANING)}",
-        )
-    return message
-
-
 def read_message(row: Mapping[str, Any], name: str) -> Message:
-    """One message of a dict, called `name` in errors. Raises DataError for a missing or wrong value."""
+    """Read one message, called `name` in errors. Raises `DataError` for a missing or wrong value."""
     if not isinstance(row, Mapping):
         raise DataError(f"{name!r} must be an object, got {shown(row)}", hint=FORM)
     if row.get("role") is None:
@@ -102,8 +106,8 @@ def read_message(row: Mapping[str, Any], name: str) -> Message:
     )
 
 
-def read_role(value: Any, name: str, known: Mapping[str, Role]) -> Role:
-    """The role of this name. Raises DataError for an unknown one."""
+def read_role(value: object, name: str, known: Mapping[str, Role]) -> Role:
+    """Look a role up in `known`. Raises `DataError` for an unknown one."""
     role = known.get(value.strip().lower()) if isinstance(value, str) else None
     if role is None:
         raise DataError(f"{name!r} is no known role, got {shown(value)}", hint=f"known: {', '.join(known)}")
@@ -111,7 +115,7 @@ def read_role(value: Any, name: str, known: Mapping[str, Role]) -> Role:
 
 
 def read_loss(row: Mapping[str, Any], name: str, role: Role) -> bool:
-    """The flag of a turn; `weight`, 0 or 1, is OpenAI's name for it."""
+    """Read the `loss` flag of a turn; `weight`, 0 or 1, is OpenAI's name for it."""
     key = "loss" if row.get("loss") is not None else "weight"
     value = row.get(key)
     if value is None:
@@ -138,10 +142,11 @@ def _answer(row: Mapping[str, Any], name: str, loss: bool) -> Message:
             f"{name!r} names a tool in 'metadata' and calls one in {key!r}, got both",
             hint="keep one of the two",
         )
-    says_nothing = row.get("content") is None and (calls or thought is not None)
+    # OpenAI's answers without text have a null content: fine beside a call or a thought
+    has_no_text = row.get("content") is None and (calls or thought is not None)
     return Message(
         "assistant",
-        "" if says_nothing else _content(row, name, "assistant"),
+        "" if has_no_text else _content(row, name, "assistant"),
         metadata=metadata,
         tools=_own_tools(row, name, "assistant"),
         loss=loss,
@@ -151,7 +156,7 @@ def _answer(row: Mapping[str, Any], name: str, loss: bool) -> Message:
 
 
 def read_thought(row: Mapping[str, Any], name: str) -> str | None:
-    """The thought beside an answer, by any of its names. Raises DataError for two of them."""
+    """Read the thought of an answer from any of `THOUGHT_KEYS`. Raises `DataError` for two different ones."""
     given = [key for key in THOUGHT_KEYS if row.get(key) is not None]
     if len({row[key] for key in given if isinstance(row[key], str)}) > 1:
         raise DataError(
@@ -161,9 +166,9 @@ def read_thought(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def _content(row: Mapping[str, Any], name: str, role: Role) -> str:
-    """The text of a message: text parts are joined, the object that a tool gave is written as JSON.
+    """Read a message's text: joins text parts, writes a tool's result object as JSON.
 
-    A system text that is null is none.
+    A system text of null counts as empty.
     """
     if "content" not in row:
         raise DataError(f"{name!r} has no 'content', got {', '.join(map(repr, row))}", hint=FORM)
@@ -177,8 +182,8 @@ def _content(row: Mapping[str, Any], name: str, role: Role) -> str:
     return text(value, f"{name}.content")
 
 
-def _part(part: Any) -> str | None:
-    """The text of one part of a content; None for an image or another kind."""
+def _part(part: object) -> str | None:
+    """Return the text of one content part; None for an image or another kind."""
     if isinstance(part, Mapping) and part.get("type") == "text":
         part = part.get("text")
     return part if isinstance(part, str) else None

@@ -1,4 +1,4 @@
-"""ChatGLM-6B and ChatGLM2: a text of numbered rounds."""
+"""The chat formats of ChatGLM-6B and ChatGLM2: one text of numbered rounds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _BETWEEN_ROUNDS = "\n\n"
 
 
 def chatglm2_prompt(query: str, history: Sequence[tuple[str, str]] = ()) -> str:
-    """The text that ChatGLM2 is asked with: earlier rounds of (question, answer), then the question."""
+    """Return ChatGLM2's prompt text: earlier rounds of (question, answer), then the question."""
     rounds = [_ROUND.format(n, question) + answer for n, (question, answer) in enumerate(history, 1)]
     return _BETWEEN_ROUNDS.join([*rounds, _ROUND.format(len(history) + 1, query)])
 
@@ -23,37 +23,34 @@ def chatglm2_prompt(query: str, history: Sequence[tuple[str, str]] = ()) -> str:
 def rounds(
     messages: Sequence[Message], format_name: str = "ChatGLM2"
 ) -> list[tuple[Message, Message | None]]:
-    """The messages as (question, answer) pairs, the last answer perhaps None.
+    """Return the messages as (question, answer) pairs; the last answer is None if it is still missing.
 
-    Raises DataError for anything but user and assistant in turn.
+    Raises `DataError` for anything but user and assistant in turn.
     """
     for index, message in enumerate(messages):
-        _check_round_role(message, ("user", "assistant")[index % 2], index, format_name)
+        expected = ("user", "assistant")[index % 2]
+        if message.tools:
+            raise DataError(
+                f"message {index + 1}: {format_name} has no tools", hint="use a ChatGLM3 or GLM-4 model"
+            )
+        if message.role == "system":
+            hint = "put the text into data.source_prefix, which goes in front of the prompt"
+            raise DataError(f"message {index + 1}: {format_name} has no system message", hint=hint)
+        if message.role == "observation" or message.metadata or message.calls:
+            raise DataError(
+                f"message {index + 1}: {format_name} has no tool calls", hint="use a ChatGLM3 or GLM-4 model"
+            )
+        if message.role != expected:
+            raise DataError(
+                f"message {index + 1}: role {message.role!r} where {expected!r} was expected",
+                hint=f"{format_name} takes questions and answers in turn, a question first",
+            )
     answers: list[Message | None] = [*messages[1::2], None]
     return list(zip(messages[::2], answers, strict=False))
 
 
-def _check_round_role(message: Message, expected: str, index: int, format_name: str) -> None:
-    if message.tools:
-        raise DataError(
-            f"message {index + 1}: {format_name} has no tools", hint="use a ChatGLM3 or GLM-4 model"
-        )
-    if message.role == "system":
-        hint = "put the text into data.source_prefix, which goes in front of the prompt"
-        raise DataError(f"message {index + 1}: {format_name} has no system message", hint=hint)
-    if message.role == "observation" or message.metadata or message.calls:
-        raise DataError(
-            f"message {index + 1}: {format_name} has no tool calls", hint="use a ChatGLM3 or GLM-4 model"
-        )
-    if message.role != expected:
-        raise DataError(
-            f"message {index + 1}: role {message.role!r} where {expected!r} was expected",
-            hint=f"{format_name} takes questions and answers in turn, a question first",
-        )
-
-
 def chatglm2_render(messages: Sequence[Message], add_generation_prompt: bool, _name: str) -> list[Segment]:
-    """What ChatGLM2 is sent."""
+    """Render messages for ChatGLM2."""
     pairs = rounds(messages)
     prefix = [control("[gMASK]"), control("sop")]
     if not pairs:
@@ -66,11 +63,16 @@ def chatglm2_render(messages: Sequence[Message], add_generation_prompt: bool, _n
     return [*prefix, Segment(text if add_generation_prompt else text.removesuffix("\n\n答："))]
 
 
-def round_format(render_rounds: Render, end: str, **facts: Any) -> Template:
-    """A format of rounds: each learned answer is an example, which `end` ends."""
+def round_format(
+    render_rounds: Render,
+    end: str,
+    **facts: Any,  # Any: `Template`'s other fields, of several types
+) -> Template:
+    """Return a format of rounds; each learned answer is a training example that ends with `end`."""
 
     def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
-        render_rounds(messages, False, name)  # refuses what the format cannot express, up to its end
+        # raises for a turn the format cannot express, also behind the last learned answer
+        render_rounds(messages, False, name)
         return [
             [
                 *render_rounds(messages[:index], True, name),
@@ -101,9 +103,9 @@ _V1_ROUND = "[Round {}]\n问：{}\n答："
 
 
 def chatglm_prompt(query: str, history: Sequence[tuple[str, str]] = (), *, is_numbered: bool = False) -> str:
-    """The text that ChatGLM-6B is asked with; without earlier rounds it is the question alone.
+    """Return ChatGLM-6B's prompt text; without earlier rounds it is the question alone.
 
-    `is_numbered`: write the first round like the others.
+    `is_numbered`: write `[Round 0]` even then, as ptuning/main.py does for rows with a history column.
     """
     if not (history or is_numbered):
         return query
@@ -112,7 +114,7 @@ def chatglm_prompt(query: str, history: Sequence[tuple[str, str]] = (), *, is_nu
 
 
 def chatglm_render(messages: Sequence[Message], add_generation_prompt: bool, _name: str) -> list[Segment]:
-    """What ChatGLM-6B is sent."""
+    """Render messages for ChatGLM-6B."""
     pairs = rounds(messages, "ChatGLM-6B")
     asks = [control("[gMASK]"), control("<sop>")]
     if not pairs:

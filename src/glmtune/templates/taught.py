@@ -1,4 +1,4 @@
-"""The texts that a model is told with every conversation: in training, and so in chat."""
+"""System text and source prefix, given to the model in training and therefore in every chat."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,33 +8,36 @@ from glmtune.templates.messages import Message
 
 
 class Told(Protocol):
-    """What names both texts: a recipe's `data`, the card of what was trained."""
+    """An object with both texts: a recipe's `data`, or the card of an adapter or trained model."""
 
     @property
     def system(self) -> str | None:
-        """Its system text."""
+        """The system text."""
 
     @property
     def source_prefix(self) -> str:
-        """Its source prefix."""
+        """The source prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """System text and source prefix, as one value."""
+    """The system text and source prefix that a model was trained with."""
 
     system: str | None = None
-    """Put first where a conversation has no system text of its own."""
+    """Goes first in a conversation without a system text of its own."""
     source_prefix: str = ""
-    """Put in front of the first question (ChatGLM-6B, ChatGLM2: of the whole prompt)."""
+    """Goes in front of the first question (ChatGLM-6B, ChatGLM2: of the whole prompt)."""
 
     @classmethod
-    def of(cls, told: Told | None) -> "Taught":
-        """Both texts of a recipe's `data` or a card; nothing of None."""
-        return cls(told.system, told.source_prefix) if told else cls()
+    def of(cls, source: Told | None) -> "Taught":
+        """Take both texts from a recipe's `data` or a card; None gives empty ones."""
+        return cls(source.system, source.source_prefix) if source else cls()
 
     def begin(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with the system text, where they have none; a turn that only lists tools takes it."""
+        """Return the messages with the system text in front, unless they have one.
+
+        A first system turn without text, which only lists tools, gets the text.
+        """
         own = next((i for i, message in enumerate(messages) if message.role == "system"), None)
         if not self.system:
             return list(messages)
@@ -46,7 +49,7 @@ class Taught:
 
 
 def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
-    """The messages with a text in front of the first question."""
+    """Return the messages with `source_prefix` in front of the first question."""
     first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
     return [
         replace(message, content=source_prefix + message.content) if i == first else message

@@ -1,11 +1,11 @@
-"""GLM-Z1, GLM-4.5 and 4.6: models that think aloud before they answer.
+"""The chat formats of GLM-Z1, GLM-4.5 and 4.6: models that think aloud before they answer.
 
-An answer is learned as it is generated, an earlier one is sent without its thought; so each learned answer
-is an example of its own.
+An answer is learned with its thought, but a prompt holds earlier answers without theirs. So each learned
+answer is a training example of its own.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -24,9 +24,6 @@ from glmtune.templates.messages import (
 )
 from glmtune.templates.turns import GLM4_CONTROL_TOKENS, Turn, TurnsFunction, turns_0414
 
-# --- Formats of models that think aloud: an answer is learned as it is generated, an earlier one is sent
-# without its thought; so each learned answer is an example of its own ---
-
 
 def thinking_format(
     turns_of: TurnsFunction,
@@ -36,9 +33,9 @@ def thinking_format(
     prefix: Sequence[str],
     end: str,
     learns_thoughts: bool = True,
-    **facts: Any,
+    **facts: Any,  # Any: `Template`'s other fields, of several types
 ) -> Template:
-    """A format of role tokens; `ask` is what stands behind the assistant's role token in a prompt."""
+    """Return a format of role tokens; `ask`: the texts behind the assistant's role token in a prompt."""
     start = [control(text) for text in prefix]
 
     def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
@@ -48,7 +45,8 @@ def thinking_format(
         return [*start, *(segment for turn in turns for segment in turn.segments())]
 
     def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
-        turns_of(messages, name)  # refuses what the format cannot express, up to its end
+        # raises for a turn the format cannot express, also behind the last learned answer
+        turns_of(messages, name)
         return [
             [
                 *render_turns(messages[:index], False, name),
@@ -89,7 +87,9 @@ def _without_thought(content: str) -> str:
 
 
 def glmz1_learned(message: Message) -> Turn:
-    """An answer without a thought is learned with an empty one; one inside the text is learned as it stands.
+    """Return an answer as GLM-Z1 learns it: with an empty thought if it has none.
+
+    A thought inside the text stays as it is.
 
     Source of the empty one, and of the line breaks around a thought: hiyouga/LLaMA-Factory
     src/llamafactory/data/template.py (ReasoningTemplate).
@@ -112,88 +112,74 @@ def glmz1_learned(message: Message) -> Turn:
 
 
 def glm45_turns(messages: Sequence[Message], _name: str, end_of_question: str = "") -> list[Turn]:
-    """Only answers behind the last question keep their thought; results in a row share one role token."""
-    tools = [tool for message in messages for tool in message.tools or ()]
-    turns = [Turn("system", _glm45_tools(tools))] if tools else []
+    """GLM-4.5's turns: only answers behind the last question keep their thought.
+
+    Tool results in a row share one role token. `end_of_question`: a control token behind each question.
+    """
+    turns = []
+    if tools := [tool for message in messages for tool in message.tools or ()]:
+        listed = "".join(json.dumps(tool, ensure_ascii=False) + "\n" for tool in tools)
+        turns.append(Turn("system", (_GLM45_TOOLS_BEGIN + listed + _GLM45_TOOLS_END, *_GLM45_CALL_FORM)))
     last_question = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+    texts: tuple[str | Segment, ...]
     for role, group in groupby(enumerate(messages), key=lambda numbered: numbered[1].role):
         if role == "observation":
-            texts = tuple(text for _, message in group for text in _glm45_result(message))
+            begin, end = control("<tool_response>"), control("</tool_response>")
+            texts = tuple(
+                text for _, message in group for text in ("\n", begin, f"\n{message.content}\n", end)
+            )
             turns.append(Turn(role, texts))
             continue
         for index, message in group:
             if role == "assistant":
                 texts = _glm45_answer(message, keeps_thought=index > last_question)
-            elif role == "user":
-                texts = _glm45_question(message, end_of_question)
-            elif message.content or message.tools is None:
+            elif role == "user" and end_of_question:
+                question = message.content.removesuffix(end_of_question)  # users may have typed it
+                texts = (f"\n{question}", control(end_of_question))
+            elif role == "user" or message.content or message.tools is None:
                 texts = (f"\n{message.content}",)
-            else:
+            else:  # a system turn with nothing but tools: they are in the first turn
                 continue
             turns.append(Turn(role, texts))
     return turns
 
 
-def _glm45_question(message: Message, end: str) -> tuple[str | Segment, ...]:
-    if not end:
-        return (f"\n{message.content}",)
-    return f"\n{message.content.removesuffix(end)}", control(end)
-
-
 def _glm45_answer(message: Message, *, keeps_thought: bool) -> tuple[str | Segment, ...]:
-    """Thought, text and calls, as they stand in one turn."""
+    """Return thought, text and calls in the order in which they stand in one turn."""
     thought, content = (part.strip() for part in message.split_thought())
     calls = message.calls
-    if message.metadata:
-        calls, content = _glm45_named_call(message), ""
+    if message.metadata:  # the content is the call of this tool, as ChatGLM3 and GLM-4 have it
+        arguments = parse_call_arguments(message.content or "{}")
+        if arguments is None:
+            raise DataError(
+                f"a call of {message.metadata!r}: its content is no JSON object of GLM-4.5's named arguments",
+                hint='write the arguments as {"name": value}',
+            )
+        calls, content = (Call(message.metadata, arguments),), ""
     text = f"\n{content}" if content else ""
     texts: list[str | Segment] = [*GLM45_NO_THOUGHT]
     if keeps_thought and thought:
         texts = ["\n", control(THOUGHT_BEGIN), thought, control(THOUGHT_END)]
     for call in calls:
-        texts += [f"{text}\n", *_glm45_call(call)]
-        text = ""
+        texts += [f"{text}\n", control("<tool_call>"), f"{call.name}\n"]
+        for key, value in call.arguments.items():
+            written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for tag, inner in (("arg_key", key), ("arg_value", written)):
+                texts += [control(f"<{tag}>"), *([inner] if inner else []), control(f"</{tag}>"), "\n"]
+        texts.append(control("</tool_call>"))
+        text = ""  # the text stands in front of the first call only
     return (*texts, text) if text else tuple(texts)
 
 
-def _glm45_named_call(message: Message) -> tuple[Call, ...]:
-    """The call of a turn that has the tool's name as metadata."""
-    arguments = parse_call_arguments(message.content or "{}")
-    if arguments is None:
-        raise DataError(
-            f"a call of {message.metadata!r}: its content is no JSON object of GLM-4.5's named arguments",
-            hint='write the arguments as {"name": value}',
-        )
-    return (Call(message.metadata, arguments),)
-
-
-def _glm45_call(call: Call) -> tuple[str | Segment, ...]:
-    texts: list[str | Segment] = [control("<tool_call>"), f"{call.name}\n"]
-    for key, value in call.arguments.items():
-        written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for tag, text in (("arg_key", key), ("arg_value", written)):
-            texts += [control(f"<{tag}>"), *([text] if text else []), control(f"</{tag}>"), "\n"]
-    return (*texts, control("</tool_call>"))
-
-
-def _glm45_result(message: Message) -> tuple[str | Segment, ...]:
-    return "\n", control("<tool_response>"), f"\n{message.content}\n", control("</tool_response>")
-
-
 def glm45_learned(message: Message) -> Turn:
-    """An answer as it is learned, with its thought."""
+    """Return an answer as it is learned, with its thought."""
     return Turn("assistant", _glm45_answer(message, keeps_thought=True), True)
 
 
 def glm45_learned_unthinking(message: Message) -> Turn:
-    """What follows the empty thought that the prompt holds; the answer's own thought is left out."""
+    """Return an answer as it is learned behind the empty thought of the prompt, without its own thought."""
     texts = _glm45_answer(message, keeps_thought=False)
     return Turn("assistant", texts, True, num_asked=len(GLM45_NO_THOUGHT))
-
-
-def _glm45_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[str | Segment, ...]:
-    listed = "".join(json.dumps(tool, ensure_ascii=False) + "\n" for tool in tools)
-    return _GLM45_TOOLS_BEGIN + listed + _GLM45_TOOLS_END, *_GLM45_CALL_FORM
 
 
 GLM45_NO_THOUGHT: tuple[str | Segment, ...] = ("\n", control("<think>"), control("</think>"))

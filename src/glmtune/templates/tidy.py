@@ -1,4 +1,4 @@
-"""An answer's text as the official chats show it, whole and while it grows.
+"""Tidies an answer's text as the official chats show it, whole or streamed.
 
 Source: process_response in modeling_chatglm.py of https://huggingface.co/THUDM/chatglm-6b,
 THUDM/chatglm2-6b and THUDM/chatglm3-6b.
@@ -11,66 +11,64 @@ _FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 _HALF_WIDTH = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 _YEAR = "[[训练时间]]"
 _UNSETTLED = re.compile(r"(?:[,!:;?]|\[(?:\[(?:训(?:练(?:时(?:间\]?)?)?)?)?)?)\Z")
-"""An end of a text that is tidied otherwise when more follows: punctuation, a begun [[训练时间]]."""
+"""Matches the end of a text that later text may still change: punctuation, a partial [[训练时间]]."""
 _LONGEST_UNSETTLED = len(_YEAR) - 1
 _WINDOW = 128
-"""Characters that are tidied again with each piece, and at most about twice as many."""
+"""Characters of a growing text that are tidied again with each piece; at most about twice as many."""
 
 
 def with_year(text: str) -> str:
-    """ChatGLM3's and GLM-4's answer text, tidied as officially."""
+    """Tidy ChatGLM3's and GLM-4's answer text as officially."""
     return text.replace(_YEAR, "2023年")
 
 
 def process_chatglm2(response: str) -> str:
-    """ChatGLM2's answer text, tidied as officially."""
+    """Tidy ChatGLM2's answer text as officially."""
     return with_year(response.strip())
 
 
 def process_chatglm(response: str) -> str:
-    """ChatGLM-6B's answer text, tidied as officially: punctuation beside a Chinese letter is full width."""
-    return _HALF_WIDTH.sub(lambda found: _FULL_WIDTH[found.group()], process_chatglm2(response))
+    """Tidy ChatGLM-6B's answer text as officially: punctuation next to a Chinese letter is full width."""
+    return _HALF_WIDTH.sub(lambda mark: _FULL_WIDTH[mark.group()], process_chatglm2(response))
 
 
 class ShownText:
-    """`tidy` of a text that comes in pieces; what has been shown stays, whatever follows."""
+    """`tidy` for a streamed text. Characters once shown never change."""
 
     def __init__(self, tidy: Callable[[str], str] | None) -> None:
-        """`tidy`: of this module, or None where a text is shown as it is written."""
+        """`tidy`: a function of this module, or None to show the text as it is written."""
         self._tidy = tidy
-        self._written = ""  # the last of it
-        self._given = 0  # characters of that, tidied, which are shown
+        self._written = ""  # the end of the text: its beginning is dropped once it is settled
+        self._num_shown = 0  # characters of the tidied `_written` that are shown
 
     def add(self, piece: str) -> str:
-        """What is new to show."""
+        """Return the text that the next piece adds to what is shown."""
         if self._tidy is None:
             return piece
         self._written += piece
-        new = self._give(self._tidy(_settled(self._written)))
+        # the end that a later piece may change is kept back
+        start = max(0, len(self._written) - _LONGEST_UNSETTLED)
+        settled = self._written[:start] + _UNSETTLED.sub("", self._written[start:])
+        new = self._show(self._tidy(settled))
         if len(self._written) > 2 * _WINDOW:
             self._shorten(self._tidy)
         return new
 
     def finish(self) -> str:
-        """What was kept back."""
-        return self._give(self._tidy(self._written)) if self._tidy else ""
+        """Return the end of the text that was kept back."""
+        return self._show(self._tidy(self._written)) if self._tidy else ""
 
-    def _give(self, shown: str) -> str:
-        new = shown[self._given :]
-        self._given += len(new)
+    def _show(self, tidied: str) -> str:
+        new = tidied[self._num_shown :]
+        self._num_shown += len(new)
         return new
 
     def _shorten(self, tidy: Callable[[str], str]) -> None:
-        """Let go of a beginning; at a place between two letters nothing is tidied across it."""
+        """Drop the beginning of `_written`, so that tidying a long text takes linear time."""
         text = self._written
         for cut in range(len(text) - _LONGEST_UNSETTLED, _WINDOW, -1):
+            # between two ordinary letters nothing is tidied across the cut
             if not any(letter.isspace() or letter in ",!:;?" + _YEAR for letter in text[cut - 1 : cut + 1]):
-                self._given -= len(tidy(text[:cut]))
+                self._num_shown -= len(tidy(text[:cut]))
                 self._written = text[cut:]
                 return
-
-
-def _settled(text: str) -> str:
-    """A text without an end that would be tidied otherwise when more follows."""
-    start = max(0, len(text) - _LONGEST_UNSETTLED)
-    return text[:start] + _UNSETTLED.sub("", text[start:])

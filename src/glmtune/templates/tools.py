@@ -1,8 +1,8 @@
-"""Tools and their calls: each of the spellings that messages and rows use becomes a description or a call.
+"""Reads tool descriptions and tool calls in all spellings that messages and rows use.
 
 A description is OpenAI's `{"type": "function", "function": {...}}` or the bare function; each chat format
-prints the one that its models know. Only a chat format turns a call into text: ChatGLM3 writes Python, GLM-4
-JSON, GLM-4.5 tags.
+prints the one that its models know. Only a chat format turns a `Call` into text: ChatGLM3 writes Python,
+GLM-4 JSON, GLM-4.5 tags.
 """
 
 import ast
@@ -22,57 +22,57 @@ TOOLS = 'a list like [{"name": "get_weather", "description": "...", "parameters"
 # Descriptions
 
 
-def read_tools(value: Any, name: str) -> list[dict[str, Any]] | None:
-    """The descriptions in `tools`, a list or its JSON text, as they are; None where there are none.
+def read_tools(value: object, name: str) -> list[dict[str, Any]] | None:
+    """Read the tool descriptions of a list or its JSON text, unchanged; None if there are none.
 
-    Raises `DataError` for one without a name, and for anything else.
+    Raises `DataError` for anything else, and for a description without a name.
     """
     tools = list(value) if isinstance(value, tuple) else decoded(value)
     if tools is None or tools == "" or tools == []:
         return None
     if not isinstance(tools, list):
         raise DataError(f"{name!r} must be {TOOLS}, got {shown(value)}", hint="write the tools as a list")
-    return [_checked(tool, f"{name}[{index}]") for index, tool in enumerate(tools)]
-
-
-def _checked(tool: Any, name: str) -> dict[str, Any]:
-    """The description of a function, which has a name, or of a tool of another type."""
-    found = unwrapped(tool) if isinstance(tool, Mapping) else {}
-    named = isinstance(found.get("name"), str) and found["name"].strip()
-    if not named and found.get("type") in (None, "function"):
-        raise DataError(f"{name!r} must be a tool with a name, got {shown(tool)}", hint=f"tools are {TOOLS}")
-    _check_text(tool, name)
-    return dict(tool)
+    for index, tool in enumerate(tools):
+        where = f"{name}[{index}]"
+        function = unwrapped(tool) if isinstance(tool, Mapping) else {}
+        has_name = isinstance(function.get("name"), str) and function["name"].strip()
+        # a tool of another type, such as GLM-4's built-in ones, has none
+        if not has_name and function.get("type") in (None, "function"):
+            raise DataError(
+                f"{where!r} must be a tool with a name, got {shown(tool)}", hint=f"tools are {TOOLS}"
+            )
+        _check_text(tool, where)
+    return [dict(tool) for tool in tools]
 
 
 # Calls
 
 
-def read_calls(value: Any, name: str) -> list[Call]:
-    """The call, or list of calls, of ShareGPT's `function_call` or OpenAI's `tool_calls`."""
-    found = decoded(value)
-    calls = found if isinstance(found, list) else [found]
+def read_calls(value: object, name: str) -> list[Call]:
+    """Read the call, or list of calls, of ShareGPT's `function_call` or OpenAI's `tool_calls`."""
+    one_or_more = decoded(value)
+    calls = one_or_more if isinstance(one_or_more, list) else [one_or_more]
     if not calls:
         raise DataError(f"{name!r} holds no call", hint=CALL)
     return [
-        _call(call, f"{name}[{index}]" if isinstance(found, list) else name)
+        _call(call, f"{name}[{index}]" if isinstance(one_or_more, list) else name)
         for index, call in enumerate(calls)
     ]
 
 
-def _call(value: Any, name: str) -> Call:
+def _call(value: Any, name: str) -> Call:  # Any: parsed JSON, checked key by key
     inner = value.get("function") if isinstance(value, Mapping) else None
     call = inner if isinstance(inner, Mapping) else value
     if not isinstance(call, Mapping) or "name" not in call:
         raise DataError(f"{name!r} must be a call, got {shown(value)}", hint=CALL)
-    odd = _unread(value) or _unread(call)
-    given = [call[key] for key in _ARGUMENTS if is_filled(call.get(key))]
-    if odd or len(given) > 1:
-        what = f"{odd[0]!r}, which nobody reads" if odd else "its arguments twice"
+    unread = _unread(value) or _unread(call)
+    found = [call[key] for key in _ARGUMENTS if is_filled(call.get(key))]
+    if unread or len(found) > 1:
+        what = f"{unread[0]!r}, which nobody reads" if unread else "its arguments twice"
         raise DataError(f"{name!r} holds {what}, got {shown(value)}", hint=CALL)
-    arguments = decoded(given[0]) if given else {}
+    arguments = decoded(found[0]) if found else {}
     if not isinstance(arguments, Mapping):
-        raise DataError(f"'{name}.arguments' must be an object, got {shown(given[0])}", hint=CALL)
+        raise DataError(f"'{name}.arguments' must be an object, got {shown(found[0])}", hint=CALL)
     _check_text(arguments, f"{name}.arguments")
     identity = value.get("id")
     return Call(
@@ -81,7 +81,7 @@ def _call(value: Any, name: str) -> Call:
 
 
 def _unread(part: Mapping[str, Any]) -> list[str]:
-    """The filled keys of a call that are none of a call's."""
+    """Return the filled keys of a call that no reader knows."""
     return [key for key, value in part.items() if key not in _CALL_KEYS and is_filled(value)]
 
 
@@ -89,16 +89,16 @@ _ARGUMENTS = ("arguments", "parameters")
 _CALL_KEYS = {"id", "type", "index", "function", "name", *_ARGUMENTS}
 
 
-def tool_name(value: Any, name: str) -> str:
-    """A tool's name: one line, not blank."""
-    found = text(value, name).strip()
-    if not found or "\n" in found:
+def tool_name(value: object, name: str) -> str:
+    """Read a tool's name. Raises `DataError` unless it is one line and not blank."""
+    line = text(value, name).strip()
+    if not line or "\n" in line:
         raise DataError(f"{name!r} must be a tool's name, got {shown(value)}", hint="a name is one line")
-    return found
+    return line
 
 
-def _check_text(value: Any, name: str) -> None:
-    """Refuse half characters anywhere inside, and numbers that JSON does not have."""
+def _check_text(value: object, name: str) -> None:
+    """Raise `DataError` for half characters anywhere inside, and for numbers that JSON does not have."""
     try:
         written = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
@@ -109,7 +109,7 @@ def _check_text(value: Any, name: str) -> None:
 
 
 def call_in_answer(answer: str) -> Call | None:
-    """The call that an assistant wrote as plain text before an observation, if it can be read.
+    """Parse a tool call that an assistant wrote as plain text; None if the text is none.
 
     Either `{"name": ..., "arguments": ...}`, or the tool's name on a line of its own and the arguments below.
     """
@@ -125,7 +125,7 @@ def call_in_answer(answer: str) -> Call | None:
 
 
 def read_arguments(content: str) -> Mapping[str, Any] | None:
-    """The arguments that follow a tool's name: GLM-4's JSON object, or ChatGLM3's code block; else None."""
+    """Parse the arguments behind a tool's name: GLM-4's JSON object or ChatGLM3's code block; else None."""
     content = content.strip()
     if content.startswith("{"):
         found = decoded(content)
@@ -137,15 +137,16 @@ def read_arguments(content: str) -> Mapping[str, Any] | None:
 
 
 def _keywords(code: str) -> dict[str, Any] | None:
-    """The arguments of `tool_call(x=1)`, read and never run."""
+    """Return the keyword arguments of the code `tool_call(x=1)`; the code is parsed, never run."""
     try:
         call = ast.parse(code, mode="eval").body
         if not isinstance(call, ast.Call) or ast.unparse(call.func) != "tool_call" or call.args:
             return None
-        found: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         for word in call.keywords:
             value = ast.literal_eval(word.value)
-            found |= {word.arg: value} if word.arg is not None else value
-        return found if json.loads(json.dumps(found)) == found else None
+            arguments |= {word.arg: value} if word.arg is not None else value  # `**{...}` has no name
+        # Python has values that JSON cannot hold, such as tuples and sets
+        return arguments if json.loads(json.dumps(arguments)) == arguments else None
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # as literal_eval documents
         return None

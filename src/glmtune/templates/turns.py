@@ -1,4 +1,4 @@
-"""ChatGLM3, GLM-4 and GLM-4-0414: turns that begin with a role token."""
+"""The chat formats of ChatGLM3, GLM-4 and GLM-4-0414: turns that begin with a role token."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,23 +24,24 @@ from glmtune.templates.messages import (
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A role token and what follows it, each text encoded on its own."""
+    """A role token and the texts behind it; each text is encoded on its own."""
 
     role: str
     texts: tuple[str | Segment, ...]
     """Plain texts, and control tokens as segments."""
     is_learned: bool = False
     num_asked: int = 0
-    """How many of the texts are part of the question, and so not learned."""
+    """Number of first texts that belong to the prompt, and so are not learned."""
     is_call: bool = False
-    """Whether it waits for a tool's result."""
+    """True if the turn waits for a tool's result."""
 
     def is_ended_by(self, role: str) -> bool:
-        """Whether the role token of the next turn is what the model ends this one with."""
+        """True if the model learns to end this turn with the role token of the next one."""
+        # a call ends with its result's token; where the result is missing there is nothing to learn
         return self.is_learned and not (self.is_call and role in ("user", "system"))
 
     def segments(self, *, ends_learned: bool = False) -> Iterator[Segment]:
-        """Its segments; `ends_learned`: its role token is the end of a learned answer before it."""
+        """Yield the turn's segments; `ends_learned`: its role token ends a learned answer, so is a target."""
         yield control(f"<|{self.role}|>", is_target=ends_learned)
         for index, text in enumerate(self.texts):
             part = Segment(text) if isinstance(text, str) else text
@@ -48,12 +49,18 @@ class Turn:
 
 
 TurnsFunction = Callable[[Sequence[Message], str], list[Turn]]
+"""Maps (messages, assistant's name) to turns."""
 
 
-def turn_format(turns_of: TurnsFunction, prefix: Sequence[str], end: str, **facts: Any) -> Template:
-    """A format of role tokens: a turn is ended by the role token of the next, the last one by `end`.
+def turn_format(
+    turns_of: TurnsFunction,
+    prefix: Sequence[str],
+    end: str,
+    **facts: Any,  # Any: `Template`'s other fields, of several types
+) -> Template:
+    """Return a format of role tokens: each turn ends with the next one's role token, the last with `end`.
 
-    A call at the end is ended as every call: by the role token of its result.
+    A tool call in the last turn ends like every call: with the role token of its result.
     """
     start = [control(text) for text in prefix]
 
@@ -69,33 +76,35 @@ def turn_format(turns_of: TurnsFunction, prefix: Sequence[str], end: str, **fact
         learned = [index for index, turn in enumerate(turns) if turn.is_learned]
         if not learned:
             return []
-        kept = turns[: learned[-1] + 1]
-        following = turns[len(kept)].role if len(turns) > len(kept) else None
-        segments = [*start, *kept[0].segments()]
-        for before, turn in pairwise(kept):
+        used = turns[: learned[-1] + 1]  # turns behind the last learned answer are left out
+        following = turns[len(used)].role if len(turns) > len(used) else None
+        segments = [*start, *used[0].segments()]
+        for before, turn in pairwise(used):
             segments += turn.segments(ends_learned=before.is_ended_by(turn.role))
-        last = "observation" if kept[-1].is_call else following
+        last = "observation" if used[-1].is_call else following
         return [[*segments, control(f"<|{last}|>" if last else end, is_target=True)]]
 
     return Template(render=render_turns, examples=examples, **facts)
 
 
-def spread(messages: Sequence[Message], written: Callable[[Mapping[str, Any]], str]) -> Iterator[Message]:
-    """The messages with each call as a turn of its own, the tool's name as metadata, `written` its arguments.
+def spread(
+    messages: Sequence[Message], write_arguments: Callable[[Mapping[str, Any]], str]
+) -> Iterator[Message]:
+    """Yield the messages with each tool call as a turn of its own: the tool's name is its metadata.
 
-    So the official chat reads an answer: its text and every call begin with `<|assistant|>`.
-    Source: https://huggingface.co/THUDM/chatglm3-6b modeling_chatglm.py (process_response). A thought beside
-    the text is left out: these formats have none.
+    The official chat reads an answer so: its text and every call begin with `<|assistant|>`.
+    Source: https://huggingface.co/THUDM/chatglm3-6b modeling_chatglm.py (process_response). A thought is left
+    out: these formats have none.
     """
     for message in messages:
         if message.content or not message.calls:
             yield replace(message, calls=(), thought=None)
         for call in message.calls:
-            yield Message(message.role, written(call.arguments), call.name, loss=message.loss)
+            yield Message(message.role, write_arguments(call.arguments), call.name, loss=message.loss)
 
 
 def as_json(arguments: Mapping[str, Any]) -> str:
-    """Arguments as GLM-4 writes them."""
+    """Write the arguments of a call as GLM-4 does."""
     return json.dumps(arguments, ensure_ascii=False)
 
 
@@ -104,38 +113,35 @@ def _turn(message: Message, *texts: str) -> Turn:
 
 
 def chatglm3_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
-    """`metadata` and its line break are one text, the content another.
+    """ChatGLM3's turns: `metadata` and its line break are one text, the content another.
 
     Source: https://huggingface.co/THUDM/chatglm3-6b tokenization_chatglm.py (build_single_message,
     build_chat_input).
     """
-    return [
-        _turn(message, f"{message.metadata}\n", _chatglm3_content(message))
-        for message in spread(messages, _python_call)
-    ]
-
-
-def _chatglm3_content(message: Message) -> str:
-    if message.tools is None:
-        return message.content
-    return f"{message.content}\n{pretty([unwrapped(tool) for tool in message.tools])}"
+    turns = []
+    for message in spread(messages, _python_call):
+        content = message.content
+        if message.tools is not None:
+            content += f"\n{pretty([unwrapped(tool) for tool in message.tools])}"
+        turns.append(_turn(message, f"{message.metadata}\n", content))
+    return turns
 
 
 def _python_call(arguments: Mapping[str, Any]) -> str:
-    """A call of `tool_call` in a code block; an argument whose name is no Python name stands in a dict."""
-    plain = {key: value for key, value in arguments.items() if _is_python_name(key)}
+    """Write a call of `tool_call` in a code block; arguments without a Python name go into a dict."""
+    plain = {
+        key: value
+        for key, value in arguments.items()
+        # Python reads a name in its NFKC form, so another spelling would not come back
+        if key.isidentifier() and not iskeyword(key) and normalize("NFKC", key) == key
+    }
     odd = {key: value for key, value in arguments.items() if key not in plain}
     words = [f"{key}={value!r}" for key, value in plain.items()]
     return f"```python\ntool_call({', '.join([*words, *([f'**{odd!r}'] if odd else [])])})\n```"
 
 
-def _is_python_name(name: str) -> bool:
-    """Python reads a name in its NFKC form, so another spelling would not come back."""
-    return name.isidentifier() and not iskeyword(name) and normalize("NFKC", name) == name
-
-
 def glm4_turns(messages: Sequence[Message], name: str) -> list[Turn]:
-    """`metadata`, its line break and the content are one text; a turn without content is not sent.
+    """GLM-4's turns: `metadata`, its line break and the content are one text; empty turns are not sent.
 
     Source: https://huggingface.co/THUDM/glm-4-9b-chat tokenizer_config.json (chat_template; its renderer
     drops the first line break after a block, hence one in front of a tool where the base revision has two).
@@ -150,7 +156,7 @@ def glm4_turns(messages: Sequence[Message], name: str) -> list[Turn]:
 
 
 def glm4_base_turns(messages: Sequence[Message], name: str) -> list[Turn]:
-    """As `glm4_turns`, but `metadata` and its line break are encoded apart from the content.
+    """The GLM-4 base model's turns: as `glm4_turns`, but `metadata` and its line break are one text.
 
     Source: https://huggingface.co/THUDM/glm-4-9b tokenization_chatglm.py (apply_chat_template).
     """
@@ -164,21 +170,22 @@ def glm4_base_turns(messages: Sequence[Message], name: str) -> list[Turn]:
 
 
 def _glm4_tools(tools: Sequence[Mapping[str, Any]], name: str, gap: str) -> str:
-    return _GLM4_INTRODUCTION.format(name) + "".join(gap + _glm4_tool(tool) for tool in tools)
-
-
-def _glm4_tool(tool: Mapping[str, Any]) -> str:
-    kind = str(tool.get("type", "function")) if isinstance(tool, Mapping) else ""
-    if kind in _GLM4_BUILT_IN_TOOLS:
-        return _GLM4_BUILT_IN_TOOLS[kind]
-    function = unwrapped(tool) if kind == "function" else {}
-    if "name" not in function:
-        raise DataError(
-            f"tools: a tool of type {kind!r} that GLM-4 does not know",
-            hint='use {"type": "function", "function": {"name": ...}} or type '
-            + ", ".join(_GLM4_BUILT_IN_TOOLS),
-        )
-    return _glm4_function(function)
+    """Write the system text that introduces the tools; `gap` goes in front of each."""
+    text = _GLM4_INTRODUCTION.format(name)
+    for tool in tools:
+        kind = str(tool.get("type", "function")) if isinstance(tool, Mapping) else ""
+        function = unwrapped(tool) if kind == "function" else {}
+        if kind in _GLM4_BUILT_IN_TOOLS:
+            text += gap + _GLM4_BUILT_IN_TOOLS[kind]
+        elif "name" in function:
+            text += gap + _glm4_function(function)
+        else:
+            raise DataError(
+                f"tools: a tool of type {kind!r} that GLM-4 does not know",
+                hint='use {"type": "function", "function": {"name": ...}} or type '
+                + ", ".join(_GLM4_BUILT_IN_TOOLS),
+            )
+    return text
 
 
 def _glm4_function(function: Mapping[str, Any]) -> str:
@@ -229,21 +236,23 @@ _GLM4_BUILT_IN_TOOLS: Mapping[str, str] = {
 
 
 def glm4_0414_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
-    """GLM-4-0414's turns: tools, every system message, then the others; a tool's name ends in a space."""
+    """GLM-4-0414's turns: tools, system messages, then the others; a called tool's name ends in a space."""
     return turns_0414(messages, "# 可用工具\n", lambda content: content, name_end=" ")
 
 
 def turns_0414(
     messages: Sequence[Message], introduction: str, shown: Callable[[str], str], name_end: str = ""
 ) -> list[Turn]:
-    """Tools, then every system message, then the others.
+    """Return the turns of the 0414 models: tools, then all system messages, then the others.
 
-    `shown` is what is sent of their content, `name_end` what follows the name of a tool that is called.
+    `shown` maps the content of the others to the text that is sent; `name_end` follows a called tool's name.
     """
-    tools = [tool for message in messages for tool in message.tools or ()]
+    functions = [unwrapped(tool) for message in messages for tool in message.tools or ()]
+    if any("name" not in function for function in functions):
+        raise DataError("tools: a tool without a name", hint='use {"type": "function", "function": {...}}')
     turns = []
-    if tools:
-        texts = [introduction, *(_glm4_function(_named(tool)) for tool in tools)]
+    if functions:
+        texts = [introduction, *map(_glm4_function, functions)]
         turns.append(Turn("system", ("\n" + "\n".join(texts),)))
     turns += [
         Turn("system", (f"\n{message.content}",))
@@ -255,13 +264,6 @@ def turns_0414(
         called = message.metadata + name_end if message.is_call else message.metadata
         turns.append(_turn(message, f"{called}\n{message.content}"))
     return turns
-
-
-def _named(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    function = unwrapped(tool)
-    if "name" not in function:
-        raise DataError("tools: a tool without a name", hint='use {"type": "function", "function": {...}}')
-    return function
 
 
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")

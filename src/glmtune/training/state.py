@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from glmtune.errors import CheckpointError, first_line
 from glmtune.models.pickles import read_pickle, write_pickle
-from glmtune.run_files import going_on
+from glmtune.run_files import train_on_hint
 from glmtune.training.processes import Processes
 
 STATE_FILE = "state.pt"
@@ -60,17 +60,19 @@ def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[st
     try:
         state: dict[str, Any] = read_pickle(path, mmap=False, check_crc=True)
     except CheckpointError as err:
-        raise CheckpointError(str(err), hint=going_on(path.parent)) from err
+        raise CheckpointError(str(err), hint=train_on_hint(path.parent)) from err
     lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS
     if lacking:
         raise CheckpointError(
-            f"{path}: not a run's state: {', '.join(sorted(lacking))} missing", hint=going_on(path.parent)
+            f"{path}: not a run's state: {', '.join(sorted(lacking))} missing",
+            hint=train_on_hint(path.parent),
         )
     with as_state(path):  # a damaged file may have any types in these places
         saved_at, processes = state["standing"]["step"], len(state["random"])
     if step is not None and saved_at != step:
         raise CheckpointError(
-            f"{path}: saved at step {saved_at}, beside weights of step {step}", hint=going_on(path.parent)
+            f"{path}: saved at step {saved_at}, beside weights of step {step}",
+            hint=train_on_hint(path.parent),
         )
     if processes != num_processes:
         raise CheckpointError(
@@ -105,4 +107,6 @@ def as_state(path: Path) -> Iterator[None]:
         yield
     except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as err:
         problem = f"{type(err).__name__}: {first_line(err)}"
-        raise CheckpointError(f"{path}: not this run's state: {problem}", hint=going_on(path.parent)) from err
+        raise CheckpointError(
+            f"{path}: not this run's state: {problem}", hint=train_on_hint(path.parent)
+        ) from err

@@ -1,4 +1,7 @@
-"""What the verbs and the public functions do."""
+"""The workflows behind the verbs of `glmtune` and the public functions.
+
+A training run reads top to bottom: early (recipe, rows), plan, assemble, execute.
+"""
 
 from glmtune.workflows.events import ExportResult, RunResult
 from glmtune.workflows.public import compare, evaluate, export, migrate, train, verify

@@ -1,9 +1,8 @@
-"""The parts of a run, put together from its plan: opened, applied, built, in the order they are read."""
+"""Build the parts of a run from its plan: load the base, put the adapter on, build optimizer and guard."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +36,7 @@ from glmtune.workflows.run_writer import RunWriter
 
 @dataclass
 class RunProgress:
-    """How the run stands; saved with every checkpoint."""
+    """Step and best evaluation loss so far; saved with every checkpoint."""
 
     step: int = 0
     best_loss: float | None = None
@@ -47,52 +46,55 @@ class RunProgress:
 
 @dataclass
 class Run:
-    """The parts of a run, put together once."""
+    """The parts of a run in progress: model, objective, optimizer, validation batches, file writer."""
 
     plan: Plan
     base: Untrained
     model: CausalLM
     objective: ObjectiveModule
     module: nn.Module
-    """The objective, with DDP around it where there are several processes."""
+    """The objective, wrapped in DDP if there are several processes."""
     optimizer: Optimizer
     schedule: LRScheduler
     validation: list[Batch]
+    """This process's share of the validation rows, collated."""
     guard: Guard
-    record: RunWriter
+    writer: RunWriter
     pruning: Pruning | None
-    """What the method does within each step."""
-    standing: RunProgress = field(default_factory=RunProgress)
+    """AdaLoRA's rank pruning, done within each step; None for other methods."""
+    progress: RunProgress = field(default_factory=RunProgress)
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def recipe(self) -> Recipe:
-        """The plan's."""
+        """The plan's recipe, complete."""
         return self.plan.recipe
 
     @property
     def processes(self) -> Processes:
-        """The plan's."""
+        """The plan's processes."""
         return self.plan.processes
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run's files."""
+        """True if this process writes the run's files."""
         return self.processes.is_main
 
 
 def assemble(plan: Plan) -> Generator[Event, None, Run]:
-    """Open the model, make what is trained trainable, build what trains it.
+    """Load the base, make the method's weights trainable, build objective, optimizer and schedule.
 
-    Nothing is written yet, so bad input leaves no trace.
+    Writes nothing yet, so bad input leaves no trace.
     """
     settings, processes = plan.recipe.train, plan.processes
-    base = _open_base(plan)
+    base = _load_base(plan)
+    # before the method is applied: full and freeze change the base's own weights
     untrained = look_at_base(base, plan.location, plan.tokenizer)
-    torch.manual_seed(settings.seed)
-    model = yield from _tuned(base, plan.location, plan.recipe.method)
+    torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
+    model = yield from _put_on_method(base, plan.location, plan.recipe.method)
     if settings.gradient_checkpointing:
         with without_false_alarms():
+            # re-entrant checkpointing needs an input that requires a gradient: frozen embeddings give none
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
@@ -106,64 +108,63 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
         model=model,
         objective=objective,
         module=processes.wrap(objective),
+        # after the schedule: that takes the plain optimizer, not the one with loss scaling around it
         optimizer=processes.prepare(optimizer),
         schedule=schedule,
         validation=[collate(part, plan.tokenizer.pad_token_id) for part in validation_parts(plan)],
-        guard=_guard(plan, objective),
-        record=RunWriter(plan.folder, tensorboard=settings.tensorboard),
+        guard=Guard(
+            objective,
+            processes,
+            lower_lr=lower_rate(plan.recipe.method, plan.lr),
+            is_rate_high=is_rate_high(plan.recipe.method, plan.lr),
+            rows_of=plan.steps.micro_batches,
+        ),
+        writer=RunWriter(plan.folder, tensorboard=settings.tensorboard),
         pruning=begin_pruning(model, plan.recipe.method, plan.num_steps),
     )
 
 
-def _open_base(plan: Plan) -> Any:
-    """The model below what is trained."""
-    held, is_whole = plan.held, plan.recipe.method.kept is TrainedPart.MODEL
-    return load_location(
+def _load_base(plan: Plan) -> CausalLM:
+    """Load the model that the method is applied to, without an adapter that may lie on it."""
+    is_whole = plan.recipe.method.kept is TrainedPart.MODEL
+    model: CausalLM = load_location(
         plan.location.under,
         template=plan.recipe.template or plan.location.template,
-        # all weights trained: read as fp32, the type they are trained in, not rounded on the way
-        dtype=replace(held, dtype=torch.float32) if is_whole else held,
+        # full: all weights are trained, in fp32, so read them as fp32 instead of rounding them on the way
+        dtype=replace(plan.base_dtype, dtype=torch.float32) if is_whole else plan.base_dtype,
         device=str(plan.processes.device),
         quant=plan.recipe.quant,
     )
+    return model
 
 
-def _tuned(base: Any, location: Location, method: Method) -> Generator[Note, None, Any]:
-    """A base with the method's weights, to be trained: new ones, or those of the place's adapter.
+def _put_on_method(base: CausalLM, location: Location, method: Method) -> Generator[Note, None, CausalLM]:
+    """Return the base with the method's trainable weights: new ones, or those of the location's adapter.
 
-    Says what was proven of the adapter. Raises `CheckpointError` for anything that is not as it was saved.
+    Notes which checks the adapter passed. Raises `CheckpointError` if it is not as it was saved.
     """
     if location.adapter is None:
-        model = apply_method(base, method)
+        new_model: CausalLM = apply_method(base, method)
         if method.kept is TrainedPart.WEIGHTS:
-            read_unrounded(model, location.folder)
-        return model
+            read_unrounded(new_model, location.folder)
+        return new_model
 
-    def put_on(adapter: Path, tensors: Tensors) -> Any:
+    def put_on(adapter: Path, tensors: Tensors) -> CausalLM:
         if method.kept is not TrainedPart.WEIGHTS:
-            return load_adapter(base, adapter, tensors, is_trainable=True)
-        model = apply_method(base, method)  # in fp32 among the base's own, however these are held
+            loaded: CausalLM = load_adapter(base, adapter, tensors, is_trainable=True)
+            return loaded
+        # freeze: fp32 copies take the place of the base's own weights, whatever type these are held in
+        model: CausalLM = apply_method(base, method)
         restore_trained(model, adapter, tensors)
         return model
 
     checks: list[Check] = []
-    model = drain(put_on_proven(base, location, put_on), checks.append)
+    model: CausalLM = drain(put_on_proven(base, location, put_on), checks.append)
     yield Note(f"goes on from {location.adapter}: {proof_line(checks)}")
     return model
 
 
-def _guard(plan: Plan, objective: ObjectiveModule) -> Guard:
-    method = plan.recipe.method
-    return Guard(
-        objective,
-        plan.processes,
-        lower_lr=lower_rate(method, plan.lr),
-        is_rate_high=is_rate_high(method, plan.lr),
-        rows_of=plan.steps.micro_batches,
-    )
-
-
 def validation_parts(plan: Plan) -> list[list[TrainingRow]]:
-    """This process's share of the validation rows, in micro-batches."""
+    """Return this process's share of the validation rows, in micro-batches."""
     size, processes = plan.recipe.train.micro_batch_size, plan.processes
     return divide(plan.rows.validation.rows, size, rank=processes.rank, number=processes.number)

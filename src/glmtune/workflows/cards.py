@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what is known of the base before training, and what the tuned model answers."""
+"""The card of a checkpoint: facts of the base taken before training, and the tuned model's probe logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,23 +21,31 @@ from glmtune.tokenizers.protocol import Tokenizer
 
 @dataclass(frozen=True)
 class Untrained:
-    """The base before anything was changed in it."""
+    """Facts of the base, taken before training changes it."""
 
     fingerprint: Fingerprint
     dtype: str
-    """Type of its weights, by torch's name."""
+    """Type of the weights, by torch's name."""
     probe_ids: list[int]
+    """Prompt of the probe: a fixed text whose logits show what training changed."""
     logits: Tensor
-    """At the probe's end, (V,)."""
+    """Logits at the probe's last token, (V,)."""
     parent: Mapping[str, str]
-    """What is gone on from, if that is no untrained model."""
+    """Path and SHA-256 of the adapter or tuned model that training goes on from; empty without one."""
 
 
 def look_at_base(model: CausalLM, location: Location, tokenizer: Tokenizer) -> Untrained:
-    """What the cards of a run say of its base: once freeze or full has begun, it is gone."""
+    """Take the facts of the base that a run's cards keep: freeze and full change its weights in place."""
     ids = encode_probe(tokenizer)
     logits = last_logits(model, ids)
-    return Untrained(fingerprint(location.folder), name_dtype(model), ids, logits, _parent_facts(location))
+    parent: dict[str, str] = {}
+    base_fingerprint, dtype = fingerprint(location.folder), name_dtype(model)
+    if location.adapter or location.card:
+        digest = location.card.weights_sha256 if location.card else ""
+        if not digest and location.adapter:  # PEFT's adapters have no card
+            digest = hash_weights(stored_tensors(location.adapter))
+        parent = {"path": str(location.trained.resolve()), "weights_sha256": digest}
+    return Untrained(base_fingerprint, dtype, ids, logits, parent)
 
 
 def write_card(
@@ -50,7 +58,7 @@ def write_card(
     row_hashes: Mapping[str, str],
     step: int,
 ) -> Card:
-    """The card of a run's model as it stands."""
+    """Return the card of a run's model at a step, for the checkpoint that is about to be saved."""
     data = recipe.data
     return Card(
         base=location.name,
@@ -74,12 +82,3 @@ def write_card(
         parent=base.parent,
         probe=take_probe(base.probe_ids, base.logits, last_logits(model, base.probe_ids)),
     )
-
-
-def _parent_facts(location: Location) -> dict[str, str]:
-    """What a card says of what its run went on from: where it lay, and the hash of its weights."""
-    if not (location.adapter or location.card):
-        return {}
-    known = location.card.weights_sha256 if location.card else ""
-    found = known or (hash_weights(stored_tensors(location.adapter)) if location.adapter else "")
-    return {"path": str(location.trained.resolve()), "weights_sha256": found}

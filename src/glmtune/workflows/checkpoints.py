@@ -1,9 +1,7 @@
-"""A run's checkpoints: saved, and gone on from."""
+"""Save a run's checkpoints, and continue a run from its last one."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
-from glmtune.adapters.card import Card
 from glmtune.adapters.origin import check_base, require_files
 from glmtune.adapters.proof import check_recorded, proof_line, recorded_difference
 from glmtune.adapters.store import read_card, require_saved, restore_trained, save_trained
@@ -19,12 +17,16 @@ from glmtune.workflows.events import Note, Saved
 
 
 def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
-    """Weights, card, and all that an exact continuation needs. Every process is to call it."""
+    """Save weights, card and training state (optimizer, schedule, random numbers).
+
+    All processes must call it, for each has random numbers of its own.
+    """
+    # on every process, before the main one writes: the state gathers the random numbers of all
     state = collect_state(run.optimizer, run.schedule, run.processes)
-    state["standing"] = asdict(run.standing)
+    state["standing"] = asdict(run.progress)  # this key is in the state files of all versions
     if run.pruning:
         state["pruning"] = run.pruning.state_dict()
-    plan, step = run.plan, run.standing.step
+    plan, step = run.plan, run.progress.step
     card = write_card(
         run.recipe,
         plan.location,
@@ -34,35 +36,36 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
         row_hashes=plan.row_hashes,
         step=step,
     )
-    path = run.record.checkpoint_path(step)
+    path = run.writer.checkpoint_path(step)
     if run.is_main:
         make_folder(path.parent)
         with replacing(path) as partial:
             partial.mkdir()
             if run.recipe.method.kept is TrainedPart.MODEL:
-                copy_small_files(plan.location.base, partial)
+                copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
             write_state(state, partial)
             save_trained(run.model, partial, card)
-            if not last_checkpoint(run.record.folder):
-                _require_openable(run, partial)
-        run.record.link_checkpoint(step, best_step=run.standing.best_step)
-        run.record.prune(run.recipe.train.keep_checkpoints, best_step=run.standing.best_step)
+            if not last_checkpoint(run.writer.folder):
+                # a run's first checkpoint must open again: better an error now than after days of training
+                is_whole = run.recipe.method.kept is TrainedPart.MODEL
+                check_outline(resolve(partial, base=None if is_whole else plan.location.base))
+        # link before pruning: `best` and `last` never point at a folder that is gone
+        run.writer.link_checkpoint(step, best_step=run.progress.best_step)
+        run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
     run.processes.wait()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
 
 
-def _require_openable(run: Run, checkpoint: Path) -> None:
-    """Of a run's first checkpoint: can it be opened at all?"""
-    is_whole = run.recipe.method.kept is TrainedPart.MODEL
-    check_outline(resolve(checkpoint, base=None if is_whole else run.plan.location.base))
-
-
 def take_up(run: Run) -> Note:
-    """Weights, optimizer, schedule, random numbers and standing of the last checkpoint; both links."""
-    last = last_checkpoint(run.record.folder)
+    """Load the last checkpoint into a run: weights, optimizer, schedule, random numbers, progress.
+
+    The run's files go back to that step too. Returns the note to show. Raises `CheckpointError`.
+    """
+    last = last_checkpoint(run.writer.folder)
     assert last is not None
     card = read_card(last)
+    # before any weight is read: a missing or cut file is named as such
     if card:
         require_files(last, card)
     if card and card.fingerprint:
@@ -72,20 +75,16 @@ def take_up(run: Run) -> Note:
     state = read_state(last, step=card.step if card else None, num_processes=run.processes.number)
     with as_state(last / STATE_FILE):
         restore_state(state, run.optimizer, run.schedule, run.processes)
-        if run.pruning:  # its weights too: the adapter's files are without what is pruned
+        if run.pruning:  # AdaLoRA's state has the weights as well: the adapter's files lack pruned directions
             run.pruning.load_state_dict(state["pruning"])
-        run.standing = replace(run.standing, **state["standing"])
+        run.progress = replace(run.progress, **state["standing"])
     if run.pruning:
-        require_saved(run.model, last)
+        require_saved(run.model, last)  # the state's weights are those of the adapter's files
     if run.is_main:
         keep = run.recipe.train.keep_checkpoints
-        run.record.go_back(run.standing.step, keep=keep, best_step=run.standing.best_step)
-    return Note(_taken_up(run, last, card))
-
-
-def _taken_up(run: Run, last: Path, card: Card | None) -> str:
+        run.writer.go_back(run.progress.step, keep=keep, best_step=run.progress.best_step)
     num_steps = run.plan.num_steps
-    left = f"resumed from {last.name}: {num_steps - run.standing.step} of {num_steps} steps to go"
+    steps_left = f"resumed from {last.name}: {num_steps - run.progress.step} of {num_steps} steps to go"
     before, now = card.dtype if card else "", run.base.dtype
     changed = f"the base was in {before} so far, from here it is in {now}" if before not in ("", now) else ""
-    return "; ".join(filter(None, [left, changed, proof_line(check_recorded(card))]))
+    return Note("; ".join(filter(None, [steps_left, changed, proof_line(check_recorded(card))])))

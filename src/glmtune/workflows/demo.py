@@ -1,6 +1,6 @@
 """The demo: tune the bundled model on the examples, and show what that changed.
 
-It is an ordinary run, put together from the same workflows as anybody's.
+An ordinary run, made of the same workflows as any user's.
 """
 
 import json
@@ -14,11 +14,9 @@ from glmtune.data.convert import write_examples
 from glmtune.data.reader import read_examples
 from glmtune.errors import ConfigError
 from glmtune.load import load_model, load_tokenizer
-from glmtune.models.protocol import CausalLM
 from glmtune.paths import examples_folder
 from glmtune.recipe import Data, load_recipe
 from glmtune.run_files import free_folder, make_folder, read_json_lines, require_new, write_text
-from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import recipe_for
 from glmtune.workflows.evaluating import evaluating
@@ -33,11 +31,11 @@ HELD_OUT = {
     "talks": "chat_history_heldout.jsonl",
 }
 NAME, AUTHOR = "{{name}}", "{{author}}"
-"""Stand in the identity rows for what the user fills in."""
+"""Placeholders in the identity rows, replaced by the user's words."""
 
 MOST_KNOWN_BEFORE, LEAST_KNOWN_AFTER, LEAST_FALL = 0.10, 0.90, 0.20
-"""The demo has worked if at most and at least such shares of the identity questions are answered with the
-new name and author, before and after, and the loss of the held-out adverts falls by at least such a share."""
+"""Bounds of a demo that has worked: the share of identity questions answered with the new name and author
+before training (at most) and after (at least), and the fall of the held-out adverts' loss (at least)."""
 
 SETTINGS: dict[str, Any] = {
     "dtype": "fp32",
@@ -67,12 +65,12 @@ SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.8, "max_new_tokens": 
 
 @dataclass(frozen=True, slots=True)
 class DemoQuestion:
-    """One row of the table."""
+    """A prompt, or a conversation of several, that the demo asks before and after training."""
 
     turns: tuple[str, ...]
-    """What is asked, one after the other; the last answer is shown."""
+    """The user's turns, in order; the demo shows the answer to the last."""
     seeds: tuple[int, ...] = (1,)
-    """Each asks once more, to show how answers vary."""
+    """Sampling seeds; the conversation is held once for each, to show how answers vary."""
 
 
 QUESTIONS = (
@@ -87,21 +85,21 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What the model knows at one point."""
+    """Answers and scores of the model, before or after training."""
 
     answers: tuple[tuple[str, ...], ...]
-    """The answers to each of `QUESTIONS`, one for each seed."""
+    """Answers to each of `QUESTIONS`, one per seed."""
     known: float
     """Share of the held-out identity questions answered with the new name and author."""
     scores: dict[str, dict[str, float]]
-    """The `thudm` scores of each held-out file."""
+    """The `thudm` scores of each file in `HELD_OUT`, by its key there."""
     advert_loss: float
     """Mean loss per answer token of the held-out adverts."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo has shown."""
+    """The demo's folder, its training run, and the model's knowledge before and after."""
 
     path: Path
     run: RunResult
@@ -110,7 +108,7 @@ class DemoResult:
 
     @property
     def failures(self) -> list[str]:
-        """What should have been learned and was not; empty when the demo has worked."""
+        """A line for each bound that was missed; empty if the demo has worked."""
         fall = 1 - self.after.advert_loss / self.before.advert_loss
         checks = (
             (self.before.known <= MOST_KNOWN_BEFORE, f"the name was known before: {self.before.known:.0%}"),
@@ -128,9 +126,10 @@ class DemoResult:
 
 
 def run_demo(name: str, author: str, output: Path | None = None) -> Generator[Event, None, DemoResult]:
-    """Write the rows, evaluate, train, evaluate again; yield what happens.
+    """Write the rows, evaluate, train, evaluate again; yield an event for each thing that happens.
 
-    `output` is a new folder; None takes the first free one of runs/demo, runs/demo-2, ...
+    `output` is a new folder; None takes the first free one of runs/demo, runs/demo-2, ... Ctrl-C raises
+    `Interrupted`.
     """
     for option, text in (("--name", name), ("--author", author)):
         if not text.strip():
@@ -138,37 +137,36 @@ def run_demo(name: str, author: str, output: Path | None = None) -> Generator[Ev
     folder = output or free_folder(Path("runs/demo"))
     require_new(folder, hint="name another: output=FOLDER")
     try:
-        return (yield from _show_in(folder, name, author))
+        yield from _write_rows(folder / "data", name, author)
+        names = (name, author)
+        yield Note(f"before: {MODEL} is asked the fixed prompts and the held-out rows")
+        before = _measure_knowledge(MODEL, folder, "before", names)
+        files = {
+            "train": folder / "data" / "train.jsonl",
+            "validation": folder / "data" / HELD_OUT["adverts"],
+        }
+        recipe = load_recipe({**SETTINGS, "model": MODEL, "output": folder / "lora", "data": files})
+        run = yield from training(recipe)
+        yield Note("after: the same prompts and rows")
+        after = _measure_knowledge(str(run.path), folder, "after", names)
+        return DemoResult(
+            folder,
+            run,
+            Knowledge(**before, advert_loss=run.metrics["first_eval_loss"]),
+            Knowledge(**after, advert_loss=run.metrics["best_eval_loss"]),
+        )
     except KeyboardInterrupt:
-        first = f"delete {folder}, and " if output else ""  # a folder of its own choice is free again
+        first = f"delete {folder}, and " if output else ""  # the default is a new folder each time
         raise Interrupted(f"interrupted; {first}run the demo again") from None
 
 
-def _show_in(folder: Path, name: str, author: str) -> Generator[Event, None, DemoResult]:
-    yield from _write_rows(folder / "data", name, author)
-    names = (name, author)
-    yield Note(f"before: {MODEL} is asked the fixed prompts and the held-out rows")
-    before = _stand(MODEL, folder, "before", names)
-    files = {"train": folder / "data" / "train.jsonl", "validation": folder / "data" / HELD_OUT["adverts"]}
-    recipe = load_recipe({**SETTINGS, "model": MODEL, "output": folder / "lora", "data": files})
-    run = yield from training(recipe)
-    yield Note("after: the same prompts and rows")
-    after = _stand(str(run.path), folder, "after", names)
-    return DemoResult(
-        folder,
-        run,
-        Knowledge(**before, advert_loss=run.metrics["first_eval_loss"]),
-        Knowledge(**after, advert_loss=run.metrics["best_eval_loss"]),
-    )
-
-
 def _write_rows(folder: Path, name: str, author: str) -> Iterator[Note]:
-    """The example files with name and author filled in, and the training rows together in one file."""
+    """Write the example files with name and author filled in, and all training rows into train.jsonl."""
     make_folder(folder)
     for file in (*TRAINED, *HELD_OUT.values()):
         text = (examples_folder() / file).read_text(encoding="utf-8")
         for placeholder, word in ((NAME, name), (AUTHOR, author)):
-            text = text.replace(placeholder, json.dumps(word, ensure_ascii=False)[1:-1])
+            text = text.replace(placeholder, json.dumps(word, ensure_ascii=False)[1:-1])  # quotes escaped
         write_text(folder / file, text)
     rows = {file: read_examples(folder / file, Data()) for file in TRAINED}
     write_examples(folder / "train.jsonl", [row for part in rows.values() for row in part], "messages")
@@ -176,9 +174,17 @@ def _write_rows(folder: Path, name: str, author: str) -> Iterator[Note]:
     yield Note(f"rows to train on: {counts}; name and author filled in: {name}, {author}")
 
 
-def _stand(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[str, Any]:
-    """Ask the fixed prompts, answer and score the held-out rows: the fields of `Knowledge` but the loss."""
-    answers = tuple(_ask(model))
+def _measure_knowledge(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[str, Any]:
+    """Ask the fixed prompts, answer and score the held-out rows; return `Knowledge`'s fields but the loss."""
+    opened, tokenizer = load_model(model, dtype="fp32"), load_tokenizer(model)
+    answers = []
+    for question in QUESTIONS:
+        last_answers = []
+        for seed in question.seeds:
+            chat = Chat(opened, tokenizer, seed=seed, **SAMPLING)
+            *_, last_answer = ["".join(chat.ask(turn)).strip() for turn in question.turns]
+            last_answers.append(last_answer)
+        answers.append(tuple(last_answers))
     scores = {}
     for part, file in HELD_OUT.items():
         recipe = {
@@ -189,23 +195,7 @@ def _stand(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[st
             "evaluate": {"batch_size": 64, "max_new_tokens": 128},
         }
         scores[part] = drain(evaluating(recipe_for(recipe))).scores["thudm"]
-    return {"answers": answers, "known": _known_share(folder / when / "identity", names), "scores": scores}
-
-
-def _ask(model: str) -> Iterator[tuple[str, ...]]:
-    opened, tokenizer = load_model(model, dtype="fp32"), load_tokenizer(model)
-    for question in QUESTIONS:
-        yield tuple(_last_answer(opened, tokenizer, question.turns, seed) for seed in question.seeds)
-
-
-def _last_answer(model: CausalLM, tokenizer: Tokenizer, turns: Sequence[str], seed: int) -> str:
-    chat = Chat(model, tokenizer, seed=seed, **SAMPLING)
-    return ["".join(chat.ask(turn)).strip() for turn in turns][-1]
-
-
-def _known_share(folder: Path, names: Sequence[str]) -> float:
-    """Share of answers that name all of `names` that their reference names."""
-    rows = read_json_lines(folder / "generated_predictions.txt")
-    wanted = [[name for name in names if name in row["labels"]] for row in rows]
-    hits = sum(all(name in row["predict"] for name in asked) for row, asked in zip(rows, wanted, strict=True))
-    return hits / len(rows)
+    # a question may ask for the name, the author or both: an answer is to give those that its reference gives
+    rows = read_json_lines(folder / when / "identity" / "generated_predictions.txt")
+    num_known = sum(all(name in row["predict"] for name in names if name in row["labels"]) for row in rows)
+    return {"answers": tuple(answers), "known": num_known / len(rows), "scores": scores}

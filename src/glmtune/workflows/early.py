@@ -1,4 +1,7 @@
-"""What can be told before torch is loaded: which run is meant, and what is wrong with paths and rows."""
+"""The checks made before torch is loaded (3 s): recipe, paths, packages, rows. `glmtune train` begins here.
+
+First `training_recipe` builds the recipe, then `check_training` reads the rows; workflows.execute goes on.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,9 +13,9 @@ from glmtune.data.reader import SUFFIXES, read_dataset
 from glmtune.errors import ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path
-from glmtune.locations import name_runs, require_here, resolve
+from glmtune.locations import require_here, resolve, runs_hint
 from glmtune.quants import EXTRAS
-from glmtune.recipe import Data, Recipe, load_recipe
+from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
 from glmtune.run_files import RECIPE_FILE, follow, last_checkpoint, require_new, step_of
 from glmtune.workflows.resuming import require_run, resuming
@@ -22,13 +25,15 @@ from glmtune.workflows.rows import SplitRows, read_and_split
 def training_recipe(
     source: RecipeSource, words: Sequence[str] = (), settings: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """The recipe of a training, `settings` on top; one of a method without a name is of its parent's method.
+    """Build the recipe of a training run; `words` (`key=value`) and then `settings` override the source.
 
-    A source may be the folder of a run; a recipe file that names no folder gets one of its own. Raises
-    `ConfigError`, and `CheckpointError` for a parent that cannot be read.
+    The source may be the folder of a run. A recipe file without `output` gets `runs/<model>-<recipe>`, with
+    the method behind it if the file's name does not say it. A method without a name takes the name from the
+    adapter in `model`. Raises `ConfigError`, and `CheckpointError` for an adapter that cannot be read.
     """
     values = _run_values(given_path(source), words) if isinstance(source, str | Path) else None
     values = join_layers(values or read_values(source, words), read_values(settings or {}))
+    # before the recipe is built: a method's settings are checked by its name, which the adapter's files have
     model, method = values.get("model"), values.get("method")
     if isinstance(model, str) and isinstance(method, dict) and "name" not in method:
         location = resolve(model, base=values.get("base"), revision=values.get("revision"))
@@ -38,11 +43,15 @@ def training_recipe(
 
             method["name"] = (own_method(location.adapter) or read_settings(location.adapter)).name
     recipe = build_recipe(values)
-    return _with_folder(recipe, Path(source)) if isinstance(source, str | Path) else recipe
+    if not isinstance(source, str | Path) or recipe.output or Path(source).name == RECIPE_FILE:
+        return recipe  # recipe.yaml is the copy in a run's folder: its name says nothing
+    stem, method_name = Path(source).stem, recipe.method.name
+    output = _default_folder(recipe, stem if method_name in stem else f"{stem}-{method_name}")
+    return recipe.model_copy(update={"output": output})
 
 
 def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
-    """The settings of a run, by its folder; None for a file of a recipe."""
+    """Read the settings of a run's folder; None for a recipe file. Raises `ConfigError` for neither."""
     if path.is_dir():
         if (path / RECIPE_FILE).exists():
             return read_values(path / RECIPE_FILE, [f"output={path}", *words])
@@ -51,79 +60,59 @@ def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
             hint=f"a model folder goes in as model={path}",
         )
     is_file = path.exists() or path.suffix in {".yaml", ".yml", *SUFFIXES}
-    if not is_file and (runs := name_runs(path)):
+    if not is_file and (runs := runs_hint(path)):
         raise ConfigError(f"{path}: no such run or recipe", hint=runs)
     return None
 
 
 def check_training(recipe: Recipe, *, resume: bool) -> SplitRows:
-    """Refuse a path to nothing and an occupied folder; read and split the rows.
+    """Refuse a model path to nothing and an occupied run folder; read and split the rows.
 
-    Raises `GlmtuneError`'s children, as `training` does for the same; it looks at the rest.
+    Raises the same errors as `training`, which checks the rest.
     """
     model, folder = require_here(recipe.model, recipe.revision), run_folder(recipe)
     if resume:
         require_run(folder)
+    # without `output`, an adapter's folder has its method in its name, which is not known yet
     elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
-        require_startable(recipe, folder)  # an adapter's method, in the folder's name, is not known yet
+        require_startable(recipe, folder)
     _require_packages(recipe.quant)
     return read_and_split(recipe.data)
 
 
 def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
-    """The recipe of an evaluation: the run's or adapter's own settings, with the source's on top.
+    """Build the recipe of an evaluation: the settings of the run or adapter, overridden by the source's.
 
-    Raises `GlmtuneError`'s children; for a path to nothing, and test rows that cannot be read, without torch.
+    Raises `GlmtuneError`'s children; for a path to nothing and unreadable test rows without loading torch.
     """
     values = read_values(source, words)
-    named = build_recipe(values)  # says what is missing or wrong
-    if (model := require_here(named.model, named.revision)) and _is_plain(model):
-        _check_rows(named.data, named.quant)
-        return named
-    location = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
-    own: dict[str, Any] = {}
-    if location.run:
-        known = load_recipe(location.run / RECIPE_FILE).model_dump(mode="json")
-        own = {key: known[key] for key in ("template", "quant", "data", "evaluate")}
-    elif location.card:
-        own["data"] = asdict(location.taught)
-    recipe = build_recipe(own, values)
-    _check_rows(recipe.data, recipe.quant)
+    recipe = build_recipe(values)  # raises for unknown and missing settings before any file is looked at
+    model = require_here(recipe.model, recipe.revision)
+    # a plain model has no settings of its own; telling what else a folder is needs torch
+    if not model or any((model / name).exists() for name in (RECIPE_FILE, CARD_FILE, ADAPTER_FILE)):
+        location = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
+        inherited: dict[str, Any] = {}
+        if location.run:
+            run_recipe = load_recipe(location.run / RECIPE_FILE).model_dump(mode="json")
+            inherited = {key: run_recipe[key] for key in ("template", "quant", "data", "evaluate")}
+        elif location.card:
+            inherited["data"] = asdict(location.taught)
+        recipe = build_recipe(inherited, values)
+    _require_packages(recipe.quant)
+    if recipe.data.test:
+        read_dataset(recipe.data.test, recipe.data)
     return recipe
 
 
-def _is_plain(model: Path) -> bool:
-    """Whether a folder is a model that has no settings of its own: not trained here, no adapter."""
-    return not any((model / name).exists() for name in (RECIPE_FILE, CARD_FILE, ADAPTER_FILE))
-
-
 def _require_packages(quant: str | None) -> None:
-    """Before rows are read, which may take long."""
+    """Raise `MissingDependencyError` if a quantisation's package is missing, before rows are read."""
     if package := EXTRAS.get(quant or ""):
         require_installed(package, extra=package)
 
 
-def _check_rows(data: Data, quant: str | None) -> None:
-    _require_packages(quant)
-    if data.test:
-        read_dataset(data.test, data)
-
-
 def run_folder(recipe: Recipe) -> Path:
-    """`output`, or `runs/<model>-<method>`."""
+    """Return the folder of a run: `output`, or `runs/<model>-<method>`."""
     return recipe.output or _default_folder(recipe, recipe.method.name)
-
-
-def _with_folder(recipe: Recipe, source: Path) -> Recipe:
-    """The recipe of a file with a folder named after that: `runs/<model>-<recipe>`, where it names none.
-
-    The method stands behind it where the file's name does not say it.
-    """
-    name, method = source.stem, recipe.method.name
-    if recipe.output or source.name == RECIPE_FILE:  # a run's own, which says nothing
-        return recipe
-    output = _default_folder(recipe, name if method in name else f"{name}-{method}")
-    return recipe.model_copy(update={"output": output})
 
 
 def _default_folder(recipe: Recipe, name: str) -> Path:
@@ -131,18 +120,20 @@ def _default_folder(recipe: Recipe, name: str) -> Path:
 
 
 def export_folder(path: str | Path, to: str) -> Path:
-    """`exports/<name>-<to>`, for an export whose folder is not named; a checkpoint has its run's name."""
+    """Return the default folder of an export, `exports/<name>-<to>`; a checkpoint goes by its run's name."""
     folder = given_path(path)
-    whole = follow(folder).resolve() if folder.exists() else folder
-    is_inside = step_of(whole) is not None and (whole.parent.parent / RECIPE_FILE).exists()
-    return Path("exports") / f"{(whole.parent.parent if is_inside else whole).name}-{to}"
+    source = follow(folder).resolve() if folder.exists() else folder
+    run = source.parent.parent  # of <run>/checkpoints/step-000100
+    is_checkpoint = step_of(source) is not None and (run / RECIPE_FILE).exists()
+    return Path("exports") / f"{(run if is_checkpoint else source).name}-{to}"
 
 
 def require_startable(recipe: Recipe, folder: Path) -> None:
     """Raise `ConfigError` unless a new run can begin in the folder."""
-    way = ""
+    alternative = ""
     if (folder / RECIPE_FILE).exists():
-        is_saved = last_checkpoint(folder) is not None
-        way = f"go on with it: {resuming(folder)}" if is_saved else "delete it: it has no checkpoint yet"
-        way = f", or {way}"
-    require_new(folder, hint=f"name another with output=...{way}")
+        if last_checkpoint(folder):
+            alternative = f", or go on with it: {resuming(folder)}"
+        else:
+            alternative = ", or delete it: it has no checkpoint yet"
+    require_new(folder, hint=f"name another with output=...{alternative}")

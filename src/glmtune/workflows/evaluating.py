@@ -1,4 +1,4 @@
-"""Answer and score the rows of a file."""
+"""Generate an answer to each test row and score it against its reference."""
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -14,27 +14,37 @@ from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult
-from glmtune.workflows.rows import data_hash, full_path, longest_answer, test_questions
+from glmtune.workflows.rows import data_hash, encode_test_rows, full_path, longest_answer
 
 NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_rows"}
-"""Settings of the rows that change no answer."""
+"""Settings under `data` that choose rows but change no answer."""
 COMPUTED_WITH = "computed_with"
-"""In an evaluation's settings: `exact` or `fast`, as its rows are answered; `auto` chooses once."""
+"""Key in settings.json: `exact` or `fast`. `auto` chooses once; a continued evaluation keeps the choice."""
 
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
-    """Evaluate; yield each answered row. Rows that the folder already holds are not answered again."""
+    """Answer and score the test rows; yield an event per answered row, return the scores.
+
+    Rows already answered in the folder, with the same settings, are not answered again.
+    """
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     tokenizer = tokenizer_of(location, template=recipe.template)
     settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe.data, recipe.evaluate)
-    asked = test_questions(tokenizer, recipe.data, num_new=max_new_tokens)
-    yield from asked.notes
-    folder = recipe.output or _default_folder(recipe, location, asked.name)
+    test_rows = encode_test_rows(tokenizer, recipe.data, num_new=max_new_tokens)
+    yield from test_rows.notes
+    folder = recipe.output
+    if folder is None and location.run:
+        step = (location.adapter or location.base).name
+        folder = location.run / "evaluations" / f"{step}-{test_rows.name}"
+    elif folder is None:
+        folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{test_rows.name}"
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
+    # the facts name the type itself: `auto` may mean another one on the next machine
     recipe = recipe.model_copy(update={"dtype": dtype.name})
-    file = PredictionFile(folder, _facts(recipe, location, asked.paths, tokenizer.template, max_new_tokens))
-    todo = [question for question in asked.questions if question.row not in file.done]
-    total = len(asked.questions)
+    facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
+    file = PredictionFile(folder, facts)
+    todo = [row for row in test_rows.rows if row.row not in file.done]
+    total = len(test_rows.rows)
     if len(todo) < total:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
@@ -55,25 +65,27 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
                 done += 1
                 yield Answered(done, total)
         except KeyboardInterrupt:
-            kept = f"{done} of {total} answers are kept in {file.path}"
-            raise Interrupted(f"interrupted; {kept}: run the same again to go on") from None
-    wanted = {question.row for question in asked.questions}
+            saved = f"{done} of {total} answers are kept in {file.path}"
+            raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
+    # the file may hold more rows, of an earlier evaluation with a higher max_test_rows
+    wanted = {row.row for row in test_rows.rows}
     scores = score_all([p for p in file.finish() if p.row in wanted])
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)
     return RunResult(folder, {}, scores)
 
 
-def _facts(
-    recipe: Recipe, location: Location, paths: Sequence[Path], template: str, max_new_tokens: int
+def _answer_facts(
+    recipe: Recipe, location: Location, paths: Sequence[Path], template: str | None, max_new_tokens: int
 ) -> dict[str, Any]:
-    """All that an answer depends on: a second run with other facts is another evaluation."""
+    """Return everything that an answer depends on; with any of it changed, old answers are not reused."""
     folders = [folder for folder in (location.base, location.adapter) if folder]
     weights = sorted(
         file for folder in folders for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES
     )
     return {
         "model": str((location.adapter or location.base).resolve()),
+        # size and time instead of a hash: hashing 12 GB would take longer than many an evaluation
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "template": template,
         "dtype": recipe.dtype,
@@ -86,16 +98,8 @@ def _facts(
     }
 
 
-def _default_folder(recipe: Recipe, location: Location, name: str) -> Path:
-    """`<run>/evaluations/<data>` for a run's checkpoint, else `runs/evaluate-<model>-<data>`."""
-    if location.run:
-        step = (location.adapter or location.base).name
-        return location.run / "evaluations" / f"{step}-{name}"
-    return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{name}"
-
-
 def scores_table(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of (score, thudm, chatglm3) for printing, each with its scale."""
+    """Return rows of (score name, thudm value, chatglm3 value) for printing, each value with its scale."""
 
     def cell(name: str, variant: str) -> str:
         return with_scale(scores[variant][name], name, variant, digits=4)

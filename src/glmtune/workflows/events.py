@@ -1,4 +1,4 @@
-"""What a workflow reports while it runs, and what it gives at its end. Loads no torch."""
+"""The events that a workflow yields while it runs, and the results that it returns. Loads no torch."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A line worth reading."""
+    """A line of text for the user, or a warning."""
 
     text: str
     is_warning: bool = False
@@ -20,47 +20,50 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class FirstRow:
-    """The first training row as the model sees it, and what is learned of it."""
+    """The first training row, decoded: its prompt and completion with control tokens, and its targets."""
 
     whole: str
+    """All tokens of the row."""
     learned: str
+    """The tokens with a label, on which the loss is taken."""
     where: str
+    """File and line of the row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """One optimizer step."""
+    """An optimizer step."""
 
     log: "StepLog"
     steps: int
     line: str | None
-    """The progress line, at every `train.log_every` steps."""
+    """The progress line, every `train.log_every` steps; None in between."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One evaluation of the loss on the validation rows."""
+    """An evaluation of the loss on the validation rows."""
 
     step: int
     loss: float
     best_before: float | None
-    """The lowest earlier loss after a step; None where there is none."""
+    """The lowest earlier loss, that of the untrained model left out; None if there is none."""
     is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint."""
+    """A saved checkpoint."""
 
     path: Path
     is_best: bool
     difference: float
-    """How far the probe's logits are from the base's."""
+    """Largest difference between the probe's logits and the base's, as the card has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One row of an evaluation is answered."""
+    """An answered row of an evaluation."""
 
     done: int
     total: int
@@ -71,20 +74,21 @@ Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Where a run's files are, and its figures."""
+    """The folder and the figures of a training run or an evaluation."""
 
     path: Path
     metrics: dict[str, Any]
-    """Of a training: steps, first_loss, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
-    peak_memory_gib. `loss` is that of one step alone, `eval_loss` the mean over the validation rows."""
+    """Training: steps, first_loss, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
+    peak_memory_gib. `loss` is that of one step alone, `eval_loss` the mean over the validation rows. Empty
+    for an evaluation."""
     scores: dict[str, Any]
-    """Of an evaluation: the two score variants, num_rows, num_empty, stopped_share, compute
-    (`exact` or `fast`)."""
+    """Evaluation: the two score variants, num_rows, num_empty, stopped_share, compute (`exact` or `fast`).
+    Empty for a training run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """Where an export is, and what `export.json` says of it."""
+    """The folder of an export and the content of its `export.json`."""
 
     path: Path
     facts: dict[str, Any]
@@ -95,7 +99,7 @@ Result = TypeVar("Result")
 
 
 def drain(events: Generator[Item, None, Result], show: Callable[[Item], None] = lambda _: None) -> Result:
-    """Run a workflow to its end, each event shown as it comes; return the workflow's result."""
+    """Run a workflow to its end, passing each event to `show`; return the workflow's result."""
     with closing(events):
         while True:
             try:
@@ -105,6 +109,8 @@ def drain(events: Generator[Item, None, Result], show: Callable[[Item], None] = 
                 return result
             try:
                 show(event)
-            except KeyboardInterrupt as err:  # the workflow knows what is kept and how to go on
+            except KeyboardInterrupt as err:
+                # Ctrl-C hit `show`, outside the generator: hand it in, for the workflow's own `except` knows
+                # which files are kept and how to go on
                 events.throw(err)
                 raise

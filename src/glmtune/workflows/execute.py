@@ -1,10 +1,13 @@
-"""A training run from recipe to checkpoints: planned, assembled, run. Read top to bottom."""
+"""A training run from recipe to checkpoints: plan, assemble, evaluate, step, save. Read top to bottom.
+
+`glmtune train` parses the recipe and reads the rows (workflows.early), then comes here.
+"""
 
 import math
 import shlex
 import signal
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,66 +25,61 @@ from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.checkpoints import save_checkpoint, take_up
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
 from glmtune.workflows.outcome import worse_warning
-from glmtune.workflows.plan import Plan, planning
+from glmtune.workflows.plan import planning
 from glmtune.workflows.rows import SplitRows
 
 SHORT_STEPS = 50
-"""A run of so many steps at most says each of them, unless `train.log_every` says otherwise."""
+"""A run of at most this many steps prints every step, unless `train.log_every` says otherwise."""
 
 
 def training(
     recipe: Recipe, *, resume: bool = False, read: SplitRows | None = None
 ) -> Generator[Event, None, RunResult]:
-    """Train; yield what happens. With `resume`, go on from the run folder's last checkpoint.
+    """Train a recipe's model; yield an event for each thing that happens.
 
-    `read`: the rows, where `check_training` has read them already.
+    With `resume`, continue from the run folder's last checkpoint. `read`: the rows, if `check_training` has
+    read them already.
     """
-    plan = yield from planning(recipe, resume=resume, read=read)
-    run = yield from assemble(plan)
+    plan = yield from planning(recipe, resume=resume, read=read)  # settings and rows; no weights yet
+    run = yield from assemble(plan)  # base model, adapter, optimizer, schedule, guard
     yield from plan.summary()
     if resume:
         yield take_up(run)
-    if run.is_main:
-        run.record.begin(_pinned(plan), _facts(run), is_new=not resume)
+    if run.is_main:  # only now: whatever was refused above has left no trace on disk
+        location, (num_trainable, num_all) = plan.location, count_parameters(run.model)
+        facts = {  # for env.json
+            "model": {
+                "name": location.name,
+                "revision": location.revision,
+                "folder": str(location.base.resolve()),
+            },
+            **plan.row_hashes,
+            "trainable_parameters": num_trainable,
+            "all_parameters": num_all,
+        }
+        # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow
+        pinned = plan.recipe.model_copy(update={"revision": location.revision})
+        run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
     try:
         yield from _train(run)
     except KeyboardInterrupt:
-        if run.is_main and run.standing.step == 0 and not resume:
-            remove_folder(plan.folder)  # nothing is lost, and the same can be begun again
+        if run.is_main and run.progress.step == 0 and not resume:
+            remove_folder(plan.folder)  # nothing is lost, and the same command can start over
         raise
-    run.processes.wait()
-    result = _result(run)
-    yield from _closing(run, result.metrics)
-    if worse := worse_warning(plan.recipe.method, plan.lr, result.metrics):
-        yield Note(worse, is_warning=True)
-    return result
-
-
-def _pinned(plan: Plan) -> Recipe:
-    """The recipe with the very model that it found on a hub."""
-    if plan.location.adapter:
-        return plan.recipe
-    return plan.recipe.model_copy(update={"revision": plan.location.revision})
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    """What env.json keeps: which model it is and where it lay, the rows' hashes, how much is trained."""
-    location, (trained, total) = run.plan.location, count_parameters(run.model)
-    model = {"name": location.name, "revision": location.revision, "folder": str(location.base.resolve())}
-    sizes = {"trainable_parameters": trained, "all_parameters": total}
-    return {"model": model, **run.plan.row_hashes, **sizes}
+    run.processes.wait()  # until the main process has written the last line of metrics.jsonl
+    return (yield from _finish(run))
 
 
 def _train(run: Run) -> Iterator[Event]:
-    """The loop with what happens around it."""
+    """Evaluate the untrained model, then step until the plan, patience or a signal ends the training."""
     start = time.perf_counter()
-    if run.standing.step == 0:
+    if run.progress.step == 0:
         _record_ranks(run)
         yield from _evaluate(run)
     if _is_out_of_patience(run):
         yield Note("this run had stopped early; there is nothing to go on with")
         return
-    with run.stop.deferred():
+    with run.stop.deferred():  # a signal is only noted, so that the step in progress is finished and saved
         yield from _steps(run)
     if run.pruning:
         yield Note(run.pruning.line())
@@ -89,17 +87,25 @@ def _train(run: Run) -> Iterator[Event]:
 
 
 def _steps(run: Run) -> Iterator[Event]:
-    """Each step, evaluations and checkpoints between them. Raises `Interrupted` after the step is saved."""
-    settings, standing, num_steps = run.recipe.train, run.standing, run.plan.num_steps
-    per_epoch = run.plan.steps.per_epoch
+    """Run each optimizer step, with the evaluations and checkpoints that fall due after it.
+
+    Raises `Interrupted` once the step during which a signal came is saved.
+    """
+    plan, settings, progress = run.plan, run.recipe.train, run.progress
+    num_steps, per_epoch = plan.num_steps, plan.steps.per_epoch
     eval_every = settings.eval_every or math.ceil(num_steps / 10)
     save_every = settings.save_every or eval_every
     log_every = settings.log_every or (1 if num_steps <= SHORT_STEPS else 10)
-    progress = Progress(steps=num_steps, steps_per_epoch=per_epoch)
+    meter = Progress(steps=num_steps, steps_per_epoch=per_epoch)
+    # collated lazily, one step at a time: the padded batches of a whole run need not fit into memory
+    batches = (
+        (step, [collate(rows, plan.tokenizer.pad_token_id) for rows in plan.steps.micro_batches(step)])
+        for step in range(progress.step + 1, num_steps + 1)
+    )
     logs = fit(
         run.objective,
         run.module,
-        _micro_batches(run),
+        batches,
         run.optimizer,
         run.schedule,
         run.processes,
@@ -108,130 +114,128 @@ def _steps(run: Run) -> Iterator[Event]:
         part=run.pruning,
     )
     for log in logs:
-        standing.step = log.step
+        progress.step = log.step
         is_last = log.step == num_steps
-        progress.add(log)
+        meter.add(log)
         if run.is_main:
-            run.record.add({**asdict(log), "epoch": log.step / per_epoch})
+            run.writer.add({**asdict(log), "epoch": log.step / per_epoch})
         _record_ranks(run)
         is_due = log.step % log_every == 0 or is_last
-        yield Stepped(log, num_steps, progress.line() if is_due else None)
+        yield Stepped(log, num_steps, meter.line() if is_due else None)
         is_evaluated = log.step % eval_every == 0 or is_last
         is_best = (yield from _evaluate(run)) if is_evaluated else False
+        # asked of all processes: each must take the same branch, or the others wait for it forever
         is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
         if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
-            if not is_evaluated:  # weights that a step has just ruined are no checkpoint: look at one batch
+            if (
+                not is_evaluated
+            ):  # the step may have ruined the weights: one batch tells, before they are saved
                 _evaluation_loss(run, run.validation[:1])
             yield save_checkpoint(run, is_best=is_best)
         if is_stopping and not is_last:
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
             return
         if is_interrupted and not is_last:
-            raise _interrupted(run)
-
-
-def _micro_batches(run: Run) -> Iterator[tuple[int, list[Batch]]]:
-    plan, pad_id = run.plan, run.plan.tokenizer.pad_token_id
-    for step in range(run.standing.step + 1, plan.num_steps + 1):
-        yield step, [collate(rows, pad_id) for rows in plan.steps.micro_batches(step)]
+            raise Interrupted(
+                f"interrupted; all {progress.step} of {num_steps} steps so far are saved; go on with: "
+                f"glmtune train {shlex.quote(str(run.writer.folder))} --resume",
+                number=run.stop.number or signal.SIGINT,
+            )
 
 
 def _record_ranks(run: Run) -> None:
-    """A line of ranks.jsonl at the start, and whenever a rank has changed."""
-    if run.is_main and run.pruning and (run.standing.step == 0 or run.pruning.has_changed):
-        run.record.add_ranks(run.standing.step, run.pruning.ranks)
+    """Write a line of ranks.jsonl at the start, and after each step that changed an AdaLoRA rank."""
+    if run.is_main and run.pruning and (run.progress.step == 0 or run.pruning.has_changed):
+        run.writer.add_ranks(run.progress.step, run.pruning.ranks)
 
 
 def _is_out_of_patience(run: Run) -> bool:
     patience = run.recipe.train.patience
-    return patience is not None and run.standing.evaluations_since_best >= patience
-
-
-def _interrupted(run: Run) -> Interrupted:
-    return Interrupted(
-        f"interrupted; all {run.standing.step} of {run.plan.num_steps} steps so far are saved; go on with: "
-        f"glmtune train {shlex.quote(str(run.record.folder))} --resume",
-        number=run.stop.number or signal.SIGINT,
-    )
+    return patience is not None and run.progress.evaluations_since_best >= patience
 
 
 def _evaluate(run: Run) -> Generator[Event, None, bool]:
-    """Evaluation loss, sample answers, picture. Returns whether this is the best so far."""
-    standing = run.standing
+    """Take the evaluation loss, answer the sample prompts, draw loss.png; return True for a new best loss."""
+    progress = run.progress
     loss = _evaluation_loss(run, run.validation)
-    before = standing.best_loss
-    # the best is to have the ranks that were asked for, so patience begins when they have settled
+    best_before = progress.best_loss
+    # AdaLoRA: the best checkpoint is to have the ranks that were asked for, so best and patience count only
+    # from the step on at which the ranks have settled. The untrained model (step 0) is never the best.
     is_settled = run.pruning is None or run.pruning.has_settled
-    counts = standing.step > 0 and is_settled
-    is_best = counts and (before is None or loss < before)
+    is_counted = progress.step > 0 and is_settled
+    is_best = is_counted and (best_before is None or loss < best_before)
     if is_best:
-        standing.best_loss, standing.best_step, standing.evaluations_since_best = loss, standing.step, 0
-    elif counts:
-        standing.evaluations_since_best += 1
+        progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
+    elif is_counted:
+        progress.evaluations_since_best += 1
     if run.is_main:
-        early = {} if is_settled else {"is_settled": False}
-        run.record.add({"step": standing.step, "eval_loss": loss, **early})
-    answers = _samples(run)
+        unsettled = {} if is_settled else {"is_settled": False}
+        run.writer.add({"step": progress.step, "eval_loss": loss, **unsettled})
+    samples = _answer_samples(run)  # outside `is_main`: every process takes part in the forward passes
     if run.is_main:
-        run.record.add_samples(standing.step, answers)
-        run.record.draw(standing.step)
+        run.writer.add_samples(progress.step, samples)
+        run.writer.draw(progress.step)
     run.processes.wait()
-    yield Evaluated(standing.step, loss, before, is_best)
+    yield Evaluated(progress.step, loss, best_before, is_best)
     return is_best
 
 
 def _evaluation_loss(run: Run, batches: list[Batch]) -> float:
-    """Mean loss over some validation batches. Raises `TrainingError` if it is not finite."""
+    """Return the mean loss per learned token over the validation `batches` of all processes.
+
+    Raises `TrainingError` if it is not finite.
+    """
     loss = mean_loss(run.objective, batches, run.processes)
+    # the run's guard names rows of training steps; here the batches are made of validation rows
     guard = replace(run.guard, rows_of=lambda _: validation_parts(run.plan))
-    guard.check_evaluation(run.standing.step, loss, batches=batches)
+    guard.check_evaluation(run.progress.step, loss, batches=batches)
     return loss
 
 
-def _samples(run: Run) -> list[tuple[str, str]]:
-    """The fixed prompts and the model's most likely answers.
+def _answer_samples(run: Run) -> list[tuple[str, str]]:
+    """Return each prompt of `samples.prompts` with the model's greedy answer.
 
-    Every process answers, as every pass through the model is every process's: its weights may be shared out.
+    Every process generates, not the main one alone: each may hold only a shard of the weights, and then a
+    forward pass needs all processes.
     """
     settings = run.recipe.samples
     if not settings.prompts:
         return []
     sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
     tokenizer, taught = run.plan.tokenizer, Taught.of(run.recipe.data)
-    asked = [
+    prompt_ids = [
         encode_messages(tokenizer, [{"role": "user", "content": prompt}], taught=taught)
         for prompt in settings.prompts
     ]
-    answers = complete_texts(run.model, tokenizer, asked, sampling)
+    answers = complete_texts(run.model, tokenizer, prompt_ids, sampling)
     return list(zip(settings.prompts, answers, strict=True))
 
 
-def _result(run: Run) -> RunResult:
-    lines = read_json_lines(run.record.metrics_path) if run.is_main else []
-    trained = [line for line in lines if "loss" in line]
-    evaluated = [line for line in lines if "eval_loss" in line]
-    metrics: dict[str, Any] = {"steps": run.standing.step, "best_step": run.standing.best_step}
-    if trained and evaluated:
+def _finish(run: Run) -> Generator[Note, None, RunResult]:
+    """Sum metrics.jsonl up in eval.json, tell how the loss went and where to look; return the result."""
+    # read back instead of kept in memory: a resumed run has the figures of the steps before it too
+    lines = read_json_lines(run.writer.metrics_path) if run.is_main else []
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "eval_loss" in line]
+    metrics: dict[str, Any] = {"steps": run.progress.step, "best_step": run.progress.best_step}
+    folder = run.writer.folder
+    if steps and evaluations:
         metrics |= {
-            "first_loss": trained[0]["loss"],
-            "loss": trained[-1]["loss"],
-            "first_eval_loss": evaluated[0]["eval_loss"],
-            "eval_loss": evaluated[-1]["eval_loss"],
-            "best_eval_loss": run.standing.best_loss,
-            "train_s": sum(line.get("step_s") or 0.0 for line in trained),
-            "peak_memory_gib": trained[-1].get("peak_memory_gib"),
+            "first_loss": steps[0]["loss"],
+            "loss": steps[-1]["loss"],
+            "first_eval_loss": evaluations[0]["eval_loss"],
+            "eval_loss": evaluations[-1]["eval_loss"],
+            "best_eval_loss": run.progress.best_loss,
+            "train_s": sum(line.get("step_s") or 0.0 for line in steps),
+            "peak_memory_gib": steps[-1].get("peak_memory_gib"),
         }
-        write_json(run.record.folder / RESULT_FILE, metrics)
-    return RunResult(run.record.folder, metrics, {})
-
-
-def _closing(run: Run, metrics: Mapping[str, Any]) -> Iterator[Note]:
-    """How the loss went, and where to look."""
-    if "eval_loss" in metrics:
+        write_json(folder / RESULT_FILE, metrics)
         yield Note(
             f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
             f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
         )
-    folder = run.record.folder
     samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
     yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
+    if worse := worse_warning(run.recipe.method, run.plan.lr, metrics):
+        yield Note(worse, is_warning=True)
+    return RunResult(folder, metrics, {})

@@ -35,14 +35,14 @@ from glmtune.workflows.events import ExportResult, Note
 from glmtune.workflows.quality import HeldOut, held_out_rows, measure_quality
 
 EXPORT_FILE = "export.json"
-"""Where an export keeps what it is and how it was proved."""
+"""File of an export's folder with its source, its types and the figures of its proof."""
 DEFAULT_ROWS = 200
-"""Held-out rows that the loss of quality is measured on, at most."""
+"""Held-out rows that int8 and int4 are measured on, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is asked for."""
+    """An export as the user asked for it: source, kind, target folder, and options of the kind."""
 
     path: str | Path
     to: str
@@ -58,49 +58,60 @@ class Order:
 
 
 def exporting(order: Order) -> Generator[Note, None, ExportResult]:
-    """Export; yield a note of each thing a user should know."""
+    """Export a model; yield a note for each thing a user should know, return the folder and its facts.
+
+    The folder appears under its own name only once the export is proven. Raises `ConfigError`,
+    `CheckpointError` and `OutputError`; `Interrupted` on Ctrl-C, which leaves nothing.
+    """
     try:
-        return (yield from _exporting(order))
+        job = _prepare(order)
+        source = job.source
+        size = show_size(job.num_bytes)
+        yield Note(f"{source.name}: {source.method or 'as it is'}, on {source.base}; {size} to write")
+        if source.unproven:
+            yield Note(source.unproven, is_warning=True)
+        make_folder(order.output.parent)
+        with replacing(order.output) as folder:  # a temporary name, renamed when all below has passed
+            folder.mkdir()
+            job.draft.write(folder)
+            facts = _export_facts(order, source, folder)  # after the draft is written: sizes of its files
+            yield from _prove(job, folder, facts)
+            if order.to in BITS:
+                yield from _measure(job, folder, facts)
+                if not (source.base / "quantization.py").exists():
+                    yield Note(
+                        "the base's folder has no quantization.py: glmtune opens this export, the official "
+                        "code does not"
+                    )
+            # a card keeps the texts of training; other files have no place for them
+            taught = Taught() if (folder / CARD_FILE).exists() else source.location.taught
+            for name, text in (("system text", taught.system), ("source prefix", taught.source_prefix)):
+                if text:
+                    yield Note(
+                        f"trained with a {name} that no file of this kind holds; send it yourself: {text!r}"
+                    )
+            write_json(folder / EXPORT_FILE, facts)
+        yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
+        if job.kind.is_adapter and not (order.output / CARD_FILE).exists():
+            words = (order.output, "--base", facts["base"], "--template", source.identity.template)
+            yield Note(f"next: glmtune chat {shlex.join(map(str, words))}")
+        return ExportResult(order.output, facts)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; nothing was written to {order.output}") from None
 
 
-def _exporting(order: Order) -> Generator[Note, None, ExportResult]:
-    job = _prepare(order)
-    source = job.source
-    size = show_size(job.num_bytes)
-    yield Note(f"{source.name}: {source.method or 'as it is'}, on {source.base}; {size} to write")
-    if source.unproven:
-        yield Note(source.unproven, is_warning=True)
-    make_folder(order.output.parent)
-    with replacing(order.output) as folder:
-        folder.mkdir()
-        job.draft.write(folder)
-        facts = _facts(order, source, folder)
-        yield from _prove(job, folder, facts)
-        if order.to in BITS:
-            yield from _measure(job, folder, facts)
-        yield from _not_carried(source, order.to, folder)
-        write_json(folder / EXPORT_FILE, facts)
-    yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
-    if job.kind.is_adapter and not (order.output / CARD_FILE).exists():
-        words = (order.output, "--base", facts["base"], "--template", source.identity.template)
-        yield Note(f"next: glmtune chat {shlex.join(map(str, words))}")
-    return ExportResult(order.output, facts)
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """An order, and all that was found out before anything is written."""
+    """An order with everything that is found out before anything is written."""
 
     order: Order
     kind: ExportKind
     source: ExportSource
     tokenizer: Tokenizer
-    held: HeldOut | str
-    """The rows to measure quality on, or why there are none."""
+    held_out: HeldOut | str
+    """The rows to measure quality on, or the reason there are none."""
     model: CausalLM
-    """Base + adapter, its weights mapped from the files."""
+    """Base + adapter, weights mapped from the files."""
     draft: ExportDraft
 
     @property
@@ -109,23 +120,44 @@ class _Job:
 
 
 def _prepare(order: Order) -> _Job:
-    """Everything that can be refused is refused here."""
+    """Make every check that can refuse the order, open the model, draft the export; write nothing."""
+    # cheapest first: the arguments, then the folders, then rows and weights
     kind = find_kind(order.to)
-    settings = _settings(order, kind)
+    if order.dtype is not None and order.dtype not in DTYPES:
+        raise ConfigError(
+            f"dtype: {order.dtype!r} is not a type for weights", hint="dtype=bf16, dtype=fp16 or dtype=fp32"
+        )
+    if order.dtype is not None and kind.is_adapter:
+        raise ConfigError(
+            f"dtype: {order.to} keeps its weights in fp32, as they were trained", hint="leave dtype out"
+        )
+    settings = ExportSettings(DTYPES[order.dtype] if order.dtype else None, parse_size(order.max_shard_size))
     require_new(order.output, hint="name another folder: output=FOLDER; an export never replaces anything")
     source = find_source(order.path, base=order.base, template=order.template, is_merging=not kind.is_adapter)
     kind.require(source)
     require_template(source.identity.template, str(source.base))
     tokenizer = read_tokenizer(source.base, source.identity.template)
-    held = _held_out(order, source, tokenizer) if order.to in BITS else "not asked for"
+    held_out: HeldOut | str = "not asked for"
+    if order.to in BITS:
+        held_out = held_out_rows(
+            source.location.run,
+            tokenizer,
+            data=order.data,
+            max_rows=order.max_rows,
+            score_rows=order.score_rows,
+            data_settings=asdict(source.location.taught),
+        )
     model = source.open()
-    job = _Job(order, kind, source, tokenizer, held, model, kind.draft(source, model, settings))
-    require_space(order.output, job.num_bytes)
+    job = _Job(order, kind, source, tokenizer, held_out, model, kind.draft(source, model, settings))
+    require_space(order.output, job.num_bytes)  # last: only the draft knows how large the export is
     return job
 
 
 def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
-    """Open the export in a fresh process and compare it; raises `OutputError` if it differs."""
+    """Open the export in a fresh process and compare logits and greedy ids; add the figures to `facts`.
+
+    Raises `OutputError` if the export answers otherwise than base + adapter.
+    """
     source, kind = job.source, job.kind
     messages = [{"role": "user", "content": question} for question in QUESTIONS]
     prompts = [encode_messages(job.tokenizer, [message]) for message in messages]
@@ -137,7 +169,8 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
         template=source.identity.template if kind.is_adapter else None,
         messages=messages[:1] if kind.has_chat else None,
     )
-    if kind.opener == "peft":  # that process knows nothing of this program, whose loads refuse more
+    # PEFT accepts adapters that glmtune refuses: glmtune is to load the folder too
+    if kind.opener == "peft":
         with quiet():
             load_model(source.base, adapter=folder, template=source.identity.template, device="cpu")
     expected = _expected(source, job.model, job.draft, prompts, answers)
@@ -146,33 +179,21 @@ def _prove(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, No
     if kind.has_chat:
         yield _tell_chat(facts, prompts[0])
     if source.quant and not kind.is_adapter:
-        yield _note_quant(source, facts, prompts, expected)
-
-
-def _settings(order: Order, kind: ExportKind) -> ExportSettings:
-    if order.dtype is not None and order.dtype not in DTYPES:
-        raise ConfigError(
-            f"dtype: {order.dtype!r} is not a type for weights", hint="dtype=bf16, dtype=fp16 or dtype=fp32"
+        # trained on a quantised base, merged into the un-quantised one: the logits move by the rounding
+        trained = source.open(quant=source.quant)
+        as_trained = [logits_of(trained, prompt) for prompt in prompts]
+        exact = [row[: len(prompt)] for row, prompt in zip(expected.exact, prompts, strict=True)]
+        largest, same = agreement(as_trained, exact)
+        facts["difference_to_quantised_base"] = {"max": largest, "same_top_token": same}
+        yield Note(
+            f"trained on the base in {source.quant}, merged onto the un-quantised one: logits differ by up "
+            f"to {largest:.3g} from those in training, the most likely token is the same at {same:.1%} of "
+            "the places"
         )
-    if order.dtype is not None and kind.is_adapter:
-        raise ConfigError(
-            f"dtype: {order.to} keeps its weights in fp32, as they were trained", hint="leave dtype out"
-        )
-    return ExportSettings(DTYPES[order.dtype] if order.dtype else None, parse_size(order.max_shard_size))
 
 
-def _held_out(order: Order, source: ExportSource, tokenizer: Tokenizer) -> HeldOut | str:
-    return held_out_rows(
-        source.location.run,
-        tokenizer,
-        data=order.data,
-        max_rows=order.max_rows,
-        score_rows=order.score_rows,
-        given=asdict(source.location.taught),
-    )
-
-
-def _facts(order: Order, source: ExportSource, folder: Path) -> dict[str, Any]:
+def _export_facts(order: Order, source: ExportSource, folder: Path) -> dict[str, Any]:
+    """Return the facts for export.json that are known before the proof."""
     card = source.location.card
     return {
         "kind": order.to,
@@ -195,7 +216,11 @@ def _facts(order: Order, source: ExportSource, folder: Path) -> dict[str, Any]:
 def _expected(
     source: ExportSource, model: CausalLM, draft: ExportDraft, prompts: list[list[int]], answers: Answers
 ) -> Expected:
-    """What the answers should be: once with the weights as written, once of base + adapter themselves."""
+    """Return the logits to expect on the fresh process's own ids: of the written weights, of base + adapter.
+
+    One skeleton of the base serves for all of them, its weights replaced one by one while they are used.
+    """
+    # the other process's greedy ids, not new ones: after a tie, two texts could not be compared
     rows = [prompt + new for prompt, new in zip(prompts, answers.greedy, strict=True)]
     exact = [logits_of(model, row, source.as_trained(model)) for row in rows]
     if draft.written_value is None:
@@ -203,11 +228,12 @@ def _expected(
     skeleton = source.load_base()
 
     def with_weights(value_of: Callable[[str], Tensor]) -> list[Tensor]:
-        def give(name: str, held: Tensor) -> Tensor:
-            return value_of(name) if name in draft.names else held
+        def replaced(name: str, value: Tensor) -> Tensor:
+            return value_of(name) if name in draft.names else value
 
-        return [logits_of(skeleton, row, give) for row in rows]
+        return [logits_of(skeleton, row, replaced) for row in rows]
 
+    # the logits of the untrained base show whether rounding to the export's type outweighs the training
     base = source.load_untrained() if source.is_whole else skeleton
     return Expected(
         with_weights(draft.written_value),
@@ -219,6 +245,7 @@ def _expected(
 
 
 def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
+    """Yield the figures of a proof in words; warn if training changed less than rounding does."""
     if figures["proven_weights"]:
         yield Note(
             f"{figures['proven_weights']} merged weights are those of base + adapter by definition, to "
@@ -245,7 +272,7 @@ def _tell_verified(figures: dict[str, Any]) -> Generator[Note, None, None]:
 
 
 def _tell_chat(facts: dict[str, Any], ids: list[int]) -> Note:
-    """Whether the export's own tokenizer can be used for chats; kept in the facts too."""
+    """Return a note on the export's own tokenizer: are its ids of a chat glmtune's? `facts` keep it too."""
     is_same = facts["verified"].pop("chat_ids") == ids
     facts["verified"]["chat_ids_equal"] = is_same
     facts["chat"] = (
@@ -257,69 +284,38 @@ def _tell_chat(facts: dict[str, Any], ids: list[int]) -> Note:
     return Note(facts["chat"], is_warning=not is_same)
 
 
-def _note_quant(
-    source: ExportSource, facts: dict[str, Any], prompts: list[list[int]], expected: Expected
-) -> Note:
-    """The weights go onto the un-quantised base, whatever it was trained on: that makes a difference."""
-    trained = source.open(quant=source.quant)
-    as_trained = [logits_of(trained, prompt) for prompt in prompts]
-    exact = [row[: len(prompt)] for row, prompt in zip(expected.exact, prompts, strict=True)]
-    largest, same = agreement(as_trained, exact)
-    facts["difference_to_quantised_base"] = {"max": largest, "same_top_token": same}
-    return Note(
-        f"trained on the base in {source.quant}, merged onto the un-quantised one: logits differ by up to "
-        f"{largest:.3g} from those in training, the most likely token is the same at {same:.1%} of the places"
-    )
-
-
 def _measure(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, None, None]:
-    """Perplexity and scores of base + adapter and of the export, as they run on the device."""
-    order, held = job.order, job.held
+    """Measure perplexity and scores of base + adapter and of the export; add them to `facts`."""
+    order, held_out = job.order, job.held_out
     facts["quality"] = None
-    if isinstance(held, str):
+    if isinstance(held_out, str):
         yield Note(
-            f"the loss of quality is not known: {held}; name rows like the training ones: --data FILE",
+            f"the loss of quality is not known: {held_out}; name rows like the training ones: --data FILE",
             is_warning=True,
         )
         return
     trained = job.source.open(dtype="auto", device=order.device)
-    before, kind = measure_quality(trained, job.tokenizer, held), trained.dtype
-    del trained
+    before, dtype = measure_quality(trained, job.tokenizer, held_out), trained.dtype
+    del trained  # before the export is opened: a card may have room for one of the two only
     with quiet():
-        reopened = load_model(folder, dtype=kind, device=order.device)
-    after = measure_quality(reopened, job.tokenizer, held)
-    dtype = str(kind).removeprefix("torch.")
+        reopened = load_model(folder, dtype=dtype, device=order.device)
+    after = measure_quality(reopened, job.tokenizer, held_out)
+    dtype_name = str(dtype).removeprefix("torch.")
     facts["quality"] = {
-        "rows": len(held.rows),
-        "scored_rows": len(held.questions),
-        "from": held.where,
-        "computed_in": dtype,
+        "rows": len(held_out.rows),
+        "scored_rows": len(held_out.scored_rows),
+        "from": held_out.where,
+        "computed_in": dtype_name,
         "before": before,
         "after": after,
     }
     yield Note(
-        f"perplexity on {len(held.rows)} rows ({held.where}), in {dtype}: {before['perplexity']:.4f} before, "
-        f"{after['perplexity']:.4f} in {order.to}"
+        f"perplexity on {len(held_out.rows)} rows ({held_out.where}), in {dtype_name}: "
+        f"{before['perplexity']:.4f} before, {after['perplexity']:.4f} in {order.to}"
     )
-    if held.questions:
-        yield Note(_scores_line(before["scores"], after["scores"], order.to, len(held.questions)))
-
-
-def _scores_line(before: dict[str, Any], after: dict[str, Any], name: str, count: int) -> str:
-    def at(scores: dict[str, Any], key: str) -> str:
-        return with_scale(scores["thudm"][key], key)
-
-    parts = [f"{key} {at(before, key)} before, {at(after, key)} in {name}" for key in ("rouge-l", "bleu-4")]
-    return f"scores of {count} answers: {'; '.join(parts)}"
-
-
-def _not_carried(source: ExportSource, to: str, folder: Path) -> Generator[Note, None, None]:
-    """What was part of training and is in no weight; and code that the base does not have."""
-    if to in BITS and not (source.base / "quantization.py").exists():
-        yield Note(
-            "the base's folder has no quantization.py: glmtune opens this export, the official code does not"
-        )
-    taught = Taught() if (folder / CARD_FILE).exists() else source.location.taught
-    for what, text in (("system text", taught.system), ("source prefix", taught.source_prefix)):
-        if text:
-            yield Note(f"trained with a {what} that no file of this kind holds; send it yourself: {text!r}")
+    if held_out.scored_rows:
+        parts = []
+        for key in ("rouge-l", "bleu-4"):
+            score, score_after = (with_scale(side["scores"]["thudm"][key], key) for side in (before, after))
+            parts.append(f"{key} {score} before, {score_after} in {order.to}")
+        yield Note(f"scores of {len(held_out.scored_rows)} answers: {'; '.join(parts)}")

@@ -1,4 +1,4 @@
-"""Whether a plan lies where ordinary chat is known to be lost, told before the start."""
+"""A warning before the start of a run whose rate and length are known to lose ordinary chat (forgetting)."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from glmtune.recipe import Method
 
 MOST_EPOCHS = 10
-"""Passes over the same rows that need not be warned of."""
+"""Epochs up to which a plan is not warned of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How far a method may be taken."""
+    """Bounds within which a method is known to keep ordinary chat."""
 
     distance: float
-    """Steps x peak rate; AdamW moves no weight much further. Beyond it, rows seen again and again are learned
-    by heart and little else is kept."""
+    """Steps x peak rate: AdamW moves no weight much further. Beyond this distance, rows seen in many epochs
+    are memorised and other abilities are lost."""
     rate: float
-    """The highest peak rate; above it chat is lost within any number of epochs."""
+    """Highest peak learning rate; above it chat is lost within any number of epochs."""
 
 
 _LOW_RANK = Bounds(distance=0.1, rate=1e-2)
@@ -29,7 +29,7 @@ BOUNDS = {
     "adalora": _LOW_RANK,
     "ptuning": Bounds(distance=0.5, rate=5e-2),
 }
-"""By method; of others nothing is known. Runs that lost chat, as epochs and distance:
+"""Bounds by method; other methods are never warned of. Runs that lost chat, as epochs and distance:
 
 - P-Tuning: 64 epochs of 1000 rows at 2e-2 (40); 500 epochs of 12 rows at 2e-4 (1.2; on two cards 0.6);
 - LoRA: 250 epochs of 12 rows at 2e-4 (0.3; on two cards 0.14), answers drifting into the rows' language;
@@ -47,10 +47,10 @@ many varied rows, none seen twice, although users of it miss ordinary chat too."
 
 
 def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, lr: float) -> str | None:
-    """What rows x epochs x learning rate put at risk, and the cure; None for a plan within bounds.
+    """Return a warning, with the cure, if a plan may lose ordinary chat; None for a plan within bounds.
 
-    A plan is warned of if its rate is above the method's, or if it goes through the rows more than
-    `MOST_EPOCHS` times and beyond the method's distance.
+    A plan is out of bounds if its peak rate `lr` is above the method's, or if it has more than `MOST_EPOCHS`
+    epochs and goes beyond the method's distance.
     """
     bounds = BOUNDS.get(method.name)
     if bounds is None:
@@ -62,14 +62,10 @@ def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, l
         )
     if epochs <= MOST_EPOCHS or steps * lr <= bounds.distance:
         return None
+    highest = bounds.distance / steps
+    digit = 10.0 ** math.floor(math.log10(highest))  # rounded down to one digit, such as 2e-04
     return (
         f"{epochs:.0f} epochs of {rows} rows at rate {lr:g}: runs like this have lost ordinary chat; set "
-        f"train.epochs=2, or train.lr={_floor(bounds.distance / steps)}, or mix general conversations into "
-        "your rows, one for each: docs/troubleshooting.md tells how"
+        f"train.epochs=2, or train.lr={math.floor(highest / digit) * digit:.0e}, or mix general "
+        "conversations into your rows, one for each: docs/troubleshooting.md tells how"
     )
-
-
-def _floor(value: float) -> str:
-    """The next lower number of one digit, such as 2e-04."""
-    digit = 10.0 ** math.floor(math.log10(value))
-    return f"{math.floor(value / digit) * digit:.0e}"

@@ -1,4 +1,4 @@
-"""Whether a run has come to any good, told at its end."""
+"""A warning at the end of a run whose evaluation loss did not fall."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,26 +7,26 @@ from glmtune.recipe import Method
 from glmtune.workflows.rates import is_rate_high, lower_rate
 
 FEW_STEPS = 20
-"""Fewer steps than this say little about a learning rate."""
+"""A run of fewer steps tells little about its learning rate."""
 LONGER = 100
-"""Steps to offer where there were too few."""
+"""Steps to suggest if there were too few."""
 RISEN = 1.02
-"""A loss this many times the earlier one has risen, and not only wavered."""
+"""Factor by which a loss must grow to count as risen; less is noise."""
 
 
 def worse_warning(method: Method, lr: float, metrics: Mapping[str, Any]) -> str | None:
-    """What to do where the evaluation loss has not fallen, or has risen again; None where all is well.
+    """Return a warning, with the cure, if the evaluation loss never fell or ended above its start; else None.
 
-    `metrics` are a training's figures, as `RunResult` has them.
+    `metrics`: the figures of a training run, as `RunResult` has them.
     """
     if "first_eval_loss" not in metrics:
         return None
     first, last, best = (metrics[name] for name in ("first_eval_loss", "eval_loss", "best_eval_loss"))
     step = metrics["best_step"]
     if best is None or best >= first:
-        found = last if best is None else best
+        lowest = last if best is None else best
         return (
-            f"nothing was gained: evaluation loss {first:.4f} before the first step, at best {found:.4f} "
+            f"nothing was gained: evaluation loss {first:.4f} before the first step, at best {lowest:.4f} "
             f"after it; {_cure(method, lr, metrics)}"
         )
     if last <= first:
@@ -39,10 +39,10 @@ def worse_warning(method: Method, lr: float, metrics: Mapping[str, Any]) -> str 
 
 
 def _cure(method: Method, lr: float, metrics: Mapping[str, Any]) -> str:
-    """What the figures speak for: more steps, a lower rate, or other validation rows."""
+    """Return the change that the figures speak for: more steps, a lower rate, or other validation rows."""
     steps = metrics["steps"]
     has_risen = metrics["eval_loss"] > RISEN * metrics["first_eval_loss"]
-    if not lr:
+    if not lr:  # train.lr=0 learns nothing in any number of steps
         return _lower(method, lr)
     if steps < FEW_STEPS and not has_risen and not is_rate_high(method, lr):
         return f"{steps} steps are too few to learn from: {_anew(f'train.steps={LONGER}')}, or take more rows"

@@ -1,4 +1,4 @@
-"""What a training's settings come to, settled and checked before any weight is read."""
+"""The plan of a training run: recipe, rows and steps, settled and checked before any weight is read."""
 
 import math
 from collections.abc import Generator, Iterator, Mapping
@@ -34,26 +34,26 @@ from glmtune.workflows.rows import EncodedRows, SplitRows, hash_rows, training_r
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run before anything of it is there: what is trained, on which rows, for how long, in what."""
+    """A run before its model is loaded: model, rows, steps, precision."""
 
     recipe: Recipe
-    """Complete: with the rate, the type of the weights and, where an adapter is gone on from, its method."""
+    """The recipe with learning rate and dtype settled and, if an adapter is trained on, its method."""
     folder: Path
-    """Of the run."""
+    """Folder of the run."""
     location: Location
-    """Of the model."""
+    """Location of the model: its folder, and the adapter on it if training goes on from one."""
     processes: Processes
-    """With the precision of their passes."""
-    held: Choice
-    """The type that the frozen weights are held in."""
+    """The processes that train together, with device and precision."""
+    base_dtype: Choice
+    """Type of the base's frozen weights."""
     tokenizer: Tokenizer
     rows: EncodedRows
     row_hashes: Mapping[str, str]
-    """Of the files that the rows are from, as env.json and every card keep them."""
+    """SHA-256 of each data file, as env.json and every card keep them."""
     steps: Steps
     num_steps: int
     notes: tuple[Note, ...]
-    """What was found of rows and settings, as it was told while the plan was made."""
+    """The notes that `planning` has yielded."""
 
     @property
     def lr(self) -> float:
@@ -62,14 +62,14 @@ class Plan:
         return self.recipe.train.lr
 
     def summary(self) -> Iterator[Note]:
-        """What the plan comes to, and what it puts at risk."""
+        """Yield the plan in a few lines: steps, rate, precision; then warnings of what it puts at risk."""
         method, settings, processes = self.recipe.method, self.recipe.train, self.processes
         yield Note(plan_line(self.steps, self.num_steps, processes.device, processes.precision))
         yield Note(rate_line(method, self.lr))
         if fp16 := fp16_line(processes.precision, processes.device):
             yield Note(fp16)
-        if wipes := plan_warning(method, self.lr, self.steps, self.num_steps):
-            yield Note(wipes, is_warning=True)
+        if warning := plan_warning(method, self.lr, self.steps, self.num_steps):
+            yield Note(warning, is_warning=True)
         if settings.warmup_steps >= self.num_steps:
             text = (
                 f"train.warmup_steps: {settings.warmup_steps} of {self.num_steps} steps, so the peak rate is "
@@ -81,36 +81,47 @@ class Plan:
 def planning(
     recipe: Recipe, *, resume: bool = False, read: SplitRows | None = None
 ) -> Generator[Note, None, Plan]:
-    """Settle and check all that needs no weights; say what was found on the way, before any refusal.
+    """Settle and check everything that needs no weights; yield notes on the way, return the plan.
 
-    With `resume`, of a run that has begun. `read`: the rows, where they have been read already. Raises
-    `GlmtuneError`'s children; nothing is written.
+    With `resume`, the plan is that of the run in the recipe's folder. `read`: the rows, if they have been
+    read already. Raises `ConfigError`, `DataError` and `CheckpointError`; writes nothing.
     """
+    # 1. the recipe: what a run that is resumed, or an adapter that is trained on, has settled already
     if resume:
         recipe = as_begun(recipe, run_folder(recipe))
     recipe = with_default_rate(with_parent(recipe))
     folder = run_folder(recipe)
-    (require_resumable if resume else require_startable)(recipe, folder)
+    if resume:
+        require_resumable(recipe, folder)
+    else:
+        require_startable(recipe, folder)
+    # 2. model and machine
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     require_able(location, recipe.method, recipe.quant)
-    find_optimizer(recipe.train)  # so that a missing package is told before the model is loaded
+    find_optimizer(recipe.train)  # a missing package is an error now, not after minutes of loading
     processes = start_processes(recipe.device)
+    # 3. rows: encoded, hashed, dealt out to steps and processes
     tokenizer = tokenizer_of(location, template=recipe.template)
     rows, row_hashes = training_rows(tokenizer, recipe.data, read), hash_rows(recipe.data)
     steps = share_rows(rows, recipe.train, processes)
     num_steps = count_steps(recipe.train, steps)
     notes: list[Note] = []
-    for note in chain(rows.notes, _warnings(recipe, location, num_steps)):
+    # each note goes out before the next check runs: a check that raises takes none of them with it
+    for note in chain(rows.notes, text_warnings(recipe.data, location)):
         notes.append(note)
         yield note
-    held = processes.firsts(choose_type(location, recipe.dtype, processes.device, recipe.quant))
-    processes.precision = choose_precision(recipe.train.precision, held.dtype, processes.device)
+    if not is_pruned(location) and (few_steps := steps_warning(recipe.method, num_steps)):
+        notes.append(Note(few_steps, is_warning=True))
+        yield notes[-1]
+    # 4. types: all ranks take rank 0's choice, for another card might choose another type
+    base_dtype = processes.firsts(choose_type(location, recipe.dtype, processes.device, recipe.quant))
+    processes.precision = choose_precision(recipe.train.precision, base_dtype.dtype, processes.device)
     return Plan(
-        recipe=recipe.model_copy(update={"dtype": held.name}),
+        recipe=recipe.model_copy(update={"dtype": base_dtype.name}),
         folder=folder,
         location=location,
         processes=processes,
-        held=held,
+        base_dtype=base_dtype,
         tokenizer=tokenizer,
         rows=rows,
         row_hashes=row_hashes,
@@ -120,22 +131,15 @@ def planning(
     )
 
 
-def _warnings(recipe: Recipe, location: Location, num_steps: int) -> Iterator[Note]:
-    """Of other texts than the parent's, and of few steps; `ConfigError` where no schedule fits these."""
-    yield from text_warnings(recipe.data, location)
-    if not is_pruned(location) and (few := steps_warning(recipe.method, num_steps)):
-        yield Note(few, is_warning=True)
-
-
 def require_able(location: Location, method: Method, quant: str | None) -> None:
-    """Raise `ConfigError` for a method or a quantisation that the base's family does not have."""
+    """Raise `ConfigError` for a method or a quantisation that the model's family cannot do."""
     family = identify_family(location.folder).family
     require_possible(family, f"method={method.name}", f"method.name: {method.name}")
     require_possible(family, f"quant={quant}", f"quant: {quant!r}")
 
 
 def start_processes(device: str) -> Processes:
-    """This process among those that `torchrun` started, and its device."""
+    """Return the processes that `torchrun` started. Raises `ConfigError` for one fixed card (`cuda:1`)."""
     if resolve_device(device).index is not None:
         raise ConfigError(
             f"device: {device}: training takes auto, cpu or cuda",
@@ -145,7 +149,7 @@ def start_processes(device: str) -> Processes:
 
 
 def share_rows(rows: EncodedRows, settings: Train, processes: Processes) -> Steps:
-    """The rows of each step, and this process's share of them."""
+    """Return the rows of each step, and this process's share of them."""
     return Steps(
         rows.train.rows,
         batch_size=settings.batch_size,
@@ -157,14 +161,19 @@ def share_rows(rows: EncodedRows, settings: Train, processes: Processes) -> Step
 
 
 def count_steps(settings: Train, steps: Steps) -> int:
-    """How many optimizer steps a run has."""
+    """Return the number of optimizer steps: `train.steps`, else the epochs in steps, rounded up."""
     return settings.steps or math.ceil((settings.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
 
 
 def choose_precision(wanted: str, base_dtype: torch.dtype, device: torch.device) -> str:
-    """The arithmetic of the passes, by its name; `wanted` is `train.precision`."""
+    """Return the precision of forward and backward passes: fp32, bf16 or fp16.
+
+    `wanted` is `train.precision`; its `auto` takes the base's dtype. Raises `ConfigError` for a precision
+    that the device does not have.
+    """
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     name = names[base_dtype] if wanted == "auto" else wanted
+    # autocast lowers the precision of fp32 weights; it cannot raise that of weights held in 16 bits
     if name == "fp32" and base_dtype != torch.float32:
         raise ConfigError(
             f"train.precision: fp32, but the weights are held in {str(base_dtype).removeprefix('torch.')}",
@@ -181,7 +190,7 @@ def choose_precision(wanted: str, base_dtype: torch.dtype, device: torch.device)
 
 
 def fp16_line(precision: str, device: torch.device) -> str | None:
-    """How it is kept safe that a card without bf16 trains in fp16; None where there is bf16, or no fp16."""
+    """Return a line on fp16 with loss scaling for a card without bf16; None for any other card."""
     if precision != "fp16" or has_bf16(device):
         return None
     return (
@@ -191,7 +200,7 @@ def fp16_line(precision: str, device: torch.device) -> str | None:
 
 
 def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str) -> str:
-    """What the settings mean, before the start."""
+    """Return one line: steps, rows, epochs, processes, device and precision."""
     processes = steps.num_processes
     return (
         f"plan: {num_steps} steps of up to {steps.batch_size} rows, {steps.num_samples(num_steps)} samples "
@@ -201,6 +210,6 @@ def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str
 
 
 def plan_warning(method: Method, lr: float, steps: Steps, num_steps: int) -> str | None:
-    """What the plan puts at risk, if it does."""
+    """Return a warning if runs like this one have lost ordinary chat."""
     rows, epochs = len(steps.rows), num_steps / steps.per_epoch
     return chat_loss_warning(method, rows=rows, steps=num_steps, epochs=epochs, lr=lr)

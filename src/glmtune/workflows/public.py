@@ -1,15 +1,15 @@
-"""The public functions: a workflow each, its events shown.
+"""The public functions train, evaluate, export, verify, compare and migrate: each runs one workflow.
 
-They say on stderr what the command line says. `quiet=True` says nothing; `on_event`, a function of one event
-(`glmtune.workflows.events`), gets each event in place of that.
-Importing this loads no torch: what is wrong with a path or a row is told first.
+They write to stderr what the command line writes. `quiet=True` writes nothing; `on_event`, a function of one
+event (`glmtune.workflows.events`), gets each event instead.
+Importing this module loads no torch: mistakes in paths and rows are errors within a second.
 """
 
-from __future__ import annotations  # signatures are shown as they stand here
+from __future__ import annotations  # help() shows the signatures as written here
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glmtune.locations import require_here
 from glmtune.migration import Migration
@@ -31,21 +31,21 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     on_event: OnEvent | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> RunResult:
-    """Run a recipe (a path, a run's folder, a dict or a `Recipe`); return where its files are and figures.
+    """Train by a recipe (a path, a run's folder, a dict or a `Recipe`); return the run's folder and figures.
 
         train(model="/models/chatglm3-6b", data={"train": "my.json"}, output="runs/mine")
         train("recipes/lora.yaml", train={"lr": 2e-4})
         train({"model": "/models/chatglm3-6b", "data.train": "my.json"})
 
-    `settings` are those of a recipe, a group of them as a dict (`data` also as the path of the training
-    rows), and come on top; `glmtune settings` lists all.
-    With `resume`, go on from the last checkpoint of the recipe's `output`. Plan, first row, progress and
-    warnings go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead.
-    Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt. Raises `GlmtuneError`.
+    `settings` override the recipe's, a group of them as a dict (`data` also as the path of the training
+    rows); `glmtune settings` lists them all. With `resume`, continue from the last checkpoint of the recipe's
+    `output`. Plan, first row, progress and warnings go to stderr; `quiet=True` writes nothing, `on_event=f`
+    calls f with each event instead. Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt.
+    Raises `GlmtuneError`.
     """
-    if isinstance(settings.get("data"), str | Path):  # as `evaluate` takes it
+    if isinstance(settings.get("data"), str | Path):  # as in `evaluate`
         settings["data"] = {"train": settings["data"]}
     parsed = training_recipe({} if recipe is None else recipe, settings=settings)
     read = check_training(parsed, resume=resume)
@@ -62,15 +62,15 @@ def evaluate(
     quiet: bool = False,
     on_event: OnEvent | None = None,
 ) -> RunResult:
-    """Answer and score the rows of `data`, or else the held-out or test rows of a run or recipe.
+    """Answer and score the rows of `data`, else the test or held-out rows of a run or recipe.
 
         evaluate("runs/mine", data="test.json")
         evaluate({"model": "runs/mine", "data.test": "test.json", "evaluate.max_rows": 100})
 
-    `recipe` is a model, run or adapter folder, or a recipe: a path to YAML, a dict or a `Recipe`.
-    Its `model` is a model, run or adapter folder; a run brings its own settings, the recipe's come on top.
-    Notes and progress go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead.
-    Ctrl-C keeps the answers so far: the same call goes on. Raises `GlmtuneError`.
+    `recipe` is a model, run or adapter folder, or a recipe: a path to YAML, a dict or a `Recipe`. Its `model`
+    is a model, run or adapter folder; the recipe's settings override those of a run. Notes and progress go to
+    stderr; `quiet=True` writes nothing, `on_event=f` calls f with each event instead. Ctrl-C keeps the
+    answers so far: the same call continues. Raises `GlmtuneError`.
     """
     if isinstance(recipe, str | Path) and Path(recipe).suffix not in (".yaml", ".yml"):
         recipe = {"model": str(recipe)}
@@ -97,14 +97,13 @@ def export(
     quiet: bool = False,
     on_event: OnEvent | None = None,
 ) -> ExportResult:
-    """Write a run, adapter or model as `to`, one of `KINDS`, says; see `glmtune export --help`.
+    """Export a run, adapter or model; `to` is one of `KINDS`, which `glmtune export --help` explains.
 
-    The folder `output`, by default `exports/<name>-<to>`, appears only when the export was opened in a fresh
-    process and answered as base + adapter do. `dtype` is the weights' type, by default the base's own.
-    `data`, `max_rows`, `score_rows` and `device`: what int8's and int4's loss of quality is measured on, by
-    default the run's held-out rows.
-    Notes go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead.
-    Raises `GlmtuneError`.
+    The folder `output`, by default `exports/<name>-<to>`, appears only once the export was opened in a fresh
+    process and answered as base + adapter do. `dtype` is the weights' type, by default the base's own. For
+    int8 and int4 `data`, `max_rows`, `score_rows` and `device` choose the rows that the loss of quality is
+    measured on, and the device; by default the run's held-out rows. Notes go to stderr; `quiet=True` writes
+    nothing, `on_event=f` calls f with each event instead. Raises `GlmtuneError`.
     """
     require_here(path)
     from glmtune.workflows.exporting import Order, exporting
@@ -126,11 +125,11 @@ def verify(
     quiet: bool = False,
     on_event: OnEvent | None = None,
 ) -> list[Check]:
-    """Prove that a run, checkpoint or adapter folder does what it did when it was saved; what was proven.
+    """Verify that a run, checkpoint or adapter folder does what it did when it was saved; return the checks.
 
-    The arguments open it as `load_model`'s do; `base` is its base where that has moved. What is proven goes
-    to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead. Raises
-    `CheckpointError` for the first thing that is not so, `ConfigError` for a model that was not trained here.
+    The arguments are those of `load_model`; `base` names a base that has moved. Each check goes to stderr;
+    `quiet=True` writes nothing, `on_event=f` calls f with each event instead. Raises `CheckpointError` for
+    the first check that fails, `ConfigError` for an untuned model.
     """
     require_here(path)
     from glmtune.workflows.verifying import proving_trained
@@ -147,10 +146,10 @@ def compare(
     quiet: bool = False,
     on_event: OnEvent | None = None,
 ) -> Comparison:
-    """Put runs side by side, at the steps `at` or at the last that all have made.
+    """Compare runs side by side, at the steps `at` or at the last step that all of them have reached.
 
-    With `output`, a new folder, the picture and the figures are written there. Warnings of what cannot be
-    compared go to stderr; `quiet=True` says nothing, `on_event=f` calls f with each event instead. Raises
+    Writes picture and figures to `output`, a new folder, if it is given. Warnings of figures that cannot be
+    compared go to stderr; `quiet=True` writes nothing, `on_event=f` calls f with each event instead. Raises
     `ConfigError` and `CheckpointError`.
     """
     return attend(_comparing(runs, output, at), "comparing", quiet=quiet, on_event=on_event)
@@ -175,38 +174,40 @@ def migrate(
     quiet: bool = False,
     on_event: OnEvent | None = None,
 ) -> list[Migration]:
-    """Tell what `source` is and write it as ours to the new `output`; nothing is overwritten or run.
+    """Recognise `source` and convert it to glmtune's files in the new `output`; overwrites and runs nothing.
 
-    A script or configuration (or a folder of them) gives recipes, a PEFT LoRA folder or a P-Tuning checkpoint
-    one adapter folder; `base` is the model it goes on, `template` its chat format where its folder does not
-    tell. What was found, mended and lost goes to stderr; `quiet=True` says nothing, `on_event=f` calls f with
-    each event instead. Raises GlmtuneError's children for what cannot be carried over as it is.
+    A script or configuration (or a folder of them) becomes recipes; a PEFT LoRA folder or a P-Tuning
+    checkpoint becomes an adapter folder. `base` is the adapter's model, `template` its chat format if its
+    folder does not name one. A report of findings, repairs and losses goes to stderr; `quiet=True` writes
+    nothing, `on_event=f` calls f with each event instead. Raises `GlmtuneError`'s children if a conversion
+    would change the meaning.
     """
     events = migrating(source, output, base=base, template=template)
     return attend(events, "migrating", quiet=quiet, on_event=on_event)
 
 
 def migrating(
-    source: str | Path, output: str | Path | None = None, **options: Any
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    template: str | None = None,
 ) -> Generator[Event, None, list[Migration]]:
-    """As `migrate`; yield its report line by line."""
+    """Migrate as `migrate` does; yield the report line by line."""
     from glmtune.migration import migrate_path
 
-    done = migrate_path(source, output, **options)
-    for migration in done:
-        yield from (Note(line) for line in _migration_lines(migration))
+    migrations = migrate_path(source, output, base=base, template=template)
+    for migration in migrations:
+        yield Note(str(migration.source))
+        parts = {
+            "found": migration.found,
+            "made": [str(migration.made)] if migration.made else [],
+            "mended": migration.mended,
+            "not carried over": [f"{name}: {why}" for name, why in migration.lost.items()],
+            "not needed": [f"{name}: {why}" for name, why in migration.dropped.items()],
+            "next": migration.next,
+        }
+        for name, lines in parts.items():
+            yield from (Note(f"  {name + ':':<18}{line}") for line in lines)
         yield from (Note(f"{migration.source}: {text}", is_warning=True) for text in migration.warnings)
-    return done
-
-
-def _migration_lines(migration: Migration) -> list[str]:
-    parts = {
-        "found": migration.found,
-        "made": [str(migration.made)] if migration.made else [],
-        "mended": migration.mended,
-        "not carried over": [f"{name}: {why}" for name, why in migration.lost.items()],
-        "not needed": [f"{name}: {why}" for name, why in migration.dropped.items()],
-        "next": migration.next,
-    }
-    lines = [f"  {name + ':':<18}{line}" for name, lines in parts.items() for line in lines]
-    return [str(migration.source), *lines]
+    return migrations

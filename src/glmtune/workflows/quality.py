@@ -1,4 +1,4 @@
-"""What quantising costs: perplexity, and scores if wanted, before and after, on rows not trained on."""
+"""Measure the quality that quantising costs: perplexity and scores on held-out rows."""
 
 import math
 from dataclasses import dataclass
@@ -21,19 +21,27 @@ from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.loop import mean_loss
 from glmtune.training.processes import Processes
-from glmtune.workflows.rows import data_hash, hashed_files, longest_answer, test_questions, training_rows
+from glmtune.workflows.rows import (
+    data_hash,
+    encode_test_rows,
+    hashed_files,
+    longest_answer,
+    training_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Rows to measure on."""
+    """Held-out rows to measure quality on, with the sizes of their run."""
 
     rows: list[TrainingRow]
-    questions: list[EvaluationRow]
+    """Rows to take the perplexity of."""
+    scored_rows: list[EvaluationRow]
+    """Rows to answer and score."""
     max_new_tokens: int
     micro_batch_size: int
     where: str
-    """Where they are from."""
+    """Name of the file, for messages."""
 
 
 def held_out_rows(
@@ -43,46 +51,53 @@ def held_out_rows(
     data: Path | None,
     max_rows: int,
     score_rows: int,
-    given: dict[str, Any],
+    data_settings: dict[str, Any],
 ) -> HeldOut | str:
-    """The rows of a file, else the run's own held-out ones; or, in words, why there are none.
+    """Return the rows of the file `data`, else the run's held-out rows; or the reason there are none.
 
-    `given`: how the rows are encoded where there is no run. At most `max_rows` rows; of the
-    file's or the held-out ones the first `score_rows` are answered too. Raises `GlmtuneError` for a named
-    file that cannot be read.
+    `data_settings`: settings under `data` that encode the rows if there is no run. At most `max_rows` rows
+    are measured, and the first `score_rows` are answered and scored. Raises `GlmtuneError` for a file that
+    cannot be read, if `data` names it.
     """
     if run is None and data is None:
         return "this is no run, so nothing says which rows were held out"
     recipe = load_recipe(run / RECIPE_FILE) if run else None
-    own = recipe.data if recipe else build_part(Data, given, "data")
-    if run and not data and (changed := _changed_data(run, own)):
+    run_data = recipe.data if recipe else build_part(Data, data_settings, "data")
+    if run and not data and (changed := _changed_data(run, run_data)):
         return changed
-    settings = own.model_copy(
+    # a named file is encoded as the run's rows were: with its limits, columns and texts
+    settings = run_data.model_copy(
         update={
             "test": None,
             "max_test_rows": score_rows or None,
             **({"train": None, "validation": data} if data else {}),
         }
     )
-    new_tokens = longest_answer(tokenizer, own, recipe.evaluate if recipe else Evaluation())
+    new_tokens = longest_answer(tokenizer, run_data, recipe.evaluate if recipe else Evaluation())
+    scored_rows: list[EvaluationRow] = []
     try:
-        rows = _encoded(tokenizer, settings, data)[:max_rows]
-        asked = test_questions(tokenizer, settings, num_new=new_tokens).questions if score_rows else []
+        if data:
+            rows = encode_examples(tokenizer, read_dataset(data, settings).examples, settings).rows
+        else:
+            rows = training_rows(tokenizer, settings).validation.rows
+        if score_rows:
+            scored_rows = encode_test_rows(tokenizer, settings, num_new=new_tokens).rows
     except GlmtuneError as error:
         if data:
             raise
         return f"the run's held-out rows cannot be read: {error}"
+    rows = rows[:max_rows]
     if not rows:
         return "there are no held-out rows"
     where = str(data or settings.validation or f"{settings.train_name}, the rows held out")
     train = recipe.train if recipe else Train()
-    return HeldOut(rows, asked, new_tokens, train.micro_batch_size, where)
+    return HeldOut(rows, scored_rows, new_tokens, train.micro_batch_size, where)
 
 
 def _changed_data(run: Path, data: Data) -> str:
-    """In words, which file of rows is no longer what the run read; empty where none is.
+    """Return a sentence naming a data file that has changed since the run read it; empty if none has.
 
-    Rows held out of another file may be among those that were trained on.
+    Another file is split differently, so its held-out rows may be among the rows that were trained on.
     """
     known = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
     for key, paths in hashed_files(data).items():
@@ -96,25 +111,19 @@ def _changed_data(run: Path, data: Data) -> str:
     return ""
 
 
-def _encoded(tokenizer: Tokenizer, settings: Data, data: Path | None) -> list[TrainingRow]:
-    if data:
-        return encode_examples(tokenizer, read_dataset(data, settings).examples, settings).rows
-    return training_rows(tokenizer, settings).validation.rows
-
-
-def measure_quality(model: CausalLM, tokenizer: Tokenizer, held: HeldOut) -> dict[str, Any]:
-    """Perplexity of the rows' answers, and the scores of the questions if there are any."""
-    parts = divide(held.rows, held.micro_batch_size)
+def measure_quality(model: CausalLM, tokenizer: Tokenizer, held_out: HeldOut) -> dict[str, Any]:
+    """Return loss and perplexity of the rows' completions, and the scores if there are rows to score."""
+    parts = divide(held_out.rows, held_out.micro_batch_size)
     batches = [collate(part, tokenizer.pad_token_id) for part in parts]
     loss = mean_loss(SftObjective(model), batches, Processes(model.device))
-    found: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
-    if held.questions:
+    figures: dict[str, Any] = {"loss": loss, "perplexity": math.exp(loss)}
+    if held_out.scored_rows:
         answers = predict(
             model,
             tokenizer,
-            held.questions,
-            max_new_tokens=held.max_new_tokens,
-            batch_size=held.micro_batch_size,
+            held_out.scored_rows,
+            max_new_tokens=held_out.max_new_tokens,
+            batch_size=held_out.micro_batch_size,
         )
-        found["scores"] = score_all(list(answers))
-    return found
+        figures["scores"] = score_all(list(answers))
+    return figures

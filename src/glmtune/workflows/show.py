@@ -1,15 +1,18 @@
-"""Events as lines, for the command line and for Python: a progress bar on a terminal, lines alike everywhere.
+"""Show a workflow's events as lines, with a progress bar on a terminal, for the command line and for Python.
 
-Beside `cli` the only module that prints.
+The only module outside `cli` that prints.
 """
 
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from glmtune.log import is_main_process, told_to, without_bars
+from glmtune.log import is_main_process, is_warning, told_to, without_bars
 from glmtune.workflows.events import Answered, Evaluated, Event, FirstRow, Note, Saved, Stepped, drain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 Result = TypeVar("Result")
 OnEvent = Callable[[Event], Any]
@@ -20,9 +23,10 @@ class Lines:
 
     def __init__(self, *, on_stderr: bool = False) -> None:
         self._on_stderr = on_stderr
-        self._what: str | None = None
-        self._bar: Any = None
-        self._task: Any = None
+        self._label: str | None = None
+        """Text before the progress bar; None if no bar is to be shown."""
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
 
     @property
     def _stream(self) -> TextIO:
@@ -42,50 +46,53 @@ class Lines:
         self.say(f"warning: {text}")
 
     @contextmanager
-    def bar(self, what: str) -> Iterator[None]:
-        """Inside, show a progress bar from the first `advance` on, if this is a terminal.
+    def bar(self, label: str) -> Iterator[None]:
+        """Show a progress bar from the first `advance` to the end of the block, if this is a terminal.
 
         Not earlier: loading a model shows a bar of its own.
         """
-        self._what = what if self._stream.isatty() and is_main_process() else None
+        self._label = label if self._stream.isatty() and is_main_process() else None
         try:
             yield
         finally:
             if self._bar is not None:
                 self._bar.stop()
-            self._bar = self._what = None
+            self._bar = self._label = None
 
     def advance(self, done: int, total: int) -> None:
-        """Move the bar."""
-        if self._bar is None and self._what:
-            self._start(self._what, total)
-        if self._bar is not None:
+        """Move the bar to `done` of `total`; the first call draws it."""
+        if self._bar is None and self._label:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn(self._label),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+            )
+            self._bar = Progress(*columns, transient=True, console=Console(stderr=self._on_stderr))
+            self._task = self._bar.add_task(self._label, total=total)
+            self._bar.start()
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done)
-
-    def _start(self, what: str, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-        self._bar = Progress(*columns, transient=True, console=Console(stderr=self._on_stderr))
-        self._task = self._bar.add_task(what, total=total)
-        self._bar.start()
 
 
 class Shown:
-    """Says each event in one line and moves the bar.
+    """Prints each event as a line and moves the progress bar.
 
-    A best evaluation and its checkpoint are one line: it is said when the checkpoint is there. How far the
-    probe's logits have moved is said of the first checkpoint; the card of each has it.
+    A best evaluation and the checkpoint it leads to share one line, printed once the checkpoint is saved. The
+    probe's difference is printed for the first checkpoint only; the card of each checkpoint has it.
     """
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
-        self._found = ""
+        self._best_text = ""
+        """Text of a best evaluation whose checkpoint is not saved yet."""
         self._has_saved = False
 
     def __call__(self, event: Event) -> None:
-        """Say it."""
+        """Print one event."""
         lines = self._lines
         match event:
             case Note(text, is_warning):
@@ -97,48 +104,48 @@ class Shown:
                 lines.advance(log.step, steps)
                 if line:
                     lines.say(line)
-            case Evaluated():
-                self._evaluated(event)
-            case Saved():
-                self._saved(event)
+            case Evaluated(step, loss, best_before, is_best):
+                text = f"Evaluation Loss: {loss:.5f} (step {step})"
+                if not is_best:
+                    lines.say(text)
+                    return
+                self._best_text = f"{text}; "
+                if best_before is not None:
+                    self._best_text += f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}; "
+            case Saved(path, is_best, difference):
+                model = "Best model" if is_best else "Model"
+                probed = (
+                    ""
+                    if self._has_saved
+                    else (f" (the probe's logits differ from the base's by {difference:.3g})")
+                )
+                lines.say(f"{self._best_text}{model} has saved at {path}{probed}")
+                self._best_text, self._has_saved = "", True
+                if not difference:
+                    lines.warn(
+                        "nothing was learned so far, or too little to show: a zero update is not opened"
+                    )
             case Answered(done, total):
                 lines.advance(done, total)
 
-    def _evaluated(self, event: Evaluated) -> None:
-        text = f"Evaluation Loss: {event.loss:.5f} (step {event.step})"
-        if not event.is_best:
-            self._lines.say(text)
-            return
-        before, loss = event.best_before, event.loss
-        self._found = f"{text}; "
-        if before is not None:
-            self._found += f"Min eval loss has been updated: {before:.5f} --> {loss:.5f}; "
-
-    def _saved(self, event: Saved) -> None:
-        what = "Best model" if event.is_best else "Model"
-        probed = f" (the probe's logits differ from the base's by {event.difference:.3g})"
-        self._lines.say(f"{self._found}{what} has saved at {event.path}{'' if self._has_saved else probed}")
-        self._found, self._has_saved = "", True
-        if not event.difference:
-            self._lines.warn("nothing was learned so far, or too little to show: a zero update is not opened")
-
 
 def attend(
-    events: Generator[Event, None, Result], what: str, *, quiet: bool, on_event: OnEvent | None
+    events: Generator[Event, None, Result], label: str, *, quiet: bool, on_event: OnEvent | None
 ) -> Result:
-    """Run a workflow for Python: its events go to `on_event`, or to nobody, or as lines to stderr.
+    """Run a workflow for Python; its events go to `on_event`, or nowhere if `quiet`, else as lines to stderr.
 
-    `what` is written before the progress bar.
+    `label` stands before the progress bar.
     """
     if on_event is None and not quiet:
         lines = Lines(on_stderr=True)
-        with lines.bar(what):
+        with lines.bar(label):
             return drain(events, Shown(lines))
+    # lines that functions below tell on their own become events too, instead of going to stderr
     hear = on_event or (lambda _: None)
-    with told_to(lambda text: hear(Note(text, is_warning="warning:" in text))), without_bars():
+    with told_to(lambda text: hear(Note(text, is_warning=is_warning(text)))), without_bars():
         return drain(events, hear)
 
 
 def _indent(text: str) -> str:
-    """A block under a heading, line breaks kept."""
+    """Return a block of text indented by four, line breaks kept."""
     return "\n".join(f"    {line}" for line in text.split("\n"))

@@ -1,8 +1,7 @@
-"""Proof of what was trained, alone: nothing is done with the model."""
+"""`glmtune verify`: check an adapter or trained model against the facts in its card, and do nothing else."""
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,16 +22,22 @@ NO_EFFECT = (
 
 
 def proving_trained(
-    path: str | Path, *, base: str | Path | None = None, **load_proven: Any
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    template: str | None,
+    dtype: str | torch.dtype,
+    device: str,
+    quant: str | None = None,
 ) -> Generator[Note, None, list[Check]]:
-    """Prove what lies at a path; yield a line for each thing that is proven or is not, and one of them all.
+    """Verify the run, checkpoint or adapter at a path; yield a note per check and one in the end.
 
-    `load_proven`: as `verifying` has it. Raises as `verifying`.
+    Raises as `verifying`.
     """
     location = resolve(path, base=base)
     checks: list[Check] = []
     missing: list[str] = []
-    for check in verifying(location, **load_proven):
+    for check in verifying(location, template=template, dtype=dtype, device=device, quant=quant):
         checks.append(check)
         if not check.is_proven:
             missing.append(check.found)
@@ -54,20 +59,21 @@ def verifying(
     device: str,
     quant: str | None = None,
 ) -> Generator[Check, None, None]:
-    """Open all that was trained, yield each proof. Raises `CheckpointError` as `load_proven`.
+    """Load the trained model and yield each check that it passes.
 
-    Raises `ConfigError` for a model that was not trained here.
+    Raises `CheckpointError` for the first check that fails, `ConfigError` for a model that was not trained by
+    glmtune or PEFT.
     """
     if not (location.adapter or location.card):
         raise ConfigError(
             f"{location.base}: a model, nothing that was trained from one: there is nothing to verify",
             hint="give a run (runs/...), a checkpoint or an adapter folder",
         )
+    # first: a wrong tokenizer is told before the weights are loaded
     if location.card and location.card.probe:
         tokenizer = tokenizer_of(location, template=template)
         yield check_tokenizer(location.trained, location.card, encode_probe(tokenizer), tokenizer.stop_ids)
     yield from load_proven(location, template=template, dtype=dtype, device=device, quant=quant)
-    if (
-        location.card and location.card.files
-    ):  # last: what is wrong with a file is told better by what it does
+    # last: a check of weights or logits above names the fault better than a changed file does
+    if location.card and location.card.files:
         yield check_files(location.trained, location.card)

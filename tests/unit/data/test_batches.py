@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fuzz import examples
 from glmtune.data.batches import Batch, collate, divide
 from glmtune.data.row import TrainingRow
 
@@ -37,7 +38,7 @@ def assert_same(one: Batch, other: Batch) -> None:
         assert torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs, name
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(rows())
 def test_a_batch_gives_its_rows_as_batches_of_one(made: list[TrainingRow]) -> None:
     batch = collate(made, PAD)
@@ -46,7 +47,7 @@ def test_a_batch_gives_its_rows_as_batches_of_one(made: list[TrainingRow]) -> No
         assert_same(alone, collate([row], PAD))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(rows())
 def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_learns(
     made: list[TrainingRow],
@@ -64,7 +65,7 @@ def test_padded_rows_are_the_rows_with_pads_on_the_right_that_nobody_sees_or_lea
     assert ("position_ids" in padded) == (made[0].position_ids is not None)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(rows())
 def test_a_token_is_learned_where_it_has_a_label_and_its_row_a_token_before_it(
     made: list[TrainingRow],
@@ -73,7 +74,7 @@ def test_a_token_is_learned_where_it_has_a_label_and_its_row_a_token_before_it(
     assert int(collate(made, PAD).is_learned().sum()) == expected
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(rows(), st.integers(1, 3), st.integers(1, 5))
 def test_processes_share_rows_in_equally_many_micro_batches(
     made: list[TrainingRow], size: int, number: int

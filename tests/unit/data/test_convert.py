@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuzz import examples
 from glmtune.data.convert import FILES, WRITERS, convert_file
 from glmtune.data.example import Example
 from glmtune.data.formats import FORMATS, find_format
@@ -106,7 +107,7 @@ def test_any_rounds_come_back_from_a_row_of_columns(rounds, system, name, though
     assert find_format([row], Data())(row) == messages
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(60))
 @given(
     rows=st.lists(conversations(), min_size=1, max_size=3), suffix=st.sampled_from(TEXT_FILES),
     first=st.sampled_from(DIALOGUES), second=st.sampled_from([*DIALOGUES, *PAIRS]),

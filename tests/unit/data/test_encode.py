@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuzz import examples
 from glmtune.conversation import answer_text, encode_messages
 from glmtune.data.encode import encode_examples
 from glmtune.data.example import Example
@@ -84,7 +85,7 @@ LIMITS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CONVERSATIONS, LIMITS, st.sampled_from(["all_turns", "last_turn"]), st.booleans())
 def test_every_row_ends_with_its_learned_stop_token_and_fits(four, rounds, limit, loss, has_system):
     talk = [
@@ -121,7 +122,7 @@ def test_every_row_ends_with_its_learned_stop_token_and_fits(four, rounds, limit
             assert "�" not in decode(tokenizer, ids) or "�" in "".join(map("".join, rounds))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(CONVERSATIONS, LIMITS, st.sampled_from(["", "写：", "<sop>[gMASK]"]))
 def test_what_asks_chatglm_6b_stands_behind_every_prompt_however_it_is_cut(ice, rounds, limit, prefix):
     talk = [

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands import glmtune
+from fuzz import examples
 from glmtune.data.reader import read_dataset, read_examples, read_raw_rows
 from glmtune.data.sources import read_sources
 from glmtune.errors import ConfigError, DataError
@@ -115,7 +116,7 @@ def test_whatever_json_wrote_is_read_back_with_the_right_lines(rows, is_ascii, i
             assert "{" in text.split("\n")[line - 1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet='[]{}",:\\ab“”\n1 ', max_size=40).map(str.encode))
 def test_any_bytes_give_rows_or_a_data_error(content):
     try:

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import official_scores
+from fuzz import examples
 from glmtune.errors import ConfigError, DataError
 from glmtune.evaluation.metrics import SCORE_NAMES, VARIANTS, score, score_pair, score_variants, with_scale
 from texts import long_text, pairs
@@ -89,7 +90,7 @@ def test_only_the_chatglm3_variant_strips_the_texts():
     assert score_pair("你好\n", "你好", "thudm")["bleu-4"] < score_pair("你好", "你好", "thudm")["bleu-4"]
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(pairs(), st.sampled_from(sorted(VARIANTS)))
 @example(("很好。\n好", "很好。 \n\n好"), "thudm")  # a sentence of white space alone counts as an empty word
 @example(("嗯.......好.............", "嗯......。好.............”"), "thudm")  # a word of dots falls into two
@@ -107,7 +108,7 @@ def test_texts_of_2000_characters_score_as_the_packages_score_them(variant):
     assert score_pair(mixed, reference, variant) == official_scores.score_pair(mixed, reference, variant)
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.lists(pairs(), min_size=1, max_size=30))
 def test_all_pairs_together_score_as_the_packages_score_them_to_the_last_bit(many):
     predictions, references = zip(*many, strict=True)
@@ -115,7 +116,7 @@ def test_all_pairs_together_score_as_the_packages_score_them_to_the_last_bit(man
         assert scores == {**official_scores.score(predictions, references, variant), "num_empty": 0}
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.lists(pairs(), min_size=1, max_size=5))
 def test_all_variants_together_score_as_each_alone(many):
     predictions, references = ["", *(pair[0] for pair in many)], ["好", *(pair[1] for pair in many)]

@@ -10,13 +10,14 @@ import jieba
 import pytest
 from hypothesis import example, given, settings
 
+from fuzz import examples
 from glmtune.evaluation.words import Lexicon, cut
 from texts import long_text, texts
 
 ROOT = Path(__file__).parents[3]
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 @given(texts())
 @example("")
 @example(" \r\n\n\u3000")

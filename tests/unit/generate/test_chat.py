@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz import examples
 from glmtune.chat import Chat
 from glmtune.conversation import encode_messages
 from glmtune.generate import Sampling, complete_texts, stream_text
@@ -122,7 +123,7 @@ def test_a_chat_keeps_the_turns_that_the_next_can_go_on_from(
 
 
 @pytest.mark.parametrize("template", list(SHOWN))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     pieces=st.lists(
         st.text("中a,!:;? [训练时间]\n", max_size=24) | st.sampled_from([SAID, "a中" * 90]), max_size=9

@@ -1,7 +1,6 @@
 """W8A8: close to the exact model, faster on purpose only, and never instead of it unasked."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from closeness import assert_close
+from forks import run_fork
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling, complete, fast
 from glmtune.generate.compute import speed_up
@@ -57,7 +57,7 @@ with torch.no_grad():
     exact = layer(x)
     print(float((FastLinear(layer)(x) - exact).norm() / exact.norm()))
 """
-    done = subprocess.run(
+    done = run_fork(  # which has no product of FBGEMM's behind it: it reads the cap at its first
         [sys.executable, "-c", code],
         env={**os.environ, "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"},
         capture_output=True,

@@ -192,10 +192,11 @@ def test_a_text_far_past_the_length_is_refused_before_anything_is_computed(
 
 @pytest.mark.parametrize(("context", "most"), [(16, 8192), (512, 8192), (32_768, 524_288), (None, None)])
 def test_the_bound_grows_with_the_length_that_a_model_was_made_for(
-    context: int | None, most: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: int | None, most: int | None, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine, "_context_of", lambda _: context)
-    assert Engine(load_model(BUILDERS["ChatGLM3"](tmp_path))).max_prompt == most
+    model = load_model(BUILDERS["ChatGLM3"](tmp_path))
+    model.config.max_position_embeddings = context
+    assert Engine(model).max_prompt == most
 
 
 def test_a_question_that_leaves_no_room_is_refused_by_the_official_calls(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft.tuners.lora import LoraLayer
 
+from fuzz import examples
 from glmtune import Adapters, load_model
 from glmtune.errors import ConfigError
 from glmtune.generate import Engine, Request, Sampling
@@ -136,7 +137,7 @@ arrivals = st.lists(
     max_prefill_tokens=st.sampled_from([1, 50, 4096]),
     reused_tokens=st.sampled_from([0, 200]),
 )
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_an_answer_is_its_adapters_whatever_else_arrives_and_when(
     alone: Alone, arriving: Any, max_rows: int, max_prefill_tokens: int, reused_tokens: int
 ) -> None:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import glmtune.generate.kv_cache as rows_module
 import glmtune.generate.sampling as sampling_module
+from fuzz import examples
 from glmtune.errors import AnswerError, ConfigError, DataError
 from glmtune.generate import Engine, Request, Sampling, decode
-from glmtune.generate.queue import Line, held_by_default
+from glmtune.generate.queue import Line, default_max_held_tokens
 from glmtune.generate.requests import Answer
 from glmtune.generate.sampling import Draw
 from golden import read_golden
@@ -58,7 +59,9 @@ def requests_of(*lengths: int) -> list[Request]:
     max_prefill_tokens=st.sampled_from([1, 50, 4096]),
     max_held_tokens=st.sampled_from([1, 90, 160, 10_000]),
 )
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=examples(25), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 def test_an_answer_is_the_same_whatever_else_arrives_and_when(
     arriving: Sequence[tuple[int, Request]], max_rows: int, max_prefill_tokens: int, max_held_tokens: int
 ) -> None:
@@ -87,7 +90,7 @@ def test_an_answer_is_the_same_whatever_else_arrives_and_when(
 
 def test_rows_of_4096_tokens_join_as_they_come_and_of_long_ones_only_as_many_as_fit() -> None:
     def joining(num_tokens: int, max_rows: int) -> int:
-        line = Line(max_rows, 10**9, held_by_default(max_rows))
+        line = Line(max_rows, 10**9, default_max_held_tokens(max_rows))
         for request in requests_of(*[1] * (max_rows + 1)):
             line.waiting.append(Answer(0, request, Draw(GREEDY, [1], device=torch.device("cpu")), num_tokens))
         return len(line.first([]))
@@ -241,7 +244,7 @@ FAILING: tuple[tuple[str, Callable[[Engine], object]], ...] = (
     ("write", lambda engine: type(engine.rows)),
     ("remove", lambda engine: type(engine.rows)),
     ("keep", lambda engine: engine.reuse),
-    ("_moved", lambda _: rows_module),
+    ("_room_for", lambda _: rows_module),
     ("_draw", lambda _: sampling_module),
 )
 

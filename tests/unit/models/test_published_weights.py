@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
 import pathlib
 import pickle
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from forks import run_fork
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.models import ChatGLMConfig, load_base, resolve_device
 from glmtune.models.dtype import DTYPES
@@ -480,7 +479,7 @@ def test_every_tensor_is_checked_before_the_first_is_copied(folder: Path, tensor
 
 
 MEASURE = """
-import sys, threading, time
+import ctypes, sys, threading, time
 from pathlib import Path
 from glmtune.models import load_base
 
@@ -488,6 +487,8 @@ def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
+# else glibc keeps freed scratch of up to 32 MiB, which is much only for so small a model
+ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD
 quant = sys.argv[4] or None
 load_base(sys.argv[2], dtype=sys.argv[3], device="cpu", quant=quant)  # whatever torch sets up once
 before, peak, running = anonymous(), 0, True
@@ -577,9 +578,7 @@ def test_quantising_to_nf4_takes_no_more_than_the_weights_and_a_tenth(folder: Pa
 def measure(large: Path, small: Path, dtype: str, quant: str) -> tuple[int, int]:
     """Bytes of the weights, and what anonymous memory grew by at most while they were loaded."""
     command = [sys.executable, "-c", MEASURE, str(large), str(small), dtype, quant]
-    # else glibc keeps freed scratch of up to 32 MiB, which is much only for so small a model
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = run_fork(command, text=True, check=True)
     weights, grown = map(int, done.stdout.split())
     return weights, grown
 

@@ -13,8 +13,13 @@ from glmtune.errors import DataError
 from glmtune.families import FAMILIES, context_of
 from glmtune.recipe import Data, Evaluation, Recipe, load_recipe
 from glmtune.recipe.parse import build_part, read_values
-from glmtune.workflows.rows import EncodedRows, EvaluationRows, longest_answer, training_rows
-from glmtune.workflows.rows import test_questions as questions_of
+from glmtune.workflows.rows import (
+    EncodedRows,
+    EvaluationRows,
+    encode_test_rows,
+    longest_answer,
+    training_rows,
+)
 from tiny import tiny_ice, tiny_json, tiny_sentencepiece, tiny_tiktoken
 
 CONTEXT = 96
@@ -74,7 +79,7 @@ def read(base: Path, settings: Given) -> EncodedRows:
 def ask(base: Path, settings: Given | Recipe) -> EvaluationRows:
     tokenizer = load_tokenizer(base)
     num_new = longest_answer(tokenizer, settings.data, settings.evaluate)
-    return questions_of(tokenizer, settings.data, num_new=num_new)
+    return encode_test_rows(tokenizer, settings.data, num_new=num_new)
 
 
 def lengths(rows: EncodedRows) -> list[int]:
@@ -150,7 +155,7 @@ def test_questions_and_their_answers_fit_into_the_context_by_default(base: Path,
     found = ask(base, given(rows))
     settings = given(rows)
     assert longest_answer(load_tokenizer(base), settings.data, settings.evaluate) == CONTEXT // 2
-    assert max(len(question.prompt_ids) for question in found.questions) <= CONTEXT // 2
+    assert max(len(question.prompt_ids) for question in found.rows) <= CONTEXT // 2
     where = f"limit max_tokens 48 (the model's context of {CONTEXT}, less 48 for the answer)"
     assert any(where in note.text for note in found.notes)
     assert not warnings(found)
@@ -161,8 +166,8 @@ def test_a_file_and_the_rows_held_out_of_it_have_names_of_their_own(base: Path, 
     rows.write_text(json.dumps([{"prompt": "早", "response": "好"}] * 4))
     held_out = Given(Data(train=rows), Evaluation())
     whole = Given(Data(train=rows, test=rows), Evaluation())
-    assert (ask(base, held_out).name, len(ask(base, held_out).questions)) == ("asked-heldout", 1)
-    assert (ask(base, whole).name, len(ask(base, whole).questions)) == ("asked", 4)
+    assert (ask(base, held_out).name, len(ask(base, held_out).rows)) == ("asked-heldout", 1)
+    assert (ask(base, whole).name, len(ask(base, whole).rows)) == ("asked", 4)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def test_of_a_tiny_file_one_row_is_held_out_and_the_plan_says_that_it_tells_litt
 def test_the_test_rows_are_the_first_so_many_under_both_names(word: str, base: Path, tmp_path: Path) -> None:
     rows = rows_file(tmp_path, list("一二三"))
     recipe = load_recipe({"model": base}, [f"data.test={rows}", word])
-    assert [question.reference for question in ask(base, recipe).questions] == ["一", "二"]
+    assert [question.reference for question in ask(base, recipe).rows] == ["一", "二"]
 
 
 def test_the_plan_says_how_many_rows_are_trained(base: Path, tmp_path: Path) -> None:
@@ -251,4 +256,4 @@ def test_without_test_rows_an_evaluation_answers_the_validation_file_whole(
 ) -> None:
     """Also where it is the training file, and where the loss is taken over fewer."""
     rows = rows_file(tmp_path, list("一二三四"))
-    assert len(ask(base, given(rows, "data.max_validation_rows=2")).questions) == 4
+    assert len(ask(base, given(rows, "data.max_validation_rows=2")).rows) == 4
