@@ -14,7 +14,7 @@ from glmtune.errors import CheckpointError
 from glmtune.files import hash_file
 from glmtune.folder import ModelFolder
 from glmtune.log import tell
-from glmtune.models.fingerprint import Fingerprint, fingerprint
+from glmtune.models.fingerprint import fingerprint
 from glmtune.run_files import train_on_hint
 
 _WHOLE_FOLDER = "take the whole folder from a copy, or train anew"
@@ -47,8 +47,8 @@ def tell_changed(folder: Path, changed: Sequence[str]) -> None:
 def check_files(folder: Path, card: Card) -> Check:
     """Check that every file in the folder is as it was saved; files may be missing, as in a copy to share."""
     _require_none(folder, find_changed(folder, card, unread=(FOR_PEOPLE,)))
-    there = sum((folder / name).is_file() for name in card.files)
-    return Check("files", f"{there} beside the card, as they were saved")
+    count = sum((folder / name).is_file() for name in card.files)
+    return Check("files", f"{count} beside the card, as they were saved")
 
 
 def require_files(folder: Path, card: Card) -> None:
@@ -76,30 +76,24 @@ def _require_none(folder: Path, changed: Sequence[str]) -> None:
 
 def check_base(folder: Path, card: Card, base: ModelFolder) -> Check:
     """Check that the base, wherever it lies now, is the trained one. The card must have its fingerprint."""
-    here = fingerprint(base)
-    problem = _find_other_base(card, here, base)
-    if problem:
-        raise CheckpointError(f"{folder}: {problem}", hint=_ITS_BASE)
-    return Check("base", f"{here.kind}, fingerprint {here.weights[:12]}, as recorded")
-
-
-def _find_other_base(card: Card, here: Fingerprint, base: ModelFolder) -> str:
-    """Describe how a base differs from the card's in family, config or weights; empty if it does not."""
-    if here.kind != card.kind:
-        return f"trained on {card.kind}, but {base} is {here.kind}"
     assert card.fingerprint is not None
-    config = card.fingerprint["config"]
-    odd = here.find_odd_key(config)
-    if odd:
+    here = fingerprint(base)
+    config, weights = card.fingerprint["config"], card.fingerprint["weights"]
+    problem = ""
+    # from the coarsest difference to the finest, for the message that helps most
+    if here.kind != card.kind:
+        problem = f"trained on {card.kind}, but {base} is {here.kind}"
+    elif odd := here.find_odd_key(config):
         before, now = config.get(odd), here.config.get(odd)
-        return f"trained on a base whose {odd} is {before}, but {base} has {now}"
-    weights = card.fingerprint["weights"]
-    if weights != here.weights:
-        return (
+        problem = f"trained on a base whose {odd} is {before}, but {base} has {now}"
+    elif weights != here.weights:
+        problem = (
             f"trained on other weights than those in {base}: fingerprint {weights[:12]}, "
             f"there it is {here.weights[:12]}"
         )
-    return ""
+    if problem:
+        raise CheckpointError(f"{folder}: {problem}", hint=_ITS_BASE)
+    return Check("base", f"{here.kind}, fingerprint {here.weights[:12]}, as recorded")
 
 
 def check_whole(folder: Path, card: Card, whole: ModelFolder) -> Check:

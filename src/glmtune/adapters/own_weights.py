@@ -111,6 +111,7 @@ def load_weights(
     for tensors missing, left over or of another shape, and ConfigError for a model that cannot have a prefix.
     """
     model.requires_grad_(False)
+    # a method that trains some of the model's own weights names them; all others here have a prefix
     choose = METHODS[method.name].choose if method else None
     if choose:
         chosen = set(choose(model, method))

@@ -147,5 +147,6 @@ def _list_patterns(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, around in _AROUND.items():
         names = settings.get(key) or []
         for name in [names] if isinstance(names, str) else names:
+            # a plain name needs no check: nothing that PEFT puts around it leaves a choice
             if not _PLAIN.fullmatch(name):
                 yield key, around.format(name)

@@ -12,7 +12,7 @@ from glmtune.exports.refusal import refused
 
 
 def require_same_update(trained: Path, written: Path) -> None:
-    """Raise `OutputError` unless the factors in folder `written` make the same update as in `trained`.
+    """Raise `OutputError` unless the factors in folder `written` give the same update as in `trained`.
 
     The update of a layer that is left out of `written` must be 0.
     """

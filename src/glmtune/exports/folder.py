@@ -22,6 +22,7 @@ def copy_base_files(source: ExportSource, folder: Path, facts: Mapping[str, Any]
     """
     copy_small_files(source.base, folder)
     config = read_json(folder / "config.json")
+    # rewritten only for a difference, so that otherwise the file keeps its bytes and its hash
     if any(config.get(key) != value for key, value in facts.items()):
         write_pretty(folder / "config.json", {**config, **facts})
     if source.identity.template and not tells_format(folder):
@@ -50,6 +51,7 @@ def small_bytes(base: Path) -> int:
 
 def require_space(folder: Path, needed_bytes: int) -> None:
     """Raise OutputError unless the disk of a future folder has `needed_bytes` free."""
+    # the folder and some of its parents may not exist yet; the disk is that of the nearest one that does
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed_bytes > free:

@@ -20,7 +20,6 @@ from glmtune.models.config import ChatGLMConfig, read_config
 from glmtune.models.published_weights import stored_dtype
 from glmtune.tokenizers import read_tokenizer
 from glmtune.tokenizers.convert import chat_template_of, convert_tokenizer
-from glmtune.tokenizers.protocol import Tokenizer
 
 _RENAMED = (
     (r"^transformer\.embedding\.word_embeddings\.", "model.embed_tokens."),
@@ -128,11 +127,7 @@ def write_hf_files(source: ExportSource, folder: Path, dtype: torch.dtype | None
     }
     ends = {"eos_token_id": stop_ids, "pad_token_id": pad_id}
     write_pretty(folder / "generation_config.json", {**generation, **ends})
-    _write_tokenizer(tokenizer, folder)
-
-
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files that transformers' fast tokenizer reads."""
+    # the files that transformers' own fast tokenizer reads, without this program
     converted = convert_tokenizer(tokenizer)
     assert converted is not None
     (folder / "tokenizer.json").write_text(converted.to_str(pretty=True), encoding="utf-8")
@@ -141,7 +136,7 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": names[int(tokenizer.eos_token_id)],
-        "pad_token": names[int(tokenizer.pad_token_id)],
+        "pad_token": names[pad_id],
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],

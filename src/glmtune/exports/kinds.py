@@ -92,6 +92,7 @@ def _family_can(to: str) -> Callable[[ExportSource], None]:
 def _draft_merged(source: ExportSource, _: CausalLM, settings: ExportSettings) -> ExportDraft:
     merged = merge(source, settings.dtype)
 
+    # The files before the weights: merging takes long, and a damaged file of the base shows at once.
     def write(folder: Path) -> None:
         copy_base_files(source, folder, dtype_facts(source.base, settings.dtype))
         write_shards(merged.groups(), folder, settings.shard_bytes)
@@ -148,6 +149,7 @@ def _require_prefix(source: ExportSource) -> None:
 
 def _draft_prefix(source: ExportSource, model: CausalLM, _: ExportSettings) -> ExportDraft:
     encoder = model.base_model.prefix_encoder
+    # fp32, as the official scripts save a prefix
     tensors = {
         name: value.detach().float().cpu() for name, value in encoder.state_dict(prefix=PREFIX).items()
     }

@@ -40,8 +40,7 @@ class ExportSource:
     kept: TrainedPart | None
     """Part of the model that the method trains; None for a model that was not trained here."""
     unproven: str = ""
-    """Known and unknown facts of a base that replaces the quantised one of training; empty for the base
-    itself."""
+    """Known and unknown facts of a base that replaces the quantised one of training; else empty."""
 
     @property
     def base(self) -> Path:

@@ -62,12 +62,14 @@ class Merged:
     @property
     def roughest(self) -> torch.dtype:
         """The written floating type with the coarsest rounding."""
+        # eps is the relative rounding error: bf16's is larger than fp16's
         kinds = {self.dtype_of(name) for name in self.stored if not name.endswith(_BUFFER)}
         floating = (kind for kind in kinds if kind.is_floating_point)
         return max(floating, key=lambda kind: torch.finfo(kind).eps)
 
     def read(self, name: str) -> Tensor:
         """Compute a tensor as it is written. Raises `CheckpointError` if a written number is not finite."""
+        # only now is anything read or merged, so that one shard at a time is in memory
         tensor = self.changed.get(name, read_stored)(self.stored[name])
         written = tensor.to("cpu", self.dtype_of(name))
         if written.is_floating_point() and not bool(written.isfinite().all()):
@@ -166,7 +168,7 @@ class Quantised:
             return self.merged.group(name)
         outputs, inputs = self.merged.stored[name].shape
         shapes = {
-            name: ((outputs, inputs * self.bits // 8), torch.int8),
+            name: ((outputs, inputs * self.bits // 8), torch.int8),  # int4: two codes in a byte
             f"{name}_scale": ((outputs,), self.scale_dtype or self.merged.dtype_of(name)),
         }
         return Group(shapes, lambda: dict(zip(shapes, self._quantise(name), strict=True)))

@@ -76,7 +76,14 @@ def choose_weights(model: nn.Module, settings: Freeze) -> list[str]:
         matched = {name for pattern in settings.patterns for name in _matching(pattern, names)}
         chosen = [name for name in names if name in matched]
     for name in chosen:
-        _require_dense(model, name)
+        path, _, leaf = name.rpartition(".")
+        # scales are floating numbers, but useless to train without their codes
+        weight = model.get_submodule(path).get_parameter("weight" if leaf == "weight_scale" else leaf)
+        if not weight.is_floating_point():
+            raise ConfigError(
+                f"method.name: freeze, but {name} is quantised: its codes cannot be trained",
+                hint="choose others with method.patterns=..., open the base without quant, or method=lora",
+            )
     return chosen
 
 
@@ -89,18 +96,6 @@ def _matching(pattern: str, names: Collection[str]) -> list[str]:
             hint=f"they are called as {', '.join(near)}; all: `glmtune info MODEL --names`",
         )
     return matched
-
-
-def _require_dense(model: nn.Module, name: str) -> None:
-    """Raise `ConfigError` for a quantised layer's codes or scales."""
-    path, _, leaf = name.rpartition(".")
-    # scales are floating numbers, but useless to train without their codes
-    weight = model.get_submodule(path).get_parameter("weight" if leaf == "weight_scale" else leaf)
-    if not weight.is_floating_point():
-        raise ConfigError(
-            f"method.name: freeze, but {name} is quantised: its codes cannot be trained",
-            hint="choose others with method.patterns=..., open the base without quant, or method=lora",
-        )
 
 
 def _enter_fp32(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

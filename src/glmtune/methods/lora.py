@@ -43,6 +43,7 @@ def find_targets(model: CausalLM, settings: LowRank) -> list[str]:
     """
     family = find_family(model.config.model_type)
     targets = settings.target_modules or family.lora_targets
+    # PEFT matches last name parts, so a name that experts have too would adapt them as well
     possible = [name for name in linear_names(model) if name not in family.experts]
     for name in targets:
         if name not in possible:

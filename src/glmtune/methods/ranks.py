@@ -13,6 +13,7 @@ def plan_pruning(settings: AdaLora, num_steps: int) -> tuple[int, int, int]:
 
     Raises `ConfigError` if no step is left to prune in.
     """
+    # by default the first tenth of the steps gathers scores, and the last fifth trains the final ranks
     warmup = num_steps // 10 if settings.warmup_steps is None else settings.warmup_steps
     final = num_steps // 5 if settings.final_steps is None else settings.final_steps
     if warmup >= num_steps - final:

@@ -76,7 +76,7 @@ class Processes:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return a module whose gradients are averaged over all processes."""
-        if self.number == 1:
+        if self.number == 1:  # DistributedDataParallel would cost time and memory for nothing
             return module
         wrapped: nn.Module = self._accelerator.prepare_model(module)
         return wrapped
@@ -93,6 +93,7 @@ class Processes:
 
     def exchanging(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Return a context for one micro-batch that exchanges gradients only in the last one of a step."""
+        # DistributedDataParallel would exchange in each backward pass, though only the step's sum is needed
         if is_last:
             return nullcontext()
         without_exchange: AbstractContextManager[None] = self._accelerator.no_sync(module)

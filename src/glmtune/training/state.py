@@ -65,7 +65,7 @@ def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[st
             f"{path}: not a run's state: {', '.join(sorted(lacking))} missing",
             hint=train_on_hint(path.parent),
         )
-    with as_state(path):
+    with as_state(path):  # a damaged file may have any types in these places
         saved_at, processes = state["standing"]["step"], len(state["random"])
     if step is not None and saved_at != step:
         raise CheckpointError(
