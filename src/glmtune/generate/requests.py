@@ -10,7 +10,7 @@ from glmtune.generate.sampling import Draw, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the way it is answered: `Request(prompt, Sampling(temperature=0), tokenizer.stop_ids)`."""
+    """One prompt and the way it is answered, as `Request(prompt, Sampling(seed=1), tokenizer.stop_ids)`."""
 
     prompt: Sequence[int]
     """Token ids, as `glmtune.encode_messages` makes them."""
