@@ -1,5 +1,6 @@
 """Where the reference data lies, and skipping, visibly, where it does not."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,16 @@ SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("shared"))  # see fuzz.examples; make test-all
 settings.load_profile("shared")
+
+
+def pytest_collection() -> None:
+    """Nothing that is imported or collected is garbage: looking for some takes a quarter of that time."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

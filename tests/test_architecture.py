@@ -66,18 +66,26 @@ def part(path: Path) -> str:
     return path.relative_to(SRC).parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    names: list[str] = []
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
+            names += (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            names.append(node.module)
+    return tuple(names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_imports_point_down(path: Path) -> None:
     here = part(path)
-    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+    for name in imports(path):
         if name.startswith("glmtune."):
             there = name.split(".")[1]
             assert there == here or RANK[there] < RANK[here], f"{here} may not import {there}"
@@ -85,7 +93,7 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
-    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+    for name in imports(path):
         homes = ONLY_IN.get(name.split(".")[0])
         here = (part(path), path.relative_to(SRC).with_suffix("").as_posix())
         assert homes is None or set(homes) & set(here), f"{name} belongs in {homes}"
@@ -100,7 +108,7 @@ MAY_NOT = {
 @pytest.mark.parametrize("here", MAY_NOT)
 def test_models_know_no_text_and_the_engine_knows_no_files(here: str) -> None:
     for path in (SRC / here).rglob("*.py"):
-        names = imports(ast.parse(path.read_text(encoding="utf-8")))
+        names = imports(path)
         found = {name.split(".")[1] for name in names if name.startswith("glmtune.")}
         assert not found & MAY_NOT[here], path.name
 
@@ -128,7 +136,7 @@ def while_loading(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 def loads(module: str) -> frozenset[str]:
     """What of ours a module imports: `from a.b import c` is a.b.c if that is a module, else a.b."""
     found: set[str] = set()
-    for node in while_loading(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in while_loading(parse(MODULES[module])):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif node.module:
@@ -166,7 +174,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < MOST_LINES_OF_A_FUNCTION, node.name
 
@@ -223,7 +231,7 @@ match name:
 def test_names_of_families_and_methods_decide_in_tables_only(path: Path) -> None:
     if path.relative_to(SRC).as_posix() in FOREIGN | RULES:
         return
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parse(path)
     asserted = {part for node in ast.walk(tree) if isinstance(node, ast.Assert) for part in ast.walk(node)}
     for node in set(ast.walk(tree)) - asserted:  # which decide nothing
         for text in compared(node):
@@ -242,14 +250,14 @@ GUARDED = {"training/memory.py", "tokenizers/apart.py"}
 def test_nothing_is_for_unix_alone(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if path.relative_to(SRC).as_posix() not in GUARDED:
-        assert not UNIX_ONLY & set(imports(ast.parse(text)))
+        assert not UNIX_ONLY & set(imports(path))
     assert not UNIX_CALLS.search(text)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_only_the_command_line_exits_and_only_it_and_what_shows_events_print(path: Path) -> None:
     may_print = {"print"} if path == SRC / "workflows" / "show.py" else set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Call) and part(path) != "cli":
             called = ast.unparse(node.func)
             assert called not in {"print", "exit", "quit", "sys.exit"} - may_print, (
@@ -262,7 +270,7 @@ ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_every_error_of_ours_has_a_hint(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ERRORS:
             hints = [ast.unparse(word.value) for word in node.keywords if word.arg == "hint"]
             assert hints not in ([], ["''"]), f"line {node.lineno}: no hint"
