@@ -15,6 +15,7 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,9 @@ def _seconds_of_living_children() -> float:
     ticks = 0
     for listed in Path("/proc/self/task").glob("*/children"):
         for child in listed.read_text().split():
-            stat = Path(f"/proc/{child}/stat").read_text()
-            ticks += sum(map(int, stat.rpartition(")")[2].split()[11:15]))  # utime stime cutime cstime
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                stat = Path(f"/proc/{child}/stat").read_text()
+                ticks += sum(map(int, stat.rpartition(")")[2].split()[11:15]))  # utime stime cutime cstime
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
