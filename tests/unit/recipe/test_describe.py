@@ -3,6 +3,7 @@
 import re
 
 from glmtune.recipe.describe import CHINESE_TEXTS, Description, describe
+from glmtune.recipe.method import METHOD_SETTINGS
 from glmtune.strict import load_yaml
 
 
@@ -34,7 +35,7 @@ def test_no_chinese_text_is_left_over() -> None:
 
 def test_the_rows_of_a_name_have_the_name_as_type_and_the_true_default() -> None:
     names = [(row.kind, row.default) for row in describe() if row.key == "method.name"]
-    assert names == [(name, "lora") for name in ("full", "freeze", "lora", "adalora", "ptuning")]
+    assert names == [(name, "lora") for name in METHOD_SETTINGS]
 
 
 def test_only_words_for_types_are_translated_and_a_folder_is_no_file() -> None:
