@@ -16,15 +16,10 @@ from glmtune.recipe import Data, load_recipe
 from glmtune.workflows.early import training_recipe
 from glmtune.workflows.events import Saved
 from glmtune.workflows.execute import training
+from test_additions import SHORT
 
 PUBLISHED = """{% for m in messages %}<|{{ m.role }}|> {{ m.content }}{% endfor %}
 {%- if add_generation_prompt %}<|assistant|>{% endif %}"""
-SHORT = {
-    "data": {"train": "examples/adverts.jsonl", "max_rows": 6, "holdout_rows": 2, "max_tokens": 160,
-             "overlong": "cut_any"},
-    "train": {"steps": 2, "batch_size": 2, "lr": 1e-2},
-    "samples": {"prompts": []},
-}  # fmt: skip
 
 
 def use_formats(work: Path) -> None:
