@@ -335,3 +335,13 @@ def test_a_chat_opens_a_run_with_the_system_message_it_was_tuned_with(tmp_path: 
     assert glmtune.Chat.open(tmp_path / "lora").messages == [{"role": "system", "content": "甲"}]
     chat = glmtune.Chat.open(tmp_path / "lora", system=None, temperature=0)
     assert (chat.messages, chat.sampling.temperature) == ([], 0)
+
+
+def test_the_old_name_of_an_argument_works_and_warns() -> None:
+    from glmtune.templates import TEMPLATES, messages_from_dicts, visible_text
+
+    with pytest.warns(DeprecationWarning, match=r"^messages_from_dicts: place= is now where=;"):
+        messages = messages_from_dicts([{"role": "user", "content": "早"}], place="my.json:1")
+    assert messages == messages_from_dicts([{"role": "user", "content": "早"}], where="my.json:1")
+    answer = "<think>怎么</think>\n早"
+    assert visible_text("glm45", answer) == visible_text(TEMPLATES["glm45"], answer) == "早"

@@ -1,7 +1,13 @@
 """Public names of sub-packages that were renamed: each old name works for one release and warns."""
 
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RENAMED = {
     "glmtune.generate.answer": "glmtune.generate.complete_texts",
@@ -29,3 +35,20 @@ def find_renamed(module: str, name: str) -> object:
     text = f"{old} is now {RENAMED[old]}; the old name goes with the next release"
     warnings.warn(text, DeprecationWarning, stacklevel=2)
     return getattr(import_module(home), new_name)
+
+
+def keyword_renamed(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a decorator: a keyword argument of its function goes by the old name too, with a warning."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if old in kwargs:
+                text = f"{function.__name__}: {old}= is now {new}=; the old name goes with the next release"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate

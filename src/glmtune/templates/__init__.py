@@ -210,8 +210,9 @@ def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list
     ]
 
 
-def visible_text(chat_format: Template, answer: str) -> str:
-    """Return an answer without the thought in front of it."""
+def visible_text(template: str | Template, answer: str) -> str:
+    """Return an answer, in a chat format or the one of a name, without the thought in front of it."""
+    chat_format = template if isinstance(template, Template) else find_template(template)
     mark = chat_format.thought_end
     return answer.rpartition(mark)[2].strip() if mark and mark in answer else answer
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from glmtune.errors import DataError
+from glmtune.renamed import keyword_renamed
 from glmtune.templates.messages import Message, Role
 from glmtune.templates.tools import read_calls, read_tools
 from glmtune.values import Fields, shown, text
@@ -37,6 +38,7 @@ _WITHOUT_MEANING = ("name", "annotations")
 """Keys of OpenAI's messages that no chat format prints."""
 
 
+@keyword_renamed("place", "where")
 def messages_from_dicts(
     rows: Sequence[Mapping[str, Any] | Message],
     where: str = "messages",

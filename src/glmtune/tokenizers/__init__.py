@@ -11,7 +11,7 @@ from glmtune.errors import CheckpointError
 from glmtune.families import Identity, context_of, identify, in_transformers
 from glmtune.files import given_path
 from glmtune.folder import ModelFolder
-from glmtune.renamed import find_renamed
+from glmtune.renamed import find_renamed, keyword_renamed
 from glmtune.templates import find_template
 from glmtune.tokenizers.base import GlmTokenizer
 from glmtune.tokenizers.chatglm import ChatGLMTokenizer
@@ -73,6 +73,7 @@ def read_identified_tokenizer(folder: ModelFolder, identity: Identity) -> GlmTok
     return tokenizer
 
 
+@keyword_renamed("place", "where")
 def check_fits(
     tokenizer: Tokenizer,
     padded_vocab_size: int,
