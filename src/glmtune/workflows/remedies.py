@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 
 from torch import nn
 
@@ -55,19 +55,20 @@ def find_remedy(plan: Plan, model: CausalLM, memory: Memory) -> str:
         if getattr(settings, name) != "auto"
     ]
     remedies = [remedy for remedy in (_small_means, _lora, _quantised) if remedy(plan, model, memory)]
-    for number in range(len(remedies) + 1):
-        for is_shortened in (False, True):
-            for chosen in combinations(remedies, number):
-                words, left = list(base), memory
-                for remedy in chosen:
-                    word, left = remedy(plan, model, left) or ("", left)
-                    words.append(word)
-                if is_shortened:
-                    words += _shortened(plan, left)
-                if left.fits(left.longest_row) or (is_shortened and left.fits(LEAST_LENGTH)):
-                    return f"these settings would fit: {' '.join(words)}"
+    # rows are cut only if nothing else helps: what is cut is not learned
+    ways = product((False, True), range(len(remedies) + 1))
+    for is_shortened, chosen in (
+        (is_shortened, chosen) for is_shortened, number in ways for chosen in combinations(remedies, number)
+    ):
+        words, left = list(base), memory
+        for remedy in chosen:
+            word, left = remedy(plan, model, left) or ("", left)
+            words.append(word)
+        if left.fits(LEAST_LENGTH if is_shortened else left.longest_row):
+            cuts = _shortened(plan, left) if is_shortened else ()
+            return f"these settings would fit: {' '.join([*words, *cuts])}"
     least = memory.bytes_at(LEAST_LENGTH, LEAST_LENGTH, recomputed=memory.need.num_layers)
-    return f"take a smaller model, or a machine with {gib(least / SAFE_SHARE)} free for training it"
+    return f"take a smaller model, or a machine with {in_words(least / SAFE_SHARE)} free for training it"
 
 
 def _small_means(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
@@ -123,6 +124,6 @@ def _limits(data: Data, limit: int) -> Iterator[str]:
     yield from (f"data.max_source_tokens={prompt}", f"data.max_target_tokens={max(2, room - prompt)}")
 
 
-def gib(size: float) -> str:
-    """Return bytes in words, `1.9 GiB`."""
-    return f"{size / 2**30:.1f} GiB"
+def in_words(size: float) -> str:
+    """Return bytes in words, `1.9 GiB` or `12 MiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
