@@ -50,7 +50,7 @@ class FlashRows(torch.autograd.Function):
         # values are a part of what one projection made: saved as they are, they would hold all of it
         value = value.contiguous()
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-        log_sums = query.new_empty(query.shape[:2], dtype=_wide(query.dtype))  # (H, T)
+        log_sums = _widened(query.new_empty(query.shape[:2]))  # (H, T)
         groups = key.shape[0]
         for i, (start, end) in enumerate(pairwise(bounds)):
             row, context = slice(start, end), contexts[i] if contexts else 0
@@ -94,13 +94,14 @@ class FlashRows(torch.autograd.Function):
         return grad_query, grad_key, grad_value, grad_prefix, None, None, None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _widened(x: Tensor) -> Tensor:
+    """Return the tensor in the type to compute in: fp32, or fp64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
-    """Return heads (H, t, D) by the group that shares a key: (G, R, t, D), in the type to compute in."""
-    return x.to(_wide(x.dtype)).view(groups, -1, *x.shape[1:])
+    """Return heads (H, t, D) by the group that shares a key: (G, R, t, D)."""
+    return _widened(x).view(groups, -1, *x.shape[1:])
 
 
 def _shared(x: Tensor, query: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class SftObjective(ObjectiveModule):
 
 
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
-    """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), in fp32.
+    """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), at least in fp32.
 
     The sum is computed in chunks of positions. It is differentiable in hidden (N, C) and in the head's
     trainable weights.
@@ -63,7 +63,7 @@ def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Te
         apply: Callable[..., Tensor] = _ChunkedLoss.apply
         # the weights are passed as arguments of their own: autograd gives gradients only to arguments
         return apply(hidden, targets, head, *head_weights)
-    total = hidden.new_zeros((), dtype=torch.float32)
+    total = hidden.new_zeros((), dtype=_wide(hidden))
     for chunk, chunk_targets in _chunks(hidden, targets, head):
         total += _chunk_loss(chunk, chunk_targets, head)
     return total
@@ -89,7 +89,7 @@ class _ChunkedLoss(torch.autograd.Function):
         head: nn.Module,
         *head_weights: Tensor,
     ) -> Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
+        total = hidden.new_zeros((), dtype=_wide(hidden))
         hidden_gradient = torch.zeros_like(hidden)
         head_gradients = [torch.zeros_like(p) for p in head_weights]
         start = 0
@@ -117,7 +117,7 @@ class _ChunkedLoss(torch.autograd.Function):
         scale = scale / _HEADROOM
         return (
             # in fp32, and rounded once
-            (scale * hidden_gradient.float()).to(hidden_gradient.dtype),
+            (scale * hidden_gradient.to(scale.dtype)).to(hidden_gradient.dtype),
             None,  # targets
             None,  # head
             *(scale * gradient for gradient in head_gradients),
@@ -131,4 +131,10 @@ def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[
 
 
 def _chunk_loss(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
-    return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+    logits = head(hidden)
+    return nn.functional.cross_entropy(logits.to(_wide(logits)), targets, reduction="sum")
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Return fp32 for half precision: a loss keeps no more digits than its type has."""
+    return torch.promote_types(x.dtype, torch.float32)
