@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.data.batches import Batch
+from glmtune.models.frozen_linear import FrozenLinear
+from glmtune.models.fused import computing_type
 from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
@@ -15,6 +17,10 @@ from glmtune.objectives.base import ObjectiveModule
 
 CHUNK_LOGITS = 2**23
 """Logits computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
+
+CAST_CHUNK_LOGITS = 2**24
+"""The same for a head held in another type than it computes in: casting it twice a chunk takes 7 % of the
+time of twice as many positions on an AVX-512 core, and 14 % of CHUNK_LOGITS' own."""
 
 
 class SftObjective(ObjectiveModule):
@@ -125,7 +131,9 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    size = max(1, CHUNK_LOGITS // cast("nn.Linear", head).out_features)
+    is_cast = isinstance(head, FrozenLinear) and head.weight.dtype != computing_type(hidden)
+    logits = CAST_CHUNK_LOGITS if is_cast else CHUNK_LOGITS
+    size = max(1, logits // cast("nn.Linear", head).out_features)
     for start in range(0, len(hidden), size):
         yield hidden[start : start + size], targets[start : start + size]
 
