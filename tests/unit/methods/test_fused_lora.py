@@ -94,8 +94,10 @@ def loss_and_gradients(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Of one batch, at one seed for dropout."""
     model.zero_grad()
     torch.manual_seed(5)
-    loss = SftObjective(model)(batch_of(model.get_base_model()))
-    loss.backward()
+    objective = SftObjective(model)
+    with objective.passes():
+        loss = objective(batch_of(model.get_base_model()))
+        loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
