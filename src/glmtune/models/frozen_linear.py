@@ -35,15 +35,19 @@ class FrozenProduct(torch.autograd.Function):
         ctx: Any,  # Any: torch's context takes arbitrary attributes
         rows: Tensor,
         layer: nn.Linear,
+        bias: Tensor | None,
     ) -> Tensor:
-        """Return `multiply(layer, rows)`."""
+        """Return `multiply(layer, rows)`; `bias` is the layer's own, as an argument for its gradient."""
         ctx.layer = layer
         return multiply(layer, rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # Any: as in `forward`
-        """Return `multiply_back` for the rows, None for the layer."""
-        return multiply_back(ctx.layer, gradients[0]), None
+        """Return the gradients of the rows and of a bias that is trained."""
+        gradient = gradients[0]
+        needs_rows, _, needs_bias = ctx.needs_input_grad
+        to_rows = multiply_back(ctx.layer, gradient) if needs_rows else None
+        return to_rows, None, gradient.sum(dim=0).to(ctx.layer.bias.dtype) if needs_bias else None
 
 
 class HeldLinear(nn.Linear):
@@ -58,6 +62,12 @@ class HeldLinear(nn.Linear):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply (..., I) to (..., O), in the input's dtype."""
-        product: Tensor = FrozenProduct.apply(x.reshape(-1, x.shape[-1]), self)  # type: ignore[no-untyped-call]
+        """Multiply (..., I) to (..., O), in the input's dtype or autocast's."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        if self.weight.requires_grad:  # trained after all: by freeze, or as one of PEFT's modules_to_save
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return functional.linear(x, self.weight.to(x.dtype), bias)
+        product: Tensor = FrozenProduct.apply(x.reshape(-1, x.shape[-1]), self, self.bias)  # type: ignore[no-untyped-call]
         return product.view(*x.shape[:-1], -1)

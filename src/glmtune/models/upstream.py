@@ -22,6 +22,7 @@ from transformers.utils import logging
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.folder import ModelFolder
 from glmtune.log import without_bars
+from glmtune.models.computing import compute_in
 from glmtune.models.config_checks import (
     PUBLISHED,
     check_content,
@@ -30,7 +31,7 @@ from glmtune.models.config_checks import (
     require_stored,
 )
 from glmtune.models.device import resolve_device
-from glmtune.models.dtype import choose_dtype
+from glmtune.models.dtype import Choice, choose_dtype
 from glmtune.models.protocol import CausalLM
 from glmtune.models.published_weights import read_generation_config
 from glmtune.models.reading import Reading, require_held_types
@@ -43,7 +44,7 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old files hold
 def load_in_transformers(
     folder: Path | ModelFolder,
     *,
-    dtype: str | torch.dtype = "auto",
+    dtype: str | torch.dtype | Choice = "auto",
     device: str | torch.device = "auto",
     template: str | None = None,  # ignored: only ChatGLM2's and ChatGLM3's models depend on it
     quant: None = None,  # `possible` refuses any other value
@@ -59,7 +60,8 @@ def load_in_transformers(
     stored = scan_tensors(folder)
     outline = _build_empty(config, folder.path, stored)
     check_upstream_stored(folder.path, outline, stored)
-    wanted = reading.dtype = choose_dtype(dtype, stored, torch_device).dtype
+    choice = choose_dtype(dtype, stored, torch_device)
+    reading.dtype = choice.dtype
     stored = _without_mtp(stored, config)
     shards = {file: open_shard(file) for file in {held.file for held in stored.values()}}
     with nullcontext() if sys.stderr.isatty() else without_bars(), _without_report():
@@ -69,13 +71,14 @@ def load_in_transformers(
             # read by transformers one by one, where it places or merges them
             state_dict={name: _LazyTensor(shards[held.file], held, reading) for name, held in stored.items()},
             generation_config=read_generation_config(folder),
-            dtype=wanted,
+            dtype=choice.dtype,
             device_map=None if torch_device.type == "cpu" else {"": torch_device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # listed in `mismatches`, and refused below
         )
     _refuse_mismatches(folder.path, mismatches)
     reading.finish()
+    compute_in(model, choice.computing)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model.eval()
 

@@ -86,15 +86,17 @@ def _flatten(values: dict[str, Any], group: str = "") -> dict[str, Any]:
 
 
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with revision and dtype of the run in the folder, unless it names its own."""
+    """Return the recipe with revision, dtype and precision of the run in the folder, where it names none."""
     if not (folder / RECIPE_FILE).exists():
         return recipe
     begun = load_recipe(folder / RECIPE_FILE)
-    # both were settled when the run began; today a hub's newest revision or `auto` may mean another
-    settled = {
+    # they were settled when the run began; today a hub's newest revision or `auto` may mean another
+    settled: dict[str, Any] = {
         "revision": begun.revision if recipe.revision is None else recipe.revision,
         "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,
     }
+    if recipe.train.precision == "auto":
+        settled["train"] = recipe.train.model_copy(update={"precision": begun.train.precision})
     return recipe.model_copy(update=settled)
 
 
