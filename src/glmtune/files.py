@@ -212,3 +212,12 @@ def copy_small_files(base: Path, folder: Path) -> None:
     """Copy the files that `list_small_files` lists, byte by byte."""
     for path in list_small_files(base):
         shutil.copyfile(path, folder / path.name)
+
+
+def show_size(num_bytes: float) -> str:
+    """Format a size for people, as `12.3 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"

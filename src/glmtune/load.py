@@ -20,6 +20,7 @@ from glmtune.models.computing import computes_in
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
 from glmtune.models.loaders import FAMILY_LOADERS, loader_of, outline_of_folder
+from glmtune.models.outline import describe_quantised
 from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading
@@ -189,6 +190,8 @@ def _load_without_adapter(
     blocks = f"{loaded_quant} and " if loaded_quant else ""
     why = f" ({chosen.why})" if chosen.why else ""
     tell(f"{location.base}: {what}, {blocks}{held} on {model.device}{computed}{why}")
+    if loaded_quant:
+        tell(f"{location.base}: {describe_quantised(model)}")
     if location.snapshot and location.snapshot.name.hub == "hf":
         model.name_or_path = location.snapshot.name.repository  # PEFT writes it down as the adapter's base
     return model

@@ -30,7 +30,6 @@ class Refusal:
 
 _OWN_CLASS = "not possible with a {family} model, which is held by transformers' own class"
 _NO_PREFIX = Refusal(_OWN_CLASS, "method=lora, adalora, freeze and full are possible")
-_NO_QUANT = Refusal(_OWN_CLASS, "leave quant out: the weights as they are can be tuned")
 _NO_CODES = Refusal(
     "a {family} model has no official int8 or int4 weights",
     "to=merged, then quantise it with the tool of the server that is to run it",
@@ -39,9 +38,6 @@ _NO_ENCODER_HINT = "serve the run itself; or take a later revision of ChatGLM-6B
 
 _IN_TRANSFORMERS: Mapping[str, Refusal] = {
     "method=ptuning": _NO_PREFIX,
-    "quant=int8": _NO_QUANT,
-    "quant=int4": _NO_QUANT,
-    "quant=nf4": _NO_QUANT,
     "--to official-ptuning": _NO_PREFIX,
     "--to hf": Refusal("a {family} model is in transformers' own layout already", "to=merged"),
     "--to int8": _NO_CODES,

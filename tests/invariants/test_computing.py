@@ -1,4 +1,4 @@
-"""Frozen weights in half precision, computed in fp32, are the same model as with all weights widened to fp32."""
+"""Frozen weights in half precision, computed in fp32, are the same model as with all of them in fp32."""
 
 import json
 from collections.abc import Callable

@@ -129,13 +129,6 @@ def test_other_models_of_transformers_are_refused_by_name(tmp_path: Path, model_
         identify(tmp_path)
 
 
-def test_what_transformers_classes_cannot_do_is_refused_by_name(family: str, folder: Path) -> None:
-    for quant in ("int8", "int4"):
-        with pytest.raises(ConfigError, match=f"{quant}.*not possible with a {family} model") as caught:
-            load_model(folder, quant=quant)
-        assert "leave quant out" in caught.value.hint
-
-
 # --- formats ---
 
 

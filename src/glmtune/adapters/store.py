@@ -123,6 +123,8 @@ def _load_peft(model: CausalLM, folder: Path, stored: Tensors, *, is_trainable: 
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
+    from glmtune.methods.fused_lora import fuse_lora
+
     if model.device.type == "meta" and is_adalora(read_adapter_config(folder)):
         # PEFT picks AdaLoRA's triplets by their values, which a meta tensor lacks: give each weight of the
         # outline a device, and by `expand` the memory of a single number
@@ -136,7 +138,10 @@ def _load_peft(model: CausalLM, folder: Path, stored: Tensors, *, is_trainable: 
         tuned = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
         set_peft_model_state_dict(tuned, dict(stored))
     fill_adapter(folder, tuned, stored)
-    return tuned if is_trainable else tuned.eval()
+    if not is_trainable:
+        return tuned.eval()
+    fuse_lora(tuned)
+    return tuned
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import torch
 from glmtune.errors import OutputError
 from glmtune.exports.source import ExportSource
 from glmtune.families import tells_format
-from glmtune.files import copy_small_files, list_small_files, read_json, read_json_if_there
+from glmtune.files import copy_small_files, list_small_files, read_json, read_json_if_there, show_size
 
 
 def copy_base_files(source: ExportSource, folder: Path, facts: Mapping[str, Any] = {}) -> None:
@@ -59,15 +59,6 @@ def require_space(folder: Path, needed_bytes: int) -> None:
             f"{folder}: needs {show_size(needed_bytes)}, but {show_size(free)} are free there",
             hint="free some space, or name a folder on another disk: output=FOLDER",
         )
-
-
-def show_size(num_bytes: float) -> str:
-    """Format a size for people, as `12.3 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
 
 
 def folder_bytes(folder: Path) -> int:

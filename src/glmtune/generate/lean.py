@@ -24,6 +24,7 @@ from glmtune.models.chatglm2_layers import (
     ChatGLMRotary,
     rotate_pairs,
 )
+from glmtune.models.wrapped import is_hooked
 
 Part = Callable[[Tensor], Tensor]
 
@@ -125,12 +126,6 @@ def has_plain_layers(transformer: nn.Module) -> bool:
         return False
     not_called = (part for part in transformer.encoder.modules() if isinstance(part, _NOT_CALLED))
     return not any(map(is_hooked, not_called))
-
-
-def is_hooked(part: nn.Module) -> bool:
-    """True if calling a module does more than its class's `forward`."""
-    # accelerate puts its own `forward` into the instance
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 def direct(part: nn.Module, dtype: torch.dtype) -> Part:

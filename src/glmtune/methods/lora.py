@@ -22,6 +22,8 @@ def apply_lora(model: CausalLM, settings: Lora) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    from glmtune.methods.fused_lora import fuse_lora
+
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
@@ -31,7 +33,9 @@ def apply_lora(model: CausalLM, settings: Lora) -> Any:
         use_rslora=settings.use_rslora,
         use_dora=settings.use_dora,
     )
-    return get_peft_model(model, config)
+    tuned = get_peft_model(model, config)
+    fuse_lora(tuned)
+    return tuned
 
 
 def find_targets(model: CausalLM, settings: LowRank) -> list[str]:

@@ -26,11 +26,13 @@ from glmtune.models.chatglm_layers import ChatGLM6BAttention, ChatGLM6BBlock, Ch
 from glmtune.models.chatglm_layout import (
     build_mask,
     check_positions,
+    count_contexts,
     count_positions,
     official_tokens,
     read_official_mask,
 )
 from glmtune.models.config_checks import check_kind
+from glmtune.models.packed import Keeping, Rows
 from glmtune.models.prefix import Prefixable, build_prefix, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
 from glmtune.templates.tidy import process_chatglm
@@ -71,7 +73,7 @@ class ChatGLM6BPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # typ
         self.base_model.word_embeddings = value
 
 
-class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
+class ChatGLM6BModel(Keeping, ChatGLM6BPreTrainedModel):
     """The transformer: embedding, layers, final norm.
 
     `hidden_states[-1]` is the output of the final norm, as in the official code.
@@ -97,6 +99,8 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        rows: Rows | None = None,
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """Return the hidden states (B, T, C) of ids or embeddings.
@@ -106,6 +110,9 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         positions are made from each row's ids, which must hold bos; when decoding step by step pass positions
         (from `count_positions`, as `generate` does). Raises DataError for ids that tell no positions. While
         training no cache is built unless `use_cache` is True.
+
+        rows: the packed rows that a batch of one consists of; they need ids and positions, take no mask, and
+        the attention must be by row (`packed`). keep: the positions (L,) of the result, if not all.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
@@ -114,9 +121,13 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        prefix = self.make_prefix(hidden_states, past_key_values)
+        prefix = self.make_prefix(hidden_states, past_key_values, rows)
         batch, new = hidden_states.shape[:2]
-        mask = self._build_mask(input_ids, attention_mask, past_key_values, new)
+        mask = None
+        if rows is None:
+            mask = self._build_mask(input_ids, attention_mask, past_key_values, new)
+        else:
+            rows.contexts = count_contexts(self.config, _needed(input_ids)[0], rows.lengths)
         if position_ids is None:
             if attention_mask is not None and attention_mask.ndim == 4:
                 attention_mask = official_tokens(attention_mask, new=new)
@@ -124,7 +135,14 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             position_ids, _ = count_positions(self.config, _needed(input_ids), real)
         check_positions(self.config, position_ids, batch=batch, new=new)
         hidden_states = self.run_layers(
-            hidden_states, position_ids, mask, prefix, past_key_values=past_key_values, **kwargs
+            hidden_states,
+            position_ids,
+            mask,
+            prefix,
+            keep=keep,
+            past_key_values=past_key_values,
+            rows=rows,
+            **kwargs,
         )
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
@@ -134,12 +152,18 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         position_ids: Tensor,
         mask: Tensor | None,
         prefix: Sequence[Tensor | None],
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
-        """Run embeddings (B, T, C) through all layers and the final norm; `prefix` has an item per layer."""
+        """Run embeddings (B, T, C) through all layers and the final norm; `prefix` has an item per layer.
+
+        keep: the positions (L,) of the result, (B, L, C), if not all.
+        """
         rows = position_ids if self.config.position_encoding_2d else position_ids[:, None]  # (B, R, T)
         rotary = self.rotary_emb(rows, hidden_states.dtype)
-        for layer, layer_prefix in zip(self.layers, prefix, strict=True):
+        for i, (layer, layer_prefix) in enumerate(zip(self.layers, prefix, strict=True), start=1):
+            if i == self.config.num_layers and keep is not None:
+                kwargs["keep"] = keep
             # the prefix positionally: re-entrant checkpointing gives no gradients to keyword arguments
             hidden_states = layer(hidden_states, rotary, mask, layer_prefix, **kwargs)
         normed: Tensor = self.final_layernorm(hidden_states)

@@ -28,6 +28,7 @@ from glmtune.models.causal import CausalLanguageModel
 from glmtune.models.chatglm2_layers import ChatGLMAttention, ChatGLMBlock, ChatGLMRMSNorm, ChatGLMRotary
 from glmtune.models.config import ChatGLMConfig
 from glmtune.models.config_checks import check_kind
+from glmtune.models.packed import Keeping, Rows
 from glmtune.models.prefix import Prefixable, build_prefix, see_prefix
 from glmtune.models.quant import Quantizable, quantise_linears
 
@@ -92,7 +93,7 @@ class ChatGLMPreTrainedModel(Quantizable, Prefixable, PreTrainedModel):  # type:
         self.base_model.output_layer = value
 
 
-class ChatGLMModel(ChatGLMPreTrainedModel):
+class ChatGLMModel(Keeping, ChatGLMPreTrainedModel):
     """The transformer: embedding, layers, final norm.
 
     `output_layer` lies here, as in the checkpoint, but the language model applies it. `hidden_states[i]` is
@@ -120,6 +121,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        rows: Rows | None = None,
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """Return the hidden states (B, T, C) of ids or embeddings.
@@ -127,6 +130,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         attention_mask: (B, S), 1 = a token. Missing positions are counted over pads too, as in the official
         code: with padding on the left pass them (`generate` does). While training no cache is built unless
         `use_cache` is True.
+
+        rows: the packed rows that a batch of one consists of; they need positions, take no mask, and the
+        attention must be by row (`packed`). keep: the positions (L,) of the result, if not all.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass either input_ids or inputs_embeds")
@@ -138,10 +144,19 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if position_ids is None:
             new = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
             position_ids = new + self.count_cached(past_key_values)
-        prefix = self.make_prefix(hidden_states, past_key_values)
-        mask = self._build_mask(hidden_states, attention_mask, past_key_values, position_ids)
+        prefix = self.make_prefix(hidden_states, past_key_values, rows)
+        mask = None
+        if rows is None:
+            mask = self._build_mask(hidden_states, attention_mask, past_key_values, position_ids)
         hidden_states = self.run_layers(
-            hidden_states, position_ids, mask, prefix, past_key_values=past_key_values, **kwargs
+            hidden_states,
+            position_ids,
+            mask,
+            prefix,
+            keep=keep,
+            past_key_values=past_key_values,
+            rows=rows,
+            **kwargs,
         )
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
@@ -151,12 +166,18 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         position_ids: Tensor,
         mask: Tensor | None,
         prefix: Sequence[Tensor | None],
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
-        """Run embeddings (B, T, C) through all layers and the final norm; `prefix` has an item per layer."""
+        """Run embeddings (B, T, C) through all layers and the final norm; `prefix` has an item per layer.
+
+        keep: the positions (L,) of the result, (B, L, C), if not all.
+        """
         rotary = self.rotary_pos_emb(position_ids, hidden_states.dtype)
         kwargs["position_ids"] = position_ids  # flash attention tells packed rows by it
-        for layer, layer_prefix in zip(self.encoder.layers, prefix, strict=True):
+        for i, (layer, layer_prefix) in enumerate(zip(self.encoder.layers, prefix, strict=True), start=1):
+            if i == self.config.num_layers and keep is not None:
+                kwargs["keep"] = keep
             # the prefix positionally: re-entrant checkpointing gives no gradients to keyword arguments
             hidden_states = layer(hidden_states, rotary, mask, layer_prefix, **kwargs)
         normed: Tensor = self.encoder.final_layernorm(hidden_states)

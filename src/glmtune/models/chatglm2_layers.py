@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.models.attention import Attend, Rotary, eager_attention
+from glmtune.models.packed import Rows
 from glmtune.models.prefix import prepend
 
 if TYPE_CHECKING:
@@ -98,18 +99,24 @@ class ChatGLMAttention(nn.Module):
         prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
         attend: Attend | None = None,
+        rows: Rows | None = None,
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over (B, T, C); return (B, T, C), and the weights if the attention function has them.
 
-        `attend` replaces the configured attention function.
+        `attend` replaces the configured attention function. rows: the packed rows that T consists of; keep:
+        the positions (L,) to return, (B, L, C), if not all.
         """
         heads = self.query_key_value(hidden_states)  # all queries, then all keys, then all values
         heads = heads.view(*heads.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H + 2 G, T, D)
         queries, keys = self.num_heads
         rotated = rotate_pairs(heads[:, : queries + keys], rotary)  # queries and keys in one call
         query, key, value = rotated[:, :queries], rotated[:, queries:], heads[:, queries + keys :]
-        key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
+        if rows is None:
+            key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
+        else:
+            kwargs.update(rows=rows, prefix=prefix)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
         attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -119,7 +126,8 @@ class ChatGLMAttention(nn.Module):
         context, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
-        return self.dense(context.flatten(2)), weights
+        context = context.flatten(2) if keep is None else context[:, keep].flatten(2)
+        return self.dense(context), weights
 
 
 class ChatGLMMLP(nn.Module):
@@ -154,10 +162,18 @@ class ChatGLMBlock(GradientCheckpointingLayer):  # type: ignore[misc]
         rotary: Rotary,
         mask: Tensor | None,
         prefix: Tensor | None = None,
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
-        """Run the layer on (B, T, C); all arguments after `hidden_states` go to the attention."""
-        attended, _ = self.self_attention(self.input_layernorm(hidden_states), rotary, mask, prefix, **kwargs)
+        """Run the layer on (B, T, C); all arguments after `hidden_states` go to the attention.
+
+        keep: the positions (L,) to return, (B, L, C), if not all; the others are keys and values alone.
+        """
+        attended, _ = self.self_attention(
+            self.input_layernorm(hidden_states), rotary, mask, prefix, keep=keep, **kwargs
+        )
+        if keep is not None:
+            hidden_states = hidden_states[:, keep]
         hidden_states = hidden_states + self._drop(attended)
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
 

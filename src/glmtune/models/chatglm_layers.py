@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.models.attention import Attend, Rotary, eager_attention
 from glmtune.models.chatglm_config import ChatGLM6BConfig
+from glmtune.models.packed import Rows
 from glmtune.models.prefix import prepend
 
 ALPHA = (2 * 28) ** 0.5
@@ -69,25 +70,32 @@ class ChatGLM6BAttention(nn.Module):
         prefix: Tensor | None = None,
         past_key_values: Cache | None = None,
         attend: Attend | None = None,
+        rows: Rows | None = None,
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over (B, T, C); return (B, T, C), and the weights if the attention function has them.
 
-        `attend` replaces the configured attention function.
+        `attend` replaces the configured attention function. rows: the packed rows that T consists of; keep:
+        the positions (L,) to return, (B, L, C), if not all.
         """
         heads = self.query_key_value(hidden_states)  # (B, T, 3 C)
         # q, k, v lie side by side per head, so a head is split off first: (H, 3 D), not (3, H, D)
         heads = heads.view(*heads.shape[:2], -1, 3 * self.head_dim)  # (B, T, H, 3 D)
         query, key, value = heads.transpose(1, 2).chunk(3, dim=-1)  # (B, H, T, D) each
         query, key = rotate_halves(query, rotary), rotate_halves(key, rotary)
-        key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
+        if rows is None:
+            key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
+        else:
+            kwargs.update(rows=rows, prefix=prefix)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
         attend = attend or ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
         context, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
-        return self.dense(context.flatten(2)), weights
+        context = context.flatten(2) if keep is None else context[:, keep].flatten(2)
+        return self.dense(context), weights
 
 
 class ChatGLM6BMLP(nn.Module):
@@ -122,12 +130,18 @@ class ChatGLM6BBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # trans
         rotary: Rotary,
         mask: Tensor | None,
         prefix: Tensor | None = None,
+        keep: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
-        """Run the layer on (B, T, C); all arguments after `hidden_states` go to the attention."""
+        """Run the layer on (B, T, C); all arguments after `hidden_states` go to the attention.
+
+        keep: the positions (L,) to return, (B, L, C), if not all; the others are keys and values alone.
+        """
         # the residual starts behind the norm, not in front of it as in later GLMs
         x = self.input_layernorm(hidden_states)
-        attended, _ = self.attention(x, rotary, mask, prefix, **kwargs)
+        attended, _ = self.attention(x, rotary, mask, prefix, keep=keep, **kwargs)
+        if keep is not None:
+            x = x[:, keep]
         x = self.post_attention_layernorm(x * ALPHA + attended)
         out: Tensor = x * ALPHA + self.mlp(x)
         return out

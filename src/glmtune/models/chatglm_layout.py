@@ -61,6 +61,12 @@ def _find(input_ids: Tensor, token: int, allowed: Tensor) -> tuple[Tensor, Tenso
     return found.indices, found.values
 
 
+def count_contexts(config: ChatGLM6BConfig, input_ids: Tensor, lengths: list[int]) -> tuple[int, ...]:
+    """Return the number of tokens before the first bos of each of the packed rows in input_ids (T,)."""
+    firsts = [(ids == config.bos_token_id).max(dim=0).indices for ids in torch.split(input_ids, lengths)]
+    return tuple(torch.stack(firsts).tolist())  # 0 for no bos, as in `build_mask`
+
+
 def build_mask(
     config: ChatGLM6BConfig, input_ids: Tensor, attention_mask: Tensor | None, *, past: int, width: int
 ) -> Tensor | None:

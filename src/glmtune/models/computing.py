@@ -101,9 +101,12 @@ def compute_in(model: CausalLM, dtype: torch.dtype) -> None:
         elif holds_experts(part):
             if cast("Tensor", part.gate_up_proj).dtype != dtype:
                 model.set_submodule(path, HeldExperts(part))
-        elif dtype != torch.float32 and any(p.dtype != dtype for p in part.parameters(recurse=False)):
-            if not is_router(part):
-                part.register_forward_hook(_as_given)
+        elif (
+            dtype != torch.float32
+            and any(p.dtype != dtype for p in part.parameters(recurse=False))
+            and not is_router(part)
+        ):
+            part.register_forward_hook(_as_given)
 
 
 def _as_given(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

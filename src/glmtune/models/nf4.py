@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from glmtune.errors import ConfigError
 from glmtune.extras import require
 from glmtune.models.protocol import CausalLM
-from glmtune.models.quant import QuantizedLinear, is_held_as, name_linears, replace_linears
+from glmtune.models.quant import (
+    Quantizable,
+    QuantizedLinear,
+    is_held_as,
+    name_linears,
+    quantise_linears,
+    replace_linears,
+)
 from glmtune.quants import BITS
 
 BLOCK = 64
@@ -68,7 +75,8 @@ class Nf4Linear(QuantizedLinear):
         quantize_4bit = _load().functional.quantize_4bit
         outputs, inputs = weight.shape
         codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=device)
-        magnitudes = torch.empty(outputs, inputs // BLOCK, device=device)
+        # the type by name: transformers builds its models while another is the default
+        magnitudes = torch.empty(outputs, inputs // BLOCK, dtype=torch.float32, device=device)
         for start in range(0, 0 if weight.is_meta else outputs, _ROWS_AT_ONCE):  # an outline has no numbers
             rows = slice(start, start + _ROWS_AT_ONCE)
             part = weight[rows].to(device).float()
@@ -155,8 +163,10 @@ def quantise_to_nf4(model: nn.Module) -> None:
 
 
 def quantise_as(model: CausalLM, quant: str) -> None:
-    """Quantise a native model's blocks in place to `quant`: int8, int4 or nf4."""
-    if quant in BITS:
+    """Quantise the blocks of a model of ours or of transformers' in place to `quant`: int8, int4 or nf4."""
+    if quant not in BITS:
+        quantise_to_nf4(model)
+    elif isinstance(model, Quantizable):
         model.quantize(BITS[quant])
     else:
-        quantise_to_nf4(model)
+        quantise_linears(model, BITS[quant])

@@ -1,12 +1,14 @@
 """Lists of a model's parameters by name, part and size, made without loading weights."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 from torch import nn
 
+from glmtune.files import show_size
 from glmtune.models.quant import quantised_layers
 from glmtune.models.shards import Stored
 
@@ -22,6 +24,7 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 """The parts of a model and the pattern of their parameters' names; the first match decides."""
 
+_LARGE = (("experts", re.compile(r"\.experts\.")), *PARTS[2:4])  # of what quantisation leaves as it is
 _BUFFERS = re.compile(r"inv_freq$")
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -155,3 +158,14 @@ def show_numbers(numbers: Sequence[int]) -> str:
 
 def _short(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def describe_quantised(model: nn.Module) -> str:
+    """Tell, in bytes, what of a quantised model is held as codes, and what as it is."""
+    codes = {id(part) for layer in quantised_layers(model).values() for part in layer.held}
+    sizes: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = next((part for part, pattern in _LARGE if pattern.search(name)), "others")
+        sizes["codes" if id(parameter) in codes else part] += parameter.nbytes
+    kept = ", ".join(f"{part} {show_size(size)}" for part, size in sizes.most_common() if part != "codes")
+    return f"{show_size(sizes['codes'])} of codes; not quantised: {kept}"

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.cache_utils import Cache
 
 from glmtune.errors import ConfigError
+from glmtune.models.packed import Rows
 
 if TYPE_CHECKING:
     from glmtune.models.chatglm_config import ChatGLM6BConfig
@@ -140,22 +141,26 @@ class Prefixable:
         num_columns = 0 if cache is None else cache.get_seq_length()
         return num_columns - self.num_prefix_tokens if num_columns else 0
 
-    def make_prefix(self: Any, hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor | None, ...]:
+    def make_prefix(
+        self: Any, hidden_states: Tensor, cache: Cache | None, rows: Rows | None = None
+    ) -> tuple[Tensor | None, ...]:
         """Return each layer's prefix for `prepend`, or None for each where a cache already holds the prefix.
 
-        hidden_states: (B, T, C). Raises ConfigError for an attention function that takes no mask.
+        hidden_states: (B, T, C), or (1, T, C) of packed `rows`, of which each gets a prefix. Raises
+        ConfigError for an attention function that takes no mask.
         """
         nothing: tuple[Tensor | None, ...] = (None,) * self.config.num_layers
         if self.prefix_encoder is None:
             return nothing
-        if self.config._attn_implementation not in _MASKED_ATTENTION:
+        if rows is None and self.config._attn_implementation not in _MASKED_ATTENTION:
             raise ConfigError(
                 f"attn_implementation: {self.config._attn_implementation} cannot be used with a prefix",
                 hint=f"one of {', '.join(_MASKED_ATTENTION)}",
             )
         if cache is not None and cache.get_seq_length():
             return nothing
-        prefix: tuple[Tensor, ...] = self.prefix_encoder(hidden_states.shape[0], hidden_states.dtype)
+        number = hidden_states.shape[0] if rows is None else len(rows.lengths)
+        prefix: tuple[Tensor, ...] = self.prefix_encoder(number, hidden_states.dtype)
         return prefix
 
     def _init_weights(self: Any, module: nn.Module) -> None:

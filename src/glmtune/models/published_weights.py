@@ -1,7 +1,8 @@
 """Load the weights of an official folder into one of our models: check every tensor, then copy each once.
 
 On a CPU, a weight that keeps its stored dtype stays in the mapped file (a private mapping: training changes
-memory, never the file). Converted weights are held once: at the peak, anonymous memory is their own size.
+memory, never the file). Converted and quantised weights are held once, each read in a mapping of its own that
+ends with it: at the peak, the process has the size of the weights it holds and of the one it reads.
 """
 
 import re
@@ -22,7 +23,7 @@ from glmtune.models.dtype import main_dtype
 from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import QuantizedLinear, quantised_layers
 from glmtune.models.reading import Reading, require_held_types
-from glmtune.models.shards import Stored, open_shard, scan_tensors
+from glmtune.models.shards import Stored, open_shard, read_stored, scan_tensors
 
 Progress = Callable[[int, int], None]
 """A callback after each tensor: the bytes copied so far, and the bytes in all."""
@@ -105,9 +106,10 @@ def _and_more(names: list[str]) -> str:
 
 def set_scale_types(model: CausalLM, stored: Mapping[str, Stored]) -> None:
     """Set the dtype of all scales: the stored one, else the family's, else the stored weights'."""
+    of_family = getattr(model, "scale_dtype", None)  # in our own classes alone
     for name, layer in quantised_layers(model).items():
         scale = stored.get(f"{name}.weight_scale")
-        dtype = scale.dtype if scale else model.scale_dtype or stored[f"{name}.weight"].dtype
+        dtype = scale.dtype if scale else of_family or stored[f"{name}.weight"].dtype
         if layer.weight_scale.is_floating_point():  # nf4's scales are codes, which no cast may touch
             layer.weight_scale.data = layer.weight_scale.data.to(dtype)
 
@@ -128,9 +130,12 @@ def fill(
         for file in sorted({stored[name].file for name in names}):
             shard = open_shard(file)
             for name in (name for name in names if stored[name].file == file):
-                source = shard.read(stored[name].name)
+                stays = device.type == "cpu" and parameters[name].dtype == stored[name].dtype
+                # a mapping counts as the process's memory wherever it was read, for as long as it lasts
+                source = shard.read(stored[name].name) if stays else read_stored(stored[name])
                 reading.look(name, file, source)
                 done += _set_parameter(model, name, source, device)
+                del source
                 report(done, total)
     reading.finish()  # `look` only notes problems: it may run in threads
 

@@ -29,7 +29,12 @@ from glmtune.quants import BITS, QUANTS, name_bits
 if TYPE_CHECKING:
     from transformers.utils.loading_report import LoadStateDictInfo
 
-_QUANTISED = re.compile(r"(^|\.)layers\.\d+\.(.+\.)?(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$")
+_QUANTISED = re.compile(
+    r"(^|\.)layers\.\d+\."
+    r"((.+\.)?(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)"  # the official code's names
+    # transformers' names; the experts of GLM-4.5, one by one in the files, are no layers of its class
+    r"|(self_attn|mlp|mlp\.shared_experts)\.([qkvo]_proj|gate_up_proj|gate_proj|up_proj|down_proj))$"
+)
 _ROWS_AT_ONCE = 256  # bounds the memory beyond the result while quantising
 
 

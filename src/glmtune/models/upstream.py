@@ -34,8 +34,10 @@ from glmtune.models.device import resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
 from glmtune.models.protocol import CausalLM
 from glmtune.models.published_weights import read_generation_config
+from glmtune.models.quant import check_quant
 from glmtune.models.reading import Reading, require_held_types
-from glmtune.models.shards import Shard, Stored, open_shard, scan_tensors
+from glmtune.models.shards import Shard, Stored, open_shard, read_stored, scan_tensors
+from glmtune.models.while_reading import quantised_tensors, quantising
 
 _SAME_MODEL = "config.json and weights must be of the same model, and complete"
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old files hold and the model computes
@@ -47,29 +49,39 @@ def load_in_transformers(
     dtype: str | torch.dtype | Choice = "auto",
     device: str | torch.device = "auto",
     template: str | None = None,  # ignored: only ChatGLM2's and ChatGLM3's models depend on it
-    quant: None = None,  # `possible` refuses any other value
+    quant: str | None = None,
     reading: Reading | None = None,
 ) -> Any:
     """Load the model of a folder in evaluation mode, with weights in `dtype` on `device`.
 
-    reading: checks or hashes each tensor as it is stored. Raises CheckpointError (files, names, shapes,
-    numbers that are not finite) and ConfigError (settings, `dtype`, `device`).
+    quant: int8, int4 or nf4 quantises the blocks' linear layers from their stored values while they are
+    read; experts that transformers holds as one tensor stay as they are. reading: checks or hashes each
+    tensor as it is stored. Raises CheckpointError (files, names, shapes, numbers that are not finite) and
+    ConfigError (settings, `dtype`, `device`).
     """
     folder, torch_device, reading = ModelFolder.of(folder), resolve_device(device), reading or Reading()
     config = read_upstream_config(folder)
     stored = scan_tensors(folder)
     outline = _build_empty(config, folder.path, stored)
     check_upstream_stored(folder.path, outline, stored)
+    check_quant(quant)
     choice = choose_dtype(dtype, stored, torch_device)
     reading.dtype = choice.dtype
     stored = _without_mtp(stored, config)
     shards = {file: open_shard(file) for file in {held.file for held in stored.values()}}
+    # read by transformers one by one, where it places or merges them; what stays in the file shares a mapping
+    tensors: dict[str, Any] = {
+        name: _LazyTensor(shards[held.file] if held.dtype == choice.dtype else None, held, reading)
+        for name, held in stored.items()
+    }
+    if quant:
+        tensors |= quantised_tensors(outline, quant, stored, torch_device, reading)
     with nullcontext() if sys.stderr.isatty() else without_bars(), _without_report():
         model, mismatches = type(outline).from_pretrained(
             None,
             config=config,
-            # read by transformers one by one, where it places or merges them
-            state_dict={name: _LazyTensor(shards[held.file], held, reading) for name, held in stored.items()},
+            state_dict=tensors,
+            quantization_config=quantising(quant, stored) if quant else None,
             generation_config=read_generation_config(folder),
             dtype=choice.dtype,
             device_map=None if torch_device.type == "cpu" else {"": torch_device},
@@ -84,13 +96,16 @@ def load_in_transformers(
 
 
 class _LazyTensor:
-    """A stored tensor that is read and checked when transformers subscripts it, `[...]`."""
+    """A stored tensor that is read and checked when transformers subscripts it, `[...]`.
 
-    def __init__(self, shard: Shard, held: Stored, reading: Reading) -> None:
+    Without `shard`, it is read in a mapping of its own, which ends with it.
+    """
+
+    def __init__(self, shard: Shard | None, held: Stored, reading: Reading) -> None:
         self._shard, self._held, self._reading = shard, held, reading
 
     def __getitem__(self, _: object) -> Tensor:
-        tensor = self._shard.read(self._held.name)
+        tensor = self._shard.read(self._held.name) if self._shard else read_stored(self._held)
         self._reading.look(self._held.name, self._held.file, tensor)
         return tensor
 

@@ -1,6 +1,8 @@
-"""Unwrap models from PEFT's wrapper, without importing PEFT, which takes seconds."""
+"""See through wrappers: PEFT's, without importing PEFT, which takes seconds, and hooks on a module."""
 
 from typing import Any
+
+from torch import nn
 
 from glmtune.models.protocol import CausalLM
 
@@ -14,3 +16,9 @@ def is_wrapped(model: CausalLM) -> bool:
     """Return True if the model is PEFT's wrapper."""
     # not by `peft_config`: PEFT sets that on the model inside too
     return hasattr(model, "get_base_model")
+
+
+def is_hooked(part: nn.Module) -> bool:
+    """Return True if calling a module does more than its class's `forward`."""
+    # accelerate puts its own `forward` into the instance
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))

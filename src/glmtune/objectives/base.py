@@ -1,6 +1,7 @@
 """Base class of training objectives."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
@@ -23,6 +24,10 @@ class ObjectiveModule(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """Return the loss of the batch, summed over its items and not averaged, in fp32. Shape ()."""
+
+    def passes(self) -> AbstractContextManager[None]:
+        """Return the context that a batch's forward and backward passes run in, one or several batches'."""
+        return nullcontext()
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss; DistributedDataParallel and autocast wrap this method."""

@@ -1,12 +1,15 @@
 """Supervised fine-tuning: next-token cross-entropy on the learned tokens."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from glmtune.data.batches import Batch
+from glmtune.models.packed import ByRow, Rows, count_positions_by_row
+from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
 
@@ -17,10 +20,20 @@ CHUNK_LOGITS = 2**23
 class SftObjective(ObjectiveModule):
     """Sum of the cross-entropies of tokens whose `labels` are not -100.
 
-    With a vocabulary of 65,024 or 151,552 tokens, the logits are the largest tensor of a step. So only
-    positions that predict a learned token go through the output layer, in chunks, and each chunk's gradient
-    is taken in the forward pass: the logits of a step are never in memory together.
+    Rows go through the model packed, each attending to itself alone, and only positions that predict a
+    learned token go through what lies behind the last attention. With a vocabulary of 65,024 or 151,552
+    tokens, the logits are the largest tensor of a step: they are made in chunks, and each chunk's gradient is
+    taken in the forward pass, so the logits of a step are never in memory together.
     """
+
+    def __init__(self, model: CausalLM) -> None:
+        """Take a causal language model, also one wrapped by PEFT."""
+        super().__init__(model)
+        self._by_row = ByRow(model)
+
+    def passes(self) -> AbstractContextManager[None]:
+        """Return the context that holds the attention by row until the last backward pass."""
+        return self._by_row.passes()
 
     def weight(self, batch: Batch) -> int:
         """Return the number of learned tokens in the batch."""
@@ -28,17 +41,15 @@ class SftObjective(ObjectiveModule):
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the sum of the cross-entropies of the batch's learned tokens, in fp32. Shape ()."""
-        causal, inputs = causal_of(self.model), batch.padded()
-        # the logits at position t predict token t + 1: targets lose the first position, hidden the last
-        targets = inputs.pop("labels")[:, 1:]
-        # without a cache: with one, packed rows would attend across documents
-        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, C)
-        is_learned = targets != -100
-        return summed_cross_entropy(
-            hidden[:, :-1][is_learned],  # (N, C)
-            targets[is_learned],  # (N,)
-            causal.get_output_embeddings(),
-        )
+        rows, is_learned = Rows(batch.bounds), batch.is_learned()
+        positions = batch.position_ids
+        if positions is None:
+            positions = count_positions_by_row(self.model, batch.input_ids, rows)
+        # the logits at a position predict the token after it
+        predicting = is_learned.nonzero()[:, 0] - 1
+        hidden = self._by_row.run(rows, batch.input_ids, positions, predicting)  # (L, C)
+        head = causal_of(self.model).get_output_embeddings()
+        return summed_cross_entropy(hidden, batch.labels[is_learned], head)
 
 
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:

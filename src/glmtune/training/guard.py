@@ -248,7 +248,7 @@ class Guard:
         loss_scale = self.processes.loss_scale
         # the same factors as in the loop, or an overflow would not show again
         factor = self.processes.number * (1.0 if loss_scale is None else max(loss_scale, LEAST_SCALE))
-        with self.processes.autocast():
+        with self.processes.autocast(), self.objective.passes():
             loss = self.objective(batch) * factor / items
             gradients = torch.autograd.grad(loss, [*trainable.values()], allow_unused=True)
         return dict(zip(trainable, gradients, strict=True))

@@ -76,7 +76,8 @@ def fit(
         total = torch.zeros((), device=processes.device)
         for i, batch in enumerate(micro):
             # gradients add up in p.grad; processes exchange them once, in the last backward pass
-            with processes.autocast(), processes.exchanging(module, is_last=i == len(micro) - 1):
+            is_last = i == len(micro) - 1
+            with processes.autocast(), objective.passes(), processes.exchanging(module, is_last=is_last):
                 loss = module(batch.to(processes.device)) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 processes.backward(loss * processes.number)  # DDP averages over processes; we want the sum

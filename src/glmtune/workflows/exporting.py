@@ -14,13 +14,14 @@ from glmtune.adapters.store import CARD_FILE
 from glmtune.conversation import encode_messages
 from glmtune.errors import ConfigError
 from glmtune.evaluation.metrics import with_scale
-from glmtune.exports.folder import folder_bytes, require_space, show_size, small_bytes
+from glmtune.exports.folder import folder_bytes, require_space, small_bytes
 from glmtune.exports.fresh import logits_of
 from glmtune.exports.kinds import ExportDraft, ExportKind, ExportSettings, find_kind
 from glmtune.exports.source import ExportSource, find_source
 from glmtune.exports.tensors import parse_size
 from glmtune.exports.verify import QUESTIONS, Answers, Expected, agreement, ask_fresh_process, compare_answers
 from glmtune.families import require_template
+from glmtune.files import show_size
 from glmtune.load import choose_type, load_location, load_model
 from glmtune.locations import resolve
 from glmtune.log import quiet

@@ -22,7 +22,7 @@ from glmtune.models import load_base
 from glmtune.models.nf4 import Nf4Linear, quantise_to_nf4
 from glmtune.models.quant import QuantizedLinear, held_quant, quantised_layers
 from glmtune.recipe import Full, Lora
-from models import random_rows, tiny_folder, tiny_hf_folder, tiny_model, tiny_v1_folder
+from models import random_rows, tiny_folder, tiny_model, tiny_v1_folder
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -362,13 +362,6 @@ def test_an_adapter_is_not_merged_into_codes(safe: bool, tmp_path: Path) -> None
     for model in (tuned, load_adapter(nf4_model(), tmp_path)):
         with pytest.raises(ConfigError, match="cannot be merged into its codes"):
             model.merge_and_unload(safe_merge=safe)
-
-
-@pytest.mark.parametrize("family", ["GLM-4-hf", "GLM-4-0414", "GLM-4.5"])
-def test_families_in_transformers_are_refused(family: str, tmp_path: Path) -> None:
-    folder = tiny_hf_folder(tmp_path, family)
-    with pytest.raises(ConfigError, match=f"'nf4'.*not possible with a {family} model"):
-        load_model(folder, quant="nf4")
 
 
 @pytest.mark.gpu
