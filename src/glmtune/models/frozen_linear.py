@@ -86,6 +86,15 @@ class HeldLinear(FrozenLinear):
             True  # read by transformers, which draws new values for a layer without this mark
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply (..., I) to (..., O), in the input's dtype or autocast's."""
+        if not self.weight.requires_grad:
+            return super().forward(x)
+        # trained after all: by freeze, or as one of PEFT's modules_to_save
+        x = x.to(computing_type(x))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, self.weight.to(x.dtype), bias)
+
     def write(self, out: Tensor, rows: slice, columns: slice) -> None:
         """Cast a block of the weight."""
         out.copy_(self.weight[rows, columns])
