@@ -45,7 +45,9 @@ def recipe(model: Path, output: Path, *words: str) -> Recipe:
 
 def figures(run: Path) -> list[tuple[float, ...]]:
     names = ("step", "loss", "grad_norm", "lr", "eval_loss")
-    return [tuple(line[name] for name in names if name in line) for line in read_json_lines(run / "metrics.jsonl")]
+    return [
+        tuple(line[name] for name in names if name in line) for line in read_json_lines(run / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")

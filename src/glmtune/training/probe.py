@@ -7,6 +7,7 @@ T: tokens of a micro-batch, M: tokens of its longest row.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -31,22 +32,32 @@ PROBED_LABELS = 2
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Bytes that grow with a micro-batch: with its tokens, and where attention needs it with their pairs."""
+    """Bytes that grow with a micro-batch, as one short row, two of it, and a row twice as long show."""
 
     fixed: float
     per_token: float
-    per_pair: float
+    per_longest: float = 0.0
+    """Bytes for each token of the longest row: of what is alive for one row at a time."""
+    per_pair: float = 0.0
+    """Bytes for each pair of tokens of a row: of scores or masks of attention that are kept for all rows."""
 
     @classmethod
-    def through(cls, counts: Sequence[int], tokens: int) -> "Growth":
-        """Return the growth through the bytes of one row, of two such rows, and of one row twice as long."""
-        one, two, long = counts
-        per_pair = max(0.0, (long - two) / (2 * tokens**2))
-        return cls(max(0.0, 2 * one - two), max(0.0, (two - one) / tokens - per_pair * tokens), per_pair)
+    def of_kept(cls, one: int, two: int, long: int, *, length: int) -> "Growth":
+        """Return the growth of what is kept of every row; a longer row needs more for its pairs."""
+        pairs = max(0, long - two)
+        fixed, per_token = max(0, 2 * one - two), (two - one - pairs / 2) / length
+        return cls(fixed, max(0.0, per_token), per_pair=pairs / (2 * length**2))
+
+    @classmethod
+    def of_passing(cls, one: int, two: int, long: int, *, length: int) -> "Growth":
+        """Return the growth of what passes; a longer row needs more while it is computed."""
+        in_row = max(0, long - two)
+        return cls(max(0, 2 * one - two - in_row), max(0, two - one) / length, per_longest=in_row / length)
 
     def at(self, tokens: int, longest: int) -> float:
         """Return the bytes of a micro-batch of so many tokens in rows of at most `longest`."""
-        return self.fixed + self.per_token * tokens + self.per_pair * tokens * longest
+        pairs = self.per_pair * tokens * longest
+        return self.fixed + self.per_token * tokens + self.per_longest * longest + pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +73,21 @@ class Need:
     kept: Growth
     """Bytes that all layers keep for the backward pass, if none is recomputed."""
     passing: Growth
-    """Bytes above all these at the highest point."""
+    """Bytes above all these at the highest point, the output layer apart."""
 
     def bytes_at(self, tokens: int, longest: int, *, recomputed: int) -> int:
         """Return the bytes of a micro-batch if the first `recomputed` layers are recomputed."""
-        kept, given = self.kept.at(tokens, longest), self.given.at(tokens, longest)
-        of_layer = kept / max(1, self.num_layers)
-        # when a layer is recomputed those behind it have gone, so one of them is all that it adds to
-        layers = recomputed * given + of_layer * max(self.num_layers - recomputed, min(1, self.num_layers))
-        # the hidden states of learned tokens, gathered for the output layer, and their gradient
+        before, given, passing = (
+            part.at(tokens, longest) for part in (self.before, self.given, self.passing)
+        )
+        of_layer = self.kept.at(tokens, longest) / max(1, self.num_layers)
+        kept = self.num_layers - recomputed
+        # the logits of a chunk; the hidden states of learned tokens gathered, and their gradient
         head = BYTES_PER_LOGIT * min(tokens * self.vocab_size, CHUNK_LOGITS) + 3 * given
-        return round(self.before.at(tokens, longest) + layers + self.passing.at(tokens, longest) + head)
+        # the output layer is done before the backward pass begins, and what the last layers keep is gone
+        # before the first ones are recomputed
+        highest = max(kept * of_layer + head, max(kept, 1) * of_layer + passing)
+        return round(before + recomputed * given + highest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +109,15 @@ def measure_need(
     samples = [
         _measure(objective, collate(rows, pad_id), processes) for rows in ([short], [short, short], [long])
     ]
-    growths = {
-        name: Growth.through([getattr(sample, name) for sample in samples], length)
-        for name in ("before", "given", "kept", "passing")
-    }
-    return Need(len(layers_of(objective)), vocab_size, **growths)
+    kept = partial(Growth.of_kept, length=length)
+    return Need(
+        len(layers_of(objective)),
+        vocab_size,
+        before=kept(*(sample.before for sample in samples)),
+        given=kept(*(sample.given for sample in samples)),
+        kept=kept(*(sample.kept for sample in samples)),
+        passing=Growth.of_passing(*(sample.passing for sample in samples), length=length),
+    )
 
 
 def part_of(row: TrainingRow, length: int) -> TrainingRow:
@@ -165,9 +184,9 @@ def untouched(objective: ObjectiveModule, device: torch.device) -> Iterator[None
 
 
 def _pass_through(objective: ObjectiveModule, batch: Batch, processes: Processes) -> None:
-    with processes.autocast():
+    with processes.autocast(), objective.passes():
         loss = objective(batch.to(processes.device))
-    loss.backward()  # not by `processes`, whose loss scale counts its passes
+        loss.backward()  # not by `processes`, whose loss scale counts its passes
 
 
 def _measure(objective: ObjectiveModule, batch: Batch, processes: Processes) -> _Sample:
