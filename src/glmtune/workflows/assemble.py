@@ -15,7 +15,6 @@ from glmtune.data.batches import Batch, collate, divide
 from glmtune.data.row import TrainingRow
 from glmtune.load import load_location, put_on_with_checks
 from glmtune.locations import Location
-from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.freeze import read_unrounded
@@ -29,6 +28,7 @@ from glmtune.training.processes import Processes
 from glmtune.training.stopping import StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base
 from glmtune.workflows.events import Event, Note, drain
+from glmtune.workflows.fitting import fit_into_memory
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.rows import first_row
@@ -93,16 +93,13 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     untrained = look_at_base(base, plan.location, plan.tokenizer)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
-    if settings.gradient_checkpointing:
-        with without_false_alarms():
-            # re-entrant checkpointing needs an input that requires a gradient: frozen embeddings give none
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
+    objective = build_objective(model, plan.recipe.objective)
+    plan = yield from fit_into_memory(plan, objective)
     torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, plan.num_steps)
-    objective = build_objective(model, plan.recipe.objective)
     return Run(
         plan=plan,
         base=untrained,

@@ -37,7 +37,8 @@ class Plan:
     """A run before its model is loaded: model, rows, steps, precision."""
 
     recipe: Recipe
-    """The recipe with rate, dtype and precision settled and, if an adapter is trained on, its method."""
+    """The recipe with rate, dtype and precision settled and, if an adapter is trained on, its method; once
+    the model is there, with what its memory decides."""
     folder: Path
     """Folder of the run."""
     location: Location
@@ -54,6 +55,8 @@ class Plan:
     num_steps: int
     notes: tuple[Note, ...]
     """The notes that `planning` has yielded."""
+    is_resumed: bool = False
+    """True if a run goes on that has begun before."""
 
     @property
     def lr(self) -> float:
@@ -131,6 +134,7 @@ def planning(
         steps=steps,
         num_steps=num_steps,
         notes=tuple(notes),
+        is_resumed=resume,
     )
 
 

@@ -86,17 +86,21 @@ def _flatten(values: dict[str, Any], group: str = "") -> dict[str, Any]:
 
 
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with revision, dtype and precision of the run in the folder, where it names none."""
+    """Return the recipe with what the run in its folder has settled, unless it names its own."""
     if not (folder / RECIPE_FILE).exists():
         return recipe
     begun = load_recipe(folder / RECIPE_FILE)
-    # they were settled when the run began; today a hub's newest revision or `auto` may mean another
+    # settled when the run began; today a hub's newest revision or `auto` may mean another
+    train = {
+        name: getattr(begun.train, name)
+        for name in ("micro_batch_size", "gradient_checkpointing", "precision")
+        if getattr(recipe.train, name) == "auto"
+    }
     settled: dict[str, Any] = {
+        "train": recipe.train.model_copy(update=train),
         "revision": begun.revision if recipe.revision is None else recipe.revision,
         "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,
     }
-    if recipe.train.precision == "auto":
-        settled["train"] = recipe.train.model_copy(update={"precision": begun.train.precision})
     return recipe.model_copy(update=settled)
 
 
