@@ -55,6 +55,7 @@ def training(
                 "folder": str(location.base.resolve()),
             },
             **plan.row_hashes,
+            "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
         }
