@@ -7,6 +7,7 @@ doc/performance_considerations/dispatcher_control.md; github.com/pytorch/FBGEMM,
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,24 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes that this process may still allocate on a device.
 
     On a CPU, an equal share for each process of torchrun, of the memory that the machine and the limits of
-    its cgroups leave.
+    its cgroups leave; and no more than a limit on the process's addresses (`ulimit -v`) leaves.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available: int = psutil.virtual_memory().available
-    return min([available, *left_in_cgroups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = min([available, *left_in_cgroups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min([share, *_left_of_addresses()])
+
+
+def _left_of_addresses() -> Iterator[int]:
+    """Yield the bytes that this process may still map, if that is limited."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        yield max(0, limit - psutil.Process().memory_info().vms)
 
 
 def left_in_cgroups(mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterator[int]:
