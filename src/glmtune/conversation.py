@@ -5,10 +5,15 @@ source prefix, in the chat formats that have one. A prompt has the very ids that
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glmtune.families import require_template
-from glmtune.templates import Message, Taught, message_segments, training_examples, visible_text
+from glmtune.templates import Message, Segment, Taught, message_segments, training_examples, visible_text
 from glmtune.templates.latest import leave_out_oldest
 from glmtune.tokenizers.protocol import Tokenizer
 
@@ -56,23 +61,45 @@ def encode_question(
     return tokenizer.encode_segments(tokenizer.segments(messages, source_prefix=source_prefix))
 
 
-def encode_learned(
+def learned_segments(
     tokenizer: Tokenizer, messages: Sequence[Message], *, source_prefix: str = ""
-) -> list[list[tuple[list[int], bool]]]:
-    """Return the training examples of a conversation, each a list of parts: (ids, True if learned).
+) -> list[list[Segment]]:
+    """Return the segments of each training example of a conversation; those that are learned are targets.
 
-    Up to a learned answer the ids are those of `encode_question`. Raises DataError as `encode_question` does.
+    Up to a learned answer their ids are those of `encode_question`, and so are the errors.
     """
-    examples = training_examples(
+    return training_examples(
         require_template(tokenizer.template, str(tokenizer.vocab_file)),
         messages,
         assistant_name=tokenizer.assistant_name,
         source_prefix=source_prefix,
     )
-    return [
-        [(tokenizer.encode_segments([segment]), segment.is_target) for segment in segments]
-        for segments in examples
-    ]
+
+
+def encode_together(
+    tokenizer: Tokenizer, conversations: Sequence[Sequence[Segment]]
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], list[int]]:
+    """Encode rendered conversations, in a fraction of the time that `encode_segments` of each takes.
+
+    Return all ids one after the other, a mask of those that are targets, and the conversations' bounds in
+    both: 0, ..., number of ids. No text may hold half a character.
+    """
+    parts = list(chain.from_iterable(conversations))
+    # each text once, however often it occurs: role headers and system texts are the same in every row
+    unique = dict.fromkeys(parts)
+    texts = list({segment.text: None for segment in unique if not segment.is_control})
+    ids_of = dict(zip(texts, tokenizer.encode_texts(texts), strict=True))
+    pieces_of = {
+        segment: [tokenizer.control_id(segment.text)] if segment.is_control else ids_of[segment.text]
+        for segment in unique
+    }
+    pieces = list(map(pieces_of.__getitem__, parts))
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    targets = np.fromiter(map(attrgetter("is_target"), parts), bool, len(parts))
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.fromiter(chain.from_iterable(pieces), np.int32, int(ends[-1]))
+    bounds: list[int] = ends[np.cumsum([0, *map(len, conversations)])].tolist()
+    return ids, np.repeat(targets, lengths), bounds
 
 
 def encode_latest(

@@ -6,6 +6,7 @@ it is encoded, never ids: no character is broken, and the chat format's own toke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from glmtune.errors import DataError
 from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
@@ -15,19 +16,17 @@ _QUESTION_SHARE = 4
 """Questions keep at least `max_tokens` / 4 tokens each; what is still too long is taken from the answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedExample:
-    """The token ids and labels of one training example."""
+class Size(NamedTuple):
+    """The size of a training example, in tokens."""
 
-    ids: list[int]
-    labels: list[int]
+    num_tokens: int
     num_target: int
-    """Tokens of the last learned answer, with its end token."""
+    """Of the last learned answer, with its end token."""
 
     @property
     def num_source(self) -> int:
         """Tokens before the last learned answer."""
-        return len(self.ids) - self.num_target
+        return self.num_tokens - self.num_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +57,17 @@ class Limits:
         less = f", less {context - room:,} for the answer" if room < context else ""
         return cls(room, origin=f"the model's context{f' of {context:,}' if less else ''}{less}")
 
-    def is_source_met(self, example: EncodedExample) -> bool:
+    def is_source_met(self, size: Size) -> bool:
         """True if the tokens before the last answer (with a `total`: the whole example) are few enough."""
-        return len(example.ids) <= self.total if self.total is not None else example.num_source <= self.source
+        return size.num_tokens <= self.total if self.total is not None else size.num_source <= self.source
 
-    def is_target_met(self, example: EncodedExample) -> bool:
+    def is_target_met(self, size: Size) -> bool:
         """True if the last answer (with a `total`: the whole example) is short enough."""
-        return len(example.ids) <= self.total if self.total is not None else example.num_target <= self.target
+        return size.num_tokens <= self.total if self.total is not None else size.num_target <= self.target
 
-    def is_met(self, example: EncodedExample) -> bool:
+    def is_met(self, size: Size) -> bool:
         """True if the example needs no cut."""
-        return self.is_source_met(example) and self.is_target_met(example)
+        return self.is_source_met(size) and self.is_target_met(size)
 
     def refuse(self, size: int, settings: Data, *, part: str = "") -> None:
         """Raise DataError, if `data.overlong` is `error`, for a row (or a `part` of it) of `size` tokens."""
@@ -98,18 +97,18 @@ class Cutter:
     def __init__(
         self,
         limits: Limits,
-        encode: Callable[[list[Message]], EncodedExample],
+        measure: Callable[[list[Message]], Size],
         count: Callable[[str], int],
     ) -> None:
-        """`encode` returns the example of a conversation, `count` the number of tokens of a text."""
+        """`measure` returns the size of a conversation's example, `count` the number of tokens of a text."""
         self.limits = limits
-        self.encode = encode
+        self.measure = measure
         self.count = count
 
-    def cut(self, conversation: list[Message]) -> tuple[EncodedExample, list[str]] | None:
-        """Return the shortened example and the kinds of cuts; None if it is too long even after every cut."""
+    def cut(self, conversation: list[Message]) -> tuple[list[Message], list[str]] | None:
+        """Return the shortened conversation and the kinds of cuts; None if no cut makes it short enough."""
         cuts: list[str] = []
-        while not self.limits.is_source_met(self.encode(conversation)):
+        while not self.limits.is_source_met(self.measure(conversation)):
             end = _last_learned(conversation)
             # several user turns in a row ask one question: a round begins with the first of them
             starts = [
@@ -124,8 +123,7 @@ class Cutter:
             cuts.append("turns")
         conversation = self._cut_questions(conversation, cuts)
         conversation = self._cut_answers(conversation, cuts)
-        example = self.encode(conversation)
-        return (example, cuts) if self.limits.is_met(example) else None
+        return (conversation, cuts) if self.limits.is_met(self.measure(conversation)) else None
 
     def _cut_questions(self, conversation: list[Message], cuts: list[str]) -> list[Message]:
         """Return the conversation with the middle of its questions left out, the longest question first."""
@@ -133,7 +131,7 @@ class Cutter:
         questions = [i for i in range(end) if conversation[i].role in ("user", "observation")]
         allowed = (self.limits.total or 0) // _QUESTION_SHARE
         for index in sorted(questions, key=lambda i: -len(conversation[i].content)):
-            if self.limits.is_source_met(self.encode(conversation)):
+            if self.limits.is_source_met(self.measure(conversation)):
                 break
             text = conversation[index].content
             least = 1
@@ -155,7 +153,7 @@ class Cutter:
         earlier = [(i, self.limits.is_source_met) for i in range(end) if conversation[i].role == "assistant"]
         last = [(end, self.limits.is_target_met)]
         for index, is_met in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
-            if not is_met(self.encode(conversation)):
+            if not is_met(self.measure(conversation)):
                 answer = conversation[index]
                 # a thought in front of the answer stays whole: one that breaks off would never end
                 least = len(answer.content) - len(answer.split_thought()[1]) + 1
@@ -170,7 +168,7 @@ class Cutter:
         index: int,
         shorten: Callable[[str, int], str],
         least: int,
-        is_met: Callable[[EncodedExample], bool],
+        is_met: Callable[[Size], bool],
         cuts: list[str],
         kind: str,
     ) -> list[Message]:
@@ -187,7 +185,7 @@ class Cutter:
         if len(text) <= least:
             return conversation
         cuts.append(kind)
-        fits = _most_characters(text, shorten, least, lambda part: is_met(self.encode(with_content(part))))
+        fits = _most_characters(text, shorten, least, lambda part: is_met(self.measure(with_content(part))))
         return with_content(shorten(text, fits or least))
 
 

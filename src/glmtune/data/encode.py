@@ -4,21 +4,26 @@ A conversation that is too long is cut as text, before it is encoded: no charact
 every role token stay, and the token that ends an answer is always there and learned.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from glmtune.conversation import encode_learned
-from glmtune.data.cut import Cutter, EncodedExample, Limits, last_index
+from glmtune.conversation import encode_together, learned_segments
+from glmtune.data.cut import Cutter, Limits, Size, last_index
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, find_encoding
 from glmtune.data.row import TrainingRow
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
-from glmtune.templates import Message, Taught, is_learned
+from glmtune.templates import Message, Segment, Taught, is_learned
 from glmtune.tokenizers.protocol import Tokenizer
+from glmtune.values import text
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +41,11 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
     for each learned answer (`Template.splits_answers`). Raises DataError for a row that the format cannot
     express, and for rows longer than `settings.overlong` allows.
     """
-    taught, limits = Taught.of(settings), Limits.of(settings, tokenizer.context)
+    limits = Limits.of(settings, tokenizer.context)
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
-    keeps_thoughts = settings.encoding == "chat" and tokenizer.chat_format.learns_thoughts
-    rows: list[TrainingRow] = []
-    for example in examples:
-        with naming_row(example.where):
-            messages = taught.begin(example.messages)
-            if not keeps_thoughts:
-                report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
-            for ids, labels in encode(tokenizer, messages, settings, limits, report):
-                row = TrainingRow(
-                    np.asarray(ids, dtype=np.int32),  # half of what int64 takes: all rows stay in memory
-                    np.asarray(labels, dtype=np.int32),
-                    where=example.where,
-                    source=example.source,
-                )
-                rows.append(row)
+    with _without_collecting():
+        rows = list(encode(tokenizer, examples, settings, limits, report))
     # a cut of most rows is more likely a wrong limit than a wish: `cut` refuses it, `cut_any` allows it
     needs_consent = settings.overlong == "cut" and settings.encoding == "chat"
     if needs_consent and report.overlong_share > REFUSED_SHARE:
@@ -68,6 +60,18 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
             hint=f"{limits.raising}, or give rows with answers",
         )
     return Encoded(rows, report)
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Inside, Python looks for no cycles: encoding makes none, but many objects to look through again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _count_lost_thoughts(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
@@ -94,89 +98,164 @@ def _count_lost_thoughts(tokenizer: Tokenizer, messages: Sequence[Message]) -> i
 # --- encoding chat ---
 
 
-_IdsAndLabels = Iterator[tuple[list[int], list[int]]]
+_CHUNK_CHARACTERS = 2**17
+"""Characters of the conversations encoded together: enough for every thread, a few megabytes of ids."""
+
+
+class _Rendered(NamedTuple):
+    """A training example as the chat format writes it: no segments if nothing is learned in it."""
+
+    example: Example
+    conversation: list[Message]
+    segments: Sequence[Segment]
 
 
 def _encode_chat(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    settings: Data,
-    limits: Limits,
-    report: LengthReport,
-) -> _IdsAndLabels:
-    """Yield ids and labels of each example, as the limits allow it, and count all of them in the report."""
-    cutter = Cutter(
-        limits,
-        lambda conversation: _encode(tokenizer, conversation, settings),
-        lambda text: len(tokenizer.encode_plain(text)),
-    )
+    tokenizer: Tokenizer, examples: Sequence[Example], settings: Data, limits: Limits, report: LengthReport
+) -> Iterator[TrainingRow]:
+    """Yield the row of each training example, as the limits allow it, and count all of them in the report."""
+    for chunk in _render_chunks(tokenizer, examples, settings, report):
+        ids, is_target, bounds = encode_together(tokenizer, [rendered.segments for rendered in chunk])
+        labels = np.where(is_target, ids, np.int32(IGNORED))
+        sizes = _measure(is_target, bounds)
+        spans = zip(chunk, bounds, bounds[1:], sizes, strict=False)
+        for (example, conversation, _), start, end, size in spans:
+            if limits.is_met(size) and size.num_tokens:
+                report.add(size.num_tokens, size.num_tokens)
+                yield TrainingRow(ids[start:end], labels[start:end], example.where, example.source)
+                continue
+            with naming_row(example.where):
+                row = _shorten(tokenizer, conversation, settings, limits, report, size.num_tokens)
+            if row is not None:
+                yield TrainingRow(*row, example.where, example.source)
+
+
+def _render_chunks(
+    tokenizer: Tokenizer, examples: Sequence[Example], settings: Data, report: LengthReport
+) -> Iterator[list[_Rendered]]:
+    """Yield the training examples of the conversations, a few hundred at once."""
+    taught, keeps_thoughts = Taught.of(settings), tokenizer.chat_format.learns_thoughts
+    chunk: list[_Rendered] = []
+    num_characters = 0
+    for example in examples:
+        try:
+            with naming_row(example.where):
+                messages = taught.begin(example.messages)
+                if not keeps_thoughts:
+                    report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
+                for conversation in _conversations(tokenizer, messages, settings):
+                    segments = _segments(tokenizer, conversation, settings)
+                    written = "".join([segment.text for segment in segments])
+                    text(written, "text")  # raises for half a character
+                    num_characters += len(written)
+                    chunk.append(_Rendered(example, conversation, segments))
+        except DataError:
+            yield chunk  # the error of an earlier row is the one to tell
+            raise
+        if num_characters > _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, num_characters = [], 0
+    yield chunk
+
+
+def _conversations(
+    tokenizer: Tokenizer, messages: Sequence[Message], settings: Data
+) -> Sequence[list[Message]]:
+    """Return the conversations that become a training example each, what is learned in them marked."""
     answers = [i for i, message in enumerate(messages) if is_learned(message)]
     if settings.loss == "last_turn":
         last = last_index(messages, lambda message: message.role == "assistant")
         answers = [i for i in answers if i == last]
-    conversations = [[replace(message, loss=i in answers) for i, message in enumerate(messages)]]
-    if tokenizer.chat_format.splits_answers:
-        # training shows a finished answer otherwise than a later prompt does: each answer becomes an example
-        # of its own, with the conversation before it as context
-        conversations = [
-            [replace(message, loss=i == index) for i, message in enumerate(messages[: index + 1])]
-            for index in answers
+        messages = [
+            replace(message, loss=i in answers) if is_learned(message) else message
+            for i, message in enumerate(messages)
         ]
-    if not conversations:
-        report.drop(0, "unlearned")
-    for conversation in conversations:
-        example = _encode(tokenizer, conversation, settings)
-        size = len(example.ids)
-        if not size:
-            report.drop(0, "unlearned")
-            continue
-        if limits.is_met(example):
-            report.add(size, size)
-            yield example.ids, example.labels
-            continue
-        limits.refuse(size, settings)
-        shortened = None if settings.overlong == "drop" else cutter.cut(conversation)
-        if shortened is None:
-            report.drop(size, "overlong" if settings.overlong == "drop" else "uncuttable")
-            continue
-        example, cuts = shortened
-        report.add(size, len(example.ids), cuts)
-        yield example.ids, example.labels
+    if not tokenizer.chat_format.splits_answers:
+        return [list(messages)]
+    # training shows a finished answer otherwise than a later prompt does: each answer becomes an example
+    # of its own, with the conversation before it as context
+    if len(answers) == 1:
+        return [list(messages[: answers[0] + 1])]
+    return [
+        [
+            replace(message, loss=i == index) if is_learned(message) else message
+            for i, message in enumerate(messages[: index + 1])
+        ]
+        for index in answers
+    ] or [[]]
 
 
-def _encode(tokenizer: Tokenizer, conversation: Sequence[Message], settings: Data) -> EncodedExample:
+def _segments(tokenizer: Tokenizer, conversation: Sequence[Message], settings: Data) -> Sequence[Segment]:
     """Return the training example of a conversation; it is empty if no answer is learned."""
-    examples = encode_learned(tokenizer, conversation, source_prefix=settings.source_prefix)
-    ids: list[int] = []
-    labels: list[int] = []
-    num_target = 0
-    for new, is_target in examples[0] if examples else ():
-        ids += new
-        labels += new if is_target else [IGNORED] * len(new)
-        num_target = num_target + len(new) if is_target else 0  # counts anew behind each prompt part
-    return EncodedExample(ids, labels, num_target)
+    examples = learned_segments(tokenizer, conversation, source_prefix=settings.source_prefix)
+    return examples[0] if examples else ()
+
+
+def _measure(is_target: NDArray[np.bool_], bounds: Sequence[int]) -> Iterator[Size]:
+    """Yield the size of each example between two bounds."""
+    starts, ends = np.array(bounds[:-1]), np.array(bounds[1:])
+    # its last answer begins behind the last token that is none; -1: there is none in all examples so far
+    unlearned = np.concatenate([[-1], np.flatnonzero(~is_target)])
+    last = unlearned[np.searchsorted(unlearned, ends) - 1]
+    targets = ends - np.maximum(last + 1, starts)
+    return map(Size, (ends - starts).tolist(), targets.tolist())
+
+
+def _shorten(
+    tokenizer: Tokenizer,
+    conversation: list[Message],
+    settings: Data,
+    limits: Limits,
+    report: LengthReport,
+    num_tokens: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+    """Return ids and labels of an example of too many or no tokens as it is cut; None if it is left out."""
+    if not num_tokens:
+        report.drop(0, "unlearned")
+        return None
+    limits.refuse(num_tokens, settings)
+    if settings.overlong == "drop":
+        report.drop(num_tokens, "overlong")
+        return None
+
+    def encode(shortened: Sequence[Message]) -> tuple[NDArray[np.int32], NDArray[np.bool_], list[int]]:
+        return encode_together(tokenizer, [_segments(tokenizer, shortened, settings)])
+
+    cutter = Cutter(
+        limits,
+        lambda shortened: next(_measure(*encode(shortened)[1:])),
+        lambda text: len(tokenizer.encode_plain(text)),
+    )
+    if (found := cutter.cut(conversation)) is None:
+        report.drop(num_tokens, "uncuttable")
+        return None
+    ids, is_target, _ = encode(found[0])
+    report.add(num_tokens, len(ids), found[1])
+    return ids, np.where(is_target, ids, np.int32(IGNORED))
 
 
 # --- the official scripts' encodings ---
 
 
 def _encode_official(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    settings: Data,
-    limits: Limits,
-    report: LengthReport,
-) -> _IdsAndLabels:
-    """Yield the official script's ids and labels, unless the settings refuse or drop what the script cuts."""
-    row = find_encoding(settings.encoding, tokenizer).train(tokenizer, messages, settings)
-    if row is None or all(label == IGNORED for label in row.labels):
-        report.drop(row.uncut_tokens if row else 0, "unlearned")
-        return
-    cuts = ["question"] * row.is_question_cut + ["answer"] * row.is_answer_cut
-    if cuts:
-        limits.refuse(row.uncut_tokens, settings)
-    if cuts and settings.overlong == "drop":
-        report.drop(row.uncut_tokens, "overlong")
-        return
-    report.add(row.uncut_tokens, len(row.input_ids), cuts)
-    yield row.input_ids, row.labels
+    tokenizer: Tokenizer, examples: Sequence[Example], settings: Data, limits: Limits, report: LengthReport
+) -> Iterator[TrainingRow]:
+    """Yield the official script's rows, unless the settings refuse or drop what the script cuts."""
+    taught, encoding = Taught.of(settings), find_encoding(settings.encoding, tokenizer)
+    for example in examples:
+        with naming_row(example.where):
+            messages = taught.begin(example.messages)
+            report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
+            row = encoding.train(tokenizer, messages, settings)
+            if row is None or all(label == IGNORED for label in row.labels):
+                report.drop(row.uncut_tokens if row else 0, "unlearned")
+                continue
+            cuts = ["question"] * row.is_question_cut + ["answer"] * row.is_answer_cut
+            if cuts:
+                limits.refuse(row.uncut_tokens, settings)
+        if cuts and settings.overlong == "drop":
+            report.drop(row.uncut_tokens, "overlong")
+            continue
+        report.add(row.uncut_tokens, len(row.input_ids), cuts)
+        ids, labels = (np.array(values, dtype=np.int32) for values in (row.input_ids, row.labels))
+        yield TrainingRow(ids, labels, example.where, example.source)

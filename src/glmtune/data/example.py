@@ -1,7 +1,5 @@
 """A conversation of a data set, and the file and line that it was read from."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from glmtune.errors import DataError
@@ -19,10 +17,16 @@ class Example:
     """The number of the conversation's source in `data.train`."""
 
 
-@contextmanager
-def naming_row(where: str) -> Iterator[None]:
-    """Return a context that puts the row's file and line in front of every `DataError` raised inside."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{where}: {error}", hint=error.hint) from error
+class naming_row:  # noqa: N801  # used as a function: `with naming_row(where):`
+    """Puts a row's file and line in front of every `DataError` raised inside."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, DataError):
+            raise DataError(f"{self.where}: {error}", hint=error.hint) from error

@@ -68,9 +68,10 @@ class LengthReport:
     def add(self, uncut_tokens: int, kept_tokens: int, cuts: Sequence[str] = ()) -> None:
         """Count a row that is kept, with the kinds of its cuts."""
         self.lengths.append(uncut_tokens)
-        # a row counts once for each kind of cut, however many of its turns were cut
-        self.rows_cut += bool(cuts)
-        self.cuts.update(set(cuts))
+        if cuts:
+            self.rows_cut += 1
+            # a row counts once for each kind of cut, however many of its turns were cut
+            self.cuts.update(set(cuts))
         self.tokens_lost += uncut_tokens - kept_tokens
 
     def drop(self, uncut_tokens: int, reason: str) -> None:

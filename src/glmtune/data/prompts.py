@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glmtune.conversation import answer_text, encode_question
-from glmtune.data.cut import Cutter, EncodedExample, Limits, last_index
+from glmtune.data.cut import Cutter, Limits, Size, last_index
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
@@ -70,7 +70,7 @@ def _chat_prompt(
         limits.refuse(uncut_tokens, settings, part=" of the question part")
         cutter = Cutter(
             Limits(None, source, target=0),
-            lambda conversation: EncodedExample(encode(conversation[:-1]), [], 0),
+            lambda conversation: Size(len(encode(conversation[:-1])), 0),
             lambda text: len(tokenizer.encode_plain(text)),
         )
         # the cutter works on whole examples: an empty answer, never encoded, stands for the one asked for
@@ -80,7 +80,7 @@ def _chat_prompt(
                 f"the question part has {uncut_tokens:,} tokens and cannot be cut to {source:,}",
                 hint=f"{limits.raising}, or shorten the system message",
             )
-        ids, cuts = shortened[0].ids, tuple(shortened[1])
+        ids, cuts = encode(shortened[0][:-1]), tuple(shortened[1])
     # the reference is the answer without its thought, its calls as the chat format writes them; encoded and
     # decoded like a generated answer: ChatGLM-6B's tokenizer turns full-width punctuation into half-width
     segments = [Segment(answer.content)]

@@ -7,7 +7,6 @@ Each text segment is encoded on its own, so the cut between two segments is part
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -202,10 +201,12 @@ def training_examples(
 
 
 def _with_prompt_prefix(segments: Sequence[Segment], source_prefix: str) -> list[Segment]:
+    if not source_prefix:
+        return list(segments)
     # inside the first text, not as a segment of its own: each text is encoded on its own
     first = next((i for i, segment in enumerate(segments) if not segment.is_control), None)
     return [
-        replace(segment, text=source_prefix + segment.text) if i == first else segment
+        segment._replace(text=source_prefix + segment.text) if i == first else segment
         for i, segment in enumerate(segments)
     ]
 

@@ -38,9 +38,9 @@ class Taught:
 
         A first system turn without text, which only lists tools, gets the text.
         """
-        own = next((i for i, message in enumerate(messages) if message.role == "system"), None)
         if not self.system:
             return list(messages)
+        own = next((i for i, message in enumerate(messages) if message.role == "system"), None)
         if own is None:
             return [Message("system", self.system), *messages]
         if own == 0 and not messages[0].content.strip():
@@ -50,6 +50,8 @@ class Taught:
 
 def with_question_prefix(messages: Sequence[Message], source_prefix: str) -> list[Message]:
     """Return the messages with `source_prefix` in front of the first question."""
+    if not source_prefix:
+        return list(messages)
     first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
     return [
         replace(message, content=source_prefix + message.content) if i == first else message

@@ -6,7 +6,6 @@ answer is a training example of its own.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -39,10 +38,10 @@ def thinking_format(
     start = [control(text) for text in prefix]
 
     def render_turns(messages: Sequence[Message], add_generation_prompt: bool, name: str) -> list[Segment]:
-        turns = [replace(turn, is_learned=False) for turn in turns_of(messages, name)]
+        turns = turns_of(messages, name)
         if add_generation_prompt:
             turns.append(Turn("assistant", tuple(ask)))
-        return [*start, *(segment for turn in turns for segment in turn.segments())]
+        return [*start, *(segment for turn in turns for segment in turn.segments(is_prompt=True))]
 
     def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
         # raises for a turn the format cannot express, also behind the last learned answer

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from keyword import iskeyword
-from typing import Any
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 from glmtune.errors import DataError
@@ -22,8 +22,7 @@ from glmtune.templates.messages import (
 # --- ChatGLM3 and GLM-4: turns that begin with a role token ---
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A role token and the texts behind it; each text is encoded on its own."""
 
     role: str
@@ -40,12 +39,16 @@ class Turn:
         # a call ends with its result's token; where the result is missing there is nothing to learn
         return self.is_learned and not (self.is_call and role in ("user", "system"))
 
-    def segments(self, *, ends_learned: bool = False) -> Iterator[Segment]:
-        """Yield the turn's segments; `ends_learned`: its role token ends a learned answer, so is a target."""
-        yield control(f"<|{self.role}|>", is_target=ends_learned)
+    def segments(self, *, ends_learned: bool = False, is_prompt: bool = False) -> Iterator[Segment]:
+        """Yield the turn's segments; none of its texts is a target if `is_prompt`.
+
+        `ends_learned`: its role token ends a learned answer, so is a target.
+        """
+        yield control(f"<|{self.role}|>", ends_learned)
+        is_learned = self.is_learned and not is_prompt
         for index, text in enumerate(self.texts):
-            part = Segment(text) if isinstance(text, str) else text
-            yield replace(part, is_target=self.is_learned and index >= self.num_asked)
+            is_target = is_learned and index >= self.num_asked
+            yield Segment(text, False, is_target) if isinstance(text, str) else control(text.text, is_target)
 
 
 TurnsFunction = Callable[[Sequence[Message], str], list[Turn]]
@@ -68,7 +71,7 @@ def turn_format(
         turns = [*turns_of(messages, name), *([Turn("assistant", ())] if add_generation_prompt else [])]
         return [
             *start,
-            *(segment for turn in turns for segment in replace(turn, is_learned=False).segments()),
+            *(segment for turn in turns for segment in turn.segments(is_prompt=True)),
         ]
 
     def examples(messages: Sequence[Message], name: str) -> list[list[Segment]]:
@@ -97,7 +100,9 @@ def spread(
     out: these formats have none.
     """
     for message in messages:
-        if message.content or not message.calls:
+        if not message.calls and message.thought is None:
+            yield message  # as nearly all are: no copy
+        elif message.content or not message.calls:
             yield replace(message, calls=(), thought=None)
         for call in message.calls:
             yield Message(message.role, write_arguments(call.arguments), call.name, loss=message.loss)
@@ -109,7 +114,7 @@ def as_json(arguments: Mapping[str, Any]) -> str:
 
 
 def _turn(message: Message, *texts: str) -> Turn:
-    return Turn(message.role, texts, is_learned(message), is_call=message.is_call)
+    return Turn(message.role, texts, is_learned(message), 0, message.is_call)
 
 
 def chatglm3_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
@@ -259,7 +264,11 @@ def turns_0414(
         for message in messages
         if message.role == "system" and (message.content or message.tools is None)
     ]
-    others = [replace(m, content=shown(m.content)) for m in messages if m.role != "system"]
+    others = [
+        m if (content := shown(m.content)) == m.content else replace(m, content=content)
+        for m in messages
+        if m.role != "system"
+    ]
     for message in spread(others, as_json):
         called = message.metadata + name_end if message.is_call else message.metadata
         turns.append(_turn(message, f"{called}\n{message.content}"))

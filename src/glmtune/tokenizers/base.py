@@ -107,6 +107,10 @@ class ChatTokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """Encode a text without control tokens: one that the text spells stays text."""
 
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts as `encode_plain` does, each on its own."""
+        return [self.encode_plain(text) for text in texts]
+
     @abstractmethod
     def control_id(self, name: str) -> int:
         """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""

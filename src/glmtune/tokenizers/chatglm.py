@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import BatchEncoding
 
 from glmtune.errors import ConfigError
@@ -124,6 +125,11 @@ class ChatGLMTokenizer(GlmTokenizer):
     def encode_plain(self, text: str) -> list[int]:
         """Encode a text without control tokens: one that the text spells stays text."""
         return self.sp_model.encode(text)  # type: ignore[no-any-return]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts as `encode_plain` does, each on its own."""
+        # as many threads as torch has, or all processes of `torchrun` would take all cores
+        return self.sp_model.encode(list(texts), num_threads=torch.get_num_threads())  # type: ignore[no-any-return]
 
     def control_id(self, name: str) -> int:
         """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""

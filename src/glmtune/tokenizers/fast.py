@@ -5,6 +5,7 @@ tokens, https://huggingface.co/zai-org/GLM-4.5.
 """
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +38,10 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
         """Encode a text without control tokens: one that the text spells stays text."""
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts as `encode_plain` does, each on its own."""
+        return [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def control_id(self, name: str) -> int:
         """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""

@@ -32,6 +32,7 @@ class StepLog:
     tokens_per_s: float
     """Tokens through the model per second, prompts included, of all processes."""
     step_s: float
+    """Seconds of the step, its batches being made included."""
     peak_memory_gib: float
     """Highest memory so far: the GPU's allocations, or on a CPU this process's resident memory."""
 
@@ -68,8 +69,8 @@ def fit(
     """
     guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
     trainable = [p for p in module.parameters() if p.requires_grad]
-    for step, micro in steps:
-        start = time.perf_counter()
+    start = time.perf_counter()
+    for step, micro in steps:  # what it takes to make the batches is a part of the step's time
         module.train()
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
@@ -106,6 +107,7 @@ def fit(
         step_s = time.perf_counter() - start
         peak = peak_memory_gib(processes.device)
         yield StepLog(step, mean_loss, norm, lr, items, tokens / step_s, step_s, peak)
+        start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
 
 
 @torch.no_grad()

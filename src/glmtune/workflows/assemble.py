@@ -1,7 +1,7 @@
 """Build the parts of a run from its plan: load the base, put the adapter on, build optimizer and guard."""
 
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from glmtune.locations import Location
 from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.freeze import read_unrounded
+from glmtune.models.dtype import Choice
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives import ObjectiveModule, build_objective
 from glmtune.recipe import Method, Recipe, TrainedPart
@@ -128,7 +129,7 @@ def _load_base_to_train(plan: Plan) -> CausalLM:
         plan.location.under,
         template=plan.recipe.template or plan.location.template,
         # full: all weights are trained, in fp32, so read them as fp32 instead of rounding them on the way
-        dtype=replace(plan.base_dtype, dtype=torch.float32) if is_whole else plan.base_dtype,
+        dtype=Choice(torch.float32, torch.float32, plan.base_dtype.why) if is_whole else plan.base_dtype,
         device=str(plan.processes.device),
         quant=plan.recipe.quant,
     )

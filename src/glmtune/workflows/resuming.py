@@ -93,7 +93,7 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     # settled when the run began; today a hub's newest revision or `auto` may mean another
     train = {
         name: getattr(begun.train, name)
-        for name in ("micro_batch_size", "gradient_checkpointing")
+        for name in ("micro_batch_size", "gradient_checkpointing", "precision")
         if getattr(recipe.train, name) == "auto"
     }
     settled: dict[str, Any] = {
