@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ from glmtune.recipe.settings import MicroBatchSize
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import has_room, longest_rows, measure_need
 from glmtune.workflows.events import Note
-from glmtune.workflows.plan import Plan
 from glmtune.workflows.remedies import SAFE_SHARE, Memory, find_remedy, in_words
+
+if TYPE_CHECKING:
+    from glmtune.workflows.plan import Plan
 
 MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Largest size of micro-batches in tokens. On a CPU more are slower, for they leave its caches: LoRA on two
@@ -47,7 +50,7 @@ class Choice:
     """Time of a token, relative to endless micro-batches without recomputation."""
 
 
-def fit_into_memory(plan: Plan, objective: ObjectiveModule) -> Generator[Note, None, Plan]:
+def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note, None, "Plan"]:
     """Settle the `auto` of a plan's micro-batches and recomputation; return the plan with them settled.
 
     The objective's model is set to recompute so. All processes decide alike. A run that is resumed keeps what
@@ -72,7 +75,7 @@ def fit_into_memory(plan: Plan, objective: ObjectiveModule) -> Generator[Note, N
     return replace(plan, recipe=recipe, steps=plan.steps.in_size(choice.size))
 
 
-def _measure(plan: Plan, objective: ObjectiveModule) -> Memory:
+def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     """Return the least favourable process's memory and need."""
     rows, processes = plan.rows.train.rows, plan.processes
     free = free_memory(processes.device)
@@ -87,7 +90,7 @@ def _measure(plan: Plan, objective: ObjectiveModule) -> Memory:
     return replace(greatest, free=min(each.free for each in everyones))
 
 
-def _choose(plan: Plan, objective: ObjectiveModule, memory: Memory) -> Choice:
+def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Choice:
     """Return the fastest choice that fits. Raises `ConfigError` if none does."""
     choices = list(_choices(plan, memory))
     for choice in sorted(choices, key=lambda choice: choice.cost):
@@ -103,7 +106,7 @@ def _choose(plan: Plan, objective: ObjectiveModule, memory: Memory) -> Choice:
     )
 
 
-def _choices(plan: Plan, memory: Memory) -> Iterator[Choice]:
+def _choices(plan: "Plan", memory: Memory) -> Iterator[Choice]:
     """Yield every choice that the settings leave, larger micro-batches and less recomputation first."""
     num_layers, device = memory.need.num_layers, plan.processes.device.type
     train, validation = plan.steps.lengths(plan.num_steps), _lengths(plan.rows.validation.rows)
@@ -142,7 +145,7 @@ def _lengths(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:
     return np.array([[len(row.input_ids) for row in rows]], dtype=np.int64)
 
 
-def _proves_true(choice: Choice, plan: Plan, objective: ObjectiveModule, memory: Memory) -> bool:
+def _proves_true(choice: Choice, plan: "Plan", objective: ObjectiveModule, memory: Memory) -> bool:
     """Return False if the longest micro-batch does not pass through a GPU; on a CPU it is not tried."""
     processes = plan.processes
     if processes.device.type != "cuda":

@@ -3,16 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, product
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from glmtune.errors import ConfigError
+from glmtune.families import identify_family
 from glmtune.models.protocol import CausalLM
 from glmtune.models.recomputing import layers_of
+from glmtune.possible import require_possible
 from glmtune.recipe import Data, TrainedPart
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import Need
-from glmtune.workflows.plan import Plan, require_able
+
+if TYPE_CHECKING:
+    from glmtune.workflows.plan import Plan
 
 SAFE_SHARE = 0.85
 """Share of the free memory that is planned with: other programs take some, and allocators lose some."""
@@ -46,7 +51,7 @@ Remedy = tuple[str, Memory]
 """A setting to add, and the memory as it then would be."""
 
 
-def find_remedy(plan: Plan, model: CausalLM, memory: Memory) -> str:
+def find_remedy(plan: "Plan", model: CausalLM, memory: Memory) -> str:
     """Return the hint with the fewest settings that make the run fit, those that change least first."""
     settings = plan.recipe.train
     base = [
@@ -71,7 +76,7 @@ def find_remedy(plan: Plan, model: CausalLM, memory: Memory) -> str:
     return f"take a smaller model, or a machine with {in_words(least / SAFE_SHARE)} free for training it"
 
 
-def _small_means(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
+def _small_means(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     settings = plan.recipe.train
     if settings.optimizer == "adamw_8bit" or plan.recipe.method.kept is TrainedPart.LAYERS:
         return None
@@ -80,17 +85,17 @@ def _small_means(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
     return "train.optimizer=adamw_8bit", replace(memory, state=min(state, memory.state))
 
 
-def _lora(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
+def _lora(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     if plan.recipe.method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX):
         return None
     return "method=lora", replace(memory, state=0)  # next to nothing
 
 
-def _quantised(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
+def _quantised(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     if plan.recipe.quant or plan.recipe.method.kept not in (TrainedPart.LAYERS, TrainedPart.PREFIX):
         return None
     try:
-        require_able(plan.location, plan.recipe.method, "int4")
+        require_possible(identify_family(plan.location.folder).family, "quant=int4", "quant")
     except ConfigError:
         return None
     weights = [
@@ -103,7 +108,7 @@ def _quantised(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
     return "quant=int4", replace(memory, free=memory.free + round(saved))
 
 
-def _shortened(plan: Plan, memory: Memory) -> Iterator[str]:
+def _shortened(plan: "Plan", memory: Memory) -> Iterator[str]:
     """Yield the settings that cut the rows to what fits."""
     lengths = range(LEAST_LENGTH, memory.longest_row + 1, LEAST_LENGTH)
     limit = max((length for length in lengths if memory.fits(length)), default=LEAST_LENGTH)
