@@ -103,18 +103,11 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     available: int = psutil.virtual_memory().available
     share = min([available, *left_in_cgroups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min([share, *_left_of_addresses()])
-
-
-def _left_of_addresses() -> Iterator[int]:
-    """Yield the bytes that this process may still map, if that is limited."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        yield max(0, limit - psutil.Process().memory_info().vms)
+    if sys.platform != "linux":
+        return share
+    process = psutil.Process()
+    limit: int = process.rlimit(psutil.RLIMIT_AS)[0]
+    return share if limit == psutil.RLIM_INFINITY else min(share, max(0, limit - process.memory_info().vms))
 
 
 def left_in_cgroups(mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterator[int]:
