@@ -13,7 +13,7 @@ from glmtune.locations import Location, resolve
 from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.stopping import Interrupted
-from glmtune.workflows.events import Answered, Event, Note, RunResult
+from glmtune.workflows.events import Answered, Event, Note, RunResult, Working
 from glmtune.workflows.rows import data_hash, encode_test_rows, full_path, longest_answer
 
 NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_rows"}
@@ -61,6 +61,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
             model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
         done = total - len(todo)
+        yield Working("answering")
         try:
             for prediction in answers:
                 file.add(prediction)
