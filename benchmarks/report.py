@@ -109,8 +109,16 @@ CASES: dict[str, dict[str, str]] = {
         "zh": "不作任何设置的训练：我们每步 16 行，对手 8 行",
     },
     "train defaults, memory": {"en": "The same: memory of a step", "zh": "同上：一步的内存"},
+    "train gpu 6b": {
+        "en": "Training LoRA on a GPU, ChatGLM3-6B, 8k tokens packed unless told",
+        "zh": "GPU 训练 LoRA，ChatGLM3-6B，未注明时打包 8k token",
+    },
+    "train gpu 6b, memory": {"en": "The same: memory of the whole process", "zh": "同上：整个进程的显存"},
+    "train gpu 9b": {"en": "The same, GLM-4-9B", "zh": "同上，GLM-4-9B"},
+    "train gpu 9b, memory": {"en": "The same: memory of the whole process", "zh": "同上：整个进程的显存"},
     "lora tiny": {"en": "Training LoRA on glm-tiny", "zh": "在 glm-tiny 上训练 LoRA"},
     "scores": {"en": "Scoring 1,070 answers", "zh": "给 1,070 个回答评分"},
+    "demo": {"en": "`glmtune demo`, as typed", "zh": "`glmtune demo`，照输入的命令"},
     "chat": {
         "en": "`glmtune chat glm-tiny` to its first token",
         "zh": "`glmtune chat glm-tiny` 到第一个 token",
