@@ -6,6 +6,7 @@ for one rounding. They can be differentiated once.
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head size, C hidden size, F feed-forward size.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -34,6 +35,17 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
 def wide_type(dtype: torch.dtype) -> torch.dtype:
     """Return the type that sums over `dtype` are computed in: float64 for itself, else fp32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+_NUMBERS_AT_ONCE = 2**17  # half a megabyte in fp32
+
+
+def cached_blocks(rows: Tensor) -> Iterator[slice]:
+    """Yield slices of rows (N, C) that stay in a core's cache from pass to pass; on a GPU one of all."""
+    size = len(rows)
+    if rows.device.type == "cpu":
+        size = max(1, _NUMBERS_AT_ONCE * torch.get_num_threads() // rows.shape[1])
+    return (slice(start, start + size) for start in range(0, len(rows), max(1, size)))
 
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
@@ -79,31 +91,43 @@ class _RMSNorm(torch.autograd.Function):
         weight: Tensor,
         epsilon: float,
     ) -> Tensor:
-        wide = x.to(wide_type(x.dtype))
+        tokens = x.reshape(-1, x.shape[-1])
+        normed = torch.empty_like(tokens)
+        scale = tokens.new_empty(len(tokens), 1, dtype=wide_type(x.dtype))
         with without_autocast(x.device):
-            normed = wide.square()
-            scale = normed.mean(-1, keepdim=True).add_(epsilon).rsqrt_()  # (..., 1)
-            torch.mul(wide, scale, out=normed)
+            for at in cached_blocks(tokens):
+                wide = tokens[at].to(scale.dtype)
+                squares = wide.square()
+                torch.mean(squares, -1, keepdim=True, out=scale[at])
+                scale[at].add_(epsilon).rsqrt_()
+                normed[at] = torch.mul(wide, scale[at], out=squares).mul_(weight)
         ctx.save_for_backward(x, weight, scale)
-        return normed.mul_(weight).to(x.dtype)
+        return normed.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # Any: as in `forward`
         x, weight, scale = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        wide = x.to(scale.dtype)
-        to_x = to_weight = None
+        tokens, gradient = (part.reshape(-1, x.shape[-1]) for part in (x, gradient))
+        to_x = torch.empty_like(tokens) if needs_x else None
+        to_weight = torch.zeros_like(weight, dtype=scale.dtype) if needs_weight else None
         with without_autocast(x.device):
-            if needs_weight:
-                per_token = (wide * scale).mul_(gradient)
-                to_weight = per_token.flatten(0, -2).sum(0).to(weight.dtype)
-            if needs_x:
-                # with n = x * scale: scale * (w g - n * mean(w g n))
-                to_normed = torch.mul(gradient, weight.to(scale.dtype))
-                mean = torch.linalg.vecdot(to_normed, wide).unsqueeze(-1).mul_(scale).div_(-x.shape[-1])
-                to_x = to_normed.mul_(scale).addcmul_(wide, mean.mul_(scale).mul_(scale)).to(x.dtype)
-        return to_x, to_weight, None
+            for at in cached_blocks(tokens):
+                wide, wide_gradient = (part[at].to(scale.dtype) for part in (tokens, gradient))
+                if to_weight is not None:
+                    to_weight += (wide * scale[at]).mul_(wide_gradient).sum(0)
+                if to_x is not None:
+                    # with n = x * scale: scale * (w g - n * mean(w g n))
+                    to_normed = wide_gradient * weight
+                    mean = (to_normed * wide).sum(-1, keepdim=True).mul_(scale[at]).div_(-x.shape[-1])
+                    mean.mul_(scale[at]).mul_(scale[at])
+                    to_x[at] = to_normed.mul_(scale[at]).addcmul_(wide, mean)
+        return (
+            None if to_x is None else to_x.view(x.shape),
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None,
+        )
 
 
 Heads = tuple[Tensor, Tensor, Tensor]

@@ -60,7 +60,7 @@ class SftObjective(ObjectiveModule):
 
 
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
-    """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), in fp32.
+    """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), at least in fp32.
 
     The sum is computed in chunks of positions. It is differentiable in hidden (N, C) and in the head's
     trainable weights.
