@@ -1,7 +1,9 @@
 """`glmtune demo` as typed: seconds of the whole command, and of the steps that it trains.
 
-python -m benchmarks.demo
-python -m benchmarks.demo --cap AVX2              # as on an older processor
+Each round is a run of its own, from its start to its last line.
+
+    python -m benchmarks.demo
+    python -m benchmarks.demo --cap AVX2              # as on an older processor
 """
 
 import argparse

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.goals import GOALS, Goal
-from benchmarks.measure import RESULTS, Record
+from benchmarks.measure import OLDER, RESULTS, Record
 
 Results = Mapping[str, Mapping[str, Record]]
 """Records by case, then by machine."""
@@ -141,6 +141,9 @@ def name_machine(record: Record) -> str:
     """Its GPU or processor, whether that multiplies tiles, and its caps: they make another machine of it."""
     machine = record["machine"]
     if caps := machine.get("caps"):
+        for name, of_older in OLDER.items():
+            if caps == of_older:
+                return f"{_processor(machine)}, `--cap {name}`"
         return f"{_processor(machine)}, {_stated(caps)}"
     return str(machine.get("GPU", _processor(machine)))
 
