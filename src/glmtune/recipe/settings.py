@@ -192,7 +192,8 @@ class Train(Settings):
     """Rows per optimizer step, summed over all processes: more cards make a step faster, not larger."""
     micro_batch_size: MicroBatchSize = "auto"
     """Most rows in one forward and backward pass on each device; or `2048 tokens`: as many rows as have no
-    more tokens together. auto: as many tokens as fit into memory, at most 8192. A run records its choice."""
+    more tokens together. auto: as many tokens as fit into memory, at most 8192, on a CPU 2048. A run records
+    its choice."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """AdamW; `adamw_8bit` holds its two running means in 1 byte each instead of 4 (extra `bitsandbytes`)."""
     lr: float | None = Field(None, ge=0, le=MAX_RATE)
