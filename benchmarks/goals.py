@@ -90,6 +90,44 @@ _PEER, _PEER_HALF = "peer fp32", "peer, base in bf16"
 _PEAKS = ("matrix peak fp32", "matrix peak bf16")
 
 
+_ON_GPU = [
+    Goal(
+        "train gpu 6b",
+        "LoRA on a GPU, ChatGLM3-6B in bf16, 8k tokens packed: share of what bf16 products of its shapes "
+        "reach, at least 55 %",
+        "GPU 上的 LoRA，ChatGLM3-6B，bf16，打包 8k token：占其形状的 bf16 乘法所能达到的比例，至少 55 %",
+        ratio("ours", "matrix peak bf16", scale=100), 55, "%",
+    ),
+    Goal(
+        "train gpu 6b", "the same: over the peer with its best attention, at least 2.5",
+        "同上：对使用其最好注意力的对手，至少 2.5 倍",
+        beside("ours", ("peer, sdpa", "peer, sdpa, 16 rows", "peer, flash_attention_2")), 2.5,
+    ),
+    Goal(
+        "train gpu 6b, memory", "the same: memory of the whole process, recomputed, at most 15,500 MiB",
+        "同上：重算时整个进程的显存，至多 15,500 MiB", side("ours, recomputed"), 15_500, "MiB",
+        is_at_most=True,
+    ),
+    Goal(
+        "train gpu 6b, memory", "the same: 4 x 140 tokens, at most 13,300 MiB",
+        "同上：4 x 140 token，至多 13,300 MiB", side("ours, 4 x 140 tokens"), 13_300, "MiB", is_at_most=True,
+    ),
+    Goal(
+        "train gpu 6b, memory", "QLoRA, nf4, 2k tokens, ChatGLM3-6B: at most 5,000 MiB",
+        "QLoRA，nf4，2k token，ChatGLM3-6B：至多 5,000 MiB", side("ours, nf4, 2k tokens"), 5_000, "MiB",
+        is_at_most=True,
+    ),
+    Goal(
+        "train gpu 9b", "GLM-4-9B in bf16, 8k tokens packed: the same share, at least 55 %",
+        "GLM-4-9B，bf16，打包 8k token：同样的比例，至少 55 %",
+        ratio("ours", "matrix peak bf16", scale=100), 55, "%",
+    ),
+    Goal(
+        "train gpu 9b, memory", "QLoRA, nf4, 2k tokens, GLM-4-9B: at most 8,192 MiB",
+        "QLoRA，nf4，2k token，GLM-4-9B：至多 8,192 MiB", side("ours, nf4, 2k tokens"), 8_192, "MiB",
+        is_at_most=True,
+    ),
+]  # fmt: skip
 _TRAINING = [
     Goal(
         "train lora 4",
@@ -212,6 +250,10 @@ GOALS = [
         "`glmtune chat glm-tiny` 冷启动到第一个 token，至多 6 秒", side("cold"), 6, "s", is_at_most=True,
     ),
     Goal(
+        "demo", "`glmtune demo`, at most 180 s with AVX2 alone", "`glmtune demo`，只有 AVX2 时至多 180 秒",
+        side("glmtune demo"), {PLAIN: 180}, "s", is_at_most=True,
+    ),
+    Goal(
         "scores", "scores of `thudm`: the packages' time over ours, at least 2.5",
         "`thudm` 评分：各软件包的时间对我们的，至少 2.5 倍", ratio("thudm, official", "thudm, ours"), 2.5,
     ),
@@ -233,4 +275,5 @@ GOALS = [
         "同上：bf16，批量 32 对单条，至少 20 倍", ratio(_BATCH_32, "ours bf16"), 20,
     ),
     *_TRAINING,
+    *_ON_GPU,
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.goals import GOALS, Goal
-from benchmarks.measure import RESULTS, Record
+from benchmarks.measure import OLDER, RESULTS, Record
 
 Results = Mapping[str, Mapping[str, Record]]
 """Records by case, then by machine."""
@@ -109,8 +109,16 @@ CASES: dict[str, dict[str, str]] = {
         "zh": "不作任何设置的训练：我们每步 16 行，对手 8 行",
     },
     "train defaults, memory": {"en": "The same: memory of a step", "zh": "同上：一步的内存"},
+    "train gpu 6b": {
+        "en": "Training LoRA on a GPU, ChatGLM3-6B, 8k tokens packed unless told",
+        "zh": "GPU 训练 LoRA，ChatGLM3-6B，未注明时打包 8k token",
+    },
+    "train gpu 6b, memory": {"en": "The same: memory of the whole process", "zh": "同上：整个进程的显存"},
+    "train gpu 9b": {"en": "The same, GLM-4-9B", "zh": "同上，GLM-4-9B"},
+    "train gpu 9b, memory": {"en": "The same: memory of the whole process", "zh": "同上：整个进程的显存"},
     "lora tiny": {"en": "Training LoRA on glm-tiny", "zh": "在 glm-tiny 上训练 LoRA"},
     "scores": {"en": "Scoring 1,070 answers", "zh": "给 1,070 个回答评分"},
+    "demo": {"en": "`glmtune demo`, as typed", "zh": "`glmtune demo`，照输入的命令"},
     "chat": {
         "en": "`glmtune chat glm-tiny` to its first token",
         "zh": "`glmtune chat glm-tiny` 到第一个 token",
@@ -133,6 +141,9 @@ def name_machine(record: Record) -> str:
     """Its GPU or processor, whether that multiplies tiles, and its caps: they make another machine of it."""
     machine = record["machine"]
     if caps := machine.get("caps"):
+        for name, of_older in OLDER.items():
+            if caps == of_older:
+                return f"{_processor(machine)}, `--cap {name}`"
         return f"{_processor(machine)}, {_stated(caps)}"
     return str(machine.get("GPU", _processor(machine)))
 

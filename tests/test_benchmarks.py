@@ -246,6 +246,11 @@ def test_a_capped_processor_is_a_machine_of_its_own_and_says_its_caps(
     assert "`ONEDNN_MAX_CPU_ISA=AVX2`; 1 threads" in page
 
 
+def test_a_processor_that_counts_as_an_older_one_is_named_by_the_option_that_does_it() -> None:
+    machine = {**line()["machine"], "instructions": ["avx2"], "caps": measure.OLDER["AVX2"]}
+    assert report.name_machine(line(machine=machine)) == "p, `--cap AVX2`"
+
+
 def test_a_run_is_kept_as_one_line_unless_it_means_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

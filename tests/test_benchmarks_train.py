@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import models, operations, train, train_models, trainers
+from benchmarks import models, operations, train, train_gpu, train_models, trainers
 
 from closeness import assert_close
 
@@ -128,6 +128,26 @@ def test_the_memory_of_a_step_is_its_highest() -> None:
     torch.ones(size // 4).sum()
     torch.ones(size // 8).sum()
     assert size * 0.9 < peak() - before < size * 2
+
+
+def test_the_peer_on_a_gpu_takes_our_rows_in_our_order() -> None:
+    lengths = [(n, 2 * n) for n in range(1, 9)]
+    own = train_gpu.steps_of(train_gpu.Side(tokens=40), lengths, 4)
+    theirs = train_gpu.steps_of(train_gpu.Side("peer", tokens=40, batch=2), lengths, 4)
+    assert all(sum(map(sum, rows)) <= 40 for rows in own)
+    flat = [row for rows in own for row in rows]
+    assert [row for rows in theirs for row in rows] == flat[: 2 * len(theirs)]
+    assert {len(rows) for rows in theirs} == {2}
+
+
+@pytest.mark.slow
+def test_the_sides_on_a_gpu_run_on_a_cpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "SHARED", tmp_path / "nothing")
+    train_gpu.make_folder(tmp_path / "tiny", "tiny")
+    for name in ("ours", "peer, sdpa, 16 rows", "matrix peak bf16", "ours, nf4, 2k tokens"):
+        found = train_gpu.measure_side(tmp_path / "tiny", "tiny", name, steps=3)
+        assert len(found["tokens_per_s"]) == 1
+        assert found["tokens_per_s"][0] > 0
 
 
 @pytest.mark.slow

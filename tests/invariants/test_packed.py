@@ -15,10 +15,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from closeness import assert_close, distance
 from glmtune.data.batches import Batch, collate
 from glmtune.data.row import TrainingRow
+from glmtune.generate.decoding import complete
+from glmtune.generate.sampling import Sampling
 from glmtune.methods import apply_method
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives import SftObjective
+from glmtune.recipe import Train
+from glmtune.training.loop import fit
+from glmtune.training.optim import build_optimizer, build_schedule
+from glmtune.training.processes import Processes
 from models import VOCABULARY, hf_settings, random_rows, tiny_model
 from tuned import settings_of
 
@@ -100,7 +106,7 @@ def targets(model: Any) -> list[str]:
 
 
 def tuned(family: str, method: str, dtype: torch.dtype = torch.float64) -> Any:
-    """A model of the family whose trained weights are not at their start, where half of a LoRA is zero."""
+    """A model in training whose trained weights are not at their start, where half of a LoRA is zero."""
     model, settings = FAMILIES[family](), dict((METHODS | PREFIXES)[method])
     if settings.get("target_modules") == "all":
         settings["target_modules"] = targets(model)
@@ -110,7 +116,7 @@ def tuned(family: str, method: str, dtype: torch.dtype = torch.float64) -> Any:
         for weight in model.parameters():
             if weight.requires_grad:
                 weight += torch.randn(weight.shape, generator=generator, dtype=dtype) * 0.1
-    return model
+    return model.train()
 
 
 def rows_for(family: str, count: int = 4, seed: int = 1) -> list[TrainingRow]:
@@ -229,7 +235,7 @@ def test_twenty_steps_in_fp32_have_the_same_losses_but_for_its_rounding(family: 
 
 def recomputing(model: Any) -> Any:
     causal_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+    return model
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -352,3 +358,21 @@ def test_positions_that_rows_bring_stay_those_of_their_row() -> None:
     assert_close(loss, one_by_one(model, together), share=EXACT)
     assert_close(loss, padded(model, together), share=EXACT)
     assert distance(loss, packed(model, batch)) > 1e-6
+
+
+@pytest.mark.parametrize(("family", "method"), [("v3", "lora"), ("v1 late", "ptuning"), ("hf glm", "lora")])
+def test_between_two_steps_the_model_answers_as_generate_does(family: str, method: str) -> None:
+    """The samples of a run are made there, while layers are set to be recomputed in training."""
+    model = recomputing(tuned(family, method, torch.float32))
+    processes, rows = Processes(), rows_for(family)
+    optimizer = build_optimizer(model, Train(lr=1e-3))
+    objective, steps = SftObjective(model), [(n, [collate(rows, 0)]) for n in (1, 2, 3)]
+    schedule = build_schedule(optimizer, Train(lr=1e-3, schedule="constant"), 3)
+    prompt = rows[0].input_ids.tolist()
+    for _ in fit(objective, objective, steps, processes.prepare(optimizer), schedule, processes):
+        twin = deepcopy(causal_of(model)).eval()
+        expected = twin.generate(
+            torch.tensor([prompt]), max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0
+        )
+        (answer,) = complete(model, [prompt], Sampling(temperature=0, max_new_tokens=5), stop_ids=[])
+        assert answer == expected[0, len(prompt) :].tolist()

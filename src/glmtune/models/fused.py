@@ -74,12 +74,13 @@ class _SwiGLU(torch.autograd.Function):
         return to_both
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, rounds_first: bool = False) -> Tensor:
     """Normalise x (..., C) in fp32, with the weight multiplied before the cast back to x's type.
 
-    Of its inputs' size it keeps x alone.
+    rounds_first: multiply it after the cast, as Llama's norm does; the weight's type may then widen the
+    result. Of its inputs' size it keeps x alone.
     """
-    normed: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    normed: Tensor = _RMSNorm.apply(x, weight, epsilon, rounds_first)  # type: ignore[no-untyped-call]
     return normed
 
 
@@ -90,9 +91,11 @@ class _RMSNorm(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         epsilon: float,
+        rounds_first: bool,
     ) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
-        normed = torch.empty_like(tokens)
+        dtype = torch.promote_types(x.dtype, weight.dtype) if rounds_first else x.dtype
+        normed = torch.empty_like(tokens, dtype=dtype)
         scale = tokens.new_empty(len(tokens), 1, dtype=wide_type(x.dtype))
         with without_autocast(x.device):
             for at in cached_blocks(tokens):
@@ -100,7 +103,11 @@ class _RMSNorm(torch.autograd.Function):
                 squares = wide.square()
                 torch.mean(squares, -1, keepdim=True, out=scale[at])
                 scale[at].add_(epsilon).rsqrt_()
-                normed[at] = torch.mul(wide, scale[at], out=squares).mul_(weight)
+                unweighted = torch.mul(wide, scale[at], out=squares)
+                if rounds_first:
+                    torch.mul(unweighted.to(x.dtype), weight, out=normed[at])
+                else:
+                    normed[at] = unweighted.mul_(weight)
         ctx.save_for_backward(x, weight, scale)
         return normed.view(x.shape)
 
@@ -108,7 +115,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # Any: as in `forward`
         x, weight, scale = ctx.saved_tensors
-        needs_x, needs_weight, _ = ctx.needs_input_grad
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
         tokens, gradient = (part.reshape(-1, x.shape[-1]) for part in (x, gradient))
         to_x = torch.empty_like(tokens) if needs_x else None
         to_weight = torch.zeros_like(weight, dtype=scale.dtype) if needs_weight else None
@@ -126,6 +133,7 @@ class _RMSNorm(torch.autograd.Function):
         return (
             None if to_x is None else to_x.view(x.shape),
             None if to_weight is None else to_weight.to(weight.dtype),
+            None,
             None,
         )
 

@@ -6,15 +6,14 @@ Shapes: L positions, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.frozen_linear import HeldLinear
+from glmtune.models.frozen_linear import FrozenLinear
 from glmtune.models.fused import cached_blocks, wide_type
-from glmtune.models.quant import QuantizedLinear
 from glmtune.models.wrapped import is_hooked
 
 
 def is_frozen_product(head: nn.Module) -> bool:
     """Return True for an output layer that is a product with frozen weights and nothing more."""
-    is_known = isinstance(head, HeldLinear | QuantizedLinear) or type(head) is nn.Linear
+    is_known = isinstance(head, FrozenLinear) or type(head) is nn.Linear
     return is_known and not is_hooked(head) and not any(p.requires_grad for p in head.parameters())
 
 
