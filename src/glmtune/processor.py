@@ -57,6 +57,11 @@ _ATEN: dict[str, frozenset[str]] = {"DEFAULT": frozenset(), "AVX2": _AVX2}
 
 _ARM = frozenset({"bf16", "fp16_arith"})
 
+RESERVED_ADDRESSES = 128 * 2**20
+"""Addresses that count as taken where they are limited: glibc reserves 64 MiB for a thread that allocates.
+
+Source: sourceware.org/glibc/wiki/MallocInternals, "Arenas and Heaps"."""
+
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -106,8 +111,8 @@ def free_memory(device: torch.device) -> int:
         return share
     process = psutil.Process()
     limit: int = process.rlimit(psutil.RLIMIT_AS)[0]
-    is_limited = limit != psutil.RLIM_INFINITY
-    return min(share, max(0, limit - process.memory_info().vms)) if is_limited else share
+    left = limit - process.memory_info().vms - RESERVED_ADDRESSES
+    return share if limit == psutil.RLIM_INFINITY else min(share, max(0, left))
 
 
 def left_in_cgroups(mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterator[int]:

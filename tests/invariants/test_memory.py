@@ -209,7 +209,7 @@ def test_under_a_real_limit_a_run_is_refused_and_its_hint_runs(tmp_path: Path) -
         "import psutil, torch, peft, matplotlib.pyplot\n"
         "import glmtune.workflows.execute\n"
         "from glmtune.cli import main\n"
-        "limit = psutil.Process().memory_info().vms + 600 * 2**20\n"
+        "limit = psutil.Process().memory_info().vms + 680 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "main()\n",
         encoding="utf-8",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Largest size of micro-batches in tokens. On a CPU more are slower, for they leave its caches: LoRA on two
 layers of 768 took 484, 486, 510 and 609 us a token with 1024, 2048, 4096 and 8192 of them."""
+MOST_SHARE = 0.95
+"""Share of the free memory above which a run is refused; between `SAFE_SHARE` and this it is warned."""
 LEAST_TOKENS = 256
 """Smallest size of micro-batches in tokens, before single rows."""
 FIXED = {"cpu": 48, "cuda": 256}
@@ -98,7 +100,7 @@ def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting
         if choice.num_bytes <= SAFE_SHARE * memory.free and _proves_true(choice, plan, objective, memory):
             return choice
     leanest = min(choices, key=lambda choice: choice.num_bytes)
-    if leanest.num_bytes <= memory.free and _proves_true(leanest, plan, objective, memory):
+    if leanest.num_bytes <= MOST_SHARE * memory.free and _proves_true(leanest, plan, objective, memory):
         return leanest
     raise ConfigError(
         f"memory: the smallest step of these settings, {leanest.tokens:,} tokens at once, needs about "
