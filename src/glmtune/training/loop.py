@@ -75,10 +75,9 @@ def fit(
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
         total = torch.zeros((), device=processes.device)
-        for i, batch in enumerate(micro):
+        for left, batch in zip(range(len(micro), 0, -1), micro, strict=True):
             # gradients add up in p.grad; processes exchange them once, in the last backward pass
-            is_last = i == len(micro) - 1
-            with processes.autocast(), objective.passes(), processes.exchanging(module, is_last=is_last):
+            with processes.autocast(), objective.passes(), processes.exchanging(module, is_last=left == 1):
                 loss = module(batch.to(processes.device)) / max(items, 1)
                 total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
                 processes.backward(loss * processes.number)  # DDP averages over processes; we want the sum
