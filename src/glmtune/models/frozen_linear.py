@@ -90,9 +90,9 @@ class HeldLinear(FrozenLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply (..., I) to (..., O), in the input's dtype or autocast's."""
-        if not self.weight.requires_grad:
+        if not (self.weight.requires_grad and torch.is_grad_enabled()):
             return super().forward(x)
-        # trained after all: by freeze, or as one of PEFT's modules_to_save
+        # trained after all: by freeze, as one of PEFT's modules_to_save, or a model that nobody has frozen
         x = x.to(computing_type(x))
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return functional.linear(x, self.weight.to(x.dtype), bias)

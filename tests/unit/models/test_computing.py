@@ -166,6 +166,37 @@ def test_the_engine_answers_as_with_fp32_weights(family: str, tmp_path: Path) ->
     assert answer(open_in(folder, BF16, FP32)) == answer(open_in(folder, FP32, FP32))
 
 
+def test_no_weight_is_cast_as_a_whole_to_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A loaded model's weights require gradients until a method freezes them, and no answer needs those."""
+    model = open_in(tiny_hf_folder(tmp_path, "GLM-4.5", dtype=BF16), BF16, FP32)
+    assert all(p.requires_grad for p in model.parameters())
+    by_whole_weights: list[torch.Size] = []
+    plain = torch.nn.functional.linear
+
+    def watch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        by_whole_weights.append(weight.shape)
+        return plain(x, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watch)
+    logits(model)
+    routers = {part.weight.shape for name, part in model.named_modules() if name.endswith(".gate")}
+    assert set(by_whole_weights) == routers
+
+
+def test_a_loaded_model_that_is_trained_as_it_is_has_all_gradients(held: torch.dtype, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, dtype=held)
+    narrow, wide = open_in(folder, held, FP32), open_in(folder, FP32, FP32)
+    ids = torch.arange(5, 17)[None]
+    for model in (narrow, wide):
+        model(input_ids=ids, labels=ids).loss.backward()
+    expected = dict(wide.named_parameters())
+    for name, parameter in narrow.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype == held
+        rounded = expected[name].grad.to(held).float()
+        assert_close(parameter.grad.float(), rounded, share=torch.finfo(held).eps)
+
+
 def test_only_what_nobody_asked_for_is_hurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     folder = tiny_folder(tmp_path, dtype=BF16)
