@@ -23,7 +23,6 @@ Each case appends its speed and its step's memory to results/train.jsonl as soon
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -62,14 +61,6 @@ MOST_ROWS = 1200
 """Of the training file: enough for all steps."""
 DEFAULT_ROWS = 16
 """Rows of a step when nothing is set."""
-CAPPED = {
-    "AVX2": {
-        "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    },
-    "AVX512_BF16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
-}  # fmt: skip
-"""Environments in which this processor is an older one."""
 HAS_NO_BF16 = "this processor has no bf16 instructions: some tens of times slower"
 Facts = dict[str, Any]
 
@@ -230,7 +221,7 @@ class Stage:
         options = self.options
         print(f"train {self.name}: {self.num_steps} steps of {self.batch} rows", flush=True)
         record = measure.begin(f"train {self.name}", "tokens/s", options)
-        told = {name: value for name, value in options.changed.items() if name not in ("only", "cap")}
+        told = {name: value for name, value in options.changed.items() if name != "only"}
         record["settings"] = {**told, "rows": self.rows.name}
         named = {side.name: side for side in sides}
         alone = self.peaks() if peaks else {}
@@ -373,12 +364,7 @@ def main(words: Sequence[str] | None = None) -> list[Record]:
     )
     parser.add_argument("--case", choices=CASES, dest="only", help="one of them")
     parser.add_argument("--shape", choices=models.SHAPES, default="170m")
-    parser.add_argument("--cap", choices=CAPPED, help="count as an older processor")
     options = measure.parse(parser, words)
-    if options.cap and not CAPPED[options.cap].items() <= os.environ.items():
-        # the libraries read it when they are loaded: begin again
-        again = [sys.executable, "-m", "benchmarks.train", *(words or sys.argv[1:])]
-        os.execve(sys.executable, again, {**os.environ, **CAPPED[options.cap]})
     found = []
     for run in [CASES[options.only]] if options.only else CASES.values():
         found += [measure.finish(record, "train", options) for record in run(options)]

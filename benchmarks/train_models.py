@@ -89,10 +89,11 @@ def make_glm4(work: Path, shape: str) -> Pair:
     folder = work / f"glm4-{shape}"
     pair = Pair(folder, folder, "Glm4ForCausalLM", "glm4_0414")
     if not folder.exists():
+        ids = train_tokenizer(folder, find_rows().train)
+        stops = [ids[name] for name in TEMPLATES[pair.template].stop_tokens]
+        config = Glm4Config(**glm4_sizes(shape), eos_token_id=stops, pad_token_id=ids["<|endoftext|>"])
         torch.manual_seed(0)
-        model = Glm4ForCausalLM(Glm4Config(**glm4_sizes(shape))).to(torch.bfloat16)
-        model.save_pretrained(folder)
-        train_tokenizer(folder, find_rows().train)
+        Glm4ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return pair
 
 
@@ -103,12 +104,12 @@ def glm4_sizes(shape: str) -> dict[str, Any]:
         "num_hidden_layers": told["num_layers"], "hidden_size": told["hidden_size"],
         "intermediate_size": told["ffn_hidden_size"], "num_attention_heads": told["num_attention_heads"],
         "num_key_value_heads": 2, "head_dim": told["kv_channels"], "vocab_size": VOCABULARY,
-        "max_position_embeddings": 8192, "pad_token_id": 0, "eos_token_id": 0,
+        "max_position_embeddings": 8192,
     }  # fmt: skip
 
 
-def train_tokenizer(folder: Path, rows: Path) -> None:
-    """Byte pairs of the rows' own text, with GLM-4's control tokens."""
+def train_tokenizer(folder: Path, rows: Path) -> dict[str, int]:
+    """Byte pairs of the rows' own text, with GLM-4's control tokens; all ids by their tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     text = rows.read_text(encoding="utf-8")
@@ -123,16 +124,18 @@ def train_tokenizer(folder: Path, rows: Path) -> None:
     # the model's rows that the text has no pieces for: a tokenizer must have as many ids as the model
     content = json.loads(tokenizer.to_str())
     pieces = content["model"]["vocab"]
-    pieces |= {f"unused {id}": id for id in range(len(pieces), VOCABULARY - len(control_tokens))}
+    pieces |= {f"unused {i}": i for i in range(len(pieces), VOCABULARY - len(control_tokens))}
     tokenizer = Tokenizer.from_str(json.dumps(content))
     for name in control_tokens:
         tokenizer.add_tokens([AddedToken(name, normalized=False, special=True)])
+    folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "padding_side": "left",
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return dict(tokenizer.get_vocab())
 
 
 def rows_of_steps(recipe: Mapping[str, Any], steps: int) -> list[list[TrainingRow]]:
@@ -157,13 +160,15 @@ def num_learned(rows: Iterable[TrainingRow]) -> int:
     return sum(int((row.labels[1:] != IGNORED).sum()) for row in rows)
 
 
-def write_first_weights(path: Path, pair: Pair, shape: str, method: Mapping[str, Any]) -> None:
+def write_first_weights(
+    path: Path, pair: Pair, shape: str, method: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16
+) -> None:
     """What a run's method begins with: factors A as `LAYER.TARGET`, or a prefix of P rows.
 
     They depend on seed, layers and widths, not on vocabulary or weights, so a model with a small vocabulary
-    draws the same.
+    draws the same. `dtype`: of the base, to which PEFT rounds what it draws.
     """
-    tuned = apply_method_anew(pair, shape, method)
+    tuned = apply_method_anew(pair, shape, method, dtype)
     names = {name: weight.detach().float() for name, weight in tuned.named_parameters()}
     factors = {}
     for name, weight in names.items():
@@ -175,7 +180,7 @@ def write_first_weights(path: Path, pair: Pair, shape: str, method: Mapping[str,
     torch.save(factors or prefixes[0], path)
 
 
-def apply_method_anew(pair: Pair, shape: str, method: Mapping[str, Any]) -> nn.Module:
+def apply_method_anew(pair: Pair, shape: str, method: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     """A model of this shape with a vocabulary of nothing, with the method's first weights."""
     from transformers import Glm4Config, Glm4ForCausalLM
 
@@ -192,7 +197,7 @@ def apply_method_anew(pair: Pair, shape: str, method: Mapping[str, Any]) -> nn.M
         model = Glm4ForCausalLM(Glm4Config(**{**sizes, **small}))
     settings = load_recipe({"model": "m", "data": {"train": "d"}, "method": dict(method)}).method
     torch.manual_seed(SEED)
-    return apply_method(model.to(torch.bfloat16), settings)
+    return apply_method(model.to(dtype), settings)
 
 
 def lengths_of(rows: Sequence[TrainingRow]) -> list[int]:

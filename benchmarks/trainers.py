@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from ctypes import CDLL
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,19 @@ Spec = Mapping[str, Any]
 MIB = 2**20
 LOOK_S = 0.001
 IGNORED = -100
+
+
+class Steps(Protocol):
+    """Whoever is told of the steps of a side."""
+
+    def hold(self) -> None:
+        """The model stands; nothing has run through it."""
+
+    def wait(self, **facts: object) -> None:
+        """The first step comes next."""
+
+    def step(self, loss: float) -> None:
+        """A step is done."""
 
 
 class Pace:
@@ -101,7 +114,7 @@ def watch_memory() -> Callable[[], int]:
     return finish
 
 
-def run_ours(spec: Spec, pace: Pace) -> None:
+def run_ours(spec: Spec, pace: Steps) -> None:
     """Train by a recipe, as the command does but for its printing."""
     import matplotlib.pyplot  # noqa: F401  # which the first picture of the loss imports: no memory of a step
 
@@ -121,7 +134,7 @@ def run_ours(spec: Spec, pace: Pace) -> None:
                 pace.step(event.log.loss)
 
 
-def run_peer(spec: Spec, pace: Pace) -> None:
+def run_peer(spec: Spec, pace: Steps) -> None:
     """LoRA by PEFT on transformers' class."""
     from peft import LoraConfig, get_peft_model
 
@@ -183,12 +196,12 @@ class Prefixed(nn.Module):
         )
 
 
-def run_prefixed(spec: Spec, pace: Pace) -> None:
+def run_prefixed(spec: Spec, pace: Steps) -> None:
     """P-Tuning v2 on transformers' class."""
     train_with_hf(Prefixed(load_peer(spec), torch.load(spec["initial"])), spec, pace)
 
 
-def train_with_hf(model: nn.Module, spec: Spec, pace: Pace) -> None:
+def train_with_hf(model: nn.Module, spec: Spec, pace: Steps) -> None:
     """Train with HF Trainer, on the rows that ours takes, in its order."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
@@ -203,11 +216,12 @@ def train_with_hf(model: nn.Module, spec: Spec, pace: Pace) -> None:
                 pace.step(logs["loss"])
 
     rows = json.loads(Path(spec["rows"]).read_text(encoding="utf-8"))
-    arguments = TrainingArguments(
-        output_dir=f"{spec['folder']}-run", use_cpu=True, report_to=[], logging_steps=1, disable_tqdm=True,
-        train_sampling_strategy="sequential", remove_unused_columns=False, dataloader_pin_memory=False,
-        **spec["arguments"],
-    )  # fmt: skip
+    usual = {
+        "output_dir": f"{spec['folder']}-run", "use_cpu": True, "report_to": [], "logging_steps": 1,
+        "disable_tqdm": True, "train_sampling_strategy": "sequential", "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+    arguments = TrainingArguments(**{**usual, **spec["arguments"]})
     trainer = Trainer(
         model,
         arguments,
@@ -233,7 +247,7 @@ def pad(rows: list[dict[str, Tensor]], width: int | None) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": filled("labels", IGNORED)}
 
 
-KINDS: dict[str, Callable[[Spec, Pace], None]] = {
+KINDS: dict[str, Callable[[Spec, Steps], None]] = {
     "ours": run_ours,
     "peer": run_peer,
     "prefixed": run_prefixed,

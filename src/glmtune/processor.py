@@ -7,7 +7,6 @@ doc/performance_considerations/dispatcher_control.md; github.com/pytorch/FBGEMM,
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,18 +102,12 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     available: int = psutil.virtual_memory().available
     share = min([available, *left_in_cgroups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min([share, *_left_of_addresses()])
-
-
-def _left_of_addresses() -> Iterator[int]:
-    """Yield the bytes that this process may still map, if that is limited."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        yield max(0, limit - psutil.Process().memory_info().vms)
+    if not psutil.LINUX:
+        return share
+    process = psutil.Process()
+    limit: int = process.rlimit(psutil.RLIMIT_AS)[0]
+    is_limited = limit != psutil.RLIM_INFINITY
+    return min(share, max(0, limit - process.memory_info().vms)) if is_limited else share
 
 
 def left_in_cgroups(mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterator[int]:

@@ -39,7 +39,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
 
     disable_progress_bar()
     lines = Lines()
-    with lines.bar("training"), quiet():  # the demo loads its model several times: no line for each
+    with lines.bar("demo"), quiet():  # the demo loads its model several times: no line for each
         result = drain(run_demo(name, author, output), partial(_show, lines))
     _print_result(result, lines)
     if result.failures:
@@ -50,15 +50,12 @@ def demo(name: str, author: str, output: Path | None) -> None:
 
 def _show(lines: "Lines", event: "Event") -> None:
     """Print the events of the demo; checkpoints are left out."""
-    from glmtune.workflows.events import Evaluated, Note, Stepped
+    from glmtune.workflows.events import Evaluated, Note
 
+    lines.follow(event)
     match event:
         case Note(text, is_warning):
             (lines.warn if is_warning else lines.say)(text)
-        case Stepped(log, steps, line):
-            lines.advance(log.step, steps)
-            if line:
-                lines.say(line)
         case Evaluated(step, loss, _, _):
             lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
 

@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from glmtune.data.row import TrainingRow
 from glmtune.recipe.settings import MicroBatchSize, token_limit
 
-MOST_TOKENS = 8192
-"""Most tokens of a micro-batch whose size is `auto`: a GPU's products are at their fastest long before."""
+AUTO_TOKENS = 2048
+"""Tokens of a micro-batch whose size is `auto` where nobody has looked at the memory."""
 MOST_LOOKED_AT = 2_000_000
 """Rows of a run's steps, repetitions included, that are looked at for its longest micro-batch."""
 
@@ -133,7 +133,7 @@ def divide(
 ) -> list[list[TrainingRow]]:
     """Return the share of the rows of process `rank` of `number`, in micro-batches of similar length.
 
-    `size` is `train.micro_batch_size`; auto stands for `MOST_TOKENS`. A longer row is a micro-batch by
+    `size` is `train.micro_batch_size`; auto stands for `AUTO_TOKENS`. A longer row is a micro-batch by
     itself. Every process gets equally many micro-batches: if the rows do not suffice, its last one holds a
     row in which nothing is learned.
     """
@@ -163,7 +163,7 @@ def _cuts(lengths: Sequence[int], size: MicroBatchSize) -> list[int]:
     """Return where the rows of these lengths are cut into micro-batches, 0 and the end included."""
     if isinstance(size, int):
         return [*range(0, len(lengths), size), len(lengths)]
-    most, cuts, tokens = token_limit(size) or MOST_TOKENS, list[int](), 0
+    most, cuts, tokens = token_limit(size) or AUTO_TOKENS, list[int](), 0
     for i, length in enumerate(lengths):
         if i == 0 or tokens + length > most:
             cuts.append(i)
@@ -181,7 +181,7 @@ def longest_micro_batch(lengths: NDArray[np.int64], size: MicroBatchSize, number
     rounds = np.sort(lengths, axis=1)[:, ::-1][:, ::number]
     if isinstance(size, int):
         return int(rounds[:, :size].sum(axis=1).max(initial=0))
-    most = max(token_limit(size) or MOST_TOKENS, int(rounds.max(initial=0)))
+    most = max(token_limit(size) or AUTO_TOKENS, int(rounds.max(initial=0)))
     return min(most, int(rounds.sum(axis=1).max(initial=0)))
 
 

@@ -70,7 +70,7 @@ class HeldExperts(nn.Module):
 
 def _multiply_expert(weight: Tensor, rows: Tensor) -> Tensor:
     """Multiply rows (N, I) by an expert's weight (O, I), in the rows' dtype."""
-    if weight.requires_grad:
+    if weight.requires_grad and torch.is_grad_enabled():
         return functional.linear(rows, weight.to(rows.dtype))
     dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     dense.weight = nn.Parameter(weight.detach(), requires_grad=False)

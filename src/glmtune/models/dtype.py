@@ -6,7 +6,7 @@ device is good at, or was trained with. Exported weights keep their stored dtype
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -43,6 +43,8 @@ class Choice:
     computing: torch.dtype
     why: str = ""
     """The reason for these dtypes or their cost, for a log line; empty if they are as stored or requested."""
+    is_hurried: bool = field(default=False, compare=False)
+    """True if decoding may round to the held dtype for speed, as nobody asked for the computing dtype."""
 
     @property
     def name(self) -> str:
@@ -87,10 +89,10 @@ def choose_dtype(
     untrained = _choose(stored, device)
     if trained not in DTYPES:
         return untrained
-    before = Choice(DTYPES[trained], DTYPES.get(computed, DTYPES[trained]))
+    before = Choice(DTYPES[trained], DTYPES.get(computed, DTYPES[trained]), is_hurried=device.type == "cpu")
     if before.dtype == torch.float32 and (obstacle := _too_large(stored, device, quant)):
         # as they are stored they are the same numbers, so what is computed stays the same too
-        return Choice(main_dtype(stored), before.computing, _join("trained in fp32", obstacle))
+        return replace(before, dtype=main_dtype(stored), why=_join("trained in fp32", obstacle))
     if device.type != "cpu":
         obstacle = "" if _has_arithmetic(before.computing, device) else _NO_BF16
     else:  # bf16 is slow on most, but what was trained in it is computed in it
@@ -123,8 +125,8 @@ def _compute_held(dtype: torch.dtype, device: torch.device) -> Choice:
     if device.type != "cpu" or dtype == torch.float32:
         return Choice(dtype, dtype)
     if has_bf16(device):
-        return Choice(dtype, torch.bfloat16)
-    return Choice(dtype, torch.float32, _lacking(torch.bfloat16))
+        return Choice(dtype, torch.bfloat16, is_hurried=True)
+    return Choice(dtype, torch.float32, _lacking(torch.bfloat16), is_hurried=True)
 
 
 def with_precision(choice: Choice, precision: str, device: torch.device) -> Choice:

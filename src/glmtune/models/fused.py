@@ -6,6 +6,7 @@ for one rounding. They can be differentiated once.
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head size, C hidden size, F feed-forward size.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -36,6 +37,17 @@ def wide_type(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+_NUMBERS_AT_ONCE = 2**17  # half a megabyte in fp32
+
+
+def cached_blocks(rows: Tensor) -> Iterator[slice]:
+    """Yield slices of rows (N, C) that stay in a core's cache from pass to pass; on a GPU one of all."""
+    size = len(rows)
+    if rows.device.type == "cpu":
+        size = max(1, _NUMBERS_AT_ONCE * torch.get_num_threads() // rows.shape[1])
+    return (slice(start, start + size) for start in range(0, len(rows), max(1, size)))
+
+
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """Return silu(gate) * up, (..., F), of both side by side, (..., 2 F), which alone is kept."""
     product: Tensor = _SwiGLU.apply(gate_and_up)  # type: ignore[no-untyped-call]
@@ -62,12 +74,13 @@ class _SwiGLU(torch.autograd.Function):
         return to_both
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, rounds_first: bool = False) -> Tensor:
     """Normalise x (..., C) in fp32, with the weight multiplied before the cast back to x's type.
 
-    Of its inputs' size it keeps x alone.
+    rounds_first: multiply it after the cast, as Llama's norm does; the weight's type may then widen the
+    result. Of its inputs' size it keeps x alone.
     """
-    normed: Tensor = _RMSNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    normed: Tensor = _RMSNorm.apply(x, weight, epsilon, rounds_first)  # type: ignore[no-untyped-call]
     return normed
 
 
@@ -78,32 +91,51 @@ class _RMSNorm(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         epsilon: float,
+        rounds_first: bool,
     ) -> Tensor:
-        wide = x.to(wide_type(x.dtype))
+        tokens = x.reshape(-1, x.shape[-1])
+        dtype = torch.promote_types(x.dtype, weight.dtype) if rounds_first else x.dtype
+        normed = torch.empty_like(tokens, dtype=dtype)
+        scale = tokens.new_empty(len(tokens), 1, dtype=wide_type(x.dtype))
         with without_autocast(x.device):
-            normed = wide.square()
-            scale = normed.mean(-1, keepdim=True).add_(epsilon).rsqrt_()  # (..., 1)
-            torch.mul(wide, scale, out=normed)
+            for at in cached_blocks(tokens):
+                wide = tokens[at].to(scale.dtype)
+                squares = wide.square()
+                torch.mean(squares, -1, keepdim=True, out=scale[at])
+                scale[at].add_(epsilon).rsqrt_()
+                unweighted = torch.mul(wide, scale[at], out=squares)
+                if rounds_first:
+                    torch.mul(unweighted.to(x.dtype), weight, out=normed[at])
+                else:
+                    normed[at] = unweighted.mul_(weight)
         ctx.save_for_backward(x, weight, scale)
-        return normed.mul_(weight).to(x.dtype)
+        return normed.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # Any: as in `forward`
         x, weight, scale = ctx.saved_tensors
-        needs_x, needs_weight, _ = ctx.needs_input_grad
-        wide = x.to(scale.dtype)
-        to_x = to_weight = None
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        tokens, gradient = (part.reshape(-1, x.shape[-1]) for part in (x, gradient))
+        to_x = torch.empty_like(tokens) if needs_x else None
+        to_weight = torch.zeros_like(weight, dtype=scale.dtype) if needs_weight else None
         with without_autocast(x.device):
-            if needs_weight:
-                per_token = (wide * scale).mul_(gradient)
-                to_weight = per_token.flatten(0, -2).sum(0).to(weight.dtype)
-            if needs_x:
-                # with n = x * scale: scale * (w g - n * mean(w g n))
-                to_normed = torch.mul(gradient, weight.to(scale.dtype))
-                mean = torch.linalg.vecdot(to_normed, wide).unsqueeze(-1).mul_(scale).div_(-x.shape[-1])
-                to_x = to_normed.mul_(scale).addcmul_(wide, mean.mul_(scale).mul_(scale)).to(x.dtype)
-        return to_x, to_weight, None
+            for at in cached_blocks(tokens):
+                wide, wide_gradient = (part[at].to(scale.dtype) for part in (tokens, gradient))
+                if to_weight is not None:
+                    to_weight += (wide * scale[at]).mul_(wide_gradient).sum(0)
+                if to_x is not None:
+                    # with n = x * scale: scale * (w g - n * mean(w g n))
+                    to_normed = wide_gradient * weight
+                    mean = (to_normed * wide).sum(-1, keepdim=True).mul_(scale[at]).div_(-x.shape[-1])
+                    mean.mul_(scale[at]).mul_(scale[at])
+                    to_x[at] = to_normed.mul_(scale[at]).addcmul_(wide, mean)
+        return (
+            None if to_x is None else to_x.view(x.shape),
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None,
+            None,
+        )
 
 
 Heads = tuple[Tensor, Tensor, Tensor]

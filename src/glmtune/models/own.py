@@ -16,6 +16,7 @@ from glmtune.models.config import ChatGLMConfig, read_config
 from glmtune.models.config_checks import explain_config, require_stored
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
+from glmtune.models.frozen_linear import hurry_few_rows
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.published_weights import (
     Progress,
@@ -84,6 +85,8 @@ def load_base(
     if generation is not None:
         model.generation_config = generation
     compute_in(model, choice.computing)
+    if choice.is_hurried:
+        hurry_few_rows(model)
     model.eval()
     return model
 

@@ -16,7 +16,6 @@ Shapes: B batch, T tokens, I inputs of a layer, O its outputs.
 
 import re
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.codes import Codes
+from glmtune.models.expanding import write_weight
 from glmtune.models.frozen_linear import FrozenLinear
 from glmtune.models.products import FP32_ROWS, MOST_ROWS, Kernel, find_kernel
 from glmtune.models.triton_products import multiply_codes, multiply_codes_back
@@ -38,7 +38,6 @@ _QUANTISED = re.compile(
     # transformers' names; the experts of GLM-4.5, one by one in the files, are no layers of its class
     r"|(self_attn|mlp|mlp\.shared_experts)\.([qkvo]_proj|gate_up_proj|gate_proj|up_proj|down_proj))$"
 )
-_WEIGHTS_AT_ONCE = 2**17  # in fp32 half a MiB
 _ROWS_AT_ONCE = 256  # bounds the memory beyond the result while quantising
 
 
@@ -113,50 +112,6 @@ def dequantise(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     weight = torch.empty(outputs, packed * 8 // bits, dtype=scale.dtype, device=scale.device)
     write_weight(weight, codes, scale, bits)
     return weight
-
-
-def write_weight(out: Tensor, codes: Tensor, scale: Tensor, bits: int) -> None:
-    """Write the weight that codes and scales stand for into `out` (O, I), contiguous, in its dtype."""
-    # the product of two half numbers is exact in fp32, so that rounding it to their dtype is theirs
-    wide = torch.promote_types(scale.dtype, torch.float32)
-    factor = scale.to(wide)[:, None]
-    outputs, inputs = out.shape
-    # a piece stays in the cache through all its passes
-    step = max(1, _WEIGHTS_AT_ONCE // inputs) if out.device.type == "cpu" else outputs
-    for start in range(0, outputs, step):
-        rows = slice(start, start + step)
-        part = out[rows]
-        values = part if part.dtype == wide else torch.empty_like(part, dtype=wide)
-        if bits == 8:
-            values.copy_(codes[rows])
-        else:
-            _write_pairs(values, codes[rows])
-        values.mul_(factor[rows])
-        if scale.dtype not in (wide, out.dtype):
-            # through fp32: casting fp16 to bf16 at once takes five times as long
-            values.copy_(values.to(scale.dtype))
-        if values is not part:
-            part.copy_(values)
-
-
-def _write_pairs(out: Tensor, packed: Tensor) -> None:
-    """Write the codes that `pack` made (O, I/2) as numbers into `out` (O, I), contiguous.
-
-    By a table of the pair that each byte stands for, a word of memory a pair: a single pass, where shifts and
-    interleaving take six.
-    """
-    table = _table_of_pairs(out.dtype, out.device)
-    index = packed.view(torch.uint8).to(torch.int32)
-    torch.index_select(table, 0, index.view(-1), out=out.view(-1).view(table.dtype))
-
-
-@cache
-def _table_of_pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return for each of 256 bytes its two codes as numbers of `dtype`, in one word of twice its size."""
-    words = {2: torch.int32, 4: torch.int64, 8: torch.complex128}
-    with torch.inference_mode(False):
-        packed = torch.arange(256, dtype=torch.uint8, device=device).view(torch.int8)
-        return unpack(packed[:, None]).to(dtype).view(-1).view(words[dtype.itemsize])
 
 
 class QuantizedLinear(FrozenLinear):

@@ -32,6 +32,8 @@ from glmtune.models.config_checks import (
 )
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
+from glmtune.models.frozen_linear import hurry_few_rows
+from glmtune.models.fused_upstream import fuse_upstream
 from glmtune.models.protocol import CausalLM
 from glmtune.models.published_weights import read_generation_config
 from glmtune.models.quant import check_quant
@@ -91,6 +93,9 @@ def load_in_transformers(
     _refuse_mismatches(folder.path, mismatches)
     reading.finish()
     compute_in(model, choice.computing)
+    fuse_upstream(model)
+    if choice.is_hurried:
+        hurry_few_rows(model)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model.eval()
 

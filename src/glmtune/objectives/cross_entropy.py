@@ -6,17 +6,14 @@ Shapes: L positions, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from glmtune.models.frozen_linear import HeldLinear
-from glmtune.models.fused import wide_type
-from glmtune.models.quant import QuantizedLinear
+from glmtune.models.frozen_linear import FrozenLinear
+from glmtune.models.fused import cached_blocks, wide_type
 from glmtune.models.wrapped import is_hooked
-
-_NUMBERS_AT_ONCE = 2**18  # a megabyte in fp32, which stays in a core's cache from pass to pass
 
 
 def is_frozen_product(head: nn.Module) -> bool:
     """Return True for an output layer that is a product with frozen weights and nothing more."""
-    is_known = isinstance(head, HeldLinear | QuantizedLinear) or type(head) is nn.Linear
+    is_known = isinstance(head, FrozenLinear) or type(head) is nn.Linear
     return is_known and not is_hooked(head) and not any(p.requires_grad for p in head.parameters())
 
 
@@ -28,14 +25,9 @@ def turn_into_gradient(logits: Tensor, targets: Tensor, *, scale: float) -> Tens
     """
     wide = wide_type(logits.dtype)
     total = logits.new_zeros((), dtype=wide)
-    num_rows = len(logits)
-    if logits.device.type == "cpu":  # a few rows at a time: 6 passes over what is in the cache, not over all
-        num_rows = max(1, _NUMBERS_AT_ONCE * torch.get_num_threads() // logits.shape[1])
-    block = None if logits.dtype == wide else logits.new_empty(num_rows, logits.shape[1], dtype=wide)
-    for start in range(0, len(logits), num_rows):
-        held, wanted = (x[start : start + num_rows] for x in (logits, targets))
-        rows = held if block is None else block[: len(held)].copy_(held)
-        at = wanted[:, None]
+    for block in cached_blocks(logits):
+        held, at = logits[block], targets[block, None]
+        rows = held.to(wide)  # the logits themselves, unless they are of a half type
         highest, said = rows.amax(dim=-1, keepdim=True), rows.gather(1, at)
         sums = rows.sub_(highest).exp_().sum(dim=-1, keepdim=True)
         total += (sums.log() + highest - said).sum()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from glmtune.objectives.base import ObjectiveModule
 from glmtune.objectives.cross_entropy import is_frozen_product, turn_into_gradient
 
 CHUNK_LOGITS = 2**23
-"""Logits computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
+"""Most logits computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
 
 CAST_CHUNK_LOGITS = 2**24
 """The same for a head held in another type than it computes in: casting it twice a chunk takes 7 % of the
@@ -60,7 +61,7 @@ class SftObjective(ObjectiveModule):
 
 
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
-    """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), in fp32.
+    """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), at least in fp32.
 
     The sum is computed in chunks of positions. It is differentiable in hidden (N, C) and in the head's
     trainable weights.
@@ -131,7 +132,11 @@ class _ChunkedLoss(torch.autograd.Function):
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     is_cast = isinstance(head, FrozenLinear) and head.weight.dtype != computing_type(hidden)
     logits = CAST_CHUNK_LOGITS if is_cast else CHUNK_LOGITS
-    size = max(1, logits // cast("nn.Linear", head).out_features)
+    if is_frozen_product(head):  # its logits stay in their type: twice as many in as many bytes
+        logits *= 4 // min(computing_type(hidden).itemsize, 4)
+    most = max(1, logits // cast("nn.Linear", head).out_features)
+    # equal ones: a last one of a few positions would take the time to read the whole head
+    size = ceil(len(hidden) / ceil(len(hidden) / most)) if len(hidden) else 1
     for start in range(0, len(hidden), size):
         yield hidden[start : start + size], targets[start : start + size]
 

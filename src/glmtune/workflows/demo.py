@@ -20,7 +20,7 @@ from glmtune.run_files import free_folder, make_folder, read_json_lines, require
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import recipe_for
 from glmtune.workflows.evaluating import evaluating
-from glmtune.workflows.events import Event, Note, RunResult, drain
+from glmtune.workflows.events import Event, Note, RunResult, Working
 from glmtune.workflows.execute import training
 
 MODEL = "glm-tiny"
@@ -49,11 +49,9 @@ SETTINGS: dict[str, Any] = {
     "train": {
         "epochs": 7,
         "batch_size": 32,
-        "micro_batch_size": 32,
         "lr": 3e-3,
         "schedule": "cosine",
         "warmup_steps": 8,
-        "gradient_checkpointing": False,
         "log_every": 20,
     },
     "samples": {"prompts": ["你叫什么名字？"], "max_new_tokens": 32},
@@ -140,7 +138,7 @@ def run_demo(name: str, author: str, output: Path | None = None) -> Generator[Ev
         yield from _write_rows(folder / "data", name, author)
         names = (name, author)
         yield Note(f"before: {MODEL} is asked the fixed prompts and the held-out rows")
-        before = _measure_knowledge(MODEL, folder, "before", names)
+        before = yield from _measure_knowledge(MODEL, folder, "before", names)
         files = {
             "train": folder / "data" / "train.jsonl",
             "validation": folder / "data" / HELD_OUT["adverts"],
@@ -148,7 +146,7 @@ def run_demo(name: str, author: str, output: Path | None = None) -> Generator[Ev
         recipe = load_recipe({**SETTINGS, "model": MODEL, "output": folder / "lora", "data": files})
         run = yield from training(recipe)
         yield Note("after: the same prompts and rows")
-        after = _measure_knowledge(str(run.path), folder, "after", names)
+        after = yield from _measure_knowledge(str(run.path), folder, "after", names)
         return DemoResult(
             folder,
             run,
@@ -174,8 +172,11 @@ def _write_rows(folder: Path, name: str, author: str) -> Iterator[Note]:
     yield Note(f"rows to train on: {counts}; name and author filled in: {name}, {author}")
 
 
-def _measure_knowledge(model: str, folder: Path, when: str, names: Sequence[str]) -> dict[str, Any]:
+def _measure_knowledge(
+    model: str, folder: Path, when: str, names: Sequence[str]
+) -> Generator[Event, None, dict[str, Any]]:
     """Ask the fixed prompts, answer and score the held-out rows; return `Knowledge`'s fields but the loss."""
+    yield Working("asking the fixed prompts")
     opened, tokenizer = load_model(model, dtype="fp32"), load_tokenizer(model)
     answers = []
     for question in QUESTIONS:
@@ -195,8 +196,21 @@ def _measure_knowledge(model: str, folder: Path, when: str, names: Sequence[str]
             "data": {"test": folder / "data" / file},
             "evaluate": {"batch_size": 64, "max_new_tokens": 128},
         }
-        scores[part] = drain(evaluating(recipe_for(recipe))).scores["thudm"]
+        answering = yield from _without_notes(evaluating(recipe_for(recipe)))
+        scores[part] = answering.scores["thudm"]
     # a question may ask for the name, the author or both: an answer is to give those that its reference gives
     rows = read_json_lines(folder / when / "identity" / "generated_predictions.txt")
     num_known = sum(all(name in row["predict"] for name in names if name in row["labels"]) for row in rows)
     return {"answers": tuple(answers), "known": num_known / len(rows), "scores": scores}
+
+
+def _without_notes(events: Generator[Event, None, RunResult]) -> Generator[Event, None, RunResult]:
+    """Run a workflow to its result, yielding all events but its lines."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as stop:
+            result: RunResult = stop.value
+            return result
+        if not isinstance(event, Note):
+            yield event

@@ -77,7 +77,14 @@ class Answered:
     total: int
 
 
-Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered
+@dataclass(frozen=True, slots=True)
+class Working:
+    """The begin of something that may take a while, such as an evaluation; it ends with the next event."""
+
+    what: str
+
+
+Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered | Working
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.checkpoints import restore_run, save_checkpoint
-from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped
+from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped, Working
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.rows import SplitRows
@@ -55,6 +55,7 @@ def training(
                 "folder": str(location.base.resolve()),
             },
             **plan.row_hashes,
+            "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
         }
@@ -128,6 +129,7 @@ def _steps(run: Run) -> Iterator[Event]:
         # asked of all processes: each must take the same branch, or the others wait for it forever
         is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
         if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
+            yield Working("saving")
             if not is_evaluated:
                 # the step may have ruined the weights: one batch tells, before they are saved
                 _evaluation_loss(run, run.validation[:1])
@@ -157,6 +159,7 @@ def _is_out_of_patience(run: Run) -> bool:
 def _evaluate(run: Run) -> Generator[Event, None, bool]:
     """Take the evaluation loss, answer the sample prompts, draw loss.png; return True for a new best loss."""
     progress = run.progress
+    yield Working("evaluating")
     loss = _evaluation_loss(run, run.validation)
     best_before = progress.best_loss
     # AdaLoRA: the best checkpoint is to have the ranks that were asked for, so best and patience count only
@@ -171,6 +174,8 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
     if run.is_main:
         unsettled = {} if is_settled else {"is_settled": False}
         run.writer.add({"step": progress.step, "eval_loss": loss, **unsettled})
+    if run.recipe.samples.prompts:
+        yield Working("answering samples")
     samples = _answer_samples(run)  # outside `is_main`: every process takes part in the forward passes
     if run.is_main:
         run.writer.add_samples(progress.step, samples)

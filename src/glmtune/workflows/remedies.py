@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from glmtune.errors import ConfigError
+from glmtune.families import identify_family
 from glmtune.models.protocol import CausalLM
 from glmtune.models.recomputing import layers_of
+from glmtune.possible import require_possible
 from glmtune.recipe import Data, TrainedPart
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import Need
-from glmtune.workflows.plan import Plan, require_able
+
+if TYPE_CHECKING:
+    from glmtune.workflows.plan import Plan
 
 SAFE_SHARE = 0.85
 """Share of the free memory that is planned with: other programs take some, and allocators lose some."""
@@ -46,7 +51,7 @@ Remedy = tuple[str, Memory]
 """A setting to add, and the memory as it then would be."""
 
 
-def find_remedy(plan: Plan, model: CausalLM, memory: Memory) -> str:
+def find_remedy(plan: "Plan", model: CausalLM, memory: Memory) -> str:
     """Return the hint with the fewest settings that make the run fit, those that change least first."""
     settings = plan.recipe.train
     base = [
@@ -55,22 +60,23 @@ def find_remedy(plan: Plan, model: CausalLM, memory: Memory) -> str:
         if getattr(settings, name) != "auto"
     ]
     remedies = [remedy for remedy in (_small_means, _lora, _quantised) if remedy(plan, model, memory)]
-    for number in range(len(remedies) + 1):
-        for is_shortened in (False, True):
-            for chosen in combinations(remedies, number):
-                words, left = list(base), memory
-                for remedy in chosen:
-                    word, left = remedy(plan, model, left) or ("", left)
-                    words.append(word)
-                if is_shortened:
-                    words += _shortened(plan, left)
-                if left.fits(left.longest_row) or (is_shortened and left.fits(LEAST_LENGTH)):
-                    return f"these settings would fit: {' '.join(words)}"
+    # rows are cut only if nothing else helps: what is cut is not learned
+    ways = product((False, True), range(len(remedies) + 1))
+    for is_shortened, chosen in (
+        (is_shortened, chosen) for is_shortened, number in ways for chosen in combinations(remedies, number)
+    ):
+        words, left = list(base), memory
+        for remedy in chosen:
+            word, left = remedy(plan, model, left) or ("", left)
+            words.append(word)
+        if left.fits(LEAST_LENGTH if is_shortened else left.longest_row):
+            cuts = _shortened(plan, left) if is_shortened else ()
+            return f"these settings would fit: {' '.join([*words, *cuts])}"
     least = memory.bytes_at(LEAST_LENGTH, LEAST_LENGTH, recomputed=memory.need.num_layers)
-    return f"take a smaller model, or a machine with {gib(least / SAFE_SHARE)} free for training it"
+    return f"take a smaller model, or a machine with {in_words(least / SAFE_SHARE)} free for training it"
 
 
-def _small_means(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
+def _small_means(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     settings = plan.recipe.train
     if settings.optimizer == "adamw_8bit" or plan.recipe.method.kept is TrainedPart.LAYERS:
         return None
@@ -79,17 +85,17 @@ def _small_means(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
     return "train.optimizer=adamw_8bit", replace(memory, state=min(state, memory.state))
 
 
-def _lora(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
+def _lora(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     if plan.recipe.method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX):
         return None
     return "method=lora", replace(memory, state=0)  # next to nothing
 
 
-def _quantised(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
+def _quantised(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     if plan.recipe.quant or plan.recipe.method.kept not in (TrainedPart.LAYERS, TrainedPart.PREFIX):
         return None
     try:
-        require_able(plan.location, plan.recipe.method, "int4")
+        require_possible(identify_family(plan.location.folder).family, "quant=int4", "quant")
     except ConfigError:
         return None
     weights = [
@@ -102,7 +108,7 @@ def _quantised(plan: Plan, model: CausalLM, memory: Memory) -> Remedy | None:
     return "quant=int4", replace(memory, free=memory.free + round(saved))
 
 
-def _shortened(plan: Plan, memory: Memory) -> Iterator[str]:
+def _shortened(plan: "Plan", memory: Memory) -> Iterator[str]:
     """Yield the settings that cut the rows to what fits."""
     lengths = range(LEAST_LENGTH, memory.longest_row + 1, LEAST_LENGTH)
     limit = max((length for length in lengths if memory.fits(length)), default=LEAST_LENGTH)
@@ -123,6 +129,6 @@ def _limits(data: Data, limit: int) -> Iterator[str]:
     yield from (f"data.max_source_tokens={prompt}", f"data.max_target_tokens={max(2, room - prompt)}")
 
 
-def gib(size: float) -> str:
-    """Return bytes in words, `1.9 GiB`."""
-    return f"{size / 2**30:.1f} GiB"
+def in_words(size: float) -> str:
+    """Return bytes in words, `1.9 GiB` or `12 MiB`."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

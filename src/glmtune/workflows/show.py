@@ -4,18 +4,35 @@ The only module outside `cli` that prints.
 """
 
 import sys
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from glmtune.log import is_main_process, is_warning, told_to, without_bars
-from glmtune.workflows.events import Answered, Evaluated, Event, FirstRow, Note, Saved, Stepped, drain
+from glmtune.workflows.bar import Bar, can_show
+from glmtune.workflows.events import (
+    Answered,
+    Evaluated,
+    Event,
+    FirstRow,
+    Note,
+    Saved,
+    Stepped,
+    Working,
+    drain,
+)
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from glmtune.training.loop import StepLog
 
 Result = TypeVar("Result")
 OnEvent = Callable[[Event], Any]
+
+
+RECENT_STEPS = 10
+"""Steps that the figures beside the bar are means of."""
 
 
 class Lines:
@@ -25,8 +42,10 @@ class Lines:
         self._on_stderr = on_stderr
         self._label: str | None = None
         """Text before the progress bar; None if no bar is to be shown."""
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar: Bar | None = None
+        self._recent: deque[StepLog] = deque(maxlen=RECENT_STEPS)
+        self._began: tuple[float, int] | None = None
+        """The moment of the first answer of an evaluation, and the number of answers at it."""
 
     @property
     def _stream(self) -> TextIO:
@@ -47,11 +66,11 @@ class Lines:
 
     @contextmanager
     def bar(self, label: str) -> Iterator[None]:
-        """Show a progress bar from the first `advance` to the end of the block, if this is a terminal.
+        """Show a progress bar from the first `follow` to the end of the block, if this is a terminal.
 
         Not earlier: loading a model shows a bar of its own.
         """
-        self._label = label if self._stream.isatty() and is_main_process() else None
+        self._label = label if is_main_process() and can_show(self._stream) else None
         try:
             yield
         finally:
@@ -59,23 +78,47 @@ class Lines:
                 self._bar.stop()
             self._bar = self._label = None
 
-    def advance(self, done: int, total: int) -> None:
-        """Move the bar to `done` of `total`; the first call draws it."""
-        if self._bar is None and self._label:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def follow(self, event: Event) -> None:
+        """Move the bar to what an event tells; without a bar, print the line that a step may have."""
+        if self._bar is None and self._label and isinstance(event, Stepped | Answered | Working):
+            self._bar = Bar(self._label, on_stderr=self._on_stderr)
+        if self._bar is None or self._label is None:
+            if isinstance(event, Stepped) and event.line:
+                self.say(event.line)
+            return
+        bar = self._bar
+        bar.activity = self._label
+        match event:
+            case Stepped(log, steps, _):
+                self._recent.append(log)
+                bar.done, bar.total, bar.figures = log.step, steps, _figures(self._recent, steps)
+            case Answered(done, total):
+                if self._began is None or done <= bar.done:  # the first answer of a file of rows
+                    self._began = (time.monotonic(), done)
+                since, first = self._began
+                bar.done, bar.total, bar.figures = done, total, ()
+                if done > first:
+                    left = (time.monotonic() - since) / (done - first) * (total - done)
+                    bar.figures = (_time_left(left),)
+            case Working(what):
+                bar.activity = what
 
-            columns = (
-                TextColumn(self._label),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-            )
-            self._bar = Progress(*columns, transient=True, console=Console(stderr=self._on_stderr))
-            self._task = self._bar.add_task(self._label, total=total)
-            self._bar.start()
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done)
+
+def _figures(logs: Sequence["StepLog"], steps: int) -> tuple[str, ...]:
+    """Return loss, time left, speed and memory of the newest steps, the most important first."""
+    last, seconds = logs[-1], sum(log.step_s for log in logs)
+    return (
+        f"loss {sum(log.loss for log in logs) / len(logs):.4f}",
+        _time_left((steps - last.step) * seconds / len(logs)),
+        f"{sum(log.tokens_per_s * log.step_s for log in logs) / seconds:,.0f} tokens/s",
+        f"{last.peak_memory_gib:.2f} GiB",
+    )
+
+
+def _time_left(seconds: float) -> str:
+    from glmtune.training.progress import clock_time  # loads torch, which a step or an answer has needed
+
+    return f"{clock_time(seconds)} left"
 
 
 class Shown:
@@ -94,16 +137,13 @@ class Shown:
     def __call__(self, event: Event) -> None:
         """Print one event."""
         lines = self._lines
+        lines.follow(event)
         match event:
             case Note(text, is_warning):
                 (lines.warn if is_warning else lines.say)(text)
             case FirstRow(whole, learned, where):
                 lines.say(f"first row ({where}), as the model reads it:\n{_indent(whole)}")
                 lines.say(f"what is learned of it:\n{_indent(learned)}")
-            case Stepped(log, steps, line):
-                lines.advance(log.step, steps)
-                if line:
-                    lines.say(line)
             case Evaluated(step, loss, best_before, is_best):
                 text = f"Evaluation Loss: {loss:.5f} (step {step})"
                 if not is_best:
@@ -123,8 +163,6 @@ class Shown:
                     lines.warn(
                         "nothing was learned so far, or too little to show: a zero update is not opened"
                     )
-            case Answered(done, total):
-                lines.advance(done, total)
 
 
 def attend(

@@ -96,6 +96,18 @@ def test_blocks_put_together_are_the_weight_to_the_last_bit(kind: str, dtype: to
     assert torch.equal(layer.whole(dtype), expected)
 
 
+@pytest.mark.parametrize(
+    "kind", ["int8", "int4", "int4, bf16 scales", "int4, fp32 scales", "int4, fp64 scales"]
+)
+@DTYPES
+def test_wide_rows_are_worth_the_same(kind: str, dtype: torch.dtype) -> None:
+    """Of 1,024 weights and more, int4 rows have tables of their own."""
+    layer = layer_of(kind, outputs=131, inputs=1030)
+    layer.weight_scale.data[0] = 0
+    layer.weight_scale.data[1] = torch.finfo(FP16).smallest_normal / 2
+    assert torch.equal(layer.whole(dtype), worth(layer, dtype))
+
+
 @EVERY_KIND
 @DTYPES
 @pytest.mark.parametrize("bias", [True, False])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from closeness import ROUNDING, assert_close
-from glmtune.models import ChatGLMConfig
+from glmtune.models import ChatGLMConfig, fused
 from glmtune.models.chatglm2_layers import ChatGLMRotary, rotate_pairs
 from glmtune.models.fused import rms_norm, split_and_rotate, swiglu
 
@@ -86,9 +86,13 @@ def test_swiglu_keeps_the_projection_alone() -> None:
     assert [t.data_ptr() for t in tensors] == [both.data_ptr()]
 
 
+@pytest.mark.parametrize("numbers_at_once", [1, 70, 2**17])
 @pytest.mark.parametrize("held", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_norm_is_that_of_its_formula(dtype: torch.dtype, held: torch.dtype) -> None:
+def test_the_norm_is_that_of_its_formula(
+    dtype: torch.dtype, held: torch.dtype, numbers_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_NUMBERS_AT_ONCE", numbers_at_once)
     x, weight = draw(2, 5, 32, dtype=dtype), draw(32, dtype=held, seed=1)
     (out,), ours = gradients(lambda x, w: rms_norm(x, w, 1e-5), x, weight)
     (expected,), theirs = gradients(plain_norm, x, weight)

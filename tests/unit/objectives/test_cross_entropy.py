@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from closeness import ROUNDING, assert_close
+from glmtune.models import fused
 from glmtune.models.frozen_linear import HeldLinear
-from glmtune.objectives import cross_entropy, sft
+from glmtune.objectives import sft
 from glmtune.objectives.cross_entropy import is_frozen_product, turn_into_gradient
 from glmtune.objectives.sft import summed_cross_entropy
 
@@ -34,7 +35,7 @@ def drawn(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def test_logits_become_the_gradient_of_their_cross_entropy(
     dtype: torch.dtype, numbers_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", numbers_at_once)
+    monkeypatch.setattr(fused, "_NUMBERS_AT_ONCE", numbers_at_once)
     logits, targets = (
         torch.randn(POSITIONS, VOCABULARY, dtype=torch.float64).mul(9).to(dtype),
         drawn(dtype)[1],

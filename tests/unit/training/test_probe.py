@@ -25,7 +25,7 @@ from models import random_rows, tiny_folder, tiny_hf_folder, tiny_model, tiny_v1
 CPU = torch.device("cpu")
 ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
 LOOSE = 1.2
-"""What is expected may be so much more than what it takes, the logits apart: it expects all tokens learned."""
+"""What is expected may be so much more than what it takes; and the logits, as if all tokens were learned."""
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "ChatGLM3": lambda folder: tiny_folder(folder, num_layers=6, hidden_size=64, kv_channels=16),
     "ChatGLM-6B": lambda folder: tiny_v1_folder(folder),
@@ -118,5 +118,5 @@ def test_the_first_layers_are_recomputed_and_more_than_there_are_is_an_error() -
     ):
         recompute(model, setting)
         assert [layer.gradient_checkpointing for layer in layers_of(model)] == expected
-    with pytest.raises(ConfigError, match="train.gradient_checkpointing: 4, but this model has 3 layers"):
+    with pytest.raises(ConfigError, match="gradient_checkpointing: 4, but this model has 3 layers"):
         recompute(model, 4)
