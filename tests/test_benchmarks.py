@@ -12,6 +12,7 @@ from benchmarks import (
     decode,
     evaluate,
     goals,
+    laptop,
     llama,
     measure,
     models,
@@ -70,6 +71,7 @@ RUNS: list[Any] = [
         id="lora",
         marks=pytest.mark.slow,
     ),
+    pytest.param(laptop.main, ["--steps", "2", *SMALL], {"step"}, id="laptop", marks=pytest.mark.slow),
     pytest.param(prefill.main, ["packed", *SMALL], {"GlmForCausalLM bf16"}, id="packed", marks=ADGEN),
     pytest.param(
         evaluate.main,
