@@ -206,7 +206,7 @@ class Train(Settings):
     seed: int = Field(42, ge=0)
     """Seed of the row order, the adapter's initial weights and dropout."""
     log_every: int | None = Field(None, ge=1)
-    """Steps between progress lines, where no bar shows each; empty: 1 in a run of at most 50 steps, else 10."""
+    """Steps between progress lines where there is no bar; empty: 1 in a run of at most 50 steps, else 10."""
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations; empty: a tenth of the run. Before step 1 and at the end it is always
     evaluated."""
