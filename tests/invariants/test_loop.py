@@ -48,7 +48,7 @@ def figures(logs: list[StepLog]) -> torch.Tensor:
 
 
 def test_the_time_of_a_step_holds_what_its_batches_take_and_nothing_between_two_steps() -> None:
-    model, settings, pause = tiny_model(), Train(), 0.05
+    model, settings, pause = tiny_model(), Train(lr=1e-3), 0.05
     processes, objective = Processes(), SftObjective(model)
     optimizer = build_optimizer(model, settings)
     taken = []
