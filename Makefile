@@ -43,8 +43,8 @@ test: develop
 test-all: develop
 	$(PYTEST) -m "not gpu and not weights" --hypothesis-profile=thorough
 
-# Minutes on two idle cores: 1, 1, 2, 3, 2, 1, 1, 4, 1; writes docs/performance.md anew. ADGEN's rows and tokenizer
-# lie in ../shared or where GLMTUNE_SHARED says.
+# Minutes on two idle cores: 1, 1, 2, 3, 2, 1, 1, 4, 1, 12, 2; writes docs/performance.md anew. ADGEN's rows
+# and tokenizer lie in ../shared or where GLMTUNE_SHARED says.
 BENCHMARK := $(BIN)/python -m benchmarks
 
 bench: develop
@@ -58,6 +58,8 @@ bench: develop
 	$(BENCHMARK).processor
 	$(BENCHMARK).decode 170m --rounds 2
 	$(BENCHMARK).evaluate --rounds 1
+	$(BENCHMARK).train
+	$(BENCHMARK).demo --rounds 1
 	$(BENCHMARK).report
 
 # llama.cpp as a peer of `make bench`: built for this processor, which takes a C++ compiler and some minutes.

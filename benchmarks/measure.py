@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,9 +25,14 @@ CAPS = (
     "MKL_ENABLE_INSTRUCTIONS",
 )
 """Of the environment: with one, the processor counts as another."""
+OLDER = {
+    "AVX2": dict(zip(CAPS, ("AVX2", "avx2", "AVX2", "AVX2"), strict=True)),
+    "AVX512_BF16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+}
+"""Environments in which this processor counts as an older one, by what it is then left with."""
 ZEN = {"23": "Zen 1 or 2", "25": "Zen 3 or 4", "26": "Zen 5"}
 """AMD's processors do not say more than EPYC: by their family in /proc/cpuinfo."""
-COMMON = {"case", "rounds", "threads", "work", "dry"}
+COMMON = {"case", "rounds", "threads", "work", "dry", "cap"}
 """Options of all, which a record states elsewhere or which change no figure."""
 
 Name = TypeVar("Name")
@@ -122,7 +128,11 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argpa
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every side")
     parser.add_argument("--work", type=Path, default=Path("/tmp/glmtune-bench"), help="for files it makes")
     parser.add_argument("--dry", action="store_true", help="print the figures, keep none")
+    parser.add_argument("--cap", choices=OLDER, help="count as an older processor")
     options = parser.parse_args(words)
+    if options.cap and not OLDER[options.cap].items() <= os.environ.items():
+        # the libraries read it when they are loaded: begin again
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **OLDER[options.cap]})
     told = {name: value for name, value in sorted(vars(options).items()) if name not in COMMON}
     options.changed = {name: value for name, value in told.items() if value != parser.get_default(name)}
     return options

@@ -5,10 +5,9 @@ Cases:
 - `lora`: `glmtune train` on glm-tiny with `dtype=auto`, as without a word, and with fp32 and bf16; tokens a
   second, the median of a run's steps.
 
-Caps of the environment make an older processor of a newer one, and a column of their own:
+Caps make an older processor of a newer one, and a column of their own:
 
-    export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2
-    python -m benchmarks.processor
+    python -m benchmarks.processor --cap AVX2
     python -m benchmarks.processor --rounds 1 --steps 3 --dry                       # shows that it runs
 """
 

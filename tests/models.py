@@ -205,6 +205,15 @@ _EXPERTS = {
 }  # fmt: skip
 
 
+def hf_settings(model_type: str) -> dict[str, Any]:
+    """The sizes of a tiny model of a class of transformers."""
+    return {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "attention_bias": True,
+        **(_EXPERTS if model_type == "glm4_moe" else {}),
+    }  # fmt: skip
+
+
 def tiny_hf_folder(
     folder: Path,
     family: str,
@@ -224,13 +233,13 @@ def tiny_hf_folder(
     config = AutoConfig.for_model(
         model_type,
         **{
-            "vocab_size": size + 3, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
-            "attention_bias": True, "eos_token_id": stops, "pad_token_id": stops[0],
-            **(_EXPERTS if model_type == "glm4_moe" else {}),
+            "vocab_size": size + 3,
+            "eos_token_id": stops,
+            "pad_token_id": stops[0],
+            **hf_settings(model_type),
             **settings,
         },
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     _make_lively(model, embeddings=12, layers=12)

@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     chat,
     decode,
+    encode,
     evaluate,
     goals,
     llama,
@@ -76,6 +77,13 @@ RUNS: list[Any] = [
         ["--rows", "3", "--longest", "3", *SMALL],
         {"generate bf16, batch 16; packages", "ours bf16", "ours W8A8"},
         id="evaluate",
+        marks=ADGEN,
+    ),
+    pytest.param(
+        encode.main,
+        ["chatglm3", "--num-rows", "40", *DRY],
+        {"sentencepiece alone", "ours", "ours, 5 % over-long", "tokenizer(texts)"},
+        id="encode",
         marks=ADGEN,
     ),
     pytest.param(
@@ -198,8 +206,16 @@ def test_a_goal_is_met_or_missed_by_the_median(figure: float, verdict: str) -> N
 
 def test_a_time_is_met_from_below() -> None:
     goal = next(goal for goal in goals.GOALS if goal.case == "chat")
-    assert goal.is_met([5.0])
-    assert not goal.is_met([7.0])
+    assert goal.is_met([5.0], line())
+    assert not goal.is_met([7.0], line())
+
+
+def test_a_goal_that_differs_by_processor_speaks_only_of_the_kinds_it_names() -> None:
+    sides = {"ours": [3.0], "peer fp32": [1.0]}
+    old, new = ({**line()["machine"], "instructions": ["avx2", *more]} for more in ([], ["avx512_bf16"]))
+    goal = goals.Goal("a", "three times", "三倍", goals.ratio("ours", "peer fp32"), {goals.HALF: 4})
+    assert goal.limit(line("a", machine=old, sides=sides)) is None
+    assert not goal.is_met([3.0], line("a", machine=new, sides=sides))
 
 
 def test_the_newest_line_of_a_case_counts_on_each_machine(tmp_path: Path) -> None:
@@ -236,6 +252,11 @@ def test_a_capped_processor_is_a_machine_of_its_own_and_says_its_caps(
     assert report.name_machine(line(machine=free)) != report.name_machine(record)
     page = report.write_page({"decode 1b": {report.name_machine(record): record}}, "en", "")
     assert "`ONEDNN_MAX_CPU_ISA=AVX2`; 1 threads" in page
+
+
+def test_a_processor_that_counts_as_an_older_one_is_named_by_the_option_that_does_it() -> None:
+    machine = {**line()["machine"], "instructions": ["avx2"], "caps": measure.OLDER["AVX2"]}
+    assert report.name_machine(line(machine=machine)) == "p, `--cap AVX2`"
 
 
 def test_a_run_is_kept_as_one_line_unless_it_means_nothing(

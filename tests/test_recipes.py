@@ -81,17 +81,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "alpaca-lora": {
         "model": "/models/chatglm3-6b-base", "quant": None, **lora(8, 8, 0.0), **ADAMW,
-        "data.max_tokens": 256, "train.micro_batch_size": 2, **length(2 * 16, 1e-4),
+        "data.max_tokens": 256, **length(2 * 16, 1e-4),
     },
     "few-shot-adalora": {
         "model": "/models/chatglm2-6b", "quant": None, **ADAMW, **limits(64, 128, "thudm"),
         "method.name": "adalora", "method.init_r": 12, "method.target_r": 8, "method.alpha": 32,
-        "method.dropout": 0.1, "train.patience": 5, "train.micro_batch_size": 1,
+        "method.dropout": 0.1, "train.patience": 5,
         **length(1 * 16, 5e-3, epochs=50),
     },
     "qlora": {
         "model": "/models/chatglm2-6b", "quant": "nf4", **ADGEN, **lora(4, 32, 0.05), **ADAMW,
-        "train.warmup_steps": ceil(ceil(114_599 / (4 * 8)) * 0.1), "train.micro_batch_size": 4,
+        "train.warmup_steps": ceil(ceil(114_599 / (4 * 8)) * 0.1),
         **length(4 * 8, 1e-3, epochs=1),
     },
     "lora": {

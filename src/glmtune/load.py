@@ -16,6 +16,7 @@ from glmtune.errors import ConfigError
 from glmtune.families import identify, require_template
 from glmtune.locations import Location, resolve
 from glmtune.log import tell
+from glmtune.models.computing import computes_in
 from glmtune.models.device import resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
 from glmtune.models.loaders import FAMILY_LOADERS, loader_of, outline_of_folder
@@ -42,15 +43,15 @@ def load_model(
 ) -> Any:
     """Load a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
-    `adapter`: folder of an adapter to put on the model at `path`. dtype "auto": the type an adapter or run
-    was trained in; for a model the stored type on a GPU, and on a CPU bf16 for half precision if the
-    processor has bf16 instructions, else fp32 if it fits into memory (`models.dtype.choose_dtype`); a log
-    line names it. `quant` (int8, int4 or nf4) quantises the blocks' weights while loading; the base of an
-    adapter that was trained on quantised weights is quantised without it. `template`: chat format of a
-    ChatGLM2/3 folder whose files do not tell it. `revision`: branch, tag or commit of a `path` on a hub;
-    None: the main branch. `verify` proves that an adapter or trained model is on its base and gives the
-    logits it gave when it was saved, which costs two short forward passes. Raises `CheckpointError` or
-    `ConfigError`.
+    `adapter`: folder of an adapter to put on the model at `path`. dtype "auto" holds the weights in the type
+    that an adapter or run was trained in, and those of a model in the stored type. Products are computed in
+    that type on a GPU; on a CPU in bf16 for half precision if the processor has bf16 instructions, else in
+    fp32 (`models.dtype.choose_dtype`). A log line names both types. `quant` (int8, int4 or nf4) quantises the
+    blocks' weights while loading; the base of an adapter that was trained on quantised weights is quantised
+    without it. `template`: chat format of a ChatGLM2/3 folder whose files do not tell it. `revision`: branch,
+    tag or commit of a `path` on a hub; None: the main branch. `verify` proves that an adapter or trained
+    model is on its base and gives the logits it gave when it was saved, which costs two short forward passes.
+    Raises `CheckpointError` or `ConfigError`.
     """
     location = resolve(path, revision=revision)
     if adapter is not None:
@@ -176,18 +177,19 @@ def _load_without_adapter(
     chosen = choose_type(location, dtype, device, quant)
     model: CausalLM = FAMILY_LOADERS[known.family].load(
         location.folder,
-        dtype=chosen.dtype,
+        dtype=chosen,
         device=device,
         template=known.template,
         quant=quant,
         reading=reading,
     )
-    first = next(model.parameters())  # its type and device are what was loaded, whatever "auto" meant
+    held, computing = (str(kind).removeprefix("torch.") for kind in (model.dtype, computes_in(model)))
+    computed = "" if held == computing else f", computed in {computing}"
     what = f"{known.template or known.family} ({known.rule})"
     loaded_quant = held_quant(model)
     blocks = f"{loaded_quant} and " if loaded_quant else ""
     why = f" ({chosen.why})" if chosen.why else ""
-    tell(f"{location.base}: {what}, {blocks}{str(first.dtype).removeprefix('torch.')} on {first.device}{why}")
+    tell(f"{location.base}: {what}, {blocks}{held} on {model.device}{computed}{why}")
     if loaded_quant:
         tell(f"{location.base}: {describe_quantised(model)}")
     if location.snapshot and location.snapshot.name.hub == "hf":
@@ -216,15 +218,21 @@ def choose_type(
     device: str | torch.device,
     quant: str | None = None,
 ) -> Choice:
-    """Choose the type in which a location's weights are held, with the reason: one rule for all loads.
+    """Choose the types in which a location's weights are held and computed: one rule for all loads.
 
     Raises `ConfigError` for a type that the device does not have.
     """
     if isinstance(dtype, Choice):
         return dtype
-    stored = scan_tensors(location.folder)
-    trained = location.card.dtype if location.card else ""
-    return choose_dtype(dtype, stored, resolve_device(device), quant=quant or location.quant, trained=trained)
+    card = location.card
+    return choose_dtype(
+        dtype,
+        scan_tensors(location.folder),
+        resolve_device(device),
+        quant=quant or location.quant,
+        trained=card.dtype if card else "",
+        computed=card.computing if card else "",
+    )
 
 
 def load_tokenizer(path: str | Path, template: str | None = None, *, revision: str | None = None) -> Any:

@@ -96,12 +96,18 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes that this process may still allocate on a device.
 
     On a CPU, an equal share for each process of torchrun, of the memory that the machine and the limits of
-    its cgroups leave.
+    its cgroups leave; and no more than a limit on the process's addresses (`ulimit -v`) leaves.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available: int = psutil.virtual_memory().available
-    return min([available, *left_in_cgroups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = min([available, *left_in_cgroups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not psutil.LINUX:
+        return share
+    process = psutil.Process()
+    limit: int = process.rlimit(psutil.RLIMIT_AS)[0]
+    is_limited = limit != psutil.RLIM_INFINITY
+    return min(share, max(0, limit - process.memory_info().vms)) if is_limited else share
 
 
 def left_in_cgroups(mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterator[int]:

@@ -1,5 +1,6 @@
 """Our loop against transformers' Trainer, and the ways of cutting a step that must not matter."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from closeness import assert_close, distance
 from glmtune.data.batches import Steps, collate
 from glmtune.data.row import TrainingRow
 from glmtune.methods import apply_method
+from glmtune.models.frozen_linear import HeldLinear
 from glmtune.objectives import SftObjective, sft
 from glmtune.recipe import Lora, Train
 from glmtune.training.loop import StepLog, fit, mean_loss
@@ -149,6 +152,29 @@ def test_the_objective_equals_the_models_own_loss_and_gradients(
     assert_close(list(found.values()), [3 * expected[name] for name in found])
     with torch.no_grad():
         assert_close(objective(batch), ours)
+
+
+def test_a_held_head_gives_the_loss_of_its_weights_in_fp32_for_fewer_casts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sft, "CHUNK_LOGITS", 4 * VOCABULARY)
+    monkeypatch.setattr(sft, "CAST_CHUNK_LOGITS", 8 * VOCABULARY)
+    dense = nn.Linear(32, VOCABULARY, bias=False).bfloat16().requires_grad_(False)
+    held, wide = HeldLinear(dense), copy.deepcopy(dense).float()
+    targets = torch.randint(VOCABULARY, (30,))
+    found: dict[nn.Linear, list[torch.Tensor]] = {}
+    sizes: dict[nn.Linear, list[int]] = {held: [], wide: []}
+    for head in (held, wide):
+        hidden = torch.randn(30, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        head.register_forward_hook(lambda head, given, _: sizes[head].append(len(given[0])))
+        loss = sft.summed_cross_entropy(hidden, targets, head)
+        loss.backward()
+        assert hidden.grad is not None
+        found[head] = [loss, hidden.grad]
+        with torch.no_grad():
+            assert_close(sft.summed_cross_entropy(hidden, targets, head), loss)
+    assert_close(found[held], found[wide])
+    assert (max(sizes[held]), max(sizes[wide])) == (8, 4)
 
 
 def test_checkpointing_changes_no_gradient() -> None:

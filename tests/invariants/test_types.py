@@ -1,4 +1,4 @@
-"""The type that a run computes in: by what its processor can, recorded, and the same for all who open it."""
+"""The types that a run is held and computed in: by its processor, recorded, the same for all who open it."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -8,17 +8,22 @@ import pytest
 import torch
 
 import glmtune
+from glmtune.adapters.logit_tolerance import SAME
+from glmtune.adapters.proof import allowed_share
 from glmtune.adapters.store import read_card
+from glmtune.files import read_json
 from glmtune.load import load_location
 from glmtune.locations import resolve
+from glmtune.models.computing import computes_in
 from glmtune.models.shards import scan_tensors
 from glmtune.recipe import load_recipe
-from glmtune.run_files import SETTINGS_FILE, follow, read_json_lines
+from glmtune.run_files import ENVIRONMENT_FILE, SETTINGS_FILE, follow, read_json_lines
 from glmtune.workflows import verify
 from glmtune.workflows.events import Note, Saved, drain
 from glmtune.workflows.execute import training
 from models import tiny_folder
 
+LAYERS = {"freeze": ("method.num_layers=1",)}
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 Move = Callable[[bool], None]
 
@@ -67,25 +72,35 @@ def recipe(base: Path, output: Path, *words: str) -> glmtune.Recipe:
 
 
 @pytest.mark.parametrize(
-    ("has_bf16", "name", "kind"), [(True, "bf16", "bfloat16"), (False, "fp32", "float32")]
+    ("has_bf16", "precision", "kind"), [(True, "bf16", "bfloat16"), (False, "fp32", "float32")]
 )
-def test_a_run_says_and_records_its_type_and_all_who_open_it_take_that(
-    has_bf16: bool, name: str, kind: str, base: Path, tmp_path: Path, move: Move, said: Callable[[], str]
+def test_a_run_says_and_records_its_types_and_all_who_open_it_take_those(
+    has_bf16: bool,
+    precision: str,
+    kind: str,
+    base: Path,
+    tmp_path: Path,
+    move: Move,
+    said: Callable[[], str],
 ) -> None:
     move(has_bf16)
     run = drain(training(recipe(base, tmp_path / "run"))).path
     line = said()
-    assert f"{kind} on cpu" in line
-    assert ("this processor has no bf16 arithmetic" in line) != has_bf16
-    assert load_recipe(run / "recipe.yaml").dtype == name
+    assert "bfloat16 on cpu" in line
+    assert ("computed in float32 (this processor has no bf16 arithmetic)" in line) != has_bf16
+    settled = load_recipe(run / "recipe.yaml")
+    assert (settled.dtype, settled.train.precision) == ("bf16", precision)
+    assert read_json(run / ENVIRONMENT_FILE)["types"] == {"held": "bf16", "computing": precision}
     card = read_card(follow(run / "best"))
     assert card is not None
-    assert card.dtype == kind
+    assert (card.dtype, card.computing) == ("bfloat16", kind)
     move(not has_bf16)
-    assert glmtune.load_model(run, device="cpu").dtype == getattr(torch, kind)
-    assert ("as it was trained" in said()) != has_bf16
+    opened = glmtune.load_model(run, device="cpu")
+    assert (opened.dtype, computes_in(opened)) == (torch.bfloat16, getattr(torch, kind))
+    assert "as it was trained" in said()
     checks = {check.name: check.found for check in verify(run, device="cpu")}
-    assert f"({kind}, saved in {kind})" in checks["logits"]
+    named = "bfloat16" if has_bf16 else "bfloat16 computed in float32"
+    assert f"({named}, saved in {named})" in checks["logits"]
     glmtune.evaluate(
         {
             "model": str(run),
@@ -95,10 +110,47 @@ def test_a_run_says_and_records_its_type_and_all_who_open_it_take_that(
             "evaluate": {"max_rows": 2, "max_new_tokens": 2},
         }
     )
-    assert load_recipe(run / "recipe.yaml").dtype == name
-    assert f'"dtype": "{name}"' in (tmp_path / "scores" / SETTINGS_FILE).read_text(encoding="utf-8")
+    facts = read_json(tmp_path / "scores" / SETTINGS_FILE)
+    assert facts["dtype"] == ("bf16" if has_bf16 else "bf16 computed in fp32")
     opened = load_location(resolve(run), template=None, dtype="auto", device="cpu")  # as chat does
-    assert opened.dtype == getattr(torch, kind)
+    assert (opened.dtype, computes_in(opened)) == (torch.bfloat16, getattr(torch, kind))
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_fp32_arithmetic_on_half_precision_is_proven_as_exactly_as_in_fp32(
+    has_bf16: bool, method: str, base: Path, tmp_path: Path, move: Move
+) -> None:
+    move(has_bf16)
+    words = ("train.precision=fp32", f"method.name={method}", *LAYERS.get(method, ()))
+    run = drain(training(recipe(base, tmp_path / "run", *words))).path
+    card = read_card(follow(run / "best"))
+    assert card is not None
+    assert (card.dtype, card.computing) == ("bfloat16", "float32")
+    opened = glmtune.load_model(run, device="cpu")
+    assert allowed_share(card, opened) == SAME[torch.float32]
+    checks = {check.name: check for check in verify(run, device="cpu")}
+    assert checks["logits"].proves_effect
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_what_is_set_is_held_and_computed_on_any_processor(
+    has_bf16: bool, base: Path, tmp_path: Path, move: Move
+) -> None:
+    move(has_bf16)
+    usual = "bf16" if has_bf16 else "fp32"
+    for number, (words, dtype, precision) in enumerate(
+        [
+            (["dtype=fp32"], "fp32", "fp32"),
+            (["dtype=bf16"], "bf16", usual),
+            (["train.precision=bf16"], "bf16", "bf16"),
+            (["train.precision=bf16", "dtype=fp32"], "fp32", "bf16"),
+        ]
+    ):
+        run = drain(training(recipe(base, tmp_path / str(number), "train.steps=1", *words))).path
+        settled = load_recipe(run / "recipe.yaml")
+        assert (settled.dtype, settled.train.precision) == (dtype, precision)
+        glmtune.load_model(run, device="cpu")
 
 
 def test_a_run_goes_on_in_its_type_on_another_processor(base: Path, tmp_path: Path, move: Move) -> None:
@@ -128,14 +180,15 @@ def test_a_run_that_recorded_no_type_says_what_changes(base: Path, tmp_path: Pat
         pass
     begun.close()
     file = tmp_path / "run" / "recipe.yaml"
-    file.write_text(file.read_text(encoding="utf-8").replace("dtype: bf16", "dtype: auto"), encoding="utf-8")
+    text = file.read_text(encoding="utf-8").replace("dtype: bf16", "dtype: auto")
+    file.write_text(text.replace("precision: bf16", "precision: auto"), encoding="utf-8")
     move(False)
     notes = [
         e.text
         for e in training(load_recipe(file, [f"output={tmp_path / 'run'}"]), resume=True)
         if isinstance(e, Note)
     ]
-    assert any("the base was in bfloat16 so far, from here it is in float32" in note for note in notes)
+    assert any("the base was computed in bfloat16 so far, from here in float32" in note for note in notes)
 
 
 @pytest.mark.usefixtures("warm_processes")

@@ -98,7 +98,9 @@ class Card:
     tokenizer_sha256: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the tokenizer's files, by their names in the base's folder."""
     dtype: Annotated[str, _one_of("float32", "bfloat16", "float16", "")] = ""
-    """Type of the weights when the probe was recorded: float32, bfloat16 or float16."""
+    """Type that the weights were held in when the probe was recorded: float32, bfloat16 or float16."""
+    computing: Annotated[str, _one_of("float32", "bfloat16", "float16", "")] = ""
+    """Type that the probe was computed in; empty in cards of earlier versions: the type of the weights."""
     limits: Mapping[str, int | None] = field(default_factory=dict)
     """Maximum tokens of an example, of a prompt and of a completion, as set in the recipe."""
     data: Mapping[str, str] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from glmtune.families import name_family
 from glmtune.files import read_json_if_there
 from glmtune.folder import ModelFolder
 from glmtune.methods import METHODS
+from glmtune.models.computing import computes_in
 from glmtune.models.prefix import DROPOUT, PrefixEncoder, new_prefix
 from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import quantised_layers
@@ -105,17 +106,20 @@ def tell_method(folder: Path, shapes: Shapes | None = None) -> Ptuning:
 def load_weights(
     model: CausalLM, folder: Path, method: Method | None, tensors: Mapping[str, Tensor], *, is_trainable: bool
 ) -> Any:
-    """Load a folder's trained weights into the base they were trained on, in the base's types.
+    """Load a folder's trained weights into the base they were trained on, in the type that it computes in.
 
     `method` is the card's, None without a card; `tensors` comes from `read_trained`. Raises CheckpointError
     for tensors missing, left over or of another shape, and ConfigError for a model that cannot have a prefix.
     """
     model.requires_grad_(False)
+    computing = computes_in(model)  # before the embedding may be among what is replaced
     # a method that trains some of the model's own weights names them; all others here have a prefix
     choose = METHODS[method.name].choose if method else None
     if choose:
         chosen = set(choose(model, method))
         target = {name: p for name, p in model.named_parameters() if name in chosen}
+        for parameter in target.values():  # held in the base's own type they might be rounded more than that
+            parameter.data = parameter.data.to(computing)
         put_back(folder, tensors, target)
     else:
         encoder = load_prefix(model, folder, method, tensors)
@@ -231,7 +235,8 @@ def require_equal_numbers(path: Path, stored: Mapping[str, Tensor], weights: Map
     """Raise `CheckpointError` unless the model's trained weights equal the stored ones, to the last bit.
 
     Factors and prefixes are fp32 on any base. Weights that replace the base's own (freeze, PEFT's
-    modules_to_save) have the base's type. Weights of an outline, on torch's meta device, are not compared.
+    modules_to_save) have the type they are in. Weights of an outline, on torch's meta device, are not
+    compared.
     """
     for name, weight in weights.items():
         if weight.is_meta:

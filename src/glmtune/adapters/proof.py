@@ -9,7 +9,7 @@ from math import isfinite, prod
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glmtune.adapters.card import CARD_FILE, Card, Probe
 from glmtune.adapters.digest import (
@@ -26,10 +26,11 @@ from glmtune.adapters.logit_tolerance import (
     largest_difference,
 )
 from glmtune.errors import CheckpointError
+from glmtune.models.computing import computes_in
 from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading, require_finite
-from glmtune.quants import name_bits
+from glmtune.quants import QUANTS, name_bits
 from glmtune.recipe.method import TrainedPart
 
 SAME_NORM = 1e-5
@@ -106,7 +107,7 @@ def check_update(
         require_finite(folder, name, tensor)
     length = norm = update_norm(tensors)
     if replaced:
-        # in the type the base is loaded in: training that only moves digits rounded away changes nothing
+        # in the type the base computes in: training that only moves digits rounded away changes nothing
         pairs = ((tensors[name].to(old.device, old.dtype), old) for name, old in replaced.items())
         length = norm_of([new.float() - old.float() for new, old in pairs])
     if not length:
@@ -126,10 +127,13 @@ def check_update(
     return Check("update", f"{len(tensors)} tensors, {count:,} numbers, length {length:.4g}{note}")
 
 
-def copy_own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return copies of the model's own weights of these names; names it does not have are left out."""
-    own = dict(model.named_parameters())
-    return {name: own[name].detach().clone() for name in names if name in own}
+def copy_own_weights(model: CausalLM, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return copies of the model's own weights of these names, in the type that it computes in.
+
+    Names that it does not have are left out.
+    """
+    own, computing = dict(model.named_parameters()), computes_in(model)
+    return {name: own[name].detach().to(computing, copy=True) for name in names if name in own}
 
 
 # The logits
@@ -137,14 +141,21 @@ def copy_own_weights(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor
 
 def allowed_share(card: Card, model: CausalLM) -> float:
     """Return the allowed difference of the probe's logits, as a share of the largest logit."""
-    rounding = SAME[model.dtype] if name_dtype(model) == card.dtype else OTHER_TYPE
+    recorded = (card.dtype, card.computing or card.dtype)
+    computing = computes_in(model)
+    rounding = SAME[computing] if (name_dtype(model), name_computing(model)) == recorded else OTHER_TYPE
     before, now = _saved_quant(card), held_quant(model)
     return rounding if before == now else rounding + max(REQUANTISED[before], REQUANTISED[now])
 
 
 def name_dtype(model: CausalLM) -> str:
-    """Return torch's name of the type that the model computes in, such as `bfloat16`."""
+    """Return torch's name of the type that the model's weights are held in, such as `bfloat16`."""
     return str(model.dtype).removeprefix("torch.")
+
+
+def name_computing(model: CausalLM) -> str:
+    """Return torch's name of the type that the model computes in."""
+    return str(computes_in(model)).removeprefix("torch.")
 
 
 def check_probe(folder: Path, probe: Probe, model: CausalLM) -> None:
@@ -180,7 +191,8 @@ def check_logits(folder: Path, card: Card, model: CausalLM, *, base: Tensor | No
     if base is not None:
         measure(base, probe.base, "its base, without it,")
     measured = measure(tuned, probe.tuned, "the tuned model")
-    loaded_in, saved_in = held_quant(model) or name_dtype(model), _saved_quant(card) or card.dtype
+    loaded_in = _name_types(held_quant(model) or name_dtype(model), name_computing(model))
+    saved_in = _name_types(_saved_quant(card) or card.dtype, card.computing)
     effect = recorded_difference(probe)
     # within the tolerance, the base's own logits would pass for the tuned model's
     proves_effect = measured.allowed < effect
@@ -217,6 +229,11 @@ def measure_effect(folder: Path, base: Tensor, tuned: Tensor) -> float:
             f"{folder}: changes nothing: the base's logits are the same without it", hint=ANEW
         )
     return effect
+
+
+def _name_types(held: str, computing: str) -> str:
+    """Return how a message names the types of a model: `bfloat16`, or `bfloat16 computed in float32`."""
+    return held if computing in ("", held) or held in QUANTS else f"{held} computed in {computing}"
 
 
 def _saved_quant(card: Card) -> str | None:

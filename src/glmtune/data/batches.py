@@ -15,6 +15,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from glmtune.data.row import TrainingRow
+from glmtune.recipe.settings import MicroBatchSize, token_limit
+
+AUTO_TOKENS = 2048
+"""Tokens of a micro-batch whose size is `auto` where nobody has looked at the memory."""
+MOST_LOOKED_AT = 2_000_000
+"""Rows of a run's steps, repetitions included, that are looked at for its longest micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +129,22 @@ def _concatenate_if_any(
 
 
 def divide(
-    rows: Sequence[TrainingRow], size: int, *, rank: int = 0, number: int = 1
+    rows: Sequence[TrainingRow], size: MicroBatchSize, *, rank: int = 0, number: int = 1
 ) -> list[list[TrainingRow]]:
     """Return the share of the rows of process `rank` of `number`, in micro-batches of similar length.
 
-    Every process gets equally many micro-batches: if the rows do not suffice, its last one holds a row in
-    which nothing is learned.
+    `size` is `train.micro_batch_size`; auto stands for `AUTO_TOKENS`. A longer row is a micro-batch by
+    itself. Every process gets equally many micro-batches: if the rows do not suffice, its last one holds a
+    row in which nothing is learned.
     """
     by_length = sorted(rows, key=lambda row: len(row.input_ids))
-    share, largest_share = by_length[rank::number], by_length[::number]
-    parts = [share[i : i + size] for i in range(0, len(largest_share), size)]
+    # in each round every process gets one row; all cut after the same rounds, by the longest row of each
+    longest = [
+        len(by_length[min(i + number, len(by_length)) - 1].input_ids)
+        for i in range(0, len(by_length), number)
+    ]
+    share = by_length[rank::number]
+    parts = [share[start:end] for start, end in pairwise(_cuts(longest, size))]
     if parts and not parts[-1]:
         # every process takes part in every forward and backward pass, or the others would wait forever: this
         # one repeats the shortest row, with no label in it
@@ -147,6 +159,32 @@ def divide(
     return parts
 
 
+def _cuts(lengths: Sequence[int], size: MicroBatchSize) -> list[int]:
+    """Return where the rows of these lengths are cut into micro-batches, 0 and the end included."""
+    if isinstance(size, int):
+        return [*range(0, len(lengths), size), len(lengths)]
+    most, cuts, tokens = token_limit(size) or AUTO_TOKENS, list[int](), 0
+    for i, length in enumerate(lengths):
+        if i == 0 or tokens + length > most:
+            cuts.append(i)
+            tokens = 0
+        tokens += length
+    return [*cuts, len(lengths)]
+
+
+def longest_micro_batch(lengths: NDArray[np.int64], size: MicroBatchSize, number: int = 1) -> int:
+    """Return the most tokens that a micro-batch of one of `number` processes may have.
+
+    lengths: (steps, rows), the lengths of the rows of each step, 0 where it has fewer.
+    """
+    # the process with the longest row of each round has the longest micro-batch
+    rounds = np.sort(lengths, axis=1)[:, ::-1][:, ::number]
+    if isinstance(size, int):
+        return int(rounds[:, :size].sum(axis=1).max(initial=0))
+    most = max(token_limit(size) or AUTO_TOKENS, int(rounds.max(initial=0)))
+    return min(most, int(rounds.sum(axis=1).max(initial=0)))
+
+
 class Steps:
     """The rows of each optimizer step, and this process's share of them."""
 
@@ -155,7 +193,7 @@ class Steps:
         rows: Sequence[TrainingRow],
         *,
         batch_size: int,
-        micro_batch_size: int,
+        micro_batch_size: MicroBatchSize,
         seed: int,
         rank: int = 0,
         num_processes: int = 1,
@@ -180,11 +218,39 @@ class Steps:
         """Return all rows of a step (counted from 1), over all processes."""
         epoch, step_in_epoch = divmod(step - 1, self.per_epoch)
         if epoch != self._epoch:
-            # seeded by the epoch's number, not drawn from a running generator: no state to save for a resume
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-            self._epoch, self._order = epoch, order
+            self._epoch, self._order = epoch, self._draw(epoch)
         start = step_in_epoch * self.batch_size
         return [self.rows[i] for i in self._order[start : start + self.batch_size]]
+
+    def in_size(self, micro_batch_size: MicroBatchSize) -> "Steps":
+        """Return the same steps in micro-batches of another size."""
+        return Steps(
+            self.rows,
+            batch_size=self.batch_size,
+            micro_batch_size=micro_batch_size,
+            seed=self.seed,
+            rank=self.rank,
+            num_processes=self.num_processes,
+        )
+
+    def lengths(self, num_steps: int) -> NDArray[np.int64]:
+        """Return the lengths of the rows of the first steps, (steps, rows), 0 where a step has fewer rows.
+
+        Of a run of very many steps only the first ones.
+        """
+        of_row = np.array([len(row.input_ids) for row in self.rows])
+        shape, parts = (self.per_epoch, self.batch_size), []
+        num_steps = min(num_steps, max(1, MOST_LOOKED_AT // self.batch_size))
+        for epoch in range(-(-num_steps // self.per_epoch)):
+            padded = np.zeros(shape, dtype=np.int64)
+            padded.flat[: len(of_row)] = of_row[self._draw(epoch)]
+            parts.append(padded)
+        return np.concatenate(parts)[:num_steps]
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
+        """Return the order of the rows in one pass over them."""
+        # seeded by the epoch's number, not drawn from a running generator: no state to save for a resume
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
 
     def micro_batches(self, step: int) -> list[list[TrainingRow]]:
         """Return this process's rows of a step, in micro-batches; see `divide`."""

@@ -19,6 +19,7 @@ from glmtune.folder import ModelFolder
 from glmtune.load import load_location
 from glmtune.locations import Location, find_folder, resolve
 from glmtune.log import quiet
+from glmtune.models.dtype import Choice
 from glmtune.models.protocol import CausalLM
 from glmtune.models.published_weights import stored_dtype
 from glmtune.models.wrapped import is_wrapped
@@ -80,7 +81,7 @@ class ExportSource:
         return self.location.quant
 
     def open(
-        self, *, quant: str | None = None, dtype: str | torch.dtype = "stored", device: str = "cpu"
+        self, *, quant: str | None = None, dtype: str | torch.dtype | Choice = "stored", device: str = "cpu"
     ) -> Any:
         """Load the trained model in evaluation mode; by default un-quantised, in the types of its files."""
         return self._open(replace(self.location, is_dense=quant is None), dtype, device, quant)
@@ -105,7 +106,9 @@ class ExportSource:
         values = {id(weights[name]): value for name, value in stored_tensors(self.location.adapter).items()}
         return lambda _, weight: values.get(id(weight), weight)
 
-    def _open(self, location: Location, dtype: str | torch.dtype, device: str, quant: str | None) -> Any:
+    def _open(
+        self, location: Location, dtype: str | torch.dtype | Choice, device: str, quant: str | None
+    ) -> Any:
         weights_dtype = stored_dtype(location.folder) if dtype == "stored" else dtype
         with quiet():
             return load_location(

@@ -12,6 +12,7 @@ from glmtune.errors import ConfigError
 from glmtune.generate.adapter_set import AdapterSet
 from glmtune.generate.fast import FastExperts, FastLinear, pack_all
 from glmtune.log import tell
+from glmtune.models.computing import computes_in, holds_experts
 from glmtune.models.protocol import CausalLM
 
 AUTO_GAIN = 1.2
@@ -102,8 +103,7 @@ def _find_problem(model: CausalLM) -> tuple[str, str] | None:
 def _as_fast(part: nn.Module) -> nn.Module | None:
     if isinstance(part, nn.Linear):
         return FastLinear(part)
-    is_experts = hasattr(part, "gate_up_proj") and hasattr(part, "num_experts")
-    return FastExperts(part) if is_experts else None
+    return FastExperts(part) if holds_experts(part) else None
 
 
 def _is_adapter_part(name: str) -> bool:
@@ -128,7 +128,7 @@ def measure_gain(model: CausalLM, rows: int) -> float:
         for name, part in block.named_modules()
         if isinstance(part, nn.Linear) and not _is_adapter_part(name) and ".experts." not in name
     ]
-    inputs = [torch.randn(rows, part.in_features, dtype=model.dtype) for part in linears]
+    inputs = [torch.randn(rows, part.in_features, dtype=computes_in(model)) for part in linears]
     fast = pack_all(FastLinear, linears)
     widened = [x.float() for x in inputs]
     times = [(_time(linears, inputs), _time(fast, widened)) for _ in range(_ROUNDS)]

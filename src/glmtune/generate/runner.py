@@ -18,6 +18,7 @@ from glmtune.generate.lean import LeanLayers, RotaryAngles, has_plain_layers
 from glmtune.generate.passes import PromptPass, RowSpan, StepPass, WholeStep, are_own_quicker, own_products
 from glmtune.generate.reuse import mark_model
 from glmtune.models.causal import CausalLanguageModel
+from glmtune.models.frozen_linear import FrozenLinear, HeldLinear
 from glmtune.models.positions import positions_of
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.protocol import CausalLM
@@ -25,7 +26,7 @@ from glmtune.models.quant import QuantizedLinear
 from glmtune.models.wrapped import causal_of
 
 _MASKED_ATTENTION = ("sdpa", "eager")
-_NOT_COMPILED = (FastLinear, QuantizedLinear)  # torch.compile breaks the graph at each: half as fast
+_NOT_COMPILED = (FastLinear, FrozenLinear)  # torch.compile breaks the graph at each: half as fast
 
 
 @dataclass(slots=True)
@@ -166,6 +167,11 @@ class LayerRunner(_Runner):
         if not any(map(which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
             raise ConfigError("compile_step: needs a C++ compiler, and there is none", hint="install g++")
         if packed := next((part for part in self.model.modules() if isinstance(part, _NOT_COMPILED)), None):
+            if isinstance(packed, HeldLinear):
+                raise ConfigError(
+                    "compile_step: these weights are held in another type than is computed in",
+                    hint="open the model in one type: dtype=fp32",
+                )
             setting = packed.quant if isinstance(packed, QuantizedLinear) else "compute=fast"
             raise ConfigError(
                 f"compile_step: a step with the products of {setting} is slower compiled on a CPU",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
 from glmtune.folder import ModelFolder
+from glmtune.models.computing import computes_in, is_router
 from glmtune.models.protocol import CausalLM
 from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe.method import Freeze
@@ -29,18 +30,19 @@ def apply_freeze(model: CausalLM, settings: Freeze) -> CausalLM:
 
 
 def train_weights(model: CausalLM, chosen: Collection[str]) -> CausalLM:
-    """Make only the chosen weights trainable, and let their layers run in fp32 in a half-precision model.
+    """Make only the chosen weights trainable, and let their layers run in fp32 in a model that does not.
 
     The caller casts the weights to fp32. Outside of autocast, hooks cast the layers' inputs and outputs.
     """
+    computing = computes_in(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     for module in model.modules():
-        dtypes = [p.dtype for p in module.parameters(recurse=False) if p.requires_grad]
+        is_trained = any(p.requires_grad for p in module.parameters(recurse=False))
         # a router computes in fp32 whatever its weights are, and its choice must not be rounded
-        if dtypes and dtypes[0] != torch.float32 and "Router" not in type(module).__name__:
+        if is_trained and computing != torch.float32 and not is_router(module):
             module.register_forward_pre_hook(_enter_fp32)
-            module.register_forward_hook(partial(_leave_fp32, dtypes[0]))
+            module.register_forward_hook(partial(_leave_fp32, computing))
     return model
 
 

@@ -16,9 +16,8 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from glmtune.models.frozen_linear import HeldLinear, multiply, multiply_back
+from glmtune.models.frozen_linear import FrozenLinear, multiply, multiply_back
 from glmtune.models.fused import computing_type, without_autocast
-from glmtune.models.quant import QuantizedLinear
 from glmtune.models.wrapped import is_hooked
 
 
@@ -60,7 +59,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # peft has no types
             return None
         name = active[0]
         base, down, up = self.base_layer, self.lora_A[name], self.lora_B[name]
-        is_known = isinstance(base, HeldLinear | QuantizedLinear) or type(base) is nn.Linear
+        is_known = isinstance(base, FrozenLinear) or type(base) is nn.Linear
         is_plain = type(down) is type(up) is nn.Linear and down.bias is up.bias is None
         # a base that trains, as PEFT's `bias=all` makes it, has gradients of its own
         is_frozen = not any(held.requires_grad for held in base.parameters(recurse=False))

@@ -10,7 +10,7 @@ from torch import Tensor
 from glmtune.adapters.card import Card
 from glmtune.adapters.digest import hash_tokenizer, record_digests
 from glmtune.adapters.probe import encode_probe, last_logits, take_probe
-from glmtune.adapters.proof import name_dtype
+from glmtune.adapters.proof import name_computing, name_dtype
 from glmtune.adapters.store import stored_tensors
 from glmtune.errors import CheckpointError
 from glmtune.locations import Location
@@ -63,7 +63,8 @@ def finish_card(card: Card, folder: Path, tuned: CausalLM, untuned: Untuned | st
 
     `tuned` is the base with those weights.
     """
-    card = replace(record_digests(card, folder, stored_tensors(folder)), dtype=name_dtype(tuned))
+    card = record_digests(card, folder, stored_tensors(folder))
+    card = replace(card, dtype=name_dtype(tuned), computing=name_computing(tuned))
     if isinstance(untuned, Untuned):
         probe = take_probe(untuned.ids, untuned.logits, last_logits(tuned, untuned.ids))
         card = replace(card, stop_ids=untuned.stop_ids, tokenizer_sha256=untuned.tokenizer_sha256)

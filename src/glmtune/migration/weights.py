@@ -24,6 +24,7 @@ from glmtune.migration.lora import read_lora
 from glmtune.migration.prefix import check_frozen, read_bare
 from glmtune.migration.proof import as_trained, probe_logits, prove_same, require_effect
 from glmtune.migration.report import Migration
+from glmtune.models.computing import computes_in
 from glmtune.models.protocol import CausalLM
 from glmtune.quants import BITS, name_bits
 from glmtune.run_files import make_folder, replacing, require_new
@@ -185,7 +186,7 @@ def _prove(tuned: CausalLM, source: Path, theirs: Tensor | None, plain: Tensor) 
     ours = probe_logits(tuned)
     if theirs is None:
         return f"{require_effect(ours, plain, what=source)}; nothing here computes the source's to compare"
-    return prove_same(theirs, ours, plain, dtype=tuned.dtype, what=source)
+    return prove_same(theirs, ours, plain, dtype=computes_in(tuned), what=source)
 
 
 def _report_adapter(

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmtune.models.attention import Attend, Rotary, eager_attention
+from glmtune.models.fused import Heads, rms_norm, split_and_rotate, swiglu, wide_type
 from glmtune.models.packed import Rows
 from glmtune.models.prefix import prepend
 
@@ -41,9 +42,11 @@ class ChatGLMRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise the last dimension of (..., C); shape and type stay."""
+        if torch.is_grad_enabled():
+            return rms_norm(hidden_states, self.weight, self.epsilon)
         if hidden_states.dtype == self.weight.dtype == torch.float32:  # the same to the last bit, in one call
             return functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.epsilon)
-        x = hidden_states.float()
+        x = hidden_states.to(wide_type(hidden_states.dtype))
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
         # the weight first, the cast last: Llama's norm does it in the other order, and rounds differently
         return (self.weight * x).to(hidden_states.dtype)
@@ -108,11 +111,8 @@ class ChatGLMAttention(nn.Module):
         `attend` replaces the configured attention function. rows: the packed rows that T consists of; keep:
         the positions (L,) to return, (B, L, C), if not all.
         """
-        heads = self.query_key_value(hidden_states)  # all queries, then all keys, then all values
-        heads = heads.view(*heads.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H + 2 G, T, D)
-        queries, keys = self.num_heads
-        rotated = rotate_pairs(heads[:, : queries + keys], rotary)  # queries and keys in one call
-        query, key, value = rotated[:, :queries], rotated[:, queries:], heads[:, queries + keys :]
+        # all queries, then all keys, then all values
+        query, key, value = self._split(self.query_key_value(hidden_states), rotary)
         if rows is None:
             key, value = prepend(prefix, key, value)  # after the rotation: prefix keys are not rotated
         else:
@@ -129,6 +129,15 @@ class ChatGLMAttention(nn.Module):
         context = context.flatten(2) if keep is None else context[:, keep].flatten(2)
         return self.dense(context), weights
 
+    def _split(self, projected: Tensor, rotary: Rotary) -> Heads:
+        """Split (B, T, (H + 2 G) D) into heads; queries and keys are rotated, in one call."""
+        if self.training:  # not in evaluation: in half types it rounds less often than the official code
+            return split_and_rotate(projected, *rotary, self.num_heads)
+        heads = projected.view(*projected.shape[:2], -1, self.head_dim).transpose(1, 2)  # (B, H + 2 G, T, D)
+        queries, keys = self.num_heads
+        rotated = rotate_pairs(heads[:, : queries + keys], rotary)
+        return rotated[:, :queries], rotated[:, queries:], heads[:, queries + keys :]
+
 
 class ChatGLMMLP(nn.Module):
     """The SwiGLU feed-forward block; its first projection makes gate and up side by side."""
@@ -140,8 +149,7 @@ class ChatGLMMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Project (B, T, C) to (B, T, F) and back."""
-        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)  # (B, T, F) each
-        projected: Tensor = self.dense_4h_to_h(functional.silu(gate) * up)
+        projected: Tensor = self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden_states)))
         return projected
 
 

@@ -147,6 +147,15 @@ class ChatGLM6BBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # trans
         return out
 
 
+class ChatGLM6BNorm(nn.LayerNorm):
+    """A layer norm in the type of its input, whatever type its weights are held in."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        """Normalise the last dimension of (..., C); shape and type stay."""
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 def build_norm(config: ChatGLM6BConfig) -> nn.LayerNorm:
     """Build a layer norm over the hidden size."""
-    return nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+    return ChatGLM6BNorm(config.hidden_size, eps=config.layernorm_epsilon)

@@ -45,6 +45,10 @@ class Codes(nn.Parameter):
             _refuse()
         _TENSOR_DATA.__set__(self, value)
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:  # Any: as torch types it
+        """Pickle the plain tensor: torch would pickle `data`, which is `Codes` again, without end."""
+        return Codes, (self.detach(), self.requires_grad)
+
     def clone(self, *, memory_format: torch.memory_format | None = None) -> Tensor:
         """Copy the codes, as `Codes`."""
         return super().clone(memory_format=memory_format).as_subclass(Codes)

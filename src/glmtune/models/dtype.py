@@ -1,11 +1,12 @@
-"""Choose the dtype that weights are held and computed in: requested, as trained, or the fastest that fits.
+"""Choose the dtype that weights are held in, and the one that products are computed in.
 
-The choice governs computing only: exported weights keep their stored dtype.
+Weights are held as requested, as they were trained, or as they are stored; products are computed in what the
+device is good at, or was trained with. Exported weights keep their stored dtype, whatever is chosen here.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -14,7 +15,6 @@ from glmtune.errors import ConfigError
 from glmtune.models.quant import is_quantised
 from glmtune.models.shards import Stored
 from glmtune.processor import free_memory, has_bf16, has_fp16
-from glmtune.quants import BITS
 
 DTYPES = {
     "fp32": torch.float32,
@@ -37,33 +37,45 @@ _LOADED_BITS = {"nf4": 4.25}  # a weight, with a scale of 8 bits for each 64 wei
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The dtype to hold weights in."""
+    """The dtype to hold weights in, and the dtype to compute in."""
 
     dtype: torch.dtype
+    computing: torch.dtype
     why: str = ""
-    """The reason for this dtype or its cost, for a log line; empty if it is as stored or as requested."""
+    """The reason for these dtypes or their cost, for a log line; empty if they are as stored or requested."""
+    is_hurried: bool = field(default=False, compare=False)
+    """True if decoding may round to the held dtype for speed, as nobody asked for the computing dtype."""
 
     @property
     def name(self) -> str:
-        """Return the dtype's name as settings spell it, `bf16`."""
+        """Return the held dtype's name as settings spell it, `bf16`."""
         return _short(self.dtype)
+
+    @property
+    def computing_name(self) -> str:
+        """Return the computing dtype's name as settings spell it."""
+        return _short(self.computing)
 
 
 def choose_dtype(
-    requested: str | torch.dtype,
+    requested: str | torch.dtype | Choice,
     stored: Mapping[str, Stored],
     device: torch.device,
     *,
-    quant: str | None = None,
     trained: str = "",
+    computed: str = "",
+    quant: str | None = None,
 ) -> Choice:
-    """Choose the dtype to hold weights in on a device, and say why.
+    """Choose the dtypes to hold weights in and to compute in on a device, and say why.
 
-    requested: a dtype; or "auto", which is the dtype they were `trained` in (torch's name for it, "" for
-    unknown) if the device supports it and has the memory, else the choice by `stored` (`_choose`).
-    quant: the quantisation of the blocks while loading. Raises ConfigError for a dtype that is unknown, or
-    that the card lacks.
+    requested: a dtype to hold them in; a choice made before, which is returned; or "auto", which is the dtype
+    they were `trained` in (torch's name for it, "" for unknown) if the device supports it and has the memory,
+    else the stored one. What was trained computes in the dtype that it `computed` in, anything else by
+    `_compute_held`. quant: the quantisation of the blocks while loading. Raises ConfigError for a dtype that
+    is unknown, or that the card lacks.
     """
+    if isinstance(requested, Choice):
+        return requested
     if requested != "auto":
         dtype = DTYPES.get(requested) if isinstance(requested, str) else requested
         if dtype is None or dtype not in DTYPES.values():
@@ -73,47 +85,59 @@ def choose_dtype(
             )
         if device.type == "cuda" and not _has_arithmetic(dtype, device):
             raise ConfigError(f"dtype: bf16, but {_NO_BF16}", hint="dtype=fp16 or dtype=auto")
-        return Choice(dtype, _cost(dtype, device))
+        return _compute_held(dtype, device)
+    untrained = _choose(stored, device)
     if trained not in DTYPES:
-        return _choose(stored, device, quant)
-    before = DTYPES[trained]
-    if before == torch.float32:
-        obstacle = _too_large(stored, device, quant)
-    elif device.type == "cpu":
-        obstacle = "CPUs are slow in it" if before == torch.float16 else ""
-    else:
-        obstacle = "" if _has_arithmetic(before, device) else _NO_BF16
+        return untrained
+    before = Choice(DTYPES[trained], DTYPES.get(computed, DTYPES[trained]), is_hurried=device.type == "cpu")
+    if before.dtype == torch.float32 and (obstacle := _too_large(stored, device, quant)):
+        # as they are stored they are the same numbers, so what is computed stays the same too
+        return replace(before, dtype=main_dtype(stored), why=_join("trained in fp32", obstacle))
+    if device.type != "cpu":
+        obstacle = "" if _has_arithmetic(before.computing, device) else _NO_BF16
+    else:  # bf16 is slow on most, but what was trained in it is computed in it
+        obstacle = "CPUs are slow in it" if before.computing == torch.float16 else ""
     if obstacle:
-        choice = _choose(stored, device, quant)
-        return Choice(choice.dtype, _join(f"trained in {_short(before)}", obstacle, choice.why))
-    is_as_stored = before == main_dtype(stored)
-    cost = _cost(before, device)
-    advice = cost and "--dtype fp32, or dtype=fp32 of an evaluation, is quicker and rounds otherwise"
-    return Choice(before, _join("" if is_as_stored else "as it was trained", cost, advice))
+        return replace(untrained, why=_join(f"trained in {before.computing_name}", obstacle, untrained.why))
+    is_usual = (before.dtype, before.computing) == (untrained.dtype, untrained.computing)
+    cost = _cost(before.computing, device)
+    advice = cost and (
+        f"--dtype {before.name}, or dtype={before.name} of an evaluation, computes in fp32 here: quicker, "
+        "and rounded otherwise"
+    )
+    return replace(before, why=_join("" if is_usual else "as it was trained", cost, advice))
 
 
-def _choose(stored: Mapping[str, Stored], device: torch.device, quant: str | None) -> Choice:
-    """Choose by the stored dtype.
-
-    A card takes the stored dtype, or fp16 for bf16 if it has none. A CPU takes fp32 for fp32, and for half
-    precision bf16 if it has instructions for it; if not, fp32 where that fits into memory, else bf16.
-    """
+def _choose(stored: Mapping[str, Stored], device: torch.device) -> Choice:
+    """Choose the stored dtype, or fp16 for bf16 on a card that has none."""
     main = main_dtype(stored)
     if device.type != "cpu":
-        return Choice(main) if _has_arithmetic(main, device) else Choice(torch.float16, _NO_BF16)
-    if main not in _HAS:
-        return Choice(torch.float32)
-    cost = _cost(torch.bfloat16, device)
-    if not cost:
-        return Choice(torch.bfloat16)
-    if quant in BITS or any(held.dtype == torch.int8 for held in stored.values()):
-        # the kernels of `products`, which save more than bf16 costs
-        return Choice(
-            torch.bfloat16, _join(cost, "int8 and int4 codes are multiplied as they are in it alone")
-        )
-    if obstacle := _too_large(stored, device, quant):
-        return Choice(torch.bfloat16, _join(cost, obstacle))
-    return Choice(torch.float32, _join(_lacking(torch.bfloat16), f"stored in {_short(main)}"))
+        is_there = _has_arithmetic(main, device)
+        return Choice(main, main) if is_there else Choice(torch.float16, torch.float16, _NO_BF16)
+    return _compute_held(main if main in _HAS else torch.float32, device)
+
+
+def _compute_held(dtype: torch.dtype, device: torch.device) -> Choice:
+    """Return the choice for weights held in `dtype`: a card computes in it, a CPU in what it is good at.
+
+    That is fp32, and bf16 for half precision where the processor has instructions for it.
+    """
+    if device.type != "cpu" or dtype == torch.float32:
+        return Choice(dtype, dtype)
+    if has_bf16(device):
+        return Choice(dtype, torch.bfloat16, is_hurried=True)
+    return Choice(dtype, torch.float32, _lacking(torch.bfloat16), is_hurried=True)
+
+
+def with_precision(choice: Choice, precision: str, device: torch.device) -> Choice:
+    """Return the choice for a base that is trained in a precision: fp32, bf16 or fp16.
+
+    A base held in fp32 stays as it is: there autocast lowers the precision of the products alone.
+    """
+    computing = DTYPES[precision]
+    if computing == choice.computing or choice.dtype == torch.float32:
+        return choice
+    return Choice(choice.dtype, computing, _cost(computing, device))
 
 
 def _has_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:

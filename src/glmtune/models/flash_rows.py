@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from glmtune.models.fused import wide_type
+
 # the kernels that `scaled_dot_product_attention` calls on a CPU; it does not give the logarithms
 _ATTEND = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTEND_BACK = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -31,7 +33,7 @@ class FlashRows(torch.autograd.Function):
     """Attention inside each row, causal behind the row's prefix and context.
 
     It saves queries, keys, values and result once, in the type they come in, and computes half types in fp32:
-    the kernel's bf16 backward pass takes three times as long for short rows, and more where a processor has
+    the kernel's bf16 takes two to three times as long for rows of 100 tokens, and more where a processor has
     no bf16 instructions.
     """
 
@@ -50,7 +52,7 @@ class FlashRows(torch.autograd.Function):
         # values are a part of what one projection made: saved as they are, they would hold all of it
         value = value.contiguous()
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-        log_sums = query.new_empty(query.shape[:2], dtype=_wide(query.dtype))  # (H, T)
+        log_sums = query.new_empty(query.shape[:2], dtype=wide_type(query.dtype))  # (H, T)
         groups = key.shape[0]
         for i, (start, end) in enumerate(pairwise(bounds)):
             row, context = slice(start, end), contexts[i] if contexts else 0
@@ -94,13 +96,9 @@ class FlashRows(torch.autograd.Function):
         return grad_query, grad_key, grad_value, grad_prefix, None, None, None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _grouped(x: Tensor, groups: int) -> Tensor:
-    """Return heads (H, t, D) by the group that shares a key: (G, R, t, D), in the type to compute in."""
-    return x.to(_wide(x.dtype)).view(groups, -1, *x.shape[1:])
+    """Return heads (H, t, D) by the group that shares a key: (G, R, t, D)."""
+    return x.to(wide_type(x.dtype)).view(groups, -1, *x.shape[1:])
 
 
 def _shared(x: Tensor, query: Tensor) -> Tensor:
@@ -114,11 +112,13 @@ def _seen_by_all(
     """Return the keys and values (G, R, S, D) that all tokens of row `i` see: its prefix and its context."""
     if prefix is None:
         return (key[:, :, :context], value[:, :, :context]) if context else None
-    parts = (
-        torch.cat((front[i].to(x.dtype), x[:, 0, :context]), dim=1)[:, None].expand(-1, x.shape[1], -1, -1)
-        for front, x in zip(prefix, (key, value), strict=True)
-    )
-    return next(parts), next(parts)
+    seen = []
+    for front, x in zip(prefix, (key, value), strict=True):
+        shared = front[i].to(x.dtype)
+        if context:
+            shared = torch.cat((shared, x[:, 0, :context]), dim=1)
+        seen.append(shared[:, None].expand(-1, x.shape[1], -1, -1))
+    return seen[0], seen[1]
 
 
 def _attend_row(

@@ -35,6 +35,7 @@ from glmtune.quants import BITS
 BLOCK = 64
 """Number of weights that share a magnitude."""
 
+_DECODED = (torch.float32, torch.bfloat16, torch.float16)  # the types that bitsandbytes decodes to
 _MAGNITUDES = 256  # magnitudes that share a scale; the only number that bitsandbytes' product takes
 _ROWS_AT_ONCE = 256  # bounds the memory beyond the result while quantising
 
@@ -92,7 +93,39 @@ class Nf4Linear(QuantizedLinear):
         weight: Tensor = _load().functional.dequantize_4bit(self.weight, self._state(dtype or self.dtype))
         return weight
 
-    def _multiply(self, rows: Tensor) -> Tensor:
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight (O, I) in `dtype`."""
+        return self.dequantise(dtype) if dtype in _DECODED else self.dequantise(torch.float32).to(dtype)
+
+    def write(self, out: Tensor, rows: slice, columns: slice) -> None:
+        """Write these rows and columns of the weight into `out`; columns in whole blocks of 64."""
+        functional = _load().functional
+        state = functional.QuantState(
+            self._magnitudes(rows, slice(columns.start // BLOCK, columns.stop // BLOCK)),
+            shape=out.shape,
+            blocksize=BLOCK,
+            quant_type="nf4",
+            dtype=out.dtype if out.dtype in _DECODED else torch.float32,
+        )
+        codes = self.weight[rows, columns.start // 2 : columns.stop // 2]
+        # as one column: a single row of codes would be taken for a transposed weight
+        out.copy_(functional.dequantize_4bit(codes.reshape(-1, 1), state))
+
+    def _magnitudes(self, rows: slice, blocks: slice) -> Tensor:
+        """Return the magnitudes of a part of the weight, row by row, as bitsandbytes decodes them."""
+        per_row = self.in_features // BLOCK
+        of_row, of_block = (
+            torch.arange(part.start, part.stop, device=self.weight.device) for part in (rows, blocks)
+        )
+        index = (of_row[:, None] * per_row + of_block).view(-1)
+        values = _code_of_magnitudes(self.weight.device)[self.weight_scale[index].long()]
+        scales = self.scale_scale.view(torch.float32)[index // _MAGNITUDES]
+        return values.mul_(scales).add_(self.scale_offset.view(torch.float32))
+
+    def multiply_few(self, rows: Tensor) -> Tensor | None:
+        """Multiply a single row on a GPU, by bitsandbytes' kernel for it."""
+        if len(rows) != 1 or rows.device.type == "cpu" or rows.dtype not in _DECODED:
+            return None
         bias = None if self.bias is None else self.bias.to(rows.dtype)
         state = self._state(rows.dtype)
         product: Tensor = _load().matmul_4bit(rows, self.weight, bias=bias, quant_state=state)

@@ -11,10 +11,12 @@ from glmtune.folder import ModelFolder
 from glmtune.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmtune.models.chatglm2 import ChatGLMForConditionalGeneration
 from glmtune.models.chatglm_config import ChatGLM6BConfig
+from glmtune.models.computing import compute_in
 from glmtune.models.config import ChatGLMConfig, read_config
 from glmtune.models.config_checks import explain_config, require_stored
 from glmtune.models.device import resolve_device
-from glmtune.models.dtype import choose_dtype
+from glmtune.models.dtype import Choice, choose_dtype
+from glmtune.models.frozen_linear import hurry_few_rows
 from glmtune.models.nf4 import quantise_as
 from glmtune.models.published_weights import (
     Progress,
@@ -41,7 +43,7 @@ MODELS: Mapping[type[Config], type[Model]] = {
 def load_base(
     folder: str | PathLike[str] | ModelFolder,
     *,
-    dtype: str | torch.dtype = "auto",
+    dtype: str | torch.dtype | Choice = "auto",
     device: str | torch.device = "auto",
     template: str | None = None,
     quant: str | None = None,
@@ -50,11 +52,12 @@ def load_base(
 ) -> Model:
     """Load the model of an official folder in evaluation mode, with weights in `dtype` on `device`.
 
-    template: the chat format if it is known; only a config with `rope_ratio` != 1 needs it. quant: int8, int4
-    or nf4 quantises the blocks' linear layers from their stored values while they are read; a quantised
-    folder loads as it is. Scales keep their stored dtype. progress: by default a bar on a terminal when
-    loading takes long. reading: checks or hashes each tensor as it is stored. Raises CheckpointError (files,
-    names, shapes, numbers that are not finite) and ConfigError (settings, `dtype`, `device`).
+    dtype: a type to hold them in, "auto", or a choice of that and of the computing type. template: the chat
+    format if it is known; only a config with `rope_ratio` != 1 needs it. quant: int8, int4 or nf4 quantises
+    the blocks' linear layers from their stored values while they are read; a quantised folder loads as it is.
+    Scales keep their stored dtype. progress: by default a bar on a terminal when loading takes long. reading:
+    checks or hashes each tensor as it is stored. Raises CheckpointError (files, names, shapes, numbers that
+    are not finite) and ConfigError (settings, `dtype`, `device`).
     """
     torch_device = resolve_device(device)
     folder = ModelFolder.of(folder)
@@ -69,8 +72,9 @@ def load_base(
     generation = read_generation_config(folder)
     stored = scan_tensors(folder)
     reading = reading or Reading()
-    wanted = reading.dtype = choose_dtype(dtype, stored, torch_device, quant=None if held else quant).dtype
-    model = build_empty(config, wanted, stored)
+    choice = choose_dtype(dtype, stored, torch_device)
+    reading.dtype = choice.dtype
+    model = build_empty(config, choice.dtype, stored)
     stored = without_copies(model, stored)
     check_stored(model, stored)  # against the dense model: the files hold no codes that `quant` makes
     if quant and not held:
@@ -80,6 +84,9 @@ def load_base(
     model.tie_weights()  # `fill` replaced the parameters that were tied on the meta device
     if generation is not None:
         model.generation_config = generation
+    compute_in(model, choice.computing)
+    if choice.is_hurried:
+        hurry_few_rows(model)
     model.eval()
     return model
 

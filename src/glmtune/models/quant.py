@@ -3,8 +3,9 @@
 A row's scale is its largest magnitude / (2**(bits - 1) - 1) and its codes are round(weight / scale). INT4
 puts two codes in a byte: column 2j in the high four bits, column 2j + 1 in the low four, two's complement.
 A weight is code * scale, rounded in the scale's dtype. Nothing is compiled at run time: weights are
-dequantised to the activations' dtype for each product, and again in the backward pass; without gradients, few
-rows on a CPU are multiplied by the codes as they are (`products`).
+dequantised to the activations' dtype for each product, and again in the backward pass, on a CPU block by
+block (`frozen_linear`); without gradients, few rows on a CPU are multiplied by the codes as they are
+(`products`).
 
 A deviation from the official code: codes stay within -127..127 and -7..7. In bf16 the largest weight of a row
 can come out as 127.5 scales, which officially is rounded to 128 and wraps to -128, the sign lost.
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.models.codes import Codes
-from glmtune.models.products import MOST_ROWS, Kernel, find_kernel
+from glmtune.models.expanding import write_weight
+from glmtune.models.frozen_linear import FrozenLinear
+from glmtune.models.products import FP32_ROWS, MOST_ROWS, Kernel, find_kernel
 from glmtune.quants import BITS, QUANTS, name_bits
 
 if TYPE_CHECKING:
@@ -105,37 +107,13 @@ def unpack(packed: Tensor) -> Tensor:
 
 def dequantise(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Return the weight (O, I) that codes and scales stand for, in the scales' dtype."""
-    weight = (codes if bits == 8 else unpack(codes)).to(scale.dtype)
-    return weight.mul_(scale[:, None])
+    outputs, packed = codes.shape
+    weight = torch.empty(outputs, packed * 8 // bits, dtype=scale.dtype, device=scale.device)
+    write_weight(weight, codes, scale, bits)
+    return weight
 
 
-class _Product(torch.autograd.Function):
-    """`functional.linear` on codes, which saves the codes for the backward pass instead of the weight."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # Any: torch's context takes arbitrary attributes
-        x: Tensor,
-        codes: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        bits: int,
-    ) -> Tensor:
-        ctx.save_for_backward(codes, scale)
-        ctx.bits = bits
-        weight = dequantise(codes, scale, bits).to(x.dtype)
-        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # Any: as in `forward`
-        grad, (codes, scale) = grads[0], ctx.saved_tensors
-        needs_x, _, _, needs_bias, _ = ctx.needs_input_grad
-        to_x = grad @ dequantise(codes, scale, ctx.bits).to(grad.dtype) if needs_x else None
-        to_bias = grad.flatten(0, -2).sum(dim=0) if needs_bias else None
-        return to_x, None, None, to_bias, None
-
-
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(FrozenLinear):
     """A linear layer held as codes (`weight`, int8) and scales (`weight_scale`); its bias stays as it is.
 
     Casts (`half`, `float`, `to`) reach the scales and the bias, never the codes. Made from a dense layer; a
@@ -192,28 +170,21 @@ class QuantizedLinear(nn.Linear):
         is_bare = name == "weight" and param is not None and not param.is_floating_point()
         super().register_parameter(name, Codes(param) if is_bare else param)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply (B, T, I) to (B, T, O), in the input's dtype or autocast's."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-        # two dimensions: of (B, T, I) the product would be a view, to which adapters may add nothing in place
-        rows = x.reshape(-1, x.shape[-1])
-        return self._multiply(rows).view(*x.shape[:-1], -1)
+    def write(self, out: Tensor, rows: slice, columns: slice) -> None:
+        """Write these rows and columns of the weight into `out`, in its dtype; columns begin and end even."""
+        held = slice(columns.start * self.bits // 8, columns.stop * self.bits // 8)
+        write_weight(out, self.weight[rows, held], self.weight_scale[rows], self.bits)
 
-    def _multiply(self, rows: Tensor) -> Tensor:
-        """Multiply rows (N, I) to (N, O), in their dtype."""
+    def multiply_few(self, rows: Tensor) -> Tensor | None:
+        """Multiply up to `MOST_ROWS` rows by the codes as they are, on a CPU, in bf16."""
         kernel = self._find_kernel(rows)
-        if kernel:
-            return kernel.multiply(rows, self.weight_scale, self.bias)
-        held = (self.weight, self.weight_scale, self.bias, self.bits)
-        product: Tensor = _Product.apply(rows, *held)  # type: ignore[no-untyped-call]
-        return product
+        return None if kernel is None else kernel.multiply(rows, self.weight_scale, self.bias)
 
     def _find_kernel(self, rows: Tensor) -> Kernel | None:
         """Return the kernel of these codes, kept until the codes change; None where dequantising is right."""
-        is_faster = rows.dtype == torch.bfloat16 and len(rows) <= MOST_ROWS[self.bits]
-        if torch.is_grad_enabled() or rows.device.type != "cpu" or not is_faster:
+        is_bf16, is_fp32 = (rows.dtype == dtype for dtype in (torch.bfloat16, torch.float32))
+        most = MOST_ROWS[self.bits] if is_bf16 else FP32_ROWS if is_fp32 and self.is_quick_for_few_rows else 0
+        if len(rows) > most or rows.device.type != "cpu":
             return None
         codes = self.weight
         # replaced codes have another id or address, codes changed in place another version

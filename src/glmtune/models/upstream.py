@@ -22,6 +22,7 @@ from transformers.utils import logging
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.folder import ModelFolder
 from glmtune.log import without_bars
+from glmtune.models.computing import compute_in
 from glmtune.models.config_checks import (
     PUBLISHED,
     check_content,
@@ -30,7 +31,9 @@ from glmtune.models.config_checks import (
     require_stored,
 )
 from glmtune.models.device import resolve_device
-from glmtune.models.dtype import choose_dtype
+from glmtune.models.dtype import Choice, choose_dtype
+from glmtune.models.frozen_linear import hurry_few_rows
+from glmtune.models.fused_upstream import fuse_upstream
 from glmtune.models.protocol import CausalLM
 from glmtune.models.published_weights import read_generation_config
 from glmtune.models.quant import check_quant
@@ -45,7 +48,7 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old files hold
 def load_in_transformers(
     folder: Path | ModelFolder,
     *,
-    dtype: str | torch.dtype = "auto",
+    dtype: str | torch.dtype | Choice = "auto",
     device: str | torch.device = "auto",
     template: str | None = None,  # ignored: only ChatGLM2's and ChatGLM3's models depend on it
     quant: str | None = None,
@@ -64,12 +67,13 @@ def load_in_transformers(
     outline = _build_empty(config, folder.path, stored)
     check_upstream_stored(folder.path, outline, stored)
     check_quant(quant)
-    wanted = reading.dtype = choose_dtype(dtype, stored, torch_device, quant=quant).dtype
+    choice = choose_dtype(dtype, stored, torch_device)
+    reading.dtype = choice.dtype
     stored = _without_mtp(stored, config)
     shards = {file: open_shard(file) for file in {held.file for held in stored.values()}}
     # read by transformers one by one, where it places or merges them; what stays in the file shares a mapping
     tensors: dict[str, Any] = {
-        name: _LazyTensor(shards[held.file] if held.dtype == wanted else None, held, reading)
+        name: _LazyTensor(shards[held.file] if held.dtype == choice.dtype else None, held, reading)
         for name, held in stored.items()
     }
     if quant:
@@ -81,13 +85,17 @@ def load_in_transformers(
             state_dict=tensors,
             quantization_config=quantising(quant, stored) if quant else None,
             generation_config=read_generation_config(folder),
-            dtype=wanted,
+            dtype=choice.dtype,
             device_map=None if torch_device.type == "cpu" else {"": torch_device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # listed in `mismatches`, and refused below
         )
     _refuse_mismatches(folder.path, mismatches)
     reading.finish()
+    compute_in(model, choice.computing)
+    fuse_upstream(model)
+    if choice.is_hurried:
+        hurry_few_rows(model)
     model.name_or_path = model.config.name_or_path = str(folder)
     return model.eval()
 

@@ -26,7 +26,7 @@ _NAME = "glmtune"
 
 
 class _Replacement(QuantizationConfigMixin):  # type: ignore[misc]
-    """What transformers carries to `_Replacing`: a function that replaces the layers of an empty model."""
+    """Carries to `_Replacing`, through transformers, the function that replaces an empty model's layers."""
 
     def __init__(self, replace: Callable[[CausalLM], None]) -> None:
         self.quant_method = _NAME
@@ -88,14 +88,14 @@ def quantised_tensors(
     """
     quantising(quant, stored).replace(outline)
     return {
-        f"{path}.{name}": _Part(made, name)
+        f"{path}.{name}": _FilledPart(made, name)
         for path, layer in quantised_layers(outline).items()
-        for made in [_Layer(layer, f"{path}.weight", stored[f"{path}.weight"], device, reading)]
+        for made in [_FilledLayer(layer, f"{path}.weight", stored[f"{path}.weight"], device, reading)]
         for name in made.names
     }
 
 
-class _Layer:
+class _FilledLayer:
     """A layer that is filled from its stored weight when the first of its parts is asked for."""
 
     def __init__(
@@ -119,10 +119,10 @@ class _Layer:
         return self._made.pop(name)
 
 
-class _Part:
-    """A tensor of a `_Layer`, as transformers reads it: by subscripting, once."""
+class _FilledPart:
+    """A tensor of a `_FilledLayer`, as transformers reads it: by subscripting, once."""
 
-    def __init__(self, layer: _Layer, name: str) -> None:
+    def __init__(self, layer: _FilledLayer, name: str) -> None:
         self._layer, self._name = layer, name
 
     def __getitem__(self, _: object) -> Tensor:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -113,9 +114,9 @@ def _type_name(annotation: object) -> str:
     marks = [mark for member in members for mark in get_args(member)]
     choices = [c for mark in marks for c in (mark.table if isinstance(mark, NameIn) else [mark])]
     choices = [c for c in choices if isinstance(c, str)]
-    if choices:
-        return " | ".join(dict.fromkeys(choices))
-    members = get_args(annotation) if type(None) in get_args(annotation) else (annotation,)
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if is_union else (annotation,)
+    plain = [kind for kind in kinds if not (choices and get_args(kind))]
     names = {"tuple": "list", "str": "text", "Path": "file"}
-    shown = [getattr(m, "__name__", str(m)) for m in members if m is not type(None)]
-    return " | ".join(names.get(name, name) for name in shown)
+    shown = [getattr(m, "__name__", str(m)) for m in plain if m is not type(None)]
+    return " | ".join(dict.fromkeys([*(names.get(name, name) for name in shown), *choices]))

@@ -78,7 +78,7 @@ DROPPED: Mapping[str, str] = {
     "ddp_timeout": "no matter for the result",
     "save_safetensors": "always safetensors",
     "save_strategy": "steps, always",
-    "gradient_checkpointing": "on, as in the official programs",
+    "gradient_checkpointing": "auto: on where the memory needs it",
     "use_cpu": "device: auto finds the card, or takes the CPU",
     "no_cuda": "device: auto finds the card, or takes the CPU",
     "bf16_full_eval": "weights are held in the type they are stored in",

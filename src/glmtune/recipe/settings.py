@@ -26,7 +26,20 @@ MOST_NAMED = 3
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
 
+TokenLimit = Annotated[str, Field(pattern=r"^[0-9]+ tokens$")]
+"""A size of micro-batches in tokens, `2048 tokens`."""
+MicroBatchSize = int | TokenLimit | Literal["auto"]
+"""Rows, tokens, or as many as fit; see `Train.micro_batch_size`."""
+
 _BOTH_LIMITS = "set both, as the official scripts do: data.max_source_tokens=64 data.max_target_tokens=64"
+
+
+def token_limit(size: int | str) -> int | None:
+    """Return the tokens of a size of micro-batches, 2048 of `2048 tokens`; None for a number of rows."""
+    if isinstance(size, int):
+        return None
+    number, _, unit = size.partition(" ")
+    return int(number) if unit == "tokens" and number.isascii() and number.isdigit() else None
 
 
 class Data(Settings):
@@ -177,8 +190,10 @@ class Train(Settings):
     """Passes over the training rows; empty: 1, unless `steps` is set."""
     batch_size: int = Field(16, ge=1)
     """Rows per optimizer step, summed over all processes: more cards make a step faster, not larger."""
-    micro_batch_size: int = Field(1, ge=1)
-    """Rows in one forward and backward pass on each device."""
+    micro_batch_size: MicroBatchSize = "auto"
+    """Most rows in one forward and backward pass on each device; or `2048 tokens`: as many rows as have no
+    more tokens together. auto: as many tokens as fit into memory, at most 8192, on a CPU 2048. A run records
+    its choice."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """AdamW; `adamw_8bit` holds its two running means in 1 byte each instead of 4 (extra `bitsandbytes`)."""
     lr: float | None = Field(None, ge=0, le=MAX_RATE)
@@ -199,14 +214,17 @@ class Train(Settings):
     max_grad_norm: float = Field(1.0, ge=0, le=MAX_RATE)
     """Clip the global gradient norm to this value; 0: no clipping."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type of the forward pass's arithmetic; auto: the frozen weights' type. Trained weights are always fp32.
-    bf16 needs a card that has it; fp16 trains with loss scaling."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: about 30 % slower, far less memory."""
+    """Type that is computed in, whatever type the frozen weights are held in; auto: theirs on a GPU; on a CPU
+    bf16 for half precision if the processor has bf16 instructions, else fp32. Trained weights are always
+    fp32. bf16 needs a card that has it; fp16 trains with loss scaling. A run records the type."""
+    gradient_checkpointing: bool | int | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: about 30 % slower, far less memory. A number: only those of
+    so many layers, the first ones. auto: only those that would not fit into memory. A run records its
+    choice."""
     seed: int = Field(42, ge=0)
     """Seed of the row order, the adapter's initial weights and dropout."""
     log_every: int | None = Field(None, ge=1)
-    """Steps between progress lines where there is no bar; empty: 1 in a run of at most 50 steps, else 10."""
+    """Steps between progress lines, where no bar shows each; empty: 1 in runs of up to 50 steps, else 10."""
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations; empty: a tenth of the run. Before step 1 and at the end it is always
     evaluated."""
@@ -219,6 +237,29 @@ class Train(Settings):
     """Stop after this many evaluations in a row without a better loss; empty: never."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra `tensorboard`)."""
+
+    @field_validator("micro_batch_size", mode="before")
+    @classmethod
+    def _rows_or_tokens(cls, value: object) -> object:
+        if isinstance(value, int) and value > 0:
+            return value
+        if isinstance(value, str) and (value == AUTO or token_limit(value)):
+            return value
+        raise SettingError(
+            f"must be a number of rows, 'N tokens' or {AUTO}, got {value!r}",
+            hint="train.micro_batch_size=auto, train.micro_batch_size=4 or "
+            "'train.micro_batch_size=2048 tokens'",
+        )
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _all_or_some(cls, value: object) -> object:
+        if value == AUTO or (isinstance(value, int) and value >= 0):
+            return value
+        raise SettingError(
+            f"must be true, false, a number of layers or {AUTO}, got {value!r}",
+            hint="train.gradient_checkpointing=auto",
+        )
 
     @model_validator(mode="after")
     def _length(self) -> "Train":
@@ -268,9 +309,8 @@ class Recipe(Settings):
     """Chat format; empty: determined from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type in which the frozen weights are held; auto: the type they were trained in, else the stored one,
-    but fp16 instead of bf16 on a card without bf16; on a CPU, half precision is held in bf16 if the
-    processor has bf16 instructions, else in fp32 if that fits into memory (`int8` and `int4`: always bf16).
-    A run records the type."""
+    but fp16 instead of bf16 on a card without bf16. On a CPU products may be computed in another type:
+    `train.precision`. A run records the type."""
     quant: Literal["int8", "int4", "nf4"] | None = None
     """Quantise the frozen blocks while loading, to half (`int8`) or a quarter (`int4`, `nf4`) of their
     memory; `nf4` is QLoRA's format, with double quantisation (extra `bitsandbytes`); empty: as stored. A

@@ -75,13 +75,13 @@ def fit(
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
         total = torch.zeros((), device=processes.device)
-        for i, batch in enumerate(micro):
+        for batch in micro:
+            is_last = batch is micro[-1]
             # gradients add up in p.grad; processes exchange them once, in the last backward pass
-            is_last = i == len(micro) - 1
             with processes.autocast(), objective.passes(), processes.exchanging(module, is_last=is_last):
-                loss = module(batch.to(processes.device)) / max(items, 1)
-                total += loss.detach()  # no .item() here: it would stall a GPU every micro-batch
-                processes.backward(loss * processes.number)  # DDP averages over processes; we want the sum
+                share = module(batch.to(processes.device)) / max(items, 1)
+                total += share.detach()  # no .item() here: it would stall a GPU every micro-batch
+                processes.backward(share * processes.number)  # DDP averages over processes; we want the sum
         has_signal = True
         if part is not None:
             # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
@@ -89,12 +89,10 @@ def fit(
             has_signal = bool(torch.stack(is_nonzero).any()) if is_nonzero else False
             # after the processes' exchange, since each adds the same penalty
             processes.backward(part.penalty())
-        mean_loss = float(processes.total(total))
+        loss = float(processes.total(total))
         norm = processes.clip(trainable, max_grad_norm)  # also divides the gradients by the loss scale
         # before the optimizer's step: a bad gradient must not reach the weights
-        guard.check_step(
-            step, loss=mean_loss, grad_norm=norm if has_signal else 0.0, items=items, batches=micro
-        )
+        guard.check_step(step, loss=loss, grad_norm=norm if has_signal else 0.0, items=items, batches=micro)
         lr = float(schedule.get_last_lr()[0])  # the rate of this step, read before the schedule moves on
         optimizer.step()
         if processes.has_skipped:  # an overflow: the schedule stays too, as in transformers' Trainer
@@ -106,7 +104,7 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
         peak = peak_memory_gib(processes.device)
-        yield StepLog(step, mean_loss, norm, lr, items, tokens / step_s, step_s, peak)
+        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, peak)
         start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
 
 

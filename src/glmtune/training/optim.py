@@ -49,6 +49,22 @@ def build_optimizer(model: nn.Module, settings: Train) -> Optimizer:
     return optimizer
 
 
+def state_bytes(model: nn.Module, settings: Train | None, *, num_processes: int) -> int:
+    """Return the bytes of the trained weights' gradients and, with settings, of the optimizer's means.
+
+    Several processes each hold the gradients once more, to exchange them.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() * p.element_size() for p in trained) * (2 if num_processes > 1 else 1)
+    if settings is None:
+        return gradients
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    is_8bit = settings.optimizer == "adamw_8bit"
+    return gradients + sum(
+        p.numel() * (2 if is_8bit and p.numel() >= 4096 and id(p) not in embeddings else 8) for p in trained
+    )
+
+
 def build_schedule(optimizer: Optimizer, settings: Train, steps: int) -> LambdaLR:
     """Return a warm-up from 0, then `settings.schedule` down to 0 at `steps`, as transformers' curves."""
 

@@ -1,7 +1,7 @@
 """Build the parts of a run from its plan: load the base, put the adapter on, build optimizer and guard."""
 
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,10 +15,10 @@ from glmtune.data.batches import Batch, collate, divide
 from glmtune.data.row import TrainingRow
 from glmtune.load import load_location, put_on_with_checks
 from glmtune.locations import Location
-from glmtune.log import without_false_alarms
 from glmtune.methods import apply_method, begin_pruning, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.freeze import read_unrounded
+from glmtune.models.dtype import Choice
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives import ObjectiveModule, build_objective
 from glmtune.recipe import Method, Recipe, TrainedPart
@@ -28,6 +28,7 @@ from glmtune.training.processes import Processes
 from glmtune.training.stopping import StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base
 from glmtune.workflows.events import Event, Note, drain
+from glmtune.workflows.fitting import fit_into_memory
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.rows import first_row
@@ -92,16 +93,13 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     untrained = look_at_base(base, plan.location, plan.tokenizer)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
-    if settings.gradient_checkpointing:
-        with without_false_alarms():
-            # re-entrant checkpointing needs an input that requires a gradient: frozen embeddings give none
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
+    objective = build_objective(model, plan.recipe.objective)
+    plan = yield from fit_into_memory(plan, objective)
     torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, plan.num_steps)
-    objective = build_objective(model, plan.recipe.objective)
     return Run(
         plan=plan,
         base=untrained,
@@ -131,7 +129,7 @@ def _load_base_to_train(plan: Plan) -> CausalLM:
         plan.location.under,
         template=plan.recipe.template or plan.location.template,
         # full: all weights are trained, in fp32, so read them as fp32 instead of rounding them on the way
-        dtype=replace(plan.base_dtype, dtype=torch.float32) if is_whole else plan.base_dtype,
+        dtype=Choice(torch.float32, torch.float32, plan.base_dtype.why) if is_whole else plan.base_dtype,
         device=str(plan.processes.device),
         quant=plan.recipe.quant,
     )

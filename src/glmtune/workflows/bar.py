@@ -33,7 +33,7 @@ class Bar:
         from rich.spinner import Spinner
 
         self.activity = label
-        """What goes on now."""
+        """The present activity, in words."""
         self.done, self.total = 0, 0
         self.figures: Sequence[str] = ()
         """Figures, the most important first."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from glmtune.adapters.card import Card
 from glmtune.adapters.digest import hash_tokenizer, hash_weights
 from glmtune.adapters.probe import encode_probe, last_logits, take_probe
-from glmtune.adapters.proof import name_dtype
+from glmtune.adapters.proof import name_computing, name_dtype
 from glmtune.adapters.store import stored_tensors
 from glmtune.families import require_template
 from glmtune.locations import Location
@@ -25,7 +25,9 @@ class Untrained:
 
     fingerprint: Fingerprint
     dtype: str
-    """Type of the weights, by torch's name."""
+    """Type that the weights are held in, by torch's name."""
+    computing: str
+    """Type that the model computes in outside of autocast, by torch's name."""
     probe_ids: list[int]
     """Prompt of the probe: a fixed text whose logits show what training changed."""
     logits: Tensor
@@ -45,7 +47,7 @@ def look_at_base(model: CausalLM, location: Location, tokenizer: Tokenizer) -> U
         if not digest and location.adapter:  # PEFT's adapters have no card
             digest = hash_weights(stored_tensors(location.adapter))
         parent = {"path": str(location.trained.resolve()), "weights_sha256": digest}
-    return Untrained(base_fingerprint, dtype, ids, logits, parent)
+    return Untrained(base_fingerprint, dtype, name_computing(model), ids, logits, parent)
 
 
 def write_card(
@@ -75,6 +77,7 @@ def write_card(
         stop_ids=tokenizer.stop_ids,
         tokenizer_sha256=hash_tokenizer(tokenizer),
         dtype=base.dtype,
+        computing=base.computing,
         limits=data.model_dump(include={"max_tokens", "max_source_tokens", "max_target_tokens"}),
         data=row_hashes,
         step=step,

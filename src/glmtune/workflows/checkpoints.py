@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 
+from glmtune.adapters.card import Card
 from glmtune.adapters.origin import check_base, require_files
 from glmtune.adapters.proof import check_recorded, proof_line, recorded_difference
 from glmtune.adapters.store import read_card, require_saved, restore_trained, save_trained
@@ -12,7 +13,7 @@ from glmtune.recipe import TrainedPart
 from glmtune.run_files import last_checkpoint, make_folder, replacing
 from glmtune.training.state import STATE_FILE, as_state, collect_state, read_state, restore_state, write_state
 from glmtune.workflows.assemble import Run
-from glmtune.workflows.cards import write_card
+from glmtune.workflows.cards import Untrained, write_card
 from glmtune.workflows.events import Note, Saved
 
 
@@ -84,6 +85,15 @@ def restore_run(run: Run) -> Note:
         run.writer.go_back(run.progress.step, keep=keep, best_step=run.progress.best_step)
     num_steps = run.plan.num_steps
     steps_left = f"resumed from {last.name}: {num_steps - run.progress.step} of {num_steps} steps to go"
-    before, now = card.dtype if card else "", run.base.dtype
-    changed = f"the base was in {before} so far, from here it is in {now}" if before not in ("", now) else ""
+    changed = _changed_type(card, run.base) if card else ""
     return Note("; ".join(filter(None, [steps_left, changed, proof_line(check_recorded(card))])))
+
+
+def _changed_type(card: Card, base: Untrained) -> str:
+    """Return what is another type from here on than the card's, in words; empty if none is."""
+    held, computing = card.dtype, card.computing or card.dtype
+    if held not in ("", base.dtype):
+        return f"the base was in {held} so far, from here it is in {base.dtype}"
+    if computing not in ("", base.computing):
+        return f"the base was computed in {computing} so far, from here in {base.computing}"
+    return ""

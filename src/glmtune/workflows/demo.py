@@ -49,11 +49,9 @@ SETTINGS: dict[str, Any] = {
     "train": {
         "epochs": 7,
         "batch_size": 32,
-        "micro_batch_size": 32,
         "lr": 3e-3,
         "schedule": "cosine",
         "warmup_steps": 8,
-        "gradient_checkpointing": False,
         "log_every": 20,
     },
     "samples": {"prompts": ["你叫什么名字？"], "max_new_tokens": 32},

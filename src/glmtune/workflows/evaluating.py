@@ -39,9 +39,11 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     elif folder is None:
         folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{test_rows.name}"
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
-    # the facts name the type itself: `auto` may mean another one on the next machine
-    recipe = recipe.model_copy(update={"dtype": dtype.name})
+    # the facts name the types themselves: `auto` may mean others on the next machine
     facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
+    facts["dtype"] = dtype.name
+    if dtype.computing != dtype.dtype:
+        facts["dtype"] += f" computed in {dtype.computing_name}"
     file = PredictionFile(folder, facts)
     todo = [row for row in test_rows.rows if row.index not in file.done]
     total = len(test_rows.rows)
@@ -89,7 +91,7 @@ def _answer_facts(
         # size and time instead of a hash: hashing 12 GB would take longer than many an evaluation
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "template": template,
-        "dtype": recipe.dtype,
+        "dtype": "",  # of what was chosen by it
         "quant": recipe.quant or location.quant,
         "data": ", ".join(str(full_path(path)) for path in paths),
         "data_sha256": " ".join(map(data_hash, paths)),

@@ -42,6 +42,7 @@ def training(
     """
     plan = yield from planning(recipe, resume=resume, rows=rows)  # settings and rows; no weights yet
     run = yield from assemble(plan)  # base model, adapter, optimizer, schedule, guard
+    plan = run.plan  # settled by the memory that the model has left
     yield from plan.summary()
     if resume:
         yield restore_run(run)
@@ -54,6 +55,7 @@ def training(
                 "folder": str(location.base.resolve()),
             },
             **plan.row_hashes,
+            "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
         }

@@ -22,7 +22,8 @@ from glmtune.exports.tensors import parse_size
 from glmtune.exports.verify import QUESTIONS, Answers, Expected, agreement, ask_fresh_process, compare_answers
 from glmtune.families import require_template
 from glmtune.files import show_size
-from glmtune.load import load_model
+from glmtune.load import choose_type, load_location, load_model
+from glmtune.locations import resolve
 from glmtune.log import quiet
 from glmtune.models.dtype import DTYPES
 from glmtune.models.protocol import CausalLM
@@ -295,13 +296,14 @@ def _measure(job: _Job, folder: Path, facts: dict[str, Any]) -> Generator[Note, 
             is_warning=True,
         )
         return
-    trained = job.source.open(dtype="auto", device=order.device)
-    before, dtype = measure_quality(trained, job.tokenizer, held_out), trained.dtype
+    types = choose_type(job.source.location, "auto", order.device)  # for both, lest rounding be compared
+    trained = job.source.open(dtype=types, device=order.device)
+    before = measure_quality(trained, job.tokenizer, held_out)
     del trained  # before the export is opened: a card may have room for one of the two only
     with quiet():
-        reopened = load_model(folder, dtype=dtype, device=order.device)
+        reopened = load_location(resolve(folder), template=None, dtype=types, device=order.device).eval()
     after = measure_quality(reopened, job.tokenizer, held_out)
-    dtype_name = str(dtype).removeprefix("torch.")
+    dtype_name = str(types.computing).removeprefix("torch.")
     facts["quality"] = {
         "rows": len(held_out.rows),
         "scored_rows": len(held_out.scored_rows),

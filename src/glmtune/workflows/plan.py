@@ -15,7 +15,7 @@ from glmtune.load import choose_type, tokenizer_of
 from glmtune.locations import Location, resolve
 from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
-from glmtune.models.dtype import Choice
+from glmtune.models.dtype import Choice, with_precision
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import Method, Recipe, Train
@@ -37,7 +37,8 @@ class Plan:
     """A run before its model is loaded: model, rows, steps, precision."""
 
     recipe: Recipe
-    """The recipe with learning rate and dtype settled and, if an adapter is trained on, its method."""
+    """The recipe with rate, dtype and precision settled and, if an adapter is trained on, its method; once
+    the model is there, with what its memory decides."""
     folder: Path
     """Folder of the run."""
     location: Location
@@ -45,7 +46,7 @@ class Plan:
     processes: Processes
     """The processes that train together, with device and precision."""
     base_dtype: Choice
-    """Type of the base's frozen weights."""
+    """Types in which the base's frozen weights are held and computed."""
     tokenizer: Tokenizer
     rows: EncodedRows
     row_hashes: Mapping[str, str]
@@ -54,6 +55,8 @@ class Plan:
     num_steps: int
     notes: tuple[Note, ...]
     """The notes that `planning` has yielded."""
+    is_resumed: bool = False
+    """True if a run goes on that has begun before."""
 
     @property
     def lr(self) -> float:
@@ -115,9 +118,12 @@ def planning(
         yield notes[-1]
     # 4. types: all ranks take rank 0's choice, for another card might choose another type
     base_dtype = processes.firsts(choose_type(location, recipe.dtype, processes.device, recipe.quant))
-    processes.precision = choose_precision(recipe.train.precision, base_dtype.dtype, processes.device)
+    precision = choose_precision(recipe.train.precision, base_dtype, processes.device)
+    processes.precision = precision
+    base_dtype = with_precision(base_dtype, precision, processes.device)
+    settled = recipe.train.model_copy(update={"precision": precision})
     return Plan(
-        recipe=recipe.model_copy(update={"dtype": base_dtype.name}),
+        recipe=recipe.model_copy(update={"dtype": base_dtype.name, "train": settled}),
         folder=folder,
         location=location,
         processes=processes,
@@ -128,6 +134,7 @@ def planning(
         steps=steps,
         num_steps=num_steps,
         notes=tuple(notes),
+        is_resumed=resume,
     )
 
 
@@ -165,20 +172,13 @@ def count_steps(settings: Train, steps: Steps) -> int:
     return settings.steps or math.ceil((settings.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
 
 
-def choose_precision(wanted: str, base_dtype: torch.dtype, device: torch.device) -> str:
+def choose_precision(wanted: str, base: Choice, device: torch.device) -> str:
     """Return the precision of forward and backward passes: fp32, bf16 or fp16.
 
-    `wanted` is `train.precision`; its `auto` takes the base's dtype. Raises `ConfigError` for a precision
-    that the device does not have.
+    `wanted` is `train.precision`; its `auto` takes the type that the base computes in. Raises `ConfigError`
+    for a precision that the device does not have.
     """
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    name = names[base_dtype] if wanted == "auto" else wanted
-    # autocast lowers the precision of fp32 weights; it cannot raise that of weights held in 16 bits
-    if name == "fp32" and base_dtype != torch.float32:
-        raise ConfigError(
-            f"train.precision: fp32, but the weights are held in {str(base_dtype).removeprefix('torch.')}",
-            hint="hold them in fp32 too: dtype=fp32",
-        )
+    name = base.computing_name if wanted == "auto" else wanted
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=auto dtype=auto")
     if name == "bf16" and device.type == "cuda" and not has_bf16(device):

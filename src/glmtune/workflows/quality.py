@@ -17,6 +17,7 @@ from glmtune.models.protocol import CausalLM
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Data, Evaluation, Train, load_recipe
 from glmtune.recipe.parse import build_part
+from glmtune.recipe.settings import MicroBatchSize
 from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.loop import mean_loss
@@ -39,7 +40,9 @@ class HeldOut:
     scored_rows: list[EvaluationRow]
     """Rows to answer and score."""
     max_new_tokens: int
-    micro_batch_size: int
+    micro_batch_size: MicroBatchSize
+    batch_size: int
+    """Rows answered at once."""
     where: str
     """Name of the file, for messages."""
 
@@ -73,7 +76,8 @@ def held_out_rows(
             **({"train": None, "validation": data} if data else {}),
         }
     )
-    new_tokens = longest_answer(tokenizer, run_data, recipe.evaluate if recipe else Evaluation())
+    evaluation = recipe.evaluate if recipe else Evaluation()
+    new_tokens = longest_answer(tokenizer, run_data, evaluation)
     scored_rows: list[EvaluationRow] = []
     try:
         if data:
@@ -91,7 +95,7 @@ def held_out_rows(
         return "there are no held-out rows"
     where = str(data or settings.validation or f"{settings.train_name}, the rows held out")
     train = recipe.train if recipe else Train()
-    return HeldOut(rows, scored_rows, new_tokens, train.micro_batch_size, where)
+    return HeldOut(rows, scored_rows, new_tokens, train.micro_batch_size, evaluation.batch_size, where)
 
 
 def _changed_data(run: Path, data: Data) -> str:
@@ -123,7 +127,7 @@ def measure_quality(model: CausalLM, tokenizer: Tokenizer, held_out: HeldOut) ->
             tokenizer,
             held_out.scored_rows,
             max_new_tokens=held_out.max_new_tokens,
-            batch_size=held_out.micro_batch_size,
+            batch_size=held_out.batch_size,
         )
         figures["scores"] = score_all(list(answers))
     return figures

@@ -86,12 +86,18 @@ def _flatten(values: dict[str, Any], group: str = "") -> dict[str, Any]:
 
 
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with revision and dtype of the run in the folder, unless it names its own."""
+    """Return the recipe with what the run in its folder has settled, unless it names its own."""
     if not (folder / RECIPE_FILE).exists():
         return recipe
     begun = load_recipe(folder / RECIPE_FILE)
-    # both were settled when the run began; today a hub's newest revision or `auto` may mean another
-    settled = {
+    # settled when the run began; today a hub's newest revision or `auto` may mean another
+    train = {
+        name: getattr(begun.train, name)
+        for name in ("micro_batch_size", "gradient_checkpointing", "precision")
+        if getattr(recipe.train, name) == "auto"
+    }
+    settled: dict[str, Any] = {
+        "train": recipe.train.model_copy(update=train),
         "revision": begun.revision if recipe.revision is None else recipe.revision,
         "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,
     }

@@ -1,5 +1,7 @@
 """A batch gives back the rows that it was made of: as rows, padded, and divided among processes."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fuzz import examples
-from glmtune.data.batches import Batch, collate, divide
+from glmtune.data.batches import Batch, Steps, collate, divide, longest_micro_batch
 from glmtune.data.row import TrainingRow
+from models import random_rows
 
 PAD = 9
 
@@ -86,3 +89,49 @@ def test_processes_share_rows_in_equally_many_micro_batches(
     learned = sum(int((row.labels != -100).sum()) for row in made)
     assert sum(int((row.labels != -100).sum()) for part in parts for row in part) == learned
     assert {row.where for part in parts for row in part} == {row.where for row in made}
+
+
+@settings(max_examples=examples(60))
+@given(rows(), st.integers(1, 60), st.integers(1, 5))
+def test_micro_batches_of_tokens_are_as_full_as_they_may_be_on_every_process(
+    made: list[TrainingRow], most: int, number: int
+) -> None:
+    shares = [divide(made, f"{most} tokens", rank=rank, number=number) for rank in range(number)]
+    assert len({len(share) for share in shares}) == 1
+    for share in shares:
+        tokens = [sum(len(row.input_ids) for row in part) for part in share]
+        assert all(count <= most or len(part) == 1 for count, part in zip(tokens, share, strict=True))
+    if number == 1:  # the next row would have been too much
+        for part, after in pairwise(shares[0]):
+            assert sum(len(row.input_ids) for row in [*part, after[0]]) > most
+    learned = sum(int((row.labels != -100).sum()) for row in made)
+    assert sum(int((row.labels != -100).sum()) for s in shares for part in s for row in part) == learned
+    assert divide([], f"{most} tokens") == []
+
+
+@settings(max_examples=examples(60))
+@given(
+    st.integers(1, 40), st.integers(1, 9), st.integers(1, 30), st.integers(1, 3),
+    st.one_of(st.integers(1, 9), st.integers(1, 90).map("{} tokens".format), st.just("auto")),
+)  # fmt: skip
+def test_no_micro_batch_of_a_run_is_longer_than_the_longest(
+    count: int, batch_size: int, num_steps: int, number: int, size: int | str
+) -> None:
+    made = random_rows(count)
+    ranks = [
+        Steps(made, batch_size=batch_size, micro_batch_size=size, seed=3, rank=rank, num_processes=number)
+        for rank in range(number)
+    ]
+    lengths = ranks[0].lengths(num_steps)
+    assert lengths.shape == (num_steps, batch_size)
+    tokens = [
+        sum(len(row.input_ids) for row in part)
+        for steps in ranks
+        for step in range(1, num_steps + 1)
+        for part in steps.micro_batches(step)
+    ]
+    assert max(tokens) <= longest_micro_batch(lengths, size, number)
+    in_one = longest_micro_batch(lengths, batch_size)
+    assert in_one == max(
+        sum(len(row.input_ids) for row in ranks[0].rows_of(n)) for n in range(1, num_steps + 1)
+    )

@@ -94,8 +94,10 @@ def loss_and_gradients(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Of one batch, at one seed for dropout."""
     model.zero_grad()
     torch.manual_seed(5)
-    loss = SftObjective(model)(batch_of(model.get_base_model()))
-    loss.backward()
+    objective = SftObjective(model)
+    with objective.passes():
+        loss = objective(batch_of(model.get_base_model()))
+        loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -298,6 +300,7 @@ def test_an_adapter_goes_through_pefts_files_and_trains_on(tmp_path: Path) -> No
         torch.testing.assert_close(again.eval()(ids).logits, logits, rtol=0, atol=0)
     assert sum(type(part) is FusedLinear for part in again.modules()) == 8
     assert_same_training(again.train(), plain(again), torch.float32)
+    again.eval()
     with torch.no_grad(), again.disable_adapter():
         torch.testing.assert_close(again(ids).logits, tiny_model()(ids).logits, rtol=0, atol=0)
     with torch.no_grad():

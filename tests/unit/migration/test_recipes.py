@@ -46,7 +46,8 @@ PREFIX = {
 TRAINER = {
     "train.schedule": "linear", "train.warmup_steps": 0, "train.weight_decay": 0.0, "train.adam_beta1": 0.9,
     "train.adam_beta2": 0.999, "train.adam_epsilon": 1e-8, "train.max_grad_norm": 1.0, "train.log_every": 10,
-    "train.gradient_checkpointing": True, "train.optimizer": "adamw", "train.seed": 42, "train.epochs": None,
+    "train.gradient_checkpointing": "auto", "train.optimizer": "adamw", "train.seed": 42,
+    "train.epochs": None,
 }  # fmt: skip
 
 

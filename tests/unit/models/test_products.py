@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from glmtune.models.frozen_linear import multiply
 from glmtune.models.products import MOST_ROWS
 from glmtune.models.quant import QuantizedLinear
 
@@ -62,11 +63,12 @@ def test_the_kernel_is_for_few_rows_in_bf16_without_gradients(bits: int) -> None
     assert layer._kernel
 
 
-def test_int4_with_a_width_that_no_kernel_takes_is_expanded() -> None:
-    layer = layer_of(4, inputs=48)
-    x = torch.randn(1, 48).bfloat16()
+@pytest.mark.parametrize(("inputs", "outputs"), [(48, 96), (64, 100)])
+def test_int4_of_a_size_that_no_kernel_takes_is_expanded(inputs: int, outputs: int) -> None:
+    layer = layer_of(4, inputs=inputs, outputs=outputs)
+    x = torch.randn(1, inputs).bfloat16()
     with torch.no_grad():
-        assert torch.equal(layer(x), layer._multiply(x))
+        assert torch.equal(layer(x), multiply(layer, x))
         assert layer._kernel
         assert layer._kernel[1] is None
         assert error(layer(x), exact(layer, x)) < 0.01

@@ -11,6 +11,7 @@ from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.methods import steps_warning
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
+from glmtune.models.dtype import Choice
 from glmtune.recipe import AdaLora, Lora, Method, load_recipe
 from glmtune.recipe.method import MethodSettings
 from glmtune.training.memory import peak_memory_gib
@@ -37,18 +38,23 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("held", [torch.bfloat16, torch.float16, torch.float32])
-def test_arithmetic_is_in_the_type_of_the_weights(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", [CARD, torch.device("cpu")])
+def test_arithmetic_is_in_the_type_that_the_base_computes_in(
+    held: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    assert choose_precision("auto", held, CARD) == names[held]
+    assert choose_precision("auto", Choice(held, torch.float32), device) == "fp32"
+    assert choose_precision("auto", Choice(held, torch.bfloat16), device) == "bf16"
+    assert choose_precision("fp32", Choice(held, held), device) == "fp32"
 
 
 def test_bf16_arithmetic_asked_of_a_card_without_it_is_refused_by_name(has_bf16: bool) -> None:
+    base = Choice(torch.float16, torch.float16)
     if has_bf16:
-        assert choose_precision("bf16", torch.float16, CARD) == "bf16"
+        assert choose_precision("bf16", base, CARD) == "bf16"
         return
     with pytest.raises(ConfigError, match=r"^train\.precision: bf16, but this card has no bf16") as caught:
-        choose_precision("bf16", torch.float16, CARD)
+        choose_precision("bf16", base, CARD)
     assert "train.precision=fp16" in caught.value.hint
 
 
@@ -62,7 +68,7 @@ def test_training_in_fp16_for_want_of_bf16_is_said_in_a_line(has_bf16: bool) -> 
 @pytest.mark.parametrize("cap", ["AVX2", "DEFAULT"])
 def test_a_cpu_computes_in_bf16_where_that_is_asked_of_it(cap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
-    assert choose_precision("bf16", torch.float32, torch.device("cpu")) == "bf16"
+    assert choose_precision("bf16", Choice(torch.float32, torch.float32), torch.device("cpu")) == "bf16"
 
 
 @pytest.mark.parametrize(("processes", "said"), [(1, "1 process on cpu"), (2, "2 processes on cpu")])

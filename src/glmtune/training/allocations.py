@@ -1,0 +1,85 @@
+"""The bytes of tensors while a program runs: counted on a CPU, where no allocator tells, else CUDA's own."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def meter_of(device: torch.device, known: Iterable[Tensor]) -> "TensorMeter | CudaMeter":
+    """Return a meter of the tensors made within its `with` block: `live` bytes now, `peak` bytes at most.
+
+    `known`: the tensors that are there already, as a model's weights.
+    """
+    return CudaMeter(device) if device.type == "cuda" else TensorMeter(known)
+
+
+class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no __init_subclass__
+    """Counts the storages that operators return, from their first return until they are freed.
+
+    The peak of a process's resident memory would miss what fits into memory that it has freed before.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        # by the address of torch's own object: the views of a storage share it
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],  # Any: torch's operators take and return anything
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator and count the new storages among its results."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+class CudaMeter:
+    """Reads the counters of CUDA's allocator, from the bytes at its start on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = 0
+
+    def __enter__(self) -> "CudaMeter":
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._start = torch.cuda.memory_allocated(self._device)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the counters as they are."""
+
+    @property
+    def live(self) -> int:
+        """The bytes now."""
+        return torch.cuda.memory_allocated(self._device) - self._start
+
+    @property
+    def peak(self) -> int:
+        """The most bytes so far."""
+        return torch.cuda.max_memory_allocated(self._device) - self._start

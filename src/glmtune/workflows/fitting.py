@@ -1,0 +1,168 @@
+"""Settle the size of micro-batches and the recomputed layers by the memory that is free, before step 1."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glmtune.data.batches import collate, longest_micro_batch
+from glmtune.data.row import TrainingRow
+from glmtune.errors import ConfigError
+from glmtune.models.recomputing import recompute
+from glmtune.objectives import ObjectiveModule
+from glmtune.processor import free_memory
+from glmtune.recipe import Train
+from glmtune.recipe.settings import MicroBatchSize
+from glmtune.training.optim import state_bytes
+from glmtune.training.probe import has_room, longest_rows, measure_need
+from glmtune.workflows.events import Note
+from glmtune.workflows.remedies import SAFE_SHARE, Memory, find_remedy, in_words
+
+if TYPE_CHECKING:
+    from glmtune.workflows.plan import Plan
+
+MOST_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Largest size of micro-batches in tokens. On a CPU more are slower, for they leave its caches: LoRA on two
+layers of 768 took 484, 486, 510 and 609 us a token with 1024, 2048, 4096 and 8192 of them."""
+LEAST_TOKENS = 256
+"""Smallest size of micro-batches in tokens, before single rows."""
+FIXED = {"cpu": 48, "cuda": 256}
+"""Time of a micro-batch that does not grow with it, in tokens: weights are read, kernels are started. On a
+CPU 256 tokens took 11 % longer each in layers of 768, 29 % in layers of 1536."""
+RECOMPUTING = 0.3
+"""Time of recomputing all layers, as a share of a step's: one more forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A way to run the micro-batches, and what it takes."""
+
+    size: MicroBatchSize
+    recomputed: int
+    """Number of recomputed layers."""
+    tokens: int
+    """Tokens of the run's longest micro-batch."""
+    num_bytes: int
+    """Bytes that it needs, gradients and the optimizer's means included."""
+    cost: float
+    """Time of a token, relative to endless micro-batches without recomputation."""
+
+
+def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note, None, "Plan"]:
+    """Settle the `auto` of a plan's micro-batches and recomputation; return the plan with them settled.
+
+    The objective's model is set to recompute so. All processes decide alike. A run that is resumed keeps what
+    it began with. Raises `ConfigError` if nothing fits, with settings that would.
+    """
+    settings = plan.recipe.train
+    if plan.is_resumed and not isinstance(settings.gradient_checkpointing, str):
+        recompute(objective.model, settings.gradient_checkpointing)
+        return plan
+    memory = _measure(plan, objective)
+    choice = _choose(plan, objective, memory)
+    recompute(objective.model, choice.recomputed)
+    yield Note(_line(choice, memory))
+    if choice.num_bytes > SAFE_SHARE * memory.free:
+        text = "memory: this is close to all that is free: end other programs, or the system may end this one"
+        yield Note(text, is_warning=True)
+    changed: dict[str, object] = {"micro_batch_size": choice.size}
+    if settings.gradient_checkpointing == "auto":
+        number, is_whole = choice.recomputed, choice.recomputed == memory.need.num_layers
+        changed["gradient_checkpointing"] = number > 0 if is_whole or not number else number
+    recipe = plan.recipe.model_copy(update={"train": settings.model_copy(update=changed)})
+    return replace(plan, recipe=recipe, steps=plan.steps.in_size(choice.size))
+
+
+def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
+    """Return the least favourable process's memory and need."""
+    rows, processes = plan.rows.train.rows, plan.processes
+    free = free_memory(processes.device)
+    row = longest_rows(rows, 1)[0]
+    need = measure_need(
+        objective, row, plan.tokenizer.pad_token_id, processes, vocab_size=objective.model.config.vocab_size
+    )
+    longest = max(len(row.input_ids) for row in (*rows, *plan.rows.validation.rows))
+    state = state_bytes(objective, plan.recipe.train, num_processes=processes.number)
+    everyones = processes.gather(Memory(need, free, state, longest))
+    greatest = max(everyones, key=lambda each: each.need.bytes_at(longest, longest, recomputed=0))
+    return replace(greatest, free=min(each.free for each in everyones))
+
+
+def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Choice:
+    """Return the fastest choice that fits. Raises `ConfigError` if none does."""
+    choices = list(_choices(plan, memory))
+    for choice in sorted(choices, key=lambda choice: choice.cost):
+        if choice.num_bytes <= SAFE_SHARE * memory.free and _proves_true(choice, plan, objective, memory):
+            return choice
+    leanest = min(choices, key=lambda choice: choice.num_bytes)
+    if leanest.num_bytes <= memory.free and _proves_true(leanest, plan, objective, memory):
+        return leanest
+    raise ConfigError(
+        f"memory: the smallest step of these settings, {leanest.tokens:,} tokens at once, needs about "
+        f"{in_words(leanest.num_bytes)}, but {in_words(memory.free)} are free",
+        hint=find_remedy(plan, objective.model, memory),
+    )
+
+
+def _choices(plan: "Plan", memory: Memory) -> Iterator[Choice]:
+    """Yield every choice that the settings leave, larger micro-batches and less recomputation first."""
+    num_layers, device = memory.need.num_layers, plan.processes.device.type
+    train, validation = plan.steps.lengths(plan.num_steps), _lengths(plan.rows.validation.rows)
+    for size in _sizes(plan.recipe.train, MOST_TOKENS[device]):
+        number = plan.processes.number
+        tokens = max(longest_micro_batch(lengths, size, number) for lengths in (train, validation))
+        for recomputed in _numbers(plan.recipe.train, num_layers):
+            needed = memory.bytes_at(tokens, min(tokens, memory.longest_row), recomputed=recomputed)
+            cost = (1 + RECOMPUTING * recomputed / max(1, num_layers)) * (1 + FIXED[device] / tokens)
+            yield Choice(size, recomputed, tokens, needed, cost)
+
+
+def _sizes(settings: Train, most: int) -> Iterator[MicroBatchSize]:
+    """Yield the sizes that the settings leave; for auto halves down from `most` tokens, then single rows."""
+    if settings.micro_batch_size != "auto":
+        yield settings.micro_batch_size
+        return
+    while most >= LEAST_TOKENS:
+        yield f"{most} tokens"
+        most //= 2
+    yield 1
+
+
+def _numbers(settings: Train, num_layers: int) -> list[int]:
+    """Return the numbers of layers that the settings let recompute; for auto in eighths."""
+    wanted = settings.gradient_checkpointing
+    if isinstance(wanted, bool):
+        return [num_layers * wanted]
+    if isinstance(wanted, int):
+        return [wanted]
+    return sorted({round(num_layers * eighths / 8) for eighths in range(9)})
+
+
+def _lengths(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:
+    """Return the lengths of the rows as those of one step, (1, rows)."""
+    return np.array([[len(row.input_ids) for row in rows]], dtype=np.int64)
+
+
+def _proves_true(choice: Choice, plan: "Plan", objective: ObjectiveModule, memory: Memory) -> bool:
+    """Return False if the longest micro-batch does not pass through a GPU; on a CPU it is not tried."""
+    processes = plan.processes
+    if processes.device.type != "cuda":
+        return True
+    recompute(objective.model, choice.recomputed)
+    batch = collate(longest_rows(plan.rows.train.rows, choice.tokens), plan.tokenizer.pad_token_id)
+    # the gradients are there while it is tried, the optimizer's means are not
+    spare = memory.state - state_bytes(objective, None, num_processes=1)
+    return not processes.is_any(not has_room(objective, batch, processes, spare=spare))
+
+
+def _line(choice: Choice, memory: Memory) -> str:
+    """Return the log line of a choice."""
+    number, layers = choice.recomputed, memory.need.num_layers
+    part = "all layers" if number == layers else f"{number} of {layers} layers"
+    recomputed = f"{part} recomputed" if number else "no recomputation"
+    return (
+        f"memory: longest micro-batch {choice.tokens:,} tokens, about {in_words(choice.num_bytes)} of "
+        f"{in_words(memory.free)} free: {recomputed}"
+    )

@@ -1,0 +1,230 @@
+"""A run settles before step 1 what its memory allows: nothing else changes, and what is settled is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from forks import run_ranks
+from glmtune.errors import ConfigError
+from glmtune.methods import apply_method
+from glmtune.objectives import SftObjective
+from glmtune.recipe import Lora, Recipe, load_recipe
+from glmtune.run_files import read_json_lines
+from glmtune.training.probe import untouched
+from glmtune.workflows import fitting
+from glmtune.workflows.events import Note, Saved, drain
+from glmtune.workflows.execute import training
+from models import tiny_folder, tiny_model
+
+ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
+ENOUGH = "2048 tokens"
+METHODS = {
+    "lora": ["method=lora"],
+    "full": ["method=full"],
+    "freeze": ["method=freeze", "method.num_layers=1"],
+    "ptuning": ["method=ptuning", "method.num_prefix_tokens=4"],
+    "adalora": ["method=adalora", "method.init_r=4", "method.target_r=2"],
+}
+
+
+def recipe(model: Path, output: Path, *words: str) -> Recipe:
+    values = {
+        "model": str(model),
+        "output": output,
+        "data": {"train": ADVERTS, "max_tokens": 400, "max_rows": 40, "holdout_rows": 4},
+        "train": {"steps": 4, "batch_size": 4, "lr": 1e-2, "eval_every": 2},
+        "samples": {"prompts": []},
+    }
+    return load_recipe(values, words)
+
+
+def figures(run: Path) -> list[tuple[float, ...]]:
+    names = ("step", "loss", "grad_norm", "lr", "eval_loss")
+    return [
+        tuple(line[name] for name in names if name in line) for line in read_json_lines(run / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16, "num_layers": 4}
+    return tiny_folder(tmp_path_factory.mktemp("model"), **sizes)
+
+
+def settled(run: Path) -> tuple[Any, Any]:
+    train = load_recipe(run / "recipe.yaml").train
+    return train.micro_batch_size, train.gradient_checkpointing
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted((run / "last").resolve().glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def notes_of(made: Recipe) -> list[str]:
+    return [event.text for event in training(made) if isinstance(event, Note)]
+
+
+def free(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:
+    monkeypatch.setattr(fitting, "free_memory", lambda device: int(num_bytes))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_measures_its_memory_equals_one_that_does_not_bit_by_bit(
+    model: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout on: the random numbers are those of a run that has made no passes before step 1."""
+    words = METHODS[method]
+    notes = notes_of(recipe(model, tmp_path / "auto", *words))
+    assert sum(text.startswith("memory: longest micro-batch ") for text in notes) == 1
+    assert settled(tmp_path / "auto") == (ENOUGH, False)
+    explicit = ["train.micro_batch_size=4", "train.gradient_checkpointing=false"]
+    monkeypatch.setattr("glmtune.workflows.assemble.fit_into_memory", _not_measured)
+    drain(training(recipe(model, tmp_path / "set", *words, *explicit)))
+    assert figures(tmp_path / "auto") == figures(tmp_path / "set")
+    first, second = weights_of(tmp_path / "auto"), weights_of(tmp_path / "set")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _not_measured(plan: Any, objective: Any) -> Any:
+    return plan
+    yield
+
+
+def test_the_passes_before_step_1_leave_no_gradient_random_number_or_mode() -> None:
+    objective = SftObjective(apply_method(tiny_model(), Lora()))
+    objective.model.eval()
+    state = torch.get_rng_state()
+    with untouched(objective, torch.device("cpu")):
+        assert objective.training
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not objective.model.training
+    assert all(p.grad is None for p in objective.parameters())
+
+
+def test_what_a_run_has_settled_is_recorded_and_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded for the same run again, and for its resumption, whatever is free by then."""
+    made = recipe(model, tmp_path / "run")
+    free(monkeypatch, 4 * 2**20)
+    interrupted = training(made)
+    while not isinstance(next(interrupted), Saved):
+        pass
+    interrupted.close()
+    assert settled(tmp_path / "run") == ("256 tokens", 3)
+    free(monkeypatch, 2**40)
+    notes = [event.text for event in training(made, resume=True) if isinstance(event, Note)]
+    assert not [text for text in notes if text.startswith("memory: ")]
+    assert settled(tmp_path / "run") == ("256 tokens", 3)
+    again = load_recipe(tmp_path / "run" / "recipe.yaml", [f"output={tmp_path / 'again'}"])
+    drain(training(again))
+    assert settled(tmp_path / "again") == ("256 tokens", 3)
+    assert figures(tmp_path / "again") == figures(tmp_path / "run")
+
+
+def test_less_memory_means_smaller_micro_batches_then_recomputation_and_the_same_losses(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {
+        200: (ENOUGH, False),
+        12: ("512 tokens", False),
+        8: ("256 tokens", False),
+        4: ("256 tokens", 3),
+    }
+    for mib in expected:
+        free(monkeypatch, mib * 2**20)
+        drain(training(recipe(model, tmp_path / str(mib), "method.dropout=0", "train.steps=2")))
+    assert {mib: settled(tmp_path / str(mib)) for mib in expected} == expected
+    whole, *parts = ([line[1:] for line in figures(tmp_path / str(mib))] for mib in expected)
+    for part in parts:
+        assert torch.tensor(sum(part, ())).allclose(torch.tensor(sum(whole, ())), rtol=1e-5)
+
+
+def test_two_processes_settle_the_same_and_equal_one(model: Path, tmp_path: Path) -> None:
+    words = ["method.dropout=0", "train.batch_size=5"]
+    drain(training(recipe(model, tmp_path / "one", *words)))
+    command = [
+        "train", f"model={model}", f"output={tmp_path / 'two'}", f"data.train={ADVERTS}",
+        "data.max_tokens=400", "data.max_rows=40", "data.holdout_rows=4", "train.steps=4", "train.lr=1e-2",
+        "train.eval_every=2", "samples.prompts=[]", *words,
+    ]  # fmt: skip
+    done = run_ranks(2, "-m", "glmtune", *command, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("memory: longest micro-batch ") == 1
+    assert settled(tmp_path / "two") == settled(tmp_path / "one")
+    for one, two in zip(figures(tmp_path / "one"), figures(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "mib", "words"),
+    [
+        ("lora", 2, "data.max_tokens=176 data.overlong=cut_any"),
+        ("full", 4.6, "train.optimizer=adamw_8bit"),
+        ("full", 4, "method=lora"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_settings_that_do(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, mib: float, words: str
+) -> None:
+    free(monkeypatch, mib * 2**20)
+    with pytest.raises(ConfigError, match=r"memory: the smallest step .* needs about .* are free") as refused:
+        drain(training(recipe(model, tmp_path / "run", *METHODS[method])))
+    assert not (tmp_path / "run").exists()
+    assert refused.value.hint == f"these settings would fit: {words}"
+    drain(training(recipe(model, tmp_path / "run", *METHODS[method], *words.split())))
+    assert settled(tmp_path / "run")[0] in ("256 tokens", 1)
+
+
+def test_settings_that_are_given_are_kept_and_refused_if_they_do_not_fit(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["train.micro_batch_size=3", "train.gradient_checkpointing=2"]
+    drain(training(recipe(model, tmp_path / "run", *words)))
+    assert settled(tmp_path / "run") == (3, 2)
+    free(monkeypatch, 6 * 2**20)
+    with pytest.raises(ConfigError) as refused:
+        drain(training(recipe(model, tmp_path / "other", *words)))
+    automatic = "train.micro_batch_size=auto train.gradient_checkpointing=auto"
+    assert refused.value.hint == f"these settings would fit: {automatic}"
+    drain(training(recipe(model, tmp_path / "other", *automatic.split())))
+
+
+@pytest.mark.slow
+def test_under_a_real_limit_a_run_is_refused_and_its_hint_runs(tmp_path: Path) -> None:
+    """A limit on addresses, as `ulimit -v` sets: what goes beyond it fails."""
+    sizes = {"hidden_size": 128, "ffn_hidden_size": 384, "kv_channels": 32, "num_layers": 12}
+    model = tiny_folder(tmp_path / "model", seq_length=2048, **sizes)
+    rows = [{"prompt": "说", "response": "今天天气很好，我们一起去公园散步。" * 300}] * 3
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "limited.py").write_text(
+        "import resource\n"
+        "import psutil, torch, peft, matplotlib.pyplot\n"
+        "import glmtune.workflows.execute\n"
+        "from glmtune.cli import main\n"
+        "limit = psutil.Process().memory_info().vms + 600 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    words = [
+        "train", f"model={model}", f"output={tmp_path / 'run'}", f"data.train={tmp_path / 'rows.json'}",
+        "data.max_tokens=2000", "data.overlong=cut_any", "train.steps=1", "samples.prompts=[]",
+    ]  # fmt: skip
+    given = ["train.micro_batch_size=2", "train.gradient_checkpointing=false"]
+    refused = run_ranks(1, str(tmp_path / "limited.py"), *words, *given, encoding="utf-8")
+    assert refused.returncode == 2, refused.stderr
+    error, hint = refused.stderr.splitlines()[-2:]
+    assert error.startswith("error: memory: the smallest step of these settings, 4,000 tokens at once, needs")
+    assert not (tmp_path / "run").exists()
+    found = hint.removeprefix("hint: these settings would fit: ").split()
+    assert found == ["train.micro_batch_size=auto", "train.gradient_checkpointing=auto"]
+    done = run_ranks(1, str(tmp_path / "limited.py"), *words, *found, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
