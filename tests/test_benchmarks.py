@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     chat,
     decode,
+    encode,
     evaluate,
     goals,
     laptop,
@@ -78,6 +79,13 @@ RUNS: list[Any] = [
         ["--rows", "3", "--longest", "3", *SMALL],
         {"generate bf16, batch 16; packages", "ours bf16", "ours W8A8"},
         id="evaluate",
+        marks=ADGEN,
+    ),
+    pytest.param(
+        encode.main,
+        ["chatglm3", "--num-rows", "40", *DRY],
+        {"sentencepiece alone", "ours", "ours, 5 % over-long", "tokenizer(texts)"},
+        id="encode",
         marks=ADGEN,
     ),
     pytest.param(
