@@ -11,7 +11,6 @@ from glmtune.errors import ConfigError
 from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory
-from glmtune.recipe import Train
 from glmtune.recipe.settings import MicroBatchSize
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import has_room, longest_rows, measure_need
@@ -111,36 +110,24 @@ def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting
 def _choices(plan: "Plan", memory: Memory) -> Iterator[Fitting]:
     """Yield every choice that the settings leave, larger micro-batches and less recomputation first."""
     num_layers, device = memory.need.num_layers, plan.processes.device.type
+    sizes: list[MicroBatchSize] = [plan.recipe.train.micro_batch_size]
+    if sizes == ["auto"]:  # halves down from the largest, then single rows
+        halvings = range((MOST_TOKENS[device] // LEAST_TOKENS).bit_length())
+        sizes = [*(f"{MOST_TOKENS[device] >> i} tokens" for i in halvings), 1]
+    wanted = plan.recipe.train.gradient_checkpointing
+    if isinstance(wanted, str):  # auto, in eighths
+        numbers = sorted({round(num_layers * eighths / 8) for eighths in range(9)})
+    else:
+        numbers = [num_layers * wanted if isinstance(wanted, bool) else wanted]
     train = plan.steps.lengths(plan.num_steps)
     validation = np.array([[len(row.input_ids) for row in plan.rows.validation.rows]], dtype=np.int64)
-    for size in _sizes(plan.recipe.train, MOST_TOKENS[device]):
+    for size in sizes:
         number = plan.processes.number
         tokens = max(longest_micro_batch(lengths, size, number) for lengths in (train, validation))
-        for recomputed in _numbers(plan.recipe.train, num_layers):
+        for recomputed in numbers:
             needed = memory.bytes_at(tokens, min(tokens, memory.longest_row), recomputed=recomputed)
             cost = (1 + RECOMPUTING * recomputed / max(1, num_layers)) * (1 + FIXED[device] / tokens)
             yield Fitting(size, recomputed, tokens, needed, cost)
-
-
-def _sizes(settings: Train, most: int) -> Iterator[MicroBatchSize]:
-    """Yield the sizes that the settings leave; for auto halves down from `most` tokens, then single rows."""
-    if settings.micro_batch_size != "auto":
-        yield settings.micro_batch_size
-        return
-    while most >= LEAST_TOKENS:
-        yield f"{most} tokens"
-        most //= 2
-    yield 1
-
-
-def _numbers(settings: Train, num_layers: int) -> list[int]:
-    """Return the numbers of layers that the settings let recompute; for auto in eighths."""
-    wanted = settings.gradient_checkpointing
-    if isinstance(wanted, bool):
-        return [num_layers * wanted]
-    if isinstance(wanted, int):
-        return [wanted]
-    return sorted({round(num_layers * eighths / 8) for eighths in range(9)})
 
 
 def _proves_true(choice: Fitting, plan: "Plan", objective: ObjectiveModule, memory: Memory) -> bool:
