@@ -55,7 +55,7 @@ CASES: list[tuple[str, str, dict[str, Any], str | None]] = [
     ("merged", "GLM-4", LORA, "int4"),
     ("merged", "GLM-4-hf", LORA, None),
     ("merged", "GLM-4-0414", LORA, None),
-    ("merged", "GLM-4-0414", LORA, "int4"),
+    ("merged", "GLM-4-0414", LORA, "int8"),
     ("merged", "GLM-4.5", FULL, None),
     ("merged", "GLM-4.5", LORA, None),
     ("hf", "ChatGLM2", LORA, "int8"),

@@ -27,7 +27,7 @@ the same time from 4 to 32 MiB; below 4 the blocks of the widest layers of 6B ar
 _MULTIPLE = 64
 """Blocks begin at a multiple of it: codes lie two in a byte, and 64 of NF4's weights share a magnitude."""
 
-_CAST_AT_ONCE = 2**17  # in fp32 half a MiB
+_CAST_AT_ONCE = 2**18  # in fp32 a MiB
 
 HELD_ROWS = 2
 """The most rows for which a dense weight is multiplied in the type it is held in, by `is_quick_for_few_rows`.
@@ -54,6 +54,17 @@ class FrozenLinear(nn.Linear):
         weight = torch.empty(self.out_features, self.in_features, dtype=dtype, device=self.weight.device)
         self.write(weight, slice(0, self.out_features), slice(0, self.in_features))
         return weight
+
+    def multiply_held(self, rows: Tensor) -> Tensor | None:
+        """Return `multiply` of rows by a kernel that reads the weight as it is held, None for no such kernel.
+
+        Rounded as what is written is.
+        """
+        return None
+
+    def multiply_held_back(self, gradient: Tensor) -> Tensor | None:
+        """Return `multiply_back` of a gradient, as `multiply_held`."""
+        return None
 
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Return the output of few rows by a quicker way than writing blocks, None where there is none.
@@ -132,6 +143,9 @@ def hurry_few_rows(model: nn.Module) -> None:
 @torch.no_grad()
 def multiply(layer: nn.Linear, rows: Tensor) -> Tensor:
     """Return the layer's output (N, O) of rows (N, I), with its bias, in the rows' dtype; no autograd."""
+    held = layer.multiply_held(rows) if isinstance(layer, FrozenLinear) else None
+    if held is not None:
+        return held
     bias = None if layer.bias is None else layer.bias.to(rows.dtype)
     whole = _whole(layer, rows)
     if whole is not None:
@@ -150,6 +164,9 @@ def multiply(layer: nn.Linear, rows: Tensor) -> Tensor:
 @torch.no_grad()
 def multiply_back(layer: nn.Linear, gradient: Tensor) -> Tensor:
     """Return the input's gradient (N, I) of an output's gradient (N, O), in the gradient's dtype."""
+    held = layer.multiply_held_back(gradient) if isinstance(layer, FrozenLinear) else None
+    if held is not None:
+        return held
     out = gradient.new_empty(len(gradient), layer.in_features)
     whole = _whole(layer, gradient)
     if whole is not None:

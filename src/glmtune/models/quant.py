@@ -26,6 +26,7 @@ from glmtune.models.codes import Codes
 from glmtune.models.expanding import write_weight
 from glmtune.models.frozen_linear import FrozenLinear
 from glmtune.models.products import FP32_ROWS, MOST_ROWS, Kernel, find_kernel
+from glmtune.models.triton_products import multiply_codes, multiply_codes_back
 from glmtune.quants import BITS, QUANTS, name_bits
 
 if TYPE_CHECKING:
@@ -174,6 +175,14 @@ class QuantizedLinear(FrozenLinear):
         """Write these rows and columns of the weight into `out`, in its dtype; columns begin and end even."""
         held = slice(columns.start * self.bits // 8, columns.stop * self.bits // 8)
         write_weight(out, self.weight[rows, held], self.weight_scale[rows], self.bits)
+
+    def multiply_held(self, rows: Tensor) -> Tensor | None:
+        """Multiply by the codes as they are, on a CUDA card."""
+        return multiply_codes(rows, self.weight, self.weight_scale, self.bits, bias=self.bias)
+
+    def multiply_held_back(self, gradient: Tensor) -> Tensor | None:
+        """Multiply a gradient by the codes as they are, on a CUDA card."""
+        return multiply_codes_back(gradient, self.weight, self.weight_scale, self.bits)
 
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply up to `MOST_ROWS` rows by the codes as they are, on a CPU, in bf16."""
