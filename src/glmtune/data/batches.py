@@ -138,13 +138,17 @@ def divide(
     row in which nothing is learned.
     """
     by_length = sorted(rows, key=lambda row: len(row.input_ids))
-    # in each round every process gets one row; all cut after the same rounds, by the longest row of each
-    longest = [
-        len(by_length[min(i + number, len(by_length)) - 1].input_ids)
-        for i in range(0, len(by_length), number)
-    ]
+    # in each round every process gets one row; all cut before the same rounds, by the longest row of each
+    most, cuts, tokens = token_limit(size) or AUTO_TOKENS, list[int](), 0
+    for i, start in enumerate(range(0, len(by_length), number)):
+        longest = len(by_length[min(start + number, len(by_length)) - 1].input_ids)
+        is_full = i % size == 0 if isinstance(size, int) else tokens + longest > most
+        if is_full or not cuts:
+            cuts.append(i)
+            tokens = 0
+        tokens += longest
     share = by_length[rank::number]
-    parts = [share[start:end] for start, end in pairwise(_cuts(longest, size))]
+    parts = [share[start:end] for start, end in pairwise([*cuts, len(by_length)])]
     if parts and not parts[-1]:
         # every process takes part in every forward and backward pass, or the others would wait forever: this
         # one repeats the shortest row, with no label in it
@@ -157,19 +161,6 @@ def divide(
         )
         parts[-1] = [blank]
     return parts
-
-
-def _cuts(lengths: Sequence[int], size: MicroBatchSize) -> list[int]:
-    """Return where the rows of these lengths are cut into micro-batches, 0 and the end included."""
-    if isinstance(size, int):
-        return [*range(0, len(lengths), size), len(lengths)]
-    most, cuts, tokens = token_limit(size) or AUTO_TOKENS, list[int](), 0
-    for i, length in enumerate(lengths):
-        if i == 0 or tokens + length > most:
-            cuts.append(i)
-            tokens = 0
-        tokens += length
-    return [*cuts, len(lengths)]
 
 
 def longest_micro_batch(lengths: NDArray[np.int64], size: MicroBatchSize, number: int = 1) -> int:
