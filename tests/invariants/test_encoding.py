@@ -8,7 +8,7 @@ import pytest
 from glmtune.conversation import learned_segments
 from glmtune.data import encode
 from glmtune.data.cut import Cutter, Limits, Size
-from glmtune.data.encode import encode_examples
+from glmtune.data.encode import encode_examples, training_conversations
 from glmtune.data.example import Example
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
@@ -80,7 +80,7 @@ def expected(tokenizer: Any, rows: list[Example], data: Data) -> list[Any]:
         lambda text: len(tokenizer.encode_plain(text)),
     )
     for row in rows:
-        for conversation in encode._conversations(tokenizer, row.messages, data):
+        for conversation in training_conversations(tokenizer, row.messages, data):
             *_, size = one_by_one(tokenizer, conversation)
             if not size.num_tokens:
                 continue

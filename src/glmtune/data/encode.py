@@ -6,7 +6,6 @@ every role token stay, and the token that ends an answer is always there and lea
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -44,8 +43,14 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
     limits = Limits.of(settings, tokenizer.context)
     report = LengthReport(limit=str(limits))
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
-    with _without_collecting():
+    # encoding makes no cycles of garbage, but millions of objects that Python would look through for some
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
         rows = list(encode(tokenizer, examples, settings, limits, report))
+    finally:
+        if was_enabled:
+            gc.enable()
     # a cut of most rows is more likely a wrong limit than a wish: `cut` refuses it, `cut_any` allows it
     needs_consent = settings.overlong == "cut" and settings.encoding == "chat"
     if needs_consent and report.overlong_share > REFUSED_SHARE:
@@ -60,18 +65,6 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
             hint=f"{limits.raising}, or give rows with answers",
         )
     return Encoded(rows, report)
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Inside, Python looks for no cycles: encoding makes none, but many objects to look through again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _count_lost_thoughts(tokenizer: Tokenizer, messages: Sequence[Message]) -> int:
@@ -117,7 +110,11 @@ def _encode_chat(
     for chunk in _render_chunks(tokenizer, examples, settings, report):
         ids, is_target, bounds = encode_together(tokenizer, [rendered.segments for rendered in chunk])
         labels = np.where(is_target, ids, np.int32(IGNORED))
-        sizes = _sizes(is_target, bounds)
+        starts, ends = np.array(bounds[:-1]), np.array(bounds[1:])
+        # the last answer of a row begins behind its last token that is no target; -1: all so far are targets
+        unlearned = np.concatenate([[-1], np.flatnonzero(~is_target)])
+        last = unlearned[np.searchsorted(unlearned, ends) - 1]
+        sizes = map(Size, (ends - starts).tolist(), (ends - np.maximum(last + 1, starts)).tolist())
         spans = zip(chunk, bounds, bounds[1:], sizes, strict=False)
         for (example, conversation, _), start, end, size in spans:
             if limits.is_met(size) and size.num_tokens:
@@ -143,7 +140,7 @@ def _render_chunks(
                 messages = taught.begin(example.messages)
                 if not keeps_thoughts:
                     report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
-                for conversation in _conversations(tokenizer, messages, settings):
+                for conversation in training_conversations(tokenizer, messages, settings):
                     segments = _segments(tokenizer, conversation, settings)
                     written = "".join([segment.text for segment in segments])
                     text(written, "text")  # raises for half a character
@@ -158,7 +155,7 @@ def _render_chunks(
     yield chunk
 
 
-def _conversations(
+def training_conversations(
     tokenizer: Tokenizer, messages: Sequence[Message], settings: Data
 ) -> Sequence[list[Message]]:
     """Return the conversations that become a training example each, what is learned in them marked."""
@@ -189,16 +186,6 @@ def _segments(tokenizer: Tokenizer, conversation: Sequence[Message], settings: D
     """Return the training example of a conversation; it is empty if no answer is learned."""
     examples = learned_segments(tokenizer, conversation, source_prefix=settings.source_prefix)
     return examples[0] if examples else ()
-
-
-def _sizes(is_target: NDArray[np.bool_], bounds: Sequence[int]) -> Iterator[Size]:
-    """Yield the size of each example between two bounds."""
-    starts, ends = np.array(bounds[:-1]), np.array(bounds[1:])
-    # its last answer begins behind the last token that is none; -1: there is none in all examples so far
-    unlearned = np.concatenate([[-1], np.flatnonzero(~is_target)])
-    last = unlearned[np.searchsorted(unlearned, ends) - 1]
-    targets = ends - np.maximum(last + 1, starts)
-    return map(Size, (ends - starts).tolist(), targets.tolist())
 
 
 def _shorten(

@@ -4,6 +4,7 @@ Source of the format: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune/
 """
 
 import math
+from collections.abc import Sequence
 
 from glmtune.training.loop import StepLog
 
@@ -34,6 +35,17 @@ class Progress:
             f"ETA: {clock_time((self.steps - last.step) * seconds / count)}, "
             f"tokens/s: {tokens:,.0f}, peak memory: {last.peak_memory_gib:.2f} GiB"
         )
+
+
+def show_figures(logs: Sequence[StepLog], steps: int) -> tuple[str, ...]:
+    """Return loss, time left, speed and memory for a progress bar, means of some steps; the loss first."""
+    last, seconds = logs[-1], sum(log.step_s for log in logs)
+    return (
+        f"loss {sum(log.loss for log in logs) / len(logs):.4f}",
+        f"{clock_time((steps - last.step) * seconds / len(logs))} left",
+        f"{sum(log.tokens_per_s * log.step_s for log in logs) / seconds:,.0f} tokens/s",
+        f"{last.peak_memory_gib:.2f} GiB",
+    )
 
 
 def clock_time(seconds: float) -> str:

@@ -13,10 +13,18 @@ from glmtune.chat import Chat
 from glmtune.data.convert import write_examples
 from glmtune.data.reader import read_examples
 from glmtune.errors import ConfigError
+from glmtune.files import read_json
 from glmtune.load import load_model, load_tokenizer
 from glmtune.paths import examples_folder
 from glmtune.recipe import Data, load_recipe
-from glmtune.run_files import free_folder, make_folder, read_json_lines, require_new, write_text
+from glmtune.run_files import (
+    SCORES_FILE,
+    free_folder,
+    make_folder,
+    read_json_lines,
+    require_new,
+    write_text,
+)
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import recipe_for
 from glmtune.workflows.evaluating import evaluating
@@ -196,21 +204,10 @@ def _measure_knowledge(
             "data": {"test": folder / "data" / file},
             "evaluate": {"batch_size": 64, "max_new_tokens": 128},
         }
-        answering = yield from _without_notes(evaluating(recipe_for(recipe)))
-        scores[part] = answering.scores["thudm"]
+        # its lines are left out, for they would drown the demo's own
+        yield from (event for event in evaluating(recipe_for(recipe)) if not isinstance(event, Note))
+        scores[part] = read_json(folder / when / part / SCORES_FILE)["thudm"]
     # a question may ask for the name, the author or both: an answer is to give those that its reference gives
     rows = read_json_lines(folder / when / "identity" / "generated_predictions.txt")
     num_known = sum(all(name in row["predict"] for name in names if name in row["labels"]) for row in rows)
     return {"answers": tuple(answers), "known": num_known / len(rows), "scores": scores}
-
-
-def _without_notes(events: Generator[Event, None, RunResult]) -> Generator[Event, None, RunResult]:
-    """Run a workflow to its result, yielding all events but its lines."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as stop:
-            result: RunResult = stop.value
-            return result
-        if not isinstance(event, Note):
-            yield event

@@ -6,7 +6,7 @@ The only module outside `cli` that prints.
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -86,12 +86,15 @@ class Lines:
             if isinstance(event, Stepped) and event.line:
                 self.say(event.line)
             return
+        # loads torch, which all that moves a bar has needed
+        from glmtune.training.progress import clock_time, show_figures
+
         bar = self._bar
         bar.activity = self._label
         match event:
             case Stepped(log, steps, _):
                 self._recent.append(log)
-                bar.done, bar.total, bar.figures = log.step, steps, _figures(self._recent, steps)
+                bar.done, bar.total, bar.figures = log.step, steps, show_figures(self._recent, steps)
             case Answered(done, total):
                 if self._began is None or done <= bar.done:  # the first answer of a file of rows
                     self._began = (time.monotonic(), done)
@@ -99,26 +102,9 @@ class Lines:
                 bar.done, bar.total, bar.figures = done, total, ()
                 if done > first:
                     left = (time.monotonic() - since) / (done - first) * (total - done)
-                    bar.figures = (_time_left(left),)
+                    bar.figures = (f"{clock_time(left)} left",)
             case Working(what):
                 bar.activity = what
-
-
-def _figures(logs: Sequence["StepLog"], steps: int) -> tuple[str, ...]:
-    """Return loss, time left, speed and memory of the newest steps, the most important first."""
-    last, seconds = logs[-1], sum(log.step_s for log in logs)
-    return (
-        f"loss {sum(log.loss for log in logs) / len(logs):.4f}",
-        _time_left((steps - last.step) * seconds / len(logs)),
-        f"{sum(log.tokens_per_s * log.step_s for log in logs) / seconds:,.0f} tokens/s",
-        f"{last.peak_memory_gib:.2f} GiB",
-    )
-
-
-def _time_left(seconds: float) -> str:
-    from glmtune.training.progress import clock_time  # loads torch, which a step or an answer has needed
-
-    return f"{clock_time(seconds)} left"
 
 
 class Shown:
