@@ -50,6 +50,7 @@ BENCHMARK := $(BIN)/python -m benchmarks
 bench: develop
 	$(BENCHMARK).chat
 	$(BENCHMARK).scores
+	$(BENCHMARK).encode
 	$(BENCHMARK).decode tiny
 	$(BENCHMARK).decode 1b
 	$(BENCHMARK).prefill

@@ -253,6 +253,18 @@ GOALS = [
         "demo", "`glmtune demo`, at most 180 s with AVX2 alone", "`glmtune demo`，只有 AVX2 时至多 180 秒",
         side("glmtune demo"), {PLAIN: 180}, "s", is_at_most=True,
     ),
+    *(
+        Goal(
+            f"encode {family}", f"{title}: {what} `sentencepiece` alone, at most 1.4 times",
+            f"{title}：{chinese}是单独 `sentencepiece` 的至多 1.4 倍",
+            ratio(name, "sentencepiece alone"), 1.4, is_at_most=True,
+        )
+        for family, title in (("chatglm3", "ChatGLM3"), ("chatglm2", "ChatGLM2"), ("chatglm", "ChatGLM-6B"))
+        for name, what, chinese in (
+            ("ours", "encoding rows over", "编码各行的时间"),
+            ("ours, 5 % over-long", "the same, one row in twenty cut, over", "每二十行有一行被截短时"),
+        )
+    ),
     Goal(
         "scores", "scores of `thudm`: the packages' time over ours, at least 2.5",
         "`thudm` 评分：各软件包的时间对我们的，至少 2.5 倍", ratio("thudm, official", "thudm, ours"), 2.5,

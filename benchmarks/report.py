@@ -117,6 +117,22 @@ CASES: dict[str, dict[str, str]] = {
     "train gpu 9b": {"en": "The same, GLM-4-9B", "zh": "同上，GLM-4-9B"},
     "train gpu 9b, memory": {"en": "The same: memory of the whole process", "zh": "同上：整个进程的显存"},
     "lora tiny": {"en": "Training LoRA on glm-tiny", "zh": "在 glm-tiny 上训练 LoRA"},
+    "encode chatglm3": {
+        "en": "Encoding 20,000 ADGEN rows, ChatGLM3's tokenizer",
+        "zh": "编码 20,000 行 ADGEN，ChatGLM3 的分词器",
+    },
+    "encode chatglm2": {
+        "en": "Encoding 20,000 ADGEN rows, ChatGLM2's tokenizer",
+        "zh": "编码 20,000 行 ADGEN，ChatGLM2 的分词器",
+    },
+    "encode chatglm": {
+        "en": "Encoding 20,000 ADGEN rows, ChatGLM-6B's tokenizer",
+        "zh": "编码 20,000 行 ADGEN，ChatGLM-6B 的分词器",
+    },
+    "encode glm4": {
+        "en": "Encoding 20,000 ADGEN rows, GLM-4's tokenizer",
+        "zh": "编码 20,000 行 ADGEN，GLM-4 的分词器",
+    },
     "scores": {"en": "Scoring 1,070 answers", "zh": "给 1,070 个回答评分"},
     "demo": {"en": "`glmtune demo`, as typed", "zh": "`glmtune demo`，照输入的命令"},
     "chat": {

@@ -10,8 +10,10 @@ import torch
 from benchmarks import (
     chat,
     decode,
+    encode,
     evaluate,
     goals,
+    laptop,
     llama,
     measure,
     models,
@@ -70,12 +72,20 @@ RUNS: list[Any] = [
         id="lora",
         marks=pytest.mark.slow,
     ),
+    pytest.param(laptop.main, ["--steps", "2", *SMALL], {"step"}, id="laptop", marks=pytest.mark.slow),
     pytest.param(prefill.main, ["packed", *SMALL], {"GlmForCausalLM bf16"}, id="packed", marks=ADGEN),
     pytest.param(
         evaluate.main,
         ["--rows", "3", "--longest", "3", *SMALL],
         {"generate bf16, batch 16; packages", "ours bf16", "ours W8A8"},
         id="evaluate",
+        marks=ADGEN,
+    ),
+    pytest.param(
+        encode.main,
+        ["chatglm3", "--num-rows", "40", *DRY],
+        {"sentencepiece alone", "ours", "ours, 5 % over-long", "tokenizer(texts)"},
+        id="encode",
         marks=ADGEN,
     ),
     pytest.param(

@@ -1,6 +1,7 @@
 """Our loop against transformers' Trainer, and the ways of cutting a step that must not matter."""
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,29 @@ def run(model: torch.nn.Module, rows: list[TrainingRow], settings: Train, steps:
 
 def figures(logs: list[StepLog]) -> torch.Tensor:
     return torch.tensor([(log.loss, log.grad_norm) for log in logs])
+
+
+def test_the_time_of_a_step_holds_what_its_batches_take_and_nothing_between_two_steps() -> None:
+    model, settings, pause = tiny_model(), Train(lr=1e-3), 0.05
+    processes, objective = Processes(), SftObjective(model)
+    optimizer = build_optimizer(model, settings)
+    taken = []
+
+    def slowly():
+        for step in (1, 2):
+            time.sleep(pause)  # at least that long
+            yield step, [collate(random_rows(2, seed=step), 0)]
+
+    schedule = build_schedule(optimizer, settings, 2)
+    start = time.perf_counter()
+    for log in fit(objective, objective, slowly(), processes.prepare(optimizer), schedule, processes):
+        taken.append(log.step_s)
+        time.sleep(pause)
+    assert min(taken) >= pause
+    assert sum(taken) <= time.perf_counter() - start - 2 * pause
+    assert log.tokens_per_s * log.step_s == pytest.approx(
+        sum(len(r.input_ids) for r in random_rows(2, seed=2))
+    )
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -6,11 +6,13 @@ it is encoded, never ids: no character is broken, and the chat format's own toke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 from glmtune.errors import DataError
 from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
-from glmtune.templates import Message
+from glmtune.templates import Message, Segment
+from glmtune.tokenizers.protocol import Tokenizer
 
 _QUESTION_SHARE = 4
 """Questions keep at least `max_tokens` / 4 tokens each; what is still too long is taken from the answers."""
@@ -27,6 +29,24 @@ class Size(NamedTuple):
     def num_source(self) -> int:
         """Tokens before the last learned answer."""
         return self.num_tokens - self.num_target
+
+
+def token_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
+    """Return a function that counts the tokens of a text.
+
+    It knows each text again: most of a conversation stays the same from one cut that is tried to the next.
+    """
+    return cache(lambda text: len(tokenizer.encode_plain(text)))
+
+
+def measure(segments: Sequence[Segment], count: Callable[[str], int]) -> Size:
+    """Return the size of an example; `count` counts the tokens of a text."""
+    num_tokens = num_target = 0
+    for text, is_control, is_target in segments:
+        new = 1 if is_control else count(text)
+        num_tokens += new
+        num_target = num_target + new if is_target else 0  # counts anew behind each prompt part
+    return Size(num_tokens, num_target)
 
 
 @dataclass(frozen=True, slots=True)

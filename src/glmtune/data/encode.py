@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glmtune.conversation import encode_together, learned_segments
-from glmtune.data.cut import Cutter, Limits, Size, last_index
+from glmtune.data.cut import Cutter, Limits, Size, last_index, measure, token_counter
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, find_encoding
@@ -117,7 +117,7 @@ def _encode_chat(
     for chunk in _render_chunks(tokenizer, examples, settings, report):
         ids, is_target, bounds = encode_together(tokenizer, [rendered.segments for rendered in chunk])
         labels = np.where(is_target, ids, np.int32(IGNORED))
-        sizes = _measure(is_target, bounds)
+        sizes = _sizes(is_target, bounds)
         spans = zip(chunk, bounds, bounds[1:], sizes, strict=False)
         for (example, conversation, _), start, end, size in spans:
             if limits.is_met(size) and size.num_tokens:
@@ -191,7 +191,7 @@ def _segments(tokenizer: Tokenizer, conversation: Sequence[Message], settings: D
     return examples[0] if examples else ()
 
 
-def _measure(is_target: NDArray[np.bool_], bounds: Sequence[int]) -> Iterator[Size]:
+def _sizes(is_target: NDArray[np.bool_], bounds: Sequence[int]) -> Iterator[Size]:
     """Yield the size of each example between two bounds."""
     starts, ends = np.array(bounds[:-1]), np.array(bounds[1:])
     # its last answer begins behind the last token that is none; -1: there is none in all examples so far
@@ -218,18 +218,12 @@ def _shorten(
         report.drop(num_tokens, "overlong")
         return None
 
-    def encode(shortened: Sequence[Message]) -> tuple[NDArray[np.int32], NDArray[np.bool_], list[int]]:
-        return encode_together(tokenizer, [_segments(tokenizer, shortened, settings)])
-
-    cutter = Cutter(
-        limits,
-        lambda shortened: next(_measure(*encode(shortened)[1:])),
-        lambda text: len(tokenizer.encode_plain(text)),
-    )
+    count = token_counter(tokenizer)
+    cutter = Cutter(limits, lambda short: measure(_segments(tokenizer, short, settings), count), count)
     if (found := cutter.cut(conversation)) is None:
         report.drop(num_tokens, "uncuttable")
         return None
-    ids, is_target, _ = encode(found[0])
+    ids, is_target, _ = encode_together(tokenizer, [_segments(tokenizer, found[0], settings)])
     report.add(num_tokens, len(ids), found[1])
     return ids, np.where(is_target, ids, np.int32(IGNORED))
 

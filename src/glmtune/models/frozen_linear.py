@@ -27,7 +27,7 @@ the same time from 4 to 32 MiB; below 4 the blocks of the widest layers of 6B ar
 _MULTIPLE = 64
 """Blocks begin at a multiple of it: codes lie two in a byte, and 64 of NF4's weights share a magnitude."""
 
-_CAST_AT_ONCE = 2**17  # in fp32 half a MiB
+_CAST_AT_ONCE = 2**18  # in fp32 a MiB
 
 HELD_ROWS = 2
 """The most rows for which a dense weight is multiplied in the type it is held in, by `is_quick_for_few_rows`.

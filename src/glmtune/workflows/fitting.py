@@ -1,19 +1,16 @@
 """Settle the size of micro-batches and the recomputed layers by the memory that is free, before step 1."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glmtune.data.batches import collate, longest_micro_batch
-from glmtune.data.row import TrainingRow
 from glmtune.errors import ConfigError
 from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory
-from glmtune.recipe import Train
 from glmtune.recipe.settings import MicroBatchSize
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import has_room, longest_rows, measure_need
@@ -36,7 +33,7 @@ RECOMPUTING = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Fitting:
     """A way to run the micro-batches, and what it takes."""
 
     size: MicroBatchSize
@@ -63,14 +60,18 @@ def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note,
     memory = _measure(plan, objective)
     choice = _choose(plan, objective, memory)
     recompute(objective.model, choice.recomputed)
-    yield Note(_line(choice, memory))
+    number, num_layers = choice.recomputed, memory.need.num_layers
+    part = "all layers" if number == num_layers else f"{number} of {num_layers} layers"
+    yield Note(
+        f"memory: longest micro-batch {choice.tokens:,} tokens, about {in_words(choice.num_bytes)} of "
+        f"{in_words(memory.free)} free: {f'{part} recomputed' if number else 'no recomputation'}"
+    )
     if choice.num_bytes > SAFE_SHARE * memory.free:
         text = "memory: this is close to all that is free: end other programs, or the system may end this one"
         yield Note(text, is_warning=True)
     changed: dict[str, object] = {"micro_batch_size": choice.size}
     if settings.gradient_checkpointing == "auto":
-        number, is_whole = choice.recomputed, choice.recomputed == memory.need.num_layers
-        changed["gradient_checkpointing"] = number > 0 if is_whole or not number else number
+        changed["gradient_checkpointing"] = number if 0 < number < num_layers else number > 0
     recipe = plan.recipe.model_copy(update={"train": settings.model_copy(update=changed)})
     return replace(plan, recipe=recipe, steps=plan.steps.in_size(choice.size))
 
@@ -90,7 +91,7 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     return replace(greatest, free=min(each.free for each in everyones))
 
 
-def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Choice:
+def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting:
     """Return the fastest choice that fits. Raises `ConfigError` if none does."""
     choices = list(_choices(plan, memory))
     for choice in sorted(choices, key=lambda choice: choice.cost):
@@ -106,46 +107,30 @@ def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Choice:
     )
 
 
-def _choices(plan: "Plan", memory: Memory) -> Iterator[Choice]:
+def _choices(plan: "Plan", memory: Memory) -> Iterator[Fitting]:
     """Yield every choice that the settings leave, larger micro-batches and less recomputation first."""
     num_layers, device = memory.need.num_layers, plan.processes.device.type
-    train, validation = plan.steps.lengths(plan.num_steps), _lengths(plan.rows.validation.rows)
-    for size in _sizes(plan.recipe.train, MOST_TOKENS[device]):
+    sizes: list[MicroBatchSize] = [plan.recipe.train.micro_batch_size]
+    if sizes == ["auto"]:  # halves down from the largest, then single rows
+        halvings = range((MOST_TOKENS[device] // LEAST_TOKENS).bit_length())
+        sizes = [*(f"{MOST_TOKENS[device] >> i} tokens" for i in halvings), 1]
+    wanted = plan.recipe.train.gradient_checkpointing
+    if isinstance(wanted, str):  # auto, in eighths
+        numbers = sorted({round(num_layers * eighths / 8) for eighths in range(9)})
+    else:
+        numbers = [num_layers * wanted if isinstance(wanted, bool) else wanted]
+    train = plan.steps.lengths(plan.num_steps)
+    validation = np.array([[len(row.input_ids) for row in plan.rows.validation.rows]], dtype=np.int64)
+    for size in sizes:
         number = plan.processes.number
         tokens = max(longest_micro_batch(lengths, size, number) for lengths in (train, validation))
-        for recomputed in _numbers(plan.recipe.train, num_layers):
+        for recomputed in numbers:
             needed = memory.bytes_at(tokens, min(tokens, memory.longest_row), recomputed=recomputed)
             cost = (1 + RECOMPUTING * recomputed / max(1, num_layers)) * (1 + FIXED[device] / tokens)
-            yield Choice(size, recomputed, tokens, needed, cost)
+            yield Fitting(size, recomputed, tokens, needed, cost)
 
 
-def _sizes(settings: Train, most: int) -> Iterator[MicroBatchSize]:
-    """Yield the sizes that the settings leave; for auto halves down from `most` tokens, then single rows."""
-    if settings.micro_batch_size != "auto":
-        yield settings.micro_batch_size
-        return
-    while most >= LEAST_TOKENS:
-        yield f"{most} tokens"
-        most //= 2
-    yield 1
-
-
-def _numbers(settings: Train, num_layers: int) -> list[int]:
-    """Return the numbers of layers that the settings let recompute; for auto in eighths."""
-    wanted = settings.gradient_checkpointing
-    if isinstance(wanted, bool):
-        return [num_layers * wanted]
-    if isinstance(wanted, int):
-        return [wanted]
-    return sorted({round(num_layers * eighths / 8) for eighths in range(9)})
-
-
-def _lengths(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:
-    """Return the lengths of the rows as those of one step, (1, rows)."""
-    return np.array([[len(row.input_ids) for row in rows]], dtype=np.int64)
-
-
-def _proves_true(choice: Choice, plan: "Plan", objective: ObjectiveModule, memory: Memory) -> bool:
+def _proves_true(choice: Fitting, plan: "Plan", objective: ObjectiveModule, memory: Memory) -> bool:
     """Return False if the longest micro-batch does not pass through a GPU; on a CPU it is not tried."""
     processes = plan.processes
     if processes.device.type != "cuda":
@@ -155,14 +140,3 @@ def _proves_true(choice: Choice, plan: "Plan", objective: ObjectiveModule, memor
     # the gradients are there while it is tried, the optimizer's means are not
     spare = memory.state - state_bytes(objective, None, num_processes=1)
     return not processes.is_any(not has_room(objective, batch, processes, spare=spare))
-
-
-def _line(choice: Choice, memory: Memory) -> str:
-    """Return the log line of a choice."""
-    number, layers = choice.recomputed, memory.need.num_layers
-    part = "all layers" if number == layers else f"{number} of {layers} layers"
-    recomputed = f"{part} recomputed" if number else "no recomputation"
-    return (
-        f"memory: longest micro-batch {choice.tokens:,} tokens, about {in_words(choice.num_bytes)} of "
-        f"{in_words(memory.free)} free: {recomputed}"
-    )

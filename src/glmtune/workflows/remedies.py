@@ -12,7 +12,7 @@ from glmtune.families import identify_family
 from glmtune.models.protocol import CausalLM
 from glmtune.models.recomputing import layers_of
 from glmtune.possible import require_possible
-from glmtune.recipe import Data, TrainedPart
+from glmtune.recipe import TrainedPart
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import Need
 
@@ -113,20 +113,16 @@ def _shortened(plan: "Plan", memory: Memory) -> Iterator[str]:
     lengths = range(LEAST_LENGTH, memory.longest_row + 1, LEAST_LENGTH)
     limit = max((length for length in lengths if memory.fits(length)), default=LEAST_LENGTH)
     data = plan.recipe.data
-    yield from _limits(data, limit)
-    longer = sum(len(row.input_ids) > limit for row in plan.rows.train.rows)
-    if data.overlong == "cut" and data.encoding == "chat" and 2 * longer > len(plan.rows.train.rows):
-        yield "data.overlong=cut_any"  # `cut` refuses to cut most of the rows
-
-
-def _limits(data: Data, limit: int) -> Iterator[str]:
     source, target = data.max_source_tokens, data.max_target_tokens
     if source is None or target is None:
         yield f"data.max_tokens={limit}"
-        return
-    room = limit - 2  # the official encodings put up to 2 tokens around prompt and completion
-    prompt = max(4, room * source // (source + target))  # both shrink in proportion
-    yield from (f"data.max_source_tokens={prompt}", f"data.max_target_tokens={max(2, room - prompt)}")
+    else:
+        room = limit - 2  # the official encodings put up to 2 tokens around prompt and completion
+        prompt = max(4, room * source // (source + target))  # both shrink in proportion
+        yield from (f"data.max_source_tokens={prompt}", f"data.max_target_tokens={max(2, room - prompt)}")
+    longer = sum(len(row.input_ids) > limit for row in plan.rows.train.rows)
+    if data.overlong == "cut" and data.encoding == "chat" and 2 * longer > len(plan.rows.train.rows):
+        yield "data.overlong=cut_any"  # `cut` refuses to cut most of the rows
 
 
 def in_words(size: float) -> str:

@@ -258,7 +258,7 @@ def test_the_write_up_s_script_becomes_the_recipe_that_was_written_from_it(tmp_p
     assert (recipe.model, recipe.quant, recipe.method) == (ours.model, ours.quant, ours.method)
     columns = {"prompt_column": "content", "response_column": "summary"}
     assert recipe.data == ours.data.model_copy(update=columns)
-    saving = {"save_every": 500, "eval_every": 500, "log_every": 10}
+    saving = {"save_every": 500, "eval_every": 500, "log_every": 10, "micro_batch_size": 1}
     assert recipe.train == ours.train.model_copy(update=saving)
 
 
