@@ -72,10 +72,21 @@ def _multiply_expert(weight: Tensor, rows: Tensor) -> Tensor:
     """Multiply rows (N, I) by an expert's weight (O, I), in the rows' dtype."""
     if weight.requires_grad and torch.is_grad_enabled():
         return functional.linear(rows, weight.to(rows.dtype))
-    dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    dense.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    product: Tensor = HeldLinear(dense)(rows)
+    product: Tensor = _Expert(weight)(rows)
     return product
+
+
+class _Expert(HeldLinear):
+    """An expert's part of the stacked weight (E, O, I) as a layer, made anew for each product.
+
+    So it follows every move and change of the whole; nothing is allocated, nor drawn, to make it.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.register_parameter("bias", None)
 
 
 def compute_in(model: CausalLM, dtype: torch.dtype) -> None:

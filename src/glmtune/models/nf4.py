@@ -111,6 +111,14 @@ class Nf4Linear(QuantizedLinear):
         # as one column: a single row of codes would be taken for a transposed weight
         out.copy_(functional.dequantize_4bit(codes.reshape(-1, 1), state))
 
+    def multiply_held(self, rows: Tensor) -> Tensor | None:
+        """Return None: the kernels of int8 and int4 cannot read these codes."""
+        return None
+
+    def multiply_held_back(self, gradient: Tensor) -> Tensor | None:
+        """Return None, as `multiply_held`."""
+        return None
+
     def _magnitudes(self, rows: slice, blocks: slice) -> Tensor:
         """Return the magnitudes of a part of the weight, row by row, as bitsandbytes decodes them."""
         per_row = self.in_features // BLOCK

@@ -10,6 +10,8 @@ Shapes: N rows, I inputs of a layer, O its outputs.
 
 # ruff: noqa: E741, N803, N806  the names of sizes are the letters above, those of constants large
 
+from contextlib import AbstractContextManager
+
 import torch
 import triton
 import triton.language as tl
@@ -110,10 +112,11 @@ def multiply(rows: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bi
     out = rows.new_empty(len(rows), outputs)
     blocks = _blocks(rows, is_back=False)
     grid = (triton.cdiv(len(rows), blocks["BLOCK_N"]), triton.cdiv(outputs, blocks["BLOCK_O"]))
-    _multiply[grid](
-        rows.contiguous(), codes, scale, scale if bias is None else bias, out, len(rows), outputs, inputs,
-        HAS_BIAS=bias is not None, BITS=bits, PRECISION=_precision(), IS_WIDE=not rows.is_cuda, **blocks,
-    )  # fmt: skip
+    with _on_device_of(rows):
+        _multiply[grid](
+            rows.contiguous(), codes, scale, scale if bias is None else bias, out, len(rows), outputs, inputs,
+            HAS_BIAS=bias is not None, BITS=bits, PRECISION=_precision(), IS_WIDE=not rows.is_cuda, **blocks,
+        )  # fmt: skip
     return out
 
 
@@ -123,11 +126,17 @@ def multiply_back(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) -> 
     out = gradient.new_empty(len(gradient), inputs)
     blocks = _blocks(gradient, is_back=True)
     grid = (triton.cdiv(len(gradient), blocks["BLOCK_N"]), triton.cdiv(inputs, blocks["BLOCK_I"]))
-    _multiply_back[grid](
-        gradient.contiguous(), codes, scale, out, len(gradient), outputs, inputs,
-        BITS=bits, PRECISION=_precision(), IS_WIDE=not gradient.is_cuda, **blocks,
-    )  # fmt: skip
+    with _on_device_of(gradient):
+        _multiply_back[grid](
+            gradient.contiguous(), codes, scale, out, len(gradient), outputs, inputs,
+            BITS=bits, PRECISION=_precision(), IS_WIDE=not gradient.is_cuda, **blocks,
+        )  # fmt: skip
     return out
+
+
+def _on_device_of(given: Tensor) -> AbstractContextManager[None]:
+    """Return a context with the tensor's card as the current one, on which Triton launches."""
+    return torch.cuda.device_of(given)  # type: ignore[no-untyped-call]
 
 
 def _precision() -> str:

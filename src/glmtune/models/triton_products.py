@@ -32,7 +32,7 @@ def multiply_codes(
     rows: Tensor, codes: Tensor, scale: Tensor, bits: int, *, bias: Tensor | None = None
 ) -> Tensor | None:
     """Return the product (N, O) of rows (N, I), plus the bias (O,); None: the weight is to be expanded."""
-    if not _is_quick(rows, scale):
+    if not _is_quick(rows, codes, scale):
         return None
     from glmtune.models.triton_kernels import multiply
 
@@ -41,16 +41,18 @@ def multiply_codes(
 
 def multiply_codes_back(gradient: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor | None:
     """Return the input's gradient (N, I) of one of the output (N, O); None as in `multiply_codes`."""
-    if not _is_quick(gradient, scale):
+    if not _is_quick(gradient, codes, scale):
         return None
     from glmtune.models.triton_kernels import multiply_back
 
     return multiply_back(gradient, codes, scale, bits)
 
 
-def _is_quick(given: Tensor, scale: Tensor) -> bool:
+def _is_quick(given: Tensor, codes: Tensor, scale: Tensor) -> bool:
     """Return True if the kernels run for what is multiplied, and are the quicker way."""
     if given.device.type != "cuda" or not len(given) or torch.float64 in (given.dtype, scale.dtype):
+        return False
+    if codes.dtype != torch.int8 or not scale.is_floating_point():  # codes of another kind
         return False
     has_cores = torch.cuda.get_device_capability(given.device) >= _TENSOR_CORES
     if given.dtype == torch.bfloat16 and not has_cores:
@@ -61,19 +63,29 @@ def _is_quick(given: Tensor, scale: Tensor) -> bool:
 
 @cache
 def _runs(device: torch.device) -> bool:
-    """Return True if Triton multiplies on this card; tell the reason, once, if it is there and does not."""
-    if torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY or find_spec("triton") is None:
-        return False
-    from triton.errors import TritonError
+    """Return True if Triton multiplies on this card; tell the reason, once, if it does not."""
+    reason = _find_obstacle(device)
+    if reason is not None:
+        tell(f"int8 and int4 weights are expanded for each product: no Triton kernel ({reason})")
+    return reason is None
 
-    from glmtune.models.triton_kernels import multiply
 
+def _find_obstacle(device: torch.device) -> str | None:
+    """Return why the kernels do not run on this card, None if they do."""
+    if torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
+        return "for cards from Volta on"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    try:
+        from triton.errors import TritonError
+
+        from glmtune.models.triton_kernels import multiply
+    except ImportError as err:
+        return f"Triton lacks a part: {err}"
     rows = torch.ones(1, 64, dtype=torch.float16, device=device)
     codes, scale = rows.to(torch.int8), rows[0, :1].clone()
     try:  # compiles a program, for which a C compiler is needed too
         product = float(multiply(rows, codes, scale, None, 8))
     except (TritonError, RuntimeError, OSError, CalledProcessError) as err:
-        reason = str(err).strip().splitlines()
-        tell(f"int8 and int4 weights are expanded for each product: no Triton kernel ({reason[0]})")
-        return False
-    return product == 64
+        return next(iter(str(err).strip().splitlines()), type(err).__name__)
+    return None if product == 64 else f"its sum of 64 ones is {product:g}"

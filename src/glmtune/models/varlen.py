@@ -84,6 +84,6 @@ def _with_prefix(x: Tensor, prefix: Tensor | None, bounds: tuple[int, ...]) -> T
 @lru_cache(maxsize=8)  # each layer of a step asks for the same
 def _ends(bounds: tuple[int, ...], num_prefix: int, device: torch.device) -> Tensor:
     """Return the rows' bounds (N + 1,) on the device, where each row has `num_prefix` tokens more."""
-    return torch.tensor(
-        [bound + i * num_prefix for i, bound in enumerate(bounds)], dtype=torch.int32, device=device
-    )
+    ends = [bound + i * num_prefix for i, bound in enumerate(bounds)]
+    with torch.inference_mode(False):  # one kept from an evaluation could not be saved for a backward pass
+        return torch.tensor(ends, dtype=torch.int32, device=device)

@@ -96,7 +96,12 @@ def quantised_tensors(
 
 
 class _FilledLayer:
-    """A layer that is filled from its stored weight when the first of its parts is asked for."""
+    """A layer that is filled from its stored weight when the first of its parts is asked for.
+
+    It needs no lock: for a quantizer of a model that is stored dense transformers reads one tensor after the
+    other, in the caller's thread, lest more than one be there in its stored type.
+    Source: transformers 5.23, core_model_loading.py, has_on_the_fly_quantization.
+    """
 
     def __init__(
         self, layer: QuantizedLinear, name: str, stored: Stored, device: torch.device, reading: Reading

@@ -20,5 +20,5 @@ def is_wrapped(model: CausalLM) -> bool:
 
 def is_hooked(part: nn.Module) -> bool:
     """Return True if calling a module does more than its class's `forward`."""
-    # accelerate puts its own `forward` into the instance
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(part)  # accelerate puts its own into the instance

@@ -183,6 +183,18 @@ def test_no_weight_is_cast_as_a_whole_to_answer(monkeypatch: pytest.MonkeyPatch,
     assert set(by_whole_weights) == routers
 
 
+def test_an_expert_is_multiplied_without_a_layer_being_drawn(
+    held: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = open_in(tiny_hf_folder(tmp_path, "GLM-4.5", dtype=held), held, FP32)
+
+    def draw(_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", draw)
+    assert logits(model).isfinite().all()
+
+
 def test_a_loaded_model_that_is_trained_as_it_is_has_all_gradients(held: torch.dtype, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path, dtype=held)
     narrow, wide = open_in(folder, held, FP32), open_in(folder, FP32, FP32)

@@ -184,6 +184,14 @@ def test_the_kernel_for_all_rows_is_given_what_makes_it_attend_by_row(
     assert kernel.calls == [{"max_q": 13, "max_k": 13 + num_prefix}]
 
 
+def test_ends_kept_from_an_evaluation_serve_training() -> None:
+    varlen._ends.cache_clear()
+    with torch.inference_mode():
+        kept = varlen._ends(BOUNDS, 0, torch.device("cpu"))
+    assert varlen._ends(BOUNDS, 0, torch.device("cpu")) is kept
+    assert not kept.is_inference()
+
+
 class OnCuda(torch.Tensor):
     """A tensor that says it is on a GPU."""
 

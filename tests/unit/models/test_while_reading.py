@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from glmtune.models.nf4 import Nf4Linear
 from glmtune.models.outline import count_weights
 from glmtune.models.quant import QuantizedLinear, held_quant, quantise, quantised_layers
 from glmtune.models.reading import Reading
+from glmtune.models.while_reading import _FilledLayer
 from glmtune.quants import BITS, QUANTS
 from glmtune.recipe import Lora
 from models import HF_FAMILIES, tiny_hf_folder
@@ -111,6 +113,20 @@ def test_logits_are_those_of_the_dense_model_of_the_same_worth(folder: Path, qua
     with torch.no_grad():
         expected = dense_twin(folder, quantised_layers(model))(IDS).logits
         assert_close(model(IDS).logits, expected)
+
+
+def test_tensors_are_read_in_the_thread_that_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer is filled without a lock, and the memory is one layer's, because transformers starts none."""
+    threads: list[threading.Thread] = []
+    take = _FilledLayer.take
+
+    def watch(layer: _FilledLayer, name: str) -> torch.nn.Parameter:
+        threads.append(threading.current_thread())
+        return take(layer, name)
+
+    monkeypatch.setattr(_FilledLayer, "take", watch)
+    load_in_transformers(folder, device="cpu", quant="int8")
+    assert set(threads) == {threading.current_thread()}
 
 
 def test_it_counts_as_many_weights_as_the_dense_model(folder: Path) -> None:

@@ -12,7 +12,7 @@ from glmtune.conversation import encode_messages
 from glmtune.generate import Sampling, complete
 from glmtune.models import load_base
 from glmtune.models.positions import positions_of
-from glmtune.models.wrapped import causal_of
+from glmtune.models.wrapped import causal_of, is_hooked
 from glmtune.objectives import SftObjective
 from glmtune.tokenizers import read_tokenizer
 from models import as_batch, letters_only, tiny_folder, tiny_v1_folder
@@ -64,3 +64,19 @@ def test_the_loss_is_the_same_from_the_wrapper_and_from_inside(wrapped: tuple[An
     batch = as_batch(ids, ids, torch.ones_like(ids))
     with torch.no_grad():
         assert torch.equal(SftObjective(model)(batch), SftObjective(model.get_base_model())(batch))
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_a_hook_of_any_kind_is_seen_and_seen_to_be_gone(kind: str) -> None:
+    part = nn.Linear(1, 1)
+    assert not is_hooked(part)
+    handle = getattr(part, f"register_{kind}_hook")(lambda *_: None)
+    assert is_hooked(part)
+    handle.remove()
+    assert not is_hooked(part)
+
+
+def test_a_forward_of_the_instance_is_seen() -> None:
+    part: Any = nn.Linear(1, 1)
+    part.forward = lambda x: x
+    assert is_hooked(part)
