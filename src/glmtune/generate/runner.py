@@ -18,7 +18,7 @@ from glmtune.generate.lean import LeanLayers, RotaryAngles, has_plain_layers
 from glmtune.generate.passes import PromptPass, RowSpan, StepPass, WholeStep, are_own_quicker, own_products
 from glmtune.generate.reuse import mark_model
 from glmtune.models.causal import CausalLanguageModel
-from glmtune.models.frozen_linear import FrozenLinear, HeldLinear
+from glmtune.models.frozen_linear import FrozenLinear, HeldLinear, decoding_step
 from glmtune.models.positions import positions_of
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.protocol import CausalLM
@@ -153,7 +153,7 @@ class LayerRunner(_Runner):
 
     def step(self, cache: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """Decode one more token (B, 1) in each row; return logits (B, V)."""
-        with own_products(self.are_own_quicker and len(tokens) == 1):
+        with decoding_step(), own_products(self.are_own_quicker and len(tokens) == 1):
             if self.compiled:
                 return self._step_compiled(cache, tokens, positions)
             step = StepPass(cache, dtype=self.dtype, device=self.device)
@@ -258,7 +258,7 @@ class ModelRunner(_Runner):
     def step(self, cache: KvCache, tokens: Tensor, positions: Tensor) -> Tensor:
         """Decode one more token in each row; result as of `LayerRunner.step`."""
         step = StepPass(cache, dtype=self.dtype, device=self.device)
-        with own_products(self.are_own_quicker and len(tokens) == 1):
+        with decoding_step(), own_products(self.are_own_quicker and len(tokens) == 1):
             return self._run(tokens, positions, step, step.mask)
 
     def _run(

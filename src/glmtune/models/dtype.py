@@ -32,7 +32,9 @@ take 4 to 8 times as long as in fp32, LoRA on glm-tiny 7 to 12 times."""
 
 _HAS = {torch.bfloat16: has_bf16, torch.float16: has_fp16}
 _NO_BF16 = "this card has no bf16"
-_LOADED_BITS = {"nf4": 4.25}  # a weight, with a scale of 8 bits for each 64 weights, and scales of those
+_LOADED_BITS = {"int8": 8, "int4": 4, "nf4": 4.25}
+"""Bits of a weight that is quantised while it is read: of nf4 with a scale of 8 bits for each 64 weights, and
+scales of those; of int8 and int4, whose scales are one a row, the codes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Choice:
     why: str = ""
     """The reason for these dtypes or their cost, for a log line; empty if they are as stored or requested."""
     is_hurried: bool = field(default=False, compare=False)
-    """True if decoding may round to the held dtype for speed, as nobody asked for the computing dtype."""
+    """True if decoding may round to the held dtype for speed: the device would choose the computing dtype by
+    itself, whoever asked for it, so that a run's samples and the chat with its adapter are rounded alike."""
 
     @property
     def name(self) -> str:
@@ -70,9 +73,9 @@ def choose_dtype(
 
     requested: a dtype to hold them in; a choice made before, which is returned; or "auto", which is the dtype
     they were `trained` in (torch's name for it, "" for unknown) if the device supports it and has the memory,
-    else the stored one. What was trained computes in the dtype that it `computed` in, anything else by
-    `_compute_held`. quant: the quantisation of the blocks while loading. Raises ConfigError for a dtype that
-    is unknown, or that the card lacks.
+    else the stored one. What was trained computes in the dtype that it `computed` in on a CPU,
+    anything else by `_compute_held`. quant: the quantisation of the blocks while loading. Raises ConfigError
+    for a dtype that is unknown, or that the card lacks.
     """
     if isinstance(requested, Choice):
         return requested
@@ -89,7 +92,7 @@ def choose_dtype(
     untrained = _choose(stored, device)
     if trained not in DTYPES:
         return untrained
-    before = Choice(DTYPES[trained], DTYPES.get(computed, DTYPES[trained]), is_hurried=device.type == "cpu")
+    before = _as_trained(DTYPES[trained], DTYPES.get(computed, DTYPES[trained]), device)
     if before.dtype == torch.float32 and (obstacle := _too_large(stored, device, quant)):
         # as they are stored they are the same numbers, so what is computed stays the same too
         return replace(before, dtype=main_dtype(stored), why=_join("trained in fp32", obstacle))
@@ -98,14 +101,28 @@ def choose_dtype(
     else:  # bf16 is slow on most, but what was trained in it is computed in it
         obstacle = "CPUs are slow in it" if before.computing == torch.float16 else ""
     if obstacle:
-        return replace(untrained, why=_join(f"trained in {before.computing_name}", obstacle, untrained.why))
+        trained_in = before.why or f"trained in {before.computing_name}"
+        return replace(untrained, why=_join(trained_in, obstacle, untrained.why))
     is_usual = (before.dtype, before.computing) == (untrained.dtype, untrained.computing)
+    changed = "" if before.why or is_usual else "as it was trained"
     cost = _cost(before.computing, device)
     advice = cost and (
         f"--dtype {before.name}, or dtype={before.name} of an evaluation, computes in fp32 here: quicker, "
         "and rounded otherwise"
     )
-    return replace(before, why=_join("" if is_usual else "as it was trained", cost, advice))
+    return replace(before, why=_join(before.why, changed, cost, advice))
+
+
+def _as_trained(dtype: torch.dtype, computed: torch.dtype, device: torch.device) -> Choice:
+    """Return the choice for weights that were held in `dtype` and computed in another, or the same.
+
+    A card computes in what it holds, for with another type it casts a layer whole for each product.
+    """
+    usual = _compute_held(dtype, device)
+    if device.type != "cpu":
+        why = "" if computed == dtype else f"trained in {_short(computed)}; a card computes as it holds"
+        return replace(usual, why=why)
+    return Choice(dtype, computed, is_hurried=usual.is_hurried and usual.computing == computed)
 
 
 def _choose(stored: Mapping[str, Stored], device: torch.device) -> Choice:
@@ -164,7 +181,7 @@ def _too_large(stored: Mapping[str, Stored], device: torch.device, quant: str | 
 
 
 def num_bytes(stored: Mapping[str, Stored], quant: str | None) -> float:
-    """Count the bytes of a folder's tensors held in fp32, the blocks in nf4 if `quant` is nf4."""
+    """Count the bytes of a folder's tensors held in fp32, the blocks as `quant`'s codes."""
     size = 0.0
     for name, held in stored.items():
         bits: float = 32 if held.dtype.is_floating_point else 8 * held.dtype.itemsize  # codes stay codes

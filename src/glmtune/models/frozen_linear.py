@@ -11,6 +11,7 @@ Shapes: N rows, I inputs of a layer, O its outputs.
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,8 +43,13 @@ class FrozenLinear(nn.Linear):
     """
 
     is_quick_for_few_rows = False
-    """Without gradients, multiply few rows in the type that suits the held weight: decoding is up to ten
+    """In a decoding step, multiply few rows in the type that suits the held weight: decoding is up to ten
     times as fast, and rounds the rows to that type. Set by `hurry_few_rows`."""
+
+    @property
+    def is_in_a_hurry(self) -> bool:
+        """True inside a `decoding_step` if the layer may round its rows there."""
+        return self.is_quick_for_few_rows and _pass.is_step
 
     def write(self, out: Tensor, rows: slice, columns: slice) -> None:
         """Write these rows and columns of the weight into `out`, contiguous, in its dtype."""
@@ -122,7 +128,7 @@ class HeldLinear(FrozenLinear):
     def multiply_few(self, rows: Tensor) -> Tensor | None:
         """Multiply up to `HELD_ROWS` rows in the weight's type, on a CPU."""
         held = self.weight.dtype
-        is_quick = self.is_quick_for_few_rows and len(rows) <= HELD_ROWS and rows.device.type == "cpu"
+        is_quick = self.is_in_a_hurry and len(rows) <= HELD_ROWS and rows.device.type == "cpu"
         if not is_quick or rows.dtype == held:
             return None
         product = functional.linear(rows.to(held), self.weight).to(rows.dtype)
@@ -130,14 +136,36 @@ class HeldLinear(FrozenLinear):
 
 
 def hurry_few_rows(model: nn.Module) -> None:
-    """Have the frozen layers multiply few rows without gradients the quick way, which rounds them.
+    """Have the frozen layers multiply few rows of a `decoding_step` the quick way, which rounds them.
 
-    For a model whose computing type nobody asked for. Rows by the layer: `HELD_ROWS` for a dense weight,
-    `products.FP32_ROWS` for codes.
+    For a model in the types that its device takes by itself. Rows by the layer: `HELD_ROWS` for a dense
+    weight, `products.FP32_ROWS` for codes.
     """
     for part in model.modules():
         if isinstance(part, FrozenLinear):
             part.is_quick_for_few_rows = True
+
+
+class _Pass(threading.local):
+    """The thread's forward pass."""
+
+    is_step = False
+
+
+_pass = _Pass()
+
+
+@contextmanager
+def decoding_step() -> Iterator[None]:
+    """Inside, this thread's forward passes decode a token of each row: hurried layers may round few rows.
+
+    A prompt, a loss or a proof can be as few rows as a step, and has to be exact, so rows alone do not tell.
+    """
+    before, _pass.is_step = _pass.is_step, True
+    try:
+        yield
+    finally:
+        _pass.is_step = before
 
 
 @torch.no_grad()

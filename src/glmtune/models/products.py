@@ -15,9 +15,9 @@ MOST_ROWS = {8: 16, 4: 64}
 """The most rows for which codes are multiplied as they are, by bits of a code."""
 
 FP32_ROWS = 16
-"""The same for rows of fp32, which are rounded to bf16: so many, in fp32, that decoding a batch is quick on a
-processor without bf16 instructions (one core of AVX2, 4096 x 4608: 17 ms, expanded 32 to 40), and so few
-that what is read at once, a prompt, stays exact."""
+"""The same for rows of fp32, which are rounded to bf16: in steps of decoding only, and so many that a batch's
+are quick on a processor without bf16 instructions (one core of AVX2, 4096 x 4608: 17 ms, expanded 32 to 40).
+"""
 
 _BLOCKS = (256, 128, 64, 32)  # the numbers of inputs that may share a scale in the int4 kernel
 _OUTPUTS = 16  # the int4 kernel wants a multiple of it

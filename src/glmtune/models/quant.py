@@ -192,7 +192,7 @@ class QuantizedLinear(FrozenLinear):
     def _find_kernel(self, rows: Tensor) -> Kernel | None:
         """Return the kernel of these codes, kept until the codes change; None where dequantising is right."""
         is_bf16, is_fp32 = (rows.dtype == dtype for dtype in (torch.bfloat16, torch.float32))
-        most = MOST_ROWS[self.bits] if is_bf16 else FP32_ROWS if is_fp32 and self.is_quick_for_few_rows else 0
+        most = MOST_ROWS[self.bits] if is_bf16 else FP32_ROWS if is_fp32 and self.is_in_a_hurry else 0
         if len(rows) > most or rows.device.type != "cpu":
             return None
         codes = self.weight

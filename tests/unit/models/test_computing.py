@@ -13,6 +13,8 @@ from peft import LoraConfig, get_peft_model
 from closeness import assert_close
 from glmtune.generate import Engine, Request, Sampling
 from glmtune.generate.compute import speed_up
+from glmtune.generate.kv_cache import KvCache
+from glmtune.generate.runner import PrefillPrompt, build_runner
 from glmtune.load import load_location
 from glmtune.locations import resolve
 from glmtune.models.computing import HeldEmbedding, HeldExperts, compute_in, computes_in
@@ -209,7 +211,9 @@ def test_a_loaded_model_that_is_trained_as_it_is_has_all_gradients(held: torch.d
         assert_close(parameter.grad.float(), rounded, share=torch.finfo(held).eps)
 
 
-def test_only_what_nobody_asked_for_is_hurried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_types_that_a_cpu_takes_by_itself_are_hurried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     folder = tiny_folder(tmp_path, dtype=BF16)
 
@@ -221,3 +225,32 @@ def test_only_what_nobody_asked_for_is_hurried(tmp_path: Path, monkeypatch: pyte
     assert is_hurried("auto")
     assert is_hurried("bf16")
     assert not is_hurried(Choice(BF16, FP32))
+
+
+@pytest.mark.parametrize("quant", [None, "int8", "int4"])
+@pytest.mark.parametrize("family", ["ChatGLM-6B", "ChatGLM3", "GLM-4-0414"])
+@torch.no_grad()
+def test_a_hurried_model_rounds_the_steps_of_decoding_and_nothing_else(
+    family: str, quant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    folder = FAMILIES[family](tmp_path, dtype=BF16)
+    hurried = load_location(resolve(folder), template=None, dtype="auto", device="cpu", quant=quant).eval()
+    exact = open_in(folder, BF16, FP32, quant)
+    assert any(part.is_quick_for_few_rows for part in hurried.modules() if isinstance(part, FrozenLinear))
+    for length in (3, 12, 16):  # a prompt, a loss and the proof's probe are as short as a batch's step
+        assert torch.equal(logits(hurried, length), logits(exact, length))
+
+    def answer(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits after a prompt, and those of a step."""
+        runner, prompt = build_runner(model), [5, 6, 7, 8]
+        if hasattr(model.config, "mask_ids"):
+            prompt += [model.config.mask_ids[1], model.config.bos_token_id]
+        cache = KvCache([0])
+        first, positions = runner.prefill(cache, [PrefillPrompt(0, prompt, 0)])
+        return first, runner.step(cache, torch.tensor([[9]]), positions)
+
+    (prompt, step), (exact_prompt, exact_step) = answer(hurried), answer(exact)
+    assert torch.equal(prompt, exact_prompt)
+    assert not torch.equal(step, exact_step)
+    assert_close(step, exact_step, share=2e-2)

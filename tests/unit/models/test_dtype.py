@@ -97,6 +97,20 @@ def test_what_was_trained_is_opened_as_it_was_on_any_cpu(
     assert ("--dtype bf16" in found.why or "--dtype fp16" in found.why) == is_slow
 
 
+@pytest.mark.parametrize("held", [BF16, FP16])
+@pytest.mark.parametrize("computed", [BF16, FP32])
+def test_decoding_is_hurried_where_the_types_are_those_that_the_cpu_takes_by_itself(
+    held: torch.dtype, computed: torch.dtype, has_bf16: bool
+) -> None:
+    """So it is, or is not, in a run's samples as in the chat with what it trained."""
+    precision = "bf16" if computed == BF16 else "fp32"
+    sampled = with_precision(choose_dtype("auto", stored(held), CPU), precision, CPU)
+    opened = choose_dtype("auto", stored(held), CPU, trained=sampled.name, computed=sampled.computing_name)
+    assert opened.is_hurried == sampled.is_hurried == ((computed == BF16) == has_bf16)
+    wide = choose_dtype("auto", stored(held), CPU, trained="float32", computed="float32")
+    assert not wide.is_hurried
+
+
 @pytest.mark.parametrize("trained", [FP32, BF16])
 def test_a_card_of_earlier_versions_names_the_type_that_it_was_computed_in_too(
     trained: torch.dtype, has_bf16: bool
@@ -115,6 +129,20 @@ def test_what_was_trained_in_a_type_that_cannot_be_had_says_what_changes(has_bf1
     assert choose_dtype("auto", stored(FP16), CARD, trained="float32").why == "as it was trained"
 
 
+@pytest.mark.parametrize(
+    ("held", "computed"), [(BF16, FP32), (FP16, FP32), (FP16, BF16), (BF16, BF16), (FP32, FP32)]
+)
+def test_a_card_computes_what_a_cpu_trained_in_the_type_it_is_held_in(
+    held: torch.dtype, computed: torch.dtype, has_bf16: bool
+) -> None:
+    names = {"trained": name_of(held), "computed": name_of(computed)}
+    found = choose_dtype("auto", stored(held), CARD, **names)
+    assert found.dtype == found.computing == (FP16 if held == BF16 and not has_bf16 else held)
+    assert not found.is_hurried
+    is_other = computed != found.computing
+    assert (f"trained in {Choice(held, computed).computing_name}" in found.why) == is_other
+
+
 @pytest.mark.parametrize("device", [CPU, CARD])
 @pytest.mark.parametrize("held", [BF16, FP16])
 def test_weights_too_large_for_the_fp32_of_their_training_are_computed_in_it_as_they_are_stored(
@@ -126,9 +154,20 @@ def test_weights_too_large_for_the_fp32_of_their_training_are_computed_in_it_as_
     assert found.why == "trained in fp32; fp32 takes 4.0 GiB where 0.8 GiB are to spare"
     kept = choose_dtype("auto", stored(FP32), device, trained="float32")
     assert (kept.dtype, kept.computing) == (FP32, FP32)
-    nf4 = num_bytes(stored(FP16, word_embeddings=FP16), "nf4")
-    assert nf4 == SIZE * 4.25 / 8 + 8  # an eighth of fp32
-    assert choose_dtype("auto", stored(FP16), device, quant="nf4", trained="float32").dtype == FP32
+
+
+@pytest.mark.parametrize(("quant", "bits"), [("nf4", 4.25), ("int4", 4), ("int8", 8), (None, 32)])
+def test_what_is_quantised_while_read_is_counted_as_codes(quant: str | None, bits: float) -> None:
+    assert num_bytes(stored(FP16, word_embeddings=FP16), quant) == SIZE * bits / 8 + 2 * 4
+
+
+@pytest.mark.parametrize("device", [CPU, CARD])
+@pytest.mark.parametrize("quant", ["nf4", "int4", "int8"])
+def test_codes_fit_where_the_weights_do_not(
+    quant: str, device: torch.device, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_free(monkeypatch, SIZE + SIZE // 2)
+    assert choose_dtype("auto", stored(FP16), device, quant=quant, trained="float32").dtype == FP32
 
 
 @pytest.mark.parametrize("held", [FP32, BF16, FP16])

@@ -18,6 +18,7 @@ from glmtune.models.frozen_linear import (
     HELD_ROWS,
     FrozenLinear,
     HeldLinear,
+    decoding_step,
     hurry_few_rows,
     multiply,
     multiply_back,
@@ -162,15 +163,17 @@ def test_a_second_derivative_is_refused_rather_than_zero(kind: str) -> None:
 
 @FROZEN
 @pytest.mark.parametrize("num_rows", [1, HELD_ROWS, 20])
-def test_few_rows_of_fp32_are_exact_unless_the_model_was_told_otherwise(kind: str, num_rows: int) -> None:
+def test_few_rows_of_fp32_are_exact_but_in_a_step_of_a_hurried_model(kind: str, num_rows: int) -> None:
     layer, rows = layer_of(kind), torch.randn(num_rows, INPUTS)
-    with torch.no_grad():
+    with torch.no_grad(), decoding_step():
         assert torch.equal(layer(rows), multiply(layer, rows))
         assert_close(layer(rows), in_fp64(layer, rows).float())
     hurry_few_rows(nn.Sequential(layer))
-    with torch.no_grad():
-        assert_close(layer(rows), in_fp64(layer, rows).float(), share=ROUNDING[BF16])
-    with torch.enable_grad():  # training is exact in any case
+    with torch.no_grad():  # a prompt, a loss, a proof
+        assert torch.equal(layer(rows), multiply(layer, rows))
+        with decoding_step():
+            assert_close(layer(rows), in_fp64(layer, rows).float(), share=ROUNDING[BF16])
+    with torch.enable_grad(), decoding_step():  # training is exact in any case
         assert torch.equal(layer(rows), multiply(layer, rows))
 
 
@@ -181,7 +184,30 @@ def test_few_rows_are_multiplied_in_the_held_type_where_that_is_quicker(kind: st
     hurry_few_rows(layer)
     for num_rows, is_rounded in ((most, True), (most + 1, False)):
         rows = torch.randn(num_rows, INPUTS)
-        assert torch.equal(layer(rows), multiply(layer, rows)) != is_rounded
+        with decoding_step():
+            assert torch.equal(layer(rows), multiply(layer, rows)) != is_rounded
+
+
+@torch.no_grad()
+def test_a_step_hurries_its_own_thread_alone_and_ends_with_an_error() -> None:
+    layer, rows = layer_of("bf16"), torch.randn(1, INPUTS)
+    hurry_few_rows(layer)
+    exact, beside = multiply(layer, rows), []
+
+    def measure_loss() -> None:
+        with torch.no_grad():  # the switch of gradients belongs to a thread, too
+            beside.append(layer(rows))
+
+    with pytest.raises(KeyError), decoding_step():
+        with decoding_step():
+            pass
+        assert not torch.equal(layer(rows), exact)  # still inside the outer one
+        other = threading.Thread(target=measure_loss)
+        other.start()
+        other.join()
+        raise KeyError
+    assert torch.equal(beside[0], exact)
+    assert torch.equal(layer(rows), exact)
 
 
 # Memory
