@@ -1,7 +1,7 @@
 """A run settles before step 1 what its memory allows: nothing else changes, and what is settled is kept."""
 
 import json
-import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -254,13 +254,12 @@ def test_under_a_real_limit_a_run_ends_well_or_leaves_no_trace(tmp_path: Path, m
     """The limit holds from the start of the command on, as `ulimit -v` in a shell."""
     rows = [{"prompt": "说", "response": "今天天气很好，我们一起去公园散步。" * 20}] * 12
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    limit = mib * 2**20
     words = ["train", "model=glm-tiny", f"data.train={tmp_path / 'rows.json'}", f"output={tmp_path / 'run'}"]
+    command = shlex.join([sys.executable, "-m", "glmtune", *words])
     done = subprocess.run(
-        [sys.executable, "-m", "glmtune", *words],
+        ["sh", "-c", f"ulimit -v {mib * 1024}; exec {command}"],
         capture_output=True,
         encoding="utf-8",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         check=False,
     )
     assert done.returncode in (0, 2), done.stderr

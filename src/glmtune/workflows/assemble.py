@@ -52,7 +52,7 @@ class Run:
 
     plan: Plan
     memory: Memory
-    """What was free before step 1, and what a step needs."""
+    """The memory that was free before step 1, and what a step needs."""
     base: Untrained
     model: CausalLM
     objective: ObjectiveModule
