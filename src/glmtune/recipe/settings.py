@@ -241,7 +241,7 @@ class Train(Settings):
     @field_validator("micro_batch_size", mode="before")
     @classmethod
     def _rows_or_tokens(cls, value: object) -> object:
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
         if isinstance(value, str) and (value == AUTO or token_limit(value)):
             return value
