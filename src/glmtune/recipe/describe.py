@@ -61,7 +61,8 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
             for tag, member in members.items():
                 path = f"{key}.{tag}"
                 # a name whose type is that name alone, as a Literal of one word
-                row = Description(f"{key}.name", tag, field.default.name, _flat(member.__doc__), paths=(path,))
+                text = _flat(member.__doc__)
+                row = Description(f"{key}.name", tag, field.default.name, text, paths=(path,))
                 if issubclass(member, MethodSettings):
                     row = replace(row, rate=member.default_lr, rate_source=member.lr_source)
                 yield row
