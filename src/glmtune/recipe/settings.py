@@ -26,8 +26,8 @@ MOST_NAMED = 3
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
 
-TokenLimit = Annotated[str, Field(pattern=r"^[0-9]+ tokens$")]
-"""A size of micro-batches in tokens, `2048 tokens`."""
+TokenLimit = Annotated[str, Field(title="N tokens", pattern=r"^[0-9]+ tokens$")]
+"""A size of micro-batches in tokens, `2048 tokens`; the title stands for it in the pages of settings."""
 MicroBatchSize = int | TokenLimit | Literal["auto"]
 """Rows, tokens, or as many as fit; see `Train.micro_batch_size`."""
 
