@@ -134,7 +134,6 @@ def test_a_graph_keeps_queries_keys_values_and_the_result_once() -> None:
     assert sum(kept.values()) == (4 + 2 + 2 + 4) * tokens + logarithms
 
 
-@pytest.mark.xfail(strict=True, reason="values are copied though the storage of all three is kept anyway")
 def test_a_graph_keeps_queries_keys_and_values_that_lie_in_one_tensor_once_too() -> None:
     """As the rotation of ChatGLM2, ChatGLM3 and GLM-4 leaves them: parts of one copy of the projection."""
     heads, groups, size = 4, 2, 8
