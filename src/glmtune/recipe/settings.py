@@ -309,8 +309,8 @@ class Recipe(Settings):
     """Chat format; empty: determined from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type in which the frozen weights are held; auto: the type they were trained in, else the stored one,
-    but fp16 instead of bf16 on a card without bf16. On a CPU products may be computed in another type:
-    `train.precision`. A run records the type."""
+    but fp16 instead of bf16 on a card without bf16, bf16 instead of fp16 on a CPU with bf16 instructions. On
+    a CPU products may be computed in another type: `train.precision`. A run records the type."""
     quant: Literal["int8", "int4", "nf4"] | None = None
     """Quantise the frozen blocks while loading, to half (`int8`) or a quarter (`int4`, `nf4`) of their
     memory; `nf4` is QLoRA's format, with double quantisation (extra `bitsandbytes`); empty: as stored. A
