@@ -7,7 +7,8 @@ doc/performance_considerations/dispatcher_control.md; github.com/pytorch/FBGEMM,
 """
 
 import os
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ RESERVED_ADDRESSES = 128 * 2**20
 
 Source: sourceware.org/glibc/wiki/MallocInternals, "Arenas and Heaps"."""
 
+RESERVED = 64 * 2**20
+"""Bytes that count as taken: of libraries that are imported later, of threads, of files that are written."""
+
+_OWN_MAPS = Path("/proc/self/maps")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -97,16 +102,19 @@ def has_fp16(device: torch.device) -> bool:
     return device.type != "cpu" or cpu_has("avx512_fp16", "amx_fp16", "fp16_arith")
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device, mapped: int = 0) -> int:
     """Return the bytes that this process may still allocate on a device.
 
     On a CPU, an equal share for each process of torchrun, of the memory that the machine and the limits of
-    its cgroups leave; and no more than a limit on the process's addresses (`ulimit -v`) leaves.
+    its cgroups leave beside `mapped` bytes of files that must stay in memory; and no more than a limit on the
+    process's addresses (`ulimit -v`) leaves.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    available: int = psutil.virtual_memory().available
-    share = min([available, *left_in_cgroups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # pages of files count as available: the kernel may drop them, and reads them again at each use
+    available: int = psutil.virtual_memory().available - mapped
+    left = max(0, min([available, *left_in_cgroups(mapped)]) - RESERVED)
+    share = left // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not psutil.LINUX:
         return share
     process = psutil.Process()
@@ -115,11 +123,30 @@ def free_memory(device: torch.device) -> int:
     return share if limit == psutil.RLIM_INFINITY else min(share, max(0, left))
 
 
-def left_in_cgroups(mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterator[int]:
+def mapped_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of the tensors that lie in files mapped into memory; 0 on other systems than Linux."""
+    if not _OWN_MAPS.exists():
+        return 0
+    places = list[tuple[int, int]]()
+    for line in _OWN_MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        if inode != "0":  # else no file
+            start, end = addresses.split("-")
+            places.append((int(start, 16), int(end, 16)))
+    sizes = {}  # by address: tensors may share one
+    for tensor in tensors:
+        if tensor.device.type == "cpu" and (address := tensor.data_ptr()):
+            i = bisect_right(places, (address, 2**64)) - 1
+            if i >= 0 and address < places[i][1]:
+                sizes[address] = tensor.numel() * tensor.element_size()
+    return sum(sizes.values())
+
+
+def left_in_cgroups(mapped: int = 0, *, mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterator[int]:
     """Yield the bytes that each cgroup limit on this process leaves: its own group's and all parents'.
 
-    File caches that the kernel can drop (`inactive_file`) count as left. Source: docs.kernel.org,
-    admin-guide/cgroup-v2 and cgroup-v1/memory.
+    File caches that the kernel can drop (`inactive_file`) count as left, but for `mapped` bytes of files.
+    Source: docs.kernel.org, admin-guide/cgroup-v2 and cgroup-v1/memory.
     """
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
         _, controllers, path = line.split(":", 2)
@@ -142,5 +169,8 @@ def left_in_cgroups(mounted: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Iterat
             except OSError:  # a container does not see its parents; version 2's root has no such files
                 continue
             if most.isdigit():  # "max": no limit
-                caches = dict(entry.split() for entry in stat.splitlines())
-                yield max(0, int(most) - int(taken) + int(caches.get(reclaimable, 0)))
+                caches = {key: int(value) for key, value in map(str.split, stat.splitlines())}
+                # those in use may be the mapped ones: these are taken off once, not twice
+                active = caches.get(reclaimable.replace("inactive", "active"), 0)
+                dropped = caches.get(reclaimable, 0) + min(mapped, active) - mapped
+                yield max(0, int(most) - int(taken) + dropped)

@@ -1,15 +1,19 @@
 """A run settles before step 1 what its memory allows: nothing else changes, and what is settled is kept."""
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from forks import run_ranks
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, TrainingError
 from glmtune.methods import apply_method
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Lora, Recipe, load_recipe
@@ -70,7 +74,9 @@ def notes_of(made: Recipe) -> list[str]:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, num_bytes: float) -> None:
-    monkeypatch.setattr(fitting, "free_memory", lambda device: int(num_bytes))
+    """So many bytes are free, and none are lost beyond the tensors: that differs from run to run."""
+    monkeypatch.setattr(fitting, "free_memory", lambda device, mapped: int(num_bytes))
+    monkeypatch.setattr(fitting, "with_losses", lambda need, *_, **__: need)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -92,7 +98,7 @@ def test_a_run_that_measures_its_memory_equals_one_that_does_not_bit_by_bit(
 
 
 def _not_measured(plan: Any, objective: Any) -> Any:
-    return plan
+    return plan, None
     yield
 
 
@@ -169,6 +175,7 @@ def test_two_processes_settle_the_same_and_equal_one(model: Path, tmp_path: Path
         ("lora", 2, "data.max_tokens=176 data.overlong=cut_any"),
         ("full", 4.6, "train.optimizer=adamw_8bit"),
         ("full", 4, "method=lora"),
+        ("full", 0.9, "method=lora data.max_tokens=64 data.overlong=cut_any"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_settings_that_do(
@@ -181,6 +188,87 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(
     assert refused.value.hint == f"these settings would fit: {words}"
     drain(training(recipe(model, tmp_path / "run", *METHODS[method], *words.split())))
     assert settled(tmp_path / "run")[0] in ("256 tokens", 1)
+
+
+@pytest.mark.parametrize("overlong", ["drop", "error"])
+def test_the_hint_cuts_rows_that_would_else_be_dropped_or_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlong: str
+) -> None:
+    free(monkeypatch, 2 * 2**20)
+    words = [f"data.overlong={overlong}", "data.max_tokens=2000"]
+    with pytest.raises(ConfigError) as refused:
+        drain(training(recipe(model, tmp_path / "run", *words)))
+    found = refused.value.hint.removeprefix("these settings would fit: ").split()
+    assert "data.overlong=cut_any" in found
+    drain(training(recipe(model, tmp_path / "run", *words, *found)))
+
+
+def test_a_run_is_resumed_only_where_it_fits(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(model, tmp_path / "run")
+    interrupted = training(made)
+    while not isinstance(next(interrupted), Saved):
+        pass
+    interrupted.close()
+    free(monkeypatch, 4 * 2**20)
+    with pytest.raises(ConfigError, match="memory: the smallest step of these settings") as refused:
+        drain(training(made, resume=True))
+    assert refused.value.hint.startswith(
+        "a run is resumed as it began: end other programs; for another one, "
+    )
+    assert settled(tmp_path / "run") == (ENOUGH, False)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("could not create a primitive")])
+@pytest.mark.parametrize("place", ["fitting.measure_need", "execute.fit"])
+def test_an_allocation_that_fails_ends_a_run_without_a_trace_and_with_leaner_settings(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, place: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"glmtune.workflows.{place}", fail)
+    with pytest.raises(TrainingError, match=r"^memory: there was none left \(.+\)") as refused:
+        drain(training(recipe(model, tmp_path / "run")))
+    leanest = "train.micro_batch_size=1 train.gradient_checkpointing=true"
+    expected = leanest if place == "execute.fit" else "quant=int4"
+    assert expected in refused.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_errors_of_a_step_stay_as_they_are(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("glmtune.workflows.execute.fit", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        drain(training(recipe(model, tmp_path / "run")))
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="limits addresses")
+@pytest.mark.parametrize("mib", [1150, *(pytest.param(n, marks=pytest.mark.slow) for n in (950, 1250, 1500))])
+def test_under_a_real_limit_a_run_ends_well_or_leaves_no_trace(tmp_path: Path, mib: int) -> None:
+    """The limit holds from the start of the command on, as `ulimit -v` in a shell."""
+    rows = [{"prompt": "说", "response": "今天天气很好，我们一起去公园散步。" * 20}] * 12
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    limit = mib * 2**20
+    words = ["train", "model=glm-tiny", f"data.train={tmp_path / 'rows.json'}", f"output={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "glmtune", *words],
+        capture_output=True,
+        encoding="utf-8",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        check=False,
+    )
+    assert done.returncode in (0, 2), done.stderr
+    assert (tmp_path / "run").exists() == (done.returncode == 0)
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert "error: memory: " in done.stderr
+        assert "hint: " in done.stderr
 
 
 def test_settings_that_are_given_are_kept_and_refused_if_they_do_not_fit(

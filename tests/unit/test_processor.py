@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from glmtune.processor import cpu_has, free_memory, has_bf16, has_fp16, left_in_cgroups
+from glmtune.processor import cpu_has, free_memory, has_bf16, has_fp16, left_in_cgroups, mapped_bytes
 
 CPU = torch.device("cpu")
 CAPS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS")
@@ -116,12 +117,12 @@ def test_a_limit_of_any_group_around_counts_in_both_layouts(tmp_path: Path) -> N
         write_group(tmp_path / "v1" / "memory" / group, *old[:2], values, old[2])
     own = tmp_path / "cgroup"
     own.write_text("1:cpu,cpuacct:/other\n0::/pod/mine\n")
-    assert list(left_in_cgroups(tmp_path / "v2", own)) == [1000 - 700 + 100]
+    assert list(left_in_cgroups(mounted=tmp_path / "v2", own=own)) == [1000 - 700 + 100]
     own.write_text("4:memory:/pod/mine\n0::/\n")
-    assert list(left_in_cgroups(tmp_path / "v1", own)) == [1000 - 700 + 100]
+    assert list(left_in_cgroups(mounted=tmp_path / "v1", own=own)) == [1000 - 700 + 100]
     own.write_text("4:memory:/docker/seen/from/outside\n")
-    assert list(left_in_cgroups(tmp_path / "v1", own)) == []
-    assert list(left_in_cgroups(tmp_path, tmp_path / "no such file")) == []
+    assert list(left_in_cgroups(mounted=tmp_path / "v1", own=own)) == []
+    assert list(left_in_cgroups(mounted=tmp_path, own=tmp_path / "none")) == []
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +130,23 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     assert 0 < alone <= psutil.virtual_memory().total
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert free_memory(CPU) < alone / 2
+
+
+def test_pages_of_files_that_must_stay_are_taken_off_once(tmp_path: Path) -> None:
+    """The kernel counts them as used while they are active, and else as caches that it may drop."""
+    group = tmp_path / "memory.max"
+    own = tmp_path / "cgroup"
+    own.write_text("0::/\n")
+    for active, inactive in ((300, 0), (0, 300), (120, 180)):
+        group.write_text("1000\n")
+        (tmp_path / "memory.current").write_text(f"{400 + active + inactive}\n")  # 400 are no pages of files
+        (tmp_path / "memory.stat").write_text(f"active_file {active}\ninactive_file {inactive}\n")
+        assert list(left_in_cgroups(300, mounted=tmp_path, own=own)) == [1000 - 400 - 300]
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="asks the kernel for its maps")
+def test_weights_in_mapped_files_are_told_from_others(tmp_path: Path) -> None:
+    save_file({"mapped": torch.ones(5000)}, tmp_path / "one.safetensors")
+    (mapped,) = load_file(tmp_path / "one.safetensors").values()
+    assert mapped_bytes([mapped, torch.ones(3000), mapped, torch.empty(0)]) == 4 * 5000
+    assert free_memory(CPU, 10**15) == 0

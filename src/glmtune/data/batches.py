@@ -224,19 +224,34 @@ class Steps:
             num_processes=self.num_processes,
         )
 
-    def lengths(self, num_steps: int) -> NDArray[np.int64]:
-        """Return the lengths of the rows of the first steps, (steps, rows), 0 where a step has fewer rows.
+    def longest_micro_batch(self, num_steps: int, size: MicroBatchSize) -> int:
+        """Return the most tokens of a micro-batch of this size in the first steps, over all processes.
+
+        Of a run of very many steps only the first ones are looked at.
+        """
+        # no step is longer than one of the longest rows
+        by_length = sorted((len(row.input_ids) for row in self.rows), reverse=True)[: self.batch_size]
+        bound = longest_micro_batch(np.array([by_length]), size, self.num_processes)
+        longest = 0
+        for lengths in self.lengths(num_steps):
+            longest = max(longest, longest_micro_batch(lengths, size, self.num_processes))
+            if longest >= bound:
+                break
+        return longest
+
+    def lengths(self, num_steps: int) -> Iterator[NDArray[np.int64]]:
+        """Yield for each pass the lengths of the rows of its steps, (steps, rows), 0 where there are fewer.
 
         Of a run of very many steps only the first ones.
         """
         of_row = np.array([len(row.input_ids) for row in self.rows])
-        shape, parts = (self.per_epoch, self.batch_size), []
-        num_steps = min(num_steps, max(1, MOST_LOOKED_AT // self.batch_size))
-        for epoch in range(-(-num_steps // self.per_epoch)):
-            padded = np.zeros(shape, dtype=np.int64)
+        left = min(num_steps, max(1, MOST_LOOKED_AT // self.batch_size))
+        # a pass of one step has the same rows in every pass
+        for epoch in range(1 if self.per_epoch == 1 else -(-left // self.per_epoch)):
+            padded = np.zeros((self.per_epoch, self.batch_size), dtype=np.int64)
             padded.flat[: len(of_row)] = of_row[self._draw(epoch)]
-            parts.append(padded)
-        return np.concatenate(parts)[:num_steps]
+            yield padded[:left]
+            left -= self.per_epoch
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of the rows in one pass over them."""

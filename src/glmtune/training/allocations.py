@@ -1,7 +1,9 @@
 """The bytes of tensors while a program runs: counted on a CPU, where no allocator tells, else CUDA's own."""
 
+import ctypes
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,3 +83,38 @@ class CudaMeter:
     def peak(self) -> int:
         """The most bytes so far."""
         return torch.cuda.max_memory_allocated(self._device) - self._start
+
+
+class ResidentMeter:
+    """Reads the most memory that this process held within its `with` block, beyond what it held before.
+
+    Scratch of libraries and what the allocator does not reuse count too. `peak` is 0 where it is no Linux.
+    Source: docs.kernel.org, filesystems/proc, `clear_refs` and `VmHWM`.
+    """
+
+    _CLEAR_REFS = Path("/proc/self/clear_refs")
+    _STATUS = Path("/proc/self/status")
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._start: int | None = None
+
+    def __enter__(self) -> "ResidentMeter":
+        try:
+            # memory that was freed before would be taken again without being seen
+            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+                trim(0)
+            self._CLEAR_REFS.write_text("5", encoding="ascii")  # sets VmHWM back
+            self._start = self._read("VmRSS")
+        except (OSError, TypeError, KeyError):  # no Linux, or one that does not let itself be asked
+            self._start = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Read the highest size."""
+        if self._start is not None:
+            self.peak = max(0, self._read("VmHWM") - self._start)
+
+    def _read(self, name: str) -> int:
+        lines = self._STATUS.read_text(encoding="ascii").splitlines()
+        return 1024 * int(dict(line.split(":", 1) for line in lines)[name].removesuffix("kB"))

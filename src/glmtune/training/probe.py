@@ -19,7 +19,7 @@ from glmtune.data.row import TrainingRow
 from glmtune.models.recomputing import layers_of
 from glmtune.objectives.base import ObjectiveModule
 from glmtune.objectives.sft import CHUNK_LOGITS
-from glmtune.training.allocations import meter_of
+from glmtune.training.allocations import ResidentMeter, meter_of
 from glmtune.training.processes import Processes
 
 PROBED_TOKENS = 64
@@ -74,6 +74,9 @@ class Need:
     """Bytes that all layers keep for the backward pass, if none is recomputed."""
     passing: Growth
     """Bytes above all these at the highest point, the output layer apart."""
+    lost: int = 0
+    """Bytes beyond the tensors that `lost_at` tokens took: scratch of libraries, losses of the allocator."""
+    lost_at: int = 1
 
     def bytes_at(self, tokens: int, longest: int, *, recomputed: int) -> int:
         """Return the bytes of a micro-batch if the first `recomputed` layers are recomputed."""
@@ -81,13 +84,26 @@ class Need:
             part.at(tokens, longest) for part in (self.before, self.given, self.passing)
         )
         of_layer = self.kept.at(tokens, longest) / max(1, self.num_layers)
-        kept = self.num_layers - recomputed
-        # the logits of a chunk; the hidden states of learned tokens gathered, and their gradient
-        head = BYTES_PER_LOGIT * min(tokens * self.vocab_size, CHUNK_LOGITS) + 3 * given
+        kept, head = self.num_layers - recomputed, self._of_head(tokens, given)
         # the output layer is done before the backward pass begins, and what the last layers keep is gone
         # before the first ones are recomputed
         highest = max(kept * of_layer + head, max(kept, 1) * of_layer + passing)
-        return round(before + recomputed * given + highest)
+        return round(before + recomputed * given + highest + self._lost_at(tokens))
+
+    def evaluated_at(self, tokens: int, longest: int) -> int:
+        """Return the bytes of a micro-batch without a backward pass, or a little more than they are."""
+        before, given, passing = (
+            part.at(tokens, longest) for part in (self.before, self.given, self.passing)
+        )
+        return round(before + max(passing, self._of_head(tokens, given)) + self._lost_at(tokens))
+
+    def _of_head(self, tokens: int, given: float) -> float:
+        """Return the bytes of the output layer, if all tokens are learned."""
+        # the logits of a chunk; the hidden states of learned tokens gathered, and their gradient
+        return BYTES_PER_LOGIT * min(tokens * self.vocab_size, CHUNK_LOGITS) + 3 * given
+
+    def _lost_at(self, tokens: int) -> float:
+        return self.lost * max(1.0, tokens / self.lost_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +136,39 @@ def measure_need(
     )
 
 
+def with_losses(
+    need: Need, objective: ObjectiveModule, row: TrainingRow, pad_id: int, processes: Processes, *, free: int
+) -> Need:
+    """Return the need with what a process on a CPU takes beyond its tensors, as a longer micro-batch shows.
+
+    None is run that needs half of the free bytes by what has been counted.
+    """
+    length = min(PROBED_TOKENS, len(row.input_ids))
+    batches = [collate([part_of(row, length)] * number, pad_id) for number in (8, 4, 2)]
+    for batch in batches:
+        tokens = len(batch.input_ids)
+        expected = need.bytes_at(tokens, length, recomputed=0)
+        if 2 * expected > free:
+            continue
+        with untouched(objective, processes.device), ResidentMeter() as meter, no_recomputation(objective):
+            _pass_through(objective, batch, processes)
+        return replace(need, lost=max(0, meter.peak - expected), lost_at=tokens)
+    return need
+
+
+@contextmanager
+def no_recomputation(objective: ObjectiveModule) -> Iterator[None]:
+    """Let all layers keep what the backward pass needs."""
+    flags = {layer: layer.gradient_checkpointing for layer in layers_of(objective)}
+    try:
+        for layer in flags:
+            layer.gradient_checkpointing = False
+        yield
+    finally:
+        for layer, flag in flags.items():
+            layer.gradient_checkpointing = flag
+
+
 def part_of(row: TrainingRow, length: int) -> TrainingRow:
     """Return `length` tokens of a row around its first learned one, with few learned ones.
 
@@ -144,10 +193,9 @@ def longest_rows(rows: Sequence[TrainingRow], tokens: int) -> list[TrainingRow]:
     """Return the longest rows with at most so many tokens together, and at least one."""
     chosen: list[TrainingRow] = []
     for row in sorted(rows, key=lambda row: -len(row.input_ids)):
-        tokens -= len(row.input_ids)
-        if tokens < 0 and chosen:
-            break
-        chosen.append(row)
+        if len(row.input_ids) <= tokens or not chosen:  # a shorter one may fit where a longer one does not
+            tokens -= len(row.input_ids)
+            chosen.append(row)
     return chosen
 
 
@@ -204,17 +252,12 @@ def _measure(objective: ObjectiveModule, batch: Batch, processes: Processes) -> 
 
         handles = [layer.register_forward_pre_hook(enter) for layer in layers]
         handles += [layer.register_forward_hook(lambda *_: lives.append(meter.live)) for layer in layers[-1:]]
-        flags = [layer.gradient_checkpointing for layer in layers]
         try:
-            for layer in layers:
-                layer.gradient_checkpointing = False
-            with meter:
+            with meter, no_recomputation(objective):
                 _pass_through(objective, batch, processes)
         finally:
             for handle in handles:
                 handle.remove()
-            for layer, flag in zip(layers, flags, strict=True):
-                layer.gradient_checkpointing = flag
     grown = [after - before for before, after in pairwise(lives)]
     # the last layer computes for learned tokens alone, of which these rows have few
     kept = sum(grown) - grown[-1] + max(grown[-2:]) if grown else 0

@@ -31,6 +31,7 @@ from glmtune.workflows.events import Event, Note, drain
 from glmtune.workflows.fitting import fit_into_memory
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
+from glmtune.workflows.remedies import Memory
 from glmtune.workflows.rows import first_row
 from glmtune.workflows.run_writer import RunWriter
 
@@ -50,6 +51,8 @@ class Run:
     """The parts of a run in progress: model, objective, optimizer, validation batches, file writer."""
 
     plan: Plan
+    memory: Memory
+    """What was free before step 1, and what a step needs."""
     base: Untrained
     model: CausalLM
     objective: ObjectiveModule
@@ -96,12 +99,13 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
     objective = build_objective(model, plan.recipe.objective)
-    plan = yield from fit_into_memory(plan, objective)
+    plan, memory = yield from fit_into_memory(plan, objective)
     torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, plan.num_steps)
     return Run(
         plan=plan,
+        memory=memory,
         base=untrained,
         model=model,
         objective=objective,

@@ -19,6 +19,7 @@ from glmtune.recipe import Recipe
 from glmtune.run_files import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
 from glmtune.templates import Taught
 from glmtune.training.loop import fit, mean_loss
+from glmtune.training.memory import is_out_of_memory
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
@@ -26,6 +27,7 @@ from glmtune.workflows.checkpoints import restore_run, save_checkpoint
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped, Working
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
+from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
 from glmtune.workflows.rows import SplitRows
 
 SHORT_STEPS = 50
@@ -41,7 +43,8 @@ def training(
     read them already.
     """
     plan = yield from planning(recipe, resume=resume, rows=rows)  # settings and rows; no weights yet
-    run = yield from assemble(plan)  # base model, adapter, optimizer, schedule, guard
+    with refusing_out_of_memory():
+        run = yield from assemble(plan)  # base model, adapter, optimizer, schedule, guard
     plan = run.plan  # settled by the memory that the model has left
     yield from plan.summary()
     if resume:
@@ -63,9 +66,11 @@ def training(
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
         run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
     try:
-        yield from _train(run)
-    except KeyboardInterrupt:
-        if run.is_main and run.progress.step == 0 and not resume:
+        with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)):
+            yield from _train(run)
+    except BaseException as error:
+        is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
+        if is_lost and run.is_main and run.progress.step == 0 and not resume:
             remove_folder(plan.folder)  # nothing is lost, and the same command can start over
         raise
     run.processes.wait()  # until the main process has written the last line of metrics.jsonl

@@ -10,10 +10,11 @@ from glmtune.data.batches import collate, longest_micro_batch
 from glmtune.errors import ConfigError
 from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
-from glmtune.processor import free_memory
+from glmtune.processor import free_memory, mapped_bytes
 from glmtune.recipe.settings import MicroBatchSize
+from glmtune.report.canvas import new_figure
 from glmtune.training.optim import state_bytes
-from glmtune.training.probe import has_room, longest_rows, measure_need
+from glmtune.training.probe import has_room, longest_rows, measure_need, with_losses
 from glmtune.workflows.events import Note
 from glmtune.workflows.remedies import SAFE_SHARE, Memory, find_remedy, in_words
 
@@ -49,46 +50,52 @@ class Fitting:
     """Time of a token, relative to endless micro-batches without recomputation."""
 
 
-def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note, None, "Plan"]:
-    """Settle the `auto` of a plan's micro-batches and recomputation; return the plan with them settled.
+def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note, None, tuple["Plan", Memory]]:
+    """Settle the `auto` of a plan's micro-batches and recomputation; return the plan so, and the memory.
 
     The objective's model is set to recompute so. All processes decide alike. A run that is resumed keeps what
     it began with. Raises `ConfigError` if nothing fits, with settings that would.
     """
     settings = plan.recipe.train
-    if plan.is_resumed and not isinstance(settings.gradient_checkpointing, str):
-        recompute(objective.model, settings.gradient_checkpointing)
-        return plan
     memory = _measure(plan, objective)
     choice = _choose(plan, objective, memory)
     recompute(objective.model, choice.recomputed)
+    is_close = choice.num_bytes > SAFE_SHARE * memory.free
+    is_settled = "auto" not in (settings.micro_batch_size, settings.gradient_checkpointing)
+    if plan.is_resumed and is_settled and not is_close:  # said when it began
+        return plan, memory
     number, num_layers = choice.recomputed, memory.need.num_layers
     part = "all layers" if number == num_layers else f"{number} of {num_layers} layers"
     yield Note(
         f"memory: longest micro-batch {choice.tokens:,} tokens, about {in_words(choice.num_bytes)} of "
         f"{in_words(memory.free)} free: {f'{part} recomputed' if number else 'no recomputation'}"
     )
-    if choice.num_bytes > SAFE_SHARE * memory.free:
+    if is_close:
         text = "memory: this is close to all that is free: end other programs, or the system may end this one"
         yield Note(text, is_warning=True)
     changed: dict[str, object] = {"micro_batch_size": choice.size}
     if settings.gradient_checkpointing == "auto":
         changed["gradient_checkpointing"] = number if 0 < number < num_layers else number > 0
     recipe = plan.recipe.model_copy(update={"train": settings.model_copy(update=changed)})
-    return replace(plan, recipe=recipe, steps=plan.steps.in_size(choice.size))
+    return replace(plan, recipe=recipe, steps=plan.steps.in_size(choice.size)), memory
 
 
 def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     """Return the least favourable process's memory and need."""
-    rows, processes = plan.rows.train.rows, plan.processes
-    free = free_memory(processes.device)
-    row = longest_rows(rows, 1)[0]
-    need = measure_need(
-        objective, row, plan.tokenizer.pad_token_id, processes, vocab_size=objective.model.config.vocab_size
+    rows, processes, pad_id = plan.rows.train.rows, plan.processes, plan.tokenizer.pad_token_id
+    longest, validated = (
+        max((len(row.input_ids) for row in part), default=0) for part in (rows, plan.rows.validation.rows)
     )
-    longest = max(len(row.input_ids) for row in (*rows, *plan.rows.validation.rows))
+    mapped = mapped_bytes((*objective.parameters(), *objective.buffers()))
+    row = longest_rows(rows, 1)[0]
+    need = measure_need(objective, row, pad_id, processes, vocab_size=objective.model.config.vocab_size)
+    if processes.device.type == "cpu":
+        new_figure()  # imports matplotlib: what a run takes later it takes before the memory is looked at
+        free = free_memory(processes.device, mapped)
+        need = with_losses(need, objective, row, pad_id, processes, free=free)
+    free = free_memory(processes.device, mapped)
     state = state_bytes(objective, plan.recipe.train, num_processes=processes.number)
-    everyones = processes.gather(Memory(need, free, state, longest))
+    everyones = processes.gather(Memory(need, free, state, longest, validated))
     greatest = max(everyones, key=lambda each: each.need.bytes_at(longest, longest, recomputed=0))
     return replace(greatest, free=min(each.free for each in everyones))
 
@@ -102,15 +109,18 @@ def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting
     leanest = min(choices, key=lambda choice: choice.num_bytes)
     if leanest.num_bytes <= MOST_SHARE * memory.free and _proves_true(leanest, plan, objective, memory):
         return leanest
+    hint = find_remedy(plan, objective.model, memory)
+    if plan.is_resumed:
+        hint = f"a run is resumed as it began: end other programs; for another one, {hint}"
     raise ConfigError(
         f"memory: the smallest step of these settings, {leanest.tokens:,} tokens at once, needs about "
         f"{in_words(leanest.num_bytes)}, but {in_words(memory.free)} are free",
-        hint=find_remedy(plan, objective.model, memory),
+        hint=hint,
     )
 
 
 def _choices(plan: "Plan", memory: Memory) -> Iterator[Fitting]:
-    """Yield every choice that the settings leave, larger micro-batches and less recomputation first."""
+    """Yield every choice that the settings leave."""
     num_layers, device = memory.need.num_layers, plan.processes.device.type
     sizes: list[MicroBatchSize] = [plan.recipe.train.micro_batch_size]
     if sizes == ["auto"]:  # halves down from the largest, then single rows
@@ -121,13 +131,12 @@ def _choices(plan: "Plan", memory: Memory) -> Iterator[Fitting]:
         numbers = sorted({round(num_layers * eighths / 8) for eighths in range(9)})
     else:
         numbers = [num_layers * wanted if isinstance(wanted, bool) else wanted]
-    train = plan.steps.lengths(plan.num_steps)
     validation = np.array([[len(row.input_ids) for row in plan.rows.validation.rows]], dtype=np.int64)
     for size in sizes:
-        number = plan.processes.number
-        tokens = max(longest_micro_batch(lengths, size, number) for lengths in (train, validation))
+        tokens = plan.steps.longest_micro_batch(plan.num_steps, size)
+        validated = longest_micro_batch(validation, size, plan.processes.number)
         for recomputed in numbers:
-            needed = memory.bytes_at(tokens, min(tokens, memory.longest_row), recomputed=recomputed)
+            needed = memory.bytes_at(tokens, validated, recomputed=recomputed)
             cost = (1 + RECOMPUTING * recomputed / max(1, num_layers)) * (1 + FIXED[device] / tokens)
             yield Fitting(size, recomputed, tokens, needed, cost)
 

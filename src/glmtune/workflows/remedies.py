@@ -1,18 +1,21 @@
 """Settings that would fit into the memory of this machine, for a run that does not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, TrainingError, first_line
 from glmtune.families import identify_family
 from glmtune.models.protocol import CausalLM
 from glmtune.models.recomputing import layers_of
 from glmtune.possible import require_possible
 from glmtune.recipe import TrainedPart
+from glmtune.training.memory import is_out_of_memory
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import Need
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 SAFE_SHARE = 0.85
 """Share of the free memory that is planned with: other programs take some, and allocators lose some."""
+WARY_SHARE = 0.75
+"""The same for another method or quantisation that is proposed: its activations have not been measured."""
+SMALL_MEANS = "train.optimizer=adamw_8bit"
 LEAST_LENGTH = 16
 """Shortest limit of a row that is proposed, the least that `data.max_tokens` may be."""
 
@@ -35,31 +41,61 @@ class Memory:
     state: int
     """Bytes of gradients and of the optimizer's means."""
     longest_row: int
-    """Tokens of the longest row, validation included."""
+    """Tokens of the longest row that is trained on."""
+    longest_validated: int
+    """Tokens of the longest row of the evaluations, which keep nothing for a backward pass."""
 
-    def bytes_at(self, tokens: int, longest: int, *, recomputed: int) -> int:
-        """Return the bytes of a step whose longest micro-batch has so many tokens."""
-        return self.state + self.need.bytes_at(tokens, longest, recomputed=recomputed)
+    def bytes_at(self, tokens: int, validated: int, *, recomputed: int) -> int:
+        """Return the bytes of a run whose steps and evaluations have so many tokens at once, at most."""
+        step = self.need.bytes_at(tokens, min(tokens, self.longest_row), recomputed=recomputed)
+        evaluation = self.need.evaluated_at(validated, min(validated, self.longest_validated))
+        return self.state + max(step, evaluation)
 
-    def fits(self, length: int) -> bool:
-        """Return True if a single row of so many tokens fits with all layers recomputed."""
-        needed = self.bytes_at(length, length, recomputed=self.need.num_layers)
-        return needed <= SAFE_SHARE * self.free
+    def leanest(self, limit: int) -> int:
+        """Return the bytes of single rows, none longer than `limit`, with all layers recomputed."""
+        trained, validated = min(limit, self.longest_row), min(limit, self.longest_validated)
+        return self.bytes_at(trained, validated, recomputed=self.need.num_layers)
+
+
+@contextmanager
+def refusing_out_of_memory(find_hint: Callable[[], str] | None = None) -> Iterator[None]:
+    """Within, an allocation that fails is a `TrainingError`, with a hint where one is found."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        other = find_hint() if find_hint else "take quant=int4, or a smaller model"
+        raise TrainingError(
+            f"memory: there was none left ({first_line(error)})", hint=f"end other programs; or {other}"
+        ) from error
+
+
+def find_leaner(plan: "Plan", model: CausalLM, memory: Memory) -> str:
+    """Return the hint for a run that went out of memory though it was expected to fit."""
+    settings = plan.recipe.train
+    if settings.micro_batch_size != 1 or settings.gradient_checkpointing is not True:
+        return "take the leanest steps: train.micro_batch_size=1 train.gradient_checkpointing=true"
+    needed = memory.leanest(max(memory.longest_row, memory.longest_validated))
+    return find_remedy(plan, model, replace(memory, free=min(memory.free, needed)), base=())
 
 
 Remedy = tuple[str, Memory]
 """A setting to add, and the memory as it then would be."""
 
 
-def find_remedy(plan: "Plan", model: CausalLM, memory: Memory) -> str:
-    """Return the hint with the fewest settings that make the run fit, those that change least first."""
-    settings = plan.recipe.train
-    base = [
-        f"train.{name}=auto"
-        for name in ("micro_batch_size", "gradient_checkpointing")
-        if getattr(settings, name) != "auto"
+def find_remedy(plan: "Plan", model: CausalLM, memory: Memory, base: Sequence[str] | None = None) -> str:
+    """Return the hint with the fewest settings that make the run fit, those that change least first.
+
+    base: words that it begins with, by default those for steps of any size.
+    """
+    if base is None:
+        names = ("micro_batch_size", "gradient_checkpointing")
+        base = [f"train.{name}=auto" for name in names if getattr(plan.recipe.train, name) != "auto"]
+    remedies = [
+        remedy for remedy in (_small_means, _lora, _quantised, _lora_on_codes) if remedy(plan, model, memory)
     ]
-    remedies = [remedy for remedy in (_small_means, _lora, _quantised) if remedy(plan, model, memory)]
+    longest = max(memory.longest_row, memory.longest_validated)
     # rows are cut only if nothing else helps: what is cut is not learned
     ways = product((False, True), range(len(remedies) + 1))
     for is_shortened, chosen in (
@@ -69,11 +105,14 @@ def find_remedy(plan: "Plan", model: CausalLM, memory: Memory) -> str:
         for remedy in chosen:
             word, left = remedy(plan, model, left) or ("", left)
             words.append(word)
-        if left.fits(LEAST_LENGTH if is_shortened else left.longest_row):
-            cuts = _shortened(plan, left) if is_shortened else ()
-            return f"these settings would fit: {' '.join([*words, *cuts])}"
-    least = memory.bytes_at(LEAST_LENGTH, LEAST_LENGTH, recomputed=memory.need.num_layers)
-    return f"take a smaller model, or a machine with {in_words(least / SAFE_SHARE)} free for training it"
+        share = SAFE_SHARE if set(chosen) <= {_small_means} else WARY_SHARE
+        if left.leanest(LEAST_LENGTH if is_shortened else longest) <= share * left.free:
+            cuts = _shortened(plan, left, share) if is_shortened else ()
+            is_missing = SMALL_MEANS in words and find_spec("bitsandbytes") is None
+            extra = "; first `pip install 'glmtune[bitsandbytes]'`" if is_missing else ""
+            return f"these settings would fit: {' '.join([*words, *cuts])}{extra}"
+    least = memory.leanest(LEAST_LENGTH) / SAFE_SHARE
+    return f"take a smaller model, or a machine with {in_words(least)} free for training it"
 
 
 def _small_means(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
@@ -82,7 +121,7 @@ def _small_means(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None
         return None
     smaller = settings.model_copy(update={"optimizer": "adamw_8bit"})
     state = state_bytes(model, smaller, num_processes=plan.processes.number)
-    return "train.optimizer=adamw_8bit", replace(memory, state=min(state, memory.state))
+    return SMALL_MEANS, replace(memory, state=min(state, memory.state))
 
 
 def _lora(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
@@ -92,26 +131,45 @@ def _lora(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
 
 
 def _quantised(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
-    if plan.recipe.quant or plan.recipe.method.kept not in (TrainedPart.LAYERS, TrainedPart.PREFIX):
+    if plan.recipe.method.kept not in (TrainedPart.LAYERS, TrainedPart.PREFIX):
         return None
+    saved = _saved_by_codes(plan, model)
+    return ("quant=int4", replace(memory, free=memory.free + saved)) if saved else None
+
+
+def _lora_on_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
+    if (lora := _lora(plan, model, memory)) is None or not (saved := _saved_by_codes(plan, model)):
+        return None
+    return f"{lora[0]} quant=int4", replace(lora[1], free=memory.free + saved)
+
+
+def _saved_by_codes(plan: "Plan", model: CausalLM) -> int:
+    """Return the bytes that the layers would hold less in int4, 0 if they cannot be quantised."""
+    if plan.recipe.quant:
+        return 0
     try:
         require_possible(identify_family(plan.location.folder).family, "quant=int4", "quant")
     except ConfigError:
-        return None
+        return 0
+    # where weights are added to the base, those that are trained are not the base's
+    is_added = plan.recipe.method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX)
     weights = [
         part.weight
         for layer in layers_of(model)
         for part in layer.modules()
-        if isinstance(part, nn.Linear) and part.weight.is_floating_point() and not part.weight.requires_grad
+        if isinstance(part, nn.Linear) and part.weight.is_floating_point()
+        if not (is_added and part.weight.requires_grad)
     ]
-    saved = sum(weight.numel() * (weight.element_size() - 0.5) for weight in weights)
-    return "quant=int4", replace(memory, free=memory.free + round(saved))
+    if any(weight.shape[1] % 2 for weight in weights):  # 4-bit codes go in pairs
+        return 0
+    return round(sum(weight.numel() * (weight.element_size() - 0.5) for weight in weights))
 
 
-def _shortened(plan: "Plan", memory: Memory) -> Iterator[str]:
+def _shortened(plan: "Plan", memory: Memory, share: float) -> Iterator[str]:
     """Yield the settings that cut the rows to what fits."""
-    lengths = range(LEAST_LENGTH, memory.longest_row + 1, LEAST_LENGTH)
-    limit = max((length for length in lengths if memory.fits(length)), default=LEAST_LENGTH)
+    lengths = range(LEAST_LENGTH, max(memory.longest_row, memory.longest_validated) + 1, LEAST_LENGTH)
+    fitting = (length for length in lengths if memory.leanest(length) <= share * memory.free)
+    limit = max(fitting, default=LEAST_LENGTH)
     data = plan.recipe.data
     source, target = data.max_source_tokens, data.max_target_tokens
     if source is None or target is None:
@@ -121,10 +179,15 @@ def _shortened(plan: "Plan", memory: Memory) -> Iterator[str]:
         prompt = max(4, room * source // (source + target))  # both shrink in proportion
         yield from (f"data.max_source_tokens={prompt}", f"data.max_target_tokens={max(2, room - prompt)}")
     longer = sum(len(row.input_ids) > limit for row in plan.rows.train.rows)
-    if data.overlong == "cut" and data.encoding == "chat" and 2 * longer > len(plan.rows.train.rows):
-        yield "data.overlong=cut_any"  # `cut` refuses to cut most of the rows
+    # with `encoding: chat`, `cut` refuses to cut most of the rows; `drop` may leave none, `error` stops
+    is_refused = data.encoding == "chat" and 2 * longer > len(plan.rows.train.rows)
+    if data.overlong in ("drop", "error") or (data.overlong == "cut" and is_refused):
+        yield "data.overlong=cut_any"
 
 
 def in_words(size: float) -> str:
     """Return bytes in words, `1.9 GiB` or `12 MiB`."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    mib = size / 2**20
+    return f"{mib:.1f} MiB" if mib < 10 else f"{mib:.0f} MiB"  # else "about 3 MiB of 3 MiB free"

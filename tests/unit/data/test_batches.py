@@ -122,16 +122,19 @@ def test_no_micro_batch_of_a_run_is_longer_than_the_longest(
         Steps(made, batch_size=batch_size, micro_batch_size=size, seed=3, rank=rank, num_processes=number)
         for rank in range(number)
     ]
-    lengths = ranks[0].lengths(num_steps)
-    assert lengths.shape == (num_steps, batch_size)
+    parts = list(ranks[0].lengths(num_steps))
+    assert all(part.shape[1] == batch_size for part in parts)
+    assert sum(map(len, parts)) == (min(num_steps, 1) if ranks[0].per_epoch == 1 else num_steps)
     tokens = [
         sum(len(row.input_ids) for row in part)
         for steps in ranks
         for step in range(1, num_steps + 1)
         for part in steps.micro_batches(step)
     ]
-    assert max(tokens) <= longest_micro_batch(lengths, size, number)
-    in_one = longest_micro_batch(lengths, batch_size)
+    assert max(tokens) <= ranks[0].longest_micro_batch(num_steps, size)
+    whole = max(longest_micro_batch(part, size, number) for part in parts)
+    assert ranks[0].longest_micro_batch(num_steps, size) == whole  # also where the rest is not looked at
+    in_one = max(longest_micro_batch(part, batch_size) for part in parts)
     assert in_one == max(
         sum(len(row.input_ids) for row in ranks[0].rows_of(n)) for n in range(1, num_steps + 1)
     )
