@@ -138,7 +138,8 @@ def _draw_row(tokens: int) -> Batch:
 
 def run(options: argparse.Namespace) -> Record:
     """Make the folder if it is not there, measure the processor, train, measure it again."""
-    record = measure.begin("laptop", "s", options)
+    cut = f", {options.layers} layers" if options.layers else ""
+    record = measure.begin(f"laptop {options.shape}{cut}", "s", options)
     shape = {**SHAPES[options.shape], "num_layers": options.layers or SHAPES[options.shape]["num_layers"]}
     folder = options.work / f"chatglm3-{options.shape}-int4-{shape['num_layers']}"
     if not folder.exists():

@@ -24,6 +24,7 @@ WORDS: dict[str, dict[str, str]] = {
         "title": "# Speed, beside named peers\n\n[中文](performance.zh.md)",
         "goals": "\n## Goals\n", "goal": "goal; measured: median (least to most)",
         "met": "met", "missed": "**missed**", "open": "not measured", "to": "to",
+        "none": "no goal",
         "figures": "\n## Figures", "figure": "{unit}: median (least to most)",
         "machine": "{processor}, {cores} cores, {memory_gib} GiB, {instructions}; {threads} threads; "
         "{versions}; load {load}; {rounds} rounds, {when}",
@@ -33,6 +34,7 @@ WORDS: dict[str, dict[str, str]] = {
         "title": "# 速度：与点名的对手比较\n\n[English](performance.md)",
         "goals": "\n## 目标\n", "goal": "目标；测得：中位数（最小到最大）",
         "met": "达到", "missed": "**未达到**", "open": "未测", "to": "到",
+        "none": "无目标",
         "figures": "\n## 数字", "figure": "{unit}：中位数（最小到最大）",
         "machine": "{processor}，{cores} 核，{memory_gib} GiB，{instructions}；{threads} 个线程；"
         "{versions}；负载 {load}；{rounds} 轮，{when}",
@@ -116,6 +118,10 @@ CASES: dict[str, dict[str, str]] = {
     "train gpu 6b, memory": {"en": "The same: memory of the whole process", "zh": "同上：整个进程的显存"},
     "train gpu 9b": {"en": "The same, GLM-4-9B", "zh": "同上，GLM-4-9B"},
     "train gpu 9b, memory": {"en": "The same: memory of the whole process", "zh": "同上：整个进程的显存"},
+    "laptop 6b": {
+        "en": "Training LoRA without a GPU, ChatGLM3-6B in INT4, one row of 256 tokens",
+        "zh": "没有 GPU 训练 LoRA，INT4 的 ChatGLM3-6B，一行 256 个 token",
+    },
     "lora tiny": {"en": "Training LoRA on glm-tiny", "zh": "在 glm-tiny 上训练 LoRA"},
     "encode chatglm3": {
         "en": "Encoding 20,000 ADGEN rows, ChatGLM3's tokenizer",
@@ -218,7 +224,7 @@ def _goal(goal: Goal, records: Mapping[str, Record], machines: Mapping[str, Reco
 
 def _verdict(goal: Goal, record: Record | None, of_machine: Record, words: Mapping[str, str]) -> str:
     if goal.limit(of_machine) is None:
-        return ""
+        return words["none"]
     found = goal.figures(record) if record else []
     if not record or not found:
         return words["open"]

@@ -74,6 +74,9 @@ class Side:
     attention: str = "sdpa"
     batch: int = 0
     """Rows of the peer's batch; 0: all."""
+    kernel_rows: int | None = None
+    """Most rows for which Triton's kernels multiply with codes, else they are expanded; None: as glmtune has
+    it."""
 
 
 SPEED = {
@@ -87,16 +90,22 @@ SMALL = {
     "ours, 4 x 140 tokens": Side(rows=4, is_recomputed=True),
     "ours, recomputed": Side(is_recomputed=True),
     "ours, nf4, 2k tokens": Side(quant="nf4", tokens=2048, is_recomputed=True),
-    "ours, int8, 2k tokens": Side(quant="int8", tokens=2048, is_recomputed=True),
-    "ours, int4, 2k tokens": Side(quant="int4", tokens=2048, is_recomputed=True),
     "ours, P-Tuning, int4, 1 x 140 tokens": Side(method="ptuning", quant="int4", rows=1, is_recomputed=True),
 }
+KERNELS = {
+    f"ours, {quant}, {size}, {how}": Side(quant=quant, is_recomputed=True, kernel_rows=most, **rows)
+    for quant in ("int8", "int4")
+    for size, rows in {"4 x 140 tokens": {"rows": 4}, "2k tokens": {"tokens": 2048}}.items()
+    for how, most in {"by kernels": 4096, "expanded": 0}.items()
+}
+"""On both sides of `triton_products.MOST_ROWS`, as it would be if that limit lay elsewhere."""
 LARGE = {
     "ours": Side(),
     "matrix peak bf16": Side("peak"),
     "ours, nf4, 2k tokens": Side(quant="nf4", tokens=2048, is_recomputed=True),
 }
-SIDES = {"6b": {**SPEED, **SMALL}, "9b": LARGE, "tiny": {**SPEED, **SMALL}}
+ALL = {**SPEED, **SMALL, **KERNELS}
+SIDES = {"6b": ALL, "9b": LARGE, "tiny": ALL}
 
 
 def device() -> str:
@@ -157,6 +166,17 @@ def steps_of(side: Side, lengths: Lengths, steps: int) -> list[Lengths]:
     return [rows[i * each : (i + 1) * each] for i in range(steps)]
 
 
+def limit_kernels(most_rows: int) -> None:
+    """Have Triton's kernels multiply with codes up to so many rows; end the process where they do not run."""
+    from glmtune.models import triton_products
+
+    triton_products.MOST_ROWS = triton_products.FEW_ROWS = most_rows
+    codes, scale = torch.ones(1, 64, dtype=torch.int8, device=device()), torch.ones(1, device=device())
+    half = torch.float16
+    if most_rows and triton_products.multiply_codes(codes.to(half), codes, scale.to(half), 8) is None:
+        raise SystemExit("Triton's kernels do not run here")
+
+
 def take_ours(folder: Path, shape: str, side: Side, taken: Sequence[Lengths]) -> list[float]:
     """Seconds of each step of glmtune's loop."""
     from glmtune.data.batches import Batch
@@ -169,6 +189,8 @@ def take_ours(folder: Path, shape: str, side: Side, taken: Sequence[Lengths]) ->
     from glmtune.training.optim import build_optimizer, build_schedule
     from glmtune.training.processes import Processes
 
+    if side.kernel_rows is not None:
+        limit_kernels(side.kernel_rows)
     processes = Processes(device(), precision="bf16")
     method = {"lora": LORA, "ptuning": PTUNING}[side.method]
     recipe = load_recipe({"model": "m", "method": method, "train": {"lr": 1e-4, "steps": len(taken)}})

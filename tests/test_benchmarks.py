@@ -212,12 +212,29 @@ def test_a_time_is_met_from_below() -> None:
     assert not goal.is_met([7.0], line())
 
 
+def test_a_figure_taken_once_a_run_is_a_share_unless_told() -> None:
+    run = line("laptop 6b", checks={"share of the peak": 0.51, "peak_gb": 7.7})
+    judged = {
+        goal.unit: goal.is_met(goal.figures(run), run) for goal in goals.GOALS if goal.case == run["case"]
+    }
+    assert judged == {"%": True, "GB": False}
+
+
 def test_a_goal_that_differs_by_processor_speaks_only_of_the_kinds_it_names() -> None:
     sides = {"ours": [3.0], "peer fp32": [1.0]}
     old, new = ({**line()["machine"], "instructions": ["avx2", *more]} for more in ([], ["avx512_bf16"]))
     goal = goals.Goal("a", "three times", "三倍", goals.ratio("ours", "peer fp32"), {goals.HALF: 4})
     assert goal.limit(line("a", machine=old, sides=sides)) is None
     assert not goal.is_met([3.0], line("a", machine=new, sides=sides))
+
+
+def test_a_machine_without_a_goal_has_that_said_in_its_cell() -> None:
+    results = {"chat": {"old": line("chat", machine={**line()["machine"], "instructions": ["avx512_bf16"]})}}
+    results["chat"]["old"]["sides"] = {"cold": [5.0]}
+    [row] = [
+        text for text in report.write_page(results, "en", "").splitlines() if "`glmtune demo`, at" in text
+    ]
+    assert row.endswith("| no goal |")
 
 
 def test_the_newest_line_of_a_case_counts_on_each_machine(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import torch
 from benchmarks import models, operations, train, train_gpu, train_models, trainers
 
 from closeness import assert_close
+from glmtune.models import triton_products
 
 STEPS = 4
+EXPANDED = "ours, int4, 4 x 140 tokens, expanded"
 FP32 = torch.float32
 
 
@@ -140,11 +142,36 @@ def test_the_peer_on_a_gpu_takes_our_rows_in_our_order() -> None:
     assert {len(rows) for rows in theirs} == {2}
 
 
+def test_a_side_with_kernels_ends_with_the_reason_where_they_do_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MOST_ROWS", "FEW_ROWS"):
+        monkeypatch.setattr(triton_products, name, getattr(triton_products, name))
+    monkeypatch.setattr(train_gpu, "device", lambda: "cpu")
+    with pytest.raises(SystemExit, match="Triton's kernels do not run here"):
+        train_gpu.limit_kernels(4096)
+    train_gpu.limit_kernels(0)
+    assert triton_products.MOST_ROWS == triton_products.FEW_ROWS == 0
+
+
+def test_sides_with_and_without_kernels_lie_on_both_sides_of_the_limit() -> None:
+    lengths = [(44, 76)] * 100
+    sizes = {
+        (side.quant, bool(side.kernel_rows), rows > triton_products.MOST_ROWS)
+        for side in train_gpu.KERNELS.values()
+        for rows in [sum(map(sum, train_gpu.steps_of(side, lengths, 1)[0]))]
+        if not side.kernel_rows or rows <= side.kernel_rows
+    }
+    assert len(sizes) == len(train_gpu.KERNELS)
+
+
 @pytest.mark.slow
 def test_the_sides_on_a_gpu_run_on_a_cpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "SHARED", tmp_path / "nothing")
+    for name in ("MOST_ROWS", "FEW_ROWS"):
+        monkeypatch.setattr(triton_products, name, getattr(triton_products, name))
     train_gpu.make_folder(tmp_path / "tiny", "tiny")
-    for name in ("ours", "peer, sdpa, 16 rows", "matrix peak bf16", "ours, nf4, 2k tokens"):
+    for name in ("ours", "peer, sdpa, 16 rows", "matrix peak bf16", "ours, nf4, 2k tokens", EXPANDED):
         found = train_gpu.measure_side(tmp_path / "tiny", "tiny", name, steps=3)
         assert len(found["tokens_per_s"]) == 1
         assert found["tokens_per_s"][0] > 0

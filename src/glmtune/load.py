@@ -45,8 +45,9 @@ def load_model(
 
     `adapter`: folder of an adapter to put on the model at `path`. dtype "auto" holds the weights in the type
     that an adapter or run was trained in, and those of a model in the stored type. Products are computed in
-    that type on a GPU; on a CPU in bf16 for half precision if the processor has bf16 instructions, else in
-    fp32 (`models.dtype.choose_dtype`). A log line names both types. `quant` (int8, int4 or nf4) quantises the
+    that type on a GPU; on a CPU in bf16 for half precision if the processor has bf16 instructions, where
+    weights stored in fp16 are held in bf16 too, else in fp32 (`models.dtype.choose_dtype`). A log line names
+    both types. `quant` (int8, int4 or nf4) quantises the
     blocks' weights while loading; the base of an adapter that was trained on quantised weights is quantised
     without it. `template`: chat format of a ChatGLM2/3 folder whose files do not tell it. `revision`: branch,
     tag or commit of a `path` on a hub; None: the main branch. `verify` proves that an adapter or trained

@@ -10,9 +10,10 @@ from glmtune.data import encode
 from glmtune.data.cut import Cutter, Limits, Size
 from glmtune.data.encode import encode_examples, training_conversations
 from glmtune.data.example import Example
+from glmtune.data.plain import ANSWER, QUESTION, PlainShape, is_plain
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
-from glmtune.templates import TEMPLATES, Message
+from glmtune.templates import TEMPLATES, Call, Message, Segment
 from glmtune.tokenizers import read_tokenizer
 from tiny import tiny_ice, tiny_tokenizer
 
@@ -116,6 +117,83 @@ def test_rows_do_not_depend_on_how_many_are_encoded_at_once(tokenizer, monkeypat
     each = encode_examples(tokenizer, rows, data)
     assert as_lists(each) == as_lists(whole)
     assert each.report == whole.report
+
+
+ODD = [
+    *(
+        "天",
+        " 天",
+        "天\n",
+        "",
+        " ",
+        "\u3000天",
+        "天\x1f",
+        "[[训练时间]]",
+        "好,hao:你?",
+        "\n\n答：",
+        "[Round 1]",
+        "###",
+    ),
+    *(
+        "<|assistant|>",
+        "</s>",
+        "[gMASK]sop",
+        "<think>",
+        "</think>",
+        "<think>想</think>答",
+        "想</think>",
+        "I think",
+    ),
+    *(
+        "/nothink",
+        "天/nothink",
+        "<|user|>\n",
+        QUESTION,
+        ANSWER,
+        f"{ANSWER}{QUESTION}",
+        "{}",
+        "{0}",
+        "%s",
+        "a  b",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"source_prefix": "问： "}, {"source_prefix": QUESTION}, {"loss": "last_turn"}, {"max_tokens": 40}],
+)
+def test_rows_that_are_filled_in_are_those_that_are_rendered(tokenizer, settings, monkeypatch) -> None:
+    texts = [(one, other) for one in ODD for other in ODD if other.strip() not in ("", "<think>", "</think>")]
+    texts = random.Random(0).sample([pair for pair in texts if not pair[1].endswith("</think>")], 120)
+    rows = [
+        Example((Message("user", question), Message("assistant", answer)), f"train.jsonl:{number}")
+        for number, (question, answer) in enumerate(texts)
+    ]
+    data = Data(**{"max_tokens": 4096} | settings, overlong="cut_any")
+    filled = encode_examples(tokenizer, rows, data)
+    assert sum(is_plain(row.messages) for row in rows) > 20
+    monkeypatch.setattr(encode, "is_plain", lambda _: False)
+    rendered = encode_examples(tokenizer, rows, data)
+    assert as_lists(filled) == as_lists(rendered)
+    assert filled.report == rendered.report
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"loss": False}, {"thought": ""}, {"metadata": "python"}, {"calls": (Call("f", {}),)}, {"tools": []}],
+)
+def test_an_answer_with_more_than_a_text_is_rendered(changed) -> None:
+    assert is_plain([Message("user", "天"), Message("assistant", "好")])
+    assert not is_plain([Message("user", "天"), Message("assistant", "好", **changed)])
+
+
+def test_a_format_of_which_the_marks_do_not_come_back_whole_has_no_shape(tokenizer) -> None:
+    once = [Segment(QUESTION), Segment(ANSWER, is_target=True)]
+    assert PlainShape.learn(tokenizer, once) is not None
+    assert PlainShape.learn(tokenizer, [*once, Segment(QUESTION)]) is None
+    assert PlainShape.learn(tokenizer, [Segment(QUESTION + ANSWER)]) is None
+    assert PlainShape.learn(tokenizer, [Segment(QUESTION[:-1]), Segment(ANSWER)]) is None
 
 
 def test_of_two_bad_rows_the_first_is_told(tokenizer) -> None:

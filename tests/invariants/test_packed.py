@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,10 @@ from glmtune.data.row import TrainingRow
 from glmtune.generate.decoding import complete
 from glmtune.generate.sampling import Sampling
 from glmtune.methods import apply_method
-from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
+from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, load_in_transformers
+from glmtune.models.computing import HeldExperts, compute_in
+from glmtune.models.dtype import Choice
+from glmtune.models.frozen_linear import HeldLinear
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Train
@@ -55,12 +61,33 @@ def chatglm_6b(revision: str) -> Any:
     return ChatGLM6BForConditionalGeneration(config).eval()
 
 
-def in_transformers(model_type: str) -> Any:
+def in_transformers(model_type: str, rounded_to: torch.dtype = torch.float32) -> Any:
+    """The class as transformers builds it, in fp32: the oracle of the loaded ones, which users train."""
     torch.manual_seed(0)
     sizes = hf_settings(model_type)
     config = AutoConfig.for_model(model_type, vocab_size=VOCABULARY, pad_token_id=0, **sizes)
-    config._experts_implementation = "eager"  # the usual one has no float64
-    return AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():  # not `to` and back: it would round the frequencies of the rotation too
+        weight.data = weight.data.to(rounded_to).float()
+    return eager(model)
+
+
+def loaded(model_type: str, held: torch.dtype = torch.float32, computing: torch.dtype = torch.float32) -> Any:
+    """The same weights as they are read from a folder to be trained."""
+    with TemporaryDirectory() as folder:
+        in_transformers(model_type).to(held).save_pretrained(folder)
+        return eager(load_in_transformers(Path(folder), dtype=Choice(held, computing), device="cpu"))
+
+
+def eager(model: Any) -> Any:
+    model.config._experts_implementation = "eager"  # the usual one has no float64
+    return model
+
+
+def held_in_bf16(native: Callable[[], Any], computing: torch.dtype) -> Any:
+    model = native().to(torch.bfloat16)
+    compute_in(model, computing)
+    return model
 
 
 NATIVE: dict[str, Callable[[], Any]] = {
@@ -72,11 +99,17 @@ NATIVE: dict[str, Callable[[], Any]] = {
     "glm4": lambda: tiny_model(rope_ratio=500, rope_scaling_by="base", num_layers=3),
 }
 IN_TRANSFORMERS: dict[str, Callable[[], Any]] = {
-    "hf glm": lambda: in_transformers("glm"),
-    "hf glm4": lambda: in_transformers("glm4"),
-    "hf glm4_moe": lambda: in_transformers("glm4_moe"),
+    "hf glm": lambda: loaded("glm"),
+    "hf glm4": lambda: loaded("glm4"),
+    "hf glm4_moe": lambda: loaded("glm4_moe"),
 }
 FAMILIES = NATIVE | IN_TRANSFORMERS
+HELD: dict[str, Callable[[torch.dtype], Any]] = {
+    "v1 late": partial(held_in_bf16, NATIVE["v1 late"]),
+    "v2": partial(held_in_bf16, NATIVE["v2"]),
+    **{f"hf {kind}": partial(loaded, kind, torch.bfloat16) for kind in ("glm", "glm4", "glm4_moe")},
+}
+"""Frozen weights in bf16, as published; of the type to compute in."""
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 4, "dropout": 0},
     "all layers": {"name": "lora", "r": 2, "dropout": 0, "target_modules": "all"},
@@ -107,15 +140,26 @@ def targets(model: Any) -> list[str]:
 
 def tuned(family: str, method: str, dtype: torch.dtype = torch.float64) -> Any:
     """A model in training whose trained weights are not at their start, where half of a LoRA is zero."""
-    model, settings = FAMILIES[family](), dict((METHODS | PREFIXES)[method])
+    return with_method(FAMILIES[family](), method, dtype).to(dtype)
+
+
+def tuned_on_held(family: str, method: str, dtype: torch.dtype = torch.float64) -> Any:
+    """The same on frozen weights in bf16, computing in `dtype`."""
+    return with_method(HELD[family](dtype), method, dtype)
+
+
+def with_method(model: Any, method: str, dtype: torch.dtype) -> Any:
+    settings = dict((METHODS | PREFIXES)[method])
     if settings.get("target_modules") == "all":
         settings["target_modules"] = targets(model)
-    model = apply_method(model, settings_of(settings)).to(dtype)
+    torch.manual_seed(2)
+    model = apply_method(model, settings_of(settings))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:
-                weight += torch.randn(weight.shape, generator=generator, dtype=dtype) * 0.1
+                drawn = torch.randn(weight.shape, generator=generator, dtype=dtype) * 0.1
+                weight.data = weight.to(dtype) + drawn
     return model.train()
 
 
@@ -187,6 +231,55 @@ def test_packed_rows_have_the_loss_and_gradients_of_one_row_at_a_time_and_of_pad
     for other in (one_by_one, padded):
         assert_close(loss, other(model, batch), share=exact(family))
         assert_each_close(ours, gradients(model), exact(family))
+
+
+ON_HELD = [(family, method) for family in HELD for method in ("lora", "all layers", "dora")]
+ON_HELD += [("v1 late", "ptuning"), ("v2", "ptuning"), ("hf glm4", "adalora")]
+
+
+@pytest.mark.parametrize("is_recomputed", [False, True])
+@pytest.mark.parametrize(("family", "method"), ON_HELD)
+def test_on_weights_held_in_bf16_packed_rows_are_one_row_at_a_time_too(
+    family: str, method: str, is_recomputed: bool
+) -> None:
+    """Without a difference in type anywhere: float64 through weights that are cast where they are used."""
+    model, batch = tuned_on_held(family, method), collate(rows_for(family), 0)
+    assert any(isinstance(part, HeldLinear) for part in model.modules())
+    assert any(isinstance(part, HeldExperts) for part in model.modules()) == family.endswith("moe")
+    others = [(way(model, batch), gradients(model)) for way in (one_by_one, padded)]
+    loss = packed(recomputing(model) if is_recomputed else model, batch)
+    ours = gradients(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == ours.keys()
+    for expected_loss, expected in others:
+        assert_close(loss, expected_loss, share=exact(family))
+        assert_each_close(ours, expected, exact(family))
+
+
+@pytest.mark.parametrize("family", HELD)
+def test_on_weights_held_in_bf16_and_computed_in_fp32_too(family: str) -> None:
+    model, batch = tuned_on_held(family, "lora", torch.float32), collate(rows_for(family), 0)
+    loss = packed(model, batch)
+    ours = gradients(model)
+    assert_close(loss, one_by_one(model, batch), share=LOSS)
+    assert_each_close(ours, gradients(model), GRADIENT)
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["glm", "glm4", "glm4_moe"])
+def test_what_is_loaded_trains_packed_as_the_class_of_transformers_trains_padded(
+    model_type: str, held: torch.dtype
+) -> None:
+    """Fused norms and MLPs, and weights cast where they are used, against plain layers in fp32."""
+    ours, oracle = loaded(model_type, held), in_transformers(model_type, rounded_to=held)
+    batch = collate(rows_for("hf"), 0)
+    model, plain = (with_method(x, "lora", torch.float32) for x in (ours, oracle))
+    started = dict(model.named_parameters())
+    for name, weight in plain.named_parameters():
+        if weight.requires_grad:  # PEFT draws an adapter's start in the type that the base is held in
+            weight.data = started[name].detach().clone()
+    loss, expected = packed(model, batch), padded(plain, batch)
+    assert_close(loss, expected, share=LOSS)
+    assert_each_close(gradients(model), gradients(plain), GRADIENT)
 
 
 @pytest.mark.parametrize(("family", "method"), [(family, "full") for family in FAMILIES])

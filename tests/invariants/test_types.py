@@ -10,12 +10,13 @@ import torch
 import glmtune
 from glmtune.adapters.logit_tolerance import SAME
 from glmtune.adapters.proof import allowed_share
-from glmtune.adapters.store import read_card
+from glmtune.adapters.store import read_card, stored_tensors
 from glmtune.files import read_json
 from glmtune.load import load_location
 from glmtune.locations import resolve
 from glmtune.models.computing import computes_in
-from glmtune.models.shards import scan_tensors
+from glmtune.models.dtype import DTYPES
+from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe import load_recipe
 from glmtune.run_files import ENVIRONMENT_FILE, SETTINGS_FILE, follow, read_json_lines
 from glmtune.workflows import verify
@@ -53,6 +54,11 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
 
     yield take
     logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="module")
+def fp16_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("fp16"), dtype=torch.float16)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +157,48 @@ def test_what_is_set_is_held_and_computed_on_any_processor(
         settled = load_recipe(run / "recipe.yaml")
         assert (settled.dtype, settled.train.precision) == (dtype, precision)
         glmtune.load_model(run, device="cpu")
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_fp16_is_rounded_to_bf16_for_products_in_that_alone(
+    has_bf16: bool, fp16_base: Path, tmp_path: Path, move: Move
+) -> None:
+    move(has_bf16)
+    usual = ("bf16", "bf16") if has_bf16 else ("fp16", "fp32")
+    for words, types in (((), usual), (("train.precision=fp32",), ("fp16", "fp32"))):
+        run = drain(training(recipe(fp16_base, tmp_path / str(len(words)), "train.steps=1", *words))).path
+        settled = load_recipe(run / "recipe.yaml")
+        assert (settled.dtype, settled.train.precision) == types
+        assert read_json(run / ENVIRONMENT_FILE)["types"] == {"held": types[0], "computing": types[1]}
+        move(not has_bf16)
+        opened = glmtune.load_model(run, device="cpu")
+        assert (opened.dtype, computes_in(opened)) == tuple(DTYPES[name] for name in types)
+        move(has_bf16)
+
+
+@pytest.mark.usefixtures("warm_processes")
+def test_a_merge_is_made_into_the_stored_weights_not_into_those_that_were_rounded_for_training(
+    fp16_base: Path, tmp_path: Path, move: Move
+) -> None:
+    move(True)
+    run = drain(training(recipe(fp16_base, tmp_path / "run"))).path
+    out = glmtune.export(run, to="merged", output=tmp_path / "out").path
+    adapter = stored_tensors(follow(run / "best"))
+    before, after = (
+        {name: read_stored(held) for name, held in scan_tensors(folder).items()}
+        for folder in (fp16_base, out)
+    )
+    scaling = 4.0  # the default: alpha 32, r 8
+    for name, weight in before.items():
+        factors = [f"base_model.model.{name.removesuffix('weight')}lora_{side}.weight" for side in "BA"]
+        if factors[0] not in adapter:
+            assert torch.equal(after[name], weight)
+            continue
+        b, a = (adapter[factor].float() for factor in factors)
+        exact = weight.float() + scaling * (b @ a)
+        assert after[name].dtype == torch.float16
+        error = float((after[name].float() - exact).abs().max() / exact.abs().max())
+        assert error < torch.finfo(torch.float16).eps  # a tenth of bf16's
 
 
 def test_a_run_goes_on_in_its_type_on_another_processor(base: Path, tmp_path: Path, move: Move) -> None:

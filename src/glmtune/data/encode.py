@@ -17,6 +17,7 @@ from glmtune.data.cut import Cutter, Limits, Size, last_index, measure, token_co
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, find_encoding
+from glmtune.data.plain import ANSWER, QUESTION, PlainShape, is_plain
 from glmtune.data.row import TrainingRow
 from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
@@ -99,56 +100,98 @@ class _Rendered(NamedTuple):
     """A training example as the chat format writes it: no segments if nothing is learned in it."""
 
     example: Example
-    conversation: list[Message]
-    segments: Sequence[Segment]
+    conversation: list[Message] | None = None
+    segments: Sequence[Segment] | None = None
+    """None, as the conversation: a plain row, of the format's one shape."""
 
 
 def _encode_chat(
     tokenizer: Tokenizer, examples: Sequence[Example], settings: Data, limits: Limits, report: LengthReport
 ) -> Iterator[TrainingRow]:
     """Yield the row of each training example, as the limits allow it, and count all of them in the report."""
-    for chunk in _render_chunks(tokenizer, examples, settings, report):
-        ids, is_target, bounds = encode_together(tokenizer, [rendered.segments for rendered in chunk])
+    shape = _learn_shape(tokenizer, settings)
+    for chunk in _render_chunks(tokenizer, examples, settings, shape, report):
+        ids, is_target, starts, ends = _encode_chunk(tokenizer, chunk, shape)
         labels = np.where(is_target, ids, np.int32(IGNORED))
-        starts, ends = np.array(bounds[:-1]), np.array(bounds[1:])
         # the last answer of a row begins behind its last token that is no target; -1: all so far are targets
         unlearned = np.concatenate([[-1], np.flatnonzero(~is_target)])
         last = unlearned[np.searchsorted(unlearned, ends) - 1]
         sizes = map(Size, (ends - starts).tolist(), (ends - np.maximum(last + 1, starts)).tolist())
-        spans = zip(chunk, bounds, bounds[1:], sizes, strict=False)
+        spans = zip(chunk, starts.tolist(), ends.tolist(), sizes, strict=True)
         for (example, conversation, _), start, end, size in spans:
             if limits.is_met(size) and size.num_tokens:
                 report.add(size.num_tokens, size.num_tokens)
                 yield TrainingRow(ids[start:end], labels[start:end], example.where, example.source)
                 continue
             with naming_row(example.where):
+                if conversation is None:
+                    messages = Taught.of(settings).begin(example.messages)
+                    (conversation,) = training_conversations(tokenizer, messages, settings)
                 row = _shorten(tokenizer, conversation, settings, limits, report, size.num_tokens)
             if row is not None:
                 yield TrainingRow(*row, example.where, example.source)
 
 
+def _learn_shape(tokenizer: Tokenizer, settings: Data) -> PlainShape | None:
+    """Return what the chat format writes around one question and its answer; None if it cannot be told."""
+    marks = [Message("user", QUESTION), Message("assistant", ANSWER)]
+    try:
+        conversations = training_conversations(tokenizer, Taught.of(settings).begin(marks), settings)
+        examples = [_segments(tokenizer, conversation, settings) for conversation in conversations]
+    except DataError:
+        return None  # such as a system text in a format without one: told for the first row that is read
+    return PlainShape.learn(tokenizer, examples[0]) if len(examples) == 1 else None
+
+
+def _encode_chunk(
+    tokenizer: Tokenizer, chunk: Sequence[_Rendered], shape: PlainShape | None
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Return all ids, a mask of the targets, and the start and end of each training example in both."""
+    rendered = [example.segments for example in chunk if example.segments is not None]
+    ids, is_target, found = encode_together(tokenizer, rendered)
+    bounds = np.array(found)
+    if shape is None or len(rendered) == len(chunk):
+        return ids, is_target, bounds[:-1], bounds[1:]
+    plain = [row.example.messages for row in chunk if row.segments is None]
+    plain_ids, plain_targets, plain_bounds = shape.encode(tokenizer, plain)
+    # the rendered ones stand before the plain ones
+    is_plain = np.array([row.segments is None for row in chunk])
+    starts, ends = np.empty((2, len(chunk)), np.int64)
+    for where, own in ((~is_plain, bounds), (is_plain, len(ids) + plain_bounds)):
+        starts[where], ends[where] = own[:-1], own[1:]
+    return np.concatenate([ids, plain_ids]), np.concatenate([is_target, plain_targets]), starts, ends
+
+
 def _render_chunks(
-    tokenizer: Tokenizer, examples: Sequence[Example], settings: Data, report: LengthReport
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    settings: Data,
+    shape: PlainShape | None,
+    report: LengthReport,
 ) -> Iterator[list[_Rendered]]:
     """Yield the training examples of the conversations, a few hundred at once."""
     taught, keeps_thoughts = Taught.of(settings), tokenizer.chat_format.learns_thoughts
     chunk: list[_Rendered] = []
     num_characters = 0
     for example in examples:
-        try:
-            with naming_row(example.where):
-                messages = taught.begin(example.messages)
-                if not keeps_thoughts:
-                    report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
-                for conversation in training_conversations(tokenizer, messages, settings):
-                    segments = _segments(tokenizer, conversation, settings)
-                    written = "".join([segment.text for segment in segments])
-                    text(written, "text")  # raises for half a character
-                    num_characters += len(written)
-                    chunk.append(_Rendered(example, conversation, segments))
-        except DataError:
-            yield chunk  # the error of an earlier row is the one to tell
-            raise
+        if shape is not None and is_plain(example.messages):
+            num_characters += len(example.messages[0].content) + len(example.messages[1].content)
+            chunk.append(_Rendered(example))
+        else:
+            try:
+                with naming_row(example.where):
+                    messages = taught.begin(example.messages)
+                    if not keeps_thoughts:
+                        report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
+                    for conversation in training_conversations(tokenizer, messages, settings):
+                        segments = _segments(tokenizer, conversation, settings)
+                        written = "".join([segment.text for segment in segments])
+                        text(written, "text")  # raises for half a character
+                        num_characters += len(written)
+                        chunk.append(_Rendered(example, conversation, segments))
+            except DataError:
+                yield chunk  # the error of an earlier row is the one to tell
+                raise
         if num_characters > _CHUNK_CHARACTERS:
             yield chunk
             chunk, num_characters = [], 0

@@ -1,7 +1,8 @@
 """Choose the dtype that weights are held in, and the one that products are computed in.
 
-Weights are held as requested, as they were trained, or as they are stored; products are computed in what the
-device is good at, or was trained with. Exported weights keep their stored dtype, whatever is chosen here.
+Weights are held as requested, as they were trained, or as they are stored, fp16 in bf16 where products are
+computed in that; products are computed in what the device is good at, or was trained with. Exported weights
+keep their stored dtype, whatever is chosen here.
 """
 
 from collections import Counter
@@ -48,6 +49,8 @@ class Choice:
     is_hurried: bool = field(default=False, compare=False)
     """True if decoding may round to the held dtype for speed: the device would choose the computing dtype by
     itself, whoever asked for it, so that a run's samples and the chat with its adapter are rounded alike."""
+    unrounded: torch.dtype | None = field(default=None, compare=False)
+    """The stored dtype where the held one rounds it; None where it does not, or was requested or trained."""
 
     @property
     def name(self) -> str:
@@ -126,12 +129,17 @@ def _as_trained(dtype: torch.dtype, computed: torch.dtype, device: torch.device)
 
 
 def _choose(stored: Mapping[str, Stored], device: torch.device) -> Choice:
-    """Choose the stored dtype, or fp16 for bf16 on a card that has none."""
+    """Choose the stored dtype, but fp16 for bf16 on a card that has none, bf16 for fp16 computed in bf16."""
     main = main_dtype(stored)
     if device.type != "cpu":
-        is_there = _has_arithmetic(main, device)
-        return Choice(main, main) if is_there else Choice(torch.float16, torch.float16, _NO_BF16)
-    return _compute_held(main if main in _HAS else torch.float32, device)
+        if _has_arithmetic(main, device):
+            return Choice(main, main)
+        return Choice(torch.float16, torch.float16, _NO_BF16, unrounded=main)
+    choice = _compute_held(main if main in _HAS else torch.float32, device)
+    if (main, choice.computing) == (torch.float16, torch.bfloat16):
+        # every product would round these weights to bf16 anew: rounded while read, they give the same ones
+        return replace(choice, dtype=torch.bfloat16, unrounded=main)
+    return choice
 
 
 def _compute_held(dtype: torch.dtype, device: torch.device) -> Choice:
@@ -149,12 +157,13 @@ def _compute_held(dtype: torch.dtype, device: torch.device) -> Choice:
 def with_precision(choice: Choice, precision: str, device: torch.device) -> Choice:
     """Return the choice for a base that is trained in a precision: fp32, bf16 or fp16.
 
-    A base held in fp32 stays as it is: there autocast lowers the precision of the products alone.
+    A base held in fp32 stays as it is: there autocast lowers the precision of the products alone. One that
+    was rounded for the products alone is held as it is stored for others.
     """
     computing = DTYPES[precision]
     if computing == choice.computing or choice.dtype == torch.float32:
         return choice
-    return Choice(choice.dtype, computing, _cost(computing, device))
+    return Choice(choice.unrounded or choice.dtype, computing, _cost(computing, device))
 
 
 def _has_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:

@@ -49,8 +49,9 @@ class FlashRows(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         """Return the result (T, H, D) of queries (H, T, D), and keys and values (G, T, D)."""
-        # values are a part of what one projection made: saved as they are, they would hold all of it
-        value = value.contiguous()
+        # values that are a part of a projection would keep all of it, unless the queries do so anyway
+        if value.untyped_storage().data_ptr() != query.untyped_storage().data_ptr():
+            value = value.contiguous()
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
         log_sums = query.new_empty(query.shape[:2], dtype=wide_type(query.dtype))  # (H, T)
         groups = key.shape[0]
@@ -98,12 +99,18 @@ class FlashRows(torch.autograd.Function):
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """Return heads (H, t, D) by the group that shares a key: (G, R, t, D)."""
-    return x.to(wide_type(x.dtype)).view(groups, -1, *x.shape[1:])
+    return _own(x, wide_type(x.dtype)).view(groups, -1, *x.shape[1:])
 
 
 def _shared(x: Tensor, query: Tensor) -> Tensor:
     """Return keys or values (G, t, D) for grouped queries, (G, R, t, D) without a copy for each head."""
-    return x.to(query.dtype)[:, None].expand(-1, query.shape[1], -1, -1)
+    return _own(x, query.dtype)[:, None].expand(-1, query.shape[1], -1, -1)
+
+
+def _own(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return heads (H, t, D) each in one piece."""
+    # of tokens that lie far apart the kernel's backward pass takes a tenth longer, much more than the copy
+    return x.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _seen_by_all(
@@ -160,9 +167,15 @@ def _attend_row_back(
     grad_query, *grads = _ATTEND_BACK(*causal, log_sum[..., behind], 0.0, True, scale=scaling)
     if seen is None:
         yield grad_query
-        yield from (x.sum(1) for x in grads)
+        yield from map(_sum_heads, grads)
         return
     all_query, *all_grads = _ATTEND_BACK(gradient, query, *seen, out, log_sum, 0.0, False, scale=scaling)
     all_query[:, :, behind] += grad_query
     yield all_query
-    yield from (torch.cat((x.sum(1), y.sum(1)), dim=1) for x, y in zip(all_grads, grads, strict=True))
+    for both in zip(all_grads, grads, strict=True):
+        yield torch.cat([_sum_heads(x) for x in both], dim=1)
+
+
+def _sum_heads(x: Tensor) -> Tensor:
+    """Return the gradient (G, S, D) of keys or values that R heads share, of each head's (G, R, S, D)."""
+    return x.sum(1) if x.shape[1] > 1 else x[:, 0]  # ChatGLM-6B shares none: a sum of one is a slow copy

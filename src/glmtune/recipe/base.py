@@ -65,17 +65,22 @@ class Settings(BaseModel):
                     raise ValueError(f"half a character, {character}") from None
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse booleans for numbers: YAML's `yes` and `True` would pass for 1, as a bool is an int."""
+        if isinstance(value, bool):
+            kind = cls.model_fields[str(info.field_name)].annotation
+            kinds = get_args(kind) or (kind,)
+            if bool not in kinds and (int in kinds or float in kinds):
+                raise ValueError(f"must be a number, got {value}")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, values: object) -> object:
-        """Refuse booleans for numbers, and numbers that are too large to print in an error."""
-        # YAML's `yes` and `True` would pass for the number 1: a bool is an int in Python
+        """Refuse numbers that are too large to print in an error."""
         for key, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool) and key in cls.model_fields:
-                kind = cls.model_fields[key].annotation
-                kinds = get_args(kind) or (kind,)
-                if bool not in kinds and (int in kinds or float in kinds):
-                    raise ValueError(f"{key} must be a number, got {value}")
             if isinstance(value, int):
                 _check_size(value, str(key), f"{key} ")
         return values

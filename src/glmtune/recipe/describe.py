@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from glmtune.files import read_text
@@ -35,6 +36,8 @@ class Description:
     kind: str
     default: str
     text: str
+    typed: frozenset[str] = frozenset()
+    """Words of `kind` that are typed as they are, in every language: the choices."""
     paths: tuple[str, ...] = ()
     """Keys of its text in settings.zh.yaml: its own, `method.lora.r`, before the one that methods share."""
     rate: float | None = None
@@ -58,7 +61,8 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
             for tag, member in members.items():
                 path = f"{key}.{tag}"
                 # a name whose type is that name alone, as a Literal of one word
-                row = Description(f"{key}.name", tag, field.default.name, _flat(member.__doc__), (path,))
+                text = _flat(member.__doc__)
+                row = Description(f"{key}.name", tag, field.default.name, text, paths=(path,))
                 if issubclass(member, MethodSettings):
                     row = replace(row, rate=member.default_lr, rate_source=member.lr_source)
                 yield row
@@ -68,8 +72,9 @@ def _walk(kind: type[BaseModel], prefix: str = "", owner: str = "") -> Iterator[
         else:
             default = "required" if field.default is PydanticUndefined else _show(field.default)
             paths = (f"{owner}.{name}", key) if owner else (key,)
-            shown_type = "folder" if key in _FOLDERS else _type_name(field.annotation)
-            yield Description(key, shown_type, default, _flat(field.description), paths)
+            types, typed = _name_types(field.annotation)
+            kind_name = "folder" if key in _FOLDERS else " | ".join([*types, *typed])
+            yield Description(key, kind_name, default, _flat(field.description), frozenset(typed), paths)
 
 
 def _flat(text: str | None) -> str:
@@ -87,9 +92,8 @@ def _in_chinese(row: Description) -> Description:
     text = texts[next((path for path in row.paths if path in texts), row.paths[0])]
     if row.rate is not None:
         text += f"它的 train.lr：{row.rate:g}（{texts[f'{row.paths[0]}.lr']}）。"
-    kind, words = row.kind, row.kind.split(" | ")
-    if _CHINESE_WORDS.keys() >= set(words):  # not choices, which are typed as they are: `turns | text`
-        kind = " | ".join(_CHINESE_WORDS[word] for word in words)
+    words = row.kind.split(" | ")
+    kind = " | ".join(word if word in row.typed else _CHINESE_WORDS.get(word, word) for word in words)
     return replace(row, kind=kind, default=_CHINESE_WORDS.get(row.default, row.default), text=text)
 
 
@@ -107,8 +111,8 @@ def _show(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _type_name(annotation: object) -> str:
-    """Name a field's type for a reader: its choices if it has some, else its types without None."""
+def _name_types(annotation: object) -> tuple[list[str], list[str]]:
+    """Name a field's types for a reader, without None, and its choices: words that are typed as they are."""
     members = (annotation, *get_args(annotation))
     # the arguments of a Literal are the choices themselves; an Annotated's may hold a table of names
     marks = [mark for member in members for mark in get_args(member)]
@@ -116,7 +120,10 @@ def _type_name(annotation: object) -> str:
     choices = [c for c in choices if isinstance(c, str)]
     is_union = get_origin(annotation) in (Union, UnionType)
     kinds = get_args(annotation) if is_union else (annotation,)
+    # a text of a form, `N tokens`, has that as its title
+    forms = [mark.title for member in members for mark in get_args(member) if isinstance(mark, FieldInfo)]
     plain = [kind for kind in kinds if not (choices and get_args(kind))]
     names = {"tuple": "list", "str": "text", "Path": "file"}
     shown = [getattr(m, "__name__", str(m)) for m in plain if m is not type(None)]
-    return " | ".join(dict.fromkeys([*(names.get(name, name) for name in shown), *choices]))
+    types = list(dict.fromkeys(names.get(name, name) for name in shown))
+    return types, list(dict.fromkeys([*filter(None, forms), *choices]))

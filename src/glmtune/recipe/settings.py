@@ -26,8 +26,8 @@ MOST_NAMED = 3
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
 
-TokenLimit = Annotated[str, Field(pattern=r"^[0-9]+ tokens$")]
-"""A size of micro-batches in tokens, `2048 tokens`."""
+TokenLimit = Annotated[str, Field(title="N tokens", pattern=r"^[0-9]+ tokens$")]
+"""A size of micro-batches in tokens, `2048 tokens`; the title stands for it in the pages of settings."""
 MicroBatchSize = int | TokenLimit | Literal["auto"]
 """Rows, tokens, or as many as fit; see `Train.micro_batch_size`."""
 
@@ -241,7 +241,7 @@ class Train(Settings):
     @field_validator("micro_batch_size", mode="before")
     @classmethod
     def _rows_or_tokens(cls, value: object) -> object:
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
         if isinstance(value, str) and (value == AUTO or token_limit(value)):
             return value
@@ -309,8 +309,8 @@ class Recipe(Settings):
     """Chat format; empty: determined from the model's folder."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type in which the frozen weights are held; auto: the type they were trained in, else the stored one,
-    but fp16 instead of bf16 on a card without bf16. On a CPU products may be computed in another type:
-    `train.precision`. A run records the type."""
+    but fp16 instead of bf16 on a card without bf16, bf16 instead of fp16 on a CPU with bf16 instructions. On
+    a CPU products may be computed in another type: `train.precision`. A run records the type."""
     quant: Literal["int8", "int4", "nf4"] | None = None
     """Quantise the frozen blocks while loading, to half (`int8`) or a quarter (`int4`, `nf4`) of their
     memory; `nf4` is QLoRA's format, with double quantisation (extra `bitsandbytes`); empty: as stored. A

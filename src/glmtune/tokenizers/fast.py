@@ -5,10 +5,12 @@ tokens, https://huggingface.co/zai-org/GLM-4.5.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -41,6 +43,9 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts as `encode_plain` does, each on its own."""
+        # tokenizers makes its threads at a process's first batch, as many as this says; else as many as there
+        # are cores, in each process of `torchrun`
+        os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))
         return [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def control_id(self, name: str) -> int:

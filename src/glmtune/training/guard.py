@@ -119,7 +119,7 @@ class Guard:
             if weight.requires_grad and has_learned:
                 hint = f"a step too far broke it: train anew with {self._lower()}"
             elif weight.dtype == torch.float16 and not bool(bad.isnan().any()):
-                hint = f"it is too large for fp16: train anew with {self._wider()}"
+                hint = f"it is too large for fp16: train anew with {self._wider(is_held=True)}"
             else:
                 hint = "its file is damaged: copy the model from its source again"
             break
@@ -181,11 +181,16 @@ class Guard:
     def _lower(self) -> str:
         return f"train.lr={self.lower_lr:g}"
 
-    def _wider(self) -> str:
-        """Return the settings of the next wider precision that the device has."""
+    def _wider(self, *, is_held: bool = False) -> str:
+        """Return the settings of the next wider precision that the device has.
+
+        `is_held`: what must be wider is the held weights too.
+        """
         is_fp16 = self.processes.precision == "fp16"
         name = "bf16" if is_fp16 and has_bf16(self.processes.device) else "fp32"
-        return f"train.precision={name} dtype={name}"
+        # fp32 is computed in over weights of any type; bf16 over fp16 would round them at every product
+        held = f" dtype={name}" if is_held or name == "bf16" else ""
+        return f"train.precision={name}{held}"
 
     def _or_wider(self) -> str:
         is_half = self.processes.precision != "fp32"

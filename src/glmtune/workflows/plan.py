@@ -31,6 +31,10 @@ from glmtune.workflows.rates import rate_line, with_default_rate
 from glmtune.workflows.resuming import as_begun, require_resumable
 from glmtune.workflows.rows import EncodedRows, SplitRows, hash_rows, training_rows
 
+FEW_STEPS = 20
+"""Fewer steps teach hardly anything: each moves a weight by no more than about the rate, 1e-4 for LoRA, and
+AdamW's running means have not settled (about 10 steps at train.adam_beta1 0.9)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -113,7 +117,8 @@ def planning(
     for note in chain(encoded.notes, text_warnings(recipe.data, location)):
         notes.append(note)
         yield note
-    if not is_pruned(location) and (few_steps := steps_warning(recipe.method, num_steps)):
+    few_for_method = None if is_pruned(location) else steps_warning(recipe.method, num_steps)
+    if few_steps := few_for_method or short_warning(recipe.train, steps, num_steps):
         notes.append(Note(few_steps, is_warning=True))
         yield notes[-1]
     # 4. types: all ranks take rank 0's choice, for another card might choose another type
@@ -170,6 +175,18 @@ def share_rows(rows: EncodedRows, settings: Train, processes: Processes) -> Step
 def count_steps(settings: Train, steps: Steps) -> int:
     """Return the number of optimizer steps: `train.steps`, else the epochs in steps, rounded up."""
     return settings.steps or math.ceil((settings.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
+
+
+def short_warning(settings: Train, steps: Steps, num_steps: int) -> str | None:
+    """Return a warning, with the cure, if few rows make few steps; None if the steps were asked for."""
+    if settings.steps is not None or num_steps >= FEW_STEPS:
+        return None
+    plural = "s" if num_steps > 1 else ""
+    return (
+        f"train.epochs: {settings.epochs or DEFAULT_EPOCHS:g} of {len(steps.rows)} rows, {steps.batch_size} "
+        f"a step, make only {num_steps} step{plural}: hardly anything will be learned; set "
+        f"train.epochs={math.ceil(FEW_STEPS / steps.per_epoch)} or more"
+    )
 
 
 def choose_precision(wanted: str, base: Choice, device: torch.device) -> str:

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from closeness import assert_close
+from closeness import assert_close, distance
 from glmtune.adapters.store import Card, load_adapter, save_trained
 from glmtune.data.batches import collate
 from glmtune.methods import apply_method, fused_lora
@@ -186,6 +186,38 @@ def kept() -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: (found.append(x), x)[1], lambda x: x):
         yield found
+
+
+def passes(part: Any, x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The output and the gradients of the input and of both factors, in float64."""
+    part.zero_grad()
+    x = x.clone().requires_grad_()
+    torch.manual_seed(5)
+    out = part(x)
+    out.backward(gradient.to(out.dtype))
+    factors = (part.lora_A["default"].weight.grad, part.lora_B["default"].weight.grad)
+    return [found.double() for found in (out.detach(), x.grad, *factors)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_on_a_base_in_bf16_its_products_are_rounded_as_under_autocast_and_its_factors_stay_fp32(
+    dropout: float,
+) -> None:
+    """PEFT without autocast computes its factors' products in fp32, which takes several times as long."""
+    part = layer(dropout, torch.bfloat16)
+    pefts, exact = deepcopy(part), deepcopy(part).double()
+    pefts.__class__ = exact.__class__ = Linear
+    x, gradient = torch.randn(64, 24).bfloat16(), torch.randn(64, 40).bfloat16()
+    expected = passes(exact, x.double(), gradient.double())
+    ours = passes(part, x, gradient)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = passes(pefts, x, gradient)
+    factors = [p for name, p in part.named_parameters() if "lora_" in name]
+    assert {p.dtype for p in factors} == {p.grad.dtype for p in factors} == {torch.float32}
+    for found, autocast, true in zip(ours, theirs, expected, strict=True):
+        # an input, x A^T and the result are rounded, each by half of eps at most
+        assert_close(found, true, share=2 * torch.finfo(torch.bfloat16).eps)
+        assert distance(found, true) <= 2 * distance(autocast, true)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

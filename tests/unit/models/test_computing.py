@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from closeness import assert_close
 from glmtune.generate import Engine, Request, Sampling
@@ -81,6 +82,20 @@ def test_fp16_computed_in_bf16_stays_in_bf16_from_the_first_layer_to_the_last(
             part.register_forward_hook(lambda _, given, result: kinds.update((given[0].dtype, result.dtype)))
     assert_close(logits(model).float(), logits(wide), share=0.1)
     assert kinds == {BF16}
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "GLM-4.5"])  # sums experts otherwise
+def test_fp16_rounded_to_bf16_while_read_gives_the_products_of_fp16_rounded_at_each(
+    family: str, tmp_path: Path
+) -> None:
+    folder = FAMILIES[family](tmp_path, dtype=FP16)
+    at_each, read = open_in(folder, FP16, BF16), open_in(folder, BF16, BF16)
+    assert {part.dtype for part in read.parameters()} == {BF16}
+    for part in at_each.modules():  # norms multiply by their weights as they are held
+        if not isinstance(part, nn.Linear | nn.Embedding):
+            for weight in part.parameters(recurse=False):
+                weight.data.copy_(weight.data.bfloat16())
+    assert torch.equal(logits(at_each), logits(read))
 
 
 def test_arranging_twice_is_arranging_once(tmp_path: Path) -> None:

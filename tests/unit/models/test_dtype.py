@@ -47,10 +47,10 @@ def set_free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 
 @pytest.mark.parametrize("held", [BF16, FP16])
-def test_half_precision_is_held_as_stored_and_computed_in_bf16_on_a_cpu_that_has_it_else_in_fp32(
+def test_half_precision_is_held_and_computed_in_bf16_on_a_cpu_that_has_it_else_as_stored_and_in_fp32(
     held: torch.dtype, has_bf16: bool
 ) -> None:
-    expected = Choice(held, BF16) if has_bf16 else Choice(held, FP32, NO_BF16)
+    expected = Choice(BF16, BF16) if has_bf16 else Choice(held, FP32, NO_BF16)
     assert choose_dtype("auto", stored(held), CPU) == expected
 
 
@@ -71,7 +71,7 @@ def test_no_memory_is_asked_for_what_stays_in_its_file(
 def test_codes_are_computed_in_what_the_cpu_is_good_at(quant: str | None, has_bf16: bool) -> None:
     held = stored(FP16) if quant else stored(torch.int8, norm=FP16)
     found = choose_dtype("auto", held, CPU, quant=quant)
-    assert (found.dtype, found.computing) == (FP16, BF16 if has_bf16 else FP32)
+    assert (found.dtype, found.computing) == ((BF16, BF16) if has_bf16 else (FP16, FP32))
 
 
 def test_a_buffer_of_whole_numbers_is_no_code(has_bf16: bool) -> None:
@@ -121,7 +121,7 @@ def test_a_card_of_earlier_versions_names_the_type_that_it_was_computed_in_too(
 
 def test_what_was_trained_in_a_type_that_cannot_be_had_says_what_changes(has_bf16: bool) -> None:
     on_cpu = choose_dtype("auto", stored(FP16), CPU, trained="float16")
-    assert (on_cpu.dtype, on_cpu.computing) == (FP16, BF16 if has_bf16 else FP32)
+    assert (on_cpu.dtype, on_cpu.computing) == ((BF16, BF16) if has_bf16 else (FP16, FP32))
     assert on_cpu.why.startswith("trained in fp16; CPUs are slow in it")
     on_card = choose_dtype("auto", stored(BF16), CARD, trained="bfloat16")
     assert on_card.dtype == on_card.computing == (BF16 if has_bf16 else FP16)
@@ -198,11 +198,16 @@ def test_a_precision_is_what_half_precision_is_computed_in(device: torch.device,
         base = choose_dtype("auto", stored(held), device)
         assert with_precision(base, base.computing_name, device) == base
         wide = with_precision(base, "fp32", device)
-        assert (wide.dtype, wide.computing) == (base.dtype, FP32)
+        assert (wide.dtype, wide.computing) == (held, FP32)  # nothing is rounded
     base = choose_dtype("auto", stored(BF16), CPU)
     forced = with_precision(base, "bf16", CPU)
     assert (forced.dtype, forced.computing) == (BF16, BF16)
     assert ("4 to 12 times" in forced.why) != has_bf16
+    for asked in (
+        choose_dtype("bf16", stored(FP16), CPU),
+        choose_dtype("auto", stored(FP16), CPU, trained="bfloat16"),
+    ):
+        assert with_precision(asked, "fp32", CPU).dtype == BF16
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from closeness import ROUNDING, assert_close
 from glmtune.models import packed, varlen
+from glmtune.models.fused import split_and_rotate
 from glmtune.models.packed import Rows, attend_by_row, attend_in_loop
 
 BOUNDS = (0, 7, 8, 20, 33)
@@ -106,23 +108,43 @@ def test_half_precision_is_rounded_once_at_the_end(
     assert_close([x.double() for x in found], expected, share=4 * torch.finfo(dtype).eps)
 
 
-def test_a_graph_keeps_queries_keys_values_and_the_result_once() -> None:
-    query, key, value, _ = tensors(4, 2, 0, torch.bfloat16)
+@contextmanager
+def kept_bytes() -> Iterator[dict[int, int]]:
+    """The sizes of what autograd keeps for the backward pass, by where it lies."""
     kept: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        yield kept
+
+
+def test_a_graph_keeps_queries_keys_values_and_the_result_once() -> None:
+    query, key, value, _ = tensors(4, 2, 0, torch.bfloat16)
     leaves = [x.detach().clone().requires_grad_() for x in (query, key, value)]
     # as rotation leaves queries and keys: of their own; values are a part of the projection's result
     projected = (torch.cat([x.transpose(1, 2) for x in leaves], dim=2) * 1).transpose(1, 2)
     value = projected[:, 6:]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with kept_bytes() as kept:
         attend_by_row(nn.Module(), leaves[0], leaves[1], value, None, 1.0, rows=Rows(BOUNDS))
     tokens = BOUNDS[-1] * 8 * 2  # of one head in bf16
     logarithms = BOUNDS[-1] * 4 * 4
     assert sum(kept.values()) == (4 + 2 + 2 + 4) * tokens + logarithms
+
+
+def test_a_graph_keeps_queries_keys_and_values_that_lie_in_one_tensor_once_too() -> None:
+    """As the rotation of ChatGLM2, ChatGLM3 and GLM-4 leaves them: parts of one copy of the projection."""
+    heads, groups, size = 4, 2, 8
+    tokens = BOUNDS[-1]
+    projected = torch.randn(1, tokens, (heads + 2 * groups) * size, requires_grad=True)
+    cos, sin = torch.ones(1, 1, tokens, size), torch.zeros(1, 1, tokens, size)
+    query, key, value = split_and_rotate(projected, cos, sin, (heads, groups))
+    with kept_bytes() as kept:
+        attend_by_row(nn.Module(), query, key, value, None, 1.0, rows=Rows(BOUNDS))
+    result, logarithms = tokens * heads * size * 4, tokens * heads * 4
+    assert sum(kept.values()) == projected.nbytes + result + logarithms
 
 
 class FakeKernel:

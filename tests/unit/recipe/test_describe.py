@@ -42,3 +42,10 @@ def test_only_words_for_types_are_translated_and_a_folder_is_no_file() -> None:
     kinds = {row.key: row.kind for row in describe("zh")}
     assert (kinds["data.transcripts"], kinds["data.train"]) == ("turns | text", "文件 | 列表")
     assert kinds["base"] == kinds["output"] == "文件夹"
+    assert kinds["train.gradient_checkpointing"] == "是或否 | 整数 | auto"
+    assert kinds["train.micro_batch_size"] == "整数 | N tokens | auto"
+
+
+def test_the_form_of_a_text_is_shown_among_the_types() -> None:
+    kinds = {row.key: row.kind for row in describe()}
+    assert kinds["train.micro_batch_size"] == "int | N tokens | auto"

@@ -39,7 +39,13 @@ BAD = [
     (["data.train=[a.jsonl,", "b.jsonl]"], "data.train: [a.jsonl,: a list that nothing closes", "one word"),
     (["data.train=[a,{path: b]"], "data.train: [a,{path: b]: a list that nothing closes", "one word"),
     (["method=galore"], "method: unknown method 'galore'", "allowed: full, freeze, lora, adalora, ptuning"),
-    (["train.steps=yes"], "steps must be a number, got True", "glmtune settings"),
+    (["train.steps=yes"], "train.steps: must be a number, got True", "glmtune settings"),
+    (["train.lr=yes"], "train.lr: must be a number, got True", "glmtune settings"),
+    (
+        ["train.micro_batch_size=true"],
+        "train.micro_batch_size: must be a number of rows, 'N tokens' or auto, got True",
+        "train.micro_batch_size=auto",
+    ),
     (["train.steps=1.5"], "train.steps: input should be a valid integer", "glmtune settings"),
     (["train.steps=0"], "train.steps: input should be greater than or equal to 1, got 0", "glmtune settings"),
     (

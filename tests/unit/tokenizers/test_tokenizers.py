@@ -1,8 +1,11 @@
 """The tokenizers, on tiny vocabularies of this project's own words."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +259,31 @@ def test_a_cut_off_vocabulary_is_refused(tmp_path):
         read_tokenizer(damage(glm4, b"".join(lines[:2]) + b"IQ=="))
     with pytest.raises(CheckpointError, match="sentencepiece"):
         read_tokenizer(damage(chatglm, (chatglm / "tokenizer.model").read_bytes()[:1000]))
+
+
+COUNT_THREADS = """
+import os, sys
+import torch
+from glmtune.tokenizers import read_tokenizer
+
+torch.set_num_threads(int(sys.argv[2]))
+tokenizer = read_tokenizer(sys.argv[1])
+before = len(os.listdir("/proc/self/task"))
+tokenizer.encode_texts(["a text of some words"] * 100)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+"""A process of its own: the threads of a batch stay for the next one."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's /proc")
+def test_texts_are_encoded_by_as_many_threads_as_torch_has(tmp_path):
+    number = (os.cpu_count() or 1) + 1  # so many as nobody takes by default
+    folder = tiny_json(tmp_path, "glm4")
+    (folder / "config.json").write_text('{"model_type": "glm"}')
+    command = [sys.executable, "-c", COUNT_THREADS, folder, str(number)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAYON_NUM_THREADS"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) == number
 
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(four):

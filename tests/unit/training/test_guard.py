@@ -28,6 +28,8 @@ from models import random_rows, tiny_folder, tiny_hf_folder, tiny_model, tiny_v1
 RARE = 1
 """A token that `random_rows` never draws."""
 OTHER = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
+WIDER = {"fp32": "train.precision=fp32", "bf16": "train.precision=bf16 dtype=bf16"}
+"""The settings that compute in a type, over weights that are stored in another."""
 """What to take where fp16 is too narrow."""
 DENSE = "transformer.encoder.layers.1.mlp.dense_4h_to_h"
 
@@ -157,7 +159,7 @@ def test_half_precision_is_offered_the_next_safer_one(precision: str, safe: str)
     guard = Guard(SftObjective(model), processes, lower_lr=1e-5)
     with pytest.raises(TrainingError, match=f"first in {DENSE}") as caught:
         guard.check_step(2, loss=math.nan, grad_norm=1.0, items=1, batches=[collate(rows, 0)])
-    safer = f"train anew with train.precision={safe} dtype={safe}; if it learned well up to here"
+    safer = f"train anew with {WIDER[safe]}; if it learned well up to here"
     assert caught.value.hint.startswith(safer)
     assert caught.value.hint.endswith("train.lr=1e-05")
 
@@ -368,7 +370,7 @@ def test_a_loss_scale_that_collapses_stops_the_run(scaling: Callable[[float], Pr
         "step 3: the gradient overflows fp16 at every loss scale down to 1, first in"
     )
     assert "at rows:" in str(error)
-    assert f"train.precision={OTHER} dtype={OTHER}" in error.hint
+    assert f"train anew with {WIDER[OTHER]}; if" in error.hint
 
 
 def test_a_weight_too_large_for_fp16_is_told_from_a_damaged_file(

@@ -12,11 +12,20 @@ from glmtune.errors import ConfigError
 from glmtune.methods import steps_warning
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.models.dtype import Choice
-from glmtune.recipe import AdaLora, Lora, Method, load_recipe
+from glmtune.recipe import AdaLora, Lora, Method, Train, load_recipe
 from glmtune.recipe.method import MethodSettings
 from glmtune.training.memory import peak_memory_gib
 from glmtune.workflows.events import Note, drain
-from glmtune.workflows.plan import choose_precision, fp16_line, plan_line, planning
+from glmtune.workflows.plan import (
+    FEW_STEPS,
+    choose_precision,
+    count_steps,
+    fp16_line,
+    plan_line,
+    plan_warning,
+    planning,
+    short_warning,
+)
 from glmtune.workflows.rates import is_rate_high, lower_rate, rate_line, with_default_rate
 from glmtune.workflows.rows import data_hash
 from models import random_rows, tiny_folder
@@ -122,6 +131,37 @@ def test_adalora_with_few_steps_to_prune_in_is_warned_of(num_steps: int, said: s
         assert f"adalora has {said} to prune in" in str(warning)
         assert "method=lora" in str(warning)
     assert steps_warning(Lora(), num_steps) is None
+
+
+SHORT: list[tuple[int, dict[str, float], int | None]] = [
+    (6, {}, 20),
+    (33, {"epochs": 2}, 7),
+    (304, {}, 2),
+    (305, {}, None),
+    (6, {"epochs": 20}, None),
+    (6, {"steps": 1}, None),  # asked for
+]
+
+
+@pytest.mark.parametrize(("rows", "settings", "epochs"), SHORT)
+def test_few_rows_that_make_few_steps_are_warned_of_and_the_hint_makes_enough(
+    rows: int, settings: dict[str, float], epochs: int | None
+) -> None:
+    steps = Steps(random_rows(rows), batch_size=16, micro_batch_size=1, seed=1)
+    train = Train.model_validate(settings)
+    warning = short_warning(train, steps, count_steps(train, steps))
+    assert (warning is None) == (epochs is None)
+    if epochs:
+        assert f"; set train.epochs={epochs} or more" in str(warning)
+        longer = Train(epochs=epochs)
+        assert short_warning(longer, steps, count_steps(longer, steps)) is None
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_epochs_of_the_hint_put_no_chat_at_risk(name: str) -> None:
+    recipe = load_recipe({"model": "m", "method": name})
+    steps = Steps(random_rows(6), batch_size=16, micro_batch_size=1, seed=1)
+    assert plan_warning(recipe.method, recipe.method.default_lr, steps, FEW_STEPS) is None
 
 
 def test_a_schedule_that_does_not_fit_is_refused_in_the_plan() -> None:
