@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from glmtune.methods import apply_method
 from glmtune.models.recomputing import layers_of, recompute
 from glmtune.objectives import SftObjective
 from glmtune.recipe.parse import build_recipe
-from glmtune.training.allocations import TensorMeter, meter_of
+from glmtune.training.allocations import ResidentMeter, TensorMeter, meter_of
 from glmtune.training.probe import BYTES_PER_LOGIT, longest_rows, measure_need, part_of, untouched
 from glmtune.training.processes import Processes
 from glmtune.workflows.rows import training_rows
@@ -97,6 +98,18 @@ def test_the_meter_counts_what_lives_and_no_view_twice() -> None:
         del also
         assert meter.live == two.untyped_storage().nbytes()
     assert view.sum() == 10
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="asks the kernel")
+def test_the_resident_meter_counts_what_is_no_tensor_and_is_gone_again() -> None:
+    size = 64 * 2**20
+    with ResidentMeter() as meter:
+        scratch = bytearray(b"1") * size
+        del scratch
+    assert 0.95 * size <= meter.peak <= 1.5 * size  # the kernel counts pages in batches
+    with ResidentMeter() as meter:
+        pass
+    assert meter.peak < size / 2
 
 
 def test_a_part_of_a_row_keeps_its_first_learned_tokens() -> None:
