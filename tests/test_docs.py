@@ -541,7 +541,7 @@ PROBLEMS: dict[str, tuple[Callable[[Path], object], str]] = {
     "A setting of another program": (keep, f"{TRAIN} train.learning_rate=2e-4"),
     "The loss is nan": (keep, f"{TRAIN} train.lr=1e30 train.max_grad_norm=0"),
     "Chat at risk before the start": (keep, f"{TRAIN} train.steps=12 train.lr=1e-2"),
-    "fp16 on a CPU": (keep, f"{TRAIN} dtype=fp16 device=cpu"),
+    "fp16 on a CPU": (keep, f"{TRAIN} train.precision=fp16 device=cpu"),
     "Not overwritten": (make_run, f"{TRAIN} output=runs/mine"),
     "Interrupted before the first checkpoint": (break_off, "train runs/early --resume"),
     "A file of a checkpoint has changed": (flip_state, "train runs/mine --resume"),

@@ -179,7 +179,7 @@ BAD = [
     (["data.prompt_column=content", "data.response_column=summery"], "summery", "summary"),
     (["device=gpu"], "device: 'gpu' is unknown", "cpu"),
     (["output=model/config.json"], "is a file, not a folder", "output="),
-    (["train.precision=fp16"], "train.precision: fp16 needs a GPU", "dtype=auto"),
+    (["train.precision=fp16"], "train.precision: fp16 needs a GPU", "train.precision=auto"),
 ]
 
 

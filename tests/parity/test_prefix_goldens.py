@@ -12,6 +12,7 @@ from closeness import assert_close
 from glmtune import load_model
 from glmtune.generate import Sampling, complete
 from glmtune.models import load_base
+from glmtune.models.computing import compute_in
 from glmtune.objectives.sft import SftObjective
 from golden import GOLDENS, Golden, assert_committed_equals_reference, read_prefix_golden
 from models import as_batch
@@ -240,6 +241,7 @@ def test_the_write_ups_own_loading_code_gives_the_logits_of_an_opened_folder(fam
     model = model.eval()
     ids = read_prefix_golden(family, kind).tensors["full.input_ids"]
     ours = load_model(folder, adapter=GOLDENS / family / f"ckpt_{kind}", quant="int4", dtype="fp16")
+    compute_in(ours, torch.float16)  # as that code does; on a CPU fp16 weights compute in another type
     ours.transformer.prefix_encoder.half().float()  # that code rounds the prefix's weights on its way
     torch.testing.assert_close(ours(ids).logits, model(ids).logits, rtol=0, atol=0)
 

@@ -142,8 +142,10 @@ def copy_own_weights(model: CausalLM, names: Iterable[str]) -> dict[str, Tensor]
 def allowed_share(card: Card, model: CausalLM) -> float:
     """Return the allowed difference of the probe's logits, as a share of the largest logit."""
     recorded = (card.dtype, card.computing or card.dtype)
-    computing = computes_in(model)
-    rounding = SAME[computing] if (name_dtype(model), name_computing(model)) == recorded else OTHER_TYPE
+    if (name_dtype(model), name_computing(model)) == recorded:
+        rounding = SAME[computes_in(model)]
+    else:
+        rounding = max(OTHER_TYPE[computes_in(model)], OTHER_TYPE[getattr(torch, recorded[1])])
     before, now = _saved_quant(card), held_quant(model)
     return rounding if before == now else rounding + max(REQUANTISED[before], REQUANTISED[now])
 

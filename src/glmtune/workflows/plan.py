@@ -197,7 +197,7 @@ def choose_precision(wanted: str, base: Choice, device: torch.device) -> str:
     """
     name = base.computing_name if wanted == "auto" else wanted
     if name == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=auto dtype=auto")
+        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=auto")
     if name == "bf16" and device.type == "cuda" and not has_bf16(device):
         raise ConfigError(
             "train.precision: bf16, but this card has no bf16",

@@ -153,7 +153,7 @@ def test_opened_in_another_precision_than_saved_more_is_allowed_by_rule(
     load_model(checkpoint, dtype=dtype, quant=quant)
     assert card is not None and card.probe is not None
     largest = max(map(abs, (*card.probe.base, *card.probe.tuned)))
-    share = (OTHER_TYPE if dtype == "bf16" else SAME[torch.float32]) + REQUANTISED[quant]
+    share = (OTHER_TYPE[torch.bfloat16] if dtype == "bf16" else SAME[torch.float32]) + REQUANTISED[quant]
     said = told("adapter loaded")
     assert f"allowed {share * largest:.2g}" in said
 

@@ -237,7 +237,7 @@ def test_an_adapter_goes_on_from_its_state_as_if_nothing_had_been(tmp_path: Path
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         for step in range(stop + 1, 11):
             optimizer.zero_grad()
-            SftObjective(model)(collate(random_rows(2, seed=step), 0)).backward()
+            SftObjective(model).train()(collate(random_rows(2, seed=step), 0)).backward()
             optimizer.step()
             its.after_step(step)
     for one, other in zip(tuned.parameters(), fresh.parameters(), strict=True):
