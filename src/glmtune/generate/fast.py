@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import ConfigError
+from glmtune.models.computing import sum_experts
 from glmtune.models.quant import QuantizedLinear
 from glmtune.processor import cpu_has
 
@@ -100,13 +101,11 @@ class FastExperts(_Unsaved):
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Run tokens (N, C) through their `chosen` experts (N, k); sum the results by `weights` (N, k)."""
-        total = torch.zeros_like(hidden_states)
-        for expert in sorted(set(chosen.flatten().tolist())):
-            tokens, ranks = torch.where(chosen == expert)
-            gate, up = self.widen[expert](hidden_states[tokens]).chunk(2, dim=-1)
-            outputs = self.narrow[expert](self.activate(gate) * up)
-            total.index_add_(0, tokens, outputs * weights[tokens, ranks, None].float())
-        return total
+        return sum_experts(self._run, hidden_states, chosen, weights)
+
+    def _run(self, expert: int, rows: Tensor) -> Tensor:
+        gate, up = self.widen[expert](rows).chunk(2, dim=-1)
+        return self.narrow[expert](self.activate(gate) * up)
 
 
 def _quantise(layer: nn.Linear) -> Tensor:

@@ -7,6 +7,7 @@ fp32: with the same numbers as if all weights had been widened, and none of thei
 Shapes: N tokens, C hidden size, E experts, k of them for a token, I inputs and O outputs of a product.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -58,14 +59,26 @@ class HeldExperts(nn.Module):
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Run tokens (N, C) through their `chosen` experts (N, k); sum the results by `weights` (N, k)."""
-        total = torch.zeros_like(hidden_states)
-        for expert in sorted(set(chosen.flatten().tolist())):
-            tokens, ranks = torch.where(chosen == expert)
-            widened = _multiply_expert(self.gate_up_proj[expert], hidden_states[tokens])
-            gate, up = widened.chunk(2, dim=-1)
-            outputs = _multiply_expert(self.down_proj[expert], self.act_fn(gate) * up)
-            total = total.index_add(0, tokens, (outputs * weights[tokens, ranks, None]).to(total.dtype))
-        return total
+        return sum_experts(self._run, hidden_states, chosen, weights)
+
+    def _run(self, expert: int, rows: Tensor) -> Tensor:
+        gate, up = _multiply_expert(self.gate_up_proj[expert], rows).chunk(2, dim=-1)
+        return _multiply_expert(self.down_proj[expert], self.act_fn(gate) * up)
+
+
+def sum_experts(
+    run: Callable[[int, Tensor], Tensor], hidden_states: Tensor, chosen: Tensor, weights: Tensor
+) -> Tensor:
+    """Run tokens (N, C) through their `chosen` experts (N, k); sum the results by `weights` (N, k).
+
+    run: returns an expert's results of some rows, by the expert's number.
+    """
+    total = torch.zeros_like(hidden_states)
+    for expert in sorted(set(chosen.flatten().tolist())):
+        tokens, ranks = torch.where(chosen == expert)
+        outputs = run(expert, hidden_states[tokens]) * weights[tokens, ranks, None]
+        total.index_add_(0, tokens, outputs.to(total.dtype))
+    return total
 
 
 def _multiply_expert(weight: Tensor, rows: Tensor) -> Tensor:

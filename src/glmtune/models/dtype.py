@@ -96,9 +96,13 @@ def choose_dtype(
     if trained not in DTYPES:
         return untrained
     before = _as_trained(DTYPES[trained], DTYPES.get(computed, DTYPES[trained]), device)
-    if before.dtype == torch.float32 and (obstacle := _too_large(stored, device, quant)):
-        # as they are stored they are the same numbers, so what is computed stays the same too
-        return replace(before, dtype=main_dtype(stored), why=_join("trained in fp32", obstacle))
+    main = main_dtype(stored)
+    if before.dtype == torch.float32 != main:
+        needed, spare = num_bytes(stored, quant), MOST_OF_MEMORY * free_memory(device)
+        if needed > spare:
+            # as they are stored they are the same numbers, so what is computed stays the same too
+            obstacle = f"fp32 takes {_gib(needed)} where {_gib(spare)} are to spare"
+            return replace(before, dtype=main, why=_join("trained in fp32", obstacle))
     if device.type != "cpu":
         obstacle = "" if _has_arithmetic(before.computing, device) else _NO_BF16
     else:  # bf16 is slow on most, but what was trained in it is computed in it
@@ -179,14 +183,6 @@ def _cost(dtype: torch.dtype, device: torch.device) -> str:
 
 def _lacking(dtype: torch.dtype) -> str:
     return f"this processor has no {_short(dtype)} arithmetic"
-
-
-def _too_large(stored: Mapping[str, Stored], device: torch.device, quant: str | None) -> str:
-    """Return the lack of memory for fp32, in words; empty if the weights fit, or are stored in fp32."""
-    if main_dtype(stored) == torch.float32:
-        return ""
-    needed, spare = num_bytes(stored, quant), MOST_OF_MEMORY * free_memory(device)
-    return f"fp32 takes {_gib(needed)} where {_gib(spare)} are to spare" if needed > spare else ""
 
 
 def num_bytes(stored: Mapping[str, Stored], quant: str | None) -> float:

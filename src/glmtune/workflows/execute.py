@@ -13,6 +13,7 @@ from typing import Any
 
 from glmtune.conversation import encode_messages
 from glmtune.data.batches import Batch, collate
+from glmtune.errors import TrainingError
 from glmtune.generate import Sampling, complete_texts
 from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
@@ -68,7 +69,7 @@ def training(
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)):
             yield from _train(run)
-    except BaseException as error:
+    except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
             remove_folder(plan.folder)  # nothing is lost, and the same command can start over

@@ -87,7 +87,7 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
         max((len(row.input_ids) for row in part), default=0) for part in (rows, plan.rows.validation.rows)
     )
     mapped = mapped_bytes((*objective.parameters(), *objective.buffers()))
-    row = longest_rows(rows, 1)[0]
+    row = max(rows, key=lambda row: len(row.input_ids))
     need = measure_need(objective, row, pad_id, processes, vocab_size=objective.model.config.vocab_size)
     if processes.device.type == "cpu":
         new_figure()  # imports matplotlib: what a run takes later it takes before the memory is looked at
