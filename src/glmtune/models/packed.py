@@ -46,43 +46,63 @@ class Rows:
         return [end - start for start, end in pairwise(self.bounds)]
 
 
-@contextmanager
-def attending_by_row(model: CausalLM) -> Iterator[None]:
-    """Have a model attend by row, from packed forward passes to the end of their backward passes.
+class ByRow:
+    """Has a model attend by row, from a packed forward pass to the end of its backward pass."""
 
-    Gradient checkpointing runs layers again in the backward pass and reads the attention's name anew: with
-    the model's own they would attend across rows, without an error.
-    """
-    config = causal_of(model).base_model.config
-    before = config._attn_implementation
-    config._attn_implementation = BY_ROW
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    def __init__(self, model: CausalLM) -> None:
+        """Take a causal language model, also in PEFT's wrapper; its config is changed in contexts alone."""
+        self._model = model
+        self._is_held = False
 
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """Hold the attention that packed passes set, and set the model's own again at the end of the block.
 
-def run_packed(model: CausalLM, rows: Rows, input_ids: Tensor, position_ids: Tensor, keep: Tensor) -> Tensor:
-    """Return the last hidden states (L, C) of the tokens at `keep` (L,), of packed ids (T,).
+        Until the first packed pass it is the model's own: an objective may run the model in a way of its own.
+        Gradient checkpointing runs layers again in the backward pass and reads the attention's name anew:
+        with the model's own they would attend across rows, without an error.
+        """
+        before, self._is_held = self._is_held, True
+        try:
+            with self._resetting():
+                yield
+        finally:
+            self._is_held = before
 
-    position_ids: (..., T). Raises RuntimeError where a backward pass could not be by row.
-    """
-    base = causal_of(model).base_model
-    if base.config._attn_implementation != BY_ROW:
-        if torch.is_grad_enabled() and any(map(_is_recomputed, base.modules())):
+    def run(self, rows: Rows, input_ids: Tensor, position_ids: Tensor, keep: Tensor) -> Tensor:
+        """Return the last hidden states (L, C) of the tokens at `keep` (L,), of packed ids (T,).
+
+        position_ids: (..., T). Raises RuntimeError where a backward pass could not be by row.
+        """
+        if self._is_held:
+            return self._run(rows, input_ids, position_ids, keep)
+        if torch.is_grad_enabled() and any(map(_is_recomputed, self._model.modules())):
             raise RuntimeError("layers are computed again in the backward pass: hold `passes()` around both")
-        with attending_by_row(model):
-            return run_packed(model, rows, input_ids, position_ids, keep)
-    # a class of transformers computes all positions; ours the last layer only where it is asked for
-    wanted = {"keep": keep} if isinstance(base, Keeping) and len(keep) else {}
-    # without a mask, which would be over all rows, and without a cache, which has no rows
-    outputs = base(
-        input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, rows=rows, **wanted
-    )
-    hidden: Tensor = outputs.last_hidden_state[0]
-    if rows.num_reads < base.config.num_hidden_layers:
-        raise RuntimeError(f"{type(base).__name__}: not all layers attend by row, but {rows.num_reads}")
-    return hidden if wanted else hidden[keep]
+        with self._resetting():
+            return self._run(rows, input_ids, position_ids, keep)
+
+    def _run(self, rows: Rows, input_ids: Tensor, position_ids: Tensor, keep: Tensor) -> Tensor:
+        base = causal_of(self._model).base_model
+        base.config._attn_implementation = BY_ROW
+        # a class of transformers computes all positions; ours the last layer only where it is asked for
+        wanted = {"keep": keep} if isinstance(base, Keeping) and len(keep) else {}
+        # without a mask, which would be over all rows, and without a cache, which has no rows
+        outputs = base(
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, rows=rows, **wanted
+        )
+        hidden: Tensor = outputs.last_hidden_state[0]
+        if rows.num_reads < base.config.num_hidden_layers:
+            raise RuntimeError(f"{type(base).__name__}: not all layers attend by row, but {rows.num_reads}")
+        return hidden if wanted else hidden[keep]
+
+    @contextmanager
+    def _resetting(self) -> Iterator[None]:
+        config = causal_of(self._model).base_model.config
+        before = config._attn_implementation
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
 
 
 class Keeping:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from glmtune.data.batches import Batch
 from glmtune.models.frozen_linear import FrozenLinear, multiply, multiply_back
 from glmtune.models.fused import computing_type, wide_type, without_autocast
-from glmtune.models.packed import Rows, attending_by_row, count_positions_by_row, run_packed
+from glmtune.models.packed import ByRow, Rows, count_positions_by_row
+from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
 from glmtune.objectives.cross_entropy import is_frozen_product, turn_into_gradient
@@ -33,9 +34,14 @@ class SftObjective(ObjectiveModule):
     taken in the forward pass, so the logits of a step are never in memory together.
     """
 
+    def __init__(self, model: CausalLM) -> None:
+        """Take a causal language model, also one wrapped by PEFT."""
+        super().__init__(model)
+        self._by_row = ByRow(model)
+
     def passes(self) -> AbstractContextManager[None]:
         """Return the context that holds the attention by row until the last backward pass."""
-        return attending_by_row(self.model)
+        return self._by_row.passes()
 
     def weight(self, batch: Batch) -> int:
         """Return the number of learned tokens in the batch."""
@@ -49,7 +55,7 @@ class SftObjective(ObjectiveModule):
             positions = count_positions_by_row(self.model, batch.input_ids, rows)
         # the logits at a position predict the token after it
         predicting = is_learned.nonzero()[:, 0] - 1
-        hidden = run_packed(self.model, rows, batch.input_ids, positions, predicting)  # (L, C)
+        hidden = self._by_row.run(rows, batch.input_ids, positions, predicting)  # (L, C)
         head = causal_of(self.model).get_output_embeddings()
         return summed_cross_entropy(hidden, batch.labels[is_learned], head)
 
