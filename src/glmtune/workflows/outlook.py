@@ -99,7 +99,8 @@ def looking_ahead(
 
     The arguments are those of `planning`, whose notes are yielded.
     """
-    plan = yield from planning(recipe, resume=resume, rows=rows, begins=begins, force=True)
+    plan = yield from planning(recipe, resume=resume, rows=rows, begins=begins)
+    plan = replace(plan, is_forced=True)
     outlook = look_at(plan)
     return replace(outlook, speed=(yield from measure_speed(plan))) if probe else outlook
 

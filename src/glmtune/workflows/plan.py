@@ -94,19 +94,13 @@ class Plan:
 
 
 def planning(
-    recipe: Recipe,
-    *,
-    resume: bool = False,
-    force: bool = False,
-    rows: SplitRows | None = None,
-    begins: bool = True,
+    recipe: Recipe, *, resume: bool = False, rows: SplitRows | None = None, begins: bool = True
 ) -> Generator[Note, None, Plan]:
     """Settle and check everything that needs no weights; yield notes on the way, return the plan.
 
-    With `resume`, the plan is that of the run in the recipe's folder. With `force`, memory that does not
-    suffice is a warning. `rows`: the rows, if they have been read already. `begins`: False if no run is to
-    begin, so that its folder may be there, and the model's weights need not. Raises `ConfigError`,
-    `DataError` and `CheckpointError`; writes nothing.
+    With `resume`, the plan is that of the run in the recipe's folder. `rows`: the rows, if they have been
+    read already. `begins`: False if no run is to begin: its folder may be there, its model's weights need
+    not. Raises `ConfigError`, `DataError` and `CheckpointError`; writes nothing.
     """
     # 1. the recipe: what a run that is resumed, or an adapter that is trained on, has settled already
     if resume:
@@ -157,7 +151,6 @@ def planning(
         num_steps=num_steps,
         notes=tuple(notes),
         is_resumed=resume,
-        is_forced=force,
     )
 
 
