@@ -65,6 +65,12 @@ def test_a_card_without_bf16_has_a_line_of_its_own_where_it_differs() -> None:
     assert [line.split("  ")[0] for line in lines] == ["8 GB card", "8 GB card, no bf16"]
 
 
+def test_a_card_that_lacks_a_type_says_so() -> None:
+    lacking = replace(forecast_on(SMALL), phases=(), fits=False, hint="train.precision: bf16, but ...")
+    [line] = [line for line in page_lines(replace(OUTLOOK, cards=(lacking,))) if "card" in line]
+    assert line.split()[-6:] == ["-", "no", "train.precision:", "bf16,", "but", "..."]
+
+
 def test_the_time_of_a_run_is_said_once_it_was_measured() -> None:
     speed = Speed(steps=18, step_s=2.31, slowest_s=2.9, evaluation_s=12.1, total_s=1234.5)
     assert not any("a step takes" in line for line in page_lines(OUTLOOK))

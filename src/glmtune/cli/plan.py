@@ -109,7 +109,7 @@ def part_lines(figures: "Forecast") -> Iterator[str]:
     phases = figures.phases
     greatest = max(phase.num_bytes for phase in phases)
     unit, scale = ("GiB", 2**30) if greatest >= 2**30 else ("MiB", 2**20)
-    names = list(dict.fromkeys(name for phase in phases for name in phase.parts))
+    names = sorted({name: 0 for phase in phases for name in phase.parts}, key=lambda name: name == "process")
     head = f"{unit} on {figures.machine.name}"
     width = max(map(len, (head, *names)))
     yield f"{head:<{width}}" + "".join(f"{phase.name:>13}" for phase in phases)
@@ -126,10 +126,8 @@ def machine_lines(outlook: "Outlook") -> Iterator[str]:
         machine = figures.machine
         has_twin = any(each.machine.name == machine.name and each is not figures for each in outlook.cards)
         name = machine.name + (", no bf16" if has_twin and not machine.has_bf16 else "")
-        start = (
-            f"{name:<21}{_size(machine.free):>10}{_size(figures.phases[0].num_bytes):>10}  "
-            f"{'yes' if figures.fits else 'no':<6}"
-        )
+        needed = _size(figures.phases[0].num_bytes) if figures.phases else "-"
+        start = f"{name:<21}{_size(machine.free):>10}{needed:>10}  {'yes' if figures.fits else 'no':<6}"
         text = figures.override or figures.hint
         if figures.fits:
             size = figures.recipe.train.micro_batch_size

@@ -39,12 +39,9 @@ def find_refusal(figures: Forecast, *, is_resumed: bool = False) -> ConfigError 
     if figures.fits:
         return None
     needed, free = in_words(figures.phases[0].num_bytes), in_words(figures.machine.free)
-    hint = f"these settings would fit: {figures.override}" if figures.override else figures.hint
-    if is_resumed:
-        hint = f"a run is resumed as it began: end other programs; for another one, {hint}"
+    other = "a run is resumed as it began: end other programs; for another one, " if is_resumed else ""
     return ConfigError(
-        f"memory: this run would need about {needed}, but {free} are free",
-        hint=hint,
+        f"memory: this run would need about {needed}, but {free} are free", hint=f"{other}{figures.hint}"
     )
 
 
