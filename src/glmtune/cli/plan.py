@@ -130,9 +130,7 @@ def machine_lines(outlook: "Outlook") -> Iterator[str]:
         start = f"{name:<21}{_size(machine.free):>10}{needed:>10}  {'yes' if figures.fits else 'no':<6}"
         text = figures.override or figures.hint
         if figures.fits:
-            size = figures.recipe.train.micro_batch_size
-            text = counted(size, "row") if isinstance(size, int) else f"up to {size}"
-            text += " at once"
+            text = f"{figures.tokens:,} tokens at once"
             if figures.recomputed:
                 text += f", {counted(figures.recomputed, 'layer')} recomputed"
         if len(start) + len(text) <= WIDTH:

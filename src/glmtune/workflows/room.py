@@ -11,7 +11,7 @@ from glmtune.workflows.forecast import Forecast, forecast, this_machine
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.remedies import in_words
 
-SMALL = 256 * 2**20
+SMALL = 2**30
 """Bytes of weights up to which a model is loaded and measured: that takes less time than a forecast."""
 
 
