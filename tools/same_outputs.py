@@ -41,7 +41,7 @@ ROUNDED = re.compile(r"(exports/[^/]*-merged|half)/[^/]*\.safetensors$")
 """Merged weights may be one unit in the last place of their type apart: the merge is its definition now,
 where it was PEFT's, which adds in another order."""
 MASKED_KEYS = {
-    *("step_s", "tokens_per_s", "peak_memory_gib", "train_s"),
+    *("step_s", "tokens_per_s", "peak_memory_gib", "memory_gib", "train_s"),
     *("steps_per_s", "seconds", "other_seconds"),
 }
 """Figures of the machine and the moment."""

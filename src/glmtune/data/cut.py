@@ -6,13 +6,13 @@ it is encoded, never ids: no character is broken, and the chat format's own toke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import NamedTuple
 
+from glmtune.data.counts import CutText, TokenCounts
+from glmtune.data.plain import QUESTION, is_plain_text
 from glmtune.errors import DataError
 from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
 from glmtune.templates import Message, Segment
-from glmtune.tokenizers.protocol import Tokenizer
 
 _QUESTION_SHARE = 4
 """Questions keep at least `max_tokens` / 4 tokens each; what is still too long is taken from the answers."""
@@ -29,14 +29,6 @@ class Size(NamedTuple):
     def num_source(self) -> int:
         """Tokens before the last learned answer."""
         return self.num_tokens - self.num_target
-
-
-def token_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a text.
-
-    It knows each text again: most of a conversation stays the same from one cut that is tried to the next.
-    """
-    return cache(lambda text: len(tokenizer.encode_plain(text)))
 
 
 def measure(segments: Sequence[Segment], count: Callable[[str], int]) -> Size:
@@ -115,15 +107,16 @@ class Cutter:
     """Shortens one conversation until its example fits the limits."""
 
     def __init__(
-        self,
-        limits: Limits,
-        measure: Callable[[list[Message]], Size],
-        count: Callable[[str], int],
+        self, limits: Limits, render: Callable[[list[Message]], Sequence[Segment]], counts: TokenCounts
     ) -> None:
-        """`measure` returns the size of a conversation's example, `count` the number of tokens of a text."""
+        """`render` returns the example of a conversation."""
         self.limits = limits
-        self.measure = measure
-        self.count = count
+        self.render = render
+        self.counts = counts
+
+    def measure(self, conversation: list[Message]) -> Size:
+        """Return the size of a conversation's example."""
+        return measure(self.render(conversation), self.counts)
 
     def cut(self, conversation: list[Message]) -> tuple[list[Message], list[str]] | None:
         """Return the shortened conversation and the kinds of cuts; None if no cut makes it short enough."""
@@ -157,9 +150,11 @@ class Cutter:
             least = 1
             if self.limits.total is not None:
                 # with one limit for all, some of the question stays while there is an answer to cut
-                least = _most_characters(text, _without_middle, 1, lambda t: self.count(t) <= allowed) or 1
+                share = _Search(text, _middle, lambda part: self.counts(part) <= allowed)
+                alone = CutText.of(self.counts, text)
+                least = share.most(1, _Hole(alone, 0, lambda count: count <= allowed) if alone else None) or 1
             conversation = self._shorten(
-                conversation, index, _without_middle, least, self.limits.is_source_met, cuts, "question"
+                conversation, index, _middle, least, self.limits.is_source_met, cuts, "question"
             )
         return conversation
 
@@ -177,16 +172,14 @@ class Cutter:
                 answer = conversation[index]
                 # a thought in front of the answer stays whole: one that breaks off would never end
                 least = len(answer.content) - len(answer.split_thought()[1]) + 1
-                conversation = self._shorten(
-                    conversation, index, lambda text, n: text[:n], least, is_met, cuts, "answer"
-                )
+                conversation = self._shorten(conversation, index, _end, least, is_met, cuts, "answer")
         return conversation
 
     def _shorten(
         self,
         conversation: list[Message],
         index: int,
-        shorten: Callable[[str, int], str],
+        place: Callable[[int, int], tuple[int, int]],
         least: int,
         is_met: Callable[[Size], bool],
         cuts: list[str],
@@ -205,32 +198,105 @@ class Cutter:
         if len(text) <= least:
             return conversation
         cuts.append(kind)
-        fits = _most_characters(text, shorten, least, lambda part: is_met(self.measure(with_content(part))))
-        return with_content(shorten(text, fits or least))
+        search = _Search(text, place, lambda part: is_met(self.measure(with_content(part))))
+        hole = (
+            self._find_hole(text, self.render(with_content(QUESTION)), is_met)
+            if is_plain_text(text)
+            else None
+        )
+        return with_content(search.short(search.most(least, hole) or least))
+
+    def _find_hole(
+        self, text: str, segments: Sequence[Segment], is_met: Callable[[Size], bool]
+    ) -> "_Hole | None":
+        """Return the place of a text in the example that is rendered with a mark for it; None if unknown."""
+        marked = [segment.text for segment in segments if QUESTION in segment.text]
+        if len(marked) != 1 or marked[0].count(QUESTION) != 1:
+            return None
+        before, _, after = marked[0].partition(QUESTION)
+        cut = CutText.of(self.counts, before + text + after)
+        if cut is None:
+            return None
+        # the sizes with no token and with one in place of the text tell those with any number
+        none = measure(segments, lambda other: 0 if other == marked[0] else self.counts(other))
+        one = measure(segments, lambda other: 1 if other == marked[0] else self.counts(other))
+        per_token = one.num_target - none.num_target
+        return _Hole(
+            cut,
+            len(before),
+            lambda count: is_met(Size(none.num_tokens + count, none.num_target + count * per_token)),
+        )
 
 
-def _most_characters(
-    text: str, shorten: Callable[[str, int], str], least: int, is_met: Callable[[str], bool]
-) -> int | None:
-    """Return the most characters, from `least` on, with which a shortened text meets a condition, else None.
+def _middle(length: int, kept: int) -> tuple[int, int]:
+    """Return from where to where a text loses its middle."""
+    tail = kept // 2
+    return kept - tail, length - tail
 
-    A binary search: whatever is shorter than a text that meets the condition must meet it too.
+
+def _end(length: int, kept: int) -> tuple[int, int]:
+    """Return from where to where a text loses its end."""
+    return kept, length
+
+
+class _Hole(NamedTuple):
+    """The text of an example that a message stands in."""
+
+    cut: CutText
+    offset: int
+    """Characters of it in front of the message's."""
+    is_met: Callable[[int], bool]
+    """Tells of a number of tokens of the text whether they are few enough."""
+
+    def foresee(self, start: int, end: int) -> bool | None:
+        """True if enough is left out from `start` to `end` of the message; None if that is not known."""
+        return self.cut.is_met(self.offset + start, self.offset + end, self.is_met)
+
+    def is_confirmed(self, start: int, end: int) -> bool:
+        """True if the text without `start` to `end` has the number of tokens that was told of it."""
+        start, end = self.offset + start, self.offset + end
+        return self.cut.count(start, end) in (None, self.cut.counts(self.cut.without(start, end)))
+
+
+class _Search(NamedTuple):
+    """A search for the most characters of a text with which a condition is met."""
+
+    text: str
+    place: Callable[[int, int], tuple[int, int]]
+    """Maps the length of a text and the number of characters to keep to the place of those left out."""
+    is_met: Callable[[str], bool]
+
+    def short(self, kept: int) -> str:
+        """Return the text with so many characters."""
+        start, end = self.place(len(self.text), kept)
+        return self.text[:start] + self.text[end:]
+
+    def most(self, least: int, hole: _Hole | None) -> int | None:
+        """Return the most characters, from `least` on, None if that is too many; a `hole` makes it quick."""
+
+        def is_met(kept: int) -> bool:
+            short, found = self.short(kept), None
+            if hole is not None and is_plain_text(short):
+                found = hole.foresee(*self.place(len(self.text), kept))
+            return self.is_met(short) if found is None else found
+
+        kept = _most(least, len(self.text), is_met)
+        if hole is None or hole.is_confirmed(*self.place(len(self.text), kept or least)):
+            return kept
+        return self.most(least, None)
+
+
+def _most(low: int, high: int, is_met: Callable[[int], bool]) -> int | None:
+    """Return the highest number that meets a condition, None if the lowest does not.
+
+    A binary search: whatever is lower than a number that meets the condition must meet it too.
     """
-    low, high = least, len(text)
-    if not is_met(shorten(text, low)):
+    if not is_met(low):
         return None
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if is_met(shorten(text, middle)) else (low, middle - 1)
+        low, high = (middle, high) if is_met(middle) else (low, middle - 1)
     return low
-
-
-def _without_middle(text: str, count: int) -> str:
-    """Return `count` characters of a text: its head and its tail."""
-    if count >= len(text):
-        return text
-    tail = count // 2
-    return text[: count - tail] + (text[-tail:] if tail else "")  # text[-0:] would be the whole text
 
 
 def _last_learned(conversation: Sequence[Message]) -> int:

@@ -32,12 +32,13 @@ def is_plain(messages: Sequence[Message]) -> bool:
         and answer.tools is None
         and answer.thought is None
         and not (question.metadata or answer.metadata or question.calls or answer.calls)
-        and _is_plain_text(question.content)
-        and _is_plain_text(answer.content)
+        and is_plain_text(question.content)
+        and is_plain_text(answer.content)
     )
 
 
-def _is_plain_text(text: str) -> bool:
+def is_plain_text(text: str) -> bool:
+    """True for a text that every chat format writes as it is."""
     # some formats strip texts, leave out empty ones, and read `<think>`, `</think>` and `/nothink` in them
     if not text or text[0].isspace() or text[-1].isspace() or "think>" in text or "/nothink" in text:
         return False
@@ -64,6 +65,8 @@ class PlainShape:
     """A chat format's training example of a question and its answer."""
 
     pieces: tuple[Piece, ...]
+    segments: tuple[Segment, ...]
+    """The example of the marks."""
 
     @classmethod
     def learn(cls, tokenizer: Tokenizer, segments: Sequence[Segment]) -> "PlainShape | None":
@@ -84,16 +87,32 @@ class PlainShape:
                 if pieces and not pieces[-1].mark and pieces[-1].is_target == segment.is_target:
                     ids = [*pieces.pop().ids, *ids]
                 pieces.append(Piece(tuple(ids), segment.is_target))
-        return cls(tuple(pieces))
+        return cls(tuple(pieces), tuple(segments))
+
+    def fill(self, messages: Sequence[Message]) -> list[Segment]:
+        """Return the example of a plain row."""
+        question, answer = (message.content for message in messages)
+        return [
+            segment._replace(
+                text=segment.text.replace(QUESTION, question)
+                if QUESTION in segment.text
+                else segment.text.replace(ANSWER, answer)
+            )
+            for segment in self.segments
+        ]
 
     def encode(
-        self, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]]
+        self, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], known: dict[str, list[int]]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
-        """Return what `conversation.encode_together` returns for these rows once they are rendered."""
+        """Return what `conversation.encode_together` returns for these rows once they are rendered.
+
+        The ids of their texts are added to `known`.
+        """
         contents = {QUESTION: [row[0].content for row in rows], ANSWER: [row[1].content for row in rows]}
         holes = [piece for piece in self.pieces if piece.mark]
         texts = [hole.before + text + hole.after for hole in holes for text in contents[hole.mark]]
         encoded = tokenizer.encode_texts(texts)
+        known.update(zip(texts, encoded, strict=True))
         filled = iter([encoded[: len(rows)], encoded[len(rows) :]])
         columns = [next(filled) if piece.mark else [piece.ids] * len(rows) for piece in self.pieces]
         lengths = np.empty((len(rows), len(columns)), np.int64)
