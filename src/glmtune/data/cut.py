@@ -6,6 +6,7 @@ it is encoded, never ids: no character is broken, and the chat format's own toke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from glmtune.data.counts import CutText, TokenCounts
@@ -113,10 +114,17 @@ class Cutter:
         self.limits = limits
         self.render = render
         self.counts = counts
+        self._rendered: tuple[list[Message], Sequence[Segment]] | None = None
+
+    def example(self, conversation: list[Message]) -> Sequence[Segment]:
+        """Return a conversation's example; of the last one asked for it is still known."""
+        if self._rendered is None or self._rendered[0] is not conversation:
+            self._rendered = conversation, self.render(conversation)
+        return self._rendered[1]
 
     def measure(self, conversation: list[Message]) -> Size:
         """Return the size of a conversation's example."""
-        return measure(self.render(conversation), self.counts)
+        return measure(self.example(conversation), self.counts)
 
     def cut(self, conversation: list[Message]) -> tuple[list[Message], list[str]] | None:
         """Return the shortened conversation and the kinds of cuts; None if no cut makes it short enough."""
@@ -150,9 +158,9 @@ class Cutter:
             least = 1
             if self.limits.total is not None:
                 # with one limit for all, some of the question stays while there is an answer to cut
+                alone = self.counts.of_cuts(text)
                 share = _Search(text, _middle, lambda part: self.counts(part) <= allowed)
-                alone = CutText.of(self.counts, text)
-                least = share.most(1, _Hole(alone, 0, lambda count: count <= allowed) if alone else None) or 1
+                least = share.most(1, _Hole(alone, 0, allowed) if alone else None) or 1
             conversation = self._shorten(
                 conversation, index, _middle, least, self.limits.is_source_met, cuts, "question"
             )
@@ -214,18 +222,19 @@ class Cutter:
         if len(marked) != 1 or marked[0].count(QUESTION) != 1:
             return None
         before, _, after = marked[0].partition(QUESTION)
-        cut = CutText.of(self.counts, before + text + after)
+        cut = self.counts.of_cuts(before + text + after)
         if cut is None:
             return None
         # the sizes with no token and with one in place of the text tell those with any number
         none = measure(segments, lambda other: 0 if other == marked[0] else self.counts(other))
         one = measure(segments, lambda other: 1 if other == marked[0] else self.counts(other))
         per_token = one.num_target - none.num_target
-        return _Hole(
-            cut,
-            len(before),
-            lambda count: is_met(Size(none.num_tokens + count, none.num_target + count * per_token)),
-        )
+
+        def is_count_met(count: int) -> bool:
+            return is_met(Size(none.num_tokens + count, none.num_target + count * per_token))
+
+        most = _most(0, 2 * len(cut.ids), is_count_met)
+        return _Hole(cut, len(before), -1 if most is None else most)
 
 
 def _middle(length: int, kept: int) -> tuple[int, int]:
@@ -245,17 +254,8 @@ class _Hole(NamedTuple):
     cut: CutText
     offset: int
     """Characters of it in front of the message's."""
-    is_met: Callable[[int], bool]
-    """Tells of a number of tokens of the text whether they are few enough."""
-
-    def foresee(self, start: int, end: int) -> bool | None:
-        """True if enough is left out from `start` to `end` of the message; None if that is not known."""
-        return self.cut.is_met(self.offset + start, self.offset + end, self.is_met)
-
-    def is_confirmed(self, start: int, end: int) -> bool:
-        """True if the text without `start` to `end` has the number of tokens that was told of it."""
-        start, end = self.offset + start, self.offset + end
-        return self.cut.count(start, end) in (None, self.cut.counts(self.cut.without(start, end)))
+    most: int
+    """Tokens that it may have."""
 
 
 class _Search(NamedTuple):
@@ -273,17 +273,22 @@ class _Search(NamedTuple):
 
     def most(self, least: int, hole: _Hole | None) -> int | None:
         """Return the most characters, from `least` on, None if that is too many; a `hole` makes it quick."""
+        plainly = partial(_most, least, len(self.text), lambda kept: self.is_met(self.short(kept)))
+        if hole is None:
+            return plainly()
+        cut, offset, most = hole
 
         def is_met(kept: int) -> bool:
-            short, found = self.short(kept), None
-            if hole is not None and is_plain_text(short):
-                found = hole.foresee(*self.place(len(self.text), kept))
-            return self.is_met(short) if found is None else found
+            start, end = self.place(len(self.text), kept)
+            found = cut.is_within(most, offset + start, offset + end)
+            return self.is_met(self.short(kept)) if found is None else found
 
         kept = _most(least, len(self.text), is_met)
-        if hole is None or hole.is_confirmed(*self.place(len(self.text), kept or least)):
-            return kept
-        return self.most(least, None)
+        # the text that is chosen is encoded whole in any case: it must be as long as was told
+        start, end = (offset + place for place in self.place(len(self.text), kept or least))
+        count = cut.counts(cut.without(start, end))
+        is_right = cut.count(start, end) in (None, count) and (count <= most) == (kept is not None)
+        return kept if is_right and is_plain_text(self.short(kept or least)) else plainly()
 
 
 def _most(low: int, high: int, is_met: Callable[[int], bool]) -> int | None:

@@ -8,6 +8,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -269,14 +270,12 @@ def _shorten(
     if (found := cutter.cut(conversation)) is None:
         report.drop(num_tokens, "uncuttable")
         return None
-    ids: list[int] = []
-    labels: list[int] = []
-    for segment in cutter.render(found[0]):
-        new = cutter.counts.encode(segment)
-        ids += new
-        labels += new if segment.is_target else [IGNORED] * len(new)
+    segments = cutter.example(found[0])
+    pieces = [cutter.counts.encode(segment) for segment in segments]
+    ids = np.array([*chain.from_iterable(pieces)], np.int32)
+    is_target = np.repeat([segment.is_target for segment in segments], [*map(len, pieces)])
     report.add(num_tokens, len(ids), found[1])
-    return np.array(ids, np.int32), np.array(labels, np.int32)
+    return ids, np.where(is_target, ids, np.int32(IGNORED))
 
 
 # --- the official scripts' encodings ---
