@@ -64,6 +64,7 @@ def training(
                 "folder": str(location.base.resolve()),
             },
             **plan.row_hashes,
+            **({"empty_rows": plan.rows.num_empty} if plan.rows.num_empty else {}),
             "memory": forecast_facts(forecast) if forecast else None,
             "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
