@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, counted
+from glmtune.cli.console import PATH, counted, leave_group
+from glmtune.log import is_main_process
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
@@ -43,6 +44,9 @@ def plan(words: tuple[str, ...], probe: bool, as_json: bool) -> None:
         )
         for source in [word for word in words if "=" not in word] or [""]
     }
+    leave_group()
+    if not is_main_process():
+        return
     if as_json:
         facts = [outlook.facts() for outlook in outlooks.values()]
         click.echo(json.dumps(facts if len(facts) > 1 else facts[0], ensure_ascii=False, indent=2))
