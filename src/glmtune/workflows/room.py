@@ -38,10 +38,11 @@ def find_refusal(figures: Forecast, *, is_resumed: bool = False) -> ConfigError 
     """Return the error of a run that does not fit, with settings that would; None if it fits."""
     if figures.fits:
         return None
-    needed, free = in_words(figures.phases[0].num_bytes), in_words(figures.machine.free)
+    needed, free = figures.phases[0].num_bytes, figures.machine.free
+    there = f"but {in_words(free)} are free" if needed > free else f"too close to the {in_words(free)} free"
     other = "a run is resumed as it began: end other programs; for another one, " if is_resumed else ""
     return ConfigError(
-        f"memory: this run would need about {needed}, but {free} are free", hint=f"{other}{figures.hint}"
+        f"memory: this run would need about {in_words(needed)}, {there}", hint=f"{other}{figures.hint}"
     )
 
 
