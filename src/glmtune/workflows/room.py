@@ -47,19 +47,16 @@ def find_refusal(figures: Forecast, *, is_resumed: bool = False) -> ConfigError 
 
 
 def forecast_lines(figures: Forecast) -> Iterator[str]:
-    """Yield a forecast in two lines: its memory by part; its steps, evaluation and disk."""
+    """Yield a forecast in two lines: the training's memory by part; the evaluation's, and disk."""
     training, *others = figures.phases
     parts = sorted(training.parts.items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {in_words(size)}" for name, size in parts if size >= 0.01 * training.num_bytes)
     yield (
-        f"forecast: about {in_words(training.num_bytes)} of {in_words(figures.machine.free)} free: {shown}"
+        f"forecast: about {in_words(training.num_bytes)} of {in_words(figures.machine.free)} free, "
+        f"{figures.tokens:,} tokens at once: {shown}"
     )
-    number = f"{figures.recomputed} layers recomputed" if figures.recomputed else "no recomputation"
-    more = "".join(f"; {phase.name} {in_words(phase.num_bytes)}" for phase in others[:1])
-    yield (
-        f"forecast: longest micro-batch {figures.tokens:,} tokens, {number}{more}; "
-        f"disk {in_words(figures.disk)} at most"
-    )
+    evaluation = "".join(f"{phase.name} {in_words(phase.num_bytes)}; " for phase in others[:1])
+    yield f"forecast: {evaluation}disk {in_words(figures.disk)} at most"
 
 
 def forecast_facts(figures: Forecast) -> dict[str, Any]:

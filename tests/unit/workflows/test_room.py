@@ -25,9 +25,8 @@ FITTING = Forecast(
 
 def test_a_forecast_is_two_lines_with_the_parts_that_matter() -> None:
     assert list(forecast_lines(FITTING)) == [
-        "forecast: about 3.0 GiB of 4.0 GiB free: weights 2.0 GiB, activations 1.0 GiB",
-        "forecast: longest micro-batch 2,041 tokens, no recomputation; evaluation 2.5 GiB; "
-        "disk 1.0 GiB at most",
+        "forecast: about 3.0 GiB of 4.0 GiB free, 2,041 tokens at once: weights 2.0 GiB, activations 1.0 GiB",
+        "forecast: evaluation 2.5 GiB; disk 1.0 GiB at most",
     ]
 
 
