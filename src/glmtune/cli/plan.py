@@ -30,7 +30,7 @@ def plan(words: tuple[str, ...], probe: bool, as_json: bool) -> None:
 
     \b
       glmtune plan model=/models/chatglm3-6b data.train=my.json quant=int4
-      glmtune plan recipes/lora.yaml recipes/ptuning.yaml model=/models/chatglm3-6b data.train=my.json
+      glmtune plan recipes/lora.yaml recipes/full.yaml model=/models/chatglm3-6b data.train=my.json
       glmtune plan runs/chatglm3-6b-lora --probe
     """
     import json
