@@ -35,15 +35,19 @@ def plan(words: tuple[str, ...], probe: bool, as_json: bool) -> None:
     """
     import json
 
+    from glmtune.errors import GlmtuneError
     from glmtune.workflows.early import training_recipe
 
-    settings = [word for word in words if "=" in word]
-    outlooks = {
-        source: look_ahead(
-            training_recipe(PATH.convert(source, None, None) if source else {}, settings), probe=probe
-        )
-        for source in [word for word in words if "=" not in word] or [""]
-    }
+    sources = [word for word in words if "=" not in word]
+    settings, outlooks = [word for word in words if "=" in word], {}
+    for source in sources or [""]:
+        try:
+            recipe = training_recipe(PATH.convert(source, None, None) if source else {}, settings)
+            outlooks[source] = look_ahead(recipe, probe=probe)
+        except GlmtuneError as err:
+            if len(sources) < 2 or str(err).startswith(source):
+                raise
+            raise type(err)(f"{source}: {err}", hint=err.hint) from err
     leave_group()
     if not is_main_process():
         return
