@@ -8,7 +8,6 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -270,12 +269,14 @@ def _shorten(
     if (found := cutter.cut(conversation)) is None:
         report.drop(num_tokens, "uncuttable")
         return None
-    segments = cutter.example(found[0])
-    pieces = [cutter.counts.encode(segment) for segment in segments]
-    ids = np.array([*chain.from_iterable(pieces)], np.int32)
-    is_target = np.repeat([segment.is_target for segment in segments], [*map(len, pieces)])
+    ids: list[int] = []
+    labels: list[int] = []
+    for segment in cutter.example(found[0]):
+        new = cutter.counts.encode(segment)
+        ids += new
+        labels += new if segment.is_target else [IGNORED] * len(new)
     report.add(num_tokens, len(ids), found[1])
-    return ids, np.where(is_target, ids, np.int32(IGNORED))
+    return np.fromiter(ids, np.int32, len(ids)), np.fromiter(labels, np.int32, len(ids))
 
 
 # --- the official scripts' encodings ---

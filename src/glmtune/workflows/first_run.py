@@ -46,7 +46,7 @@ def try_model(
 ) -> Iterator[Working | Finding]:
     """Open a model, ask it, train it one step of LoRA; yield a finding for each, until one must end it.
 
-    For the same weights in the same types all figures are the same but times and memory.
+    Logits and loss are the same, but for rounding, wherever the same weights are opened in the same types.
     """
     model = _Tried(path, template=template, dtype=dtype, quant=quant, device=device)
     found = yield from attempt("model", "files", model.read_headers)
@@ -124,7 +124,7 @@ class _Tried:
         ids = encode_probe(self._tokenizer)
         logits = all_logits(self._model, ids)[-1]
         if not logits.isfinite().all():
-            raise GlmtuneError("the logits of a fixed prompt are not finite", hint="--dtype fp32")
+            raise GlmtuneError("the logits of a fixed prompt are not finite", hint="dtype=fp32")
         digest = hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:8]
         likeliest = " ".join(f"{i}:{logits[i]:.3f}" for i in logits.topk(NUM_LIKELIEST).indices.tolist())
         return f"{len(ids)} ids {digest}; likeliest {likeliest}; mean {logits.mean():.4f}"
