@@ -32,6 +32,7 @@ SMALL = {
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
     "info": [],
     "data": [],
+    "doctor": [],
 }
 
 

@@ -73,6 +73,7 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "data_sha256": TEXT,
         "max_new_tokens": COUNT,
         "computed_with": TEXT.or_null(),
+        "peak_memory_gib": NUMBER.or_null(),
     },
 }
 """The keys that code reads of a run's, an evaluation's and the HF Trainer's files; other keys are free."""

@@ -79,11 +79,7 @@ class PlainCutter(Cutter):
 
     def __init__(self, limits: Limits, tokenizer: Any) -> None:
         counts = TokenCounts(SimpleNamespace(encode_plain=tokenizer.encode_plain, token_ends=lambda *_: None))
-        self.tokenizer = tokenizer
         super().__init__(limits, lambda messages: (learned_segments(tokenizer, messages) or [[]])[0], counts)
-
-    def measure(self, conversation: list[Message]) -> Size:
-        return one_by_one(self.tokenizer, conversation)[2]
 
 
 def expected(tokenizer: Any, rows: list[Example], data: Data) -> list[Any]:

@@ -1,15 +1,14 @@
 """Count the tokens of texts; of one that is being cut, by encoding anew only what stands around the cut."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 
 from glmtune.templates import Segment
 from glmtune.tokenizers.protocol import Tokenizer
 
 _MARGIN = 4
 """Tokens on either side of a cut that are encoded with it."""
-_MOST_JOINED, _MOST_BROKEN = 4, 8
-"""Tokens that a cut takes away or adds at the most, beside those that stood in what is left out."""
+_DOUBT = 2
+"""Tokens by which a cut may lie beside what is told without encoding anything."""
 _GUARD = "\n"
 """Joins with no token behind it, so that what follows is encoded as in the middle of a text."""
 
@@ -21,12 +20,20 @@ class TokenCounts:
         """`known`: ids of texts; those of further texts are added."""
         self.tokenizer = tokenizer
         self._ids = {} if known is None else known
+        self._cut_texts: dict[str, CutText | None] = {}
 
     def ids(self, text: str) -> list[int]:
         """Return the ids of a text."""
         if (found := self._ids.get(text)) is None:
             found = self._ids[text] = self.tokenizer.encode_plain(text)
         return found
+
+    def of_cuts(self, text: str) -> "CutText | None":
+        """Return the counts of a text that is cut; None if it is empty or it is not told where tokens end."""
+        if text not in self._cut_texts:
+            ends = self.tokenizer.token_ends(text, self.ids(text))
+            self._cut_texts[text] = CutText(self, text, ends) if ends else None
+        return self._cut_texts[text]
 
     def encode(self, segment: Segment) -> list[int]:
         """Return the ids of a segment."""
@@ -49,16 +56,32 @@ class CutText:
         """`ends`: the number of characters up to the end of each token."""
         self.counts, self.text, self.ends = counts, text, ends
         self.ids = counts.ids(text)
-
-    @classmethod
-    def of(cls, counts: TokenCounts, text: str) -> "CutText | None":
-        """Return the text with its tokens; None if it has none or it is not told where they end."""
-        ends = counts.tokenizer.token_ends(text, counts.ids(text))
-        return cls(counts, text, ends) if ends else None
+        self._known: dict[tuple[int, int], int | None] = {}
 
     def without(self, start: int, end: int) -> str:
         """Return the text without the characters from `start` to `end`."""
         return self.text[:start] + self.text[end:]
+
+    def is_within(self, most: int, start: int, end: int) -> bool | None:
+        """True if the text without `start` to `end` has at most so many tokens; None if this cannot tell."""
+        ends = self.ends
+        before, after = self._kept(start, end)
+        fewest = before + len(self.ids) - after
+        if fewest - _DOUBT > most:
+            return False
+        # at most each character of a token that the cut breaks becomes one
+        broken = start - ends[before - 1] if before else start
+        broken += ends[after - 1] - end
+        if fewest + broken + _DOUBT <= most:
+            return True
+        count = self.count(start, end)
+        return None if count is None else count <= most
+
+    def count(self, start: int, end: int) -> int | None:
+        """Return the number of tokens without `start` to `end`; None if what is around does not tell it."""
+        if (start, end) not in self._known:
+            self._known[start, end] = self._count_around(start, end)
+        return self._known[start, end]
 
     def _kept(self, start: int, end: int) -> tuple[int, int]:
         """Return the number of whole tokens before `start`, and the index of the first from `end` on."""
@@ -66,22 +89,9 @@ class CutText:
         ends = self.ends
         return bisect_right(ends, start), bisect_right(ends, ends[bisect_left(ends, end)])
 
-    def is_met(self, start: int, end: int, is_met: Callable[[int], bool]) -> bool | None:
-        """True if the number of tokens without `start` to `end` meets a condition that fewer meet too.
-
-        None if it takes encoding the whole text to tell.
-        """
-        before, after = self._kept(start, end)
-        about = before + len(self.ids) - after
-        if is_met(about + _MOST_BROKEN):
-            return True
-        if not is_met(about - _MOST_JOINED):
-            return False
-        count = self.count(start, end)
-        return None if count is None else is_met(count)
-
-    def count(self, start: int, end: int) -> int | None:
-        """Return the number of tokens without `start` to `end`; None if it cannot be told from around it."""
+    def _count_around(self, start: int, end: int) -> int | None:
+        if self.text[start - 1].isspace():
+            return None  # chat formats and vocabularies leave out white space at an end
         ids, ends = self.ids, self.ends
         before, after = self._kept(start, end)
         first = bisect_right(ends, ends[before - _MARGIN - 1]) if before > _MARGIN else 0

@@ -271,12 +271,12 @@ def _shorten(
         return None
     ids: list[int] = []
     labels: list[int] = []
-    for segment in cutter.render(found[0]):
+    for segment in cutter.example(found[0]):
         new = cutter.counts.encode(segment)
         ids += new
         labels += new if segment.is_target else [IGNORED] * len(new)
     report.add(num_tokens, len(ids), found[1])
-    return np.array(ids, np.int32), np.array(labels, np.int32)
+    return np.fromiter(ids, np.int32, len(ids)), np.fromiter(labels, np.int32, len(ids))
 
 
 # --- the official scripts' encodings ---

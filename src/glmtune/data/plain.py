@@ -67,6 +67,8 @@ class PlainShape:
     pieces: tuple[Piece, ...]
     segments: tuple[Segment, ...]
     """The example of the marks."""
+    holes: tuple[tuple[int, Piece], ...]
+    """The pieces of the two marks, and which segments they are."""
 
     @classmethod
     def learn(cls, tokenizer: Tokenizer, segments: Sequence[Segment]) -> "PlainShape | None":
@@ -74,32 +76,30 @@ class PlainShape:
         written = "".join(segment.text for segment in segments)
         if written.count(QUESTION) != 1 or written.count(ANSWER) != 1:
             return None
-        pieces = []
-        for segment in segments:
+        pieces: list[Piece] = []
+        holes = []
+        for index, segment in enumerate(segments):
             found = [mark for mark in (QUESTION, ANSWER) if mark in segment.text]
             if len(found) > 1 or (found and segment.is_control):
                 return None
             if found:
                 before, _, after = segment.text.partition(found[0])
                 pieces.append(Piece((), segment.is_target, found[0], before, after))
+                holes.append((index, pieces[-1]))
             else:
                 ids = tokenizer.encode_segments([segment])
                 if pieces and not pieces[-1].mark and pieces[-1].is_target == segment.is_target:
                     ids = [*pieces.pop().ids, *ids]
                 pieces.append(Piece(tuple(ids), segment.is_target))
-        return cls(tuple(pieces), tuple(segments))
+        return cls(tuple(pieces), tuple(segments), tuple(holes))
 
     def fill(self, messages: Sequence[Message]) -> list[Segment]:
         """Return the example of a plain row."""
-        question, answer = (message.content for message in messages)
-        return [
-            segment._replace(
-                text=segment.text.replace(QUESTION, question)
-                if QUESTION in segment.text
-                else segment.text.replace(ANSWER, answer)
-            )
-            for segment in self.segments
-        ]
+        filled = list(self.segments)
+        for index, hole in self.holes:
+            text = messages[0 if hole.mark == QUESTION else 1].content
+            filled[index] = Segment(hole.before + text + hole.after, is_target=hole.is_target)
+        return filled
 
     def encode(
         self, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], known: dict[str, list[int]]
@@ -109,7 +109,7 @@ class PlainShape:
         The ids of their texts are added to `known`.
         """
         contents = {QUESTION: [row[0].content for row in rows], ANSWER: [row[1].content for row in rows]}
-        holes = [piece for piece in self.pieces if piece.mark]
+        holes = [hole for _, hole in self.holes]
         texts = [hole.before + text + hole.after for hole in holes for text in contents[hole.mark]]
         encoded = tokenizer.encode_texts(texts)
         known.update(zip(texts, encoded, strict=True))

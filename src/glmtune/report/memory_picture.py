@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.report.canvas import HEIGHT_INCHES, SMALL_POINTS, WIDTH_INCHES, add_head, new_figure, save, style
+from glmtune.report.canvas import SMALL_POINTS, add_head, new_figure, save, style
 from glmtune.report.curves import read_curve
 from glmtune.report.plots import show_steps
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNITS = (("GiB", 2**30), ("MiB", 2**20))
 # Colour-blind readers can tell them apart too. Source: https://jfly.uni-koeln.de/color/ (Okabe and Ito)
 COLOURS = {
     **dict.fromkeys(("weights", "codes"), "#0072B2"),
@@ -29,6 +28,7 @@ COLOURS = {
     "process": "#BBBBBB",
 }
 """Colours of the parts."""
+DARK = ("weights", "codes")
 LIMIT_COLOUR, CURVE_COLOUR = "#B00020", "#000000"
 LEAST_LABELLED = 0.06
 """Least share of the axis' height of a part whose size is written into it."""
@@ -58,20 +58,20 @@ def draw_memory(
     """Draw the figure of `plot_memory`: a bar for each of predicted and measured, beside a curve by step."""
     from matplotlib.ticker import MaxNLocator
 
-    columns = {name: dict(parts) for name in ("predicted", "measured") if (parts := memory[name])}
+    # the process lowest, which is alike in both
+    columns = {name: {"process": 0, **parts} for name in ("predicted", "measured") if (parts := memory[name])}
     for parts in columns.values():
         del parts["bytes"]
     # the curve is of the process on a CPU; on a GPU of its tensors, which stand on CUDA's context
     below = memory["measured"].get("process", 0) if memory["device"] == "cuda" else 0
     curve = {step: gib * 2**30 + below for step, gib in read_curve(metrics, "memory_gib").items()}
     drawn = max([*(sum(parts.values()) for parts in columns.values()), *curve.values()])
-    unit, size = next(((name, size) for name, size in UNITS if drawn >= size), UNITS[-1])
-    figure = new_figure(width=1.25 * WIDTH_INCHES, height=HEIGHT_INCHES)
+    unit, size = _unit_of(drawn)
+    figure = new_figure()
     by_part, by_step = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.4))
     for axes in (by_part, by_step):
         style(axes)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-    by_step.yaxis.set_tick_params(labelleft=True)  # sharey takes them away
     by_part.set_ylabel(unit)
     limit, is_far = memory["limit"], memory["limit"] > FAR * drawn
     by_part.set_ylim(0, 1.12 * (drawn if is_far else max(drawn, limit)) / size)
@@ -91,27 +91,25 @@ def draw_memory(
         show_steps(by_step, curve)
         handles += by_step.lines[-1:]
     else:
-        by_step.text(
-            0.5, 0.5, "no step yet", transform=by_step.transAxes, ha="center", va="center", color="0.5"
-        )
-    words = f"{limit / size:,.1f} {unit} for this process"
-    if is_far:
-        by_step.text(
-            0.99,
-            0.97,
-            f"there are {words}",
-            transform=by_step.transAxes,
-            ha="right",
-            va="top",
-            fontsize=SMALL_POINTS,
-            color=LIMIT_COLOUR,
-        )
+        place = {"transform": by_step.transAxes, "ha": "center", "va": "center"}
+        by_step.text(0.5, 0.5, "no step yet", color="0.5", **place)
+        by_step.set_xticks([])
+    limit_unit, limit_size = _unit_of(limit)
+    words = f"available: {limit / limit_size:.3g} {limit_unit}"
+    if is_far:  # below the curve, which is high
+        look = {"fontsize": SMALL_POINTS, "color": LIMIT_COLOUR}
+        by_step.text(0.99, 0.03, words, transform=by_step.transAxes, ha="right", va="bottom", **look)
     else:
         for axes in (by_part, by_step):
             axes.axhline(limit / size, color=LIMIT_COLOUR, linewidth=1.4, linestyle=(0, (4, 2)), label=words)
         handles += by_step.lines[-1:]
     add_head(figure, f"{title}: memory", subtitle=subtitle, handles=handles)
     return figure
+
+
+def _unit_of(num_bytes: float) -> tuple[str, int]:
+    """Return the unit that fits a size, and its bytes."""
+    return ("GiB", 2**30) if num_bytes >= 2**30 else ("MiB", 2**20)
 
 
 def _draw_parts(axes: "Axes", columns: Mapping[str, Mapping[str, int]], size: int) -> None:
@@ -123,13 +121,13 @@ def _draw_parts(axes: "Axes", columns: Mapping[str, Mapping[str, int]], size: in
             share = value / size
             axes.bar(x, share, bottom=height, color=COLOURS.get(name, "0.5"), width=0.62)
             if share > LEAST_LABELLED * top:
-                axes.text(
-                    x, height + share / 2, f"{share:.3g}", ha="center", va="center", fontsize=SMALL_POINTS
-                )
+                shown = axes.text(x, height + share / 2, f"{share:.3g}", ha="center", va="center")
+                shown.set(fontsize=SMALL_POINTS, color="white" if name in DARK else "black")
             height += share
         axes.text(x, height, f"{height:.3g}", ha="center", va="bottom", fontweight="bold")
     axes.set_xticks(range(len(columns)), list(columns))
     axes.grid(visible=False, axis="x")
+    axes.set_axisbelow(True)
 
 
 def _legend(columns: Mapping[str, Mapping[str, int]]) -> "list[Artist]":

@@ -107,9 +107,7 @@ def fit(
             part.after_step(step)  # needs the gradients: before they are dropped
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
-        memory = meter.end("step")
-        peak_gib, memory_gib = meter.gib(meter.highest), meter.gib(memory)
-        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, peak_gib, memory_gib)
+        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *meter.gib_of("step"))
         start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
 
 

@@ -63,15 +63,13 @@ class MemoryMeter:
         self.phases: dict[str, Held] = {}
         """The highest of each phase, above `before`."""
         self._device = device
-        self.highest = self._read()
+        free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+        self.highest = self._read()  # on a GPU not before the line above, which begins CUDA
         """The highest so far."""
         self.before = self._read()
-        """What was held when the meter was made."""
-        self.process = self.before.whole
+        """The bytes held when the meter was made."""
+        self.process = total - free - self.before.whole if total else self.before.whole
         """Bytes of the interpreter and its libraries; on a GPU of CUDA's context and of other programs."""
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            self.process = total - free - torch.cuda.memory_reserved(device)
 
     def end(self, phase: str) -> Held:
         """End a phase that began where the last one ended; return its highest memory."""
@@ -89,9 +87,15 @@ class MemoryMeter:
         now = self._read().above(self.before)  # the highest since just now
         return self.process + free + (now.whole if self._device.type == "cuda" else now.own + mapped)
 
-    def gib(self, held: Held) -> float:
-        """Return the GiB that are shown: a process's resident memory, on a GPU its tensors."""
-        return (held.own if self._device.type == "cuda" else held.whole) / GIB
+    def gib_of(self, phase: str) -> tuple[float, float]:
+        """End a phase; return the highest so far and the phase's, in GiB as they are shown.
+
+        These are of the process's resident memory, on a GPU of its tensors.
+        """
+        held = self.end(phase)
+        is_gpu = self._device.type == "cuda"
+        highest, of_phase = (each.own if is_gpu else each.whole for each in (self.highest, held))
+        return highest / GIB, of_phase / GIB
 
     def _read(self) -> Held:
         """Return the highest memory since the last call."""

@@ -57,7 +57,7 @@ class Run:
     memory: Memory
     """The memory that was free before step 1, and what a step needs."""
     meter: MemoryMeter
-    """What is measured of it."""
+    """Measures what is taken of it."""
     limit: int
     """Bytes that the process may hold in all."""
     base: Untrained

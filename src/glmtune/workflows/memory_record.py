@@ -1,8 +1,6 @@
 """memory.json: the memory that a training run takes, by part and by phase, beside what was predicted."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -22,19 +20,19 @@ NAMES = {"cpu": ("resident", "anonymous"), "cuda": ("reserved", "allocated")}
 def weights_by_part(model: nn.Module, method: Method) -> dict[str, int]:
     """Return the bytes of a model's tensors: its weights, by kind if quantised, and what a method adds."""
     layers = quantised_layers(model).values()
-    codes = [layer.weight for layer in layers]
-    scales = [p for layer in layers for name, p in layer.named_parameters() if name not in ("weight", "bias")]
-    known = {id(tensor) for tensor in (*codes, *scales)}
-    others = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in known]
+    kinds = {id(p): "scales" for layer in layers for name, p in layer.named_parameters() if name != "bias"}
+    kinds |= {id(layer.weight): "codes" for layer in layers}
+    rest = "not quantised" if layers else "weights"
     is_added = method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX)
-    adapter = [t for t in others if is_added and t.requires_grad]
-    kept = [t for t in others if not (is_added and t.requires_grad)]
-    parts = {"codes": codes, "scales": scales, "not quantised": kept} if layers else {"weights": kept}
-    return {name: _bytes(tensors) for name, tensors in {**parts, "adapter": adapter}.items()}
+    sizes = dict.fromkeys((*dict.fromkeys(kinds.values()), rest, "adapter"), 0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        is_adapter = is_added and tensor.requires_grad
+        sizes["adapter" if is_adapter else kinds.get(id(tensor), rest)] += tensor.nbytes
+    return sizes
 
 
 def record_memory(run: Run) -> None:
-    """Write what the run has taken so far to memory.json; all processes call it, the highest of each counts."""
+    """Write what the run has taken so far to memory.json; all processes call it, the highest counts."""
     everyones = run.processes.gather((run.meter.process, run.meter.phases))
     if not run.is_main:
         return
@@ -45,9 +43,8 @@ def record_memory(run: Run) -> None:
     measured = {**weights, "process": process}
     if step := phases.get("step"):
         gradients = state_bytes(run.model, None, num_processes=run.processes.number)
-        state = _bytes(
-            value for values in run.optimizer.state.values() for value in values.values()
-        )  # a step's number may be no tensor
+        states = (value for values in run.optimizer.state.values() for value in values.values())
+        state = sum(value.nbytes for value in states if isinstance(value, Tensor))  # not a step's number
         held = {**weights, "gradients": gradients, "optimizer": state}
         # the rest of the highest point; weights that lie in mapped files are no memory of the process's own
         activations = max(0, step.own - (sum(held.values()) - mapped))
@@ -92,10 +89,6 @@ def go_on_measuring(run: Run) -> None:
         if set(figures) == set(names):
             held = Held(*(figures[name] for name in names))
             run.meter.phases[phase] = Held.most((held, run.meter.phases.get(phase, held)))
-
-
-def _bytes(values: Iterable[Tensor | float]) -> int:
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
 
 
 def _with_sum(parts: Mapping[str, int]) -> dict[str, int]:
