@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from glmtune.report.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
-    from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
+    from glmtune.workflows import (
+        ExportResult,
+        RunResult,
+        compare,
+        doctor,
+        evaluate,
+        export,
+        migrate,
+        train,
+        verify,
+    )
+    from glmtune.workflows.findings import Finding
 
 _HOMES = {
     "Adapters": "glmtune.several",
@@ -41,6 +52,7 @@ _HOMES = {
     "DataError": "glmtune.errors",
     "Engine": "glmtune.generate",
     "ExportResult": "glmtune.workflows",
+    "Finding": "glmtune.workflows.findings",
     "GlmtuneError": "glmtune.errors",
     "Migration": "glmtune.migration",
     "MissingDependencyError": "glmtune.errors",
@@ -52,6 +64,7 @@ _HOMES = {
     "TrainingError": "glmtune.errors",
     "answer_text": "glmtune.conversation",
     "compare": "glmtune.workflows",
+    "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
     "export": "glmtune.workflows",
@@ -76,6 +89,7 @@ __all__ = [
     "DataError",
     "Engine",
     "ExportResult",
+    "Finding",
     "GlmtuneError",
     "Migration",
     "MissingDependencyError",
@@ -87,6 +101,7 @@ __all__ = [
     "TrainingError",
     "answer_text",
     "compare",
+    "doctor",
     "encode_messages",
     "evaluate",
     "export",

@@ -14,7 +14,7 @@ import torch
 from commands import glmtune
 from glmtune.conversation import encode_messages
 from glmtune.load import load_model, load_tokenizer
-from glmtune.workflows import doctor, machine
+from glmtune.workflows import examining, machine
 from glmtune.workflows.findings import Finding
 from glmtune.workflows.first_run import ANSWER, ASKED, try_model
 from glmtune.workflows.machine import find_conflicts, has_code, look_at_cards
@@ -66,7 +66,7 @@ def test_a_model_below_the_home_folder_is_tried_without_telling_where_it_is(apar
 
 
 def test_what_fails_is_a_line_and_the_rest_goes_on(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NAME", "GLM-Huge")  # which the answers do not hold
+    monkeypatch.setattr(examining, "NAME", "GLM-Huge")  # which the answers do not hold
     folder = tiny_folder(apart / "work" / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])

@@ -29,8 +29,8 @@ def doctor(
     import json
     from dataclasses import asdict
 
-    from glmtune.workflows.doctor import examining
     from glmtune.workflows.events import drain
+    from glmtune.workflows.examining import examining
     from glmtune.workflows.show import Lines, Shown
 
     report = examining(path, template=template, dtype=dtype, quant=quant, device=device)
