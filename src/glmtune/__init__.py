@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
     from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
+    from glmtune.workflows.outlook import Outlook
+    from glmtune.workflows.public import plan
 
 _HOMES = {
     "Adapters": "glmtune.several",
@@ -44,6 +46,7 @@ _HOMES = {
     "GlmtuneError": "glmtune.errors",
     "Migration": "glmtune.migration",
     "MissingDependencyError": "glmtune.errors",
+    "Outlook": "glmtune.workflows.outlook",
     "OutputError": "glmtune.errors",
     "Recipe": "glmtune.recipe",
     "Request": "glmtune.generate",
@@ -58,6 +61,7 @@ _HOMES = {
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
     "migrate": "glmtune.workflows",
+    "plan": "glmtune.workflows.public",
     "render_messages": "glmtune.templates",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
@@ -79,6 +83,7 @@ __all__ = [
     "GlmtuneError",
     "Migration",
     "MissingDependencyError",
+    "Outlook",
     "OutputError",
     "Recipe",
     "Request",
@@ -93,6 +98,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "migrate",
+    "plan",
     "render_messages",
     "score",
     "train",

@@ -77,20 +77,22 @@ def learned_segments(
 
 
 def encode_together(
-    tokenizer: Tokenizer, conversations: Sequence[Sequence[Segment]]
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Segment]],
+    known: dict[str, list[int]],
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_], list[int]]:
     """Encode rendered conversations, in a fraction of the time that `encode_segments` of each takes.
 
     Return all ids one after the other, a mask of those that are targets, and the conversations' bounds in
-    both: 0, ..., number of ids. No text may hold half a character.
+    both: 0, ..., number of ids. The ids of the texts are added to `known`. No text may hold half a character.
     """
     parts = list(chain.from_iterable(conversations))
     # each text once, however often it occurs: role headers and system texts are the same in every row
     unique = dict.fromkeys(parts)
     texts = list({segment.text: None for segment in unique if not segment.is_control})
-    ids_of = dict(zip(texts, tokenizer.encode_texts(texts), strict=True))
+    known.update(zip(texts, tokenizer.encode_texts(texts), strict=True))
     pieces_of = {
-        segment: [tokenizer.control_id(segment.text)] if segment.is_control else ids_of[segment.text]
+        segment: [tokenizer.control_id(segment.text)] if segment.is_control else known[segment.text]
         for segment in unique
     }
     pieces = list(map(pieces_of.__getitem__, parts))

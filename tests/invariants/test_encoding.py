@@ -1,12 +1,14 @@
 """Rows encoded many at once are those encoded one by one; text by text, cut by cut."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from glmtune.conversation import learned_segments
 from glmtune.data import encode
+from glmtune.data.counts import TokenCounts
 from glmtune.data.cut import Cutter, Limits, Size
 from glmtune.data.encode import encode_examples, training_conversations
 from glmtune.data.example import Example
@@ -72,14 +74,18 @@ def one_by_one(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list
     return ids, labels, Size(len(ids), num_target)
 
 
+class PlainCutter(Cutter):
+    """The rule of the cut, with each text that is tried encoded whole."""
+
+    def __init__(self, limits: Limits, tokenizer: Any) -> None:
+        counts = TokenCounts(SimpleNamespace(encode_plain=tokenizer.encode_plain, token_ends=lambda *_: None))
+        super().__init__(limits, lambda messages: (learned_segments(tokenizer, messages) or [[]])[0], counts)
+
+
 def expected(tokenizer: Any, rows: list[Example], data: Data) -> list[Any]:
     """The rows as they are if each text is encoded whole for each cut that is tried."""
     limits, found = Limits.of(data), []
-    cutter = Cutter(
-        limits,
-        lambda messages: one_by_one(tokenizer, messages)[2],
-        lambda text: len(tokenizer.encode_plain(text)),
-    )
+    cutter = PlainCutter(limits, tokenizer)
     for row in rows:
         for conversation in training_conversations(tokenizer, row.messages, data):
             *_, size = one_by_one(tokenizer, conversation)

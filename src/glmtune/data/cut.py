@@ -6,13 +6,14 @@ it is encoded, never ids: no character is broken, and the chat format's own toke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from typing import NamedTuple
 
+from glmtune.data.counts import CutText, TokenCounts
+from glmtune.data.plain import is_plain_text
 from glmtune.errors import DataError
 from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
 from glmtune.templates import Message, Segment
-from glmtune.tokenizers.protocol import Tokenizer
 
 _QUESTION_SHARE = 4
 """Questions keep at least `max_tokens` / 4 tokens each; what is still too long is taken from the answers."""
@@ -29,14 +30,6 @@ class Size(NamedTuple):
     def num_source(self) -> int:
         """Tokens before the last learned answer."""
         return self.num_tokens - self.num_target
-
-
-def token_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a text.
-
-    It knows each text again: most of a conversation stays the same from one cut that is tried to the next.
-    """
-    return cache(lambda text: len(tokenizer.encode_plain(text)))
 
 
 def measure(segments: Sequence[Segment], count: Callable[[str], int]) -> Size:
@@ -77,17 +70,17 @@ class Limits:
         less = f", less {context - room:,} for the answer" if room < context else ""
         return cls(room, origin=f"the model's context{f' of {context:,}' if less else ''}{less}")
 
-    def is_source_met(self, size: Size) -> bool:
-        """True if the tokens before the last answer (with a `total`: the whole example) are few enough."""
-        return size.num_tokens <= self.total if self.total is not None else size.num_source <= self.source
+    def source_excess(self, size: Size) -> int:
+        """Return by how many tokens all before the last answer is too long (with a `total`: the whole)."""
+        return size.num_tokens - self.total if self.total is not None else size.num_source - self.source
 
-    def is_target_met(self, size: Size) -> bool:
-        """True if the last answer (with a `total`: the whole example) is short enough."""
-        return size.num_tokens <= self.total if self.total is not None else size.num_target <= self.target
+    def target_excess(self, size: Size) -> int:
+        """Return by how many tokens the last answer is too long (with a `total`: the whole example)."""
+        return size.num_tokens - self.total if self.total is not None else size.num_target - self.target
 
     def is_met(self, size: Size) -> bool:
         """True if the example needs no cut."""
-        return self.is_source_met(size) and self.is_target_met(size)
+        return self.source_excess(size) <= 0 and self.target_excess(size) <= 0
 
     def refuse(self, size: int, settings: Data, *, part: str = "") -> None:
         """Raise DataError, if `data.overlong` is `error`, for a row (or a `part` of it) of `size` tokens."""
@@ -115,20 +108,33 @@ class Cutter:
     """Shortens one conversation until its example fits the limits."""
 
     def __init__(
-        self,
-        limits: Limits,
-        measure: Callable[[list[Message]], Size],
-        count: Callable[[str], int],
+        self, limits: Limits, render: Callable[[list[Message]], Sequence[Segment]], counts: TokenCounts
     ) -> None:
-        """`measure` returns the size of a conversation's example, `count` the number of tokens of a text."""
+        """`render` returns the example of a conversation."""
         self.limits = limits
-        self.measure = measure
-        self.count = count
+        self.render = render
+        self.counts = counts
+        self._known: tuple[list[Message], Sequence[Segment], Size] | None = None
+
+    def example(self, conversation: list[Message]) -> Sequence[Segment]:
+        """Return a conversation's example."""
+        return self._look_at(conversation)[1]
+
+    def measure(self, conversation: list[Message]) -> Size:
+        """Return the size of a conversation's example."""
+        return self._look_at(conversation)[2]
+
+    def _look_at(self, conversation: list[Message]) -> tuple[list[Message], Sequence[Segment], Size]:
+        """Return a conversation, its example and its size: known again of the last one asked for."""
+        if self._known is None or self._known[0] is not conversation:
+            segments = self.render(conversation)
+            self._known = conversation, segments, measure(segments, self.counts)
+        return self._known
 
     def cut(self, conversation: list[Message]) -> tuple[list[Message], list[str]] | None:
         """Return the shortened conversation and the kinds of cuts; None if no cut makes it short enough."""
         cuts: list[str] = []
-        while not self.limits.is_source_met(self.measure(conversation)):
+        while self.limits.source_excess(self.measure(conversation)) > 0:
             end = _last_learned(conversation)
             # several user turns in a row ask one question: a round begins with the first of them
             starts = [
@@ -151,15 +157,17 @@ class Cutter:
         questions = [i for i in range(end) if conversation[i].role in ("user", "observation")]
         allowed = (self.limits.total or 0) // _QUESTION_SHARE
         for index in sorted(questions, key=lambda i: -len(conversation[i].content)):
-            if self.limits.is_source_met(self.measure(conversation)):
+            if self.limits.source_excess(self.measure(conversation)) <= 0:
                 break
             text = conversation[index].content
             least = 1
             if self.limits.total is not None:
                 # with one limit for all, some of the question stays while there is an answer to cut
-                least = _most_characters(text, _without_middle, 1, lambda t: self.count(t) <= allowed) or 1
+                alone = self.counts.of_cuts(text)
+                share = _Search(text, _middle, lambda part: self.counts(part) <= allowed)
+                least = share.most(1, _Hole(alone, 0, allowed) if alone else None) or 1
             conversation = self._shorten(
-                conversation, index, _without_middle, least, self.limits.is_source_met, cuts, "question"
+                conversation, index, _middle, least, self.limits.source_excess, cuts, "question"
             )
         return conversation
 
@@ -170,25 +178,23 @@ class Cutter:
         answers are part of the source, and are cut first.
         """
         end = _last_learned(conversation)
-        earlier = [(i, self.limits.is_source_met) for i in range(end) if conversation[i].role == "assistant"]
-        last = [(end, self.limits.is_target_met)]
-        for index, is_met in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
-            if not is_met(self.measure(conversation)):
+        earlier = [(i, self.limits.source_excess) for i in range(end) if conversation[i].role == "assistant"]
+        last = [(end, self.limits.target_excess)]
+        for index, excess in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
+            if excess(self.measure(conversation)) > 0:
                 answer = conversation[index]
                 # a thought in front of the answer stays whole: one that breaks off would never end
                 least = len(answer.content) - len(answer.split_thought()[1]) + 1
-                conversation = self._shorten(
-                    conversation, index, lambda text, n: text[:n], least, is_met, cuts, "answer"
-                )
+                conversation = self._shorten(conversation, index, _end, least, excess, cuts, "answer")
         return conversation
 
     def _shorten(
         self,
         conversation: list[Message],
         index: int,
-        shorten: Callable[[str, int], str],
+        place: Callable[[int, int], tuple[int, int]],
         least: int,
-        is_met: Callable[[Size], bool],
+        excess: Callable[[Size], int],
         cuts: list[str],
         kind: str,
     ) -> list[Message]:
@@ -205,32 +211,92 @@ class Cutter:
         if len(text) <= least:
             return conversation
         cuts.append(kind)
-        fits = _most_characters(text, shorten, least, lambda part: is_met(self.measure(with_content(part))))
-        return with_content(shorten(text, fits or least))
+        search = _Search(text, place, lambda part: excess(self.measure(with_content(part))) <= 0)
+        hole = self._find_hole(conversation, text, excess)
+        return with_content(search.short(search.most(least, hole) or least))
+
+    def _find_hole(
+        self, conversation: list[Message], text: str, excess: Callable[[Size], int]
+    ) -> "_Hole | None":
+        """Return where a message's text stands in the example, None if it is changed there or not alone."""
+        segments = self.example(conversation)
+        found = [index for index, segment in enumerate(segments) if text in segment.text]
+        if len(found) != 1 or not is_plain_text(text):
+            return None
+        segment, size = segments[found[0]], self.measure(conversation)
+        is_last = all(other.is_target for other in segments[found[0] :])
+        less = Size(size.num_tokens - 1, size.num_target - is_last)
+        cut = self.counts.of_cuts(segment.text)
+        if cut is None or excess(less) != excess(size) - 1 or segment.text.count(text) != 1:
+            return None
+        return _Hole(cut, segment.text.index(text), len(cut.ids) - excess(size))
 
 
-def _most_characters(
-    text: str, shorten: Callable[[str, int], str], least: int, is_met: Callable[[str], bool]
-) -> int | None:
-    """Return the most characters, from `least` on, with which a shortened text meets a condition, else None.
+def _middle(length: int, kept: int) -> tuple[int, int]:
+    """Return from where to where a text loses its middle."""
+    tail = kept // 2
+    return kept - tail, length - tail
 
-    A binary search: whatever is shorter than a text that meets the condition must meet it too.
+
+def _end(length: int, kept: int) -> tuple[int, int]:
+    """Return from where to where a text loses its end."""
+    return kept, length
+
+
+class _Hole(NamedTuple):
+    """The text of an example that a message stands in."""
+
+    cut: CutText
+    offset: int
+    """Characters of it in front of the message's."""
+    most: int
+    """Tokens that it may have."""
+
+
+class _Search(NamedTuple):
+    """A search for the most characters of a text with which a condition is met."""
+
+    text: str
+    place: Callable[[int, int], tuple[int, int]]
+    """Maps the length of a text and the number of characters to keep to the place of those left out."""
+    is_met: Callable[[str], bool]
+
+    def short(self, kept: int) -> str:
+        """Return the text with so many characters."""
+        start, end = self.place(len(self.text), kept)
+        return self.text[:start] + self.text[end:]
+
+    def most(self, least: int, hole: _Hole | None) -> int | None:
+        """Return the most characters, from `least` on, None if that is too many; a `hole` makes it quick."""
+        plainly = partial(_most, least, len(self.text), lambda kept: self.is_met(self.short(kept)))
+        if hole is None:
+            return plainly()
+        cut, offset, most = hole
+
+        def is_met(kept: int) -> bool:
+            start, end = self.place(len(self.text), kept)
+            found = cut.is_within(most, offset + start, offset + end)
+            return self.is_met(self.short(kept)) if found is None else found
+
+        kept = _most(least, len(self.text), is_met)
+        # the text that is chosen is encoded whole in any case: it must be as long as was told
+        start, end = (offset + place for place in self.place(len(self.text), kept or least))
+        count = cut.counts(cut.without(start, end))
+        is_right = cut.count(start, end) in (None, count) and (count <= most) == (kept is not None)
+        return kept if is_right and is_plain_text(self.short(kept or least)) else plainly()
+
+
+def _most(low: int, high: int, is_met: Callable[[int], bool]) -> int | None:
+    """Return the highest number that meets a condition, None if the lowest does not.
+
+    A binary search: whatever is lower than a number that meets the condition must meet it too.
     """
-    low, high = least, len(text)
-    if not is_met(shorten(text, low)):
+    if not is_met(low):
         return None
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if is_met(shorten(text, middle)) else (low, middle - 1)
+        low, high = (middle, high) if is_met(middle) else (low, middle - 1)
     return low
-
-
-def _without_middle(text: str, count: int) -> str:
-    """Return `count` characters of a text: its head and its tail."""
-    if count >= len(text):
-        return text
-    tail = count // 2
-    return text[: count - tail] + (text[-tail:] if tail else "")  # text[-0:] would be the whole text
 
 
 def _last_learned(conversation: Sequence[Message]) -> int:

@@ -7,13 +7,15 @@ every role token stay, and the token that ends an answer is always there and lea
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glmtune.conversation import encode_together, learned_segments
-from glmtune.data.cut import Cutter, Limits, Size, last_index, measure, token_counter
+from glmtune.data.counts import TokenCounts
+from glmtune.data.cut import Cutter, Limits, Size, last_index
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import REFUSED_SHARE, LengthReport
 from glmtune.data.official import IGNORED, find_encoding
@@ -111,7 +113,8 @@ def _encode_chat(
     """Yield the row of each training example, as the limits allow it, and count all of them in the report."""
     shape = _learn_shape(tokenizer, settings)
     for chunk in _render_chunks(tokenizer, examples, settings, shape, report):
-        ids, is_target, starts, ends = _encode_chunk(tokenizer, chunk, shape)
+        known: dict[str, list[int]] = {}
+        ids, is_target, starts, ends = _encode_chunk(tokenizer, chunk, shape, known)
         labels = np.where(is_target, ids, np.int32(IGNORED))
         # the last answer of a row begins behind its last token that is no target; -1: all so far are targets
         unlearned = np.concatenate([[-1], np.flatnonzero(~is_target)])
@@ -124,10 +127,11 @@ def _encode_chat(
                 yield TrainingRow(ids[start:end], labels[start:end], example.where, example.source)
                 continue
             with naming_row(example.where):
-                if conversation is None:
-                    messages = Taught.of(settings).begin(example.messages)
-                    (conversation,) = training_conversations(tokenizer, messages, settings)
-                row = _shorten(tokenizer, conversation, settings, limits, report, size.num_tokens)
+                # a plain row becomes a conversation where it must be rendered
+                render = partial(_render, tokenizer, settings, shape if conversation is None else None)
+                cutter = Cutter(limits, render, TokenCounts(tokenizer, known))
+                whole = list(example.messages) if conversation is None else conversation
+                row = _shorten(cutter, whole, settings, report, size.num_tokens)
             if row is not None:
                 yield TrainingRow(*row, example.where, example.source)
 
@@ -144,16 +148,22 @@ def _learn_shape(tokenizer: Tokenizer, settings: Data) -> PlainShape | None:
 
 
 def _encode_chunk(
-    tokenizer: Tokenizer, chunk: Sequence[_Rendered], shape: PlainShape | None
+    tokenizer: Tokenizer,
+    chunk: Sequence[_Rendered],
+    shape: PlainShape | None,
+    known: dict[str, list[int]],
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Return all ids, a mask of the targets, and the start and end of each training example in both."""
+    """Return all ids, a mask of the targets, and the start and end of each training example in both.
+
+    The ids of all texts are added to `known`.
+    """
     rendered = [example.segments for example in chunk if example.segments is not None]
-    ids, is_target, found = encode_together(tokenizer, rendered)
+    ids, is_target, found = encode_together(tokenizer, rendered, known)
     bounds = np.array(found)
     if shape is None or len(rendered) == len(chunk):
         return ids, is_target, bounds[:-1], bounds[1:]
     plain = [row.example.messages for row in chunk if row.segments is None]
-    plain_ids, plain_targets, plain_bounds = shape.encode(tokenizer, plain)
+    plain_ids, plain_targets, plain_bounds = shape.encode(tokenizer, plain, known)
     # the rendered ones stand before the plain ones
     is_plain = np.array([row.segments is None for row in chunk])
     starts, ends = np.empty((2, len(chunk)), np.int64)
@@ -231,31 +241,42 @@ def _segments(tokenizer: Tokenizer, conversation: Sequence[Message], settings: D
     return examples[0] if examples else ()
 
 
+def _render(
+    tokenizer: Tokenizer, settings: Data, shape: PlainShape | None, conversation: Sequence[Message]
+) -> Sequence[Segment]:
+    """Return the training example of a conversation; with a `shape` it is a plain row, as it was read."""
+    if shape is None:
+        return _segments(tokenizer, conversation, settings)
+    if is_plain(conversation):
+        return shape.fill(conversation)
+    messages = Taught.of(settings).begin(conversation)  # a cut may leave white space at an end
+    (conversation,) = training_conversations(tokenizer, messages, settings)
+    return _segments(tokenizer, conversation, settings)
+
+
 def _shorten(
-    tokenizer: Tokenizer,
-    conversation: list[Message],
-    settings: Data,
-    limits: Limits,
-    report: LengthReport,
-    num_tokens: int,
+    cutter: Cutter, conversation: list[Message], settings: Data, report: LengthReport, num_tokens: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
     """Return ids and labels of an example of too many or no tokens as it is cut; None if it is left out."""
     if not num_tokens:
         report.drop(0, "unlearned")
         return None
-    limits.refuse(num_tokens, settings)
+    cutter.limits.refuse(num_tokens, settings)
     if settings.overlong == "drop":
         report.drop(num_tokens, "overlong")
         return None
 
-    count = token_counter(tokenizer)
-    cutter = Cutter(limits, lambda short: measure(_segments(tokenizer, short, settings), count), count)
     if (found := cutter.cut(conversation)) is None:
         report.drop(num_tokens, "uncuttable")
         return None
-    ids, is_target, _ = encode_together(tokenizer, [_segments(tokenizer, found[0], settings)])
+    ids: list[int] = []
+    labels: list[int] = []
+    for segment in cutter.example(found[0]):
+        new = cutter.counts.encode(segment)
+        ids += new
+        labels += new if segment.is_target else [IGNORED] * len(new)
     report.add(num_tokens, len(ids), found[1])
-    return ids, np.where(is_target, ids, np.int32(IGNORED))
+    return np.fromiter(ids, np.int32, len(ids)), np.fromiter(labels, np.int32, len(ids))
 
 
 # --- the official scripts' encodings ---

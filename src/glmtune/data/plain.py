@@ -32,12 +32,13 @@ def is_plain(messages: Sequence[Message]) -> bool:
         and answer.tools is None
         and answer.thought is None
         and not (question.metadata or answer.metadata or question.calls or answer.calls)
-        and _is_plain_text(question.content)
-        and _is_plain_text(answer.content)
+        and is_plain_text(question.content)
+        and is_plain_text(answer.content)
     )
 
 
-def _is_plain_text(text: str) -> bool:
+def is_plain_text(text: str) -> bool:
+    """True for a text that every chat format writes as it is."""
     # some formats strip texts, leave out empty ones, and read `<think>`, `</think>` and `/nothink` in them
     if not text or text[0].isspace() or text[-1].isspace() or "think>" in text or "/nothink" in text:
         return False
@@ -64,6 +65,10 @@ class PlainShape:
     """A chat format's training example of a question and its answer."""
 
     pieces: tuple[Piece, ...]
+    segments: tuple[Segment, ...]
+    """The example of the marks."""
+    holes: tuple[tuple[int, Piece], ...]
+    """The pieces of the two marks, and which segments they are."""
 
     @classmethod
     def learn(cls, tokenizer: Tokenizer, segments: Sequence[Segment]) -> "PlainShape | None":
@@ -71,29 +76,43 @@ class PlainShape:
         written = "".join(segment.text for segment in segments)
         if written.count(QUESTION) != 1 or written.count(ANSWER) != 1:
             return None
-        pieces = []
-        for segment in segments:
+        pieces: list[Piece] = []
+        holes = []
+        for index, segment in enumerate(segments):
             found = [mark for mark in (QUESTION, ANSWER) if mark in segment.text]
             if len(found) > 1 or (found and segment.is_control):
                 return None
             if found:
                 before, _, after = segment.text.partition(found[0])
                 pieces.append(Piece((), segment.is_target, found[0], before, after))
+                holes.append((index, pieces[-1]))
             else:
                 ids = tokenizer.encode_segments([segment])
                 if pieces and not pieces[-1].mark and pieces[-1].is_target == segment.is_target:
                     ids = [*pieces.pop().ids, *ids]
                 pieces.append(Piece(tuple(ids), segment.is_target))
-        return cls(tuple(pieces))
+        return cls(tuple(pieces), tuple(segments), tuple(holes))
+
+    def fill(self, messages: Sequence[Message]) -> list[Segment]:
+        """Return the example of a plain row."""
+        filled = list(self.segments)
+        for index, hole in self.holes:
+            text = messages[0 if hole.mark == QUESTION else 1].content
+            filled[index] = Segment(hole.before + text + hole.after, is_target=hole.is_target)
+        return filled
 
     def encode(
-        self, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]]
+        self, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], known: dict[str, list[int]]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
-        """Return what `conversation.encode_together` returns for these rows once they are rendered."""
+        """Return what `conversation.encode_together` returns for these rows once they are rendered.
+
+        The ids of their texts are added to `known`.
+        """
         contents = {QUESTION: [row[0].content for row in rows], ANSWER: [row[1].content for row in rows]}
-        holes = [piece for piece in self.pieces if piece.mark]
+        holes = [hole for _, hole in self.holes]
         texts = [hole.before + text + hole.after for hole in holes for text in contents[hole.mark]]
         encoded = tokenizer.encode_texts(texts)
+        known.update(zip(texts, encoded, strict=True))
         filled = iter([encoded[: len(rows)], encoded[len(rows) :]])
         columns = [next(filled) if piece.mark else [piece.ids] * len(rows) for piece in self.pieces]
         lengths = np.empty((len(rows), len(columns)), np.int64)

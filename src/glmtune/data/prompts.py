@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glmtune.conversation import answer_text, encode_question
-from glmtune.data.cut import Cutter, Limits, Size, last_index, measure, token_counter
+from glmtune.data.counts import TokenCounts
+from glmtune.data.cut import Cutter, Limits, last_index
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
@@ -68,13 +69,11 @@ def _chat_prompt(
     uncut_tokens = len(ids)
     if uncut_tokens > source:
         limits.refuse(uncut_tokens, settings, part=" of the question part")
-        count = token_counter(tokenizer)
 
-        def size(conversation: Sequence[Message]) -> Size:
-            parts = tokenizer.segments(conversation[:-1], source_prefix=settings.source_prefix)
-            return Size(measure(parts, count).num_tokens, num_target=0)
+        def render(conversation: Sequence[Message]) -> Sequence[Segment]:
+            return tokenizer.segments(conversation[:-1], source_prefix=settings.source_prefix)
 
-        cutter = Cutter(Limits(None, source, target=0), size, count)
+        cutter = Cutter(Limits(None, source, target=0), render, TokenCounts(tokenizer))
         # the cutter works on whole examples: an empty answer, never encoded, stands for the one asked for
         shortened = cutter.cut([*before, Message("assistant", "")])
         if shortened is None:
@@ -103,7 +102,7 @@ def _official_prompt(tokenizer: Tokenizer, messages: Sequence[Message], settings
     if not prompts or (settings.encoding != "thudm" and len(prompts) < num_answers):
         raise DataError(
             "the official evaluation leaves this row out: its question is empty or too long",
-            hint="raise data.max_source_tokens, or take the row out",
+            hint="raise data.max_source_tokens, or take the row out: if it is empty, data.empty=skip does",
         )
     last = prompts[-1]
     reference = [index for index in last.reference if index != last.end]

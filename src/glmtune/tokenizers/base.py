@@ -3,10 +3,11 @@
 import re
 import shutil
 from abc import abstractmethod
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from inspect import signature
+from itertools import accumulate
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,19 @@ _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.{1,64}?) 的人工智能助
 """Bounded: a hostile template may repeat the phrase's beginning, which would take quadratic time."""
 _BEFORE_MARKS = re.compile(" +[^ ]{0,3}\\Z")
 """Spaces at the end that transformers' clean-up removes if a punctuation mark or a shortened word follows."""
+
+
+class Begun(dict[int, int]):
+    """The number of characters that begin in a token, by its id: found out when it is first asked for."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self.token_bytes = token_bytes
+
+    def __missing__(self, index: int) -> int:
+        # all bytes of a character but its first are 10xxxxxx
+        self[index] = sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(index))
+        return self[index]
 
 
 class ChatTokenizer:
@@ -110,6 +124,25 @@ class ChatTokenizer:
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts as `encode_plain` does, each on its own."""
         return [self.encode_plain(text) for text in texts]
+
+    def token_ends(self, text: str, ids: Sequence[int]) -> list[int] | None:
+        """Return the number of characters up to the end of each token of a text, a character begun counted.
+
+        None if the vocabulary writes the text with more or fewer characters than it has.
+        """
+        ends = list(accumulate(map(self._num_begun.__getitem__, ids)))
+        # sentencepiece writes a space in front of a text
+        shift = ends[-1] - len(text) if ends else 0
+        return [end - shift for end in ends] if shift in (0, 1) else None
+
+    @cached_property
+    def _num_begun(self) -> Begun:
+        """The number of characters that begin in each token."""
+        return Begun(self.token_bytes)
+
+    @abstractmethod
+    def token_bytes(self, index: int) -> bytes:
+        """Return the text of a token in UTF-8; for a part of a character some of its bytes."""
 
     @abstractmethod
     def control_id(self, name: str) -> int:

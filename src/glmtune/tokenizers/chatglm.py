@@ -16,7 +16,7 @@ from glmtune.errors import ConfigError
 from glmtune.families import FAMILIES, ICE, VOCABULARY, identify, identify_family
 from glmtune.templates import ROLES, TEMPLATES, Template, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer
-from glmtune.tokenizers.files import read_sentencepiece
+from glmtune.tokenizers.files import piece_bytes, read_sentencepiece
 from glmtune.tokenizers.ice import IceTokenizer
 
 _FIXED_TOKENS = {"unk_token": "<unk>", "pad_token": "<unk>", "eos_token": "</s>"}
@@ -130,6 +130,10 @@ class ChatGLMTokenizer(GlmTokenizer):
         """Encode texts as `encode_plain` does, each on its own."""
         # as many threads as torch has, or all processes of `torchrun` would take all cores
         return self.sp_model.encode(list(texts), num_threads=torch.get_num_threads())  # type: ignore[no-any-return]
+
+    def token_bytes(self, index: int) -> bytes:
+        """Return the text of a piece in UTF-8; for a part of a character some of its bytes."""
+        return piece_bytes(self.sp_model, index)
 
     def control_id(self, name: str) -> int:
         """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""

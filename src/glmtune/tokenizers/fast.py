@@ -22,6 +22,8 @@ from glmtune.templates import find_template
 from glmtune.tokenizers.base import ChatTokenizer, name_in_template
 
 FAST_VOCABULARY = "tokenizer.json"
+_BYTE_OF = {letter: byte for byte, letter in bytes_to_unicode().items()}
+"""Byte-level BPE writes each byte as a letter."""
 _COPY_HINT = f"copy {FAST_VOCABULARY} and tokenizer_config.json from the model's own source"
 
 
@@ -47,6 +49,11 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
         # are cores, in each process of `torchrun`
         os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))
         return [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def token_bytes(self, index: int) -> bytes:
+        """Return the bytes of a plain token."""
+        letters: str = self._plain.id_to_token(index) or ""
+        return bytes(map(_BYTE_OF.__getitem__, letters))
 
     def control_id(self, name: str) -> int:
         """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""
@@ -81,7 +88,7 @@ def read_fast(folder: Path, identity: Identity) -> FastGlmTokenizer:
     names = find_template(identity.template).control_tokens if identity.template else tokenizer.prefix
     missing = [name for name in names if name not in tokenizer.added_tokens_encoder]
     # byte-level BPE writes each of the 256 bytes as a letter: with one missing some texts have no ids
-    missing += [letter for letter in bytes_to_unicode().values() if letter not in tokenizer.vocab]
+    missing += [letter for letter in _BYTE_OF if letter not in tokenizer.vocab]
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{folder / 'tokenizer_config.json'}: names no eos_token", hint=_COPY_HINT)
     if missing:

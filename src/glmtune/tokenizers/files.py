@@ -67,6 +67,12 @@ def read_ice(path: Path) -> tuple[Any, bool]:
     return SentencePieceProcessor(model_proto=content + icetk_pieces()), False
 
 
+def piece_bytes(processor: SentencePieceProcessor, index: int) -> bytes:
+    """Return a piece in UTF-8, or the byte that it stands for."""
+    piece = str(processor.id_to_piece(index))
+    return bytes([int(piece[3:5], 16)]) if processor.is_byte(index) else piece.encode()  # <0xE4>
+
+
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 """Kinds of pieces. Source: https://github.com/google/sentencepiece src/sentencepiece_model.proto."""
 

@@ -85,6 +85,10 @@ class ChatGLM4Tokenizer(GlmTokenizer):
         """Encode a text without control tokens: one that the text spells stays text."""
         return self._encoding.encode_ordinary(text)  # type: ignore[no-any-return]
 
+    def token_bytes(self, index: int) -> bytes:
+        """Return the bytes of a plain token."""
+        return self._tokens[index]
+
     def control_id(self, name: str) -> int:
         """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""
         index = self._added_tokens_encoder.get(name)

@@ -24,7 +24,7 @@ from glmtune.files import read_json_if_there
 from glmtune.signs import v1_revision
 from glmtune.templates import chatglm_prompt
 from glmtune.tokenizers.base import GlmTokenizer, count_pads
-from glmtune.tokenizers.files import read_ice
+from glmtune.tokenizers.files import piece_bytes, read_ice
 
 _LONGEST_BLANK = 80
 _SHAPES = {
@@ -146,6 +146,11 @@ class IceTokenizer(GlmTokenizer):
         rows: list[list[int]] = self.sp_model.encode(spelled, num_threads=torch.get_num_threads())
         first = self._facts.num_images
         return [[first + index for index in row] for row in rows] if first else rows
+
+    def token_bytes(self, index: int) -> bytes:
+        """Return the text of a piece in UTF-8; for a part of a character some of its bytes."""
+        piece = piece_bytes(self.sp_model, index - self._facts.num_images)
+        return _SHAPES.get(piece.decode(errors="replace"), "").encode() or piece
 
     def control_id(self, name: str) -> int:
         """Return the id of a control token by its official spelling. Raises ConfigError if unknown."""

@@ -32,6 +32,7 @@ class Tokenizer(Protocol):
     def end_id(self) -> int: ...  # noqa: D102
     def encode_plain(self, text: str) -> list[int]: ...  # noqa: D102
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]: ...  # noqa: D102
+    def token_ends(self, text: str, ids: Sequence[int]) -> list[int] | None: ...  # noqa: D102
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]: ...  # noqa: D102
     def control_id(self, name: str) -> int: ...  # noqa: D102
     def get_prefix_tokens(self) -> list[int]: ...  # noqa: D102

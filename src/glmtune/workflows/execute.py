@@ -3,7 +3,6 @@
 `glmtune train` parses the recipe and reads the rows (workflows.early), then comes here.
 """
 
-import math
 import shlex
 import signal
 import time
@@ -19,16 +18,18 @@ from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
 from glmtune.run_files import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
 from glmtune.templates import Taught
-from glmtune.training.loop import fit, mean_loss
+from glmtune.training.loop import StepLog, fit, mean_loss
 from glmtune.training.memory import is_out_of_memory
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.checkpoints import restore_run, save_checkpoint
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped, Working
+from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
+from glmtune.workflows.room import forecast_facts, require_fitting
 from glmtune.workflows.rows import SplitRows
 
 SHORT_STEPS = 50
@@ -36,20 +37,24 @@ SHORT_STEPS = 50
 
 
 def training(
-    recipe: Recipe, *, resume: bool = False, rows: SplitRows | None = None
+    recipe: Recipe, *, resume: bool = False, force: bool = False, rows: SplitRows | None = None
 ) -> Generator[Event, None, RunResult]:
     """Train a recipe's model; yield an event for each thing that happens.
 
-    With `resume`, continue from the run folder's last checkpoint. `rows`: the rows, if `check_training` has
-    read them already.
+    With `resume`, continue from the run folder's last checkpoint. With `force`, memory that does not suffice
+    is a warning. `rows`: the rows, if `check_training` has read them already.
     """
     plan = yield from planning(recipe, resume=resume, rows=rows)  # settings and rows; no weights yet
+    plan = replace(plan, is_forced=force)
+    forecast = yield from require_fitting(plan)
     with refusing_out_of_memory():
         run = yield from assemble(plan)  # base model, adapter, optimizer, schedule, guard
+    run.forecast = forecast
     plan = run.plan  # settled by the memory that the model has left
     yield from plan.summary()
     if resume:
         yield restore_run(run)
+        go_on_measuring(run)
     if run.is_main:  # only now: whatever was refused above has left no trace on disk
         location, (num_trainable, num_all) = plan.location, count_parameters(run.model)
         facts = {  # for env.json
@@ -59,6 +64,8 @@ def training(
                 "folder": str(location.base.resolve()),
             },
             **plan.row_hashes,
+            **({"empty_rows": plan.rows.num_empty} if plan.rows.num_empty else {}),
+            "memory": forecast_facts(forecast) if forecast else None,
             "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
@@ -75,6 +82,7 @@ def training(
             remove_folder(plan.folder)  # nothing is lost, and the same command can start over
         raise
     run.processes.wait()  # until the main process has written the last line of metrics.jsonl
+    record_memory(run)
     return (yield from _finish(run))
 
 
@@ -101,27 +109,11 @@ def _steps(run: Run) -> Iterator[Event]:
     """
     plan, settings, progress = run.plan, run.recipe.train, run.progress
     num_steps, per_epoch = plan.num_steps, plan.steps.per_epoch
-    eval_every = settings.eval_every or math.ceil(num_steps / 10)
+    eval_every = plan.eval_every
     save_every = settings.save_every or eval_every
     log_every = settings.log_every or (1 if num_steps <= SHORT_STEPS else 10)
     meter = Progress(steps=num_steps, steps_per_epoch=per_epoch)
-    # collated lazily, one step at a time: the padded batches of a whole run need not fit into memory
-    batches = (
-        (step, [collate(rows, plan.tokenizer.pad_token_id) for rows in plan.steps.micro_batches(step)])
-        for step in range(progress.step + 1, num_steps + 1)
-    )
-    logs = fit(
-        run.objective,
-        run.module,
-        batches,
-        run.optimizer,
-        run.schedule,
-        run.processes,
-        max_grad_norm=settings.max_grad_norm,
-        guard=run.guard,
-        part=run.pruning,
-    )
-    for log in logs:
+    for log in make_steps(run, range(progress.step + 1, num_steps + 1)):
         progress.step = log.step
         is_last = log.step == num_steps
         meter.add(log)
@@ -140,6 +132,7 @@ def _steps(run: Run) -> Iterator[Event]:
                 # the step may have ruined the weights: one batch tells, before they are saved
                 _evaluation_loss(run, run.validation[:1])
             yield save_checkpoint(run, is_best=is_best)
+            run.meter.end("saving")
         if is_stopping and not is_last:
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
             return
@@ -149,6 +142,28 @@ def _steps(run: Run) -> Iterator[Event]:
                 f"glmtune train {shlex.quote(str(run.writer.folder))} --resume",
                 number=run.stop.number or signal.SIGINT,
             )
+
+
+def make_steps(run: Run, numbers: range) -> Iterator[StepLog]:
+    """Make the optimizer steps of these numbers; yield the log of each."""
+    plan = run.plan
+    # collated lazily, one step at a time: the padded batches of a whole run need not fit into memory
+    batches = (
+        (step, [collate(rows, plan.tokenizer.pad_token_id) for rows in plan.steps.micro_batches(step)])
+        for step in numbers
+    )
+    return fit(
+        run.objective,
+        run.module,
+        batches,
+        run.optimizer,
+        run.schedule,
+        run.processes,
+        max_grad_norm=run.recipe.train.max_grad_norm,
+        guard=run.guard,
+        part=run.pruning,
+        meter=run.meter,
+    )
 
 
 def _record_ranks(run: Run) -> None:
@@ -163,7 +178,7 @@ def _is_out_of_patience(run: Run) -> bool:
 
 
 def _evaluate(run: Run) -> Generator[Event, None, bool]:
-    """Take the evaluation loss, answer the sample prompts, draw loss.png; return True for a new best loss."""
+    """Take the evaluation loss, answer the sample prompts, draw; return True for a new best loss."""
     progress = run.progress
     yield Working("evaluating")
     loss = _evaluation_loss(run, run.validation)
@@ -183,10 +198,13 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
     if run.recipe.samples.prompts:
         yield Working("answering samples")
     samples = _answer_samples(run)  # outside `is_main`: every process takes part in the forward passes
+    run.meter.end("evaluation")
+    record_memory(run)
     if run.is_main:
         run.writer.add_samples(progress.step, samples)
         run.writer.draw(progress.step)
     run.processes.wait()
+    run.meter.end("pictures")
     yield Evaluated(progress.step, loss, best_before, is_best)
     return is_best
 

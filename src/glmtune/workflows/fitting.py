@@ -12,7 +12,6 @@ from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory, mapped_bytes
 from glmtune.recipe.settings import MicroBatchSize
-from glmtune.report.canvas import new_figure
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import has_room, longest_rows, measure_need, with_losses
 from glmtune.workflows.events import Note
@@ -71,7 +70,8 @@ def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note,
         f"{in_words(memory.free)} free: {f'{part} recomputed' if number else 'no recomputation'}"
     )
     if is_close:
-        text = "memory: this is close to all that is free: end other programs, or the system may end this one"
+        much = "more than" if choice.num_bytes > memory.free else "close to all that"
+        text = f"memory: this is {much} is free: end other programs, or the system may end this one"
         yield Note(text, is_warning=True)
     changed: dict[str, object] = {"micro_batch_size": choice.size}
     if settings.gradient_checkpointing == "auto":
@@ -90,7 +90,6 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     row = max(rows, key=lambda row: len(row.input_ids))
     need = measure_need(objective, row, pad_id, processes, vocab_size=objective.model.config.vocab_size)
     if processes.device.type == "cpu":
-        new_figure()  # imports matplotlib: what a run takes later it takes before the memory is looked at
         free = free_memory(processes.device, mapped)
         need = with_losses(need, objective, row, pad_id, processes, free=free)
     free = free_memory(processes.device, mapped)
@@ -101,13 +100,15 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
 
 
 def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting:
-    """Return the fastest choice that fits. Raises `ConfigError` if none does."""
+    """Return the fastest choice that fits. Raises `ConfigError` if none does and the plan is not forced."""
     choices = list(_choices(plan, memory))
     for choice in sorted(choices, key=lambda choice: choice.cost):
         if choice.num_bytes <= SAFE_SHARE * memory.free and _proves_true(choice, plan, objective, memory):
             return choice
     leanest = min(choices, key=lambda choice: choice.num_bytes)
     if leanest.num_bytes <= MOST_SHARE * memory.free and _proves_true(leanest, plan, objective, memory):
+        return leanest
+    if plan.is_forced:
         return leanest
     hint = find_remedy(plan, objective.model, memory)
     if plan.is_resumed:
