@@ -30,8 +30,6 @@ OLDER = {
     "AVX512_BF16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
 }
 """Environments in which this processor counts as an older one, by what it is then left with."""
-ZEN = {"23": "Zen 1 or 2", "25": "Zen 3 or 4", "26": "Zen 5"}
-"""AMD's processors do not say more than EPYC: by their family in /proc/cpuinfo."""
 COMMON = {"case", "rounds", "threads", "work", "dry", "cap"}
 """Options of all, which a record states elsewhere or which change no figure."""
 
@@ -87,11 +85,11 @@ def describe_machine(threads: int, device: str) -> dict[str, Any]:
     """Processor, instructions, caps on them, threads, how busy it is, and versions."""
     import torch
 
-    from glmtune.processor import cpu_has
+    from glmtune.processor import cpu_has, name_processor
 
     caps = {name: os.environ[name] for name in CAPS if os.environ.get(name)}
     return {
-        "processor": _processor(),
+        "processor": name_processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "instructions": [name for name in INSTRUCTIONS if cpu_has(name)],
@@ -102,15 +100,6 @@ def describe_machine(threads: int, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: found for name in PACKAGES if (found := _version(name))},
     }
-
-
-def _processor() -> str:
-    found = Path("/proc/cpuinfo")
-    lines = found.read_text(encoding="utf-8").splitlines() if found.exists() else []
-    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name", "")
-    zen = ZEN.get(facts["cpu family"], "") if facts.get("vendor_id") == "AuthenticAMD" else ""
-    return ", ".join(filter(None, [platform.machine(), f"{name} ({zen})" if zen else name]))
 
 
 def _version(package: str) -> str | None:

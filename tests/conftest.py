@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
-from glmtune.report import plots, rank_map
+from glmtune.report import memory_picture, plots, rank_map
 from glmtune.run_files import replacing
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,11 @@ PICTURED = (
 """Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
 
 
-DRAWN = ((plots, "draw_loss"), (plots, "save"), (rank_map, "draw_ranks"), (rank_map, "save"))
+DRAWN = tuple(
+    (module, name)
+    for module, draw in ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
+    for name in (draw, "save")
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,7 +35,7 @@ METHODS = (
     ["method=full"],
 )
 CHANGES = ("os.rename", "os.symlink", "os.remove", "os.rmdir", "os.mkdir")
-TIMES = {"tokens_per_s", "step_s", "peak_memory_gib"}
+TIMES = {"tokens_per_s", "step_s", "peak_memory_gib", "memory_gib"}
 KILLED = -signal.SIGKILL
 
 

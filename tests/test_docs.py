@@ -32,6 +32,7 @@ SMALL = {
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
     "info": [],
     "data": [],
+    "doctor": [],
 }
 
 
@@ -57,7 +58,7 @@ NOT_RUN = {
 }
 SHOWN = (
     "error: ", "hint: ", "warning: ", "training rows: ", "trainable params: ", "  tokens ", "/models/",
-    "  the model's context ", "AdvertiseGen/", "memory: ",
+    "  the model's context ", "AdvertiseGen/", "memory: ", "> temperature ",
 )  # fmt: skip
 """How lines begin that a program prints."""
 GUIDE_WORDS = {

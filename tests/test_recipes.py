@@ -43,6 +43,7 @@ def limits(source: int, target: int, encoding: str = "chat") -> dict[str, Any]:
         "data.max_source_tokens": source,
         "data.max_target_tokens": target,
         "data.encoding": encoding,
+        "data.empty": "skip" if encoding == "thudm" else "error",
     }
 
 

@@ -43,6 +43,7 @@ def write_outputs(folder: Path) -> Path:
     (folder / "eval.json").write_text(json.dumps({"loss": 0.1, "train_s": 3}), encoding="utf-8")
     (folder / "recipe.yaml").write_text("model: a\ntrain:\n  lr: 0.1\n", encoding="utf-8")
     (folder / "train.out").write_text("loss: 1.25, speed: 3.10 step/s\n", encoding="utf-8")
+    (folder / "memory.json").write_text(json.dumps({"limit": 1}), encoding="utf-8")
     (folder / "loss.png").write_bytes(b"\x89PNG\x00\x01")
     (folder / "last").symlink_to("step-000003")
     (folder / "compare-runs.out").write_text(COMPARED, encoding="utf-8")

@@ -41,7 +41,7 @@ ROUNDED = re.compile(r"(exports/[^/]*-merged|half)/[^/]*\.safetensors$")
 """Merged weights may be one unit in the last place of their type apart: the merge is its definition now,
 where it was PEFT's, which adds in another order."""
 MASKED_KEYS = {
-    *("step_s", "tokens_per_s", "peak_memory_gib", "train_s"),
+    *("step_s", "tokens_per_s", "peak_memory_gib", "memory_gib", "train_s"),
     *("steps_per_s", "seconds", "other_seconds"),
 }
 """Figures of the machine and the moment."""
@@ -53,7 +53,7 @@ MASKED_TEXT = [
     (re.compile(r"speed: [\d.]+ step/s"), "speed: # step/s"),
     (re.compile(r"ETA: [\d:]+"), "ETA: #"),
     (re.compile(r"tokens/s: [\d,]+"), "tokens/s: #"),
-    (re.compile(r"peak memory: [\d.]+ GiB"), "peak memory: # GiB"),
+    (re.compile(r"\bpeak( memory:)? [\d.]+ GiB"), r"peak\1 # GiB"),
     (re.compile(r"train run time: .*"), "train run time: #"),
     (
         re.compile(r"[\d.]+ times (?:faster|slower): after \d+ s in place of \d+ s"),
@@ -66,6 +66,8 @@ TIMED_CELL = re.compile(r"(?<=│ )[\d:.,]+( GiB)? +(?=│)")
 """Of the table of `compare`: rows of times and memory, and what in a cell of theirs is a figure."""
 TIMED_PICTURE = "compare.png"
 """Its right half, below the head, is drawn over the training time."""
+MEASURED_FILES = {"memory.json", "memory.png"}
+"""Files that hold nothing but what was measured."""
 HEAD_PART = 9
 """The head has so small a part of the picture's height."""
 
@@ -91,6 +93,8 @@ def compare_folders(before: Path, after: Path) -> Iterator[str]:
 
 def compare_files(before: Path, after: Path, name: str) -> Iterator[str]:
     """What differs in a file, `name` being its place in the outputs."""
+    if before.name in MEASURED_FILES:
+        return
     if before.is_symlink() or after.is_symlink():
         links = [path.readlink() if path.is_symlink() else None for path in (before, after)]
         if links[0] != links[1]:

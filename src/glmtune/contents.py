@@ -31,6 +31,7 @@ TEXT = Rule("text", lambda value: isinstance(value, str))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 COUNTS = Rule("an object of whole numbers from 0", _object_of(_is_count))
 NUMBERS = Rule("an object of numbers", _object_of(_is_number))
+COUNTS_BY_NAME = Rule("an object of such objects of whole numbers", _object_of(COUNTS.is_met))
 OBJECTS = Rule("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.is_met, value)))
 
 # A key under or_null() may also be absent: find_fault looks it up with dict.get.
@@ -43,6 +44,7 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "step_s": SECONDS.or_null(),
         "tokens_per_s": NUMBER.or_null(),
         "peak_memory_gib": NUMBER.or_null(),
+        "memory_gib": NUMBER.or_null(),
     },
     "samples.jsonl": {"step": COUNT, "prompt": TEXT, "answer": TEXT},
     "ranks.jsonl": {"step": COUNT, "ranks": COUNTS},
@@ -55,6 +57,13 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "trainable_parameters": COUNT.or_null(),
         "all_parameters": COUNT.or_null(),
     },
+    "memory.json": {
+        "device": TEXT,
+        "limit": COUNT,
+        "predicted": COUNTS.or_null(),
+        "measured": COUNTS,
+        "phases": COUNTS_BY_NAME,
+    },
     "eval.json": {"steps": COUNT, "best_step": COUNT.or_null()},
     "trainer_state.json": {"log_history": OBJECTS.or_null(), "global_step": COUNT.or_null()},
     "scores.json": {"thudm": NUMBERS, "num_rows": COUNT},
@@ -64,6 +73,7 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "data_sha256": TEXT,
         "max_new_tokens": COUNT,
         "computed_with": TEXT.or_null(),
+        "peak_memory_gib": NUMBER.or_null(),
     },
 }
 """The keys that code reads of a run's, an evaluation's and the HF Trainer's files; other keys are free."""

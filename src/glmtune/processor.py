@@ -7,6 +7,7 @@ doc/performance_considerations/dispatcher_control.md; github.com/pytorch/FBGEMM,
 """
 
 import os
+import platform
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,6 +67,13 @@ Source: sourceware.org/glibc/wiki/MallocInternals, "Arenas and Heaps"."""
 RESERVED = 64 * 2**20
 """Bytes that count as taken: of libraries that are imported later, of threads, of files that are written."""
 
+CAPS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "FBGEMM_ENABLE_INSTRUCTIONS")
+"""Environment variables that limit the instructions."""
+
+_ZEN = {"23": "Zen 1 or 2", "25": "Zen 3 or 4", "26": "Zen 5"}
+"""AMD's processors do not say more than EPYC: by their family in /proc/cpuinfo."""
+
+_CPU_INFO = Path("/proc/cpuinfo")
 _OWN_MAPS = Path("/proc/self/maps")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -77,6 +85,11 @@ def cpu_has(*instructions: str) -> bool:
     False for all if torch is too old to list them.
     """
     assert set(instructions) <= _ALL | _ARM, instructions
+    return not find_instructions().isdisjoint(instructions)
+
+
+def find_instructions() -> frozenset[str]:
+    """Return the instructions that torch may use here, by its names."""
     find_capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
     has = find_capabilities()
     onednn = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
@@ -87,7 +100,16 @@ def cpu_has(*instructions: str) -> bool:
         & _ONEDNN.get(onednn.upper(), _ALL)
         & _FBGEMM.get(fbgemm.upper(), _ALL)
     )
-    return any(has.get(name) and name in usable for name in instructions)
+    return frozenset(name for name in usable if has.get(name))
+
+
+def name_processor() -> str:
+    """Return the processor's name, with the architecture in front, as far as the system tells them."""
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.exists() else []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name", "") or platform.processor()
+    zen = _ZEN.get(facts["cpu family"], "") if facts.get("vendor_id") == "AuthenticAMD" else ""
+    return ", ".join(filter(None, [platform.machine(), f"{name} ({zen})" if zen else name]))
 
 
 def has_bf16(device: torch.device) -> bool:

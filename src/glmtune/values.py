@@ -15,6 +15,10 @@ SHOWN_CHARACTERS = 60
 """Characters of a value that an error quotes."""
 
 
+class EmptyError(DataError):
+    """A question or an answer has no text; `data.empty=skip` leaves such rows out."""
+
+
 class TableRow(dict[str, str]):
     """A row of a CSV file, whose first line is taken for the names of the columns."""
 
@@ -59,6 +63,11 @@ def is_plain(value: object) -> bool:
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
+def is_void(value: object) -> bool:
+    """True for null, and for a table's empty cell: a number that is not finite."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def text(value: object, name: str) -> str:
     """Return the value if it is text, which may be empty. Raises `DataError` for anything else."""
     if not isinstance(value, str):
@@ -96,11 +105,18 @@ def _no_text(value: object, name: str) -> DataError:
     return DataError(f"{name!r} must be text, got {shown(value)}", hint=hint)
 
 
+def asked(value: object, name: str) -> str:
+    """Return a question, which may be blank, or raise as `text` does: `EmptyError` for null and NaN."""
+    try:
+        return text(value, name)
+    except DataError as err:
+        raise (EmptyError(str(err), hint=err.hint) if is_void(value) else err) from None
+
+
 def non_empty(value: object, name: str) -> str:
     """Return the value if it is text and not blank, like an answer. Raises `DataError` for anything else."""
-    is_void = isinstance(value, float) and not math.isfinite(value)  # NaN: a table's empty cell
-    if value is None or is_void or (isinstance(value, str) and not value.strip()):
-        raise DataError(
+    if is_void(value) or (isinstance(value, str) and not value.strip()):
+        raise EmptyError(
             f"{name!r} must be non-empty text, got {shown(value)}",
             hint="write the answer, or remove the row: there is nothing to learn in it",
         )

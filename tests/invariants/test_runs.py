@@ -215,13 +215,13 @@ def test_one_process_that_is_asked_to_end_ends_all_at_the_same_saved_step(
         "from importlib import import_module\n"
         "from glmtune.cli import main\n"
         "loop = import_module('glmtune.training.loop')\n"
-        "found, peak = [], loop.peak_memory_gib\n"
-        "def count(device):\n"
-        "    found.append(1)\n"
+        "found, end = [], loop.MemoryMeter.end\n"
+        "def count(meter, phase):\n"
+        "    found.extend([1] * (phase == 'step'))\n"
         "    if len(found) == 3 and os.environ['RANK'] == '1':\n"
         "        signal.raise_signal(signal.SIGTERM)\n"
-        "    return peak(device)\n"
-        "loop.peak_memory_gib = count\n"
+        "    return end(meter, phase)\n"
+        "loop.MemoryMeter.end = count\n"
         "main()\n",
         encoding="utf-8",
     )

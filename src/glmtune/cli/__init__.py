@@ -15,6 +15,7 @@ from glmtune.cli.compare import compare
 from glmtune.cli.console import leave_group, program, settle_streams
 from glmtune.cli.data import data
 from glmtune.cli.demo import demo
+from glmtune.cli.doctor import doctor
 from glmtune.cli.evaluate import evaluate
 from glmtune.cli.export import export
 from glmtune.cli.hints import Verbs, misuse_hint
@@ -60,7 +61,7 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings,
+    demo, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 

@@ -27,6 +27,7 @@ COLUMN_SETTINGS = (
     "system_column",
     "ignore_columns",
     "transcripts",
+    "empty",
     "charset",
 )
 UNLIMITED_TOKENS = 1_000_000_000
@@ -53,7 +54,7 @@ def convert(source: Path, target: Path, words: tuple[str, ...], to: str) -> None
 
     OUT's suffix says what kind of file it is: .json, .jsonl, .csv, .tsv or .parquet. A row that FORMAT cannot
     hold is an error, and nothing is written. KEY is prompt_column, response_column, history_column,
-    input_column, system_column, ignore_columns, transcripts or charset, as in a recipe's data.
+    input_column, system_column, ignore_columns, transcripts, empty or charset, as in a recipe's data.
 
     \b
       glmtune data convert chats.json chats.jsonl --to messages
@@ -169,6 +170,7 @@ def _counts(stats: "Stats") -> list[tuple[str, str]]:
         ("... in its last answer", str(stats.answer_characters)),
         *((name, f"{count:,} ({count / stats.rows:.1%})") for name, count in shares.items() if count),
         *((name, f"{count:,}") for name, count in counts.items() if count),
+        *(("left out: empty", f"{len(stats.empty):,} (first in {place})") for place in stats.empty[:1]),
     ]
 
 

@@ -51,4 +51,6 @@ def evaluate(
         f"{counted(scores['num_rows'], 'row')}, {counted(scores['num_empty'], 'empty answer')} (score 0), "
         f"{100 * scores['stopped_share']:.1f}% ended by a stop token"
     )
+    if (peak := scores["peak_memory_gib"]) is not None:  # not of an evaluation by an earlier version
+        lines.say(f"peak memory: {peak:.2f} GiB")
     lines.say(f"answers: {result.path / 'generated_predictions.txt'}; scores: {result.path / 'scores.json'}")

@@ -17,7 +17,7 @@ DATE = "%Y-%m-%d %H:%M"
 SHOWN_SCORES = ("rouge-l", "bleu-4")
 
 
-@click.command(short_help="List runs: base, method, losses, scores, size, state.")
+@click.command(short_help="List runs: base, method, losses, scores, size, memory, state.")
 @click.argument("folder", type=PATH, default="runs")
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON array.")
 def runs(folder: Path, as_json: bool) -> None:
@@ -54,7 +54,7 @@ def runs(folder: Path, as_json: bool) -> None:
 
 
 def _figures(entry: "Entry") -> Iterator[str]:
-    """Yield base, method, steps, best loss and size of a run; nothing for a run whose files are damaged."""
+    """Yield base, method, steps, best loss, size and memory of a run; nothing if its files are damaged."""
     if not entry.method:
         return
     yield f"{entry.base} in {entry.quant}" if entry.quant else entry.base
@@ -64,6 +64,8 @@ def _figures(entry: "Entry") -> Iterator[str]:
         yield f"best loss {entry.best_eval_loss:.4f} at {entry.best_step:,}"
     if entry.size_bytes is not None:
         yield f"{entry.size_bytes / 1e6:,.2f} MB"
+    if entry.peak_memory_gib is not None:
+        yield f"peak {entry.peak_memory_gib:.2f} GiB"
 
 
 def _scores_text(scores: "Scores") -> str:

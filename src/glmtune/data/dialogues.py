@@ -21,7 +21,7 @@ from glmtune.templates.reading import (
     with_tools,
 )
 from glmtune.templates.tools import call_in_answer, read_arguments, read_calls, read_tools, tool_name
-from glmtune.values import RowObject, decoded, non_empty, shown, text
+from glmtune.values import EmptyError, RowObject, asked, decoded, non_empty, shown, text
 
 Messages = tuple[Message, ...]
 
@@ -81,7 +81,7 @@ def _read_conversation(row: RowObject, column: str, read_turn: ReadTurn, form: s
             else:
                 turns.append((turn_name, message))
     if not turns:
-        raise DataError(f"{column!r} holds no turns, got {shown(row[column])}", hint=form)
+        raise EmptyError(f"{column!r} holds no turns, got {shown(row[column])}", hint=form)
     tools = read_tools(row.get("tools"), "tools")
     messages = _match_results(turns)
     return tuple(with_tools(messages, tools and [wrapped(tool) for tool in tools]))
@@ -101,7 +101,8 @@ def _read_sharegpt_turn(row: RowObject, name: str) -> Iterator[Turn]:
     loss = read_loss(row, name, role)
     if role != "assistant":
         is_empty = value is None and role == "system"
-        yield name, Message(role, "" if is_empty else text(value, where), loss=loss)
+        read = asked if role == "user" else text
+        yield name, Message(role, "" if is_empty else read(value, where), loss=loss)
     elif row["from"].strip().lower() == "function_call":
         calls = tuple(read_calls(value, where))
         yield name, Message(role, "", loss=loss, thought=read_thought(row, name), calls=calls)

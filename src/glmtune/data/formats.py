@@ -15,7 +15,7 @@ from glmtune.errors import ConfigError, DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
-from glmtune.values import Fields, RowObject, decoded, is_filled, is_plain, shown
+from glmtune.values import EmptyError, Fields, RowObject, decoded, is_filled, is_plain, shown
 
 Messages = tuple[Message, ...]
 Parse = Callable[[RowObject], Messages]
@@ -85,7 +85,13 @@ class RowParser:
         return up_to_last_answer(self.parse(row).messages)
 
     def parse(self, row: RowObject) -> ParsedRow:
-        """Parse a whole row, accounting for every filled column. Raises `DataError`."""
+        """Parse a whole row, accounting for every filled column. Raises `DataError`.
+
+        It is an `EmptyError` for a row without an answer and, with `data.empty=skip`, without a question.
+        """
+        does_skip = self.settings.empty == "skip"
+        if does_skip and not any(map(is_filled, row.values())):
+            raise EmptyError("no column is filled")
         fields, ignored = _drop_columns(row, self.settings.ignore_columns)
         row_format = self.named or _choose_format(fields, self.counts)
         plain: list[str] = []
@@ -98,6 +104,9 @@ class RowParser:
             plain = [name for name in names if name is not None and is_plain(dict.get(fields, name))]
             fields.update({name: json.dumps(dict.get(fields, name)) for name in plain})
         messages = _read_messages(fields, row_format, self.settings)
+        questions = [message.content for message in up_to_last_answer(messages) if message.role == "user"]
+        if does_skip and not all(map(str.strip, questions)):
+            raise EmptyError("a question is empty")
         _check_thoughts(messages)
         read = [name for name, cell in fields.items() if name in fields.read and is_filled(cell)]
         texts = {name: cell for name in read if isinstance(cell := fields[name], str)}

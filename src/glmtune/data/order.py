@@ -27,13 +27,13 @@ def has_doubled_turns(example: Example) -> bool:
 def warn_of_unasked(examples: Sequence[Example]) -> str:
     """Return a warning of answers without a question before them, empty if there are none."""
     counts = {example.where: count for example in examples if (count := count_unasked(example))}
-    return _count_and_first("answers with no question before them, learned all the same", counts)
+    return count_and_first("answers with no question before them, learned all the same", counts)
 
 
 def note_doubled_turns(examples: Sequence[Example]) -> str:
     """Return a note on rows in which a speaker has two turns in a row, empty if there are none."""
     counts = {example.where: 1 for example in examples if has_doubled_turns(example)}
-    return _count_and_first("rows in which one speaker has two turns in a row, read as they stand", counts)
+    return count_and_first("rows in which one speaker has two turns in a row, read as they stand", counts)
 
 
 def check_asked(examples: Sequence[Example]) -> None:
@@ -47,5 +47,6 @@ def check_asked(examples: Sequence[Example]) -> None:
         )
 
 
-def _count_and_first(what: str, counts: dict[str, int]) -> str:
+def count_and_first(what: str, counts: dict[str, int]) -> str:
+    """Return a line with the sum of the counts and the first place, empty if there are none."""
     return f"{what}: {sum(counts.values()):,} (first in {next(iter(counts))})" if counts else ""

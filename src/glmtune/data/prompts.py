@@ -102,7 +102,7 @@ def _official_prompt(tokenizer: Tokenizer, messages: Sequence[Message], settings
     if not prompts or (settings.encoding != "thudm" and len(prompts) < num_answers):
         raise DataError(
             "the official evaluation leaves this row out: its question is empty or too long",
-            hint="raise data.max_source_tokens, or take the row out",
+            hint="raise data.max_source_tokens, or take the row out: if it is empty, data.empty=skip does",
         )
     last = prompts[-1]
     reference = [index for index in last.reference if index != last.end]

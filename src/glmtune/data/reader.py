@@ -43,6 +43,7 @@ from glmtune.near import nearest_file
 from glmtune.paths import find_rows, join_hint, split_paths
 from glmtune.recipe.settings import Data
 from glmtune.run_files import RECIPE_FILE
+from glmtune.values import EmptyError
 
 INDEX = re.compile(r"\[\d+\]")
 WEB_PAGES = ("<!doctype html", "<html")
@@ -62,6 +63,8 @@ class Dataset:
     """Names of the row formats found, the most frequent first."""
     num_cut: int = 0
     """Dialogues whose turns after the last answer were left out."""
+    empty: tuple[str, ...] = ()
+    """Places of the rows left out by `data.empty=skip`."""
     num_unanswered: int = 0
     """Rows left out whole: dialogues without any answer."""
     unread: Counter[str] = field(default_factory=Counter)
@@ -103,7 +106,9 @@ class Dataset:
             "empty questions kept": self.num_empty_questions,
             "answers with a <think> inside that never closes, kept": self.num_open_thoughts,
         }
-        return [*(f"{what}: {count:,}" for what, count in counts.items() if count), *self.file_notes()]
+        skipped = order.count_and_first("rows with an empty question or answer left out", Counter(self.empty))
+        told = [*(f"{what}: {count:,}" for what, count in counts.items() if count), skipped]
+        return [*filter(None, told), *self.file_notes()]
 
     def warnings(self) -> list[str]:
         """Return what was read although it is likely a mistake, a sentence each."""
@@ -212,13 +217,23 @@ def _read_rows(path: Path, charset: str) -> tuple[list[RawRow], str]:
 def _parse_rows(rows: list[RawRow], parser: RowParser) -> Dataset:
     parsed: list[tuple[str, ParsedRow]] = []
     errors: list[tuple[str, DataError]] = []
+    empty: list[str] = []
     for row in rows:
         try:
             parsed.append((row.where, parser.parse(row.value)))
         except DataError as err:
-            errors.append((row.where, err))
+            if parser.settings.empty == "skip" and isinstance(err, EmptyError):
+                empty.append(row.where)
+            else:
+                errors.append((row.where, err))
     if errors:
         raise _first_error(errors)
+    if not parsed:
+        raise DataError(
+            f"{rows[0].where}: no question or no answer, here and in every other row",
+            hint="name the columns that hold them: data.prompt_column=... data.response_column=...; to learn "
+            "texts alone, without questions: data.empty=error",
+        )
     unread = _count(row.unread for _, row in parsed)
     lost = Counter({name: count for name, count in unread.items() if columns.carries_meaning(name)})
     if lost:
@@ -244,7 +259,8 @@ def _parse_rows(rows: list[RawRow], parser: RowParser) -> Dataset:
             0 < len(messages) < len(row.messages)
             for messages, (_, row) in zip(conversations, parsed, strict=True)
         ),
-        num_unanswered=len(rows) - len(examples),
+        empty=tuple(empty),
+        num_unanswered=len(parsed) - len(examples),
         unread=unread,
         ignored=_count(row.ignored for _, row in parsed),
         void=_count(row.void for _, row in parsed),
@@ -265,7 +281,8 @@ def _first_error(errors: list[tuple[str, DataError]]) -> DataError:
     faults = [INDEX.sub("[]", str(err).partition(", got ")[0]) for _, err in errors]
     others = faults.count(faults[0]) - 1
     more = f" (and {others} more row{'s' if others > 1 else ''} like it)" if others else ""
-    return DataError(f"{where}: {first}{more}", hint=first.hint)
+    skip = "; or data.empty=skip drops it" if isinstance(first, EmptyError) else ""
+    return DataError(f"{where}: {first}{more}", hint=f"{first.hint}{skip}")
 
 
 def check_objects(rows: list[RawRow]) -> None:

@@ -7,7 +7,7 @@ from glmtune.errors import DataError
 from glmtune.recipe.settings import Data
 from glmtune.templates import Message
 from glmtune.templates.reading import read_thought
-from glmtune.values import RowObject, decoded, non_empty, shown, text
+from glmtune.values import RowObject, asked, decoded, non_empty, shown, text
 
 Messages = tuple[Message, ...]
 
@@ -29,7 +29,7 @@ def question_and_answer(
     A thought is read from its own column. An empty question is kept, an empty answer is an error.
     """
     question_column, answer_column = columns
-    question = text(read_column(row, question_column), question_column)
+    question = asked(read_column(row, question_column), question_column)
     input_column = settings.input_column or input_column
     if input_column is not None:
         # a column that the settings name must be there, the format's own `input` may be missing
@@ -76,7 +76,7 @@ def history(row: RowObject, named: str | None) -> Messages:
     for index, turn in enumerate(rounds):
         if not isinstance(turn, list) or len(turn) != 2:
             raise _bad_history(f"{name}[{index}]", turn, form="[question, answer]", hint=HISTORY_HINT)
-        messages.append(Message("user", text(turn[0], f"{name}[{index}][0]")))
+        messages.append(Message("user", asked(turn[0], f"{name}[{index}][0]")))
         messages.append(Message("assistant", non_empty(turn[1], f"{name}[{index}][1]")))
     return tuple(messages)
 
@@ -133,7 +133,7 @@ def firefly(row: RowObject) -> Messages:
         missing = [key for key in ("human", "assistant") if not isinstance(turn, dict) or key not in turn]
         if missing:
             raise DataError(f"{name!r} has no {missing[0]!r}, got {shown(turn)}", hint=form)
-        messages.append(Message("user", text(turn["human"], f"{name}.human")))
+        messages.append(Message("user", asked(turn["human"], f"{name}.human")))
         messages.append(Message("assistant", non_empty(turn["assistant"], f"{name}.assistant")))
     return tuple(messages)
 

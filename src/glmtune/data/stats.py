@@ -37,6 +37,8 @@ class Stats:
     """Dialogues whose turns after the last answer were left out."""
     unanswered: int
     """Dialogues left out because they have no answer."""
+    empty: tuple[str, ...]
+    """Places of the rows left out by `data.empty=skip`."""
     repeated: int
     """Rows whose whole conversation occurs earlier in the file."""
     contradicting: int
@@ -67,6 +69,7 @@ def measure_file(path: Path, settings: Data) -> tuple[Stats, Dataset]:
         open_thoughts=dataset.num_open_thoughts,
         cut=dataset.num_cut,
         unanswered=dataset.num_unanswered,
+        empty=dataset.empty,
         repeated=repeated,
         contradicting=contradicting,
         characters=Lengths.of([sum(map(_num_characters, row)) for row in rows]),

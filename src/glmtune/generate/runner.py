@@ -164,7 +164,7 @@ class LayerRunner(_Runner):
     def _compile(self) -> Step:
         if self.device.type == "cuda":
             return StepGraphs(self._step_whole, capture_on(self.device))
-        if not any(map(which, (os.environ.get("CXX", "g++"), "clang++", "cl"))):
+        if find_compiler() is None:
             raise ConfigError("compile_step: needs a C++ compiler, and there is none", hint="install g++")
         if packed := next((part for part in self.model.modules() if isinstance(part, _NOT_COMPILED)), None):
             if isinstance(packed, HeldLinear):
@@ -212,6 +212,11 @@ class LayerRunner(_Runner):
             embedded, positions, None, self.layers, past_key_values=kv_pass, attend=kv_pass.attend
         )
         return hidden_states
+
+
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler that `torch.compile` takes on a CPU; None if there is none."""
+    return next(filter(None, map(which, (os.environ.get("CXX", "g++"), "clang++", "cl"))), None)
 
 
 def _power_of_two(count: int) -> int:

@@ -173,6 +173,7 @@ def _put_encoding(draft: RecipeDraft) -> None:
     draft.put("data.encoding", "thudm", "rows become the ids and labels of ptuning/main.py")
     draft.put("data.max_source_tokens", draft.number("max_source_length", MAIN["max_source_length"]))
     draft.put("data.max_target_tokens", draft.number("max_target_length", MAIN["max_target_length"]))
+    draft.put("data.empty", "skip", "main.py leaves out rows with an empty question or answer")
     draft.mend(
         "data.max_source_tokens",
         "longer questions were cut without a word, their newest part first; the run says how many",

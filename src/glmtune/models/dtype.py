@@ -185,11 +185,12 @@ def _lacking(dtype: torch.dtype) -> str:
     return f"this processor has no {_short(dtype)} arithmetic"
 
 
-def num_bytes(stored: Mapping[str, Stored], quant: str | None) -> float:
-    """Count the bytes of a folder's tensors held in fp32, the blocks as `quant`'s codes."""
+def num_bytes(stored: Mapping[str, Stored], quant: str | None, dtype: torch.dtype = torch.float32) -> float:
+    """Count the bytes of a folder's tensors held in a dtype, the blocks as `quant`'s codes."""
     size = 0.0
     for name, held in stored.items():
-        bits: float = 32 if held.dtype.is_floating_point else 8 * held.dtype.itemsize  # codes stay codes
+        is_code = not held.dtype.is_floating_point  # codes stay codes
+        bits: float = 8 * (held.dtype if is_code else dtype).itemsize
         if held.dtype.is_floating_point and is_quantised(name.removesuffix(".weight")):
             bits = _LOADED_BITS.get(quant or "", bits)
         size += prod(held.shape) * bits / 8

@@ -64,13 +64,13 @@ def _is_quick(given: Tensor, codes: Tensor, scale: Tensor) -> bool:
 @cache
 def _runs(device: torch.device) -> bool:
     """Return True if Triton multiplies on this card; tell the reason, once, if it does not."""
-    reason = _find_obstacle(device)
+    reason = find_obstacle(device)
     if reason is not None:
         tell(f"int8 and int4 weights are expanded for each product: no Triton kernel ({reason})")
     return reason is None
 
 
-def _find_obstacle(device: torch.device) -> str | None:
+def find_obstacle(device: torch.device) -> str | None:
     """Return why the kernels do not run on this card, None if they do."""
     if torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
         return "for cards from Volta on"

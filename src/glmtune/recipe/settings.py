@@ -14,7 +14,7 @@ from glmtune.paths import find_rows, join_hint
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, NameIn, SettingError, Settings
 from glmtune.recipe.method import Lora, Method, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
-from glmtune.recipe.source import Source, Sources, known_charset
+from glmtune.recipe.source import Empty, Source, Sources, known_charset
 from glmtune.templates import TEMPLATES
 
 DEFAULT_EPOCHS = 1
@@ -50,7 +50,7 @@ class Data(Settings):
     set as hf:OWNER/NAME. A path such as examples/adverts.jsonl that does not exist here means the bundled
     file. Several sources are a list, [a.json, b.csv]; in it, {path: b.csv, max_rows: 100} gives one source
     its own `max_rows`, `charset`, `prompt_column`, `response_column`, `history_column`, `input_column`,
-    `system_column`, `ignore_columns` or `transcripts`."""
+    `system_column`, `ignore_columns`, `transcripts` or `empty`."""
     validation: Path | None = None
     """Rows for the evaluation loss; empty: rows are held out of `train`."""
     max_validation_rows: int | None = Field(None, ge=1)
@@ -89,6 +89,10 @@ class Data(Settings):
     transcripts: Literal["turns", "text"] | None = None
     """For a question that is itself a dialogue written as text, with `Human: ...` and `Assistant: ...` on
     lines of their own: split it into turns, or keep it as text; empty: an error."""
+    empty: Empty = "error"
+    """Rows with an empty answer in any round. `error`: stop, as a model that learns empty answers gives them;
+    empty questions are kept, as texts alone are learned so. `skip`: leave out rows with an empty answer or
+    question, as ChatGLM-6B's and ChatGLM2's script does; they are counted, and the first is named."""
     source_prefix: str = ""
     """Text in front of the first question (ChatGLM-6B, ChatGLM2: of the whole prompt, as in the official
     scripts), in training, evaluation and chat alike."""

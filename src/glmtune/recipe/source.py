@@ -21,6 +21,9 @@ from glmtune.paths import find_rows
 from glmtune.recipe.base import SettingError, Settings
 from glmtune.values import shown
 
+Empty = Literal["error", "skip"]
+"""Treatment of rows with an empty answer; see `Data.empty`."""
+
 
 def known_charset(value: str) -> str:
     """Return the name of a character set. Raises `SettingError` for an unknown one."""
@@ -44,6 +47,7 @@ class Source(Settings):
     system_column: str | None = None
     ignore_columns: tuple[str, ...] = ()
     transcripts: Literal["turns", "text"] | None = None
+    empty: Empty = "error"
 
     @property
     def reading(self) -> dict[str, Any]:

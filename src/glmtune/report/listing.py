@@ -34,6 +34,7 @@ class Entry:
     best_eval_loss: float | None = None
     best_step: int | None = None
     size_bytes: int | None = None
+    peak_memory_gib: float | None = None
     scores: tuple[Scores, ...] = field(default=())
 
 
@@ -88,5 +89,6 @@ def _entry(folder: Path) -> Entry:
         best_eval_loss=run.evaluated[run.best_step] if run.best_step is not None else None,
         best_step=run.best_step,
         size_bytes=None if problem else run.size_bytes(),
+        peak_memory_gib=run.peak_memory_gib(),
         scores=scores,
     )

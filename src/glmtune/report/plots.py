@@ -90,7 +90,7 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str
             transform=axes.get_xaxis_transform(),
             label=f"not finite ({len(gaps)})",
         )
-    _show_steps(axes, {*training, *evaluation})
+    show_steps(axes, {*training, *evaluation})
     # matplotlib begins the label of a line without one with _
     handles = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
     if not handles:
@@ -139,7 +139,7 @@ def _draw_evaluation(axes: "Axes", curve: Curve, best: int | None) -> None:
         )
 
 
-def _show_steps(axes: "Axes", steps: Iterable[int]) -> None:
+def show_steps(axes: "Axes", steps: Iterable[int]) -> None:
     """Label the axis of the steps with whole numbers, with room around a single step."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -179,7 +179,7 @@ def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> "
         times = {step: second / unit_s for step, second in run.seconds.items()}
         for axes, xs in ((by_step, {step: step for step in times}), (by_time, times)):
             _draw_run(axes, run, xs, _look(number), is_crowded=len(runs) > FEW_RUNS)
-    _show_steps(by_step, {step for run in runs for step in run.seconds})
+    show_steps(by_step, {step for run in runs for step in run.seconds})
     names = ", ".join(run.label for run in runs)
     title = names if len(names) <= NAMES_IN_TITLE else f"{len(runs)} runs"
     named = [

@@ -9,7 +9,7 @@ from glmtune.errors import DataError
 from glmtune.renamed import keyword_renamed
 from glmtune.templates.messages import Message, Role
 from glmtune.templates.tools import read_calls, read_tools
-from glmtune.values import Fields, shown, text
+from glmtune.values import Fields, asked, shown, text
 
 FORM = 'a message is like {"role": "user", "content": "..."}'
 ROLE_NAMES: Mapping[str, Role] = {
@@ -182,7 +182,7 @@ def _content(row: Mapping[str, Any], name: str, role: Role) -> str:
         value = json.dumps(value, ensure_ascii=False)
     elif role == "system" and value is None:
         value = ""
-    return text(value, f"{name}.content")
+    return (asked if role in ("user", "assistant") else text)(value, f"{name}.content")
 
 
 def _part(part: object) -> str | None:

@@ -3,13 +3,15 @@
 import ctypes
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from glmtune.training.memory import forget_highest, resident_memory
 
 
 def meter_of(device: torch.device, known: Iterable[Tensor]) -> "TensorMeter | CudaMeter":
@@ -88,33 +90,21 @@ class CudaMeter:
 class ResidentMeter:
     """Reads the most memory that this process held within its `with` block, beyond what it held before.
 
-    Scratch of libraries and what the allocator does not reuse count too. `peak` is 0 where it is no Linux.
-    Source: docs.kernel.org, filesystems/proc, `clear_refs` and `VmHWM`.
+    Scratch of libraries and what the allocator does not reuse count too.
     """
-
-    _CLEAR_REFS = Path("/proc/self/clear_refs")
-    _STATUS = Path("/proc/self/status")
 
     def __init__(self) -> None:
         self.peak = 0
-        self._start: int | None = None
+        self._start = 0
 
     def __enter__(self) -> "ResidentMeter":
-        try:
-            # memory that was freed before would be taken again without being seen
-            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-                trim(0)
-            self._CLEAR_REFS.write_text("5", encoding="ascii")  # sets VmHWM back
-            self._start = self._read("VmRSS")
-        except (OSError, TypeError, KeyError):  # no Linux, or one that does not let itself be asked
-            self._start = None
+        # memory that was freed before would be taken again without being seen
+        if psutil.LINUX and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            trim(0)
+        forget_highest()
+        self._start = resident_memory()[1].whole
         return self
 
     def __exit__(self, *error: object) -> None:
         """Read the highest size."""
-        if self._start is not None:
-            self.peak = max(0, self._read("VmHWM") - self._start)
-
-    def _read(self, name: str) -> int:
-        lines = self._STATUS.read_text(encoding="ascii").splitlines()
-        return 1024 * int(dict(line.split(":", 1) for line in lines)[name].removesuffix("kB"))
+        self.peak = max(0, resident_memory()[0] - self._start)

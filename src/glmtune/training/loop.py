@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from glmtune.data.batches import Batch
 from glmtune.objectives.base import ObjectiveModule
 from glmtune.training.guard import Guard
-from glmtune.training.memory import peak_memory_gib
+from glmtune.training.memory import MemoryMeter
 from glmtune.training.processes import Processes
 
 
@@ -35,6 +35,8 @@ class StepLog:
     """Seconds of the step, its batches being made included."""
     peak_memory_gib: float
     """Highest memory so far: the GPU's allocations, or on a CPU this process's resident memory."""
+    memory_gib: float
+    """The highest of this step alone, its batches being made included."""
 
 
 class StepPart(Protocol):
@@ -58,6 +60,7 @@ def fit(
     max_grad_norm: float = 1.0,
     guard: Guard | None = None,
     part: StepPart | None = None,
+    meter: MemoryMeter | None = None,
 ) -> Iterator[StepLog]:
     """Train and yield one log per step; the caller decides when to print, evaluate and save.
 
@@ -68,6 +71,7 @@ def fit(
     optimizer's step if loss or gradient is not finite or exactly 0; `guard` can name the rows.
     """
     guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
+    meter = meter or MemoryMeter(processes.device)
     trainable = [p for p in module.parameters() if p.requires_grad]
     start = time.perf_counter()
     for step, micro in steps:  # what it takes to make the batches is a part of the step's time
@@ -103,8 +107,7 @@ def fit(
             part.after_step(step)  # needs the gradients: before they are dropped
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
-        peak = peak_memory_gib(processes.device)
-        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, peak)
+        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *meter.gib_of("step"))
         start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
 
 

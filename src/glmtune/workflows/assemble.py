@@ -21,8 +21,11 @@ from glmtune.methods.freeze import read_unrounded
 from glmtune.models.dtype import Choice
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives import ObjectiveModule, build_objective
+from glmtune.processor import mapped_bytes
 from glmtune.recipe import Method, Recipe, TrainedPart
+from glmtune.report.canvas import new_figure
 from glmtune.training.guard import Guard
+from glmtune.training.memory import MemoryMeter
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.processes import Processes
 from glmtune.training.stopping import StopRequest
@@ -53,6 +56,10 @@ class Run:
     plan: Plan
     memory: Memory
     """The memory that was free before step 1, and what a step needs."""
+    meter: MemoryMeter
+    """Measures what is taken of it."""
+    limit: int
+    """Bytes that the process may hold in all."""
     base: Untrained
     model: CausalLM
     objective: ObjectiveModule
@@ -91,6 +98,8 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     Writes nothing yet, so bad input leaves no trace.
     """
     settings, processes = plan.recipe.train, plan.processes
+    new_figure()  # imports matplotlib: what a run takes later it takes before its memory is looked at
+    meter = MemoryMeter(processes.device)
     base = _load_base_to_train(plan)
     # before the method is applied: full and freeze change the base's own weights
     untrained = look_at_base(base, plan.location, plan.tokenizer)
@@ -99,13 +108,18 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
     objective = build_objective(model, plan.recipe.objective)
+    meter.end("loading")
     plan, memory = yield from fit_into_memory(plan, objective)
+    meter.end("probe")
+    limit = meter.limit(memory.free, mapped_bytes((*model.parameters(), *model.buffers())))
     torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, plan.num_steps)
     return Run(
         plan=plan,
         memory=memory,
+        meter=meter,
+        limit=limit,
         base=untrained,
         model=model,
         objective=objective,

@@ -10,8 +10,10 @@ from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, load_location, tokenizer_of
 from glmtune.locations import Location, resolve
+from glmtune.models.device import resolve_device
 from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
+from glmtune.training.memory import MemoryMeter
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult, Working
 from glmtune.workflows.rows import data_hash, encode_test_rows, full_path, longest_answer
@@ -20,6 +22,8 @@ NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_r
 """Settings under `data` that choose rows but change no answer."""
 COMPUTED_WITH = "computed_with"
 """Key in settings.json: `exact` or `fast`. `auto` chooses once; a continued evaluation keeps the choice."""
+PEAK = "peak_memory_gib"
+"""Key in settings.json and scores.json: the highest memory of the process, of all parts of an evaluation."""
 
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
@@ -50,6 +54,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     if len(todo) < total:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
+        meter = MemoryMeter(resolve_device(recipe.device))
         model = load_location(
             location, template=recipe.template, dtype=dtype, device=recipe.device, quant=recipe.quant
         ).eval()
@@ -70,9 +75,11 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         except KeyboardInterrupt:
             saved = f"{done} of {total} answers are kept in {file.path}"
             raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
+        file.record(PEAK, max(meter.gib_of("evaluation")[0], file.settings.get(PEAK, 0.0)))
     # the file may hold more rows, of an earlier evaluation with a higher max_test_rows
     wanted = {row.index for row in test_rows.rows}
     scores = score_all([p for p in file.finish() if p.row in wanted])
+    scores[PEAK] = file.settings.get(PEAK)
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)
     return RunResult(folder, {}, scores)

@@ -26,6 +26,7 @@ from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.checkpoints import restore_run, save_checkpoint
 from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped, Working
+from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
@@ -50,6 +51,7 @@ def training(
     yield from plan.summary()
     if resume:
         yield restore_run(run)
+        go_on_measuring(run)
     if run.is_main:  # only now: whatever was refused above has left no trace on disk
         location, (num_trainable, num_all) = plan.location, count_parameters(run.model)
         facts = {  # for env.json
@@ -59,6 +61,7 @@ def training(
                 "folder": str(location.base.resolve()),
             },
             **plan.row_hashes,
+            **({"empty_rows": plan.rows.num_empty} if plan.rows.num_empty else {}),
             "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
@@ -75,6 +78,7 @@ def training(
             remove_folder(plan.folder)  # nothing is lost, and the same command can start over
         raise
     run.processes.wait()  # until the main process has written the last line of metrics.jsonl
+    record_memory(run)
     return (yield from _finish(run))
 
 
@@ -120,6 +124,7 @@ def _steps(run: Run) -> Iterator[Event]:
         max_grad_norm=settings.max_grad_norm,
         guard=run.guard,
         part=run.pruning,
+        meter=run.meter,
     )
     for log in logs:
         progress.step = log.step
@@ -140,6 +145,7 @@ def _steps(run: Run) -> Iterator[Event]:
                 # the step may have ruined the weights: one batch tells, before they are saved
                 _evaluation_loss(run, run.validation[:1])
             yield save_checkpoint(run, is_best=is_best)
+            run.meter.end("saving")
         if is_stopping and not is_last:
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
             return
@@ -163,7 +169,7 @@ def _is_out_of_patience(run: Run) -> bool:
 
 
 def _evaluate(run: Run) -> Generator[Event, None, bool]:
-    """Take the evaluation loss, answer the sample prompts, draw loss.png; return True for a new best loss."""
+    """Take the evaluation loss, answer the sample prompts, draw; return True for a new best loss."""
     progress = run.progress
     yield Working("evaluating")
     loss = _evaluation_loss(run, run.validation)
@@ -183,10 +189,13 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
     if run.recipe.samples.prompts:
         yield Working("answering samples")
     samples = _answer_samples(run)  # outside `is_main`: every process takes part in the forward passes
+    run.meter.end("evaluation")
+    record_memory(run)
     if run.is_main:
         run.writer.add_samples(progress.step, samples)
         run.writer.draw(progress.step)
     run.processes.wait()
+    run.meter.end("pictures")
     yield Evaluated(progress.step, loss, best_before, is_best)
     return is_best
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glmtune.adapters.store import CARD_FILE
@@ -32,6 +33,7 @@ from glmtune.run_files import make_folder, replacing, require_new, write_json
 from glmtune.templates import Taught
 from glmtune.tokenizers import read_tokenizer
 from glmtune.tokenizers.protocol import Tokenizer
+from glmtune.training.memory import MemoryMeter
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import ExportResult, Note
 from glmtune.workflows.quality import HeldOut, held_out_rows, measure_quality
@@ -65,6 +67,7 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
     The folder appears under its own name only once the export is proven. Raises `ConfigError`,
     `CheckpointError` and `OutputError`; `Interrupted` on Ctrl-C, which leaves nothing.
     """
+    meter = MemoryMeter(torch.device("cpu"))  # on a card there is no more than what quality is measured with
     try:
         job = _prepare(order)
         source = job.source
@@ -92,8 +95,12 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
                     yield Note(
                         f"trained with a {name} that no file of this kind holds; send it yourself: {text!r}"
                     )
+            facts["peak_memory_gib"] = meter.gib_of("export")[0]
             write_json(folder / EXPORT_FILE, facts)
-        yield Note(f"{order.output}: done, {show_size(facts['bytes'])}; the figures are in {EXPORT_FILE}")
+        yield Note(
+            f"{order.output}: done, {show_size(facts['bytes'])}, peak memory: {facts['peak_memory_gib']:.2f} "
+            f"GiB; the figures are in {EXPORT_FILE}"
+        )
         if job.kind.is_adapter and not (order.output / CARD_FILE).exists():
             words = (order.output, "--base", facts["base"], "--template", source.identity.template)
             yield Note(f"next: glmtune chat {shlex.join(map(str, words))}")

@@ -12,7 +12,6 @@ from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory, mapped_bytes
 from glmtune.recipe.settings import MicroBatchSize
-from glmtune.report.canvas import new_figure
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import has_room, longest_rows, measure_need, with_losses
 from glmtune.workflows.events import Note
@@ -90,7 +89,6 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     row = max(rows, key=lambda row: len(row.input_ids))
     need = measure_need(objective, row, pad_id, processes, vocab_size=objective.model.config.vocab_size)
     if processes.device.type == "cpu":
-        new_figure()  # imports matplotlib: what a run takes later it takes before the memory is looked at
         free = free_memory(processes.device, mapped)
         need = with_losses(need, objective, row, pad_id, processes, free=free)
     free = free_memory(processes.device, mapped)

@@ -5,7 +5,7 @@ Reading and splitting load no torch, so a mistake in a file is an error before t
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
@@ -38,6 +38,8 @@ class EncodedRows:
     train: "Encoded"
     validation: "Encoded"
     notes: tuple[Note, ...]
+    num_empty: Mapping[str, int]
+    """As of `SplitRows`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class SplitRows:
     train: Sequence[Example]
     validation: Sequence[Example]
     notes: tuple[Note, ...]
+    num_empty: Mapping[str, int]
+    """Rows of each file that `data.empty=skip` left out, if any; env.json keeps them."""
 
 
 def read_and_split(data: Data) -> SplitRows:
@@ -55,6 +59,7 @@ def read_and_split(data: Data) -> SplitRows:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
     datasets = read_sources(data)
     train, validation_notes = _join_sources(data, datasets), list[Note]()
+    read = list(zip((source.path for source in data.sources), datasets, strict=True))
     validation: Sequence[Example]
     if data.validation is None:
         # before data.max_rows is applied: fewer training rows leave the held-out rows the same
@@ -64,7 +69,9 @@ def read_and_split(data: Data) -> SplitRows:
         if len(validation) < len(held_out):
             text += f"; the loss is that of {len(validation):,} of them (data.max_validation_rows)"
     else:
-        validation, text, validation_notes = _read_validation(data, data.validation)
+        dataset = read_dataset(data.validation, data)
+        read.append((data.validation, dataset))
+        validation, text, validation_notes = _validation_rows(data, data.validation, dataset)
     used = train[: data.max_rows]
     line = _plan_line(data, len(used), len(train), len(validation), text)
     notes = [Note(line), *_source_counts(data, datasets, train)]
@@ -74,7 +81,8 @@ def read_and_split(data: Data) -> SplitRows:
         if one.reading == other.reading and _is_same(one.path, other.path):
             twice = f"{other.path}: the same file as {one.path}: its rows are trained on once more"
             notes.append(Note(twice, is_warning=True))
-    return SplitRows(used, validation, (*notes, *validation_notes))
+    num_empty = {str(path): len(dataset.empty) for path, dataset in read if dataset.empty}
+    return SplitRows(used, validation, (*notes, *validation_notes), num_empty)
 
 
 def _plan_line(data: Data, num_used: int, num_train: int, num_validation: int, validation_text: str) -> str:
@@ -107,7 +115,7 @@ def training_rows(tokenizer: "Tokenizer", data: Data, rows: SplitRows | None = N
         if part.report.warning:
             notes.append(Note(f"{name} rows: {part.report.warning}", is_warning=True))
         notes += _longer_than_context(name, [len(row.input_ids) for row in part.rows], tokenizer, data)
-    return EncodedRows(encoded, held_out, tuple(notes))
+    return EncodedRows(encoded, held_out, tuple(notes), rows.num_empty)
 
 
 def _longer_than_context(
@@ -141,9 +149,8 @@ def _shorter_settings(data: Data, context: int, num_new: int) -> str:
     return f"data.max_source_tokens={prompt} data.max_target_tokens={room - prompt} cuts them"
 
 
-def _read_validation(data: Data, path: Path) -> tuple[list[Example], str, list[Note]]:
+def _validation_rows(data: Data, path: Path, dataset: Dataset) -> tuple[list[Example], str, list[Note]]:
     """Return the rows of a validation file that the loss is taken over, words for the plan, and notes."""
-    dataset = read_dataset(path, data)
     validation, whole = draw_validation(dataset.examples, data), len(dataset.examples)
     notes = _notes(path, dataset)
     if same := next((source.path for source in data.sources if _is_same(path, source.path)), None):

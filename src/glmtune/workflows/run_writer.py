@@ -10,14 +10,17 @@ import torch
 
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.extras import require
+from glmtune.files import read_json
 from glmtune.log import tell
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.fonts import GET_A_FONT, find_families
+from glmtune.report.memory_picture import plot_memory
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks
 from glmtune.report.recorded_run import describe_method
 from glmtune.run_files import (
     ENVIRONMENT_FILE,
+    MEMORY_FILE,
     METRICS_FILE,
     RECIPE_FILE,
     SAMPLES_FILE,
@@ -109,11 +112,17 @@ class RunWriter:
         """Append AdaLoRA's ranks from a step on, by the layer's name, to ranks.jsonl."""
         append_json(self._ranks_path, {"step": step, "ranks": ranks})
 
+    def write_memory(self, content: Mapping[str, Any]) -> None:
+        """Write memory.json: what the run has taken so far, and was expected to."""
+        write_json(self.folder / MEMORY_FILE, content)
+
     def draw(self, step: int) -> None:
-        """Draw loss.png, and ranks.png if there are ranks, with the figures up to a step."""
+        """Draw loss.png, memory.png, and ranks.png if there are ranks, with the figures up to a step."""
         name = self.folder.resolve().name
         metrics, picture = read_json_lines(self.metrics_path), self.folder / "loss.png"
         plot_loss(metrics, picture, title=name, subtitle=self._subtitle)
+        memory = read_json(self.folder / MEMORY_FILE, is_ours=True)
+        plot_memory(memory, metrics, self.folder / "memory.png", title=name, subtitle=self._subtitle)
         if ranks := read_json_lines(self._ranks_path):
             plot_ranks(ranks, step, self.folder / "ranks.png", title=name)
 

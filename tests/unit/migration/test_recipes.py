@@ -37,7 +37,12 @@ def assert_has(recipe: Recipe, expected: dict[str, Any]) -> None:
     assert {key: at(recipe, key) for key in expected} == expected
 
 
-THUDM = {"data.encoding": "thudm", "data.prompt_column": "content", "data.response_column": "summary"}
+THUDM = {
+    "data.encoding": "thudm",
+    "data.empty": "skip",
+    "data.prompt_column": "content",
+    "data.response_column": "summary",
+}
 ADGEN = {"data.train": "AdvertiseGen/train.json", "data.validation": "AdvertiseGen/dev.json"}
 PREFIX = {
     "quant": "int4", "method.name": "ptuning", "method.num_prefix_tokens": 128, "method.projection": False,

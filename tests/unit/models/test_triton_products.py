@@ -253,7 +253,7 @@ def test_kernels_that_run_are_taken_for_codes_of_whole_numbers_alone(
     card: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By tensors that claim to lie on a card."""
-    monkeypatch.setattr(triton_products, "_find_obstacle", lambda _: None)
+    monkeypatch.setattr(triton_products, "find_obstacle", lambda _: None)
     let_kernels("product", monkeypatch)
     with FakeTensorMode():
         rows = torch.empty(2, 64, device="cuda")

@@ -7,7 +7,17 @@ from glmtune.training.progress import Progress, clock_time, run_time
 
 
 def log(step: int, loss: float, step_s: float = 0.5) -> StepLog:
-    return StepLog(step, loss, 1.0, 1e-4, tokens=100, tokens_per_s=400.0, step_s=step_s, peak_memory_gib=6.7)
+    return StepLog(
+        step,
+        loss,
+        1.0,
+        1e-4,
+        tokens=100,
+        tokens_per_s=400.0,
+        step_s=step_s,
+        peak_memory_gib=6.7,
+        memory_gib=6.5,
+    )
 
 
 def test_the_line_has_the_published_form_with_speed_and_memory_added() -> None:

@@ -74,7 +74,9 @@ def plain(written: str) -> str:
 
 
 def stepped(step: int, of: int = 4) -> Stepped:
-    log = StepLog(step, 2.5, 1.0, 1e-4, tokens=10, tokens_per_s=1234.0, step_s=30.0, peak_memory_gib=1.25)
+    log = StepLog(
+        step, 2.5, 1.0, 1e-4, tokens=10, tokens_per_s=1234.0, step_s=30.0, peak_memory_gib=1.25, memory_gib=1
+    )
     return Stepped(log, of, f"global step {step}")
 
 

@@ -1,0 +1,46 @@
+"""`glmtune doctor`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from glmtune.cli.console import MODEL, loading_options
+
+
+@click.command(short_help="Look at this machine and try glmtune on it; and on a model.")
+@click.argument("path", type=MODEL, required=False)
+@click.option("--template", help="Chat format, where the folder does not tell it.")
+@click.option("--json", "as_json", is_flag=True, help="The same as one JSON array.")
+@loading_options
+def doctor(
+    path: Path | None, template: str | None, as_json: bool, dtype: str, quant: str | None, device: str
+) -> None:
+    """Say what this machine has and lacks, and try in some seconds that glmtune works on it.
+
+    The bundled glm-tiny is trained, proven and asked; nothing is downloaded or left behind. With PATH, a
+    model's folder, that model is opened, asked and trained one step too. Paste the report into an issue: your
+    home folder is `~` in it. Exit code 1 if something failed.
+
+    \b
+      glmtune doctor
+      glmtune doctor /models/chatglm3-6b --quant int4
+    """
+    import json
+    from dataclasses import asdict
+
+    from glmtune.workflows.doctor import examining
+    from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines, Shown
+
+    report = examining(path, template=template, dtype=dtype, quant=quant, device=device)
+    if as_json:
+        findings = drain(report)
+    else:
+        lines = Lines()
+        with lines.bar("doctor"):
+            findings = drain(report, Shown(lines))
+    if as_json:
+        click.echo(json.dumps([asdict(found) for found in findings], ensure_ascii=False, indent=2))
+    if any(found.has_failed for found in findings):
+        sys.exit(1)

@@ -1,0 +1,95 @@
+"""memory.json: the memory that a training run takes, by part and by phase, beside what was predicted."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from glmtune.files import read_json_if_there
+from glmtune.models.quant import quantised_layers
+from glmtune.processor import mapped_bytes
+from glmtune.recipe import Method, TrainedPart
+from glmtune.run_files import MEMORY_FILE
+from glmtune.training.memory import Held
+from glmtune.training.optim import state_bytes
+from glmtune.workflows.assemble import Run
+
+NAMES = {"cpu": ("resident", "anonymous"), "cuda": ("reserved", "allocated")}
+"""Names of the two figures of a phase, by device."""
+
+
+def weights_by_part(model: nn.Module, method: Method) -> dict[str, int]:
+    """Return the bytes of a model's tensors: its weights, by kind if quantised, and what a method adds."""
+    layers = quantised_layers(model).values()
+    kinds = {id(p): "scales" for layer in layers for name, p in layer.named_parameters() if name != "bias"}
+    kinds |= {id(layer.weight): "codes" for layer in layers}
+    rest = "not quantised" if layers else "weights"
+    is_added = method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX)
+    sizes = dict.fromkeys((*dict.fromkeys(kinds.values()), rest, "adapter"), 0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        is_adapter = is_added and tensor.requires_grad
+        sizes["adapter" if is_adapter else kinds.get(id(tensor), rest)] += tensor.nbytes
+    return sizes
+
+
+def record_memory(run: Run) -> None:
+    """Write what the run has taken so far to memory.json; all processes call it, the highest counts."""
+    everyones = run.processes.gather((run.meter.process, run.meter.phases))
+    if not run.is_main:
+        return
+    process = max(process for process, _ in everyones)
+    phases = {name: Held.most(each[name] for _, each in everyones) for name in run.meter.phases}
+    weights = weights_by_part(run.model, run.recipe.method)
+    mapped = mapped_bytes((*run.model.parameters(), *run.model.buffers()))
+    measured = {**weights, "process": process}
+    if step := phases.get("step"):
+        gradients = state_bytes(run.model, None, num_processes=run.processes.number)
+        states = (value for values in run.optimizer.state.values() for value in values.values())
+        state = sum(value.nbytes for value in states if isinstance(value, Tensor))  # not a step's number
+        held = {**weights, "gradients": gradients, "optimizer": state}
+        # the rest of the highest point; weights that lie in mapped files are no memory of the process's own
+        activations = max(0, step.own - (sum(held.values()) - mapped))
+        measured = {**held, "activations": activations, "process": process}
+    run.writer.write_memory(
+        {
+            "device": run.processes.device.type,
+            "limit": run.limit,
+            "predicted": _with_sum(predicted_parts(run)),
+            "measured": _with_sum(measured),
+            "phases": {
+                name: dict(zip(NAMES[run.processes.device.type], (held.whole, held.own), strict=True))
+                for name, held in phases.items()
+            },
+        }
+    )
+
+
+def predicted_parts(run: Run) -> dict[str, int]:
+    """Return the bytes by part that the run's steps were expected to take."""
+    plan, memory = run.plan, run.memory
+    settings = plan.recipe.train
+    tokens = plan.steps.longest_micro_batch(plan.num_steps, settings.micro_batch_size)
+    wanted, num_layers = settings.gradient_checkpointing, memory.need.num_layers
+    recomputed = num_layers * wanted if isinstance(wanted, bool) else int(wanted)
+    longest = min(tokens, memory.longest_row)
+    gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
+    return {
+        **weights_by_part(run.model, plan.recipe.method),
+        "gradients": gradients,
+        "optimizer": memory.state - gradients,
+        "activations": memory.need.bytes_at(tokens, longest, recomputed=recomputed),
+        "process": run.meter.process,
+    }
+
+
+def go_on_measuring(run: Run) -> None:
+    """Let the phases of a resumed run be no lower than they were before, if that was on the same device."""
+    earlier = read_json_if_there(run.writer.folder / MEMORY_FILE, is_ours=True)
+    names = NAMES[run.processes.device.type]
+    for phase, figures in earlier.get("phases", {}).items():
+        if set(figures) == set(names):
+            held = Held(*(figures[name] for name in names))
+            run.meter.phases[phase] = Held.most((held, run.meter.phases.get(phase, held)))
+
+
+def _with_sum(parts: Mapping[str, int]) -> dict[str, int]:
+    return {**{name: size for name, size in parts.items() if size}, "bytes": sum(parts.values())}
