@@ -281,7 +281,7 @@ class _Search(NamedTuple):
         kept = _most(least, len(self.text), is_met)
         # the text that is chosen is encoded whole in any case: it must be as long as was told
         start, end = (offset + place for place in self.place(len(self.text), kept or least))
-        count = cut.counts(cut.without(start, end))
+        count = cut.counts(cut.text[:start] + cut.text[end:])
         is_right = cut.count(start, end) in (None, count) and (count <= most) == (kept is not None)
         return kept if is_right and is_plain_text(self.short(kept or least)) else plainly()
 
