@@ -9,7 +9,7 @@ import pytest
 from glmtune.conversation import learned_segments
 from glmtune.data import encode
 from glmtune.data.counts import TokenCounts
-from glmtune.data.cut import Cutter, Limits, Size, _end, _middle
+from glmtune.data.cut import Cutter, Limits, Size, _middle
 from glmtune.data.encode import encode_examples, training_conversations
 from glmtune.data.example import Example
 from glmtune.data.plain import ANSWER, QUESTION, PlainShape, is_plain
@@ -111,7 +111,7 @@ def test_rows_encoded_at_once_are_those_encoded_one_by_one_however_they_are_cut(
     assert as_lists(encode_examples(tokenizer, rows, data)) == expected(tokenizer, rows, data)
 
 
-@pytest.mark.parametrize("place", [_end, _middle])
+@pytest.mark.parametrize("place", [lambda length, kept: (kept, length), _middle])
 def test_tokens_counted_around_a_cut_are_those_of_the_whole_text(tokenizer, place) -> None:
     draw, told = random.Random(3), 0
     counts = TokenCounts(tokenizer)

@@ -134,7 +134,7 @@ class ChatTokenizer:
         """
         if not ids or text[-1].isspace():  # some vocabularies leave it out
             return None
-        ends = list(accumulate(map(self._num_begun.__getitem__, ids)))
+        ends = list(accumulate(map(self.num_begun.__getitem__, ids)))
         # sentencepiece writes a space in front of a text
         shift = ends[-1] - len(text)
         is_led = self.token_bytes(ids[0]).startswith(_SPACE) and not text[0].isspace()
@@ -143,8 +143,8 @@ class ChatTokenizer:
         )
 
     @cached_property
-    def _num_begun(self) -> Begun:
-        """The number of characters that begin in each token."""
+    def num_begun(self) -> Begun:
+        """Return the number of characters that begin in each token."""
         return Begun(self.token_bytes)
 
     @abstractmethod
