@@ -1,4 +1,4 @@
-"""The public functions train, plan, evaluate, export, verify, compare, migrate and doctor: each runs one workflow.
+"""The public functions train, plan, evaluate, export, verify, compare, migrate, doctor: one workflow each.
 
 They write to stderr what the command line writes. `quiet=True` writes nothing; `on_event`, a function of one
 event (`glmtune.workflows.events`), gets each event instead.
