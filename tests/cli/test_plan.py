@@ -39,6 +39,7 @@ OUTLOOK = Outlook(
     rows=1200,
     validation_rows=63,
     longest_row=812,
+    processes=1,
     here=forecast_on(HERE),
     cards=(
         forecast_on(SMALL, WORDS),

@@ -30,7 +30,7 @@ def plan(words: tuple[str, ...], probe: bool, as_json: bool) -> None:
 
     \b
       glmtune plan model=/models/chatglm3-6b data.train=my.json quant=int4
-      glmtune plan recipes/lora.yaml recipes/ptuning.yaml model=/models/chatglm3-6b data.train=my.json
+      glmtune plan recipes/lora.yaml recipes/full.yaml model=/models/chatglm3-6b data.train=my.json
       glmtune plan runs/chatglm3-6b-lora --probe
     """
     import json
@@ -103,18 +103,20 @@ def page_lines(outlook: "Outlook") -> Iterator[str]:
             f"{speed.steps}: {speed.slowest_s:.3g}), an evaluation {speed.evaluation_s:.3g} s"
         )
     yield ""
-    yield from part_lines(here)
+    yield from part_lines(here, processes=outlook.processes)
     yield ""
     yield from machine_lines(outlook)
 
 
-def part_lines(figures: "Forecast") -> Iterator[str]:
+def part_lines(figures: "Forecast", *, processes: int) -> Iterator[str]:
     """Yield a line per part, with a column for each phase of the run's life."""
     phases = figures.phases
     greatest = max(phase.num_bytes for phase in phases)
     unit, scale = ("GiB", 2**30) if greatest >= 2**30 else ("MiB", 2**20)
     names = sorted({name: 0 for phase in phases for name in phase.parts}, key=lambda name: name == "process")
-    head = f"{unit} on {figures.machine.name}"
+    head = (
+        f"{unit} on {figures.machine.name}" if processes == 1 else f"{unit} of each of {processes} processes"
+    )
     width = max(map(len, (head, *names)))
     yield f"{head:<{width}}" + "".join(f"{phase.name:>13}" for phase in phases)
     for name in names:
