@@ -38,13 +38,17 @@ SIGNATURES = {
     "render_messages": "(template, messages, *, tools=None, add_generation_prompt=True, **options)",
     "answer_text": "(tokenizer, ids)",
     "score": "(predictions, references, variant='thudm')",
-    "train": "(recipe=None, *, resume=False, quiet=False, on_event=None, **settings)",
+    "plan": "(recipe=None, *, probe=False, quiet=False, on_event=None, **settings)",
+    "train": "(recipe=None, *, resume=False, force=False, quiet=False, on_event=None, **settings)",
     "evaluate": "(recipe, *, data=None, output=None, quiet=False, on_event=None)",
     "export": (
         "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
         "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
     ),
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
+    "doctor": (
+        "(path=None, *, template=None, dtype='auto', quant=None, device='auto', quiet=False, on_event=None)"
+    ),
     "migrate": "(source, output=None, *, base=None, template=None, quiet=False, on_event=None)",
     "verify": (
         "(path, *, base=None, template=None, dtype='auto', quant=None, device='auto', quiet=False, "
@@ -86,9 +90,11 @@ def test_every_public_name_is_there() -> None:
             "DataError",
             "Engine",
             "ExportResult",
+            "Finding",
             "GlmtuneError",
             "Migration",
             "MissingDependencyError",
+            "Outlook",
             "OutputError",
             "Recipe",
             "Request",

@@ -28,7 +28,20 @@ if TYPE_CHECKING:
     from glmtune.report.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
-    from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
+    from glmtune.workflows import (
+        ExportResult,
+        RunResult,
+        compare,
+        doctor,
+        evaluate,
+        export,
+        migrate,
+        train,
+        verify,
+    )
+    from glmtune.workflows.findings import Finding
+    from glmtune.workflows.outlook import Outlook
+    from glmtune.workflows.public import plan
 
 _HOMES = {
     "Adapters": "glmtune.several",
@@ -41,9 +54,11 @@ _HOMES = {
     "DataError": "glmtune.errors",
     "Engine": "glmtune.generate",
     "ExportResult": "glmtune.workflows",
+    "Finding": "glmtune.workflows.findings",
     "GlmtuneError": "glmtune.errors",
     "Migration": "glmtune.migration",
     "MissingDependencyError": "glmtune.errors",
+    "Outlook": "glmtune.workflows.outlook",
     "OutputError": "glmtune.errors",
     "Recipe": "glmtune.recipe",
     "Request": "glmtune.generate",
@@ -52,12 +67,14 @@ _HOMES = {
     "TrainingError": "glmtune.errors",
     "answer_text": "glmtune.conversation",
     "compare": "glmtune.workflows",
+    "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
     "export": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
     "migrate": "glmtune.workflows",
+    "plan": "glmtune.workflows.public",
     "render_messages": "glmtune.templates",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
@@ -76,9 +93,11 @@ __all__ = [
     "DataError",
     "Engine",
     "ExportResult",
+    "Finding",
     "GlmtuneError",
     "Migration",
     "MissingDependencyError",
+    "Outlook",
     "OutputError",
     "Recipe",
     "Request",
@@ -87,12 +106,14 @@ __all__ = [
     "TrainingError",
     "answer_text",
     "compare",
+    "doctor",
     "encode_messages",
     "evaluate",
     "export",
     "load_model",
     "load_tokenizer",
     "migrate",
+    "plan",
     "render_messages",
     "score",
     "train",

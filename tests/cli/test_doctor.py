@@ -14,7 +14,9 @@ import torch
 from commands import glmtune
 from glmtune.conversation import encode_messages
 from glmtune.load import load_model, load_tokenizer
-from glmtune.workflows import doctor, machine
+from glmtune.models.dtype import num_bytes
+from glmtune.models.shards import scan_tensors
+from glmtune.workflows import examining, first_run, machine
 from glmtune.workflows.findings import Finding
 from glmtune.workflows.first_run import ANSWER, ASKED, try_model
 from glmtune.workflows.machine import find_conflicts, has_code, look_at_cards
@@ -66,7 +68,7 @@ def test_a_model_below_the_home_folder_is_tried_without_telling_where_it_is(apar
 
 
 def test_what_fails_is_a_line_and_the_rest_goes_on(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NAME", "GLM-Huge")  # which the answers do not hold
+    monkeypatch.setattr(examining, "NAME", "GLM-Huge")  # which the answers do not hold
     folder = tiny_folder(apart / "work" / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -128,6 +130,23 @@ def test_the_loss_is_the_models_own(tmp_path: Path) -> None:
         expected = float(model(ids, labels=labels).loss)
     shown = re.search(r"loss ([\d.]+),", tried(folder)["train"].text)
     assert shown and float(shown[1]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_model_that_does_not_fit_is_not_loaded_and_the_cure_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    stored = scan_tensors(folder)
+    for quant, other in (("int8", None), ("int4", None), ("int4", "int8")):
+        size = int(num_bytes(stored, quant)) + 1
+        monkeypatch.setattr(first_run, "free_memory", lambda _, size=size: size)
+        found = tried(folder, other)
+        assert list(found) == ["files", "load"]
+        assert found["load"].text.endswith(f" are free; quant={quant}")
+        assert list(tried(folder, quant)) == MODEL
+    monkeypatch.setattr(first_run, "free_memory", lambda _: 0)
+    for quant in (None, "int4"):
+        assert "take a smaller model, or a machine with more than" in tried(folder, quant)["load"].text
 
 
 def test_an_adapter_is_refused_with_what_to_type_instead(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def record_memory(run: Run) -> None:
         {
             "device": run.processes.device.type,
             "limit": run.limit,
-            "predicted": _with_sum(run.forecast.phases[0].parts if run.forecast else expected_parts(run)),
+            "predicted": _with_sum(predicted_parts(run)),
             "measured": _with_sum(measured),
             "phases": {
                 name: dict(zip(NAMES[run.processes.device.type], (held.whole, held.own), strict=True))
@@ -63,8 +63,10 @@ def record_memory(run: Run) -> None:
     )
 
 
-def expected_parts(run: Run) -> dict[str, int]:
-    """Return the bytes by part that the steps were expected to take once the model was there."""
+def predicted_parts(run: Run) -> dict[str, int]:
+    """Return the bytes by part that the run's steps were expected to take."""
+    if run.forecast:  # made before the weights were read
+        return dict(run.forecast.phases[0].parts)
     plan, memory = run.plan, run.memory
     settings = plan.recipe.train
     tokens = plan.steps.longest_micro_batch(plan.num_steps, settings.micro_batch_size)
