@@ -56,6 +56,7 @@ def draw_memory(
     memory: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str = ""
 ) -> "Figure":
     """Draw the figure of `plot_memory`: a bar for each of predicted and measured, beside a curve by step."""
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     # the process lowest, which is alike in both
@@ -76,7 +77,8 @@ def draw_memory(
     limit, is_far = memory["limit"], memory["limit"] > FAR * drawn
     by_part.set_ylim(0, 1.12 * (drawn if is_far else max(drawn, limit)) / size)
     _draw_parts(by_part, columns, size)
-    handles = _legend(columns)
+    names = dict.fromkeys(name for parts in columns.values() for name in parts)
+    handles: list[Artist] = [Patch(color=COLOURS.get(name, "0.5"), label=name) for name in names]
     by_step.set_xlabel("step")
     if curve:
         by_step.plot(
@@ -128,10 +130,3 @@ def _draw_parts(axes: "Axes", columns: Mapping[str, Mapping[str, int]], size: in
     axes.set_xticks(range(len(columns)), list(columns))
     axes.grid(visible=False, axis="x")
     axes.set_axisbelow(True)
-
-
-def _legend(columns: Mapping[str, Mapping[str, int]]) -> "list[Artist]":
-    from matplotlib.patches import Patch
-
-    names = dict.fromkeys(name for parts in columns.values() for name in parts)
-    return [Patch(color=COLOURS.get(name, "0.5"), label=name) for name in names]
