@@ -33,11 +33,12 @@ SMALL = {
     "info": [],
     "data": [],
     "doctor": [],
+    "plan": [],
 }
 
 
 GUIDES = (
-    "quickstart", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
+    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
     "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
@@ -58,7 +59,7 @@ NOT_RUN = {
 }
 SHOWN = (
     "error: ", "hint: ", "warning: ", "training rows: ", "trainable params: ", "  tokens ", "/models/",
-    "  the model's context ", "AdvertiseGen/", "memory: ",
+    "  the model's context ", "AdvertiseGen/", "memory: ", "> temperature ", "forecast: ",
 )  # fmt: skip
 """How lines begin that a program prints."""
 GUIDE_WORDS = {
@@ -76,6 +77,7 @@ GUIDE_WORDS = {
     "export": [],
     "info": [],
     "migrate": [],
+    "plan": [],
     "verify": [],
     "runs": [],
 }

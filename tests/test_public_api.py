@@ -38,7 +38,8 @@ SIGNATURES = {
     "render_messages": "(template, messages, *, tools=None, add_generation_prompt=True, **options)",
     "answer_text": "(tokenizer, ids)",
     "score": "(predictions, references, variant='thudm')",
-    "train": "(recipe=None, *, resume=False, quiet=False, on_event=None, **settings)",
+    "plan": "(recipe=None, *, probe=False, quiet=False, on_event=None, **settings)",
+    "train": "(recipe=None, *, resume=False, force=False, quiet=False, on_event=None, **settings)",
     "evaluate": "(recipe, *, data=None, output=None, quiet=False, on_event=None)",
     "export": (
         "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
@@ -93,6 +94,7 @@ def test_every_public_name_is_there() -> None:
             "GlmtuneError",
             "Migration",
             "MissingDependencyError",
+            "Outlook",
             "OutputError",
             "Recipe",
             "Request",

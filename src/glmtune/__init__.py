@@ -40,6 +40,8 @@ if TYPE_CHECKING:
         verify,
     )
     from glmtune.workflows.findings import Finding
+    from glmtune.workflows.outlook import Outlook
+    from glmtune.workflows.public import plan
 
 _HOMES = {
     "Adapters": "glmtune.several",
@@ -56,6 +58,7 @@ _HOMES = {
     "GlmtuneError": "glmtune.errors",
     "Migration": "glmtune.migration",
     "MissingDependencyError": "glmtune.errors",
+    "Outlook": "glmtune.workflows.outlook",
     "OutputError": "glmtune.errors",
     "Recipe": "glmtune.recipe",
     "Request": "glmtune.generate",
@@ -71,6 +74,7 @@ _HOMES = {
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
     "migrate": "glmtune.workflows",
+    "plan": "glmtune.workflows.public",
     "render_messages": "glmtune.templates",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
@@ -93,6 +97,7 @@ __all__ = [
     "GlmtuneError",
     "Migration",
     "MissingDependencyError",
+    "Outlook",
     "OutputError",
     "Recipe",
     "Request",
@@ -108,6 +113,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "migrate",
+    "plan",
     "render_messages",
     "score",
     "train",

@@ -7,7 +7,7 @@ from typing import Any
 
 from glmtune.conversation import encode_latest
 from glmtune.generate.engine import Engine
-from glmtune.generate.sampling import read_sampling
+from glmtune.generate.sampling import read_sampling, usual_sampling
 from glmtune.generate.text import stream_text
 from glmtune.load import load_location, tokenizer_of
 from glmtune.locations import resolve
@@ -41,11 +41,13 @@ class Chat:
     ) -> None:
         """`sampling`: fields of `Sampling`, such as temperature=0.8; `compile_step` as in `Engine`.
 
+        Those left out are the model's own: of its generation_config.json, else of its family's official chat.
         Raises `ConfigError`, `DataError`.
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.sampling = read_sampling(sampling)
+        usual = usual_sampling(tokenizer.chat_format.chat, model.generation_config, sampling)
+        self.sampling = read_sampling({**usual, **sampling})
         self.taught = Taught(system, source_prefix)
         self._engine = Engine(model, reused_tokens=REUSED_TOKENS, compile_step=compile_step)
         if not self._engine.goes_on:
@@ -68,7 +70,7 @@ class Chat:
 
     def __repr__(self) -> str:
         rounds = sum(message["role"] == "user" for message in self.messages)
-        return f"<Chat: {self.tokenizer.template}, {rounds} round{'s' * (rounds != 1)}, {self.sampling}>"
+        return f"<Chat: {self.tokenizer.template}, {rounds} round{'s' * (rounds != 1)}, {self.sampling!r}>"
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -79,3 +79,7 @@ class ModelFolder:
         if read not in self._found:
             self._found[read] = read(self)
         return cast("Found", self._found[read])
+
+    def suppose(self, read: "Callable[[ModelFolder], Found]", value: Found) -> None:
+        """Have `once(read)` return this value, for files that are not there."""
+        self._found[read] = value

@@ -190,6 +190,17 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(
     assert settled(tmp_path / "run")[0] in ("256 tokens", 1)
 
 
+def test_a_run_that_does_not_fit_is_begun_all_the_same_where_it_is_forced(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 2 * 2**20)
+    events: list[Any] = []
+    drain(training(recipe(model, tmp_path / "run"), force=True), events.append)
+    warnings = [event.text for event in events if isinstance(event, Note) and event.is_warning]
+    assert any(text.startswith("memory: this is more than is free") for text in warnings)
+    assert settled(tmp_path / "run")[0] in ("256 tokens", 1)
+
+
 @pytest.mark.parametrize("overlong", ["drop", "error"])
 def test_the_hint_cuts_rows_that_would_else_be_dropped_or_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlong: str

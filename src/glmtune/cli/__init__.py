@@ -21,6 +21,7 @@ from glmtune.cli.export import export
 from glmtune.cli.hints import Verbs, misuse_hint
 from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
+from glmtune.cli.plan import plan
 from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -50,6 +51,7 @@ def glmtune() -> None:
     \b
     A first round with a model of your own:
       glmtune info /models/chatglm3-6b
+      glmtune plan model=/models/chatglm3-6b data.train=my.json
       glmtune train model=/models/chatglm3-6b data.train=my.json
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune chat runs/chatglm3-6b-lora
@@ -61,7 +63,7 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings, doctor,
+    demo, plan, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 

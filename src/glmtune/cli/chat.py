@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     type=click.Choice(["1", "2"]),
     help="1: single-turn, 2: multi-turn; else asked at a terminal, and 2 for the lines of a pipe.",
 )
-@click.option("--temperature", type=float, help="Below 1 sharpens, 0: no sampling; default 0.8.")
-@click.option("--top-p", type=float, help="Draw from the likeliest tokens of this total; default 0.8.")
-@click.option("--top-k", type=int, help="Draw from so many likeliest tokens; default 0: no limit.")
-@click.option("--repetition-penalty", type=float, help="Above 1 repeats less; default 1.")
+@click.option("--temperature", type=float, help="Below 1 sharpens, 0: no sampling; else the model's own.")
+@click.option(
+    "--top-p", type=float, help="Draw from the likeliest tokens of this total; else the model's own."
+)
+@click.option(
+    "--top-k", type=int, help="Draw from so many likeliest tokens, 0: no limit; else the model's own."
+)
+@click.option("--repetition-penalty", type=float, help="Above 1 repeats less; else the model's own.")
 @click.option("--max-new-tokens", type=int, help="Longest answer in tokens; default 512.")
 @click.option("--seed", type=int, help="Makes the answers repeatable.")
 @click.option("--system", help="System message; without it, the one the run was tuned with.")
@@ -112,6 +116,7 @@ def chat(
         },
     )
     note("model load done...")  # the line of the program that `talk` names as its source
+    note(f"> {speakers[-1].chat.sampling}")
     talk = Talk(speakers, open_questions(), transcript)
     talk.greet(name)
     talk.hold(rounds)

@@ -34,6 +34,10 @@ OTHER_VERBS: Mapping[str, str] = {
     **dict.fromkeys(
         ("download", "pull"), "a name on a hub is fetched when it is used: `glmtune info OWNER/NAME`"
     ),
+    **dict.fromkeys(
+        ("estimate", "memory", "vram", "fits", "dry-run", "eta"),
+        "it is `glmtune plan model=MODEL data.train=FILE`",
+    ),
     **dict.fromkeys(("ls", "list"), "it is `glmtune runs`"),
     **dict.fromkeys(("show", "inspect"), "it is `glmtune info PATH`"),
     **dict.fromkeys(("plot", "diff"), "it is `glmtune compare RUN RUN`"),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from glmtune.cli.console import PATH, leave_group, program
+from glmtune.cli.plan import look_ahead, page_lines
+from glmtune.log import is_main_process
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
@@ -16,12 +18,18 @@ if TYPE_CHECKING:
 @click.command(short_help="Fine-tune a model on your rows.")
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run's folder.")
-def train(words: tuple[str, ...], resume: bool) -> None:
+@click.option(
+    "--dry-run", is_flag=True, help="Check all that needs no weights, print the plan, write nothing."
+)
+@click.option(
+    "--force", is_flag=True, help="Begin even if the memory does not suffice; else that is refused."
+)
+def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool) -> None:
     """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
 
     \b
       glmtune train model=/models/chatglm3-6b data.train=my.json
-      glmtune train recipes/lora.yaml model=/models/chatglm3-6b train.lr=2e-4
+      glmtune train recipes/lora.yaml model=/models/chatglm3-6b train.lr=2e-4 --dry-run
       glmtune train runs/chatglm3-6b-lora --resume
       glmtune train model=runs/chatglm3-6b-lora data.train=new.json output=runs/more
       torchrun --nproc-per-node 2 -m glmtune train recipes/lora.yaml
@@ -49,7 +57,18 @@ def train(words: tuple[str, ...], resume: bool) -> None:
     # nothing left to do is no error; with settings typed behind the run, the plan refuses what differs
     if resume and len(words) == 1 and _is_finished(Path(words[0])):
         return
-    run_recipe(recipe, resume=resume)
+    if not dry_run:
+        run_recipe(recipe, resume=resume, force=force)
+        return
+    outlook = look_ahead(recipe, resume=resume, begins=True)
+    if is_main_process():
+        for line in ("", *page_lines(outlook)):
+            click.echo(line)
+    leave_group()
+    from glmtune.workflows.room import find_refusal
+
+    if (refusal := find_refusal(outlook.here, is_resumed=resume)) and not force:
+        raise refusal
 
 
 def _is_finished(run: Path) -> bool:
@@ -72,7 +91,7 @@ def _is_finished(run: Path) -> bool:
     return True
 
 
-def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
+def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> None:
     """Train and print the events: first what can be checked without torch, then the run."""
     from glmtune.workflows.early import check_training
 
@@ -89,7 +108,7 @@ def run_recipe(recipe: "Recipe", *, resume: bool) -> None:
     enable_progress_bars()  # a download takes minutes: it shows its bar
     lines = Lines()
     with lines.bar("training"), _naming_ended_process():
-        result = drain(training(recipe, resume=resume, rows=rows), Shown(lines))
+        result = drain(training(recipe, resume=resume, force=force, rows=rows), Shown(lines))
     leave_group()
     lines.say(f"next: {program()} chat {result.path}")
     lines.say(f"      {program()} evaluate {result.path}")

@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from glmtune.data.counts import CutText, TokenCounts
-from glmtune.data.plain import QUESTION, is_plain_text
+from glmtune.data.plain import is_plain_text
 from glmtune.errors import DataError
 from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
 from glmtune.templates import Message, Segment
@@ -70,17 +70,17 @@ class Limits:
         less = f", less {context - room:,} for the answer" if room < context else ""
         return cls(room, origin=f"the model's context{f' of {context:,}' if less else ''}{less}")
 
-    def is_source_met(self, size: Size) -> bool:
-        """True if the tokens before the last answer (with a `total`: the whole example) are few enough."""
-        return size.num_tokens <= self.total if self.total is not None else size.num_source <= self.source
+    def source_excess(self, size: Size) -> int:
+        """Return by how many tokens all before the last answer is too long (with a `total`: the whole)."""
+        return size.num_tokens - self.total if self.total is not None else size.num_source - self.source
 
-    def is_target_met(self, size: Size) -> bool:
-        """True if the last answer (with a `total`: the whole example) is short enough."""
-        return size.num_tokens <= self.total if self.total is not None else size.num_target <= self.target
+    def target_excess(self, size: Size) -> int:
+        """Return by how many tokens the last answer is too long (with a `total`: the whole example)."""
+        return size.num_tokens - self.total if self.total is not None else size.num_target - self.target
 
     def is_met(self, size: Size) -> bool:
         """True if the example needs no cut."""
-        return self.is_source_met(size) and self.is_target_met(size)
+        return self.source_excess(size) <= 0 and self.target_excess(size) <= 0
 
     def refuse(self, size: int, settings: Data, *, part: str = "") -> None:
         """Raise DataError, if `data.overlong` is `error`, for a row (or a `part` of it) of `size` tokens."""
@@ -114,22 +114,27 @@ class Cutter:
         self.limits = limits
         self.render = render
         self.counts = counts
-        self._rendered: tuple[list[Message], Sequence[Segment]] | None = None
+        self._known: tuple[list[Message], Sequence[Segment], Size] | None = None
 
     def example(self, conversation: list[Message]) -> Sequence[Segment]:
-        """Return a conversation's example; of the last one asked for it is still known."""
-        if self._rendered is None or self._rendered[0] is not conversation:
-            self._rendered = conversation, self.render(conversation)
-        return self._rendered[1]
+        """Return a conversation's example."""
+        return self._look_at(conversation)[1]
 
     def measure(self, conversation: list[Message]) -> Size:
         """Return the size of a conversation's example."""
-        return measure(self.example(conversation), self.counts)
+        return self._look_at(conversation)[2]
+
+    def _look_at(self, conversation: list[Message]) -> tuple[list[Message], Sequence[Segment], Size]:
+        """Return a conversation, its example and its size: known again of the last one asked for."""
+        if self._known is None or self._known[0] is not conversation:
+            segments = self.render(conversation)
+            self._known = conversation, segments, measure(segments, self.counts)
+        return self._known
 
     def cut(self, conversation: list[Message]) -> tuple[list[Message], list[str]] | None:
         """Return the shortened conversation and the kinds of cuts; None if no cut makes it short enough."""
         cuts: list[str] = []
-        while not self.limits.is_source_met(self.measure(conversation)):
+        while self.limits.source_excess(self.measure(conversation)) > 0:
             end = _last_learned(conversation)
             # several user turns in a row ask one question: a round begins with the first of them
             starts = [
@@ -152,7 +157,7 @@ class Cutter:
         questions = [i for i in range(end) if conversation[i].role in ("user", "observation")]
         allowed = (self.limits.total or 0) // _QUESTION_SHARE
         for index in sorted(questions, key=lambda i: -len(conversation[i].content)):
-            if self.limits.is_source_met(self.measure(conversation)):
+            if self.limits.source_excess(self.measure(conversation)) <= 0:
                 break
             text = conversation[index].content
             least = 1
@@ -162,7 +167,7 @@ class Cutter:
                 share = _Search(text, _middle, lambda part: self.counts(part) <= allowed)
                 least = share.most(1, _Hole(alone, 0, allowed) if alone else None) or 1
             conversation = self._shorten(
-                conversation, index, _middle, least, self.limits.is_source_met, cuts, "question"
+                conversation, index, _middle, least, self.limits.source_excess, cuts, "question"
             )
         return conversation
 
@@ -173,14 +178,16 @@ class Cutter:
         answers are part of the source, and are cut first.
         """
         end = _last_learned(conversation)
-        earlier = [(i, self.limits.is_source_met) for i in range(end) if conversation[i].role == "assistant"]
-        last = [(end, self.limits.is_target_met)]
-        for index, is_met in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
-            if not is_met(self.measure(conversation)):
+        earlier = [(i, self.limits.source_excess) for i in range(end) if conversation[i].role == "assistant"]
+        last = [(end, self.limits.target_excess)]
+        for index, excess in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
+            if excess(self.measure(conversation)) > 0:
                 answer = conversation[index]
                 # a thought in front of the answer stays whole: one that breaks off would never end
                 least = len(answer.content) - len(answer.split_thought()[1]) + 1
-                conversation = self._shorten(conversation, index, _end, least, is_met, cuts, "answer")
+                conversation = self._shorten(
+                    conversation, index, lambda length, kept: (kept, length), least, excess, cuts, "answer"
+                )
         return conversation
 
     def _shorten(
@@ -189,7 +196,7 @@ class Cutter:
         index: int,
         place: Callable[[int, int], tuple[int, int]],
         least: int,
-        is_met: Callable[[Size], bool],
+        excess: Callable[[Size], int],
         cuts: list[str],
         kind: str,
     ) -> list[Message]:
@@ -206,46 +213,24 @@ class Cutter:
         if len(text) <= least:
             return conversation
         cuts.append(kind)
-        search = _Search(text, place, lambda part: is_met(self.measure(with_content(part))))
-        hole = (
-            self._find_hole(text, self.render(with_content(QUESTION)), is_met)
-            if is_plain_text(text)
-            else None
-        )
+        search = _Search(text, place, lambda part: excess(self.measure(with_content(part))) <= 0)
+        segments, size = self.example(conversation), self.measure(conversation)
+        found = [index for index, segment in enumerate(segments) if text in segment.text]
+        hole = None
+        # the message's text must stand in the example as it is, and once
+        if len(found) == 1 and is_plain_text(text) and segments[found[0]].text.count(text) == 1:
+            written = segments[found[0]].text
+            is_last = all(other.is_target for other in segments[found[0] :])
+            less = Size(size.num_tokens - 1, size.num_target - is_last)
+            if excess(less) == excess(size) - 1 and (cut := self.counts.of_cuts(written)):
+                hole = _Hole(cut, written.index(text), len(cut.ids) - excess(size))
         return with_content(search.short(search.most(least, hole) or least))
-
-    def _find_hole(
-        self, text: str, segments: Sequence[Segment], is_met: Callable[[Size], bool]
-    ) -> "_Hole | None":
-        """Return the place of a text in the example that is rendered with a mark for it; None if unknown."""
-        marked = [segment.text for segment in segments if QUESTION in segment.text]
-        if len(marked) != 1 or marked[0].count(QUESTION) != 1:
-            return None
-        before, _, after = marked[0].partition(QUESTION)
-        cut = self.counts.of_cuts(before + text + after)
-        if cut is None:
-            return None
-        # the sizes with no token and with one in place of the text tell those with any number
-        none = measure(segments, lambda other: 0 if other == marked[0] else self.counts(other))
-        one = measure(segments, lambda other: 1 if other == marked[0] else self.counts(other))
-        per_token = one.num_target - none.num_target
-
-        def is_count_met(count: int) -> bool:
-            return is_met(Size(none.num_tokens + count, none.num_target + count * per_token))
-
-        most = _most(0, 2 * len(cut.ids), is_count_met)
-        return _Hole(cut, len(before), -1 if most is None else most)
 
 
 def _middle(length: int, kept: int) -> tuple[int, int]:
     """Return from where to where a text loses its middle."""
     tail = kept // 2
     return kept - tail, length - tail
-
-
-def _end(length: int, kept: int) -> tuple[int, int]:
-    """Return from where to where a text loses its end."""
-    return kept, length
 
 
 class _Hole(NamedTuple):
@@ -286,7 +271,7 @@ class _Search(NamedTuple):
         kept = _most(least, len(self.text), is_met)
         # the text that is chosen is encoded whole in any case: it must be as long as was told
         start, end = (offset + place for place in self.place(len(self.text), kept or least))
-        count = cut.counts(cut.without(start, end))
+        count = cut.counts(cut.text[:start] + cut.text[end:])
         is_right = cut.count(start, end) in (None, count) and (count <= most) == (kept is not None)
         return kept if is_right and is_plain_text(self.short(kept or least)) else plainly()
 

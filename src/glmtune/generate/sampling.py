@@ -1,6 +1,6 @@
 """Sampling: settings, and the draw of the next token from the logits."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from math import isfinite
@@ -13,6 +13,7 @@ from torch import Tensor
 from glmtune.errors import ConfigError
 from glmtune.near import nearest
 from glmtune.recipe.base import MAX_COUNT, MAX_RATE
+from glmtune.templates.messages import ChatDefaults
 
 _EXAMPLES = {
     "max_new_tokens": 512, "do_sample": True, "temperature": 0.8, "top_p": 0.8, "top_k": 50,
@@ -26,11 +27,7 @@ LEAST_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Sampling settings of one answer; defaults as in the official `chat` of ChatGLM2 and ChatGLM3.
-
-    Two differences: the official `chat` also keeps transformers' default `top_k` of 50, and ChatGLM-6B's uses
-    top_p 0.7 and temperature 0.95.
-    """
+    """Sampling settings of one answer; a `Chat` takes the family's own for those that it is not given."""
 
     max_new_tokens: int = 512
     """Longest answer in tokens."""
@@ -61,6 +58,15 @@ class Sampling:
             if kind is Real:  # a Fraction is Real too, but no tensor can be divided by it
                 object.__setattr__(self, name, float(value))
 
+    def __str__(self) -> str:
+        """Return a line for people: the draw of tokens, and the longest answer."""
+        how = f"temperature {self.temperature:g}, top_p {self.top_p:g}, top_k {self.top_k or 'off'}"
+        if self.is_greedy:
+            how = "always the likeliest token"
+        if self.repetition_penalty != 1:
+            how += f", repetition_penalty {self.repetition_penalty:g}"
+        return f"{how}; at most {self.max_new_tokens:,} tokens an answer"
+
     @property
     def is_greedy(self) -> bool:
         """True if the next token is always the most likely one."""
@@ -76,6 +82,22 @@ def read_sampling(settings: Mapping[str, Any]) -> Sampling:
             hint = f"did you mean {near}=...?" if near else f"known here: {', '.join(known)}"
             raise ConfigError(f"{name}: unknown setting", hint=hint)
     return Sampling(**settings)
+
+
+def usual_sampling(
+    chat: ChatDefaults,
+    generation: Any,  # Any: transformers' GenerationConfig, which has no types
+    given: Collection[str],
+) -> dict[str, Any]:
+    """Return the settings that a chat uses where its caller, who has set those named `given`, has none.
+
+    They are those of the model's generation_config.json (`generation`, transformers' object), else `chat`'s.
+    """
+    ours = {"temperature": chat.temperature, "top_p": chat.top_p, "top_k": chat.top_k}
+    # a caller who says how to draw wants tokens drawn, whatever the file has
+    names = [*ours, "repetition_penalty", *(() if ours.keys() & set(given) else ("do_sample",))]
+    found = {name: getattr(generation, name) for name in names}  # transformers' object has None for unset
+    return {**ours, **{name: value for name, value in found.items() if value is not None}}
 
 
 _ALLOWED: dict[str, tuple[Any, Callable[[Any], bool], str]] = {

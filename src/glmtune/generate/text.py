@@ -6,6 +6,7 @@ from glmtune.conversation import answer_text
 from glmtune.generate.decoding import complete, decode
 from glmtune.generate.engine import Engine
 from glmtune.generate.sampling import Sampling
+from glmtune.log import tell
 from glmtune.models.protocol import CausalLM
 from glmtune.templates.tidy import ShownText
 from glmtune.tokenizers.protocol import Tokenizer
@@ -44,6 +45,8 @@ def stream_text(
         pending = new[len(whole) :]
         if whole:
             yield whole
+    else:
+        tell(f"> the answer is cut at max_new_tokens, {sampling.max_new_tokens:,} tokens")
     if rest := pending + show(stream.finish()) + shown.finish():
         yield rest
     return "".join(written)

@@ -180,7 +180,7 @@ def multiply(layer: nn.Linear, rows: Tensor) -> Tensor:
         with without_autocast(rows.device):
             return functional.linear(rows, whole, bias)
     out = rows.new_empty(len(rows), layer.out_features)
-    for part, weight in _blocks(layer, rows.dtype, is_by_rows=True):
+    for part, weight in blocks(layer, rows.dtype, is_by_rows=True):
         # the `out=` products are none of autocast's
         if bias is None:
             torch.mm(rows, weight.t(), out=out[:, part])
@@ -199,7 +199,7 @@ def multiply_back(layer: nn.Linear, gradient: Tensor) -> Tensor:
     whole = _whole(layer, gradient)
     if whole is not None:
         return torch.mm(gradient, whole, out=out)
-    for part, weight in _blocks(layer, gradient.dtype, is_by_rows=False):
+    for part, weight in blocks(layer, gradient.dtype, is_by_rows=False):
         torch.mm(gradient, weight, out=out[:, part])
     return out
 
@@ -232,16 +232,29 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
-def _blocks(layer: nn.Linear, dtype: torch.dtype, *, is_by_rows: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the layer's weight in blocks of rows or columns, with their place, one over the other."""
+def blocks(
+    layer: nn.Linear, dtype: torch.dtype, *, is_by_rows: bool, numbers: int | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the layer's weight in blocks of rows or columns, with their place, each written over the last.
+
+    numbers: the most that a block holds, if not those of `BLOCK_BYTES`; it has 64 rows or columns at least.
+    """
     outputs, inputs = layer.out_features, layer.in_features
     length, width = (outputs, inputs) if is_by_rows else (inputs, outputs)
-    step = max(_MULTIPLE, BLOCK_BYTES // (width * dtype.itemsize) // _MULTIPLE * _MULTIPLE)
-    buffer = _buffers.take(min(step, length) * width, dtype)
+    step = max(1, (numbers or BLOCK_BYTES // dtype.itemsize) // width // _MULTIPLE) * _MULTIPLE
+    is_held = layer.weight.dtype == dtype
+    size = 0 if is_held else min(step, length) * width
+    if layer.weight.device.type == "cpu":
+        buffer = _buffers.take(size, dtype)
+    else:
+        buffer = torch.empty(size, dtype=dtype, device=layer.weight.device)
     for start in range(0, length, step):
         part = slice(start, min(start + step, length))
-        size = part.stop - start
         rows, columns = (part, slice(0, inputs)) if is_by_rows else (slice(0, outputs), part)
+        if is_held:
+            yield part, layer.weight[rows, columns]
+            continue
+        size = part.stop - start
         block = buffer[: size * width].view((size, width) if is_by_rows else (width, size))
         if isinstance(layer, FrozenLinear):
             layer.write(block, rows, columns)

@@ -10,7 +10,7 @@ from glmtune.models.config import describe_config, read_config
 from glmtune.models.own import build_outline, load_base
 from glmtune.models.protocol import CausalLM
 from glmtune.models.published_weights import check_stored, without_copies
-from glmtune.models.shards import Stored
+from glmtune.models.shards import Stored, suppose_tensors
 from glmtune.models.upstream import (
     build_upstream_outline,
     check_upstream_stored,
@@ -99,3 +99,8 @@ def outline_of_folder(folder: ModelFolder, known: Identity, stored: Tensors) -> 
     no model, or the stored tensors do not fit it.
     """
     return FAMILY_LOADERS[known.family].outline(folder, known.template, stored)
+
+
+def suppose_weights(folder: ModelFolder) -> None:
+    """Have a folder without weights list the tensors of the model that its config.json describes."""
+    suppose_tensors(folder, outline_of_folder(folder, identify_family(folder), {}).state_dict())

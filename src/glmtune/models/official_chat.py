@@ -30,12 +30,11 @@ from glmtune.models.positions import positions_of
 from glmtune.models.protocol import CausalLM, OfficialTokenizer
 from glmtune.templates import TEMPLATES, Template, messages_from_dicts
 from glmtune.templates.latest import leave_out_oldest
-from glmtune.templates.messages import parse_call_arguments
+from glmtune.templates.messages import ChatDefaults, parse_call_arguments
 from glmtune.templates.tidy import process_chatglm2, with_year
 
 _HALF_CHARACTER = "�"
-_TOP_K = 50
-"""The default top_k of the transformers version that the official code was written for."""
+_TOP_K = ChatDefaults().top_k
 
 
 class InvalidScoreLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
@@ -57,9 +56,8 @@ class InvalidScoreLogitsProcessor(LogitsProcessor):  # type: ignore[misc]  # tra
 class OfficialChat:
     """Adds the official chat calls to a model that has `generate` and a forward pass with a cache.
 
-    Settings left at None are the official ones of the family: max_length 8192, top_p 0.8 and temperature 0.8,
-    or ChatGLM-6B's 2048, 0.7 and 0.95. Of a history longer than the model's context the oldest rounds are not
-    sent, which is logged; the returned history still has them.
+    Settings left at None are the official ones of the family, `Template.chat`. Of a history longer than the
+    model's context the oldest rounds are not sent, which is logged; the returned history still has them.
     """
 
     fallback_id = 5
@@ -89,11 +87,11 @@ class OfficialChat:
         messages = style.messages(query, history, role)
         prompt = _latest(tokenizer, messages, self.config.max_position_embeddings)
         if kwargs.get("max_new_tokens") is None:
-            _check_room((max_length or style.max_length) - len(prompt), len(prompt))
+            _check_room((max_length or style.template.chat.max_length) - len(prompt), len(prompt))
         input_ids = torch.tensor([prompt], device=self.device)
         sampling = style.sampling(top_p, temperature) if do_sample else {}
         settings = {
-            "max_length": max_length or style.max_length,
+            "max_length": max_length or style.template.chat.max_length,
             "num_beams": num_beams,
             "do_sample": do_sample,
             "eos_token_id": tokenizer.stop_ids,
@@ -147,7 +145,7 @@ class OfficialChat:
         stops = eos_token_id or tokenizer.stop_ids
         stop_ids = frozenset([stops] if isinstance(stops, int) else stops)
         length = len(prompt) + self.count_cached(cache)
-        steps = max_new_tokens or (max_length or style.max_length) - length
+        steps = max_new_tokens or (max_length or style.template.chat.max_length) - length
         least = 1 + style.ends_with_stop  # the stop token is not shown
         _check_room(steps, length, least, is_given=bool(max_new_tokens))
         if unknown:
@@ -216,20 +214,17 @@ def _template(tokenizer: OfficialTokenizer) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """The rules of a family's official chat: its format and its default settings."""
+    """The rules of a family's official chat, and its format with the default settings."""
 
     template: Template
-    max_length: int = 8192
-    top_p: float = 0.8
-    temperature: float = 0.8
     ends_with_stop: ClassVar[bool] = False
     """True if the last id of an answer is a stop token, no part of its text."""
 
     def sampling(self, top_p: float | None, temperature: float | None) -> dict[str, float]:
         """Return the settings, with the family's for None."""
         return {
-            "top_p": self.top_p if top_p is None else top_p,
-            "temperature": self.temperature if temperature is None else temperature,
+            "top_p": self.template.chat.top_p if top_p is None else top_p,
+            "temperature": self.template.chat.temperature if temperature is None else temperature,
         }
 
 
@@ -290,7 +285,7 @@ class _TurnsStyle(_Style):
 
 
 _STYLES: Mapping[str, _RoundsStyle | _TurnsStyle] = {
-    "chatglm": _FirstStyle(TEMPLATES["chatglm"], max_length=2048, top_p=0.7, temperature=0.95),
+    "chatglm": _FirstStyle(TEMPLATES["chatglm"]),
     "chatglm2": _RoundsStyle(TEMPLATES["chatglm2"]),
     **{name: _TurnsStyle(TEMPLATES[name]) for name in ("chatglm3", "glm4", "glm4_base")},
 }

@@ -62,6 +62,13 @@ def scan_tensors(folder: Path | ModelFolder) -> Mapping[str, Stored]:
     return ModelFolder.of(folder).once(_scan_tensors)
 
 
+def suppose_tensors(folder: ModelFolder, tensors: Mapping[str, Tensor]) -> None:
+    """Have `scan_tensors` list these tensors, for a folder without weights."""
+    file = folder.path / "config.json"
+    listed = {name: Stored(file, name, tuple(each.shape), each.dtype) for name, each in tensors.items()}
+    folder.suppose(_scan_tensors, listed)
+
+
 def _scan_tensors(folder: ModelFolder) -> dict[str, Stored]:
     for single, index in LAYOUTS:  # in the order that transformers prefers them
         if (folder.path / single).exists():

@@ -9,20 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.data.batches import Batch
-from glmtune.models.frozen_linear import FrozenLinear, multiply, multiply_back
-from glmtune.models.fused import computing_type, wide_type, without_autocast
+from glmtune.models.fused import wide_type
 from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
-from glmtune.objectives.cross_entropy import is_frozen_product, turn_into_gradient
+from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product
 
 CHUNK_LOGITS = 2**23
-"""Most logits computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's vocabulary, 55 of GLM-4's."""
-
-CAST_CHUNK_LOGITS = 2**24
-"""The same for a head held in another type than it computes in: casting it twice a chunk takes 7 % of the
-time of twice as many positions on an AVX-512 core, and 14 % of CHUNK_LOGITS' own."""
+"""Most logits of a head that trains computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's
+vocabulary, 55 of GLM-4's."""
 
 
 class SftObjective(ObjectiveModule):
@@ -30,8 +26,8 @@ class SftObjective(ObjectiveModule):
 
     Rows go through the model packed, each attending to itself alone, and only positions that predict a
     learned token go through what lies behind the last attention. With a vocabulary of 65,024 or 151,552
-    tokens, the logits are the largest tensor of a step: they are made in chunks, and each chunk's gradient is
-    taken in the forward pass, so the logits of a step are never in memory together.
+    tokens, the logits would be the largest tensor of a step: they are made in parts, and each part's gradient
+    is taken in the forward pass, so the logits of a step are never in memory together.
     """
 
     def __init__(self, model: CausalLM) -> None:
@@ -63,14 +59,16 @@ class SftObjective(ObjectiveModule):
 def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), at least in fp32.
 
-    The sum is computed in chunks of positions. It is differentiable in hidden (N, C) and in the head's
-    trainable weights.
+    The logits are never in memory together. It is differentiable in hidden (N, C) and in the head's trainable
+    weights.
     """
     head_weights = [p for p in head.parameters() if p.requires_grad]
     if torch.is_grad_enabled():
-        apply: Callable[..., Tensor] = _ChunkedLoss.apply
+        apply: Callable[..., Tensor] = _Loss.apply
         # the weights are passed as arguments of their own: autograd gives gradients only to arguments
         return apply(hidden, targets, head, *head_weights)
+    if is_frozen_product(head):
+        return frozen_cross_entropy(hidden, targets, cast("nn.Linear", head), needs_gradient=False)[0]
     total = hidden.new_zeros((), dtype=wide_type(hidden.dtype))
     for chunk, chunk_targets in _chunks(hidden, targets, head):
         total += _chunk_loss(chunk, chunk_targets, head)
@@ -78,15 +76,15 @@ def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Te
 
 
 _HEADROOM = 1024.0
-"""Factor of the loss when a chunk's gradient is taken, lest small gradients underflow in an fp16 head. As a
-power of two it changes no other bit."""
+"""Factor of the loss when a gradient is taken, lest small ones underflow in fp16. As a power of two it
+changes no other bit."""
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    """A sum of cross-entropies that takes each chunk's gradient in the forward pass.
+class _Loss(torch.autograd.Function):
+    """A sum of cross-entropies whose gradient is taken in the forward pass.
 
-    The usual backward pass would need the logits of all chunks. Since the loss is a sum, its gradient is each
-    chunk's gradient times the gradient that arrives from above, a single number.
+    The usual backward pass would need all logits. Since the loss is a sum, its gradient is each part's
+    gradient times the gradient that arrives from above, a single number.
     """
 
     @staticmethod
@@ -97,13 +95,19 @@ class _ChunkedLoss(torch.autograd.Function):
         head: nn.Module,
         *head_weights: Tensor,
     ) -> Tensor:
+        if is_frozen_product(head):
+            total, gradient = frozen_cross_entropy(
+                hidden, targets, cast("nn.Linear", head), needs_gradient=True
+            )
+            assert gradient is not None
+            ctx.save_for_backward(gradient.mul_(_HEADROOM).to(hidden.dtype))
+            return total
         total = hidden.new_zeros((), dtype=wide_type(hidden.dtype))
         hidden_gradient = torch.empty_like(hidden)
         head_gradients = [torch.zeros_like(p) for p in head_weights]
-        differentiate = _differentiate_frozen if is_frozen_product(head) else _differentiate
         start = 0
         for chunk, chunk_targets in _chunks(hidden.detach(), targets, head):
-            loss, chunk_gradient, *rest = differentiate(chunk, chunk_targets, head, head_weights)
+            loss, chunk_gradient, *rest = _differentiate(chunk, chunk_targets, head, head_weights)
             hidden_gradient[start : start + len(chunk)] = chunk_gradient
             for known, new in zip(head_gradients, rest, strict=True):
                 known += new
@@ -130,11 +134,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    is_cast = isinstance(head, FrozenLinear) and head.weight.dtype != computing_type(hidden)
-    logits = CAST_CHUNK_LOGITS if is_cast else CHUNK_LOGITS
-    if is_frozen_product(head):  # its logits stay in their type: twice as many in as many bytes
-        logits *= 4 // min(computing_type(hidden).itemsize, 4)
-    most = max(1, logits // cast("nn.Linear", head).out_features)
+    most = max(1, CHUNK_LOGITS // cast("nn.Linear", head).out_features)
     # equal ones: a last one of a few positions would take the time to read the whole head
     size = ceil(len(hidden) / ceil(len(hidden) / most)) if len(hidden) else 1
     for start in range(0, len(hidden), size):
@@ -154,14 +154,3 @@ def _differentiate(
         leaf = chunk.detach().requires_grad_()  # of a small graph of its own, freed before the next chunk
         loss = _chunk_loss(leaf, targets, head)
         return loss.detach(), *torch.autograd.grad(loss * _HEADROOM, [leaf, *head_weights])
-
-
-def _differentiate_frozen(
-    chunk: Tensor, targets: Tensor, head: nn.Module, _: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Do as `_differentiate` for a head that `is_frozen_product`, without a copy of the logits."""
-    layer, dtype = cast("nn.Linear", head), computing_type(chunk)
-    with without_autocast(chunk.device):
-        logits = multiply(layer, chunk.to(dtype))
-        loss = turn_into_gradient(logits, targets, scale=_HEADROOM)
-        return loss, multiply_back(layer, logits)

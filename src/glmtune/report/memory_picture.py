@@ -61,7 +61,7 @@ def draw_memory(
     # the process lowest, which is alike in both
     columns = {name: {"process": 0, **parts} for name in ("predicted", "measured") if (parts := memory[name])}
     for parts in columns.values():
-        del parts["bytes"]
+        parts.pop("bytes", None)
     # the curve is of the process on a CPU; on a GPU of its tensors, which stand on CUDA's context
     below = memory["measured"].get("process", 0) if memory["device"] == "cuda" else 0
     curve = {step: gib * 2**30 + below for step, gib in read_curve(metrics, "memory_gib").items()}

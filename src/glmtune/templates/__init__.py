@@ -15,6 +15,7 @@ from glmtune.renamed import find_renamed
 from glmtune.templates.messages import (
     ROLES,
     Call,
+    ChatDefaults,
     Message,
     Role,
     Segment,
@@ -240,7 +241,15 @@ _GLM4_FACTS: dict[str, Any] = {
     "control_tokens": GLM4_CONTROL_TOKENS,
     "title": "GLM-4",
 }
-_GLM45_FACTS: dict[str, Any] = {**_GLM4_FACTS, "control_tokens": GLM45_CONTROL_TOKENS, "title": "GLM-4.5"}
+_0414_CHAT = ChatDefaults(temperature=0.6)
+"""Source: inference/trans_cli_demo.py of https://github.com/THUDM/GLM-4, but for its repetition penalty."""
+_GLM45_FACTS: dict[str, Any] = {
+    **_GLM4_FACTS,
+    "control_tokens": GLM45_CONTROL_TOKENS,
+    "title": "GLM-4.5",
+    # Source: inference/trans_infer_cli.py of https://github.com/zai-org/GLM-4.5
+    "chat": ChatDefaults(temperature=0.7, top_p=0.9),
+}
 
 TEMPLATES: dict[str, Template] = {
     "chatglm": round_format(
@@ -248,6 +257,7 @@ TEMPLATES: dict[str, Template] = {
         end="<eop>",
         control_tokens=CHATGLM_CONTROL_TOKENS,
         title="ChatGLM-6B",
+        chat=ChatDefaults(temperature=0.95, top_p=0.7, max_length=2048),
         tidy=process_chatglm,
     ),
     "chatglm2": round_format(
@@ -270,9 +280,9 @@ TEMPLATES: dict[str, Template] = {
     ),
     "glm4": turn_format(glm4_turns, assistant_name="ChatGLM", tidy=with_year, **_GLM4_FACTS),
     "glm4_base": turn_format(glm4_base_turns, assistant_name="GhatGLM", tidy=with_year, **_GLM4_FACTS),
-    "glm4_0414": turn_format(glm4_0414_turns, **_GLM4_FACTS),
+    "glm4_0414": turn_format(glm4_0414_turns, chat=_0414_CHAT, **_GLM4_FACTS),
     "glmz1": thinking_format(
-        glmz1_turns, glmz1_learned, ask=(GLMZ1_ASK,), **_GLM4_FACTS | {"title": "GLM-Z1"}
+        glmz1_turns, glmz1_learned, ask=(GLMZ1_ASK,), chat=_0414_CHAT, **_GLM4_FACTS | {"title": "GLM-Z1"}
     ),
     "glm45": thinking_format(glm45_turns, glm45_learned, ask=(), **_GLM45_FACTS),
     "glm45_nothink": thinking_format(

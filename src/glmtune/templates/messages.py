@@ -74,6 +74,18 @@ Render = Callable[[Sequence[Message], bool, str], list[Segment]]
 
 
 @dataclass(frozen=True, slots=True)
+class ChatDefaults:
+    """Settings of a family's official chat, used where neither the caller nor the model's folder has them."""
+
+    temperature: float = 0.8
+    top_p: float = 0.8
+    top_k: int = 50
+    """The default of the transformers versions that the official code was written for."""
+    max_length: int = 8192
+    """Most tokens of prompt and answer together in `model.chat`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Template:
     """A chat format."""
 
@@ -105,6 +117,8 @@ class Template:
     """Turns an answer's text into the one the official chat shows; None: shown as written."""
     remembers_tidied: bool = False
     """True if the history of a conversation holds answers as they were shown, not as they were written."""
+    chat: ChatDefaults = ChatDefaults()
+    """Sampling and length of the official chat."""
 
     def shown(self, text: str) -> str:
         """Return an answer's text as the official chat shows it."""

@@ -137,7 +137,8 @@ class IceTokenizer(GlmTokenizer):
     def encode_plain(self, text: str) -> list[int]:
         """Encode a text without control tokens; only pieces for white space that it spells become those."""
         first = self._facts.num_images
-        return [first + index for index in self.sp_model.encode(_spell_white_space(text))]
+        row: list[int] = self.sp_model.encode(_spell_white_space(text))
+        return [first + index for index in row] if first else row
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts as `encode_plain` does, each on its own."""
@@ -285,6 +286,8 @@ IceTokenizer.__name__ = "ChatGLMTokenizer"
 def _spell_white_space(text: str) -> str:
     """Replace line breaks, tabs and runs of spaces by the names of their pieces."""
     text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+    if "  " not in text:  # as in most: told in a tenth of the time that the search takes
+        return text
     return _BLANKS.sub(lambda found: f"<|blank_{len(found[0])}|>", text)
 
 

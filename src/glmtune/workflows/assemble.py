@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -37,6 +38,9 @@ from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.remedies import Memory
 from glmtune.workflows.rows import first_row
 from glmtune.workflows.run_writer import RunWriter
+
+if TYPE_CHECKING:
+    from glmtune.workflows.forecast import Forecast
 
 
 @dataclass
@@ -73,6 +77,8 @@ class Run:
     writer: RunWriter
     pruning: Pruning | None
     """AdaLoRA's rank pruning, done within each step; None for other methods."""
+    forecast: "Forecast | None" = None
+    """What the run was expected to take before its weights were read; None for a small model."""
     progress: RunProgress = field(default_factory=RunProgress)
     stop: StopRequest = field(default_factory=StopRequest)
 

@@ -65,16 +65,17 @@ def _run_values(path: Path, words: Sequence[str]) -> dict[str, Any] | None:
     return None
 
 
-def check_training(recipe: Recipe, *, resume: bool) -> SplitRows:
+def check_training(recipe: Recipe, *, resume: bool = False, begins: bool = True) -> SplitRows:
     """Refuse a model path to nothing and an occupied run folder; read and split the rows.
 
-    Raises the same errors as `training`, which checks the rest.
+    Raises the same errors as `training`, which checks the rest. `begins`: False if no run is to begin, so
+    that its folder may be there.
     """
     model, folder = require_here(recipe.model, recipe.revision), run_folder(recipe)
     if resume:
         require_run(folder)
     # without `output`, an adapter's folder has its method in its name, which is not known yet
-    elif recipe.output or (model and not recipe.base and (model / "config.json").exists()):
+    elif begins and (recipe.output or (model and not recipe.base and (model / "config.json").exists())):
         require_startable(recipe, folder)
     _require_packages(recipe.quant)
     return read_and_split(recipe.data)

@@ -3,7 +3,6 @@
 `glmtune train` parses the recipe and reads the rows (workflows.early), then comes here.
 """
 
-import math
 import shlex
 import signal
 import time
@@ -19,7 +18,7 @@ from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
 from glmtune.run_files import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
 from glmtune.templates import Taught
-from glmtune.training.loop import fit, mean_loss
+from glmtune.training.loop import StepLog, fit, mean_loss
 from glmtune.training.memory import is_out_of_memory
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
@@ -30,6 +29,7 @@ from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
+from glmtune.workflows.room import forecast_facts, require_fitting
 from glmtune.workflows.rows import SplitRows
 
 SHORT_STEPS = 50
@@ -37,16 +37,19 @@ SHORT_STEPS = 50
 
 
 def training(
-    recipe: Recipe, *, resume: bool = False, rows: SplitRows | None = None
+    recipe: Recipe, *, resume: bool = False, force: bool = False, rows: SplitRows | None = None
 ) -> Generator[Event, None, RunResult]:
     """Train a recipe's model; yield an event for each thing that happens.
 
-    With `resume`, continue from the run folder's last checkpoint. `rows`: the rows, if `check_training` has
-    read them already.
+    With `resume`, continue from the run folder's last checkpoint. With `force`, memory that does not suffice
+    is a warning. `rows`: the rows, if `check_training` has read them already.
     """
     plan = yield from planning(recipe, resume=resume, rows=rows)  # settings and rows; no weights yet
+    plan = replace(plan, is_forced=force)
+    forecast = yield from require_fitting(plan)
     with refusing_out_of_memory():
         run = yield from assemble(plan)  # base model, adapter, optimizer, schedule, guard
+    run.forecast = forecast
     plan = run.plan  # settled by the memory that the model has left
     yield from plan.summary()
     if resume:
@@ -62,6 +65,7 @@ def training(
             },
             **plan.row_hashes,
             **({"empty_rows": plan.rows.num_empty} if plan.rows.num_empty else {}),
+            "memory": forecast_facts(forecast) if forecast else None,
             "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
@@ -105,28 +109,11 @@ def _steps(run: Run) -> Iterator[Event]:
     """
     plan, settings, progress = run.plan, run.recipe.train, run.progress
     num_steps, per_epoch = plan.num_steps, plan.steps.per_epoch
-    eval_every = settings.eval_every or math.ceil(num_steps / 10)
+    eval_every = plan.eval_every
     save_every = settings.save_every or eval_every
     log_every = settings.log_every or (1 if num_steps <= SHORT_STEPS else 10)
     meter = Progress(steps=num_steps, steps_per_epoch=per_epoch)
-    # collated lazily, one step at a time: the padded batches of a whole run need not fit into memory
-    batches = (
-        (step, [collate(rows, plan.tokenizer.pad_token_id) for rows in plan.steps.micro_batches(step)])
-        for step in range(progress.step + 1, num_steps + 1)
-    )
-    logs = fit(
-        run.objective,
-        run.module,
-        batches,
-        run.optimizer,
-        run.schedule,
-        run.processes,
-        max_grad_norm=settings.max_grad_norm,
-        guard=run.guard,
-        part=run.pruning,
-        meter=run.meter,
-    )
-    for log in logs:
+    for log in make_steps(run, range(progress.step + 1, num_steps + 1)):
         progress.step = log.step
         is_last = log.step == num_steps
         meter.add(log)
@@ -155,6 +142,28 @@ def _steps(run: Run) -> Iterator[Event]:
                 f"glmtune train {shlex.quote(str(run.writer.folder))} --resume",
                 number=run.stop.number or signal.SIGINT,
             )
+
+
+def make_steps(run: Run, numbers: range) -> Iterator[StepLog]:
+    """Make the optimizer steps of these numbers; yield the log of each."""
+    plan = run.plan
+    # collated lazily, one step at a time: the padded batches of a whole run need not fit into memory
+    batches = (
+        (step, [collate(rows, plan.tokenizer.pad_token_id) for rows in plan.steps.micro_batches(step)])
+        for step in numbers
+    )
+    return fit(
+        run.objective,
+        run.module,
+        batches,
+        run.optimizer,
+        run.schedule,
+        run.processes,
+        max_grad_norm=run.recipe.train.max_grad_norm,
+        guard=run.guard,
+        part=run.pruning,
+        meter=run.meter,
+    )
 
 
 def _record_ranks(run: Run) -> None:

@@ -70,7 +70,8 @@ def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note,
         f"{in_words(memory.free)} free: {f'{part} recomputed' if number else 'no recomputation'}"
     )
     if is_close:
-        text = "memory: this is close to all that is free: end other programs, or the system may end this one"
+        much = "more than" if choice.num_bytes > memory.free else "close to all that"
+        text = f"memory: this is {much} is free: end other programs, or the system may end this one"
         yield Note(text, is_warning=True)
     changed: dict[str, object] = {"micro_batch_size": choice.size}
     if settings.gradient_checkpointing == "auto":
@@ -99,13 +100,15 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
 
 
 def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting:
-    """Return the fastest choice that fits. Raises `ConfigError` if none does."""
+    """Return the fastest choice that fits. Raises `ConfigError` if none does and the plan is not forced."""
     choices = list(_choices(plan, memory))
     for choice in sorted(choices, key=lambda choice: choice.cost):
         if choice.num_bytes <= SAFE_SHARE * memory.free and _proves_true(choice, plan, objective, memory):
             return choice
     leanest = min(choices, key=lambda choice: choice.num_bytes)
     if leanest.num_bytes <= MOST_SHARE * memory.free and _proves_true(leanest, plan, objective, memory):
+        return leanest
+    if plan.is_forced:
         return leanest
     hint = find_remedy(plan, objective.model, memory)
     if plan.is_resumed:

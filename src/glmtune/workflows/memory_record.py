@@ -65,6 +65,8 @@ def record_memory(run: Run) -> None:
 
 def predicted_parts(run: Run) -> dict[str, int]:
     """Return the bytes by part that the run's steps were expected to take."""
+    if run.forecast:  # made before the weights were read
+        return dict(run.forecast.phases[0].parts)
     plan, memory = run.plan, run.memory
     settings = plan.recipe.train
     tokens = plan.steps.longest_micro_batch(plan.num_steps, settings.micro_batch_size)

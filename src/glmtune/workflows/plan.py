@@ -16,6 +16,7 @@ from glmtune.locations import Location, resolve
 from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
 from glmtune.models.dtype import Choice, with_precision
+from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import Method, Recipe, Train
@@ -61,12 +62,19 @@ class Plan:
     """The notes that `planning` has yielded."""
     is_resumed: bool = False
     """True if a run goes on that has begun before."""
+    is_forced: bool = False
+    """True if memory that does not suffice is a warning only."""
 
     @property
     def lr(self) -> float:
         """The peak learning rate."""
         assert self.recipe.train.lr is not None
         return self.recipe.train.lr
+
+    @property
+    def eval_every(self) -> int:
+        """The number of steps from one evaluation to the next."""
+        return self.recipe.train.eval_every or math.ceil(self.num_steps / 10)
 
     def summary(self) -> Iterator[Note]:
         """Yield the plan in a few lines: steps, rate, precision; then warnings of what it puts at risk."""
@@ -86,12 +94,13 @@ class Plan:
 
 
 def planning(
-    recipe: Recipe, *, resume: bool = False, rows: SplitRows | None = None
+    recipe: Recipe, *, resume: bool = False, rows: SplitRows | None = None, begins: bool = True
 ) -> Generator[Note, None, Plan]:
     """Settle and check everything that needs no weights; yield notes on the way, return the plan.
 
     With `resume`, the plan is that of the run in the recipe's folder. `rows`: the rows, if they have been
-    read already. Raises `ConfigError`, `DataError` and `CheckpointError`; writes nothing.
+    read already. `begins`: False if no run is to begin: its folder may be there, its model's weights need
+    not. Raises `ConfigError`, `DataError` and `CheckpointError`; writes nothing.
     """
     # 1. the recipe: what a run that is resumed, or an adapter that is trained on, has settled already
     if resume:
@@ -100,11 +109,13 @@ def planning(
     folder = run_folder(recipe)
     if resume:
         require_resumable(recipe, folder)
-    else:
+    elif begins:
         require_startable(recipe, folder)
     # 2. model and machine
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
     require_able(location, recipe.method, recipe.quant)
+    if not begins and not location.folder.has_weights:
+        suppose_weights(location.folder)
     find_optimizer(recipe.train)  # a missing package is an error now, not after minutes of loading
     processes = start_processes(recipe.device)
     # 3. rows: encoded, hashed, dealt out to steps and processes

@@ -1,4 +1,4 @@
-"""The public functions train, evaluate, export, verify, compare, migrate and doctor: each runs one workflow.
+"""The public functions train, plan, evaluate, export, verify, compare, migrate, doctor: one workflow each.
 
 They write to stderr what the command line writes. `quiet=True` writes nothing; `on_event`, a function of one
 event (`glmtune.workflows.events`), gets each event instead.
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     import torch
 
     from glmtune.adapters.proof import Check
+    from glmtune.recipe import Recipe
     from glmtune.workflows.findings import Finding
+    from glmtune.workflows.outlook import Outlook
 
 
 def train(
     recipe: RecipeSource | None = None,
     *,
     resume: bool = False,
+    force: bool = False,
     quiet: bool = False,
     on_event: OnEvent | None = None,
     **settings: object,
@@ -42,17 +45,49 @@ def train(
 
     `settings` override the recipe's, a group of them as a dict (`data` also as the path of the training
     rows); `glmtune settings` lists them all. With `resume`, continue from the last checkpoint of the recipe's
-    `output`. Plan, first row, progress and warnings go to stderr; `quiet=True` writes nothing, `on_event=f`
-    calls f with each event instead. Ctrl-C ends the step, saves a checkpoint and raises KeyboardInterrupt.
-    Raises `GlmtuneError`.
+    `output`. A run that does not fit into the free memory is refused before its weights are read; `force`
+    makes that a warning. Plan, first row, progress and warnings go to stderr; `quiet=True` writes nothing,
+    `on_event=f` calls f with each event instead. Ctrl-C ends the step, saves a checkpoint and raises
+    KeyboardInterrupt. Raises `GlmtuneError`.
     """
-    if isinstance(settings.get("data"), str | Path):  # as in `evaluate`
-        settings["data"] = {"train": settings["data"]}
-    parsed = training_recipe({} if recipe is None else recipe, settings=settings)
+    parsed = _recipe_of(recipe, settings)
     rows = check_training(parsed, resume=resume)
     from glmtune.workflows.execute import training
 
-    return attend(training(parsed, resume=resume, rows=rows), "training", quiet=quiet, on_event=on_event)
+    events = training(parsed, resume=resume, force=force, rows=rows)
+    return attend(events, "training", quiet=quiet, on_event=on_event)
+
+
+def plan(
+    recipe: RecipeSource | None = None,
+    *,
+    probe: bool = False,
+    quiet: bool = False,
+    on_event: OnEvent | None = None,
+    **settings: object,
+) -> Outlook:
+    """Forecast what `train` of the same arguments takes: memory by part, disk, steps; here and on cards.
+
+        plan(model="/models/chatglm3-6b", data="my.json", quant="int4").here.fits
+        plan("recipes/lora.yaml", probe=True).speed.total_s
+
+    No weight is read and nothing is written; with `probe`, the model is loaded and its first steps are timed.
+    Notes and warnings go to stderr; `quiet=True` writes nothing, `on_event=f` calls f with each event
+    instead. Raises `GlmtuneError`.
+    """
+    parsed = _recipe_of(recipe, settings)
+    rows = check_training(parsed, begins=False)
+    from glmtune.workflows.outlook import looking_ahead
+
+    events = looking_ahead(parsed, rows=rows, probe=probe)
+    return attend(events, "timing", quiet=quiet, on_event=on_event)
+
+
+def _recipe_of(recipe: RecipeSource | None, settings: dict[str, object]) -> Recipe:
+    """Return the recipe of a training run; `data` may be the path of its rows, as in `evaluate`."""
+    if isinstance(settings.get("data"), str | Path):
+        settings["data"] = {"train": settings["data"]}
+    return training_recipe({} if recipe is None else recipe, settings=settings)
 
 
 def evaluate(

@@ -87,7 +87,7 @@ def test_blocks_put_together_are_the_weight_to_the_last_bit(kind: str, dtype: to
     layer = layer_of(kind)
     expected = worth(layer, dtype)
     by_rows, by_columns = (
-        [(part, block.clone()) for part, block in frozen_linear._blocks(layer, dtype, is_by_rows=is_by_rows)]
+        [(part, block.clone()) for part, block in frozen_linear.blocks(layer, dtype, is_by_rows=is_by_rows)]
         for is_by_rows in (True, False)
     )
     assert len(by_rows) == NUM_BLOCKS
@@ -132,7 +132,7 @@ def test_a_width_of_any_pairs_will_do(kind: str) -> None:
 
 
 def test_a_layer_that_fits_into_a_block_is_one() -> None:
-    assert len(list(frozen_linear._blocks(layer_of("int4"), FP32, is_by_rows=True))) == 1
+    assert len(list(frozen_linear.blocks(layer_of("int4"), FP32, is_by_rows=True))) == 1
 
 
 @FROZEN

@@ -1,5 +1,6 @@
 """The loss of a frozen output layer against autograd's, and what it costs."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from closeness import ROUNDING, assert_close
-from glmtune.models import fused
 from glmtune.models.frozen_linear import HeldLinear
-from glmtune.objectives import sft
-from glmtune.objectives.cross_entropy import is_frozen_product, turn_into_gradient
+from glmtune.objectives import cross_entropy
+from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product
 from glmtune.objectives.sft import summed_cross_entropy
+from glmtune.training.allocations import TensorMeter
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 SAME = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: ROUNDING[torch.bfloat16]}
@@ -30,43 +31,69 @@ def drawn(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return hidden.requires_grad_(), torch.randint(VOCABULARY, (POSITIONS,), generator=generator)
 
 
-@pytest.mark.parametrize("numbers_at_once", [1, 5 * VOCABULARY, 2**18])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_logits_become_the_gradient_of_their_cross_entropy(
-    dtype: torch.dtype, numbers_at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fused, "_NUMBERS_AT_ONCE", numbers_at_once)
-    logits, targets = (
-        torch.randn(POSITIONS, VOCABULARY, dtype=torch.float64).mul(9).to(dtype),
-        drawn(dtype)[1],
-    )
-    leaf = logits.double().requires_grad_()
-    expected = functional.cross_entropy(leaf, targets, reduction="sum")
-    (gradient,) = torch.autograd.grad(expected, leaf)
-    loss = turn_into_gradient(logits, targets, scale=1024)
-    assert_close(loss.double(), expected, share=SAME[loss.dtype])
-    assert_close(logits.double() / 1024, gradient, share=SAME[dtype])
+@pytest.fixture(params=[1, 2**11, 2**20])
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 64 rows, of 128 and of all."""
+    monkeypatch.setattr(cross_entropy, "BLOCK_NUMBERS", request.param)
 
 
-def test_logits_far_apart_give_a_finite_loss() -> None:
-    logits = torch.tensor([[500.0, -500.0, 0.0]])
-    assert turn_into_gradient(logits, torch.tensor([1]), scale=1) == 1000
-    assert logits.tolist() == [[1, -1, 0]]
-
-
+@pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_frozen_head_gives_the_loss_and_gradient_of_autograd(
-    dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sft, "CHUNK_LOGITS", 7 * VOCABULARY)
+def test_a_frozen_head_gives_the_loss_and_gradient_of_autograd(dtype: torch.dtype, bias: bool) -> None:
     layer, (hidden, targets) = head(dtype, bias=bias), drawn(dtype)
     loss = summed_cross_entropy(hidden, targets, layer)
     (gradient,) = torch.autograd.grad(loss * 3, hidden)
-    monkeypatch.setattr(sft, "is_frozen_product", lambda _: False)
-    expected = summed_cross_entropy(hidden, targets, layer)
-    assert_close(loss, expected, share=SAME[loss.dtype])
-    assert_close(gradient, torch.autograd.grad(expected * 3, hidden), share=SAME[dtype])
+    leaf = hidden.detach().double().requires_grad_()
+    expected = functional.cross_entropy(layer.double()(leaf), targets, reduction="sum")
+    assert_close(loss.double(), expected, share=SAME[dtype])
+    assert_close(gradient.double(), torch.autograd.grad(expected * 3, leaf), share=SAME[dtype])
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_token_that_is_all_but_certain_keeps_its_gradient(dtype: torch.dtype) -> None:
+    """Of p - 1, with p rounded, nothing would be left."""
+    layer, targets = head(dtype), torch.arange(9) * 23
+    weight = layer.weight.double()
+    hidden = (weight[targets] * 11 / weight[targets].square().sum(1, keepdim=True)).to(dtype)
+    leaf = hidden.double().requires_grad_()
+    expected = functional.cross_entropy(leaf @ weight.T, targets, reduction="sum")
+    (due,) = torch.autograd.grad(expected, leaf)
+    assert due.abs().max() < 0.1
+    loss, gradient = frozen_cross_entropy(hidden, targets, layer, needs_gradient=True)
+    assert gradient is not None
+    assert_close(loss.double(), expected, share=ROUNDING[dtype])
+    assert_close(gradient.double(), due, share=ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("shift", [-500, 500])
+def test_logits_far_apart_give_a_finite_loss(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "BLOCK_NUMBERS", 1)
+    layer, targets = nn.Linear(1, 130, bias=False).requires_grad_(False), torch.tensor([100])
+    layer.weight.zero_()[100] = shift
+    loss, gradient = frozen_cross_entropy(torch.ones(1, 1), targets, layer, needs_gradient=True)
+    assert gradient is not None
+    assert float(loss) == pytest.approx(0 if shift > 0 else 500 + math.log(129))
+    assert float(gradient) == pytest.approx(0 if shift > 0 else 500)
+
+
+def test_no_learned_token_is_a_loss_of_zero() -> None:
+    hidden = torch.zeros(0, HIDDEN, requires_grad=True)
+    loss = summed_cross_entropy(hidden, torch.zeros(0, dtype=torch.long), head())
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert (loss.item(), gradient.shape) == (0, (0, HIDDEN))
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+def test_the_logits_are_never_in_memory_together(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "BLOCK_NUMBERS", 2**11)
+    layer = nn.Linear(HIDDEN, 2000, bias=False).to(held).requires_grad_(False)
+    layer, hidden = HeldLinear(layer), torch.randn(400, HIDDEN).requires_grad_()
+    with TensorMeter([layer.weight, hidden]) as meter:
+        summed_cross_entropy(hidden, torch.arange(400), layer)
+    logits = 400 * 64 * 4
+    assert meter.peak < 3 * logits + 4 * hidden.nbytes < 400 * 2000 * 4 / 4
 
 
 def test_in_float64_the_loss_is_float64_too() -> None:

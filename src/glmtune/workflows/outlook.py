@@ -1,0 +1,157 @@
+"""A run before it begins: what it takes of memory, disk and time, here and on cards that others have."""
+
+import time
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+from glmtune.errors import CheckpointError
+from glmtune.recipe import Recipe
+from glmtune.report.recorded_run import describe_method
+from glmtune.training.loop import StepLog, mean_loss
+from glmtune.workflows.assemble import assemble
+from glmtune.workflows.events import Event, Stepped, Working
+from glmtune.workflows.execute import make_steps
+from glmtune.workflows.forecast import CARDS, Forecast, forecast, this_machine
+from glmtune.workflows.plan import Plan, planning
+from glmtune.workflows.remedies import refusing_out_of_memory
+from glmtune.workflows.room import forecast_facts
+from glmtune.workflows.rows import SplitRows
+
+PROBED_STEPS = 20
+WARM_UP = 2
+"""Steps of a probe that do not count: kernels are chosen and memory is taken in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """The speed of a run on this machine, as its first steps and an evaluation showed it."""
+
+    steps: int
+    """The number of steps that were measured."""
+    step_s: float
+    """Median of a step's seconds."""
+    slowest_s: float
+    evaluation_s: float
+    """Seconds of one evaluation loss over all validation rows."""
+    total_s: float
+    """Seconds of all steps and evaluations; without sample answers and checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """The needs of a recipe's run, by its forecasts."""
+
+    model: str
+    """The model's name on a hub, or its folder."""
+    method: str
+    steps: int
+    batch_size: int
+    """Rows of a step."""
+    samples: int
+    """Rows of all steps."""
+    epochs: float
+    rows: int
+    validation_rows: int
+    longest_row: int
+    """Tokens."""
+    here: Forecast
+    """The forecast for this machine."""
+    cards: tuple[Forecast, ...]
+    """A forecast for each card of `CARDS`; without bf16 a second one where that makes a difference."""
+    speed: Speed | None = None
+    """None unless it was asked for: the model is loaded for it."""
+
+    @property
+    def smallest_card(self) -> Forecast | None:
+        """The forecast for the smallest card on which the run fits; None if it fits on none."""
+        return next((card for card in self.cards if card.fits), None)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the outlook as an object of JSON; `memory.here.predicted` is as a run records it."""
+        return {
+            "model": self.model,
+            "method": self.method,
+            "quant": self.here.recipe.quant,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "samples": self.samples,
+            "epochs": self.epochs,
+            "rows": self.rows,
+            "validation_rows": self.validation_rows,
+            "longest_row_tokens": self.longest_row,
+            "here": forecast_facts(self.here),
+            "cards": [forecast_facts(card) for card in self.cards],
+            "speed": asdict(self.speed) if self.speed else None,
+        }
+
+
+def looking_ahead(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    rows: SplitRows | None = None,
+    begins: bool = False,
+    probe: bool = False,
+) -> Generator[Event, None, Outlook]:
+    """Forecast the run of a recipe; with `probe`, load its model and time its first steps. Writes nothing.
+
+    The arguments are those of `planning`, whose notes are yielded.
+    """
+    plan = yield from planning(recipe, resume=resume, rows=rows, begins=begins)
+    plan = replace(plan, is_forced=True)
+    outlook = look_at(plan)
+    return replace(outlook, speed=(yield from measure_speed(plan))) if probe else outlook
+
+
+def look_at(plan: Plan) -> Outlook:
+    """Return the outlook of a plan; no weight is read."""
+    rows, validated = plan.rows.train.rows, plan.rows.validation.rows
+    cards = list[Forecast]()
+    for card in CARDS:
+        usual, without = (forecast(plan, card.with_bf16(has)) for has in (True, False))
+        cards.append(usual)
+        of_any = {"machine": None, "precision": None}  # differ in any case
+        if forecast_facts(usual) | of_any != forecast_facts(without) | of_any:
+            cards.append(without)
+    return Outlook(
+        model=plan.location.name,
+        method=describe_method(plan.recipe.method),
+        steps=plan.num_steps,
+        batch_size=plan.steps.batch_size,
+        samples=plan.steps.num_samples(plan.num_steps),
+        epochs=plan.num_steps / plan.steps.per_epoch,
+        rows=len(rows),
+        validation_rows=len(validated),
+        longest_row=max(len(row.input_ids) for row in rows),
+        here=forecast(plan, this_machine()),
+        cards=tuple(cards),
+    )
+
+
+def measure_speed(plan: Plan) -> Generator[Event, None, Speed]:
+    """Load the model and time its first steps and an evaluation; what is learned is thrown away."""
+    if not (folder := plan.location.folder).has_weights:
+        raise CheckpointError(
+            f"{folder}: no weights to time a step with", hint="download the weights, or leave probe out"
+        )
+    with refusing_out_of_memory():
+        run = yield from assemble(plan)
+        plan, number = run.plan, min(PROBED_STEPS, plan.num_steps)
+        logs = list[StepLog]()
+        for log in make_steps(run, range(1, number + 1)):
+            logs.append(log)
+            yield Stepped(log, number, None)
+        yield Working("evaluating")
+        begin = time.perf_counter()
+        mean_loss(run.objective, run.validation, run.processes)
+        evaluation_s = time.perf_counter() - begin
+    counted = logs[WARM_UP:] or logs
+    seconds = [log.step_s for log in counted]
+    tokens_per_s = sum(log.tokens_per_s * log.step_s for log in counted) / sum(seconds)
+    rows = plan.rows.train.rows
+    tokens = sum(len(row.input_ids) for row in rows) / len(rows) * plan.steps.num_samples(plan.num_steps)
+    evaluations = 1 + -(-plan.num_steps // plan.eval_every)  # the first one before step 1
+    total_s = tokens / tokens_per_s + evaluations * evaluation_s
+    return Speed(len(counted), median(seconds), max(seconds), evaluation_s, total_s)
