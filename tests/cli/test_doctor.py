@@ -22,7 +22,13 @@ from glmtune.workflows.first_run import ANSWER, ASKED, try_model
 from glmtune.workflows.machine import find_conflicts, has_code, look_at_cards
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
-TRIED = ["train", "verify", "decode", "decode, W8A8", "decode, int8", "decode, int4", "decode, nf4"]
+TRIED = [
+    "train",
+    "verify",
+    "decode",
+    *(["decode, W8A8"] if torch.backends.quantized.engine == "x86" else []),
+    *(f"decode, {quant}" for quant in ("int8", "int4", "nf4")),
+]
 MODEL = ["files", "load", "logits", "decode", "train"]
 
 
