@@ -1,7 +1,7 @@
 """The forecast of a run's memory beside what the run then took, a process of its own for each case.
 
-A case trains random weights as `glmtune train` does, two steps of two micro-batches, on rows of one length.
-What a process holds that has trained glm-tiny so, interpreter and libraries, counts on neither side. In MiB:
+A case trains random weights as `glmtune train` does, two steps on rows of one length. What a process holds
+that has planned it and has trained glm-tiny so, interpreter and libraries, counts on neither side. In MiB:
 - `predicted`: the forecast's training phase, by part;
 - `anonymous`: the most memory of its own, looked at every 3 ms, by what it was doing;
 - `resident`: the same with the pages of mapped files, weights held as stored among them.
@@ -57,7 +57,7 @@ METHODS: dict[str, Facts] = {
     "freeze": {"name": "freeze"},
     "full": {"name": "full"},
 }
-ROWS = {128: 4, 512: 2, 1024: 1}
+ROWS = {128: 2, 512: 1, 1024: 1}
 """Rows of a micro-batch, by their length."""
 STEPS = 2
 LOOK_S = 0.003
@@ -167,6 +167,9 @@ def make_recipe(case: Case, options: argparse.Namespace, work: Path) -> Facts:
     path = work / "rows.jsonl"
     write_rows(path, 2 * ROWS[case.length], case.length)
     half = case.length // 2
+    micro_batches = (
+        2 if case.method in ("freeze", "full") else 1
+    )  # where gradients weigh, they are to be there
     return {
         "model": str(pair.ours), "template": pair.template, "device": "cpu", "quant": case.quant,
         "output": str(work / "run"), "method": METHODS[case.method],
@@ -177,7 +180,7 @@ def make_recipe(case: Case, options: argparse.Namespace, work: Path) -> Facts:
         },
         "train": {
             "steps": STEPS, "eval_every": STEPS, "schedule": "constant", "lr": 1e-4,
-            "batch_size": 2 * ROWS[case.length], "micro_batch_size": ROWS[case.length],
+            "batch_size": micro_batches * ROWS[case.length], "micro_batch_size": ROWS[case.length],
             "gradient_checkpointing": case.is_recomputed,
         },
         "samples": {"max_new_tokens": 4},
@@ -238,20 +241,22 @@ def be_child(spec: Mapping[str, Any]) -> Facts:
     """Do in this process what the file says; return the figures."""
     torch.set_num_threads(spec["threads"])
     recipe, what = spec["recipe"], spec["what"]
+    planned = {**recipe, "output": f"{recipe['output']}-planned"}
     works = {"train": train, "evaluate": evaluate}
     with quiet():
-        found = foresee({**recipe, "output": f"{recipe['output']}-foreseen"})
-        if what == "foresee":
-            return found
         for _ in train(on_glm_tiny(recipe)):  # so that all is imported
             pass
+        plan = drain(planning(load_recipe(planned)))  # and its tokenizer is there
         held = {"anonymous": resting_bytes(), "resident": status_bytes()["VmRSS"]}
+        del plan
         watch = Watch()
         with watch.looking():
             for doing in works[what](recipe) if what in works else export(recipe, what):
                 watch.doing = doing
-    for name, peaks in (("anonymous", watch.anonymous), ("resident", watch.resident)):
-        found[name] = {doing: to_mib(size - held[name]) for doing, size in peaks.items()}
+    found: Facts = {
+        name: {doing: to_mib(size - held[name]) for doing, size in peaks.items()}
+        for name, peaks in (("anonymous", watch.anonymous), ("resident", watch.resident))
+    }
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return found | {"process": to_mib(held["resident"]), "child": to_mib(child)}
 
@@ -273,12 +278,12 @@ def run_case(case: Case, options: argparse.Namespace, kept: Mapping[str, Facts])
     work.mkdir(parents=True)
     recipe = make_recipe(case, options, work)
     names = {"train": case.name, **{what: f"{case.name}, then {what}" for what in case.then}}
-    if options.again:
-        foreseen = run_child("foresee", recipe, options, work)
-        return {name: kept[name] | foreseen for name in names.values() if name in kept}
-    found = {name: run_child(what, recipe, options, work) for what, name in names.items()}
+    with quiet():
+        foreseen = foresee(recipe)
+    if not options.again:
+        kept = {name: run_child(what, recipe, options, work) for what, name in names.items()}
     shutil.rmtree(work)
-    return found
+    return {name: kept[name] | foreseen for name in names.values() if name in kept}
 
 
 PHASES = {"evaluate": "evaluation", "merged": "merge", "int4": "export"}

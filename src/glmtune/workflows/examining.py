@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from glmtune.load import load_model, load_tokenizer
 from glmtune.locations import resolve
 from glmtune.models.device import resolve_device
 from glmtune.paths import examples_folder
+from glmtune.quants import EXTRAS, QUANTS
 from glmtune.recipe import load_recipe
 from glmtune.workflows.events import Event, Note, Stepped, Working, drain
 from glmtune.workflows.execute import training
@@ -94,7 +96,9 @@ def test_itself(device: str) -> Iterator[Working | Finding]:
     yield from do("decode", partial(_ask, device))
     if torch.backends.quantized.engine == "x86":
         yield from do("decode, W8A8", partial(_ask, "cpu", is_fast=True))
-    yield from do("decode, int4", partial(_ask, device, quant="int4"))
+    for quant in QUANTS:
+        if quant not in EXTRAS or find_spec(EXTRAS[quant]):  # else the report says that it is not installed
+            yield from do(f"decode, {quant}", partial(_ask, device, quant=quant))
 
 
 def train_a_little(folder: Path, device: str) -> str:
