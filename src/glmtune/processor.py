@@ -9,6 +9,8 @@ doc/performance_considerations/dispatcher_control.md; github.com/pytorch/FBGEMM,
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ Source: sourceware.org/glibc/wiki/MallocInternals, "Arenas and Heaps"."""
 RESERVED = 64 * 2**20
 """Bytes that count as taken: of libraries that are imported later, of threads, of files that are written."""
 
+_imagined: ContextVar[tuple[bool, int] | None] = ContextVar("imagined", default=None)
 _OWN_MAPS = Path("/proc/self/maps")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -90,8 +93,20 @@ def cpu_has(*instructions: str) -> bool:
     return any(has.get(name) and name in usable for name in instructions)
 
 
+@contextmanager
+def imagining(*, has_bf16: bool, free: int) -> Iterator[None]:
+    """Within, `has_bf16` and `free_memory` answer for a machine with this arithmetic and free bytes."""
+    token = _imagined.set((has_bf16, free))
+    try:
+        yield
+    finally:
+        _imagined.reset(token)
+
+
 def has_bf16(device: torch.device) -> bool:
     """True if the device computes in bf16 itself; older cards and most CPUs emulate it, slowly."""
+    if imagined := _imagined.get():
+        return imagined[0]
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type != "cpu" or cpu_has("avx512_bf16", "amx_bf16", "bf16")
@@ -109,6 +124,8 @@ def free_memory(device: torch.device, mapped: int = 0) -> int:
     its cgroups leave beside `mapped` bytes of files that must stay in memory; and no more than a limit on the
     process's addresses (`ulimit -v`) leaves.
     """
+    if imagined := _imagined.get():
+        return imagined[1]
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     # pages of files count as available: the kernel may drop them, and reads them again at each use

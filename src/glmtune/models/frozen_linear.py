@@ -232,6 +232,11 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+def block_buffer(dtype: torch.dtype) -> Tensor:
+    """Return this thread's buffer for blocks in `dtype`, which stays for good."""
+    return _buffers.take(BLOCK_BYTES // dtype.itemsize, dtype)
+
+
 def _blocks(layer: nn.Linear, dtype: torch.dtype, *, is_by_rows: bool) -> Iterator[tuple[slice, Tensor]]:
     """Yield the layer's weight in blocks of rows or columns, with their place, one over the other."""
     outputs, inputs = layer.out_features, layer.in_features

@@ -129,11 +129,24 @@ class _ChunkedLoss(torch.autograd.Function):
         )
 
 
-def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    is_cast = isinstance(head, FrozenLinear) and head.weight.dtype != computing_type(hidden)
+def most_logits(head: nn.Module, dtype: torch.dtype) -> int:
+    """Return the most logits that are computed at once in `dtype`."""
+    is_cast = isinstance(head, FrozenLinear) and head.weight.dtype != dtype
     logits = CAST_CHUNK_LOGITS if is_cast else CHUNK_LOGITS
-    if is_frozen_product(head):  # its logits stay in their type: twice as many in as many bytes
-        logits *= 4 // min(computing_type(hidden).itemsize, 4)
+    # a frozen product's logits stay in their type: twice as many in as many bytes
+    return logits * (4 // min(dtype.itemsize, 4)) if is_frozen_product(head) else logits
+
+
+def bytes_per_logit(head: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
+    """Return the bytes that each of them takes, with what its gradient is made of."""
+    if not is_frozen_product(head):
+        return 16  # the logits, their fp32, the softmax kept for the gradient, and the gradient
+    # the gradient takes the logits' place; half types are widened, on a CPU in blocks of the cache
+    return dtype.itemsize + (4 if device.type != "cpu" and dtype.itemsize < 4 else 0)
+
+
+def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    logits = most_logits(head, computing_type(hidden))
     most = max(1, logits // cast("nn.Linear", head).out_features)
     # equal ones: a last one of a few positions would take the time to read the whole head
     size = ceil(len(hidden) / ceil(len(hidden) / most)) if len(hidden) else 1
