@@ -46,6 +46,9 @@ SIGNATURES = {
         "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
     ),
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
+    "doctor": (
+        "(path=None, *, template=None, dtype='auto', quant=None, device='auto', quiet=False, on_event=None)"
+    ),
     "migrate": "(source, output=None, *, base=None, template=None, quiet=False, on_event=None)",
     "verify": (
         "(path, *, base=None, template=None, dtype='auto', quant=None, device='auto', quiet=False, "
@@ -87,6 +90,7 @@ def test_every_public_name_is_there() -> None:
             "DataError",
             "Engine",
             "ExportResult",
+            "Finding",
             "GlmtuneError",
             "Migration",
             "MissingDependencyError",

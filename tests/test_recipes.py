@@ -88,6 +88,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "model": "/models/chatglm2-6b", "quant": None, **ADAMW, **limits(64, 128, "thudm"),
         "method.name": "adalora", "method.init_r": 12, "method.target_r": 8, "method.alpha": 32,
         "method.dropout": 0.1, "train.patience": 5,
+        "train.schedule": "constant", "train.weight_decay": 1e-2,  # torch's AdamW, no schedule
         **length(1 * 16, 5e-3, epochs=50),
     },
     "qlora": {

@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from glmtune.report.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
-    from glmtune.workflows import ExportResult, RunResult, compare, evaluate, export, migrate, train, verify
+    from glmtune.workflows import (
+        ExportResult,
+        RunResult,
+        compare,
+        doctor,
+        evaluate,
+        export,
+        migrate,
+        train,
+        verify,
+    )
+    from glmtune.workflows.findings import Finding
     from glmtune.workflows.outlook import Outlook
     from glmtune.workflows.public import plan
 
@@ -43,6 +54,7 @@ _HOMES = {
     "DataError": "glmtune.errors",
     "Engine": "glmtune.generate",
     "ExportResult": "glmtune.workflows",
+    "Finding": "glmtune.workflows.findings",
     "GlmtuneError": "glmtune.errors",
     "Migration": "glmtune.migration",
     "MissingDependencyError": "glmtune.errors",
@@ -55,6 +67,7 @@ _HOMES = {
     "TrainingError": "glmtune.errors",
     "answer_text": "glmtune.conversation",
     "compare": "glmtune.workflows",
+    "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
     "export": "glmtune.workflows",
@@ -80,6 +93,7 @@ __all__ = [
     "DataError",
     "Engine",
     "ExportResult",
+    "Finding",
     "GlmtuneError",
     "Migration",
     "MissingDependencyError",
@@ -92,6 +106,7 @@ __all__ = [
     "TrainingError",
     "answer_text",
     "compare",
+    "doctor",
     "encode_messages",
     "evaluate",
     "export",

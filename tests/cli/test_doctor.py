@@ -14,13 +14,21 @@ import torch
 from commands import glmtune
 from glmtune.conversation import encode_messages
 from glmtune.load import load_model, load_tokenizer
-from glmtune.workflows import doctor, machine
+from glmtune.models.dtype import num_bytes
+from glmtune.models.shards import scan_tensors
+from glmtune.workflows import examining, first_run, machine
 from glmtune.workflows.findings import Finding
 from glmtune.workflows.first_run import ANSWER, ASKED, try_model
 from glmtune.workflows.machine import find_conflicts, has_code, look_at_cards
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
-TRIED = ["train", "verify", "decode", "decode, W8A8", "decode, int4"]
+TRIED = [
+    "train",
+    "verify",
+    "decode",
+    *(["decode, W8A8"] if torch.backends.quantized.engine == "x86" else []),
+    *(f"decode, {quant}" for quant in ("int8", "int4", "nf4")),
+]
 MODEL = ["files", "load", "logits", "decode", "train"]
 
 
@@ -40,43 +48,36 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(text: str, part: str) -> list[str]:
-    """The names of a part's lines; those of a further line are empty."""
+    """The names of a part's lines; a line that goes on has none."""
     section = text.partition(f"{part}\n")[2]
     return [line[2:16].strip() for line in section.splitlines() if re.match("  [^ ]", line)]
 
 
-def test_the_doctor_tries_the_machine_and_leaves_nothing(apart: Path) -> None:
-    done = glmtune("doctor", cwd=apart / "work")
+def test_the_doctor_tries_machine_and_model_and_leaves_nothing(apart: Path) -> None:
+    folder = tiny_folder(apart / "home" / "chatglm3-6b")
+    done = glmtune("doctor", folder, cwd=apart / "work")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert names(done.stdout, "self-test") == (TRIED if torch.backends.quantized.engine == "x86" else [])
+    assert names(done.stdout, "self-test") == [*TRIED, *MODEL]
     assert f"torch {torch.__version__}" in " ".join(done.stdout.split())
     losses = re.search(r"loss ([\d.]+) to ([\d.]+)", done.stdout)
     assert losses and float(losses[2]) < float(losses[1]) - 0.5
+    assert str(apart / "home") not in done.stdout
     assert not list((apart / "work").iterdir()) + list((apart / "scratch").iterdir())
 
 
-def test_a_model_below_the_home_folder_is_tried_without_telling_where_it_is(apart: Path) -> None:
-    folder = tiny_folder(apart / "home" / "chatglm3-6b")
-    done = glmtune("doctor", folder, "--json", cwd=apart / "work")
-    assert done.returncode == 0, done.stdout
-    findings = json.loads(done.stdout)
-    assert [found["name"] for found in findings if found["part"] == "model"] == MODEL
-    assert {found["part"] for found in findings} == {"machine", "self-test", "model"}
-    assert str(apart / "home") not in done.stdout
-
-
-def test_what_fails_is_a_line_and_the_rest_goes_on(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "NAME", "GLM-Huge")  # which the answers do not hold
+def test_what_fails_is_a_finding_and_the_rest_goes_on(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examining, "NAME", "GLM-Huge")  # which the answers do not hold
     folder = tiny_folder(apart / "work" / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    done = glmtune("doctor", "model", cwd=apart / "work")
+    done = glmtune("doctor", folder, "--json", cwd=apart / "work")
     assert done.returncode == 1
-    assert names(done.stdout, "self-test")[:3] == TRIED[:3]
-    assert "decode         failed, " in done.stdout
-    assert "which names no GLM-Huge; paste this report into an issue" in " ".join(done.stdout.split())
-    assert names(done.stdout, "model") == ["files"]
-    assert done.stdout.splitlines()[-1].startswith("warning: failed: decode, ")
+    findings = json.loads(done.stdout)
+    assert [found["name"] for found in findings if found["has_failed"]] == [*TRIED[2:], "files"]
+    assert [found["name"] for found in findings if found["part"] == "self-test"] == TRIED
+    assert "which names no GLM-Huge; paste this report into an issue" in findings[-2]["text"]
+    assert ": model/model.safetensors: " in findings[-1]["text"]
+    assert str(apart) not in findings[-1]["text"]
 
 
 FOLDERS = {
@@ -130,6 +131,23 @@ def test_the_loss_is_the_models_own(tmp_path: Path) -> None:
     assert shown and float(shown[1]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_model_that_does_not_fit_is_not_loaded_and_the_cure_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    stored = scan_tensors(folder)
+    for quant, other in (("int8", None), ("int4", None), ("int4", "int8")):
+        size = int(num_bytes(stored, quant)) + 1
+        monkeypatch.setattr(first_run, "free_memory", lambda _, size=size: size)
+        found = tried(folder, other)
+        assert list(found) == ["files", "load"]
+        assert found["load"].text.endswith(f" are free; quant={quant}")
+        assert list(tried(folder, quant)) == MODEL
+    monkeypatch.setattr(first_run, "free_memory", lambda _: 0)
+    for quant in (None, "int4"):
+        assert "take a smaller model, or a machine with more than" in tried(folder, quant)["load"].text
+
+
 def test_an_adapter_is_refused_with_what_to_type_instead(tmp_path: Path) -> None:
     words = ["model=glm-tiny", "data.train=examples/adverts.jsonl", "data.max_rows=4", "train.steps=1"]
     assert glmtune("train", *words, "samples.prompts=[]", "output=run", cwd=tmp_path).returncode == 0
@@ -148,6 +166,8 @@ def test_an_adapter_is_refused_with_what_to_type_instead(tmp_path: Path) -> None
         (["sm_86"], (8, 0), False),
         (["sm_80", "compute_80"], (12, 0), True),
         (["sm_80", "sm_90a"], (9, 0), True),
+        (["sm_90", "sm_100", "sm_120"], (10, 0), True),
+        (["gfx90a", "gfx1100"], (9, 0), True),
     ],
 )
 def test_a_build_has_code_for_a_card_or_not(
@@ -167,6 +187,13 @@ def test_packages_that_do_not_go_together_are_told_with_the_cure(
     told = f"logger needs torch<2, installed is {torch.__version__}: pip install 'torch<2'"
     assert list(find_conflicts("logger")) == [told]
     assert list(find_conflicts("glmtune")) == []
+
+
+@pytest.mark.gpu
+def test_a_card_is_described_and_tried(apart: Path) -> None:
+    done = glmtune("doctor", cwd=apart / "work")
+    assert done.returncode == 0, done.stdout
+    assert "  card 0 " in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32" or torch.cuda.is_available(), reason="a script stands for a card")

@@ -26,6 +26,10 @@ ROWS = "model=glm-tiny data.train=good.jsonl"
 CASES = {
     "train model=glm-tiny data.train=goof.jsonl": ("goof.jsonl: cannot be read", "did you mean good.jsonl?"),
     "train model=glm-tiny data.train=bad.jsonl": ("bad.jsonl:2: column 2: broken JSON", ""),
+    "plan model=glm-tiny data.train=goof.jsonl": ("goof.jsonl: cannot be read", "did you mean good.jsonl?"),
+    "plan model=nowhere data.train=good.jsonl": ("nowhere: no such folder", "or a hub's name"),
+    "plan runs/test tset": ("error: runs/test: data.train: missing", "data.train=my.json"),
+    "plan tset": ("tset: no such run or recipe", "did you mean runs/test?"),
     "train model=glm-tiny": ("data.train: missing", "data.train=my.json"),
     "train model=nowhere data.train=good.jsonl": ("nowhere: no such folder", "or a hub's name"),
     f"train {ROWS} train.lrr=1": ("train.lrr: unknown setting", "did you mean"),

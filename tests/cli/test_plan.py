@@ -1,11 +1,18 @@
 """`glmtune plan` and `glmtune train --dry-run`: the page of a run before it is begun."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from commands import glmtune
 from glmtune.cli.plan import WIDTH, page_lines, table_lines
 from glmtune.recipe import load_recipe
+from glmtune.workflows import outlook
 from glmtune.workflows.forecast import CARDS, Forecast, Machine, Phase
 from glmtune.workflows.outlook import Outlook, Speed
+from models import tiny_folder
 
 GIB = 2**30
 WORDS = (
@@ -32,6 +39,7 @@ OUTLOOK = Outlook(
     rows=1200,
     validation_rows=63,
     longest_row=812,
+    processes=1,
     here=forecast_on(HERE),
     cards=(
         forecast_on(SMALL, WORDS),
@@ -86,3 +94,80 @@ def test_several_recipes_are_lines_of_one_table() -> None:
     assert [line.split()[0] for line in lines] == ["recipe", "lora", "other"]
     assert lines[1].split()[-4:] == ["8", "GB", "card", "yes"]
     assert lines[2].split()[-3:] == ["no", "card", "no"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    tiny_folder(folder / "model", seq_length=2048, hidden_size=64, ffn_hidden_size=128, kv_channels=16)
+    rows = [{"prompt": "说", "response": "今天天气很好，我们一起去公园散步。" * 30}] * 12
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+WORK = ("model=model", "data.train=rows.json", "train.epochs=2", "train.batch_size=4", "output=run")
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_a_plan_reads_no_weight_and_needs_none(work: Path) -> None:
+    before = files(work)
+    done = glmtune("plan", *WORK, "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert files(work) == before
+    facts = json.loads(done.stdout)
+    assert (facts["steps"], facts["samples"], facts["epochs"]) == (6, 22, 2.0)
+    assert list(facts["here"]["phases"]) == ["training", "evaluation", "merge", "export"]
+    weights = work / "model" / "model.safetensors"
+    moved = weights.rename(work / "weights")
+    try:
+        assert json.loads(glmtune("plan", *WORK, "--json", cwd=work).stdout)["cards"] == facts["cards"]
+        refused = glmtune("plan", *WORK, "--probe", cwd=work)
+        assert refused.returncode == 2
+        assert "no weights to time a step with" in refused.stderr
+    finally:
+        moved.rename(weights)
+
+
+def test_a_probe_says_how_long_the_run_takes_and_leaves_nothing(work: Path) -> None:
+    before = files(work)
+    done = glmtune("plan", *WORK, "--probe", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert " in all: a step takes " in done.stdout
+    assert files(work) == before
+
+
+def test_a_dry_run_says_what_a_training_says_and_writes_nothing(work: Path) -> None:
+    before = files(work)
+    done = glmtune("train", *WORK, "--dry-run", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert files(work) == before
+    assert done.stdout.startswith("rows.json: ")
+    assert done.stdout.splitlines()[-1].startswith("this machine")
+
+
+def test_a_dry_run_of_what_cannot_fit_ends_as_the_training_would(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        outlook, "this_machine", lambda: Machine("this machine", "cpu", 2**20, has_bf16=False)
+    )
+    done = glmtune("train", *WORK, "--dry-run", cwd=work)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-2].startswith("error: memory: this run would need")
+    assert glmtune("train", *WORK, "--dry-run", "--force", cwd=work).returncode == 0
+
+
+def test_what_was_run_can_be_planned_again_beside_another_recipe(work: Path) -> None:
+    (work / "done").mkdir()
+    text = "model: model\ndata: {train: rows.json}\noutput: done\n"
+    for path in (work / "done" / "recipe.yaml", work / "other.yaml"):
+        path.write_text(text, encoding="utf-8")
+    done = glmtune("plan", "done", "other.yaml", "method=ptuning", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [
+        ["done", "ptuning"],
+        ["other", "ptuning"],
+    ]

@@ -60,9 +60,8 @@ def test_a_run_leaves_its_files(work: Path) -> None:
     run = work / "run"
     names = {path.name for path in run.iterdir()}
     assert names >= {
-        "recipe.yaml", "env.json", "metrics.jsonl", "loss.png", "samples.jsonl", "checkpoints", "best",
-        "last",
-        "eval.json",
+        "recipe.yaml", "env.json", "metrics.jsonl", "loss.png", "memory.json", "memory.png", "samples.jsonl",
+        "checkpoints", "best", "last", "eval.json",
     }  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]

@@ -9,7 +9,7 @@ import pytest
 from glmtune.conversation import learned_segments
 from glmtune.data import encode
 from glmtune.data.counts import TokenCounts
-from glmtune.data.cut import Cutter, Limits, Size
+from glmtune.data.cut import Cutter, Limits, Size, _middle
 from glmtune.data.encode import encode_examples, training_conversations
 from glmtune.data.example import Example
 from glmtune.data.plain import ANSWER, QUESTION, PlainShape, is_plain
@@ -109,6 +109,27 @@ def expected(tokenizer: Any, rows: list[Example], data: Data) -> list[Any]:
 def test_rows_encoded_at_once_are_those_encoded_one_by_one_however_they_are_cut(tokenizer, limit) -> None:
     data, rows = Data(**limit, overlong="cut_any"), talks(12)
     assert as_lists(encode_examples(tokenizer, rows, data)) == expected(tokenizer, rows, data)
+
+
+@pytest.mark.parametrize("place", [lambda length, kept: (kept, length), _middle])
+def test_tokens_counted_around_a_cut_are_those_of_the_whole_text(tokenizer, place) -> None:
+    draw, told = random.Random(3), 0
+    counts = TokenCounts(tokenizer)
+    for text in filter(None, (message.content for row in talks(20, seed=3) for message in row.messages)):
+        cut = counts.of_cuts(text)
+        if cut is None:
+            continue
+        for kept in draw.choices(range(1, len(text) + 1), k=6):
+            start, end = place(len(text), kept)
+            if (count := cut.count(start, end)) is None:
+                continue
+            told += 1
+            expected = len(tokenizer.encode_plain(text[:start] + text[end:]))
+            assert count == expected
+            # a limit far away is told without a look at the text
+            for most in range(expected + 12):
+                assert cut.is_within(most, start, end) in (None, expected <= most)
+    assert told > 100
 
 
 def test_texts_encoded_at_once_are_those_encoded_one_by_one(tokenizer) -> None:

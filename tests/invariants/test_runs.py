@@ -252,6 +252,12 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path, method: str) -> No
         assert double["loss"] == pytest.approx(single["loss"], rel=1e-6)
         assert double["grad_norm"] == pytest.approx(single["grad_norm"], rel=1e-6)
         assert double["tokens"] == single["tokens"]
+    alone, each = (
+        json.loads((tmp_path / name / "memory.json").read_text(encoding="utf-8"))["measured"]
+        for name in ("one", "two")
+    )
+    assert each["adapter"] == alone["adapter"]
+    assert each["gradients"] == 2 * alone["gradients"]  # a copy is exchanged
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from glmtune import compare
 from glmtune.evaluation.predictions import PredictionFile
 from glmtune.files import read_json
 from glmtune.report.listing import summarise_runs
+from glmtune.report.memory_picture import plot_memory
 from glmtune.report.plots import plot_loss
 from glmtune.report.rank_map import plot_ranks
 from glmtune.report.recorded_run import read_run, read_scores
@@ -30,6 +31,13 @@ FILES: dict[str, Any] = {
     "env.json": {"model": {"name": "glm-tiny"}, "device": "cpu", "train_sha256": "a", "all_parameters": 9},
     "eval.json": {"steps": 2, "best_step": 2, "loss": 1.0},
     "metrics.jsonl": METRICS,
+    "memory.json": {
+        "device": "cpu",
+        "limit": 9,
+        "predicted": None,
+        "measured": {"weights": 5, "bytes": 5},
+        "phases": {"step": {"resident": 7, "anonymous": 6}},
+    },
     "samples.jsonl": [{"step": step, "prompt": "你好", "answer": "早"} for step in (0, 2)],
     "ranks.jsonl": [{"step": step, "ranks": {"layers.0.a": 3, "layers.1.a": 2}} for step in (0, 2)],
     "evaluations/e/scores.json": {"thudm": {"rouge-l": 1.0, "bleu-4": 2.0, "num_empty": 0}, "num_rows": 2},
@@ -38,7 +46,7 @@ FILES: dict[str, Any] = {
         {"row": row, "labels": "早上好", "predict": "早", "stopped": True} for row in (0, 1)
     ],
 }
-NOT_LISTED = ("ranks.jsonl", "evaluations/e/generated_predictions.txt")
+NOT_LISTED = ("memory.json", "ranks.jsonl", "evaluations/e/generated_predictions.txt")
 """What a list of runs does not read."""
 RECIPE = "model: glm-tiny\ndata: {train: a.json}\n"
 
@@ -75,10 +83,12 @@ def _look(run: Path, other: Path) -> None:
     """All that reads a run's files."""
     read_scores(read_run(run))
     PredictionFile(run / "evaluations" / "e", SETTINGS)
+    memory = read_json(run / "memory.json", is_ours=True)
     metrics, ranks = (read_json_lines(run / name) for name in ("metrics.jsonl", "ranks.jsonl"))
     compare([run, other])
     if len(str(metrics)) % 32 == 0:  # a picture takes its time
         plot_loss(metrics, run / "loss.png", title="run")
+        plot_memory(memory, metrics, run / "memory.png", title="run")
         plot_ranks(ranks, 2, run / "ranks.png", title="run")
 
 
@@ -184,9 +194,6 @@ def test_a_pipe_among_the_files_of_a_run_is_refused(tmp_path: Path) -> None:
         path.unlink()
         os.mkfifo(path)
         (entry,) = summarise_runs(tmp_path)
-        assert (
-            name in ("ranks.jsonl", "evaluations/e/generated_predictions.txt")
-            or "named pipe" in entry.problem
-        )
+        assert name in NOT_LISTED or "named pipe" in entry.problem
         path.unlink()
         path.write_bytes(content)

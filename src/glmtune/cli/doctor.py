@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from glmtune.cli.console import MODEL, loading_options
+from glmtune.cli.hints import name_options
 
 
 @click.command(short_help="Look at this machine and try glmtune on it; and on a model.")
@@ -19,27 +20,34 @@ def doctor(
     """Say what this machine has and lacks, and try in some seconds that glmtune works on it.
 
     The bundled glm-tiny is trained, proven and asked; nothing is downloaded or left behind. With PATH, a
-    model's folder, that model is opened, asked and trained one step too. Paste the report into an issue: your
-    home folder is `~` in it. Exit code 1 if something failed.
+    model's folder, that model is opened, asked and trained one step too. Paste the report into an issue: it
+    names no folder above the model's, and your home folder is `~`. Exit code 1 if something failed.
 
     \b
       glmtune doctor
       glmtune doctor /models/chatglm3-6b --quant int4
     """
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from glmtune.workflows.doctor import examining
-    from glmtune.workflows.events import drain
+    from glmtune.workflows.events import Event, Note, drain
+    from glmtune.workflows.examining import examining
     from glmtune.workflows.show import Lines, Shown
 
     report = examining(path, template=template, dtype=dtype, quant=quant, device=device)
     if as_json:
         findings = drain(report)
     else:
-        lines = Lines()
+        lines, command = Lines(), click.get_current_context().command
+        shown = Shown(lines)
+
+        def show(event: Event) -> None:
+            if isinstance(event, Note):  # a cure names a setting, which may be an option of this command
+                event = replace(event, text=name_options(event.text, command))
+            shown(event)
+
         with lines.bar("doctor"):
-            findings = drain(report, Shown(lines))
+            findings = drain(report, show)
     if as_json:
         click.echo(json.dumps([asdict(found) for found in findings], ensure_ascii=False, indent=2))
     if any(found.has_failed for found in findings):

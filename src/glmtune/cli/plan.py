@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, counted
+from glmtune.cli.console import PATH, counted, leave_group
+from glmtune.log import is_main_process
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
@@ -29,20 +30,27 @@ def plan(words: tuple[str, ...], probe: bool, as_json: bool) -> None:
 
     \b
       glmtune plan model=/models/chatglm3-6b data.train=my.json quant=int4
-      glmtune plan recipes/lora.yaml recipes/ptuning.yaml model=/models/chatglm3-6b data.train=my.json
+      glmtune plan recipes/lora.yaml recipes/full.yaml model=/models/chatglm3-6b data.train=my.json
       glmtune plan runs/chatglm3-6b-lora --probe
     """
     import json
 
+    from glmtune.errors import GlmtuneError
     from glmtune.workflows.early import training_recipe
 
-    settings = [word for word in words if "=" in word]
-    outlooks = {
-        source: look_ahead(
-            training_recipe(PATH.convert(source, None, None) if source else {}, settings), probe=probe
-        )
-        for source in [word for word in words if "=" not in word] or [""]
-    }
+    sources = [word for word in words if "=" not in word]
+    settings, outlooks = [word for word in words if "=" in word], {}
+    for source in sources or [""]:
+        try:
+            recipe = training_recipe(PATH.convert(source, None, None) if source else {}, settings)
+            outlooks[source] = look_ahead(recipe, probe=probe)
+        except GlmtuneError as err:
+            if len(sources) < 2 or str(err).startswith(source):
+                raise
+            raise type(err)(f"{source}: {err}", hint=err.hint) from err
+    leave_group()
+    if not is_main_process():
+        return
     if as_json:
         facts = [outlook.facts() for outlook in outlooks.values()]
         click.echo(json.dumps(facts if len(facts) > 1 else facts[0], ensure_ascii=False, indent=2))
@@ -99,18 +107,20 @@ def page_lines(outlook: "Outlook") -> Iterator[str]:
             f"{speed.steps}: {speed.slowest_s:.3g}), an evaluation {speed.evaluation_s:.3g} s"
         )
     yield ""
-    yield from part_lines(here)
+    yield from part_lines(here, processes=outlook.processes)
     yield ""
     yield from machine_lines(outlook)
 
 
-def part_lines(figures: "Forecast") -> Iterator[str]:
+def part_lines(figures: "Forecast", *, processes: int) -> Iterator[str]:
     """Yield a line per part, with a column for each phase of the run's life."""
     phases = figures.phases
     greatest = max(phase.num_bytes for phase in phases)
     unit, scale = ("GiB", 2**30) if greatest >= 2**30 else ("MiB", 2**20)
     names = sorted({name: 0 for phase in phases for name in phase.parts}, key=lambda name: name == "process")
-    head = f"{unit} on {figures.machine.name}"
+    head = (
+        f"{unit} on {figures.machine.name}" if processes == 1 else f"{unit} of each of {processes} processes"
+    )
     width = max(map(len, (head, *names)))
     yield f"{head:<{width}}" + "".join(f"{phase.name:>13}" for phase in phases)
     for name in names:
@@ -130,9 +140,7 @@ def machine_lines(outlook: "Outlook") -> Iterator[str]:
         start = f"{name:<21}{_size(machine.free):>10}{needed:>10}  {'yes' if figures.fits else 'no':<6}"
         text = figures.override or figures.hint
         if figures.fits:
-            size = figures.recipe.train.micro_batch_size
-            text = counted(size, "row") if isinstance(size, int) else f"up to {size}"
-            text += " at once"
+            text = f"{figures.tokens:,} tokens at once"
             if figures.recomputed:
                 text += f", {counted(figures.recomputed, 'layer')} recomputed"
         if len(start) + len(text) <= WIDTH:

@@ -58,10 +58,6 @@ class CutText:
         self.ids = counts.ids(text)
         self._known: dict[tuple[int, int], int | None] = {}
 
-    def without(self, start: int, end: int) -> str:
-        """Return the text without the characters from `start` to `end`."""
-        return self.text[:start] + self.text[end:]
-
     def is_within(self, most: int, start: int, end: int) -> bool | None:
         """True if the text without `start` to `end` has at most so many tokens; None if this cannot tell."""
         ends = self.ends
@@ -79,17 +75,9 @@ class CutText:
 
     def count(self, start: int, end: int) -> int | None:
         """Return the number of tokens without `start` to `end`; None if what is around does not tell it."""
-        if (start, end) not in self._known:
-            self._known[start, end] = self._count_around(start, end)
-        return self._known[start, end]
-
-    def _kept(self, start: int, end: int) -> tuple[int, int]:
-        """Return the number of whole tokens before `start`, and the index of the first from `end` on."""
-        # several tokens end at one character that is written as bytes: the last one completes it
-        ends = self.ends
-        return bisect_right(ends, start), bisect_right(ends, ends[bisect_left(ends, end)])
-
-    def _count_around(self, start: int, end: int) -> int | None:
+        if (start, end) in self._known:
+            return self._known[start, end]
+        self._known[start, end] = None
         if self.text[start - 1].isspace():
             return None  # chat formats and vocabularies leave out white space at an end
         ids, ends = self.ids, self.ends
@@ -103,4 +91,12 @@ class CutText:
             return None
         if last < len(ids) and found[-1] != ids[last - 1]:
             return None
-        return first + len(found) - len(guard) + len(ids) - last
+        count = first + len(found) - len(guard) + len(ids) - last
+        self._known[start, end] = count
+        return count
+
+    def _kept(self, start: int, end: int) -> tuple[int, int]:
+        """Return the number of whole tokens before `start`, and the index of the first from `end` on."""
+        # several tokens end at one character that is written as bytes: the last one completes it
+        ends = self.ends
+        return bisect_right(ends, start), bisect_right(ends, ends[bisect_left(ends, end)])

@@ -185,7 +185,9 @@ class Cutter:
                 answer = conversation[index]
                 # a thought in front of the answer stays whole: one that breaks off would never end
                 least = len(answer.content) - len(answer.split_thought()[1]) + 1
-                conversation = self._shorten(conversation, index, _end, least, excess, cuts, "answer")
+                conversation = self._shorten(
+                    conversation, index, lambda length, kept: (kept, length), least, excess, cuts, "answer"
+                )
         return conversation
 
     def _shorten(
@@ -212,35 +214,23 @@ class Cutter:
             return conversation
         cuts.append(kind)
         search = _Search(text, place, lambda part: excess(self.measure(with_content(part))) <= 0)
-        hole = self._find_hole(conversation, text, excess)
-        return with_content(search.short(search.most(least, hole) or least))
-
-    def _find_hole(
-        self, conversation: list[Message], text: str, excess: Callable[[Size], int]
-    ) -> "_Hole | None":
-        """Return where a message's text stands in the example, None if it is changed there or not alone."""
-        segments = self.example(conversation)
+        segments, size = self.example(conversation), self.measure(conversation)
         found = [index for index, segment in enumerate(segments) if text in segment.text]
-        if len(found) != 1 or not is_plain_text(text):
-            return None
-        segment, size = segments[found[0]], self.measure(conversation)
-        is_last = all(other.is_target for other in segments[found[0] :])
-        less = Size(size.num_tokens - 1, size.num_target - is_last)
-        cut = self.counts.of_cuts(segment.text)
-        if cut is None or excess(less) != excess(size) - 1 or segment.text.count(text) != 1:
-            return None
-        return _Hole(cut, segment.text.index(text), len(cut.ids) - excess(size))
+        hole = None
+        # the message's text must stand in the example as it is, and once
+        if len(found) == 1 and is_plain_text(text) and segments[found[0]].text.count(text) == 1:
+            written = segments[found[0]].text
+            is_last = all(other.is_target for other in segments[found[0] :])
+            less = Size(size.num_tokens - 1, size.num_target - is_last)
+            if excess(less) == excess(size) - 1 and (cut := self.counts.of_cuts(written)):
+                hole = _Hole(cut, written.index(text), len(cut.ids) - excess(size))
+        return with_content(search.short(search.most(least, hole) or least))
 
 
 def _middle(length: int, kept: int) -> tuple[int, int]:
     """Return from where to where a text loses its middle."""
     tail = kept // 2
     return kept - tail, length - tail
-
-
-def _end(length: int, kept: int) -> tuple[int, int]:
-    """Return from where to where a text loses its end."""
-    return kept, length
 
 
 class _Hole(NamedTuple):
@@ -281,7 +271,7 @@ class _Search(NamedTuple):
         kept = _most(least, len(self.text), is_met)
         # the text that is chosen is encoded whole in any case: it must be as long as was told
         start, end = (offset + place for place in self.place(len(self.text), kept or least))
-        count = cut.counts(cut.without(start, end))
+        count = cut.counts(cut.text[:start] + cut.text[end:])
         is_right = cut.count(start, end) in (None, count) and (count <= most) == (kept is not None)
         return kept if is_right and is_plain_text(self.short(kept or least)) else plainly()
 

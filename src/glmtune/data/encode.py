@@ -112,6 +112,14 @@ def _encode_chat(
 ) -> Iterator[TrainingRow]:
     """Yield the row of each training example, as the limits allow it, and count all of them in the report."""
     shape = _learn_shape(tokenizer, settings)
+
+    def fill(messages: Sequence[Message]) -> Sequence[Segment]:
+        if shape is not None and is_plain(messages):
+            return shape.fill(messages)
+        # a cut may leave white space at an end, which a format may leave out
+        (conversation,) = training_conversations(tokenizer, Taught.of(settings).begin(messages), settings)
+        return _segments(tokenizer, conversation, settings)
+
     for chunk in _render_chunks(tokenizer, examples, settings, shape, report):
         known: dict[str, list[int]] = {}
         ids, is_target, starts, ends = _encode_chunk(tokenizer, chunk, shape, known)
@@ -127,8 +135,7 @@ def _encode_chat(
                 yield TrainingRow(ids[start:end], labels[start:end], example.where, example.source)
                 continue
             with naming_row(example.where):
-                # a plain row becomes a conversation where it must be rendered
-                render = partial(_render, tokenizer, settings, shape if conversation is None else None)
+                render = fill if conversation is None else partial(_segments, tokenizer, settings=settings)
                 cutter = Cutter(limits, render, TokenCounts(tokenizer, known))
                 whole = list(example.messages) if conversation is None else conversation
                 row = _shorten(cutter, whole, settings, report, size.num_tokens)
@@ -239,19 +246,6 @@ def _segments(tokenizer: Tokenizer, conversation: Sequence[Message], settings: D
     """Return the training example of a conversation; it is empty if no answer is learned."""
     examples = learned_segments(tokenizer, conversation, source_prefix=settings.source_prefix)
     return examples[0] if examples else ()
-
-
-def _render(
-    tokenizer: Tokenizer, settings: Data, shape: PlainShape | None, conversation: Sequence[Message]
-) -> Sequence[Segment]:
-    """Return the training example of a conversation; with a `shape` it is a plain row, as it was read."""
-    if shape is None:
-        return _segments(tokenizer, conversation, settings)
-    if is_plain(conversation):
-        return shape.fill(conversation)
-    messages = Taught.of(settings).begin(conversation)  # a cut may leave white space at an end
-    (conversation,) = training_conversations(tokenizer, messages, settings)
-    return _segments(tokenizer, conversation, settings)
 
 
 def _shorten(

@@ -84,7 +84,11 @@ def read_sampling(settings: Mapping[str, Any]) -> Sampling:
     return Sampling(**settings)
 
 
-def usual_sampling(chat: ChatDefaults, generation: Any, given: Collection[str]) -> dict[str, Any]:
+def usual_sampling(
+    chat: ChatDefaults,
+    generation: Any,  # Any: transformers' GenerationConfig, which has no types
+    given: Collection[str],
+) -> dict[str, Any]:
     """Return the settings that a chat uses where its caller, who has set those named `given`, has none.
 
     They are those of the model's generation_config.json (`generation`, transformers' object), else `chat`'s.

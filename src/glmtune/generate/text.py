@@ -46,7 +46,7 @@ def stream_text(
         if whole:
             yield whole
     else:
-        tell(f"> the answer is cut: it has the {sampling.max_new_tokens:,} tokens of max_new_tokens")
+        tell(f"> the answer is cut at max_new_tokens, {sampling.max_new_tokens:,} tokens")
     if rest := pending + show(stream.finish()) + shown.finish():
         yield rest
     return "".join(written)

@@ -14,7 +14,7 @@ from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
-from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product
+from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product, most_frozen_logits
 
 CHUNK_LOGITS = 2**23
 """Most logits of a head that trains computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's
@@ -131,6 +131,19 @@ class _Loss(torch.autograd.Function):
             None,  # head
             *(scale * gradient for gradient in head_gradients),
         )
+
+
+def most_logits(head: nn.Module, device: torch.device) -> int:
+    """Return the most logits that are computed at once."""
+    return most_frozen_logits(device) if is_frozen_product(head) else CHUNK_LOGITS
+
+
+def bytes_per_logit(head: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes that each of them takes in a head that computes in `dtype`, with its gradient."""
+    if not is_frozen_product(head):
+        return 16  # the logits, their fp32, the softmax kept for the gradient, and the gradient
+    # the exponentials take the logits' place, and are cast for a product in half precision
+    return wide_type(dtype).itemsize + (dtype.itemsize if dtype.itemsize < 4 else 0)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

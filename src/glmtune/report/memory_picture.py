@@ -56,12 +56,13 @@ def draw_memory(
     memory: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str = ""
 ) -> "Figure":
     """Draw the figure of `plot_memory`: a bar for each of predicted and measured, beside a curve by step."""
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     # the process lowest, which is alike in both
     columns = {name: {"process": 0, **parts} for name in ("predicted", "measured") if (parts := memory[name])}
     for parts in columns.values():
-        del parts["bytes"]
+        parts.pop("bytes", None)
     # the curve is of the process on a CPU; on a GPU of its tensors, which stand on CUDA's context
     below = memory["measured"].get("process", 0) if memory["device"] == "cuda" else 0
     curve = {step: gib * 2**30 + below for step, gib in read_curve(metrics, "memory_gib").items()}
@@ -76,7 +77,8 @@ def draw_memory(
     limit, is_far = memory["limit"], memory["limit"] > FAR * drawn
     by_part.set_ylim(0, 1.12 * (drawn if is_far else max(drawn, limit)) / size)
     _draw_parts(by_part, columns, size)
-    handles = _legend(columns)
+    names = dict.fromkeys(name for parts in columns.values() for name in parts)
+    handles: list[Artist] = [Patch(color=COLOURS.get(name, "0.5"), label=name) for name in names]
     by_step.set_xlabel("step")
     if curve:
         by_step.plot(
@@ -128,10 +130,3 @@ def _draw_parts(axes: "Axes", columns: Mapping[str, Mapping[str, int]], size: in
     axes.set_xticks(range(len(columns)), list(columns))
     axes.grid(visible=False, axis="x")
     axes.set_axisbelow(True)
-
-
-def _legend(columns: Mapping[str, Mapping[str, int]]) -> "list[Artist]":
-    from matplotlib.patches import Patch
-
-    names = dict.fromkeys(name for parts in columns.values() for name in parts)
-    return [Patch(color=COLOURS.get(name, "0.5"), label=name) for name in names]

@@ -25,6 +25,8 @@ from glmtune.values import text
 
 _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.{1,64}?) 的人工智能助手")
 """Bounded: a hostile template may repeat the phrase's beginning, which would take quadratic time."""
+_SPACE = "\u2581".encode()
+"""A space, as sentencepiece writes it."""
 _BEFORE_MARKS = re.compile(" +[^ ]{0,3}\\Z")
 """Spaces at the end that transformers' clean-up removes if a punctuation mark or a shortened word follows."""
 
@@ -130,14 +132,19 @@ class ChatTokenizer:
 
         None if the vocabulary writes the text with more or fewer characters than it has.
         """
-        ends = list(accumulate(map(self._num_begun.__getitem__, ids)))
+        if not ids or text[-1].isspace():  # some vocabularies leave it out
+            return None
+        ends = list(accumulate(map(self.num_begun.__getitem__, ids)))
         # sentencepiece writes a space in front of a text
-        shift = ends[-1] - len(text) if ends else 0
-        return [end - shift for end in ends] if shift in (0, 1) else None
+        shift = ends[-1] - len(text)
+        is_led = self.token_bytes(ids[0]).startswith(_SPACE) and not text[0].isspace()
+        return (
+            [end - shift for end in ends] if shift == is_led or (shift == 1 and text[0].isspace()) else None
+        )
 
     @cached_property
-    def _num_begun(self) -> Begun:
-        """The number of characters that begin in each token."""
+    def num_begun(self) -> Begun:
+        """Return the number of characters that begin in each token."""
         return Begun(self.token_bytes)
 
     @abstractmethod

@@ -4,6 +4,16 @@ A training run reads top to bottom: early (recipe, rows), plan, assemble, execut
 """
 
 from glmtune.workflows.events import ExportResult, RunResult
-from glmtune.workflows.public import compare, evaluate, export, migrate, train, verify
+from glmtune.workflows.public import compare, doctor, evaluate, export, migrate, train, verify
 
-__all__ = ["ExportResult", "RunResult", "compare", "evaluate", "export", "migrate", "train", "verify"]
+__all__ = [
+    "ExportResult",
+    "RunResult",
+    "compare",
+    "doctor",
+    "evaluate",
+    "export",
+    "migrate",
+    "train",
+    "verify",
+]

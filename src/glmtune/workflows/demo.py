@@ -66,7 +66,7 @@ SETTINGS: dict[str, Any] = {
 }
 """A small model takes a high rate and all its linear layers: do not copy these to a 6 B model."""
 
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.8, "max_new_tokens": 96}
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_p": 0.8, "top_k": 0, "max_new_tokens": 96}
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,11 +99,15 @@ class _Tried:
         """Load the model, if there is memory for it, and its tokenizer."""
         location = resolve(self._path)
         chosen = choose_type(location, self._dtype, self._device, self._quant)
-        needed = num_bytes(scan_tensors(location.folder), self._quant, chosen.dtype)
-        if needed > (free := free_memory(self._device)):
-            smaller = next((f"quant={quant}" for quant in ("int8", "int4") if self._quant != quant), "")
+        stored, free = scan_tensors(location.folder), free_memory(self._device)
+        quants = (self._quant, "int8", "int4")
+        sizes = {quant: num_bytes(stored, quant, chosen.dtype) for quant in quants}
+        if (needed := sizes[self._quant]) > free:  # a process on a CPU would be killed without a word
+            fits = next((f"quant={quant}" for quant, size in sizes.items() if size <= free), "")
+            least = in_words(min(sizes.values()))
             raise ConfigError(
-                f"the weights need about {in_words(needed)}, and {in_words(free)} are free", hint=smaller
+                f"the weights need about {in_words(needed)}, and {in_words(free)} are free",
+                hint=fits or f"take a smaller model, or a machine with more than {least} free",
             )
         with self._meter() as meter:
             model = load_location(

@@ -181,10 +181,12 @@ def has_code(architectures: list[str], major: int, minor: int) -> bool:
     """
     for architecture in architectures:
         kind, _, number = architecture.partition("_")
+        if kind not in {"sm", "compute"}:  # a build for AMD's cards, of which nothing is known here
+            return True
         digits = "".join(filter(str.isdigit, number))
         first, last = int(digits[:-1]), int(digits[-1])
         if kind == "sm" and first == major and last <= minor:
             return True
         if kind == "compute" and (first, last) <= (major, minor):
             return True
-    return not architectures  # of a build for AMD's cards nothing is known here
+    return False

@@ -56,6 +56,8 @@ class Outlook:
     validation_rows: int
     longest_row: int
     """Tokens."""
+    processes: int
+    """The number of processes that share the rows; each takes the memory of the forecasts."""
     here: Forecast
     """The forecast for this machine."""
     cards: tuple[Forecast, ...]
@@ -81,6 +83,7 @@ class Outlook:
             "rows": self.rows,
             "validation_rows": self.validation_rows,
             "longest_row_tokens": self.longest_row,
+            "processes": self.processes,
             "here": forecast_facts(self.here),
             "cards": [forecast_facts(card) for card in self.cards],
             "speed": asdict(self.speed) if self.speed else None,
@@ -125,6 +128,7 @@ def look_at(plan: Plan) -> Outlook:
         rows=len(rows),
         validation_rows=len(validated),
         longest_row=max(len(row.input_ids) for row in rows),
+        processes=plan.processes.number,
         here=forecast(plan, this_machine()),
         cards=tuple(cards),
     )

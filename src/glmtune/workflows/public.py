@@ -1,4 +1,4 @@
-"""The public functions train, plan, evaluate, export, verify, compare and migrate: each runs one workflow.
+"""The public functions train, plan, evaluate, export, verify, compare, migrate, doctor: one workflow each.
 
 They write to stderr what the command line writes. `quiet=True` writes nothing; `on_event`, a function of one
 event (`glmtune.workflows.events`), gets each event instead.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from glmtune.adapters.proof import Check
     from glmtune.recipe import Recipe
+    from glmtune.workflows.findings import Finding
     from glmtune.workflows.outlook import Outlook
 
 
@@ -246,3 +247,27 @@ def migrating(
             yield from (Note(f"  {name + ':':<18}{line}") for line in lines)
         yield from (Note(f"{migration.source}: {text}", is_warning=True) for text in migration.warnings)
     return migrations
+
+
+def doctor(
+    path: str | Path | None = None,
+    *,
+    template: str | None = None,
+    dtype: str = "auto",
+    quant: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    on_event: OnEvent | None = None,
+) -> list[Finding]:
+    """Look at this machine, try glmtune on it with glm-tiny, and on the model at `path`; return the findings.
+
+    `Finding.has_failed` marks what did not work. The arguments are those of `load_model`. The report goes to
+    stderr, to be pasted into an issue; `quiet=True` writes nothing, `on_event=f` calls f with each event
+    instead. Raises `CheckpointError` for a path to nothing, `ConfigError` for an adapter or a run.
+    """
+    if path is not None:
+        require_here(path)
+    from glmtune.workflows.examining import examining
+
+    report = examining(path, template=template, dtype=dtype, quant=quant, device=device)
+    return attend(report, "doctor", quiet=quiet, on_event=on_event)

@@ -11,7 +11,7 @@ from glmtune.workflows.forecast import Forecast, forecast, this_machine
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.remedies import in_words
 
-SMALL = 256 * 2**20
+SMALL = 2**30
 """Bytes of weights up to which a model is loaded and measured: that takes less time than a forecast."""
 
 
@@ -38,27 +38,25 @@ def find_refusal(figures: Forecast, *, is_resumed: bool = False) -> ConfigError 
     """Return the error of a run that does not fit, with settings that would; None if it fits."""
     if figures.fits:
         return None
-    needed, free = in_words(figures.phases[0].num_bytes), in_words(figures.machine.free)
+    needed, free = figures.phases[0].num_bytes, figures.machine.free
+    there = f"but {in_words(free)} are free" if needed > free else f"too close to the {in_words(free)} free"
     other = "a run is resumed as it began: end other programs; for another one, " if is_resumed else ""
     return ConfigError(
-        f"memory: this run would need about {needed}, but {free} are free", hint=f"{other}{figures.hint}"
+        f"memory: this run would need about {in_words(needed)}, {there}", hint=f"{other}{figures.hint}"
     )
 
 
 def forecast_lines(figures: Forecast) -> Iterator[str]:
-    """Yield a forecast in two lines: its memory by part; its steps, evaluation and disk."""
+    """Yield a forecast in two lines: the training's memory by part; the evaluation's, and disk."""
     training, *others = figures.phases
     parts = sorted(training.parts.items(), key=lambda part: -part[1])
     shown = ", ".join(f"{name} {in_words(size)}" for name, size in parts if size >= 0.01 * training.num_bytes)
     yield (
-        f"forecast: about {in_words(training.num_bytes)} of {in_words(figures.machine.free)} free: {shown}"
+        f"forecast: about {in_words(training.num_bytes)} of {in_words(figures.machine.free)} free, "
+        f"{figures.tokens:,} tokens at once: {shown}"
     )
-    number = f"{figures.recomputed} layers recomputed" if figures.recomputed else "no recomputation"
-    more = "".join(f"; {phase.name} {in_words(phase.num_bytes)}" for phase in others[:1])
-    yield (
-        f"forecast: longest micro-batch {figures.tokens:,} tokens, {number}{more}; "
-        f"disk {in_words(figures.disk)} at most"
-    )
+    evaluation = "".join(f"{phase.name} {in_words(phase.num_bytes)}; " for phase in others[:1])
+    yield f"forecast: {evaluation}disk {in_words(figures.disk)} at most"
 
 
 def forecast_facts(figures: Forecast) -> dict[str, Any]:

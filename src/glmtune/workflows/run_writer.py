@@ -10,7 +10,7 @@ import torch
 
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.extras import require
-from glmtune.files import read_json
+from glmtune.files import read_json_if_there
 from glmtune.log import tell
 from glmtune.recipe import Recipe, to_yaml
 from glmtune.report.fonts import GET_A_FONT, find_families
@@ -121,8 +121,8 @@ class RunWriter:
         name = self.folder.resolve().name
         metrics, picture = read_json_lines(self.metrics_path), self.folder / "loss.png"
         plot_loss(metrics, picture, title=name, subtitle=self._subtitle)
-        memory = read_json(self.folder / MEMORY_FILE, is_ours=True)
-        plot_memory(memory, metrics, self.folder / "memory.png", title=name, subtitle=self._subtitle)
+        if memory := read_json_if_there(self.folder / MEMORY_FILE, is_ours=True):
+            plot_memory(memory, metrics, self.folder / "memory.png", title=name, subtitle=self._subtitle)
         if ranks := read_json_lines(self._ranks_path):
             plot_ranks(ranks, step, self.folder / "ranks.png", title=name)
 

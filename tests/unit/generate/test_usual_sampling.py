@@ -82,4 +82,4 @@ def test_the_command_shows_what_it_uses_and_says_where_an_answer_was_cut(folder)
     (folder / "generation_config.json").unlink()
     done = glmtune("chat", folder, "--max-new-tokens", 3, "--top-k", 0, cwd=folder, typed="你好\n")
     assert "> temperature 0.8, top_p 0.8, top_k off; at most 3 tokens an answer\n" in done.stderr
-    assert "> the answer is cut: it has the 3 tokens of max_new_tokens\n" in done.stderr
+    assert "> the answer is cut at max_new_tokens, 3 tokens\n" in done.stderr

@@ -25,9 +25,8 @@ FITTING = Forecast(
 
 def test_a_forecast_is_two_lines_with_the_parts_that_matter() -> None:
     assert list(forecast_lines(FITTING)) == [
-        "forecast: about 3.0 GiB of 4.0 GiB free: weights 2.0 GiB, activations 1.0 GiB",
-        "forecast: longest micro-batch 2,041 tokens, no recomputation; evaluation 2.5 GiB; "
-        "disk 1.0 GiB at most",
+        "forecast: about 3.0 GiB of 4.0 GiB free, 2,041 tokens at once: weights 2.0 GiB, activations 1.0 GiB",
+        "forecast: evaluation 2.5 GiB; disk 1.0 GiB at most",
     ]
 
 
@@ -37,10 +36,11 @@ def test_what_fits_is_not_refused() -> None:
 
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_what_does_not_fit_is_refused_with_words_to_paste(*, is_resumed: bool) -> None:
-    refusal = find_refusal(
-        replace(FITTING, fits=False, hint="these settings would fit: quant=int4"), is_resumed=is_resumed
-    )
-    assert str(refusal) == "memory: this run would need about 3.0 GiB, but 4.0 GiB are free"
+    unfit = replace(FITTING, fits=False, hint="these settings would fit: quant=int4")
+    refusal = find_refusal(unfit, is_resumed=is_resumed)
+    assert str(refusal) == "memory: this run would need about 3.0 GiB, too close to the 4.0 GiB free"
+    small = replace(unfit, machine=replace(FITTING.machine, free=2 * GIB))
+    assert str(find_refusal(small)) == "memory: this run would need about 3.0 GiB, but 2.0 GiB are free"
     assert refusal is not None
     assert refusal.hint.endswith("these settings would fit: quant=int4")
     assert refusal.hint.startswith("a run is resumed as it began") == is_resumed

@@ -1,9 +1,11 @@
 """`glmtune doctor`: a report of the machine, of a self-test and of a model, to paste into an issue."""
 
+import os
 import textwrap
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +18,7 @@ from glmtune.load import load_model, load_tokenizer
 from glmtune.locations import resolve
 from glmtune.models.device import resolve_device
 from glmtune.paths import examples_folder
+from glmtune.quants import EXTRAS, QUANTS
 from glmtune.recipe import load_recipe
 from glmtune.workflows.events import Event, Note, Stepped, Working, drain
 from glmtune.workflows.execute import training
@@ -44,12 +47,17 @@ def examining(
     What does not work is a finding with `has_failed`. Raises `CheckpointError` for a path to nothing,
     `ConfigError` for an adapter, a run or a device that is not there.
     """
-    if path is not None and ((location := resolve(path)).adapter or location.card):
-        raise ConfigError(
-            f"{path}: trained, and the doctor looks at models",
-            hint=f"`glmtune verify {path}` proves it; `glmtune doctor {location.base}` looks at its base",
-        )
     resolve_device(device)  # raises for one that is not there
+    # the report is to be pasted where all can read it
+    private = {str(Path.home()): "~"}
+    if path is not None:
+        location = resolve(path)
+        if location.adapter or location.card:
+            raise ConfigError(
+                f"{path}: trained, and the doctor looks at models",
+                hint=f"`glmtune verify {path}` proves it; `glmtune doctor {location.base}` looks at its base",
+            )
+        private = {f"{location.base.absolute().parent}{os.sep}": "", **private}
     findings = list[Finding]()
     wrap = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
     parts = [look_at_machine(), test_itself(device)]
@@ -59,8 +67,10 @@ def examining(
         if isinstance(event, Working):
             yield event
             continue
-        # of a path only what lies below the home folder: the report is to be pasted where all can read it
-        found = replace(event, text=_below_home(event.text), warning=_below_home(event.warning))
+        found = event
+        for start, shown in private.items():
+            text, warning = (part.replace(start, shown) for part in (found.text, found.warning))
+            found = replace(found, text=text, warning=warning)
         if not findings or findings[-1].part != found.part:
             yield Note(found.part)
         findings.append(found)
@@ -77,10 +87,6 @@ def examining(
     return findings
 
 
-def _below_home(text: str) -> str:
-    return text.replace(str(Path.home()), "~")
-
-
 def test_itself(device: str) -> Iterator[Working | Finding]:
     """Train, save, verify and ask glm-tiny; yield a finding for each. No file stays; no network is used."""
     do = partial(attempt, "self-test")
@@ -94,7 +100,9 @@ def test_itself(device: str) -> Iterator[Working | Finding]:
     yield from do("decode", partial(_ask, device))
     if torch.backends.quantized.engine == "x86":
         yield from do("decode, W8A8", partial(_ask, "cpu", is_fast=True))
-    yield from do("decode, int4", partial(_ask, device, quant="int4"))
+    for quant in QUANTS:
+        if quant not in EXTRAS or find_spec(EXTRAS[quant]):  # else the report says that it is not installed
+            yield from do(f"decode, {quant}", partial(_ask, device, quant=quant))
 
 
 def train_a_little(folder: Path, device: str) -> str:
