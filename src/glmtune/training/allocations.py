@@ -93,6 +93,12 @@ class CudaMeter:
         return torch.cuda.max_memory_allocated(self._device) - self._start
 
 
+def trim_heap() -> None:
+    """Give the heap's free pages back to the system, where the C library is glibc."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 class ResidentMeter:
     """Reads the most memory that this process held within its `with` block, beyond what it held before.
 
@@ -109,9 +115,7 @@ class ResidentMeter:
 
     def __enter__(self) -> "ResidentMeter":
         try:
-            # memory that was freed before would be taken again without being seen
-            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-                trim(0)
+            trim_heap()  # memory that was freed before would be taken again without being seen
             self._CLEAR_REFS.write_text("5", encoding="ascii")  # sets VmHWM back
             self._start = self._read("VmRSS")
         except (OSError, TypeError, KeyError):  # no Linux, or one that does not let itself be asked
@@ -119,9 +123,10 @@ class ResidentMeter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Read the highest size."""
+        """Read the highest size, and give back what was taken: pieces of the heap are seldom used again."""
         if self._start is not None:
             self.peak = max(0, self._read("VmHWM") - self._start)
+            trim_heap()
 
     def _read(self, name: str) -> int:
         lines = self._STATUS.read_text(encoding="ascii").splitlines()
