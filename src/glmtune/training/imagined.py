@@ -15,11 +15,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glmtune.models.computing import HeldExperts, holds_experts
 from glmtune.models.frozen_linear import FrozenLinear
+from glmtune.models.protocol import CausalLM
+from glmtune.models.wrapped import causal_of
+from glmtune.objectives.cross_entropy import BLOCK_NUMBERS, is_frozen_product
 
 CPU = torch.device("cpu")
 
 
-def imagine(model: nn.Module) -> None:
+def imagine(model: CausalLM) -> None:
     """Turn a model on the meta device into one on an imagined CPU, in place."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made = dict[int, Any]()  # tied weights stay one
@@ -34,6 +37,7 @@ def imagine(model: nn.Module) -> None:
             part.register_forward_pre_hook(_deal_out)
             if not isinstance(part, HeldExperts):  # transformers' grouped product takes no imagined fp32
                 cast("Any", part).config._experts_implementation = "eager"
+    _shorten(causal_of(model).get_output_embeddings())
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Any:  # Any: a buffer or a parameter
@@ -41,6 +45,13 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Any:  # Any: a buffer or a pa
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(fake, requires_grad=tensor.requires_grad)
     return fake
+
+
+def _shorten(head: nn.Linear) -> None:
+    """Leave a frozen output layer two blocks, of which each takes what any other does."""
+    if is_frozen_product(head) and head.out_features > (rows := 2 * BLOCK_NUMBERS // head.in_features):
+        head.weight = nn.Parameter(head.weight[:rows], requires_grad=False)
+        head.out_features = rows
 
 
 def _write_nothing(*_: object) -> None:
