@@ -96,8 +96,8 @@ def _few_layers(plan: Plan, number: int) -> tuple[int, int]:
     if isinstance(method, Freeze):
         # patterns may name any layer
         trained = number if method.patterns is not None else method.num_layers or NUM_LAYERS
-    # the last layer computes for learned tokens alone
-    return min(number, dense + max(2, trained + 1)), min(number - 1, dense)
+    # the first layer of a kind is unlike the others in its input, the last computes for learned tokens alone
+    return min(number, dense + max(3, trained + 2)), min(number - 1, dense + 1)
 
 
 def _outline(plan: Plan, types: Types, num_layers: int | None = None) -> Any:
