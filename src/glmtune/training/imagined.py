@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glmtune.models.computing import HeldExperts, holds_experts
@@ -26,21 +26,19 @@ def imagine(model: nn.Module) -> None:
     for part in model.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None and not isinstance(tensor, FakeTensor):
-                    tensors[name] = made.setdefault(id(tensor), _fake(mode, tensor))
+                if tensor is None or isinstance(tensor, FakeTensor):
+                    continue
+                if id(tensor) not in made:
+                    fake = FakeTensor(mode, tensor.detach().to("meta"), CPU)
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+                tensors[name] = made[id(tensor)]
         if isinstance(part, FrozenLinear):
             part.write = _write_nothing  # type: ignore[method-assign, assignment]  # else many operators
         elif holds_experts(part):
             part.register_forward_pre_hook(_deal_out)
             if not isinstance(part, HeldExperts):  # transformers' grouped product takes no imagined fp32
                 cast("Any", part).config._experts_implementation = "eager"
-
-
-def _fake(mode: FakeTensorMode, tensor: Tensor) -> Any:  # Any: a buffer or a parameter
-    fake = FakeTensor(mode, tensor.detach().to("meta"), CPU)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    return fake
 
 
 def _write_nothing(*_: object) -> None:
