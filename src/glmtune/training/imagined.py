@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glmtune.models.computing import HeldExperts, holds_experts
@@ -29,29 +29,23 @@ def imagine(model: CausalLM) -> None:
     for part in model.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None and not isinstance(tensor, FakeTensor):
-                    tensors[name] = made.setdefault(id(tensor), _fake(mode, tensor))
+                if tensor is None or isinstance(tensor, FakeTensor):
+                    continue
+                if id(tensor) not in made:
+                    fake = FakeTensor(mode, tensor.detach().to("meta"), CPU)
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+                tensors[name] = made[id(tensor)]
         if isinstance(part, FrozenLinear):
             part.write = _write_nothing  # type: ignore[method-assign, assignment]  # else many operators
         elif holds_experts(part):
             part.register_forward_pre_hook(_deal_out)
             if not isinstance(part, HeldExperts):  # transformers' grouped product takes no imagined fp32
                 cast("Any", part).config._experts_implementation = "eager"
-    _shorten(causal_of(model).get_output_embeddings())
-
-
-def _fake(mode: FakeTensorMode, tensor: Tensor) -> Any:  # Any: a buffer or a parameter
-    fake = FakeTensor(mode, tensor.detach().to("meta"), CPU)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    return fake
-
-
-def _shorten(head: nn.Linear) -> None:
-    """Leave a frozen output layer two blocks, of which each takes what any other does."""
-    if is_frozen_product(head) and head.out_features > (rows := 2 * BLOCK_NUMBERS // head.in_features):
-        head.weight = nn.Parameter(head.weight[:rows], requires_grad=False)
-        head.out_features = rows
+    head = causal_of(model).get_output_embeddings()
+    if is_frozen_product(head):  # two blocks of it are enough: each takes what any other does
+        head.out_features = min(head.out_features, 2 * BLOCK_NUMBERS // head.in_features)
+        head.weight = nn.Parameter(head.weight[: head.out_features], requires_grad=False)
 
 
 def _write_nothing(*_: object) -> None:
