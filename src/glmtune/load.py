@@ -221,7 +221,8 @@ def choose_type(
 ) -> Choice:
     """Choose the types in which a location's weights are held and computed: one rule for all loads.
 
-    Raises `ConfigError` for a type that the device does not have.
+    device: a `torch.device` may be one that is not there. Raises `ConfigError` for a type that the device
+    does not have.
     """
     if isinstance(dtype, Choice):
         return dtype
@@ -229,7 +230,7 @@ def choose_type(
     return choose_dtype(
         dtype,
         scan_tensors(location.folder),
-        resolve_device(device),
+        device if isinstance(device, torch.device) else resolve_device(device),
         quant=quant or location.quant,
         trained=card.dtype if card else "",
         computed=card.computing if card else "",

@@ -10,6 +10,8 @@ import os
 import platform
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,7 @@ _ZEN = {"23": "Zen 1 or 2", "25": "Zen 3 or 4", "26": "Zen 5"}
 """AMD's processors do not say more than EPYC: by their family in /proc/cpuinfo."""
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_imagined: ContextVar[tuple[bool, int] | None] = ContextVar("imagined", default=None)
 _OWN_MAPS = Path("/proc/self/maps")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -112,8 +115,20 @@ def name_processor() -> str:
     return ", ".join(filter(None, [platform.machine(), f"{name} ({zen})" if zen else name]))
 
 
+@contextmanager
+def imagining(*, has_bf16: bool, free: int) -> Iterator[None]:
+    """Within, `has_bf16` and `free_memory` answer for a machine with this arithmetic and free bytes."""
+    token = _imagined.set((has_bf16, free))
+    try:
+        yield
+    finally:
+        _imagined.reset(token)
+
+
 def has_bf16(device: torch.device) -> bool:
     """True if the device computes in bf16 itself; older cards and most CPUs emulate it, slowly."""
+    if imagined := _imagined.get():
+        return imagined[0]
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type != "cpu" or cpu_has("avx512_bf16", "amx_bf16", "bf16")
@@ -131,6 +146,8 @@ def free_memory(device: torch.device, mapped: int = 0) -> int:
     its cgroups leave beside `mapped` bytes of files that must stay in memory; and no more than a limit on the
     process's addresses (`ulimit -v`) leaves.
     """
+    if imagined := _imagined.get():
+        return imagined[1]
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     # pages of files count as available: the kernel may drop them, and reads them again at each use

@@ -18,10 +18,11 @@ from glmtune.methods import apply_method
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Lora, Recipe, load_recipe
 from glmtune.run_files import read_json_lines
-from glmtune.training.probe import untouched
+from glmtune.training.probe import Growth, Need, untouched
 from glmtune.workflows import fitting
 from glmtune.workflows.events import Note, Saved, drain
 from glmtune.workflows.execute import training
+from glmtune.workflows.remedies import Memory
 from models import tiny_folder, tiny_model
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
@@ -98,7 +99,9 @@ def test_a_run_that_measures_its_memory_equals_one_that_does_not_bit_by_bit(
 
 
 def _not_measured(plan: Any, objective: Any) -> Any:
-    return plan, None
+    nothing = Growth(0.0, 0.0)
+    need = Need(4, nothing, nothing, nothing, nothing, nothing, 1, 1, 1)
+    return plan, Memory(need, free=0, state=2**30, longest_row=0, longest_validated=0)
     yield
 
 
@@ -119,7 +122,7 @@ def test_what_a_run_has_settled_is_recorded_and_kept(
 ) -> None:
     """Recorded for the same run again, and for its resumption, whatever is free by then."""
     made = recipe(model, tmp_path / "run")
-    free(monkeypatch, 4 * 2**20)
+    free(monkeypatch, 2.3 * 2**20)
     interrupted = training(made)
     while not isinstance(next(interrupted), Saved):
         pass
@@ -140,9 +143,9 @@ def test_less_memory_means_smaller_micro_batches_then_recomputation_and_the_same
 ) -> None:
     expected = {
         200: (ENOUGH, False),
-        12: ("512 tokens", False),
-        8: ("256 tokens", False),
-        4: ("256 tokens", 3),
+        9: ("512 tokens", False),
+        5: ("256 tokens", False),
+        2.3: ("256 tokens", 3),
     }
     for mib in expected:
         free(monkeypatch, mib * 2**20)
@@ -172,10 +175,10 @@ def test_two_processes_settle_the_same_and_equal_one(model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "mib", "words"),
     [
-        ("lora", 2, "data.max_tokens=176 data.overlong=cut_any"),
+        ("lora", 1.2, "data.max_tokens=144 data.overlong=cut_any"),
         ("full", 4.6, "train.optimizer=adamw_8bit"),
         ("full", 4, "method=lora"),
-        ("full", 0.9, "method=lora data.max_tokens=64 data.overlong=cut_any"),
+        ("full", 0.9, "method=lora data.max_tokens=48 data.overlong=cut_any"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_settings_that_do(
@@ -193,7 +196,7 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(
 def test_a_run_that_does_not_fit_is_begun_all_the_same_where_it_is_forced(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free(monkeypatch, 2 * 2**20)
+    free(monkeypatch, 2**20)
     events: list[Any] = []
     drain(training(recipe(model, tmp_path / "run"), force=True), events.append)
     warnings = [event.text for event in events if isinstance(event, Note) and event.is_warning]
@@ -205,7 +208,7 @@ def test_a_run_that_does_not_fit_is_begun_all_the_same_where_it_is_forced(
 def test_the_hint_cuts_rows_that_would_else_be_dropped_or_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlong: str
 ) -> None:
-    free(monkeypatch, 2 * 2**20)
+    free(monkeypatch, 1.2 * 2**20)
     words = [f"data.overlong={overlong}", "data.max_tokens=2000"]
     with pytest.raises(ConfigError) as refused:
         drain(training(recipe(model, tmp_path / "run", *words)))
@@ -222,7 +225,7 @@ def test_a_run_is_resumed_only_where_it_fits(
     while not isinstance(next(interrupted), Saved):
         pass
     interrupted.close()
-    free(monkeypatch, 4 * 2**20)
+    free(monkeypatch, 1.5 * 2**20)
     with pytest.raises(ConfigError, match="memory: the smallest step of these settings") as refused:
         drain(training(made, resume=True))
     assert refused.value.hint.startswith(

@@ -176,6 +176,15 @@ def longest_micro_batch(lengths: NDArray[np.int64], size: MicroBatchSize, number
     return min(most, int(rounds.sum(axis=1).max(initial=0)))
 
 
+def most_rows(lengths: NDArray[np.int64], size: MicroBatchSize, number: int = 1) -> int:
+    """Return the most rows that a micro-batch may have; arguments as of `longest_micro_batch`."""
+    if isinstance(size, int):
+        return int(min(size, -(-lengths.shape[1] // number)))
+    rounds = np.sort(lengths, axis=1)[:, ::-1][:, ::number][:, ::-1]
+    is_within = rounds.cumsum(axis=1) <= (token_limit(size) or AUTO_TOKENS)  # short rows come first
+    return int(((rounds > 0) & is_within).sum(axis=1).max(initial=1))
+
+
 class Steps:
     """The rows of each optimizer step, and this process's share of them."""
 
@@ -238,6 +247,11 @@ class Steps:
             if longest >= bound:
                 break
         return longest
+
+    def most_rows(self, num_steps: int, size: MicroBatchSize) -> int:
+        """Return the most rows of a micro-batch of this size in the first steps, over all processes."""
+        parts = self.lengths(num_steps)
+        return max(most_rows(lengths, size, self.num_processes) for lengths in parts)
 
     def lengths(self, num_steps: int) -> Iterator[NDArray[np.int64]]:
         """Yield for each pass the lengths of the rows of its steps, (steps, rows), 0 where there are fewer.

@@ -50,7 +50,7 @@ class FlashRows(torch.autograd.Function):
     ) -> Tensor:
         """Return the result (T, H, D) of queries (H, T, D), and keys and values (G, T, D)."""
         # values that are a part of a projection would keep all of it, unless the queries do so anyway
-        if value.untyped_storage().data_ptr() != query.untyped_storage().data_ptr():
+        if value.untyped_storage()._cdata != query.untyped_storage()._cdata:
             value = value.contiguous()
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
         log_sums = query.new_empty(query.shape[:2], dtype=wide_type(query.dtype))  # (H, T)

@@ -232,6 +232,11 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+def block_buffer(dtype: torch.dtype) -> Tensor:
+    """Return this thread's buffer for blocks in `dtype`, which stays for good."""
+    return _buffers.take(BLOCK_BYTES // dtype.itemsize, dtype)
+
+
 def blocks(
     layer: nn.Linear, dtype: torch.dtype, *, is_by_rows: bool, numbers: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:

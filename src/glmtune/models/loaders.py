@@ -6,12 +6,18 @@ from typing import Any
 
 from glmtune.families import FAMILIES, Identity, identify_family, name_family
 from glmtune.folder import ModelFolder
+from glmtune.models.computing import compute_in
 from glmtune.models.config import describe_config, read_config
-from glmtune.models.own import build_outline, load_base
+from glmtune.models.dtype import Choice
+from glmtune.models.fused_upstream import fuse_upstream
+from glmtune.models.nf4 import quantise_as
+from glmtune.models.own import build_empty, build_outline, load_base
 from glmtune.models.protocol import CausalLM
-from glmtune.models.published_weights import check_stored, without_copies
-from glmtune.models.shards import Stored, suppose_tensors
+from glmtune.models.published_weights import check_stored, set_scale_types, without_copies
+from glmtune.models.quant import held_quant
+from glmtune.models.shards import Stored, scan_tensors, suppose_tensors
 from glmtune.models.upstream import (
+    build_upstream,
     build_upstream_outline,
     check_upstream_stored,
     load_in_transformers,
@@ -32,6 +38,8 @@ class FamilyLoader:
     """Build the model without weights for a chat format; stored tensors (if any) are checked to fit it."""
     config: Callable[[ModelFolder, str | None], Any]
     """Read and check the config, for a chat format."""
+    build: Callable[..., Any]
+    """Build the model of a config, a dtype and stored tensors, on the meta device."""
     describe: Callable[[ModelFolder], Any]
     """Read the config unchecked, which works for long contexts without a chat format too."""
     by_own_names: Callable[[CausalLM, Tensors], Tensors]
@@ -62,6 +70,7 @@ OWN = FamilyLoader(
     load=load_base,
     outline=_outline_own,
     config=lambda folder, template: read_config(folder, template=template),
+    build=build_empty,
     describe=describe_config,
     by_own_names=lambda _, stored: stored,
     tied=lambda folder, template: build_outline(folder, template=template).all_tied_weights_keys,
@@ -70,6 +79,7 @@ UPSTREAM = FamilyLoader(
     load=load_in_transformers,
     outline=_outline_upstream,
     config=lambda folder, _: read_upstream_config(folder),
+    build=build_upstream,
     describe=read_upstream_config,
     by_own_names=name_stored,
     tied=lambda *_: {},
@@ -104,3 +114,37 @@ def outline_of_folder(folder: ModelFolder, known: Identity, stored: Tensors) -> 
 def suppose_weights(folder: ModelFolder) -> None:
     """Have a folder without weights list the tensors of the model that its config.json describes."""
     suppose_tensors(folder, outline_of_folder(folder, identify_family(folder), {}).state_dict())
+
+
+def outline_as_loaded(
+    folder: ModelFolder,
+    known: Identity,
+    dtype: Choice,
+    *,
+    quant: str | None = None,
+    num_layers: int | None = None,
+) -> Any:
+    """Build a folder's model as its loader gives it, in these types, but without weights, on the meta device.
+
+    num_layers: the number of layers, if it is to have others than its config says. Raises as the loader.
+    """
+    loader, stored = FAMILY_LOADERS[known.family], scan_tensors(folder)
+    config = loader.config(folder, known.template)
+    if num_layers is not None:
+        _set_layers(config, num_layers)
+    model = loader.build(config, dtype.dtype, {})
+    if quant and held_quant(model) is None:
+        quantise_as(model, quant)
+    set_scale_types(model, stored)
+    compute_in(model, dtype.computing)
+    fuse_upstream(model)
+    return model.eval()
+
+
+def _set_layers(config: Any, number: int) -> None:
+    """Change the number of layers of a config, of our own classes or of transformers'."""
+    before = config.num_hidden_layers
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == before:  # a kind for each layer
+            setattr(config, name, (value + value[-1:] * number)[:number])
+    config.num_hidden_layers = number

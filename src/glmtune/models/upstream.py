@@ -64,7 +64,7 @@ def load_in_transformers(
     folder, torch_device, reading = ModelFolder.of(folder), resolve_device(device), reading or Reading()
     config = read_upstream_config(folder)
     stored = scan_tensors(folder)
-    outline = _build_empty(config, folder.path, stored)
+    outline = build_upstream(config, config.dtype or torch.float32, stored)
     check_upstream_stored(folder.path, outline, stored)
     check_quant(quant)
     choice = choose_dtype(dtype, stored, torch_device)
@@ -134,13 +134,16 @@ def build_upstream_outline(folder: Path | ModelFolder, stored: Mapping[str, Stor
     fewer layers or experts than config.json says.
     """
     folder = ModelFolder.of(folder)
-    return _build_empty(_read_config(folder), folder.path, stored or {})
+    config = _read_config(folder)
+    return build_upstream(config, config.dtype or torch.float32, stored or {})
 
 
-def _build_empty(config: PreTrainedConfig, folder: Path, stored: Mapping[str, Stored]) -> Any:
-    require_stored(config, stored, folder / "config.json")
-    with explain_config(folder / "config.json"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+def build_upstream(config: PreTrainedConfig, dtype: torch.dtype, stored: Mapping[str, Stored]) -> Any:
+    """Build the model of a config with every parameter on the meta device; raises as the outline."""
+    config_file = Path(config.name_or_path) / "config.json"
+    require_stored(config, stored, config_file)
+    with explain_config(config_file), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def check_upstream_stored(folder: Path, model: CausalLM, stored: Mapping[str, Stored]) -> None:

@@ -14,7 +14,12 @@ from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
-from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product
+from glmtune.objectives.cross_entropy import (
+    BLOCK_NUMBERS,
+    GPU_BLOCK_NUMBERS,
+    frozen_cross_entropy,
+    is_frozen_product,
+)
 
 CHUNK_LOGITS = 2**23
 """Most logits of a head that trains computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's
@@ -131,6 +136,20 @@ class _Loss(torch.autograd.Function):
             None,  # head
             *(scale * gradient for gradient in head_gradients),
         )
+
+
+def most_logits(head: nn.Module, device: torch.device) -> int:
+    """Return the most logits that are computed at once."""
+    if not is_frozen_product(head):
+        return CHUNK_LOGITS
+    return 2 * (BLOCK_NUMBERS if device.type == "cpu" else GPU_BLOCK_NUMBERS)
+
+
+def bytes_per_logit(head: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes that each of them takes, with what its gradient is made of."""
+    if not is_frozen_product(head):
+        return 16  # the logits, their fp32, the softmax kept for the gradient, and the gradient
+    return 4 + (dtype.itemsize if dtype.itemsize < 4 else 0)  # exponentials take the logits' place
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

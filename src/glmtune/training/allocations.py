@@ -56,6 +56,10 @@ class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
                 weakref.finalize(storage, self._forget, key, size)
         return result
 
+    def restart(self) -> None:
+        """Count the peak from here on."""
+        self.peak = self.live
+
     def _forget(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
@@ -75,6 +79,10 @@ class CudaMeter:
 
     def __exit__(self, *error: object) -> None:
         """Leave the counters as they are."""
+
+    def restart(self) -> None:
+        """Count the peak from here on."""
+        torch.cuda.reset_peak_memory_stats(self._device)
 
     @property
     def live(self) -> int:

@@ -65,6 +65,16 @@ def state_bytes(model: nn.Module, settings: Train | None, *, num_processes: int)
     )
 
 
+def update_bytes(model: nn.Module, device: torch.device) -> int:
+    """Return the bytes that AdamW's step takes beside its means: two numbers for each of a weight's.
+
+    On a CPU of one weight after the other, on a card of all at once, one number for each.
+    Source: pytorch 2.13, torch/optim/adamw.py, `_single_tensor_adamw` and `_multi_tensor_adamw`.
+    """
+    sizes = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
+    return 2 * max(sizes, default=0) if device.type == "cpu" else sum(sizes)
+
+
 def build_schedule(optimizer: Optimizer, settings: Train, steps: int) -> LambdaLR:
     """Return a warm-up from 0, then `settings.schedule` down to 0 at `steps`, as transformers' curves."""
 

@@ -4,11 +4,12 @@ A process on a CPU that runs out of memory is killed without an exception, so no
 T: tokens of a micro-batch, M: tokens of its longest row.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,18 +17,46 @@ from torch import Tensor, nn
 
 from glmtune.data.batches import Batch, collate
 from glmtune.data.row import TrainingRow
+from glmtune.models.computing import computes_in
+from glmtune.models.frozen_linear import block_buffer
+from glmtune.models.fused import computing_type
 from glmtune.models.recomputing import layers_of
+from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
-from glmtune.objectives.sft import CHUNK_LOGITS
+from glmtune.objectives.sft import bytes_per_logit, most_logits
 from glmtune.training.allocations import ResidentMeter, meter_of
 from glmtune.training.processes import Processes
 
 PROBED_TOKENS = 64
 """Tokens of the short row; three passes are made, of 1, 2 and 2 times as many."""
-BYTES_PER_LOGIT = 16
-"""Bytes per logit of a chunk: the logits, their fp32, the softmax kept for the gradient, and the gradient."""
 PROBED_LABELS = 2
 """Learned tokens of the short row: the memory of logits does not grow as tokens do, so it is added apart."""
+
+
+class Passes(Protocol):
+    """The device and precision that forward passes run in, those of `Processes`."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context of a forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The size of a micro-batch."""
+
+    tokens: int
+    longest: int
+    """Tokens of its longest row."""
+    rows: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Extent":
+        """Return the size of a batch."""
+        return cls(len(batch.input_ids), max(batch.lengths), len(batch.lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +65,36 @@ class Growth:
 
     fixed: float
     per_token: float
+    per_row: float = 0.0
+    """Bytes for each row: of a prefix, that each has for itself."""
     per_longest: float = 0.0
     """Bytes for each token of the longest row: of what is alive for one row at a time."""
     per_pair: float = 0.0
     """Bytes for each pair of tokens of a row: of scores or masks of attention that are kept for all rows."""
 
     @classmethod
-    def of_kept(cls, one: int, two: int, long: int, *, length: int) -> "Growth":
+    def of_kept(cls, one: int, two: int, long: int, *, length: int, has_prefix: bool) -> "Growth":
         """Return the growth of what is kept of every row; a longer row needs more for its pairs."""
-        pairs = max(0, long - two)
-        fixed, per_token = max(0, 2 * one - two), (two - one - pairs / 2) / length
-        return cls(fixed, max(0.0, per_token), per_pair=pairs / (2 * length**2))
+        pairs, of_row = max(0, long - two), max(0, two - long) if has_prefix else 0
+        per_token = (two - one - of_row - pairs / 2) / length
+        return cls(max(0, 2 * one - two), max(0.0, per_token), of_row, per_pair=pairs / (2 * length**2))
 
     @classmethod
-    def of_passing(cls, one: int, two: int, long: int, *, length: int) -> "Growth":
+    def of_passing(cls, one: int, two: int, long: int, *, length: int, has_prefix: bool) -> "Growth":
         """Return the growth of what passes; a longer row needs more while it is computed."""
-        in_row = max(0, long - two)
-        return cls(max(0, 2 * one - two - in_row), max(0, two - one) / length, per_longest=in_row / length)
+        in_row, of_row = max(0, long - two), max(0, two - long) if has_prefix else 0
+        per_token = (two - one - of_row) / length
+        return cls(max(0, 2 * one - two - in_row), max(0.0, per_token), of_row, per_longest=in_row / length)
 
-    def at(self, tokens: int, longest: int) -> float:
-        """Return the bytes of a micro-batch of so many tokens in rows of at most `longest`."""
-        pairs = self.per_pair * tokens * longest
-        return self.fixed + self.per_token * tokens + self.per_longest * longest + pairs
+    def at(self, size: Extent) -> float:
+        """Return the bytes of a micro-batch of this size."""
+        pairs = self.per_pair * size.tokens * size.longest
+        in_rows = self.per_row * size.rows + self.per_longest * size.longest
+        return self.fixed + self.per_token * size.tokens + in_rows + pairs
+
+    def with_rows(self, factor: float) -> "Growth":
+        """Return the growth with so many times the bytes for each row."""
+        return replace(self, per_row=factor * self.per_row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,45 +102,61 @@ class Need:
     """The memory that a micro-batch of any size needs on top of weights, gradients and optimizer."""
 
     num_layers: int
-    vocab_size: int
     before: Growth
     """Bytes kept at the first layer."""
     given: Growth
     """Bytes of a layer's input, all that is kept of a layer that is recomputed."""
     kept: Growth
     """Bytes that all layers keep for the backward pass, if none is recomputed."""
+    ending: Growth
+    """Bytes above all these behind the last layer, of few learned tokens."""
     passing: Growth
-    """Bytes above all these at the highest point, the output layer apart."""
+    """Bytes above all these at the highest point of the backward pass."""
+    vocab_size: int
+    bytes_per_logit: int
+    most_logits: int
+    """The most logits that are computed at once."""
     lost: int = 0
     """Bytes beyond the tensors that `lost_at` tokens took: scratch of libraries, losses of the allocator."""
     lost_at: int = 1
 
-    def bytes_at(self, tokens: int, longest: int, *, recomputed: int) -> int:
+    def bytes_at(self, size: Extent, *, recomputed: int) -> int:
         """Return the bytes of a micro-batch if the first `recomputed` layers are recomputed."""
-        before, given, passing = (
-            part.at(tokens, longest) for part in (self.before, self.given, self.passing)
+        return sum(self.parts_at(size, recomputed=recomputed).values())
+
+    def parts_at(self, size: Extent, *, recomputed: int) -> dict[str, int]:
+        """Return these bytes at their highest point by part: activations, logits, and what is lost."""
+        before, given, ending, passing = (
+            part.at(size) for part in (self.before, self.given, self.ending, self.passing)
         )
-        of_layer = self.kept.at(tokens, longest) / max(1, self.num_layers)
-        kept, head = self.num_layers - recomputed, self._of_head(tokens, given)
+        of_layer = self.kept.at(size) / max(1, self.num_layers)
+        kept, logits = self.num_layers - recomputed, self.logits_at(size)
         # the output layer is done before the backward pass begins, and what the last layers keep is gone
         # before the first ones are recomputed
-        highest = max(kept * of_layer + head, max(kept, 1) * of_layer + passing)
-        return round(before + recomputed * given + highest + self._lost_at(tokens))
+        # of learned tokens the hidden states and their gradient are there apart until the last layer is back
+        in_head = kept * of_layer + ending + 3 * given
+        in_layers = max(kept, 1) * of_layer + passing + 2 * given
+        highest = in_head if in_head + logits > in_layers else in_layers
+        return {
+            "activations": round(before + recomputed * given + highest),
+            "logits": logits if highest is in_head else 0,
+            "lost": round(self._lost_at(size)),
+        }
 
-    def evaluated_at(self, tokens: int, longest: int) -> int:
+    def evaluated_at(self, size: Extent) -> int:
         """Return the bytes of a micro-batch without a backward pass, or a little more than they are."""
-        before, given, passing = (
-            part.at(tokens, longest) for part in (self.before, self.given, self.passing)
+        before, given, ending, passing = (
+            part.at(size) for part in (self.before, self.given, self.ending, self.passing)
         )
-        return round(before + max(passing, self._of_head(tokens, given)) + self._lost_at(tokens))
+        highest = max(passing, ending + 3 * given + self.logits_at(size))
+        return round(before + highest + self._lost_at(size))
 
-    def _of_head(self, tokens: int, given: float) -> float:
-        """Return the bytes of the output layer, if all tokens are learned."""
-        # the logits of a chunk; the hidden states of learned tokens gathered, and their gradient
-        return BYTES_PER_LOGIT * min(tokens * self.vocab_size, CHUNK_LOGITS) + 3 * given
+    def _lost_at(self, size: Extent) -> float:
+        return self.lost * max(1.0, size.tokens / self.lost_at)
 
-    def _lost_at(self, tokens: int) -> float:
-        return self.lost * max(1.0, tokens / self.lost_at)
+    def logits_at(self, size: Extent) -> int:
+        """Return the bytes of the logits of a chunk, if all tokens are learned."""
+        return self.bytes_per_logit * min(size.tokens * self.vocab_size, self.most_logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +166,59 @@ class _Sample:
     before: int
     given: int
     kept: int
+    ending: int
     passing: int
 
 
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """Layers that a model lacks, each like one that it has."""
+
+    layer: int = 0
+    """The number of that layer."""
+    times: int = 0
+    """The number of layers that are lacking."""
+
+
 def measure_need(
-    objective: ObjectiveModule, row: TrainingRow, pad_id: int, processes: Processes, *, vocab_size: int
+    objective: ObjectiveModule,
+    row: TrainingRow,
+    pad_id: int,
+    processes: Passes,
+    *,
+    repeated: Repeated = Repeated(),
 ) -> Need:
-    """Measure the need of training on rows such as `row`, a long one; weights and random numbers stay."""
+    """Measure the need of training on rows such as `row`, a long one; weights and random numbers stay.
+
+    repeated: the layers to count beside the model's own.
+    """
+    head = causal_of(objective.model).get_output_embeddings()
+    with processes.autocast():
+        computing = computing_type(torch.empty(0, dtype=computes_in(objective.model)))
+    buffer = block_buffer(computing)  # made now, and not by the first pass
     length = max(1, min(PROBED_TOKENS, len(row.input_ids) // 2))
     short, long = part_of(row, length), part_of(row, 2 * length)
     samples = [
-        _measure(objective, collate(rows, pad_id), processes) for rows in ([short], [short, short], [long])
+        _measure(objective, collate(rows, pad_id), processes, repeated, buffer)
+        for rows in ([short], [short, short], [long])
     ]
-    kept = partial(Growth.of_kept, length=length)
+    has_prefix = samples[1].before > samples[2].before  # two rows have it twice
+    kept, passing = (
+        partial(growth, length=length, has_prefix=has_prefix)
+        for growth in (Growth.of_kept, Growth.of_passing)
+    )
+    number = len(layers_of(objective))
+    lacking = (number + repeated.times) / number  # a prefix has a part for each layer
     return Need(
-        len(layers_of(objective)),
-        vocab_size,
-        before=kept(*(sample.before for sample in samples)),
+        num_layers=number + repeated.times,
+        before=kept(*(sample.before for sample in samples)).with_rows(lacking),
         given=kept(*(sample.given for sample in samples)),
         kept=kept(*(sample.kept for sample in samples)),
-        passing=Growth.of_passing(*(sample.passing for sample in samples), length=length),
+        ending=passing(*(sample.ending for sample in samples)),
+        passing=passing(*(sample.passing for sample in samples)).with_rows(lacking),
+        vocab_size=objective.model.config.vocab_size,
+        bytes_per_logit=bytes_per_logit(head, computing),
+        most_logits=most_logits(head, processes.device),
     )
 
 
@@ -146,13 +232,12 @@ def with_losses(
     length = min(PROBED_TOKENS, len(row.input_ids))
     batches = [collate([part_of(row, length)] * number, pad_id) for number in (8, 4, 2)]
     for batch in batches:
-        tokens = len(batch.input_ids)
-        expected = need.bytes_at(tokens, length, recomputed=0)
+        expected = need.bytes_at(Extent.of(batch), recomputed=0)
         if 2 * expected > free:
             continue
         with untouched(objective, processes.device), ResidentMeter() as meter, no_recomputation(objective):
             _pass_through(objective, batch, processes)
-        return replace(need, lost=max(0, meter.peak - expected), lost_at=tokens)
+        return replace(need, lost=max(0, meter.peak - expected), lost_at=len(batch.input_ids))
     return need
 
 
@@ -231,17 +316,23 @@ def untouched(objective: ObjectiveModule, device: torch.device) -> Iterator[None
                 part.training = mode
 
 
-def _pass_through(objective: ObjectiveModule, batch: Batch, processes: Processes) -> None:
+def _pass_through(
+    objective: ObjectiveModule, batch: Batch, processes: Passes, *, between: Callable[[], None] | None = None
+) -> None:
     with processes.autocast(), objective.passes():
         loss = objective(batch.to(processes.device))
+        if between:
+            between()
         loss.backward()  # not by `processes`, whose loss scale counts its passes
 
 
-def _measure(objective: ObjectiveModule, batch: Batch, processes: Processes) -> _Sample:
+def _measure(
+    objective: ObjectiveModule, batch: Batch, processes: Passes, repeated: Repeated, buffer: Tensor
+) -> _Sample:
     """Run a batch forward and backward without recomputation, reading the meter at each layer."""
-    layers, lives, given = layers_of(objective), list[int](), 0
+    layers, lives, given, ending = layers_of(objective), list[int](), 0, 0
     with untouched(objective, processes.device):
-        known = [*objective.parameters(), *objective.buffers()]
+        known = [*objective.parameters(), *objective.buffers(), buffer]
         known += [p.grad for p in objective.parameters() if p.grad is not None]
         meter = meter_of(processes.device, known)
 
@@ -250,15 +341,25 @@ def _measure(objective: ObjectiveModule, batch: Batch, processes: Processes) -> 
             given = max(given, inputs[0].numel() * inputs[0].element_size())
             lives.append(meter.live)
 
+        def leave(*_: object) -> None:
+            lives.append(meter.live)
+            meter.restart()
+
+        def turn() -> None:
+            nonlocal ending
+            ending = meter.peak - lives[-1]
+            meter.restart()
+
         handles = [layer.register_forward_pre_hook(enter) for layer in layers]
-        handles += [layer.register_forward_hook(lambda *_: lives.append(meter.live)) for layer in layers[-1:]]
+        handles += [layer.register_forward_hook(leave) for layer in layers[-1:]]
         try:
             with meter, no_recomputation(objective):
-                _pass_through(objective, batch, processes)
+                _pass_through(objective, batch, processes, between=turn)
         finally:
             for handle in handles:
                 handle.remove()
     grown = [after - before for before, after in pairwise(lives)]
     # the last layer computes for learned tokens alone, of which these rows have few
-    kept = sum(grown) - grown[-1] + max(grown[-2:]) if grown else 0
-    return _Sample(lives[0] if lives else 0, given, kept, meter.peak - (lives[-1] if lives else 0))
+    kept = sum(grown) - grown[-1] + max(grown[-2:])
+    kept += repeated.times * grown[repeated.layer]
+    return _Sample(lives[0], given, kept, ending, meter.peak - lives[-1])

@@ -1,19 +1,20 @@
 """Settle the size of micro-batches and the recomputed layers by the memory that is free, before step 1."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from glmtune.data.batches import collate, longest_micro_batch
+from glmtune.data.batches import collate, longest_micro_batch, most_rows
 from glmtune.errors import ConfigError
 from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory, mapped_bytes
+from glmtune.recipe import Recipe
 from glmtune.recipe.settings import MicroBatchSize
-from glmtune.training.optim import state_bytes
-from glmtune.training.probe import has_room, longest_rows, measure_need, with_losses
+from glmtune.training.optim import state_bytes, update_bytes
+from glmtune.training.probe import Extent, has_room, longest_rows, measure_need, with_losses
 from glmtune.workflows.events import Note
 from glmtune.workflows.remedies import SAFE_SHARE, Memory, find_remedy, in_words
 
@@ -41,8 +42,8 @@ class Fitting:
     size: MicroBatchSize
     recomputed: int
     """Number of recomputed layers."""
-    tokens: int
-    """Tokens of the run's longest micro-batch."""
+    extent: Extent
+    """Size of the run's longest micro-batch."""
     num_bytes: int
     """Bytes that it needs, gradients and the optimizer's means included."""
     cost: float
@@ -66,18 +67,24 @@ def fit_into_memory(plan: "Plan", objective: ObjectiveModule) -> Generator[Note,
     number, num_layers = choice.recomputed, memory.need.num_layers
     part = "all layers" if number == num_layers else f"{number} of {num_layers} layers"
     yield Note(
-        f"memory: longest micro-batch {choice.tokens:,} tokens, about {in_words(choice.num_bytes)} of "
+        f"memory: longest micro-batch {choice.extent.tokens:,} tokens, about {in_words(choice.num_bytes)} of "
         f"{in_words(memory.free)} free: {f'{part} recomputed' if number else 'no recomputation'}"
     )
     if is_close:
         much = "more than" if choice.num_bytes > memory.free else "close to all that"
         text = f"memory: this is {much} is free: end other programs, or the system may end this one"
         yield Note(text, is_warning=True)
-    changed: dict[str, object] = {"micro_batch_size": choice.size}
-    if settings.gradient_checkpointing == "auto":
-        changed["gradient_checkpointing"] = number if 0 < number < num_layers else number > 0
-    recipe = plan.recipe.model_copy(update={"train": settings.model_copy(update=changed)})
+    recipe = settled(plan.recipe, choice, num_layers)
     return replace(plan, recipe=recipe, steps=plan.steps.in_size(choice.size)), memory
+
+
+def settled(recipe: Recipe, choice: Fitting, num_layers: int) -> Recipe:
+    """Return the recipe with the choice's micro-batches and, where they are left to it, recomputed layers."""
+    changed: dict[str, object] = {"micro_batch_size": choice.size}
+    if recipe.train.gradient_checkpointing == "auto":
+        number = choice.recomputed
+        changed["gradient_checkpointing"] = number if 0 < number < num_layers else number > 0
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changed)})
 
 
 def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
@@ -88,41 +95,51 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     )
     mapped = mapped_bytes((*objective.parameters(), *objective.buffers()))
     row = max(rows, key=lambda row: len(row.input_ids))
-    need = measure_need(objective, row, pad_id, processes, vocab_size=objective.model.config.vocab_size)
+    need = measure_need(objective, row, pad_id, processes)
     if processes.device.type == "cpu":
         free = free_memory(processes.device, mapped)
         need = with_losses(need, objective, row, pad_id, processes, free=free)
     free = free_memory(processes.device, mapped)
     state = state_bytes(objective, plan.recipe.train, num_processes=processes.number)
-    everyones = processes.gather(Memory(need, free, state, longest, validated))
-    greatest = max(everyones, key=lambda each: each.need.bytes_at(longest, longest, recomputed=0))
+    everyones = processes.gather(
+        Memory(need, free, state, longest, validated, update_bytes(objective, processes.device))
+    )
+    longest_row = Extent(longest, longest, 1)
+    greatest = max(everyones, key=lambda each: each.need.bytes_at(longest_row, recomputed=0))
     return replace(greatest, free=min(each.free for each in everyones))
 
 
 def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting:
     """Return the fastest choice that fits. Raises `ConfigError` if none does and the plan is not forced."""
-    choices = list(_choices(plan, memory))
-    for choice in sorted(choices, key=lambda choice: choice.cost):
-        if choice.num_bytes <= SAFE_SHARE * memory.free and _proves_true(choice, plan, objective, memory):
-            return choice
-    leanest = min(choices, key=lambda choice: choice.num_bytes)
-    if leanest.num_bytes <= MOST_SHARE * memory.free and _proves_true(leanest, plan, objective, memory):
-        return leanest
-    if plan.is_forced:
-        return leanest
+    device = plan.processes.device.type
+    choice, fits = choose(plan, memory, device, lambda choice: _proves_true(choice, plan, objective, memory))
+    if fits or plan.is_forced:
+        return choice
     hint = find_remedy(plan, objective.model, memory)
     if plan.is_resumed:
         hint = f"a run is resumed as it began: end other programs; for another one, {hint}"
     raise ConfigError(
-        f"memory: the smallest step of these settings, {leanest.tokens:,} tokens at once, needs about "
-        f"{in_words(leanest.num_bytes)}, but {in_words(memory.free)} are free",
+        f"memory: the smallest step of these settings, {choice.extent.tokens:,} tokens at once, needs about "
+        f"{in_words(choice.num_bytes)}, but {in_words(memory.free)} are free",
         hint=hint,
     )
 
 
-def _choices(plan: "Plan", memory: Memory) -> Iterator[Fitting]:
+def choose(
+    plan: "Plan", memory: Memory, device: str, proves_true: Callable[[Fitting], bool] = lambda _: True
+) -> tuple[Fitting, bool]:
+    """Return the fastest choice that fits on `cpu` or `cuda`, else the leanest one; and True if it fits."""
+    choices = list(_choices(plan, memory, device))
+    for choice in sorted(choices, key=lambda choice: choice.cost):
+        if choice.num_bytes <= SAFE_SHARE * memory.free and proves_true(choice):
+            return choice, True
+    leanest = min(choices, key=lambda choice: choice.num_bytes)
+    return leanest, leanest.num_bytes <= MOST_SHARE * memory.free and proves_true(leanest)
+
+
+def _choices(plan: "Plan", memory: Memory, device: str) -> Iterator[Fitting]:
     """Yield every choice that the settings leave."""
-    num_layers, device = memory.need.num_layers, plan.processes.device.type
+    num_layers = memory.need.num_layers
     sizes: list[MicroBatchSize] = [plan.recipe.train.micro_batch_size]
     if sizes == ["auto"]:  # halves down from the largest, then single rows
         halvings = range((MOST_TOKENS[device] // LEAST_TOKENS).bit_length())
@@ -132,14 +149,26 @@ def _choices(plan: "Plan", memory: Memory) -> Iterator[Fitting]:
         numbers = sorted({round(num_layers * eighths / 8) for eighths in range(9)})
     else:
         numbers = [num_layers * wanted if isinstance(wanted, bool) else wanted]
-    validation = np.array([[len(row.input_ids) for row in plan.rows.validation.rows]], dtype=np.int64)
     for size in sizes:
-        tokens = plan.steps.longest_micro_batch(plan.num_steps, size)
-        validated = longest_micro_batch(validation, size, plan.processes.number)
+        trained, validated = extents(plan, memory, size)
         for recomputed in numbers:
-            needed = memory.bytes_at(tokens, validated, recomputed=recomputed)
-            cost = (1 + RECOMPUTING * recomputed / max(1, num_layers)) * (1 + FIXED[device] / tokens)
-            yield Fitting(size, recomputed, tokens, needed, cost)
+            needed = memory.bytes_at(trained, validated, recomputed=recomputed)
+            time = (1 + RECOMPUTING * recomputed / max(1, num_layers)) * (1 + FIXED[device] / trained.tokens)
+            yield Fitting(size, recomputed, trained, needed, time)
+
+
+def extents(plan: "Plan", memory: Memory, size: MicroBatchSize) -> tuple[Extent, Extent]:
+    """Return the largest micro-batches of this size, of the run's steps and of its evaluations."""
+    tokens, rows = (
+        plan.steps.longest_micro_batch(plan.num_steps, size),
+        plan.steps.most_rows(plan.num_steps, size),
+    )
+    lengths = np.array([[len(row.input_ids) for row in plan.rows.validation.rows]], dtype=np.int64)
+    evaluated = longest_micro_batch(lengths, size, plan.processes.number)
+    validated = Extent(
+        evaluated, min(evaluated, memory.longest_validated), most_rows(lengths, size, plan.processes.number)
+    )
+    return Extent(tokens, min(tokens, memory.longest_row), rows), validated
 
 
 def _proves_true(choice: Fitting, plan: "Plan", objective: ObjectiveModule, memory: Memory) -> bool:
@@ -148,7 +177,7 @@ def _proves_true(choice: Fitting, plan: "Plan", objective: ObjectiveModule, memo
     if processes.device.type != "cuda":
         return True
     recompute(objective.model, choice.recomputed)
-    batch = collate(longest_rows(plan.rows.train.rows, choice.tokens), plan.tokenizer.pad_token_id)
+    batch = collate(longest_rows(plan.rows.train.rows, choice.extent.tokens), plan.tokenizer.pad_token_id)
     # the gradients are there while it is tried, the optimizer's means are not
     spare = memory.state - state_bytes(objective, None, num_processes=1)
     return not processes.is_any(not has_room(objective, batch, processes, spare=spare))

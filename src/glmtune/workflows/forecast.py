@@ -3,14 +3,30 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
+from glmtune.errors import ConfigError
+from glmtune.generate.kv_cache import BLOCK
+from glmtune.generate.queue import MAX_PREFILL_TOKENS, ROW_TOKENS
+from glmtune.models.frozen_linear import BLOCK_BYTES, FrozenLinear
+from glmtune.models.shards import scan_tensors
 from glmtune.processor import free_memory, has_bf16
-from glmtune.recipe import Recipe
+from glmtune.recipe import Recipe, TrainedPart
+from glmtune.training.optim import state_bytes, update_bytes
+from glmtune.training.probe import Extent
+from glmtune.workflows.fitting import Fitting, choose, extents, settled
+from glmtune.workflows.imagining import ImaginedRun, Types, imagine_run, types_on
 from glmtune.workflows.plan import Plan
+from glmtune.workflows.remedies import Memory, find_remedy, find_settings
+from glmtune.workflows.rows import longest_answer
 
-CONTEXT = 600 * 2**20
-"""Bytes of a card that CUDA's context and libraries take before any tensor is there."""
+CONTEXT = 500 * 2**20
+"""Bytes of a card that CUDA's context and the libraries' workspaces take before any tensor is there."""
+CAPACITY = {6: 5.8, 8: 7.79, 11: 10.76, 16: 15.77, 24: 23.69, 40: 39.39, 80: 79.15}
+"""GiB that a card of so many GB has for programs, as torch's messages on cards out of memory name them."""
+SHARD = 2 * 10**9
+"""Bytes of a file of an export, which is in memory as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +37,7 @@ class Machine:
     device: str
     """`cpu` or `cuda`."""
     free: int
-    """Bytes that a run may take there: of a card, its size less CUDA's context."""
+    """Bytes that a run may take there: of a card, its size less CUDA's context; on a CPU with its process."""
     has_bf16: bool
 
     def with_bf16(self, has_bf16: bool) -> "Machine":
@@ -30,8 +46,8 @@ class Machine:
 
 
 CARDS: tuple[Machine, ...] = tuple(
-    Machine(f"{size} GB card", "cuda", size * 2**30 - CONTEXT, has_bf16=True)
-    for size in (6, 8, 11, 16, 24, 40, 80)
+    Machine(f"{size} GB card", "cuda", round(gib * 2**30) - CONTEXT, has_bf16=True)
+    for size, gib in CAPACITY.items()
 )
 """The cards that a run is imagined on."""
 
@@ -39,7 +55,8 @@ CARDS: tuple[Machine, ...] = tuple(
 def this_machine() -> Machine:
     """Return the machine that this program runs on, with what is free on it now."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Machine("this machine", device.type, free_memory(device), has_bf16(device))
+    free = free_memory(device) + (_process_bytes() if device.type == "cpu" else 0)
+    return Machine("this machine", device.type, free, has_bf16(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +64,11 @@ class Phase:
     """A part of a run's life, and its memory at the highest point."""
 
     name: str
-    """`training`, `evaluation`, `merge` or `export`."""
+    """`training`, `evaluation`, `merge` or `export`; the last two take no memory of a card."""
     parts: Mapping[str, int]
     """Bytes by part, in the order in which they are shown."""
+    mapped: int = 0
+    """Bytes of these that are pages of the model's files, which the system may drop and read again."""
 
     @property
     def num_bytes(self) -> int:
@@ -59,13 +78,13 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run would take on a machine."""
+    """The memory and disk of a run on a machine."""
 
     machine: Machine
     recipe: Recipe
     """The recipe as a run would settle it there: micro-batches, recomputation, types."""
     phases: tuple[Phase, ...]
-    """Training first."""
+    """Training first; none if the machine lacks the types that the recipe asks for."""
     tokens: int
     """Tokens of the longest micro-batch."""
     recomputed: int
@@ -74,11 +93,134 @@ class Forecast:
     """Bytes of the run's folder, at most."""
     fits: bool
     override: str = ""
-    """The cheapest `KEY=VALUE` words that make it fit; empty if it fits."""
+    """The fewest `KEY=VALUE` words that make it fit; empty if it fits, or if none do."""
     hint: str = ""
-    """What to do where no settings make it fit."""
+    """The way out in words, for a run that does not fit."""
 
 
 def forecast(plan: Plan, machine: Machine) -> Forecast:
-    """Return what the plan's run would take on a machine; no weight is read."""
-    raise NotImplementedError
+    """Return what the plan's run would take on a machine; no weight is read.
+
+    Several machines cost no more than one, if the run has the same types there.
+    """
+    try:
+        types = types_on(plan, device=machine.device, has_bf16=machine.has_bf16, free=machine.free)
+    except ConfigError as error:
+        return Forecast(machine, plan.asked, (), 0, 0, 0, fits=False, hint=f"{error}; {error.hint}")
+    run = imagine_run(plan, types)
+    memory = _memory(plan, run, machine)
+    choice, fits = choose(plan, memory, machine.device)
+    phases = [_training(plan, run, memory, choice, machine), _evaluation(plan, run, types, machine)]
+    if machine.device == "cpu" and plan.recipe.method.kept is not TrainedPart.PREFIX:
+        phases += [_exporting("merge", plan, run), _exporting("export", plan, run)]
+    words = [] if fits else find_settings(plan, run.model, memory) or []
+    recipe = settled(plan.asked, choice, memory.need.num_layers)
+    train = recipe.train.model_copy(update={"precision": types.precision})
+    return Forecast(
+        machine,
+        recipe.model_copy(update={"dtype": types.base.name, "train": train}),
+        tuple(phases),
+        choice.extent.tokens,
+        choice.recomputed,
+        _disk(plan, run),
+        fits,
+        " ".join(words),
+        "" if fits else find_remedy(plan, run.model, memory),
+    )
+
+
+def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
+    """Return what is free on the machine once the model is there, and what the steps need."""
+    need, held = run.need, sum(run.held.values())
+    if machine.device == "cuda":
+        need = replace(need, passing=replace(need.passing, fixed=need.passing.fixed + run.expanded))
+    else:
+        held += _process_bytes() + _buffer_bytes(run)
+    longest, validated = (
+        max((len(row.input_ids) for row in part), default=0)
+        for part in (plan.rows.train.rows, plan.rows.validation.rows)
+    )
+    state = state_bytes(run.model, plan.recipe.train, num_processes=plan.processes.number)
+    update = update_bytes(run.model, torch.device(machine.device))
+    return Memory(need, machine.free - held, state, longest, validated, update)
+
+
+def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, machine: Machine) -> Phase:
+    gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
+    step = memory.need.parts_at(choice.extent, recomputed=choice.recomputed)
+    _, validated = extents(plan, memory, choice.size)
+    highest = max(sum(step.values()), memory.need.evaluated_at(validated), memory.update)
+    parts = dict(run.held) | {"gradients": gradients, "optimizer": memory.state - gradients}
+    if "prefix" in parts:
+        of_rows = round(memory.need.before.per_row * choice.extent.rows)
+        parts["prefix"] += of_rows
+        step["activations"] -= of_rows
+    parts["activations"] = step["activations"] + highest - sum(step.values())
+    parts["logits"] = step["logits"]
+    return _phase("training", parts, run, machine, lost=step["lost"])
+
+
+def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) -> Phase:
+    """Return the memory of answering the rows that are held out, in the recipe's batches."""
+    settings, need = plan.recipe.evaluate, run.need
+    new = longest_answer(plan.tokenizer, plan.recipe.data, settings)
+    prompts = [_num_prompt(row) for row in plan.rows.validation.rows] or [1]
+    columns = -(-(max(prompts) + new) // BLOCK) * BLOCK + getattr(run.model, "num_prefix_tokens", 0)
+    rows = min(settings.batch_size, len(prompts), max(1, ROW_TOKENS * settings.batch_size // columns))
+    size = Extent(min(MAX_PREFILL_TOKENS, sum(prompts)), max(prompts), rows)
+    config, width = run.model.config, types.base.computing.itemsize
+    per_column = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+    parts = dict(run.held) | {
+        "activations": need.evaluated_at(size) - need.logits_at(size),
+        "logits": 2 * rows * need.vocab_size * 4,
+        "KV cache": rows * columns * per_column,
+    }
+    return _phase("evaluation", parts, run, machine)
+
+
+def _num_prompt(row: object) -> int:
+    labels = row.labels  # type: ignore[attr-defined]
+    learned = (labels != -100).nonzero()[0]
+    return int(learned[0]) if len(learned) else len(labels)
+
+
+def _exporting(name: str, plan: Plan, run: ImaginedRun) -> Phase:
+    """Return the memory of writing base + adapter, tensor by tensor and file by file, and of its proof."""
+    stored = scan_tensors(plan.location.folder)
+    sizes = {key: held.dtype.itemsize * torch.Size(held.shape).numel() for key, held in stored.items()}
+    largest = max(torch.Size(held.shape).numel() for held in stored.values())
+    parts = {
+        "weights": sum(sizes.values()),
+        "adapter": run.held.get("adapter", 0),
+        "shard": min(SHARD, sum(sizes.values())),
+        "activations": 2 * 4 * largest,  # a merged weight in fp32, and its update
+        "process": _process_bytes(),
+    }
+    return Phase(name, {key: size for key, size in parts.items() if size}, mapped=parts["weights"])
+
+
+def _phase(name: str, parts: dict[str, int], run: ImaginedRun, machine: Machine, *, lost: int = 0) -> Phase:
+    if machine.device == "cuda":
+        parts["activations"] += lost
+        return Phase(name, {key: size for key, size in parts.items() if size})
+    parts["process"] = _process_bytes() + _buffer_bytes(run) + lost
+    return Phase(name, {key: size for key, size in parts.items() if size}, run.mapped)
+
+
+def _process_bytes() -> int:
+    """Return the bytes of this process, which has imported what a run imports."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _buffer_bytes(run: ImaginedRun) -> int:
+    """Return the bytes of the buffer that blocks of weights in another type are written into."""
+    return BLOCK_BYTES * any(isinstance(part, FrozenLinear) for part in run.model.modules())
+
+
+def _disk(plan: Plan, run: ImaginedRun) -> int:
+    """Return the bytes of the checkpoints that a run has at most: the newest, the best, one being written."""
+    trained = [p.numel() for p in run.model.parameters() if p.requires_grad]
+    means = state_bytes(run.model, plan.recipe.train, num_processes=1) - 4 * sum(trained)
+    is_whole = plan.recipe.method.kept is TrainedPart.MODEL
+    of_weights = sum(run.held.values()) if is_whole else 4 * sum(trained)
+    return (of_weights + means) * min(plan.num_steps, plan.recipe.train.keep_checkpoints + 2)

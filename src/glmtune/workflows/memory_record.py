@@ -12,6 +12,7 @@ from glmtune.run_files import MEMORY_FILE
 from glmtune.training.memory import Held
 from glmtune.training.optim import state_bytes
 from glmtune.workflows.assemble import Run
+from glmtune.workflows.fitting import extents
 
 NAMES = {"cpu": ("resident", "anonymous"), "cuda": ("reserved", "allocated")}
 """Names of the two figures of a phase, by device."""
@@ -69,16 +70,15 @@ def predicted_parts(run: Run) -> dict[str, int]:
         return dict(run.forecast.phases[0].parts)
     plan, memory = run.plan, run.memory
     settings = plan.recipe.train
-    tokens = plan.steps.longest_micro_batch(plan.num_steps, settings.micro_batch_size)
+    extent, _ = extents(plan, memory, settings.micro_batch_size)
     wanted, num_layers = settings.gradient_checkpointing, memory.need.num_layers
     recomputed = num_layers * wanted if isinstance(wanted, bool) else int(wanted)
-    longest = min(tokens, memory.longest_row)
     gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
     return {
         **weights_by_part(run.model, plan.recipe.method),
         "gradients": gradients,
         "optimizer": memory.state - gradients,
-        "activations": memory.need.bytes_at(tokens, longest, recomputed=recomputed),
+        "activations": memory.need.bytes_at(extent, recomputed=recomputed),
         "process": run.meter.process,
     }
 

@@ -37,13 +37,15 @@ FEW_STEPS = 20
 AdamW's running means have not settled (about 10 steps at train.adam_beta1 0.9)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """A run before its model is loaded: model, rows, steps, precision."""
 
     recipe: Recipe
     """The recipe with rate, dtype and precision settled and, if an adapter is trained on, its method; once
     the model is there, with what its memory decides."""
+    asked: Recipe
+    """The recipe before this machine's processor decided on dtype and precision."""
     folder: Path
     """Folder of the run."""
     location: Location
@@ -140,6 +142,7 @@ def planning(
     settled = recipe.train.model_copy(update={"precision": precision})
     return Plan(
         recipe=recipe.model_copy(update={"dtype": base_dtype.name, "train": settled}),
+        asked=recipe,
         folder=folder,
         location=location,
         processes=processes,

@@ -17,7 +17,7 @@ from glmtune.possible import require_possible
 from glmtune.recipe import TrainedPart
 from glmtune.training.memory import is_out_of_memory
 from glmtune.training.optim import state_bytes
-from glmtune.training.probe import Need
+from glmtune.training.probe import Extent, Need
 
 if TYPE_CHECKING:
     from glmtune.workflows.plan import Plan
@@ -44,16 +44,21 @@ class Memory:
     """Tokens of the longest row that is trained on."""
     longest_validated: int
     """Tokens of the longest row of the evaluations, which keep nothing for a backward pass."""
+    update: int = 0
+    """Bytes that the optimizer's step takes beside its means."""
 
-    def bytes_at(self, tokens: int, validated: int, *, recomputed: int) -> int:
-        """Return the bytes of a run whose steps and evaluations have so many tokens at once, at most."""
-        step = self.need.bytes_at(tokens, min(tokens, self.longest_row), recomputed=recomputed)
-        evaluation = self.need.evaluated_at(validated, min(validated, self.longest_validated))
-        return self.state + max(step, evaluation)
+    def bytes_at(self, trained: Extent, validated: Extent, *, recomputed: int) -> int:
+        """Return the bytes of a run whose steps and evaluations have micro-batches of these sizes."""
+        step, evaluation = (
+            self.need.bytes_at(trained, recomputed=recomputed),
+            self.need.evaluated_at(validated),
+        )
+        return self.state + max(step, evaluation, self.update)
 
     def leanest(self, limit: int) -> int:
         """Return the bytes of single rows, none longer than `limit`, with all layers recomputed."""
-        trained, validated = min(limit, self.longest_row), min(limit, self.longest_validated)
+        lengths = (min(limit, longest) for longest in (self.longest_row, self.longest_validated))
+        trained, validated = (Extent(length, length, 1) for length in lengths)
         return self.bytes_at(trained, validated, recomputed=self.need.num_layers)
 
 
@@ -85,9 +90,22 @@ Remedy = tuple[str, Memory]
 
 
 def find_remedy(plan: "Plan", model: CausalLM, memory: Memory, base: Sequence[str] | None = None) -> str:
-    """Return the hint with the fewest settings that make the run fit, those that change least first.
+    """Return the hint with the settings of `find_settings`, or what to do where none would fit."""
+    words = find_settings(plan, model, memory, base)
+    if words is None:
+        least = memory.leanest(LEAST_LENGTH) / SAFE_SHARE
+        return f"take a smaller model, or a machine with {in_words(least)} free for training it"
+    is_missing = SMALL_MEANS in words and find_spec("bitsandbytes") is None
+    extra = "; first `pip install 'glmtune[bitsandbytes]'`" if is_missing else ""
+    return f"these settings would fit: {' '.join(words)}{extra}"
 
-    base: words that it begins with, by default those for steps of any size.
+
+def find_settings(
+    plan: "Plan", model: CausalLM, memory: Memory, base: Sequence[str] | None = None
+) -> list[str] | None:
+    """Return the fewest settings that make the run fit, those that change least first; None if none do.
+
+    base: words that they begin with, by default those for steps of any size.
     """
     if base is None:
         names = ("micro_batch_size", "gradient_checkpointing")
@@ -107,12 +125,8 @@ def find_remedy(plan: "Plan", model: CausalLM, memory: Memory, base: Sequence[st
             words.append(word)
         share = SAFE_SHARE if set(chosen) <= {_small_means} else WARY_SHARE
         if left.leanest(LEAST_LENGTH if is_shortened else longest) <= share * left.free:
-            cuts = _shortened(plan, left, share) if is_shortened else ()
-            is_missing = SMALL_MEANS in words and find_spec("bitsandbytes") is None
-            extra = "; first `pip install 'glmtune[bitsandbytes]'`" if is_missing else ""
-            return f"these settings would fit: {' '.join([*words, *cuts])}{extra}"
-    least = memory.leanest(LEAST_LENGTH) / SAFE_SHARE
-    return f"take a smaller model, or a machine with {in_words(least)} free for training it"
+            return [*words, *(_shortened(plan, left, share) if is_shortened else ())]
+    return None
 
 
 def _small_means(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:

@@ -18,7 +18,7 @@ from glmtune.models.recomputing import layers_of, recompute
 from glmtune.objectives import SftObjective
 from glmtune.recipe.parse import build_recipe
 from glmtune.training.allocations import ResidentMeter, TensorMeter, meter_of
-from glmtune.training.probe import BYTES_PER_LOGIT, longest_rows, measure_need, part_of, untouched
+from glmtune.training.probe import Extent, longest_rows, measure_need, part_of, untouched
 from glmtune.training.processes import Processes
 from glmtune.workflows.rows import training_rows
 from models import random_rows, tiny_folder, tiny_hf_folder, tiny_model, tiny_v1_folder
@@ -70,16 +70,14 @@ def test_a_long_micro_batch_takes_what_short_rows_have_shown(
     rows = training_rows(tokenizer, recipe.data).train.rows
     objective = SftObjective(apply_method(load_model(folder, dtype="fp32"), recipe.method))
     vocab_size = objective.model.config.vocab_size
-    need = measure_need(
-        objective, longest_rows(rows, 1)[0], tokenizer.pad_token_id, Processes(), vocab_size=vocab_size
-    )
+    need = measure_need(objective, longest_rows(rows, 1)[0], tokenizer.pad_token_id, Processes())
     number = len(layers_of(objective))
     assert need.num_layers == number
     for chosen, recomputed in product((rows[:1], rows[:8], rows), sorted({0, number // 2, number})):
         batch = collate(chosen, tokenizer.pad_token_id)
-        expected = need.bytes_at(len(batch.input_ids), max(batch.lengths), recomputed=recomputed)
+        expected = need.bytes_at(Extent.of(batch), recomputed=recomputed)
         true = taken(objective, batch, recomputed)
-        logits = BYTES_PER_LOGIT * len(batch.input_ids) * vocab_size
+        logits = need.bytes_per_logit * len(batch.input_ids) * vocab_size
         assert true <= expected <= LOOSE * true + logits
 
 

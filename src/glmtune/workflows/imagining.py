@@ -1,0 +1,144 @@
+"""A run's model without weights, on a machine that may be another one: what it holds, what its steps need.
+
+The run's own code computes on imagined tensors (`training.imagined`), on a model of as few layers as show
+what the others add.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from glmtune.families import Identity, identify
+from glmtune.load import choose_type
+from glmtune.methods import apply_method
+from glmtune.methods.freeze import NUM_LAYERS
+from glmtune.models.dtype import Choice, with_precision
+from glmtune.models.loaders import outline_as_loaded
+from glmtune.models.outline import stored_name
+from glmtune.models.protocol import CausalLM
+from glmtune.models.quant import quantised_layers
+from glmtune.models.recomputing import layers_of
+from glmtune.models.shards import scan_tensors
+from glmtune.objectives import build_objective
+from glmtune.objectives.cross_entropy import is_frozen_product
+from glmtune.processor import imagining
+from glmtune.recipe import TrainedPart
+from glmtune.recipe.method import Freeze
+from glmtune.training.imagined import ImaginedProcess, imagine
+from glmtune.training.probe import Need, Repeated, measure_need
+from glmtune.workflows.plan import Plan, choose_precision
+
+LOOKED_AT_LOGITS = 64
+"""Logits of a position that a pass of the imagined model makes; the memory of all is added apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """The types of a run on a machine."""
+
+    base: Choice
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImaginedRun:
+    """A run's model on the meta device, and the need of its steps."""
+
+    model: CausalLM
+    need: Need
+    held: Mapping[str, int]
+    """Bytes by part: `weights`, or `codes`, `scales` and `not quantised`; `adapter` or `prefix`."""
+    mapped: int
+    """Bytes of those that stay in the model's files, mapped into memory, on a CPU."""
+    expanded: int
+    """Bytes of the largest quantised layer's weight in the type that is computed in."""
+
+
+def types_on(plan: Plan, *, device: str, has_bf16: bool, free: int) -> Types:
+    """Return the types that a run has on a machine. Raises `ConfigError` for those that it lacks."""
+    asked, there = plan.asked, torch.device(device)
+    with imagining(has_bf16=has_bf16, free=free):
+        base = choose_type(plan.location, asked.dtype, there, asked.quant)
+        precision = choose_precision(asked.train.precision, base, there)
+        return Types(with_precision(base, precision, there), precision)
+
+
+@lru_cache(maxsize=4)
+def imagine_run(plan: Plan, types: Types) -> ImaginedRun:
+    """Return the run's model in these types; nothing is read but the headers of its files."""
+    whole = _outline(plan, types)
+    number = len(layers_of(whole))
+    few, layer = _few_layers(plan, number)
+    model = _outline(plan, types, few)
+    imagine(model)
+    head = model.get_output_embeddings()
+    if is_frozen_product(head):  # one block of it shows what all do
+        head.out_features = min(head.out_features, LOOKED_AT_LOGITS)
+    need = measure_need(
+        build_objective(model, plan.recipe.objective),
+        max(plan.rows.train.rows, key=lambda row: len(row.input_ids)),
+        plan.tokenizer.pad_token_id,
+        ImaginedProcess(types.precision),
+        repeated=Repeated(layer, number - few),
+    )
+    held, mapped = _held(plan, whole)
+    sizes = [part.in_features * part.out_features for part in quantised_layers(whole).values()]
+    expanded = max(sizes, default=0) * types.base.computing.itemsize
+    return ImaginedRun(whole, need, held, mapped, expanded)
+
+
+def _identity(plan: Plan) -> Identity:
+    return identify(plan.location.folder, plan.recipe.template or plan.location.template)
+
+
+def _few_layers(plan: Plan, number: int) -> tuple[int, int]:
+    """Return the layers that show what all do, and which of them the others are like."""
+    method = plan.recipe.method
+    dense: Any = plan.location.folder.config.get("first_k_dense_replace", 0)  # GLM-4.5's first layers
+    trained = 0
+    if isinstance(method, Freeze):
+        # patterns may name any layer
+        trained = number if method.patterns is not None else method.num_layers or NUM_LAYERS
+    # the last layer computes for learned tokens alone
+    return min(number, dense + max(2, trained + 1)), min(number - 1, dense)
+
+
+def _outline(plan: Plan, types: Types, num_layers: int | None = None) -> Any:
+    """Build the model that is trained, on the meta device."""
+    method = plan.recipe.method
+    is_whole = method.kept is TrainedPart.MODEL
+    base = Choice(torch.float32, torch.float32) if is_whole else types.base
+    model = outline_as_loaded(
+        plan.location.folder, _identity(plan), base, quant=plan.recipe.quant, num_layers=num_layers
+    )
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return apply_method(model, method)
+
+
+def _held(plan: Plan, model: Any) -> tuple[dict[str, int], int]:
+    """Return the bytes of a model's weights by part, and those that stay in its files."""
+    stored, kept = scan_tensors(plan.location.folder), plan.recipe.method.kept
+    quantised = quantised_layers(model).values()
+    codes = {id(layer.weight) for layer in quantised}
+    scales = {id(part) for layer in quantised for part in layer.held} - codes
+    added = {TrainedPart.LAYERS: "adapter", TrainedPart.PREFIX: "prefix"}.get(kept)
+    sizes, mapped = Counter[str](), 0
+    for name, weight in model.named_parameters():
+        file = stored.get(stored_name(name))
+        is_added = added is not None and file is None and weight.requires_grad
+        if not weight.requires_grad and file is not None and file.dtype == weight.dtype:
+            mapped += weight.nbytes
+        if is_added and added:
+            sizes[added] += weight.nbytes
+        elif id(weight) in codes:
+            sizes["codes"] += weight.nbytes
+        elif id(weight) in scales:
+            sizes["scales"] += weight.nbytes
+        else:
+            sizes["not quantised" if codes else "weights"] += weight.nbytes
+    order = ("weights", "codes", "scales", "not quantised", "adapter", "prefix")
+    return {name: sizes[name] for name in order if sizes[name]}, mapped
