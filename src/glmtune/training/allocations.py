@@ -95,6 +95,12 @@ class CudaMeter:
         return torch.cuda.max_memory_allocated(self._device) - self._start
 
 
+def trim_heap() -> None:
+    """Give the heap's free pages back to the system, where the C library is glibc."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 class ResidentMeter:
     """Reads the most memory that this process held within its `with` block, beyond what it held before.
 
@@ -106,13 +112,12 @@ class ResidentMeter:
         self._start = 0
 
     def __enter__(self) -> "ResidentMeter":
-        # memory that was freed before would be taken again without being seen
-        if psutil.LINUX and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-            trim(0)
+        trim_heap()  # memory that was freed before would be taken again without being seen
         forget_highest()
         self._start = resident_memory()[1].whole
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Read the highest size."""
+        """Read the highest size, and give back what was taken: pieces of the heap are seldom used again."""
         self.peak = max(0, resident_memory()[0] - self._start)
+        trim_heap()
