@@ -1,10 +1,12 @@
 """The forecast of a run's memory beside what the run then took, a process of its own for each case.
 
 A case trains random weights as `glmtune train` does, two steps on rows of one length. What a process holds
-that has planned it and has trained glm-tiny so, interpreter and libraries, counts on neither side. In MiB:
-- `predicted`: the forecast's training phase, by part;
-- `anonymous`: the most memory of its own, looked at every 3 ms, by what it was doing;
-- `resident`: the same with the pages of mapped files, weights held as stored among them.
+that has planned it, and has trained glm-tiny before, is interpreter and libraries: it counts on neither side.
+Figures in MiB:
+- `phases`: the forecast by part, and what of it are pages of the model's files (`mapped`), which the system
+  may drop;
+- `measured`: the most anonymous memory, looked at every 3 ms, by what the process was doing: what is not
+  pages of files.
 
 Three of the runs are then evaluated and exported. Each case is kept in results/memory.json as soon as it is
 done; `python -m tools.memory_tables` writes the table of docs/results.md.
@@ -19,21 +21,21 @@ import argparse
 import json
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from psutil import Process
 
 from benchmarks import measure, models
 from benchmarks.measure import Record
 from benchmarks.train_models import find_rows, make_chatglm3, make_glm4
-from benchmarks.trainers import MIB, resting_bytes
+from benchmarks.trainers import MIB, anonymous_bytes, resting_bytes
 from glmtune.log import quiet
 from glmtune.recipe import load_recipe
 from glmtune.recipe.parse import RecipeSource
@@ -84,7 +86,6 @@ class Case:
 
 
 CASES = (
-    Case("lora", None, 128, False, then=("evaluate", "merged", "int4")),
     Case("lora", "int8", 512, True),
     Case("lora", "int4", 1024, False),
     Case("lora", "nf4", 512, False),
@@ -94,7 +95,6 @@ CASES = (
     Case("lora, all linear", "nf4", 1024, True),
     Case("ptuning", None, 1024, False),
     Case("ptuning", "int8", 1024, True),
-    Case("ptuning", "int4", 128, True, then=("evaluate",)),
     Case("ptuning", "nf4", 512, False),
     Case("adalora", None, 512, False),
     Case("adalora", "int8", 1024, False),
@@ -104,22 +104,23 @@ CASES = (
     Case("freeze", "int8", 512, False),
     Case("freeze", "int4", 1024, False),
     Case("freeze", "nf4", 128, False),
-    Case("full", None, 128, True, then=("evaluate", "merged")),
     Case("full", None, 512, False),
     Case("full", None, 1024, True),
     Case("lora", None, 512, False, kind="glm4"),
     Case("lora", "int4", 1024, True, kind="glm4"),
+    Case("lora", None, 128, False, then=("evaluate", "merged", "int4")),
+    Case("ptuning", "int4", 128, True, then=("evaluate",)),
+    Case("full", None, 128, True, then=("evaluate", "merged")),
 )
 """Every pair of method, bits, length and recomputation is among them."""
 
 
 @dataclass
 class Watch:
-    """The most memory so far, by what the process is doing; looks from a thread of its own."""
+    """The most anonymous memory so far, by what the process is doing; looks from a thread of its own."""
 
     doing: str = "loading"
-    anonymous: dict[str, int] = field(default_factory=dict)
-    resident: dict[str, int] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -140,16 +141,7 @@ class Watch:
             watcher.join()
 
     def _look(self) -> None:
-        found = status_bytes()
-        for peaks, name in ((self.anonymous, "RssAnon"), (self.resident, "VmRSS")):
-            peaks[self.doing] = max(peaks.get(self.doing, 0), found[name])
-
-
-def status_bytes() -> dict[str, int]:
-    """This process's sizes as Linux names them."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    pairs = (line.split(":", 1) for line in lines if line.endswith(" kB"))
-    return {name: int(value.removesuffix("kB")) * 1024 for name, value in pairs}
+        self.peaks[self.doing] = max(self.peaks.get(self.doing, 0), anonymous_bytes())
 
 
 def write_rows(path: Path, number: int, length: int) -> None:
@@ -190,14 +182,17 @@ def make_recipe(case: Case, options: argparse.Namespace, work: Path) -> Facts:
 
 def foresee(recipe: Facts) -> Facts:
     """The forecast's phases on this machine, by part, in MiB, and the size of the process that foresaw."""
-    plan = drain(planning(load_recipe(recipe)))
-    found = forecast(plan, this_machine())
-    return {"tokens": found.tokens, "phases": in_mib(found), "foreseer": to_mib(status_bytes()["VmRSS"])}
+    found = forecast(drain(planning(load_recipe(recipe))), this_machine())
+    return {"tokens": found.tokens, "phases": in_mib(found), "foreseer": to_mib(Process().memory_info().rss)}
 
 
 def in_mib(found: Forecast) -> Facts:
-    """The parts of each phase."""
-    return {phase.name: {part: to_mib(size) for part, size in phase.parts.items()} for phase in found.phases}
+    """The parts of each phase, and what of them is mapped."""
+    return {
+        phase.name: {part: to_mib(size) for part, size in phase.parts.items()}
+        | ({"mapped": to_mib(phase.mapped)} if phase.mapped else {})
+        for phase in found.phases
+    }
 
 
 def to_mib(size: float) -> float:
@@ -214,15 +209,6 @@ def train(recipe: RecipeSource) -> Iterator[str]:
             yield "step"
 
 
-def on_glm_tiny(recipe: Facts) -> Facts:
-    """The same on the bundled model, in a single step of single short rows."""
-    data = {**recipe["data"], "max_source_tokens": 32, "max_target_tokens": 32}
-    train = {**recipe["train"], "steps": 1, "eval_every": 1, "batch_size": 1, "micro_batch_size": 1}
-    output = f"{recipe['output']}-of-glm-tiny"
-    shutil.rmtree(output, ignore_errors=True)
-    return {**recipe, "model": "glm-tiny", "template": None, "output": output, "data": data, "train": train}
-
-
 def evaluate(recipe: Facts) -> Iterator[str]:
     """Answer the run's rows."""
     told = {**recipe, "model": recipe["output"], "output": f"{recipe['output']}-answers"}
@@ -237,38 +223,47 @@ def export(recipe: Facts, to: str) -> Iterator[str]:
         yield "proving" if "fresh process" in event.text else "exporting"
 
 
-def be_child(spec: Mapping[str, Any]) -> Facts:
-    """Do in this process what the file says; return the figures."""
-    torch.set_num_threads(spec["threads"])
-    recipe, what = spec["recipe"], spec["what"]
+def be_child(what: str, recipe: Facts, threads: int) -> Facts:
+    """Foresee, train, evaluate or export in this process; return the figures."""
+    torch.set_num_threads(threads)
     planned = {**recipe, "output": f"{recipe['output']}-planned"}
     works = {"train": train, "evaluate": evaluate}
     with quiet():
-        for _ in train(on_glm_tiny(recipe)):  # so that all is imported
-            pass
+        if what == "foresee":
+            return foresee(planned)
         plan = drain(planning(load_recipe(planned)))  # and its tokenizer is there
-        held = {"anonymous": resting_bytes(), "resident": status_bytes()["VmRSS"]}
+        held = resting_bytes()
         del plan
         watch = Watch()
         with watch.looking():
             for doing in works[what](recipe) if what in works else export(recipe, what):
                 watch.doing = doing
-    found: Facts = {
-        name: {doing: to_mib(size - held[name]) for doing, size in peaks.items()}
-        for name, peaks in (("anonymous", watch.anonymous), ("resident", watch.resident))
-    }
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return found | {"process": to_mib(held["resident"]), "child": to_mib(child)}
+    measured = {doing: to_mib(size - held) for doing, size in watch.peaks.items()}
+    return {"measured": measured, "interpreter": to_mib(held), "child": to_mib(child)}
 
 
-def run_child(what: str, recipe: Facts, options: argparse.Namespace, work: Path) -> Facts:
-    """The figures of a process of its own."""
-    path = work / "spec.json"
-    path.write_text(json.dumps({"what": what, "recipe": recipe, "threads": options.threads}))
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", str(path)]
-    done = subprocess.run(command, cwd=models.ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    found: Facts = json.loads(done.stdout.splitlines()[-1])
-    return found
+def run_child(what: str, recipe: Facts, threads: int) -> Facts:
+    """The figures of a process of its own, forked from this one, which has all imported."""
+    with get_context("fork").Pool(1) as pool:
+        return pool.apply(be_child, (what, recipe, threads))
+
+
+def warm(work: Path) -> None:
+    """Import what runs import, by a run on the bundled model that has a bit of everything."""
+    work.mkdir(parents=True, exist_ok=True)
+    write_rows(work / "rows.jsonl", 2, 64)
+    rows = str(work / "rows.jsonl")
+    recipe = {
+        "model": "glm-tiny", "output": str(work / "glm-tiny"), "device": "cpu", "quant": "nf4",
+        "data": {"train": rows, "validation": rows, "overlong": "cut_any", "max_tokens": 64},
+        "method": {"name": "adalora"},
+        "train": {"steps": 2, "eval_every": 1}, "samples": {"max_new_tokens": 4},
+    }  # fmt: skip
+    shutil.rmtree(recipe["output"], ignore_errors=True)
+    with quiet():
+        for _ in train(recipe):
+            pass
 
 
 def run_case(case: Case, options: argparse.Namespace, kept: Mapping[str, Facts]) -> dict[str, Facts]:
@@ -278,10 +273,9 @@ def run_case(case: Case, options: argparse.Namespace, kept: Mapping[str, Facts])
     work.mkdir(parents=True)
     recipe = make_recipe(case, options, work)
     names = {"train": case.name, **{what: f"{case.name}, then {what}" for what in case.then}}
-    with quiet():
-        foreseen = foresee(recipe)
+    foreseen = run_child("foresee", recipe, options.threads)
     if not options.again:
-        kept = {name: run_child(what, recipe, options, work) for what, name in names.items()}
+        kept = {name: run_child(what, recipe, options.threads) for what, name in names.items()}
     shutil.rmtree(work)
     return {name: kept[name] | foreseen for name in names.values() if name in kept}
 
@@ -290,16 +284,16 @@ PHASES = {"evaluate": "evaluation", "merged": "merge", "int4": "export"}
 
 
 def compare(name: str, facts: Facts) -> Facts:
-    """Predicted and measured of a case, above the interpreter; in MiB."""
-    what = name.partition(", then ")[2]
-    parts = facts["phases"].get(PHASES.get(what, "training"), {})
-    predicted = sum(parts.values()) - facts.get("foreseer", 0)
-    measured = {kind: max(facts[kind].values()) for kind in ("anonymous", "resident")}
-    ratio = predicted / measured["resident"]
-    return {"predicted": round(predicted), **measured, "ratio": round(ratio, 3)}
+    """Predicted and measured anonymous memory of a case, above the interpreter; in MiB."""
+    parts = facts["phases"][PHASES.get(name.partition(", then ")[2], "training")]
+    mapped = parts.get("mapped", 0)
+    predicted = sum(size for part, size in parts.items() if part != "mapped") - mapped - facts["foreseer"]
+    measured = max(facts["measured"].values())
+    ratio = round(predicted / measured, 3)
+    return {"mapped": mapped, "predicted": round(predicted), "measured": round(measured), "ratio": ratio}
 
 
-def main(words: Sequence[str] | None = None) -> Record | None:
+def main(words: Sequence[str] | None = None) -> Record:
     """Run the cases; return the figures of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -307,23 +301,21 @@ def main(words: Sequence[str] | None = None) -> Record | None:
     parser.add_argument("--shape", choices=models.SHAPES, default="170m")
     parser.add_argument("--case", default="", help="only those whose name contains it")
     parser.add_argument("--again", action="store_true", help="new forecasts beside what was measured")
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = measure.parse(parser, words)
-    if options.child:
-        print(json.dumps(be_child(json.loads(options.child.read_text(encoding="utf-8")))))
-        return None
     kept: Record = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"cases": {}}
     found: dict[str, Facts] = {}
+    record = measure.begin("memory", "MiB", options)
+    torch.set_num_threads(1)  # what is forked later has no threads
+    warm(options.work / "memory")
     for case in CASES:
         if options.case not in case.name:
             continue
-        record = measure.begin("memory", "MiB", options)
         for name, facts in run_case(case, options, kept["cases"]).items():
             found[name] = facts
             print(f"{name:56} {json.dumps(compare(name, facts))}", flush=True)
             print(f"    {json.dumps(facts)}", flush=True)
         if not options.dry and options.shape != "test":
-            kept = {**kept, "machine": record["machine"], "when": record["when"]}
+            kept |= {"machine": record["machine"], "when": record["when"]}
             kept["cases"] |= found
             RESULT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"machine": record["machine"], "cases": found}

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from psutil import Process
 
 from benchmarks import measure, models
 from benchmarks.measure import Record
-from benchmarks.memory import METHODS, in_mib, status_bytes, to_mib, train, write_rows
+from benchmarks.memory import METHODS, in_mib, to_mib, train, write_rows
 from benchmarks.train_gpu import make_folder
 from benchmarks.train_models import make_chatglm3, write_sentencepiece
 from glmtune.log import quiet
@@ -142,7 +143,7 @@ def highest(so_far: Mapping[str, float], before: int) -> dict[str, float]:
             "used": before - torch.cuda.mem_get_info()[0],
         }
     else:
-        now = {"resident": status_bytes()["VmHWM"]}
+        now = {"resident": Process().memory_info().rss}
     return {name: max(so_far.get(name, 0), to_mib(size)) for name, size in now.items()}
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from benchmarks import (
     laptop,
     llama,
     measure,
+    memory,
+    memory_gpu,
     models,
     prefill,
     processor,
@@ -31,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 DRY = ["--rounds", "1", "--threads", "1", "--dry"]
 SMALL = ["--shape", "test", "--rounds", "1", "--threads", "1"]  # kept by no run, dry or not
 ADGEN = pytest.mark.shared
+BITS = ("int8", "int4", "nf4")
 RUNS: list[Any] = [
     pytest.param(
         decode.main,
@@ -294,3 +298,41 @@ def test_a_run_is_kept_as_one_line_unless_it_means_nothing(
 @pytest.mark.parametrize("path", report.pages(), ids=lambda path: path.name)
 def test_the_page_is_what_the_report_makes_of_the_results(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == report.pages()[path], "python -m benchmarks.report"
+
+
+def test_the_memory_of_each_thing_that_is_done_is_foretold_and_measured(tmp_path: Path) -> None:
+    words = ["--shape", "test", "--threads", "1", "--work", str(tmp_path), "--case", "ptuning int4"]
+    found = memory.main(words)["cases"]
+    for name, facts in found.items():
+        compared = memory.compare(name, facts)
+        assert min(compared["predicted"], compared["measured"]) > 0
+    assert len(found) == 2  # trained, and evaluated
+    assert set(next(iter(found.values()))["measured"]) == {
+        "loading", "evaluating", "answering samples", "step", "saving"
+    }  # fmt: skip
+
+
+def test_the_memory_cases_have_every_pair_that_there_is() -> None:
+    for one, other in combinations(("method", "quant", "length", "is_recomputed"), 2):
+        pairs = {(getattr(case, one), getattr(case, other)) for case in memory.CASES}
+        every = product(*({pair[i] for pair in pairs} for i in (0, 1)))
+        assert {pair for pair in every if pair not in pairs} <= set(product(["full"], BITS)), (one, other)
+
+
+@pytest.mark.slow
+def test_the_memory_of_an_imitated_card_is_foretold(tmp_path: Path) -> None:
+    words = [
+        "--size",
+        "tiny",
+        "--dry",
+        "--threads",
+        "1",
+        "--work",
+        str(tmp_path),
+        "--case",
+        "6 GB: lora int4",
+    ]
+    [(name, facts)] = memory_gpu.main(words)["cases"].items()
+    assert name == "6 GB: lora int4 4 x 128"
+    assert sum(facts["phases"]["training"].values()) < facts["free"]
+    assert facts["measured"]["resident"] > 0

@@ -70,13 +70,14 @@ def test_what_fails_is_a_finding_and_the_rest_goes_on(apart: Path, monkeypatch: 
     folder = tiny_folder(apart / "work" / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    done = glmtune("doctor", "model", "--json", cwd=apart / "work")
+    done = glmtune("doctor", folder, "--json", cwd=apart / "work")
     assert done.returncode == 1
     findings = json.loads(done.stdout)
     assert [found["name"] for found in findings if found["has_failed"]] == [*TRIED[2:], "files"]
     assert [found["name"] for found in findings if found["part"] == "self-test"] == TRIED
     assert "which names no GLM-Huge; paste this report into an issue" in findings[-2]["text"]
-    assert "model.safetensors: " in findings[-1]["text"]
+    assert ": model/model.safetensors: " in findings[-1]["text"]
+    assert str(apart) not in findings[-1]["text"]
 
 
 FOLDERS = {

@@ -20,8 +20,8 @@ def doctor(
     """Say what this machine has and lacks, and try in some seconds that glmtune works on it.
 
     The bundled glm-tiny is trained, proven and asked; nothing is downloaded or left behind. With PATH, a
-    model's folder, that model is opened, asked and trained one step too. Paste the report into an issue: your
-    home folder is `~` in it. Exit code 1 if something failed.
+    model's folder, that model is opened, asked and trained one step too. Paste the report into an issue: it
+    names no folder above the model's, and your home folder is `~`. Exit code 1 if something failed.
 
     \b
       glmtune doctor

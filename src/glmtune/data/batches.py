@@ -179,7 +179,7 @@ def longest_micro_batch(lengths: NDArray[np.int64], size: MicroBatchSize, number
 def most_rows(lengths: NDArray[np.int64], size: MicroBatchSize, number: int = 1) -> int:
     """Return the most rows that a micro-batch may have; arguments as of `longest_micro_batch`."""
     if isinstance(size, int):
-        return int(min(size, -(-lengths.shape[1] // number)))
+        return min(size, -(-int(lengths.shape[1]) // number))
     rounds = np.sort(lengths, axis=1)[:, ::-1][:, ::number][:, ::-1]
     is_within = rounds.cumsum(axis=1) <= (token_limit(size) or AUTO_TOKENS)  # short rows come first
     return int(((rounds > 0) & is_within).sum(axis=1).max(initial=1))

@@ -2,9 +2,9 @@
 
 PEFT composes the layer of autograd's own operations, which keep a copy of the input in fp32, the dropped
 input and the low-rank product, write the output three times, and compute in fp32 whatever the base computes
-in. The function here keeps the input, x A^T and dropout's mask, and computes in the base's type. Names,
-files, merging and switching off stay PEFT's: its layers are given a subclass, and whatever the function does
-not know goes PEFT's way.
+in. The function here keeps the input (that of the norm which made it, and norms again), x A^T and dropout's
+mask, and computes in the base's type. Names, files, merging and switching off stay PEFT's: its layers are
+given a subclass, and whatever the function does not know goes PEFT's way.
 
 Shapes: N rows, I inputs of a layer, O its outputs, r the rank.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from glmtune.models.frozen_linear import FrozenLinear, multiply, multiply_back
-from glmtune.models.fused import computing_type, without_autocast
+from glmtune.models.fused import NormSource, computing_type, without_autocast
 from glmtune.models.wrapped import is_hooked
 
 
@@ -47,6 +47,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # peft has no types
             self.scaling[name],
             dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
             computing_type(x),
+            NormSource.of(x),
         )
         return product.view(*x.shape[:-1], -1)
 
@@ -68,7 +69,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # peft has no types
 
 
 class _LoraProduct(torch.autograd.Function):
-    """W x + scaling B A dropout(x); saves x as it came, x A^T, and dropout's mask if there is one."""
+    """W x + scaling B A dropout(x); saves x as it came or its source, x A^T, dropout's mask if any."""
 
     @staticmethod
     def forward(
@@ -80,6 +81,7 @@ class _LoraProduct(torch.autograd.Function):
         scaling: float,
         dropout: float,
         dtype: torch.dtype,
+        source: NormSource | None,
     ) -> Tensor:
         ctx.base, ctx.scaling, ctx.dtype = base, scaling, dtype
         ctx.kept_scale = 1 / (1 - dropout) if dropout < 1 else 0.0
@@ -91,13 +93,14 @@ class _LoraProduct(torch.autograd.Function):
             down = dropped @ a.to(dtype).T  # (N, r)
             out.addmm_(down, b.to(dtype).T, alpha=scaling)
         # x and not `rows`: under autocast each target of one input would keep a copy of its own
-        ctx.save_for_backward(x, down, mask, a, b)
+        ctx.source, ctx.given = source and (source.epsilon, source.rounds_first), x.dtype
+        ctx.save_for_backward(*((source.x, source.weight) if source else (x, None)), down, mask, a, b)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # Any: as in `forward`
-        x, down, mask, a, b = ctx.saved_tensors
+        x, norm, down, mask, a, b = ctx.saved_tensors
         needs_x, needs_a, needs_b, *_ = ctx.needs_input_grad
         to_x = to_a = to_b = None
         with without_autocast(x.device):
@@ -105,6 +108,8 @@ class _LoraProduct(torch.autograd.Function):
             if needs_b:
                 to_b = (down.T @ gradient).T.mul(ctx.scaling).to(b.dtype)
             if needs_a:
+                if ctx.source:
+                    x = NormSource(x, norm, *ctx.source).compute()[0].flatten(0, -2)
                 rows = x.to(ctx.dtype)
                 rows = rows if mask is None else (rows * mask).mul_(ctx.kept_scale)
                 to_a = (to_down.T @ rows).to(a.dtype)
@@ -115,5 +120,5 @@ class _LoraProduct(torch.autograd.Function):
                     to_x.addmm_(to_down, a.to(ctx.dtype))
                 else:
                     to_x.add_((to_down @ a.to(ctx.dtype)).mul_(mask), alpha=ctx.kept_scale)
-                to_x = to_x.to(x.dtype)
-        return to_x, to_a, to_b, None, None, None, None
+                to_x = to_x.to(ctx.given)
+        return to_x, to_a, to_b, None, None, None, None, None

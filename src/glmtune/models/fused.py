@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, H query heads, G key/value heads, D head size, C hidd
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,8 +81,47 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, rounds_first: bool = 
     rounds_first: multiply it after the cast, as Llama's norm does; the weight's type may then widen the
     result. Of its inputs' size it keeps x alone.
     """
-    normed: Tensor = _RMSNorm.apply(x, weight, epsilon, rounds_first)  # type: ignore[no-untyped-call]
+    source = NormSource(x, weight, epsilon, rounds_first)
+    normed: Tensor = _RMSNorm.apply(x, weight, source)  # type: ignore[no-untyped-call]
+    vars(normed)["norm_source"] = (source, normed._version)
     return normed
+
+
+@dataclass(frozen=True, slots=True)
+class NormSource:
+    """Of what a norm's result is made: it is cheaper to compute again than to keep."""
+
+    x: Tensor
+    weight: Tensor
+    epsilon: float
+    rounds_first: bool
+
+    @classmethod
+    def of(cls, normed: Tensor) -> "NormSource | None":
+        """Return the source of a result of `rms_norm`, None for any other tensor or one that was changed."""
+        source, version = vars(normed).get("norm_source", (None, 0))
+        return source if normed._version == version else None
+
+    @torch.no_grad()
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the result, (..., C), and the scale of each token, (N, 1)."""
+        x, weight = self.x, self.weight
+        tokens = x.reshape(-1, x.shape[-1])
+        dtype = torch.promote_types(x.dtype, weight.dtype) if self.rounds_first else x.dtype
+        normed = torch.empty_like(tokens, dtype=dtype)
+        scale = tokens.new_empty(len(tokens), 1, dtype=wide_type(x.dtype))
+        with without_autocast(x.device):
+            for at in cached_blocks(tokens):
+                wide = tokens[at].to(scale.dtype)
+                squares = wide.square()
+                torch.mean(squares, -1, keepdim=True, out=scale[at])
+                scale[at].add_(self.epsilon).rsqrt_()
+                unweighted = torch.mul(wide, scale[at], out=squares)
+                if self.rounds_first:
+                    torch.mul(unweighted.to(x.dtype), weight, out=normed[at])
+                else:
+                    normed[at] = unweighted.mul_(weight)
+        return normed.view(x.shape), scale
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -90,32 +130,17 @@ class _RMSNorm(torch.autograd.Function):
         ctx: Any,  # Any: torch's context takes arbitrary attributes
         x: Tensor,
         weight: Tensor,
-        epsilon: float,
-        rounds_first: bool,
+        source: NormSource,
     ) -> Tensor:
-        tokens = x.reshape(-1, x.shape[-1])
-        dtype = torch.promote_types(x.dtype, weight.dtype) if rounds_first else x.dtype
-        normed = torch.empty_like(tokens, dtype=dtype)
-        scale = tokens.new_empty(len(tokens), 1, dtype=wide_type(x.dtype))
-        with without_autocast(x.device):
-            for at in cached_blocks(tokens):
-                wide = tokens[at].to(scale.dtype)
-                squares = wide.square()
-                torch.mean(squares, -1, keepdim=True, out=scale[at])
-                scale[at].add_(epsilon).rsqrt_()
-                unweighted = torch.mul(wide, scale[at], out=squares)
-                if rounds_first:
-                    torch.mul(unweighted.to(x.dtype), weight, out=normed[at])
-                else:
-                    normed[at] = unweighted.mul_(weight)
+        normed, scale = source.compute()
         ctx.save_for_backward(x, weight, scale)
-        return normed.view(x.shape)
+        return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # Any: as in `forward`
         x, weight, scale = ctx.saved_tensors
-        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        needs_x, needs_weight, _ = ctx.needs_input_grad
         tokens, gradient = (part.reshape(-1, x.shape[-1]) for part in (x, gradient))
         to_x = torch.empty_like(tokens) if needs_x else None
         to_weight = torch.zeros_like(weight, dtype=scale.dtype) if needs_weight else None
@@ -133,7 +158,6 @@ class _RMSNorm(torch.autograd.Function):
         return (
             None if to_x is None else to_x.view(x.shape),
             None if to_weight is None else to_weight.to(weight.dtype),
-            None,
             None,
         )
 

@@ -25,6 +25,11 @@ def is_frozen_product(head: nn.Module) -> bool:
     return is_known and not is_hooked(head) and not any(p.requires_grad for p in head.parameters())
 
 
+def most_frozen_logits(device: torch.device) -> int:
+    """Return the most logits of a frozen output layer that are computed at once."""
+    return 2 * (BLOCK_NUMBERS if device.type == "cpu" else GPU_BLOCK_NUMBERS)
+
+
 @torch.no_grad()
 def frozen_cross_entropy(
     hidden: Tensor, targets: Tensor, head: nn.Linear, *, needs_gradient: bool
@@ -44,8 +49,8 @@ def frozen_cross_entropy(
         torch.zeros_like(highest),
         torch.zeros_like(rows, dtype=wide),
     )
-    most = BLOCK_NUMBERS if rows.device.type == "cpu" else GPU_BLOCK_NUMBERS
-    numbers = min(most, 2 * most // max(1, len(rows)) * rows.shape[1])
+    most = most_frozen_logits(rows.device)
+    numbers = min(most // 2, most // max(1, len(rows)) * rows.shape[1])
     with without_autocast(rows.device):
         for part, weight in blocks(head, dtype, is_by_rows=True, numbers=numbers):
             bias = None if head.bias is None else head.bias[part].to(dtype)

@@ -14,12 +14,7 @@ from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
-from glmtune.objectives.cross_entropy import (
-    BLOCK_NUMBERS,
-    GPU_BLOCK_NUMBERS,
-    frozen_cross_entropy,
-    is_frozen_product,
-)
+from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product, most_frozen_logits
 
 CHUNK_LOGITS = 2**23
 """Most logits of a head that trains computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's
@@ -140,16 +135,15 @@ class _Loss(torch.autograd.Function):
 
 def most_logits(head: nn.Module, device: torch.device) -> int:
     """Return the most logits that are computed at once."""
-    if not is_frozen_product(head):
-        return CHUNK_LOGITS
-    return 2 * (BLOCK_NUMBERS if device.type == "cpu" else GPU_BLOCK_NUMBERS)
+    return most_frozen_logits(device) if is_frozen_product(head) else CHUNK_LOGITS
 
 
 def bytes_per_logit(head: nn.Module, dtype: torch.dtype) -> int:
-    """Return the bytes that each of them takes, with what its gradient is made of."""
+    """Return the bytes that each of them takes in a head that computes in `dtype`, with its gradient."""
     if not is_frozen_product(head):
         return 16  # the logits, their fp32, the softmax kept for the gradient, and the gradient
-    return 4 + (dtype.itemsize if dtype.itemsize < 4 else 0)  # exponentials take the logits' place
+    # the exponentials take the logits' place, and are cast for a product in half precision
+    return wide_type(dtype).itemsize + (dtype.itemsize if dtype.itemsize < 4 else 0)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:

@@ -97,8 +97,8 @@ class RunResult:
     peak_memory_gib. `loss` is that of one step alone, `eval_loss` the mean over the validation rows. Empty
     for an evaluation."""
     scores: dict[str, Any]
-    """Evaluation: the two score variants, num_rows, num_empty, stopped_share, compute (`exact` or `fast`).
-    Empty for a training run."""
+    """Evaluation: the two score variants, num_rows, num_empty, stopped_share, compute (`exact` or `fast`),
+    peak_memory_gib. Empty for a training run."""
 
 
 @dataclass(frozen=True, slots=True)

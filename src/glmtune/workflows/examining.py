@@ -1,5 +1,6 @@
 """`glmtune doctor`: a report of the machine, of a self-test and of a model, to paste into an issue."""
 
+import os
 import textwrap
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -46,12 +47,17 @@ def examining(
     What does not work is a finding with `has_failed`. Raises `CheckpointError` for a path to nothing,
     `ConfigError` for an adapter, a run or a device that is not there.
     """
-    if path is not None and ((location := resolve(path)).adapter or location.card):
-        raise ConfigError(
-            f"{path}: trained, and the doctor looks at models",
-            hint=f"`glmtune verify {path}` proves it; `glmtune doctor {location.base}` looks at its base",
-        )
     resolve_device(device)  # raises for one that is not there
+    # the report is to be pasted where all can read it
+    private = {str(Path.home()): "~"}
+    if path is not None:
+        location = resolve(path)
+        if location.adapter or location.card:
+            raise ConfigError(
+                f"{path}: trained, and the doctor looks at models",
+                hint=f"`glmtune verify {path}` proves it; `glmtune doctor {location.base}` looks at its base",
+            )
+        private = {f"{location.base.absolute().parent}{os.sep}": "", **private}
     findings = list[Finding]()
     wrap = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
     parts = [look_at_machine(), test_itself(device)]
@@ -61,8 +67,10 @@ def examining(
         if isinstance(event, Working):
             yield event
             continue
-        # of a path only what lies below the home folder: the report is to be pasted where all can read it
-        found = replace(event, text=_below_home(event.text), warning=_below_home(event.warning))
+        found = event
+        for start, shown in private.items():
+            text, warning = (part.replace(start, shown) for part in (found.text, found.warning))
+            found = replace(found, text=text, warning=warning)
         if not findings or findings[-1].part != found.part:
             yield Note(found.part)
         findings.append(found)
@@ -77,10 +85,6 @@ def examining(
     elif path is not None:
         yield Note(f"all of it worked; {REPORT_IT}")
     return findings
-
-
-def _below_home(text: str) -> str:
-    return text.replace(str(Path.home()), "~")
 
 
 def test_itself(device: str) -> Iterator[Working | Finding]:

@@ -11,6 +11,8 @@ from glmtune.generate.kv_cache import BLOCK
 from glmtune.generate.queue import MAX_PREFILL_TOKENS, ROW_TOKENS
 from glmtune.models.frozen_linear import BLOCK_BYTES, FrozenLinear
 from glmtune.models.shards import scan_tensors
+from glmtune.models.wrapped import causal_of
+from glmtune.objectives.sft import most_logits
 from glmtune.processor import free_memory, has_bf16
 from glmtune.recipe import Recipe, TrainedPart
 from glmtune.training.optim import state_bytes, update_bytes
@@ -137,7 +139,9 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
     """Return what is free on the machine once the model is there, and what the steps need."""
     need, held = run.need, sum(run.held.values())
     if machine.device == "cuda":
-        need = replace(need, passing=replace(need.passing, fixed=need.passing.fixed + run.expanded))
+        passing = replace(need.passing, fixed=need.passing.fixed + run.expanded)
+        head = causal_of(run.model).get_output_embeddings()
+        need = replace(need, passing=passing, most_logits=most_logits(head, torch.device("cuda")))
     else:
         held += _process_bytes() + _buffer_bytes(run)
         need = replace(need, lost_share=LOST_SHARE)

@@ -70,7 +70,7 @@ def predicted_parts(run: Run) -> dict[str, int]:
         return dict(run.forecast.phases[0].parts)
     plan, memory = run.plan, run.memory
     settings = plan.recipe.train
-    extent, _ = extents(plan, memory, settings.micro_batch_size)
+    trained, _ = extents(plan, memory, settings.micro_batch_size)
     wanted, num_layers = settings.gradient_checkpointing, memory.need.num_layers
     recomputed = num_layers * wanted if isinstance(wanted, bool) else int(wanted)
     gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
@@ -78,7 +78,7 @@ def predicted_parts(run: Run) -> dict[str, int]:
         **weights_by_part(run.model, plan.recipe.method),
         "gradients": gradients,
         "optimizer": memory.state - gradients,
-        "activations": memory.need.bytes_at(extent, recomputed=recomputed),
+        "activations": memory.need.bytes_at(trained, recomputed=recomputed),
         "process": run.meter.process,
     }
 

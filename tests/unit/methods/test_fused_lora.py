@@ -20,6 +20,7 @@ from glmtune.methods import apply_method, fused_lora
 from glmtune.methods.fused_lora import FusedLinear
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
 from glmtune.models.frozen_linear import HeldLinear
+from glmtune.models.fused import NormSource, rms_norm
 from glmtune.models.nf4 import quantise_as
 from glmtune.objectives import SftObjective
 from glmtune.objectives.sft import summed_cross_entropy
@@ -229,6 +230,35 @@ def test_it_keeps_the_input_itself_the_low_rank_product_and_a_mask_alone(dropout
     sizes = {t.data_ptr(): t.nbytes for t in tensors if t.data_ptr() not in weights | {x.data_ptr()}}
     assert any(t.data_ptr() == x.data_ptr() for t in tensors)
     assert sum(sizes.values()) == 18 * 4 * 4 + (18 * 24 if dropout else 0)
+
+
+@pytest.mark.parametrize("rounds_first", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+def test_of_a_norms_result_it_keeps_what_the_norm_keeps_and_its_gradients_to_the_bit(
+    held: torch.dtype, dropout: float, rounds_first: bool
+) -> None:
+    part, scale = layer(dropout, held), torch.rand(24) + 0.5
+    found = []
+    for has_source in (True, False):
+        part.zero_grad()
+        x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(3)).to(held).requires_grad_()
+        torch.manual_seed(5)
+        with kept() as tensors:
+            normed = rms_norm(x, scale, 1e-5, rounds_first=rounds_first)
+            out = part(normed if has_source else normed.view_as(normed))
+        assert any(t.data_ptr() == normed.data_ptr() for t in tensors) != has_source
+        out.float().square().sum().backward()
+        found.append([out, x.grad, *(p.grad for p in part.parameters() if p.grad is not None)])
+    assert len(found[0]) == 4
+    assert all(map(torch.equal, *found))
+
+
+def test_a_norms_result_that_was_changed_since_is_kept_itself() -> None:
+    normed = rms_norm(torch.randn(9, 24), torch.ones(24), 1e-5)
+    assert NormSource.of(normed) is not None
+    normed += 1
+    assert NormSource.of(normed) is None
 
 
 def test_three_targets_of_one_input_keep_it_once_also_under_autocast() -> None:

@@ -73,3 +73,27 @@ def test_a_system_that_keeps_no_highest_size_tells_the_size_at_the_end(
 def test_the_highest_of_several_is_that_of_each_figure() -> None:
     assert Held.most([Held(5, 1), Held(3, 2)]) == Held(5, 2)
     assert Held(5, 1).above(Held(3, 2)) == Held(2, 0)
+
+
+def test_a_card_is_asked_for_its_tensors_and_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card of 1000 bytes with a context of 100: loading takes 300, a step 450 more for a while."""
+    now, highest = {"reserved": 0, "allocated": 0}, {"reserved": 0, "allocated": 0}
+
+    def take(reserved: int, allocated: int) -> None:
+        now.update(reserved=reserved, allocated=allocated)
+        highest.update({name: max(highest[name], size) for name, size in now.items()})
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (900 - now["reserved"], 1000))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: highest["reserved"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: highest["allocated"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: highest.update(now))
+    meter = MemoryMeter(torch.device("cuda"))
+    assert meter.process == 100
+    take(320, 300)
+    meter.end("loading")
+    assert meter.limit(900 - now["reserved"], mapped=0) == 1000
+    take(800, 750)
+    take(800, 310)
+    assert meter.gib_of("step") == (750 / 2**30, 750 / 2**30)
+    assert meter.gib_of("saving") == (750 / 2**30, 310 / 2**30)
+    assert meter.phases == {"loading": Held(320, 300), "step": Held(800, 750), "saving": Held(800, 310)}
