@@ -18,10 +18,11 @@ from glmtune.methods import apply_method
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Lora, Recipe, load_recipe
 from glmtune.run_files import read_json_lines
-from glmtune.training.probe import untouched
+from glmtune.training.probe import Growth, Need, untouched
 from glmtune.workflows import fitting
 from glmtune.workflows.events import Note, Saved, drain
 from glmtune.workflows.execute import training
+from glmtune.workflows.remedies import Memory
 from models import tiny_folder, tiny_model
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
@@ -98,7 +99,9 @@ def test_a_run_that_measures_its_memory_equals_one_that_does_not_bit_by_bit(
 
 
 def _not_measured(plan: Any, objective: Any) -> Any:
-    return plan, None
+    nothing = Growth(0.0, 0.0)
+    need = Need(4, nothing, nothing, nothing, nothing, nothing, 1, 1, 1)
+    return plan, Memory(need, free=0, state=2**30, longest_row=0, longest_validated=0)
     yield
 
 
@@ -193,7 +196,7 @@ def test_what_does_not_fit_is_refused_with_settings_that_do(
 def test_a_run_that_does_not_fit_is_begun_all_the_same_where_it_is_forced(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free(monkeypatch, 2 * 2**20)
+    free(monkeypatch, 2**20)
     events: list[Any] = []
     drain(training(recipe(model, tmp_path / "run"), force=True), events.append)
     warnings = [event.text for event in events if isinstance(event, Note) and event.is_warning]

@@ -113,9 +113,7 @@ def _choose(plan: "Plan", objective: ObjectiveModule, memory: Memory) -> Fitting
     """Return the fastest choice that fits. Raises `ConfigError` if none does and the plan is not forced."""
     device = plan.processes.device.type
     choice, fits = choose(plan, memory, device, lambda choice: _proves_true(choice, plan, objective, memory))
-    if fits:
-        return choice
-    if plan.is_forced:
+    if fits or plan.is_forced:
         return choice
     hint = find_remedy(plan, objective.model, memory)
     if plan.is_resumed:

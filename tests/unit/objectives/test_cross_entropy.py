@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from closeness import ROUNDING, assert_close
+from glmtune.models import frozen_linear
 from glmtune.models.frozen_linear import HeldLinear
 from glmtune.objectives import cross_entropy
 from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product
@@ -88,6 +89,7 @@ def test_no_learned_token_is_a_loss_of_zero() -> None:
 @pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
 def test_the_logits_are_never_in_memory_together(held: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "BLOCK_NUMBERS", 2**11)
+    monkeypatch.setattr(frozen_linear, "_buffers", frozen_linear._Buffers())  # none that a test has grown
     layer = nn.Linear(HIDDEN, 2000, bias=False).to(held).requires_grad_(False)
     layer, hidden = HeldLinear(layer), torch.randn(400, HIDDEN).requires_grad_()
     with TensorMeter([layer.weight, hidden]) as meter:
