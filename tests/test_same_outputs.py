@@ -23,7 +23,7 @@ COMPARED = """\
 ptuning reaches lora's best evaluation loss (8.7058) 2.3 times faster: after 1 s in place of 3 s, at step 2 \
 in place of 4
 """
-LISTED = "lora                finished  2026-11-30 22:16\n    glm-tiny | lora r=4 | 4 steps\n"
+LISTED = "lora                finished  2026-11-30 22:16\n    glm-tiny | lora r=4 | 4 steps | peak 0.61 GiB\n"
 SETTINGS = """\
 method.dropout 0.1 Dropout
 
@@ -128,6 +128,7 @@ PLANTED = {
     "another objective": rewrite("recipe.yaml", "train:", "objective:\n  name: dpo\ntrain:"),
     "a new setting of another part": rewrite("settings-all.out", "data.train", "data.new 1 New\ndata.train"),
     "a link": relink,
+    "a lost record of memory": lambda folder: (folder / "memory.json").unlink(),
     "a lost file": lambda folder: (folder / "eval.json").unlink(),
     "a new file": lambda folder: (folder / "more.txt").touch(),
 }
@@ -150,6 +151,8 @@ ALLOWED = {
     ),
     "a rate of more digits": rewrite("compare-runs.out", "1.24  ", "1,201 "),
     "memory": rewrite("compare-runs.out", "0.52", "0.53"),
+    "memory in a list": rewrite("runs-listed.out", "0.61", "0.62"),
+    "the record of memory": rewrite("memory.json", "1", "2"),
     "how much faster": rewrite(
         "compare-runs.out",
         "2.3 times faster: after 1 s in place of 3 s",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 DATE = "%Y-%m-%d %H:%M"
+UNBROKEN = "\N{NO-BREAK SPACE}"
+"""Stands for the spaces within a figure until the lines are broken."""
 SHOWN_SCORES = ("rouge-l", "bleu-4")
 
 
@@ -44,11 +46,11 @@ def runs(folder: Path, as_json: bool) -> None:
         date = entry.changed.strftime(DATE)
         # 12: the state's 8 columns and the gaps around it
         lines.say(f"{name:<{WIDTH - len(date) - 12}}  {entry.state:<8}  {date}")
-        for text in (entry.problem, " | ".join(_figures(entry)), *map(_scores_text, entry.scores)):
+        figures = " | ".join(figure.replace(" ", UNBROKEN) for figure in _figures(entry))
+        for text in (entry.problem, figures, *map(_scores_text, entry.scores)):
             if text:
-                lines.say(
-                    click.wrap_text(text, width=WIDTH, initial_indent="    ", subsequent_indent="      ")
-                )
+                shown = click.wrap_text(text, WIDTH, initial_indent="    ", subsequent_indent="      ")
+                lines.say(shown.replace(UNBROKEN, " "))
     if not entries:
         lines.say(f"{folder}: no runs here")
 

@@ -119,6 +119,8 @@ class Need:
     lost: int = 0
     """Bytes beyond the tensors that `lost_at` tokens took: scratch of libraries, losses of the allocator."""
     lost_at: int = 1
+    lost_share: float = 0.0
+    """The same as a share of the tensors, where no pass has been measured."""
 
     def bytes_at(self, size: Extent, *, recomputed: int) -> int:
         """Return the bytes of a micro-batch if the first `recomputed` layers are recomputed."""
@@ -136,12 +138,11 @@ class Need:
         # of learned tokens the hidden states and their gradient are there apart until the last layer is back
         in_head = kept * of_layer + ending + 3 * given
         in_layers = max(kept, 1) * of_layer + passing + 2 * given
-        highest = in_head if in_head + logits > in_layers else in_layers
-        return {
-            "activations": round(before + recomputed * given + highest),
-            "logits": logits if highest is in_head else 0,
-            "lost": round(self._lost_at(size)),
-        }
+        is_in_head = in_head + logits > in_layers
+        activations = round(before + recomputed * given + (in_head if is_in_head else in_layers))
+        logits = logits if is_in_head else 0
+        lost = round(self._lost_at(size) + self.lost_share * (activations + logits))
+        return {"activations": activations, "logits": logits, "lost": lost}
 
     def evaluated_at(self, size: Extent) -> int:
         """Return the bytes of a micro-batch without a backward pass, or a little more than they are."""
@@ -149,7 +150,7 @@ class Need:
             part.at(size) for part in (self.before, self.given, self.ending, self.passing)
         )
         highest = max(passing, ending + 3 * given + self.logits_at(size))
-        return round(before + highest + self._lost_at(size))
+        return round((1 + self.lost_share) * (before + highest) + self._lost_at(size))
 
     def _lost_at(self, size: Extent) -> float:
         return self.lost * max(1.0, size.tokens / self.lost_at)

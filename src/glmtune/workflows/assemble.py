@@ -78,7 +78,7 @@ class Run:
     pruning: Pruning | None
     """AdaLoRA's rank pruning, done within each step; None for other methods."""
     forecast: "Forecast | None" = None
-    """What the run was expected to take before its weights were read; None for a small model."""
+    """The memory that was expected before the weights were read; None for a small model."""
     progress: RunProgress = field(default_factory=RunProgress)
     stop: StopRequest = field(default_factory=StopRequest)
 

@@ -60,7 +60,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def needed(model: Any, folder: Path, processes: Any, repeated: Repeated | None = None) -> dict[str, float]:
     """The bytes at several points of a long micro-batch."""
     tokenizer = load_tokenizer(folder)
-    recipe = build_recipe({"model": str(folder), "data": {"train": ADVERTS, "max_rows": 4}})
+    recipe = build_recipe(
+        {
+            "model": str(folder),
+            "data": {"train": ADVERTS, "max_rows": 4, "max_tokens": 100, "overlong": "cut_any"},
+        }
+    )
     row = longest_rows(training_rows(tokenizer, recipe.data).train.rows, 1)[0]
     need = measure_need(
         SftObjective(model), row, tokenizer.pad_token_id, processes, repeated=repeated or Repeated()

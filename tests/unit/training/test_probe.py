@@ -17,7 +17,7 @@ from glmtune.methods import apply_method
 from glmtune.models.recomputing import layers_of, recompute
 from glmtune.objectives import SftObjective
 from glmtune.recipe.parse import build_recipe
-from glmtune.training.allocations import ResidentMeter, TensorMeter, give_back, meter_of
+from glmtune.training.allocations import ResidentMeter, TensorMeter, meter_of, trim_heap
 from glmtune.training.probe import Extent, longest_rows, measure_need, part_of, untouched
 from glmtune.training.processes import Processes
 from glmtune.workflows.rows import training_rows
@@ -140,6 +140,6 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     kept = torch.ones(16_000)
     del pieces
     before = psutil.Process().memory_info().rss
-    give_back()
+    trim_heap()
     assert before - psutil.Process().memory_info().rss > 50 * 2**20
     assert kept.sum() == 16_000
