@@ -96,6 +96,7 @@ class CudaMeter:
 
 def trim_heap() -> None:
     """Give the heap's free pages back to the system, where the C library is glibc."""
+    # Windows has no library of all that is loaded
     if psutil.LINUX and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
