@@ -131,7 +131,11 @@ def outline_as_loaded(
     loader, stored = FAMILY_LOADERS[known.family], scan_tensors(folder)
     config = loader.config(folder, known.template)
     if num_layers is not None:
-        _set_layers(config, num_layers)
+        before = config.num_hidden_layers
+        for name, value in list(vars(config).items()):
+            if isinstance(value, list) and len(value) == before:  # a kind for each layer
+                setattr(config, name, (value + value[-1:] * num_layers)[:num_layers])
+        config.num_hidden_layers = num_layers
     model = loader.build(config, dtype.dtype, {})
     if quant and held_quant(model) is None:
         quantise_as(model, quant)
@@ -139,12 +143,3 @@ def outline_as_loaded(
     compute_in(model, dtype.computing)
     fuse_upstream(model)
     return model.eval()
-
-
-def _set_layers(config: Any, number: int) -> None:
-    """Change the number of layers of a config, of our own classes or of transformers'."""
-    before = config.num_hidden_layers
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == before:  # a kind for each layer
-            setattr(config, name, (value + value[-1:] * number)[:number])
-    config.num_hidden_layers = number

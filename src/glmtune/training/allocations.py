@@ -5,7 +5,6 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,6 +96,7 @@ class CudaMeter:
 
 def trim_heap() -> None:
     """Give the heap's free pages back to the system, where the C library is glibc."""
+    # Windows has no library of all that is loaded
     if psutil.LINUX and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 

@@ -10,37 +10,42 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glmtune.models.computing import HeldExperts, holds_experts
 from glmtune.models.frozen_linear import FrozenLinear
+from glmtune.models.protocol import CausalLM
+from glmtune.models.wrapped import causal_of
+from glmtune.objectives.cross_entropy import BLOCK_NUMBERS, is_frozen_product
 
 CPU = torch.device("cpu")
 
 
-def imagine(model: nn.Module) -> None:
+def imagine(model: CausalLM) -> None:
     """Turn a model on the meta device into one on an imagined CPU, in place."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made = dict[int, Any]()  # tied weights stay one
     for part in model.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is not None and not isinstance(tensor, FakeTensor):
-                    tensors[name] = made.setdefault(id(tensor), _fake(mode, tensor))
+                if tensor is None or isinstance(tensor, FakeTensor):
+                    continue
+                if id(tensor) not in made:
+                    fake = FakeTensor(mode, tensor.detach().to("meta"), CPU)
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+                tensors[name] = made[id(tensor)]
         if isinstance(part, FrozenLinear):
             part.write = _write_nothing  # type: ignore[method-assign, assignment]  # else many operators
         elif holds_experts(part):
             part.register_forward_pre_hook(_deal_out)
             if not isinstance(part, HeldExperts):  # transformers' grouped product takes no imagined fp32
                 cast("Any", part).config._experts_implementation = "eager"
-
-
-def _fake(mode: FakeTensorMode, tensor: Tensor) -> Any:  # Any: a buffer or a parameter
-    fake = FakeTensor(mode, tensor.detach().to("meta"), CPU)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    return fake
+    head = causal_of(model).get_output_embeddings()
+    if is_frozen_product(head):  # two blocks of it are enough: each takes what any other does
+        head.out_features = min(head.out_features, 2 * BLOCK_NUMBERS // head.in_features)
+        head.weight = nn.Parameter(head.weight[: head.out_features], requires_grad=False)
 
 
 def _write_nothing(*_: object) -> None:

@@ -18,6 +18,7 @@ from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
 from glmtune.run_files import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
 from glmtune.templates import Taught
+from glmtune.training.allocations import trim_heap
 from glmtune.training.loop import StepLog, fit, mean_loss
 from glmtune.training.memory import is_out_of_memory
 from glmtune.training.progress import Progress, run_time
@@ -181,6 +182,7 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
     """Take the evaluation loss, answer the sample prompts, draw; return True for a new best loss."""
     progress = run.progress
     yield Working("evaluating")
+    trim_heap()  # of loading or of the steps
     loss = _evaluation_loss(run, run.validation)
     best_before = progress.best_loss
     # AdaLoRA: the best checkpoint is to have the ranks that were asked for, so best and patience count only
@@ -205,6 +207,7 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         run.writer.draw(progress.step)
     run.processes.wait()
     run.meter.end("pictures")
+    trim_heap()
     yield Evaluated(progress.step, loss, best_before, is_best)
     return is_best
 

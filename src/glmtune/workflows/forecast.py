@@ -173,7 +173,8 @@ def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) ->
     """Return the memory of answering the rows that are held out, in the recipe's batches."""
     settings, need = plan.recipe.evaluate, run.need
     new = longest_answer(plan.tokenizer, plan.recipe.data, settings)
-    prompts = [_num_prompt(row) for row in plan.rows.validation.rows] or [1]
+    # the tokens before the first learned one
+    prompts = [int((row.labels != -100).argmax()) or 1 for row in plan.rows.validation.rows] or [1]
     columns = -(-(max(prompts) + new) // BLOCK) * BLOCK + getattr(run.model, "num_prefix_tokens", 0)
     rows = min(settings.batch_size, len(prompts), max(1, ROW_TOKENS * settings.batch_size // columns))
     size = Extent(min(MAX_PREFILL_TOKENS, sum(prompts)), max(prompts), rows)
@@ -185,12 +186,6 @@ def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) ->
         "KV cache": rows * columns * per_column,
     }
     return _phase("evaluation", parts, run, machine)
-
-
-def _num_prompt(row: object) -> int:
-    labels = row.labels  # type: ignore[attr-defined]
-    learned = (labels != -100).nonzero()[0]
-    return int(learned[0]) if len(learned) else len(labels)
 
 
 def _exporting(name: str, plan: Plan, run: ImaginedRun) -> Phase:

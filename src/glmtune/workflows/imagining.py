@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from glmtune.families import Identity, identify
+from glmtune.families import identify
 from glmtune.load import choose_type
 from glmtune.methods import apply_method
 from glmtune.methods.freeze import NUM_LAYERS
@@ -27,7 +27,6 @@ from glmtune.objectives import build_objective
 from glmtune.objectives.cross_entropy import is_frozen_product
 from glmtune.processor import imagining
 from glmtune.recipe import TrainedPart
-from glmtune.recipe.method import Freeze
 from glmtune.training.imagined import ImaginedProcess, imagine
 from glmtune.training.probe import Need, Repeated, measure_need
 from glmtune.workflows.plan import Plan, choose_precision
@@ -91,20 +90,17 @@ def imagine_run(plan: Plan, types: Types) -> ImaginedRun:
     return ImaginedRun(whole, need, held, mapped, expanded)
 
 
-def _identity(plan: Plan) -> Identity:
-    return identify(plan.location.folder, plan.recipe.template or plan.location.template)
-
-
 def _few_layers(plan: Plan, number: int) -> tuple[int, int]:
     """Return the layers that show what all do, and which of them the others are like."""
     method = plan.recipe.method
-    dense: Any = plan.location.folder.config.get("first_k_dense_replace", 0)  # GLM-4.5's first layers
+    dense = int(plan.location.folder.config.get("first_k_dense_replace", 0))  # GLM-4.5's first layers
     trained = 0
-    if isinstance(method, Freeze):
+    if method.kept is TrainedPart.WEIGHTS:
         # patterns may name any layer
-        trained = number if method.patterns is not None else method.num_layers or NUM_LAYERS
-    # the last layer computes for learned tokens alone
-    return min(number, dense + max(2, trained + 1)), min(number - 1, dense)
+        has_patterns = getattr(method, "patterns", None) is not None
+        trained = number if has_patterns else getattr(method, "num_layers", None) or NUM_LAYERS
+    # the first layer of a kind is unlike the others in its input, the last computes for learned tokens alone
+    return min(number, dense + max(3, trained + 2)), min(number - 1, dense + 1)
 
 
 def _outline(plan: Plan, types: Types, num_layers: int | None = None) -> Any:
@@ -112,14 +108,14 @@ def _outline(plan: Plan, types: Types, num_layers: int | None = None) -> Any:
     method = plan.recipe.method
     is_whole = method.kept is TrainedPart.MODEL
     base = Choice(torch.float32, torch.float32) if is_whole else types.base
-    model = outline_as_loaded(
-        plan.location.folder, _identity(plan), base, quant=plan.recipe.quant, num_layers=num_layers
-    )
+    folder = plan.location.folder
+    known = identify(folder, plan.recipe.template or plan.location.template)
+    model = outline_as_loaded(folder, known, base, quant=plan.recipe.quant, num_layers=num_layers)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return apply_method(model, method)
 
 
-def _held(plan: Plan, model: Any) -> tuple[dict[str, int], int]:
+def _held(plan: Plan, model: CausalLM) -> tuple[dict[str, int], int]:
     """Return the bytes of a model's weights by part, and those that stay in its files."""
     stored, kept = scan_tensors(plan.location.folder), plan.recipe.method.kept
     quantised = quantised_layers(model).values()

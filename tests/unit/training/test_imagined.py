@@ -13,6 +13,7 @@ from glmtune.families import identify
 from glmtune.folder import ModelFolder
 from glmtune.methods import apply_method
 from glmtune.models.dtype import Choice
+from glmtune.models.frozen_linear import BLOCK_BYTES
 from glmtune.models.loaders import outline_as_loaded
 from glmtune.objectives import SftObjective
 from glmtune.recipe.parse import build_recipe
@@ -107,11 +108,13 @@ def test_few_layers_and_their_number_tell_the_need_of_many(tmp_path: Path, metho
     folder = tiny_folder(tmp_path / "model", num_layers=6)
     whole = needed(imagined(folder, method, None, FP32), folder, ImaginedProcess("fp32"))
     few = imagined(folder, method, None, FP32, layers=3)
-    assert needed(few, folder, ImaginedProcess("fp32"), Repeated(0, 3)) == pytest.approx(whole, rel=0.02)
+    assert needed(few, folder, ImaginedProcess("fp32"), Repeated(1, 3)) == pytest.approx(whole, rel=0.04)
 
 
 def test_experts_are_dealt_out_evenly(tmp_path: Path) -> None:
     folder = tiny_hf_folder(tmp_path / "model", "GLM-4.5", num_hidden_layers=3)
     expected = needed(imagined(folder, "lora", None, HALF), folder, ImaginedProcess("fp32"))
-    model = tuned(load_model(folder, dtype=HALF, device="cpu"), "lora")
-    assert expected == pytest.approx(needed(model, folder, Processes()), rel=0.1)
+    true = needed(tuned(load_model(folder, dtype=HALF, device="cpu"), "lora"), folder, Processes())
+    # an imagined block of an expert counts each time it is written
+    assert true["passing"] <= expected.pop("passing") <= true.pop("passing") + BLOCK_BYTES
+    assert expected == pytest.approx(true, rel=0.1)

@@ -17,7 +17,7 @@ from glmtune.methods import apply_method
 from glmtune.models.recomputing import layers_of, recompute
 from glmtune.objectives import SftObjective
 from glmtune.recipe.parse import build_recipe
-from glmtune.training.allocations import ResidentMeter, TensorMeter, meter_of
+from glmtune.training.allocations import ResidentMeter, TensorMeter, meter_of, trim_heap
 from glmtune.training.probe import Extent, longest_rows, measure_need, part_of, untouched
 from glmtune.training.processes import Processes
 from glmtune.workflows.rows import training_rows
@@ -131,3 +131,15 @@ def test_the_first_layers_are_recomputed_and_more_than_there_are_is_an_error() -
         assert [layer.gradient_checkpointing for layer in layers_of(model)] == expected
     with pytest.raises(ConfigError, match="gradient_checkpointing: 4, but this model has 3 layers"):
         recompute(model, 4)
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="reads /proc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """In pieces too small to be mapped on their own, under one that stays, the heap's top is never free."""
+    pieces = [torch.ones(16_000) for _ in range(1600)]  # 98 MiB
+    kept = torch.ones(16_000)
+    del pieces
+    before = psutil.Process().memory_info().rss
+    trim_heap()
+    assert before - psutil.Process().memory_info().rss > 50 * 2**20
+    assert kept.sum() == 16_000
