@@ -24,15 +24,11 @@ from glmtune.models.quant import quantised_layers
 from glmtune.models.recomputing import layers_of
 from glmtune.models.shards import scan_tensors
 from glmtune.objectives import build_objective
-from glmtune.objectives.cross_entropy import is_frozen_product
 from glmtune.processor import imagining
 from glmtune.recipe import TrainedPart
 from glmtune.training.imagined import ImaginedProcess, imagine
 from glmtune.training.probe import Need, Repeated, measure_need
 from glmtune.workflows.plan import Plan, choose_precision
-
-LOOKED_AT_LOGITS = 64
-"""Logits of a position that a pass of the imagined model makes; the memory of all is added apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +70,6 @@ def imagine_run(plan: Plan, types: Types) -> ImaginedRun:
     few, layer = _few_layers(plan, number)
     model = _outline(plan, types, few)
     imagine(model)
-    head = model.get_output_embeddings()
-    if is_frozen_product(head):  # one block of it shows what all do
-        head.out_features = min(head.out_features, LOOKED_AT_LOGITS)
     need = measure_need(
         build_objective(model, plan.recipe.objective),
         max(plan.rows.train.rows, key=lambda row: len(row.input_ids)),
