@@ -40,6 +40,7 @@ from benchmarks.trainers import MIB, anonymous_bytes, resting_bytes
 from glmtune.log import quiet
 from glmtune.recipe import load_recipe
 from glmtune.recipe.parse import RecipeSource
+from glmtune.training.allocations import tighten_heap
 from glmtune.workflows.evaluating import evaluating
 from glmtune.workflows.events import Evaluated, Saved, Working, drain
 from glmtune.workflows.execute import training
@@ -233,6 +234,7 @@ def be_child(what: str, recipe: Facts, threads: int) -> Facts:
         if what == "foresee":
             return foresee(planned)
         plan = drain(planning(load_recipe(planned)))  # and its tokenizer is there
+        tighten_heap()  # as a run does of a model above 1 GiB
         held = resting_bytes()
         del plan
         watch = Watch()

@@ -158,6 +158,23 @@ def _compute_held(dtype: torch.dtype, device: torch.device) -> Choice:
     return Choice(dtype, torch.float32, _lacking(torch.bfloat16), is_hurried=True)
 
 
+def choose_precision(wanted: str, base: Choice, device: torch.device) -> str:
+    """Return the precision of forward and backward passes: fp32, bf16 or fp16.
+
+    `wanted` is `train.precision`; its `auto` takes the type that the base computes in. Raises `ConfigError`
+    for a precision that the device does not have.
+    """
+    name = base.computing_name if wanted == "auto" else wanted
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=auto")
+    if name == "bf16" and device.type == "cuda" and not has_bf16(device):
+        raise ConfigError(
+            "train.precision: bf16, but this card has no bf16",
+            hint="train.precision=fp16 or train.precision=auto",
+        )
+    return name
+
+
 def with_precision(choice: Choice, precision: str, device: torch.device) -> Choice:
     """Return the choice for a base that is trained in a precision: fp32, bf16 or fp16.
 

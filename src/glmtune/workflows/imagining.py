@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,7 @@ from glmtune.families import identify
 from glmtune.load import choose_type
 from glmtune.methods import apply_method
 from glmtune.methods.freeze import NUM_LAYERS
-from glmtune.models.dtype import Choice, with_precision
+from glmtune.models.dtype import Choice, choose_precision, with_precision
 from glmtune.models.loaders import outline_as_loaded
 from glmtune.models.outline import stored_name
 from glmtune.models.protocol import CausalLM
@@ -28,7 +28,9 @@ from glmtune.processor import imagining
 from glmtune.recipe import TrainedPart
 from glmtune.training.imagined import ImaginedProcess, imagine
 from glmtune.training.probe import Need, Repeated, measure_need
-from glmtune.workflows.plan import Plan, choose_precision
+
+if TYPE_CHECKING:
+    from glmtune.workflows.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class ImaginedRun:
     """Bytes of the largest quantised layer's weight in the type that is computed in."""
 
 
-def types_on(plan: Plan, *, device: str, has_bf16: bool, free: int) -> Types:
+def types_on(plan: "Plan", *, device: str, has_bf16: bool, free: int) -> Types:
     """Return the types that a run has on a machine. Raises `ConfigError` for those that it lacks."""
     asked, there = plan.asked, torch.device(device)
     with imagining(has_bf16=has_bf16, free=free):
@@ -63,7 +65,7 @@ def types_on(plan: Plan, *, device: str, has_bf16: bool, free: int) -> Types:
 
 
 @lru_cache(maxsize=4)
-def imagine_run(plan: Plan, types: Types) -> ImaginedRun:
+def imagine_run(plan: "Plan", types: Types) -> ImaginedRun:
     """Return the run's model in these types; nothing is read but the headers of its files."""
     whole = _outline(plan, types)
     number = len(layers_of(whole))
@@ -83,7 +85,7 @@ def imagine_run(plan: Plan, types: Types) -> ImaginedRun:
     return ImaginedRun(whole, need, held, mapped, expanded)
 
 
-def _few_layers(plan: Plan, number: int) -> tuple[int, int]:
+def _few_layers(plan: "Plan", number: int) -> tuple[int, int]:
     """Return the layers that show what all do, and which of them the others are like."""
     method = plan.recipe.method
     dense = int(plan.location.folder.config.get("first_k_dense_replace", 0))  # GLM-4.5's first layers
@@ -96,7 +98,7 @@ def _few_layers(plan: Plan, number: int) -> tuple[int, int]:
     return min(number, dense + max(3, trained + 2)), min(number - 1, dense + 1)
 
 
-def _outline(plan: Plan, types: Types, num_layers: int | None = None) -> Any:
+def _outline(plan: "Plan", types: Types, num_layers: int | None = None) -> Any:
     """Build the model that is trained, on the meta device."""
     method = plan.recipe.method
     is_whole = method.kept is TrainedPart.MODEL
@@ -108,7 +110,7 @@ def _outline(plan: Plan, types: Types, num_layers: int | None = None) -> Any:
         return apply_method(model, method)
 
 
-def _held(plan: Plan, model: CausalLM) -> tuple[dict[str, int], int]:
+def _held(plan: "Plan", model: CausalLM) -> tuple[dict[str, int], int]:
     """Return the bytes of a model's weights by part, and those that stay in its files."""
     stored, kept = scan_tensors(plan.location.folder), plan.recipe.method.kept
     quantised = quantised_layers(model).values()

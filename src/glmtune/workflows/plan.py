@@ -15,7 +15,7 @@ from glmtune.load import choose_type, tokenizer_of
 from glmtune.locations import Location, resolve
 from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
-from glmtune.models.dtype import Choice, with_precision
+from glmtune.models.dtype import Choice, choose_precision, with_precision
 from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
@@ -201,23 +201,6 @@ def short_warning(settings: Train, steps: Steps, num_steps: int) -> str | None:
         f"a step, make only {num_steps} step{plural}: hardly anything will be learned; set "
         f"train.epochs={math.ceil(FEW_STEPS / steps.per_epoch)} or more"
     )
-
-
-def choose_precision(wanted: str, base: Choice, device: torch.device) -> str:
-    """Return the precision of forward and backward passes: fp32, bf16 or fp16.
-
-    `wanted` is `train.precision`; its `auto` takes the type that the base computes in. Raises `ConfigError`
-    for a precision that the device does not have.
-    """
-    name = base.computing_name if wanted == "auto" else wanted
-    if name == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision: fp16 needs a GPU", hint="train.precision=auto")
-    if name == "bf16" and device.type == "cuda" and not has_bf16(device):
-        raise ConfigError(
-            "train.precision: bf16, but this card has no bf16",
-            hint="train.precision=fp16 or train.precision=auto",
-        )
-    return name
 
 
 def fp16_line(precision: str, device: torch.device) -> str | None:

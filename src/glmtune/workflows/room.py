@@ -1,18 +1,14 @@
 """Room for a run, looked for before its weights are read: the forecast in two lines, and a refusal."""
 
 from collections.abc import Generator, Iterator
-from math import prod
 from typing import Any
 
 from glmtune.errors import ConfigError
-from glmtune.models.shards import scan_tensors
+from glmtune.training.allocations import tighten_heap
 from glmtune.workflows.events import Note
-from glmtune.workflows.forecast import Forecast, forecast, this_machine
+from glmtune.workflows.forecast import Forecast, forecast, is_small, this_machine
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.remedies import in_words
-
-SMALL = 2**30
-"""Bytes of weights up to which a model is loaded and measured: that takes less time than a forecast."""
 
 
 def require_fitting(plan: Plan) -> Generator[Note, None, Forecast | None]:
@@ -21,9 +17,10 @@ def require_fitting(plan: Plan) -> Generator[Note, None, Forecast | None]:
     Returns None for a small model. Raises `ConfigError` if the run does not fit; a plan that is forced is
     warned of it.
     """
-    stored = scan_tensors(plan.location.folder).values()
-    if sum(prod(each.shape) * each.dtype.itemsize for each in stored) <= SMALL:
+    if is_small(plan):  # loaded and measured: that takes less time than a forecast
         return None
+    if plan.processes.device.type == "cpu":
+        tighten_heap()
     everyones = plan.processes.gather(forecast(plan, this_machine()))
     figures = max(everyones, key=lambda each: each.phases[0].num_bytes / max(1, each.machine.free))
     yield from map(Note, forecast_lines(figures))

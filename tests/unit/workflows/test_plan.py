@@ -11,7 +11,7 @@ from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.methods import steps_warning
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmtune.models.dtype import Choice
+from glmtune.models.dtype import Choice, choose_precision
 from glmtune.processor import has_bf16 as processor_has_bf16
 from glmtune.recipe import AdaLora, Lora, Method, Train, load_recipe
 from glmtune.recipe.method import MethodSettings
@@ -19,7 +19,6 @@ from glmtune.training.memory import resident_memory
 from glmtune.workflows.events import Note, drain
 from glmtune.workflows.plan import (
     FEW_STEPS,
-    choose_precision,
     count_steps,
     fp16_line,
     plan_line,
