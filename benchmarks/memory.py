@@ -103,9 +103,7 @@ CASES = (
     Case("adalora", "int4", 512, True),
     Case("adalora", "nf4", 128, True),
     Case("freeze", None, 1024, True),
-    Case("freeze", "int8", 512, False),
-    Case("freeze", "int4", 1024, False),
-    Case("freeze", "nf4", 128, False),
+    Case("freeze", None, 512, False),
     Case("full", None, 512, False),
     Case("full", None, 1024, True),
     Case("lora", None, 512, False, kind="glm4"),
@@ -114,7 +112,7 @@ CASES = (
     Case("ptuning", "int4", 128, True, then=("evaluate",)),
     Case("full", None, 128, True, then=("evaluate", "merged")),
 )
-"""Every pair of method, bits, length and recomputation is among them."""
+"""Every possible pair of method, bits, length and recomputation is among them: codes are not trained."""
 
 
 @dataclass
@@ -230,11 +228,11 @@ def be_child(what: str, recipe: Facts, threads: int) -> Facts:
     torch.set_num_threads(threads)
     planned = {**recipe, "output": f"{recipe['output']}-planned"}
     works = {"train": train, "evaluate": evaluate}
+    tighten_heap()  # as a run does of a model above 1 GiB
     with quiet():
         if what == "foresee":
             return foresee(planned)
         plan = drain(planning(load_recipe(planned)))  # and its tokenizer is there
-        tighten_heap()  # as a run does of a model above 1 GiB
         held = resting_bytes()
         del plan
         watch = Watch()

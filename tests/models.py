@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from glmtune.data.batches import Batch, collate
@@ -172,6 +178,7 @@ class Scripted(torch.nn.Module):
     """Says the given ids one after the other, whatever it is asked."""
 
     config = SimpleNamespace(_attn_implementation="sdpa")
+    generation_config = GenerationConfig()
     dtype = torch.float32
 
     def __init__(self, ids: Sequence[int], vocabulary: int) -> None:

@@ -44,7 +44,8 @@ def recipe(model: Path, folder: Path, *words: str) -> Recipe:
 @pytest.fixture
 def _short(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with less than the longest micro-batch takes, and more than the shortest."""
-    monkeypatch.setattr(room, "SMALL", 0)
+    monkeypatch.setattr("glmtune.workflows.forecast.SMALL", 0)
+    monkeypatch.setattr(room, "tighten_heap", lambda: None)  # it would last for all tests
     plan = drain(planning(recipe(model, tmp_path)))
     needed = forecast(plan, Machine("large", "cpu", 2**40, has_bf16=False)).phases[0].num_bytes
     machine = Machine("this machine", "cpu", needed - 2 * MIB, has_bf16=False)
@@ -106,9 +107,9 @@ def test_under_a_real_limit_a_run_is_refused_before_loading_and_its_hint_runs(
     (tmp_path / "limited.py").write_text(
         "import resource\n"
         "import psutil, torch, peft, matplotlib.pyplot\n"
-        "import glmtune.workflows.execute, glmtune.workflows.room\n"
+        "import glmtune.workflows.execute, glmtune.workflows.forecast\n"
         "from glmtune.cli import main\n"
-        "glmtune.workflows.room.SMALL = 0\n"
+        "glmtune.workflows.forecast.SMALL = 0\n"
         "limit = psutil.Process().memory_info().vms + 680 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "main()\n",

@@ -16,6 +16,7 @@ from glmtune.models.wrapped import causal_of
 from glmtune.objectives.sft import most_logits
 from glmtune.processor import free_memory, has_bf16
 from glmtune.recipe import Recipe, TrainedPart
+from glmtune.training.allocations import has_tight_heap
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent
 from glmtune.workflows.fitting import Fitting, choose, extents, settled
@@ -30,10 +31,11 @@ CAPACITY = {6: 5.8, 8: 7.79, 11: 10.76, 16: 15.77, 24: 23.69, 40: 39.39, 80: 79.
 """GiB that a card of so many GB has for programs, as torch's messages on cards out of memory name them."""
 SMALL = 2**30
 """Bytes of weights up to which a model is small: its run keeps glibc's heap as it is, which is quicker."""
-LOST_SHARE = 0.2
-"""Bytes that a process on a CPU takes beyond its tensors, as a share of these: holes in glibc's heap and
-scratch of libraries. Passes of 1,024 and 1,900 tokens through 170 M weights took 1.20 and 1.17 times their
-tensors; with every MiB mapped by itself (M_MMAP_THRESHOLD) it was none."""
+SCRATCH = 56 * 2**20
+"""Bytes that libraries of products keep for themselves on a CPU, with two threads: the median of what the
+cases of benchmarks/memory.py took beyond their tensors."""
+LOST_SHARE = 0.7
+"""The same of holes in glibc's heap, as a share of a step's tensors, where it is not tightened."""
 SHARD = 2 * 10**9
 """Bytes of a file of an export, which is in memory as a whole."""
 
@@ -152,8 +154,9 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
         head = causal_of(run.model).get_output_embeddings()
         need = replace(need, passing=passing, most_logits=most_logits(head, torch.device("cuda")))
     else:
-        held += _process_bytes() + _buffer_bytes(run)
-        need = replace(need, lost_share=LOST_SHARE if is_small(plan) else 0.0)
+        held += _process_bytes() + _scratch_bytes(run)
+        is_tight = has_tight_heap() or not is_small(plan)
+        need = replace(need, lost_share=0.0 if is_tight else LOST_SHARE)
     longest, validated = (
         max((len(row.input_ids) for row in part), default=0)
         for part in (plan.rows.train.rows, plan.rows.validation.rows)
@@ -194,7 +197,10 @@ def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) ->
         "logits": 2 * rows * need.vocab_size * 4,
         "KV cache": rows * columns * per_column,
     }
-    return _phase("evaluation", parts, run, machine)
+    phase = _phase("evaluation", parts, run, machine)
+    # a model that was trained whole is opened from its own files, and stays in them
+    is_whole = machine.device == "cpu" and plan.recipe.method.kept is TrainedPart.MODEL
+    return replace(phase, mapped=parts["weights"]) if is_whole else phase
 
 
 def _exporting(name: str, plan: Plan, run: ImaginedRun) -> Phase:
@@ -206,7 +212,7 @@ def _exporting(name: str, plan: Plan, run: ImaginedRun) -> Phase:
         "weights": sum(sizes.values()),
         "adapter": run.held.get("adapter", 0),
         "shard": min(SHARD, sum(sizes.values())),
-        "activations": 2 * 4 * largest,  # a merged weight in fp32, and its update
+        "activations": 4 * largest,  # a weight in fp32
         "process": _process_bytes(),
     }
     return Phase(name, {key: size for key, size in parts.items() if size}, mapped=parts["weights"])
@@ -216,7 +222,7 @@ def _phase(name: str, parts: dict[str, int], run: ImaginedRun, machine: Machine,
     if machine.device == "cuda":
         parts["activations"] += lost
         return Phase(name, {key: size for key, size in parts.items() if size})
-    parts["process"] = _process_bytes() + _buffer_bytes(run) + lost
+    parts["process"] = _process_bytes() + _scratch_bytes(run) + lost
     return Phase(name, {key: size for key, size in parts.items() if size}, run.mapped)
 
 
@@ -225,9 +231,9 @@ def _process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _buffer_bytes(run: ImaginedRun) -> int:
-    """Return the bytes of the buffer that blocks of weights in another type are written into."""
-    return BLOCK_BYTES * any(isinstance(part, FrozenLinear) for part in run.model.modules())
+def _scratch_bytes(run: ImaginedRun) -> int:
+    """Return the bytes of libraries' scratch, and of the buffer for blocks of weights in another type."""
+    return SCRATCH + BLOCK_BYTES * any(isinstance(part, FrozenLinear) for part in run.model.modules())
 
 
 def _disk(plan: Plan, run: ImaginedRun) -> int:
