@@ -43,7 +43,7 @@ test: develop
 test-all: develop
 	$(PYTEST) -m "not gpu and not weights" --hypothesis-profile=thorough
 
-# Minutes on two idle cores: 1, 1, 1, 2, 3, 2, 1, 1, 4, 1, 12, 10, 2; writes docs/performance.md anew. ADGEN's
+# Minutes on two idle cores: 1, 1, 1, 2, 3, 2, 1, 1, 4, 1, 12, 10, 2, 12, 10; writes docs/performance.md anew. ADGEN's
 # rows and tokenizer lie in ../shared or where GLMTUNE_SHARED says; the laptop's 4 GB lie in /tmp afterwards.
 BENCHMARK := $(BIN)/python -m benchmarks
 
@@ -61,7 +61,10 @@ bench: develop
 	$(BENCHMARK).train
 	$(BENCHMARK).laptop
 	$(BENCHMARK).demo --rounds 1
+	$(BENCHMARK).memory
+	$(BENCHMARK).cards
 	$(BENCHMARK).report
+	$(BIN)/python -m tools.memory_tables
 
 # llama.cpp as a peer of `make bench`: built for this processor, which takes a C++ compiler and some minutes.
 bench-llama: develop

@@ -104,6 +104,7 @@ CASES = (
     Case("adalora", "nf4", 128, True),
     Case("freeze", None, 1024, True),
     Case("freeze", None, 512, False),
+    Case("freeze", None, 128, False),
     Case("full", None, 512, False),
     Case("full", None, 1024, True),
     Case("lora", None, 512, False, kind="glm4"),

@@ -103,7 +103,10 @@ def test_a_model_of_no_numbers_needs_what_the_true_one_does(
     assert expected == pytest.approx(needed(model, folder, Processes()), abs=TABLE if quant else 0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(each, marks=() if each in ("lora", "freeze") else pytest.mark.slow) for each in METHODS],
+)
 def test_few_layers_and_their_number_tell_the_need_of_many(tmp_path: Path, method: str) -> None:
     folder = tiny_folder(tmp_path / "model", num_layers=6)
     whole = needed(imagined(folder, method, None, FP32), folder, ImaginedProcess("fp32"))
