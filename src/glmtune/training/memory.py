@@ -7,6 +7,10 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
+
+from glmtune.models.quant import quantised_layers
+from glmtune.recipe import TrainedPart
 
 GIB = 2**30
 FAILED = (
@@ -29,6 +33,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, (RuntimeError, ImportError)) and any(words in str(error) for words in FAILED)
+
+
+def weights_by_part(model: nn.Module, kept: TrainedPart) -> dict[str, int]:
+    """Return the bytes of a model's tensors: its weights, by kind if quantised, and what a method adds."""
+    layers = quantised_layers(model).values()
+    kinds = {id(p): "scales" for layer in layers for name, p in layer.named_parameters() if name != "bias"}
+    kinds |= {id(layer.weight): "codes" for layer in layers}
+    rest = "not quantised" if layers else "weights"
+    added = {TrainedPart.LAYERS: "adapter", TrainedPart.PREFIX: "prefix"}.get(kept)
+    sizes = dict.fromkeys((*(("codes", "scales") if layers else ()), rest, *filter(None, [added])), 0)
+    for tensor in (*model.parameters(), *model.buffers()):
+        part = added if added and tensor.requires_grad else kinds.get(id(tensor), rest)
+        sizes[part] += tensor.nbytes
+    return sizes
 
 
 @dataclass(frozen=True, slots=True)

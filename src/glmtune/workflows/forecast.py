@@ -123,7 +123,8 @@ def forecast(plan: Plan, machine: Machine) -> Forecast:
     choice, fits = choose(plan, memory, machine.device)
     phases = [_training(plan, run, memory, choice, machine), _evaluation(plan, run, types, machine)]
     if machine.device == "cpu" and plan.recipe.method.kept is not TrainedPart.PREFIX:
-        phases += [_exporting("merge", plan, run), _exporting("export", plan, run)]
+        merge = _exporting(plan, run)
+        phases += [merge, replace(merge, name="export")]
     words = [] if fits else find_settings(plan, run.model, memory) or []
     recipe = settled(plan.asked, choice, memory.need.num_layers)
     train = recipe.train.model_copy(update={"precision": types.precision})
@@ -142,8 +143,12 @@ def forecast(plan: Plan, machine: Machine) -> Forecast:
 
 def is_small(plan: Plan) -> bool:
     """Return True for a model whose files hold up to `SMALL` bytes of weights."""
+    return _stored_bytes(plan) <= SMALL
+
+
+def _stored_bytes(plan: Plan) -> int:
     stored = scan_tensors(plan.location.folder).values()
-    return sum(prod(each.shape) * each.dtype.itemsize for each in stored) <= SMALL
+    return sum(prod(each.shape) * each.dtype.itemsize for each in stored)
 
 
 def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
@@ -172,13 +177,13 @@ def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, mac
     _, validated = extents(plan, memory, choice.size)
     highest = max(sum(step.values()), memory.need.evaluated_at(validated), memory.update)
     parts = dict(run.held) | {"gradients": gradients, "optimizer": memory.state - gradients}
+    of_rows = 0
     if "prefix" in parts:
         of_rows = round(memory.need.before.per_row * choice.extent.rows)
         parts["prefix"] += of_rows
-        step["activations"] -= of_rows
-    parts["activations"] = step["activations"] + highest - sum(step.values())
-    parts["logits"] = step["logits"]
-    return _phase("training", parts, run, machine, lost=step["lost"])
+    # with what is lost around them, as the measured ones are
+    parts |= {"activations": highest - step["logits"] - of_rows, "logits": step["logits"]}
+    return _phase("training", parts, run, machine)
 
 
 def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) -> Phase:
@@ -203,27 +208,24 @@ def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) ->
     return replace(phase, mapped=parts["weights"]) if is_whole else phase
 
 
-def _exporting(name: str, plan: Plan, run: ImaginedRun) -> Phase:
+def _exporting(plan: Plan, run: ImaginedRun) -> Phase:
     """Return the memory of writing base + adapter, tensor by tensor and file by file, and of its proof."""
-    stored = scan_tensors(plan.location.folder)
-    sizes = {key: held.dtype.itemsize * torch.Size(held.shape).numel() for key, held in stored.items()}
-    largest = max(torch.Size(held.shape).numel() for held in stored.values())
+    size, stored = _stored_bytes(plan), scan_tensors(plan.location.folder).values()
     parts = {
-        "weights": sum(sizes.values()),
+        "weights": size,
         "adapter": run.held.get("adapter", 0),
-        "shard": min(SHARD, sum(sizes.values())),
-        "activations": 4 * largest,  # a weight in fp32
+        "shard": min(SHARD, size),
+        "activations": 4 * max(prod(each.shape) for each in stored),  # a weight in fp32
         "process": _process_bytes(),
     }
-    return Phase(name, {key: size for key, size in parts.items() if size}, mapped=parts["weights"])
+    return Phase("merge", {key: size for key, size in parts.items() if size}, mapped=size)
 
 
-def _phase(name: str, parts: dict[str, int], run: ImaginedRun, machine: Machine, *, lost: int = 0) -> Phase:
-    if machine.device == "cuda":
-        parts["activations"] += lost
-        return Phase(name, {key: size for key, size in parts.items() if size})
-    parts["process"] = _process_bytes() + _scratch_bytes(run) + lost
-    return Phase(name, {key: size for key, size in parts.items() if size}, run.mapped)
+def _phase(name: str, parts: dict[str, int], run: ImaginedRun, machine: Machine) -> Phase:
+    is_cpu = machine.device == "cpu"
+    if is_cpu:
+        parts["process"] = _process_bytes() + _scratch_bytes(run)
+    return Phase(name, {key: size for key, size in parts.items() if size}, run.mapped if is_cpu else 0)
 
 
 def _process_bytes() -> int:

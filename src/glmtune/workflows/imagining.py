@@ -4,7 +4,6 @@ The run's own code computes on imagined tensors (`training.imagined`), on a mode
 what the others add.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +26,7 @@ from glmtune.objectives import build_objective
 from glmtune.processor import imagining
 from glmtune.recipe import TrainedPart
 from glmtune.training.imagined import ImaginedProcess, imagine
+from glmtune.training.memory import weights_by_part
 from glmtune.training.probe import Need, Repeated, measure_need
 
 if TYPE_CHECKING:
@@ -79,10 +79,15 @@ def imagine_run(plan: "Plan", types: Types) -> ImaginedRun:
         ImaginedProcess(types.precision),
         repeated=Repeated(layer, number - few),
     )
-    held, mapped = _held(plan, whole)
+    stored = scan_tensors(plan.location.folder)
+    mapped = sum(
+        weight.nbytes
+        for name, weight in whole.named_parameters()
+        if not weight.requires_grad and (file := stored.get(stored_name(name))) and file.dtype == weight.dtype
+    )
     sizes = [part.in_features * part.out_features for part in quantised_layers(whole).values()]
     expanded = max(sizes, default=0) * types.base.computing.itemsize
-    return ImaginedRun(whole, need, held, mapped, expanded)
+    return ImaginedRun(whole, need, weights_by_part(whole, plan.recipe.method.kept), mapped, expanded)
 
 
 def _few_layers(plan: "Plan", number: int) -> tuple[int, int]:
@@ -108,28 +113,3 @@ def _outline(plan: "Plan", types: Types, num_layers: int | None = None) -> Any:
     model = outline_as_loaded(folder, known, base, quant=plan.recipe.quant, num_layers=num_layers)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return apply_method(model, method)
-
-
-def _held(plan: "Plan", model: CausalLM) -> tuple[dict[str, int], int]:
-    """Return the bytes of a model's weights by part, and those that stay in its files."""
-    stored, kept = scan_tensors(plan.location.folder), plan.recipe.method.kept
-    quantised = quantised_layers(model).values()
-    codes = {id(layer.weight) for layer in quantised}
-    scales = {id(part) for layer in quantised for part in layer.held} - codes
-    added = {TrainedPart.LAYERS: "adapter", TrainedPart.PREFIX: "prefix"}.get(kept)
-    sizes, mapped = Counter[str](), 0
-    for name, weight in model.named_parameters():
-        file = stored.get(stored_name(name))
-        is_added = added is not None and file is None and weight.requires_grad
-        if not weight.requires_grad and file is not None and file.dtype == weight.dtype:
-            mapped += weight.nbytes
-        if is_added and added:
-            sizes[added] += weight.nbytes
-        elif id(weight) in codes:
-            sizes["codes"] += weight.nbytes
-        elif id(weight) in scales:
-            sizes["scales"] += weight.nbytes
-        else:
-            sizes["not quantised" if codes else "weights"] += weight.nbytes
-    order = ("weights", "codes", "scales", "not quantised", "adapter", "prefix")
-    return {name: sizes[name] for name in order if sizes[name]}, mapped

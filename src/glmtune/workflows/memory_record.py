@@ -2,34 +2,18 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from glmtune.files import read_json_if_there
-from glmtune.models.quant import quantised_layers
 from glmtune.processor import mapped_bytes
-from glmtune.recipe import Method, TrainedPart
 from glmtune.run_files import MEMORY_FILE
-from glmtune.training.memory import Held
+from glmtune.training.memory import Held, weights_by_part
 from glmtune.training.optim import state_bytes
 from glmtune.workflows.assemble import Run
 from glmtune.workflows.fitting import extents
 
 NAMES = {"cpu": ("resident", "anonymous"), "cuda": ("reserved", "allocated")}
 """Names of the two figures of a phase, by device."""
-
-
-def weights_by_part(model: nn.Module, method: Method) -> dict[str, int]:
-    """Return the bytes of a model's tensors: its weights, by kind if quantised, and what a method adds."""
-    layers = quantised_layers(model).values()
-    kinds = {id(p): "scales" for layer in layers for name, p in layer.named_parameters() if name != "bias"}
-    kinds |= {id(layer.weight): "codes" for layer in layers}
-    rest = "not quantised" if layers else "weights"
-    is_added = method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX)
-    sizes = dict.fromkeys((*dict.fromkeys(kinds.values()), rest, "adapter"), 0)
-    for tensor in (*model.parameters(), *model.buffers()):
-        is_adapter = is_added and tensor.requires_grad
-        sizes["adapter" if is_adapter else kinds.get(id(tensor), rest)] += tensor.nbytes
-    return sizes
 
 
 def record_memory(run: Run) -> None:
@@ -39,7 +23,7 @@ def record_memory(run: Run) -> None:
         return
     process = max(process for process, _ in everyones)
     phases = {name: Held.most(each[name] for _, each in everyones) for name in run.meter.phases}
-    weights = weights_by_part(run.model, run.recipe.method)
+    weights = weights_by_part(run.model, run.recipe.method.kept)
     mapped = mapped_bytes((*run.model.parameters(), *run.model.buffers()))
     measured = {**weights, "process": process}
     if step := phases.get("step"):
@@ -75,7 +59,7 @@ def predicted_parts(run: Run) -> dict[str, int]:
     recomputed = num_layers * wanted if isinstance(wanted, bool) else int(wanted)
     gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
     return {
-        **weights_by_part(run.model, plan.recipe.method),
+        **weights_by_part(run.model, plan.recipe.method.kept),
         "gradients": gradients,
         "optimizer": memory.state - gradients,
         "activations": memory.need.bytes_at(trained, recomputed=recomputed),
