@@ -282,6 +282,7 @@ TORCH_FREE = [
     "glmtune.recipe",
     "glmtune.recipe.describe",
     "glmtune.templates",
+    "glmtune.explanations",
     "glmtune.families",
     "glmtune.possible",
     "glmtune.folder",
