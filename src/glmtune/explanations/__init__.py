@@ -12,6 +12,8 @@ from glmtune.explanations.table import KINDS, Kind, KnownMessage, known_messages
 from glmtune.language import LANGUAGES, Language, own_language
 
 LABELS = {"en": ("cause", "there", "here", "more"), "zh": ("原因", "原工具里", "在这里", "参考")}
+COMMAND = " " * 10
+"""What a command to type stands behind."""
 TIMES = {"en": " (and in {} more lines)", "zh": "（另有 {} 行相同）"}
 
 
@@ -53,7 +55,7 @@ class Explained:
         colon = "：" if self.language == "zh" else ": "
         cause, there, here, more = (f"  {label}{colon}" for label in LABELS[self.language])
         yield from (cause + self.cause, there + self.there, here + self.here)
-        yield from (f"      {command}" for command in self.commands)
+        yield from (COMMAND + command for command in self.commands)
         yield more + self.link
 
 
