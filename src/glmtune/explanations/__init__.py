@@ -13,7 +13,7 @@ from glmtune.language import LANGUAGES, Language, own_language
 
 LABELS = {"en": ("cause", "there", "here", "more"), "zh": ("原因", "原工具里", "在这里", "参考")}
 COMMAND = " " * 10
-"""What a command to type stands behind."""
+"""Stands before a command to type."""
 TIMES = {"en": " (and in {} more lines)", "zh": "（另有 {} 行相同）"}
 
 
@@ -28,7 +28,7 @@ class Explained:
     line: int
     """Number of the first line that has it; 0 if it was asked for by name."""
     text: str
-    """That line."""
+    """The line itself, or the part of it with the message."""
     times: int
     """Number of lines that have it."""
     title: str
