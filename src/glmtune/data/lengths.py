@@ -55,6 +55,7 @@ class LengthReport:
     limit: str = ""
     """The limits that the rows had to meet, in words."""
     lengths: list[int] = field(default_factory=list)
+    """Of all rows, kept or left out, in their order."""
     cuts: Counter[str] = field(default_factory=Counter)
     """Rows by kind of cut (`turns`, `question`, `answer`); a row can have several kinds."""
     drops: Counter[str] = field(default_factory=Counter)
@@ -65,19 +66,12 @@ class LengthReport:
     thoughts_lost: int = 0
     """Learned answers whose thought the chat format leaves out."""
 
-    def add(self, uncut_tokens: int, kept_tokens: int, cuts: Sequence[str] = ()) -> None:
-        """Count a row that is kept, with the kinds of its cuts."""
-        self.lengths.append(uncut_tokens)
-        if cuts:
-            self.rows_cut += 1
-            # a row counts once for each kind of cut, however many of its turns were cut
-            self.cuts.update(set(cuts))
-        self.tokens_lost += uncut_tokens - kept_tokens
-
-    def drop(self, uncut_tokens: int, reason: str) -> None:
-        """Count a row that is left out, with the reason as in `drops`."""
-        self.lengths.append(uncut_tokens)
-        self.drops[reason] += 1
+    def add_cut(self, num_lost: int, cuts: Sequence[str]) -> None:
+        """Count a row that was cut, with the tokens that it lost and the kinds of its cuts."""
+        self.rows_cut += 1
+        # a row counts once for each kind of cut, however many of its turns were cut
+        self.cuts.update(set(cuts))
+        self.tokens_lost += num_lost
 
     @property
     def rows(self) -> int:
