@@ -22,11 +22,11 @@ from glmtune.templates import TEMPLATES
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"charset", "log", "near", "quants", "renamed", "rules", "strict", "unsupported"},
+    {"charset", "language", "log", "near", "quants", "renamed", "rules", "strict", "unsupported"},
     {"extras", "paths", "values"},
     {"contents"},
     {"files"},
-    {"templates"},
+    {"explanations", "templates"},
     {"folder", "hub", "processor", "recipe", "run_files", "signs"},
     {"template_rules"},
     {"families", "tensor_file"},
@@ -282,6 +282,7 @@ TORCH_FREE = [
     "glmtune.recipe",
     "glmtune.recipe.describe",
     "glmtune.templates",
+    "glmtune.explanations",
     "glmtune.families",
     "glmtune.possible",
     "glmtune.folder",

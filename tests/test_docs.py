@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import glmtune as public
 import old_scripts
 from commands import Done, glmtune
+from explained_logs import LOGS
 from glmtune.files import LFS_POINTER
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
 from glmtune.templates import TEMPLATES, Message, training_examples
@@ -80,6 +81,7 @@ GUIDE_WORDS = {
     "plan": [],
     "verify": [],
     "runs": [],
+    "explain": [],
 }
 
 
@@ -232,6 +234,7 @@ def lay_out(folder: Path) -> None:
             folder / "models" / name, template, hidden_size=64, ffn_hidden_size=128, kv_channels=16
         )  # whole blocks for nf4
     tiny_v1_folder(folder / "models" / "chatglm-6b")
+    (folder / "train.log").write_text(LOGS["ragged-rows"], encoding="utf-8")
     row = next(json.loads(block.splitlines()[0]) for block in blocks(READMES[0]) if block.startswith("{"))
     for name in ("my.json", "test.json", "general.json"):
         (folder / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")

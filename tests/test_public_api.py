@@ -45,6 +45,7 @@ SIGNATURES = {
         "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
         "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
     ),
+    "explain": "(text, lang=None)",
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
     "doctor": (
         "(path=None, *, template=None, dtype='auto', quant=None, device='auto', quiet=False, on_event=None)"
@@ -89,6 +90,7 @@ def test_every_public_name_is_there() -> None:
             "ConfigError",
             "DataError",
             "Engine",
+            "Explained",
             "ExportResult",
             "Finding",
             "GlmtuneError",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from glmtune.evaluation.metrics import score
+    from glmtune.explanations import Explained, explain
     from glmtune.generate import Engine, Request, Sampling
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
@@ -53,6 +54,7 @@ _HOMES = {
     "ConfigError": "glmtune.errors",
     "DataError": "glmtune.errors",
     "Engine": "glmtune.generate",
+    "Explained": "glmtune.explanations",
     "ExportResult": "glmtune.workflows",
     "Finding": "glmtune.workflows.findings",
     "GlmtuneError": "glmtune.errors",
@@ -70,6 +72,7 @@ _HOMES = {
     "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
+    "explain": "glmtune.explanations",
     "export": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
@@ -92,6 +95,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Engine",
+    "Explained",
     "ExportResult",
     "Finding",
     "GlmtuneError",
@@ -109,6 +113,7 @@ __all__ = [
     "doctor",
     "encode_messages",
     "evaluate",
+    "explain",
     "export",
     "load_model",
     "load_tokenizer",

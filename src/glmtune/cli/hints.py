@@ -40,6 +40,7 @@ OTHER_VERBS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("ls", "list"), "it is `glmtune runs`"),
     **dict.fromkeys(("show", "inspect"), "it is `glmtune info PATH`"),
+    **dict.fromkeys(("why", "error", "diagnose"), "it is `glmtune explain LOG`"),
     **dict.fromkeys(("plot", "diff"), "it is `glmtune compare RUN RUN`"),
     "recipe": "`glmtune settings` lists what a recipe can say",
     "help": "it is `glmtune --help`",
