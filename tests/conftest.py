@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
-from glmtune.report import memory_picture, plots, rank_map
+from glmtune.reports import memory_picture, plots, rank_map
 from glmtune.run_files import replacing
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
-    from glmtune.report.compare import Comparison
+    from glmtune.reports.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
     from glmtune.workflows import (
@@ -49,7 +49,7 @@ _HOMES = {
     "Chat": "glmtune.chat",
     "Check": "glmtune.adapters.proof",
     "CheckpointError": "glmtune.errors",
-    "Comparison": "glmtune.report.compare",
+    "Comparison": "glmtune.reports.compare",
     "ConfigError": "glmtune.errors",
     "DataError": "glmtune.errors",
     "Engine": "glmtune.generate",

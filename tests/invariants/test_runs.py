@@ -22,7 +22,7 @@ from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.locations import resolve
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.report.curves import candidates, lowest
+from glmtune.reports.curves import candidates, lowest
 from glmtune.training import stopping
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import training_recipe

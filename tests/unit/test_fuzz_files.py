@@ -14,11 +14,11 @@ from fuzz import Outcomes, fuzzed, json_text, odd_bytes, odd_values
 from glmtune import compare
 from glmtune.evaluation.predictions import PredictionFile
 from glmtune.files import read_json
-from glmtune.report.listing import summarise_runs
-from glmtune.report.memory_picture import plot_memory
-from glmtune.report.plots import plot_loss
-from glmtune.report.rank_map import plot_ranks
-from glmtune.report.recorded_run import read_run, read_scores
+from glmtune.reports.listing import summarise_runs
+from glmtune.reports.memory_picture import plot_memory
+from glmtune.reports.plots import plot_loss
+from glmtune.reports.rank_map import plot_ranks
+from glmtune.reports.recorded_run import read_run, read_scores
 from glmtune.run_files import read_json_lines
 
 STEPS = [

@@ -9,8 +9,8 @@ import click
 from glmtune.cli.console import PATH
 
 if TYPE_CHECKING:
-    from glmtune.report.listing import Entry
-    from glmtune.report.recorded_run import Scores
+    from glmtune.reports.listing import Entry
+    from glmtune.reports.recorded_run import Scores
 
 WIDTH = 80
 DATE = "%Y-%m-%d %H:%M"
@@ -32,7 +32,7 @@ def runs(folder: Path, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from glmtune.report.listing import summarise_runs
+    from glmtune.reports.listing import summarise_runs
     from glmtune.workflows.show import Lines
 
     entries = summarise_runs(folder)

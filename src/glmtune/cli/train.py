@@ -75,7 +75,7 @@ def _is_finished(run: Path) -> bool:
     """Return True for a finished run, and print how to train on from it."""
     from glmtune.errors import GlmtuneError
     from glmtune.locations import resolve
-    from glmtune.report.listing import summarise_runs
+    from glmtune.reports.listing import summarise_runs
     from glmtune.workflows.resuming import train_on_command
     from glmtune.workflows.show import Lines
 

@@ -24,7 +24,7 @@ from glmtune.models.protocol import CausalLM
 from glmtune.objectives import ObjectiveModule, build_objective
 from glmtune.processor import mapped_bytes
 from glmtune.recipe import Method, Recipe, TrainedPart
-from glmtune.report.canvas import new_figure
+from glmtune.reports.canvas import new_figure
 from glmtune.training.guard import Guard
 from glmtune.training.memory import MemoryMeter
 from glmtune.training.optim import build_optimizer, build_schedule

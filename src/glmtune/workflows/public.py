@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from glmtune.locations import require_here
 from glmtune.migration import Migration
 from glmtune.recipe.parse import RecipeSource
-from glmtune.report.compare import Comparison
+from glmtune.reports.compare import Comparison
 from glmtune.workflows.early import check_training, export_folder, recipe_for, training_recipe
 from glmtune.workflows.events import Event, ExportResult, Note, RunResult
 from glmtune.workflows.show import OnEvent, attend
@@ -194,7 +194,7 @@ def compare(
 def _comparing(
     runs: Sequence[str | Path], output: str | Path | None, at: Sequence[int]
 ) -> Generator[Event, None, Comparison]:
-    from glmtune.report.compare import compare_runs
+    from glmtune.reports.compare import compare_runs
 
     comparison = compare_runs(runs, output=output, at=at)
     yield from (Note(text, is_warning=True) for text in comparison.warnings)

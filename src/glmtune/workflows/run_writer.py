@@ -13,11 +13,11 @@ from glmtune.extras import require
 from glmtune.files import read_json_if_there
 from glmtune.log import tell
 from glmtune.recipe import Recipe, to_yaml
-from glmtune.report.fonts import GET_A_FONT, find_families
-from glmtune.report.memory_picture import plot_memory
-from glmtune.report.plots import plot_loss
-from glmtune.report.rank_map import plot_ranks
-from glmtune.report.recorded_run import describe_method
+from glmtune.reports.fonts import GET_A_FONT, find_families
+from glmtune.reports.memory_picture import plot_memory
+from glmtune.reports.plots import plot_loss
+from glmtune.reports.rank_map import plot_ranks
+from glmtune.reports.recorded_run import describe_method
 from glmtune.run_files import (
     ENVIRONMENT_FILE,
     MEMORY_FILE,

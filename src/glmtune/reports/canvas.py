@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
-from glmtune.report.fonts import LEFT_OUT, find_families, writable
+from glmtune.reports.fonts import LEFT_OUT, find_families, writable
 from glmtune.run_files import replacing
 
 if TYPE_CHECKING:  # matplotlib is slow to import

@@ -9,7 +9,7 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.files import WEIGHT_SUFFIXES, given_path, read_json, read_json_if_there
 from glmtune.recipe import Method, Recipe, load_recipe
-from glmtune.report.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
+from glmtune.reports.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
 from glmtune.run_files import (
     ENVIRONMENT_FILE,
     METRICS_FILE,

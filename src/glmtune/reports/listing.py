@@ -8,7 +8,7 @@ from typing import Literal
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.files import given_path, unreadable
-from glmtune.report.recorded_run import Scores, describe_method, read_run, read_scores
+from glmtune.reports.recorded_run import Scores, describe_method, read_run, read_scores
 from glmtune.run_files import METRICS_FILE, RECIPE_FILE, find_checkpoint
 
 State = Literal["finished", "stopped", "broken"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.files import given_path
-from glmtune.report.comparable import (
+from glmtune.reports.comparable import (
     describe_evaluation_rows,
     describe_training_rows,
     differing_names,
@@ -15,10 +15,10 @@ from glmtune.report.comparable import (
     explain_evaluation_differences,
     explain_training_differences,
 )
-from glmtune.report.curves import Curve
-from glmtune.report.fonts import GET_A_FONT, find_families
-from glmtune.report.plots import Curves, plot_comparison
-from glmtune.report.recorded_run import RecordedRun, Scores, describe_method, read_run, read_scores
+from glmtune.reports.curves import Curve
+from glmtune.reports.fonts import GET_A_FONT, find_families
+from glmtune.reports.plots import Curves, plot_comparison
+from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_run, read_scores
 from glmtune.run_files import make_folder, require_new, write_json
 
 PICTURE_FILE = "compare.png"
