@@ -22,7 +22,7 @@ from glmtune.templates import TEMPLATES
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"charset", "log", "near", "quants", "renamed", "rules", "strict", "unsupported"},
+    {"charset", "language", "log", "near", "quants", "renamed", "rules", "strict", "unsupported"},
     {"extras", "paths", "values"},
     {"contents"},
     {"files"},

@@ -103,6 +103,12 @@ class RecordedRun:
         return lowest(self.candidates or self.evaluated)
 
     @property
+    def samples_step(self) -> int | None:
+        """The step of the sample answers to show: the best checkpoint's, else the newest."""
+        steps = {line["step"] for line in self.samples}
+        return self.best_step if self.best_step in steps else max(steps, default=None)
+
+    @property
     def checkpoint(self) -> Path | None:
         """Folder of the best checkpoint, or of the last if there is no best. Raises `CheckpointError`."""
         return find_checkpoint(self.path, "best") or last_checkpoint(self.path)

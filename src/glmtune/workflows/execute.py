@@ -74,6 +74,7 @@ def training(
         # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
         run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
+        run.writer.write_lengths(plan.rows)
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)):
             yield from _train(run)

@@ -19,9 +19,11 @@ from glmtune.reports.plots import plot_loss
 from glmtune.reports.rank_map import plot_ranks
 from glmtune.reports.recorded_run import describe_method
 from glmtune.run_files import (
+    DATA_FILE,
     ENVIRONMENT_FILE,
     MEMORY_FILE,
     METRICS_FILE,
+    RANKS_FILE,
     RECIPE_FILE,
     SAMPLES_FILE,
     append_json,
@@ -38,6 +40,7 @@ from glmtune.run_files import (
     write_text,
 )
 from glmtune.workflows.resuming import with_full_paths
+from glmtune.workflows.rows import EncodedRows
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -52,7 +55,7 @@ class RunWriter:
         self.folder = folder
         self.metrics_path = folder / METRICS_FILE
         self._samples_path = folder / SAMPLES_FILE
-        self._ranks_path = folder / "ranks.jsonl"
+        self._ranks_path = folder / RANKS_FILE
         self._wants_board = tensorboard
         self._board: SummaryWriter | None = None
         self._subtitle = ""
@@ -111,6 +114,11 @@ class RunWriter:
     def add_ranks(self, step: int, ranks: Mapping[str, int]) -> None:
         """Append AdaLoRA's ranks from a step on, by the layer's name, to ranks.jsonl."""
         append_json(self._ranks_path, {"step": step, "ranks": ranks})
+
+    def write_lengths(self, rows: EncodedRows) -> None:
+        """Write data.json: how long the rows are, and how many of them were cut or left out."""
+        parts = {"train": rows.train, "validation": rows.validation}
+        write_json(self.folder / DATA_FILE, {name: part.report.facts() for name, part in parts.items()})
 
     def write_memory(self, content: Mapping[str, Any]) -> None:
         """Write memory.json: what the run has taken so far, and was expected to."""
