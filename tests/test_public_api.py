@@ -46,6 +46,8 @@ SIGNATURES = {
         "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
     ),
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
+    "report": "(runs, *, output=None, lang=None, force=False)",
+    "card": "(run, *, output=None, lang=None, force=False)",
     "doctor": (
         "(path=None, *, template=None, dtype='auto', quant=None, device='auto', quiet=False, on_event=None)"
     ),

@@ -68,6 +68,8 @@ def _figures(entry: "Entry") -> Iterator[str]:
         yield f"{entry.size_bytes / 1e6:,.2f} MB"
     if entry.peak_memory_gib is not None:
         yield f"peak {entry.peak_memory_gib:.2f} GiB"
+    if entry.report is not None:
+        yield entry.report.name
 
 
 def _scores_text(scores: "Scores") -> str:

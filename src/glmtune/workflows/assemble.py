@@ -141,7 +141,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
             is_rate_high=is_rate_high(plan.recipe.method, plan.lr),
             rows_of=plan.steps.micro_batches,
         ),
-        writer=RunWriter(plan.folder, tensorboard=settings.tensorboard),
+        writer=RunWriter(plan.folder, report_to=settings.report_to),
         pruning=begin_pruning(model, plan.recipe.method, plan.num_steps),
     )
 

@@ -1,15 +1,16 @@
 """The writer of a training run's files, which also takes them back to a checkpoint when a run is resumed."""
 
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from glmtune.errors import CheckpointError, OutputError
-from glmtune.extras import require
 from glmtune.files import read_json_if_there
 from glmtune.log import tell
 from glmtune.recipe import Recipe, to_yaml
@@ -27,7 +28,6 @@ from glmtune.run_files import (
     RECIPE_FILE,
     SAMPLES_FILE,
     append_json,
-    cannot_write,
     link,
     list_checkpoints,
     make_folder,
@@ -41,26 +41,28 @@ from glmtune.run_files import (
 )
 from glmtune.workflows.resuming import with_full_paths
 from glmtune.workflows.rows import EncodedRows
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from glmtune.workflows.trackers import Trackers
 
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
+
+
+def _typed_command() -> str | None:
+    """Return the command line if it is glmtune's own; the words of other programs are theirs."""
+    program = Path(sys.argv[0])
+    is_ours = program.stem == "glmtune" or program.parts[-2:] == ("glmtune", "__main__.py")
+    return shlex.join(["glmtune", *sys.argv[1:]]) if is_ours else None
 
 
 class RunWriter:
     """Writes a run's recipe.yaml, env.json, lines of JSON, pictures, and links to its checkpoints."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, *, report_to: Sequence[str] = ()) -> None:
         self.folder = folder
         self.metrics_path = folder / METRICS_FILE
         self._samples_path = folder / SAMPLES_FILE
         self._ranks_path = folder / RANKS_FILE
-        self._wants_board = tensorboard
-        self._board: SummaryWriter | None = None
+        self._trackers = Trackers(report_to)
         self._subtitle = ""
-        if tensorboard:
-            require("tensorboard", extra="tensorboard")
 
     def begin(self, recipe: Recipe, facts: Mapping[str, Any], *, is_new: bool) -> None:
         """Create or reopen the run's folder; a new one gets recipe.yaml and env.json (`facts` included).
@@ -81,13 +83,11 @@ class RunWriter:
                 "platform": platform.platform(),
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
                 "packages": {name: version(name) for name in PACKAGES},
+                **({"command": command} if (command := _typed_command()) else {}),
                 **facts,
             }
             write_json(self.folder / ENVIRONMENT_FILE, environment)
-        if self._wants_board:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._trackers.begin(self.folder, recipe.model_dump(mode="json"))
 
     def sweep(self) -> None:
         """Delete files and folders that a killed process left half-written or half-deleted."""
@@ -95,16 +95,13 @@ class RunWriter:
             remove_partials(folder)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append a step or an evaluation to metrics.jsonl, and to TensorBoard if that is on."""
+        """Append a step or an evaluation to metrics.jsonl, and hand it to the programs of `report_to`."""
         append_json(self.metrics_path, line)
-        if self._board is None:
-            return
-        try:
-            for name in line.keys() & {"loss", "eval_loss", "lr", "grad_norm", "tokens_per_s"}:
-                self._board.add_scalar(name, line[name], line["step"])
-            self._board.flush()  # a killed run keeps its curves
-        except OSError as err:
-            raise cannot_write(self.folder / "tensorboard", err) from err
+        self._trackers.add(line)
+
+    def close(self) -> None:
+        """Let the programs of `report_to` finish."""
+        self._trackers.close()
 
     def add_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
         """Append the sample prompts with their answers at a step to samples.jsonl."""

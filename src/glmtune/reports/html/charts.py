@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmtune.reports.curves import SMOOTH_FROM_POINTS, Curve, finite, is_wide, smooth
-from glmtune.reports.html.texts import Text, text
+from glmtune.reports.texts import Text, text
 
 EDGE = 1000
 """Units along the edge of a chart's SVG."""
@@ -144,7 +144,12 @@ def histogram(facts: Mapping[str, Any]) -> Chart:
     x, x_ticks = _linear(0, max(width * len(shown), 1), is_whole=True, is_tight=True)
     end = width * len(counts)
     rects = [
-        (x.at(width * i), x.at(width) - x.at(0), y.at(count), f"{width * i + 1:,}–{width * (i + 1):,}: {count:,}")
+        (
+            x.at(width * i),
+            x.at(width) - x.at(0),
+            y.at(count),
+            f"{width * i + 1:,}–{width * (i + 1):,}: {count:,}",
+        )
         for i, count in enumerate(counts)
     ]
     if longer:
@@ -153,9 +158,17 @@ def histogram(facts: Mapping[str, Any]) -> Chart:
     mark = None
     if (most := facts["most_tokens"]) is not None:
         is_far = most > end
-        mark = (x.at(most) if not is_far else 101.0, text("limit_far" if is_far else "limit", limit=facts["limit"]))
+        mark = (
+            x.at(most) if not is_far else 101.0,
+            text("limit_far" if is_far else "limit", limit=facts["limit"]),
+        )
     return Chart(
-        title=text("lengths"), unit=text("lengths_unit"), x_ticks=x_ticks, y_ticks=y_ticks, bars=rects, mark=mark
+        title=text("lengths"),
+        unit=text("lengths_unit"),
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        bars=rects,
+        mark=mark,
     )
 
 
@@ -210,7 +223,9 @@ def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
     return {step: curve[step] for step in kept}
 
 
-def _linear(low: float, high: float, *, is_whole: bool = False, is_tight: bool = False) -> tuple[Scale, list[Tick]]:
+def _linear(
+    low: float, high: float, *, is_whole: bool = False, is_tight: bool = False
+) -> tuple[Scale, list[Tick]]:
     """Return the scale from `low` to `high` and its ticks; if not tight, it begins and ends at a tick."""
     from matplotlib.ticker import MaxNLocator
 

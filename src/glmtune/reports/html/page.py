@@ -11,14 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from glmtune.errors import ConfigError
-from glmtune.files import given_path, read_text
+from glmtune.files import read_text
 from glmtune.language import Language, language_here
 from glmtune.reports.compare import Comparison, RunFigures, compare_runs
 from glmtune.reports.curves import SMOOTH_FROM_POINTS, Curve, read_curve, smooth
 from glmtune.reports.html.charts import Chart, Series, curve_chart
-from glmtune.reports.html.sections import FIGURES, RunPage, describe_run, loss_chart
-from glmtune.reports.html.texts import Text, in_bytes, in_time, text
+from glmtune.reports.html.sections import FIGURES, describe_run, loss_chart
+from glmtune.reports.output import output_path
 from glmtune.reports.recorded_run import RecordedRun, read_run
+from glmtune.reports.texts import Text, in_bytes, in_time, text
 from glmtune.run_files import REPORT_FILE, write_text
 
 FOLDER = Path(__file__).parent
@@ -62,20 +63,6 @@ def write_report(
     return path
 
 
-def output_path(
-    output: str | Path | None, run: Path, name: str, *, is_of_many: bool = False, force: bool = False
-) -> Path:
-    """Return the path of a run's page or picture. Raises `ConfigError` for one that must not be replaced."""
-    if output is None and not is_of_many:
-        return run / name
-    path = given_path(output) if output else run.parent / name
-    if path.is_dir():
-        raise ConfigError(f"{path}: a folder", hint=f"name a file in it: output={path / name}")
-    if path.exists() and not force:
-        raise ConfigError(f"{path}: is there and will not be overwritten", hint="name another: output=FILE")
-    return path
-
-
 def render(runs: Sequence[RecordedRun], language: Language) -> str:
     """Return the page of one run or of several. Raises `CheckpointError` for a damaged file of a run."""
     environment = Environment(
@@ -92,8 +79,8 @@ def render(runs: Sequence[RecordedRun], language: Language) -> str:
         title=" · ".join(names),
         runs=[describe_run(run, name) for run, name in zip(runs, names, strict=True)],
         side_by_side=_side_by_side(runs, comparison) if comparison else None,
-        style=Markup(read_text(FOLDER / "report.css")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
+        style=Markup(read_text(FOLDER / "report.css")),
+        script=Markup(script),
         # the one script that may run, whatever else a file of the run may hold
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=version("glmtune"),
@@ -113,7 +100,9 @@ def _side_by_side(runs: Sequence[RecordedRun], comparison: Comparison) -> SideBy
         names=names,
         warnings=comparison.warnings,
         charts=list(_charts(runs, names)),
-        figures=[(name, [value or NOTHING for value in values]) for name, values in _figures(comparison.runs)],
+        figures=[
+            (name, [value or NOTHING for value in values]) for name, values in _figures(comparison.runs)
+        ],
         differences=[
             (name, [NOTHING if value is None else str(value) for value in values])
             for name, values in comparison.differences.items()
@@ -169,7 +158,10 @@ def _figures(runs: Sequence[RunFigures]) -> Iterator[tuple[Text, list[str | None
     yield text("peak_memory"), [None if peak is None else in_bytes(peak * 2**30) for peak in peaks]
     yield (
         text("best_loss"),
-        [None if run.best_eval_loss is None else f"{run.best_eval_loss:.4f} ({run.best_step:,})" for run in runs],
+        [
+            None if run.best_eval_loss is None else f"{run.best_eval_loss:.4f} ({run.best_step:,})"
+            for run in runs
+        ],
     )
     kinds = {scores.key: scores for run in runs for scores in run.scores}
     for key, example in kinds.items():

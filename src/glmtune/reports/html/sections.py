@@ -10,20 +10,18 @@ from glmtune.evaluation.metrics import METRICS, VARIANTS
 from glmtune.files import read_json_if_there, read_text
 from glmtune.reports.comparable import describe_evaluation_rows, describe_training_rows
 from glmtune.reports.compare import flatten
-from glmtune.reports.curves import read_curve, smooth
+from glmtune.reports.curves import is_wide, read_curve
 from glmtune.reports.html.charts import (
-    SMOOTH_FROM_POINTS,
     Chart,
     RankMap,
     Series,
     curve_chart,
     histogram,
-    is_wide,
     rank_map,
     run_series,
 )
-from glmtune.reports.html.texts import Text, in_bytes, in_time, text, text_or_name
 from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_scores
+from glmtune.reports.texts import Text, in_bytes, in_time, text, text_or_name
 from glmtune.run_files import DATA_FILE, MEMORY_FILE, RANKS_FILE, RECIPE_FILE, read_json_lines
 
 EVALUATION_COLOUR = 1
@@ -197,11 +195,15 @@ def _prompts(run: RecordedRun) -> Iterator[Prompt]:
 
 
 def _scores(scores: Scores) -> tuple[Text, Text, list[tuple[str, str, Text, float]]]:
-    head = text("score_rows", data=scores.data, rows=f"{scores.num_rows:,}", tokens=f"{scores.max_new_tokens:,}")
+    head = text(
+        "score_rows", data=scores.data, rows=f"{scores.num_rows:,}", tokens=f"{scores.max_new_tokens:,}"
+    )
     values = []
     for name, value in scores.values.items():
         best = METRICS[name].best(VARIANTS["thudm"]) if name in METRICS else 100
-        values.append((name, f"{value:.2f}", text("score_of", best=best), min(max(100 * value / best, 0), 100)))
+        values.append(
+            (name, f"{value:.2f}", text("score_of", best=best), min(max(100 * value / best, 0), 100))
+        )
     return head, text("score_from", checkpoint=scores.checkpoint), values
 
 

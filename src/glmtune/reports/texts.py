@@ -1,4 +1,4 @@
-"""Texts of the page in both languages, and figures with their units."""
+"""Texts of pages and cards in both languages, and figures with their units."""
 
 from functools import cache
 from pathlib import Path
