@@ -64,8 +64,8 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, evaluate, runs, compare, report, card, chat, verify, export, migrate, info, data, settings,
-    doctor,
+    demo, plan, train, evaluate, runs, compare, report, card, chat, verify, export, migrate, info, data,
+    settings, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 

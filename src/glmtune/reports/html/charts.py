@@ -84,15 +84,21 @@ class Chart:
     """The values that the page's script shows beside the pointer."""
 
 
-def run_series(curve: Curve, *, each: str, smoothed: str) -> list[Series]:
-    """Return a curve of a run; of a long one also its running mean. `each`, `smoothed`: keys of names."""
+def run_series(curve: Curve, name: str) -> list[Series]:
+    """Return a curve of a run; of a long one also its running mean. `name` is the key of its name."""
     if len(curve) < SMOOTH_FROM_POINTS:
-        return [Series(name=text(each), curve=curve, has_points=len(curve) == 1)]
-    mean = dict(zip(curve, smooth(list(curve.values())), strict=True))
+        return [Series(name=text(name), curve=curve, has_points=len(curve) == 1)]
     return [
-        Series(name=text(f"{each}_each" if each == "training" else "each"), curve=curve, is_faint=True),
-        Series(name=text(smoothed), curve=mean),
+        Series(name=text(f"{name}_each"), curve=curve, is_faint=True),
+        Series(name=text(f"{name}_smooth"), curve=smoothed(curve)),
     ]
+
+
+def smoothed(curve: Curve) -> Curve:
+    """Return the running mean of a long curve; a short one as it is."""
+    if len(curve) < SMOOTH_FROM_POINTS:
+        return curve
+    return dict(zip(curve, smooth(list(curve.values())), strict=True))
 
 
 def curve_chart(

@@ -4,18 +4,19 @@ import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from glmtune.errors import ConfigError
 from glmtune.files import read_text
 from glmtune.language import Language, language_here
 from glmtune.reports.compare import Comparison, RunFigures, compare_runs
-from glmtune.reports.curves import SMOOTH_FROM_POINTS, Curve, read_curve, smooth
-from glmtune.reports.html.charts import Chart, Series, curve_chart
+from glmtune.reports.curves import Curve, read_curve
+from glmtune.reports.html.charts import Chart, Series, curve_chart, smoothed
 from glmtune.reports.html.sections import FIGURES, describe_run, loss_chart
 from glmtune.reports.output import output_path
 from glmtune.reports.recorded_run import RecordedRun, read_run
@@ -65,16 +66,10 @@ def write_report(
 
 def render(runs: Sequence[RecordedRun], language: Language) -> str:
     """Return the page of one run or of several. Raises `CheckpointError` for a damaged file of a run."""
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["both"] = in_both
-    environment.globals["t"] = lambda key, **values: in_both(text(key, **values))
     script = read_text(FOLDER / "report.js")
     comparison = compare_runs([run.path for run in runs]) if len(runs) > 1 else None
     names = [run.name for run in comparison.runs] if comparison else [runs[0].path.resolve().name]
-    return environment.get_template("report.html.jinja").render(
+    return _template().render(
         language=language,
         title=" · ".join(names),
         runs=[describe_run(run, name) for run, name in zip(runs, names, strict=True)],
@@ -85,6 +80,20 @@ def render(runs: Sequence[RecordedRun], language: Language) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=version("glmtune"),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["both"] = in_both
+    environment.globals["t"] = lambda key, **values: in_both(text(key, **values))
+    return environment.get_template("report.html.jinja")
 
 
 def in_both(words: Text) -> Markup:
@@ -119,7 +128,7 @@ def _charts(runs: Sequence[RecordedRun], names: Sequence[str]) -> Iterator[Chart
 
     def lines(curves: Sequence[Curve], *, has_points: bool = False) -> list[Series]:
         return [
-            Series(name=Text.of(name), curve=_smoothed(curve), colour=number, has_points=has_points)
+            Series(name=Text.of(name), curve=smoothed(curve), colour=number, has_points=has_points)
             for number, (name, curve) in enumerate(zip(names, curves, strict=True))
         ]
 
@@ -131,12 +140,6 @@ def _charts(runs: Sequence[RecordedRun], names: Sequence[str]) -> Iterator[Chart
         curves = lines([read_curve(run.metrics, key) for run in runs])
         charts.append(curve_chart(text(title), text(unit) if unit else Text.of(""), curves))
     yield from filter(None, charts)
-
-
-def _smoothed(curve: Curve) -> Curve:
-    if len(curve) < SMOOTH_FROM_POINTS:
-        return curve
-    return dict(zip(curve, smooth(list(curve.values())), strict=True))
 
 
 def _figures(runs: Sequence[RunFigures]) -> Iterator[tuple[Text, list[str | None]]]:

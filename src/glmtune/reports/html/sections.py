@@ -171,11 +171,11 @@ def _charts(run: RecordedRun) -> Iterator[Chart]:
     evaluation = Series(
         name=text("evaluation"), curve=run.evaluation, colour=EVALUATION_COLOUR, has_points=True
     )
-    losses = [*run_series(run.training, each="training", smoothed="training_smooth"), evaluation]
+    losses = [*run_series(run.training, "training"), evaluation]
     best = None if run.best_step is None else (run.best_step, run.evaluated[run.best_step])
     charts = [loss_chart(text("loss"), losses, best=best)]
     for title, key, unit in FIGURES:
-        series = run_series(read_curve(run.metrics, key), each="each", smoothed="smooth")
+        series = run_series(read_curve(run.metrics, key), "figure")
         charts.append(curve_chart(text(title), text(unit) if unit else Text.of(""), series))
     yield from filter(None, charts)
 
