@@ -75,11 +75,8 @@ PICTURED = (
 """Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
 
 
-DRAWN = tuple(
-    (module, name)
-    for module, draw in ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
-    for name in (draw, "save")
-) + ((page, "render"),)
+PICTURES = ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
+DRAWN = (*((module, name) for module, draw in PICTURES for name in (draw, "save")), (page, "render"))
 
 
 @pytest.fixture(scope="session", autouse=True)
