@@ -33,7 +33,7 @@ def test_the_card_has_answers_scores_time_memory_and_versions(run: Path, languag
         *PROMPTS,
         "我是一个语言模型。",
         "我叫小橙。 60",
-        "42.50" if False else "2.00",
+        "2.00",
         "2:00",
         "1.5 GiB",
         before,
