@@ -59,6 +59,8 @@ ONLY_IN = {
     "tiktoken": ("tokenizers",),
     "modelscope": ("hub",),
     "bitsandbytes": ("models", "training"),
+    "wandb": ("workflows/trackers",),
+    "trackio": ("workflows/trackers",),
 }
 
 
@@ -296,6 +298,8 @@ TORCH_FREE = [
     "glmtune.evaluation.metrics",
     "glmtune.reports.plots",
     "glmtune.reports.compare",
+    "glmtune.reports.card",
+    "glmtune.reports.html.page",
     "glmtune.locations",
     "glmtune.methods",
     "glmtune.adapters.peft_rules",
