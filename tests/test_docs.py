@@ -39,8 +39,8 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
-    "generations", "glm-tiny", "performance", "troubleshooting",
+    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "report", "export",
+    "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
 """Pages without commands to type: made by a program, or figures and links."""
@@ -90,6 +90,8 @@ GUIDE_WORDS = {
     "verify": [],
     "runs": [],
     "explain": [],
+    "report": [],
+    "card": [],
 }
 
 

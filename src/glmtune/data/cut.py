@@ -71,6 +71,11 @@ class Limits:
         less = f", less {context - room:,} for the answer" if room < context else ""
         return cls(room, origin=f"the model's context{f' of {context:,}' if less else ''}{less}")
 
+    @property
+    def most(self) -> int:
+        """The most tokens that an example may have as a whole."""
+        return self.source + self.target if self.total is None else self.total
+
     def source_excess(self, size: Size) -> int:
         """Return by how many tokens all before the last answer is too long (with a `total`: the whole)."""
         return size.num_tokens - self.total if self.total is not None else size.num_source - self.source

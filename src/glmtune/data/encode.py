@@ -44,7 +44,7 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
     express, and for rows longer than `settings.overlong` allows.
     """
     limits = Limits.of(settings, tokenizer.context)
-    report = LengthReport(limit=str(limits))
+    report = LengthReport(limit=str(limits), most_tokens=limits.most)
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
     # encoding makes no cycles of garbage, but millions of objects that Python would look through for some
     was_enabled = gc.isenabled()
