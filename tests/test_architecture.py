@@ -43,7 +43,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"chat"},
     {"training"},
     {"evaluation"},
-    {"exports", "migration", "report"},
+    {"exports", "migration", "reports"},
     {"workflows"},
     {"cli"},
 ]
@@ -52,13 +52,15 @@ FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not p
 ONLY_IN = {
     "peft": ("adapters", "methods"),
     "accelerate": ("training/processes",),
-    "matplotlib": ("report",),
+    "matplotlib": ("reports",),
     "click": ("cli",),
     "prompt_toolkit": ("cli",),
     "sentencepiece": ("tokenizers",),
     "tiktoken": ("tokenizers",),
     "modelscope": ("hub",),
     "bitsandbytes": ("models", "training"),
+    "wandb": ("workflows/trackers",),
+    "trackio": ("workflows/trackers",),
 }
 
 
@@ -295,8 +297,10 @@ TORCH_FREE = [
     "glmtune.data.convert",
     "glmtune.data.stats",
     "glmtune.evaluation.metrics",
-    "glmtune.report.plots",
-    "glmtune.report.compare",
+    "glmtune.reports.plots",
+    "glmtune.reports.compare",
+    "glmtune.reports.card",
+    "glmtune.reports.html.page",
     "glmtune.locations",
     "glmtune.methods",
     "glmtune.adapters.peft_rules",

@@ -47,6 +47,8 @@ SIGNATURES = {
     ),
     "explain": "(text, lang=None)",
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
+    "report": "(runs, *, output=None, lang=None, force=False)",
+    "card": "(run, *, output=None, lang=None, force=False)",
     "doctor": (
         "(path=None, *, template=None, dtype='auto', quant=None, device='auto', quiet=False, on_event=None)"
     ),

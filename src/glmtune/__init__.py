@@ -26,17 +26,19 @@ if TYPE_CHECKING:
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
-    from glmtune.report.compare import Comparison
+    from glmtune.reports.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
     from glmtune.workflows import (
         ExportResult,
         RunResult,
+        card,
         compare,
         doctor,
         evaluate,
         export,
         migrate,
+        report,
         train,
         verify,
     )
@@ -50,7 +52,7 @@ _HOMES = {
     "Chat": "glmtune.chat",
     "Check": "glmtune.adapters.proof",
     "CheckpointError": "glmtune.errors",
-    "Comparison": "glmtune.report.compare",
+    "Comparison": "glmtune.reports.compare",
     "ConfigError": "glmtune.errors",
     "DataError": "glmtune.errors",
     "Engine": "glmtune.generate",
@@ -68,6 +70,7 @@ _HOMES = {
     "Sampling": "glmtune.generate",
     "TrainingError": "glmtune.errors",
     "answer_text": "glmtune.conversation",
+    "card": "glmtune.workflows",
     "compare": "glmtune.workflows",
     "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
@@ -79,6 +82,7 @@ _HOMES = {
     "migrate": "glmtune.workflows",
     "plan": "glmtune.workflows.public",
     "render_messages": "glmtune.templates",
+    "report": "glmtune.workflows",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
     "verify": "glmtune.workflows",
@@ -109,6 +113,7 @@ __all__ = [
     "Sampling",
     "TrainingError",
     "answer_text",
+    "card",
     "compare",
     "doctor",
     "encode_messages",
@@ -120,6 +125,7 @@ __all__ = [
     "migrate",
     "plan",
     "render_messages",
+    "report",
     "score",
     "train",
     "verify",

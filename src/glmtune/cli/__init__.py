@@ -23,6 +23,7 @@ from glmtune.cli.hints import Verbs, misuse_hint
 from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
 from glmtune.cli.plan import plan
+from glmtune.cli.report import card, report
 from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -68,8 +69,8 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings,
-    explain, doctor,
+    demo, plan, train, evaluate, runs, compare, report, card, chat, verify, export, migrate, info, data,
+    settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 
