@@ -14,7 +14,7 @@ ERROR = re.compile(
     r"|^[A-Za-z_][\w.]*(?:Error|Exception)$",
     re.MULTILINE,
 )
-ERROR_WORDS = ("Error", "Exception", "error: ", "fatal: ")
+ERROR_WORDS = ("Error: ", "Exception: ", "Error\n", "Exception\n", "error: ", "fatal: ")
 """Some of these stand in every text that `ERROR` matches: looking for them is quicker."""
 SHOWN = 200
 """Longest line that is shown in characters; of a longer one, the part around the message."""

@@ -51,7 +51,7 @@ def test_a_line_is_explained_once_by_the_more_special_row() -> None:
 def test_lines_of_the_same_kind_are_counted_and_the_first_is_shown() -> None:
     [nan] = explain(LOGS["loss-nan"], "en")
     assert (nan.line, nan.times) == (3, 2)
-    assert "(and in 1 more lines)" in str(nan)
+    assert "(and 1 more like it)" in str(nan)
 
 
 def test_a_sign_of_several_lines_is_found_within_a_traceback_only() -> None:
