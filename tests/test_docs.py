@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import glmtune as public
 import old_scripts
 from commands import Done, glmtune
+from explained_logs import LOGS
 from glmtune.files import LFS_POINTER
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
 from glmtune.templates import TEMPLATES, Message, training_examples
@@ -38,8 +39,8 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
-    "generations", "glm-tiny", "performance", "troubleshooting",
+    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "report", "export",
+    "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
 """Pages without commands to type: made by a program, or figures and links."""
@@ -88,6 +89,9 @@ GUIDE_WORDS = {
     "plan": [],
     "verify": [],
     "runs": [],
+    "explain": [],
+    "report": [],
+    "card": [],
 }
 
 
@@ -243,6 +247,7 @@ def lay_out(folder: Path) -> None:
             folder / "models" / name, template, hidden_size=64, ffn_hidden_size=128, kv_channels=16
         )  # whole blocks for nf4
     tiny_v1_folder(folder / "models" / "chatglm-6b")
+    (folder / "train.log").write_text(LOGS["ragged-rows"], encoding="utf-8")
     row = next(json.loads(block.splitlines()[0]) for block in blocks(READMES[0]) if block.startswith("{"))
     for name in ("my.json", "test.json", "general.json"):
         (folder / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")

@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from glmtune.report.canvas import DPI
-from glmtune.report.plots import TRAINING_COLOUR
+from glmtune.reports.canvas import DPI
+from glmtune.reports.plots import TRAINING_COLOUR
 
 TRAINED, FROZEN, PALE, LINE, TEXT = TRAINING_COLOUR, "#D9D9D9", "#F3F3F3", "#555555", "#222222"
 Point = tuple[float, float]

@@ -16,6 +16,7 @@ from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.memory import MemoryMeter
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult, Working
+from glmtune.workflows.reporting import renew_report
 from glmtune.workflows.rows import data_hash, encode_test_rows, full_path, longest_answer
 
 NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_rows"}
@@ -82,6 +83,8 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     scores[PEAK] = file.settings.get(PEAK)
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)
+    if recipe.output is None and location.run:
+        yield renew_report(location.run)  # which shows the scores of the run's own folder
     return RunResult(folder, {}, scores)
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from glmtune import compare
 from glmtune.errors import ConfigError
 from glmtune.recipe import load_recipe, to_yaml
-from glmtune.report.recorded_run import describe_method, read_run
+from glmtune.reports.recorded_run import describe_method, read_run
 
 HASHES = {"train_sha256": "aa", "validation_sha256": "bb"}
 
@@ -275,7 +275,7 @@ def test_the_picture_says_what_cannot_be_compared(
     fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr("glmtune.report.compare.plot_comparison", lambda *_, **said: drawn.update(said))
+    monkeypatch.setattr("glmtune.reports.compare.plot_comparison", lambda *_, **said: drawn.update(said))
     other = write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, validation_sha256="dd")
     comparison = compare([fast, other], output=tmp_path / "out")
     assert comparison.caveats
@@ -287,7 +287,7 @@ def test_names_that_no_font_here_can_write_are_numbered_and_told(
 ) -> None:
     few = [font for font in fontManager.ttflist if "DejaVu" in font.name]
     monkeypatch.setattr(fontManager, "ttflist", few)
-    monkeypatch.setattr("glmtune.report.fonts._add_new_fonts", lambda: None)
+    monkeypatch.setattr("glmtune.reports.fonts._add_new_fonts", lambda: None)
     fast, slow = fast.rename(tmp_path / "甲"), slow.rename(tmp_path / "乙")
     *_, told = compare([fast, slow], output=tmp_path / "out").warnings
     assert "run 1 is 甲, run 2 is 乙" in told

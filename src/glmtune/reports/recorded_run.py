@@ -9,7 +9,7 @@ from typing import Any
 from glmtune.errors import ConfigError
 from glmtune.files import WEIGHT_SUFFIXES, given_path, read_json, read_json_if_there
 from glmtune.recipe import Method, Recipe, load_recipe
-from glmtune.report.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
+from glmtune.reports.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
 from glmtune.run_files import (
     ENVIRONMENT_FILE,
     METRICS_FILE,
@@ -101,6 +101,12 @@ class RecordedRun:
             if step in self.evaluated:
                 return step
         return lowest(self.candidates or self.evaluated)
+
+    @property
+    def samples_step(self) -> int | None:
+        """The step of the sample answers to show: the best checkpoint's, else the newest."""
+        steps = {line["step"] for line in self.samples}
+        return self.best_step if self.best_step in steps else max(steps, default=None)
 
     @property
     def checkpoint(self) -> Path | None:

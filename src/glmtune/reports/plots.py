@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.report.canvas import HEIGHT_INCHES, WIDTH_INCHES, add_head, new_figure, save, scale_losses, style
-from glmtune.report.curves import SMOOTH_FROM_POINTS, Curve, candidates, finite, lowest, read_curve, smooth
+from glmtune.reports.canvas import (
+    HEIGHT_INCHES,
+    WIDTH_INCHES,
+    add_head,
+    new_figure,
+    save,
+    scale_losses,
+    style,
+)
+from glmtune.reports.curves import SMOOTH_FROM_POINTS, Curve, candidates, finite, lowest, read_curve, smooth
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
