@@ -51,7 +51,7 @@ TUTORIALS = tuple(
         "4-three-ways",
     )
 )  # fmt: skip
-"""The index of the pages for readers of the write-ups, and its pages, of which `test_tutorials.py` runs the commands."""
+"""Pages for readers of the write-ups, their index first; `test_tutorials.py` runs their commands."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
     "hf ": "downloads",
