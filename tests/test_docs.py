@@ -41,8 +41,8 @@ GUIDES = (
     "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
     "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
-"""Pages without commands to type: made by a program, or figures and links."""
+LISTS = ("settings", "results", "sources", "architecture", "developing", "python", "how-glm-works")
+"""Pages without commands to type: made by a program, or figures, links and Python."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
     "hf ": "downloads",
