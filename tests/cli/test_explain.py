@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+from tools.explained_messages import DOCS, PAGES
 
 from commands import Done, glmtune
 from explained_logs import HEALTHY, LOGS
@@ -129,6 +130,12 @@ def test_a_log_that_cannot_be_read_is_an_error(word: str, said: str, tmp_path: P
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {said}")
     assert "`glmtune explain --list`" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_guide_shows_what_is_printed(page: str, tmp_path: Path) -> None:
+    done = glmtune("explain", "train.log", cwd=write(tmp_path, train=LOGS["ragged-rows"]))
+    assert f"```text\n{done.stdout}```\n" in (DOCS / page).read_text(encoding="utf-8")
 
 
 # The program's own failures

@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,11 +128,12 @@ def _read(path: Path, language: Language) -> "LogExplained":
 
 
 def _report(found: "LogExplained", language: Language) -> Iterator[str]:
-    """Yield the lines about a log."""
+    """Yield the lines about a log; of what only reports a cause that is known, two lines."""
+    is_known = any(each.kind != "consequence" for each in found.explained)
     for index, each in enumerate(found.explained):
         yield from ([""] if index else [])
-        yield from _shown(each)
-    if any(each.kind != "consequence" for each in found.explained):
+        yield from islice(_shown(each), 2 if is_known and each.kind == "consequence" else None)
+    if is_known:
         return
     yield from ([""] if found.explained else [])
     unknown = ONLY_CONSEQUENCES if found.explained else UNKNOWN
