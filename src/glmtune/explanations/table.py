@@ -64,7 +64,7 @@ def known_messages() -> dict[str, KnownMessage]:
 
 
 class Sign(NamedTuple):
-    """A sign as a pattern, and two texts in whatever it matches: looking for those first spares most searches."""
+    """A sign as a pattern, and two texts in whatever it matches: to look for those first spares searches."""
 
     pattern: re.Pattern[str]
     """Group 1 is the sign's last line. A blank may be a line break: rich wraps the end of a traceback."""
