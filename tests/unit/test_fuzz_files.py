@@ -33,8 +33,14 @@ FILES: dict[str, Any] = {
     "metrics.jsonl": METRICS,
     "data.json": {
         "train": {
-            "rows": 9, "rows_cut": 1, "cuts": {"answer": 1}, "drops": {}, "tokens_lost": 5, "limit": "8 tokens",
-            "most_tokens": 8, "tokens": {"p50": 4, "p95": 8, "p99": 8, "longest": 13},
+            "rows": 9,
+            "rows_cut": 1,
+            "cuts": {"answer": 1},
+            "drops": {},
+            "tokens_lost": 5,
+            "limit": "8 tokens",
+            "most_tokens": 8,
+            "tokens": {"p50": 4, "p95": 8, "p99": 8, "longest": 13},
             "histogram": {"width": 2, "counts": [1, 3, 4, 0], "longer": 1},
         },
         "validation": None,

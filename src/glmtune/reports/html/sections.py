@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmtune.evaluation.metrics import METRICS, VARIANTS
 from glmtune.files import read_json_if_there, read_text
@@ -25,13 +25,27 @@ from glmtune.reports.texts import Text, in_bytes, in_time, text, text_or_name
 from glmtune.run_files import DATA_FILE, MEMORY_FILE, RANKS_FILE, RECIPE_FILE, read_json_lines
 
 EVALUATION_COLOUR = 1
+
+
+class Figure(NamedTuple):
+    """A figure of each step that has a chart of its own."""
+
+    key: str
+    """Its key in metrics.jsonl."""
+    title: Text
+    unit: Text
+    is_noisy: bool
+    """True to draw its running mean too."""
+    from_zero: bool
+
+
 FIGURES = (
-    ("rate", "lr", None),
-    ("throughput", "tokens_per_s", "throughput_unit"),
-    ("memory_curve", "memory_gib", "memory_unit"),
-    ("gradient", "grad_norm", "gradient_unit"),
+    Figure("lr", text("rate"), Text.of(""), is_noisy=False, from_zero=False),
+    Figure("tokens_per_s", text("throughput"), text("throughput_unit"), is_noisy=True, from_zero=True),
+    Figure("memory_gib", text("memory_curve"), text("memory_unit"), is_noisy=False, from_zero=True),
+    Figure("grad_norm", text("gradient"), text("gradient_unit"), is_noisy=True, from_zero=False),
 )
-"""Title, key in metrics.jsonl and unit of the curves below that of the loss."""
+"""The charts below that of the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,7 @@ class Rows:
 
     name: Text
     files: str
-    counts: list[tuple[Text, str]]
+    counts: list[tuple[Text, Text]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +138,15 @@ def describe_run(run: RecordedRun, name: str) -> RunPage:
         rows=list(_rows(run, facts)),
         lengths=histogram(facts["train"]) if facts else None,
         ranks=rank_map(ranks, run.num_steps) if ranks else None,
-        settings=[(key, _shown(value)) for key, value in flatten(set_here)],
+        settings=[
+            ("method", run.recipe.method.name),
+            *((key, _shown(value)) for key, value in flatten(set_here)),
+        ],
         recipe=read_text(run.path / RECIPE_FILE),
         environment=[
-            (key, _shown(value)) for key, value in flatten(run.environment) if not key.startswith("memory.")
+            (key, _shown(value))
+            for key, value in flatten(run.environment)
+            if key != "command" and not key.startswith("memory.")
         ],
         commands=list(_commands(run)),
     )
@@ -174,9 +193,9 @@ def _charts(run: RecordedRun) -> Iterator[Chart]:
     losses = [*run_series(run.training, "training"), evaluation]
     best = None if run.best_step is None else (run.best_step, run.evaluated[run.best_step])
     charts = [loss_chart(text("loss"), losses, best=best)]
-    for title, key, unit in FIGURES:
-        series = run_series(read_curve(run.metrics, key), "figure")
-        charts.append(curve_chart(text(title), text(unit) if unit else Text.of(""), series))
+    for each in FIGURES:
+        series = run_series(read_curve(run.metrics, each.key), "figure", is_noisy=each.is_noisy)
+        charts.append(curve_chart(each.title, each.unit, series, from_zero=each.from_zero))
     yield from filter(None, charts)
 
 
@@ -231,16 +250,17 @@ def _rows(run: RecordedRun, facts: Mapping[str, Any]) -> Iterator[Rows]:
         yield Rows(text(f"rows_{name}"), files, list(_counts(facts[name])) if facts.get(name) else [])
 
 
-def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[Text, str]]:
-    yield text("num_rows"), f"{facts['rows']:,}"
+def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[Text, Text]]:
+    """Yield the counts of data.json that are not 0, with their names."""
+    yield text("num_rows"), Text.of(f"{facts['rows']:,}")
     for key in ("p50", "p99", "longest"):
-        yield text(key), f"{facts['tokens'].get(key, 0):,} token"
-    for kind, counts in (("cut", facts["cuts"]), ("drop", facts["drops"])):
-        for name, count in counts.items():
+        yield text(key), text("num_tokens", count=f"{facts['tokens'].get(key, 0):,}")
+    for kind in ("cut", "drop"):
+        for name, count in facts[f"{kind}s"].items():
             if count:
-                yield text_or_name(kind, name), f"{count:,}"
+                yield text_or_name(kind, name), Text.of(f"{count:,}")
     if facts["tokens_lost"]:
-        yield text("tokens_lost"), f"{facts['tokens_lost']:,}"
+        yield text("tokens_lost"), Text.of(f"{facts['tokens_lost']:,}")
 
 
 def _commands(run: RecordedRun) -> Iterator[tuple[Text, str]]:
