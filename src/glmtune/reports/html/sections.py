@@ -58,7 +58,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MemoryPart:
     """Memory of one part, planned and measured, in words and in percent of the largest sum."""
 
     name: Text
@@ -67,11 +67,11 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryTable:
     """Memory by part, its sums, and remarks on them."""
 
-    parts: list[Part]
-    total: Part
+    parts: list[MemoryPart]
+    total: MemoryPart
     notes: list[Text]
 
 
@@ -85,7 +85,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowCounts:
     """Counts of the training or the validation rows."""
 
     name: Text
@@ -107,8 +107,8 @@ class RunPage:
     prompts: list[Prompt]
     scores: list[tuple[Text, Text, list[tuple[str, str, Text, float]]]]
     """Rows of an evaluation, by which checkpoint, and of each score its name, value, best and share of it."""
-    memory: Memory | None
-    rows: list[Rows]
+    memory: MemoryTable | None
+    rows: list[RowCounts]
     lengths: Chart | None
     ranks: RankMap | None
     settings: list[tuple[str, str]]
@@ -123,19 +123,24 @@ def describe_run(run: RecordedRun, name: str) -> RunPage:
     facts = read_json_if_there(run.path / DATA_FILE, is_ours=True)
     memory = read_json_if_there(run.path / MEMORY_FILE, is_ours=True)
     scores = read_scores(run)
+    state = "state_finished" if run.is_finished else "state_stopped" if run.training else "state_new"
+    files_of_rows = {"train": describe_training_rows(run), "validation": describe_evaluation_rows(run)}
     set_here = run.recipe.model_dump(mode="json", exclude_defaults=True)
     return RunPage(
         name=name,
         path=str(run.path.resolve()),
         base=Path(run.base).name or run.base,
         method=describe_method(run.recipe.method),
-        state=_state(run),
+        state=text(state, step=f"{run.num_steps:,}"),
         tiles=list(_tiles(run, memory)),
         charts=list(_charts(run)),
         prompts=list(_prompts(run)),
         scores=[_scores(each) for each in scores],
         memory=_memory(memory) if memory else None,
-        rows=list(_rows(run, facts)),
+        rows=[
+            RowCounts(text(f"rows_{name}"), files, list(_counts(facts[name])) if facts.get(name) else [])
+            for name, files in files_of_rows.items()
+        ],
         lengths=histogram(facts["train"]) if facts else None,
         ranks=rank_map(ranks, run.num_steps) if ranks else None,
         settings=[
@@ -156,12 +161,6 @@ def loss_chart(title: Text, series: list[Series], *, best: tuple[int, float] | N
     """Lay out losses; the unit says it if their axis is logarithmic."""
     losses = [value for each in series for value in each.curve.values()]
     return curve_chart(title, text("loss_log" if is_wide(losses) else "loss_unit"), series, best=best)
-
-
-def _state(run: RecordedRun) -> Text:
-    if run.is_finished:
-        return text("state_finished")
-    return text("state_stopped", step=f"{run.num_steps:,}") if run.training else text("state_new")
 
 
 def _tiles(run: RecordedRun, memory: Mapping[str, Any]) -> Iterator[Tile]:
@@ -226,28 +225,21 @@ def _scores(scores: Scores) -> tuple[Text, Text, list[tuple[str, str, Text, floa
     return head, text("score_from", checkpoint=scores.checkpoint), values
 
 
-def _memory(memory: Mapping[str, Any]) -> Memory:
+def _memory(memory: Mapping[str, Any]) -> MemoryTable:
     columns = [dict(memory[name] or {}) for name in ("predicted", "measured")]
     sums = [column.pop("bytes", sum(column.values())) for column in columns]
     most = max(*sums, 1)
 
-    def part(name: Text, predicted: int, measured: int) -> Part:
+    def part(name: Text, predicted: int, measured: int) -> MemoryPart:
         both = ((in_bytes(size) if size else "–", 100 * size / most) for size in (predicted, measured))
-        return Part(name, *both)
+        return MemoryPart(name, *both)
 
     names = dict.fromkeys(name for column in columns for name in column)
     parts = [part(text_or_name("part", name), *(column.get(name, 0) for column in columns)) for name in names]
     notes = [text("available", value=in_bytes(memory["limit"]))]
     if all(sums):
         notes.append(text("difference", share=f"{100 * sums[1] / sums[0]:.0f}"))
-    return Memory(parts, part(text("total"), *sums), notes)
-
-
-def _rows(run: RecordedRun, facts: Mapping[str, Any]) -> Iterator[Rows]:
-    """Yield the files of the training and of the validation rows, with the counts that were recorded."""
-    described = {"train": describe_training_rows(run), "validation": describe_evaluation_rows(run)}
-    for name, files in described.items():
-        yield Rows(text(f"rows_{name}"), files, list(_counts(facts[name])) if facts.get(name) else [])
+    return MemoryTable(parts, part(text("total"), *sums), notes)
 
 
 def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[Text, Text]]:
