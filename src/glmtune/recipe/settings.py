@@ -253,13 +253,6 @@ class Train(Settings):
         rest = {key: value for key, value in values.items() if key != "tensorboard"}
         return {"report_to": ("tensorboard",), **rest} if values["tensorboard"] else rest
 
-    @field_validator("report_to", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: object) -> object:
-        if isinstance(value, str):  # as the HF Trainer's `report_to` is written
-            return () if value == "none" else (value,)
-        return value
-
     @field_validator("micro_batch_size", mode="before")
     @classmethod
     def _rows_or_tokens(cls, value: object) -> object:
