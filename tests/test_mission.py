@@ -105,10 +105,12 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S0-17": (
         "no process group, because of a trainer of 2023",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "invariants/test_runs.py::test_two_processes_equal_one",
     ),
     "S0-18": (
         "ragged rows, taken for a lack of memory",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "invariants/test_packed.py::test_packed_rows_have_the_loss_and_gradients_of_one_row_at_a_time_and_of_padded_ones",
         "invariants/test_runs.py::test_an_error_of_all_processes_is_told_once",
     ),
@@ -241,6 +243,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "pictures of losses and memory; one evaluation can be seen too",
         "unit/report/test_plots.py::test_a_single_evaluation_can_be_seen",
         "unit/report/test_memory_picture.py::test_all_parts_and_the_limit_are_seen",
+        "unit/report/test_page.py::test_several_runs_are_side_by_side_with_the_reasons_not_to_compare_them",
     ),
     "S2-12": (
         "more rows and epochs, types that lose information, limits that lose answers, answers that drift",
@@ -363,9 +366,10 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S4-08": (
         "its errors: icetk, driver, CUDA 11, memory, types, a loss of 0",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "unit/training/test_guard.py::test_rows_without_answers_stop_the_run",
         "invariants/test_memory.py::test_what_does_not_fit_is_refused_with_settings_that_do",
-        "troubleshooting.md#pytorch-sees-no-gpu",
+        "troubleshooting.md#messages-of-other-tools",
         "troubleshooting.md#the-loss-or-the-gradient-is-exactly-0",
     ),
     "S4-09": (
@@ -376,6 +380,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S4-10": (
         "no prefix encoder, because of older code in the folder",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "parity/test_prefix_goldens.py::test_a_prefix_has_the_official_names_shapes_and_count",
     ),
     "S4-11": (
@@ -390,7 +395,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "cli/test_verbs.py::test_evaluation_scores_and_goes_on_where_it_was_stopped",
     ),
     "S4-13": (
-        "one prompt before and after, in the terminal",
+        "one prompt before and after, in the terminal and as a picture",
+        "unit/report/test_card.py::test_the_card_has_answers_scores_time_memory_and_versions",
         "test_tutorials.py::test_write_up_4_adverts_by_p_tuning_alpaca_on_int8_and_every_weight",
     ),
     "S4-14": (
@@ -410,7 +416,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S4-17": (
         "a tracker that asks for a login where nobody sits",
-        "from-the-tutorials/4-three-ways.md#where-it-goes-wrong",
+        "unit/workflows/test_trackers.py::test_a_run_without_a_login_is_kept_offline_and_told",
+        "report.md#tensorboard-weights--biases-trackio",
     ),
     "S4-18": (
         "the memory while it trains, as a picture",
