@@ -42,8 +42,8 @@ GUIDES = (
     "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "report", "export",
     "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
-"""Pages without commands to type: made by a program, or figures and links."""
+LISTS = ("settings", "results", "sources", "architecture", "developing", "python", "how-glm-works")
+"""Pages without commands to type: made by a program, or figures, links and Python."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (

@@ -11,9 +11,9 @@ import pytest
 
 from commands import Done, glmtune
 from explained_logs import HEALTHY, LOGS
-from glmtune.cli import explain as explain_module
 from glmtune.cli import glmtune as program
 from glmtune.cli import main
+from glmtune.cli.explain import WIDTH
 from glmtune.errors import TrainingError
 from glmtune.explanations.table import known_messages
 
@@ -37,7 +37,7 @@ def test_a_log_gives_place_cause_cure_and_command(tmp_path: Path) -> None:
     assert first.startswith("2: ValueError: expected sequence of length 129 at dim 1 (got 128)")
     assert f"\n  {row.en.title}\n  cause: " in first
     assert "\n  there: " in first
-    assert f"\n      {row.commands[0]}\n" in first
+    assert f"\n          {row.commands[0]}\n" in first
     assert first.endswith(f"\n  more: {row.link}")
     assert done.stdout.index(row.en.title) < done.stdout.index(known_messages()["child-failed"].en.title)
 
@@ -49,7 +49,7 @@ def test_texts_are_broken_within_the_width_and_lose_nothing(tmp_path: Path) -> N
         done = glmtune("explain", "cuda-out-of-memory", "--lang", language, cwd=tmp_path)
         words = getattr(known_messages()["cuda-out-of-memory"], language)
         lines = done.stdout.splitlines()
-        assert all(cell_len(line) <= explain_module.WIDTH for line in lines)
+        assert all(cell_len(line) <= WIDTH for line in lines)
         flat = re.sub(r"\s", "", done.stdout)
         for text in (words.title, words.cause, words.there, words.here):
             assert re.sub(r"\s", "", text) in flat

@@ -12,6 +12,8 @@ from glmtune.explanations.table import KINDS, Kind, KnownMessage, known_messages
 from glmtune.language import LANGUAGES, Language, own_language
 
 LABELS = {"en": ("cause", "there", "here", "more"), "zh": ("原因", "原工具里", "在这里", "参考")}
+COMMAND = " " * 10
+"""Stands before a command to type."""
 TIMES = {"en": " (and in {} more lines)", "zh": "（另有 {} 行相同）"}
 
 
@@ -26,7 +28,7 @@ class Explained:
     line: int
     """Number of the first line that has it; 0 if it was asked for by name."""
     text: str
-    """That line."""
+    """The line itself, or the part of it with the message."""
     times: int
     """Number of lines that have it."""
     title: str
@@ -53,7 +55,7 @@ class Explained:
         colon = "：" if self.language == "zh" else ": "
         cause, there, here, more = (f"  {label}{colon}" for label in LABELS[self.language])
         yield from (cause + self.cause, there + self.there, here + self.here)
-        yield from (f"      {command}" for command in self.commands)
+        yield from (COMMAND + command for command in self.commands)
         yield more + self.link
 
 

@@ -74,8 +74,10 @@ class LogSearch:
         end = text.find("\n", position)
         end = len(text) if end < 0 else end
         cut = text.find("\r", position, end)
-        line = text[max(start, position - SHOWN // 2) : end if cut < 0 else cut]
-        return Sighting(self._line + text.count("\n", 0, position), line.strip()[:SHOWN])
+        end = end if cut < 0 else cut
+        if end - start > SHOWN:
+            start = min(max(start, position - SHOWN // 2), end - SHOWN)
+        return Sighting(self._line + text.count("\n", 0, position), text[start:end][:SHOWN].strip())
 
 
 def search_log(chunks: Iterable[str]) -> LogSearch:
