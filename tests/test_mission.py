@@ -25,7 +25,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S0-02": (
         "context lengths and published scores of the generations",
-        "generations.md#architecture",
+        "generations.md#the-claims-of-chatglm2-6b",
     ),
     "S0-03": (
         "chat, later turns and other knowledge are lost: warned of, and general rows mixed in",
@@ -116,14 +116,17 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S0-19": (
         "a page of the differences between the generations",
-        "generations.md#architecture",
+        "generations.md#from-chatglm-6b-to-chatglm2-6b",
         "generations.md#chat-format",
         "generations.md#for-tuning",
     ),
     # 1: LoRA on ChatGLM3-6B-base
     "S1-01": (
-        "theory: kinds of pre-training, blank infilling",
-        "generations.md#architecture",
+        "theory: kinds of pre-training, blank infilling, positions, shuffled blanks",
+        "test_how_glm_works.py::test_part_a_sees_itself_and_part_b_sees_what_stands_before",
+        "test_how_glm_works.py::test_a_blanks_words_are_placed_at_its_mask_and_counted_from_1",
+        "how-glm-works.md#three-families-and-a-fourth",
+        "how-glm-works.md#blank-infilling",
     ),
     "S1-02": (
         "the chat format, its ids by build_chat_input, and decoded",
@@ -253,7 +256,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S2-13": (
         "how P-Tuning works",
-        "methods.md#p-tuning-v2",
+        "test_how_glm_works.py::test_the_guides_counts_are_those_of_the_methods",
+        "how-glm-works.md#p-tuning-v2",
     ),
     "S2-14": (
         "the lines about saved models and evaluations",
@@ -332,10 +336,13 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     "S4-01": (
         "background: GLM, GLM-130B, positions, masks",
         "parity/test_chatglm_goldens.py::test_positions_are_the_official_ones",
-        "generations.md#architecture",
+        "how-glm-works.md#two-positions",
+        "how-glm-works.md#from-glm-to-chatglm",
     ),
     "S4-02": (
         "the table of memory, and INT8 explained",
+        "test_how_glm_works.py::test_the_worked_row_is_what_int8_makes_of_it",
+        "how-glm-works.md#int8-in-three-steps",
         "test_memory_tables.py::test_a_page_holds_its_table_of_memory",
         "memory.md#published-figures-and-ours",
     ),
@@ -428,12 +435,15 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "a walk through the code; what answers are tidied to",
         "unit/models/test_official_chat.py::test_scores_that_are_not_finite_give_the_official_fallback",
         "unit/models/test_official_chat.py::test_chatglm_6b_s_answers_are_tidied_as_officially",
-        "architecture.md#the-life-of-a-generated-token",
+        "test_how_glm_works.py::test_the_traced_answer_is_the_chats",
+        "how-glm-works.md#a-chat-step-by-step",
     ),
     "S4-20": (
         "ChatGLM2's attention",
         "parity/test_chatglm2_goldens.py::test_logits_are_the_official_ones",
-        "generations.md#architecture",
+        "test_how_glm_works.py::test_attention_block_by_block_is_attention",
+        "how-glm-works.md#heads-that-share-keys",
+        "how-glm-works.md#flashattention",
     ),
     "S4-21": (
         "names of checkpoints that its settings never make",
