@@ -96,6 +96,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     "S0-15": (
         "where the model lies: path and revision are printed, any folder is taken",
         "cli/test_hub.py::test_a_run_on_a_hubs_model_pins_its_revision_and_finds_it_again",
+        "test_tutorials.py::test_a_folder_in_a_hubs_cache_is_taken_as_it_lies_there",
         "models.md#where-a-model-comes-from",
     ),
     "S0-16": (
