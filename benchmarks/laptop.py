@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.measure import Record
 from benchmarks.models import ROOT, SHAPES, VOCABULARY
-from benchmarks.operations import MatrixPeak, Widths, Work
+from benchmarks.operations import NAMES, Widths, Work, matrix_peaks
 from glmtune.data.batches import Batch
 from glmtune.methods import apply_method
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration, load_base
@@ -45,7 +45,6 @@ from glmtune.training.processes import Processes
 
 LEARNED_SHARE = 2
 """One token in so many is learned: a prompt, then an answer of the same length."""
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 WATCHED_EVERY_S = 0.02
 
 
@@ -146,7 +145,7 @@ def run(options: argparse.Namespace) -> Record:
         make_folder(folder, shape)
     widths = Widths.of(shape, VOCABULARY)
     work = Work([options.tokens], options.tokens // LEARNED_SHARE)
-    peaks = {name: MatrixPeak(widths, work, dtype) for dtype, name in NAMES.items()}
+    peaks = matrix_peaks(widths, work)
     reached: dict[str, list[float]] = {name: [] for name in peaks}
 
     def measure_peaks() -> None:

@@ -15,7 +15,7 @@ from glmtune import Chat
 from glmtune.models.attention import eager_attention
 from glmtune.models.chatglm_layout import build_mask
 from glmtune.models.official_chat import InvalidScoreLogitsProcessor
-from glmtune.report.fonts import find_families
+from glmtune.reports.fonts import find_families
 from test_docs import blocks, both
 from test_methods_guide import size_of, table
 

@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from glmtune.report.canvas import DPI
-from glmtune.report.fonts import find_families
-from glmtune.report.plots import EVALUATION_COLOUR, TRAINING_COLOUR
+from glmtune.reports.canvas import DPI
+from glmtune.reports.fonts import find_families
+from glmtune.reports.plots import EVALUATION_COLOUR, TRAINING_COLOUR
 
 TRAINED, FROZEN, PALE, LINE, TEXT = TRAINING_COLOUR, "#D9D9D9", "#F3F3F3", "#555555", "#222222"
 SECOND = EVALUATION_COLOUR
