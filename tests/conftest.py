@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
-from glmtune.report import memory_picture, plots, rank_map
+from glmtune.reports import memory_picture, plots, rank_map
+from glmtune.reports.html import page
 from glmtune.run_files import replacing
 
 ROOT = Path(__file__).parents[1]
@@ -74,11 +75,8 @@ PICTURED = (
 """Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
 
 
-DRAWN = tuple(
-    (module, name)
-    for module, draw in ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
-    for name in (draw, "save")
-)
+PICTURES = ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
+DRAWN = (*((module, name) for module, draw in PICTURES for name in (draw, "save")), (page, "render"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,7 +85,7 @@ def _real_drawing() -> Iterator[list[tuple[object, str, object]]]:
     real = [(module, name, getattr(module, name)) for module, name in DRAWN]
     with pytest.MonkeyPatch.context() as patch:
         for module, name in DRAWN:
-            patch.setattr(module, name, _save_blank if name == "save" else _draw_nothing)
+            patch.setattr(module, name, BLANKS.get(name, _draw_nothing))
         yield real
 
 
@@ -109,6 +107,9 @@ def _draw_nothing(*_: object, **__: object) -> None:
 def _save_blank(_: object, path: Path) -> None:
     with replacing(path) as partial:
         partial.write_bytes(BLANK)
+
+
+BLANKS = {"save": _save_blank, "render": lambda *_: ""}
 
 
 @pytest.fixture

@@ -239,8 +239,26 @@ class Train(Settings):
     """Number of newest checkpoints to keep; the best one is kept, too."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a better loss; empty: never."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (extra `tensorboard`)."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Programs that get the figures too: TensorBoard, Weights & Biases, trackio (an extra of the same name
+    each). None of them can stop a run: without login or network W&B keeps the figures in the run's folder,
+    and whatever else fails is a warning. `train.tensorboard=true` is an older name of `[tensorboard]`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard(cls, values: object) -> object:
+        """Move `tensorboard`, as earlier recipes have it, to `report_to`."""
+        if not isinstance(values, dict) or not isinstance(values.get("tensorboard"), bool):
+            return values
+        rest = {key: value for key, value in values.items() if key != "tensorboard"}
+        return {"report_to": ("tensorboard",), **rest} if values["tensorboard"] else rest
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        if isinstance(value, str):  # as the HF Trainer's `report_to` is written
+            return () if value == "none" else (value,)
+        return value
 
     @field_validator("micro_batch_size", mode="before")
     @classmethod

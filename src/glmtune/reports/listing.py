@@ -8,8 +8,8 @@ from typing import Literal
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.files import given_path, unreadable
-from glmtune.report.recorded_run import Scores, describe_method, read_run, read_scores
-from glmtune.run_files import METRICS_FILE, RECIPE_FILE, find_checkpoint
+from glmtune.reports.recorded_run import Scores, describe_method, read_run, read_scores
+from glmtune.run_files import METRICS_FILE, RECIPE_FILE, REPORT_FILE, find_checkpoint
 
 State = Literal["finished", "stopped", "broken"]
 
@@ -35,6 +35,8 @@ class Entry:
     best_step: int | None = None
     size_bytes: int | None = None
     peak_memory_gib: float | None = None
+    report: Path | None = None
+    """Its report.html, if it has one."""
     scores: tuple[Scores, ...] = field(default=())
 
 
@@ -90,5 +92,6 @@ def _entry(folder: Path) -> Entry:
         best_step=run.best_step,
         size_bytes=None if problem else run.size_bytes(),
         peak_memory_gib=run.peak_memory_gib(),
+        report=page if (page := folder / REPORT_FILE).is_file() else None,
         scores=scores,
     )

@@ -4,10 +4,10 @@ import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
-from glmtune.report.fonts import LEFT_OUT, find_families, writable
+from glmtune.reports.curves import is_wide
+from glmtune.reports.fonts import LEFT_OUT, find_families, writable
 from glmtune.run_files import replacing
 
 if TYPE_CHECKING:  # matplotlib is slow to import
@@ -30,8 +30,6 @@ MOST_IN_TITLE, MOST_IN_LABEL = 100, 60
 """Most letters of a title and of a legend's label; longer ones lose their middle."""
 MOST_COLUMNS = 10
 """Most columns of a legend."""
-WIDE = 20
-"""A loss above WIDE times the median makes the axis logarithmic: the others would be a flat line."""
 
 
 def new_figure(*, width: float = WIDTH_INCHES, height: float = HEIGHT_INCHES) -> "Figure":
@@ -136,10 +134,9 @@ def scale_losses(axes: "Axes", losses: Iterable[float]) -> None:
     """Label the loss axis; make it logarithmic if one huge loss would flatten the others."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    known = [loss for loss in losses if loss == loss]  # without nan
-    is_wide = len(known) > 2 and min(known) > 0 and max(known) > WIDE * median(known)
-    axes.set_ylabel("loss per target token" + (", logarithmic" if is_wide else ""))
-    if is_wide:
+    is_log = is_wide(list(losses))
+    axes.set_ylabel("loss per target token" + (", logarithmic" if is_log else ""))
+    if is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

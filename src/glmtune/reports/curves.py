@@ -3,12 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from statistics import median
 from typing import Any
 
 SMOOTH_FROM_POINTS = 40
 """Number of points from which a curve is also drawn smoothed."""
 SMOOTH_WINDOWS = 25
 """A smoothed curve averages over 1 / SMOOTH_WINDOWS of its points."""
+
+WIDE = 20
+"""A loss above WIDE times the median makes the axis logarithmic: the others would be a flat line."""
 
 Metrics = Sequence[Mapping[str, Any]]
 """Lines of a metrics.jsonl."""
@@ -54,6 +58,12 @@ def lowest(losses: Curve) -> int | None:
 def finite(curve: Curve) -> Curve:
     """Return the points whose value is not nan."""
     return {step: value for step, value in curve.items() if value == value}  # nan is not equal to itself
+
+
+def is_wide(losses: Sequence[float]) -> bool:
+    """True for losses of which one is so large that it would flatten the others; nan does not count."""
+    known = [loss for loss in losses if loss == loss]
+    return len(known) > 2 and min(known) > 0 and max(known) > WIDE * median(known)
 
 
 def smooth(losses: Sequence[float]) -> list[float]:

@@ -1,12 +1,12 @@
 """Draw the losses of a run, or of several runs, from their metrics.jsonl."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.report.canvas import HEIGHT_INCHES, WIDTH_INCHES, add_head, new_figure, save, scale_losses, style
-from glmtune.report.curves import SMOOTH_FROM_POINTS, Curve, candidates, finite, lowest, read_curve, smooth
+from glmtune.reports.canvas import HEIGHT_INCHES, add_head, new_figure, save, scale_losses, style, write
+from glmtune.reports.curves import SMOOTH_FROM_POINTS, Curve, candidates, finite, lowest, read_curve, smooth
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -41,6 +41,8 @@ NAMES_IN_TITLE = 90
 """Letters of run names that fit a title; the legend alone has longer ones."""
 FEW_RUNS = 4
 """Number of runs above which long runs are drawn smoothed only."""
+PANEL_INCHES = 6.0
+"""Width of each panel in a picture of several runs."""
 INCHES_PER_RUN = 0.1
 """Height added for each run, so that a long legend leaves the curves their room."""
 
@@ -56,6 +58,8 @@ class Curves:
     """Training time in seconds up to each step."""
     best: int | None = None
     """The step of the run's best evaluation."""
+    turns: Curve = field(default_factory=dict)
+    """A score by the turn of the conversation, 0 to 100."""
 
 
 def plot_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str, subtitle: str = "") -> None:
@@ -149,23 +153,28 @@ def show_steps(axes: "Axes", steps: Iterable[int]) -> None:
         axes.set_xlim(min(known) - 1, max(known) + 1)
 
 
-def plot_comparison(runs: Sequence[Curves], path: Path, *, caveats: Sequence[str] = ()) -> None:
-    """Draw the losses of several runs over steps and over training time as a PNG file.
+def plot_comparison(
+    runs: Sequence[Curves], path: Path, *, caveats: Sequence[str] = (), turn_score: str = ""
+) -> None:
+    """Draw the losses of several runs over steps and over training time, and scores by turn, as a PNG file.
 
-    `caveats` say why curves cannot be compared. Raises `OutputError` if the file cannot be written.
+    `caveats` say why curves cannot be compared; `turn_score` names the scores in `Curves.turns`. Raises
+    `OutputError` if the file cannot be written.
     """
-    save(draw_comparison(runs, caveats=caveats), path)
+    save(draw_comparison(runs, caveats=caveats, turn_score=turn_score), path)
 
 
-def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> "Figure":
-    """Draw the figure of `plot_comparison`: a panel by step and a panel by time.
+def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = (), turn_score: str = "") -> "Figure":
+    """Draw the figure of `plot_comparison`: a panel by step, one by time and, of scores, one by turn.
 
     Each run has its colour; training losses are lines, evaluations points, the best evaluation a star.
     """
     from matplotlib.lines import Line2D
 
-    figure = new_figure(width=1.5 * WIDTH_INCHES, height=HEIGHT_INCHES + INCHES_PER_RUN * len(runs))
-    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    panels = 3 if any(run.turns for run in runs) else 2
+    figure = new_figure(width=panels * PANEL_INCHES, height=HEIGHT_INCHES + INCHES_PER_RUN * len(runs))
+    by_step, by_time, *by_turn = figure.subplots(1, panels)
+    by_time.sharey(by_step)
     by_step.set_xlabel("step")
     longest_s = max(run.seconds[max(run.seconds)] for run in runs)
     unit, unit_s = next((unit for unit in UNITS if longest_s >= LEAST_UNITS * unit[1]), UNITS[-1])
@@ -180,6 +189,14 @@ def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> "
         for axes, xs in ((by_step, {step: step for step in times}), (by_time, times)):
             _draw_run(axes, run, xs, _look(number), is_crowded=len(runs) > FEW_RUNS)
     show_steps(by_step, {step for run in runs for step in run.seconds})
+    for axes in by_turn:
+        axes.set_xlabel("turn")
+        write(axes.yaxis.label, turn_score)  # it has a file's name in it
+        axes.set_ylim(0, 105)  # room for a marker at 100
+        style(axes)
+        for number, run in enumerate(runs):
+            axes.plot(list(run.turns), list(run.turns.values()), linewidth=1.8, **_look(number))
+        show_steps(axes, {turn for run in runs for turn in run.turns})
     names = ", ".join(run.label for run in runs)
     title = names if len(names) <= NAMES_IN_TITLE else f"{len(runs)} runs"
     named = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.files import given_path
-from glmtune.report.comparable import (
+from glmtune.reports.comparable import (
     describe_evaluation_rows,
     describe_training_rows,
     differing_names,
@@ -15,10 +15,17 @@ from glmtune.report.comparable import (
     explain_evaluation_differences,
     explain_training_differences,
 )
-from glmtune.report.curves import Curve
-from glmtune.report.fonts import GET_A_FONT, find_families
-from glmtune.report.plots import Curves, plot_comparison
-from glmtune.report.recorded_run import RecordedRun, Scores, describe_method, read_run, read_scores
+from glmtune.reports.curves import Curve
+from glmtune.reports.fonts import GET_A_FONT, find_families
+from glmtune.reports.plots import Curves, plot_comparison
+from glmtune.reports.recorded_run import (
+    TURN_SCORE,
+    RecordedRun,
+    Scores,
+    describe_method,
+    read_run,
+    read_scores,
+)
 from glmtune.run_files import make_folder, require_new, write_json
 
 PICTURE_FILE = "compare.png"
@@ -132,6 +139,7 @@ def compare_runs(
         listed = ", ".join(f"{number} is {name}" for number, name in zip(labels, names, strict=True))
         text = f"no font here can write all names of the runs: in the picture {listed}; {GET_A_FONT}"
         comparison = replace(comparison, warnings=(*comparison.warnings, text))
+    turn_score, by_turn = _scores_by_turn([figures.scores for figures in comparison.runs])
     curves = [
         Curves(
             label=f"{label} ({run.recipe.method.name})",
@@ -139,10 +147,11 @@ def compare_runs(
             evaluation=run.evaluation,
             seconds=run.seconds,
             best=run.best_step,
+            turns=turns,
         )
-        for label, run in zip(labels, recorded, strict=True)
+        for label, run, turns in zip(labels, recorded, by_turn, strict=True)
     ]
-    plot_comparison(curves, folder / PICTURE_FILE, caveats=comparison.caveats)
+    plot_comparison(curves, folder / PICTURE_FILE, caveats=comparison.caveats, turn_score=turn_score)
     comparison = replace(comparison, folder=folder)
     write_json(folder / FIGURES_FILE, asdict(comparison) | {"folder": str(folder)})
     return comparison
@@ -177,7 +186,7 @@ def _compare(runs: Sequence[RecordedRun], names: Sequence[str], at: tuple[int, .
     eval_at = shared or _largest_shared([run.evaluated for run in runs])
     incomparable = tuple(explain_evaluation_differences(runs))
     caveats = (*incomparable, *explain_training_differences(runs))
-    recipes = [dict(_flatten(run.recipe.model_dump(mode="json", exclude={"output"}))) for run in runs]
+    recipes = [dict(flatten(run.recipe.model_dump(mode="json", exclude={"output"}))) for run in runs]
     differences = [
         name
         for name in differing_names(recipes)
@@ -233,16 +242,16 @@ def _figures(run: RecordedRun, name: str, at: Sequence[int], eval_at: Sequence[i
         size_bytes=run.size_bytes(),
         losses={step: run.loss_at(step) for step in at},
         eval_losses={step: run.evaluated[step] for step in eval_at},
-        samples_step=_samples_step(run),
+        samples_step=run.samples_step,
         scores=tuple(read_scores(run)),
     )
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield nested settings under full names, as `train.lr`."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -251,17 +260,28 @@ def _samples(runs: Sequence[RecordedRun]) -> Iterator[Sample]:
     """Yield the prompts that at least two runs have answered, in the order of the files."""
     answered = []
     for run in runs:
-        step = _samples_step(run)
-        answered.append({line["prompt"]: line["answer"] for line in run.samples if line["step"] == step})
+        lines = [line for line in run.samples if line["step"] == run.samples_step]
+        answered.append({line["prompt"]: line["answer"] for line in lines})
     for prompt in dict.fromkeys(prompt for by_prompt in answered for prompt in by_prompt):
         answers = tuple(by_prompt.get(prompt) for by_prompt in answered)
         if sum(answer is not None for answer in answers) > 1:
             yield Sample(prompt=prompt, answers=answers)
 
 
-def _samples_step(run: RecordedRun) -> int | None:
-    steps = {line["step"] for line in run.samples}
-    return run.best_step if run.best_step in steps else max(steps, default=None)
+def _scores_by_turn(evaluations: Sequence[Sequence[Scores]]) -> tuple[str, list[Curve]]:
+    """Return a name and each run's scores by turn, of the rows that most runs were evaluated on."""
+    by_key: dict[tuple[str, int, int], dict[int, Scores]] = {}
+    for number, evaluated in enumerate(evaluations):
+        for scores in evaluated:
+            if scores.turns:
+                by_key.setdefault(scores.key, {})[number] = scores
+    if not by_key:
+        return "", [{} for _ in evaluations]
+    found = max(by_key.values(), key=len)
+    curves: list[Curve] = [{} for _ in evaluations]
+    for number, scores in found.items():
+        curves[number] = {turn: of[TURN_SCORE] for turn, of in scores.turns.items() if TURN_SCORE in of}
+    return f"{TURN_SCORE} of {Path(next(iter(found.values())).data).stem}, 0 to 100", curves
 
 
 def _leads(runs: Sequence[RecordedRun], names: Sequence[str]) -> Iterator[Lead]:

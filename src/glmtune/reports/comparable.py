@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from glmtune.report.recorded_run import RecordedRun
+from glmtune.reports.recorded_run import RecordedRun
 
 ROW_SETTINGS = {
     "train", "validation", "test", "max_rows", "max_validation_rows", "max_test_rows", "holdout_rows",

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.report.canvas import SMALL_POINTS, add_head, new_figure, save, style
-from glmtune.report.curves import read_curve
-from glmtune.report.plots import show_steps
+from glmtune.reports.canvas import SMALL_POINTS, add_head, new_figure, save, style
+from glmtune.reports.curves import read_curve
+from glmtune.reports.plots import show_steps
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.report.canvas import HEIGHT_INCHES, add_head, new_figure, save
+from glmtune.reports.canvas import HEIGHT_INCHES, add_head, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
