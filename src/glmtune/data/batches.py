@@ -57,6 +57,12 @@ class Batch:
         learned[list(self.bounds[:-1])] = False
         return learned
 
+    def learned_sources(self) -> Tensor:
+        """Return the number of the source of each token in the loss, in their order."""
+        lengths = torch.tensor(self.lengths, device=self.labels.device)
+        sources = torch.tensor(self.sources, device=self.labels.device)
+        return sources.repeat_interleave(lengths)[self.is_learned()]
+
     def padded(self) -> dict[str, Tensor]:
         """Return the model's inputs with one row a line, padded on the right.
 

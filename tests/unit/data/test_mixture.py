@@ -1,4 +1,4 @@
-"""Mixtures: an epoch draws each source's share, without repeats until the source is exhausted, in a fixed order."""
+"""Mixtures: an epoch draws each source's share, without repeats until the source is exhausted."""
 
 from collections import Counter
 from dataclasses import replace
@@ -27,7 +27,10 @@ def rows_of(*counts: int) -> list[TrainingRow]:
     """Make so many rows of each source; each can be told by its `where`."""
     made = random_rows(sum(counts))
     sources = [source for source, count in enumerate(counts) for _ in range(count)]
-    return [replace(row, source=source, where=f"{i}") for i, (row, source) in enumerate(zip(made, sources))]
+    return [
+        replace(row, source=source, where=f"{i}")
+        for i, (row, source) in enumerate(zip(made, sources, strict=True))
+    ]
 
 
 def drawn(steps: Steps, epochs: int) -> list[list[TrainingRow]]:
