@@ -23,6 +23,9 @@ hint: these settings would fit: method=lora quant=int4
   File "/opt/tune/step.py", line 7, in step
 torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.11 GiB. GPU 0 has a total capacity of 7.77 GiB of which 3.00 MiB is free.
 """,
+    "offloaded": """
+WARNING:root:Some parameters are on the meta device because they were offloaded to the cpu and disk.
+""",
     "cpu-out-of-memory": """
 RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 777777777 bytes.
 """,

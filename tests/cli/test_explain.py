@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+from tools.explained_messages import DOCS, PAGES
 
 from commands import Done, glmtune
 from explained_logs import HEALTHY, LOGS
@@ -80,7 +81,7 @@ def test_an_unknown_error_is_shown_with_where_to_ask(tmp_path: Path) -> None:
     done = glmtune("explain", "odd.log", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines()[:3] == [
-        "no message here is known (3 lines read)", "it is likely this:", "3: OddError: nobody knows",
+        "no message is known in 3 lines", "it is likely this:", "3: OddError: nobody knows",
     ]  # fmt: skip
     assert "`glmtune doctor`" in done.stdout
     assert "/issues" in done.stdout
@@ -89,7 +90,7 @@ def test_an_unknown_error_is_shown_with_where_to_ask(tmp_path: Path) -> None:
 def test_a_healthy_log_has_nothing_to_explain(tmp_path: Path) -> None:
     done = glmtune("explain", "fine.log", cwd=write(tmp_path, fine=HEALTHY))
     assert done.returncode == 1
-    assert done.stdout.startswith("no message here is known")
+    assert done.stdout.startswith("no message is known")
     assert "likely" not in done.stdout
 
 
@@ -129,6 +130,12 @@ def test_a_log_that_cannot_be_read_is_an_error(word: str, said: str, tmp_path: P
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {said}")
     assert "`glmtune explain --list`" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_guide_shows_what_is_printed(page: str, tmp_path: Path) -> None:
+    done = glmtune("explain", "train.log", cwd=write(tmp_path, train=LOGS["ragged-rows"]))
+    assert f"```text\n{done.stdout}```\n" in (DOCS / page).read_text(encoding="utf-8")
 
 
 # The program's own failures

@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,13 @@ PASTE = {
     "zh": "粘贴报错，然后在新的一行按 {}",
 }
 UNKNOWN = {
-    "en": "no message here is known ({lines})",
-    "zh": "没有认得的报错（{lines}）",
+    "en": "no message is known in {:,} lines",
+    "zh": "{:,} 行里没有认得的报错",
 }
 ONLY_CONSEQUENCES = {
-    "en": "these lines only report that something failed; the error itself is not known ({lines})",
-    "zh": "这些行只是说出错了，真正的报错不认得（{lines}）",
+    "en": "these lines only report that something failed; the error itself is not known in {:,} lines",
+    "zh": "这些只是说出错了；{:,} 行里没有认得的真正原因",
 }
-LINES = {"en": "{:,} lines read", "zh": "共读 {:,} 行"}
 LIKELY = {"en": "it is likely this:", "zh": "可能是这一行："}
 ASK = {
     "en": (
@@ -106,6 +106,8 @@ def _read(path: Path, language: Language) -> "LogExplained":
     from glmtune.charset import NotTextError
     from glmtune.explanations import explain_log
     from glmtune.explanations.reading import read_log
+    from glmtune.explanations.table import known_messages
+    from glmtune.near import nearest
 
     if path == STDIN:
         if sys.stdin.isatty():
@@ -119,20 +121,23 @@ def _read(path: Path, language: Language) -> "LogExplained":
     except NotTextError as err:
         raise ConfigError(f"{path}: {err}", hint=err.hint) from None
     except OSError as err:
-        hint = "name a file, or - for a pipe; `glmtune explain --list` has the names of messages"
+        near = nearest(str(path), known_messages())
+        meant = f"did you mean {near}?" if near else "name a file, or - for a pipe;"
+        hint = f"{meant} `glmtune explain --list` has the names of messages"
         raise ConfigError(f"{path}: {err.strerror}", hint=hint) from None
 
 
 def _report(found: "LogExplained", language: Language) -> Iterator[str]:
-    """Yield the lines about a log."""
+    """Yield the lines about a log; of what only reports a cause that is known, two lines."""
+    is_known = any(each.kind != "consequence" for each in found.explained)
     for index, each in enumerate(found.explained):
         yield from ([""] if index else [])
-        yield from _shown(each)
-    if any(each.kind != "consequence" for each in found.explained):
+        yield from islice(_shown(each), 2 if is_known and each.kind == "consequence" else None)
+    if is_known:
         return
     yield from ([""] if found.explained else [])
     unknown = ONLY_CONSEQUENCES if found.explained else UNKNOWN
-    yield unknown[language].format(lines=LINES[language].format(found.num_lines))
+    yield unknown[language].format(found.num_lines)
     if found.likely:
         yield from (LIKELY[language], f"{found.likely.line}: {found.likely.text}")
     yield ASK[language]
