@@ -23,6 +23,9 @@ hint: these settings would fit: method=lora quant=int4
   File "/opt/tune/step.py", line 7, in step
 torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.11 GiB. GPU 0 has a total capacity of 7.77 GiB of which 3.00 MiB is free.
 """,
+    "offloaded": """
+WARNING:root:Some parameters are on the meta device because they were offloaded to the cpu and disk.
+""",
     "cpu-out-of-memory": """
 RuntimeError: [enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 777777777 bytes.
 """,
@@ -40,6 +43,10 @@ RuntimeError: CUDA error: no kernel image is available for execution on the devi
     "no-cuda": """
     raise AssertionError("Torch not compiled with CUDA enabled")
 AssertionError: Torch not compiled with CUDA enabled
+""",
+    "device-ordinal": """
+  File "/opt/tune/main.py", line 30, in main
+RuntimeError: CUDA error: invalid device ordinal
 """,
     "int8-needs-cuda-11": """
 CUDA SETUP: Detected CUDA version 102
@@ -116,6 +123,9 @@ ValueError: You cannot perform fine-tuning on purely quantized models. Please at
   File "/opt/tune/merge.py", line 9, in merge
 ValueError: Cannot merge LORA layers when the model is loaded in 8-bit mode
 """,
+    "numpy-2": """
+A module that was compiled using NumPy 1.x cannot be run in NumPy 2.4.0 as it may crash.
+""",
     "deepspeed-build": """
 deepspeed.ops.op_builder.builder.CUDAMismatchException: >- DeepSpeed Op Builder: Installed CUDA version 11.2 does not match the version torch was compiled with 11.7, unable to compile cuda/cpp extensions
 """,
@@ -153,6 +163,12 @@ AttributeError: 'ChatGLMTokenizer' object has no attribute 'build_chat_input'
     "trust-remote-code": """
 ValueError: The repository here contains custom code which must be executed to correctly load the model.
 Please pass the argument `trust_remote_code=True` to allow custom code to be run.
+""",
+    "transformers-modules": """
+ModuleNotFoundError: No module named 'transformers_modules.my-model'
+""",
+    "import-name": """
+ImportError: cannot import name 'an_old_name' from 'transformers.deepspeed' (/opt/py/transformers/deepspeed.py)
 """,
     "unknown-architecture": """
 ValueError: The checkpoint you are trying to load has model type `glm4` but Transformers does not recognize this architecture.

@@ -42,8 +42,8 @@ GUIDES = (
     "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "report", "export",
     "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
-"""Pages without commands to type: made by a program, or figures and links."""
+LISTS = ("settings", "results", "sources", "architecture", "developing", "python", "how-glm-works")
+"""Pages without commands to type: made by a program, or figures, links and Python."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (
@@ -51,7 +51,7 @@ TUTORIALS = tuple(
         "4-three-ways",
     )
 )  # fmt: skip
-"""The index of the pages for readers of the write-ups, and its pages, of which `test_tutorials.py` runs the commands."""
+"""Pages for readers of the write-ups, their index first; `test_tutorials.py` runs their commands."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
     "hf ": "downloads",

@@ -54,6 +54,14 @@ NUMBERS = Rule("an object of numbers", _object_of(_is_number))
 COUNTS_BY_NAME = Rule("an object of such objects of whole numbers", _object_of(COUNTS.is_met))
 LENGTHS = Rule("an object of the lengths of rows", _is_lengths)
 OBJECTS = Rule("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.is_met, value)))
+TURNS = Rule(
+    "a list of objects with 'turn', 'num_rows' and 'thudm' scores",
+    lambda value: (
+        OBJECTS.is_met(value)
+        and all(COUNTS.is_met({key: of.get(key) for key in ("turn", "num_rows")}) for of in value)
+        and all(NUMBERS.is_met(of.get("thudm")) for of in value)
+    ),
+)
 
 # A key under or_null() may also be absent: find_fault looks it up with dict.get.
 CONTENTS: Mapping[str, Mapping[str, Rule]] = {
@@ -89,7 +97,7 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
     },
     "eval.json": {"steps": COUNT, "best_step": COUNT.or_null()},
     "trainer_state.json": {"log_history": OBJECTS.or_null(), "global_step": COUNT.or_null()},
-    "scores.json": {"thudm": NUMBERS, "num_rows": COUNT},
+    "scores.json": {"thudm": NUMBERS, "num_rows": COUNT, "turns": TURNS.or_null()},
     "settings.json": {
         "model": TEXT,
         "data": TEXT,

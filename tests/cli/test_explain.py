@@ -8,12 +8,13 @@ import traceback
 from pathlib import Path
 
 import pytest
+from tools.explained_messages import DOCS, PAGES
 
 from commands import Done, glmtune
 from explained_logs import HEALTHY, LOGS
-from glmtune.cli import explain as explain_module
 from glmtune.cli import glmtune as program
 from glmtune.cli import main
+from glmtune.cli.explain import WIDTH
 from glmtune.errors import TrainingError
 from glmtune.explanations.table import known_messages
 
@@ -37,7 +38,7 @@ def test_a_log_gives_place_cause_cure_and_command(tmp_path: Path) -> None:
     assert first.startswith("2: ValueError: expected sequence of length 129 at dim 1 (got 128)")
     assert f"\n  {row.en.title}\n  cause: " in first
     assert "\n  there: " in first
-    assert f"\n      {row.commands[0]}\n" in first
+    assert f"\n          {row.commands[0]}\n" in first
     assert first.endswith(f"\n  more: {row.link}")
     assert done.stdout.index(row.en.title) < done.stdout.index(known_messages()["child-failed"].en.title)
 
@@ -49,7 +50,7 @@ def test_texts_are_broken_within_the_width_and_lose_nothing(tmp_path: Path) -> N
         done = glmtune("explain", "cuda-out-of-memory", "--lang", language, cwd=tmp_path)
         words = getattr(known_messages()["cuda-out-of-memory"], language)
         lines = done.stdout.splitlines()
-        assert all(cell_len(line) <= explain_module.WIDTH for line in lines)
+        assert all(cell_len(line) <= WIDTH for line in lines)
         flat = re.sub(r"\s", "", done.stdout)
         for text in (words.title, words.cause, words.there, words.here):
             assert re.sub(r"\s", "", text) in flat
@@ -80,7 +81,7 @@ def test_an_unknown_error_is_shown_with_where_to_ask(tmp_path: Path) -> None:
     done = glmtune("explain", "odd.log", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines()[:3] == [
-        "no message here is known (3 lines read)", "it is likely this:", "3: OddError: nobody knows",
+        "no message is known in 3 lines", "it is likely this:", "3: OddError: nobody knows",
     ]  # fmt: skip
     assert "`glmtune doctor`" in done.stdout
     assert "/issues" in done.stdout
@@ -89,7 +90,7 @@ def test_an_unknown_error_is_shown_with_where_to_ask(tmp_path: Path) -> None:
 def test_a_healthy_log_has_nothing_to_explain(tmp_path: Path) -> None:
     done = glmtune("explain", "fine.log", cwd=write(tmp_path, fine=HEALTHY))
     assert done.returncode == 1
-    assert done.stdout.startswith("no message here is known")
+    assert done.stdout.startswith("no message is known")
     assert "likely" not in done.stdout
 
 
@@ -129,6 +130,12 @@ def test_a_log_that_cannot_be_read_is_an_error(word: str, said: str, tmp_path: P
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {said}")
     assert "`glmtune explain --list`" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_guide_shows_what_is_printed(page: str, tmp_path: Path) -> None:
+    done = glmtune("explain", "train.log", cwd=write(tmp_path, train=LOGS["ragged-rows"]))
+    assert f"```text\n{done.stdout}```\n" in (DOCS / page).read_text(encoding="utf-8")
 
 
 # The program's own failures

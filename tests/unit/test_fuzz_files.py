@@ -54,7 +54,11 @@ FILES: dict[str, Any] = {
     },
     "samples.jsonl": [{"step": step, "prompt": "你好", "answer": "早"} for step in (0, 2)],
     "ranks.jsonl": [{"step": step, "ranks": {"layers.0.a": 3, "layers.1.a": 2}} for step in (0, 2)],
-    "evaluations/e/scores.json": {"thudm": {"rouge-l": 1.0, "bleu-4": 2.0, "num_empty": 0}, "num_rows": 2},
+    "evaluations/e/scores.json": {
+        "thudm": {"rouge-l": 1.0, "bleu-4": 2.0, "num_empty": 0},
+        "num_rows": 2,
+        "turns": [{"turn": turn, "num_rows": 1, "thudm": {"rouge-l": 1.0, "bleu-4": 2.0}} for turn in (1, 2)],
+    },
     "evaluations/e/settings.json": SETTINGS,
     "evaluations/e/generated_predictions.txt": [
         {"row": row, "labels": "早上好", "predict": "早", "stopped": True} for row in (0, 1)

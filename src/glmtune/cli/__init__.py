@@ -105,8 +105,8 @@ def main() -> None:
         click.echo(f"error: {process}{err}", err=True)
         if err.hint:
             click.echo(f"hint: {err.hint}", err=True)
-        if cause := short_explanation(err):
-            click.echo(cause, err=True)
+        if explanation := short_explanation(err):
+            click.echo(explanation, err=True)
         leave_group()
         sys.exit(err.exit_code)
     except Exception as err:

@@ -1,13 +1,17 @@
 """`glmtune explain`, and what is added to an error of this command line that it can explain."""
 
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from glmtune.cli.console import PATH
+from glmtune.errors import AnswerError, ConfigError, TrainingError
 from glmtune.language import LANGUAGES, Language, own_language
 
 if TYPE_CHECKING:
@@ -15,20 +19,19 @@ if TYPE_CHECKING:
 
 STDIN = Path("-")
 WIDTH = 100
-"""Columns that texts are broken into; commands are not broken."""
+"""Most columns of a text; commands are not broken."""
 PASTE = {
     "en": "paste the message, then press {} on a line of its own",
     "zh": "粘贴报错，然后在新的一行按 {}",
 }
 UNKNOWN = {
-    "en": "no message here is known ({lines})",
-    "zh": "没有认得的报错（{lines}）",
+    "en": "no message is known in {:,} lines",
+    "zh": "{:,} 行里没有认得的报错",
 }
 ONLY_CONSEQUENCES = {
-    "en": "these lines only report that something failed; the error itself is not known ({lines})",
-    "zh": "这些行只是说出错了，真正的报错不认得（{lines}）",
+    "en": "these lines only report that something failed; the error itself is not known in {:,} lines",
+    "zh": "这些只是说出错了；{:,} 行里没有认得的真正原因",
 }
-LINES = {"en": "{:,} lines read", "zh": "共读 {:,} 行"}
 LIKELY = {"en": "it is likely this:", "zh": "可能是这一行："}
 ASK = {
     "en": (
@@ -101,9 +104,10 @@ def explain(logs: tuple[Path, ...], lang: Language | None, is_list: bool, as_jso
 def _read(path: Path, language: Language) -> "LogExplained":
     """Explain a file, a pipe or what is typed. Raises `ConfigError` for one that cannot be read."""
     from glmtune.charset import NotTextError
-    from glmtune.errors import ConfigError
     from glmtune.explanations import explain_log
     from glmtune.explanations.reading import read_log
+    from glmtune.explanations.table import known_messages
+    from glmtune.near import nearest
 
     if path == STDIN:
         if sys.stdin.isatty():
@@ -117,20 +121,23 @@ def _read(path: Path, language: Language) -> "LogExplained":
     except NotTextError as err:
         raise ConfigError(f"{path}: {err}", hint=err.hint) from None
     except OSError as err:
-        hint = "name a file, or - for a pipe; `glmtune explain --list` has the names of messages"
+        near = nearest(str(path), known_messages())
+        meant = f"did you mean {near}?" if near else "name a file, or - for a pipe;"
+        hint = f"{meant} `glmtune explain --list` has the names of messages"
         raise ConfigError(f"{path}: {err.strerror}", hint=hint) from None
 
 
 def _report(found: "LogExplained", language: Language) -> Iterator[str]:
-    """Yield the lines about a log."""
+    """Yield the lines about a log; of what only reports a cause that is known, two lines."""
+    is_known = any(each.kind != "consequence" for each in found.explained)
     for index, each in enumerate(found.explained):
         yield from ([""] if index else [])
-        yield from _shown(each)
-    if any(each.kind != "consequence" for each in found.explained):
+        yield from islice(_shown(each), 2 if is_known and each.kind == "consequence" else None)
+    if is_known:
         return
     yield from ([""] if found.explained else [])
     unknown = ONLY_CONSEQUENCES if found.explained else UNKNOWN
-    yield unknown[language].format(lines=LINES[language].format(found.num_lines))
+    yield unknown[language].format(found.num_lines)
     if found.likely:
         yield from (LIKELY[language], f"{found.likely.line}: {found.likely.text}")
     yield ASK[language]
@@ -138,24 +145,25 @@ def _report(found: "LogExplained", language: Language) -> Iterator[str]:
 
 def _shown(explained: "Explained") -> Iterator[str]:
     """Yield the lines of an explanation, broken; not the message's and the commands."""
+    from glmtune.explanations import COMMAND
+
     for line in explained.lines():
-        if line.startswith("  ") and not line.startswith("      "):
+        if line.startswith("  ") and not line.startswith(COMMAND):
             yield from _broken(line)
         else:
             yield line
 
 
 def _broken(line: str) -> Iterator[str]:
-    """Break a line into `WIDTH` columns, its further lines indented."""
-    import re
-
+    """Break a line to fit the terminal, its further lines indented."""
     from rich.cells import cell_len
 
+    most = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
     text, width = "", 0
     # a word with the blanks behind it; a Chinese character, which may end a line, with its punctuation
     for piece in re.findall(r"^ +|[\u4e00-\u9fff][，。；：！？、）”]*|[^\s\u4e00-\u9fff]+\s*|\s+", line):
         size = cell_len(piece.rstrip())
-        if width + size > WIDTH and text.strip():
+        if width + size > most and text.strip():
             yield text.rstrip()
             text, width = "      ", 6
         text, width = text + piece, width + cell_len(piece)
@@ -163,9 +171,14 @@ def _broken(line: str) -> Iterator[str]:
 
 
 def short_explanation(error: BaseException) -> str:
-    """Return the cause of an error that is known, for the line below its hint; empty if it is not."""
+    """Return the cause of a known failure of PyTorch, the system or a training; empty for any other error.
+
+    A mistake in a setting or a file is said by the error itself.
+    """
     from glmtune.explanations import explain_error
 
+    if not (isinstance(error, TrainingError | AnswerError) or error.__cause__):
+        return ""
     language = own_language()
     found: Iterable[Explained] = explain_error(error, language)
     return next((CAUSE[language].format(each.title, each.cause, each.name) for each in found), "")

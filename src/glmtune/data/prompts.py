@@ -1,7 +1,7 @@
 """Encode conversations for evaluation: the prompt of the last answer, and the answer to compare with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glmtune.conversation import answer_text, encode_question
 from glmtune.data.counts import TokenCounts
@@ -26,6 +26,8 @@ class EvaluationPrompt:
     """Tokens of the prompt before any cut."""
     cuts: tuple[str, ...] = ()
     """Kinds of cuts, as in a `LengthReport`."""
+    turn: int = 1
+    """Number of the user's message that is answered, 1 for the first of a conversation."""
 
 
 def encode_prompts(
@@ -49,14 +51,20 @@ def encode_prompts(
         report.lengths.append(prompt.uncut_tokens)
         if prompt.cuts:
             report.add_cut(prompt.uncut_tokens - len(prompt.ids), prompt.cuts)
-        prompts.append(prompt)
+        asked = sum(message.role == "user" for message in messages[: _last_answer(messages)])
+        prompts.append(replace(prompt, turn=max(asked, 1)))
     return prompts, report
+
+
+def _last_answer(messages: Sequence[Message]) -> int | None:
+    """Return the index of the answer that an evaluation asks for; None for a conversation without one."""
+    return last_index(messages, lambda message: message.role == "assistant")
 
 
 def _chat_prompt(
     tokenizer: Tokenizer, messages: Sequence[Message], settings: Data, limits: Limits
 ) -> EvaluationPrompt:
-    last = last_index(messages, lambda message: message.role == "assistant")
+    last = _last_answer(messages)
     if last is None:
         raise DataError("no answer to compare with", hint="give every test row an answer")
     before, answer = messages[:last], messages[last]

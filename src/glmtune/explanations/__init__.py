@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glmtune.errors import ConfigError
 from glmtune.explanations.search import Sighting, search_log
@@ -12,7 +12,9 @@ from glmtune.explanations.table import KINDS, Kind, KnownMessage, known_messages
 from glmtune.language import LANGUAGES, Language, own_language
 
 LABELS = {"en": ("cause", "there", "here", "more"), "zh": ("原因", "原工具里", "在这里", "参考")}
-TIMES = {"en": " (and in {} more lines)", "zh": "（另有 {} 行相同）"}
+COMMAND = " " * 10
+"""Stands before a command to type."""
+TIMES = {"en": " (and {} more like it)", "zh": "（另有 {} 行相同）"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +26,9 @@ class Explained:
     kind: Kind
     """`cause`: an error; `symptom`: the run goes on in vain; `consequence`: of an error that stands above."""
     line: int
-    """Number of the first line that has it; 0 if it was asked for by name."""
+    """Number of the first line that has it; 0 if it is not of a log."""
     text: str
-    """That line."""
+    """The line itself, or the part of it with the message."""
     times: int
     """Number of lines that have it."""
     title: str
@@ -53,7 +55,7 @@ class Explained:
         colon = "：" if self.language == "zh" else ": "
         cause, there, here, more = (f"  {label}{colon}" for label in LABELS[self.language])
         yield from (cause + self.cause, there + self.there, here + self.here)
-        yield from (f"      {command}" for command in self.commands)
+        yield from (COMMAND + command for command in self.commands)
         yield more + self.link
 
 
@@ -98,7 +100,7 @@ def explain_error(error: BaseException, lang: Language | None = None) -> list[Ex
     while cause is not None and len(messages) < 100:  # a chain may be a ring
         messages.append(f"{type(cause).__qualname__}: {cause}")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return explain("\n".join(reversed(messages)), lang)
+    return [replace(each, line=0) for each in explain("\n".join(reversed(messages)), lang)]
 
 
 def _language(lang: Language | None) -> Language:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from glmtune.explanations.table import LATER, known_messages, patterns
+from glmtune.explanations.table import LATER, compiled_signs, known_messages
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """Colours, cursor movements and titles of a terminal. Source: ECMA-48, 5.4 and 5.6."""
@@ -14,8 +14,10 @@ ERROR = re.compile(
     r"|^[A-Za-z_][\w.]*(?:Error|Exception)$",
     re.MULTILINE,
 )
-ERROR_WORDS = ("Error", "Exception", "error: ", "fatal: ")
+ERROR_WORDS = ("Error: ", "Exception: ", "Error\n", "Exception\n", "error: ", "fatal: ")
 """Some of these stand in every text that `ERROR` matches: looking for them is quicker."""
+BOX_END = "─╯"
+"""The end of a traceback that rich prints, below which the message is wrapped."""
 SHOWN = 200
 """Longest line that is shown in characters; of a longer one, the part around the message."""
 
@@ -47,11 +49,12 @@ class LogSearch:
         """Search the next lines; a line break that follows a carriage return ends the same line."""
         lines = ESCAPES.sub("", lines) if "\x1b" in lines else lines
         text = self._context + lines.replace("\r\n", "\n")
-        begin, explained = len(self._context), set[int]()
+        begin, explained, is_wrapped = len(self._context), set[int](), BOX_END in text
         for name in known_messages():
             positions: dict[int, int] = {}
-            for part, pattern in patterns()[name]:
-                for match in pattern.finditer(text) if part in text else ():
+            for sign in compiled_signs()[name]:
+                is_there = sign.part in text or (is_wrapped and sign.word in text)
+                for match in sign.pattern.finditer(text) if is_there else ():
                     start = _line_start(text, match.start(1))
                     if match.start(1) >= begin and start not in explained:
                         positions.setdefault(start, match.start(1))
@@ -74,8 +77,10 @@ class LogSearch:
         end = text.find("\n", position)
         end = len(text) if end < 0 else end
         cut = text.find("\r", position, end)
-        line = text[max(start, position - SHOWN // 2) : end if cut < 0 else cut]
-        return Sighting(self._line + text.count("\n", 0, position), line.strip()[:SHOWN])
+        end = end if cut < 0 else cut
+        if end - start > SHOWN:
+            start = min(max(start, position - SHOWN // 2), end - SHOWN)
+        return Sighting(self._line + text.count("\n", 0, position), text[start:end][:SHOWN].strip())
 
 
 def search_log(chunks: Iterable[str]) -> LogSearch:

@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from glmtune.language import LANGUAGES
 
@@ -63,18 +63,30 @@ def known_messages() -> dict[str, KnownMessage]:
     }
 
 
+class Sign(NamedTuple):
+    """A sign as a pattern, and two texts in whatever it matches: to look for those first spares searches."""
+
+    pattern: re.Pattern[str]
+    """Group 1 is the sign's last line. A blank may be a line break: rich wraps the end of a traceback."""
+    part: str
+    """The longest text without `...`, which stands in a message that is not wrapped."""
+    word: str
+    """The longest text without a blank, which stands in any."""
+
+
 @cache
-def patterns() -> dict[str, tuple[tuple[str, re.Pattern[str]], ...]]:
-    """Return each row's signs as patterns, with a text that stands in whatever the pattern matches."""
+def compiled_signs() -> dict[str, tuple[Sign, ...]]:
+    """Return the signs of each row."""
     return {name: tuple(map(_compile, row.signs)) for name, row in known_messages().items()}
 
 
-def _compile(sign: str) -> tuple[str, re.Pattern[str]]:
-    """Return the longest plain part of a sign, and its pattern; group 1 is its last line."""
+def _compile(sign: str) -> Sign:
     starts, ends = sign.startswith("^"), sign.endswith("$")
     lines = sign[starts : len(sign) - ends].split("\n")
     parts = [part for line in lines for part in line.split("...")]
-    *before, last = (r"[^\r\n]*?".join(map(re.escape, line.split("..."))) for line in lines)
+    escaped = [re.escape(line).replace(r"\ ", r"[ \n]").replace(r"\.\.\.", r"[^\r\n]*?") for line in lines]
+    *before, last = escaped
     text = "".join(rf"{line}[\s\S]{{0,{LATER}}}?" for line in before) + f"({last})"
     begin, end = r"(?:\A|(?<=[\r\n]))" if starts else "", r"(?=[\r\n]|\Z)" if ends else ""
-    return max(parts, key=len), re.compile(begin + text + end)
+    word = max(" ".join(parts).split(" "), key=len)
+    return Sign(re.compile(begin + text + end), max(parts, key=len), word)

@@ -18,7 +18,14 @@ from glmtune.reports.comparable import (
 from glmtune.reports.curves import Curve
 from glmtune.reports.fonts import GET_A_FONT, find_families
 from glmtune.reports.plots import Curves, plot_comparison
-from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_run, read_scores
+from glmtune.reports.recorded_run import (
+    TURN_SCORE,
+    RecordedRun,
+    Scores,
+    describe_method,
+    read_run,
+    read_scores,
+)
 from glmtune.run_files import make_folder, require_new, write_json
 
 PICTURE_FILE = "compare.png"
@@ -132,6 +139,7 @@ def compare_runs(
         listed = ", ".join(f"{number} is {name}" for number, name in zip(labels, names, strict=True))
         text = f"no font here can write all names of the runs: in the picture {listed}; {GET_A_FONT}"
         comparison = replace(comparison, warnings=(*comparison.warnings, text))
+    turn_score, by_turn = _scores_by_turn([figures.scores for figures in comparison.runs])
     curves = [
         Curves(
             label=f"{label} ({run.recipe.method.name})",
@@ -139,10 +147,11 @@ def compare_runs(
             evaluation=run.evaluation,
             seconds=run.seconds,
             best=run.best_step,
+            turns=turns,
         )
-        for label, run in zip(labels, recorded, strict=True)
+        for label, run, turns in zip(labels, recorded, by_turn, strict=True)
     ]
-    plot_comparison(curves, folder / PICTURE_FILE, caveats=comparison.caveats)
+    plot_comparison(curves, folder / PICTURE_FILE, caveats=comparison.caveats, turn_score=turn_score)
     comparison = replace(comparison, folder=folder)
     write_json(folder / FIGURES_FILE, asdict(comparison) | {"folder": str(folder)})
     return comparison
@@ -257,6 +266,22 @@ def _samples(runs: Sequence[RecordedRun]) -> Iterator[Sample]:
         answers = tuple(by_prompt.get(prompt) for by_prompt in answered)
         if sum(answer is not None for answer in answers) > 1:
             yield Sample(prompt=prompt, answers=answers)
+
+
+def _scores_by_turn(evaluations: Sequence[Sequence[Scores]]) -> tuple[str, list[Curve]]:
+    """Return a name and each run's scores by turn, of the rows that most runs were evaluated on."""
+    by_key: dict[tuple[str, int, int], dict[int, Scores]] = {}
+    for number, evaluated in enumerate(evaluations):
+        for scores in evaluated:
+            if scores.turns:
+                by_key.setdefault(scores.key, {})[number] = scores
+    if not by_key:
+        return "", [{} for _ in evaluations]
+    found = max(by_key.values(), key=len)
+    curves: list[Curve] = [{} for _ in evaluations]
+    for number, scores in found.items():
+        curves[number] = {turn: of[TURN_SCORE] for turn, of in scores.turns.items() if TURN_SCORE in of}
+    return f"{TURN_SCORE} of {Path(next(iter(found.values())).data).stem}, 0 to 100", curves
 
 
 def _leads(runs: Sequence[RecordedRun], names: Sequence[str]) -> Iterator[Lead]:

@@ -1,20 +1,21 @@
 """Draw the losses of a run, or of several runs, from their metrics.jsonl."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.reports.canvas import (
-    HEIGHT_INCHES,
-    WIDTH_INCHES,
-    add_head,
-    new_figure,
-    save,
-    scale_losses,
-    style,
+from glmtune.reports.canvas import HEIGHT_INCHES, add_head, new_figure, save, scale_losses, style, write
+from glmtune.reports.curves import (
+    SMOOTH_FROM_POINTS,
+    Curve,
+    Metrics,
+    candidates,
+    finite,
+    lowest,
+    read_curve,
+    smooth,
 )
-from glmtune.reports.curves import SMOOTH_FROM_POINTS, Curve, candidates, finite, lowest, read_curve, smooth
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Colour-blind readers can tell them apart too. Source: https://jfly.uni-koeln.de/color/ (Okabe and Ito)
 TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR = "#0072B2", "#D55E00", "#009E73"
 RUN_COLOURS = (TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SOURCE_COLOURS = RUN_COLOURS[3:]
 RUN_MARKERS = "osD^v<>p"
 """7 colours and 8 markers in turn: no two of 56 runs look the same."""
 RUN_DASHES, MARKER_SIZES = ("-", (0, (4, 2)), (0, (1.5, 3))), (10.0, 7.0, 4.5)
@@ -49,6 +51,8 @@ NAMES_IN_TITLE = 90
 """Letters of run names that fit a title; the legend alone has longer ones."""
 FEW_RUNS = 4
 """Number of runs above which long runs are drawn smoothed only."""
+PANEL_INCHES = 6.0
+"""Width of each panel in a picture of several runs."""
 INCHES_PER_RUN = 0.1
 """Height added for each run, so that a long legend leaves the curves their room."""
 
@@ -64,6 +68,8 @@ class Curves:
     """Training time in seconds up to each step."""
     best: int | None = None
     """The step of the run's best evaluation."""
+    turns: Curve = field(default_factory=dict)
+    """A score by the turn of the conversation, 0 to 100."""
 
 
 def plot_loss(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str, subtitle: str = "") -> None:
@@ -84,6 +90,7 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str
     style(axes)
     scale_losses(axes, [*training.values(), *evaluation.values()])
     _draw_training(axes, training)
+    _draw_sources(axes, metrics)
     _draw_evaluation(axes, evaluation, lowest(candidates(metrics)))
     gaps = [step for curve in (training, evaluation) for step, loss in curve.items() if loss != loss]
     if gaps:
@@ -118,6 +125,24 @@ def _draw_training(axes: "Axes", curve: Curve) -> None:
         return
     axes.plot(steps, losses, color=colour, label="training, each step", **FAINT)
     axes.plot(steps, smooth(losses), color=colour, linewidth=1.8, label="training, smoothed")
+
+
+def _draw_sources(axes: "Axes", metrics: Metrics) -> None:
+    """Draw the training losses of a mixture's sources, smoothed where there are many."""
+    lines = [line for line in metrics if "losses" in line]
+    names = dict.fromkeys(name for line in lines for name in line["losses"])
+    for number, name in enumerate(names):
+        of_source = [{"step": line["step"], **line["losses"]} for line in lines]
+        curve = read_curve(of_source, name)
+        losses = [*curve.values()]
+        axes.plot(
+            list(curve),
+            losses if len(losses) < SMOOTH_FROM_POINTS else smooth(losses),
+            color=SOURCE_COLOURS[number % len(SOURCE_COLOURS)],
+            linewidth=1.2,
+            linestyle=(0, (4, 2)),
+            label=f"training, {Path(name).name}",
+        )
 
 
 def _draw_evaluation(axes: "Axes", curve: Curve, best: int | None) -> None:
@@ -157,23 +182,28 @@ def show_steps(axes: "Axes", steps: Iterable[int]) -> None:
         axes.set_xlim(min(known) - 1, max(known) + 1)
 
 
-def plot_comparison(runs: Sequence[Curves], path: Path, *, caveats: Sequence[str] = ()) -> None:
-    """Draw the losses of several runs over steps and over training time as a PNG file.
+def plot_comparison(
+    runs: Sequence[Curves], path: Path, *, caveats: Sequence[str] = (), turn_score: str = ""
+) -> None:
+    """Draw the losses of several runs over steps and over training time, and scores by turn, as a PNG file.
 
-    `caveats` say why curves cannot be compared. Raises `OutputError` if the file cannot be written.
+    `caveats` say why curves cannot be compared; `turn_score` names the scores in `Curves.turns`. Raises
+    `OutputError` if the file cannot be written.
     """
-    save(draw_comparison(runs, caveats=caveats), path)
+    save(draw_comparison(runs, caveats=caveats, turn_score=turn_score), path)
 
 
-def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> "Figure":
-    """Draw the figure of `plot_comparison`: a panel by step and a panel by time.
+def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = (), turn_score: str = "") -> "Figure":
+    """Draw the figure of `plot_comparison`: a panel by step, one by time and, of scores, one by turn.
 
     Each run has its colour; training losses are lines, evaluations points, the best evaluation a star.
     """
     from matplotlib.lines import Line2D
 
-    figure = new_figure(width=1.5 * WIDTH_INCHES, height=HEIGHT_INCHES + INCHES_PER_RUN * len(runs))
-    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    panels = 3 if any(run.turns for run in runs) else 2
+    figure = new_figure(width=panels * PANEL_INCHES, height=HEIGHT_INCHES + INCHES_PER_RUN * len(runs))
+    by_step, by_time, *by_turn = figure.subplots(1, panels)
+    by_time.sharey(by_step)
     by_step.set_xlabel("step")
     longest_s = max(run.seconds[max(run.seconds)] for run in runs)
     unit, unit_s = next((unit for unit in UNITS if longest_s >= LEAST_UNITS * unit[1]), UNITS[-1])
@@ -188,6 +218,14 @@ def draw_comparison(runs: Sequence[Curves], *, caveats: Sequence[str] = ()) -> "
         for axes, xs in ((by_step, {step: step for step in times}), (by_time, times)):
             _draw_run(axes, run, xs, _look(number), is_crowded=len(runs) > FEW_RUNS)
     show_steps(by_step, {step for run in runs for step in run.seconds})
+    for axes in by_turn:
+        axes.set_xlabel("turn")
+        write(axes.yaxis.label, turn_score)  # it has a file's name in it
+        axes.set_ylim(0, 105)  # room for a marker at 100
+        style(axes)
+        for number, run in enumerate(runs):
+            axes.plot(list(run.turns), list(run.turns.values()), linewidth=1.8, **_look(number))
+        show_steps(axes, {turn for run in runs for turn in run.turns})
     names = ", ".join(run.label for run in runs)
     title = names if len(names) <= NAMES_IN_TITLE else f"{len(runs)} runs"
     named = [

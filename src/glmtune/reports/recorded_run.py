@@ -28,6 +28,8 @@ from glmtune.tensor_file import read_shapes
 
 MEAN_STEPS = 10
 """Steps that a reported training loss is the mean of: the loss of a single batch says little."""
+TURN_SCORE = "rouge-l"
+"""The score that is shown turn by turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class Scores:
     """Name of the evaluated checkpoint's folder."""
     values: dict[str, float]
     """ROUGE-1, -2, -L and BLEU-4, 0 to 100."""
+    turns: dict[int, dict[str, float]]
+    """The same of the answers to each turn, with its `num_rows`; empty if the rows are all of one."""
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -191,7 +195,6 @@ def read_scores(run: RecordedRun) -> list[Scores]:
     evaluations = []
     for file in files:
         scores, settings = (read_json(path, is_ours=True) for path in (file, file.parent / SETTINGS_FILE))
-        values = {name: value for name, value in scores["thudm"].items() if name != "num_empty"}
         evaluations.append(
             Scores(
                 data=Path(settings["data"]).name,
@@ -199,12 +202,19 @@ def read_scores(run: RecordedRun) -> list[Scores]:
                 num_rows=scores["num_rows"],
                 max_new_tokens=settings["max_new_tokens"],
                 checkpoint=Path(settings["model"]).name,
-                values=values,
+                values=_thudm(scores),
+                turns={
+                    of["turn"]: {"num_rows": of["num_rows"], **_thudm(of)} for of in scores.get("turns") or ()
+                },
             )
         )
     # of evaluations with equal keys the last in this order stays
     evaluations.sort(key=lambda scores: (scores.checkpoint == best, scores.checkpoint))
     return list({scores.key: scores for scores in evaluations}.values())
+
+
+def _thudm(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in scores["thudm"].items() if name != "num_empty"}
 
 
 def _weight_files(folder: Path | None) -> list[Path]:

@@ -13,7 +13,7 @@ from fuzz import examples, fuzzed
 from glmtune.charset import NotTextError
 from glmtune.errors import ConfigError, TrainingError
 from glmtune.explanations import explain, explain_error, explain_log, reading
-from glmtune.explanations.table import LATER, known_messages, patterns
+from glmtune.explanations.table import LATER, compiled_signs, known_messages
 from glmtune.language import own_language
 
 OOM, RAGGED = LOGS["cuda-out-of-memory"], LOGS["ragged-rows"]
@@ -51,7 +51,7 @@ def test_a_line_is_explained_once_by_the_more_special_row() -> None:
 def test_lines_of_the_same_kind_are_counted_and_the_first_is_shown() -> None:
     [nan] = explain(LOGS["loss-nan"], "en")
     assert (nan.line, nan.times) == (3, 2)
-    assert "(and in 1 more lines)" in str(nan)
+    assert "(and 1 more like it)" in str(nan)
 
 
 def test_a_sign_of_several_lines_is_found_within_a_traceback_only() -> None:
@@ -112,13 +112,22 @@ def test_the_parts_a_log_is_read_in_make_no_difference(part: int, codec: str) ->
 
 
 def test_every_part_of_a_sign_stands_in_what_its_pattern_matches() -> None:
-    for name, rows in patterns().items():
-        for sign, (part, pattern) in zip(known_messages()[name].signs, rows, strict=True):
+    for name, rows in compiled_signs().items():
+        for sign, compiled in zip(known_messages()[name].signs, rows, strict=True):
             written = sign.strip("^$").replace("...", " this ")
-            match = pattern.search(written)
+            match = compiled.pattern.search(written)
             assert match, sign
-            assert part in match[0]
+            assert compiled.part in match[0]
+            assert compiled.word in match[0]
             assert match[1] in written.splitlines()[-1]
+
+
+def test_a_message_that_rich_has_wrapped_is_found() -> None:
+    box = f"╭─ Traceback (most recent call last) ─╮\n│ /m/finetune_hf.py:530 in main        │\n╰{'─' * 38}╯\n"
+    wrapped = "ValueError: Target modules {'query', 'value'} not found in\nthe base model. Please check\n"
+    [found] = explain(box + wrapped, "en")
+    assert (found.name, found.line) == ("target-modules", 4)
+    assert found.text == wrapped.splitlines()[0]
 
 
 def test_the_last_error_is_named_where_none_is_known() -> None:

@@ -31,8 +31,7 @@ def test_every_row_has_a_log() -> None:
 def test_a_log_is_explained_by_its_row_first(name: str) -> None:
     first, *others = explain(LOGS[name], "en")
     assert first.name == name
-    assert first.text in LOGS[name]
-    assert LOGS[name].splitlines()[first.line - 1].strip()[: len(first.text)] == first.text
+    assert first.text in LOGS[name].splitlines()[first.line - 1]
     assert {each.kind for each in others} <= {"consequence"}
 
 

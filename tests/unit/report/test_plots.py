@@ -168,6 +168,14 @@ def test_both_panels_hold_each_runs_losses_at_their_steps_and_times(step_s, unit
         assert next(lines, None) is None
 
 
+def test_scores_by_turn_have_a_panel_of_their_own_with_a_line_for_each_run():
+    runs = [replace(curves("a", 5, 1.0), turns={1: 90.0, 2: 70.0}), curves("b", 5, 1.0)]
+    *losses, by_turn = draw_comparison(runs, turn_score="rouge-l of talks").axes
+    assert len(losses) == 2
+    assert [drawn(line) for line in by_turn.lines] == [([1, 2], [90.0, 70.0]), ([], [])]
+    assert (by_turn.get_xlabel(), by_turn.get_ylabel()) == ("turn", "rouge-l of talks")
+
+
 def test_a_long_run_has_its_losses_faintly_under_their_mean():
     one = curves("a", 60, 1.0)
     faint, mean, _ = draw_comparison([one]).axes[0].lines
