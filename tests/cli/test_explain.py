@@ -87,6 +87,13 @@ def test_an_unknown_error_is_shown_with_where_to_ask(tmp_path: Path) -> None:
     assert "/issues" in done.stdout
 
 
+def test_an_error_of_ours_that_needs_no_explanation_leads_to_its_hint(tmp_path: Path) -> None:
+    done = glmtune(
+        "explain", cwd=tmp_path, typed="error: train.lrr: unknown setting\nhint: did you mean lr?\n"
+    )
+    assert "1: error: train.lrr: unknown setting\nif it is of glmtune, its line `hint:`" in done.stdout
+
+
 def test_a_healthy_log_has_nothing_to_explain(tmp_path: Path) -> None:
     done = glmtune("explain", "fine.log", cwd=write(tmp_path, fine=HEALTHY))
     assert done.returncode == 1
