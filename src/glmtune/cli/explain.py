@@ -33,7 +33,6 @@ ONLY_CONSEQUENCES = {
     "zh": "这些只是说出错了；{:,} 行里没有认得的真正原因",
 }
 LIKELY = {"en": "it is likely this:", "zh": "可能是这一行："}
-OWN_ERROR = "error: "
 OWN = {
     "en": "if it is of glmtune, its line `hint:` says what to do, and docs/troubleshooting.md more",
     "zh": "如果是 glmtune 的报错，它的 `hint:` 一行写着怎么办，详见 docs/troubleshooting.zh.md",
@@ -145,7 +144,7 @@ def _report(found: "LogExplained", language: Language) -> Iterator[str]:
     yield unknown[language].format(found.num_lines)
     if found.likely:
         yield from (LIKELY[language], f"{found.likely.line}: {found.likely.text}")
-        yield from [OWN[language]] if found.likely.text.startswith(OWN_ERROR) else []
+        yield from [OWN[language]] if found.likely.text.startswith("error: ") else []
     yield ASK[language]
 
 
