@@ -15,8 +15,8 @@ from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
 from glmtune.reports import memory_picture, plots, rank_map
-from glmtune.reports.html import page
-from glmtune.run_files import replacing
+from glmtune.run_files import REPORT_FILE, replacing
+from glmtune.workflows import reporting
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -69,14 +69,17 @@ def _own_precision() -> Iterator[None]:
 BLANK = b"\x89PNG\r\n\x1a\n" + bytes(2000)
 PICTURED = (
     "tests/cli/test_methods.py", "tests/cli/test_compare.py", "tests/cli/test_demo.py", "tests/unit/report/",
-    "tests/unit/workflows/", "tests/unit/test_fuzz_files.py",
+    "tests/unit/workflows/", "tests/unit/test_fuzz_files.py", "tests/cli/test_report.py",
     "tests/invariants/test_low_rank_runs.py::test_loss_falls_on_every_kind_of_model",
 )  # fmt: skip
 """Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
 
 
 PICTURES = ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
-DRAWN = (*((module, name) for module, draw in PICTURES for name in (draw, "save")), (page, "render"))
+DRAWN = (
+    *((module, name) for module, draw in PICTURES for name in (draw, "save")),
+    (reporting, "write_report"),
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,7 +112,13 @@ def _save_blank(_: object, path: Path) -> None:
         partial.write_bytes(BLANK)
 
 
-BLANKS = {"save": _save_blank, "render": lambda *_: ""}
+def _write_blank(runs: list[Path]) -> Path:
+    path = runs[0] / REPORT_FILE
+    path.touch()
+    return path
+
+
+BLANKS = {"save": _save_blank, "write_report": _write_blank}
 
 
 @pytest.fixture

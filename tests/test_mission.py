@@ -25,7 +25,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S0-02": (
         "context lengths and published scores of the generations",
-        "generations.md#architecture",
+        "generations.md#the-claims-of-chatglm2-6b",
     ),
     "S0-03": (
         "chat, later turns and other knowledge are lost: warned of, and general rows mixed in",
@@ -96,6 +96,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     "S0-15": (
         "where the model lies: path and revision are printed, any folder is taken",
         "cli/test_hub.py::test_a_run_on_a_hubs_model_pins_its_revision_and_finds_it_again",
+        "test_tutorials.py::test_a_folder_in_a_hubs_cache_is_taken_as_it_lies_there",
         "models.md#where-a-model-comes-from",
     ),
     "S0-16": (
@@ -105,23 +106,28 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S0-17": (
         "no process group, because of a trainer of 2023",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "invariants/test_runs.py::test_two_processes_equal_one",
     ),
     "S0-18": (
         "ragged rows, taken for a lack of memory",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "invariants/test_packed.py::test_packed_rows_have_the_loss_and_gradients_of_one_row_at_a_time_and_of_padded_ones",
         "invariants/test_runs.py::test_an_error_of_all_processes_is_told_once",
     ),
     "S0-19": (
         "a page of the differences between the generations",
-        "generations.md#architecture",
+        "generations.md#from-chatglm-6b-to-chatglm2-6b",
         "generations.md#chat-format",
         "generations.md#for-tuning",
     ),
     # 1: LoRA on ChatGLM3-6B-base
     "S1-01": (
-        "theory: kinds of pre-training, blank infilling",
-        "generations.md#architecture",
+        "theory: kinds of pre-training, blank infilling, positions, shuffled blanks",
+        "test_how_glm_works.py::test_part_a_sees_itself_and_part_b_sees_what_stands_before",
+        "test_how_glm_works.py::test_a_blanks_words_are_placed_at_its_mask_and_counted_from_1",
+        "how-glm-works.md#three-families-and-a-fourth",
+        "how-glm-works.md#blank-infilling",
     ),
     "S1-02": (
         "the chat format, its ids by build_chat_input, and decoded",
@@ -241,6 +247,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "pictures of losses and memory; one evaluation can be seen too",
         "unit/report/test_plots.py::test_a_single_evaluation_can_be_seen",
         "unit/report/test_memory_picture.py::test_all_parts_and_the_limit_are_seen",
+        "unit/report/test_page.py::test_several_runs_are_side_by_side_with_the_reasons_not_to_compare_them",
     ),
     "S2-12": (
         "more rows and epochs, types that lose information, limits that lose answers, answers that drift",
@@ -250,7 +257,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S2-13": (
         "how P-Tuning works",
-        "methods.md#p-tuning-v2",
+        "test_how_glm_works.py::test_the_guides_counts_are_those_of_the_methods",
+        "how-glm-works.md#p-tuning-v2",
     ),
     "S2-14": (
         "the lines about saved models and evaluations",
@@ -329,10 +337,13 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     "S4-01": (
         "background: GLM, GLM-130B, positions, masks",
         "parity/test_chatglm_goldens.py::test_positions_are_the_official_ones",
-        "generations.md#architecture",
+        "how-glm-works.md#two-positions",
+        "how-glm-works.md#from-glm-to-chatglm",
     ),
     "S4-02": (
         "the table of memory, and INT8 explained",
+        "test_how_glm_works.py::test_the_worked_row_is_what_int8_makes_of_it",
+        "how-glm-works.md#int8-in-three-steps",
         "test_memory_tables.py::test_a_page_holds_its_table_of_memory",
         "memory.md#published-figures-and-ours",
     ),
@@ -363,9 +374,10 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S4-08": (
         "its errors: icetk, driver, CUDA 11, memory, types, a loss of 0",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "unit/training/test_guard.py::test_rows_without_answers_stop_the_run",
         "invariants/test_memory.py::test_what_does_not_fit_is_refused_with_settings_that_do",
-        "troubleshooting.md#pytorch-sees-no-gpu",
+        "troubleshooting.md#messages-of-other-tools",
         "troubleshooting.md#the-loss-or-the-gradient-is-exactly-0",
     ),
     "S4-09": (
@@ -376,6 +388,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S4-10": (
         "no prefix encoder, because of older code in the folder",
+        "unit/explanations/test_table.py::test_a_log_is_explained_by_its_row_first",
         "parity/test_prefix_goldens.py::test_a_prefix_has_the_official_names_shapes_and_count",
     ),
     "S4-11": (
@@ -390,7 +403,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "cli/test_verbs.py::test_evaluation_scores_and_goes_on_where_it_was_stopped",
     ),
     "S4-13": (
-        "one prompt before and after, in the terminal",
+        "one prompt before and after, in the terminal and as a picture",
+        "unit/report/test_card.py::test_the_card_has_answers_scores_time_memory_and_versions",
         "test_tutorials.py::test_write_up_4_adverts_by_p_tuning_alpaca_on_int8_and_every_weight",
     ),
     "S4-14": (
@@ -410,7 +424,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     ),
     "S4-17": (
         "a tracker that asks for a login where nobody sits",
-        "from-the-tutorials/4-three-ways.md#where-it-goes-wrong",
+        "unit/workflows/test_trackers.py::test_a_run_without_a_login_is_kept_offline_and_told",
+        "report.md#tensorboard-weights--biases-trackio",
     ),
     "S4-18": (
         "the memory while it trains, as a picture",
@@ -421,12 +436,15 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "a walk through the code; what answers are tidied to",
         "unit/models/test_official_chat.py::test_scores_that_are_not_finite_give_the_official_fallback",
         "unit/models/test_official_chat.py::test_chatglm_6b_s_answers_are_tidied_as_officially",
-        "architecture.md#the-life-of-a-generated-token",
+        "test_how_glm_works.py::test_the_traced_answer_is_the_chats",
+        "how-glm-works.md#a-chat-step-by-step",
     ),
     "S4-20": (
         "ChatGLM2's attention",
         "parity/test_chatglm2_goldens.py::test_logits_are_the_official_ones",
-        "generations.md#architecture",
+        "test_how_glm_works.py::test_attention_block_by_block_is_attention",
+        "how-glm-works.md#heads-that-share-keys",
+        "how-glm-works.md#flashattention",
     ),
     "S4-21": (
         "names of checkpoints that its settings never make",

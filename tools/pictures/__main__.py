@@ -32,6 +32,8 @@ PICTURES = {
 }
 """Those of the methods' guide."""
 EXPLAINED: dict[str, Callable[[bool], Page]] = {
+    "lora": lora.draw,
+    "ptuning": ptuning.draw,
     "infilling": infilling.draw,
     "positions": positions.draw,
     "masks": masks.draw,
@@ -45,8 +47,8 @@ EXPLAINED: dict[str, Callable[[bool], Page]] = {
 
 def draw_all(folder: Path) -> None:
     """Write every picture into the folder."""
-    for name, draw in PICTURES.items():
-        draw().save(folder / f"{name}.png")
+    for name in PICTURES.keys() - EXPLAINED.keys():
+        PICTURES[name]().save(folder / f"{name}.png")
     for name, explain in EXPLAINED.items():
         explain(False).save(folder / f"{name}.png")
         explain(True).save(folder / f"{name}.zh.png")

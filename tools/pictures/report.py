@@ -1,4 +1,6 @@
-"""Draws the pictures of the guide to reports, of a run of glm-tiny: `python -m tools.pictures.report FOLDER`.
+"""Draws the pictures of the guide to reports, of a run of glm-tiny.
+
+python -m tools.pictures.report docs/pictures
 
 It trains for a minute, and takes Chromium for the picture of the page.
 """

@@ -115,8 +115,8 @@ class Page:
         self._axes.fill(*zip(*corners, strict=True), facecolor=TRAINED, edgecolor="none")
         self.text(middle, bottom + height * (0.7 if low < high else 0.27), words, size=12, colour="white")
 
-    def legend(self, x: float, y: float, *, frozen: str = "frozen") -> None:
+    def legend(self, x: float, y: float, *, frozen: Words = ("frozen", "冻结")) -> None:
         """Which colour is trained and which is not."""
-        for left, colour, words in ((x, TRAINED, "trained"), (x + 1.2, FROZEN, frozen)):
+        for left, colour, words in ((x, TRAINED, ("trained", "训练")), (x + 1.2, FROZEN, frozen)):
             self.bar((left, y, 0.22, 0.22), colour)
             self.text(left + 0.32, y + 0.11, words, align="left")

@@ -126,6 +126,11 @@ class Data(Settings):
             return ()
         return (Source(path=self.train),) if isinstance(self.train, Path) else self.train
 
+    def names_of_sources(self) -> list[str]:
+        """Return a name for each source: its path, with its number where several have the same."""
+        paths = [str(source.path) for source in self.sources]
+        return [f"{path} ({i + 1})" if paths.count(path) > 1 else path for i, path in enumerate(paths)]
+
     @property
     def train_name(self) -> str:
         """The sources' paths, shortened for a message."""
@@ -252,13 +257,6 @@ class Train(Settings):
             return values
         rest = {key: value for key, value in values.items() if key != "tensorboard"}
         return {"report_to": ("tensorboard",), **rest} if values["tensorboard"] else rest
-
-    @field_validator("report_to", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: object) -> object:
-        if isinstance(value, str):  # as the HF Trainer's `report_to` is written
-            return () if value == "none" else (value,)
-        return value
 
     @field_validator("micro_batch_size", mode="before")
     @classmethod

@@ -121,7 +121,7 @@ class _Card:
             return
         width = (room - GAP * (len(shown) - 1)) / len(shown)
         texts = [_wrap(answer, width - 2 * GAP, BODY, most=MOST_LINES) for _, answer in shown]
-        height = (max(map(len, texts)) * BODY + SMALL) * LEADING / 72 + 1.6 * GAP
+        height = (max(map(len, texts)) * BODY + SMALL) * LEADING / 72 + 1.4 * GAP
         for number, ((when, _), lines) in enumerate(zip(shown, texts, strict=True)):
             left, is_last = MARGIN + number * (width + GAP), number == len(shown) - 1
             self._boxes.append((left, self._y, width, height, WASH))
@@ -163,6 +163,7 @@ class _Card:
 
         height = self._y + MARGIN
         figure = new_figure(width=WIDTH, height=height)
+        figure.set_layout_engine("none")  # every place is given
         figure.set_facecolor(PAGE)
         axes: Axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))

@@ -1,4 +1,4 @@
-"""Where the page or the picture of a run is written."""
+"""The path of the page or the picture of a run, chosen without replacing a file of the user."""
 
 from pathlib import Path
 

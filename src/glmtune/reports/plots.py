@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.reports.canvas import HEIGHT_INCHES, add_head, new_figure, save, scale_losses, style, write
-from glmtune.reports.curves import SMOOTH_FROM_POINTS, Curve, candidates, finite, lowest, read_curve, smooth
+from glmtune.reports.curves import (
+    SMOOTH_FROM_POINTS,
+    Curve,
+    Metrics,
+    candidates,
+    finite,
+    lowest,
+    read_curve,
+    smooth,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
 # Colour-blind readers can tell them apart too. Source: https://jfly.uni-koeln.de/color/ (Okabe and Ito)
 TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR = "#0072B2", "#D55E00", "#009E73"
 RUN_COLOURS = (TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SOURCE_COLOURS = RUN_COLOURS[3:]
 RUN_MARKERS = "osD^v<>p"
 """7 colours and 8 markers in turn: no two of 56 runs look the same."""
 RUN_DASHES, MARKER_SIZES = ("-", (0, (4, 2)), (0, (1.5, 3))), (10.0, 7.0, 4.5)
@@ -80,6 +90,7 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str
     style(axes)
     scale_losses(axes, [*training.values(), *evaluation.values()])
     _draw_training(axes, training)
+    _draw_sources(axes, metrics)
     _draw_evaluation(axes, evaluation, lowest(candidates(metrics)))
     gaps = [step for curve in (training, evaluation) for step, loss in curve.items() if loss != loss]
     if gaps:
@@ -114,6 +125,24 @@ def _draw_training(axes: "Axes", curve: Curve) -> None:
         return
     axes.plot(steps, losses, color=colour, label="training, each step", **FAINT)
     axes.plot(steps, smooth(losses), color=colour, linewidth=1.8, label="training, smoothed")
+
+
+def _draw_sources(axes: "Axes", metrics: Metrics) -> None:
+    """Draw the training losses of a mixture's sources, smoothed where there are many."""
+    lines = [line for line in metrics if "losses" in line]
+    names = dict.fromkeys(name for line in lines for name in line["losses"])
+    for number, name in enumerate(names):
+        of_source = [{"step": line["step"], **line["losses"]} for line in lines]
+        curve = read_curve(of_source, name)
+        losses = [*curve.values()]
+        axes.plot(
+            list(curve),
+            losses if len(losses) < SMOOTH_FROM_POINTS else smooth(losses),
+            color=SOURCE_COLOURS[number % len(SOURCE_COLOURS)],
+            linewidth=1.2,
+            linestyle=(0, (4, 2)),
+            label=f"training, {Path(name).name}",
+        )
 
 
 def _draw_evaluation(axes: "Axes", curve: Curve, best: int | None) -> None:

@@ -8,6 +8,7 @@ from glmtune.files import read_text
 from glmtune.strict import load_yaml
 
 FILE = Path(__file__).with_name("texts.yaml")
+UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
 class Text(NamedTuple):
@@ -40,8 +41,9 @@ def text_or_name(prefix: str, name: str) -> Text:
 
 
 def in_bytes(size: float) -> str:
-    """Return bytes in their unit, `1.93 GiB` or `12.4 MiB`."""
-    value, unit = (size / 2**30, "GiB") if size >= 2**30 else (size / 2**20, "MiB")
+    """Return bytes in their unit, `1.93 GiB`, `12.4 MiB` or `0.5 KiB`."""
+    unit, scale = next((pair for pair in UNITS if size >= pair[1]), UNITS[-1])
+    value = size / scale
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 

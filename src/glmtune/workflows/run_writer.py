@@ -46,13 +46,6 @@ from glmtune.workflows.trackers import Trackers
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
 
 
-def _typed_command() -> str | None:
-    """Return the command line if it is glmtune's own; the words of other programs are theirs."""
-    program = Path(sys.argv[0])
-    is_ours = program.stem == "glmtune" or program.parts[-2:] == ("glmtune", "__main__.py")
-    return shlex.join(["glmtune", *sys.argv[1:]]) if is_ours else None
-
-
 class RunWriter:
     """Writes a run's recipe.yaml, env.json, lines of JSON, pictures, and links to its checkpoints."""
 
@@ -78,12 +71,14 @@ class RunWriter:
             tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
         if is_new:
             write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
+            program = Path(sys.argv[0])  # the words of other programs are theirs
+            is_ours = program.stem == "glmtune" or program.parts[-2:] == ("glmtune", "__main__.py")
             environment = {
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
                 "packages": {name: version(name) for name in PACKAGES},
-                **({"command": command} if (command := _typed_command()) else {}),
+                **({"command": shlex.join(["glmtune", *sys.argv[1:]])} if is_ours else {}),
                 **facts,
             }
             write_json(self.folder / ENVIRONMENT_FILE, environment)

@@ -45,10 +45,9 @@ class Trackers:
     def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Begin a run of each program, named as the run's folder."""
         for name in self._names:
-            self._attempt(name, partial(self._begin, name, folder, settings))
-
-    def _begin(self, name: str, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._open[name] = PROGRAMS[name](folder, settings)
+            tracker = self._attempt(name, partial(PROGRAMS[name], folder, settings))
+            if isinstance(tracker, Tracker):
+                self._open[name] = tracker
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Hand on the figures of a line of metrics.jsonl; one that is not finite has no place in a curve."""
@@ -66,16 +65,18 @@ class Trackers:
             self._attempt(name, tracker.close)
         self._open.clear()
 
-    def _attempt(self, name: str, act: Callable[[], object]) -> None:
+    def _attempt(self, name: str, act: Callable[[], object]) -> object:
+        """Return what a program's function returns; if it fails, warn and go on without the program."""
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # they print their own greetings
-                act()
+                return act()
         except Exception as err:  # noqa: BLE001 - whatever happens in another program ends no training
             self._open.pop(name, None)
             tell(
                 f"warning: train.report_to: {name}: {first_line(err)}; the run goes on without it, its "
                 "figures are in metrics.jsonl"
             )
+            return None
 
 
 def _tensorboard(folder: Path, _: Mapping[str, Any]) -> Tracker:

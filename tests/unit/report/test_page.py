@@ -69,6 +69,7 @@ def page(run: Path) -> Page:
 
 
 def test_the_page_is_one_file_that_names_nothing_outside(page: Page) -> None:
+    assert len(page.elements) > 100
     for tag, attributes in page.elements:
         assert tag not in {"link", "img", "iframe", "object", "embed", "a", "form", "base", "image", "use"}
         assert not attributes.keys() & {"src", "href", "xlink:href", "action", "srcset", "background"}
@@ -136,10 +137,11 @@ def test_every_text_has_both_languages_and_is_used() -> None:
     assert all(text.en.strip() and text.zh.strip() for text in texts.values())
     code = "".join(
         path.read_text(encoding="utf-8")
-        for path in (*FOLDER.rglob("*.py"), FOLDER / "report.html.jinja", FOLDER.parent / "card.py")
+        for path in (*FOLDER.iterdir(), FOLDER.parent / "card.py")
+        if path.is_file()
     )
     made = re.compile(r"part_|cut_|drop_|rows_|training_|figure_")  # of a name in a file
-    unused = [key for key in texts if not made.match(key) and f'"{key}"' not in code]
+    unused = [key for key in texts if not made.match(key) and not re.search(rf"['\"]{key}['\"]", code)]
     assert not unused
     fields = re.compile(r"{(\w+)}")
     assert all(set(fields.findall(text.en)) == set(fields.findall(text.zh)) for text in texts.values())

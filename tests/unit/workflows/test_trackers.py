@@ -109,7 +109,7 @@ def test_a_failure_is_one_warning_and_the_figures_are_in_the_runs_own_file(
     fake = FakeWandb(key="k", failing=failing)
     use(monkeypatch, fake)
     writer = RunWriter(tmp_path / "run", report_to=["wandb"])
-    writer.begin(load_recipe({"model": "m"}), {}, is_new=True)
+    writer.begin(load_recipe({"model": "m", "train": {"lr": 1e-3}}), {}, is_new=True)
     for _ in range(2):
         writer.add(LINE)
     writer.close()
@@ -160,7 +160,7 @@ def test_a_program_that_is_not_installed_is_named_with_its_extra(monkeypatch: py
     [
         ("train.report_to=wandb", ("wandb",)),
         ("train.report_to=[wandb, trackio]", ("wandb", "trackio")),
-        ("train.report_to=none", ()),
+        ("train.report_to=[]", ()),
         ("train.tensorboard=true", ("tensorboard",)),
         ("train.tensorboard=false", ()),
     ],

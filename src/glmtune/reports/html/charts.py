@@ -84,9 +84,9 @@ class Chart:
     """The values that the page's script shows beside the pointer."""
 
 
-def run_series(curve: Curve, name: str) -> list[Series]:
-    """Return a curve of a run; of a long one also its running mean. `name` is the key of its name."""
-    if len(curve) < SMOOTH_FROM_POINTS:
+def run_series(curve: Curve, name: str, *, is_noisy: bool = True) -> list[Series]:
+    """Return a curve of a run; of a long noisy one also its running mean. `name` is the key of its name."""
+    if len(curve) < SMOOTH_FROM_POINTS or not is_noisy:
         return [Series(name=text(name), curve=curve, has_points=len(curve) == 1)]
     return [
         Series(name=text(f"{name}_each"), curve=curve, is_faint=True),
@@ -102,11 +102,16 @@ def smoothed(curve: Curve) -> Curve:
 
 
 def curve_chart(
-    title: Text, unit: Text, series: Sequence[Series], *, best: tuple[int, float] | None = None
+    title: Text,
+    unit: Text,
+    series: Sequence[Series],
+    *,
+    best: tuple[int, float] | None = None,
+    from_zero: bool = False,
 ) -> Chart | None:
     """Lay out curves over their steps; None if no value is finite. `best` is a step with its value.
 
-    A loss far above the others makes the axis of the values logarithmic, as in loss.png.
+    A value far above the others makes their axis logarithmic, as in loss.png, unless it begins at zero.
     """
     drawn = [each for each in series if finite(each.curve)]
     if not drawn:
@@ -114,7 +119,10 @@ def curve_chart(
     values = [value for each in drawn for value in finite(each.curve).values()]
     steps = [step for each in drawn for step in each.curve]
     x, x_ticks = _linear(min(steps), max(steps), is_whole=True, is_tight=True)
-    y, y_ticks = _logarithmic(values) if is_wide(values) else _linear(min(values), max(values))
+    if from_zero:
+        y, y_ticks = _linear(min(0, *values), max(values))
+    else:
+        y, y_ticks = _logarithmic(values) if is_wide(values) else _linear(min(values), max(values))
     return Chart(
         title=title,
         unit=unit,
@@ -235,7 +243,7 @@ def _linear(
     """Return the scale from `low` to `high` and its ticks; if not tight, it begins and ends at a tick."""
     from matplotlib.ticker import MaxNLocator
 
-    if high <= low:  # a single value: room around it
+    if high - low <= 1e-6 * abs(high):  # a single value: room around it
         low, high = (low, low + 1) if is_whole else (low - (abs(low) / 10 or 1), low + (abs(low) / 10 or 1))
     places = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10], integer=is_whole).tick_values(low, high)
     scale = Scale(low, high) if is_tight else Scale(float(places[0]), float(places[-1]))

@@ -136,21 +136,21 @@ def _charts(runs: Sequence[RecordedRun], names: Sequence[str]) -> Iterator[Chart
         loss_chart(text("evaluation_losses"), lines([run.evaluation for run in runs], has_points=True)),
         loss_chart(text("training_losses"), lines([run.training for run in runs])),
     ]
-    for title, key, unit in FIGURES:
-        curves = lines([read_curve(run.metrics, key) for run in runs])
-        charts.append(curve_chart(text(title), text(unit) if unit else Text.of(""), curves))
+    for each in FIGURES:
+        curves = lines([read_curve(run.metrics, each.key) for run in runs])
+        charts.append(curve_chart(each.title, each.unit, curves, from_zero=each.from_zero))
     yield from filter(None, charts)
 
 
 def _figures(runs: Sequence[RunFigures]) -> Iterator[tuple[Text, list[str | None]]]:
     """Yield the name of each figure and its value for every run."""
     yield text("method"), [run.method for run in runs]
-    for key, values in (
+    for name, files in (
         ("trained_on", [run.trained_on for run in runs]),
         ("evaluated_on", [run.evaluated_on for run in runs]),
     ):
-        if len(set(values)) > 1:
-            yield text(key), [*values]
+        if len(set(files)) > 1:
+            yield text(name), [*files]
     numbers = [run.trainable_parameters for run in runs]
     yield text("trained"), [None if number is None else f"{number:,}" for number in numbers]
     yield text("size"), [None if run.size_bytes is None else in_bytes(run.size_bytes) for run in runs]
@@ -170,5 +170,5 @@ def _figures(runs: Sequence[RunFigures]) -> Iterator[tuple[Text, list[str | None
     for key, example in kinds.items():
         of_runs = [next((each.values for each in run.scores if each.key == key), {}) for run in runs]
         for name in example.values:
-            values = [f"{each[name]:.2f}" if name in each else None for each in of_runs]
-            yield Text.of(f"{Path(example.data).stem}: {name}"), values
+            scores = [f"{each[name]:.2f}" if name in each else None for each in of_runs]
+            yield Text.of(f"{Path(example.data).stem}: {name}"), scores

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmtune.evaluation.metrics import METRICS, VARIANTS
 from glmtune.files import read_json_if_there, read_text
@@ -25,13 +25,27 @@ from glmtune.reports.texts import Text, in_bytes, in_time, text, text_or_name
 from glmtune.run_files import DATA_FILE, MEMORY_FILE, RANKS_FILE, RECIPE_FILE, read_json_lines
 
 EVALUATION_COLOUR = 1
+
+
+class Figure(NamedTuple):
+    """A figure of each step that has a chart of its own."""
+
+    key: str
+    """Its key in metrics.jsonl."""
+    title: Text
+    unit: Text
+    is_noisy: bool
+    """True to draw its running mean too."""
+    from_zero: bool
+
+
 FIGURES = (
-    ("rate", "lr", None),
-    ("throughput", "tokens_per_s", "throughput_unit"),
-    ("memory_curve", "memory_gib", "memory_unit"),
-    ("gradient", "grad_norm", "gradient_unit"),
+    Figure("lr", text("rate"), Text.of(""), is_noisy=False, from_zero=False),
+    Figure("tokens_per_s", text("throughput"), text("throughput_unit"), is_noisy=True, from_zero=True),
+    Figure("memory_gib", text("memory_curve"), text("memory_unit"), is_noisy=False, from_zero=True),
+    Figure("grad_norm", text("gradient"), text("gradient_unit"), is_noisy=True, from_zero=False),
 )
-"""Title, key in metrics.jsonl and unit of the curves below that of the loss."""
+"""The charts below that of the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +58,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MemoryPart:
     """Memory of one part, planned and measured, in words and in percent of the largest sum."""
 
     name: Text
@@ -53,11 +67,11 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryTable:
     """Memory by part, its sums, and remarks on them."""
 
-    parts: list[Part]
-    total: Part
+    parts: list[MemoryPart]
+    total: MemoryPart
     notes: list[Text]
 
 
@@ -71,12 +85,12 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowCounts:
     """Counts of the training or the validation rows."""
 
     name: Text
     files: str
-    counts: list[tuple[Text, str]]
+    counts: list[tuple[Text, Text]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +107,8 @@ class RunPage:
     prompts: list[Prompt]
     scores: list[tuple[Text, Text, list[tuple[str, str, Text, float]]]]
     """Rows of an evaluation, by which checkpoint, and of each score its name, value, best and share of it."""
-    memory: Memory | None
-    rows: list[Rows]
+    memory: MemoryTable | None
+    rows: list[RowCounts]
     lengths: Chart | None
     ranks: RankMap | None
     settings: list[tuple[str, str]]
@@ -109,25 +123,35 @@ def describe_run(run: RecordedRun, name: str) -> RunPage:
     facts = read_json_if_there(run.path / DATA_FILE, is_ours=True)
     memory = read_json_if_there(run.path / MEMORY_FILE, is_ours=True)
     scores = read_scores(run)
+    state = "state_finished" if run.is_finished else "state_stopped" if run.training else "state_new"
+    files_of_rows = {"train": describe_training_rows(run), "validation": describe_evaluation_rows(run)}
     set_here = run.recipe.model_dump(mode="json", exclude_defaults=True)
     return RunPage(
         name=name,
         path=str(run.path.resolve()),
         base=Path(run.base).name or run.base,
         method=describe_method(run.recipe.method),
-        state=_state(run),
+        state=text(state, step=f"{run.num_steps:,}"),
         tiles=list(_tiles(run, memory)),
         charts=list(_charts(run)),
         prompts=list(_prompts(run)),
         scores=[_scores(each) for each in scores],
         memory=_memory(memory) if memory else None,
-        rows=list(_rows(run, facts)),
+        rows=[
+            RowCounts(text(f"rows_{name}"), files, list(_counts(facts[name])) if facts.get(name) else [])
+            for name, files in files_of_rows.items()
+        ],
         lengths=histogram(facts["train"]) if facts else None,
         ranks=rank_map(ranks, run.num_steps) if ranks else None,
-        settings=[(key, _shown(value)) for key, value in flatten(set_here)],
+        settings=[
+            ("method", run.recipe.method.name),
+            *((key, _shown(value)) for key, value in flatten(set_here)),
+        ],
         recipe=read_text(run.path / RECIPE_FILE),
         environment=[
-            (key, _shown(value)) for key, value in flatten(run.environment) if not key.startswith("memory.")
+            (key, _shown(value))
+            for key, value in flatten(run.environment)
+            if key != "command" and not key.startswith("memory.")
         ],
         commands=list(_commands(run)),
     )
@@ -137,12 +161,6 @@ def loss_chart(title: Text, series: list[Series], *, best: tuple[int, float] | N
     """Lay out losses; the unit says it if their axis is logarithmic."""
     losses = [value for each in series for value in each.curve.values()]
     return curve_chart(title, text("loss_log" if is_wide(losses) else "loss_unit"), series, best=best)
-
-
-def _state(run: RecordedRun) -> Text:
-    if run.is_finished:
-        return text("state_finished")
-    return text("state_stopped", step=f"{run.num_steps:,}") if run.training else text("state_new")
 
 
 def _tiles(run: RecordedRun, memory: Mapping[str, Any]) -> Iterator[Tile]:
@@ -174,9 +192,9 @@ def _charts(run: RecordedRun) -> Iterator[Chart]:
     losses = [*run_series(run.training, "training"), evaluation]
     best = None if run.best_step is None else (run.best_step, run.evaluated[run.best_step])
     charts = [loss_chart(text("loss"), losses, best=best)]
-    for title, key, unit in FIGURES:
-        series = run_series(read_curve(run.metrics, key), "figure")
-        charts.append(curve_chart(text(title), text(unit) if unit else Text.of(""), series))
+    for each in FIGURES:
+        series = run_series(read_curve(run.metrics, each.key), "figure", is_noisy=each.is_noisy)
+        charts.append(curve_chart(each.title, each.unit, series, from_zero=each.from_zero))
     yield from filter(None, charts)
 
 
@@ -207,40 +225,34 @@ def _scores(scores: Scores) -> tuple[Text, Text, list[tuple[str, str, Text, floa
     return head, text("score_from", checkpoint=scores.checkpoint), values
 
 
-def _memory(memory: Mapping[str, Any]) -> Memory:
+def _memory(memory: Mapping[str, Any]) -> MemoryTable:
     columns = [dict(memory[name] or {}) for name in ("predicted", "measured")]
     sums = [column.pop("bytes", sum(column.values())) for column in columns]
     most = max(*sums, 1)
 
-    def part(name: Text, predicted: int, measured: int) -> Part:
+    def part(name: Text, predicted: int, measured: int) -> MemoryPart:
         both = ((in_bytes(size) if size else "–", 100 * size / most) for size in (predicted, measured))
-        return Part(name, *both)
+        return MemoryPart(name, *both)
 
     names = dict.fromkeys(name for column in columns for name in column)
     parts = [part(text_or_name("part", name), *(column.get(name, 0) for column in columns)) for name in names]
     notes = [text("available", value=in_bytes(memory["limit"]))]
     if all(sums):
         notes.append(text("difference", share=f"{100 * sums[1] / sums[0]:.0f}"))
-    return Memory(parts, part(text("total"), *sums), notes)
+    return MemoryTable(parts, part(text("total"), *sums), notes)
 
 
-def _rows(run: RecordedRun, facts: Mapping[str, Any]) -> Iterator[Rows]:
-    """Yield the files of the training and of the validation rows, with the counts that were recorded."""
-    described = {"train": describe_training_rows(run), "validation": describe_evaluation_rows(run)}
-    for name, files in described.items():
-        yield Rows(text(f"rows_{name}"), files, list(_counts(facts[name])) if facts.get(name) else [])
-
-
-def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[Text, str]]:
-    yield text("num_rows"), f"{facts['rows']:,}"
+def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[Text, Text]]:
+    """Yield the counts of data.json that are not 0, with their names."""
+    yield text("num_rows"), Text.of(f"{facts['rows']:,}")
     for key in ("p50", "p99", "longest"):
-        yield text(key), f"{facts['tokens'].get(key, 0):,} token"
-    for kind, counts in (("cut", facts["cuts"]), ("drop", facts["drops"])):
-        for name, count in counts.items():
+        yield text(key), text("num_tokens", count=f"{facts['tokens'].get(key, 0):,}")
+    for kind in ("cut", "drop"):
+        for name, count in facts[f"{kind}s"].items():
             if count:
-                yield text_or_name(kind, name), f"{count:,}"
+                yield text_or_name(kind, name), Text.of(f"{count:,}")
     if facts["tokens_lost"]:
-        yield text("tokens_lost"), f"{facts['tokens_lost']:,}"
+        yield text("tokens_lost"), Text.of(f"{facts['tokens_lost']:,}")
 
 
 def _commands(run: RecordedRun) -> Iterator[tuple[Text, str]]:
