@@ -48,8 +48,8 @@ ASK = {
     ),
 }
 CAUSE = {
-    "en": "cause: {}: {}\n       more: `glmtune explain {}`",
-    "zh": "原因：{}：{}\n      详细：`glmtune explain {}`",
+    "en": "cause: {}\n       more: `glmtune explain {}`",
+    "zh": "原因：{}\n      详细：`glmtune explain {}`",
 }
 
 
@@ -186,7 +186,7 @@ def short_explanation(error: BaseException) -> str:
         return ""
     language = own_language()
     found: Iterable[Explained] = explain_error(error, language)
-    return next((CAUSE[language].format(each.title, each.cause, each.name) for each in found), "")
+    return next((CAUSE[language].format(each.cause, each.name) for each in found), "")
 
 
 def explain_traceback(error: BaseException) -> None:
