@@ -256,7 +256,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "methods.md#qlora",
     ),
     "S2-13": (
-        "how P-Tuning works",
+        "how P-Tuning works; scores of later turns",
+        "unit/report/test_compare.py::test_scores_of_turns_stand_beside_each_other_and_in_the_picture",
         "test_how_glm_works.py::test_the_guides_counts_are_those_of_the_methods",
         "how-glm-works.md#p-tuning-v2",
     ),
