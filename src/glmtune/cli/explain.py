@@ -40,11 +40,11 @@ OWN = {
 ASK = {
     "en": (
         "`glmtune doctor` looks at this machine; with its report and the whole log, ask at "
-        "https://github.com/glmtune/glmtune/issues"
+        "https://github.com/glmtune/glmtune/issues/new/choose"
     ),
     "zh": (
         "`glmtune doctor` 看看这台机器；把它的输出和完整日志贴到 "
-        "https://github.com/glmtune/glmtune/issues 提问"
+        "https://github.com/glmtune/glmtune/issues/new/choose 提问"
     ),
 }
 CAUSE = {
