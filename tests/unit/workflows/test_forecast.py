@@ -73,7 +73,7 @@ def test_a_type_that_the_card_lacks_is_told_and_nothing_fits(model: Path, tmp_pa
     assert "dtype=fp16" in told.hint
 
 
-@pytest.mark.parametrize("mib", [pytest.param(100, marks=pytest.mark.slow), 9, 2.3])
+@pytest.mark.parametrize("mib", [pytest.param(100, marks=pytest.mark.slow), 13, 5.5])
 def test_the_forecast_settles_what_the_run_does(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mib: float
 ) -> None:
