@@ -177,7 +177,7 @@ def test_two_processes_settle_the_same_and_equal_one(model: Path, tmp_path: Path
     ("method", "mib", "words"),
     [
         ("lora", 2.8, "data.max_tokens=144 data.overlong=cut_any"),
-        ("full", 7.8, "train.optimizer=adamw_8bit"),
+        ("full", 7.1, "train.optimizer=adamw_8bit"),
         ("full", 6.2, "method=lora"),
         ("full", 1.2, "method=lora data.max_tokens=48 data.overlong=cut_any"),
     ],

@@ -121,7 +121,7 @@ def test_int4_is_counted_twice_where_a_cpu_answers(model: Path, tmp_path: Path) 
 
 def test_a_whole_model_is_evaluated_without_gradients(model: Path, tmp_path: Path) -> None:
     whole, part = (foretold(recipe(model, tmp_path / "run", f"method={name}")) for name in ("full", "lora"))
-    assert whole.phases[0].parts["activations"] > 1.2 * part.phases[0].parts["activations"]
+    assert whole.phases[0].parts["activations"] > part.phases[0].parts["activations"]
     assert whole.phases[1].parts["activations"] == part.phases[1].parts["activations"]
 
 
