@@ -1,18 +1,18 @@
 """`glmtune compare`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, plain
+from glmtune.cli.console import PATH, counted, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glmtune.report.compare import Comparison, RunFigures
+    from glmtune.reports.compare import Comparison, RunFigures
 
 HEAD_WIDTH, RUN_WIDTH = 26, 18
 """Widths in characters: of the column of names, and the least width of each run's column."""
@@ -40,7 +40,7 @@ def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) ->
     """
     from rich.console import Console
 
-    from glmtune.report.compare import compare_runs
+    from glmtune.reports.compare import compare_runs
     from glmtune.run_files import free_folder
     from glmtune.workflows.show import Lines
 
@@ -101,7 +101,7 @@ def _samples_table(comparison: "Comparison", shown: slice) -> "Table":
 
 def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each figure that every comparison has, and its text for each run."""
-    from glmtune.report.recorded_run import MEAN_STEPS
+    from glmtune.reports.recorded_run import MEAN_STEPS
 
     runs = comparison.runs
 
@@ -135,16 +135,22 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
 
 def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """Yield the title and rows of each further section: scores by test file, and settings that differ."""
-    from glmtune.evaluation.metrics import with_scale
+    from glmtune.reports.recorded_run import TURN_SCORE
 
     kinds = {scores.key: scores for run in comparison.runs for scores in run.scores}
     for key, example in kinds.items():
         # a run that was not evaluated on these rows has no scores of them
-        scores = [next((s.values for s in run.scores if s.key == key), {}) for run in comparison.runs]
+        found = [
+            next((scores for scores in run.scores if scores.key == key), None) for run in comparison.runs
+        ]
         rows = [
-            (name, [with_scale(values[name], name) if name in values else NOTHING for values in scores])
+            (name, [_score(scores.values if scores else {}, name) for scores in found])
             for name in example.values
         ]
+        turns = {turn: of["num_rows"] for scores in found if scores for turn, of in scores.turns.items()}
+        for turn, number in sorted(turns.items()):
+            cells = [_score(scores.turns.get(turn, {}) if scores else {}, TURN_SCORE) for scores in found]
+            rows.append((f"{TURN_SCORE}, turn {turn}, {counted(int(number), 'row')}", cells))
         yield f"{Path(example.data).stem}, {example.num_rows} rows", rows
     differing = []
     for name, settings in comparison.differences.items():
@@ -154,6 +160,12 @@ def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, l
         differing.append((name, last_parts if len(set(last_parts)) == len(set(texts)) else texts))
     if differing:
         yield "settings that differ", differing
+
+
+def _score(scores: Mapping[str, float], name: str) -> str:
+    from glmtune.evaluation.metrics import with_scale
+
+    return with_scale(scores[name], name) if name in scores else NOTHING
 
 
 def _trainable(run: "RunFigures") -> str | None:

@@ -26,6 +26,7 @@ def evaluate(
 
     PATH is a model, run or adapter folder, or a recipe file that names one. Each answer is written to
     generated_predictions.txt as it finishes; run the same command again after an interruption and it goes on.
+    Of rows with a history, the scores of each turn are told too.
 
     \b
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
@@ -38,7 +39,8 @@ def evaluate(
     named = {"data.test": data, "output": output, "base": base, "revision": revision}
     words += tuple(f"{key}={value}" for key, value in named.items() if value)
     recipe = recipe_for(path if path.suffix in (".yaml", ".yml") else {"model": str(path)}, words)
-    from glmtune.workflows.evaluating import evaluating, scores_table  # loads torch: after all cheap checks
+    # loads torch: after all cheap checks
+    from glmtune.workflows.evaluating import evaluating, scores_table, turns_table
 
     lines = Lines()
     with lines.bar("answering"):
@@ -47,6 +49,8 @@ def evaluate(
     lines.say(f"{'':10} {'thudm':>16} {'chatglm3':>16}")
     for name, thudm, chatglm3 in scores_table(scores):
         lines.say(f"{name:10} {thudm:>16} {chatglm3:>16}")
+    for turn, rows, *values in turns_table(scores):
+        lines.say(f"{turn:>4} {rows:>6}" + "".join(f" {value:>9}" for value in values))
     lines.say(
         f"{counted(scores['num_rows'], 'row')}, {counted(scores['num_empty'], 'empty answer')} (score 0), "
         f"{100 * scores['stopped_share']:.1f}% ended by a stop token"

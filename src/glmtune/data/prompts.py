@@ -1,11 +1,11 @@
 """Encode conversations for evaluation: the prompt of the last answer, and the answer to compare with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glmtune.conversation import answer_text, encode_question
 from glmtune.data.counts import TokenCounts
-from glmtune.data.cut import Cutter, Limits, last_index
+from glmtune.data.cut import Cutter, Limits, Size, last_index
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
@@ -26,6 +26,8 @@ class EvaluationPrompt:
     """Tokens of the prompt before any cut."""
     cuts: tuple[str, ...] = ()
     """Kinds of cuts, as in a `LengthReport`."""
+    turn: int = 1
+    """Number of the user's message that is answered, 1 for the first of a conversation."""
 
 
 def encode_prompts(
@@ -46,15 +48,23 @@ def encode_prompts(
                 prompt = _chat_prompt(tokenizer, messages, settings, limits)
             else:
                 prompt = _official_prompt(tokenizer, messages, settings)
-        report.add(prompt.uncut_tokens, len(prompt.ids), prompt.cuts)
-        prompts.append(prompt)
+        report.lengths.append(prompt.uncut_tokens)
+        if prompt.cuts:
+            report.add_cut(prompt.uncut_tokens - len(prompt.ids), prompt.cuts)
+        asked = sum(message.role == "user" for message in messages[: _last_answer(messages)])
+        prompts.append(replace(prompt, turn=max(asked, 1)))
     return prompts, report
+
+
+def _last_answer(messages: Sequence[Message]) -> int | None:
+    """Return the index of the answer that an evaluation asks for; None for a conversation without one."""
+    return last_index(messages, lambda message: message.role == "assistant")
 
 
 def _chat_prompt(
     tokenizer: Tokenizer, messages: Sequence[Message], settings: Data, limits: Limits
 ) -> EvaluationPrompt:
-    last = last_index(messages, lambda message: message.role == "assistant")
+    last = _last_answer(messages)
     if last is None:
         raise DataError("no answer to compare with", hint="give every test row an answer")
     before, answer = messages[:last], messages[last]
@@ -73,15 +83,15 @@ def _chat_prompt(
         def render(conversation: Sequence[Message]) -> Sequence[Segment]:
             return tokenizer.segments(conversation[:-1], source_prefix=settings.source_prefix)
 
-        cutter = Cutter(Limits(None, source, target=0), render, TokenCounts(tokenizer))
         # the cutter works on whole examples: an empty answer, never encoded, stands for the one asked for
-        shortened = cutter.cut([*before, Message("assistant", "")])
-        if shortened is None:
+        asked, size = [*before, Message("assistant", "")], Size(uncut_tokens, 0)
+        cutter = Cutter(Limits(None, source, target=0), render, TokenCounts(tokenizer), asked, size)
+        if not cutter.fit():
             raise DataError(
                 f"the question part has {uncut_tokens:,} tokens and cannot be cut to {source:,}",
                 hint=f"{limits.raising}, or shorten the system message",
             )
-        ids, cuts = encode(shortened[0][:-1]), tuple(shortened[1])
+        ids, cuts = encode(cutter.conversation[:-1]), tuple(cutter.cuts)
     # the reference is the answer without its thought, its calls as the chat format writes them; encoded and
     # decoded like a generated answer: ChatGLM-6B's tokenizer turns full-width punctuation into half-width
     segments = [Segment(answer.content)]

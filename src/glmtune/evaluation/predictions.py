@@ -34,6 +34,8 @@ class EvaluationRow:
     """Index among the rows to answer, from 0; `Prediction.row` in the file."""
     prompt_ids: list[int]
     reference: str
+    turn: int = 1
+    """Number of the user's message that is answered, 1 for the first of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +130,16 @@ def score_all(predictions: Sequence[Prediction]) -> dict[str, Any]:
     scores["num_empty"] = sum(not text.strip() for text in answers)
     scores["stopped_share"] = sum(p.stopped for p in predictions) / len(predictions)
     return scores
+
+
+def score_turns(predictions: Sequence[Prediction], turns: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Return `score_all` of the answers to each turn, with its `turn`; empty if all are of one turn.
+
+    `turns` are the turns of the rows, by `Prediction.row`.
+    """
+    by_turn: dict[int, list[Prediction]] = {}
+    for prediction in predictions:
+        by_turn.setdefault(turns[prediction.row], []).append(prediction)
+    if len(by_turn) < 2:
+        return []
+    return [{"turn": turn, **score_all(by_turn[turn])} for turn in sorted(by_turn)]

@@ -1,8 +1,8 @@
 """The training loop, in one function: micro-batches -> token-weighted gradient -> clip -> optimizer step."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -37,6 +37,8 @@ class StepLog:
     """Highest memory so far: the GPU's allocations, or on a CPU this process's resident memory."""
     memory_gib: float
     """The highest of this step alone, its batches being made included."""
+    losses: Mapping[int, float] = field(default_factory=dict)
+    """The step's mean loss by the number of the rows' source, where there are several."""
 
 
 class StepPart(Protocol):
@@ -61,6 +63,7 @@ def fit(
     guard: Guard | None = None,
     part: StepPart | None = None,
     meter: MemoryMeter | None = None,
+    num_sources: int = 1,
 ) -> Iterator[StepLog]:
     """Train and yield one log per step; the caller decides when to print, evaluate and save.
 
@@ -79,6 +82,7 @@ def fit(
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
         total = torch.zeros((), device=processes.device)
+        by_source = _BySource(num_sources, processes)
         for batch in micro:
             is_last = batch is micro[-1]
             # gradients add up in p.grad; processes exchange them once, in the last backward pass
@@ -86,6 +90,7 @@ def fit(
                 share = module(batch.to(processes.device)) / max(items, 1)
                 total += share.detach()  # no .item() here: it would stall a GPU every micro-batch
                 processes.backward(share * processes.number)  # DDP averages over processes; we want the sum
+            by_source.add(batch, objective.losses)
         has_signal = True
         if part is not None:
             # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
@@ -107,8 +112,36 @@ def fit(
             part.after_step(step)  # needs the gradients: before they are dropped
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
-        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *meter.gib_of("step"))
+        gib = meter.gib_of("step")
+        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *gib, by_source.means())
         start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
+
+
+class _BySource:
+    """The losses of a step, summed by the source of their rows."""
+
+    def __init__(self, number: int, processes: Processes) -> None:
+        self._processes = processes
+        # sums and counts; fp64, for the counts may be larger than fp32 holds exactly
+        self._sums = torch.zeros((2, number), dtype=torch.float64, device=processes.device)
+        self._is_known = number > 1
+
+    def add(self, batch: Batch, losses: Tensor | None) -> None:
+        """Add the losses of a batch's learned tokens; objectives that keep none have no means."""
+        if not self._is_known or losses is None:
+            self._is_known = False
+            return
+        sources = batch.learned_sources().to(losses.device)
+        both = torch.stack((losses.double(), torch.ones_like(losses, dtype=torch.float64)))
+        self._sums.index_add_(1, sources, both)
+
+    def means(self) -> dict[int, float]:
+        """Return the mean loss of each source that the step had rows of, in any process."""
+        if not self._is_known:
+            return {}
+        sums, counts = self._processes.total(self._sums).tolist()
+        pairs = enumerate(zip(sums, counts, strict=True))
+        return {i: total / count for i, (total, count) in pairs if count}
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
-from glmtune.evaluation.predictions import PredictionFile, predict, score_all
+from glmtune.evaluation.predictions import PredictionFile, predict, score_all, score_turns
 from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, load_location, tokenizer_of
@@ -16,6 +16,7 @@ from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.memory import MemoryMeter
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult, Working
+from glmtune.workflows.reporting import renew_report
 from glmtune.workflows.rows import data_hash, encode_test_rows, full_path, longest_answer
 
 NO_ENCODING = {"train", "validation", "test", "max_validation_rows", "max_test_rows"}
@@ -24,6 +25,8 @@ COMPUTED_WITH = "computed_with"
 """Key in settings.json: `exact` or `fast`. `auto` chooses once; a continued evaluation keeps the choice."""
 PEAK = "peak_memory_gib"
 """Key in settings.json and scores.json: the highest memory of the process, of all parts of an evaluation."""
+TURNS = "turns"
+"""Key in scores.json: the scores of each turn, if the rows are of several."""
 
 
 def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
@@ -77,11 +80,15 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
             raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
         file.record(PEAK, max(meter.gib_of("evaluation")[0], file.settings.get(PEAK, 0.0)))
     # the file may hold more rows, of an earlier evaluation with a higher max_test_rows
-    wanted = {row.index for row in test_rows.rows}
-    scores = score_all([p for p in file.finish() if p.row in wanted])
+    turns = {row.index: row.turn for row in test_rows.rows}
+    wanted = [p for p in file.finish() if p.row in turns]
+    scores = score_all(wanted)
+    scores[TURNS] = score_turns(wanted, turns)
     scores[PEAK] = file.settings.get(PEAK)
     scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
     write_json(folder / SCORES_FILE, scores)
+    if recipe.output is None and location.run:
+        yield renew_report(location.run)  # which shows the scores of the run's own folder
     return RunResult(folder, {}, scores)
 
 
@@ -115,3 +122,14 @@ def scores_table(scores: dict[str, Any]) -> list[tuple[str, str, str]]:
         return with_scale(scores[variant][name], name, variant, digits=4)
 
     return [(name, cell(name, "thudm"), cell(name, "chatglm3")) for name in SCORE_NAMES]
+
+
+def turns_table(scores: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a head and a row for each turn: turn, rows, thudm scores; empty if all rows are of one."""
+    if not scores[TURNS]:
+        return []
+    lines = [
+        (str(of["turn"]), str(of["num_rows"]), *(f"{of['thudm'][name]:.2f}" for name in SCORE_NAMES))
+        for of in scores[TURNS]
+    ]
+    return [("turn", "rows", *SCORE_NAMES), *lines]

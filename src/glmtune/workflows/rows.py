@@ -240,7 +240,7 @@ def encode_test_rows(tokenizer: "Tokenizer", data: Data, *, num_new: int) -> Eva
         notes.append(Note(f"test rows: {report.warning}", is_warning=True))
     lengths = [len(prompt.ids) for prompt in prompts]
     notes += _longer_than_context("test", lengths, tokenizer, data, num_new=num_new)
-    rows = [EvaluationRow(i, prompt.ids, prompt.reference) for i, prompt in enumerate(prompts)]
+    rows = [EvaluationRow(i, prompt.ids, prompt.reference, prompt.turn) for i, prompt in enumerate(prompts)]
     return EvaluationRows(paths, name, rows, tuple(notes))
 
 

@@ -11,9 +11,10 @@ from matplotlib.font_manager import fontManager
 from safetensors.numpy import save_file
 
 from glmtune import compare
+from glmtune.cli.compare import _sections
 from glmtune.errors import ConfigError
 from glmtune.recipe import load_recipe, to_yaml
-from glmtune.report.recorded_run import describe_method, read_run
+from glmtune.reports.recorded_run import describe_method, read_run
 
 HASHES = {"train_sha256": "aa", "validation_sha256": "bb"}
 
@@ -68,11 +69,18 @@ def checkpoint_of(folder: Path, step: int) -> Path:
     return folder / "checkpoints" / f"step-{step:06d}"
 
 
-def write_scores(run: Path, name: str, *, checkpoint: str, rouge: float, num_rows: int = 3) -> None:
+def write_scores(
+    run: Path, name: str, *, checkpoint: str, rouge: float, num_rows: int = 3, turns: tuple[float, ...] = ()
+) -> None:
+    """Scores of an evaluation; `turns` are ROUGE-L of turn 1, 2 and so on."""
     folder = run / "evaluations" / name
     folder.mkdir(parents=True)
     values = {"rouge-1": rouge, "rouge-2": 1.0, "rouge-l": 2.0, "bleu-4": 3.0, "num_empty": 0}
     scores = {"thudm": values, "chatglm3": values, "num_rows": num_rows}
+    scores["turns"] = [
+        {"turn": turn, "num_rows": turn, "thudm": {**values, "rouge-l": of}}
+        for turn, of in enumerate(turns, 1)
+    ]
     settings = {
         "data": "/rows/test.json",
         "data_sha256": "cc",
@@ -162,6 +170,36 @@ def test_scores_are_those_of_the_best_checkpoint_for_each_set_of_rows(fast: Path
     assert {scores.num_rows: scores.values["rouge-1"] for scores in one.scores} == {3: 40.0, 9: 60.0}
     assert one.scores[0].values.keys() == {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
     assert other.scores == ()
+
+
+def test_scores_of_turns_stand_beside_each_other_and_in_the_picture(
+    fast: Path, slow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "glmtune.reports.compare.plot_comparison",
+        lambda curves, *_, turn_score, **_said: drawn.extend([turn_score, *(one.turns for one in curves)]),
+    )
+    write_scores(fast, "test", checkpoint="step-000002", rouge=40.0, turns=(90.0, 70.0))
+    write_scores(slow, "test", checkpoint="step-000003", rouge=40.0, turns=(80.0, 30.0))
+    write_scores(slow, "more", checkpoint="step-000003", rouge=60.0, num_rows=9, turns=(1.0, 2.0))
+    comparison = compare([fast, slow], output=tmp_path / "out")
+    assert {turn: of["rouge-l"] for turn, of in comparison.runs[0].scores[0].turns.items()} == {
+        1: 90.0,
+        2: 70.0,
+    }
+    assert drawn == ["rouge-l of test, 0 to 100", {1: 90.0, 2: 70.0}, {1: 80.0, 2: 30.0}]
+    rows = dict(next(_sections(comparison))[1])
+    assert rows["rouge-l, turn 2, 2 rows"] == ["70.00 of 100", "30.00 of 100"]
+
+
+def test_an_evaluation_of_before_turns_were_told_has_none(fast: Path, slow: Path) -> None:
+    write_scores(fast, "test", checkpoint="step-000002", rouge=40.0)
+    file = fast / "evaluations" / "test" / "scores.json"
+    scores = json.loads(file.read_text(encoding="utf-8"))
+    del scores["turns"]
+    file.write_text(json.dumps(scores), encoding="utf-8")
+    assert compare([fast, slow]).runs[0].scores[0].turns == {}
 
 
 def test_answers_are_those_of_the_best_evaluation_to_prompts_of_two_runs(fast: Path, slow: Path) -> None:
@@ -275,7 +313,7 @@ def test_the_picture_says_what_cannot_be_compared(
     fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr("glmtune.report.compare.plot_comparison", lambda *_, **said: drawn.update(said))
+    monkeypatch.setattr("glmtune.reports.compare.plot_comparison", lambda *_, **said: drawn.update(said))
     other = write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, validation_sha256="dd")
     comparison = compare([fast, other], output=tmp_path / "out")
     assert comparison.caveats
@@ -287,7 +325,7 @@ def test_names_that_no_font_here_can_write_are_numbered_and_told(
 ) -> None:
     few = [font for font in fontManager.ttflist if "DejaVu" in font.name]
     monkeypatch.setattr(fontManager, "ttflist", few)
-    monkeypatch.setattr("glmtune.report.fonts._add_new_fonts", lambda: None)
+    monkeypatch.setattr("glmtune.reports.fonts._add_new_fonts", lambda: None)
     fast, slow = fast.rename(tmp_path / "甲"), slow.rename(tmp_path / "乙")
     *_, told = compare([fast, slow], output=tmp_path / "out").warnings
     assert "run 1 is 甲, run 2 is 乙" in told

@@ -18,11 +18,11 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
 from glmtune.errors import OutputError
-from glmtune.report import fonts
-from glmtune.report.canvas import save
-from glmtune.report.curves import read_curve, read_seconds, smooth
-from glmtune.report.fonts import find_families, writable
-from glmtune.report.plots import (
+from glmtune.reports import fonts
+from glmtune.reports.canvas import save
+from glmtune.reports.curves import read_curve, read_seconds, smooth
+from glmtune.reports.fonts import find_families, writable
+from glmtune.reports.plots import (
     BEST_COLOUR,
     EVALUATION_COLOUR,
     RUN_COLOURS,
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypat
 
 def test_plotting_needs_no_display_and_no_global_state(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from glmtune.report.plots import plot_loss;"
+        "import sys; from pathlib import Path; from glmtune.reports.plots import plot_loss;"
         "assert 'matplotlib' not in sys.modules;"
         "plot_loss([{'step': 1, 'loss': 2.0}], Path('loss.png'), title='r');"
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
@@ -166,6 +166,14 @@ def test_both_panels_hold_each_runs_losses_at_their_steps_and_times(step_s, unit
                 assert x == [place[step] / scale for step in curve]
                 assert y == list(curve.values())
         assert next(lines, None) is None
+
+
+def test_scores_by_turn_have_a_panel_of_their_own_with_a_line_for_each_run():
+    runs = [replace(curves("a", 5, 1.0), turns={1: 90.0, 2: 70.0}), curves("b", 5, 1.0)]
+    *losses, by_turn = draw_comparison(runs, turn_score="rouge-l of talks").axes
+    assert len(losses) == 2
+    assert [drawn(line) for line in by_turn.lines] == [([1, 2], [90.0, 70.0]), ([], [])]
+    assert (by_turn.get_xlabel(), by_turn.get_ylabel()) == ("turn", "rouge-l of talks")
 
 
 def test_a_long_run_has_its_losses_faintly_under_their_mean():
@@ -238,7 +246,7 @@ def boxes(path: Path, letters: str) -> None:
 def few_fonts(monkeypatch):
     """A machine with matplotlib's own fonts and no others."""
     monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if "DejaVu" in f.name])
-    monkeypatch.setattr("glmtune.report.fonts._add_new_fonts", lambda: None)
+    monkeypatch.setattr("glmtune.reports.fonts._add_new_fonts", lambda: None)
 
 
 def test_chinese_names_are_written_in_a_font_that_has_them(tmp_path, few_fonts, caplog):

@@ -9,6 +9,7 @@ import torch
 
 from glmtune import evaluate
 from glmtune.generate import compute
+from glmtune.workflows.evaluating import turns_table
 
 pytestmark = pytest.mark.skipif(torch.backends.quantized.engine != "x86", reason="W8A8 needs an x86 CPU")
 
@@ -62,3 +63,21 @@ def test_exact_is_recorded_too(tmp_path: Path) -> None:
         "output": tmp_path / "scores",
     }
     assert evaluate(recipe).scores["compute"] == "exact"
+
+
+def test_of_rows_with_a_history_each_turn_has_its_scores(tmp_path: Path) -> None:
+    talk = {"prompt": "我叫什么？", "response": "你叫小明。", "history": [["你好，我叫小明。", "你好！"]]}
+    (tmp_path / "rows.json").write_text(json.dumps([*ROWS[:2], talk]), encoding="utf-8")
+    recipe = {
+        "model": "glm-tiny",
+        "data": {"test": str(tmp_path / "rows.json")},
+        "evaluate": {"max_new_tokens": 3},
+        "output": tmp_path / "scores",
+    }
+    scores = evaluate(recipe, quiet=True).scores
+    first, second = scores["turns"]
+    assert read(tmp_path / "scores" / "scores.json")["turns"] == [first, second]
+    assert [(of["turn"], of["num_rows"]) for of in (first, second)] == [(1, 2), (2, 1)]
+    head, *lines = turns_table(scores)
+    assert head == ("turn", "rows", "rouge-1", "rouge-2", "rouge-l", "bleu-4")
+    assert lines[1] == ("2", "1", *(f"{second['thudm'][name]:.2f}" for name in head[2:]))
