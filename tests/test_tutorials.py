@@ -148,7 +148,7 @@ def test_write_up_0_conversations_are_tuned_evaluated_and_gone_on_with(desk: Des
     desk.model("chatglm2-6b")
     row = json.loads(blocks(page(0), language="json")[0])
     desk.write("my.json", [{**row, "prompt": f"{row['prompt']}{i}"} for i in range(8)])
-    desk.write("test.json", [row] * 2)
+    desk.write("test.json", [row, {"prompt": "你好", "response": "你好！", "history": []}])
     limits = ["data.max_source_tokens=600", "data.max_target_tokens=200"]
     words = {
         "plan": limits,
@@ -165,6 +165,7 @@ def test_write_up_0_conversations_are_tuned_evaluated_and_gone_on_with(desk: Des
     assert first_row(train) == ("[gMASK]sop" + "\n\n".join(asked), f"{row['response']}</s>")
     assert "plan: 4 steps of up to 4 rows, 14 samples in all, 2.00 epochs of 7 examples" in train.stdout
     assert "2 rows, " in evaluated.stdout
+    assert re.findall(r"^ +(\d) +1 ", evaluated.stdout, re.MULTILINE) == ["1", "3"]  # rows of these turns
     assert desk.num_answers("runs/mine") == 2
     assert talk.stdout.count("<|") == 2
 
@@ -194,7 +195,13 @@ def test_the_printed_tokenizer_has_the_published_facts(shared: Path, tmp_path: P
     folder = tiny_folder(tmp_path / "chatglm3-6b-base")
     shutil.copy(shared / "tokenizers" / "chatglm2_3.tokenizer.model", folder / "tokenizer.model")
     printed = str(load_tokenizer(folder))
-    for fact in ("ChatGLMTokenizer(", "vocab_size=64798", "padding_side='left'", "truncation_side='right'"):
+    for fact in (
+        "ChatGLMTokenizer(",
+        "vocab_size=64798",
+        "padding_side='left'",
+        "truncation_side='right'",
+        "special_tokens={}",
+    ):
         assert fact in printed
     assert not load_tokenizer(folder).is_fast
 

@@ -50,7 +50,8 @@ class Data(Settings):
     set as hf:OWNER/NAME. A path such as examples/adverts.jsonl that does not exist here means the bundled
     file. Several sources are a list, [a.json, b.csv]; in it, {path: b.csv, max_rows: 100} gives one source
     its own `max_rows`, `charset`, `prompt_column`, `response_column`, `history_column`, `input_column`,
-    `system_column`, `ignore_columns`, `transcripts` or `empty`."""
+    `system_column`, `ignore_columns`, `transcripts` or `empty`, and a part of each epoch: a `ratio` of the
+    whole (0.1), or a `weight` beside the others'."""
     validation: Path | None = None
     """Rows for the evaluation loss; empty: rows are held out of `train`."""
     max_validation_rows: int | None = Field(None, ge=1)
