@@ -115,7 +115,7 @@ def test_what_is_shown_is_what_the_files_say(run: Path, page: Page) -> None:
     assert {"24,576", "42.50", "the limit: 512 tokens (the default)"} <= set(page.texts)
     best = shown.best_step
     assert best == 60
-    assert f"{shown.evaluation[0]:.4g} → {shown.evaluated[best]:.4g}" in page.texts
+    assert f"{shown.evaluation[0]:.3g} → {shown.evaluated[best]:.3g}" in page.texts
     for text in (
         *PROMPTS,
         "我是一个语言模型。",

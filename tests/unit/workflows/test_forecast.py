@@ -111,6 +111,35 @@ def test_the_override_of_what_does_not_fit_fits(
     assert not pasted.override
 
 
+def test_int4_is_counted_twice_where_a_cpu_answers(model: Path, tmp_path: Path) -> None:
+    told = [foretold(recipe(model, tmp_path / "run", f"quant={quant}")) for quant in ("int8", "int4", "nf4")]
+    evaluations = [each.phases[1].parts for each in told]
+    assert [parts.get("decoding", 0) > parts["codes"] for parts in evaluations] == [False, True, False]
+    on_card = foretold(recipe(model, tmp_path / "run", "quant=int4"), CARDS[0])
+    assert "decoding" not in on_card.phases[1].parts
+
+
+def test_a_whole_model_is_evaluated_without_gradients(model: Path, tmp_path: Path) -> None:
+    whole, part = (foretold(recipe(model, tmp_path / "run", f"method={name}")) for name in ("full", "lora"))
+    assert whole.phases[0].parts["activations"] > 1.2 * part.phases[0].parts["activations"]
+    assert whole.phases[1].parts["activations"] == part.phases[1].parts["activations"]
+
+
+def test_sample_answers_in_int4_are_given_up_before_rows_are_cut(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecasts, "answering_bytes", lambda *_: 2**26)  # as of a large model
+    words = ["quant=int4", "data.max_tokens=64", "data.overlong=cut_any", "samples.prompts=[hi]"]
+    made = recipe(model, tmp_path / "run", *words)
+    without = recipe(model, tmp_path / "run", *words[:-1])
+    needed, least = (foretold(each).phases[0].num_bytes for each in (made, without))
+    assert needed > least
+    machine = replace(ENDLESS, free=(needed + least) // 2)
+    told = foretold(made, machine)
+    assert (told.fits, told.override) == (False, "samples.prompts=[]")
+    assert foretold(recipe(model, tmp_path / "run", *words, told.override), machine).fits
+
+
 def test_parts_are_those_of_the_weights(model: Path, tmp_path: Path) -> None:
     parts: dict[str, Any] = {
         quant: foretold(recipe(model, tmp_path / "run", *words)).phases[0].parts
