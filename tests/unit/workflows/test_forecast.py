@@ -89,7 +89,7 @@ def test_a_type_that_the_card_lacks_is_told_and_nothing_fits(model: Path, tmp_pa
     assert "dtype=fp16" in told.hint
 
 
-@pytest.mark.parametrize("mib", [*(pytest.param(mib, marks=pytest.mark.slow) for mib in (100, 9)), 5])
+@pytest.mark.parametrize("mib", [*(pytest.param(mib, marks=pytest.mark.slow) for mib in (100, 13)), 5.5])
 def test_the_forecast_settles_what_the_run_does(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mib: float
 ) -> None:
