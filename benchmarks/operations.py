@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import seconds_of
+from glmtune.processor import has_bf16
 
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 TAKES = 3
 """Of a product, the fastest counts."""
 
@@ -93,3 +95,9 @@ class MatrixPeak:
 
         multiply()
         return min(seconds_of(multiply) for _ in range(TAKES))
+
+
+def matrix_peaks(widths: Widths, work: Work) -> dict[str, MatrixPeak]:
+    """The peak of each type that this processor has instructions for; without them bf16 takes minutes."""
+    half = [torch.bfloat16] if has_bf16(torch.device("cpu")) else []
+    return {NAMES[dtype]: MatrixPeak(widths, work, dtype) for dtype in (torch.float32, *half)}

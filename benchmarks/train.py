@@ -36,7 +36,7 @@ import torch
 
 from benchmarks import measure, models
 from benchmarks.measure import Record
-from benchmarks.operations import MatrixPeak, Widths, Work
+from benchmarks.operations import MatrixPeak, Widths, Work, matrix_peaks
 from benchmarks.train_models import (
     Pair,
     Rows,
@@ -206,13 +206,9 @@ class Stage:
 
     def peaks(self) -> dict[str, MatrixPeak]:
         """What products alone would allow, in fp32 and where the processor has it in bf16."""
-        half = [torch.bfloat16] if has_bf16(torch.device("cpu")) else []
         widths = Widths.of(models.SHAPES[self.options.shape], models.VOCABULARY)
-        work = self.works[0]
-        names = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-        return {
-            f"matrix peak {names[dtype]}": MatrixPeak(widths, work, dtype) for dtype in (torch.float32, *half)
-        }
+        found = matrix_peaks(widths, self.works[0])
+        return {f"matrix peak {name}": peak for name, peak in found.items()}
 
     def measure(
         self, sides: Sequence[Training], *, peaks: bool = False, skipped: Facts | None = None

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
-from glmtune.report import memory_picture, plots, rank_map
-from glmtune.run_files import replacing
+from glmtune.reports import memory_picture, plots, rank_map
+from glmtune.run_files import REPORT_FILE, replacing
+from glmtune.workflows import reporting
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -68,16 +69,16 @@ def _own_precision() -> Iterator[None]:
 BLANK = b"\x89PNG\r\n\x1a\n" + bytes(2000)
 PICTURED = (
     "tests/cli/test_methods.py", "tests/cli/test_compare.py", "tests/cli/test_demo.py", "tests/unit/report/",
-    "tests/unit/workflows/", "tests/unit/test_fuzz_files.py",
+    "tests/unit/workflows/", "tests/unit/test_fuzz_files.py", "tests/cli/test_report.py",
     "tests/invariants/test_low_rank_runs.py::test_loss_falls_on_every_kind_of_model",
 )  # fmt: skip
 """Tests whose runs draw their pictures, which is a third of the cost of a tiny run."""
 
 
-DRAWN = tuple(
-    (module, name)
-    for module, draw in ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
-    for name in (draw, "save")
+PICTURES = ((plots, "draw_loss"), (memory_picture, "draw_memory"), (rank_map, "draw_ranks"))
+DRAWN = (
+    *((module, name) for module, draw in PICTURES for name in (draw, "save")),
+    (reporting, "write_report"),
 )
 
 
@@ -87,7 +88,7 @@ def _real_drawing() -> Iterator[list[tuple[object, str, object]]]:
     real = [(module, name, getattr(module, name)) for module, name in DRAWN]
     with pytest.MonkeyPatch.context() as patch:
         for module, name in DRAWN:
-            patch.setattr(module, name, _save_blank if name == "save" else _draw_nothing)
+            patch.setattr(module, name, BLANKS.get(name, _draw_nothing))
         yield real
 
 
@@ -109,6 +110,15 @@ def _draw_nothing(*_: object, **__: object) -> None:
 def _save_blank(_: object, path: Path) -> None:
     with replacing(path) as partial:
         partial.write_bytes(BLANK)
+
+
+def _write_blank(runs: list[Path]) -> Path:
+    path = runs[0] / REPORT_FILE
+    path.touch()
+    return path
+
+
+BLANKS = {"save": _save_blank, "write_report": _write_blank}
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ from glmtune.templates import TEMPLATES
 SRC = Path(__file__).parents[1] / "src" / "glmtune"
 LAYERS = [  # a module imports its own package and the lines above it, nothing else
     {"errors"},
-    {"charset", "log", "near", "quants", "renamed", "rules", "strict", "unsupported"},
+    {"charset", "language", "log", "near", "quants", "renamed", "rules", "strict", "unsupported"},
     {"extras", "paths", "values"},
     {"contents"},
     {"files"},
-    {"templates"},
+    {"explanations", "templates"},
     {"folder", "hub", "processor", "recipe", "run_files", "signs"},
     {"template_rules"},
     {"families", "tensor_file"},
@@ -43,7 +43,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"chat"},
     {"training"},
     {"evaluation"},
-    {"exports", "migration", "report"},
+    {"exports", "migration", "reports"},
     {"workflows"},
     {"cli"},
 ]
@@ -52,13 +52,15 @@ FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC or not p
 ONLY_IN = {
     "peft": ("adapters", "methods"),
     "accelerate": ("training/processes",),
-    "matplotlib": ("report",),
+    "matplotlib": ("reports",),
     "click": ("cli",),
     "prompt_toolkit": ("cli",),
     "sentencepiece": ("tokenizers",),
     "tiktoken": ("tokenizers",),
     "modelscope": ("hub",),
     "bitsandbytes": ("models", "training"),
+    "wandb": ("workflows/trackers",),
+    "trackio": ("workflows/trackers",),
 }
 
 
@@ -282,6 +284,7 @@ TORCH_FREE = [
     "glmtune.recipe",
     "glmtune.recipe.describe",
     "glmtune.templates",
+    "glmtune.explanations",
     "glmtune.families",
     "glmtune.possible",
     "glmtune.folder",
@@ -294,8 +297,10 @@ TORCH_FREE = [
     "glmtune.data.convert",
     "glmtune.data.stats",
     "glmtune.evaluation.metrics",
-    "glmtune.report.plots",
-    "glmtune.report.compare",
+    "glmtune.reports.plots",
+    "glmtune.reports.compare",
+    "glmtune.reports.card",
+    "glmtune.reports.html.page",
     "glmtune.locations",
     "glmtune.methods",
     "glmtune.adapters.peft_rules",

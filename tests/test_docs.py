@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import glmtune as public
 import old_scripts
 from commands import Done, glmtune
+from explained_logs import LOGS
 from glmtune.files import LFS_POINTER
 from glmtune.models import ChatGLM6BConfig, ChatGLM6BForConditionalGeneration
 from glmtune.templates import TEMPLATES, Message, training_examples
@@ -38,11 +39,19 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "export", "migrate",
-    "generations", "glm-tiny", "performance", "troubleshooting",
+    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "report", "export",
+    "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture", "developing", "python")
-"""Pages without commands to type: made by a program, or figures and links."""
+LISTS = ("settings", "results", "sources", "architecture", "developing", "python", "how-glm-works")
+"""Pages without commands to type: made by a program, or figures, links and Python."""
+TUTORIALS = tuple(
+    f"from-the-tutorials/{name}"
+    for name in (
+        "README", "0-ptuning-own-data", "1-chatglm3-lora", "2-ptuning-or-lora", "3-few-shot-adalora",
+        "4-three-ways",
+    )
+)  # fmt: skip
+"""Pages for readers of the write-ups, their index first; `test_tutorials.py` runs their commands."""
 NOT_RUN = {
     "glmtune demo": "takes a minute, and has tests of its own",
     "hf ": "downloads",
@@ -80,6 +89,9 @@ GUIDE_WORDS = {
     "plan": [],
     "verify": [],
     "runs": [],
+    "explain": [],
+    "report": [],
+    "card": [],
 }
 
 
@@ -87,7 +99,7 @@ def both(name: str) -> list[Path]:
     return [ROOT / "docs" / f"{name}.md", ROOT / "docs" / f"{name}.zh.md"]
 
 
-PAGES = (*GUIDES, *LISTS)
+PAGES = (*GUIDES, *LISTS, *TUTORIALS)
 PAIRS = [READMES, *map(both, PAGES)]
 
 
@@ -138,14 +150,17 @@ def test_both_languages_give_the_same_results() -> None:
 
 
 def test_every_guide_is_there_in_both_languages_links_to_the_other_and_is_listed() -> None:
-    names = {path.name.split(".")[0] for path in (ROOT / "docs").glob("*.md")}
+    docs = ROOT / "docs"
+    names = {path.relative_to(docs).as_posix().split(".")[0] for path in docs.rglob("*.md")}
     assert names == {*PAGES}
     for name in PAGES:
         english, chinese = both(name)
         assert f"[中文]({chinese.name})" in english.read_text(encoding="utf-8").splitlines()[2]
         assert f"[English]({english.name})" in chinese.read_text(encoding="utf-8").splitlines()[2]
-        for readme, guide in zip(READMES, (english, chinese), strict=True):
-            assert f"](docs/{guide.name})" in readme.read_text(encoding="utf-8")
+        lists = both(TUTORIALS[0]) if name in TUTORIALS[1:] else READMES
+        for listing, guide in zip(lists, (english, chinese), strict=True):
+            link = guide.relative_to(listing.parent).as_posix()
+            assert f"]({link})" in listing.read_text(encoding="utf-8")
 
 
 def headings(path: Path) -> set[str]:
@@ -232,6 +247,7 @@ def lay_out(folder: Path) -> None:
             folder / "models" / name, template, hidden_size=64, ffn_hidden_size=128, kv_channels=16
         )  # whole blocks for nf4
     tiny_v1_folder(folder / "models" / "chatglm-6b")
+    (folder / "train.log").write_text(LOGS["ragged-rows"], encoding="utf-8")
     row = next(json.loads(block.splitlines()[0]) for block in blocks(READMES[0]) if block.startswith("{"))
     for name in ("my.json", "test.json", "general.json"):
         (folder / name).write_text(json.dumps([row] * 4, ensure_ascii=False), encoding="utf-8")

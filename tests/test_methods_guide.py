@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.pictures.__main__ import PICTURES
+from tools.pictures.__main__ import EXPLAINED, PICTURES
 
 from glmtune.methods import apply_method
 from glmtune.recipe import load_recipe
@@ -60,8 +60,9 @@ def test_a_picture_of_the_guide_is_drawn_by_the_script(name: str, tmp_path: Path
     PICTURES[name]().save(tmp_path / "drawn.png")
     shown = ROOT / "docs" / "pictures" / f"{name}.png"
     assert size_of(tmp_path / "drawn.png") == size_of(shown)
-    for guide in ("methods.md", "methods.zh.md"):
-        assert f"](pictures/{name}.png)" in (ROOT / "docs" / guide).read_text("utf-8")
+    for language in ("", ".zh"):
+        picture = f"{name}{language if name in EXPLAINED else ''}.png"
+        assert f"](pictures/{picture})" in (ROOT / "docs" / f"methods{language}.md").read_text("utf-8")
 
 
 def size_of(picture: Path) -> bytes:

@@ -45,7 +45,10 @@ SIGNATURES = {
         "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
         "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
     ),
+    "explain": "(text, lang=None)",
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
+    "report": "(runs, *, output=None, lang=None, force=False)",
+    "card": "(run, *, output=None, lang=None, force=False)",
     "doctor": (
         "(path=None, *, template=None, dtype='auto', quant=None, device='auto', quiet=False, on_event=None)"
     ),
@@ -89,6 +92,7 @@ def test_every_public_name_is_there() -> None:
             "ConfigError",
             "DataError",
             "Engine",
+            "Explained",
             "ExportResult",
             "Finding",
             "GlmtuneError",

@@ -66,8 +66,8 @@ TIMED_CELL = re.compile(r"(?<=│ )[\d:.,]+( GiB)? +(?=│)")
 """Of the table of `compare`: rows of times and memory, and what in a cell of theirs is a figure."""
 TIMED_PICTURE = "compare.png"
 """Its right half, below the head, is drawn over the training time."""
-MEASURED_FILES = {"memory.json", "memory.png"}
-"""Files that hold nothing but what was measured."""
+MEASURED_FILES = {"memory.json", "memory.png", "report.html"}
+"""Files that hold nothing but what was measured, or show all of it."""
 HEAD_PART = 9
 """The head has so small a part of the picture's height."""
 

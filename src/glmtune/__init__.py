@@ -21,21 +21,24 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from glmtune.evaluation.metrics import score
+    from glmtune.explanations import Explained, explain
     from glmtune.generate import Engine, Request, Sampling
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
-    from glmtune.report.compare import Comparison
+    from glmtune.reports.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
     from glmtune.workflows import (
         ExportResult,
         RunResult,
+        card,
         compare,
         doctor,
         evaluate,
         export,
         migrate,
+        report,
         train,
         verify,
     )
@@ -49,10 +52,11 @@ _HOMES = {
     "Chat": "glmtune.chat",
     "Check": "glmtune.adapters.proof",
     "CheckpointError": "glmtune.errors",
-    "Comparison": "glmtune.report.compare",
+    "Comparison": "glmtune.reports.compare",
     "ConfigError": "glmtune.errors",
     "DataError": "glmtune.errors",
     "Engine": "glmtune.generate",
+    "Explained": "glmtune.explanations",
     "ExportResult": "glmtune.workflows",
     "Finding": "glmtune.workflows.findings",
     "GlmtuneError": "glmtune.errors",
@@ -66,16 +70,19 @@ _HOMES = {
     "Sampling": "glmtune.generate",
     "TrainingError": "glmtune.errors",
     "answer_text": "glmtune.conversation",
+    "card": "glmtune.workflows",
     "compare": "glmtune.workflows",
     "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
     "evaluate": "glmtune.workflows",
+    "explain": "glmtune.explanations",
     "export": "glmtune.workflows",
     "load_model": "glmtune.load",
     "load_tokenizer": "glmtune.load",
     "migrate": "glmtune.workflows",
     "plan": "glmtune.workflows.public",
     "render_messages": "glmtune.templates",
+    "report": "glmtune.workflows",
     "score": "glmtune.evaluation.metrics",
     "train": "glmtune.workflows",
     "verify": "glmtune.workflows",
@@ -92,6 +99,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Engine",
+    "Explained",
     "ExportResult",
     "Finding",
     "GlmtuneError",
@@ -105,16 +113,19 @@ __all__ = [
     "Sampling",
     "TrainingError",
     "answer_text",
+    "card",
     "compare",
     "doctor",
     "encode_messages",
     "evaluate",
+    "explain",
     "export",
     "load_model",
     "load_tokenizer",
     "migrate",
     "plan",
     "render_messages",
+    "report",
     "score",
     "train",
     "verify",

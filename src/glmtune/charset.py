@@ -149,6 +149,25 @@ def decode_given(content: bytes, name: str, charset: str | None = None) -> Decod
     return Decoded(_decode_utf8(content, name, charset), UTF8)  # raises: no set was recognised
 
 
+def wide_codec(start: bytes, name: str) -> str | None:
+    """Return the codec of a text in UTF-16 or UTF-32 by its first bytes, None for any other text.
+
+    Raises `NotTextError` for an archive, a picture and the like; `name` is the file's name, for the hint.
+    """
+    _check_kind(start, name)
+    codec = _codec_of_mark(start)
+    return None if codec == UTF8 else codec or _unmarked_utf16(start)
+
+
+def decode_any(lines: bytes) -> str:
+    """Decode lines for reading: as UTF-8, else in a set that is recognised, else with U+FFFD."""
+    try:
+        return lines.decode(UTF8)
+    except UnicodeDecodeError:
+        # a terminal's escapes are no sign of a wrong set
+        return lines.decode(_recognise(lines.replace(b"\x1b", b"")) or UTF8, errors="replace")
+
+
 # Recognising bytes
 
 

@@ -24,6 +24,26 @@ def _object_of(is_value: Callable[[Any], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and bool(value) and all(map(is_value, value.values()))
 
 
+def _is_lengths(value: object) -> bool:
+    """Return True for what `LengthReport.facts` makes, as far as code reads it."""
+    if not isinstance(value, dict) or not isinstance(bars := value.get("histogram"), dict):
+        return False
+    counts, most = bars.get("counts"), value.get("most_tokens")
+    numbers = (bars.get("longer"), value.get("rows"), value.get("rows_cut"), value.get("tokens_lost"))
+    objects = ("cuts", "drops", "tokens")
+    return (
+        all(map(_is_count, numbers))
+        and isinstance(counts, list)
+        and all(map(_is_count, counts))
+        and _is_count(bars.get("width"))
+        and bars["width"] > 0
+        and (most is None or _is_count(most))
+        and all(isinstance(value.get(name), dict) for name in objects)
+        and all(_is_count(count) for name in objects for count in value[name].values())
+        and isinstance(value.get("limit"), str)
+    )
+
+
 COUNT = Rule("a whole number from 0", _is_count)
 NUMBER = Rule("a number", _is_number)
 SECONDS = Rule("a number from 0", lambda value: _is_number(value) and 0 <= value <= LARGEST)
@@ -32,6 +52,7 @@ OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 COUNTS = Rule("an object of whole numbers from 0", _object_of(_is_count))
 NUMBERS = Rule("an object of numbers", _object_of(_is_number))
 COUNTS_BY_NAME = Rule("an object of such objects of whole numbers", _object_of(COUNTS.is_met))
+LENGTHS = Rule("an object of the lengths of rows", _is_lengths)
 OBJECTS = Rule("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.is_met, value)))
 TURNS = Rule(
     "a list of objects with 'turn', 'num_rows' and 'thudm' scores",
@@ -60,11 +81,13 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
     "env.json": {
         "model": OBJECT.or_null(),
         "device": TEXT.or_null(),
+        "command": TEXT.or_null(),
         "train_sha256": TEXT.or_null(),
         "validation_sha256": TEXT.or_null(),
         "trainable_parameters": COUNT.or_null(),
         "all_parameters": COUNT.or_null(),
     },
+    "data.json": {"train": LENGTHS, "validation": LENGTHS.or_null()},
     "memory.json": {
         "device": TEXT,
         "limit": COUNT,

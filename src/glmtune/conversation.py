@@ -79,29 +79,32 @@ def learned_segments(
 def encode_together(
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Segment]],
-    known: dict[str, list[int]],
-) -> tuple[NDArray[np.int32], NDArray[np.bool_], list[int]]:
+    known: dict[str, NDArray[np.int32]],
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
     """Encode rendered conversations, in a fraction of the time that `encode_segments` of each takes.
 
     Return all ids one after the other, a mask of those that are targets, and the conversations' bounds in
-    both: 0, ..., number of ids. The ids of the texts are added to `known`. No text may hold half a character.
+    both: 0, ..., number of ids. `known`: ids of texts; those of further ones are added. No text may hold half
+    a character.
     """
     parts = list(chain.from_iterable(conversations))
     # each text once, however often it occurs: role headers and system texts are the same in every row
     unique = dict.fromkeys(parts)
-    texts = list({segment.text: None for segment in unique if not segment.is_control})
+    new = (segment.text for segment in unique if not segment.is_control and segment.text not in known)
+    texts = list(dict.fromkeys(new))
     known.update(zip(texts, tokenizer.encode_texts(texts), strict=True))
     pieces_of = {
-        segment: [tokenizer.control_id(segment.text)] if segment.is_control else known[segment.text]
+        segment: np.array([tokenizer.control_id(segment.text)], np.int32)
+        if segment.is_control
+        else known[segment.text]
         for segment in unique
     }
     pieces = list(map(pieces_of.__getitem__, parts))
     lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     targets = np.fromiter(map(attrgetter("is_target"), parts), bool, len(parts))
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.fromiter(chain.from_iterable(pieces), np.int32, int(ends[-1]))
-    bounds: list[int] = ends[np.cumsum([0, *map(len, conversations)])].tolist()
-    return ids, np.repeat(targets, lengths), bounds
+    ids = np.concatenate([np.empty(0, np.int32), *pieces])  # at least one, if there are no conversations
+    return ids, np.repeat(targets, lengths), ends[np.cumsum([0, *map(len, conversations)])]
 
 
 def encode_latest(

@@ -13,7 +13,8 @@ from rich.cells import cell_len
 
 from commands import glmtune
 from forks import run_fork
-from glmtune.recipe.describe import Language, describe
+from glmtune.language import Language
+from glmtune.recipe.describe import describe
 from glmtune.workflows import evaluate
 from models import tiny_folder
 from proofs import edit_card

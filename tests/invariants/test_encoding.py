@@ -1,7 +1,7 @@
 """Rows encoded many at once are those encoded one by one; text by text, cut by cut."""
 
 import random
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from glmtune.conversation import learned_segments
 from glmtune.data import encode
 from glmtune.data.counts import TokenCounts
-from glmtune.data.cut import Cutter, Limits, Size, _middle
+from glmtune.data.cut import Cutter, Limits, Size
 from glmtune.data.encode import encode_examples, training_conversations
 from glmtune.data.example import Example
 from glmtune.data.plain import ANSWER, QUESTION, PlainShape, is_plain
@@ -74,26 +74,19 @@ def one_by_one(tokenizer: Any, messages: list[Message]) -> tuple[list[int], list
     return ids, labels, Size(len(ids), num_target)
 
 
-class PlainCutter(Cutter):
-    """The rule of the cut, with each text that is tried encoded whole."""
-
-    def __init__(self, limits: Limits, tokenizer: Any) -> None:
-        counts = TokenCounts(SimpleNamespace(encode_plain=tokenizer.encode_plain, token_ends=lambda *_: None))
-        super().__init__(limits, lambda messages: (learned_segments(tokenizer, messages) or [[]])[0], counts)
-
-
 def expected(tokenizer: Any, rows: list[Example], data: Data) -> list[Any]:
-    """The rows as they are if each text is encoded whole for each cut that is tried."""
+    """The rows as they are if each is cut on its own, and each text of it encoded whole."""
     limits, found = Limits.of(data), []
-    cutter = PlainCutter(limits, tokenizer)
+
+    def render(messages: list[Message]) -> list[Segment]:
+        return (learned_segments(tokenizer, messages) or [[]])[0]
+
     for row in rows:
         for conversation in training_conversations(tokenizer, row.messages, data):
             *_, size = one_by_one(tokenizer, conversation)
-            if not size.num_tokens:
-                continue
-            short = conversation if limits.is_met(size) else (cutter.cut(conversation) or (None,))[0]
-            if short is not None:
-                found.append((*one_by_one(tokenizer, short)[:2], row.where))
+            cutter = Cutter(limits, render, TokenCounts(tokenizer), conversation, size)
+            if size.num_tokens and cutter.fit():
+                found.append((*one_by_one(tokenizer, cutter.conversation)[:2], row.where))
     return found
 
 
@@ -111,30 +104,41 @@ def test_rows_encoded_at_once_are_those_encoded_one_by_one_however_they_are_cut(
     assert as_lists(encode_examples(tokenizer, rows, data)) == expected(tokenizer, rows, data)
 
 
-@pytest.mark.parametrize("place", [lambda length, kept: (kept, length), _middle])
-def test_tokens_counted_around_a_cut_are_those_of_the_whole_text(tokenizer, place) -> None:
-    draw, told = random.Random(3), 0
-    counts = TokenCounts(tokenizer)
-    for text in filter(None, (message.content for row in talks(20, seed=3) for message in row.messages)):
-        cut = counts.of_cuts(text)
-        if cut is None:
-            continue
-        for kept in draw.choices(range(1, len(text) + 1), k=6):
-            start, end = place(len(text), kept)
-            if (count := cut.count(start, end)) is None:
-                continue
-            told += 1
-            expected = len(tokenizer.encode_plain(text[:start] + text[end:]))
-            assert count == expected
-            # a limit far away is told without a look at the text
-            for most in range(expected + 12):
-                assert cut.is_within(most, start, end) in (None, expected <= most)
-    assert told > 100
+@pytest.mark.parametrize("limit", [{"max_tokens": 70}, {"max_source_tokens": 45, "max_target_tokens": 30}])
+def test_a_cut_keeps_beginnings_and_ends_and_leaves_little_room(tokenizer, limit) -> None:
+    limits, rooms = Limits.of(Data(**limit)), []
+    for row in talks(30, seed=3):
+        question, answer = row.messages[0], replace(row.messages[1], loss=True)
+        *_, size = one_by_one(tokenizer, [question, answer])
+        cutter = Cutter(
+            limits,
+            lambda messages: learned_segments(tokenizer, messages)[0],
+            TokenCounts(tokenizer),
+            [question, answer],
+            size,
+        )
+        assert cutter.fit()
+        assert cutter.size == one_by_one(tokenizer, cutter.conversation)[2]
+        short_question, short_answer = (message.content for message in cutter.conversation)
+        heads = range(len(short_question) + 1)
+        assert any(
+            question.content.startswith(short_question[:i]) and question.content.endswith(short_question[i:])
+            for i in heads
+        )
+        assert answer.content.startswith(short_answer)
+        if "answer" in cutter.cuts:
+            rooms.append(-limits.target_excess(cutter.size))
+        elif "question" in cutter.cuts:
+            rooms.append(-limits.source_excess(cutter.size))
+    # a token of the text that stays may be several where it stands beside others
+    assert len(rooms) > 8
+    assert max(rooms) <= 6
+    assert sum(rooms) <= len(rooms)
 
 
 def test_texts_encoded_at_once_are_those_encoded_one_by_one(tokenizer) -> None:
     texts = ["", *(message.content for row in talks(20, seed=1) for message in row.messages)]
-    assert tokenizer.encode_texts(texts) == [tokenizer.encode_plain(text) for text in texts]
+    assert [ids.tolist() for ids in tokenizer.encode_texts(texts)] == list(map(tokenizer.encode_plain, texts))
 
 
 def test_rows_do_not_depend_on_how_many_are_encoded_at_once(tokenizer, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,3 +200,21 @@ def test_positions_that_rows_bring_are_those_they_are_trained_at() -> None:
     assert_close(loss(np.arange), as_counted)
     assert_close(loss(lambda length: np.arange(length) + 5), as_counted)
     assert distance(loss(lambda length: 3 * np.arange(length)), as_counted) > 1e-3
+
+
+def test_the_losses_of_a_step_by_source_are_those_of_its_rows_alone() -> None:
+    rows = [replace(row, source=i % 3) for i, row in enumerate(random_rows(9)) if i % 3 != 1]
+    model, processes, settings = tiny_model(), Processes(), Train(lr=1e-3)
+    objective = SftObjective(model)
+    sums, counts = Counter[int](), Counter[int]()
+    with torch.no_grad():
+        for row in rows:
+            alone = collate([row], 0)
+            sums[row.source] += float(objective(alone))
+            counts[row.source] += objective.weight(alone)
+    optimizer = build_optimizer(model, settings)
+    micro = [collate(rows[:4], 0), collate(rows[4:], 0)]
+    parts = {"sources": "abc", "processes": processes, "optimizer": processes.prepare(optimizer)}
+    (log,) = fit(objective, objective, [(1, micro)], schedule=build_schedule(optimizer, settings, 1), **parts)
+    assert log.losses == pytest.approx({"abc"[source]: sums[source] / counts[source] for source in (0, 2)})
+    assert log.loss == pytest.approx(sums.total() / counts.total())

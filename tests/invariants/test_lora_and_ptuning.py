@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.recipe import load_recipe
-from glmtune.report.recorded_run import read_run
+from glmtune.reports.recorded_run import read_run
 from glmtune.workflows.events import drain
 from glmtune.workflows.execute import training
 

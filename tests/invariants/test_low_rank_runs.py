@@ -17,7 +17,7 @@ from glmtune.conversation import encode_messages
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.load import load_model, load_tokenizer
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.report.curves import candidates, lowest
+from glmtune.reports.curves import candidates, lowest
 from glmtune.run_files import read_json_lines
 from glmtune.workflows.events import Note, Saved, drain
 from glmtune.workflows.execute import training

@@ -22,7 +22,7 @@ from glmtune.data.batches import Steps
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
 from glmtune.locations import resolve
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.report.curves import candidates, lowest
+from glmtune.reports.curves import candidates, lowest
 from glmtune.training import stopping
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.early import training_recipe
@@ -604,7 +604,7 @@ def test_the_plan_counts_the_rows_of_small_last_steps(model: Path, tmp_path: Pat
 
 def test_tensorboard_gets_the_curves(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    drain(training(recipe(model, tmp_path / "run", "train.steps=2", "train.tensorboard=true")))
+    drain(training(recipe(model, tmp_path / "run", "train.steps=2", "train.report_to=tensorboard")))
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert b"eval_loss" in events.read_bytes()
 

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzz import Outcomes, fuzzed, json_text, odd_bytes, odd_values
-from glmtune import compare
+from glmtune import compare, report
 from glmtune.evaluation.predictions import PredictionFile
 from glmtune.files import read_json
-from glmtune.report.listing import summarise_runs
-from glmtune.report.memory_picture import plot_memory
-from glmtune.report.plots import plot_loss
-from glmtune.report.rank_map import plot_ranks
-from glmtune.report.recorded_run import read_run, read_scores
+from glmtune.reports.listing import summarise_runs
+from glmtune.reports.memory_picture import plot_memory
+from glmtune.reports.plots import plot_loss
+from glmtune.reports.rank_map import plot_ranks
+from glmtune.reports.recorded_run import read_run, read_scores
 from glmtune.run_files import read_json_lines
 
 STEPS = [
@@ -31,6 +31,20 @@ FILES: dict[str, Any] = {
     "env.json": {"model": {"name": "glm-tiny"}, "device": "cpu", "train_sha256": "a", "all_parameters": 9},
     "eval.json": {"steps": 2, "best_step": 2, "loss": 1.0},
     "metrics.jsonl": METRICS,
+    "data.json": {
+        "train": {
+            "rows": 9,
+            "rows_cut": 1,
+            "cuts": {"answer": 1},
+            "drops": {},
+            "tokens_lost": 5,
+            "limit": "8 tokens",
+            "most_tokens": 8,
+            "tokens": {"p50": 4, "p95": 8, "p99": 8, "longest": 13},
+            "histogram": {"width": 2, "counts": [1, 3, 4, 0], "longer": 1},
+        },
+        "validation": None,
+    },
     "memory.json": {
         "device": "cpu",
         "limit": 9,
@@ -50,7 +64,7 @@ FILES: dict[str, Any] = {
         {"row": row, "labels": "早上好", "predict": "早", "stopped": True} for row in (0, 1)
     ],
 }
-NOT_LISTED = ("memory.json", "ranks.jsonl", "evaluations/e/generated_predictions.txt")
+NOT_LISTED = ("data.json", "memory.json", "ranks.jsonl", "evaluations/e/generated_predictions.txt")
 """What a list of runs does not read."""
 RECIPE = "model: glm-tiny\ndata: {train: a.json}\n"
 
@@ -90,6 +104,8 @@ def _look(run: Path, other: Path) -> None:
     memory = read_json(run / "memory.json", is_ours=True)
     metrics, ranks = (read_json_lines(run / name) for name in ("metrics.jsonl", "ranks.jsonl"))
     compare([run, other])
+    if len(str(metrics)) % 4 == 0:
+        report([run, other], output=run / "page.html")
     if len(str(metrics)) % 32 == 0:  # a picture takes its time
         plot_loss(metrics, run / "loss.png", title="run")
         plot_memory(memory, metrics, run / "memory.png", title="run")

@@ -17,20 +17,21 @@ ADAPTED = 1
 BLOCK_LEFT, BLOCK_WIDTH, FIRST_Y, ROW, BOX = 0.55, 2.7, 0.95, 0.6, 0.4
 
 
-def draw() -> Page:
+def draw(chinese: bool = False) -> Page:
     """A block on the left; its query_key_value, large, on the right."""
-    page = Page(11.0, 6.2)
+    page = Page(11.0, 6.2, chinese=chinese)
     _block(page)
     _adapter(page)
     page.legend(0.3, 0.07)
-    page.text(10.6, 0.43, "r = 8:  28 x 8 x (4096 + 4608) = 1,949,696 trained", align="right")
+    count = "r = 8:  28 x 8 x (4096 + 4608) = 1,949,696"
+    page.text(10.6, 0.43, (f"{count} trained", f"{count} 个参数"), align="right")
     return page
 
 
 def _block(page: Page) -> None:
     middle, top = BLOCK_LEFT + BLOCK_WIDTH / 2, FIRST_Y + len(BLOCK) * ROW
     page.frame((BLOCK_LEFT - 0.25, FIRST_Y - 0.22, BLOCK_WIDTH + 0.75, top - FIRST_Y + 0.2))
-    page.text(middle + 0.2, top + 0.2, "one of 28 blocks", align="left")
+    page.text(middle + 0.2, top + 0.2, ("one of 28 blocks", "28 层中的一层"), align="left")
     page.arrow((middle, FIRST_Y - 0.5), (middle, FIRST_Y))
     for number, (name, size) in enumerate(BLOCK):
         bottom = FIRST_Y + number * ROW
@@ -58,18 +59,24 @@ def _adapter(page: Page) -> None:
         page.line([(BLOCK_LEFT + BLOCK_WIDTH + 0.15, y), (left, target)], width=0.8, dashed=True)
     page.frame((left, bottom, 5.6, 4.6))
     page.text(left + 0.2, 5.2, "query_key_value", align="left")
-    page.text(7.875, 1.25, "x   (4096 numbers a token)")
+    page.text(7.875, 1.25, ("x   (4096 numbers a token)", "x   （每个 token 4096 个数）"))
     page.box((5.4, 2.0, 2.3, 2.0))
     page.text(6.55, 3.15, "W", size=17)
-    page.text(6.55, 2.7, "4608 x 4096, frozen", size=10.5)
+    page.text(6.55, 2.7, ("4608 x 4096, frozen", "4608 x 4096，冻结"), size=10.5)
     page.trapezium((9.2, 2.0), 2.3, 0.75, 0.75, "A   r x 4096")
     page.trapezium((9.2, 3.25), 0.75, 2.3, 0.75, "B   4608 x r")
     page.arrow((9.2, 2.75), (9.2, 3.25))
-    page.text(9.33, 3.0, "r numbers", size=10, align="left")
+    page.text(9.33, 3.0, ("r numbers", "r 个数"), size=10, align="left")
     fork(page, bottom=1.4)
-    page.text(8.65, 4.56, "times alpha / r", size=10, colour=TRAINED)
+    page.text(8.65, 4.56, ("times alpha / r", "乘 alpha / r"), size=10, colour=TRAINED)
     page.arrow((7.875, 4.56), (7.875, 4.95))
-    page.text(8.03, 4.85, "queries, keys, values   (4608)", size=10.5, align="left")
+    page.text(
+        8.03,
+        4.85,
+        ("queries, keys, values   (4608)", "query、key、value   （4608）"),
+        size=10.5,
+        align="left",
+    )
 
 
 def fork(page: Page, *, bottom: float, left: float = 6.55, right: float = 9.2, top: float = 4.0) -> None:

@@ -8,20 +8,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from glmtune.report.canvas import DPI
-from glmtune.report.plots import TRAINING_COLOUR
+from glmtune.reports.canvas import DPI
+from glmtune.reports.fonts import find_families
+from glmtune.reports.plots import EVALUATION_COLOUR, TRAINING_COLOUR
 
 TRAINED, FROZEN, PALE, LINE, TEXT = TRAINING_COLOUR, "#D9D9D9", "#F3F3F3", "#555555", "#222222"
+SECOND = EVALUATION_COLOUR
+"""A second strong colour."""
 Point = tuple[float, float]
 Place = tuple[float, float, float, float]
 """Left, bottom, width, height, in inches."""
+Words = str | tuple[str, str]
+"""Words in any language, or in English and in Chinese."""
 
 
 class Page:
     """An empty page; (0, 0) is its lower left corner."""
 
-    def __init__(self, width: float, height: float) -> None:
-        """Width and height in inches."""
+    def __init__(self, width: float, height: float, *, chinese: bool = False) -> None:
+        """Width and height in inches; the language of the words that come in two."""
+        self._chinese = chinese
         self._figure = Figure(figsize=(width, height), dpi=DPI)
         self._axes: Any = self._figure.add_axes((0, 0, 1, 1))
         self._axes.set_xlim(0, width)
@@ -33,10 +39,31 @@ class Page:
         FigureCanvasAgg(self._figure).print_png(str(path))
 
     def text(
-        self, x: float, y: float, words: str, *, size: float = 11, align: str = "center", colour: str = TEXT
+        self,
+        x: float,
+        y: float,
+        words: Words,
+        *,
+        size: float = 11,
+        align: str = "center",
+        colour: str = TEXT,
+        is_upright: bool = False,
     ) -> None:
-        """Words at a point, `align` "left", "center" or "right" of it."""
-        self._axes.text(x, y, words, fontsize=size, ha=align, va="center_baseline", color=colour)
+        """Words at a point, `align` "left", "center" or "right" of it; upright ones stand on it."""
+        said = words if isinstance(words, str) else words[self._chinese]
+        style: dict[str, Any] = {"fontsize": size, "color": colour, "fontfamily": find_families([said])}
+        if is_upright:
+            style |= {"rotation": 90 if len(said) > 2 else 0, "ha": "center", "va": "bottom"}
+        else:
+            style |= {"ha": align, "va": "center_baseline"}
+        self._axes.text(x, y, said, **style)
+
+    def cell(self, place: Place, words: Words, colour: str = FROZEN, *, size: float = 11) -> None:
+        """A box with words in its middle, white ones on a strong colour."""
+        left, bottom, width, height = place
+        self.box(place, colour, edge=LINE if colour == "white" else "none")
+        written = TEXT if colour in (FROZEN, PALE, "white") else "white"
+        self.text(left + width / 2, bottom + height / 2, words, size=size, colour=written)
 
     def box(self, place: Place, colour: str = FROZEN, *, edge: str = "none", rounding: float = 0.06) -> None:
         """A filled rectangle with rounded corners."""
@@ -88,8 +115,8 @@ class Page:
         self._axes.fill(*zip(*corners, strict=True), facecolor=TRAINED, edgecolor="none")
         self.text(middle, bottom + height * (0.7 if low < high else 0.27), words, size=12, colour="white")
 
-    def legend(self, x: float, y: float, *, frozen: str = "frozen") -> None:
+    def legend(self, x: float, y: float, *, frozen: Words = ("frozen", "冻结")) -> None:
         """Which colour is trained and which is not."""
-        for left, colour, words in ((x, TRAINED, "trained"), (x + 1.2, FROZEN, frozen)):
+        for left, colour, words in ((x, TRAINED, ("trained", "训练")), (x + 1.2, FROZEN, frozen)):
             self.bar((left, y, 0.22, 0.22), colour)
             self.text(left + 0.32, y + 0.11, words, align="left")

@@ -17,11 +17,13 @@ from glmtune.cli.data import data
 from glmtune.cli.demo import demo
 from glmtune.cli.doctor import doctor
 from glmtune.cli.evaluate import evaluate
+from glmtune.cli.explain import explain, explain_traceback, short_explanation
 from glmtune.cli.export import export
 from glmtune.cli.hints import Verbs, misuse_hint
 from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
 from glmtune.cli.plan import plan
+from glmtune.cli.report import card, report
 from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -56,6 +58,10 @@ def glmtune() -> None:
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune chat runs/chatglm3-6b-lora
 
+    \b
+    An error message, of any program:
+      glmtune explain train.log
+
     PATH is always a model folder, a run folder or an adapter folder: a run or an adapter finds its own base
     model, chat format and settings. It may also be a model's name on a hub: OWNER/NAME or hf:OWNER/NAME
     (Hugging Face), modelscope:OWNER/NAME.
@@ -63,7 +69,8 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, evaluate, runs, compare, chat, verify, export, migrate, info, data, settings, doctor,
+    demo, plan, train, evaluate, runs, compare, report, card, chat, verify, export, migrate, info, data,
+    settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 
@@ -98,8 +105,13 @@ def main() -> None:
         click.echo(f"error: {process}{err}", err=True)
         if err.hint:
             click.echo(f"hint: {err.hint}", err=True)
+        if explanation := short_explanation(err):
+            click.echo(explanation, err=True)
         leave_group()
         sys.exit(err.exit_code)
+    except Exception as err:
+        explain_traceback(err)
+        raise
 
 
 def _show_misuse(err: click.ClickException) -> None:

@@ -12,7 +12,7 @@ from glmtune.cli.console import PATH, counted, plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glmtune.report.compare import Comparison, RunFigures
+    from glmtune.reports.compare import Comparison, RunFigures
 
 HEAD_WIDTH, RUN_WIDTH = 26, 18
 """Widths in characters: of the column of names, and the least width of each run's column."""
@@ -40,7 +40,7 @@ def compare(runs: tuple[Path, ...], at: tuple[int, ...], output: Path | None) ->
     """
     from rich.console import Console
 
-    from glmtune.report.compare import compare_runs
+    from glmtune.reports.compare import compare_runs
     from glmtune.run_files import free_folder
     from glmtune.workflows.show import Lines
 
@@ -101,7 +101,7 @@ def _samples_table(comparison: "Comparison", shown: slice) -> "Table":
 
 def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each figure that every comparison has, and its text for each run."""
-    from glmtune.report.recorded_run import MEAN_STEPS
+    from glmtune.reports.recorded_run import MEAN_STEPS
 
     runs = comparison.runs
 
@@ -135,7 +135,7 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
 
 def _sections(comparison: "Comparison") -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """Yield the title and rows of each further section: scores by test file, and settings that differ."""
-    from glmtune.report.recorded_run import TURN_SCORE
+    from glmtune.reports.recorded_run import TURN_SCORE
 
     kinds = {scores.key: scores for run in comparison.runs for scores in run.scores}
     for key, example in kinds.items():

@@ -71,6 +71,7 @@ def _print_result(result: "DemoResult", lines: "Lines") -> None:
     lines.say(
         f"""
 What is where
+  the run, as a web page       {run / "report.html"}
   the loss, as a picture       {run / "loss.png"}
   the rows that were learned   {data / "train.jsonl"}
   all answers                  {result.path / "before"}, {result.path / "after"}

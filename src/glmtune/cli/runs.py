@@ -9,8 +9,8 @@ import click
 from glmtune.cli.console import PATH
 
 if TYPE_CHECKING:
-    from glmtune.report.listing import Entry
-    from glmtune.report.recorded_run import Scores
+    from glmtune.reports.listing import Entry
+    from glmtune.reports.recorded_run import Scores
 
 WIDTH = 80
 DATE = "%Y-%m-%d %H:%M"
@@ -32,7 +32,7 @@ def runs(folder: Path, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from glmtune.report.listing import summarise_runs
+    from glmtune.reports.listing import summarise_runs
     from glmtune.workflows.show import Lines
 
     entries = summarise_runs(folder)
@@ -68,6 +68,8 @@ def _figures(entry: "Entry") -> Iterator[str]:
         yield f"{entry.size_bytes / 1e6:,.2f} MB"
     if entry.peak_memory_gib is not None:
         yield f"peak {entry.peak_memory_gib:.2f} GiB"
+    if entry.report is not None:
+        yield entry.report.name
 
 
 def _scores_text(scores: "Scores") -> str:

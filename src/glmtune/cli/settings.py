@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from glmtune.recipe.describe import Description, Language
+    from glmtune.language import Language
+    from glmtune.recipe.describe import Description
 
 MOST_WIDTH = 100
 """Width of the overview in characters; less on a narrower terminal."""

@@ -37,7 +37,8 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool) -> N
     A run or adapter as the model is gone on from: its weights and its method, all else anew.
 
     `glmtune settings` lists every KEY. The run's files go to a new folder (output=...): recipe.yaml,
-    metrics.jsonl, loss.png, samples.jsonl, checkpoints/, and the links best and last.
+    metrics.jsonl, report.html (all of it on one page), loss.png, samples.jsonl, checkpoints/, and the links
+    best and last.
     """
     from glmtune.errors import ConfigError
     from glmtune.locations import newest_runs_hint
@@ -75,7 +76,7 @@ def _is_finished(run: Path) -> bool:
     """Return True for a finished run, and print how to train on from it."""
     from glmtune.errors import GlmtuneError
     from glmtune.locations import resolve
-    from glmtune.report.listing import summarise_runs
+    from glmtune.reports.listing import summarise_runs
     from glmtune.workflows.resuming import train_on_command
     from glmtune.workflows.show import Lines
 

@@ -57,6 +57,12 @@ class Batch:
         learned[list(self.bounds[:-1])] = False
         return learned
 
+    def learned_sources(self) -> Tensor:
+        """Return the number of the source of each token in the loss, in their order."""
+        lengths = torch.tensor(self.lengths, device=self.labels.device)
+        sources = torch.tensor(self.sources, device=self.labels.device)
+        return sources.repeat_interleave(lengths)[self.is_learned()]
+
     def padded(self) -> dict[str, Tensor]:
         """Return the model's inputs with one row a line, padded on the right.
 
@@ -197,15 +203,19 @@ class Steps:
         seed: int,
         rank: int = 0,
         num_processes: int = 1,
+        draws: Sequence[int] | None = None,
     ) -> None:
+        """Share out `rows`; `draws`: how many of each source an epoch has, all together `len(rows)`."""
         self.rows = rows
+        self.draws = draws
+        self._sources = np.array([row.source for row in rows])
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.rank = rank
         self.num_processes = num_processes
         self.per_epoch = -(-len(rows) // batch_size)
-        """Steps in one pass over the rows; the last step of a pass may have fewer rows."""
+        """Steps in one epoch, of as many rows as there are; the last one may have fewer rows."""
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
@@ -231,6 +241,7 @@ class Steps:
             seed=self.seed,
             rank=self.rank,
             num_processes=self.num_processes,
+            draws=self.draws,
         )
 
     def longest_micro_batch(self, num_steps: int, size: MicroBatchSize) -> int:
@@ -238,8 +249,10 @@ class Steps:
 
         Of a run of very many steps only the first ones are looked at.
         """
-        # no step is longer than one of the longest rows
+        # no step is longer than one of the longest rows; of a mixture it may have one several times
         by_length = sorted((len(row.input_ids) for row in self.rows), reverse=True)[: self.batch_size]
+        if self.draws is not None:
+            by_length = by_length[:1] * self.batch_size
         bound = longest_micro_batch(np.array([by_length]), size, self.num_processes)
         longest = 0
         for lengths in self.lengths(num_steps):
@@ -260,17 +273,36 @@ class Steps:
         """
         of_row = np.array([len(row.input_ids) for row in self.rows])
         left = min(num_steps, max(1, MOST_LOOKED_AT // self.batch_size))
-        # a pass of one step has the same rows in every pass
-        for epoch in range(1 if self.per_epoch == 1 else -(-left // self.per_epoch)):
+        # an epoch of one step has the same rows every time, but in a mixture
+        is_same = self.per_epoch == 1 and self.draws is None
+        for epoch in range(1 if is_same else -(-left // self.per_epoch)):
             padded = np.zeros((self.per_epoch, self.batch_size), dtype=np.int64)
             padded.flat[: len(of_row)] = of_row[self._draw(epoch)]
             yield padded[:left]
             left -= self.per_epoch
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
-        """Return the order of the rows in one pass over them."""
+        """Return the rows of an epoch in their order, as positions in `rows`."""
         # seeded by the epoch's number, not drawn from a running generator: no state to save for a resume
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
+        generator = np.random.default_rng((self.seed, epoch))
+        if self.draws is None:
+            return generator.permutation(len(self.rows))
+        parts = [self._draw_source(source, epoch, self.draws) for source in range(len(self.draws))]
+        return generator.permutation(np.concatenate(parts))
+
+    def _draw_source(self, source: int, epoch: int, draws: Sequence[int]) -> NDArray[np.int64]:
+        """Return the rows that an epoch draws from a source: it goes on where the epoch before has stopped.
+
+        The source is shuffled, drawn to its end, and shuffled anew.
+        """
+        own, count = np.flatnonzero(self._sources == source), draws[source]
+        if not count:
+            return own[:0]
+        first, start = divmod(epoch * count, len(own))
+        passes = range(first, first + -(-(start + count) // len(own)))
+        # the source's number keeps these orders apart from that of the epoch
+        orders = [np.random.default_rng((self.seed, i, source + 1)).permutation(own) for i in passes]
+        return np.concatenate(orders)[start : start + count]
 
     def micro_batches(self, step: int) -> list[list[TrainingRow]]:
         """Return this process's rows of a step, in micro-batches; see `divide`."""

@@ -6,11 +6,12 @@ it is encoded, never ids: no character is broken, and the chat format's own toke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from glmtune.data.counts import CutText, TokenCounts
-from glmtune.data.plain import is_plain_text
+import numpy as np
+from numpy.typing import NDArray
+
+from glmtune.data.counts import TokenCounts
 from glmtune.errors import DataError
 from glmtune.recipe.settings import DEFAULT_MAX_TOKENS, Data
 from glmtune.templates import Message, Segment
@@ -70,6 +71,11 @@ class Limits:
         less = f", less {context - room:,} for the answer" if room < context else ""
         return cls(room, origin=f"the model's context{f' of {context:,}' if less else ''}{less}")
 
+    @property
+    def most(self) -> int:
+        """The most tokens that an example may have as a whole."""
+        return self.source + self.target if self.total is None else self.total
+
     def source_excess(self, size: Size) -> int:
         """Return by how many tokens all before the last answer is too long (with a `total`: the whole)."""
         return size.num_tokens - self.total if self.total is not None else size.num_source - self.source
@@ -81,6 +87,11 @@ class Limits:
     def is_met(self, size: Size) -> bool:
         """True if the example needs no cut."""
         return self.source_excess(size) <= 0 and self.target_excess(size) <= 0
+
+    def exceeded(self, num_tokens: NDArray[np.int64], num_target: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of the examples of these sizes need a cut."""
+        sizes: Any = Size(num_tokens, num_target)  # type: ignore[arg-type]  # the arithmetic is the same
+        return np.maximum(self.source_excess(sizes), self.target_excess(sizes)) > 0  # type: ignore[no-any-return]
 
     def refuse(self, size: int, settings: Data, *, part: str = "") -> None:
         """Raise DataError, if `data.overlong` is `error`, for a row (or a `part` of it) of `size` tokens."""
@@ -105,188 +116,136 @@ class Limits:
 
 
 class Cutter:
-    """Shortens one conversation until its example fits the limits."""
+    """Shortens one conversation until its example fits the limits.
+
+    Each cut is as long as the example's size says that it must be, with one token less for each token of the
+    text that is left out. The tokens around a cut may come out otherwise: who encodes the example sets its
+    `size`, and cuts again while that is too large.
+    """
 
     def __init__(
-        self, limits: Limits, render: Callable[[list[Message]], Sequence[Segment]], counts: TokenCounts
+        self,
+        limits: Limits,
+        render: Callable[[list[Message]], Sequence[Segment]],
+        counts: TokenCounts,
+        conversation: list[Message],
+        size: Size,
     ) -> None:
-        """`render` returns the example of a conversation."""
+        """`render` returns the example of a conversation; `size`: that of this one."""
         self.limits = limits
         self.render = render
         self.counts = counts
-        self._known: tuple[list[Message], Sequence[Segment], Size] | None = None
+        self.conversation = conversation
+        self.size = size
+        self.cuts: list[str] = []
+        """The kinds of cuts."""
 
-    def example(self, conversation: list[Message]) -> Sequence[Segment]:
-        """Return a conversation's example."""
-        return self._look_at(conversation)[1]
+    @property
+    def example(self) -> Sequence[Segment]:
+        """The example of the conversation as it is cut."""
+        return self.render(self.conversation)
 
-    def measure(self, conversation: list[Message]) -> Size:
-        """Return the size of a conversation's example."""
-        return self._look_at(conversation)[2]
+    def fit(self) -> bool:
+        """Shorten the conversation, encoding it anew for each cut. False if no cut makes it short enough."""
+        while not self.limits.is_met(self.size):
+            if not self.shorten():
+                return False
+            self.size = measure(self.example, self.counts)
+        return True
 
-    def _look_at(self, conversation: list[Message]) -> tuple[list[Message], Sequence[Segment], Size]:
-        """Return a conversation, its example and its size: known again of the last one asked for."""
-        if self._known is None or self._known[0] is not conversation:
-            segments = self.render(conversation)
-            self._known = conversation, segments, measure(segments, self.counts)
-        return self._known
+    def shorten(self) -> bool:
+        """Leave out as much as the size says. False if there is nothing left to leave out."""
+        before = self.conversation
+        while self._source_excess > 0 and (rest := _without_oldest_turn(self.conversation)):
+            self.conversation = rest
+            self.cuts.append("turns")
+            self.size = measure(self.example, self.counts)
+        self._cut_questions()
+        self._cut_answers()
+        return self.conversation is not before
 
-    def cut(self, conversation: list[Message]) -> tuple[list[Message], list[str]] | None:
-        """Return the shortened conversation and the kinds of cuts; None if no cut makes it short enough."""
-        cuts: list[str] = []
-        while self.limits.source_excess(self.measure(conversation)) > 0:
-            end = _last_learned(conversation)
-            # several user turns in a row ask one question: a round begins with the first of them
-            starts = [
-                i
-                for i in range(end)
-                if conversation[i].role == "user" and (i == 0 or conversation[i - 1].role != "user")
-            ]
-            if len(starts) < 2:
-                break
-            system = [message for message in conversation[: starts[1]] if message.role == "system"]
-            conversation = [*system, *conversation[starts[1] :]]
-            cuts.append("turns")
-        conversation = self._cut_questions(conversation, cuts)
-        conversation = self._cut_answers(conversation, cuts)
-        return (conversation, cuts) if self.limits.is_met(self.measure(conversation)) else None
+    @property
+    def _source_excess(self) -> int:
+        return self.limits.source_excess(self.size)
 
-    def _cut_questions(self, conversation: list[Message], cuts: list[str]) -> list[Message]:
-        """Return the conversation with the middle of its questions left out, the longest question first."""
-        end = _last_learned(conversation)
-        questions = [i for i in range(end) if conversation[i].role in ("user", "observation")]
-        allowed = (self.limits.total or 0) // _QUESTION_SHARE
-        for index in sorted(questions, key=lambda i: -len(conversation[i].content)):
-            if self.limits.source_excess(self.measure(conversation)) <= 0:
-                break
-            text = conversation[index].content
-            least = 1
-            if self.limits.total is not None:
-                # with one limit for all, some of the question stays while there is an answer to cut
-                alone = self.counts.of_cuts(text)
-                share = _Search(text, _middle, lambda part: self.counts(part) <= allowed)
-                least = share.most(1, _Hole(alone, 0, allowed) if alone else None) or 1
-            conversation = self._shorten(
-                conversation, index, _middle, least, self.limits.source_excess, cuts, "question"
-            )
-        return conversation
+    def _cut_questions(self) -> None:
+        """Leave out the middle of questions, of the longest one first."""
+        questions = [
+            i
+            for i in range(_last_learned(self.conversation))
+            if self.conversation[i].role in ("user", "observation")
+        ]
+        # with one limit for all, some of the question stays while there is an answer to cut
+        least = (self.limits.total or 0) // _QUESTION_SHARE
+        for index in sorted(questions, key=lambda i: -len(self.conversation[i].content)):
+            lost = self._cut_text(index, self._source_excess, least_tokens=least, keeps_tail=True)
+            if lost:
+                self.cuts.append("question")
+                self.size = self.size._replace(num_tokens=self.size.num_tokens - lost)
 
-    def _cut_answers(self, conversation: list[Message], cuts: list[str]) -> list[Message]:
-        """Return the conversation with the ends of its answers left out.
+    def _cut_answers(self) -> None:
+        """Leave out the ends of answers.
 
         With one limit for all, the last answer is cut before the earlier ones. With two limits the earlier
         answers are part of the source, and are cut first.
         """
-        end = _last_learned(conversation)
-        earlier = [(i, self.limits.source_excess) for i in range(end) if conversation[i].role == "assistant"]
-        last = [(end, self.limits.target_excess)]
-        for index, excess in [*last, *earlier] if self.limits.total is not None else [*earlier, *last]:
-            if excess(self.measure(conversation)) > 0:
-                answer = conversation[index]
-                # a thought in front of the answer stays whole: one that breaks off would never end
-                least = len(answer.content) - len(answer.split_thought()[1]) + 1
-                conversation = self._shorten(
-                    conversation, index, lambda length, kept: (kept, length), least, excess, cuts, "answer"
-                )
-        return conversation
+        end = _last_learned(self.conversation)
+        earlier = [i for i in range(end) if self.conversation[i].role == "assistant"]
+        for index in [end, *earlier] if self.limits.total is not None else [*earlier, end]:
+            is_last = index == end
+            excess = self.limits.target_excess(self.size) if is_last else self._source_excess
+            answer = self.conversation[index]
+            # a thought in front of the answer stays whole: one that breaks off would never end
+            least = len(answer.content) - len(answer.split_thought()[1]) + 1
+            if lost := self._cut_text(index, excess, least_characters=least):
+                self.cuts.append("answer")
+                self.size = Size(self.size.num_tokens - lost, self.size.num_target - lost * is_last)
 
-    def _shorten(
+    def _cut_text(
         self,
-        conversation: list[Message],
         index: int,
-        place: Callable[[int, int], tuple[int, int]],
-        least: int,
-        excess: Callable[[Size], int],
-        cuts: list[str],
-        kind: str,
-    ) -> list[Message]:
-        """Cut message `index` to the most characters that fit, `least` or more; return the conversation."""
-        text = conversation[index].content
+        excess: int,
+        *,
+        least_tokens: int = 0,
+        least_characters: int = 1,
+        keeps_tail: bool = False,
+    ) -> int:
+        """Leave so many whole tokens out of a message, its middle or its end; return how many it were."""
+        text = self.conversation[index].content
+        if excess <= 0 or len(text) <= least_characters:
+            return 0
+        ends = [0, *self.counts.ends(text)]
+        num = len(ends) - 1
+        if num <= least_tokens:
+            return 0
 
-        def with_content(content: str) -> list[Message]:
-            return [
-                *conversation[:index],
-                replace(conversation[index], content=content),
-                *conversation[index + 1 :],
-            ]
+        def place(index: int) -> int:
+            # exact if the vocabulary writes each character as one, also with a space in front of the text
+            return ends[index] * len(text) // ends[num]
 
-        if len(text) <= least:
-            return conversation
-        cuts.append(kind)
-        search = _Search(text, place, lambda part: excess(self.measure(with_content(part))) <= 0)
-        segments, size = self.example(conversation), self.measure(conversation)
-        found = [index for index, segment in enumerate(segments) if text in segment.text]
-        hole = None
-        # the message's text must stand in the example as it is, and once
-        if len(found) == 1 and is_plain_text(text) and segments[found[0]].text.count(text) == 1:
-            written = segments[found[0]].text
-            is_last = all(other.is_target for other in segments[found[0] :])
-            less = Size(size.num_tokens - 1, size.num_target - is_last)
-            if excess(less) == excess(size) - 1 and (cut := self.counts.of_cuts(written)):
-                hole = _Hole(cut, written.index(text), len(cut.ids) - excess(size))
-        return with_content(search.short(search.most(least, hole) or least))
+        # mostly the first fits; a character of several tokens goes with all of them
+        for kept in range(max(num - excess, least_tokens), least_tokens - 1, -1):
+            tail = kept // 2 if keeps_tail else 0
+            start, end = max(place(kept - tail), least_characters), place(num - tail)
+            if start < end:
+                message = replace(self.conversation[index], content=text[:start] + text[end:])
+                self.conversation = [*self.conversation[:index], message, *self.conversation[index + 1 :]]
+                return num - kept
+        return 0
 
 
-def _middle(length: int, kept: int) -> tuple[int, int]:
-    """Return from where to where a text loses its middle."""
-    tail = kept // 2
-    return kept - tail, length - tail
-
-
-class _Hole(NamedTuple):
-    """The text of an example that a message stands in."""
-
-    cut: CutText
-    offset: int
-    """Characters of it in front of the message's."""
-    most: int
-    """Tokens that it may have."""
-
-
-class _Search(NamedTuple):
-    """A search for the most characters of a text with which a condition is met."""
-
-    text: str
-    place: Callable[[int, int], tuple[int, int]]
-    """Maps the length of a text and the number of characters to keep to the place of those left out."""
-    is_met: Callable[[str], bool]
-
-    def short(self, kept: int) -> str:
-        """Return the text with so many characters."""
-        start, end = self.place(len(self.text), kept)
-        return self.text[:start] + self.text[end:]
-
-    def most(self, least: int, hole: _Hole | None) -> int | None:
-        """Return the most characters, from `least` on, None if that is too many; a `hole` makes it quick."""
-        plainly = partial(_most, least, len(self.text), lambda kept: self.is_met(self.short(kept)))
-        if hole is None:
-            return plainly()
-        cut, offset, most = hole
-
-        def is_met(kept: int) -> bool:
-            start, end = self.place(len(self.text), kept)
-            found = cut.is_within(most, offset + start, offset + end)
-            return self.is_met(self.short(kept)) if found is None else found
-
-        kept = _most(least, len(self.text), is_met)
-        # the text that is chosen is encoded whole in any case: it must be as long as was told
-        start, end = (offset + place for place in self.place(len(self.text), kept or least))
-        count = cut.counts(cut.text[:start] + cut.text[end:])
-        is_right = cut.count(start, end) in (None, count) and (count <= most) == (kept is not None)
-        return kept if is_right and is_plain_text(self.short(kept or least)) else plainly()
-
-
-def _most(low: int, high: int, is_met: Callable[[int], bool]) -> int | None:
-    """Return the highest number that meets a condition, None if the lowest does not.
-
-    A binary search: whatever is lower than a number that meets the condition must meet it too.
-    """
-    if not is_met(low):
+def _without_oldest_turn(conversation: list[Message]) -> list[Message] | None:
+    """Return a conversation without its oldest round; None if it is the last one."""
+    # several user turns in a row ask one question: a round begins with the first of them
+    starts = [
+        i
+        for i in range(_last_learned(conversation))
+        if conversation[i].role == "user" and (i == 0 or conversation[i - 1].role != "user")
+    ]
+    if len(starts) < 2:
         return None
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if is_met(middle) else (low, middle - 1)
-    return low
+    system = [message for message in conversation[: starts[1]] if message.role == "system"]
+    return [*system, *conversation[starts[1] :]]
 
 
 def _last_learned(conversation: Sequence[Message]) -> int:
@@ -297,4 +256,4 @@ def _last_learned(conversation: Sequence[Message]) -> int:
 
 def last_index(messages: Sequence[Message], is_wanted: Callable[[Message], bool]) -> int | None:
     """Return the index of the last message that is wanted, None if there is none."""
-    return max((i for i, message in enumerate(messages) if is_wanted(message)), default=None)
+    return next((i for i in reversed(range(len(messages))) if is_wanted(messages[i])), None)

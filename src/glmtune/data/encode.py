@@ -44,7 +44,7 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], settings:
     express, and for rows longer than `settings.overlong` allows.
     """
     limits = Limits.of(settings, tokenizer.context)
-    report = LengthReport(limit=str(limits))
+    report = LengthReport(limit=str(limits), most_tokens=limits.most)
     encode = _encode_chat if settings.encoding == "chat" else _encode_official
     # encoding makes no cycles of garbage, but millions of objects that Python would look through for some
     was_enabled = gc.isenabled()
@@ -121,26 +121,88 @@ def _encode_chat(
         return _segments(tokenizer, conversation, settings)
 
     for chunk in _render_chunks(tokenizer, examples, settings, shape, report):
-        known: dict[str, list[int]] = {}
+        known: dict[str, NDArray[np.int32]] = {}
         ids, is_target, starts, ends = _encode_chunk(tokenizer, chunk, shape, known)
-        labels = np.where(is_target, ids, np.int32(IGNORED))
-        # the last answer of a row begins behind its last token that is no target; -1: all so far are targets
-        unlearned = np.concatenate([[-1], np.flatnonzero(~is_target)])
-        last = unlearned[np.searchsorted(unlearned, ends) - 1]
-        sizes = map(Size, (ends - starts).tolist(), (ends - np.maximum(last + 1, starts)).tolist())
-        spans = zip(chunk, starts.tolist(), ends.tolist(), sizes, strict=True)
-        for (example, conversation, _), start, end, size in spans:
-            if limits.is_met(size) and size.num_tokens:
-                report.add(size.num_tokens, size.num_tokens)
-                yield TrainingRow(ids[start:end], labels[start:end], example.where, example.source)
-                continue
+        labels, (num_tokens, num_target) = _labels(ids, is_target), _sizes(is_target, starts, ends)
+        rows: list[TrainingRow | None] = [
+            TrainingRow(ids[start:end], labels[start:end], row.example.where, row.example.source)
+            for row, start, end in zip(chunk, starts.tolist(), ends.tolist(), strict=True)
+        ]
+        report.lengths += num_tokens.tolist()
+        counts = TokenCounts(tokenizer, known)
+        cutters = {}
+        for index in np.flatnonzero(limits.exceeded(num_tokens, num_target) | (num_tokens == 0)).tolist():
+            rows[index] = None
+            size = Size(int(num_tokens[index]), int(num_target[index]))
+            example, conversation, _ = chunk[index]
             with naming_row(example.where):
-                render = fill if conversation is None else partial(_segments, tokenizer, settings=settings)
-                cutter = Cutter(limits, render, TokenCounts(tokenizer, known))
-                whole = list(example.messages) if conversation is None else conversation
-                row = _shorten(cutter, whole, settings, report, size.num_tokens)
-            if row is not None:
-                yield TrainingRow(*row, example.where, example.source)
+                if _may_be_cut(size, limits, settings, report):
+                    whole, render = list(example.messages), fill
+                    if conversation is not None:
+                        whole, render = conversation, partial(_segments, tokenizer, settings=settings)
+                    cutters[index] = Cutter(limits, render, counts, whole, size)
+        for index, row in _cut_together(tokenizer, chunk, cutters, known, report):
+            rows[index] = row
+        yield from filter(None, rows)
+
+
+def _labels(ids: NDArray[np.int32], is_target: NDArray[np.bool_]) -> NDArray[np.int32]:
+    return np.where(is_target, ids, np.int32(IGNORED))
+
+
+def _sizes(
+    is_target: NDArray[np.bool_], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tokens of training examples, and those of their last learned answers."""
+    # the last answer of a row begins behind its last token that is no target; -1: all so far are targets
+    unlearned = np.concatenate([[-1], np.flatnonzero(~is_target)])
+    last = unlearned[np.searchsorted(unlearned, ends) - 1]
+    return ends - starts, ends - np.maximum(last + 1, starts)
+
+
+def _may_be_cut(size: Size, limits: Limits, settings: Data, report: LengthReport) -> bool:
+    """Return whether an example of too many or no tokens is to be cut; count it if it is left out."""
+    if not size.num_tokens:
+        report.drops["unlearned"] += 1
+        return False
+    limits.refuse(size.num_tokens, settings)
+    if settings.overlong == "drop":
+        report.drops["overlong"] += 1
+        return False
+    return True
+
+
+def _cut_together(
+    tokenizer: Tokenizer,
+    chunk: Sequence[_Rendered],
+    cutters: dict[int, Cutter],
+    known: dict[str, NDArray[np.int32]],
+    report: LengthReport,
+) -> Iterator[tuple[int, TrainingRow]]:
+    """Yield the rows of a chunk that are cut, each with its index in it, and count them in the report."""
+    uncut = {index: cutter.size.num_tokens for index, cutter in cutters.items()}
+    while cutters:
+        examples = {}
+        for index, cutter in cutters.items():
+            with naming_row(chunk[index].example.where):
+                if cutter.shorten():
+                    examples[index] = cutter.example
+                else:
+                    report.drops["uncuttable"] += 1
+        ids, is_target, bounds = encode_together(tokenizer, list(examples.values()), known)
+        labels, starts, ends = _labels(ids, is_target), bounds[:-1], bounds[1:]
+        too_long = {}
+        for index, start, end, *size in zip(
+            examples, starts, ends, *_sizes(is_target, starts, ends), strict=True
+        ):
+            cutter, example = cutters[index], chunk[index].example
+            cutter.size = Size(*map(int, size))
+            if cutter.limits.is_met(cutter.size):
+                report.add_cut(uncut[index] - cutter.size.num_tokens, cutter.cuts)
+                yield index, TrainingRow(ids[start:end], labels[start:end], example.where, example.source)
+            else:
+                too_long[index] = cutter
+        cutters = too_long
 
 
 def _learn_shape(tokenizer: Tokenizer, settings: Data) -> PlainShape | None:
@@ -158,15 +220,14 @@ def _encode_chunk(
     tokenizer: Tokenizer,
     chunk: Sequence[_Rendered],
     shape: PlainShape | None,
-    known: dict[str, list[int]],
+    known: dict[str, NDArray[np.int32]],
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
     """Return all ids, a mask of the targets, and the start and end of each training example in both.
 
     The ids of all texts are added to `known`.
     """
     rendered = [example.segments for example in chunk if example.segments is not None]
-    ids, is_target, found = encode_together(tokenizer, rendered, known)
-    bounds = np.array(found)
+    ids, is_target, bounds = encode_together(tokenizer, rendered, known)
     if shape is None or len(rendered) == len(chunk):
         return ids, is_target, bounds[:-1], bounds[1:]
     plain = [row.example.messages for row in chunk if row.segments is None]
@@ -248,31 +309,6 @@ def _segments(tokenizer: Tokenizer, conversation: Sequence[Message], settings: D
     return examples[0] if examples else ()
 
 
-def _shorten(
-    cutter: Cutter, conversation: list[Message], settings: Data, report: LengthReport, num_tokens: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
-    """Return ids and labels of an example of too many or no tokens as it is cut; None if it is left out."""
-    if not num_tokens:
-        report.drop(0, "unlearned")
-        return None
-    cutter.limits.refuse(num_tokens, settings)
-    if settings.overlong == "drop":
-        report.drop(num_tokens, "overlong")
-        return None
-
-    if (found := cutter.cut(conversation)) is None:
-        report.drop(num_tokens, "uncuttable")
-        return None
-    ids: list[int] = []
-    labels: list[int] = []
-    for segment in cutter.example(found[0]):
-        new = cutter.counts.encode(segment)
-        ids += new
-        labels += new if segment.is_target else [IGNORED] * len(new)
-    report.add(num_tokens, len(ids), found[1])
-    return np.fromiter(ids, np.int32, len(ids)), np.fromiter(labels, np.int32, len(ids))
-
-
 # --- the official scripts' encodings ---
 
 
@@ -287,14 +323,17 @@ def _encode_official(
             report.thoughts_lost += _count_lost_thoughts(tokenizer, messages)
             row = encoding.train(tokenizer, messages, settings)
             if row is None or all(label == IGNORED for label in row.labels):
-                report.drop(row.uncut_tokens if row else 0, "unlearned")
+                report.lengths.append(row.uncut_tokens if row else 0)
+                report.drops["unlearned"] += 1
                 continue
             cuts = ["question"] * row.is_question_cut + ["answer"] * row.is_answer_cut
             if cuts:
                 limits.refuse(row.uncut_tokens, settings)
+        report.lengths.append(row.uncut_tokens)
         if cuts and settings.overlong == "drop":
-            report.drop(row.uncut_tokens, "overlong")
+            report.drops["overlong"] += 1
             continue
-        report.add(row.uncut_tokens, len(row.input_ids), cuts)
+        if cuts:
+            report.add_cut(row.uncut_tokens - len(row.input_ids), cuts)
         ids, labels = (np.array(values, dtype=np.int32) for values in (row.input_ids, row.labels))
         yield TrainingRow(ids, labels, example.where, example.source)

@@ -165,6 +165,8 @@ FORMATS: dict[str, Format] = {
     "question_answer": Format(("question", "answer")),
     "query_response": Format(("query", "response")),
     "query_answer": Format(("query", "answer")),
+    # https://github.com/mymusise/ChatGLM-Tuning, cover_alpaca2jsonl.py
+    "context_target": Format(("context", "target")),
     "messages": Format(("messages",), dialogues.messages),
     "sharegpt": Format(("conversations",), dialogues.sharegpt, dialogues.is_sharegpt),
     "chatglm3": Format(("conversations",), dialogues.chatglm3, dialogues.is_chatglm3),

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 WARNED_SHARE = 0.05
 """A report warns if a larger share of the rows was cut or dropped."""
@@ -22,6 +23,8 @@ DROPS = {
 
 
 PERCENTS = (50, 95, 99, 100)
+MOST_BARS = 32
+"""Bars of a histogram at most, without the last one of all that is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,10 @@ class LengthReport:
 
     limit: str = ""
     """The limits that the rows had to meet, in words."""
+    most_tokens: int | None = None
+    """The most tokens that a row may have under these limits."""
     lengths: list[int] = field(default_factory=list)
+    """Of all rows, kept or left out, in their order."""
     cuts: Counter[str] = field(default_factory=Counter)
     """Rows by kind of cut (`turns`, `question`, `answer`); a row can have several kinds."""
     drops: Counter[str] = field(default_factory=Counter)
@@ -65,19 +71,12 @@ class LengthReport:
     thoughts_lost: int = 0
     """Learned answers whose thought the chat format leaves out."""
 
-    def add(self, uncut_tokens: int, kept_tokens: int, cuts: Sequence[str] = ()) -> None:
-        """Count a row that is kept, with the kinds of its cuts."""
-        self.lengths.append(uncut_tokens)
-        if cuts:
-            self.rows_cut += 1
-            # a row counts once for each kind of cut, however many of its turns were cut
-            self.cuts.update(set(cuts))
-        self.tokens_lost += uncut_tokens - kept_tokens
-
-    def drop(self, uncut_tokens: int, reason: str) -> None:
-        """Count a row that is left out, with the reason as in `drops`."""
-        self.lengths.append(uncut_tokens)
-        self.drops[reason] += 1
+    def add_cut(self, num_lost: int, cuts: Sequence[str]) -> None:
+        """Count a row that was cut, with the tokens that it lost and the kinds of its cuts."""
+        self.rows_cut += 1
+        # a row counts once for each kind of cut, however many of its turns were cut
+        self.cuts.update(set(cuts))
+        self.tokens_lost += num_lost
 
     @property
     def rows(self) -> int:
@@ -103,6 +102,34 @@ class LengthReport:
     def percentiles(self) -> Lengths:
         """The percentiles of all rows' lengths."""
         return Lengths.of(self.lengths)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts, the percentiles and a histogram of the lengths, as data.json keeps them."""
+        return {
+            "rows": self.rows,
+            "rows_cut": self.rows_cut,
+            "cuts": dict(self.cuts),
+            "drops": dict(self.drops),
+            "tokens_lost": self.tokens_lost,
+            "limit": self.limit,
+            "most_tokens": self.most_tokens,
+            "tokens": asdict(self.percentiles),
+            "histogram": self.histogram(),
+        }
+
+    def histogram(self) -> dict[str, Any]:
+        """Return the `width` of a bar in tokens and the `counts`: of 1 to `width` tokens, and so on.
+
+        The bars reach to the 99th percentile, or to the limit if a row is longer; `longer` counts the rest.
+        """
+        tokens, limit = self.percentiles, self.most_tokens or 0
+        end = max(tokens.p99, limit if limit < tokens.longest else 0, 1)
+        # the least of 1, 2, 5, 10, 20, ... with which so many bars reach the end
+        width = next(n for e in range(10) for n in (10**e, 2 * 10**e, 5 * 10**e) if n * MOST_BARS >= end)
+        counts = Counter(max(length - 1, 0) // width for length in self.lengths)
+        bars = -(-end // width)
+        longer = sum(count for bar, count in counts.items() if bar >= bars)
+        return {"width": width, "counts": [counts[bar] for bar in range(bars)], "longer": longer}
 
     def lines(self) -> list[str]:
         """Return the report for a terminal, one fact a line."""

@@ -52,7 +52,7 @@ def is_plain_text(text: str) -> bool:
 class Piece(NamedTuple):
     """A part of a row: tokens that are the same in all rows, or one text with what the format adds to it."""
 
-    ids: tuple[int, ...]
+    ids: NDArray[np.int32]
     is_target: bool
     mark: str = ""
     """`QUESTION` or `ANSWER`; empty for tokens."""
@@ -84,13 +84,13 @@ class PlainShape:
                 return None
             if found:
                 before, _, after = segment.text.partition(found[0])
-                pieces.append(Piece((), segment.is_target, found[0], before, after))
+                pieces.append(Piece(np.empty(0, np.int32), segment.is_target, found[0], before, after))
                 holes.append((index, pieces[-1]))
             else:
-                ids = tokenizer.encode_segments([segment])
+                ids = np.array(tokenizer.encode_segments([segment]), np.int32)
                 if pieces and not pieces[-1].mark and pieces[-1].is_target == segment.is_target:
-                    ids = [*pieces.pop().ids, *ids]
-                pieces.append(Piece(tuple(ids), segment.is_target))
+                    ids = np.concatenate([pieces.pop().ids, ids])
+                pieces.append(Piece(ids, segment.is_target))
         return cls(tuple(pieces), tuple(segments), tuple(holes))
 
     def fill(self, messages: Sequence[Message]) -> list[Segment]:
@@ -102,7 +102,7 @@ class PlainShape:
         return filled
 
     def encode(
-        self, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], known: dict[str, list[int]]
+        self, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], known: dict[str, NDArray[np.int32]]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
         """Return what `conversation.encode_together` returns for these rows once they are rendered.
 
@@ -120,5 +120,5 @@ class PlainShape:
             lengths[:, index] = list(map(len, column)) if piece.mark else len(piece.ids)
         targets = np.tile([piece.is_target for piece in self.pieces], len(rows))
         bounds = np.concatenate([[0], np.cumsum(lengths.sum(axis=1))])
-        ids = chain.from_iterable(chain.from_iterable(zip(*columns, strict=True)))
-        return np.fromiter(ids, np.int32, bounds[-1]), np.repeat(targets, lengths.ravel()), bounds
+        ids = np.concatenate(list(chain.from_iterable(zip(*columns, strict=True))))
+        return ids, np.repeat(targets, lengths.ravel()), bounds

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from glmtune.conversation import answer_text, encode_question
 from glmtune.data.counts import TokenCounts
-from glmtune.data.cut import Cutter, Limits, last_index
+from glmtune.data.cut import Cutter, Limits, Size, last_index
 from glmtune.data.example import Example, naming_row
 from glmtune.data.lengths import LengthReport
 from glmtune.data.official import find_encoding
@@ -48,7 +48,9 @@ def encode_prompts(
                 prompt = _chat_prompt(tokenizer, messages, settings, limits)
             else:
                 prompt = _official_prompt(tokenizer, messages, settings)
-        report.add(prompt.uncut_tokens, len(prompt.ids), prompt.cuts)
+        report.lengths.append(prompt.uncut_tokens)
+        if prompt.cuts:
+            report.add_cut(prompt.uncut_tokens - len(prompt.ids), prompt.cuts)
         asked = sum(message.role == "user" for message in messages[: _last_answer(messages)])
         prompts.append(replace(prompt, turn=max(asked, 1)))
     return prompts, report
@@ -81,15 +83,15 @@ def _chat_prompt(
         def render(conversation: Sequence[Message]) -> Sequence[Segment]:
             return tokenizer.segments(conversation[:-1], source_prefix=settings.source_prefix)
 
-        cutter = Cutter(Limits(None, source, target=0), render, TokenCounts(tokenizer))
         # the cutter works on whole examples: an empty answer, never encoded, stands for the one asked for
-        shortened = cutter.cut([*before, Message("assistant", "")])
-        if shortened is None:
+        asked, size = [*before, Message("assistant", "")], Size(uncut_tokens, 0)
+        cutter = Cutter(Limits(None, source, target=0), render, TokenCounts(tokenizer), asked, size)
+        if not cutter.fit():
             raise DataError(
                 f"the question part has {uncut_tokens:,} tokens and cannot be cut to {source:,}",
                 hint=f"{limits.raising}, or shorten the system message",
             )
-        ids, cuts = encode(shortened[0][:-1]), tuple(shortened[1])
+        ids, cuts = encode(cutter.conversation[:-1]), tuple(cutter.cuts)
     # the reference is the answer without its thought, its calls as the chat format writes them; encoded and
     # decoded like a generated answer: ChatGLM-6B's tokenizer turns full-width punctuation into half-width
     segments = [Segment(answer.content)]

@@ -59,20 +59,26 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:  # Any: torch's context takes arbitrary attributes
         ctx.save_for_backward(gate_and_up)
-        gate, up = gate_and_up.chunk(2, dim=-1)
-        return functional.silu(gate).mul_(up)
+        rows = gate_and_up.flatten(0, -2)
+        product = rows.new_empty(len(rows), rows.shape[1] // 2)
+        for at in cached_blocks(rows):
+            gate, up = rows[at].chunk(2, dim=-1)
+            torch.mul(functional.silu(gate), up, out=product[at])
+        return product.view(*gate_and_up.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # Any: as in `forward`
         (gate_and_up,) = ctx.saved_tensors
-        gate, up = gate_and_up.chunk(2, dim=-1)
-        to_both = torch.empty_like(gate_and_up)
-        to_gate, to_up = to_both.chunk(2, dim=-1)
-        silu = functional.silu(gate)  # again: keeping it would take half as much as `gate_and_up`
-        torch.mul(gradient, silu, out=to_up)
-        _silu_backward(torch.mul(gradient, up, out=silu), gate, grad_input=to_gate)
-        return to_both
+        rows, gradient = (x.flatten(0, -2) for x in (gate_and_up, gradient))
+        to_both = torch.empty_like(rows)
+        for at in cached_blocks(rows):
+            gate, up = rows[at].chunk(2, dim=-1)
+            to_gate, to_up = to_both[at].chunk(2, dim=-1)
+            silu = functional.silu(gate)  # again: keeping it would take half as much as `gate_and_up`
+            torch.mul(gradient[at], silu, out=to_up)
+            _silu_backward(torch.mul(gradient[at], up, out=silu), gate, grad_input=to_gate)
+        return to_both.view(gate_and_up.shape)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, rounds_first: bool = False) -> Tensor:

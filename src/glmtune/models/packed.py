@@ -19,9 +19,9 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from glmtune.models.flash_rows import FlashRows, can_flash_rows
 from glmtune.models.positions import positions_of
 from glmtune.models.protocol import CausalLM
+from glmtune.models.row_attention import RowAttention, can_attend_rows
 from glmtune.models.varlen import attend_varlen, can_varlen
 from glmtune.models.wrapped import causal_of
 
@@ -84,8 +84,8 @@ class ByRow:
     def _run(self, rows: Rows, input_ids: Tensor, position_ids: Tensor, keep: Tensor) -> Tensor:
         base = causal_of(self._model).base_model
         base.config._attn_implementation = BY_ROW
-        # a class of transformers computes all positions; ours the last layer only where it is asked for
-        wanted = {"keep": keep} if isinstance(base, Keeping) and len(keep) else {}
+        is_kept = len(keep) and any(isinstance(part, Keeping) for part in base.modules())
+        wanted = {"keep": keep} if is_kept else {}
         # without a mask, which would be over all rows, and without a cache, which has no rows
         outputs = base(
             input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, rows=rows, **wanted
@@ -106,7 +106,7 @@ class ByRow:
 
 
 class Keeping:
-    """Marks models whose forward pass takes `keep`, the positions (L,) to compute the last layer for."""
+    """Marks models, or their layers, that take `keep`: the positions (L,) to compute the last layer for."""
 
 
 def _is_recomputed(module: nn.Module) -> bool:
@@ -145,8 +145,8 @@ def attend_by_row(
     # under autocast the rotation gives fp32, the projections, and so the values, half precision
     query, key = query.to(value.dtype), key.to(value.dtype)
     prefix = None if prefix is None else prefix.to(value.dtype)
-    if can_flash_rows(query, value, dropout):
-        context = FlashRows.apply(query[0], key[0], value[0], prefix, rows.bounds, rows.contexts, scaling)  # type: ignore[no-untyped-call]
+    if can_attend_rows(query, value, dropout):
+        context = RowAttention.apply(query[0], key[0], value[0], prefix, rows.bounds, rows.contexts, scaling)  # type: ignore[no-untyped-call]
     elif can_varlen(query, value, dropout) and not rows.contexts:
         context = attend_varlen(query[0], key[0], value[0], prefix, rows.bounds, scaling)
     else:

@@ -16,6 +16,8 @@ class ObjectiveModule(nn.Module, ABC):
         """Take a causal language model, also one wrapped by PEFT."""
         super().__init__()
         self.model = model
+        self.losses: Tensor | None = None
+        """The losses of the last batch's items in order, (items,), without gradient; None if not kept."""
 
     @abstractmethod
     def weight(self, batch: Batch) -> int:

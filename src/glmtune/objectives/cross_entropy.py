@@ -34,7 +34,7 @@ def most_frozen_logits(device: torch.device) -> int:
 def frozen_cross_entropy(
     hidden: Tensor, targets: Tensor, head: nn.Linear, *, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the sum of the cross-entropies of `head(hidden)` against targets (L,), and hidden's gradient.
+    """Return the cross-entropies (L,) of `head(hidden)` against targets (L,), and the gradient of their sum.
 
     hidden: (L, C). Both results are in fp32, or float64; the gradient (L, C) is None if it is not needed. The
     weight is read once, block by block, and its rows are mixed by exponentials under the highest logit so
@@ -71,8 +71,8 @@ def frozen_cross_entropy(
                 else:
                     mixed += others.to(dtype) @ weight
     ahead = said - sums.log() - highest  # the logarithm of the target's chance over that of all others
-    total = -functional.logsigmoid(ahead).sum()
+    losses = -functional.logsigmoid(ahead)[:, 0]
     if not needs_gradient:
-        return total, None
+        return losses, None
     own = head.weight[targets].to(dtype)
-    return total, mixed.div_(sums).sub_(own).mul_(torch.sigmoid(-ahead))
+    return losses, mixed.div_(sums).sub_(own).mul_(torch.sigmoid(-ahead))

@@ -53,26 +53,31 @@ class SftObjective(ObjectiveModule):
         predicting = is_learned.nonzero()[:, 0] - 1
         hidden = self._by_row.run(rows, batch.input_ids, positions, predicting)  # (L, C)
         head = causal_of(self.model).get_output_embeddings()
-        return summed_cross_entropy(hidden, batch.labels[is_learned], head)
+        self.losses = hidden.new_empty(len(predicting), dtype=wide_type(hidden.dtype))
+        return summed_cross_entropy(hidden, batch.labels[is_learned], head, by_token=self.losses)
 
 
-def summed_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, targets: Tensor, head: nn.Module, by_token: Tensor | None = None
+) -> Tensor:
     """Return the sum of the cross-entropies of `head(hidden)` (N, V) against targets (N,), at least in fp32.
 
     The logits are never in memory together. It is differentiable in hidden (N, C) and in the head's trainable
-    weights.
+    weights. `by_token` (N,) is filled with the cross-entropies.
     """
+    if by_token is None:
+        by_token = hidden.new_empty(len(targets), dtype=wide_type(hidden.dtype))
     head_weights = [p for p in head.parameters() if p.requires_grad]
     if torch.is_grad_enabled():
         apply: Callable[..., Tensor] = _Loss.apply
         # the weights are passed as arguments of their own: autograd gives gradients only to arguments
-        return apply(hidden, targets, head, *head_weights)
+        return apply(hidden, targets, head, by_token, *head_weights)
     if is_frozen_product(head):
-        return frozen_cross_entropy(hidden, targets, cast("nn.Linear", head), needs_gradient=False)[0]
-    total = hidden.new_zeros((), dtype=wide_type(hidden.dtype))
-    for chunk, chunk_targets in _chunks(hidden, targets, head):
-        total += _chunk_loss(chunk, chunk_targets, head)
-    return total
+        losses, _ = frozen_cross_entropy(hidden, targets, cast("nn.Linear", head), needs_gradient=False)
+        return by_token.copy_(losses).sum()
+    for part in _chunks(len(targets), head):
+        by_token[part] = _chunk_losses(hidden[part], targets[part], head)
+    return by_token.sum()
 
 
 _HEADROOM = 1024.0
@@ -93,28 +98,27 @@ class _Loss(torch.autograd.Function):
         hidden: Tensor,
         targets: Tensor,
         head: nn.Module,
+        by_token: Tensor,
         *head_weights: Tensor,
     ) -> Tensor:
         if is_frozen_product(head):
-            total, gradient = frozen_cross_entropy(
+            losses, gradient = frozen_cross_entropy(
                 hidden, targets, cast("nn.Linear", head), needs_gradient=True
             )
             assert gradient is not None
             ctx.save_for_backward(gradient.mul_(_HEADROOM).to(hidden.dtype))
-            return total
-        total = hidden.new_zeros((), dtype=wide_type(hidden.dtype))
+            return by_token.copy_(losses).sum()
         hidden_gradient = torch.empty_like(hidden)
         head_gradients = [torch.zeros_like(p) for p in head_weights]
-        start = 0
-        for chunk, chunk_targets in _chunks(hidden.detach(), targets, head):
-            loss, chunk_gradient, *rest = _differentiate(chunk, chunk_targets, head, head_weights)
-            hidden_gradient[start : start + len(chunk)] = chunk_gradient
+        for part in _chunks(len(targets), head):
+            chunk = hidden.detach()[part]
+            by_token[part], hidden_gradient[part], *rest = _differentiate(
+                chunk, targets[part], head, head_weights
+            )
             for known, new in zip(head_gradients, rest, strict=True):
                 known += new
-            total += loss
-            start += len(chunk)
         ctx.save_for_backward(hidden_gradient, *head_gradients)
-        return total
+        return by_token.sum()
 
     @staticmethod
     def backward(
@@ -129,6 +133,7 @@ class _Loss(torch.autograd.Function):
             (scale * hidden_gradient.to(scale.dtype)).to(hidden_gradient.dtype),
             None,  # targets
             None,  # head
+            None,  # by_token
             *(scale * gradient for gradient in head_gradients),
         )
 
@@ -146,24 +151,24 @@ def bytes_per_logit(head: nn.Module, dtype: torch.dtype) -> int:
     return wide_type(dtype).itemsize + (dtype.itemsize if dtype.itemsize < 4 else 0)
 
 
-def _chunks(hidden: Tensor, targets: Tensor, head: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(num_positions: int, head: nn.Module) -> Iterator[slice]:
     most = max(1, CHUNK_LOGITS // cast("nn.Linear", head).out_features)
     # equal ones: a last one of a few positions would take the time to read the whole head
-    size = ceil(len(hidden) / ceil(len(hidden) / most)) if len(hidden) else 1
-    for start in range(0, len(hidden), size):
-        yield hidden[start : start + size], targets[start : start + size]
+    size = ceil(num_positions / ceil(num_positions / most)) if num_positions else 1
+    for start in range(0, num_positions, size):
+        yield slice(start, start + size)
 
 
-def _chunk_loss(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
+def _chunk_losses(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     logits = head(hidden)
-    return nn.functional.cross_entropy(logits.to(wide_type(logits.dtype)), targets, reduction="sum")
+    return nn.functional.cross_entropy(logits.to(wide_type(logits.dtype)), targets, reduction="none")
 
 
 def _differentiate(
     chunk: Tensor, targets: Tensor, head: nn.Module, head_weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Return a chunk's loss, and its gradients times `_HEADROOM`: of the chunk and of the head's weights."""
+    """Return a chunk's losses, and their sum's gradients times `_HEADROOM`: of the chunk and the weights."""
     with torch.enable_grad():  # autograd disables gradients inside `forward`
         leaf = chunk.detach().requires_grad_()  # of a small graph of its own, freed before the next chunk
-        loss = _chunk_loss(leaf, targets, head)
-        return loss.detach(), *torch.autograd.grad(loss * _HEADROOM, [leaf, *head_weights])
+        losses = _chunk_losses(leaf, targets, head)
+        return losses.detach(), *torch.autograd.grad(losses.sum() * _HEADROOM, [leaf, *head_weights])

@@ -5,19 +5,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from glmtune.files import read_text
+from glmtune.language import Language
 from glmtune.recipe.base import NameIn, choices
 from glmtune.recipe.method import MethodSettings
 from glmtune.recipe.settings import Recipe
 from glmtune.strict import load_yaml
-
-Language = Literal["en", "zh"]
 
 CHINESE_TEXTS = Path(__file__).with_name("settings.zh.yaml")
 _CHINESE_WORDS = {

@@ -70,7 +70,7 @@ DROPPED: Mapping[str, str] = {
     "logging_dir": "figures go to metrics.jsonl",
     "logging_first_step": "every step is in metrics.jsonl",
     "log_level": "no matter for the result",
-    "report_to": "figures go to metrics.jsonl; train.tensorboard=true writes events too",
+    "report_to": "figures go to metrics.jsonl; train.report_to=[wandb] sends them elsewhere too",
     "run_name": "the run's folder names it",
     "disable_tqdm": "the bar shows on terminals only",
     "local_rank": "torchrun sets it",

@@ -50,7 +50,8 @@ class Data(Settings):
     set as hf:OWNER/NAME. A path such as examples/adverts.jsonl that does not exist here means the bundled
     file. Several sources are a list, [a.json, b.csv]; in it, {path: b.csv, max_rows: 100} gives one source
     its own `max_rows`, `charset`, `prompt_column`, `response_column`, `history_column`, `input_column`,
-    `system_column`, `ignore_columns`, `transcripts` or `empty`."""
+    `system_column`, `ignore_columns`, `transcripts` or `empty`, and a part of each epoch: a `ratio` of the
+    whole (0.1), or a `weight` beside the others'."""
     validation: Path | None = None
     """Rows for the evaluation loss; empty: rows are held out of `train`."""
     max_validation_rows: int | None = Field(None, ge=1)
@@ -125,6 +126,11 @@ class Data(Settings):
         if self.train is None:
             return ()
         return (Source(path=self.train),) if isinstance(self.train, Path) else self.train
+
+    def names_of_sources(self) -> list[str]:
+        """Return a name for each source: its path, with its number where several have the same."""
+        paths = [str(source.path) for source in self.sources]
+        return [f"{path} ({i + 1})" if paths.count(path) > 1 else path for i, path in enumerate(paths)]
 
     @property
     def train_name(self) -> str:
@@ -239,8 +245,19 @@ class Train(Settings):
     """Number of newest checkpoints to keep; the best one is kept, too."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a better loss; empty: never."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (extra `tensorboard`)."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Programs that get the figures too: TensorBoard, Weights & Biases, trackio (an extra of the same name
+    each). None of them can stop a run: without login or network W&B keeps the figures in the run's folder,
+    and whatever else fails is a warning. `train.tensorboard=true` is an older name of `[tensorboard]`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard(cls, values: object) -> object:
+        """Move `tensorboard`, as earlier recipes have it, to `report_to`."""
+        if not isinstance(values, dict) or not isinstance(values.get("tensorboard"), bool):
+            return values
+        rest = {key: value for key, value in values.items() if key != "tensorboard"}
+        return {"report_to": ("tensorboard",), **rest} if values["tensorboard"] else rest
 
     @field_validator("micro_batch_size", mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """The sources of training rows in `data.train`: files, folders and data sets, each with its own settings."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,10 @@ def known_charset(value: str) -> str:
     return value
 
 
+_OF_SOURCES_ALONE = {"path", "max_rows", "weight", "ratio"}
+"""Settings that `data` has not, or that mean something else there."""
+
+
 class Source(Settings):
     """A source of training rows; its settings replace those of the same name in `data`."""
 
@@ -39,6 +44,10 @@ class Source(Settings):
     """A file or folder of rows, or a Hub data set, as in `data.train`."""
     max_rows: int | None = Field(None, ge=1)
     """Use only its first rows, at most this many; held-out rows are drawn from these, too."""
+    weight: float | None = Field(None, gt=0)
+    """Its share of an epoch, relative to the weights of the other sources."""
+    ratio: float | None = Field(None, gt=0, lt=1)
+    """Its share of an epoch, as a part of the whole; sources without one share the rest."""
     charset: str = UTF8
     prompt_column: str | None = None
     response_column: str | None = None
@@ -53,7 +62,15 @@ class Source(Settings):
     def reading(self) -> dict[str, Any]:
         """The source's own values of settings of `data`."""
         # those that are set, even to their default; `max_rows` counts the source, in `data` all sources
-        return {name: getattr(self, name) for name in self.model_fields_set - {"path", "max_rows"}}
+        return {name: getattr(self, name) for name in self.model_fields_set - _OF_SOURCES_ALONE}
+
+    @model_validator(mode="after")
+    def _one_share(self) -> "Source":
+        if self.weight is not None and self.ratio is not None:
+            raise SettingError(
+                f"{self.path}: `weight` and `ratio` both set its share", hint="keep one of them"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -101,9 +118,36 @@ def _read(value: object) -> Path | tuple[Source, ...] | None:
     for index, source in enumerate(sources):
         if source in sources[:index]:
             raise SettingError(f"{shown(str(source.path))} is named twice", hint="name it once")
+    _check_shares(sources)
     # one plain path stays a path, so that a recipe is written back as it was read
     alone = sources[0]
     return alone.path if len(sources) == 1 and alone.model_fields_set == {"path"} else sources
+
+
+def _check_shares(sources: Sequence[Source]) -> None:
+    """Raise `SettingError` for weights and ratios that do not make up an epoch."""
+    others = [source for source in sources if source.ratio is None]
+    ratios = math.fsum(source.ratio for source in sources if source.ratio is not None)
+    if others and ratios >= 1:
+        raise SettingError(
+            f"the ratios make {ratios:g}, which leaves nothing for {shown(str(others[0].path))}",
+            hint="set ratios that make less than 1, or one for each source",
+        )
+    if not others and abs(ratios - 1) > _RATIO_ROUNDING:
+        raise SettingError(
+            f"the ratios make {ratios:g}, and every source has one",
+            hint="set ratios that make 1, or leave out one of them: that source takes the rest",
+        )
+    without = [source for source in others if source.weight is None]
+    if without and len(without) < len(others):
+        raise SettingError(
+            f"{shown(str(without[0].path))} has no weight, where other sources have one",
+            hint="give each source a `weight`, or a `ratio`",
+        )
+
+
+_RATIO_ROUNDING = 1e-3
+"""Error that ratios typed with three digits may have together."""
 
 
 class _ReadShort:

@@ -12,6 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.utils import PaddingStrategy, get_json_schema
 
@@ -25,8 +27,6 @@ from glmtune.values import text
 
 _NAME_IN_TEMPLATE = re.compile("你是一个名为 (.{1,64}?) 的人工智能助手")
 """Bounded: a hostile template may repeat the phrase's beginning, which would take quadratic time."""
-_SPACE = "\u2581".encode()
-"""A space, as sentencepiece writes it."""
 _BEFORE_MARKS = re.compile(" +[^ ]{0,3}\\Z")
 """Spaces at the end that transformers' clean-up removes if a punctuation mark or a shortened word follows."""
 
@@ -123,24 +123,16 @@ class ChatTokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """Encode a text without control tokens: one that the text spells stays text."""
 
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Encode texts as `encode_plain` does, each on its own."""
-        return [self.encode_plain(text) for text in texts]
+        return [np.array(self.encode_plain(text), np.int32) for text in texts]
 
-    def token_ends(self, text: str, ids: Sequence[int]) -> list[int] | None:
+    def token_ends(self, ids: Sequence[int]) -> list[int]:
         """Return the number of characters up to the end of each token of a text, a character begun counted.
 
-        None if the vocabulary writes the text with more or fewer characters than it has.
+        They are the characters that the vocabulary writes: some put a space in front of a text.
         """
-        if not ids or text[-1].isspace():  # some vocabularies leave it out
-            return None
-        ends = list(accumulate(map(self.num_begun.__getitem__, ids)))
-        # sentencepiece writes a space in front of a text
-        shift = ends[-1] - len(text)
-        is_led = self.token_bytes(ids[0]).startswith(_SPACE) and not text[0].isspace()
-        return (
-            [end - shift for end in ends] if shift == is_led or (shift == 1 and text[0].isspace()) else None
-        )
+        return list(accumulate(map(self.num_begun.__getitem__, ids)))
 
     @cached_property
     def num_begun(self) -> Begun:

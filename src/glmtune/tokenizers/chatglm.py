@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from transformers import BatchEncoding
 
 from glmtune.errors import ConfigError
 from glmtune.families import FAMILIES, ICE, VOCABULARY, identify, identify_family
 from glmtune.templates import ROLES, TEMPLATES, Template, chatglm2_prompt, messages_from_dicts, render
 from glmtune.tokenizers.base import GlmTokenizer
-from glmtune.tokenizers.files import piece_bytes, read_sentencepiece
+from glmtune.tokenizers.files import encode_batch, piece_bytes, read_sentencepiece
 from glmtune.tokenizers.ice import IceTokenizer
 
 _FIXED_TOKENS = {"unk_token": "<unk>", "pad_token": "<unk>", "eos_token": "</s>"}
@@ -126,10 +127,9 @@ class ChatGLMTokenizer(GlmTokenizer):
         """Encode a text without control tokens: one that the text spells stays text."""
         return self.sp_model.encode(text)  # type: ignore[no-any-return]
 
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Encode texts as `encode_plain` does, each on its own."""
-        # as many threads as torch has, or all processes of `torchrun` would take all cores
-        return self.sp_model.encode(list(texts), num_threads=torch.get_num_threads())  # type: ignore[no-any-return]
+        return encode_batch(self.sp_model, list(texts))
 
     def token_bytes(self, index: int) -> bytes:
         """Return the text of a piece in UTF-8; for a part of a character some of its bytes."""

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -43,12 +45,13 @@ class FastGlmTokenizer(ChatTokenizer, PreTrainedTokenizerFast):  # type: ignore[
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Encode texts as `encode_plain` does, each on its own."""
         # tokenizers makes its threads at a process's first batch, as many as this says; else as many as there
         # are cores, in each process of `torchrun`
         os.environ.setdefault("RAYON_NUM_THREADS", str(torch.get_num_threads()))
-        return [row.ids for row in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        rows = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(row.ids, np.int32) for row in rows]
 
     def token_bytes(self, index: int) -> bytes:
         """Return the bytes of a plain token."""

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
 
 from glmtune.errors import CheckpointError, first_line
@@ -65,6 +68,13 @@ def read_ice(path: Path) -> tuple[Any, bool]:
     if processor.piece_to_id("[gMASK]") != processor.unk_id():
         return processor, True
     return SentencePieceProcessor(model_proto=content + icetk_pieces()), False
+
+
+def encode_batch(processor: SentencePieceProcessor, texts: list[str]) -> list[NDArray[np.int32]]:
+    """Return the ids of each text."""
+    # as many threads as torch has, or all processes of `torchrun` would take all cores
+    threads = torch.get_num_threads()
+    return processor.encode(texts, num_threads=threads, return_type="numpy")  # type: ignore[no-any-return]
 
 
 def piece_bytes(processor: SentencePieceProcessor, index: int) -> bytes:

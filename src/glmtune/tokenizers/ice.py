@@ -10,12 +10,11 @@ https://github.com/THUDM/icetk text_tokenizer.py.
 import re
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from operator import eq
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from transformers import AddedToken
 from transformers.utils import PaddingStrategy
 
@@ -25,7 +24,7 @@ from glmtune.files import read_json_if_there
 from glmtune.signs import v1_revision
 from glmtune.templates import chatglm_prompt
 from glmtune.tokenizers.base import GlmTokenizer, count_pads
-from glmtune.tokenizers.files import piece_bytes, read_ice
+from glmtune.tokenizers.files import encode_batch, piece_bytes, read_ice
 
 _LONGEST_BLANK = 80
 _SHAPES = {
@@ -141,22 +140,11 @@ class IceTokenizer(GlmTokenizer):
         row: list[int] = self.sp_model.encode(_spell_white_space(text))
         return [first + index for index in row] if first else row
 
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Encode texts as `encode_plain` does, each on its own."""
-        spelled = list(map(_spell_white_space, texts))
-        # as many threads as torch has, or all processes of `torchrun` would take all cores
-        rows: list[list[int]] = self.sp_model.encode(spelled, num_threads=torch.get_num_threads())
+        rows = encode_batch(self.sp_model, list(map(_spell_white_space, texts)))
         first = self._facts.num_images
-        return [[first + index for index in row] for row in rows] if first else rows
-
-    def token_ends(self, text: str, ids: Sequence[int]) -> list[int] | None:
-        """Return the ends as the base class does; None for a text that repeats a token soon."""
-        # this vocabulary finds the likeliest pieces of all, and a run's may shift from one end to the other
-        return (
-            None
-            if any(map(eq, ids, ids[1:])) or any(map(eq, ids, ids[2:]))
-            else super().token_ends(text, ids)
-        )
+        return [first + row for row in rows] if first else rows
 
     def token_bytes(self, index: int) -> bytes:
         """Return the text of a piece in UTF-8; for a part of a character some of its bytes."""

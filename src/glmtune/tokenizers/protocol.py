@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glmtune.templates import Message, Segment, Taught, Template
 from glmtune.tokenizers.stream import TextStream
 
@@ -31,8 +34,8 @@ class Tokenizer(Protocol):
     @property
     def end_id(self) -> int: ...  # noqa: D102
     def encode_plain(self, text: str) -> list[int]: ...  # noqa: D102
-    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]: ...  # noqa: D102
-    def token_ends(self, text: str, ids: Sequence[int]) -> list[int] | None: ...  # noqa: D102
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int32]]: ...  # noqa: D102
+    def token_ends(self, ids: Sequence[int]) -> list[int]: ...  # noqa: D102
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]: ...  # noqa: D102
     def control_id(self, name: str) -> int: ...  # noqa: D102
     def get_prefix_tokens(self) -> list[int]: ...  # noqa: D102

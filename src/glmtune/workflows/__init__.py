@@ -4,16 +4,28 @@ A training run reads top to bottom: early (recipe, rows), plan, assemble, execut
 """
 
 from glmtune.workflows.events import ExportResult, RunResult
-from glmtune.workflows.public import compare, doctor, evaluate, export, migrate, train, verify
+from glmtune.workflows.public import (
+    card,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    migrate,
+    report,
+    train,
+    verify,
+)
 
 __all__ = [
     "ExportResult",
     "RunResult",
+    "card",
     "compare",
     "doctor",
     "evaluate",
     "export",
     "migrate",
+    "report",
     "train",
     "verify",
 ]

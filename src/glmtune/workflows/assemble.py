@@ -24,7 +24,7 @@ from glmtune.models.protocol import CausalLM
 from glmtune.objectives import ObjectiveModule, build_objective
 from glmtune.processor import mapped_bytes
 from glmtune.recipe import Method, Recipe, TrainedPart
-from glmtune.report.canvas import new_figure
+from glmtune.reports.canvas import new_figure
 from glmtune.training.guard import Guard
 from glmtune.training.memory import MemoryMeter
 from glmtune.training.optim import build_optimizer, build_schedule
@@ -141,7 +141,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
             is_rate_high=is_rate_high(plan.recipe.method, plan.lr),
             rows_of=plan.steps.micro_batches,
         ),
-        writer=RunWriter(plan.folder, tensorboard=settings.tensorboard),
+        writer=RunWriter(plan.folder, report_to=settings.report_to),
         pruning=begin_pruning(model, plan.recipe.method, plan.num_steps),
     )
 

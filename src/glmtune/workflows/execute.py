@@ -7,6 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
+from glmtune.workflows.reporting import renew_report
 from glmtune.workflows.room import forecast_facts, require_fitting
 from glmtune.workflows.rows import SplitRows
 
@@ -74,13 +76,16 @@ def training(
         # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
         run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
+        run.writer.write_lengths(plan.rows)
     try:
-        with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)):
+        with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
     except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
             remove_folder(plan.folder)  # nothing is lost, and the same command can start over
+        elif run.is_main:
+            renew_report(run.writer.folder)
         raise
     run.processes.wait()  # until the main process has written the last line of metrics.jsonl
     record_memory(run)
@@ -119,7 +124,8 @@ def _steps(run: Run) -> Iterator[Event]:
         is_last = log.step == num_steps
         meter.add(log)
         if run.is_main:
-            run.writer.add({**asdict(log), "epoch": log.step / per_epoch})
+            known = {name: value for name, value in asdict(log).items() if value != {}}
+            run.writer.add(known | {"epoch": log.step / per_epoch})
         _record_ranks(run)
         is_due = log.step % log_every == 0 or is_last
         yield Stepped(log, num_steps, meter.line() if is_due else None)
@@ -164,6 +170,7 @@ def make_steps(run: Run, numbers: range) -> Iterator[StepLog]:
         guard=run.guard,
         part=run.pruning,
         meter=run.meter,
+        sources=run.recipe.data.names_of_sources(),
     )
 
 
@@ -268,6 +275,8 @@ def _finish(run: Run) -> Generator[Note, None, RunResult]:
         )
     samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
     yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
+    if run.is_main:
+        yield renew_report(folder)
     if worse := worse_warning(run.recipe.method, run.plan.lr, metrics):
         yield Note(worse, is_warning=True)
     return RunResult(folder, metrics, {})

@@ -27,7 +27,7 @@ from glmtune.processor import (
     left_in_cgroups,
     name_processor,
 )
-from glmtune.report.fonts import GET_A_FONT, find_families
+from glmtune.reports.fonts import GET_A_FONT, find_families
 from glmtune.workflows.findings import Finding
 from glmtune.workflows.remedies import in_words
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from glmtune.errors import CheckpointError
 from glmtune.recipe import Recipe
-from glmtune.report.recorded_run import describe_method
+from glmtune.reports.recorded_run import describe_method
 from glmtune.training.loop import StepLog, mean_loss
 from glmtune.workflows.assemble import assemble
 from glmtune.workflows.events import Event, Stepped, Working

@@ -1,6 +1,7 @@
 """The plan of a training run: recipe, rows and steps, settled and checked before any weight is read."""
 
 import math
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from glmtune.data.batches import Steps
+from glmtune.data.mixture import count_draws
 from glmtune.errors import ConfigError
 from glmtune.families import identify_family
 from glmtune.load import choose_type, tokenizer_of
@@ -19,7 +21,7 @@ from glmtune.models.dtype import Choice, choose_precision, with_precision
 from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
-from glmtune.recipe import Method, Recipe, Train
+from glmtune.recipe import Data, Method, Recipe, Train
 from glmtune.recipe.settings import DEFAULT_EPOCHS
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.optim import find_optimizer
@@ -123,11 +125,11 @@ def planning(
     # 3. rows: encoded, hashed, dealt out to steps and processes
     tokenizer = tokenizer_of(location, template=recipe.template)
     encoded, row_hashes = training_rows(tokenizer, recipe.data, rows), hash_rows(recipe.data)
-    steps = share_rows(encoded, recipe.train, processes)
+    steps = share_rows(encoded, recipe, processes)
     num_steps = count_steps(recipe.train, steps)
     notes: list[Note] = []
     # each note goes out before the next check runs: a check that raises takes none of them with it
-    for note in chain(encoded.notes, text_warnings(recipe.data, location)):
+    for note in chain(encoded.notes, mixture_notes(recipe.data, steps), text_warnings(recipe.data, location)):
         notes.append(note)
         yield note
     few_for_method = None if is_pruned(location) else steps_warning(recipe.method, num_steps)
@@ -174,8 +176,21 @@ def start_processes(device: str) -> Processes:
     return Processes(resolve_device(device))
 
 
-def share_rows(rows: EncodedRows, settings: Train, processes: Processes) -> Steps:
-    """Return the rows of each step, and this process's share of them."""
+def share_rows(rows: EncodedRows, recipe: Recipe, processes: Processes) -> Steps:
+    """Return the rows of each step, and this process's share of them.
+
+    Raises `ConfigError` for a source with a share of each epoch and no row.
+    """
+    sources, settings = recipe.data.sources, recipe.train
+    counts = Counter(row.source for row in rows.train.rows)
+    draws = count_draws(sources, [counts[i] for i in range(len(sources))])
+    for i, source in enumerate(sources):
+        if draws and draws[i] and not counts[i]:
+            raise ConfigError(
+                f"data.train.{i}: {source.path}: has a share of each epoch, and no row to train on",
+                hint="leave it out of data.train, or keep rows of it: data.holdout_rows and limits of rows "
+                "and of their lengths take some",
+            )
     return Steps(
         rows.train.rows,
         batch_size=settings.batch_size,
@@ -183,7 +198,17 @@ def share_rows(rows: EncodedRows, settings: Train, processes: Processes) -> Step
         seed=settings.seed,
         rank=processes.rank,
         num_processes=processes.number,
+        draws=draws,
     )
+
+
+def mixture_notes(data: Data, steps: Steps) -> Iterator[Note]:
+    """Yield a line for each source of a mixture: the rows that an epoch draws from it."""
+    counts = Counter(row.source for row in steps.rows)
+    for i, (source, count) in enumerate(zip(data.sources, steps.draws or (), strict=False)):
+        times = f"each {count / counts[i]:.3g} times" if counts[i] else "it has none"
+        text = f"{source.path}: {count:,} of the {len(steps.rows):,} rows of an epoch, {times}"
+        yield Note(f"{text} ({count / len(steps.rows):.1%})", is_warning=not count)
 
 
 def count_steps(settings: Train, steps: Steps) -> int:

@@ -1,4 +1,4 @@
-"""The public functions train, plan, evaluate, export, verify, compare, migrate, doctor: one workflow each.
+"""The public functions train, plan, evaluate, export, verify, compare, report, card, migrate, doctor.
 
 They write to stderr what the command line writes. `quiet=True` writes nothing; `on_event`, a function of one
 event (`glmtune.workflows.events`), gets each event instead.
@@ -11,10 +11,11 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glmtune.language import Language
 from glmtune.locations import require_here
 from glmtune.migration import Migration
 from glmtune.recipe.parse import RecipeSource
-from glmtune.report.compare import Comparison
+from glmtune.reports.compare import Comparison
 from glmtune.workflows.early import check_training, export_folder, recipe_for, training_recipe
 from glmtune.workflows.events import Event, ExportResult, Note, RunResult
 from glmtune.workflows.show import OnEvent, attend
@@ -194,11 +195,52 @@ def compare(
 def _comparing(
     runs: Sequence[str | Path], output: str | Path | None, at: Sequence[int]
 ) -> Generator[Event, None, Comparison]:
-    from glmtune.report.compare import compare_runs
+    from glmtune.reports.compare import compare_runs
 
     comparison = compare_runs(runs, output=output, at=at)
     yield from (Note(text, is_warning=True) for text in comparison.warnings)
     return comparison
+
+
+def report(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    lang: Language | None = None,
+    force: bool = False,
+) -> Path:
+    """Write one run, or several side by side, as a web page of one file; return its path.
+
+        report("runs/mine")
+        report(["runs/lora", "runs/ptuning"], output="lora-or-ptuning.html", lang="zh")
+
+    The default is report.html in the run's folder, which is always written anew, and for several runs in the
+    folder that the first one lies in. Any other file that is there is replaced only with `force`. The page
+    has both languages; `lang` is the one shown first, by default that of the locale. Raises `ConfigError`,
+    `CheckpointError` and `OutputError`.
+    """
+    from glmtune.reports.html.page import write_report
+
+    named = [runs] if isinstance(runs, str | Path) else runs
+    return write_report(named, output=output, language=lang, force=force)
+
+
+def card(
+    run: str | Path,
+    *,
+    output: str | Path | None = None,
+    lang: Language | None = None,
+    force: bool = False,
+) -> Path:
+    """Draw a run as one picture to share: answers before and after, scores, time, memory, versions.
+
+    Returns its path, by default card.png in the run's folder, which is always drawn anew; another file that
+    is there is replaced only with `force`. `lang` is by default the locale's. Raises `ConfigError`,
+    `CheckpointError` and `OutputError`.
+    """
+    from glmtune.reports.card import write_card
+
+    return write_card(run, output=output, language=lang, force=force)
 
 
 def migrate(

@@ -14,6 +14,10 @@ from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint
 from glmtune.values import shown
 from glmtune.workflows.rows import full_path, hash_rows
 
+FREE = {"output", "train.report_to"}
+"""Settings that may be others when a run is resumed: the folder may have moved, and no figure depends on
+where it is shown."""
+
 
 def resume_command(folder: Path) -> str:
     """Return the command that resumes a run, for hints."""
@@ -42,7 +46,7 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
     require_run(folder)
     begun = load_recipe(folder / RECIPE_FILE)
     before, now = (_flatten(with_full_paths(r).model_dump(mode="json")) for r in (begun, recipe))
-    changed = [key for key in {**now, **before} if key != "output" and before.get(key) != now.get(key)]
+    changed = [key for key in {**now, **before} if key not in FREE and before.get(key) != now.get(key)]
     files = [key for key in ("data.train", "data.validation") if key in changed]
     if not files:  # with other files named, their hashes cannot be compared
         _require_same_rows(recipe.data, folder)

@@ -1,31 +1,33 @@
 """The writer of a training run's files, which also takes them back to a checkpoint when a run is resumed."""
 
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from glmtune.errors import CheckpointError, OutputError
-from glmtune.extras import require
 from glmtune.files import read_json_if_there
 from glmtune.log import tell
 from glmtune.recipe import Recipe, to_yaml
-from glmtune.report.fonts import GET_A_FONT, find_families
-from glmtune.report.memory_picture import plot_memory
-from glmtune.report.plots import plot_loss
-from glmtune.report.rank_map import plot_ranks
-from glmtune.report.recorded_run import describe_method
+from glmtune.reports.fonts import GET_A_FONT, find_families
+from glmtune.reports.memory_picture import plot_memory
+from glmtune.reports.plots import plot_loss
+from glmtune.reports.rank_map import plot_ranks
+from glmtune.reports.recorded_run import describe_method
 from glmtune.run_files import (
+    DATA_FILE,
     ENVIRONMENT_FILE,
     MEMORY_FILE,
     METRICS_FILE,
+    RANKS_FILE,
     RECIPE_FILE,
     SAMPLES_FILE,
     append_json,
-    cannot_write,
     link,
     list_checkpoints,
     make_folder,
@@ -38,9 +40,8 @@ from glmtune.run_files import (
     write_text,
 )
 from glmtune.workflows.resuming import with_full_paths
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from glmtune.workflows.rows import EncodedRows
+from glmtune.workflows.trackers import Trackers
 
 PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencepiece", "tiktoken")
 
@@ -48,16 +49,13 @@ PACKAGES = ("glmtune", "torch", "transformers", "peft", "accelerate", "sentencep
 class RunWriter:
     """Writes a run's recipe.yaml, env.json, lines of JSON, pictures, and links to its checkpoints."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, *, report_to: Sequence[str] = ()) -> None:
         self.folder = folder
         self.metrics_path = folder / METRICS_FILE
         self._samples_path = folder / SAMPLES_FILE
-        self._ranks_path = folder / "ranks.jsonl"
-        self._wants_board = tensorboard
-        self._board: SummaryWriter | None = None
+        self._ranks_path = folder / RANKS_FILE
+        self._trackers = Trackers(report_to)
         self._subtitle = ""
-        if tensorboard:
-            require("tensorboard", extra="tensorboard")
 
     def begin(self, recipe: Recipe, facts: Mapping[str, Any], *, is_new: bool) -> None:
         """Create or reopen the run's folder; a new one gets recipe.yaml and env.json (`facts` included).
@@ -73,18 +71,18 @@ class RunWriter:
             tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
         if is_new:
             write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
+            program = Path(sys.argv[0])  # the words of other programs are theirs
+            is_ours = program.stem == "glmtune" or program.parts[-2:] == ("glmtune", "__main__.py")
             environment = {
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
                 "packages": {name: version(name) for name in PACKAGES},
+                **({"command": shlex.join(["glmtune", *sys.argv[1:]])} if is_ours else {}),
                 **facts,
             }
             write_json(self.folder / ENVIRONMENT_FILE, environment)
-        if self._wants_board:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._trackers.begin(self.folder, recipe.model_dump(mode="json"))
 
     def sweep(self) -> None:
         """Delete files and folders that a killed process left half-written or half-deleted."""
@@ -92,16 +90,13 @@ class RunWriter:
             remove_partials(folder)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append a step or an evaluation to metrics.jsonl, and to TensorBoard if that is on."""
+        """Append a step or an evaluation to metrics.jsonl, and hand it to the programs of `report_to`."""
         append_json(self.metrics_path, line)
-        if self._board is None:
-            return
-        try:
-            for name in line.keys() & {"loss", "eval_loss", "lr", "grad_norm", "tokens_per_s"}:
-                self._board.add_scalar(name, line[name], line["step"])
-            self._board.flush()  # a killed run keeps its curves
-        except OSError as err:
-            raise cannot_write(self.folder / "tensorboard", err) from err
+        self._trackers.add(line)
+
+    def close(self) -> None:
+        """Let the programs of `report_to` finish."""
+        self._trackers.close()
 
     def add_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
         """Append the sample prompts with their answers at a step to samples.jsonl."""
@@ -111,6 +106,11 @@ class RunWriter:
     def add_ranks(self, step: int, ranks: Mapping[str, int]) -> None:
         """Append AdaLoRA's ranks from a step on, by the layer's name, to ranks.jsonl."""
         append_json(self._ranks_path, {"step": step, "ranks": ranks})
+
+    def write_lengths(self, rows: EncodedRows) -> None:
+        """Write data.json: how long the rows are, and how many of them were cut or left out."""
+        parts = {"train": rows.train, "validation": rows.validation}
+        write_json(self.folder / DATA_FILE, {name: part.report.facts() for name, part in parts.items()})
 
     def write_memory(self, content: Mapping[str, Any]) -> None:
         """Write memory.json: what the run has taken so far, and was expected to."""

@@ -1,4 +1,4 @@
-"""transformers' classes with our norms and SwiGLU in training: their own numbers, and fewer kept tensors."""
+"""transformers' classes with our parts in training: their own numbers, and fewer kept tensors."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -27,10 +27,11 @@ def theirs(model: Any) -> Any:
     changed = 0
     for part in twin.modules():
         if type(part).__module__ == "glmtune.models.fused_upstream":
-            part.__class__ = type(part).__mro__[2]  # behind what we compute
-            assert type(part).__module__.startswith("transformers.")
+            part.__class__ = next(
+                kind for kind in type(part).__mro__ if kind.__module__.startswith("transformers.models.")
+            )
             changed += 1
-    assert changed >= 5  # two norms a layer, and the last
+    assert changed >= 7  # two layers with two norms each, and the last norm
     return twin
 
 
@@ -85,3 +86,18 @@ def test_an_activation_that_is_not_silu_stays(model: Any) -> None:
         block.activation_fn = nn.GELU()
     logits = changed(IDS, use_cache=False).logits
     torch.testing.assert_close(logits, theirs(changed)(IDS, use_cache=False).logits, rtol=0, atol=0)
+
+
+def test_the_last_layer_computes_only_what_is_asked_for(model: Any) -> None:
+    """Whole rows, and the same with the last layer's MLP at a few positions: the same numbers there."""
+    base, keep = deepcopy(model).train().requires_grad_().base_model, torch.tensor([1, 4, 5])
+    seen: list[Tensor] = []
+    base.layers[-1].mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    whole, kept = (base(IDS, use_cache=False, **told).last_hidden_state for told in ({}, {"keep": keep}))
+    assert [x.shape[1] for x in seen] == [IDS.shape[1], len(keep)]
+    assert_close(kept, whole[:, keep])
+    weights = [p for p in base.layers[-1].parameters() if p.requires_grad]
+    [of_kept, of_whole] = (
+        torch.autograd.grad(x.sigmoid().sum(), weights, allow_unused=True) for x in (kept, whole[:, keep])
+    )
+    assert_close([x for x in of_kept if x is not None], [x for x in of_whole if x is not None])

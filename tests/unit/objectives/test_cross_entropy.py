@@ -11,7 +11,7 @@ from torch.nn import functional
 from closeness import ROUNDING, assert_close
 from glmtune.models import frozen_linear
 from glmtune.models.frozen_linear import HeldLinear
-from glmtune.objectives import cross_entropy
+from glmtune.objectives import cross_entropy, sft
 from glmtune.objectives.cross_entropy import frozen_cross_entropy, is_frozen_product
 from glmtune.objectives.sft import summed_cross_entropy
 from glmtune.training.allocations import TensorMeter
@@ -62,9 +62,9 @@ def test_a_token_that_is_all_but_certain_keeps_its_gradient(dtype: torch.dtype) 
     expected = functional.cross_entropy(leaf @ weight.T, targets, reduction="sum")
     (due,) = torch.autograd.grad(expected, leaf)
     assert due.abs().max() < 0.1
-    loss, gradient = frozen_cross_entropy(hidden, targets, layer, needs_gradient=True)
+    losses, gradient = frozen_cross_entropy(hidden, targets, layer, needs_gradient=True)
     assert gradient is not None
-    assert_close(loss.double(), expected, share=ROUNDING[dtype])
+    assert_close(losses.double().sum(), expected, share=ROUNDING[dtype])
     assert_close(gradient.double(), due, share=ROUNDING[dtype])
 
 
@@ -73,9 +73,9 @@ def test_logits_far_apart_give_a_finite_loss(shift: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(cross_entropy, "BLOCK_NUMBERS", 1)
     layer, targets = nn.Linear(1, 130, bias=False).requires_grad_(False), torch.tensor([100])
     layer.weight.zero_()[100] = shift
-    loss, gradient = frozen_cross_entropy(torch.ones(1, 1), targets, layer, needs_gradient=True)
+    losses, gradient = frozen_cross_entropy(torch.ones(1, 1), targets, layer, needs_gradient=True)
     assert gradient is not None
-    assert float(loss) == pytest.approx(0 if shift > 0 else 500 + math.log(129))
+    assert float(losses) == pytest.approx(0 if shift > 0 else 500 + math.log(129))
     assert float(gradient) == pytest.approx(0 if shift > 0 else 500)
 
 
@@ -132,3 +132,19 @@ def test_a_head_that_trains_or_does_more_goes_through_autograd(change: Any) -> N
     assert is_frozen_product(head())
     assert is_frozen_product(HeldLinear(head(torch.bfloat16)))
     assert not is_frozen_product(change(head()))
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_the_losses_of_the_tokens_are_kept(
+    is_frozen: bool, needs_gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft, "CHUNK_LOGITS", 1000)
+    layer, targets = head(torch.float64).requires_grad_(not is_frozen), torch.arange(9) * 23
+    hidden = torch.randn(9, layer.in_features, dtype=torch.float64).requires_grad_(needs_gradient)
+    by_token = torch.empty(9, dtype=torch.float64)
+    with torch.set_grad_enabled(needs_gradient):
+        loss = summed_cross_entropy(hidden, targets, layer, by_token)
+    expected = functional.cross_entropy(layer(hidden), targets, reduction="none").detach()
+    assert_close(by_token, expected, share=1e-12)
+    assert_close(loss.detach(), expected.sum(), share=1e-12)

@@ -14,7 +14,7 @@ from glmtune import compare
 from glmtune.cli.compare import _sections
 from glmtune.errors import ConfigError
 from glmtune.recipe import load_recipe, to_yaml
-from glmtune.report.recorded_run import describe_method, read_run
+from glmtune.reports.recorded_run import describe_method, read_run
 
 HASHES = {"train_sha256": "aa", "validation_sha256": "bb"}
 
@@ -177,7 +177,7 @@ def test_scores_of_turns_stand_beside_each_other_and_in_the_picture(
 ) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(
-        "glmtune.report.compare.plot_comparison",
+        "glmtune.reports.compare.plot_comparison",
         lambda curves, *_, turn_score, **_said: drawn.extend([turn_score, *(one.turns for one in curves)]),
     )
     write_scores(fast, "test", checkpoint="step-000002", rouge=40.0, turns=(90.0, 70.0))
@@ -313,7 +313,7 @@ def test_the_picture_says_what_cannot_be_compared(
     fast: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr("glmtune.report.compare.plot_comparison", lambda *_, **said: drawn.update(said))
+    monkeypatch.setattr("glmtune.reports.compare.plot_comparison", lambda *_, **said: drawn.update(said))
     other = write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, validation_sha256="dd")
     comparison = compare([fast, other], output=tmp_path / "out")
     assert comparison.caveats
@@ -325,7 +325,7 @@ def test_names_that_no_font_here_can_write_are_numbered_and_told(
 ) -> None:
     few = [font for font in fontManager.ttflist if "DejaVu" in font.name]
     monkeypatch.setattr(fontManager, "ttflist", few)
-    monkeypatch.setattr("glmtune.report.fonts._add_new_fonts", lambda: None)
+    monkeypatch.setattr("glmtune.reports.fonts._add_new_fonts", lambda: None)
     fast, slow = fast.rename(tmp_path / "甲"), slow.rename(tmp_path / "乙")
     *_, told = compare([fast, slow], output=tmp_path / "out").warnings
     assert "run 1 is 甲, run 2 is 乙" in told

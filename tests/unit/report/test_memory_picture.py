@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from glmtune.report.memory_picture import COLOURS, LIMIT_COLOUR, draw_memory, plot_memory
+from glmtune.reports.memory_picture import COLOURS, LIMIT_COLOUR, draw_memory, plot_memory
 
 GIB = 2**30
 PARTS = {

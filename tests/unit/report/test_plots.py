@@ -18,11 +18,11 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
 from glmtune.errors import OutputError
-from glmtune.report import fonts
-from glmtune.report.canvas import save
-from glmtune.report.curves import read_curve, read_seconds, smooth
-from glmtune.report.fonts import find_families, writable
-from glmtune.report.plots import (
+from glmtune.reports import fonts
+from glmtune.reports.canvas import save
+from glmtune.reports.curves import read_curve, read_seconds, smooth
+from glmtune.reports.fonts import find_families, writable
+from glmtune.reports.plots import (
     BEST_COLOUR,
     EVALUATION_COLOUR,
     RUN_COLOURS,
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_the_old_picture_and_nothing_else(tmp_path, monkeypat
 
 def test_plotting_needs_no_display_and_no_global_state(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from glmtune.report.plots import plot_loss;"
+        "import sys; from pathlib import Path; from glmtune.reports.plots import plot_loss;"
         "assert 'matplotlib' not in sys.modules;"
         "plot_loss([{'step': 1, 'loss': 2.0}], Path('loss.png'), title='r');"
         "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)"
@@ -246,7 +246,7 @@ def boxes(path: Path, letters: str) -> None:
 def few_fonts(monkeypatch):
     """A machine with matplotlib's own fonts and no others."""
     monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if "DejaVu" in f.name])
-    monkeypatch.setattr("glmtune.report.fonts._add_new_fonts", lambda: None)
+    monkeypatch.setattr("glmtune.reports.fonts._add_new_fonts", lambda: None)
 
 
 def test_chinese_names_are_written_in_a_font_that_has_them(tmp_path, few_fonts, caplog):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from glmtune.report.rank_map import plot_ranks
+from glmtune.reports.rank_map import plot_ranks
 
 NAMES = [f"encoder.layers.{i}.{part}" for i in range(3) for part in ("qkv", "dense")]
 

@@ -12,7 +12,7 @@ from glmtune.workflows.run_writer import RunWriter
 
 @pytest.fixture
 def record(tmp_path: Path) -> RunWriter:
-    return RunWriter(tmp_path, tensorboard=False)
+    return RunWriter(tmp_path)
 
 
 def save(record: RunWriter, *steps: int) -> None:

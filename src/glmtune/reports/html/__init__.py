@@ -1,0 +1,1 @@
+"""Runs as one web page that needs nothing outside itself."""
