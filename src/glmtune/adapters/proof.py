@@ -124,7 +124,7 @@ def check_update(
         )
     note = ", as recorded" if card and card.weights_sha256 else ""
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    return Check("update", f"{len(tensors)} tensors, {count:,} numbers, length {length:.4g}{note}")
+    return Check("update", f"{len(tensors)} tensor{'s' * (len(tensors) > 1)}, {count:,} numbers, length {length:.4g}{note}")
 
 
 def copy_own_weights(model: CausalLM, names: Iterable[str]) -> dict[str, Tensor]:

@@ -243,7 +243,7 @@ def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str
     """Return one line: steps, rows, epochs, processes, device and precision."""
     processes = steps.num_processes
     return (
-        f"plan: {num_steps} steps of up to {steps.batch_size} rows, {steps.num_samples(num_steps)} samples "
+        f"plan: {num_steps} steps of up to {steps.batch_size} row{'s' * (steps.batch_size > 1)}, {steps.num_samples(num_steps)} samples "
         f"in all, {num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
         f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {precision}"
     )
