@@ -83,7 +83,7 @@ def _file(path: Path | None, digest: str | None) -> str:
 def _is_uncut(run: RecordedRun) -> bool:
     """Return whether all evaluated rows were within the limits, as data.json says."""
     rows = read_json_if_there(run.path / DATA_FILE, is_ours=True).get("validation")
-    return bool(rows) and not rows["rows_cut"] and not rows["drops"]
+    return rows is not None and not rows["rows_cut"] and not rows["drops"]
 
 
 def _evaluation_inputs(run: RecordedRun, left_out: set[str]) -> dict[str, Any]:
