@@ -4,7 +4,7 @@ The folder, of random codes, is made once, a layer at a time: 4 GB on disk. A pr
 trains as `glmtune train` does with gradient checkpointing. Figures:
 - seconds of a step, and minutes of 100 rows;
 - the peak of the resident memory, and that of its anonymous part: the rest is the mapped folder, which the
-  system may drop;
+  system may drop; above the interpreter beside the forecast of `glmtune plan` for such a run;
 - useful operations, the recomputation counted, as a share of what the processor reaches in multiplying
   matrices of the model's shapes, before and after the run.
 
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,9 +30,13 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.measure import Record
+from benchmarks.memory import foresee, write_rows
 from benchmarks.models import ROOT, SHAPES, VOCABULARY
 from benchmarks.operations import NAMES, Widths, Work, matrix_peaks
+from benchmarks.train_models import write_sentencepiece
+from benchmarks.trainers import MIB, resting_bytes
 from glmtune.data.batches import Batch
+from glmtune.log import quiet
 from glmtune.methods import apply_method
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration, load_base
 from glmtune.models.computing import computes_in
@@ -39,6 +44,7 @@ from glmtune.models.quant import pack
 from glmtune.models.recomputing import recompute
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Lora, Train
+from glmtune.training.allocations import tighten_heap
 from glmtune.training.loop import fit
 from glmtune.training.optim import build_optimizer, build_schedule
 from glmtune.training.processes import Processes
@@ -105,8 +111,35 @@ def _status_gb(field: str) -> float:
     return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith(field + ":"))
 
 
+def foretell(folder: Path, tokens: int) -> tuple[float, float]:
+    """The forecast for such a run above the interpreter in GB: of all memory, and of the anonymous part."""
+    with TemporaryDirectory() as work:
+        rows = Path(work) / "rows.jsonl"
+        write_rows(rows, 2, tokens)
+        half = tokens // 2
+        recipe = {
+            "model": str(folder), "template": "chatglm3", "output": f"{work}/run", "device": "cpu",
+            "data": {
+                "train": str(rows), "validation": str(rows), "overlong": "cut_any",
+                "max_source_tokens": half, "max_target_tokens": half,
+            },
+            "train": {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "gradient_checkpointing": True},
+            "samples": {"prompts": []},
+        }  # fmt: skip
+        with quiet():
+            found = foresee(recipe)
+    parts = found["phases"]["training"]
+    mapped = parts.pop("mapped")
+    above = sum(parts.values()) - found["foreseer"]
+    return above * MIB / 1e9, (above - mapped) * MIB / 1e9
+
+
 def train(folder: Path, tokens: int, steps: int) -> dict[str, Any]:
     """Load the folder and train on one row a step, in this process."""
+    tighten_heap()  # as a run of such a model does
+    foretold = foretell(folder, tokens)
+    resting_bytes()
+    held = _status_gb("VmRSS"), _status_gb("RssAnon")
     with watching_memory() as memory:
         model = load_base(folder, device="cpu")
         loaded = {"loaded_gb": _status_gb("VmRSS"), "loaded_anonymous_gb": _status_gb("RssAnon")}
@@ -120,11 +153,18 @@ def train(folder: Path, tokens: int, steps: int) -> dict[str, Any]:
         schedule = build_schedule(optimizer, settings, steps)
         micro = ((step, [batch]) for step in range(1, steps + 1))
         logs = list(fit(objective, objective, micro, processes.prepare(optimizer), schedule, processes))
+    found = {name: round(value, 2) for name, value in (loaded | memory).items()}
+    compared = {}
+    for kind, before, expected in zip(("", "anonymous "), held, foretold, strict=True):
+        above = memory[f"peak_{kind}gb".replace(" ", "_")] - before
+        figures = {"forecast_gb": round(expected, 3), "measured_gb": round(above, 3)}
+        compared[f"{kind}above the interpreter"] = figures | {"ratio": round(expected / above, 3)}
     return {
         "computing": computing,
         "step_s": [log.step_s for log in logs],
         "losses": [round(log.loss, 4) for log in logs],
-        **{name: round(value, 2) for name, value in (loaded | memory).items()},
+        **found,
+        "forecast": compared,
     }
 
 
@@ -143,6 +183,7 @@ def run(options: argparse.Namespace) -> Record:
     folder = options.work / f"chatglm3-{options.shape}-int4-{shape['num_layers']}"
     if not folder.exists():
         make_folder(folder, shape)
+    write_sentencepiece(folder)
     widths = Widths.of(shape, VOCABULARY)
     work = Work([options.tokens], options.tokens // LEARNED_SHARE)
     peaks = matrix_peaks(widths, work)

@@ -9,11 +9,14 @@ Figures in MiB:
   pages of files. `loading` counts apart: it includes passes of several rows that show what steps need, for
   which no more is taken than half of what is free.
 
-Three of the runs are then evaluated and exported. Each case is kept in results/memory.json as soon as it is
-done; `python -m tools.memory_tables` writes the table of docs/results.md.
+The cases are those of memory_cases.py: pairs of method, bits, length and recomputation, and every method on
+glm-tiny and on one larger model. Three of the runs are then evaluated and exported. Each case is kept in
+results/memory.json as soon as it is done; `python -m tools.memory_tables` writes the tables of
+docs/results.md.
 
     python -m benchmarks.memory                          # half an hour on two idle cores
     python -m benchmarks.memory --case "lora int4"       # cases whose name contains it
+    python -m benchmarks.memory --missing                # cases that have no figures yet
     python -m benchmarks.memory --again                  # new forecasts beside what was measured
     python -m benchmarks.memory --shape test --dry       # shows that it runs
 """
@@ -35,6 +38,7 @@ from psutil import Process
 
 from benchmarks import measure, models
 from benchmarks.measure import Record
+from benchmarks.memory_cases import CASES, GLM_TINY, METHODS, ROWS, Case
 from benchmarks.train_models import find_rows, make_chatglm3, make_glm4
 from benchmarks.trainers import MIB, anonymous_bytes, resting_bytes
 from glmtune.log import quiet
@@ -50,70 +54,8 @@ from glmtune.workflows.plan import planning
 
 Facts = dict[str, Any]
 RESULT = measure.RESULTS / "memory.json"
-METHODS: dict[str, Facts] = {
-    "lora": {"name": "lora"},
-    "lora, all linear": {
-        "name": "lora",
-        "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
-    },
-    "ptuning": {"name": "ptuning"},
-    "adalora": {"name": "adalora"},
-    "freeze": {"name": "freeze"},
-    "full": {"name": "full"},
-}
-ROWS = {128: 2, 512: 1, 1024: 1}
-"""Rows of a micro-batch, by their length."""
 STEPS = 2
 LOOK_S = 0.003
-
-
-@dataclass(frozen=True)
-class Case:
-    """A run: method, bits, length, recomputation, and what is done with it afterwards."""
-
-    method: str
-    quant: str | None
-    length: int
-    is_recomputed: bool
-    kind: str = "chatglm3"
-    then: tuple[str, ...] = ()
-    """`evaluate`, or the kind of an export."""
-
-    @property
-    def name(self) -> str:
-        """All of it in words."""
-        kind = "" if self.kind == "chatglm3" else f"{self.kind} "
-        ending = ", recomputed" if self.is_recomputed else ""
-        return f"{kind}{self.method} {self.quant or 'bf16'} {ROWS[self.length]} x {self.length}{ending}"
-
-
-CASES = (
-    Case("lora", "int8", 512, True),
-    Case("lora", "int4", 1024, False),
-    Case("lora", "nf4", 512, False),
-    Case("lora, all linear", None, 512, True),
-    Case("lora, all linear", "int8", 128, False),
-    Case("lora, all linear", "int4", 512, False),
-    Case("lora, all linear", "nf4", 1024, True),
-    Case("ptuning", None, 1024, False),
-    Case("ptuning", "int8", 1024, True),
-    Case("ptuning", "nf4", 512, False),
-    Case("adalora", None, 512, False),
-    Case("adalora", "int8", 1024, False),
-    Case("adalora", "int4", 512, True),
-    Case("adalora", "nf4", 128, True),
-    Case("freeze", None, 1024, True),
-    Case("freeze", None, 512, False),
-    Case("freeze", None, 128, False),
-    Case("full", None, 512, False),
-    Case("full", None, 1024, True),
-    Case("lora", None, 512, False, kind="glm4"),
-    Case("lora", "int4", 1024, True, kind="glm4"),
-    Case("lora", None, 128, False, then=("evaluate", "merged", "int4")),
-    Case("ptuning", "int4", 128, True, then=("evaluate",)),
-    Case("full", None, 128, True, then=("evaluate", "merged")),
-)
-"""Every possible pair of method, bits, length and recomputation is among them: codes are not trained."""
 
 
 @dataclass
@@ -142,7 +84,8 @@ class Watch:
             watcher.join()
 
     def _look(self) -> None:
-        self.peaks[self.doing] = max(self.peaks.get(self.doing, 0), anonymous_bytes())
+        doing, found = self.doing, anonymous_bytes()  # `doing` may be another by the time that is read
+        self.peaks[doing] = max(self.peaks.get(doing, 0), found)
 
 
 def write_rows(path: Path, number: int, length: int) -> None:
@@ -156,15 +99,18 @@ def write_rows(path: Path, number: int, length: int) -> None:
 
 def make_recipe(case: Case, options: argparse.Namespace, work: Path) -> Facts:
     """Settings of a case; its rows are longer than they may be, and cut."""
-    pair = (make_chatglm3 if case.kind == "chatglm3" else make_glm4)(options.work, options.shape)
+    if case.kind == GLM_TINY:
+        model, template = GLM_TINY, None
+    else:
+        pair = (make_chatglm3 if case.kind == "chatglm3" else make_glm4)(options.work, options.shape)
+        model, template = str(pair.ours), pair.template
     path = work / "rows.jsonl"
     write_rows(path, 2 * ROWS[case.length], case.length)
     half = case.length // 2
-    micro_batches = (
-        2 if case.method in ("freeze", "full") else 1
-    )  # where gradients weigh, they are to be there
+    # where gradients weigh, they are to be there
+    micro_batches = 2 if case.method in ("freeze", "full") else 1
     return {
-        "model": str(pair.ours), "template": pair.template, "device": "cpu", "quant": case.quant,
+        "model": model, "template": template, "device": "cpu", "quant": case.quant,
         "output": str(work / "run"), "method": METHODS[case.method],
         "data": {
             "train": str(path), "validation": str(path), "test": str(path), "overlong": "cut_any",
@@ -229,13 +175,15 @@ def be_child(what: str, recipe: Facts, threads: int) -> Facts:
     torch.set_num_threads(threads)
     planned = {**recipe, "output": f"{recipe['output']}-planned"}
     works = {"train": train, "evaluate": evaluate}
-    tighten_heap()  # as a run does of a model above 1 GiB
+    if recipe["model"] != GLM_TINY:
+        tighten_heap()  # as a run does of a model above 1 GiB
     with quiet():
         if what == "foresee":
             return foresee(planned)
         plan = drain(planning(load_recipe(planned)))  # and its tokenizer is there
         held = resting_bytes()
         del plan
+        resting_bytes()  # and goes, for the run has one of its own
         watch = Watch()
         with watch.looking():
             for doing in works[what](recipe) if what in works else export(recipe, what):
@@ -257,7 +205,7 @@ def warm(work: Path) -> None:
     write_rows(work / "rows.jsonl", 2, 64)
     rows = str(work / "rows.jsonl")
     recipe = {
-        "model": "glm-tiny", "output": str(work / "glm-tiny"), "device": "cpu", "quant": "nf4",
+        "model": GLM_TINY, "output": str(work / "glm-tiny"), "device": "cpu", "quant": "nf4",
         "data": {"train": rows, "validation": rows, "overlong": "cut_any", "max_tokens": 64},
         "method": {"name": "adalora"},
         "train": {"steps": 2, "eval_every": 1}, "samples": {"max_new_tokens": 4},
@@ -302,6 +250,7 @@ def main(words: Sequence[str] | None = None) -> Record:
     )
     parser.add_argument("--shape", choices=models.SHAPES, default="170m")
     parser.add_argument("--case", default="", help="only those whose name contains it")
+    parser.add_argument("--missing", action="store_true", help="only those that have no figures yet")
     parser.add_argument("--again", action="store_true", help="new forecasts beside what was measured")
     options = measure.parse(parser, words)
     kept: Record = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"cases": {}}
@@ -310,7 +259,7 @@ def main(words: Sequence[str] | None = None) -> Record:
     torch.set_num_threads(1)  # what is forked later has no threads
     warm(options.work / "memory")
     for case in CASES:
-        if options.case not in case.name:
+        if options.case not in case.name or (options.missing and case.name in kept["cases"]):
             continue
         for name, facts in run_case(case, options, kept["cases"]).items():
             found[name] = facts

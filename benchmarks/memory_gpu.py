@@ -28,7 +28,8 @@ from psutil import Process
 
 from benchmarks import measure, models
 from benchmarks.measure import Record
-from benchmarks.memory import METHODS, in_mib, to_mib, train, write_rows
+from benchmarks.memory import in_mib, to_mib, train, write_rows
+from benchmarks.memory_cases import METHODS
 from benchmarks.train_gpu import make_folder
 from benchmarks.train_models import make_chatglm3, write_sentencepiece
 from glmtune.log import quiet

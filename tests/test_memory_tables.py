@@ -1,7 +1,8 @@
 """The tables of memory in the docs are what the results say."""
 
 import pytest
-from tools.memory_tables import DOCS, PAGES, fill
+from tools.memory_tables import PAGES, fill
+from tools.pages import DOCS
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -30,7 +30,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
     "S0-03": (
         "chat, later turns and other knowledge are lost: warned of, and general rows mixed in",
         "unit/workflows/test_forgetting.py::test_a_plan_like_one_that_lost_chat_is_warned_of",
-        "unit/data/test_sources.py::test_the_rows_are_those_of_each_source_in_turn_with_its_number_and_their_places",
+        "unit/data/test_mixture.py::test_a_ratio_is_a_part_of_the_whole_and_the_others_share_the_rest",
+        "data.md#shares-of-an-epoch",
         "troubleshooting.md#ordinary-chat-is-lost",
     ),
     "S0-04": (

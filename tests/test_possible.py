@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tools.possible_table import DOCS, HEADS, PAGES, fill
+from tools.pages import DOCS
+from tools.possible_table import HEADS, PAGES, fill
 
 from glmtune import encode_messages, train
 from glmtune.adapters.card import ADAPTER_FILE

@@ -5,18 +5,17 @@ python -m tools.memory_tables
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import RESULTS
 from benchmarks.memory import MIB, compare
+from benchmarks.memory_cases import GLM_TINY, TRAINED, Case
+from tools.pages import table, with_table, write_pages
 
 from glmtune.workflows.forecast import CONTEXT
 
 Facts = Mapping[str, Any]
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-BEGIN = "<!-- {}: made by `python -m tools.memory_tables` -->"
-END = "<!-- end -->"
+MARK = "<!-- {}: made by `python -m tools.memory_tables` -->"
 QUANTS = ("half", "int8", "int4")
 CARDS = {6: "", 8: "", 11: "2080 Ti, 1080 Ti", 16: "P100, T4", 24: "3090, 4090"}
 """GB of a card, and well-known ones of that size."""
@@ -24,12 +23,14 @@ LAPTOPS = (8, 16, 32)
 WORDS = {
     "en": {
         "case": "case: rows x tokens of a micro-batch; MiB", "mapped": "mapped weights",
+        "method": "method; MiB", "plan": "{}: plan", "run": "run", "quotient": "plan / run",
         "predicted": "forecast", "measured": "measured",
         "ratio": "forecast / measured", "you have": "you have", "half": "fp16", "card": "a card of {} GB{}",
         "no card": "no card, {} GB of memory", "published": "published", "forecast": "`glmtune plan`",
     },
     "zh": {
-        "case": "情形：微批的行数 x token 数；MiB", "mapped": "映射的权重",
+        "case": "情形：微批的行数 x token 数；MiB", "mapped": "映射的权重", "method": "方法；MiB",
+        "plan": "{}：计划", "run": "运行", "quotient": "计划 / 运行",
         "predicted": "预估", "measured": "实测",
         "ratio": "预估 / 实测", "you have": "你有", "half": "fp16", "card": "{} GB 的显卡{}",
         "no card": "没有显卡，{} GB 内存", "published": "公布的数字", "forecast": "`glmtune plan`",
@@ -56,13 +57,7 @@ PUBLISHED = (
 
 def read(name: str) -> Any:
     """The content of a file of results."""
-    return json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))
-
-
-def table(rows: list[list[str]]) -> str:
-    """The rows as Markdown, the first one as heads."""
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def measured(language: str) -> str:
@@ -72,6 +67,25 @@ def measured(language: str) -> str:
     for name, facts in read("memory.json")["cases"].items():
         found = compare(name, facts)
         rows.append([name, *(f"{found[key]:,.0f}" for key in keys), f"{found['ratio']:.2f}"])
+    return table(rows)
+
+
+def each_way(language: str) -> str:
+    """The plan of every method and its run, on glm-tiny and on a model of 170 M parameters."""
+    words, cases = WORDS[language], read("memory.json")["cases"]
+    models = {GLM_TINY: GLM_TINY, "chatglm3": "170 M"}
+    heads = [(words["plan"].format(shown), words["run"], words["quotient"]) for shown in models.values()]
+    rows = [[words["method"], *(head for each in heads for head in each)]]
+    for method, quant in TRAINED:
+        cells = [f"{method} {quant or ''}".strip()]
+        for kind in models:
+            name = Case(method, quant, 512, False, kind).name
+            if name not in cases:  # not run yet
+                cells += ["–"] * 3
+                continue
+            found = compare(name, cases[name])
+            cells += [f"{found['predicted']:,}", f"{found['measured']:,}", f"{found['ratio']:.2f}"]
+        rows.append(cells)
     return table(rows)
 
 
@@ -114,32 +128,25 @@ def published(language: str) -> str:
 
 TABLES: Mapping[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
     "measured": (measured, ("results",)),
+    "each way": (each_way, ("results",)),
     "longest": (longest, ("quickstart", "limits")),
     "published": (published, ("memory",)),
 }
 """By name: what makes it, and the pages that hold it."""
-PAGES = {
-    f"{page}{suffix}": (name, language)
-    for name, (_, pages) in TABLES.items()
-    for page in pages
-    for suffix, language in ((".md", "en"), (".zh.md", "zh"))
-}
+PAGES: dict[str, list[tuple[str, str]]] = {}
+"""By page: the tables that it holds, and its language."""
+for name, (_, pages) in TABLES.items():
+    for page in pages:
+        for suffix, language in ((".md", "en"), (".zh.md", "zh")):
+            PAGES.setdefault(f"{page}{suffix}", []).append((name, language))
 
 
 def fill(text: str, page: str) -> str:
-    """The page's text with its table between the marks."""
-    name, language = PAGES[page]
-    before, rest = text.split(begin := BEGIN.format(name))
-    after = rest.split(END, 1)[1]
-    return f"{before}{begin}\n\n{TABLES[name][0](language)}\n\n{END}{after}"
-
-
-def main() -> None:
-    """Write the pages."""
-    for page in PAGES:
-        path = DOCS / page
-        path.write_text(fill(path.read_text(encoding="utf-8"), page), encoding="utf-8")
+    """The page's text with its tables behind their marks."""
+    for name, language in PAGES[page]:
+        text = with_table(text, MARK.format(name), TABLES[name][0](language))
+    return text
 
 
 if __name__ == "__main__":
-    main()
+    write_pages(PAGES, fill)

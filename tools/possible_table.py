@@ -3,12 +3,11 @@
 python -m tools.possible_table
 """
 
-from pathlib import Path
+from tools.pages import table, with_table, write_pages
 
 from glmtune.possible import REFUSALS, REQUESTS
 
-BEGIN = "<!-- made by `python -m tools.possible_table` -->"
-END = "<!-- end -->"
+MARK = "<!-- made by `python -m tools.possible_table` -->"
 PAGES = {"models.md": ("you type", "not `{revision}`"), "models.zh.md": ("你输入", "`{revision}` 除外")}
 """By the page: the head of its first column, and how a cell names the revision that cannot."""
 HEADS = {
@@ -20,13 +19,12 @@ HEADS = {
     "GLM-4.5": "GLM-4.5, GLM-4.6",
 }
 """Families by the names that a reader looks for, oldest first."""
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 def make_table(page: str) -> str:
     """The table in the language of a page."""
     head, exception = PAGES[page]
-    rows = [[head, *HEADS.values()], ["---"] * (len(HEADS) + 1)]
+    rows = [[head, *HEADS.values()]]
     for request in REQUESTS:
         cells = [f"`{request}`"]
         for family in HEADS:
@@ -36,21 +34,13 @@ def make_table(page: str) -> str:
             else:
                 cells.append("–" if refusal else "✓")
         rows.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    return table(rows)
 
 
 def fill(text: str, page: str) -> str:
-    """The page's text with the table between its marks."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{make_table(page)}\n\n{END}{rest.split(END)[1]}"
-
-
-def main() -> None:
-    """Write both pages."""
-    for page in PAGES:
-        path = DOCS / page
-        path.write_text(fill(path.read_text(encoding="utf-8"), page), encoding="utf-8")
+    """The page's text with the table behind its mark."""
+    return with_table(text, MARK, make_table(page))
 
 
 if __name__ == "__main__":
-    main()
+    write_pages(PAGES, fill)

@@ -87,6 +87,13 @@ def test_an_unknown_error_is_shown_with_where_to_ask(tmp_path: Path) -> None:
     assert "/issues" in done.stdout
 
 
+def test_an_error_of_ours_that_needs_no_explanation_leads_to_its_hint(tmp_path: Path) -> None:
+    done = glmtune(
+        "explain", cwd=tmp_path, typed="error: train.lrr: unknown setting\nhint: did you mean lr?\n"
+    )
+    assert "1: error: train.lrr: unknown setting\nif it is of glmtune, its line `hint:`" in done.stdout
+
+
 def test_a_healthy_log_has_nothing_to_explain(tmp_path: Path) -> None:
     done = glmtune("explain", "fine.log", cwd=write(tmp_path, fine=HEALTHY))
     assert done.returncode == 1
@@ -156,10 +163,11 @@ def test_an_error_of_ours_that_is_known_has_its_cause_below_the_hint(
     done = fail(error, monkeypatch, tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[1] == "hint: end other programs"
-    assert done.stderr.splitlines()[2].startswith("cause: the card's memory is full: ")
+    row = known_messages()["cuda-out-of-memory"]
+    assert done.stderr.splitlines()[2] == f"cause: {row.en.cause}"
     assert done.stderr.splitlines()[3] == "       more: `glmtune explain cuda-out-of-memory`"
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
-    assert "\n原因：显存不够：" in fail(error, monkeypatch, tmp_path).stderr
+    assert f"\n原因：{row.zh.cause}\n" in fail(error, monkeypatch, tmp_path).stderr
 
 
 def test_a_mistake_that_needs_no_explanation_has_none(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from glmtune.workflows import fitting
 from glmtune.workflows.events import Note, Saved, drain
 from glmtune.workflows.execute import training
 from glmtune.workflows.remedies import Memory
+from limits import TOO_MUCH, limited_training
 from models import tiny_folder, tiny_model
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
@@ -122,7 +123,7 @@ def test_what_a_run_has_settled_is_recorded_and_kept(
 ) -> None:
     """Recorded for the same run again, and for its resumption, whatever is free by then."""
     made = recipe(model, tmp_path / "run")
-    free(monkeypatch, 2.3 * 2**20)
+    free(monkeypatch, 5.1 * 2**20)
     interrupted = training(made)
     while not isinstance(next(interrupted), Saved):
         pass
@@ -143,9 +144,9 @@ def test_less_memory_means_smaller_micro_batches_then_recomputation_and_the_same
 ) -> None:
     expected = {
         200: (ENOUGH, False),
-        9: ("512 tokens", False),
-        5: ("256 tokens", False),
-        2.3: ("256 tokens", 3),
+        10: ("512 tokens", False),
+        7: ("256 tokens", False),
+        5: ("256 tokens", 3),
     }
     for mib in expected:
         free(monkeypatch, mib * 2**20)
@@ -175,10 +176,10 @@ def test_two_processes_settle_the_same_and_equal_one(model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "mib", "words"),
     [
-        ("lora", 1.2, "data.max_tokens=144 data.overlong=cut_any"),
-        ("full", 4.6, "train.optimizer=adamw_8bit"),
-        ("full", 4, "method=lora"),
-        ("full", 0.9, "method=lora data.max_tokens=48 data.overlong=cut_any"),
+        ("lora", 2.8, "data.max_tokens=144 data.overlong=cut_any"),
+        ("full", 7.8, "train.optimizer=adamw_8bit"),
+        ("full", 6.2, "method=lora"),
+        ("full", 1.2, "method=lora data.max_tokens=48 data.overlong=cut_any"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_settings_that_do(
@@ -300,32 +301,13 @@ def test_settings_that_are_given_are_kept_and_refused_if_they_do_not_fit(
 
 @pytest.mark.slow
 def test_under_a_real_limit_a_run_is_refused_and_its_hint_runs(tmp_path: Path) -> None:
-    """A limit on addresses, as `ulimit -v` sets: what goes beyond it fails."""
-    sizes = {"hidden_size": 128, "ffn_hidden_size": 384, "kv_channels": 32, "num_layers": 12}
-    model = tiny_folder(tmp_path / "model", seq_length=2048, **sizes)
-    rows = [{"prompt": "说", "response": "今天天气很好，我们一起去公园散步。" * 300}] * 3
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    (tmp_path / "limited.py").write_text(
-        "import resource\n"
-        "import psutil, torch, peft, matplotlib.pyplot\n"
-        "import glmtune.workflows.execute\n"
-        "from glmtune.cli import main\n"
-        "limit = psutil.Process().memory_info().vms + 680 * 2**20\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        "main()\n",
-        encoding="utf-8",
-    )
-    words = [
-        "train", f"model={model}", f"output={tmp_path / 'run'}", f"data.train={tmp_path / 'rows.json'}",
-        "data.max_tokens=2000", "data.overlong=cut_any", "train.steps=1", "samples.prompts=[]",
-    ]  # fmt: skip
-    given = ["train.micro_batch_size=2", "train.gradient_checkpointing=false"]
-    refused = run_ranks(1, str(tmp_path / "limited.py"), *words, *given, encoding="utf-8")
+    train = limited_training(tmp_path, rows=3, is_foretold=False)
+    refused = run_ranks(1, *train, *TOO_MUCH, encoding="utf-8")
     assert refused.returncode == 2, refused.stderr
     error, hint = refused.stderr.splitlines()[-2:]
     assert error.startswith("error: memory: the smallest step of these settings, 4,000 tokens at once, needs")
     assert not (tmp_path / "run").exists()
     found = hint.removeprefix("hint: these settings would fit: ").split()
     assert found == ["train.micro_batch_size=auto", "train.gradient_checkpointing=auto"]
-    done = run_ranks(1, str(tmp_path / "limited.py"), *words, *found, encoding="utf-8")
+    done = run_ranks(1, *train, *found, encoding="utf-8")
     assert done.returncode == 0, done.stderr

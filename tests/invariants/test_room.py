@@ -16,6 +16,7 @@ from glmtune.workflows.events import Note, drain
 from glmtune.workflows.execute import training
 from glmtune.workflows.forecast import Machine, forecast
 from glmtune.workflows.plan import planning
+from limits import TOO_MUCH, limited_training
 from models import tiny_folder
 
 ROWS = [{"prompt": "说", "response": "今天天气很好，我们一起去公园散步。" * 30}] * 12
@@ -99,32 +100,12 @@ def test_a_small_model_is_measured_not_forecast(
 def test_under_a_real_limit_a_run_is_refused_before_loading_and_its_hint_runs(
     tmp_path: Path, ranks: int
 ) -> None:
-    """A limit on addresses, as `ulimit -v` sets: what goes beyond it fails."""
-    sizes = {"hidden_size": 128, "ffn_hidden_size": 384, "kv_channels": 32, "num_layers": 12}
-    model = tiny_folder(tmp_path / "model", seq_length=2048, **sizes)
-    rows = [{"prompt": "说", "response": "今天天气很好，我们一起去公园散步。" * 300}] * 5
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    (tmp_path / "limited.py").write_text(
-        "import resource\n"
-        "import psutil, torch, peft, matplotlib.pyplot\n"
-        "import glmtune.workflows.execute, glmtune.workflows.forecast\n"
-        "from glmtune.cli import main\n"
-        "glmtune.workflows.forecast.SMALL = 0\n"
-        "limit = psutil.Process().memory_info().vms + 680 * 2**20\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        "main()\n",
-        encoding="utf-8",
-    )
-    words = [
-        "train", f"model={model}", f"output={tmp_path / 'run'}", f"data.train={tmp_path / 'rows.json'}",
-        "data.max_tokens=2000", "data.overlong=cut_any", "train.steps=1", "samples.prompts=[]",
-    ]  # fmt: skip
-    given = ["train.micro_batch_size=2", "train.gradient_checkpointing=false"]
-    refused = run_ranks(ranks, str(tmp_path / "limited.py"), *words, *given, encoding="utf-8")
+    train = limited_training(tmp_path, rows=5, is_foretold=True)
+    refused = run_ranks(ranks, *train, *TOO_MUCH, encoding="utf-8")
     assert refused.returncode == 2, refused.stderr
     error, hint = refused.stderr.splitlines()[-2:]
     assert error.startswith("error: memory: this run would need")
     assert "trainable params" not in refused.stdout
     found = hint.removeprefix("hint: these settings would fit: ").split()
-    done = run_ranks(ranks, str(tmp_path / "limited.py"), *words, *found, encoding="utf-8")
+    done = run_ranks(ranks, *train, *found, encoding="utf-8")
     assert done.returncode == 0, done.stderr

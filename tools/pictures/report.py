@@ -27,7 +27,7 @@ def draw_all(folder: Path) -> None:
         glmtune.train(
             model="glm-tiny",
             data={"train": "examples/adverts.jsonl"},
-            train={"epochs": 3, "lr": 1e-3},
+            train={"epochs": 7, "lr": 3e-3},
             samples={"prompts": ["类型#裙*颜色#蓝色*风格#文艺"]},
             output=run,
         )

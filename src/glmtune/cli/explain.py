@@ -33,19 +33,23 @@ ONLY_CONSEQUENCES = {
     "zh": "这些只是说出错了；{:,} 行里没有认得的真正原因",
 }
 LIKELY = {"en": "it is likely this:", "zh": "可能是这一行："}
+OWN = {
+    "en": "if it is of glmtune, its line `hint:` says what to do, and docs/troubleshooting.md more",
+    "zh": "如果是 glmtune 的报错，它的 `hint:` 一行写着怎么办，详见 docs/troubleshooting.zh.md",
+}
 ASK = {
     "en": (
         "`glmtune doctor` looks at this machine; with its report and the whole log, ask at "
-        "https://github.com/glmtune/glmtune/issues"
+        "https://github.com/glmtune/glmtune/issues/new/choose"
     ),
     "zh": (
         "`glmtune doctor` 看看这台机器；把它的输出和完整日志贴到 "
-        "https://github.com/glmtune/glmtune/issues 提问"
+        "https://github.com/glmtune/glmtune/issues/new/choose 提问"
     ),
 }
 CAUSE = {
-    "en": "cause: {}: {}\n       more: `glmtune explain {}`",
-    "zh": "原因：{}：{}\n      详细：`glmtune explain {}`",
+    "en": "cause: {}\n       more: `glmtune explain {}`",
+    "zh": "原因：{}\n      详细：`glmtune explain {}`",
 }
 
 
@@ -140,6 +144,7 @@ def _report(found: "LogExplained", language: Language) -> Iterator[str]:
     yield unknown[language].format(found.num_lines)
     if found.likely:
         yield from (LIKELY[language], f"{found.likely.line}: {found.likely.text}")
+        yield from [OWN[language]] if found.likely.text.startswith("error: ") else []
     yield ASK[language]
 
 
@@ -181,7 +186,7 @@ def short_explanation(error: BaseException) -> str:
         return ""
     language = own_language()
     found: Iterable[Explained] = explain_error(error, language)
-    return next((CAUSE[language].format(each.title, each.cause, each.name) for each in found), "")
+    return next((CAUSE[language].format(each.cause, each.name) for each in found), "")
 
 
 def explain_traceback(error: BaseException) -> None:

@@ -91,8 +91,7 @@ class Limits:
     def exceeded(self, num_tokens: NDArray[np.int64], num_target: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of the examples of these sizes need a cut."""
         sizes: Any = Size(num_tokens, num_target)  # type: ignore[arg-type]  # the arithmetic is the same
-        found: NDArray[np.bool_] = (self.source_excess(sizes) > 0) | (self.target_excess(sizes) > 0)
-        return found
+        return np.maximum(self.source_excess(sizes), self.target_excess(sizes)) > 0  # type: ignore[no-any-return]
 
     def refuse(self, size: int, settings: Data, *, part: str = "") -> None:
         """Raise DataError, if `data.overlong` is `error`, for a row (or a `part` of it) of `size` tokens."""

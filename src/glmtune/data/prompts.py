@@ -84,8 +84,8 @@ def _chat_prompt(
             return tokenizer.segments(conversation[:-1], source_prefix=settings.source_prefix)
 
         # the cutter works on whole examples: an empty answer, never encoded, stands for the one asked for
-        whole, size = [*before, Message("assistant", "")], Size(uncut_tokens, 0)
-        cutter = Cutter(Limits(None, source, target=0), render, TokenCounts(tokenizer), whole, size)
+        asked, size = [*before, Message("assistant", "")], Size(uncut_tokens, 0)
+        cutter = Cutter(Limits(None, source, target=0), render, TokenCounts(tokenizer), asked, size)
         if not cutter.fit():
             raise DataError(
                 f"the question part has {uncut_tokens:,} tokens and cannot be cut to {source:,}",

@@ -10,8 +10,8 @@ from glmtune.explanations.table import LATER, compiled_signs, known_messages
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 """Colours, cursor movements and titles of a terminal. Source: ECMA-48, 5.4 and 5.6."""
 ERROR = re.compile(
-    r"^(?:error|fatal): [^\r\n]*|\b[A-Za-z_][\w.]*(?:Error|Exception): [^\r\n]*"
-    r"|^[A-Za-z_][\w.]*(?:Error|Exception)$",
+    r"^(?:error|fatal): [^\r\n]*|\b[A-Za-z_][\w.]{0,200}(?:Error|Exception): [^\r\n]*"
+    r"|^[A-Za-z_][\w.]{0,200}(?:Error|Exception)$",
     re.MULTILINE,
 )
 ERROR_WORDS = ("Error: ", "Exception: ", "Error\n", "Exception\n", "error: ", "fatal: ")

@@ -13,6 +13,8 @@ MESSAGES = Path(__file__).with_name("messages.toml")
 Kind = Literal["cause", "symptom", "consequence"]
 KINDS: tuple[Kind, ...] = ("cause", "symptom", "consequence")
 """In the order in which they are told: an error, a run that is in vain, the report of another's error."""
+GAP = 300
+"""Most characters that `...` stands for: without a limit, an endless line would be searched for hours."""
 LATER = 4000
 """Characters between two lines of a sign; a traceback from the model's code to its end has some 3,000."""
 
@@ -84,7 +86,9 @@ def _compile(sign: str) -> Sign:
     starts, ends = sign.startswith("^"), sign.endswith("$")
     lines = sign[starts : len(sign) - ends].split("\n")
     parts = [part for line in lines for part in line.split("...")]
-    escaped = [re.escape(line).replace(r"\ ", r"[ \n]").replace(r"\.\.\.", r"[^\r\n]*?") for line in lines]
+    escaped = [
+        re.escape(line).replace(r"\ ", r"[ \n]").replace(r"\.\.\.", rf"[^\r\n]{{0,{GAP}}}?") for line in lines
+    ]
     *before, last = escaped
     text = "".join(rf"{line}[\s\S]{{0,{LATER}}}?" for line in before) + f"({last})"
     begin, end = r"(?:\A|(?<=[\r\n]))" if starts else "", r"(?=[\r\n]|\Z)" if ends else ""

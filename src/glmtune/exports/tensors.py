@@ -27,6 +27,7 @@ from glmtune.recipe import TrainedPart
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # rotary frequencies, which models compute themselves; written as the base's files have them
 _BUFFER = "inv_freq"
+_CHECKED_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,9 @@ class Merged:
         # only now is anything read or merged, so that one shard at a time is in memory
         tensor = self.changed.get(name, read_stored)(self.stored[name])
         written = tensor.to("cpu", self.dtype_of(name))
-        if written.is_floating_point() and not bool(written.isfinite().all()):
+        # in pieces, for `isfinite` makes tensors of twice the size
+        parts = written.flatten().split(_CHECKED_AT_ONCE) if written.is_floating_point() else ()
+        if not all(bool(part.isfinite().all()) for part in parts):
             kind = str(written.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"{name}: not finite, or too large for {kind}", hint="dtype=bf16 or dtype=fp32"

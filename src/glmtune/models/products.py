@@ -6,6 +6,7 @@ dequantising hardly does: beyond `MOST_ROWS` dequantising is faster. Figures: be
 with AVX-512.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +54,27 @@ def find_kernel(codes: Tensor, bits: int) -> Kernel | None:
     outputs, inputs = codes.shape
     if bits == 8:
         return Kernel(codes, torch.ones(outputs, dtype=torch.bfloat16), None)
-    block = next((size for size in _BLOCKS if inputs % size == 0), None)
-    if block is None or outputs % _OUTPUTS:
+    if (block := _block(outputs, inputs)) is None:
         return None
-    ordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int() + _OFFSET, 1)
+    # in place: these are the largest tensors of decoding
+    ordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int().add_(_OFFSET), 1)
     one_and_zero = torch.tensor([1.0, 0.0], dtype=torch.bfloat16)
     return Kernel(ordered, one_and_zero.expand(inputs // block, outputs, 2).contiguous(), block)
+
+
+def decoding_bytes(layers: Iterable[tuple[int, int, int]]) -> int:
+    """Return the bytes that the kernels of layers take beside their codes: of 4 bits the codes once more.
+
+    layers: the outputs, inputs and bits of each. A kernel is made of codes in int8 and then in int32.
+    """
+    kernels, largest = 0, 0
+    for outputs, inputs, bits in layers:
+        if bits == 4 and (block := _block(outputs, inputs)):
+            kernels += outputs * (inputs // 2 + 4 * (inputs // block))
+            largest = max(largest, 5 * outputs * inputs)
+    return kernels + largest
+
+
+def _block(outputs: int, inputs: int) -> int | None:
+    """Return the most inputs that may share a scale in the int4 kernel; None if it cannot multiply these."""
+    return None if outputs % _OUTPUTS else next((size for size in _BLOCKS if inputs % size == 0), None)

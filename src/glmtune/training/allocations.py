@@ -56,6 +56,11 @@ class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
                 weakref.finalize(storage, self._forget, key, size)
         return result
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing is compiled here: else torch wraps each call, a third of a short pass's time."""
+        return False
+
     def restart(self) -> None:
         """Count the peak from here on."""
         self.peak = self.live
@@ -96,7 +101,7 @@ class CudaMeter:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MAPPED_ALONE = 2**20
+MAPPED_ALONE = 2**17
 """Bytes from which on a block of a tightened heap is mapped by itself."""
 _is_tight = False
 

@@ -7,6 +7,7 @@ them: it is dealt out evenly.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -38,6 +39,10 @@ def imagine(model: CausalLM) -> None:
                 tensors[name] = made[id(tensor)]
         if isinstance(part, FrozenLinear):
             part.write = _write_nothing  # type: ignore[method-assign, assignment]  # else many operators
+            # else many blocks, and few rows by kernels that want numbers
+            part.multiply_few = _as_many  # type: ignore[method-assign]
+            part.multiply_held = partial(_multiply, part)  # type: ignore[method-assign]
+            part.multiply_held_back = partial(_multiply_back, part)  # type: ignore[method-assign]
         elif holds_experts(part):
             part.register_forward_pre_hook(_deal_out)
             if not isinstance(part, HeldExperts):  # transformers' grouped product takes no imagined fp32
@@ -50,6 +55,23 @@ def imagine(model: CausalLM) -> None:
 
 def _write_nothing(*_: object) -> None:
     """Stand for `FrozenLinear.write`, which fills a block that exists."""
+
+
+def _multiply(layer: FrozenLinear, rows: torch.Tensor) -> torch.Tensor:
+    """Stand for `multiply`, with the tensors that it makes on a CPU."""
+    bias = None if layer.bias is None else layer.bias.to(rows.dtype)
+    out = rows.new_empty(len(rows), layer.out_features)
+    del bias  # not before: it is there while it is added
+    return out
+
+
+def _multiply_back(layer: FrozenLinear, gradient: torch.Tensor) -> torch.Tensor:
+    """Stand for `multiply_back`."""
+    return gradient.new_empty(len(gradient), layer.in_features)
+
+
+def _as_many(_: torch.Tensor) -> None:
+    """Stand for `FrozenLinear.multiply_few`: few rows are multiplied as many are."""
 
 
 def _deal_out(experts: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

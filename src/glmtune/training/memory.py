@@ -9,7 +9,9 @@ import psutil
 import torch
 from torch import nn
 
+from glmtune.models.products import decoding_bytes
 from glmtune.models.quant import quantised_layers
+from glmtune.quants import BITS
 from glmtune.recipe import TrainedPart
 
 GIB = 2**30
@@ -47,6 +49,14 @@ def weights_by_part(model: nn.Module, kept: TrainedPart) -> dict[str, int]:
         part = added if added and tensor.requires_grad else kinds.get(id(tensor), rest)
         sizes[part] += tensor.nbytes
     return sizes
+
+
+def answering_bytes(model: nn.Module, device: torch.device) -> int:
+    """Return the bytes that a model takes beside itself to decode: of int4 on a CPU, its codes once more."""
+    if device.type != "cpu":
+        return 0
+    layers = [layer for layer in quantised_layers(model).values() if layer.quant in BITS]
+    return decoding_bytes((layer.out_features, layer.in_features, layer.bits) for layer in layers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from glmtune.workflows.verifying import proving_trained
 MODEL = "glm-tiny"
 QUESTION, NAME = "你叫什么名字？", "GLM-Tiny"
 """A question to glm-tiny, and a word of its answer."""
-STEPS = 8
+STEPS, ANSWER_TOKENS = 8, 32
 NAME_WIDTH, WIDTH = 14, 100
 
 
@@ -111,7 +111,8 @@ def train_a_little(folder: Path, device: str) -> str:
         "model": MODEL,
         "device": device,
         "data": {"train": examples_folder() / "adverts.jsonl", "max_rows": 104, "holdout_rows": 8},
-        "train": {"steps": STEPS, "batch_size": 8, "lr": 3e-3},
+        # an evaluation draws pictures, and two are enough
+        "train": {"steps": STEPS, "eval_every": STEPS, "batch_size": 8, "lr": 3e-3},
         "samples": {"prompts": []},
         "output": folder,
     }
@@ -130,7 +131,7 @@ def train_a_little(folder: Path, device: str) -> str:
 
 def _ask(device: str, *, quant: str | None = None, is_fast: bool = False) -> str:
     model, tokenizer = load_model(MODEL, quant=quant, device=device), load_tokenizer(MODEL)
-    answer, rate = ask(speed_up(model) if is_fast else model, tokenizer, QUESTION, tokens=64)
+    answer, rate = ask(speed_up(model) if is_fast else model, tokenizer, QUESTION, tokens=ANSWER_TOKENS)
     if NAME not in answer:
         raise GlmtuneError(f"{MODEL} answers {answer!r}, which names no {NAME}", hint=REPORT_IT)
     return f"{rate:,.0f} tokens/s, {answer}"

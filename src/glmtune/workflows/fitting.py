@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory, mapped_bytes
 from glmtune.recipe import Recipe
 from glmtune.recipe.settings import MicroBatchSize
+from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent, has_room, longest_rows, measure_need, with_losses
 from glmtune.workflows.events import Note
@@ -101,8 +103,11 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
         need = with_losses(need, objective, row, pad_id, processes, free=free)
     free = free_memory(processes.device, mapped)
     state = state_bytes(objective, plan.recipe.train, num_processes=processes.number)
+    update = update_bytes(objective, processes.device)
+    answering = answering_bytes(objective, processes.device) if plan.recipe.samples.prompts else 0
+    device = processes.device.type
     everyones = processes.gather(
-        Memory(need, free, state, longest, validated, update_bytes(objective, processes.device))
+        Memory(need, free, state, longest, validated, update, answering=answering, device=device)
     )
     longest_row = Extent(longest, longest, 1)
     greatest = max(everyones, key=lambda each: each.need.bytes_at(longest_row, recomputed=0))
@@ -159,16 +164,23 @@ def _choices(plan: "Plan", memory: Memory, device: str) -> Iterator[Fitting]:
 
 def extents(plan: "Plan", memory: Memory, size: MicroBatchSize) -> tuple[Extent, Extent]:
     """Return the largest micro-batches of this size, of the run's steps and of its evaluations."""
-    tokens, rows = (
-        plan.steps.longest_micro_batch(plan.num_steps, size),
-        plan.steps.most_rows(plan.num_steps, size),
+    longest = (memory.longest_row, memory.longest_validated)
+    trained, validated = (
+        Extent(tokens, min(tokens, most), rows)
+        for (tokens, rows), most in zip(_largest(plan, size), longest, strict=True)
     )
+    return trained, validated
+
+
+@lru_cache(maxsize=32)  # a forecast asks for each machine, and the rows may be a million
+def _largest(plan: "Plan", size: MicroBatchSize) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the most tokens and the most rows of micro-batches of this size, in steps and in evaluations."""
     lengths = np.array([[len(row.input_ids) for row in plan.rows.validation.rows]], dtype=np.int64)
-    evaluated = longest_micro_batch(lengths, size, plan.processes.number)
-    validated = Extent(
-        evaluated, min(evaluated, memory.longest_validated), most_rows(lengths, size, plan.processes.number)
+    steps, number = plan.num_steps, plan.processes.number
+    return (
+        (plan.steps.longest_micro_batch(steps, size), plan.steps.most_rows(steps, size)),
+        (longest_micro_batch(lengths, size, number), most_rows(lengths, size, number)),
     )
-    return Extent(tokens, min(tokens, memory.longest_row), rows), validated
 
 
 def _proves_true(choice: Fitting, plan: "Plan", objective: ObjectiveModule, memory: Memory) -> bool:

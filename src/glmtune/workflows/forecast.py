@@ -8,27 +8,36 @@ import psutil
 import torch
 
 from glmtune.errors import ConfigError
+from glmtune.families import identify_family
 from glmtune.generate.kv_cache import BLOCK
 from glmtune.generate.queue import MAX_PREFILL_TOKENS, ROW_TOKENS
+from glmtune.models.dtype import main_dtype, num_bytes
 from glmtune.models.frozen_linear import BLOCK_BYTES, FrozenLinear
 from glmtune.models.shards import scan_tensors
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.sft import most_logits
+from glmtune.possible import REFUSALS
 from glmtune.processor import free_memory, has_bf16
 from glmtune.recipe import Recipe, TrainedPart
 from glmtune.training.allocations import has_tight_heap
+from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent
 from glmtune.workflows.fitting import Fitting, choose, extents, settled
-from glmtune.workflows.imagining import ImaginedRun, Types, imagine_run, types_on
+from glmtune.workflows.imagining import ImaginedRun, Types, imagine_run, once_trained, types_on
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.remedies import Memory, find_remedy, find_settings
 from glmtune.workflows.rows import longest_answer
 
 CONTEXT = 500 * 2**20
-"""Bytes of a card that CUDA's context and the libraries' workspaces take before any tensor is there."""
-CAPACITY = {6: 5.8, 8: 7.79, 11: 10.76, 16: 15.77, 24: 23.69, 40: 39.39, 80: 79.15}
-"""GiB that a card of so many GB has for programs, as torch's messages on cards out of memory name them."""
+"""Bytes of a card that CUDA takes and torch's allocator does not count: its context, about 400 MB with lazily
+loaded kernels (github.com/pytorch/pytorch/issues/109888; 274 MiB as it begins, /pull/86509), and 100 MiB
+assumed for kernels that are loaded later."""
+CAPACITY = {6: 5.79, 8: 7.76, 11: 10.73, 16: 14.56, 24: 23.61, 40: 39.5, 80: 79.25}
+"""GiB that a card of so many GB has for programs, of well-known cards the least, as torch's messages on cards
+out of memory name them. In this order a 2060, a 3070, one of 11 GB, a T4, a 4090, an A100, an A100 in issues
+on GitHub: facebookresearch/meshrcnn#92, sshan-zhao/GASDA#19, MIC-DKFZ/nnUNet#122,
+AlphaGPU/leetgpu-challenges#52, pinokiofactory/flux-webui#11, TianheWu/CoSeR#10, levihsu/OOTDiffusion#235."""
 SMALL = 2**30
 """Bytes of weights up to which a model is small: its run keeps glibc's heap as it is, which is quicker."""
 SCRATCH = 56 * 2**20
@@ -118,13 +127,14 @@ def forecast(plan: Plan, machine: Machine) -> Forecast:
         types = types_on(plan, device=machine.device, has_bf16=machine.has_bf16, free=machine.free)
     except ConfigError as error:
         return Forecast(machine, plan.asked, (), 0, 0, 0, fits=False, hint=f"{error}; {error.hint}")
-    run = imagine_run(plan, types)
+    run = _imagined(plan, types, machine)
     memory = _memory(plan, run, machine)
     choice, fits = choose(plan, memory, machine.device)
     phases = [_training(plan, run, memory, choice, machine), _evaluation(plan, run, types, machine)]
     if machine.device == "cpu" and plan.recipe.method.kept is not TrainedPart.PREFIX:
-        merge = _exporting(plan, run)
-        phases += [merge, replace(merge, name="export")]
+        phases.append(_exporting("merge", plan, run))
+        if "--to int4" not in REFUSALS[identify_family(plan.location.folder).family]:
+            phases.append(_exporting("export", plan, run, quant="int4"))
     words = [] if fits else find_settings(plan, run.model, memory) or []
     recipe = settled(plan.asked, choice, memory.need.num_layers)
     train = recipe.train.model_copy(update={"precision": types.precision})
@@ -139,6 +149,10 @@ def forecast(plan: Plan, machine: Machine) -> Forecast:
         " ".join(words),
         "" if fits else find_remedy(plan, run.model, memory),
     )
+
+
+def _imagined(plan: Plan, types: Types, machine: Machine) -> ImaginedRun:
+    return imagine_run(plan, types if machine.device == "cpu" else types.in_bf16())
 
 
 def is_small(plan: Plan) -> bool:
@@ -167,15 +181,19 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
         for part in (plan.rows.train.rows, plan.rows.validation.rows)
     )
     state = state_bytes(run.model, plan.recipe.train, num_processes=plan.processes.number)
-    update = update_bytes(run.model, torch.device(machine.device))
-    return Memory(need, machine.free - held, state, longest, validated, update)
+    device = torch.device(machine.device)
+    update = update_bytes(run.model, device)
+    answering = answering_bytes(run.model, device) if plan.recipe.samples.prompts else 0
+    free = machine.free - held
+    return Memory(need, free, state, longest, validated, update, answering=answering, device=machine.device)
 
 
 def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, machine: Machine) -> Phase:
     gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
     step = memory.need.parts_at(choice.extent, recomputed=choice.recomputed)
     _, validated = extents(plan, memory, choice.size)
-    highest = max(sum(step.values()), memory.need.evaluated_at(validated), memory.update)
+    others = (memory.need.evaluated_at(validated), memory.update, memory.answering)
+    highest = max(sum(step.values()), *others)
     parts = dict(run.held) | {"gradients": gradients, "optimizer": memory.state - gradients}
     of_rows = 0
     if "prefix" in parts:
@@ -188,7 +206,8 @@ def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, mac
 
 def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) -> Phase:
     """Return the memory of answering the rows that are held out, in the recipe's batches."""
-    settings, need = plan.recipe.evaluate, run.need
+    settings = plan.recipe.evaluate
+    need = _imagined(once_trained(plan), types, machine).need
     new = longest_answer(plan.tokenizer, plan.recipe.data, settings)
     # the tokens before the first learned one
     prompts = [int((row.labels != -100).argmax()) or 1 for row in plan.rows.validation.rows] or [1]
@@ -198,6 +217,7 @@ def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) ->
     config, width = run.model.config, types.base.computing.itemsize
     per_column = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
     parts = dict(run.held) | {
+        "decoding": answering_bytes(run.model, torch.device(machine.device)),
         "activations": need.evaluated_at(size) - need.logits_at(size),
         "logits": 2 * rows * need.vocab_size * 4,
         "KV cache": rows * columns * per_column,
@@ -208,17 +228,28 @@ def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) ->
     return replace(phase, mapped=parts["weights"]) if is_whole else phase
 
 
-def _exporting(plan: Plan, run: ImaginedRun) -> Phase:
+def _exporting(name: str, plan: Plan, run: ImaginedRun, quant: str | None = None) -> Phase:
     """Return the memory of writing base + adapter, tensor by tensor and file by file, and of its proof."""
-    size, stored = _stored_bytes(plan), scan_tensors(plan.location.folder).values()
+    stored = scan_tensors(plan.location.folder)
+    size, dtype = _stored_bytes(plan), main_dtype(stored)
+    written = num_bytes(stored, quant, dtype) if quant else size
+    sizes = [prod(each.shape) for each in stored.values()]
+    # a whole model's weight is cast; the update of a layer's is added to it in fp32
+    adapted = [
+        part.in_features * part.out_features for part in run.model.modules() if hasattr(part, "lora_A")
+    ]
+    is_whole = plan.recipe.method.kept is TrainedPart.MODEL
+    at_once = dtype.itemsize * max(sizes) if is_whole else 12 * max(adapted, default=0)
+    proving = (4 + dtype.itemsize) * max(sizes)  # a weight as it was written, and in fp32
+    shard = round(min(SHARD, written))
     parts = {
         "weights": size,
         "adapter": run.held.get("adapter", 0),
-        "shard": min(SHARD, size),
-        "activations": 4 * max(prod(each.shape) for each in stored),  # a weight in fp32
-        "process": _process_bytes(),
+        "shard": shard,
+        "activations": max(at_once, proving - shard),
+        "process": _process_bytes() + SCRATCH,
     }
-    return Phase("merge", {key: size for key, size in parts.items() if size}, mapped=size)
+    return Phase(name, {key: size for key, size in parts.items() if size}, mapped=size)
 
 
 def _phase(name: str, parts: dict[str, int], run: ImaginedRun, machine: Machine) -> Phase:
@@ -235,7 +266,9 @@ def _process_bytes() -> int:
 
 def _scratch_bytes(run: ImaginedRun) -> int:
     """Return the bytes of libraries' scratch, and of the buffer for blocks of weights in another type."""
-    return SCRATCH + BLOCK_BYTES * any(isinstance(part, FrozenLinear) for part in run.model.modules())
+    parts = (part for part in run.model.modules() if isinstance(part, FrozenLinear))
+    largest = max((part.in_features * part.out_features for part in parts), default=0)
+    return SCRATCH + min(BLOCK_BYTES, 4 * largest)
 
 
 def _disk(plan: Plan, run: ImaginedRun) -> int:

@@ -5,7 +5,7 @@ what the others add.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from glmtune.models.recomputing import layers_of
 from glmtune.models.shards import scan_tensors
 from glmtune.objectives import build_objective
 from glmtune.processor import imagining
-from glmtune.recipe import TrainedPart
+from glmtune.recipe import Lora, TrainedPart
 from glmtune.training.imagined import ImaginedProcess, imagine
 from glmtune.training.memory import weights_by_part
 from glmtune.training.probe import Need, Repeated, measure_need
@@ -39,6 +39,15 @@ class Types:
 
     base: Choice
     precision: str
+
+    def in_bf16(self) -> "Types":
+        """Return the types with bf16 for fp16: either takes two bytes, and one run is imagined for both."""
+        dtype, computing = (
+            torch.bfloat16 if each == torch.float16 else each
+            for each in (self.base.dtype, self.base.computing)
+        )
+        precision = "bf16" if self.precision == "fp16" else self.precision
+        return Types(replace(self.base, dtype=dtype, computing=computing, why=""), precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +81,10 @@ def imagine_run(plan: "Plan", types: Types) -> ImaginedRun:
     few, layer = _few_layers(plan, number)
     model = _outline(plan, types, few)
     imagine(model)
-    need = measure_need(
-        build_objective(model, plan.recipe.objective),
-        max(plan.rows.train.rows, key=lambda row: len(row.input_ids)),
-        plan.tokenizer.pad_token_id,
-        ImaginedProcess(types.precision),
-        repeated=Repeated(layer, number - few),
-    )
+    objective = build_objective(model, plan.recipe.objective)
+    row = max(plan.rows.train.rows, key=lambda row: len(row.input_ids))
+    process, pad_id = ImaginedProcess(types.precision), plan.tokenizer.pad_token_id
+    repeated = Repeated(layer, number - few)
     stored = scan_tensors(plan.location.folder)
     mapped = sum(
         weight.nbytes
@@ -87,7 +93,21 @@ def imagine_run(plan: "Plan", types: Types) -> ImaginedRun:
     )
     sizes = [part.in_features * part.out_features for part in quantised_layers(whole).values()]
     expanded = max(sizes, default=0) * types.base.computing.itemsize
-    return ImaginedRun(whole, need, weights_by_part(whole, plan.recipe.method.kept), mapped, expanded)
+    return ImaginedRun(
+        whole,
+        need=measure_need(objective, row, pad_id, process, repeated=repeated),
+        held=weights_by_part(whole, plan.recipe.method.kept),
+        mapped=mapped,
+        expanded=expanded,
+    )
+
+
+@lru_cache(maxsize=4)
+def once_trained(plan: "Plan") -> "Plan":
+    """Return the plan for a model whose own weights are trained no more: they have no gradients."""
+    if plan.recipe.method.kept is not TrainedPart.MODEL:
+        return plan
+    return replace(plan, recipe=plan.recipe.model_copy(update={"method": Lora()}))
 
 
 def _few_layers(plan: "Plan", number: int) -> tuple[int, int]:

@@ -129,8 +129,7 @@ def planning(
     num_steps = count_steps(recipe.train, steps)
     notes: list[Note] = []
     # each note goes out before the next check runs: a check that raises takes none of them with it
-    mixed = mixture_notes(recipe.data, steps)
-    for note in chain(encoded.notes, mixed, text_warnings(recipe.data, location)):
+    for note in chain(encoded.notes, mixture_notes(recipe.data, steps), text_warnings(recipe.data, location)):
         notes.append(note)
         yield note
     few_for_method = None if is_pruned(location) else steps_warning(recipe.method, num_steps)

@@ -11,6 +11,7 @@ from torch import nn
 
 from glmtune.errors import ConfigError, TrainingError, first_line
 from glmtune.families import identify_family
+from glmtune.models.products import decoding_bytes
 from glmtune.models.protocol import CausalLM
 from glmtune.models.recomputing import layers_of
 from glmtune.possible import require_possible
@@ -46,6 +47,10 @@ class Memory:
     """Tokens of the longest row of the evaluations, which keep nothing for a backward pass."""
     update: int = 0
     """Bytes that the optimizer's step takes beside its means."""
+    answering: int = 0
+    """Bytes that sample answers take beside the model: of int4 on a CPU, its codes once more."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
 
     def bytes_at(self, trained: Extent, validated: Extent, *, recomputed: int) -> int:
         """Return the bytes of a run whose steps and evaluations have micro-batches of these sizes."""
@@ -53,7 +58,7 @@ class Memory:
             self.need.bytes_at(trained, recomputed=recomputed),
             self.need.evaluated_at(validated),
         )
-        return self.state + max(step, evaluation, self.update)
+        return self.state + max(step, evaluation, self.update, self.answering)
 
     def leanest(self, limit: int) -> int:
         """Return the bytes of single rows, none longer than `limit`, with all layers recomputed."""
@@ -110,9 +115,8 @@ def find_settings(
     if base is None:
         names = ("micro_batch_size", "gradient_checkpointing")
         base = [f"train.{name}=auto" for name in names if getattr(plan.recipe.train, name) != "auto"]
-    remedies = [
-        remedy for remedy in (_small_means, _lora, _quantised, _lora_on_codes) if remedy(plan, model, memory)
-    ]
+    every = (_small_means, _lora, _quantised, _lora_on_codes, _without_samples)
+    remedies = [remedy for remedy in every if remedy(plan, model, memory)]
     longest = max(memory.longest_row, memory.longest_validated)
     # rows are cut only if nothing else helps: what is cut is not learned
     ways = product((False, True), range(len(remedies) + 1))
@@ -123,7 +127,7 @@ def find_settings(
         for remedy in chosen:
             word, left = remedy(plan, model, left) or ("", left)
             words.append(word)
-        share = SAFE_SHARE if set(chosen) <= {_small_means} else WARY_SHARE
+        share = SAFE_SHARE if set(chosen) <= {_small_means, _without_samples} else WARY_SHARE
         if left.leanest(LEAST_LENGTH if is_shortened else longest) <= share * left.free:
             return [*words, *(_shortened(plan, left, share) if is_shortened else ())]
     return None
@@ -141,30 +145,35 @@ def _small_means(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None
 def _lora(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     if plan.recipe.method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX):
         return None
-    return "method=lora", replace(memory, state=0)  # next to nothing
+    return "method=lora", replace(memory, state=0, update=0)  # next to nothing
 
 
 def _quantised(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     if plan.recipe.method.kept not in (TrainedPart.LAYERS, TrainedPart.PREFIX):
         return None
-    saved = _saved_by_codes(plan, model)
-    return ("quant=int4", replace(memory, free=memory.free + saved)) if saved else None
+    held = _in_codes(plan, model, memory)
+    return ("quant=int4", held) if held else None
 
 
 def _lora_on_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
-    if (lora := _lora(plan, model, memory)) is None or not (saved := _saved_by_codes(plan, model)):
+    if (lora := _lora(plan, model, memory)) is None or not (held := _in_codes(plan, model, lora[1])):
         return None
-    return f"{lora[0]} quant=int4", replace(lora[1], free=memory.free + saved)
+    return f"{lora[0]} quant=int4", held
 
 
-def _saved_by_codes(plan: "Plan", model: CausalLM) -> int:
-    """Return the bytes that the layers would hold less in int4, 0 if they cannot be quantised."""
+def _without_samples(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
+    is_possible = memory.device == "cpu" and plan.recipe.samples.prompts
+    return ("samples.prompts=[]", replace(memory, answering=0)) if is_possible else None
+
+
+def _in_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Memory | None:
+    """Return the memory with the layers in int4, None if they cannot be quantised."""
     if plan.recipe.quant:
-        return 0
+        return None
     try:
         require_possible(identify_family(plan.location.folder).family, "quant=int4", "quant")
     except ConfigError:
-        return 0
+        return None
     # where weights are added to the base, those that are trained are not the base's
     is_added = plan.recipe.method.kept in (TrainedPart.LAYERS, TrainedPart.PREFIX)
     weights = [
@@ -174,9 +183,12 @@ def _saved_by_codes(plan: "Plan", model: CausalLM) -> int:
         if isinstance(part, nn.Linear) and part.weight.is_floating_point()
         if not (is_added and part.weight.requires_grad)
     ]
-    if any(weight.shape[1] % 2 for weight in weights):  # 4-bit codes go in pairs
-        return 0
-    return round(sum(weight.numel() * (weight.element_size() - 0.5) for weight in weights))
+    if not weights or any(weight.shape[1] % 2 for weight in weights):  # 4-bit codes go in pairs
+        return None
+    saved = round(sum(weight.numel() * (weight.element_size() - 0.5) for weight in weights))
+    is_decoding = memory.device == "cpu" and plan.recipe.samples.prompts
+    answering = decoding_bytes((*weight.shape, 4) for weight in weights) if is_decoding else 0
+    return replace(memory, free=memory.free + saved, answering=answering)
 
 
 def _shortened(plan: "Plan", memory: Memory, share: float) -> Iterator[str]:

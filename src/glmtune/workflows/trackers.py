@@ -4,13 +4,15 @@ None of them can stop or delay a run for long: whatever fails in one is a warnin
 without it. Its figures are in metrics.jsonl all the same.
 """
 
-import contextlib
 import io
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 from glmtune.errors import first_line
@@ -21,8 +23,9 @@ FIGURES = ("loss", "eval_loss", "lr", "grad_norm", "tokens_per_s", "memory_gib",
 """Keys of a line of metrics.jsonl that are shown."""
 PROJECT = "glmtune"
 """Name of the project that runs are filed under, unless the program's own variable names another."""
-LONGEST_LOGIN_S = 20.0
-"""Seconds that W&B may take to begin a run before it is kept offline."""
+LONGEST_LOGIN_S, LONGEST_END_S = 20.0, 60.0
+"""Seconds that W&B may take to begin a run before it is kept offline, and any program to end one."""
+KEPT = "its figures are in metrics.jsonl"
 
 
 class Tracker(NamedTuple):
@@ -60,22 +63,24 @@ class Trackers:
             self._attempt(name, partial(tracker.add, figures, line["step"]))
 
     def close(self) -> None:
-        """Finish each program's run."""
+        """Finish each program's run; one that takes over a minute is left to itself, with a warning."""
         for name, tracker in list(self._open.items()):
-            self._attempt(name, tracker.close)
+            # in the caller's context, whose listener hears the warnings
+            act = partial(copy_context().run, self._attempt, name, tracker.close)
+            thread = Thread(target=act, daemon=True)
+            thread.start()
+            thread.join(LONGEST_END_S)
+            if thread.is_alive():
+                tell(f"warning: train.report_to: {name}: still not done; {KEPT}")
         self._open.clear()
 
     def _attempt(self, name: str, act: Callable[[], object]) -> object:
         """Return what a program's function returns; if it fails, warn and go on without the program."""
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # they print their own greetings
-                return act()
+            return act()
         except Exception as err:  # noqa: BLE001 - whatever happens in another program ends no training
             self._open.pop(name, None)
-            tell(
-                f"warning: train.report_to: {name}: {first_line(err)}; the run goes on without it, its "
-                "figures are in metrics.jsonl"
-            )
+            tell(f"warning: train.report_to: {name}: {first_line(err)}; the run goes on without it, {KEPT}")
             return None
 
 
@@ -121,9 +126,14 @@ def _trackio(folder: Path, settings: Mapping[str, Any]) -> Tracker:
     """Begin a run in trackio's own folder on this machine; nothing is sent."""
     import trackio
 
+    def close() -> None:
+        with redirect_stdout(io.StringIO()):
+            trackio.finish()
+
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-    trackio.init(project=project, name=folder.resolve().name, config=dict(settings))
-    return Tracker(lambda figures, step: trackio.log(dict(figures), step=step), trackio.finish)
+    with redirect_stdout(io.StringIO()):  # its greetings and its farewell are no lines of ours
+        trackio.init(project=project, name=folder.resolve().name, config=dict(settings))
+    return Tracker(lambda figures, step: trackio.log(dict(figures), step=step), close)
 
 
 PROGRAMS: Mapping[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from explained_logs import HEALTHY, LOGS
 from fuzz import examples, fuzzed
 from glmtune.charset import NotTextError
-from glmtune.errors import ConfigError, TrainingError
+from glmtune.errors import ConfigError
 from glmtune.explanations import explain, explain_error, explain_log, reading
 from glmtune.explanations.table import LATER, compiled_signs, known_messages
 from glmtune.language import own_language
@@ -95,6 +95,12 @@ def test_bytes_that_are_no_text_do_not_hide_a_message() -> None:
     assert read(b"\xff\xfe\xfd\x80\n\x81CUDA out of memory\n"[2:])[0][:2] == ("cuda-out-of-memory", 2)
 
 
+def test_a_long_line_is_not_searched_again_from_each_of_its_parts() -> None:
+    text = ": --" * 5_000 + "a.b" * 5_000 + ": command not found; Error: x\n: --x: command not found\n"
+    [found] = explain(text, "en")
+    assert (found.name, found.line) == ("shell-comment", 2)
+
+
 def test_an_archive_is_refused_with_the_way_to_unpack_it() -> None:
     with pytest.raises(NotTextError, match="gzip") as caught:
         read(gzip.compress(b"CUDA out of memory"))
@@ -146,8 +152,8 @@ def test_errors_that_led_to_an_error_are_explained_too() -> None:
         try:
             raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
         except RuntimeError as err:
-            raise TrainingError("memory: there was none left (CUDA out of memory)", hint="h") from err
-    except TrainingError as err:
+            raise OSError("the model cannot be opened") from err
+    except OSError as err:
         assert [each.name for each in explain_error(err, "en")] == ["cuda-out-of-memory"]
     ring = ValueError("Hypothesis is empty.")
     ring.__cause__ = ring

@@ -1,4 +1,4 @@
-"""transformers' classes with our layers, norms and SwiGLU in training: their own numbers, and fewer kept tensors."""
+"""transformers' classes with our parts in training: their own numbers, and fewer kept tensors."""
 
 from copy import deepcopy
 from pathlib import Path

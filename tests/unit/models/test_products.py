@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from glmtune.models.frozen_linear import multiply
-from glmtune.models.products import MOST_ROWS
+from glmtune.models.products import MOST_ROWS, decoding_bytes, find_kernel
 from glmtune.models.quant import QuantizedLinear
 
 
@@ -104,3 +104,14 @@ def test_training_lets_the_kernel_go() -> None:
     layer(torch.randn(1, 512).bfloat16())
     layer.train()
     assert layer._kernel is None
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(96, 512), (96, 96), (90, 512), (96, 100)])
+def test_the_bytes_of_kernels_are_known_before_they_are_made(outputs: int, inputs: int) -> None:
+    codes = torch.ones(outputs, inputs, dtype=torch.int8)
+    kernel = find_kernel(codes, 4)
+    making = 5 * codes.numel()  # int8 and int32
+    expected = kernel.codes.nbytes + kernel.ones.nbytes + making if kernel else 0
+    assert decoding_bytes([(outputs, inputs, 4)]) == expected
+    assert decoding_bytes([(outputs, inputs, 4)] * 3) == (3 * (expected - making) + making if kernel else 0)
+    assert decoding_bytes([(outputs, inputs, 8)]) == 0

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from threading import Event
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,6 @@ class FakeWandb(ModuleType):
         return words
 
     def init(self, **words: Any) -> "FakeWandb":
-        print("wandb: greetings")
         self.begun.append(words)
         if words["mode"] in self._failing:
             raise RuntimeError("api_key not configured (no-tty)\ncall wandb.login")
@@ -57,7 +57,7 @@ def use(monkeypatch: pytest.MonkeyPatch, fake: FakeWandb) -> Trackers:
 
 
 def test_a_run_without_a_login_is_kept_offline_and_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told_lines: list[str], capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told_lines: list[str]
 ) -> None:
     fake = FakeWandb()
     trackers = use(monkeypatch, fake)
@@ -71,7 +71,6 @@ def test_a_run_without_a_login_is_kept_offline_and_told(
     assert fake.is_finished
     [line] = told_lines
     assert "offline" in line and "wandb sync" in line
-    assert capsys.readouterr().out == ""
 
 
 def test_with_a_login_it_is_online_and_waits_for_the_network_no_longer_than_this(
@@ -125,6 +124,20 @@ def test_the_mode_that_the_user_names_is_kept(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     trackers.begin(tmp_path, {})
     assert (fake.begun[0]["mode"], fake.begun[0]["project"]) == ("disabled", "mine")
+
+
+def test_a_program_that_does_not_end_is_left_to_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told_lines: list[str]
+) -> None:
+    fake, goes_on = FakeWandb(key="k"), Event()
+    monkeypatch.setattr(fake, "finish", goes_on.wait)
+    monkeypatch.setattr("glmtune.workflows.trackers.LONGEST_END_S", 0.01)
+    trackers = use(monkeypatch, fake)
+    trackers.begin(tmp_path, {})
+    trackers.close()
+    goes_on.set()
+    [line] = told_lines
+    assert "wandb: still not done" in line
 
 
 def test_trackio_gets_the_figures(

@@ -166,8 +166,8 @@ def loss_chart(title: Text, series: list[Series], *, best: tuple[int, float] | N
 def _tiles(run: RecordedRun, memory: Mapping[str, Any]) -> Iterator[Tile]:
     best, seconds = run.best_step, run.seconds[max(run.seconds)]
     if best is not None:
-        first = f"{run.evaluation[0]:.4g} → " if 0 in run.evaluation else ""
-        value = f"{first}{run.evaluated[best]:.4g}"
+        first = f"{run.evaluation[0]:.3g} → " if 0 in run.evaluation else ""
+        value = f"{first}{run.evaluated[best]:.3g}"
         yield Tile(text("evaluation_loss"), value, text("best_at", step=f"{best:,}"))
     yield Tile(text("training_time"), in_time(seconds), text("num_steps", steps=f"{run.num_steps:,}"))
     if (rate := run.tokens_per_s()) is not None:
