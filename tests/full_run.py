@@ -58,9 +58,11 @@ def write_full_run(folder: Path, *, said: str = "我叫小橙。", **recipe: Any
         "phases": phases,
     }
     write_json(run / "memory.json", memory)
-    report = LengthReport(limit="512 tokens (the default)", most_tokens=512)
-    for length in (*range(20, 400, 7), 600, 900):
-        report.add(length, min(length, 512), ["answer"] if length > 512 else [])
+    report = LengthReport(
+        limit="512 tokens (the default)", most_tokens=512, lengths=[*range(20, 400, 7), 600, 900]
+    )
+    for length in (600, 900):
+        report.add_cut(length - 512, ["answer"])
     write_json(run / "data.json", {"train": report.facts(), "validation": report.facts()})
     write_scores(run, "one", checkpoint="step-000060", rouge=42.5)
     return run

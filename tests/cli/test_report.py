@@ -6,8 +6,10 @@ import pytest
 
 from commands import glmtune
 from full_run import write_full_run
+from glmtune import train
 from glmtune.files import read_json
 from glmtune.reports.listing import summarise_runs
+from glmtune.workflows.events import Event, Stepped
 from models import tiny_folder
 
 ROWS = "".join(f'{{"prompt": "问题{i}", "response": "答案{i}。"}}\n' for i in range(8))
@@ -64,3 +66,24 @@ def test_a_run_writes_its_page_and_evaluating_it_writes_it_anew(tmp_path: Path) 
     (run / "report.html").unlink()
     assert glmtune("evaluate", "run", "evaluate.max_new_tokens=2", cwd=tmp_path).returncode == 0
     assert (run / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_has_its_page_too(tmp_path: Path) -> None:
+    tiny_folder(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Stepped) and event.log.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            model=str(tmp_path / "model"),
+            data={"train": tmp_path / "rows.jsonl"},
+            train={"steps": 4, "batch_size": 2, "eval_every": 1},
+            samples={"prompts": []},
+            output=tmp_path / "run",
+            on_event=interrupt,
+        )
+    assert "stopped at step" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

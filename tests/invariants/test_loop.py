@@ -214,7 +214,7 @@ def test_the_losses_of_a_step_by_source_are_those_of_its_rows_alone() -> None:
             counts[row.source] += objective.weight(alone)
     optimizer = build_optimizer(model, settings)
     micro = [collate(rows[:4], 0), collate(rows[4:], 0)]
-    parts = {"num_sources": 3, "processes": processes, "optimizer": processes.prepare(optimizer)}
+    parts = {"sources": "abc", "processes": processes, "optimizer": processes.prepare(optimizer)}
     (log,) = fit(objective, objective, [(1, micro)], schedule=build_schedule(optimizer, settings, 1), **parts)
-    assert log.losses == pytest.approx({source: sums[source] / counts[source] for source in (0, 2)})
+    assert log.losses == pytest.approx({"abc"[source]: sums[source] / counts[source] for source in (0, 2)})
     assert log.loss == pytest.approx(sums.total() / counts.total())

@@ -44,8 +44,8 @@ class _MLP(nn.Module):
         return projected
 
 
-class _Layer(Keeping, nn.Module):
-    self_attn: Any
+class _KeepingLayer(Keeping, nn.Module):
+    self_attn: Any  # Any: a class of transformers, which has no types
     input_layernorm: nn.Module
     post_attention_layernorm: nn.Module
     mlp: nn.Module
@@ -68,11 +68,11 @@ class _Layer(Keeping, nn.Module):
         return x
 
 
-class _GlmLayer(_Layer, GlmDecoderLayer):  # type: ignore[misc]  # transformers has no types
+class _GlmLayer(_KeepingLayer, GlmDecoderLayer):  # type: ignore[misc]  # transformers has no types
     pass
 
 
-class _Glm4Layer(_Layer, Glm4DecoderLayer):  # type: ignore[misc]
+class _Glm4Layer(_KeepingLayer, Glm4DecoderLayer):  # type: ignore[misc]
     post_self_attn_layernorm: nn.Module
     post_mlp_layernorm: nn.Module
 
@@ -85,7 +85,7 @@ class _Glm4Layer(_Layer, Glm4DecoderLayer):  # type: ignore[misc]
         return normed
 
 
-class _Glm4MoeLayer(_Layer, Glm4MoeDecoderLayer):  # type: ignore[misc]
+class _Glm4MoeLayer(_KeepingLayer, Glm4MoeDecoderLayer):  # type: ignore[misc]
     pass
 
 

@@ -37,8 +37,8 @@ class StepLog:
     """Highest memory so far: the GPU's allocations, or on a CPU this process's resident memory."""
     memory_gib: float
     """The highest of this step alone, its batches being made included."""
-    losses: Mapping[int, float] = field(default_factory=dict)
-    """The step's mean loss by the number of the rows' source, where there are several."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """The step's mean loss by the source of the rows, where there are several."""
 
 
 class StepPart(Protocol):
@@ -63,15 +63,16 @@ def fit(
     guard: Guard | None = None,
     part: StepPart | None = None,
     meter: MemoryMeter | None = None,
-    num_sources: int = 1,
+    sources: Sequence[str] = (),
 ) -> Iterator[StepLog]:
     """Train and yield one log per step; the caller decides when to print, evaluate and save.
 
     `steps` gives (step number, this process's micro-batches). The sum of losses is divided once by the
     learned tokens of the whole step, so 8 micro-batches of 1 equal 1 micro-batch of 8, and two processes
-    equal one, even if completions differ in length. `module` is the objective, or the objective inside
-    DistributedDataParallel; `processes` has prepared it and `optimizer`. Raises `TrainingError` before the
-    optimizer's step if loss or gradient is not finite or exactly 0; `guard` can name the rows.
+    equal one, even if completions differ in length. `module` is the objective, maybe inside
+    DistributedDataParallel; `processes` has prepared it and `optimizer`. `sources` names those of the rows.
+    Raises `TrainingError` before the optimizer's step if loss or gradient is not finite or exactly 0; `guard`
+    can name the rows.
     """
     guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
     meter = meter or MemoryMeter(processes.device)
@@ -81,24 +82,19 @@ def fit(
         module.train()
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
-        total = torch.zeros((), device=processes.device)
-        by_source = _BySource(num_sources, processes)
+        losses = _StepLosses(sources, processes)
         for batch in micro:
             is_last = batch is micro[-1]
             # gradients add up in p.grad; processes exchange them once, in the last backward pass
             with processes.autocast(), objective.passes(), processes.exchanging(module, is_last=is_last):
                 share = module(batch.to(processes.device)) / max(items, 1)
-                total += share.detach()  # no .item() here: it would stall a GPU every micro-batch
                 processes.backward(share * processes.number)  # DDP averages over processes; we want the sum
-            by_source.add(batch, objective.losses)
-        has_signal = True
+            losses.add(share.detach(), batch, objective.losses)
+        # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
+        has_signal = part is None or _has_gradient(trainable)
         if part is not None:
-            # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
-            is_nonzero = [p.grad.any() for p in trainable if p.grad is not None]
-            has_signal = bool(torch.stack(is_nonzero).any()) if is_nonzero else False
-            # after the processes' exchange, since each adds the same penalty
-            processes.backward(part.penalty())
-        loss = float(processes.total(total))
+            processes.backward(part.penalty())  # after the exchange, since each process adds the same penalty
+        loss = losses.mean()
         norm = processes.clip(trainable, max_grad_norm)  # also divides the gradients by the loss scale
         # before the optimizer's step: a bad gradient must not reach the weights
         guard.check_step(step, loss=loss, grad_norm=norm if has_signal else 0.0, items=items, batches=micro)
@@ -113,35 +109,48 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
         gib = meter.gib_of("step")
-        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *gib, by_source.means())
+        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *gib, losses.by_source())
         start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
 
 
-class _BySource:
-    """The losses of a step, summed by the source of their rows."""
+class _StepLosses:
+    """The loss of a step, and that of each source of its rows, over all processes."""
 
-    def __init__(self, number: int, processes: Processes) -> None:
-        self._processes = processes
+    def __init__(self, sources: Sequence[str], processes: Processes) -> None:
+        self._sources, self._processes = sources, processes
+        self._total = torch.zeros((), device=processes.device)
         # sums and counts; fp64, for the counts may be larger than fp32 holds exactly
-        self._sums = torch.zeros((2, number), dtype=torch.float64, device=processes.device)
-        self._is_known = number > 1
+        self._sums = torch.zeros((2, len(sources)), dtype=torch.float64, device=processes.device)
+        self._is_known = len(sources) > 1
 
-    def add(self, batch: Batch, losses: Tensor | None) -> None:
-        """Add the losses of a batch's learned tokens; objectives that keep none have no means."""
-        if not self._is_known or losses is None:
-            self._is_known = False
-            return
-        sources = batch.learned_sources().to(losses.device)
-        both = torch.stack((losses.double(), torch.ones_like(losses, dtype=torch.float64)))
-        self._sums.index_add_(1, sources, both)
+    def add(self, share: Tensor, batch: Batch, losses: Tensor | None) -> None:
+        """Add a batch's share of the step's mean loss, and its items' losses if the objective keeps them."""
+        self._total += share  # no .item() here: it would stall a GPU every micro-batch
+        self._is_known = self._is_known and losses is not None
+        if self._is_known and losses is not None:
+            sources = batch.learned_sources().to(losses.device)
+            both = torch.stack((losses.double(), torch.ones_like(losses, dtype=torch.float64)))
+            self._sums.index_add_(1, sources, both)
 
-    def means(self) -> dict[int, float]:
-        """Return the mean loss of each source that the step had rows of, in any process."""
+    def mean(self) -> float:
+        """Return the mean loss of the step."""
+        return float(self._processes.total(self._total))
+
+    def by_source(self) -> dict[str, float]:
+        """Return the mean loss of each source that the step has rows of; empty if there is but one."""
         if not self._is_known:
             return {}
-        sums, counts = self._processes.total(self._sums).tolist()
-        pairs = enumerate(zip(sums, counts, strict=True))
-        return {i: total / count for i, (total, count) in pairs if count}
+        totals, counts = self._processes.total(self._sums).tolist()
+        found = zip(self._sources, totals, counts, strict=True)
+        return {name: total / count for name, total, count in found if count}
+
+
+def _has_gradient(weights: Sequence[nn.Parameter]) -> bool:
+    """Return True if any number of the weights' gradients is not 0."""
+    is_nonzero = [p.grad.any() for p in weights if p.grad is not None]
+    if not is_nonzero:
+        return False
+    return bool(torch.stack(is_nonzero).any())
 
 
 @torch.no_grad()

@@ -82,10 +82,9 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     # the file may hold more rows, of an earlier evaluation with a higher max_test_rows
     turns = {row.index: row.turn for row in test_rows.rows}
     wanted = [p for p in file.finish() if p.row in turns]
-    scores = score_all(wanted)
-    scores[TURNS] = score_turns(wanted, turns)
-    scores[PEAK] = file.settings.get(PEAK)
-    scores["compute"] = file.settings.get(COMPUTED_WITH, settings.compute)
+    compute = file.settings.get(COMPUTED_WITH, settings.compute)
+    told = {TURNS: score_turns(wanted, turns), PEAK: file.settings.get(PEAK), "compute": compute}
+    scores = score_all(wanted) | told
     write_json(folder / SCORES_FILE, scores)
     if recipe.output is None and location.run:
         yield renew_report(location.run)  # which shows the scores of the run's own folder

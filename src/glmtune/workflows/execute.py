@@ -6,7 +6,7 @@
 import shlex
 import signal
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
@@ -124,7 +124,8 @@ def _steps(run: Run) -> Iterator[Event]:
         is_last = log.step == num_steps
         meter.add(log)
         if run.is_main:
-            run.writer.add(_metrics_line(log, run.recipe.data.names_of_sources(), per_epoch))
+            known = {name: value for name, value in asdict(log).items() if value != {}}
+            run.writer.add(known | {"epoch": log.step / per_epoch})
         _record_ranks(run)
         is_due = log.step % log_every == 0 or is_last
         yield Stepped(log, num_steps, meter.line() if is_due else None)
@@ -169,14 +170,8 @@ def make_steps(run: Run, numbers: range) -> Iterator[StepLog]:
         guard=run.guard,
         part=run.pruning,
         meter=run.meter,
-        num_sources=len(run.recipe.data.sources),
+        sources=run.recipe.data.names_of_sources(),
     )
-
-
-def _metrics_line(log: StepLog, sources: Sequence[str], per_epoch: int) -> dict[str, Any]:
-    line = asdict(log) | {"epoch": log.step / per_epoch}
-    losses = {sources[i]: loss for i, loss in line.pop("losses").items()}
-    return line | ({"losses": losses} if losses else {})
 
 
 def _record_ranks(run: Run) -> None:

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.workflows import fitting
+from glmtune.training.probe import Need
+from glmtune.workflows import fitting, imagining
 from glmtune.workflows import forecast as forecasts
 from glmtune.workflows.events import drain
 from glmtune.workflows.execute import training
 from glmtune.workflows.forecast import CARDS, Forecast, Machine, forecast
-from glmtune.workflows.plan import planning
+from glmtune.workflows.imagining import types_on
+from glmtune.workflows.plan import Plan, planning
 from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
@@ -44,8 +46,19 @@ def recipe(model: Path, output: Path, *words: str) -> Recipe:
     return load_recipe(values, words)
 
 
+def plan_of(made: Recipe) -> Plan:
+    return drain(planning(made))
+
+
 def foretold(made: Recipe, machine: Machine = ENDLESS) -> Forecast:
-    return forecast(drain(planning(made)), machine)
+    return forecast(plan_of(made), machine)
+
+
+@pytest.fixture(scope="module")
+def need(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Need:
+    """The need of some run, for tests that ask for something else: it takes seconds to imagine."""
+    plan = plan_of(recipe(model, tmp_path_factory.mktemp("run")))
+    return imagining.imagine_run(plan, types_on(plan, device="cpu", has_bf16=False, free=2**50)).need
 
 
 def held_by(told: Forecast) -> int:
@@ -55,7 +68,10 @@ def held_by(told: Forecast) -> int:
     return sum(parts.get(name, 0) for name in at_first)
 
 
-def test_a_card_computes_in_what_it_has(model: Path, tmp_path: Path) -> None:
+def test_a_card_computes_in_what_it_has(
+    model: Path, tmp_path: Path, need: Need, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagining, "measure_need", lambda *_, **__: need)
     plan = drain(planning(recipe(model, tmp_path / "run")))
     types = [
         (told.recipe.dtype, told.recipe.train.precision)
@@ -73,13 +89,14 @@ def test_a_type_that_the_card_lacks_is_told_and_nothing_fits(model: Path, tmp_pa
     assert "dtype=fp16" in told.hint
 
 
-@pytest.mark.parametrize("mib", [pytest.param(100, marks=pytest.mark.slow), 13, 5.5])
+@pytest.mark.parametrize("mib", [*(pytest.param(mib, marks=pytest.mark.slow) for mib in (100, 13)), 5.5])
 def test_the_forecast_settles_what_the_run_does(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mib: float
 ) -> None:
     made = recipe(model, tmp_path / "run", "dtype=fp32")
     free = int(mib * 2**20)
-    told = foretold(made, replace(ENDLESS, free=held_by(foretold(made)) + free))
+    plan = plan_of(made)
+    told = forecast(plan, replace(ENDLESS, free=held_by(forecast(plan, ENDLESS)) + free))
     monkeypatch.setattr(fitting, "free_memory", lambda device, mapped: free)
     monkeypatch.setattr(fitting, "with_losses", lambda need, *_, **__: need)
     drain(training(made))
@@ -94,16 +111,16 @@ def test_the_forecast_settles_what_the_run_does(
     ("words", "mib"),
     [
         (["train.micro_batch_size=4", "train.gradient_checkpointing=false"], 4),
-        (["method=full", "dtype=fp32"], 4),
-        (["method=lora"], 1),
+        pytest.param(["method=full", "dtype=fp32"], 4, marks=pytest.mark.slow),
+        pytest.param(["method=lora"], 1, marks=pytest.mark.slow),
     ],
 )
 def test_the_override_of_what_does_not_fit_fits(
     model: Path, tmp_path: Path, words: list[str], mib: float
 ) -> None:
-    made = recipe(model, tmp_path / "run", *words)
-    machine = replace(ENDLESS, free=held_by(foretold(made)) + int(mib * 2**20))
-    told = foretold(made, machine)
+    plan = plan_of(recipe(model, tmp_path / "run", *words))
+    machine = replace(ENDLESS, free=held_by(forecast(plan, ENDLESS)) + int(mib * 2**20))
+    told = forecast(plan, machine)
     assert not told.fits
     assert told.override in told.hint
     pasted = foretold(recipe(model, tmp_path / "run", *words, *told.override.split()), machine)
@@ -111,7 +128,10 @@ def test_the_override_of_what_does_not_fit_fits(
     assert not pasted.override
 
 
-def test_int4_is_counted_twice_where_a_cpu_answers(model: Path, tmp_path: Path) -> None:
+def test_int4_is_counted_twice_where_a_cpu_answers(
+    model: Path, tmp_path: Path, need: Need, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagining, "measure_need", lambda *_, **__: need)
     told = [foretold(recipe(model, tmp_path / "run", f"quant={quant}")) for quant in ("int8", "int4", "nf4")]
     evaluations = [each.phases[1].parts for each in told]
     assert [parts.get("decoding", 0) > parts["codes"] for parts in evaluations] == [False, True, False]
@@ -140,7 +160,10 @@ def test_sample_answers_in_int4_are_given_up_before_rows_are_cut(
     assert foretold(recipe(model, tmp_path / "run", *words, told.override), machine).fits
 
 
-def test_parts_are_those_of_the_weights(model: Path, tmp_path: Path) -> None:
+def test_parts_are_those_of_the_weights(
+    model: Path, tmp_path: Path, need: Need, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagining, "measure_need", lambda *_, **__: need)
     parts: dict[str, Any] = {
         quant: foretold(recipe(model, tmp_path / "run", *words)).phases[0].parts
         for quant, words in (("", []), ("int8", ["quant=int8"]), ("int4", ["quant=int4"]))
