@@ -30,7 +30,7 @@ import glmtune
 from benchmarks import measure
 from benchmarks.measure import Record
 from glmtune.files import read_json
-from glmtune.report.recorded_run import read_run
+from glmtune.reports.recorded_run import read_run
 from glmtune.run_files import read_json_lines
 
 Facts = dict[str, Any]
