@@ -9,9 +9,9 @@ All is computed in fp32, a base is only held in another type. In fp16 all but 33
 weights are the numbers that they are in fp32. Each run is kept in results/methods.json as soon
 as it is done, and not made again; `python -m tools.method_tables` writes the tables of docs/methods.md.
 
-    python -m benchmarks.methods talks                   # a quarter of an hour of one core
+    python -m benchmarks.methods talks                   # ten minutes of one core
     python -m benchmarks.methods facts
-    python -m benchmarks.methods talks --seeds 1 --dry   # two minutes; keeps nothing
+    python -m benchmarks.methods talks --seeds 1 --dry   # three minutes; keeps nothing
 """
 
 import argparse

@@ -112,7 +112,7 @@ def facts(language: str) -> str:
     return table(rows)
 
 
-TABLES: dict[str, Callable[[str], str]] = {"turns": turns, "bases": bases}
+TABLES: dict[str, Callable[[str], str]] = {"turns": turns, "bases": bases, "facts": facts}
 
 
 def fill(text: str, page: str) -> str:
