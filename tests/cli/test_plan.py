@@ -114,8 +114,9 @@ def files(folder: Path) -> set[Path]:
 
 def test_a_plan_reads_no_weight_and_needs_none(work: Path) -> None:
     before = files(work)
-    done = glmtune("plan", *WORK, "--json", cwd=work)
+    done = glmtune("plan", *WORK, "train.lr=0.5", "--json", cwd=work)
     assert done.returncode == 0, done.stderr
+    assert "warning: train.lr: 0.5 is a rate at which lora has lost ordinary chat" in done.stderr
     assert files(work) == before
     facts = json.loads(done.stdout)
     assert (facts["steps"], facts["samples"], facts["epochs"]) == (6, 22, 2.0)
@@ -141,8 +142,9 @@ def test_a_probe_says_how_long_the_run_takes_and_leaves_nothing(work: Path) -> N
 
 def test_a_dry_run_says_what_a_training_says_and_writes_nothing(work: Path) -> None:
     before = files(work)
-    done = glmtune("train", *WORK, "--dry-run", cwd=work)
+    done = glmtune("train", *WORK, "train.lr=0.5", "--dry-run", cwd=work)
     assert done.returncode == 0, done.stderr
+    assert "warning: train.lr: 0.5 is a rate at which lora has lost ordinary chat" in done.stdout
     assert files(work) == before
     assert done.stdout.startswith("rows.json: ")
     assert done.stdout.splitlines()[-1].startswith("this machine")

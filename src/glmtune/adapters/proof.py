@@ -124,7 +124,8 @@ def check_update(
         )
     note = ", as recorded" if card and card.weights_sha256 else ""
     count = sum(prod(tensor.shape) for tensor in tensors.values())
-    return Check("update", f"{len(tensors)} tensors, {count:,} numbers, length {length:.4g}{note}")
+    number = f"{len(tensors)} tensor" if len(tensors) == 1 else f"{len(tensors)} tensors"
+    return Check("update", f"{number}, {count:,} numbers, length {length:.4g}{note}")
 
 
 def copy_own_weights(model: CausalLM, names: Iterable[str]) -> dict[str, Tensor]:

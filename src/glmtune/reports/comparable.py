@@ -5,20 +5,25 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from glmtune.files import read_json_if_there
 from glmtune.reports.recorded_run import RecordedRun
+from glmtune.run_files import DATA_FILE
 
 ROW_SETTINGS = {
     "train", "validation", "test", "max_rows", "max_validation_rows", "max_test_rows", "holdout_rows",
     "split_seed",
 }  # fmt: skip
 """Settings of `data` that select rows, and so do not count as encoding."""
+CUT_SETTINGS = {"max_tokens", "max_source_tokens", "max_target_tokens", "overlong"}
+"""Settings of `data` that say how a row is cut: they make no difference to rows that fit."""
 SHORT_HASH = 8
 """Digits of a hash in a report."""
 
 
 def explain_evaluation_differences(runs: Sequence[RecordedRun]) -> Iterator[str]:
     """Yield the reasons why the runs' evaluation losses cannot be compared, a sentence each."""
-    differences = differing_names([_evaluation_inputs(run) for run in runs])
+    left_out = ROW_SETTINGS | CUT_SETTINGS if all(map(_is_uncut, runs)) else ROW_SETTINGS
+    differences = differing_names([_evaluation_inputs(run, left_out) for run in runs])
     if differences:
         yield (
             "the evaluation losses cannot be compared: the evaluated rows, or how they are read, differ in "
@@ -75,8 +80,14 @@ def _file(path: Path | None, digest: str | None) -> str:
     return f"{name} ({digest[:SHORT_HASH]})" if digest else name
 
 
-def _evaluation_inputs(run: RecordedRun) -> dict[str, Any]:
-    """Return everything that an evaluation loss depends on besides the model."""
+def _is_uncut(run: RecordedRun) -> bool:
+    """Return whether all evaluated rows were within the limits, as data.json says."""
+    rows = read_json_if_there(run.path / DATA_FILE, is_ours=True).get("validation")
+    return rows is not None and not rows["rows_cut"] and not rows["drops"]
+
+
+def _evaluation_inputs(run: RecordedRun, left_out: set[str]) -> dict[str, Any]:
+    """Return everything that an evaluation loss depends on besides the model and the settings left out."""
     data, hashes = run.recipe.data, run.environment
     if data.validation:
         rows: dict[str, Any] = {"data.validation": hashes.get("validation_sha256")}
@@ -85,5 +96,5 @@ def _evaluation_inputs(run: RecordedRun) -> dict[str, Any]:
         rows = {"data.train": (hashes.get("train_sha256"), parts), "data.holdout_rows": data.holdout_rows}
         rows["data.split_seed"] = data.split_seed
     rows["data.max_validation_rows"] = data.max_validation_rows
-    encoding = data.model_dump(mode="json", exclude=ROW_SETTINGS)
+    encoding = data.model_dump(mode="json", exclude=left_out)
     return rows | {"template": run.recipe.template} | {f"data.{key}": encoding[key] for key in encoding}

@@ -22,7 +22,7 @@ def find_families(texts: Sequence[str]) -> list[str] | None:
     """Return font families that together have all letters of the texts, `USUAL` first; None if none do."""
     from matplotlib.font_manager import fontManager
 
-    letters = frozenset(ord(letter) for text in texts for letter in text if not letter.isspace())
+    letters = frozenset(ord(letter) for text in texts for letter in text if letter.isprintable())
     missing = _lacks(_usual_file(), letters)
     if not missing:
         return [USUAL]
@@ -36,7 +36,11 @@ def find_families(texts: Sequence[str]) -> list[str] | None:
 
 
 def writable(text: str) -> str:
-    """Return the text, with `…` for the letters that `USUAL` lacks if no font here has them all."""
+    """Return the text with blanks for control characters, and `…` for letters that `USUAL` lacks.
+
+    Letters are left out only if no font here has them all.
+    """
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
     if find_families([text]):
         return text
     missing = _lacks(_usual_file(), frozenset(map(ord, text)))

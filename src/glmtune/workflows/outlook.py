@@ -100,9 +100,10 @@ def looking_ahead(
 ) -> Generator[Event, None, Outlook]:
     """Forecast the run of a recipe; with `probe`, load its model and time its first steps. Writes nothing.
 
-    The arguments are those of `planning`, whose notes are yielded.
+    The arguments are those of `planning`, whose notes are yielded, and the warnings of the plan's summary.
     """
     plan = yield from planning(recipe, resume=resume, rows=rows, begins=begins)
+    yield from (note for note in plan.summary() if note.is_warning)
     plan = replace(plan, is_forced=True)
     outlook = look_at(plan)
     return replace(outlook, speed=(yield from measure_speed(plan))) if probe else outlook

@@ -240,10 +240,11 @@ def fp16_line(precision: str, device: torch.device) -> str | None:
 
 def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str) -> str:
     """Return one line: steps, rows, epochs, processes, device and precision."""
-    processes = steps.num_processes
+    processes, rows = steps.num_processes, "row" if steps.batch_size == 1 else "rows"
     return (
-        f"plan: {num_steps} steps of up to {steps.batch_size} rows, {steps.num_samples(num_steps)} samples "
-        f"in all, {num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
+        f"plan: {num_steps} steps of up to {steps.batch_size} {rows}, "
+        f"{steps.num_samples(num_steps)} samples in all, "
+        f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
         f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {precision}"
     )
 

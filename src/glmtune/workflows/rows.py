@@ -92,7 +92,9 @@ def _plan_line(data: Data, num_used: int, num_train: int, num_validation: int, v
         used_rows = f"the first {num_used:,} of {used_rows} (data.max_rows)"
     line = f"{data.train_name}: {used_rows} to train on; {validation_text}"
     if num_validation < FEW_VALIDATION_ROWS:
-        line += f": the loss of {_count(num_validation)} tells little, data.validation=FILE names more"
+        line += f": the loss of {_count(num_validation)} tells little"
+        if data.validation is None:
+            line += ", data.validation=FILE names more"
     return line
 
 

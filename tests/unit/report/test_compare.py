@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from glmtune import compare
 from glmtune.cli.compare import _sections
+from glmtune.data.lengths import LengthReport
 from glmtune.errors import ConfigError
 from glmtune.recipe import load_recipe, to_yaml
 from glmtune.reports.recorded_run import describe_method, read_run
@@ -273,6 +274,25 @@ def test_losses_of_other_rows_are_said_to_be_incomparable(
     assert what in warning
     assert comparison.caveats == (warning,)
     assert comparison.leads == ()
+
+
+def test_limits_that_cut_no_evaluated_row_make_no_difference(fast: Path, tmp_path: Path) -> None:
+    limits = {"data": {"train": "a.json", "validation": "b.json", "max_tokens": 64}}
+    runs = [fast, write_run(tmp_path / "other", losses=[1.0], evaluations={1: 1.0}, recipe=limits)]
+    for run in runs:
+        write_rows(run)
+    assert compare(runs).warnings == ()
+    write_rows(runs[1], rows_cut=1)
+    assert "data.max_tokens" in compare(runs).warnings[0]
+    write_rows(runs[1], drops={"overlong": 1})
+    assert "data.max_tokens" in compare(runs).warnings[0]
+
+
+def write_rows(run: Path, **counts: Any) -> None:
+    """Write data.json as a run does, with these counts for the rows of the evaluation loss."""
+    facts = LengthReport(limit="64").facts()
+    rows = {"train": facts, "validation": facts | counts}
+    (run / "data.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def test_other_training_rows_are_told_with_their_files_and_leave_the_evaluations_comparable(

@@ -284,6 +284,14 @@ def test_a_font_installed_since_is_found_and_without_one_no_box_is_drawn(
         save(figure, tmp_path / "loss.png")
 
 
+def test_a_control_character_of_an_answer_is_a_blank(tmp_path: Path) -> None:
+    figure = draw_loss(run(20), title="one\x0btwo\x1bthree\u3000four")
+    assert figure.texts[0].get_text() == "one two three four"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(figure, tmp_path / "loss.png")
+
+
 # The head: title, caveats, legend
 
 
