@@ -24,13 +24,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmtune.report.recorded_run import read_run
 from tools.examples.build import make as make_examples
 
 import glmtune
 from benchmarks import measure
 from benchmarks.measure import Record
 from glmtune.files import read_json
+from glmtune.reports.recorded_run import read_run
 from glmtune.run_files import read_json_lines
 
 Facts = dict[str, Any]
