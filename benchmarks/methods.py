@@ -9,9 +9,9 @@ All is computed in fp32, a base is only held in another type. In fp16 all but 33
 weights are the numbers that they are in fp32. Each run is kept in results/methods.json as soon
 as it is done, and not made again; `python -m tools.method_tables` writes the tables of docs/methods.md.
 
-    python -m benchmarks.methods talks                   # a quarter of an hour of one core
+    python -m benchmarks.methods talks                   # ten minutes of one core
     python -m benchmarks.methods facts
-    python -m benchmarks.methods talks --seeds 1 --dry   # two minutes; keeps nothing
+    python -m benchmarks.methods talks --seeds 1 --dry   # three minutes; keeps nothing
 """
 
 import argparse
@@ -24,13 +24,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmtune.report.recorded_run import read_run
 from tools.examples.build import make as make_examples
 
 import glmtune
 from benchmarks import measure
 from benchmarks.measure import Record
 from glmtune.files import read_json
+from glmtune.reports.recorded_run import read_run
 from glmtune.run_files import read_json_lines
 
 Facts = dict[str, Any]

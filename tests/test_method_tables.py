@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from benchmarks import methods
 from tools.examples.build import make
-from tools.method_tables import DOCS, PAGES, fill
+from tools.method_tables import PAGES, fill
+from tools.pages import DOCS
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -8,9 +8,10 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.methods import BASES, LEARNERS, TALKERS
-from tools.memory_tables import DOCS, END, read, table
+from tools.memory_tables import read
+from tools.pages import table, with_table, write_pages
 
-BEGIN = "<!-- {}: made by `python -m tools.method_tables` -->"
+MARK = "<!-- {}: made by `python -m tools.method_tables` -->"
 PAGES = {"methods.md": "en", "methods.zh.md": "zh"}
 WORDS = {
     "en": {
@@ -111,24 +112,15 @@ def facts(language: str) -> str:
     return table(rows)
 
 
-TABLES: dict[str, Callable[[str], str]] = {"turns": turns, "bases": bases}
+TABLES: dict[str, Callable[[str], str]] = {"turns": turns, "bases": bases, "facts": facts}
 
 
 def fill(text: str, page: str) -> str:
-    """The page's text with its tables between the marks."""
+    """The page's text with its tables behind their marks."""
     for name, make in TABLES.items():
-        before, rest = text.split(begin := BEGIN.format(name))
-        after = rest.split(END, 1)[1]
-        text = f"{before}{begin}\n\n{make(PAGES[page])}\n\n{END}{after}"
+        text = with_table(text, MARK.format(name), make(PAGES[page]))
     return text
 
 
-def main() -> None:
-    """Write the pages."""
-    for page in PAGES:
-        path = DOCS / page
-        path.write_text(fill(path.read_text(encoding="utf-8"), page), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    write_pages(PAGES, fill)
