@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("few_shot.ipynb", "few_shot.zh.ipynb")
+NOTEBOOKS = {"few_shot": "few_shot", "adalora": "few_shot_adalora", "t4": "t4"}
+"""The folder that each writes into."""
+NAMES = [f"{notebook}{language}.ipynb" for notebook in NOTEBOOKS for language in ("", ".zh")]
 
 
 def cells(name: str, kind: str) -> list[dict[str, Any]]:
@@ -26,10 +28,10 @@ def shown(name: str) -> Iterator[dict[str, Any]]:
         yield from cell["outputs"]
 
 
-def run_cells(*, times: int) -> None:
+def run_cells(notebook: str, *, times: int) -> None:
     """Run each cell so many times in a kernel of its own."""
     kernel: dict[str, object] = {"__name__": "__main__"}
-    for number, source in enumerate(sources(NAMES[0])):
+    for number, source in enumerate(sources(f"{notebook}.ipynb")):
         for _ in range(times):
             exec(compile(source, f"cell {number}", "exec"), kernel)
 
@@ -39,16 +41,31 @@ def test_every_cell_runs_twice_and_again_in_a_new_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_cells(times=2)
-    run_cells(times=1)
+    run_cells("few_shot", times=2)
+    run_cells("few_shot", times=1)
     for number in (1, 2, 3):
         assert (tmp_path / "few_shot" / f"merged-{number}" / "model.safetensors").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"few_shot"}
 
 
-def test_both_notebooks_have_the_same_code_and_as_many_paragraphs() -> None:
-    assert sources(NAMES[0]) == sources(NAMES[1])
-    english, chinese = (sources(name, "markdown") for name in NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", ["adalora", "t4"])
+def test_without_a_card_every_cell_runs_twice(
+    notebook: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run_cells(notebook, times=2)
+    assert {path.name for path in tmp_path.iterdir()} == {NOTEBOOKS[notebook]}
+    for number in (1, 2):
+        assert any((tmp_path / NOTEBOOKS[notebook] / f"merged-{number}").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_both_notebooks_have_the_same_code_and_as_many_paragraphs(notebook: str) -> None:
+    names = [f"{notebook}.ipynb", f"{notebook}.zh.ipynb"]
+    assert sources(names[0]) == sources(names[1])
+    english, chinese = (sources(name, "markdown") for name in names)
     assert len(english) == len(chinese)
     for one, other in zip(english, chinese, strict=True):
         assert one.count("`") == other.count("`")
@@ -56,8 +73,9 @@ def test_both_notebooks_have_the_same_code_and_as_many_paragraphs() -> None:
     assert all(ord(letter) < 0x2E80 for text in english for letter in text.replace("中文", ""))
 
 
-def test_they_use_public_names_alone() -> None:
-    for source in sources(NAMES[0]):
+@pytest.mark.parametrize("name", NAMES)
+def test_they_use_public_names_alone(name: str) -> None:
+    for source in sources(name):
         imported = [line for line in source.splitlines() if line.lstrip().startswith(("import", "from"))]
         assert not [line for line in imported if "glmtune" in line and line != "import glmtune"]
 

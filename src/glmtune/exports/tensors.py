@@ -74,7 +74,7 @@ class Merged:
         tensor = self.changed.get(name, read_stored)(self.stored[name])
         written = tensor.to("cpu", self.dtype_of(name))
         # in pieces, for `isfinite` makes tensors of twice the size
-        parts = written.flatten().split(_CHECKED_AT_ONCE) if written.is_floating_point() else ()
+        parts = torch.split(written.flatten(), _CHECKED_AT_ONCE) if written.is_floating_point() else ()
         if not all(bool(part.isfinite().all()) for part in parts):
             kind = str(written.dtype).removeprefix("torch.")
             raise CheckpointError(

@@ -40,7 +40,7 @@ def imagine(model: CausalLM) -> None:
         if isinstance(part, FrozenLinear):
             part.write = _write_nothing  # type: ignore[method-assign, assignment]  # else many operators
             # else many blocks, and few rows by kernels that want numbers
-            part.multiply_few = _as_many  # type: ignore[method-assign]
+            part.multiply_few = _as_many  # type: ignore[method-assign, assignment]
             part.multiply_held = partial(_multiply, part)  # type: ignore[method-assign]
             part.multiply_held_back = partial(_multiply_back, part)  # type: ignore[method-assign]
         elif holds_experts(part):

@@ -91,7 +91,7 @@ def fit(
                 processes.backward(share * processes.number)  # DDP averages over processes; we want the sum
             losses.add(share.detach(), batch, objective.losses)
         # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
-        has_signal = part is None or _is_any_nonzero([p.grad for p in trainable if p.grad is not None])
+        has_signal = part is None or _has_gradient(trainable)
         if part is not None:
             processes.backward(part.penalty())  # after the exchange, since each process adds the same penalty
         loss = losses.mean()
@@ -145,8 +145,12 @@ class _StepLosses:
         return {name: total / count for name, total, count in found if count}
 
 
-def _is_any_nonzero(tensors: Sequence[Tensor]) -> bool:
-    return bool(torch.stack([tensor.any() for tensor in tensors]).any()) if tensors else False
+def _has_gradient(weights: Sequence[nn.Parameter]) -> bool:
+    """Return True if any number of the weights' gradients is not 0."""
+    is_nonzero = [p.grad.any() for p in weights if p.grad is not None]
+    if not is_nonzero:
+        return False
+    return bool(torch.stack(is_nonzero).any())
 
 
 @torch.no_grad()

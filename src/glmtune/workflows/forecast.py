@@ -1,8 +1,9 @@
 """The memory and disk that a run would take on a machine, forecast before any weight is read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import psutil
 import torch
@@ -235,9 +236,8 @@ def _exporting(name: str, plan: Plan, run: ImaginedRun, quant: str | None = None
     written = num_bytes(stored, quant, dtype) if quant else size
     sizes = [prod(each.shape) for each in stored.values()]
     # a whole model's weight is cast; the update of a layer's is added to it in fp32
-    adapted = [
-        part.in_features * part.out_features for part in run.model.modules() if hasattr(part, "lora_A")
-    ]
+    parts_of_model: Iterable[Any] = run.model.modules()  # PEFT's layers are of many classes
+    adapted = [part.in_features * part.out_features for part in parts_of_model if hasattr(part, "lora_A")]
     is_whole = plan.recipe.method.kept is TrainedPart.MODEL
     at_once = dtype.itemsize * max(sizes) if is_whole else 12 * max(adapted, default=0)
     proving = (4 + dtype.itemsize) * max(sizes)  # a weight as it was written, and in fp32
