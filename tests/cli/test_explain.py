@@ -81,7 +81,7 @@ def test_an_unknown_error_is_shown_with_where_to_ask(tmp_path: Path) -> None:
     done = glmtune("explain", "odd.log", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines()[:3] == [
-        "no message is known in 3 lines", "it is likely this:", "3: OddError: nobody knows",
+        "no message is known (lines read: 3)", "it is likely this:", "3: OddError: nobody knows",
     ]  # fmt: skip
     assert "`glmtune doctor`" in done.stdout
     assert "/issues" in done.stdout

@@ -25,11 +25,11 @@ PASTE = {
     "zh": "粘贴报错，然后在新的一行按 {}",
 }
 UNKNOWN = {
-    "en": "no message is known in {:,} lines",
+    "en": "no message is known (lines read: {:,})",
     "zh": "{:,} 行里没有认得的报错",
 }
 ONLY_CONSEQUENCES = {
-    "en": "these lines only report that something failed; the error itself is not known in {:,} lines",
+    "en": "these lines only report that something failed; the error itself is not known (lines read: {:,})",
     "zh": "这些只是说出错了；{:,} 行里没有认得的真正原因",
 }
 LIKELY = {"en": "it is likely this:", "zh": "可能是这一行："}

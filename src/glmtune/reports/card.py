@@ -153,7 +153,7 @@ class _Card:
         """Write the versions below a line."""
         self._boxes.append((MARGIN, self._y, WIDTH - 2 * MARGIN, 0.01, LINE))
         self._y += GAP
-        made = f"{self._in(text('made_with'))}: {words}"
+        made = f"{self._in(text('made_with'))}{words}"
         lines = _wrap(made, WIDTH - 2 * MARGIN, SMALL, most=2)
         self._y += self._lines(MARGIN, self._y, lines, size=SMALL, color=QUIET)
 

@@ -17,7 +17,7 @@ from glmtune.language import Language, own_language
 from glmtune.reports.compare import Comparison, RunFigures, compare_runs
 from glmtune.reports.curves import Curve, read_curve
 from glmtune.reports.html.charts import Chart, Series, curve_chart, smoothed
-from glmtune.reports.html.sections import FIGURES, describe_run, loss_chart
+from glmtune.reports.html.sections import FIGURES, describe_run, loss_chart, shown_value
 from glmtune.reports.output import output_path
 from glmtune.reports.recorded_run import RecordedRun, read_run
 from glmtune.reports.texts import Text, in_bytes, in_time, text
@@ -113,7 +113,7 @@ def _side_by_side(runs: Sequence[RecordedRun], comparison: Comparison) -> SideBy
             (name, [value or NOTHING for value in values]) for name, values in _figures(comparison.runs)
         ],
         differences=[
-            (name, [NOTHING if value is None else str(value) for value in values])
+            (name, [shown_value(value) for value in values])
             for name, values in comparison.differences.items()
         ],
         samples=[

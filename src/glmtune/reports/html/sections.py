@@ -145,11 +145,11 @@ def describe_run(run: RecordedRun, name: str) -> RunPage:
         ranks=rank_map(ranks, run.num_steps) if ranks else None,
         settings=[
             ("method", run.recipe.method.name),
-            *((key, _shown(value)) for key, value in flatten(set_here)),
+            *((key, shown_value(value)) for key, value in flatten(set_here)),
         ],
         recipe=read_text(run.path / RECIPE_FILE),
         environment=[
-            (key, _shown(value))
+            (key, shown_value(value))
             for key, value in flatten(run.environment)
             if key != "command" and not key.startswith("memory.")
         ],
@@ -268,7 +268,7 @@ def _commands(run: RecordedRun) -> Iterator[tuple[Text, str]]:
     yield text("renew"), f"glmtune report {folder}"
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
     """Return a setting or a fact as the page shows it."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "–"
