@@ -44,6 +44,9 @@ RuntimeError: CUDA error: no kernel image is available for execution on the devi
     raise AssertionError("Torch not compiled with CUDA enabled")
 AssertionError: Torch not compiled with CUDA enabled
 """,
+    "docker-without-gpu": """
+docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].
+""",
     "device-ordinal": """
   File "/opt/tune/main.py", line 30, in main
 RuntimeError: CUDA error: invalid device ordinal
