@@ -105,6 +105,7 @@ def looking_ahead(
     plan = yield from planning(recipe, resume=resume, rows=rows, begins=begins)
     yield from (note for note in plan.summary() if note.is_warning)
     plan = replace(plan, is_forced=True)
+    yield Working("forecasting")
     outlook = look_at(plan)
     return replace(outlook, speed=(yield from measure_speed(plan))) if probe else outlook
 
