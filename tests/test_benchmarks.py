@@ -18,6 +18,7 @@ from benchmarks import (
     llama,
     measure,
     memory,
+    memory_cases,
     memory_gpu,
     models,
     prefill,
@@ -300,6 +301,7 @@ def test_the_page_is_what_the_report_makes_of_the_results(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == report.pages()[path], "python -m benchmarks.report"
 
 
+@pytest.mark.slow
 def test_the_memory_of_each_thing_that_is_done_is_foretold_and_measured(tmp_path: Path) -> None:
     words = ["--shape", "test", "--threads", "1", "--work", str(tmp_path), "--case", "ptuning int4"]
     found = memory.main(words)["cases"]
@@ -315,7 +317,7 @@ def test_the_memory_of_each_thing_that_is_done_is_foretold_and_measured(tmp_path
 def test_the_memory_cases_have_every_pair_that_there_is() -> None:
     untrained = set(product(["full", "freeze"], BITS))  # codes are not trained
     for one, other in combinations(("method", "quant", "length", "is_recomputed"), 2):
-        pairs = {(getattr(case, one), getattr(case, other)) for case in memory.CASES}
+        pairs = {(getattr(case, one), getattr(case, other)) for case in memory_cases.PAIRS}
         every = product(*({pair[i] for pair in pairs} for i in (0, 1)))
         assert {pair for pair in every if pair not in pairs} <= untrained, (one, other)
 

@@ -281,11 +281,15 @@ CONTINUED = ("export", "troubleshooting")
 CONTINUED_FROM = "glmtune train model=/models/chatglm3-6b data.train=my.json output=runs/mine"
 
 
+LONG_GUIDES = ("export", "memory", "methods")
+"""Their commands take tens of seconds."""
+
+
 @pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name == "export" else ())
+        pytest.param(name, marks=pytest.mark.slow if name in LONG_GUIDES else ())
         for name in GUIDES
         if name != "data"
     ],

@@ -9,6 +9,7 @@ from glmtune.cli.console import program
 from glmtune.workflows import demo
 
 
+@pytest.mark.slow
 def test_a_demo_that_learned_too_little_fails_and_says_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

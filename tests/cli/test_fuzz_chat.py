@@ -120,6 +120,7 @@ def test_bytes_that_are_no_text_end_no_chat(settings_of_console: dict[str, str])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of Unix")
+@pytest.mark.slow
 def test_a_long_line_pasted_into_a_terminal_comes_in_whole(tmp_path: Path) -> None:
     import pty
     import termios

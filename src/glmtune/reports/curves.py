@@ -32,6 +32,15 @@ def read_curve(metrics: Metrics, key: str) -> Curve:
     }
 
 
+def read_source_curves(metrics: Metrics) -> dict[str, Curve]:
+    """Return the training losses by the source of the rows, where a run has several."""
+    lines = [line for line in metrics if "losses" in line]
+    names = dict.fromkeys(name for line in lines for name in line["losses"])
+    return {
+        name: read_curve([{"step": line["step"], **line["losses"]} for line in lines], name) for name in names
+    }
+
+
 def read_seconds(metrics: Metrics) -> Curve:
     """Return the training time in seconds up to the end of each step, 0 at step 0.
 

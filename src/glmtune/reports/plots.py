@@ -14,6 +14,7 @@ from glmtune.reports.curves import (
     finite,
     lowest,
     read_curve,
+    read_source_curves,
     smooth,
 )
 
@@ -129,11 +130,7 @@ def _draw_training(axes: "Axes", curve: Curve) -> None:
 
 def _draw_sources(axes: "Axes", metrics: Metrics) -> None:
     """Draw the training losses of a mixture's sources, smoothed where there are many."""
-    lines = [line for line in metrics if "losses" in line]
-    names = dict.fromkeys(name for line in lines for name in line["losses"])
-    for number, name in enumerate(names):
-        of_source = [{"step": line["step"], **line["losses"]} for line in lines]
-        curve = read_curve(of_source, name)
+    for number, (name, curve) in enumerate(read_source_curves(metrics).items()):
         losses = [*curve.values()]
         axes.plot(
             list(curve),

@@ -87,8 +87,8 @@ BAD = [
     (["a.json", 5], "data.train.1: a file or a group of settings, got 5", "data.train=[a.json,b.json]"),
     ([{"max_rows": 5}], "data.train.0.path: missing", "glmtune settings data.train"),
     (
-        ["a", {"path": "b", "weight": 2}],
-        "data.train.1.weight: unknown setting",
+        ["a", {"path": "b", "share": 2}],
+        "data.train.1.share: unknown setting",
         "known here: path, max_rows",
     ),
     ([{"path": "b", "max_tokens": 64}], "data.train.0.max_tokens: unknown setting", "data.max_tokens=64"),

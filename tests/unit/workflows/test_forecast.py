@@ -145,6 +145,7 @@ def test_a_whole_model_is_evaluated_without_gradients(model: Path, tmp_path: Pat
     assert whole.phases[1].parts["activations"] == part.phases[1].parts["activations"]
 
 
+@pytest.mark.slow
 def test_sample_answers_in_int4_are_given_up_before_rows_are_cut(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from glmtune.evaluation.metrics import METRICS, VARIANTS
 from glmtune.files import read_json_if_there, read_text
 from glmtune.reports.comparable import describe_evaluation_rows, describe_training_rows
 from glmtune.reports.compare import flatten
-from glmtune.reports.curves import is_wide, read_curve
+from glmtune.reports.curves import is_wide, read_curve, read_source_curves
 from glmtune.reports.html.charts import (
     Chart,
     RankMap,
@@ -19,6 +19,7 @@ from glmtune.reports.html.charts import (
     histogram,
     rank_map,
     run_series,
+    smoothed,
 )
 from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_scores
 from glmtune.reports.texts import Text, in_bytes, in_time, text, text_or_name
@@ -192,6 +193,12 @@ def _charts(run: RecordedRun) -> Iterator[Chart]:
     losses = [*run_series(run.training, "training"), evaluation]
     best = None if run.best_step is None else (run.best_step, run.evaluated[run.best_step])
     charts = [loss_chart(text("loss"), losses, best=best)]
+    by_source = [
+        Series(name=Text.of(Path(name).name), curve=smoothed(curve), colour=number)
+        for number, (name, curve) in enumerate(read_source_curves(run.metrics).items())
+    ]
+    if by_source:
+        charts.append(loss_chart(text("source_losses"), by_source))
     for each in FIGURES:
         series = run_series(read_curve(run.metrics, each.key), "figure", is_noisy=each.is_noisy)
         charts.append(curve_chart(each.title, each.unit, series, from_zero=each.from_zero))
