@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
 LOOSE = 1.5
 """What is expected may be so much more than what it takes; and the logits, as if all tokens were learned.
-The scores of attention, which exist for one row at a time, are counted for all; in models so small they show."""
+The scores of attention, there for one row at a time, are counted for all: in models so small it shows."""
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "ChatGLM3": lambda folder: tiny_folder(folder, num_layers=6, hidden_size=64, kv_channels=16),
     "ChatGLM-6B": lambda folder: tiny_v1_folder(folder),
