@@ -41,11 +41,8 @@ on GitHub: facebookresearch/meshrcnn#92, sshan-zhao/GASDA#19, MIC-DKFZ/nnUNet#12
 AlphaGPU/leetgpu-challenges#52, pinokiofactory/flux-webui#11, TianheWu/CoSeR#10, levihsu/OOTDiffusion#235."""
 SMALL = 2**30
 """Bytes of weights up to which a model is small: its run keeps glibc's heap as it is, which is quicker."""
-SCRATCH = 56 * 2**20
-"""Bytes that libraries of products keep for themselves on a CPU, with two threads: the median of what the
-cases of benchmarks/memory.py took beyond their tensors."""
 LOST_SHARE = 0.7
-"""The same of holes in glibc's heap, as a share of a step's tensors, where it is not tightened."""
+"""Holes in glibc's heap, as a share of a step's tensors, where it is not tightened."""
 SHARD = 2 * 10**9
 """Bytes of a file of an export, which is in memory as a whole."""
 
@@ -174,7 +171,7 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
         head = causal_of(run.model).get_output_embeddings()
         need = replace(need, passing=passing, most_logits=most_logits(head, torch.device("cuda")))
     else:
-        held += _process_bytes() + _scratch_bytes(run)
+        held += _process_bytes() + _buffer_bytes(run)
         is_tight = has_tight_heap() or not is_small(plan)
         need = replace(need, lost_share=0.0 if is_tight else LOST_SHARE)
     longest, validated = (
@@ -247,7 +244,7 @@ def _exporting(name: str, plan: Plan, run: ImaginedRun, quant: str | None = None
         "adapter": run.held.get("adapter", 0),
         "shard": shard,
         "activations": max(at_once, proving - shard),
-        "process": _process_bytes() + SCRATCH,
+        "process": _process_bytes(),
     }
     return Phase(name, {key: size for key, size in parts.items() if size}, mapped=size)
 
@@ -264,11 +261,11 @@ def _process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _scratch_bytes(run: ImaginedRun) -> int:
-    """Return the bytes of libraries' scratch, and of the buffer for blocks of weights in another type."""
+def _buffer_bytes(run: ImaginedRun) -> int:
+    """Return the bytes of the buffer for blocks of weights in another type."""
     parts = (part for part in run.model.modules() if isinstance(part, FrozenLinear))
     largest = max((part.in_features * part.out_features for part in parts), default=0)
-    return SCRATCH + min(BLOCK_BYTES, 4 * largest)
+    return min(BLOCK_BYTES, 4 * largest)
 
 
 def _disk(plan: Plan, run: ImaginedRun) -> int:
