@@ -252,7 +252,7 @@ def _exporting(name: str, plan: Plan, run: ImaginedRun, quant: str | None = None
 def _phase(name: str, parts: dict[str, int], run: ImaginedRun, machine: Machine) -> Phase:
     is_cpu = machine.device == "cpu"
     if is_cpu:
-        parts["process"] = _process_bytes() + _scratch_bytes(run)
+        parts["process"] = _process_bytes() + _buffer_bytes(run)
     return Phase(name, {key: size for key, size in parts.items() if size}, run.mapped if is_cpu else 0)
 
 
