@@ -140,7 +140,8 @@ def test_a_log_that_cannot_be_read_is_an_error(word: str, said: str, tmp_path: P
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_guide_shows_what_is_printed(page: str, tmp_path: Path) -> None:
+def test_the_guide_shows_what_is_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # xdist's processes have 80
     done = glmtune("explain", "train.log", cwd=write(tmp_path, train=LOGS["ragged-rows"]))
     assert f"```text\n{done.stdout}```\n" in (DOCS / page).read_text(encoding="utf-8")
 

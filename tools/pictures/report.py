@@ -12,13 +12,14 @@ import tempfile
 from pathlib import Path
 
 import glmtune
+from glmtune.language import LANGUAGES
 
 WIDTH, HEIGHT = 1160, 1330
 """Pixels of the page that are shown: the head, the curves and the answers."""
 
 
 def draw_all(folder: Path) -> None:
-    """Write report.png and card.png into the folder."""
+    """Write the page and the card into the folder, in English and in Chinese."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("this takes chromium or google-chrome")
@@ -32,12 +33,14 @@ def draw_all(folder: Path) -> None:
             output=run,
         )
         glmtune.evaluate(run, data="examples/adverts_heldout.jsonl")
-        page = glmtune.report(run, lang="en")
-        glmtune.card(run, output=folder / "card.png", lang="en", force=True)
         size = f"--window-size={WIDTH},{HEIGHT}"
-        shot = f"--screenshot={(folder / 'report.png').resolve()}"
         flags = ("--headless", "--no-sandbox", "--hide-scrollbars", f"--user-data-dir={place}/profile")
-        subprocess.run([chromium, *flags, size, shot, page.as_uri()], check=True)
+        for lang in LANGUAGES:
+            ending = ".png" if lang == "en" else f".{lang}.png"
+            glmtune.card(run, output=folder / f"card{ending}", lang=lang, force=True)
+            shot = f"--screenshot={(folder / f'report{ending}').resolve()}"
+            page = glmtune.report(run, lang=lang)
+            subprocess.run([chromium, *flags, size, shot, page.as_uri()], check=True)
 
 
 if __name__ == "__main__":
