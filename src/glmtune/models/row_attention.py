@@ -26,12 +26,20 @@ BLOCK_SCORES = 2**17
 FEWEST_QUERIES = 32
 """The fewest queries of a block of a longer row: products of fewer are slow."""
 
+SCORE_TENSORS = 3
+"""Tensors of a block's scores that the backward pass holds at once."""
+
 _softmax_backward = torch.ops.aten._softmax_backward_data
 
 
 def can_attend_rows(query: Tensor, value: Tensor, dropout: float) -> bool:
     """Return True for tensors that `RowAttention` takes; it has no dropout."""
     return query.device.type == "cpu" and not dropout and query.shape[-1] == value.shape[-1]
+
+
+def most_score_bytes() -> int:
+    """Return the most bytes of a block's scores in fp32, of rows that have more than the fewest queries."""
+    return SCORE_TENSORS * 4 * BLOCK_SCORES * torch.get_num_threads()
 
 
 class RowAttention(torch.autograd.Function):
@@ -58,10 +66,7 @@ class RowAttention(torch.autograd.Function):
             value = value.contiguous()
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
         for block in _blocks(bounds, contexts, prefix, len(query)):
-            queries = _grouped(query[:, block.queries], len(key))
-            keys, values = (block.seen(x, prefix, i) for i, x in enumerate((key, value)))
-            found = torch.bmm(_probabilities(queries, keys.mul_(scaling), block), values)
-            out[block.queries] = found.view(len(query), -1, query.shape[2]).transpose(0, 1)
+            out[block.queries] = _attend(query, key, value, prefix, block, scaling)
         ctx.save_for_backward(query, key, value, prefix)
         ctx.bounds, ctx.contexts, ctx.scaling = bounds, contexts, scaling
         return out
@@ -77,21 +82,15 @@ class RowAttention(torch.autograd.Function):
         to_seen = [torch.zeros_like(x, dtype=wide) for x in (key, value)]
         to_prefix = None if prefix is None else torch.zeros_like(prefix, dtype=wide)
         for block in _blocks(ctx.bounds, ctx.contexts, prefix, len(query)):
-            queries = _grouped(query[:, block.queries], len(key))
-            keys, values = (block.seen(x, prefix, i) for i, x in enumerate((key, value)))
-            to_found = _grouped(gradient[block.queries].transpose(0, 1), len(key))
-            probabilities = _probabilities(queries, keys.mul_(ctx.scaling), block)
-            to_probabilities = torch.bmm(to_found, values.transpose(1, 2))
-            to_scores = _softmax_backward(to_probabilities, probabilities, -1, wide)
-            to_query[:, block.queries] = torch.bmm(to_scores, keys).view(len(query), -1, query.shape[2])
-            both = (
-                torch.bmm(to_scores.transpose(1, 2), queries).mul_(ctx.scaling),
-                torch.bmm(probabilities.transpose(1, 2), to_found),
+            to_queries, *both = _differentiate(
+                query, key, value, prefix, block, ctx.scaling, gradient[block.queries]
             )
+            to_query[:, block.queries] = to_queries
             for i, found in enumerate(both):
                 to_seen[i][:, block.keys] += found[:, front:]
                 if to_prefix is not None:
                     to_prefix[i, block.row] += found[:, :front]
+            del to_queries, both, found  # else they are there beside the next block's
         rounded = [x.to(key.dtype) for x in to_seen]
         return to_query, *rounded, None if to_prefix is None else to_prefix.to(prefix.dtype), None, None, None
 
@@ -126,6 +125,41 @@ def _blocks(
             last, hides = max(behind, context), max(first + 1, context)  # the first key that not all see
             hidden = torch.full((behind - first, last - hides), -torch.inf).triu_(first + 1 - hides)
             yield _Block(row, slice(first, behind), slice(start, last), hidden)
+
+
+# Functions of their own: what a block takes is gone before the next one begins.
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, prefix: Tensor | None, block: _Block, scaling: float
+) -> Tensor:
+    """Return the result (n, H, D) of a block."""
+    queries = _grouped(query[:, block.queries], len(key))
+    keys, values = (block.seen(x, prefix, i) for i, x in enumerate((key, value)))
+    found = torch.bmm(_probabilities(queries, keys.mul_(scaling), block), values)
+    return found.view(len(query), -1, query.shape[2]).transpose(0, 1)
+
+
+def _differentiate(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Tensor | None,
+    block: _Block,
+    scaling: float,
+    gradient: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a block's queries (H, n, D), keys and values (G, S, D); gradient: (n, H, D)."""
+    queries = _grouped(query[:, block.queries], len(key))
+    keys, values = (block.seen(x, prefix, i) for i, x in enumerate((key, value)))
+    to_found = _grouped(gradient.transpose(0, 1), len(key))
+    probabilities = _probabilities(queries, keys.mul_(scaling), block)
+    to_values = torch.bmm(probabilities.transpose(1, 2), to_found)
+    to_probabilities = torch.bmm(to_found, values.transpose(1, 2))
+    to_scores = _softmax_backward(to_probabilities, probabilities, -1, wide_type(query.dtype))
+    to_queries = torch.bmm(to_scores, keys).view(len(query), -1, query.shape[2])
+    to_keys = torch.bmm(to_scores.transpose(1, 2), queries).mul_(scaling)
+    return to_queries, to_keys, to_values
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

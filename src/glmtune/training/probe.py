@@ -21,6 +21,7 @@ from glmtune.models.computing import computes_in
 from glmtune.models.frozen_linear import block_buffer
 from glmtune.models.fused import computing_type
 from glmtune.models.recomputing import layers_of
+from glmtune.models.row_attention import FEWEST_QUERIES, most_score_bytes
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.base import ObjectiveModule
 from glmtune.objectives.sft import bytes_per_logit, most_logits
@@ -69,6 +70,8 @@ class Growth:
     """Bytes for each row: of a prefix, that each has for itself."""
     per_longest: float = 0.0
     """Bytes for each token of the longest row: of what is alive for one row at a time."""
+    per_square: float = 0.0
+    """Bytes for each pair of tokens of the longest row: of scores that a CPU computes in blocks."""
     per_pair: float = 0.0
     """Bytes for each pair of tokens of a row: of scores or masks of attention that are kept for all rows."""
 
@@ -80,17 +83,27 @@ class Growth:
         return cls(max(0, 2 * one - two), max(0.0, per_token), of_row, per_pair=pairs / (2 * length**2))
 
     @classmethod
-    def of_passing(cls, one: int, two: int, long: int, *, length: int, has_prefix: bool) -> "Growth":
-        """Return the growth of what passes; a longer row needs more while it is computed."""
+    def of_passing(
+        cls, one: int, two: int, long: int, *, length: int, has_prefix: bool, is_in_blocks: bool
+    ) -> "Growth":
+        """Return the growth of what passes; a longer row needs more while it is computed.
+
+        `is_in_blocks`: a row's scores are computed in blocks, and grow as a square up to the size of one.
+        """
         in_row, of_row = max(0, long - two), max(0, two - long) if has_prefix else 0
-        per_token = (two - one - of_row) / length
-        return cls(max(0, 2 * one - two - in_row), max(0.0, per_token), of_row, per_longest=in_row / length)
+        per_token = max(0.0, (two - one - of_row) / length)
+        if is_in_blocks:
+            fixed = max(0.0, 2 * one - two - in_row / 3)
+            return cls(fixed, per_token, of_row, per_square=in_row / (3 * length**2))
+        return cls(max(0, 2 * one - two - in_row), per_token, of_row, per_longest=in_row / length)
 
     def at(self, size: Extent) -> float:
         """Return the bytes of a micro-batch of this size."""
         pairs = self.per_pair * size.tokens * size.longest
         in_rows = self.per_row * size.rows + self.per_longest * size.longest
-        return self.fixed + self.per_token * size.tokens + in_rows + pairs
+        most = max(most_score_bytes(), self.per_square * FEWEST_QUERIES * size.longest)
+        scores = min(self.per_square * size.longest**2, most)
+        return self.fixed + self.per_token * size.tokens + in_rows + scores + pairs
 
     def with_rows(self, factor: float) -> "Growth":
         """Return the growth with so many times the bytes for each row."""
@@ -204,10 +217,9 @@ def measure_need(
         for rows in ([short], [short, short], [long])
     ]
     has_prefix = samples[1].before > samples[2].before  # two rows have it twice
-    kept, passing = (
-        partial(growth, length=length, has_prefix=has_prefix)
-        for growth in (Growth.of_kept, Growth.of_passing)
-    )
+    kept = partial(Growth.of_kept, length=length, has_prefix=has_prefix)
+    is_in_blocks = processes.device.type == "cpu"
+    passing = partial(Growth.of_passing, length=length, has_prefix=has_prefix, is_in_blocks=is_in_blocks)
     number = len(layers_of(objective))
     lacking = (number + repeated.times) / number  # a prefix has a part for each layer
     return Need(
