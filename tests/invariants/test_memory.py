@@ -176,7 +176,7 @@ def test_two_processes_settle_the_same_and_equal_one(model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "mib", "words"),
     [
-        ("lora", 2.2, "data.max_tokens=144 data.overlong=cut_any"),
+        ("lora", 2.5, "data.max_tokens=144 data.overlong=cut_any"),
         ("full", 5.4, "train.optimizer=adamw_8bit"),
         ("full", 4.6, "method=lora"),
         ("full", 0.9, "method=lora data.max_tokens=48 data.overlong=cut_any"),
