@@ -23,7 +23,7 @@ from glmtune.recipe.describe import describe
 from glmtune.recipe.names import methods_with
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ("data", "train", "method", "samples", "evaluate")
+GROUPS = ("data", "train", "method", "samples", "evaluate", "retain")
 SETTINGS = {row.key for row in describe()} | {"evaluate.max_rows"}
 """Those that there are, and an older name of one."""
 WORD = re.compile(r"(?<![\w.\"'{[/-])([A-Za-z_][\w.]*)=([^\s;]*)")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.parse import load_recipe, to_yaml
+from glmtune.recipe.retain import Retain
 from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
 from glmtune.recipe.source import Source
 from glmtune.renamed import find_renamed
@@ -21,6 +22,7 @@ __all__ = [
     "Objective",
     "Ptuning",
     "Recipe",
+    "Retain",
     "Samples",
     "Sft",
     "Source",

@@ -14,6 +14,7 @@ from glmtune.paths import find_rows, join_hint
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, NameIn, SettingError, Settings
 from glmtune.recipe.method import Lora, Method, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
+from glmtune.recipe.retain import Retain
 from glmtune.recipe.source import Empty, Source, Sources, known_charset
 from glmtune.templates import TEMPLATES
 
@@ -349,6 +350,8 @@ class Recipe(Settings):
     """The rows."""
     train: Train = Train()
     """The training."""
+    retain: Retain = Retain()
+    """The abilities of the base, kept and measured."""
     samples: Samples = Samples()
     """Answers to watch during training."""
     evaluate: Evaluation = Evaluation()

@@ -1,0 +1,44 @@
+"""The settings of retention: a tuned model keeps what it could before, and a report measures it."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from glmtune.recipe.base import MAX_RATE, SettingError, Settings
+
+
+class Retain(Settings):
+    """Keeping the abilities of the base: rows that the base itself answered, and the report of forgetting."""
+
+    ratio: float | None = Field(None, ge=0, lt=1)
+    """Part of each epoch's rows that are replay: general prompts with the answers of the untouched base,
+    given before step 1; empty or 0: none."""
+    targets: Literal["likeliest", "answers"] = "likeliest"
+    """Targets of the replay rows. `likeliest`: the base's probabilities of the 20 likeliest tokens at each
+    place, and of all others together. `answers`: the tokens of its answers alone."""
+    kl: float = Field(0.0, ge=0, le=MAX_RATE)
+    """Weight of the divergence from the base, KL(base || tuned), on the answers of the training rows."""
+    prompts: Path | None = None
+    """Prompts for the replay rows in place of the built-in ones: a text file with one a line, or a data file,
+    whose questions the base answers anew."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest answer of the base in tokens, in replay and report."""
+    report: Literal["end", "evaluations", "off"] = "end"
+    """The report of forgetting, on general prompts that are not in the replay: at the end of the run, at each
+    evaluation too, or never (`off`)."""
+    report_prompts: int = Field(32, ge=1)
+    """Number of general prompts of the report."""
+    drifted: float = Field(0.05, ge=0, le=MAX_RATE)
+    """Divergence from the base on general prompts, in nats a token, from which the verdict is `drifted`."""
+    forgot: float = Field(0.2, ge=0, le=MAX_RATE)
+    """The same from which the verdict is `forgot`."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Retain":
+        if self.forgot < self.drifted:
+            raise SettingError(
+                f"drifted {self.drifted:g} and forgot {self.forgot:g}: the first comes before the second",
+                hint="retain.drifted=0.05 retain.forgot=0.2 are the defaults",
+            )
+        return self
