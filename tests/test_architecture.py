@@ -24,7 +24,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"errors"},
     {"charset", "language", "log", "near", "quants", "renamed", "rules", "strict", "unsupported"},
     {"extras", "paths", "values"},
-    {"contents"},
+    {"contents", "general"},
     {"files"},
     {"explanations", "templates"},
     {"folder", "hub", "processor", "recipe", "run_files", "signs"},
