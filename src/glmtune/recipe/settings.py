@@ -4,6 +4,8 @@ Help texts and docs/settings.md are generated from these fields; settings.zh.yam
 module imports no torch.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -18,6 +20,7 @@ from glmtune.recipe.retain import Retain
 from glmtune.recipe.source import Empty, Source, Sources, known_charset
 from glmtune.recipe.train import Train
 from glmtune.templates import TEMPLATES
+from glmtune.values import shown
 
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 512
@@ -82,6 +85,10 @@ class Data(Settings):
     """Rows with an empty answer in any round. `error`: stop, as a model that learns empty answers gives them;
     empty questions are kept, as texts alone are learned so. `skip`: leave out rows with an empty answer or
     question, as ChatGLM-6B's and ChatGLM2's script does; they are counted, and the first is named."""
+    fill: Mapping[str, str | None] = {}
+    """Words for placeholders: `data.fill.name=小橙` writes 小橙 wherever a row has `{{name}}`, in training,
+    validation and test rows alike. If a recipe lists a name here, with or without a word, `name=小橙` is
+    enough."""
     source_prefix: str = ""
     """Text in front of the first question (ChatGLM-6B, ChatGLM2: of the whole prompt, as in the official
     scripts), in training, evaluation and chat alike."""
@@ -107,6 +114,11 @@ class Data(Settings):
     """Treatment of longer rows. `cut`: cut the oldest turns, then the middle of the question, then the end of
     the answer; with `encoding: chat`, an error if more than half of the rows need it. `cut_any`: the same
     without that error. `drop`: leave them out. `error`: stop."""
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The words of `fill`, none of them empty."""
+        return {name: word for name, word in self.fill.items() if word}
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -142,6 +154,20 @@ class Data(Settings):
     @classmethod
     def _known_charset(cls, value: str) -> str:
         return known_charset(value)
+
+    @field_validator("fill")
+    @classmethod
+    def _all_words(cls, fill: Mapping[str, str | None]) -> Mapping[str, str | None]:
+        if wrong := next((name for name in fill if not re.fullmatch(r"\w+", name)), None):
+            hint = "letters, digits and _ only: data.fill.name=... fills {{name}}"
+            raise SettingError(f"{shown(wrong)} is no name of a placeholder", hint=hint)
+        if missing := [name for name, word in fill.items() if not (word or "").strip()]:
+            placeholders = " and ".join(f"{{{{{name}}}}}" for name in missing)
+            words = " ".join(f"{name}=..." for name in missing)
+            raise SettingError(
+                f"no word for {placeholders}", hint=f"add it: `glmtune train RECIPE model=MODEL {words}`"
+            )
+        return fill
 
     @field_validator("encoding", mode="before")
     @classmethod
