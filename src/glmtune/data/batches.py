@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from glmtune.data.row import TrainingRow
-from glmtune.recipe.settings import MicroBatchSize, token_limit
+from glmtune.recipe.train import MicroBatchSize, token_limit
 
 AUTO_TOKENS = 2048
 """Tokens of a micro-batch whose size is `auto` where nobody has looked at the memory."""
