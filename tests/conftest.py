@@ -16,7 +16,7 @@ from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
 from glmtune.reports import memory_picture, plots, rank_map
 from glmtune.run_files import REPORT_FILE, replacing
-from glmtune.workflows import reporting
+from glmtune.workflows import before_after, reporting
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -101,6 +101,16 @@ def _real_pictures(
     if request.node.nodeid.startswith(PICTURED):
         for module, name, function in _real_drawing:
             monkeypatch.setattr(module, name, function)
+
+
+ASKED = ("tests/cli/test_demo.py", "tests/unit/workflows/test_before_after.py")
+"""Tests whose runs ask the built-in questions, which takes longer than a tiny run."""
+
+
+@pytest.fixture(autouse=True)
+def _no_built_in_questions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.nodeid.startswith(ASKED):
+        monkeypatch.setattr(before_after, "QUESTIONS", ())
 
 
 def _draw_nothing(*_: object, **__: object) -> None:

@@ -48,6 +48,9 @@ COUNT = Rule("a whole number from 0", _is_count)
 NUMBER = Rule("a number", _is_number)
 SECONDS = Rule("a number from 0", lambda value: _is_number(value) and 0 <= value <= LARGEST)
 TEXT = Rule("text", lambda value: isinstance(value, str))
+TEXTS = Rule(
+    "a list of texts", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value)
+)
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 COUNTS = Rule("an object of whole numbers from 0", _object_of(_is_count))
 NUMBERS = Rule("an object of numbers", _object_of(_is_number))
@@ -75,7 +78,15 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "peak_memory_gib": NUMBER.or_null(),
         "memory_gib": NUMBER.or_null(),
     },
-    "samples.jsonl": {"step": COUNT, "prompt": TEXT, "answer": TEXT},
+    "samples.jsonl": {
+        "step": COUNT,
+        "prompt": TEXT,
+        "answer": TEXT,
+        "turns": TEXTS.or_null(),
+        "seed": COUNT.or_null(),
+        "seconds": SECONDS.or_null(),
+        "is_right": SWITCH.or_null(),
+    },
     "ranks.jsonl": {"step": COUNT, "ranks": COUNTS},
     "generated_predictions.txt": {"row": COUNT, "labels": TEXT, "predict": TEXT, "stopped": SWITCH},
     "env.json": {
