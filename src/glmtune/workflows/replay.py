@@ -23,8 +23,9 @@ from glmtune.files import read_text
 from glmtune.general import GeneralPrompt, replay_prompts, teaches_identity
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives import build_objective
+from glmtune.objectives.teacher import record_likeliest
 from glmtune.recipe import Recipe, TrainedPart
-from glmtune.recipe.settings import DEFAULT_EPOCHS
+from glmtune.recipe.train import DEFAULT_EPOCHS
 from glmtune.run_files import REPLAY_FILE, read_json_lines
 from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
@@ -180,6 +181,11 @@ def answer_replay(plan: "Plan", base: CausalLM) -> Generator[Event, None, "Plan"
         replay = replace(
             replay, prompts=prompts, answers=answers, rows=_rows_of(answers, len(plan.recipe.data.sources))
         )
+    if retain.targets == "likeliest":
+        yield Working("recording probabilities")
+        pad_id = plan.tokenizer.pad_token_id
+        recorded = record_likeliest(base, replay.rows, processes=plan.processes, pad_id=pad_id)
+        replay = replace(replay, rows=recorded)
     hashes = {**plan.row_hashes, "replay_sha256": hashlib.sha256(replay_text(replay).encode()).hexdigest()}
     steps = plan.steps.with_rows([*plan.rows.train.rows, *replay.rows])
     return replace(plan, replay=replay, steps=steps, row_hashes=hashes)
