@@ -13,7 +13,7 @@ from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory, mapped_bytes
 from glmtune.recipe import Recipe
-from glmtune.recipe.settings import MicroBatchSize
+from glmtune.recipe.train import MicroBatchSize
 from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent, has_room, longest_rows, measure_need, with_losses

@@ -22,7 +22,7 @@ from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import Data, Method, Recipe, Train
-from glmtune.recipe.settings import DEFAULT_EPOCHS
+from glmtune.recipe.train import DEFAULT_EPOCHS
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.optim import find_optimizer
 from glmtune.training.processes import Processes
