@@ -222,24 +222,26 @@ class Steps:
         num_processes: int = 1,
         draws: Sequence[int] | None = None,
     ) -> None:
-        """Share out `rows`; `draws`: how many of each source an epoch has, all together `len(rows)`."""
+        """Share out `rows`; `draws`: how many of each source an epoch has; without them, each row once."""
         self.rows = rows
         self.draws = draws
+        self.epoch_rows = len(rows) if draws is None else sum(draws)
+        """Rows of an epoch."""
         self._sources = np.array([row.source for row in rows])
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.rank = rank
         self.num_processes = num_processes
-        self.per_epoch = -(-len(rows) // batch_size)
-        """Steps in one epoch, of as many rows as there are; the last one may have fewer rows."""
+        self.per_epoch = -(-self.epoch_rows // batch_size)
+        """Steps in one epoch; the last one may have fewer rows."""
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def num_samples(self, num_steps: int) -> int:
         """Return the number of rows in the first `num_steps` steps, over all processes."""
         passes, rest = divmod(num_steps, self.per_epoch)
-        return passes * len(self.rows) + min(rest * self.batch_size, len(self.rows))
+        return passes * self.epoch_rows + min(rest * self.batch_size, self.epoch_rows)
 
     def rows_of(self, step: int) -> list[TrainingRow]:
         """Return all rows of a step (counted from 1), over all processes."""
@@ -251,8 +253,15 @@ class Steps:
 
     def in_size(self, micro_batch_size: MicroBatchSize) -> "Steps":
         """Return the same steps in micro-batches of another size."""
+        return self._changed(self.rows, micro_batch_size)
+
+    def with_rows(self, rows: Sequence[TrainingRow]) -> "Steps":
+        """Return steps of other rows."""
+        return self._changed(rows, self.micro_batch_size)
+
+    def _changed(self, rows: Sequence[TrainingRow], micro_batch_size: MicroBatchSize) -> "Steps":
         return Steps(
-            self.rows,
+            rows,
             batch_size=self.batch_size,
             micro_batch_size=micro_batch_size,
             seed=self.seed,
@@ -294,7 +303,7 @@ class Steps:
         is_same = self.per_epoch == 1 and self.draws is None
         for epoch in range(1 if is_same else -(-left // self.per_epoch)):
             padded = np.zeros((self.per_epoch, self.batch_size), dtype=np.int64)
-            padded.flat[: len(of_row)] = of_row[self._draw(epoch)]
+            padded.flat[: self.epoch_rows] = of_row[self._draw(epoch)]
             yield padded[:left]
             left -= self.per_epoch
 

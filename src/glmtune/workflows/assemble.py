@@ -36,6 +36,7 @@ from glmtune.workflows.fitting import fit_into_memory
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.remedies import Memory
+from glmtune.workflows.replay import answer_replay
 from glmtune.workflows.rows import first_row
 from glmtune.workflows.run_writer import RunWriter
 
@@ -109,6 +110,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     base = _load_base_to_train(plan)
     # before the method is applied: full and freeze change the base's own weights
     untrained = look_at_base(base, plan.location, plan.tokenizer)
+    plan = yield from answer_replay(plan, base)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
     yield Note(trainable_line(model))
