@@ -11,7 +11,7 @@ benchmarks.forgetting_runs makes the runs, `python -m tools.forgetting_tables` t
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,6 @@ class Base:
     """Held-out general rows with their true answers."""
     tasks: Mapping[str, tuple[Path, Path]]
     """Training and test rows by the task's name."""
-    settings: Facts = field(default_factory=dict)
-    """Settings of each run."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,9 @@ def tune(settings: Facts) -> tuple[Any, Facts]:
 def general_figures(model: Any, known: Reference) -> Facts:
     """`kl` with that of each category, and the real drop: `loss`, `hits` and their change."""
     whole, likeliest, names = [], [], []
-    for row, base, (tuned, _) in zip(known.prompts, known.log_probs, learned(model, known.prompts), strict=True):
+    for row, base, (tuned, _) in zip(
+        known.prompts, known.log_probs, learned(model, known.prompts), strict=True
+    ):
         whole.append(divergence(base, tuned))
         likeliest.append(divergence_of_likeliest(base, tuned))
         names.append(row.where.split("-")[1])
@@ -212,9 +212,8 @@ def run(base: Base, task: str, settings: Facts, work: Path) -> Facts:
         "device": "cpu",
         "dtype": "fp32",
         "output": str(work / "never-written"),
-        "data": {"train": str(train), "validation": str(test)},
+        "data": {"train": str(train), "validation": str(test), "max_tokens": 384},
         "samples": {"prompts": []},
-        **base.settings,
     }
     batch = {"batch_size": 8, "micro_batch_size": 8, "gradient_checkpointing": False, "precision": "fp32"}
     train_settings = {**batch, **settings.get("train", {})}

@@ -66,8 +66,8 @@ def twenty_million(work: Path) -> Base:
     """The 20 M model of benchmarks.twenty_million."""
     folder = work / TWENTY_MILLION
     tasks = {"adverts": (folder / "task.jsonl", folder / "task_test.jsonl")}
-    settings = {"data": {"max_tokens": 384}}
-    return Base(TWENTY_MILLION, str(folder / TWENTY_MILLION), folder / "general_heldout.jsonl", tasks, settings)
+    model, general = str(folder / TWENTY_MILLION), folder / "general_heldout.jsonl"
+    return Base(TWENTY_MILLION, model, general, tasks)
 
 
 BASES: dict[str, Callable[[Path], Base]] = {"glm-tiny": glm_tiny, TWENTY_MILLION: twenty_million}
@@ -115,7 +115,8 @@ CASES = {"grid": grid, "verdict": verdict}
 
 def make(base: Base, kind: str, cases: Iterator[Case], options: argparse.Namespace) -> None:
     """Make the runs that are not there yet, until the minutes are over."""
-    done = {(line["base"], line["kind"], line["name"]) for line in read_json_lines(RESULT)} if RESULT.exists() else set()
+    kept = read_json_lines(RESULT) if RESULT.exists() else []
+    done = {(line["base"], line["kind"], line["name"]) for line in kept}
     end = time.monotonic() + 60 * options.minutes
     for name, task, settings in cases:
         if options.only not in name or (base.name, kind, name) in done:
