@@ -50,6 +50,14 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Answers of bases are kept for the other tests, and not where the user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLMTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def told_lines() -> Iterator[list[str]]:
     """The lines that glmtune tells in a test; nobody else hears them."""
