@@ -24,6 +24,10 @@ def _object_of(is_value: Callable[[Any], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and bool(value) and all(map(is_value, value.values()))
 
 
+def _is_list_of(value: object, is_value: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_value, value))
+
+
 def _is_lengths(value: object) -> bool:
     """Return True for what `LengthReport.facts` makes, as far as code reads it."""
     if not isinstance(value, dict) or not isinstance(bars := value.get("histogram"), dict):
@@ -49,6 +53,8 @@ NUMBER = Rule("a number", _is_number)
 SECONDS = Rule("a number from 0", lambda value: _is_number(value) and 0 <= value <= LARGEST)
 TEXT = Rule("text", lambda value: isinstance(value, str))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
+IDS = Rule("a list of token ids", lambda value: _is_list_of(value, _is_count))
+TEXTS = Rule("a list of texts", lambda value: _is_list_of(value, TEXT.is_met))
 COUNTS = Rule("an object of whole numbers from 0", _object_of(_is_count))
 NUMBERS = Rule("an object of numbers", _object_of(_is_number))
 COUNTS_BY_NAME = Rule("an object of such objects of whole numbers", _object_of(COUNTS.is_met))
@@ -105,6 +111,14 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "memory_gib": NUMBER.or_null(),
     },
     "samples.jsonl": {"step": COUNT, "prompt": TEXT, "answer": TEXT},
+    "replay.jsonl": {
+        **dict.fromkeys(("name", "category", "language", "answer"), TEXT),
+        "turns": TEXTS,
+        "turn": COUNT,
+        "is_ended": SWITCH,
+        "prompt_ids": IDS,
+        "answer_ids": IDS,
+    },
     "ranks.jsonl": {"step": COUNT, "ranks": COUNTS},
     "generated_predictions.txt": {"row": COUNT, "labels": TEXT, "predict": TEXT, "stopped": SWITCH},
     "env.json": {
@@ -113,6 +127,7 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "command": TEXT.or_null(),
         "train_sha256": TEXT.or_null(),
         "validation_sha256": TEXT.or_null(),
+        "replay_sha256": TEXT.or_null(),
         "trainable_parameters": COUNT.or_null(),
         "all_parameters": COUNT.or_null(),
         "general_prompts": COUNT.or_null(),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, counted, fail_on
+from glmtune.cli.console import PATH, counted, fail_on, strength_option
 from glmtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", "data", type=PATH, help="Rows to answer; without it, the held-out rows.")
 @click.option("--output", type=PATH, help="Folder of the results.")
+@strength_option(None)
 @click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--general", is_flag=True, help="Measure what it has kept of its base, on general prompts.")
@@ -30,6 +31,7 @@ def evaluate(
     words: tuple[str, ...],
     data: Path | None,
     output: Path | None,
+    strength: float | None,
     base: Path | None,
     revision: str | None,
     general: bool,
@@ -52,8 +54,10 @@ def evaluate(
     from glmtune.workflows.events import drain
     from glmtune.workflows.show import Lines, Shown
 
-    named = {"data.test": data, "output": output, "base": base, "revision": revision}
-    words += tuple(f"{key}={value}" for key, value in named.items() if value)
+    named = {
+        "data.test": data, "output": output, "base": base, "revision": revision, "evaluate.strength": strength
+    }  # fmt: skip
+    words += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
     source = path if path.suffix in (".yaml", ".yml") else {"model": str(path)}
     recipe = recipe_for(source, words, has_base=general)
     if general:

@@ -36,6 +36,7 @@ from glmtune.workflows.fitting import fit_into_memory
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.remedies import Memory
+from glmtune.workflows.replay import answer_replay
 from glmtune.workflows.report_forgetting import reference_of_run
 from glmtune.workflows.retention import Reference
 from glmtune.workflows.rows import first_row
@@ -116,6 +117,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     meter.end("loading")
     reference = yield from reference_of_run(plan, base)
     meter.end("report")
+    plan = yield from answer_replay(plan, base)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
     yield Note(trainable_line(model))

@@ -18,7 +18,15 @@ from glmtune.evaluation.forgetting import Forgetting
 from glmtune.generate import Sampling, complete_texts
 from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
-from glmtune.run_files import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
+from glmtune.run_files import (
+    REPLAY_FILE,
+    RESULT_FILE,
+    SAMPLES_FILE,
+    read_json_lines,
+    remove_folder,
+    write_json,
+    write_text,
+)
 from glmtune.templates import Taught
 from glmtune.training.allocations import trim_heap
 from glmtune.training.loop import StepLog, fit, mean_loss
@@ -32,6 +40,7 @@ from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
+from glmtune.workflows.replay import NAME, replay_text
 from glmtune.workflows.report_forgetting import advice, prompts_of, report_of_run, told
 from glmtune.workflows.reporting import renew_report
 from glmtune.workflows.retention import general_divergence
@@ -81,6 +90,8 @@ def training(
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
         run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
         run.writer.write_lengths(plan.rows)
+        if plan.replay and not resume:
+            write_text(plan.folder / REPLAY_FILE, replay_text(plan.replay))
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
@@ -176,7 +187,7 @@ def make_steps(run: Run, numbers: range) -> Iterator[StepLog]:
         guard=run.guard,
         part=run.pruning,
         meter=run.meter,
-        sources=run.recipe.data.names_of_sources(),
+        sources=[*run.recipe.data.names_of_sources(), *([NAME] if plan.replay else [])],
     )
 
 

@@ -11,14 +11,14 @@ from glmtune.general import held_out_prompts
 from glmtune.generate import Sampling, complete
 from glmtune.log import is_main_process
 from glmtune.models.protocol import CausalLM
-from glmtune.objectives.teacher import record_likeliest
 from glmtune.run_files import ENVIRONMENT_FILE, FORGETTING_FILE, write_json
 from glmtune.templates import Taught
 from glmtune.training.allocations import trim_heap
 from glmtune.workflows import forgetting
 from glmtune.workflows.events import Event, Note, Working
 from glmtune.workflows.plan import Plan
-from glmtune.workflows.retention import Reference, measure, record_reference, spread
+from glmtune.workflows.replay import expected_seconds
+from glmtune.workflows.retention import Reference, measure, record_reference
 
 MOST_SHARE = 0.05
 """Share of a run's time that its report may take."""
@@ -78,21 +78,10 @@ def _number_of_prompts(plan: Plan, base: CausalLM) -> int:
     if plan.is_resumed:
         begun = read_json_if_there(plan.folder / ENVIRONMENT_FILE, is_ours=True)
         return min(int(begun.get(PROMPTS) or 0), wanted)
-    allowed = max(SHORT_S, MOST_SHARE * _seconds_of_run(plan, base))
+    allowed = max(SHORT_S, MOST_SHARE * expected_seconds(plan, base))
     number = min(int(allowed / _seconds_of_prompt(plan, base)), wanted)
     # all ranks take rank 0's number: their clocks differ
     return int(plan.processes.firsts(number if number >= min(FEWEST, wanted) else 0))
-
-
-def _seconds_of_run(plan: Plan, base: CausalLM) -> float:
-    """Return the least time that the steps may take: that of the passes of the base over all their tokens."""
-    rows = spread(plan.rows.train.rows, TRIED)
-    start = time.perf_counter()
-    record_likeliest(base, rows, processes=plan.processes, pad_id=plan.tokenizer.pad_token_id)
-    per_token = (time.perf_counter() - start) / sum(len(row.input_ids) for row in rows)
-    every = plan.rows.train.rows
-    mean_length = sum(len(row.input_ids) for row in every) / len(every)
-    return 3 * per_token * mean_length * plan.steps.num_samples(plan.num_steps) / plan.processes.number
 
 
 def _seconds_of_prompt(plan: Plan, base: CausalLM) -> float:
