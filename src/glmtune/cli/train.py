@@ -61,7 +61,7 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
     if fail_on_forgetting and recipe.retain.report == "off":
         raise ConfigError(
             "--fail-on-forgetting: retain.report=off, so nothing is measured",
-            hint="take retain.report=end, or leave --fail-on-forgetting out",
+            hint="retain.report=end measures it, at the end of the run",
         )
     # nothing left to do is no error; with settings typed behind the run, the plan refuses what differs
     if resume and len(words) == 1 and _is_finished(Path(words[0])):

@@ -76,9 +76,6 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:.3g} ({SHARE}% interval {self.low:.3g} to {self.high:.3g})"
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -198,9 +195,14 @@ class Forgetting:
             "forgot": f"forgot from {self.forgot:g}",
         }
         return (
-            f"on {self.prompts} general prompts {self.kl.mean:.3g} nats a token from the base, "
-            f"{SHARE}% interval {self.kl.low:.3g} to {self.kl.high:.3g}; {bounds[self.verdict]}"
+            f"on {self.prompts} general prompts {nats(self.kl.mean)} nats a token from the base, {SHARE}% "
+            f"interval {nats(self.kl.low)} to {nats(self.kl.high)}; {bounds[self.verdict]}"
         )
+
+
+def nats(value: float) -> str:
+    """Write a divergence; below a millionth it is the rounding of the passes."""
+    return f"{value:.3g}" if value >= 1e-6 else "0"
 
 
 def judge(

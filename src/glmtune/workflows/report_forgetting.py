@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Iterator
 
 from glmtune.conversation import encode_messages
-from glmtune.evaluation.forgetting import Forgetting, worst
+from glmtune.evaluation.forgetting import Forgetting, nats, worst
 from glmtune.files import read_json_if_there
 from glmtune.general import held_out_prompts
 from glmtune.generate import Sampling, complete
@@ -22,11 +22,11 @@ from glmtune.workflows.retention import Reference, measure, record_reference
 
 MOST_SHARE = 0.05
 """Share of a run's time that its report may take."""
-SHORT_S = 15.0
+SHORT_S = 30.0
 """Seconds that it may take in any run."""
 FEWEST = 8
 """Prompts below which the report tells nothing."""
-TRIED, TRIED_TOKENS = 4, 8
+TRIED, TRIED_TOKENS = 8, 8
 """Prompts, and tokens of their answers, that are timed."""
 PROMPTS = "general_prompts"
 """Key in env.json: the number of prompts, kept when the run is resumed."""
@@ -133,7 +133,7 @@ def told(found: Forgetting) -> Iterator[Note]:
         perplexity = facts["training_perplexity_of_base"]
         known = "" if perplexity is None else f"; the base's perplexity of training answers: {perplexity:.4g}"
         yield Note(
-            f"  on {found.task.rows} of the run's own rows: {found.task.kl.mean:.3g} nats a token{known}"
+            f"  on {found.task.rows} of the run's own rows: {nats(found.task.kl.mean)} nats a token{known}"
         )
     if (of := found.identity) is not None:
         yield Note(

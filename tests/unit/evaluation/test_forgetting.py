@@ -10,7 +10,6 @@ from glmtune.contents import find_fault
 from glmtune.evaluation import forgetting
 from glmtune.evaluation.forgetting import (
     Compared,
-    Interval,
     Said,
     bootstrap,
     count_leaks,
@@ -175,7 +174,3 @@ def test_paired_difference_is_told_from_noise() -> None:
     noise, is_real = paired(theirs + draw.normal(0, 5, 60), theirs)
     assert not is_real
     assert noise.low < 0 < noise.high
-
-
-def test_an_interval_is_written_with_its_bounds() -> None:
-    assert str(Interval(0.1234, 0.1, 0.2)) == "0.123 (95% interval 0.1 to 0.2)"

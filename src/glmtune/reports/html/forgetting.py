@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glmtune.evaluation.forgetting import nats
 from glmtune.files import read_json_if_there
 from glmtune.reports.recorded_run import RecordedRun
 from glmtune.reports.texts import Text, text, text_or_name
@@ -54,17 +55,18 @@ def describe_forgetting(facts: Mapping[str, Any]) -> Kept | None:
         head=text(
             "kept_head",
             verdict=facts["verdict"],
-            kl=f"{kl['mean']:.3g}",
-            low=f"{kl['low']:.3g}",
-            high=f"{kl['high']:.3g}",
+            kl=nats(kl["mean"]),
+            low=nats(kl["low"]),
+            high=nats(kl["high"]),
             prompts=facts["prompts"],
             drifted=f"{bounds['drifted']:g}",
             forgot=f"{bounds['forgot']:g}",
         ),
-        kl=f"{kl['mean']:.3g}",
+        kl=nats(kl["mean"]),
         figures=list(_figures(facts)),
         groups=[
-            (text_or_name("general", name), f"{of['kl']:.3g}", 100 * of["kl"] / most) for name, of in groups
+            (text_or_name("general", name), nats(of["kl"]), max(0.0, 100 * of["kl"] / most))
+            for name, of in groups
         ],
         examples=[(each["question"], each["base"], each["tuned"]) for each in changed[:MOST_EXAMPLES]],
     )
@@ -80,7 +82,7 @@ def _figures(facts: Mapping[str, Any]) -> Iterator[tuple[Text, str, str]]:
         yield text(f"kept_{key}"), *both(key, ".0%")
     yield text("kept_leaked"), *both("leaked", "d")
     if task := facts.get("task"):
-        yield text("kept_task", rows=task["rows"]), "–", f"{task['kl']['mean']:.3g}"
+        yield text("kept_task", rows=task["rows"]), "–", nats(task["kl"]["mean"])
     if (perplexity := facts.get("training_perplexity_of_base")) is not None:
         yield text("kept_perplexity"), f"{perplexity:.4g}", "–"
     if identity := facts.get("identity"):
