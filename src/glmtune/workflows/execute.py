@@ -13,6 +13,7 @@ from typing import Any
 
 from glmtune.data.batches import Batch, collate
 from glmtune.errors import TrainingError
+from glmtune.evaluation.forgetting import Forgetting
 from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
 from glmtune.reports.before_after import pair_answers
@@ -40,7 +41,9 @@ from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
 from glmtune.workflows.replay import NAME, replay_text
+from glmtune.workflows.report_forgetting import advice, prompts_of, report_of_run, told
 from glmtune.workflows.reporting import renew_report
+from glmtune.workflows.retention import general_divergence
 from glmtune.workflows.room import forecast_facts, require_fitting
 from glmtune.workflows.rows import SplitRows
 
@@ -81,6 +84,7 @@ def training(
             "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
+            **prompts_of(run.reference),
         }
         # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
@@ -91,6 +95,8 @@ def training(
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
+            forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
+            run.meter.end("report")
     except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
@@ -100,7 +106,7 @@ def training(
         raise
     run.processes.wait()  # until the main process has written the last line of metrics.jsonl
     record_memory(run)
-    return (yield from _finish(run))
+    return (yield from _finish(run, forgotten))
 
 
 def _train(run: Run) -> Iterator[Event]:
@@ -213,9 +219,11 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
     elif is_counted:
         progress.evaluations_since_best += 1
+    facts: dict[str, Any] = {} if is_settled else {"is_settled": False}
+    if run.reference and run.recipe.retain.report == "evaluations":
+        facts["general_kl"] = general_divergence(run.model, run.reference).mean
     if run.is_main:
-        unsettled = {} if is_settled else {"is_settled": False}
-        run.writer.add({"step": progress.step, "eval_loss": loss, **unsettled})
+        run.writer.add({"step": progress.step, "eval_loss": loss, **facts})
     if run.recipe.samples.prompts:
         yield Working("answering samples")
     settings, is_end = run.recipe.samples, progress.step in (0, run.plan.num_steps)
@@ -252,7 +260,7 @@ def _ask(run: Run, questions: Sequence[SampleQuestion]) -> None:
         run.writer.add_samples(run.progress.step, lines)
 
 
-def _finish(run: Run) -> Generator[Event, None, RunResult]:
+def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Event, None, RunResult]:
     """Sum metrics.jsonl up in eval.json, tell how the loss went and where to look; return the result."""
     # read back instead of kept in memory: a resumed run has the figures of the steps before it too
     lines = read_json_lines(run.writer.metrics_path) if run.is_main else []
@@ -270,6 +278,8 @@ def _finish(run: Run) -> Generator[Event, None, RunResult]:
             "train_s": sum(line.get("step_s") or 0.0 for line in steps),
             "peak_memory_gib": steps[-1].get("peak_memory_gib"),
         }
+        if forgotten:
+            metrics |= {"verdict": forgotten.verdict, "general_kl": forgotten.kl.mean}
         write_json(folder / RESULT_FILE, metrics)
         yield Note(
             f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
@@ -277,10 +287,14 @@ def _finish(run: Run) -> Generator[Event, None, RunResult]:
         )
     if run.is_main and built_in_questions(run.recipe.samples):
         yield Compared(tuple(pair_answers(read_json_lines(folder / SAMPLES_FILE))))
+    if forgotten:
+        yield from told(forgotten)
     samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
     yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
     if run.is_main:
         yield renew_report(folder)
     if worse := worse_warning(run.recipe.method, run.plan.lr, metrics):
         yield Note(worse, is_warning=True)
+    if forgotten and (cure := advice(forgotten, run.plan)):
+        yield cure
     return RunResult(folder, metrics, {})
