@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import MODEL, PATH, loading_options
+from glmtune.cli.console import MODEL, PATH, loading_options, strength_option
 from glmtune.log import tell
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--compare", is_flag=True, help="Have each question answered by the base too, above the tuned model."
 )
+@strength_option()
 @click.option("--base", type=PATH, help="Base model of an adapter, or of --compare, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
@@ -68,6 +69,7 @@ def chat(
     system: str | None,
     history: Path | None,
     compare: bool,
+    strength: float,
     base: Path | None,
     revision: str | None,
     template: str | None,
@@ -89,24 +91,31 @@ def chat(
     \b
       glmtune chat runs/chatglm3-6b-lora
       glmtune chat runs/chatglm3-6b-lora --compare --temperature 0
+      glmtune chat runs/chatglm3-6b-lora --strength 0.7
       glmtune chat /models/chatglm3-6b --history talk.jsonl
     """
     from glmtune.cli.questions import note, open_questions
     from glmtune.cli.talk import Talk
     from glmtune.cli.transcript import Transcript
     from glmtune.load import tokenizer_of
-    from glmtune.locations import resolve
+    from glmtune.locations import find_base, resolve
 
-    location = resolve(path, base=base, revision=revision, has_base=compare)
+    location = resolve(path, base=base, revision=revision, has_base=compare or strength != 1)
+    needs_base = "--compare" if compare else "--strength" if strength != 1 else ""
+    untrained = find_base(location, base, wanted_by=needs_base) if needs_base else None
     transcript = Transcript(history) if history else None
     tokenizer = tokenizer_of(location, template=template)
     taught = location.taught
     name = _name(location.run or path, tokenizer.chat_format.title)
+    if strength != 1:
+        name += f" at strength {strength:g}"
     speakers = _load_speakers(
         location,
-        _base_of(location, path, base) if compare else None,
+        untrained,
         name,
         compute,
+        is_compared=compare,
+        strength=strength,
         load_options={"template": template, "dtype": dtype, "device": device, "quant": quant},
         chat_options={
             "tokenizer": tokenizer,
@@ -128,10 +137,12 @@ def _load_speakers(
     name: str,
     compute: str,
     *,
+    is_compared: bool,
+    strength: float,
     load_options: dict[str, Any],
     chat_options: dict[str, Any],
 ) -> list["Speaker"]:
-    """Load the model and return its speaker; with a `base` to compare, the base's speaker before it.
+    """Load the model and return its speaker; if it is compared with its base, the base's speaker before it.
 
     The base is the same model with its adapter set aside, if the adapter allows it, else a second model.
     """
@@ -143,10 +154,10 @@ def _load_speakers(
     # chosen once for both: in two types, rounding would be part of the comparison
     dtype = choose_type(location, load_options["dtype"], load_options["device"], load_options["quant"])
     load_options = {**load_options, "dtype": dtype}
-    model = _load_verified(location, load_options)
+    model = _load_verified(location, {**load_options, "strength": strength, "base": base})
     compute = pick_compute(model, compute)
     model = choose_compute(model, compute)  # under the same name, so that the exact weights are freed
-    if base is None:
+    if base is None or not is_compared:
         return [Speaker(name, Chat(model, **chat_options))]
     tuned = Speaker(f"{name} (tuned)", Chat(model, **chat_options))
     base_name = f"{_name(base.run or Path(base.name))} (base)"
@@ -171,28 +182,6 @@ def _load_verified(location: "Location", load_options: dict[str, Any]) -> "Causa
         proven = "adapter" if location.adapter else "trained weights"
         tell(f"{location.run or location.trained}: {proven} verified")
     return model
-
-
-def _base_of(location: "Location", path: Path, base: Path | None) -> "Location":
-    """Return the base that a model was trained from. Raises `CheckpointError` and `ConfigError`."""
-    from glmtune.errors import CheckpointError, ConfigError
-    from glmtune.locations import resolve
-
-    if location.adapter:
-        return location.under
-    if base:
-        return resolve(base)
-    if location.card is None:
-        raise ConfigError(
-            f"--compare: {path} is a model, with no base recorded to compare it with",
-            hint="give a run or an adapter; a model's base is named by base=FOLDER",
-        )
-    try:
-        return resolve(location.card.base, revision=location.card.base_revision)
-    except (CheckpointError, ConfigError) as err:
-        raise CheckpointError(
-            f"--compare: the base of {path}: {err}", hint="name the base's folder: base=FOLDER"
-        ) from None
 
 
 def _name(path: Path, title: str = "") -> str:

@@ -112,6 +112,14 @@ class _Folded:
         return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
 
 
+def strength_option(default: float | None = 1.0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option `--strength`; a `default` of None leaves it to a recipe."""
+    words = "How much of the tuning: base + STRENGTH x update; 0: the base, 1: as trained, up to 2."
+    return click.option(
+        "--strength", metavar="STRENGTH", type=float, default=default, show_default=True, help=words
+    )
+
+
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for loading a model: `--dtype`, `--quant`, `--device`."""
     types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)

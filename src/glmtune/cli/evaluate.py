@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import PATH, counted
+from glmtune.cli.console import PATH, counted, strength_option
 
 
 @click.command(short_help="Answer and score the rows of a file.")
@@ -12,6 +12,7 @@ from glmtune.cli.console import PATH, counted
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data", "data", type=PATH, help="Rows to answer; without it, the held-out rows.")
 @click.option("--output", type=PATH, help="Folder of the results.")
+@strength_option(None)
 @click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 def evaluate(
@@ -19,6 +20,7 @@ def evaluate(
     words: tuple[str, ...],
     data: Path | None,
     output: Path | None,
+    strength: float | None,
     base: Path | None,
     revision: str | None,
 ) -> None:
@@ -36,8 +38,10 @@ def evaluate(
     from glmtune.workflows.events import drain
     from glmtune.workflows.show import Lines, Shown
 
-    named = {"data.test": data, "output": output, "base": base, "revision": revision}
-    words += tuple(f"{key}={value}" for key, value in named.items() if value)
+    named = {
+        "data.test": data, "output": output, "base": base, "revision": revision, "evaluate.strength": strength
+    }  # fmt: skip
+    words += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
     recipe = recipe_for(path if path.suffix in (".yaml", ".yml") else {"model": str(path)}, words)
     # loads torch: after all cheap checks
     from glmtune.workflows.evaluating import evaluating, scores_table, turns_table

@@ -226,6 +226,8 @@ class Evaluation(Settings):
     """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ. `auto`: `fast`
     if it is faster for `batch_size` rows on this machine; the choice is recorded and used when the evaluation
     is continued."""
+    strength: float = Field(1.0, ge=0, le=2)
+    """How much of the tuning answers: base + `strength` x update; 0: the base, 1: as trained."""
 
 
 class Recipe(Settings):

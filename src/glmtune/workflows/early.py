@@ -120,13 +120,17 @@ def _default_folder(recipe: Recipe, name: str) -> Path:
     return Path("runs") / f"{Path(recipe.model).resolve().name}-{name}"
 
 
-def export_folder(path: str | Path, to: str) -> Path:
-    """Return the default folder of an export, `exports/<name>-<to>`; a checkpoint goes by its run's name."""
+def export_folder(path: str | Path, to: str, strength: float = 1.0) -> Path:
+    """Return the default folder of an export, `exports/<name>-<to>`; a checkpoint goes by its run's name.
+
+    A `strength` other than 1 is part of the name.
+    """
     folder = given_path(path)
     source = follow(folder).resolve() if folder.exists() else folder
     run = source.parent.parent  # of <run>/checkpoints/step-000100
     is_checkpoint = step_of(source) is not None and (run / RECIPE_FILE).exists()
-    return Path("exports") / f"{(run if is_checkpoint else source).name}-{to}"
+    at = "" if strength == 1 else f"-strength-{strength:g}"
+    return Path("exports") / f"{(run if is_checkpoint else source).name}-{to}{at}"
 
 
 def require_startable(recipe: Recipe, folder: Path) -> None:

@@ -9,7 +9,7 @@ from glmtune.evaluation.predictions import PredictionFile, predict, score_all, s
 from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, load_location, tokenizer_of
-from glmtune.locations import Location, resolve
+from glmtune.locations import Location, find_base, resolve
 from glmtune.models.device import resolve_device
 from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
@@ -34,17 +34,20 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
 
     Rows already answered in the folder, with the same settings, are not answered again.
     """
-    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    strength = recipe.evaluate.strength
+    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=strength != 1)
+    untrained = find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None
     tokenizer = tokenizer_of(location, template=recipe.template)
     settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe.data, recipe.evaluate)
     test_rows = encode_test_rows(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from test_rows.notes
     folder = recipe.output
+    at = "" if strength == 1 else f"-strength-{strength:g}"
     if folder is None and location.run:
         step = (location.adapter or location.base).name
-        folder = location.run / "evaluations" / f"{step}-{test_rows.name}"
+        folder = location.run / "evaluations" / f"{step}-{test_rows.name}{at}"
     elif folder is None:
-        folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{test_rows.name}"
+        folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{test_rows.name}{at}"
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
     # the facts name the types themselves: `auto` may mean others on the next machine
     facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
@@ -59,7 +62,13 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     if todo:
         meter = MemoryMeter(resolve_device(recipe.device))
         model = load_location(
-            location, template=recipe.template, dtype=dtype, device=recipe.device, quant=recipe.quant
+            location,
+            template=recipe.template,
+            dtype=dtype,
+            device=recipe.device,
+            quant=recipe.quant,
+            strength=strength,
+            base=untrained,
         ).eval()
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
@@ -111,6 +120,8 @@ def _answer_facts(
         "encoding": recipe.data.model_dump(mode="json", exclude=NO_ENCODING),
         "max_new_tokens": max_new_tokens,
         "compute": recipe.evaluate.compute,
+        # None for 1, so that evaluations of earlier versions, which had no strength, go on
+        "strength": None if recipe.evaluate.strength == 1 else recipe.evaluate.strength,
     }
 
 

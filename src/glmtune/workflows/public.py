@@ -131,6 +131,7 @@ def export(
     max_rows: int = 200,
     score_rows: int = 0,
     device: str = "auto",
+    strength: float = 1.0,
     quiet: bool = False,
     on_event: OnEvent | None = None,
 ) -> ExportResult:
@@ -139,15 +140,18 @@ def export(
     The folder `output`, by default `exports/<name>-<to>`, appears only once the export was opened in a fresh
     process and answered as base + adapter do. `dtype` is the weights' type, by default the base's own. For
     int8 and int4 `data`, `max_rows`, `score_rows` and `device` choose the rows that the loss of quality is
-    measured on, and the device; by default the run's held-out rows. Notes go to stderr; `quiet=True` writes
+    measured on, and the device; by default the run's held-out rows. `strength`: how much of what was trained
+    is exported, as in `load_model`. Notes go to stderr; `quiet=True` writes
     nothing, `on_event=f` calls f with each event instead. Raises `GlmtuneError`.
     """
     require_here(path)
     from glmtune.workflows.exporting import Order, exporting
 
     rows = Path(data) if data else None
-    folder = Path(output) if output else export_folder(path, to)
-    order = Order(path, to, folder, base, template, dtype, max_shard_size, rows, max_rows, score_rows, device)
+    folder = Path(output) if output else export_folder(path, to, strength)
+    order = Order(
+        path, to, folder, base, template, dtype, max_shard_size, rows, max_rows, score_rows, device, strength
+    )
     return attend(exporting(order), "exporting", quiet=quiet, on_event=on_event)
 
 
