@@ -168,14 +168,7 @@ def recipe_of(work: Path, words: Sequence[str] = ()) -> Any:
             "validation": str(work / "general_heldout.jsonl"),
         },
     }
-    known = {name: value for name, value in RECIPE.items() if name != "retain" or _has_retain()}
-    return load_recipe({**known, **paths}, list(words))
-
-
-def _has_retain() -> bool:
-    from glmtune.recipe import Recipe
-
-    return "retain" in Recipe.model_fields
+    return load_recipe({**RECIPE, **paths}, list(words))
 
 
 def pack(work: Path) -> Path:
@@ -188,7 +181,7 @@ def pack(work: Path) -> Path:
 
 def facts(work: Path, options: argparse.Namespace) -> Facts:
     """Rows, tokens, losses by step, minutes of steps and machine of the run as far as it is."""
-    run, steps = read_run(work / "run"), [line for line in read_json_lines(work / "run/metrics.jsonl")]
+    run, steps = read_run(work / "run"), list(read_json_lines(work / "run/metrics.jsonl"))
     trained = [line for line in steps if "loss" in line]
     model = load_model(work / "run/last", device="cpu")
     return {
