@@ -16,7 +16,7 @@ from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
 from glmtune.reports import memory_picture, plots, rank_map
 from glmtune.run_files import REPORT_FILE, replacing
-from glmtune.workflows import forgetting, reporting
+from glmtune.workflows import before_after, forgetting, reporting
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -48,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Answers of bases are kept for the other tests, and not where the user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLMTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
@@ -101,6 +109,16 @@ def _real_pictures(
     if request.node.nodeid.startswith(PICTURED):
         for module, name, function in _real_drawing:
             monkeypatch.setattr(module, name, function)
+
+
+ASKED = ("tests/cli/test_demo.py", "tests/unit/workflows/test_before_after.py")
+"""Tests whose runs ask the built-in questions, which takes longer than a tiny run."""
+
+
+@pytest.fixture(autouse=True)
+def _no_built_in_questions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.nodeid.startswith(ASKED):
+        monkeypatch.setattr(before_after, "QUESTIONS", ())
 
 
 REPORTED = ("tests/invariants/test_retention.py", "tests/cli/test_forgetting.py")

@@ -110,7 +110,15 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "peak_memory_gib": NUMBER.or_null(),
         "memory_gib": NUMBER.or_null(),
     },
-    "samples.jsonl": {"step": COUNT, "prompt": TEXT, "answer": TEXT},
+    "samples.jsonl": {
+        "step": COUNT,
+        "prompt": TEXT,
+        "answer": TEXT,
+        "turns": TEXTS.or_null(),
+        "seed": COUNT.or_null(),
+        "seconds": SECONDS.or_null(),
+        "is_right": SWITCH.or_null(),
+    },
     "replay.jsonl": {
         **dict.fromkeys(("name", "category", "language", "answer"), TEXT),
         "turns": TEXTS,

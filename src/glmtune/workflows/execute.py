@@ -6,18 +6,17 @@
 import shlex
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
-from glmtune.conversation import encode_messages
 from glmtune.data.batches import Batch, collate
 from glmtune.errors import TrainingError
 from glmtune.evaluation.forgetting import Forgetting
-from glmtune.generate import Sampling, complete_texts
 from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
+from glmtune.reports.before_after import pair_answers
 from glmtune.run_files import (
     REPLAY_FILE,
     RESULT_FILE,
@@ -34,8 +33,9 @@ from glmtune.training.memory import is_out_of_memory
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
+from glmtune.workflows.before_after import SampleQuestion, ask_questions, built_in_questions, sample_questions
 from glmtune.workflows.checkpoints import restore_run, save_checkpoint
-from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped, Working
+from glmtune.workflows.events import Compared, Evaluated, Event, Note, RunResult, Stepped, Working
 from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
@@ -158,6 +158,7 @@ def _steps(run: Run) -> Iterator[Event]:
             yield save_checkpoint(run, is_best=is_best)
             run.meter.end("saving")
         if is_stopping and not is_last:
+            _ask(run, built_in_questions(run.recipe.samples))
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
             return
         if is_interrupted and not is_last:
@@ -225,11 +226,11 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         run.writer.add({"step": progress.step, "eval_loss": loss, **facts})
     if run.recipe.samples.prompts:
         yield Working("answering samples")
-    samples = _answer_samples(run)  # outside `is_main`: every process takes part in the forward passes
+    settings, is_end = run.recipe.samples, progress.step in (0, run.plan.num_steps)
+    _ask(run, [*sample_questions(settings), *(built_in_questions(settings) if is_end else ())])
     run.meter.end("evaluation")
     record_memory(run)
     if run.is_main:
-        run.writer.add_samples(progress.step, samples)
         run.writer.draw(progress.step)
     run.processes.wait()
     run.meter.end("pictures")
@@ -250,26 +251,16 @@ def _evaluation_loss(run: Run, batches: list[Batch]) -> float:
     return loss
 
 
-def _answer_samples(run: Run) -> list[tuple[str, str]]:
-    """Return each prompt of `samples.prompts` with the model's greedy answer.
-
-    Every process generates, not the main one alone: each may hold only a shard of the weights, and then a
-    forward pass needs all processes.
-    """
-    settings = run.recipe.samples
-    if not settings.prompts:
-        return []
-    sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
-    tokenizer, taught = run.plan.tokenizer, Taught.of(run.recipe.data)
-    prompt_ids = [
-        encode_messages(tokenizer, [{"role": "user", "content": prompt}], taught=taught)
-        for prompt in settings.prompts
-    ]
-    answers = complete_texts(run.model, tokenizer, prompt_ids, sampling)
-    return list(zip(settings.prompts, answers, strict=True))
+def _ask(run: Run, questions: Sequence[SampleQuestion]) -> None:
+    """Write the model's answers to these questions to samples.jsonl."""
+    taught, longest = Taught.of(run.recipe.data), run.recipe.samples.max_new_tokens
+    # outside `is_main`: every process takes part in the forward passes
+    lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
+    if run.is_main:
+        run.writer.add_samples(run.progress.step, lines)
 
 
-def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Note, None, RunResult]:
+def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Event, None, RunResult]:
     """Sum metrics.jsonl up in eval.json, tell how the loss went and where to look; return the result."""
     # read back instead of kept in memory: a resumed run has the figures of the steps before it too
     lines = read_json_lines(run.writer.metrics_path) if run.is_main else []
@@ -294,6 +285,8 @@ def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Note, None, Run
             f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
             f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
         )
+    if run.is_main and built_in_questions(run.recipe.samples):
+        yield Compared(tuple(pair_answers(read_json_lines(folder / SAMPLES_FILE))))
     if forgotten:
         yield from told(forgotten)
     samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""

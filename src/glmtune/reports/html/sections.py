@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from glmtune.evaluation.metrics import METRICS, VARIANTS
 from glmtune.files import read_json_if_there, read_text
+from glmtune.reports.before_after import SampleAnswer, group_answers
 from glmtune.reports.comparable import describe_evaluation_rows, describe_training_rows
 from glmtune.reports.compare import flatten
 from glmtune.reports.curves import is_wide, read_curve, read_source_curves
@@ -82,6 +83,7 @@ class MemoryTable:
 class Prompt:
     """A sample prompt with its answers: those of the first and of the best evaluation, and all by step."""
 
+    asked: Text
     prompt: str
     shown: list[tuple[Text, str]]
     answers: list[tuple[int, str]]
@@ -213,17 +215,25 @@ def _charts(run: RecordedRun) -> Iterator[Chart]:
 
 
 def _prompts(run: RecordedRun) -> Iterator[Prompt]:
-    # a resumed run repeats evaluations: the last answer of a step counts
-    answers: dict[str, dict[int, str]] = {}
-    for line in run.samples:
-        answers.setdefault(line["prompt"], {})[line["step"]] = line["answer"]
-    for prompt, by_step in answers.items():
-        after = run.samples_step
-        shown = [(text("before"), by_step[0])] if 0 in by_step else []
-        if after and after in by_step:
-            key = "best_step" if after == run.best_step else "at_step"
-            shown.append((text(key, step=f"{after:,}"), by_step[after]))
-        yield Prompt(prompt, shown, sorted(by_step.items()))
+    for asked, by_step in group_answers(run.samples).items():
+        after = run.samples_step if run.samples_step in by_step else max(by_step)
+        shown = [(_when(text("before"), by_step[0]), by_step[0].text)] if 0 in by_step else []
+        if after:
+            when = text("best_step" if after == run.best_step else "at_step", step=f"{after:,}")
+            shown.append((_when(when, by_step[after]), by_step[after].text))
+        label = text("asked") if asked.seed is None else text("asked_with_seed", seed=asked.seed)
+        by_number = [(step, answer.text) for step, answer in sorted(by_step.items())]
+        yield Prompt(label, "\n".join(asked.turns), shown, by_number)
+
+
+def _when(when: Text, answer: SampleAnswer) -> Text:
+    """Return the head of an answer: when it was given, the time that it took, whether it is right."""
+    heads = [when]
+    if answer.seconds is not None:
+        heads.append(Text.of(in_time(answer.seconds)))
+    if answer.is_right is not None:
+        heads.append(text("right" if answer.is_right else "wrong"))
+    return Text(*(" · ".join(words) for words in zip(*heads, strict=True)))
 
 
 def _scores(scores: Scores) -> tuple[Text, Text, list[tuple[str, str, Text, float]]]:
