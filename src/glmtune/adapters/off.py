@@ -37,7 +37,9 @@ def without_adapter(model: CausalLM) -> Iterator[None]:
     layers = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
         raise ConfigError("the adapter is merged into the base's weights, and cannot be switched off")
-    prefix = getattr(causal.base_model, "prefix_encoder", None)
+    off = [layer for layer in layers if not layer.disable_adapters]
+    # under an adapter of layers a prefix is the base's own
+    prefix = None if off else getattr(causal.base_model, "prefix_encoder", None)
     if not layers and prefix is None:
         raise ConfigError(
             "this model has no adapter to switch off: its own weights were trained",
@@ -45,7 +47,6 @@ def without_adapter(model: CausalLM) -> Iterator[None]:
         )
     # PEFT makes the factors that it switches on trainable, and the others not
     flags = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
-    off = [layer for layer in layers if not layer.disable_adapters]
     try:
         for layer in off:
             layer.enable_adapters(False)

@@ -125,30 +125,31 @@ def collate(rows: Sequence[TrainingRow], pad_id: int) -> Batch:
         tuple(row.source for row in rows),
         pad_id,
         _concatenate(positions, np.int64, axis=-1) if positions else None,
-        _concatenate([ids for ids, _ in targets], np.int64) if targets else None,
-        _concatenate([log_probs for _, log_probs in targets], np.float32) if targets else None,
+        torch.cat([ids for ids, _ in targets]) if targets else None,
+        torch.cat([log_probs for _, log_probs in targets]) if targets else None,
     )
-
-
-def _targets(row: TrainingRow, width: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return a row's distributions, (L, width) each; of one without, certain labels."""
-    if row.target_ids is None or row.target_log_probs is None:
-        return certain_targets(row.labels[row.labels != -100], width)
-    assert row.target_ids.shape[1] == width
-    return row.target_ids, row.target_log_probs
-
-
-def certain_targets(labels: NDArray[np.int32], width: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return distributions (L, width) of certain labels (L,): ids and log probabilities."""
-    others = np.broadcast_to(np.arange(width - 1, dtype=np.int32), (len(labels), width - 1))
-    others = others + (others >= labels[:, None])  # any others but the label
-    log_probs = np.full((len(labels), width), -np.inf, dtype=np.float32)
-    log_probs[:, 0] = 0
-    return np.concatenate((labels[:, None], others), axis=1, dtype=np.int32), log_probs
 
 
 def _concatenate(parts: Sequence[NDArray[Any]], dtype: type[np.generic], axis: int = 0) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, axis).astype(dtype))
+
+
+def _targets(row: TrainingRow, width: int) -> tuple[Tensor, Tensor]:
+    """Return a row's distributions, (L, width) each; of one without, certain labels."""
+    if row.target_ids is None or row.target_log_probs is None:
+        labels = row.labels[row.labels != -100]
+        return certain_targets(torch.from_numpy(labels.astype(np.int64)), width)
+    assert row.target_ids.shape[1] == width
+    return torch.from_numpy(row.target_ids.astype(np.int64)), torch.from_numpy(row.target_log_probs)
+
+
+def certain_targets(labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return distributions (L, width) of certain labels (L,): ids and log probabilities."""
+    others = torch.arange(width - 1, device=labels.device).expand(len(labels), -1)
+    others = others + (others >= labels[:, None]).long()  # any others but the label
+    log_probs = torch.full((len(labels), width), -torch.inf, device=labels.device)
+    log_probs[:, 0] = 0
+    return torch.cat((labels[:, None], others), dim=1), log_probs
 
 
 def divide(

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from math import ceil
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from glmtune.data.batches import Batch
+from glmtune.data.batches import Batch, certain_targets
 from glmtune.models.fused import wide_type
 from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
@@ -21,21 +22,35 @@ from glmtune.objectives.cross_entropy import (
     is_frozen_product,
     most_frozen_logits,
 )
-from glmtune.objectives.targets import Likeliest, Recorded, Targets, log_chances, with_rest
+from glmtune.objectives.targets import LIKELIEST, Likeliest, Recorded, Targets, log_chances, with_rest
 
 CHUNK_LOGITS = 2**23
 """Most logits of a head that trains computed at once: 32 MiB in fp32, or 129 positions of ChatGLM3's
 vocabulary, 55 of GLM-4's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Nearness:
+    """A term of the loss that keeps a model near its base: KL(base || tuned) on a run's own answers."""
+
+    weight: float
+    num_sources: int
+    """Number of the run's own sources of rows; rows of further ones are answers of the base already."""
+    base: Callable[[], AbstractContextManager[None]] | None = None
+    """Context in which the model is its base; None where the own rows have the base's distributions."""
+
+
 class SftObjective(ObjectiveModule):
-    """Sum of the cross-entropies of tokens whose `labels` are not -100.
+    """Sum of the cross-entropies of tokens whose `labels` are not -100, or of their recorded distributions.
 
     Rows go through the model packed, each attending to itself alone, and only positions that predict a
     learned token go through what lies behind the last attention. With a vocabulary of 65,024 or 151,552
     tokens, the logits would be the largest tensor of a step: they are made in parts, and each part's gradient
     is taken in the forward pass, so the logits of a step are never in memory together.
     """
+
+    nearness: Nearness | None = None
+    """Added to the loss in training mode, and to no figure but `divergences`."""
 
     def __init__(self, model: CausalLM) -> None:
         """Take a causal language model, also one wrapped by PEFT."""
@@ -51,24 +66,65 @@ class SftObjective(ObjectiveModule):
         return int(batch.is_learned().sum())
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the sum of the cross-entropies of the batch's learned tokens, in fp32. Shape ()."""
-        rows, is_learned = Rows(batch.bounds), batch.is_learned()
-        positions = batch.position_ids
-        if positions is None:
-            positions = count_positions_by_row(self.model, batch.input_ids, rows)
+        """Return the sum of the losses of the batch's learned tokens, in fp32. Shape ()."""
+        is_learned = batch.is_learned()
+        recorded, nearness = recorded_targets(batch, is_learned), self.nearness if self.training else None
+        is_near = None
+        if nearness:
+            is_near = batch.learned_sources() < nearness.num_sources
+            if nearness.base:  # before the model's own pass, whose graph would be in memory meanwhile
+                recorded = self._ask_base(nearness.base, batch, recorded, is_near)
         # the logits at a position predict the token after it
-        predicting = is_learned.nonzero()[:, 0] - 1
-        hidden = self._by_row.run(rows, batch.input_ids, positions, predicting)  # (L, C)
+        hidden = self._run(batch, is_learned.nonzero()[:, 0] - 1)
         head = causal_of(self.model).get_output_embeddings()
-        recorded, wide = recorded_targets(batch, is_learned), wide_type(hidden.dtype)
+        wide = wide_type(hidden.dtype)
         if recorded is None:
-            self.losses = hidden.new_empty(len(predicting), dtype=wide)
+            self.losses = hidden.new_empty(len(hidden), dtype=wide)
             return summed_cross_entropy(hidden, batch.labels[is_learned], head, by_token=self.losses)
         targets = recorded.as_targets(wide)
+        if nearness and is_near is not None:
+            targets = recorded.beside_labels(nearness.weight, is_near, wide)
         found = hidden.new_empty(targets.weights.shape, dtype=wide)
         loss = summed_cross_entropy(hidden, targets, head, by_token=found)
         self.losses = targets.loss(found)
+        if is_near is not None:
+            self.losses = torch.where(is_near, -found[:, 0], self.losses)
+            self.divergences = recorded.divergence(found)[is_near]
         return loss
+
+    def _run(self, batch: Batch, keep: Tensor) -> Tensor:
+        """Return the last hidden states (L, C) of the tokens at `keep`."""
+        rows, positions = Rows(batch.bounds), batch.position_ids
+        if positions is None:
+            positions = count_positions_by_row(self.model, batch.input_ids, rows)
+        return self._by_row.run(rows, batch.input_ids, positions, keep)
+
+    @torch.no_grad()
+    def _ask_base(
+        self,
+        base: Callable[[], AbstractContextManager[None]],
+        batch: Batch,
+        recorded: Recorded | None,
+        is_near: Tensor,
+    ) -> Recorded:
+        """Return the distributions with the base's for the tokens that are kept near it."""
+        is_learned, mode = batch.is_learned(), self.model.training
+        labels, at = batch.labels[is_learned], is_near.nonzero()[:, 0]
+        predicting = is_learned.nonzero()[at, 0] - 1
+        with base():
+            self.model.eval()  # without dropout
+            # also for no token: where processes share the weights, each must take part
+            hidden = self._run(batch, predicting)
+            head = causal_of(self.model).get_output_embeddings()
+            ids, log_probs = likeliest(hidden, labels[at], head, LIKELIEST)
+            self.model.train(mode)
+        log_probs = with_rest(log_probs)
+        if len(at) == len(labels):
+            return Recorded(ids, log_probs)
+        if recorded is None:
+            certain, of_certain = certain_targets(labels, LIKELIEST)
+            recorded = Recorded(certain, with_rest(of_certain))
+        return Recorded(recorded.ids.index_copy(0, at, ids), recorded.log_probs.index_copy(0, at, log_probs))
 
 
 def recorded_targets(batch: Batch, is_learned: Tensor) -> Recorded | None:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+LIKELIEST = 20
+"""Ids recorded of each position, the label among them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
@@ -72,6 +75,16 @@ class Recorded:
         """Return the distributions as what is learned, with weights in a type."""
         return Targets(self.ids, self.log_probs.exp().to(dtype))
 
+    def beside_labels(self, weight: float, is_near: Tensor, dtype: torch.dtype) -> Targets:
+        """Return the distributions as what is learned: where `is_near` (L,), by a weight, beside the label.
+
+        The label is the first id.
+        """
+        weights = self.log_probs.exp()
+        weights = torch.where(is_near[:, None], weight * weights, weights)
+        weights[:, 0] += is_near
+        return Targets(self.ids, weights.to(dtype))
+
     def divergence(self, log_chances: Tensor) -> Tensor:
         """Return the KL divergences (L,) from these distributions to others of the same ids, (L, K + 1).
 
@@ -102,13 +115,16 @@ class Likeliest:
         found = logits.gather(1, at)
         self._said = torch.where(is_here, found, self._said)
         logits.scatter_(1, at, found.masked_fill_(is_here, torch.inf))  # so that it is kept, and first
-        both = torch.cat((self._best, logits), dim=1)
-        self._best, chosen = both.topk(number, dim=1)
+        values, chosen = logits.topk(min(number, width), dim=1)
         # what is not chosen is added up, and never found by a difference
-        others = both.scatter_(1, chosen, -torch.inf).logsumexp(dim=1, keepdim=True)
-        self._rest = torch.logaddexp(self._rest, others)
-        known = self.ids.gather(1, chosen.clamp(max=number - 1))
-        self.ids = torch.where(chosen < number, known, chosen + (start - number))
+        logits.scatter_(1, chosen, -torch.inf)
+        highest = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)
+        others = logits.sub_(highest).exp_().sum(dim=1, keepdim=True).log_().add_(highest)
+        both, ids = torch.cat((self._best, values), dim=1), torch.cat((self.ids, chosen + start), dim=1)
+        self._best, chosen = both.topk(number, dim=1)
+        self.ids = ids.gather(1, chosen)
+        others = torch.cat((others, both.scatter_(1, chosen, -torch.inf), self._rest), dim=1)
+        self._rest = others.logsumexp(dim=1, keepdim=True)
 
     def log_chances(self) -> Tensor:
         """Return the log probabilities of `ids`, (L, K)."""

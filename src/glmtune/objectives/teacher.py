@@ -20,11 +20,9 @@ from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.sft import likeliest, recorded_targets, summed_cross_entropy
+from glmtune.objectives.targets import LIKELIEST
 
 Value = TypeVar("Value")
-
-LIKELIEST = 20
-"""Ids recorded of each learned token, the label among them."""
 
 
 class Recorders(Protocol):
@@ -66,11 +64,15 @@ def record_likeliest(
     recorded = []
     for row, (ids, log_probs) in zip(rows, _look(model, rows, look, processes, pad_id), strict=True):
         labels = row.labels[row.labels != -100]
-        of_labels = certain_targets(labels, LIKELIEST)
         # a row's first token is not learned, yet has a line where it has a label
-        for of_label, found in zip(of_labels, (ids, log_probs), strict=True):
-            of_label[len(labels) - len(ids) :] = found
-        recorded.append(replace(row, target_ids=of_labels[0], target_log_probs=of_labels[1]))
+        certain = certain_targets(torch.from_numpy(labels[: len(labels) - len(ids)]).long(), LIKELIEST)
+        ids, log_probs = (
+            np.concatenate((part.numpy(), found))
+            for part, found in zip(certain, (ids, log_probs), strict=True)
+        )
+        recorded.append(
+            replace(row, target_ids=ids.astype(np.int32), target_log_probs=log_probs.astype(np.float32))
+        )
     return recorded
 
 

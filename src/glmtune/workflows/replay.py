@@ -225,7 +225,7 @@ def _answer(
     for done in answering.parts(left):
         taken = time.perf_counter() - start
         if done == FIRST < len(left):
-            allowed = MOST_SHARE * _expected_seconds(plan, base)
+            allowed = MOST_SHARE * expected_seconds(plan, base)
             most = plan.processes.firsts(max(FIRST, min(most, int(allowed / taken * done))))
         yield Answered(done, most)
         if done >= most:
@@ -242,7 +242,7 @@ def _answer(
     return [prompt for prompt in prompts if prompt in answered]
 
 
-def _expected_seconds(plan: "Plan", base: CausalLM) -> float:
+def expected_seconds(plan: "Plan", base: CausalLM) -> float:
     """Return about how long the run's steps will take: its tokens, at the speed of a timed forward pass."""
     rows, num_tokens = list[TrainingRow](), 0
     for row in plan.rows.train.rows:

@@ -11,7 +11,7 @@ from torch import Tensor
 from glmtune.adapters.off import without_adapter
 from glmtune.errors import ConfigError
 from glmtune.methods import apply_method
-from models import prune, tiny_model, with_lora
+from models import prune, tiny_model, with_lora, with_prefix
 from tuned import METHODS, settings_of
 
 IDS = torch.arange(5, 25).view(2, 10)
@@ -69,6 +69,14 @@ def test_gradients_of_a_step_are_those_without_a_look_at_the_base(name: str) -> 
     assert ours
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_base_keeps_a_prefix_of_its_own_under_an_adapter_of_layers() -> None:
+    base = with_prefix(tiny_model())
+    expected = logits_of(base)
+    tuned = moved("lora", base).eval()
+    with without_adapter(tuned):
+        assert torch.equal(logits_of(tuned), expected)
 
 
 def test_an_adapter_for_answers_does_not_become_trainable() -> None:
