@@ -11,7 +11,7 @@ benchmarks.forgetting_runs makes the runs, `python -m tools.forgetting_tables` t
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,15 @@ from glmtune.data.prompts import encode_prompts
 from glmtune.data.reader import read_examples
 from glmtune.data.row import TrainingRow
 from glmtune.evaluation.metrics import score
-from glmtune.general import held_out_prompts
+from glmtune.general import held_out_prompts, replay_prompts
 from glmtune.generate import Sampling
 from glmtune.generate.decoding import complete
 from glmtune.load import load_model, load_tokenizer
+from glmtune.locations import resolve
 from glmtune.recipe import Data, load_recipe
+from glmtune.templates import Taught
 from glmtune.workflows.assemble import assemble
+from glmtune.workflows.base_answers import OWN_DISTRIBUTION, answer_prompts, cache_file
 from glmtune.workflows.events import drain
 from glmtune.workflows.execute import make_steps
 from glmtune.workflows.plan import planning
@@ -147,6 +150,20 @@ def answered(model: Any, tokenizer: Any) -> list[TrainingRow]:
     return rows
 
 
+def answer_for_replay(base: Base, most: int) -> None:
+    """Let a base answer all prompts that a replay may draw; runs of it find them in $GLMTUNE_CACHE.
+
+    Without that, a run of a minute has fewer of them than one of an hour.
+    """
+    model, tokenizer = load_model(base.model, dtype="fp32", device="cpu"), load_tokenizer(base.model)
+    sampling = replace(OWN_DISTRIBUTION, max_new_tokens=most)
+    cache = cache_file(resolve(base.model).folder, model, sampling)
+    taught = Taught.of(Data())
+    answer_prompts(
+        model, tokenizer, replay_prompts(), taught=taught, max_new_tokens=most, cache=cache, sampling=sampling
+    )
+
+
 @cache
 def _reference(name: str, general: Path) -> Reference:
     model, tokenizer = load_model(name, dtype="fp32", device="cpu"), load_tokenizer(name)
@@ -161,13 +178,14 @@ def reference(base: Base) -> Reference:
 
 
 def tune(settings: Facts) -> tuple[Any, Facts]:
-    """Train; the model, and steps, loss of the last ones, and processor seconds of all."""
+    """Train; the model, its steps and their loss at the end, processor seconds of preparation and steps."""
     begin = time.process_time()
     run = drain(assemble(drain(planning(load_recipe(settings)))))
+    middle = time.process_time()
     losses = [log.loss for log in make_steps(run, range(1, run.plan.num_steps + 1))]
     last = losses[-max(1, len(losses) // 10) :]
     facts = {"steps": len(losses), "train_loss": sum(last) / len(last)}
-    return run.model, {**facts, "processor_s": time.process_time() - begin}
+    return run.model, {**facts, "prepare_s": middle - begin, "steps_s": time.process_time() - middle}
 
 
 def general_figures(model: Any, known: Reference) -> Facts:

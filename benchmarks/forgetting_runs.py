@@ -11,66 +11,19 @@ epochs. `ways`: protections side by side. `front`: on the 20 M model, the best o
 import argparse
 import itertools
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tools.glm_tiny import corpus
-
 from benchmarks import measure, methods
-from benchmarks.forgetting import RESULT, Base, Facts, run, untuned
-from benchmarks.twenty_million import NAME as TWENTY_MILLION
-from benchmarks.twenty_million import write_rows
+from benchmarks.forgetting import RESULT, Base, Facts, answer_for_replay, run, untuned
+from benchmarks.forgetting_bases import BASES
 from glmtune.run_files import read_json_lines
 
-EXAMPLES = Path("examples")
-NAMED = {"{{name}}": "晴空", "{{author}}": "晴空小组"}
 ALL_LINEAR = methods.ALL_LINEAR
 Case = tuple[str, str, Facts]
 """Name, task, settings."""
-
-
-def _identity(name: str) -> list[Facts]:
-    text = (EXAMPLES / name).read_text(encoding="utf-8")
-    for mark, word in NAMED.items():
-        text = text.replace(mark, word)
-    rows: list[Facts] = json.loads(text)
-    return rows
-
-
-def glm_tiny(work: Path) -> Base:
-    """glm-tiny; general rows are those held out of its own training, but adverts, identity and talks."""
-    folder = work / "glm-tiny-rows"
-    rows = {
-        "identity": _identity("identity.json")[:12],
-        "identity_test": _identity("identity_heldout.json"),
-        "adverts": read_json_lines(EXAMPLES / "adverts.jsonl")[:96],
-        "adverts_test": read_json_lines(EXAMPLES / "adverts_heldout.jsonl"),
-        "facts": methods.invented_facts(),
-        "facts_test": methods.invented_facts(),
-        "general": [
-            row.as_json() for row in corpus.make()[1] if row.kind not in ("advert", "identity", "helpdesk")
-        ],
-    }
-    for name, found in rows.items():
-        write_rows(folder / f"{name}.jsonl", found)
-    tasks = {
-        name: (folder / f"{name}.jsonl", folder / f"{name}_test.jsonl")
-        for name in ("identity", "adverts", "facts")
-    }
-    return Base("glm-tiny", "glm-tiny", folder / "general.jsonl", tasks)
-
-
-def twenty_million(work: Path) -> Base:
-    """The 20 M model of benchmarks.twenty_million."""
-    folder = work / TWENTY_MILLION
-    tasks = {"adverts": (folder / "task.jsonl", folder / "task_test.jsonl")}
-    model, general = str(folder / TWENTY_MILLION), folder / "general_heldout.jsonl"
-    return Base(TWENTY_MILLION, model, general, tasks)
-
-
-BASES: dict[str, Callable[[Path], Base]] = {"glm-tiny": glm_tiny, TWENTY_MILLION: twenty_million}
 
 
 def _lora(r: int, targets: list[str] | None) -> Facts:
@@ -86,7 +39,15 @@ def grid(_: Base, seeds: int) -> Iterator[Case]:
         kind = "all" if targets else "attention"
         name = f"lr={lr:g} epochs={epochs} r={r} {kind} replay={ratio:g} seed={seed}"
         train = {"lr": lr, "epochs": epochs, "seed": seed}
-        yield name, "facts", {"method": _lora(r, targets), "train": train, "retain": {"ratio": ratio}}
+        yield (
+            name,
+            "facts",
+            {
+                "method": _lora(r, targets),
+                "train": train,
+                "retain": {"ratio": ratio, "max_new_tokens": MOST_NEW},
+            },
+        )
 
 
 VERDICT: Sequence[tuple[Facts, Sequence[float]]] = (
@@ -110,7 +71,34 @@ def verdict(base: Base, seeds: int) -> Iterator[Case]:
             yield name, task, {"method": method, "train": train, "retain": {"ratio": 0}}
 
 
-CASES = {"grid": grid, "verdict": verdict}
+WAYS: dict[str, Facts] = {
+    "none": {"ratio": 0},
+    **{f"replay {ratio:g}": {"ratio": ratio} for ratio in (0.1, 0.3, 0.05, 0.2, 0.5)},
+    **{f"answers {ratio:g}": {"ratio": ratio, "targets": "answers"} for ratio in (0.1, 0.3)},
+    **{f"kl {weight:g}": {"ratio": 0, "kl": weight} for weight in (0.3, 1.0)},
+    "replay 0.1, kl 0.3": {"ratio": 0.1, "kl": 0.3},
+}
+"""Protections side by side, by their names."""
+
+
+def ways(base: Base, seeds: int) -> Iterator[Case]:
+    """Protections of a run that forgets without any, on each task."""
+    for seed, task, (name, retain) in itertools.product(range(1, seeds + 1), LEARNING, WAYS.items()):
+        if task in base.tasks:
+            train = {**LEARNING[task], "seed": seed}
+            method = {"name": "lora", "target_modules": ALL_LINEAR}
+            facts = {"method": method, "train": train, "retain": {**retain, "max_new_tokens": MOST_NEW}}
+            yield f"{task} {name} seed={seed}", task, facts
+
+
+LEARNING: dict[str, Facts] = {"adverts": {"lr": 3e-3, "epochs": 4}, "identity": {"lr": 3e-3, "epochs": 20}}
+"""Rate and epochs that learn a task."""
+
+CASES = {"grid": grid, "verdict": verdict, "ways": ways}
+
+
+MOST_NEW = 48
+"""Longest answer in the replay of a run."""
 
 
 def make(base: Base, kind: str, cases: Iterator[Case], options: argparse.Namespace) -> None:
@@ -118,6 +106,9 @@ def make(base: Base, kind: str, cases: Iterator[Case], options: argparse.Namespa
     kept = read_json_lines(RESULT) if RESULT.exists() else []
     done = {(line["base"], line["kind"], line["name"]) for line in kept}
     end = time.monotonic() + 60 * options.minutes
+    os.environ["GLMTUNE_CACHE"] = str(options.work / "answers")
+    if kind != "verdict":
+        answer_for_replay(base, MOST_NEW)
     for name, task, settings in cases:
         if options.only not in name or (base.name, kind, name) in done:
             continue

@@ -16,7 +16,7 @@ from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
 from glmtune.reports import memory_picture, plots, rank_map
 from glmtune.run_files import REPORT_FILE, replacing
-from glmtune.workflows import reporting
+from glmtune.workflows import before_after, forgetting, reporting
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -109,6 +109,35 @@ def _real_pictures(
     if request.node.nodeid.startswith(PICTURED):
         for module, name, function in _real_drawing:
             monkeypatch.setattr(module, name, function)
+
+
+ASKED = ("tests/cli/test_demo.py", "tests/unit/workflows/test_before_after.py")
+"""Tests whose runs ask the built-in questions, which takes longer than a tiny run."""
+
+
+@pytest.fixture(autouse=True)
+def _no_built_in_questions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.nodeid.startswith(ASKED):
+        monkeypatch.setattr(before_after, "QUESTIONS", ())
+
+
+REPORTED = ("tests/invariants/test_retention.py", "tests/cli/test_forgetting.py")
+"""Tests whose runs end with the report of forgetting, which costs as much as a tiny run."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _real_report() -> Iterator[object]:
+    """Have runs in this process end without the report, as retain.report=off does; gives the real choice."""
+    real = forgetting.is_reported
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forgetting, "is_reported", lambda _: False)
+        yield real
+
+
+@pytest.fixture(autouse=True)
+def _reported(request: pytest.FixtureRequest, _real_report: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.nodeid.startswith(REPORTED):
+        monkeypatch.setattr(forgetting, "is_reported", _real_report)
 
 
 def _draw_nothing(*_: object, **__: object) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from glmtune.rules import SWITCH, Rule
+from glmtune.rules import SWITCH, Rule, is_texts
 from glmtune.values import shown
 
 LARGEST = 2**53
@@ -69,6 +69,34 @@ TURNS = Rule(
     ),
 )
 
+
+def _has(value: object, rules: Mapping[str, Rule]) -> bool:
+    return isinstance(value, dict) and all(rule.allows(value.get(key)) for key, rule in rules.items())
+
+
+def _with(**rules: Rule) -> Rule:
+    """Return the rule for an object with such values."""
+    return Rule(f"an object with {', '.join(rules)}", lambda value: _has(value, rules))
+
+
+def _each(rule: Rule, words: str) -> Rule:
+    """Return the rule for a list or an object of such values."""
+
+    def is_met(value: object) -> bool:
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [None]
+        return all(map(rule.is_met, values))
+
+    return Rule(words, is_met)
+
+
+INTERVAL, PAIR = _with(mean=NUMBER, low=NUMBER, high=NUMBER), _with(base=NUMBER, tuned=NUMBER)
+NAMES = Rule("a list of texts", is_texts)
+GROUPS = _each(_with(kl=NUMBER, answers=COUNT), "an object of groups, each with 'kl' and 'answers'")
+ANSWERS = _each(
+    _with(question=TEXT, base=TEXT, tuned=TEXT, kl=NUMBER),
+    "a list of objects with 'question', 'base', 'tuned' and 'kl'",
+)
+
 # A key under or_null() may also be absent: find_fault looks it up with dict.get.
 CONTENTS: Mapping[str, Mapping[str, Rule]] = {
     "metrics.jsonl": {
@@ -76,12 +104,21 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "loss": NUMBER.or_null(),
         "eval_loss": NUMBER.or_null(),
         "is_settled": SWITCH.or_null(),
+        "general_kl": NUMBER.or_null(),
         "step_s": SECONDS.or_null(),
         "tokens_per_s": NUMBER.or_null(),
         "peak_memory_gib": NUMBER.or_null(),
         "memory_gib": NUMBER.or_null(),
     },
-    "samples.jsonl": {"step": COUNT, "prompt": TEXT, "answer": TEXT},
+    "samples.jsonl": {
+        "step": COUNT,
+        "prompt": TEXT,
+        "answer": TEXT,
+        "turns": TEXTS.or_null(),
+        "seed": COUNT.or_null(),
+        "seconds": SECONDS.or_null(),
+        "is_right": SWITCH.or_null(),
+    },
     "replay.jsonl": {
         **dict.fromkeys(("name", "category", "language", "answer"), TEXT),
         "turns": TEXTS,
@@ -101,6 +138,26 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "replay_sha256": TEXT.or_null(),
         "trainable_parameters": COUNT.or_null(),
         "all_parameters": COUNT.or_null(),
+        "general_prompts": COUNT.or_null(),
+    },
+    "forgetting.json": {
+        "verdict": TEXT,
+        "reason": TEXT,
+        "step": COUNT.or_null(),
+        "kl": INTERVAL,
+        "thresholds": _with(drifted=NUMBER, forgot=NUMBER),
+        "prompts": COUNT,
+        "left_out": TEXT.or_null(),
+        "loss": PAIR,
+        "task": _with(kl=INTERVAL, rows=COUNT).or_null(),
+        "training_perplexity_of_base": NUMBER.or_null(),
+        "changed_share": NUMBER,
+        "leaked": _with(base=COUNT, tuned=COUNT),
+        "identity": _with(names=NAMES, hits=COUNT, asked=COUNT, leaks=COUNT, unrelated=COUNT).or_null(),
+        "ended_share": PAIR,
+        "repeated_share": PAIR,
+        "by": _with(category=GROUPS, language=GROUPS, turn=GROUPS),
+        "compared": ANSWERS,
     },
     "data.json": {"train": LENGTHS, "validation": LENGTHS.or_null()},
     "memory.json": {

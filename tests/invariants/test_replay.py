@@ -22,6 +22,7 @@ from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 REPLAYED = ("retain.ratio=0.3", "retain.max_new_tokens=6")
+SIZES = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16, "seq_length": 1024}
 METHODS = {
     "lora": ["method=lora"],
     "full": ["method=full"],
@@ -32,8 +33,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"hidden_size": 64, "ffn_hidden_size": 128, "kv_channels": 16}
-    return tiny_folder(tmp_path_factory.mktemp("model"), **sizes)
+    return tiny_folder(tmp_path_factory.mktemp("model"), **SIZES)
 
 
 def recipe(model: Path, output: Path, *words: str) -> Recipe:
@@ -98,8 +98,8 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / f"cache{number}"))
         words = (
             f"model={model}", f"output={tmp_path / str(number)}", f"data.train={ADVERTS}", "data.max_rows=12",
-            "data.holdout_rows=2", "train.steps=4", "train.batch_size=8", "train.lr=1e-2",
-            "method.dropout=0", "samples.prompts=[]", *REPLAYED,
+            "data.holdout_rows=2", "data.max_tokens=400", "train.steps=4", "train.batch_size=8",
+            "train.lr=1e-2", "method.dropout=0", "samples.prompts=[]", *REPLAYED,
         )  # fmt: skip
         done = run_ranks(number, "-m", "glmtune", "train", *words, encoding="utf-8")
         assert done.returncode == 0, done.stderr
@@ -129,7 +129,7 @@ def test_answers_of_an_earlier_run_are_taken(
 
 def test_a_changed_base_is_asked_anew(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
-    other = tiny_folder(tmp_path / "other", lively=1.01, hidden_size=64, ffn_hidden_size=128, kv_channels=16)
+    other = tiny_folder(tmp_path / "other", lively=1.01, **SIZES)
     words = ("train.steps=1", "train.batch_size=2")
     runs = {"base": (model, words), "quantised": (model, (*words, "quant=int8")), "changed": (other, words)}
     for name, (folder, own) in runs.items():

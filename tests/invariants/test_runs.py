@@ -285,7 +285,7 @@ def test_every_pass_through_the_model_is_made_by_every_process(
     words = [f"model={model}", f"data.train={ADVERTS}", f"output={tmp_path / 'run'}", "data.max_rows=10",
              "data.max_tokens=400", f"train.batch_size={rows}", f"data.holdout_rows={rows}", "train.steps=2",
              "train.eval_every=1", "train.gradient_checkpointing=false", "train.micro_batch_size=1",
-             "samples.max_new_tokens=4"]  # fmt: skip
+             "samples.max_new_tokens=4", "samples.built_in=false"]  # fmt: skip
     done = torchrun(["train", *words], str(tmp_path / "counted.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = ((tmp_path / f"passes-{rank}").read_text().split() for rank in (0, 1))

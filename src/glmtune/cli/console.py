@@ -137,3 +137,17 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+FORGOT = 3
+"""Exit code of `--fail-on-forgetting`."""
+
+
+def fail_on(verdict: str | None) -> None:
+    """End with `FORGOT` if a model forgot what its base could, or if nothing was measured."""
+    if verdict is None:
+        click.echo(
+            "error: --fail-on-forgetting: nothing was measured in this run; a line above says why", err=True
+        )
+    if verdict in (None, "forgot"):
+        sys.exit(FORGOT)

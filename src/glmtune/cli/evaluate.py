@@ -1,10 +1,16 @@
 """`glmtune evaluate`."""
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, counted, strength_option
+from glmtune.cli.console import PATH, counted, fail_on, strength_option
+from glmtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from glmtune.recipe import Recipe
 
 
 @click.command(short_help="Answer and score the rows of a file.")
@@ -15,6 +21,11 @@ from glmtune.cli.console import PATH, counted, strength_option
 @strength_option(None)
 @click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
+@click.option("--general", is_flag=True, help="Measure what it has kept of its base, on general prompts.")
+@click.option("--json", "as_json", is_flag=True, help="With --general: print all figures as JSON.")
+@click.option(
+    "--fail-on-forgetting", is_flag=True, help="With --general: exit code 3 if the verdict is `forgot`."
+)
 def evaluate(
     path: Path,
     words: tuple[str, ...],
@@ -23,6 +34,9 @@ def evaluate(
     strength: float | None,
     base: Path | None,
     revision: str | None,
+    general: bool,
+    as_json: bool,
+    fail_on_forgetting: bool,
 ) -> None:
     """Answer every row of FILE greedily and score the answers with ROUGE and BLEU-4.
 
@@ -33,6 +47,8 @@ def evaluate(
     \b
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32 data.max_test_rows=100
+      glmtune evaluate runs/chatglm3-6b-lora --general
+      glmtune evaluate merged --general --base /models/chatglm3-6b
     """
     from glmtune.workflows.early import recipe_for
     from glmtune.workflows.events import drain
@@ -42,7 +58,24 @@ def evaluate(
         "data.test": data, "output": output, "base": base, "revision": revision, "evaluate.strength": strength
     }  # fmt: skip
     words += tuple(f"{key}={value}" for key, value in named.items() if value is not None)
-    recipe = recipe_for(path if path.suffix in (".yaml", ".yml") else {"model": str(path)}, words)
+    source = path if path.suffix in (".yaml", ".yml") else {"model": str(path)}
+    recipe = recipe_for(source, words, has_base=general)
+    if general:
+        verdict = _measure(recipe, as_json=as_json)
+        if fail_on_forgetting:
+            fail_on(verdict)
+        return
+    if given := next(
+        (
+            name
+            for name, is_given in (("--json", as_json), ("--fail-on-forgetting", fail_on_forgetting))
+            if is_given
+        ),
+        "",
+    ):
+        raise ConfigError(
+            f"{given}: a part of --general", hint=f"`glmtune evaluate {path} --general {given}`"
+        )
     # loads torch: after all cheap checks
     from glmtune.workflows.evaluating import evaluating, scores_table, turns_table
 
@@ -62,3 +95,23 @@ def evaluate(
     if (peak := scores["peak_memory_gib"]) is not None:  # not of an evaluation by an earlier version
         lines.say(f"peak memory: {peak:.2f} GiB")
     lines.say(f"answers: {result.path / 'generated_predictions.txt'}; scores: {result.path / 'scores.json'}")
+
+
+def _measure(recipe: "Recipe", *, as_json: bool) -> str:
+    """Measure what a model has kept of its base, print it, return the verdict."""
+    from glmtune.workflows.events import drain
+    from glmtune.workflows.general import measuring
+    from glmtune.workflows.report_forgetting import told
+    from glmtune.workflows.show import Lines, Shown
+
+    lines = Lines(on_stderr=as_json)
+    shown = Shown(lines)
+    with lines.bar("measuring"):
+        folder, found = drain(measuring(recipe), shown)
+    if as_json:
+        click.echo(json.dumps(found.facts(), ensure_ascii=False, indent=2))
+        return found.verdict
+    for note in told(found):
+        shown(note)
+    lines.say(f"all figures and answers: {folder / 'forgetting.json'}")
+    return found.verdict

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from glmtune.recipe.base import MAX_RATE, SettingError, Settings
 
@@ -33,6 +33,11 @@ class Retain(Settings):
     """Divergence from the base on general prompts, in nats a token, from which the verdict is `drifted`."""
     forgot: float = Field(0.2, ge=0, le=MAX_RATE)
     """The same from which the verdict is `forgot`."""
+
+    @field_validator("report", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # which is how YAML reads the word
 
     @model_validator(mode="after")
     def _ascending(self) -> "Retain":

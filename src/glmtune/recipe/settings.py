@@ -210,6 +210,9 @@ class Samples(Settings):
 
     prompts: tuple[str, ...] = ("你好",)
     """Prompts, one turn each; an empty list turns samples off."""
+    built_in: bool = True
+    """Ask a few questions more, before step 1 and at the end, and show both answers to each: who the model
+    is, a sentence to make three times, a sum, an advert, a conversation of two turns."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest answer in tokens."""
 

@@ -260,7 +260,8 @@ def _samples(runs: Sequence[RecordedRun]) -> Iterator[Sample]:
     """Yield the prompts that at least two runs have answered, in the order of the files."""
     answered = []
     for run in runs:
-        lines = [line for line in run.samples if line["step"] == run.samples_step]
+        own = [line for line in run.samples if not line.get("built_in")]
+        lines = [line for line in own if line["step"] == run.samples_step]
         answered.append({line["prompt"]: line["answer"] for line in lines})
     for prompt in dict.fromkeys(prompt for by_prompt in answered for prompt in by_prompt):
         answers = tuple(by_prompt.get(prompt) for by_prompt in answered)

@@ -1,18 +1,18 @@
 """Models of no numbers whose passes run as true ones do, in no memory: for the bytes that these would take.
 
-torch's fake tensors have a device, a type and a storage of a size, and nothing in it; each operator gives
-others of the shapes that its results have. Of what a pass does with numbers only a choice of experts needs
-them: it is dealt out evenly.
+An imagined tensor is one of torch's meta device, which has shape, type and size of storage and nothing in it,
+under the name of a CPU, so that the code of a CPU is taken. Of what a pass does with numbers only a choice of
+experts needs them: it is dealt out evenly.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch import Tensor, nn
 
 from glmtune.models.computing import HeldExperts, holds_experts
 from glmtune.models.frozen_linear import FrozenLinear
@@ -21,21 +21,78 @@ from glmtune.models.wrapped import causal_of
 from glmtune.objectives.cross_entropy import BLOCK_NUMBERS, is_frozen_product
 
 CPU = torch.device("cpu")
+META = torch.device("meta")
+
+
+class ImaginedTensor(Tensor):
+    """A tensor that says it is on a CPU, of a `held` one on the meta device, which its operators compute on.
+
+    torch's own fake tensors do the same, and guard what compilers need: ten times the time of an operator.
+    """
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "ImaginedTensor":
+        """Wrap a tensor of the meta device."""
+        layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        wrapper: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]  # torch has no stub of it
+        imagined: ImaginedTensor = wrapper(cls, held.shape, dtype=held.dtype, device=CPU, **layout)
+        imagined.held = held
+        return imagined
+
+    # tensors of one storage are known by it, and its size counts
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """Return the storage that views share."""
+        return self.held.untyped_storage()
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # torch's way
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Callable[..., Any],  # Any: torch's operators take and return anything
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator on the held tensors; what it changes in place, it returns itself."""
+        known = dict[int, ImaginedTensor]()
+        named = {name: _held(each, known) for name, each in (kwargs or {}).items()}
+        if named.get("device") is not None:
+            named["device"] = META
+        return _imagined(func(*_held(args, known), **named), known)
+
+
+def _held(given: Any, known: dict[int, ImaginedTensor]) -> Any:
+    """Return arguments of an operator with the held tensors, each added to `known`."""
+    if isinstance(given, ImaginedTensor):
+        known[id(given.held)] = given
+        return given.held
+    if isinstance(given, Tensor):
+        return given.to(META)
+    return [_held(each, known) for each in given] if isinstance(given, (list, tuple)) else given
+
+
+def _imagined(result: Any, known: dict[int, ImaginedTensor]) -> Any:
+    """Return results of an operator as imagined tensors, those that it was given as they were."""
+    if isinstance(result, Tensor):
+        return known[id(result)] if id(result) in known else ImaginedTensor(result)
+    return [_imagined(each, known) for each in result] if isinstance(result, (list, tuple)) else result
 
 
 def imagine(model: CausalLM) -> None:
     """Turn a model on the meta device into one on an imagined CPU, in place."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     made = dict[int, Any]()  # tied weights stay one
     for part in model.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
-                if tensor is None or isinstance(tensor, FakeTensor):
+                if tensor is None or isinstance(tensor, ImaginedTensor):
                     continue
                 if id(tensor) not in made:
-                    fake = FakeTensor(mode, tensor.detach().to("meta"), CPU)
+                    imagined = ImaginedTensor(tensor.detach().to(META))
                     is_weight = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+                    made[id(tensor)] = nn.Parameter(imagined, tensor.requires_grad) if is_weight else imagined
                 tensors[name] = made[id(tensor)]
         if isinstance(part, FrozenLinear):
             part.write = _write_nothing  # type: ignore[method-assign, assignment]  # else many operators

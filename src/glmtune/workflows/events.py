@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from glmtune.reports.before_after import AnswerPair
     from glmtune.training.loop import StepLog
 
 
@@ -84,7 +85,14 @@ class Working:
     what: str
 
 
-Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered | Working
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The answers to the sample questions before step 1 and at the end of a run."""
+
+    pairs: "tuple[AnswerPair, ...]"
+
+
+Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered | Working | Compared
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Outlook:
     """Rows of all steps."""
     epochs: float
     rows: int
+    replay: str
+    """A line on the replay: its part of an epoch, and the prompts that the base answers; empty without any."""
     validation_rows: int
     longest_row: int
     """Tokens."""
@@ -81,6 +83,7 @@ class Outlook:
             "samples": self.samples,
             "epochs": self.epochs,
             "rows": self.rows,
+            "replay": self.replay,
             "validation_rows": self.validation_rows,
             "longest_row_tokens": self.longest_row,
             "processes": self.processes,
@@ -128,8 +131,11 @@ def look_at(plan: Plan) -> Outlook:
         samples=plan.steps.num_samples(plan.num_steps),
         epochs=plan.num_steps / plan.steps.per_epoch,
         rows=len(rows),
+        replay=plan.replay.note(plan.steps.epoch_rows, plan.recipe.retain.max_new_tokens)
+        if plan.replay
+        else "",
         validation_rows=len(validated),
-        longest_row=max(len(row.input_ids) for row in rows),
+        longest_row=max(len(row.input_ids) for row in plan.steps.rows),
         processes=plan.processes.number,
         here=forecast(plan, this_machine()),
         cards=tuple(cards),
@@ -156,7 +162,7 @@ def measure_speed(plan: Plan) -> Generator[Event, None, Speed]:
     counted = logs[WARM_UP:] or logs
     seconds = [log.step_s for log in counted]
     tokens_per_s = sum(log.tokens_per_s * log.step_s for log in counted) / sum(seconds)
-    rows = plan.rows.train.rows
+    rows = plan.steps.rows
     tokens = sum(len(row.input_ids) for row in rows) / len(rows) * plan.steps.num_samples(plan.num_steps)
     evaluations = 1 + -(-plan.num_steps // plan.eval_every)  # the first one before step 1
     total_s = tokens / tokens_per_s + evaluations * evaluation_s

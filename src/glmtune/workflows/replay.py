@@ -117,19 +117,36 @@ def plan_replay(
     if settings.steps:
         passes = settings.steps / -(-(num_rows + per_epoch) // settings.batch_size)
     pool = own_prompts(recipe) if recipe.retain.prompts else built_in_prompts(rows)
-    needed, prompts = per_epoch * math.ceil(passes), list[GeneralPrompt]()
-    for prompt in pool:
-        if needed <= 0:
-            break
-        prompts.append(prompt)
-        needed -= len(prompt.turns)
+    answers = _imagine(recipe, tokenizer, pool, per_epoch * math.ceil(passes))
+    if not answers:
+        raise ConfigError(
+            f"retain.ratio: {ratio:g}, but no prompt with an answer of {recipe.retain.max_new_tokens} tokens "
+            f"fits into the {tokenizer.context} tokens that the model was made for",
+            hint="retain.max_new_tokens=32, or retain.ratio=0",
+        )
+    prompts = list(dict.fromkeys(answer.prompt for answer in answers))
+    return Replay(prompts, _rows_of(answers, source), per_epoch)
+
+
+def _imagine(
+    recipe: Recipe, tokenizer: Tokenizer, pool: Sequence[GeneralPrompt], num_rows: int
+) -> list[BaseAnswer]:
+    """Return as many answers as a run needs, or as the pool has, as long as they may become.
+
+    Prompts whose answers would not fit into the model's context are left out.
+    """
     questions, filler = Questions(tokenizer, Taught.of(recipe.data)), tokenizer.encode_plain(".")[0]
-    imagined = [
-        BaseAnswer(prompt, turn, ids, [filler] * recipe.retain.max_new_tokens, "", is_ended=False)
-        for prompt in prompts
-        for turn, ids in enumerate(questions.longest(prompt, recipe.retain.max_new_tokens, filler), start=1)
-    ]
-    return Replay(prompts, _rows_of(imagined, source), per_epoch)
+    most, answers = recipe.retain.max_new_tokens, list[BaseAnswer]()
+    for prompt in pool:
+        if len(answers) >= num_rows:
+            break
+        turns = questions.longest(prompt, most, filler)
+        if tokenizer.context is None or len(turns[-1]) + most <= tokenizer.context:
+            answers += (
+                BaseAnswer(prompt, turn, ids, [filler] * most, "", is_ended=False)
+                for turn, ids in enumerate(turns, start=1)
+            )
+    return answers
 
 
 def built_in_prompts(rows: SplitRows) -> list[GeneralPrompt]:
@@ -206,7 +223,7 @@ def _answer(
     for done in answering.parts(left):
         taken = time.perf_counter() - start
         if done == FIRST < len(left):
-            allowed = MOST_SHARE * _expected_seconds(plan, base)
+            allowed = MOST_SHARE * expected_seconds(plan, base)
             most = plan.processes.firsts(max(FIRST, min(most, int(allowed / taken * done))))
         yield Answered(done, most)
         if done >= most:
@@ -223,7 +240,7 @@ def _answer(
     return [prompt for prompt in prompts if prompt in answered]
 
 
-def _expected_seconds(plan: "Plan", base: CausalLM) -> float:
+def expected_seconds(plan: "Plan", base: CausalLM) -> float:
     """Return about how long the run's steps will take: its tokens, at the speed of a timed forward pass."""
     rows, num_tokens = list[TrainingRow](), 0
     for row in plan.rows.train.rows:

@@ -1,0 +1,84 @@
+"""How well the divergence on general prompts tells the real drop, and the thresholds that follow.
+
+The real drop of a run is that of its `hits`: tokens of held-out general rows, answered as they truly were,
+that are the model's likeliest. A drop that matters is 5 % of the base's; no verdict is made from these rows.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+from typing import Any
+
+Facts = dict[str, Any]
+MATTERS = 0.05
+MOST_FALSE = 0.02
+"""Share of runs without such a drop that a verdict may call `forgot`."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run: its base, the divergence that a verdict goes by, and its real drop."""
+
+    base: str
+    kl: float
+    drop: float
+    """Of the base's score, 0.05 for 5 %."""
+    loss_rise: float
+    """Of the loss of the same rows, in parts of the base's."""
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether the drop matters."""
+        return self.drop >= MATTERS
+
+
+def judged(lines: Iterable[Facts]) -> list[Judged]:
+    """The runs of results/forgetting.jsonl that have a divergence."""
+    found = []
+    for line in lines:
+        if "kl" in line:
+            (base_hits, hits), (base_loss, loss) = line["general_hits"], line["general_loss"]
+            found.append(
+                Judged(line["base"], line["kl_likeliest"], 1 - hits / base_hits, loss / base_loss - 1)
+            )
+    return found
+
+
+def auroc(runs: Sequence[Judged]) -> float:
+    """Chance that of a run with a drop and one without, drawn at random, the first diverges more."""
+    lost, kept = ([run.kl for run in runs if run.has_lost is one] for one in (True, False))
+    pairs = [(one > other) + (one == other) / 2 for one in lost for other in kept]
+    return sum(pairs) / len(pairs)
+
+
+def rates(runs: Sequence[Judged], threshold: float) -> tuple[float, float]:
+    """Shares of the runs without a drop, and of those with one, that are called `forgot`."""
+    parts = [[run.kl >= threshold for run in runs if run.has_lost is one] for one in (False, True)]
+    false, true = (sum(part) / len(part) if part else 0.0 for part in parts)
+    return false, true
+
+
+def thresholds(runs: Sequence[Judged]) -> list[float]:
+    """All that tell the runs apart: between two neighbouring divergences."""
+    kls = sorted({run.kl for run in runs})
+    return [sqrt(one * other) for one, other in pairwise(kls)]
+
+
+def lowest(runs: Sequence[Judged]) -> float:
+    """The lowest threshold with at most `MOST_FALSE` false verdicts."""
+    return next(one for one in thresholds(runs) if rates(runs, one)[0] <= MOST_FALSE)
+
+
+def curve(runs: Sequence[Judged]) -> list[tuple[float, float]]:
+    """False and true rates at every threshold, from (0, 0) to (1, 1)."""
+    return [(0.0, 0.0), *(rates(runs, one) for one in reversed(thresholds(runs))), (1.0, 1.0)]
+
+
+def left_out(runs: Sequence[Judged]) -> dict[str, tuple[float, float]]:
+    """Rates of each base's runs at the threshold that the other bases' give."""
+    bases = sorted({run.base for run in runs})
+    return {
+        base: rates([run for run in runs if run.base == base], lowest([r for r in runs if r.base != base]))
+        for base in bases
+    }
