@@ -110,10 +110,8 @@ def fit(
             part.after_step(step)  # needs the gradients: before they are dropped
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
-        gib = meter.gib_of("step")
-        yield StepLog(
-            step, loss, norm, lr, items, tokens / step_s, step_s, *gib, losses.by_source(), losses.kl()
-        )
+        figures = (*meter.gib_of("step"), losses.by_source(), losses.kl())
+        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *figures)
         start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
 
 
