@@ -55,7 +55,7 @@ class Outlook:
     epochs: float
     rows: int
     replay: str
-    """A line on the replay: its part of an epoch, and the prompts that the base answers; or empty."""
+    """A line on the replay: its part of an epoch, and the prompts to answer for it; empty without any."""
     nearness: str
     """A line on `retain.kl` and its cost; empty without it."""
     validation_rows: int
