@@ -54,7 +54,7 @@ class Outlook:
     epochs: float
     rows: int
     replay: str
-    """A line on the replay: its part of an epoch, and the prompts that the base answers; empty without any."""
+    """A line on the replay: its part of an epoch, and the prompts to answer for it; empty without any."""
     validation_rows: int
     longest_row: int
     """Tokens."""
