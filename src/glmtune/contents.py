@@ -139,6 +139,7 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "trainable_parameters": COUNT.or_null(),
         "all_parameters": COUNT.or_null(),
         "general_prompts": COUNT.or_null(),
+        "rows_of_several_rounds": COUNT.or_null(),
     },
     "forgetting.json": {
         "verdict": TEXT,

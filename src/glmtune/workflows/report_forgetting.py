@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST_SHARE = 0.05
 """Share of a run's time that its report may take."""
-SHORT_S = 30.0
+SHORT_S = 60.0
 """Seconds that it may take in any run."""
 FEWEST = 8
 """Prompts below which the report tells nothing."""
@@ -115,9 +115,14 @@ def report_of_run(
         return None
     yield Working("measuring what is forgotten")
     trim_heap()  # of the steps
+    start = time.perf_counter()
     found = measure(model, plan.tokenizer, reference, step=step)
     if is_main_process():
         write_json(plan.folder / FORGETTING_FILE, found.facts())
+    taken = time.perf_counter() - start
+    yield Note(
+        f"report of forgetting: taken in {taken:.1f} s; answers side by side: {plan.folder / FORGETTING_FILE}"
+    )
     return found
 
 
