@@ -36,7 +36,7 @@ from glmtune.workflows.base_answers import (
     OWN_DISTRIBUTION,
     Answering,
     BaseAnswer,
-    Questions,
+    PromptTurns,
     cache_file,
 )
 from glmtune.workflows.events import Answered, Event, Note, Working
@@ -137,7 +137,7 @@ def _imagine(
 
     Prompts whose answers would not fit into the model's context are left out.
     """
-    questions, filler = Questions(tokenizer, Taught.of(recipe.data)), tokenizer.encode_plain(".")[0]
+    questions, filler = PromptTurns(tokenizer, Taught.of(recipe.data)), tokenizer.encode_plain(".")[0]
     most, answers = recipe.retain.max_new_tokens, list[BaseAnswer]()
     for prompt in pool:
         if len(answers) >= num_rows:
