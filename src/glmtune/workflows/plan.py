@@ -137,7 +137,8 @@ def planning(
     notes: list[Note] = []
     mixed, texts = mixture_notes(recipe, steps, replay), text_warnings(recipe.data, location)
     # each note goes out before the next check runs: a check that raises takes none of them with it
-    for note in chain(encoded.notes, mixed, texts, few_steps_warning(recipe, location, steps, num_steps)):
+    few = few_steps_warning(recipe, location, steps, num_steps)
+    for note in chain(encoded.notes, mixed, texts, rounds_note(encoded), few):
         notes.append(note)
         yield note
     # 4. types: all ranks take rank 0's choice, for another card might choose another type
@@ -234,6 +235,15 @@ def few_steps_warning(recipe: Recipe, location: Location, steps: Steps, num_step
     few_for_method = None if is_pruned(location) else steps_warning(recipe.method, num_steps)
     if few_steps := few_for_method or short_warning(recipe.train, steps, num_steps):
         yield Note(few_steps, is_warning=True)
+
+
+def rounds_note(rows: EncodedRows) -> Iterator[Note]:
+    """Yield a line for rows of one round each: they train no answer that follows another."""
+    if not rows.num_several:
+        yield Note(
+            "all rows have one round: answers to a second question are not trained, and may get worse "
+            "(docs/forgetting.md)"
+        )
 
 
 def short_warning(settings: Train, steps: Steps, num_steps: int) -> str | None:
