@@ -17,6 +17,7 @@ from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.processes import Processes
 from glmtune.workflows.events import Event, Note, Working
+from glmtune.workflows.reporting import renew_report
 from glmtune.workflows.retention import measure, record_reference
 from glmtune.workflows.rows import training_rows
 
@@ -37,6 +38,8 @@ def measuring(recipe: Recipe) -> Generator[Event, None, tuple[Path, Forgetting]]
         folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-general"
     make_folder(folder)
     write_json(folder / FORGETTING_FILE, found.facts())
+    if recipe.output is None and location.run:
+        yield renew_report(location.run)
     return folder, found
 
 
