@@ -33,10 +33,16 @@ def without_adapter(model: CausalLM) -> Iterator[None]:
     configs: dict[str, Any] = vars(causal).get("peft_config", {})  # PEFT sets it on the model inside too
     for name, config in configs.items():
         if changes := changes_of(config.to_dict()):
-            raise ConfigError(f"adapter {name}: {changes[0]} is set, so the base under it is not the base")
+            raise ConfigError(
+                f"adapter {name}: {changes[0]} is set, so the base under it is not the base",
+                hint="open the base itself from its own folder",
+            )
     layers = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
-        raise ConfigError("the adapter is merged into the base's weights, and cannot be switched off")
+        raise ConfigError(
+            "the adapter is merged into the base's weights, and cannot be switched off",
+            hint="load base and adapter unmerged",
+        )
     off = [layer for layer in layers if not layer.disable_adapters]
     # under an adapter of layers a prefix is the base's own
     prefix = None if off else getattr(causal.base_model, "prefix_encoder", None)

@@ -22,6 +22,9 @@ cache. With blocks of 1,024 to 4,096 rows of 768 the loss takes the same time, w
 GPU_BLOCK_NUMBERS = 2**25
 """The same on a GPU, which wants few large products."""
 
+LISTED_NUMBERS = 2**18
+"""Most numbers of the weight's rows that are gathered at once for listed ids, in fp32 1 MiB."""
+
 
 def is_frozen_product(head: nn.Module) -> bool:
     """Return True for an output layer that is a product with frozen weights and nothing more."""
@@ -67,7 +70,8 @@ def frozen_log_chances(
         return found, None
     to_logits = targets.gradient(found)
     mixed.mul_(to_logits[:, -1:] / sums)
-    dtype, size = computing_type(hidden), max(1, BLOCK_NUMBERS // (targets.ids.shape[1] * hidden.shape[1]))
+    dtype, of_position = computing_type(hidden), targets.ids.shape[1] * hidden.shape[1]
+    size = max(1, LISTED_NUMBERS // of_position)
     for start in range(0, len(mixed), size):
         part = slice(start, start + size)
         own = head.weight[targets.ids[part]].to(dtype).to(mixed.dtype)  # (size, K, C)

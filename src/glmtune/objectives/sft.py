@@ -69,7 +69,7 @@ class SftObjective(ObjectiveModule):
         """Return the sum of the losses of the batch's learned tokens, in fp32. Shape ()."""
         is_learned = batch.is_learned()
         recorded, nearness = recorded_targets(batch, is_learned), self.nearness if self.training else None
-        is_near = None
+        is_near = self.divergences = None
         if nearness:
             is_near = batch.learned_sources() < nearness.num_sources
             if nearness.base:  # before the model's own pass, whose graph would be in memory meanwhile

@@ -33,6 +33,7 @@ from glmtune.training.stopping import StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base
 from glmtune.workflows.events import Event, Note, drain
 from glmtune.workflows.fitting import fit_into_memory
+from glmtune.workflows.nearness import keep_near_base, record_own_rows
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.remedies import Memory
@@ -118,11 +119,13 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     reference = yield from reference_of_run(plan, base)
     meter.end("report")
     plan = yield from answer_replay(plan, base)
+    plan = yield from record_own_rows(plan, base)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
     objective = build_objective(model, plan.recipe.objective)
+    yield from keep_near_base(plan, objective)
     meter.end("loading")
     plan, memory = yield from fit_into_memory(plan, objective)
     meter.end("probe")

@@ -12,6 +12,8 @@ from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, load_location, tokenizer_of
 from glmtune.locations import Location, find_base, resolve
 from glmtune.models.device import resolve_device
+from glmtune.models.dtype import Choice
+from glmtune.models.protocol import CausalLM
 from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.memory import MemoryMeter
@@ -40,20 +42,13 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     """
     if against:
         read_predictions(against)  # a folder without any is an error now, not after minutes of answering
-    strength = recipe.evaluate.strength
-    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=strength != 1)
-    untrained = find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None
+    is_mixed = recipe.evaluate.strength != 1  # with its base, which may be named then
+    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=is_mixed)
     tokenizer = tokenizer_of(location, template=recipe.template)
     settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe.data, recipe.evaluate)
     test_rows = encode_test_rows(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from test_rows.notes
-    folder = recipe.output
-    at = "" if strength == 1 else f"-strength-{strength:g}"
-    if folder is None and location.run:
-        step = (location.adapter or location.base).name
-        folder = location.run / "evaluations" / f"{step}-{test_rows.name}{at}"
-    elif folder is None:
-        folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{test_rows.name}{at}"
+    folder = evaluation_folder(recipe, location, test_rows.name)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
     # the facts name the types themselves: `auto` may mean others on the next machine
     facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
@@ -67,15 +62,7 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         meter = MemoryMeter(resolve_device(recipe.device))
-        model = load_location(
-            location,
-            template=recipe.template,
-            dtype=dtype,
-            device=recipe.device,
-            quant=recipe.quant,
-            strength=strength,
-            base=untrained,
-        ).eval()
+        model = _load(recipe, location, dtype)
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
             file.record(COMPUTED_WITH, pick_compute(model, settings.compute, rows=rows))
@@ -106,6 +93,30 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     if recipe.output is None and location.run:
         yield renew_report(location.run)  # which shows the scores of the run's own folder
     return RunResult(folder, {}, scores)
+
+
+def evaluation_folder(recipe: Recipe, location: Location, name: str) -> Path:
+    """Return the folder of an evaluation's files: `output`, else one in the run's or in `runs`."""
+    if recipe.output:
+        return recipe.output
+    at = "" if (strength := recipe.evaluate.strength) == 1 else f"-strength-{strength:g}"
+    if location.run:
+        return location.run / "evaluations" / f"{location.trained.name}-{name}{at}"
+    return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{name}{at}"
+
+
+def _load(recipe: Recipe, location: Location, dtype: Choice) -> CausalLM:
+    """Load the model that answers, at the recipe's strength."""
+    strength = recipe.evaluate.strength
+    return load_location(
+        location,
+        template=recipe.template,
+        dtype=dtype,
+        device=recipe.device,
+        quant=recipe.quant,
+        strength=strength,
+        base=find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None,
+    ).eval()
 
 
 def _answer_facts(

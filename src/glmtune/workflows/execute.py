@@ -142,7 +142,7 @@ def _steps(run: Run) -> Iterator[Event]:
         is_last = log.step == num_steps
         meter.add(log)
         if run.is_main:
-            known = {name: value for name, value in asdict(log).items() if value != {}}
+            known = {name: value for name, value in asdict(log).items() if value not in ({}, None)}
             run.writer.add(known | {"epoch": log.step / per_epoch})
         _record_ranks(run)
         is_due = log.step % log_every == 0 or is_last

@@ -29,6 +29,7 @@ from glmtune.training.processes import Processes
 from glmtune.workflows.early import require_startable, run_folder
 from glmtune.workflows.events import Note
 from glmtune.workflows.forgetting import chat_loss_warning
+from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
 from glmtune.workflows.rates import rate_line, with_default_rate
 from glmtune.workflows.replay import Replay, plan_replay, with_ratio
@@ -92,6 +93,8 @@ class Plan:
             yield Note(fp16)
         if warning := plan_warning(method, self.lr, self.steps, self.num_steps):
             yield Note(warning, is_warning=True)
+        if nearness := cost_line(self):
+            yield Note(nearness)
         if settings.warmup_steps >= self.num_steps:
             text = (
                 f"train.warmup_steps: {settings.warmup_steps} of {self.num_steps} steps, so the peak rate is "

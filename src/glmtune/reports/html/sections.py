@@ -47,6 +47,7 @@ FIGURES = (
     Figure("tokens_per_s", text("throughput"), text("throughput_unit"), is_noisy=True, from_zero=True),
     Figure("memory_gib", text("memory_curve"), text("memory_unit"), is_noisy=False, from_zero=True),
     Figure("grad_norm", text("gradient"), text("gradient_unit"), is_noisy=True, from_zero=False),
+    Figure("kl", text("near_curve"), text("near_unit"), is_noisy=True, from_zero=True),
     Figure("general_kl", text("kept_curve"), text("kept_unit"), is_noisy=False, from_zero=True),
 )
 """The charts below that of the loss."""
