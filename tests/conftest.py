@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
+from glmtune.recipe import retain
 from glmtune.reports import memory_picture, plots, rank_map
 from glmtune.run_files import REPORT_FILE, replacing
 from glmtune.workflows import before_after, forgetting, reporting
@@ -56,6 +57,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLMTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+REPLAYING = ("tests/unit/workflows/test_replay.py", "tests/invariants/test_replay.py")
+"""Tests of runs with the default replay; the others' runs have none unless they ask for it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_replay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.nodeid.startswith(REPLAYING):
+        monkeypatch.setattr(retain, "DEFAULT_RATIO", 0.0)
 
 
 @pytest.fixture

@@ -70,13 +70,13 @@ TURNS = Rule(
 )
 
 
-def _has(value: object, rules: Mapping[str, Rule]) -> bool:
-    return isinstance(value, dict) and all(rule.allows(value.get(key)) for key, rule in rules.items())
-
-
 def _with(**rules: Rule) -> Rule:
     """Return the rule for an object with such values."""
-    return Rule(f"an object with {', '.join(rules)}", lambda value: _has(value, rules))
+
+    def is_met(value: object) -> bool:
+        return isinstance(value, dict) and all(rule.allows(value.get(key)) for key, rule in rules.items())
+
+    return Rule(f"an object with {', '.join(rules)}", is_met)
 
 
 def _each(rule: Rule, words: str) -> Rule:
@@ -139,6 +139,7 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "trainable_parameters": COUNT.or_null(),
         "all_parameters": COUNT.or_null(),
         "general_prompts": COUNT.or_null(),
+        "rows_of_several_rounds": COUNT.or_null(),
     },
     "forgetting.json": {
         "verdict": TEXT,

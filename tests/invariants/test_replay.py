@@ -190,7 +190,7 @@ def test_few_answers_are_asked_for_where_more_would_take_too_long(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("glmtune.workflows.replay._expected_seconds", lambda *_: 1e-9)
+    monkeypatch.setattr("glmtune.workflows.replay.expected_seconds", lambda *_: 1e-9)
     said = notes(recipe(model, tmp_path / "run", "train.steps=20", "train.eval_every=20"))
     assert any("more than 15% of the run: it has 10 of them" in line for line in said)
     assert any("retain.ratio=0" in line for line in said)

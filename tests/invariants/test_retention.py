@@ -173,8 +173,10 @@ def test_a_script_learns_from_the_exit_code_that_a_model_forgot(model: Path, tmp
 def test_a_whole_model_needs_its_base_named(model: Path, tmp_path: Path) -> None:
     done = glmtune("evaluate", model, "--general", cwd=tmp_path)
     assert done.returncode == 2
-    assert "hint: name the model that it was made of" in done.stderr
+    assert "hint: name the base's folder: --base FOLDER" in done.stderr
     few = (f"retain.report_prompts={PROMPTS}", f"retain.max_new_tokens={TOKENS}", "dtype=fp32")
     done = glmtune("evaluate", model, "--general", "--base", model, *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "general prompts: kept: on 9 general prompts 0 nats a token" in done.stdout
+    done = glmtune("evaluate", model, "--fail-on-forgetting", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")

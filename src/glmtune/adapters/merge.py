@@ -24,9 +24,13 @@ def merged_weights(adapter: Path, strength: float = 1.0) -> Changed:
     `strength` as in `adapters.strength`. Raises `CheckpointError` for an adapter that changes more than the
     weights of whole layers.
     """
-    settings = read_adapter_config(adapter)
-    _require_whole_layers(settings)
-    tensors = stored_tensors(adapter)
+    _require_whole_layers(read_adapter_config(adapter))
+    return changed_weights(adapter, strength)
+
+
+def changed_weights(adapter: Path, strength: float = 1.0) -> Changed:
+    """Return the weights of whole layers that an adapter changes, whatever else it may change."""
+    settings, tensors = read_adapter_config(adapter), stored_tensors(adapter)
     factors = read_factors(tensors, settings)
     merged = {f"{layer}.weight": partial(_merge, update.at(strength)) for layer, update in factors.items()}
     # PEFT's modules_to_save: whole weights that replace the base's

@@ -69,16 +69,11 @@ def chat(
     system: str | None,
     history: Path | None,
     compare: bool,
-    strength: float,
     base: Path | None,
     revision: str | None,
-    template: str | None,
-    dtype: str,
-    quant: str | None,
-    device: str,
     compute: str,
     compile_step: bool,
-    **sampling: float | None,
+    **options: Any,  # Any: texts and numbers of loading and sampling
 ) -> None:
     """Talk to a model, run or adapter folder.
 
@@ -98,32 +93,31 @@ def chat(
     from glmtune.cli.talk import Talk
     from glmtune.cli.transcript import Transcript
     from glmtune.load import tokenizer_of
-    from glmtune.locations import find_base, resolve
+    from glmtune.locations import resolve
 
+    loading = {key: options.pop(key) for key in ("template", "dtype", "quant", "device", "strength")}
+    strength = loading["strength"]
     location = resolve(path, base=base, revision=revision, has_base=compare or strength != 1)
-    needs_base = "--compare" if compare else "--strength" if strength != 1 else ""
-    untrained = find_base(location, base, wanted_by=needs_base) if needs_base else None
     transcript = Transcript(history) if history else None
-    tokenizer = tokenizer_of(location, template=template)
+    tokenizer = tokenizer_of(location, template=loading["template"])
     taught = location.taught
-    name = _name(location.run or path, tokenizer.chat_format.title)
-    if strength != 1:
-        name += f" at strength {strength:g}"
+    name = _name(location.run or path, tokenizer.chat_format.title, strength)
     speakers = _load_speakers(
         location,
-        untrained,
+        base,
         name,
         compute,
         is_compared=compare,
-        strength=strength,
-        load_options={"template": template, "dtype": dtype, "device": device, "quant": quant},
+        load_options=loading,
         chat_options={
             "tokenizer": tokenizer,
             **asdict(taught if system is None else replace(taught, system=system)),
             "compile_step": compile_step,
-            **{key: value for key, value in sampling.items() if value is not None},
+            **{key: value for key, value in options.items() if value is not None},
         },
     )
+    if location.run and rounds != "1" and _has_one_round(location.run):
+        note("> this run's rows have one round each: answers to a second question were not trained")
     note("model load done...")  # the line of the program that `talk` names as its source
     note(f"> {speakers[-1].chat.sampling}")
     talk = Talk(speakers, open_questions(), transcript)
@@ -131,36 +125,49 @@ def chat(
     talk.hold(rounds)
 
 
+def _has_one_round(run: Path) -> bool:
+    """True for a run whose rows all have one round; False too where that was not recorded."""
+    from glmtune.files import read_json_if_there
+    from glmtune.run_files import ENVIRONMENT_FILE
+
+    facts = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
+    return facts.get("rows_of_several_rounds") == 0
+
+
 def _load_speakers(
     location: "Location",
-    base: "Location | None",
+    base: Path | None,
     name: str,
     compute: str,
     *,
     is_compared: bool,
-    strength: float,
     load_options: dict[str, Any],
     chat_options: dict[str, Any],
 ) -> list["Speaker"]:
     """Load the model and return its speaker; if it is compared with its base, the base's speaker before it.
 
-    The base is the same model with its adapter set aside, if the adapter allows it, else a second model.
+    `base`: where the base lies, if it has moved. The base is the same model with its adapter set aside, if
+    the adapter allows it, else a second model.
     """
     from glmtune.chat import Chat
     from glmtune.cli.talk import Speaker
     from glmtune.generate import choose_compute, pick_compute
     from glmtune.load import choose_type
+    from glmtune.locations import find_base
 
+    strength = load_options.pop("strength")
+    wanted_by = "--compare" if is_compared else "--strength" if strength != 1 else ""
+    untrained = find_base(location, base, wanted_by=wanted_by) if wanted_by else None
     # chosen once for both: in two types, rounding would be part of the comparison
     dtype = choose_type(location, load_options["dtype"], load_options["device"], load_options["quant"])
     load_options = {**load_options, "dtype": dtype}
-    model = _load_verified(location, {**load_options, "strength": strength, "base": base})
+    model = _load_verified(location, {**load_options, "strength": strength, "base": untrained})
     compute = pick_compute(model, compute)
     model = choose_compute(model, compute)  # under the same name, so that the exact weights are freed
-    if base is None or not is_compared:
+    if untrained is None or not is_compared:
         return [Speaker(name, Chat(model, **chat_options))]
     tuned = Speaker(f"{name} (tuned)", Chat(model, **chat_options))
-    base_name = f"{_name(base.run or Path(base.name))} (base)"
+    base_name = f"{_name(untrained.run or Path(untrained.name))} (base)"
     # a compiled step has the adapter compiled into it: it cannot be set aside then
     if location.adapter and not chat_options["compile_step"]:
         from glmtune.adapters.attached import setting_aside  # loads PEFT
@@ -168,7 +175,7 @@ def _load_speakers(
         if set_aside := setting_aside(model, location.adapter, location.base):
             return [Speaker(base_name, Chat(model, **chat_options), set_aside), tuned]
     load_options["quant"] = load_options["quant"] or location.quant
-    base_model = choose_compute(_load_verified(base, load_options), compute)
+    base_model = choose_compute(_load_verified(untrained, load_options), compute)
     return [Speaker(base_name, Chat(base_model, **chat_options)), tuned]
 
 
@@ -184,7 +191,8 @@ def _load_verified(location: "Location", load_options: dict[str, Any]) -> "Causa
     return model
 
 
-def _name(path: Path, title: str = "") -> str:
+def _name(path: Path, title: str = "", strength: float = 1) -> str:
     """Return the name of a run's or model's folder; a family's `title` if it differs in case only."""
     name = path.absolute().name
-    return title if name.lower() == title.lower() else name
+    at = "" if strength == 1 else f" at strength {strength:g}"
+    return (title if name.lower() == title.lower() else name) + at

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--general", is_flag=True, help="Measure what it has kept of its base, on general prompts.")
-@click.option("--json", "as_json", is_flag=True, help="With --general: print all figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 @click.option(
     "--fail-on-forgetting", is_flag=True, help="With --general: exit code 3 if the verdict is `forgot`."
 )
@@ -51,8 +51,6 @@ def evaluate(
       glmtune evaluate merged --general --base /models/chatglm3-6b
     """
     from glmtune.workflows.early import recipe_for
-    from glmtune.workflows.events import drain
-    from glmtune.workflows.show import Lines, Shown
 
     named = {
         "data.test": data, "output": output, "base": base, "revision": revision, "evaluate.strength": strength
@@ -65,24 +63,28 @@ def evaluate(
         if fail_on_forgetting:
             fail_on(verdict)
         return
-    if given := next(
-        (
-            name
-            for name, is_given in (("--json", as_json), ("--fail-on-forgetting", fail_on_forgetting))
-            if is_given
-        ),
-        "",
-    ):
+    if fail_on_forgetting:
         raise ConfigError(
-            f"{given}: a part of --general", hint=f"`glmtune evaluate {path} --general {given}`"
+            "--fail-on-forgetting: nothing is measured without --general",
+            hint=f"`glmtune evaluate {path} --general --fail-on-forgetting`",
         )
+    _score(recipe, as_json=as_json)
+
+
+def _score(recipe: "Recipe", *, as_json: bool) -> None:
+    """Answer and score a recipe's rows, and print the scores."""
     # loads torch: after all cheap checks
     from glmtune.workflows.evaluating import evaluating, scores_table, turns_table
+    from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines, Shown
 
-    lines = Lines()
+    lines = Lines(on_stderr=as_json)
     with lines.bar("answering"):
         result = drain(evaluating(recipe), Shown(lines))
     scores = result.scores
+    if as_json:
+        click.echo(json.dumps(scores, ensure_ascii=False, indent=2))
+        return
     lines.say(f"{'':10} {'thudm':>16} {'chatglm3':>16}")
     for name, thudm, chatglm3 in scores_table(scores):
         lines.say(f"{name:10} {thudm:>16} {chatglm3:>16}")

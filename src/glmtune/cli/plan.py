@@ -101,6 +101,8 @@ def page_lines(outlook: "Outlook") -> Iterator[str]:
     )
     if outlook.replay:
         yield outlook.replay
+    if outlook.nearness:
+        yield outlook.nearness
     if speed := outlook.speed:
         from glmtune.training.progress import clock_time
 

@@ -20,7 +20,7 @@ def fill_rows(rows: Sequence[RawRow], words: Mapping[str, str]) -> tuple[list[Ra
         used: set[str] = set()
         filled.append(RawRow(row.where, _fill(row.value, words, used)))
         counts.update(used)
-    return filled, counts
+    return filled, Counter({name: counts[name] for name in words if name in counts})
 
 
 def _fill(value: Any, words: Mapping[str, str], used: set[str]) -> Any:  # Any: JSON, returned as it came

@@ -1,4 +1,4 @@
-"""What a tuned model has kept of its base: the figures of each answer, their means with intervals, a verdict.
+"""The report of forgetting: figures of each answer, their means with intervals, a verdict.
 
 No model is run here. `workflows.retention` takes the figures: the base answers general prompts greedily, and
 both models are asked for the probability of each token of these answers.
@@ -87,8 +87,8 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """How often the names that the rows teach are said, where they are asked for and where not."""
+class SaidNames:
+    """Counts of answers that say the names which the rows teach, asked for the identity or not."""
 
     names: tuple[str, ...]
     hits: int
@@ -115,7 +115,7 @@ class Forgetting:
     """Rise of the cross-entropy of the base's own answers, in nats a token."""
     compared: tuple[Compared, ...]
     task: Task | None
-    identity: Identity | None
+    identity: SaidNames | None
     leaked: tuple[int, int]
     """Answers that look like training answers, though the base's do not; and those of the base that do."""
     training_loss: float | None
@@ -318,7 +318,7 @@ def repeated(ids: Sequence[int]) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def find_identity(compared: Sequence[Compared], names: Sequence[str]) -> Identity:
+def find_identity(compared: Sequence[Compared], names: Sequence[str]) -> SaidNames:
     """Return how often names are said, in answers to questions for the identity and to all others."""
 
     def says(text: str) -> bool:
@@ -326,7 +326,7 @@ def find_identity(compared: Sequence[Compared], names: Sequence[str]) -> Identit
 
     asked = [each for each in compared if each.category == "identity"]
     others = [each for each in compared if each.category != "identity"]
-    return Identity(
+    return SaidNames(
         names=tuple(names),
         hits=sum(says(each.tuned.text) for each in asked),
         asked=len(asked),

@@ -7,13 +7,17 @@ from pydantic import Field, field_validator, model_validator
 
 from glmtune.recipe.base import MAX_RATE, SettingError, Settings
 
+DEFAULT_RATIO = 0.1
+"""Part of an epoch that is replay where `retain.ratio` is empty and the base can answer prompts."""
+
 
 class Retain(Settings):
     """Keeping the abilities of the base: rows that the base itself answered, and the report of forgetting."""
 
     ratio: float | None = Field(None, ge=0, lt=1)
     """Part of each epoch's rows that are replay: general prompts with the answers of the untouched base,
-    given before step 1; empty or 0: none."""
+    given before step 1; empty: 0.1 with `data.encoding: chat` and a chat format, else 0, which is none. A
+    run records it."""
     targets: Literal["likeliest", "answers"] = "likeliest"
     """Targets of the replay rows. `likeliest`: the base's probabilities of the 20 likeliest tokens at each
     place, and of all others together. `answers`: the tokens of its answers alone."""

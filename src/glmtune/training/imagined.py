@@ -8,7 +8,7 @@ experts needs them: it is dealt out evenly.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -56,29 +56,35 @@ class ImaginedTensor(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operator on the held tensors; what it changes in place, it returns itself."""
-        known = dict[int, ImaginedTensor]()
-        named = {name: _held(each, known) for name, each in (kwargs or {}).items()}
-        if named.get("device") is not None:
-            named["device"] = META
-        return _imagined(func(*_held(args, known), **named), known)
+        """Run an operator on the held tensors; one that writes into a tensor has nothing to do."""
+        named = kwargs or {}
+        if written := _written(func):
+            found = [named[name] if name in named else args[at] for at, name in written]
+            return found[0] if len(found) == 1 else tuple(found)
+        named = {name: META if name == "device" else _held(each) for name, each in named.items()}
+        return _imagined(func(*_held(args), **named))
 
 
-def _held(given: Any, known: dict[int, ImaginedTensor]) -> Any:
-    """Return arguments of an operator with the held tensors, each added to `known`."""
-    if isinstance(given, ImaginedTensor):
-        known[id(given.held)] = given
-        return given.held
+@cache
+def _written(operator: Any) -> tuple[tuple[int, str], ...]:
+    """Return place and name of the arguments that an operator of torch writes into and returns."""
+    assert torch.Tag.inplace_view not in operator.tags, f"{operator} changes a tensor's shape"
+    arguments = enumerate(operator._schema.arguments)
+    return tuple((at, each.name) for at, each in arguments if each.alias_info and each.alias_info.is_write)
+
+
+def _held(given: Any) -> Any:
+    """Return arguments of an operator with the held tensors."""
     if isinstance(given, Tensor):
-        return given.to(META)
-    return [_held(each, known) for each in given] if isinstance(given, (list, tuple)) else given
+        return given.held if isinstance(given, ImaginedTensor) else given.to(META)
+    return [_held(each) for each in given] if isinstance(given, (list, tuple)) else given
 
 
-def _imagined(result: Any, known: dict[int, ImaginedTensor]) -> Any:
-    """Return results of an operator as imagined tensors, those that it was given as they were."""
+def _imagined(result: Any) -> Any:
+    """Return results of an operator as imagined tensors."""
     if isinstance(result, Tensor):
-        return known[id(result)] if id(result) in known else ImaginedTensor(result)
-    return [_imagined(each, known) for each in result] if isinstance(result, (list, tuple)) else result
+        return ImaginedTensor(result)
+    return [_imagined(each) for each in result] if isinstance(result, (list, tuple)) else result
 
 
 def imagine(model: CausalLM) -> None:

@@ -82,7 +82,7 @@ class Run:
     pruning: Pruning | None
     """AdaLoRA's rank pruning, done within each step; None for other methods."""
     reference: Reference | None = None
-    """What the base says, for the report of forgetting; None if there is to be none."""
+    """The base's answers, for the report of forgetting; None if there is to be none."""
     forecast: "Forecast | None" = None
     """The memory that was expected before the weights were read; None for a small model."""
     progress: RunProgress = field(default_factory=RunProgress)

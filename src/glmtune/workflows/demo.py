@@ -55,6 +55,7 @@ SETTINGS: dict[str, Any] = {
         "warmup_steps": 8,
         "log_every": 20,
     },
+    "retain": {"ratio": 0},  # general.jsonl stands for it
     "samples": {"prompts": ["你叫什么名字？"], "max_new_tokens": 96},
 }
 """A small model takes a high rate and all its linear layers: do not copy these to a 6 B model."""

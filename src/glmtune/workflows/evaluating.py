@@ -11,6 +11,8 @@ from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, load_location, tokenizer_of
 from glmtune.locations import Location, find_base, resolve
 from glmtune.models.device import resolve_device
+from glmtune.models.dtype import Choice
+from glmtune.models.protocol import CausalLM
 from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.memory import MemoryMeter
@@ -34,15 +36,14 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
 
     Rows already answered in the folder, with the same settings, are not answered again.
     """
-    strength = recipe.evaluate.strength
-    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=strength != 1)
-    untrained = find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None
+    is_mixed = recipe.evaluate.strength != 1  # with its base, which may be named then
+    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=is_mixed)
     tokenizer = tokenizer_of(location, template=recipe.template)
     settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe.data, recipe.evaluate)
     test_rows = encode_test_rows(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from test_rows.notes
     folder = recipe.output
-    at = "" if strength == 1 else f"-strength-{strength:g}"
+    at = f"-strength-{recipe.evaluate.strength:g}" if is_mixed else ""
     if folder is None and location.run:
         step = (location.adapter or location.base).name
         folder = location.run / "evaluations" / f"{step}-{test_rows.name}{at}"
@@ -61,15 +62,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         meter = MemoryMeter(resolve_device(recipe.device))
-        model = load_location(
-            location,
-            template=recipe.template,
-            dtype=dtype,
-            device=recipe.device,
-            quant=recipe.quant,
-            strength=strength,
-            base=untrained,
-        ).eval()
+        model = _load(recipe, location, dtype)
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
             file.record(COMPUTED_WITH, pick_compute(model, settings.compute, rows=rows))
@@ -98,6 +91,20 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     if recipe.output is None and location.run:
         yield renew_report(location.run)  # which shows the scores of the run's own folder
     return RunResult(folder, {}, scores)
+
+
+def _load(recipe: Recipe, location: Location, dtype: Choice) -> CausalLM:
+    """Load the model that answers, at the recipe's strength."""
+    strength = recipe.evaluate.strength
+    return load_location(
+        location,
+        template=recipe.template,
+        dtype=dtype,
+        device=recipe.device,
+        quant=recipe.quant,
+        strength=strength,
+        base=find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None,
+    ).eval()
 
 
 def _answer_facts(

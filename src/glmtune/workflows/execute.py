@@ -84,6 +84,7 @@ def training(
             "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
+            "rows_of_several_rounds": plan.rows.num_several,
             **prompts_of(run.reference),
         }
         # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow

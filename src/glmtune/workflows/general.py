@@ -4,21 +4,19 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 
-from glmtune.adapters.store import load_adapter
 from glmtune.data.row import TrainingRow
 from glmtune.data.tables import is_hub_name
-from glmtune.errors import ConfigError
 from glmtune.evaluation.forgetting import Forgetting
 from glmtune.general import held_out_prompts
-from glmtune.load import choose_type, load_location, put_on_with_checks, tokenizer_of
-from glmtune.locations import Location, resolve
+from glmtune.load import choose_type, load_location, tokenizer_of
+from glmtune.locations import Location, find_base, resolve
 from glmtune.models.device import resolve_device
 from glmtune.recipe import Recipe
 from glmtune.run_files import FORGETTING_FILE, make_folder, step_of, write_json
 from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.processes import Processes
-from glmtune.workflows.events import Event, Note, Working, drain
+from glmtune.workflows.events import Event, Note, Working
 from glmtune.workflows.retention import measure, record_reference
 from glmtune.workflows.rows import training_rows
 
@@ -33,7 +31,8 @@ def measuring(recipe: Recipe) -> Generator[Event, None, tuple[Path, Forgetting]]
     found = yield from compare_with_base(location, recipe)
     folder = recipe.output
     if folder is None and location.run:
-        folder = location.run / "evaluations" / f"{location.trained.resolve().name}-general"
+        at = "" if (strength := recipe.evaluate.strength) == 1 else f"-strength-{strength:g}"
+        folder = location.run / "evaluations" / f"{location.trained.resolve().name}{at}-general"
     elif folder is None:
         folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-general"
     make_folder(folder)
@@ -42,8 +41,8 @@ def measuring(recipe: Recipe) -> Generator[Event, None, tuple[Path, Forgetting]]
 
 
 def compare_with_base(location: Location, recipe: Recipe) -> Generator[Event, None, Forgetting]:
-    """Compare a tuned model with its base; of two whole models one is in memory at a time."""
-    base = base_of(location, recipe)
+    """Compare a tuned model with its base; one of them is in memory at a time."""
+    base = find_base(location, recipe.base, wanted_by="general")
     tokenizer = tokenizer_of(location, template=recipe.template)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
     processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
@@ -65,26 +64,10 @@ def compare_with_base(location: Location, recipe: Recipe) -> Generator[Event, No
         train=train,
         task=task,
     )
-    if location.adapter:
-        tuned = drain(put_on_with_checks(untuned, location, partial(load_adapter, untuned))).eval()
-    else:
-        del untuned  # of two whole models one is in memory
-        tuned = open_model(location).eval()
+    del untuned  # one of the two is in memory
+    tuned = open_model(location, strength=recipe.evaluate.strength, base=base).eval()
     yield Working("measuring what is forgotten")
     return measure(tuned, tokenizer, reference, step=step_of(location.trained.resolve()))
-
-
-def base_of(location: Location, recipe: Recipe) -> Location:
-    """Return the location of the base to compare a model with. Raises `ConfigError` if none is known."""
-    if location.adapter:
-        return location.under
-    named = recipe.base or (location.card.base if location.card else None)
-    if named is None:
-        raise ConfigError(
-            f"{recipe.model}: a whole model, which names no base that it could be compared with",
-            hint="name the model that it was made of: base=FOLDER",
-        )
-    return resolve(named, revision=location.card.base_revision if location.card and not recipe.base else None)
 
 
 def _rows_of_run(

@@ -33,19 +33,17 @@ def is_switched_off(plan: "Plan") -> bool:
     return kept in (TrainedPart.LAYERS, TrainedPart.PREFIX) and not is_replaced
 
 
-def cost_note(plan: "Plan") -> Iterator[Note]:
-    """Yield a line on the cost of `retain.kl`, if the run has it."""
+def cost_line(plan: "Plan") -> str:
+    """Return a line on `retain.kl` and its cost; empty for a run without it."""
     if not plan.recipe.retain.kl:
-        return
+        return ""
     start = f"retain.kl {plan.recipe.retain.kl:g}: KL(base || tuned) on the answers of the training rows"
     if is_switched_off(plan):
-        yield Note(f"{start}; each step runs the base too, which takes about a third more time")
-        return
+        return f"{start}; each step runs the base too, about a third more time"
     num_tokens = sum(int((row.labels != -100).sum()) for row in drawn_rows(plan))
-    yield Note(
-        f"{start}; the base's {LIKELIEST} likeliest are recorded before step 1, for {num_tokens:,} tokens, "
-        f"{in_words(num_tokens * TOKEN_BYTES)} of memory"
-    )
+    memory = in_words(num_tokens * TOKEN_BYTES)
+    recorded = f"{LIKELIEST} likeliest are recorded before step 1: {num_tokens:,} tokens, {memory}"
+    return f"{start}; the base's {recorded}"
 
 
 def drawn_rows(plan: "Plan") -> list[TrainingRow]:

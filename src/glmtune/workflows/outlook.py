@@ -14,6 +14,7 @@ from glmtune.workflows.assemble import assemble
 from glmtune.workflows.events import Event, Stepped, Working
 from glmtune.workflows.execute import make_steps
 from glmtune.workflows.forecast import CARDS, Forecast, forecast, this_machine
+from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.plan import Plan, planning
 from glmtune.workflows.remedies import refusing_out_of_memory
 from glmtune.workflows.room import forecast_facts
@@ -54,7 +55,9 @@ class Outlook:
     epochs: float
     rows: int
     replay: str
-    """A line on the replay: its part of an epoch, and the prompts that the base answers; empty without any."""
+    """A line on the replay: its part of an epoch, and the prompts to answer for it; empty without any."""
+    nearness: str
+    """A line on `retain.kl` and its cost; empty without it."""
     validation_rows: int
     longest_row: int
     """Tokens."""
@@ -84,6 +87,7 @@ class Outlook:
             "epochs": self.epochs,
             "rows": self.rows,
             "replay": self.replay,
+            "nearness": self.nearness,
             "validation_rows": self.validation_rows,
             "longest_row_tokens": self.longest_row,
             "processes": self.processes,
@@ -131,6 +135,7 @@ def look_at(plan: Plan) -> Outlook:
         samples=plan.steps.num_samples(plan.num_steps),
         epochs=plan.num_steps / plan.steps.per_epoch,
         rows=len(rows),
+        nearness=cost_line(plan),
         replay=plan.replay.note(plan.steps.epoch_rows, plan.recipe.retain.max_new_tokens)
         if plan.replay
         else "",

@@ -29,7 +29,7 @@ from glmtune.training.processes import Processes
 from glmtune.workflows.early import require_startable, run_folder
 from glmtune.workflows.events import Note
 from glmtune.workflows.forgetting import chat_loss_warning
-from glmtune.workflows.nearness import cost_note
+from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
 from glmtune.workflows.rates import rate_line, with_default_rate
 from glmtune.workflows.replay import Replay, plan_replay, with_ratio
@@ -93,7 +93,8 @@ class Plan:
             yield Note(fp16)
         if warning := plan_warning(method, self.lr, self.steps, self.num_steps):
             yield Note(warning, is_warning=True)
-        yield from cost_note(self)
+        if nearness := cost_line(self):
+            yield Note(nearness)
         if settings.warmup_steps >= self.num_steps:
             text = (
                 f"train.warmup_steps: {settings.warmup_steps} of {self.num_steps} steps, so the peak rate is "
@@ -136,7 +137,8 @@ def planning(
     notes: list[Note] = []
     mixed, texts = mixture_notes(recipe, steps, replay), text_warnings(recipe.data, location)
     # each note goes out before the next check runs: a check that raises takes none of them with it
-    for note in chain(encoded.notes, mixed, texts, few_steps_warning(recipe, location, steps, num_steps)):
+    few = few_steps_warning(recipe, location, steps, num_steps)
+    for note in chain(encoded.notes, mixed, texts, rounds_note(encoded), few):
         notes.append(note)
         yield note
     # 4. types: all ranks take rank 0's choice, for another card might choose another type
@@ -233,6 +235,15 @@ def few_steps_warning(recipe: Recipe, location: Location, steps: Steps, num_step
     few_for_method = None if is_pruned(location) else steps_warning(recipe.method, num_steps)
     if few_steps := few_for_method or short_warning(recipe.train, steps, num_steps):
         yield Note(few_steps, is_warning=True)
+
+
+def rounds_note(rows: EncodedRows) -> Iterator[Note]:
+    """Yield a line for rows of one round each: they train no answer that follows another."""
+    if not rows.num_several:
+        yield Note(
+            "all rows have one round: answers to a second question are not trained, and may get worse "
+            "(docs/forgetting.md)"
+        )
 
 
 def short_warning(settings: Train, steps: Steps, num_steps: int) -> str | None:

@@ -24,7 +24,7 @@ from glmtune.general import GeneralPrompt, replay_prompts, teaches_identity
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives import build_objective
 from glmtune.objectives.teacher import record_likeliest
-from glmtune.recipe import Recipe, TrainedPart
+from glmtune.recipe import Recipe, TrainedPart, retain
 from glmtune.recipe.train import DEFAULT_EPOCHS
 from glmtune.run_files import REPLAY_FILE, read_json_lines
 from glmtune.templates import Taught
@@ -45,8 +45,8 @@ from glmtune.workflows.rows import SplitRows
 if TYPE_CHECKING:
     from glmtune.workflows.plan import Plan
 
-DEFAULT_RATIO = 0.0
-"""Part of an epoch that is replay, where the recipe has none and rows are encoded as chat encodes them."""
+LEAST_CONTEXT = 512
+"""Tokens of a context that has room for the built-in prompts and their answers."""
 NAME = "replay"
 """Name of the replay among the sources of rows."""
 MOST_SHARE = 0.15
@@ -92,8 +92,10 @@ def with_ratio(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
             hint="retain.ratio=0, or template=... if it has one",
         )
     if ratio is None:
-        has_chat = tokenizer.template is not None and recipe.data.encoding == "chat"
-        ratio = DEFAULT_RATIO if has_chat else 0.0
+        is_answering = (
+            tokenizer.template is not None and (tokenizer.context or LEAST_CONTEXT) >= LEAST_CONTEXT
+        )
+        ratio = retain.DEFAULT_RATIO if is_answering and recipe.data.encoding == "chat" else 0.0
     return recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"ratio": ratio})})
 
 
@@ -184,11 +186,11 @@ def answer_replay(plan: "Plan", base: CausalLM) -> Generator[Event, None, "Plan"
     Fewer are answered if that would take too large a share of the run. Answers that the run has, or an
     earlier one of this base has given, are taken.
     """
-    replay, retain = plan.replay, plan.recipe.retain
+    replay, settings = plan.replay, plan.recipe.retain
     if replay is None:
         return plan
     if not replay.answers:
-        sampling = replace(OWN_DISTRIBUTION, max_new_tokens=retain.max_new_tokens)
+        sampling = replace(OWN_DISTRIBUTION, max_new_tokens=settings.max_new_tokens)
         cache = cache_file(plan.location.under.folder, base, sampling)
         answering = Answering(
             base, plan.tokenizer, Taught.of(plan.recipe.data), sampling, cache=cache, processes=plan.processes
@@ -198,7 +200,7 @@ def answer_replay(plan: "Plan", base: CausalLM) -> Generator[Event, None, "Plan"
         replay = replace(
             replay, prompts=prompts, answers=answers, rows=_rows_of(answers, len(plan.recipe.data.sources))
         )
-    if retain.targets == "likeliest":
+    if settings.targets == "likeliest":
         yield Working("recording probabilities")
         pad_id = plan.tokenizer.pad_token_id
         recorded = record_likeliest(base, replay.rows, processes=plan.processes, pad_id=pad_id)

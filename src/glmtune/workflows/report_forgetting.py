@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
 
 from glmtune.conversation import encode_messages
 from glmtune.evaluation.forgetting import Forgetting, nats, worst
@@ -16,13 +17,15 @@ from glmtune.templates import Taught
 from glmtune.training.allocations import trim_heap
 from glmtune.workflows import forgetting
 from glmtune.workflows.events import Event, Note, Working
-from glmtune.workflows.plan import Plan
 from glmtune.workflows.replay import expected_seconds
 from glmtune.workflows.retention import Reference, measure, record_reference
 
+if TYPE_CHECKING:
+    from glmtune.workflows.plan import Plan
+
 MOST_SHARE = 0.05
 """Share of a run's time that its report may take."""
-SHORT_S = 30.0
+SHORT_S = 60.0
 """Seconds that it may take in any run."""
 FEWEST = 8
 """Prompts below which the report tells nothing."""
@@ -32,7 +35,7 @@ PROMPTS = "general_prompts"
 """Key in env.json: the number of prompts, kept when the run is resumed."""
 
 
-def reference_of_run(plan: Plan, base: CausalLM) -> Generator[Event, None, Reference | None]:
+def reference_of_run(plan: "Plan", base: CausalLM) -> Generator[Event, None, Reference | None]:
     """Record what the base of a run says; None if the run has no report, or has no time for it.
 
     The base is as it was loaded: nothing of the method has been applied to it.
@@ -72,7 +75,7 @@ def prompts_of(reference: Reference | None) -> dict[str, int]:
     return {PROMPTS: len({answer.prompt.name for answer in reference.answers})} if reference else {}
 
 
-def _number_of_prompts(plan: Plan, base: CausalLM) -> int:
+def _number_of_prompts(plan: "Plan", base: CausalLM) -> int:
     """Return the number of prompts that there is time for; of a resumed run, as many as it began with."""
     wanted = len(held_out_prompts()[: plan.recipe.retain.report_prompts])
     if plan.is_resumed:
@@ -84,7 +87,7 @@ def _number_of_prompts(plan: Plan, base: CausalLM) -> int:
     return int(plan.processes.firsts(number if number >= min(FEWEST, wanted) else 0))
 
 
-def _seconds_of_prompt(plan: Plan, base: CausalLM) -> float:
+def _seconds_of_prompt(plan: "Plan", base: CausalLM) -> float:
     """Return the time in which both models answer a prompt, the answers as long as they may be."""
     tokenizer = plan.tokenizer
     prompts = [
@@ -105,16 +108,21 @@ def _seconds_of_prompt(plan: Plan, base: CausalLM) -> float:
 
 
 def report_of_run(
-    model: CausalLM, reference: Reference | None, plan: Plan, step: int
+    model: CausalLM, reference: Reference | None, plan: "Plan", step: int
 ) -> Generator[Event, None, Forgetting | None]:
     """Take the report of a run's model at a step, and write forgetting.json; None without a reference."""
     if reference is None:
         return None
     yield Working("measuring what is forgotten")
     trim_heap()  # of the steps
+    start = time.perf_counter()
     found = measure(model, plan.tokenizer, reference, step=step)
     if is_main_process():
         write_json(plan.folder / FORGETTING_FILE, found.facts())
+    taken = time.perf_counter() - start
+    yield Note(
+        f"report of forgetting: taken in {taken:.1f} s; answers side by side: {plan.folder / FORGETTING_FILE}"
+    )
     return found
 
 
@@ -142,7 +150,7 @@ def told(found: Forgetting) -> Iterator[Note]:
         )
 
 
-def advice(found: Forgetting, plan: Plan) -> Note | None:
+def advice(found: Forgetting, plan: "Plan") -> Note | None:
     """Return what to change in a run that did not keep what its base could; None for one that did."""
     if found.verdict == "kept":
         return None

@@ -1,10 +1,10 @@
-"""What a tuned model has kept of its base: the base's answers to general prompts are recorded, then compared.
+"""A tuned model against its base: the base's answers to general prompts are recorded, then compared.
 
 Both models are given the base's own greedy answers, token by token, and the tuned model answers each question
 anew. The base is asked before anything changes it; no second model is in memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glmtune.conversation import answer_text
@@ -36,7 +36,7 @@ MOST_ANSWERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the base says of general prompts and of the run's own rows, and what these rows teach."""
+    """The base's answers to general prompts, its likeliest tokens on the run's rows, and what these teach."""
 
     settings: Retain
     processes: Processes
@@ -50,7 +50,7 @@ class Reference:
     """Cross-entropy of training answers under the base."""
     training_answers: Sequence[str] = ()
     names: tuple[str, ...] = ()
-    """What the rows teach the model to call itself or its maker."""
+    """Names that the rows teach the model for itself and its maker."""
     leaves_out: str | None = None
     """The category that such rows change on purpose."""
 
@@ -88,10 +88,12 @@ def record_reference(
     pad_id = tokenizer.pad_token_id
     recorded = record_likeliest(model, [*general, *task, *known], processes=processes, pad_id=pad_id)
     at_task, at_known = len(general), len(general) + len(task)
-    texts = [_texts(tokenizer, row) for row in spread(train, MOST_ANSWERS)]
-    is_identity = teaches_identity(question for question, _ in texts)
-    said = [answer for question, answer in texts if ASKS_IDENTITY.search(question)]
-    base_said = [a.text for a in answers] if is_identity else []
+    losses = [loss for row in recorded[at_known:] for loss in _base_losses(row).tolist()]
+    sampled = spread(train, MOST_ANSWERS)
+    asked = [tokenizer.decode(row.input_ids[row.labels == -100].tolist()) for row in sampled]
+    told = [_said(tokenizer, row.labels[row.labels != -100].tolist()).text for row in sampled]
+    is_identity = teaches_identity(asked)
+    said = [answer for question, answer in zip(asked, told, strict=True) if ASKS_IDENTITY.search(question)]
     return Reference(
         settings=settings,
         processes=processes,
@@ -99,9 +101,9 @@ def record_reference(
         answers=answers,
         rows=recorded[:at_task],
         task=recorded[at_task:at_known],
-        training_loss=_loss_of_labels(recorded[at_known:]),
-        training_answers=[answer for _, answer in texts],
-        names=shared_names(said, base_said) if is_identity else (),
+        training_loss=sum(losses) / len(losses) if losses else None,
+        training_answers=told,
+        names=shared_names(said, [answer.text for answer in answers]) if is_identity else (),
         leaves_out="identity" if is_identity else None,
     )
 
@@ -115,7 +117,10 @@ def measure(
     """
     figures = _compare(model, reference, [*reference.rows, *reference.task])
     general, task = figures[: len(reference.rows)], figures[len(reference.rows) :]
-    tuned = _answer(model, tokenizer, reference)
+    sampling = Sampling(do_sample=False, max_new_tokens=reference.settings.max_new_tokens)
+    prompts = [answer.prompt_ids for answer in reference.answers]
+    # every process answers all of them: each may hold only a shard of the weights
+    tuned = complete(model, prompts, sampling, stop_ids=frozenset(tokenizer.stop_ids))
     both = zip(reference.answers, reference.rows, general, tuned, strict=True)
     return judge(
         [
@@ -159,16 +164,6 @@ def _compare(model: CausalLM, reference: Reference, rows: Sequence[TrainingRow])
     return compare_with_recorded(model, rows, processes=reference.processes, pad_id=reference.pad_id)
 
 
-def _answer(model: CausalLM, tokenizer: Tokenizer, reference: Reference) -> list[list[int]]:
-    """Return the ids of a model's greedy answers to the questions that the base has answered.
-
-    Every process answers all of them: each may hold only a shard of the weights.
-    """
-    sampling = Sampling(do_sample=False, max_new_tokens=reference.settings.max_new_tokens)
-    prompts = [answer.prompt_ids for answer in reference.answers]
-    return complete(model, prompts, sampling, stop_ids=frozenset(tokenizer.stop_ids))
-
-
 def _said(tokenizer: Tokenizer, ids: Sequence[int]) -> Said:
     """Return the answer of these ids, its end token among them if it ended."""
     is_ended = bool(ids) and ids[-1] in tokenizer.stop_ids
@@ -180,18 +175,6 @@ def _base_losses(row: TrainingRow) -> Numbers:
     """Return the cross-entropies of a row's labels, its first ids, under the model that was recorded."""
     assert row.target_log_probs is not None
     return -row.target_log_probs[:, 0].astype("float64")
-
-
-def _loss_of_labels(rows: Iterable[TrainingRow]) -> float | None:
-    losses = [loss for row in rows for loss in _base_losses(row).tolist()]
-    return sum(losses) / len(losses) if losses else None
-
-
-def _texts(tokenizer: Tokenizer, row: TrainingRow) -> tuple[str, str]:
-    """Return the text of a row that is not learned, and that of its answers."""
-    is_learned, stop_ids = row.labels != -100, set(tokenizer.stop_ids)
-    answer = [i for i in row.input_ids[is_learned].tolist() if i not in stop_ids]
-    return tokenizer.decode(row.input_ids[~is_learned].tolist()), answer_text(tokenizer, answer)
 
 
 def spread(rows: Sequence[TrainingRow], most: int) -> list[TrainingRow]:

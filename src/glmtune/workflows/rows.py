@@ -40,6 +40,8 @@ class EncodedRows:
     notes: tuple[Note, ...]
     num_empty: Mapping[str, int]
     """As of `SplitRows`."""
+    num_several: int
+    """Training rows of several rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def training_rows(tokenizer: "Tokenizer", data: Data, rows: SplitRows | None = N
         if part.report.warning:
             notes.append(Note(f"{name} rows: {part.report.warning}", is_warning=True))
         notes += _longer_than_context(name, [len(row.input_ids) for row in part.rows], tokenizer, data)
-    return EncodedRows(encoded, held_out, tuple(notes), rows.num_empty)
+    num_several = sum(sum(message.role == "user" for message in row.messages) > 1 for row in train)
+    return EncodedRows(encoded, held_out, tuple(notes), rows.num_empty, num_several)
 
 
 def _longer_than_context(

@@ -106,7 +106,8 @@ ELSEWHERE = {
     "data.train_file=x.json": "here that is data.train=x.json",
     "train.output_dir=out": "here that is output=out",
     "train.template=chatglm2": "did you mean template=chatglm2?",
-    "max_new_tokens=9": "did you mean retain.max_new_tokens=9 or samples.max_new_tokens=9 or evaluate.max_new_tokens=9?",
+    "max_new_tokens=9": "did you mean retain.max_new_tokens=9 or samples.max_new_tokens=9 or "
+    "evaluate.max_new_tokens=9?",
     "quantization_bit=4": "here that is quant=int4",
     "quantization_bit=3": "here that is quant=...",
     "load_in_4bit=true": "here that is quant=nf4",

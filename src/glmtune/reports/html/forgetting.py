@@ -16,7 +16,7 @@ MOST_EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What the page says of forgetting."""
+    """The page's part on forgetting."""
 
     verdict: str
     head: Text
