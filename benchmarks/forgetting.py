@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
+from glmtune.adapters.strength import set_strength
 from glmtune.conversation import encode_messages
 from glmtune.data.encode import encode_examples
 from glmtune.data.prompts import encode_prompts
@@ -222,7 +223,10 @@ def task_figures(model: Any, known: Reference, test: Path) -> Facts:
 
 
 def run(base: Base, task: str, settings: Facts, work: Path) -> Facts:
-    """Tune a base for a task; all figures."""
+    """Tune a base for a task; all figures.
+
+    `settings` are a recipe's, and may have `max_rows` of the task and the `strength` of the update.
+    """
     train, test = base.tasks[task]
     known = reference(base)
     fixed: Facts = {
@@ -230,12 +234,20 @@ def run(base: Base, task: str, settings: Facts, work: Path) -> Facts:
         "device": "cpu",
         "dtype": "fp32",
         "output": str(work / "never-written"),
-        "data": {"train": str(train), "validation": str(test), "max_tokens": 384},
+        "data": {
+            "train": str(train),
+            "validation": str(test),
+            "max_tokens": 384,
+            "max_rows": settings.get("max_rows"),
+        },
         "samples": {"prompts": []},
     }
     batch = {"batch_size": 8, "micro_batch_size": 8, "gradient_checkpointing": False, "precision": "fp32"}
     train_settings = {**batch, **settings.get("train", {})}
-    model, figures = tune({**fixed, **settings, "train": train_settings})
+    of_recipe = {name: value for name, value in settings.items() if name not in ("max_rows", "strength")}
+    model, figures = tune({**fixed, **of_recipe, "train": train_settings})
+    if "strength" in settings:
+        set_strength(model, settings["strength"])
     return {**figures, **task_figures(model, known, test), **general_figures(model, known)}
 
 
