@@ -1,4 +1,4 @@
-"""How much of what was trained is applied: base + strength x update, from 0, the base, to 1, as trained.
+"""The share of an update that is applied: base + strength x update, from 0, the base, to 1, as trained.
 
 Between the two lies a model that has learned less and forgotten less; no training is needed to move along
 that line. Of LoRA and AdaLoRA the scale is multiplied. DoRA's lengths make its update no multiple of its

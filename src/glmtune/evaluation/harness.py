@@ -64,7 +64,9 @@ class HarnessModel(LM):  # type: ignore[misc]  # lm-eval has no types
             settings = dict(members[0][1].args[1])
             until = settings.pop("until", None) or []
             sampling = _sampling(settings)
-            prompts = [self._cut(request.args[0], sampling.max_new_tokens) for _, request in members]
+            room = max(self._room - sampling.max_new_tokens, 1)
+            texts_before = (request.args[0] for _, request in members)
+            prompts = [self._first + self._tokenizer.encode_plain(text)[-room:] for text in texts_before]
             stop_ids = frozenset(self._tokenizer.stop_ids)
             answers = complete(self._model, prompts, sampling, stop_ids=stop_ids)
             for (number, _), ids in zip(members, answers, strict=True):
@@ -78,9 +80,6 @@ class HarnessModel(LM):  # type: ignore[misc]  # lm-eval has no types
     def _room(self) -> int:
         """Tokens that fit behind the first ones."""
         return (self._tokenizer.context or 2**20) - len(self._first)
-
-    def _cut(self, text: str, num_new: int) -> list[int]:
-        return self._first + self._tokenizer.encode_plain(text)[-max(self._room - num_new, 1) :]
 
     def _encode(self, context: str, continuation: str) -> Pair:
         """Encode both together, so that no token ends where the context does by force."""
@@ -99,14 +98,13 @@ class HarnessModel(LM):  # type: ignore[misc]  # lm-eval has no types
             rows.append(TrainingRow(ids, labels, f"request {number}"))
         pad_id = self._tokenizer.pad_token_id
         found = record_likeliest(self._model, rows, processes=self._processes, pad_id=pad_id)
-        return [_summed(row) for row in found]
-
-
-def _summed(row: TrainingRow) -> tuple[float, bool]:
-    """Return the summed log probability of a row's labels, and if none is beaten by another token."""
-    assert row.target_log_probs is not None
-    labels, others = row.target_log_probs[:, 0], row.target_log_probs[:, 1:]
-    return float(labels.sum(dtype=np.float64)), bool((labels[:, None] >= others).all())
+        scores = []
+        for row in found:
+            assert row.target_log_probs is not None
+            of_labels, of_others = row.target_log_probs[:, 0], row.target_log_probs[:, 1:]
+            is_greedy = bool((of_labels[:, None] >= of_others).all())
+            scores.append((float(of_labels.sum(dtype=np.float64)), is_greedy))
+        return scores
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:

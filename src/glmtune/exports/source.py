@@ -46,7 +46,7 @@ class ExportSource:
     unproven: str = ""
     """Known and unknown facts of a base that replaces the quantised one of training; else empty."""
     strength: float = 1.0
-    """How much of what was trained is exported (`adapters.strength`)."""
+    """Share of the update that is exported (`adapters.strength`)."""
 
     @property
     def base(self) -> Path:

@@ -230,7 +230,7 @@ class Evaluation(Settings):
     if it is faster for `batch_size` rows on this machine; the choice is recorded and used when the evaluation
     is continued."""
     strength: float = Field(1.0, ge=0, le=2)
-    """How much of the tuning answers: base + `strength` x update; 0: the base, 1: as trained."""
+    """Share of the update that answers: base + `strength` x update; 0: the base, 1: as trained."""
 
 
 class Recipe(Settings):

@@ -45,7 +45,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """What is found about a tuned model."""
+    """The findings about a tuned model."""
 
     path: str
     base: str
@@ -53,7 +53,7 @@ class Checkup:
     """Method, or `model`, and the program that made it."""
     template: str
     rule: str
-    """What told the chat format."""
+    """Source of the chat format."""
     system: str | None
     source_prefix: str
     command: str

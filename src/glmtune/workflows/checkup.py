@@ -49,7 +49,11 @@ def checking(recipe: Recipe, path: Path) -> Generator[Event, None, Checkup]:
     whole = location.adapter is None
     checks = list(file_checks(location.trained, location.card, location.folder, is_whole=whole))
     yield Working("comparing the weights")
-    weights = _whole_changes(location, base) if whole else _adapter_changes(location)
+    if whole:
+        changes = tuple(_whole_changes(location, base))
+        weights = _Weights(changes, len(changes))
+    else:
+        weights = _adapter_changes(location)
     if weights.changes and not any(change.length for change in weights.changes):
         raise CheckpointError(f"{location.trained}: changes nothing: its weights are its base's", hint=ANEW)
     found = yield from compare_with_base(location, recipe)
@@ -104,13 +108,8 @@ def _adapter_changes(location: Location) -> _Weights:
     return _Weights(changes, len(changes))
 
 
-def _whole_changes(location: Location, base: Location) -> _Weights:
-    """Return the changes of a whole model's weights from its base's, read one by one."""
-    changes = tuple(_differences(location, base))
-    return _Weights(changes, len(changes))
-
-
-def _differences(location: Location, base: Location) -> Iterator[Change]:
+def _whole_changes(location: Location, base: Location) -> Iterator[Change]:
+    """Yield the changes of a whole model's weights from its base's, read one by one."""
     ours, theirs = scan_tensors(location.folder), scan_tensors(base.folder)
     for name, stored in theirs.items():
         if not stored.dtype.is_floating_point or name.endswith("inv_freq"):

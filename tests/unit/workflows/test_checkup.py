@@ -38,7 +38,7 @@ def test_an_adapter_and_what_it_was_merged_into_have_changed_alike(method: str, 
     run = make_checkpoint(base, tmp_path / "run", METHODS[method], by=0.05)
     whole = resolve(merged(run, tmp_path / "merged"))
     ours = {each.name: each.share for each in _adapter_changes(resolve(run)).changes}
-    theirs = {each.name: each.share for each in _whole_changes(whole, resolve(base)).changes}
+    theirs = {each.name: each.share for each in _whole_changes(whole, resolve(base))}
     assert ours
     assert {name: share for name, share in theirs.items() if share} == pytest.approx(ours)
 

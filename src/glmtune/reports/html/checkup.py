@@ -24,18 +24,22 @@ def write_checkup(
     path = output_path(output, Path(), PAGE, force=force)
     layers = found.layers()
     most = max((share for _, share in layers), default=0.0) or 1.0
+    bars = [
+        (
+            text("checkup_layer", number=name) if name.isdecimal() else Text.of(name),
+            f"{100 * share:.2g} %",
+            100 * share / most,
+        )
+        for name, share in layers
+    ]
     page = render_page(
         "checkup.html.jinja",
         language or own_language(),
         title=Path(found.path).name,
         found=found,
         replies=[(text(f"checkup_q_{reply.question}"), reply) for reply in found.replies()],
-        layers=[(_named(name), f"{100 * share:.2g} %", 100 * share / most) for name, share in layers],
+        layers=bars,
         forgetting=describe_forgetting(found.forgetting),
     )
     write_text(path, page)
     return path
-
-
-def _named(layer: str) -> Text:
-    return text("checkup_layer", number=layer) if layer.isdecimal() else Text.of(layer)
