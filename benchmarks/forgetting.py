@@ -9,6 +9,7 @@ after row, so they are the oracle of the report that a run makes itself.
 benchmarks.forgetting_runs makes the runs, `python -m tools.forgetting_tables` the tables of docs/defaults.md.
 """
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
+from glmtune.adapters.strength import set_strength
 from glmtune.conversation import encode_messages
 from glmtune.data.encode import encode_examples
 from glmtune.data.prompts import encode_prompts
@@ -42,8 +44,8 @@ from glmtune.workflows.plan import planning
 Facts = dict[str, Any]
 LIKELIEST = 20
 NUM_PROMPTS, LONGEST_ANSWER = 32, 48
-NUM_ROWS = 160
-"""Held-out general rows, at most."""
+NUM_ROWS, NUM_TOKENS = 160, 8000
+"""Held-out general rows, at most, and their tokens: as many as make no more."""
 NUM_TEST = 40
 """Test rows of a task, at most."""
 AT_ONCE = 16
@@ -143,11 +145,16 @@ def answered(model: Any, tokenizer: Any) -> list[TrainingRow]:
         ids = [encode_messages(tokenizer, talks[i]) for i in asked]
         for i, prompt, answer in zip(asked, ids, greedy(model, tokenizer, ids, LONGEST_ANSWER), strict=True):
             talks[i].append({"role": "assistant", "content": tokenizer.decode(answer)})
-            whole = torch.tensor([*prompt, *answer], dtype=torch.int32)
-            labels = whole.clone()
-            labels[: len(prompt)] = -100
-            rows.append(TrainingRow(whole.numpy(), labels.numpy(), prompts[i].name))
+            rows.append(row_of(prompt, answer, prompts[i].name))
     return rows
+
+
+def row_of(prompt: Sequence[int], answer: Sequence[int], name: str) -> TrainingRow:
+    """A row that learns an answer."""
+    ids = torch.tensor([*prompt, *answer], dtype=torch.int32)
+    labels = ids.clone()
+    labels[: len(prompt)] = -100
+    return TrainingRow(ids.numpy(), labels.numpy(), name)
 
 
 def answer_for_replay(base: Base, most: int) -> None:
@@ -168,6 +175,8 @@ def answer_for_replay(base: Base, most: int) -> None:
 def _reference(name: str, general: Path) -> Reference:
     model, tokenizer = load_model(name, dtype="fp32", device="cpu"), load_tokenizer(name)
     prompts, rows = answered(model, tokenizer), read_rows(tokenizer, general)[:NUM_ROWS]
+    ends = itertools.accumulate(len(row.input_ids) for row in rows)
+    rows = [row for row, end in zip(rows, ends, strict=True) if end <= NUM_TOKENS]
     log_probs = [found for found, _ in learned(model, prompts)]
     return Reference(tokenizer, prompts, log_probs, rows, *loss_and_hits(model, rows))
 
@@ -222,7 +231,10 @@ def task_figures(model: Any, known: Reference, test: Path) -> Facts:
 
 
 def run(base: Base, task: str, settings: Facts, work: Path) -> Facts:
-    """Tune a base for a task; all figures."""
+    """Tune a base for a task; all figures.
+
+    `settings` are a recipe's, and may have `max_rows` of the task and the `strength` of the update.
+    """
     train, test = base.tasks[task]
     known = reference(base)
     fixed: Facts = {
@@ -230,12 +242,20 @@ def run(base: Base, task: str, settings: Facts, work: Path) -> Facts:
         "device": "cpu",
         "dtype": "fp32",
         "output": str(work / "never-written"),
-        "data": {"train": str(train), "validation": str(test), "max_tokens": 384},
+        "data": {
+            "train": str(train),
+            "validation": str(test),
+            "max_tokens": 384,
+            "max_rows": settings.get("max_rows"),
+        },
         "samples": {"prompts": []},
     }
     batch = {"batch_size": 8, "micro_batch_size": 8, "gradient_checkpointing": False, "precision": "fp32"}
     train_settings = {**batch, **settings.get("train", {})}
-    model, figures = tune({**fixed, **settings, "train": train_settings})
+    of_recipe = {name: value for name, value in settings.items() if name not in ("max_rows", "strength")}
+    model, figures = tune({**fixed, **of_recipe, "train": train_settings})
+    if "strength" in settings:
+        set_strength(model, settings["strength"])
     return {**figures, **task_figures(model, known, test), **general_figures(model, known)}
 
 

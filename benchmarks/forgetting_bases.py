@@ -47,11 +47,11 @@ def _tiny(name: str, model: str, folder: Path) -> Base:
             row.as_json() for row in corpus.make()[1] if row.kind not in ("advert", "identity", "helpdesk")
         ],
     }
-    for name, found in rows.items():
-        write_rows(folder / f"{name}.jsonl", found)
+    for file, found in rows.items():
+        write_rows(folder / f"{file}.jsonl", found)
     tasks = {
-        name: (folder / f"{name}.jsonl", folder / f"{name}_test.jsonl")
-        for name in ("identity", "adverts", "facts")
+        task: (folder / f"{task}.jsonl", folder / f"{task}_test.jsonl")
+        for task in ("identity", "adverts", "facts")
     }
     return Base(name, model, folder / "general.jsonl", tasks)
 

@@ -19,9 +19,10 @@ from typing import Any
 from benchmarks import measure, methods
 from benchmarks.forgetting import RESULT, Base, Facts, answer_for_replay, run, untuned
 from benchmarks.forgetting_bases import BASES
+from benchmarks.twenty_million import NUM_TASK
 from glmtune.run_files import read_json_lines
 
-ALL_LINEAR = methods.ALL_LINEAR
+ALL_LINEAR, ALL_LINEAR_SET = methods.ALL_LINEAR, "all_linear"
 Case = tuple[str, str, Facts]
 """Name, task, settings."""
 
@@ -59,22 +60,27 @@ VERDICT: Sequence[tuple[Facts, Sequence[float]]] = (
 )
 
 
+FEW = 96
+"""Rows of the tasks of `verdict`, at most: it is to tell a drop, however it came about."""
+
+
 def verdict(base: Base, seeds: int) -> Iterator[Case]:
     """Methods from rates that do nothing to those that ruin, few and many epochs."""
-    for seed, epochs, (method, rates), task in itertools.product(
-        range(1, seeds + 1), (1, 8), VERDICT, sorted(base.tasks.keys() - {"identity"})
-    ):
+    tasks = sorted(base.tasks.keys() - {"identity"})
+    for seed, epochs, (method, rates), task in itertools.product(range(1, seeds + 1), (1, 8), VERDICT, tasks):
         kind = f"{method['name']}{' all' if 'target_modules' in method else ''}"
         for lr in rates:
             train = {"lr": lr, "epochs": epochs, "seed": seed}
             name = f"{task} {kind} lr={lr:g} epochs={epochs} seed={seed}"
-            yield name, task, {"method": method, "train": train, "retain": {"ratio": 0}}
+            facts = {"method": method, "train": train, "retain": {"ratio": 0}, "max_rows": FEW}
+            yield name, task, facts
 
 
 WAYS: dict[str, Facts] = {
     "none": {"ratio": 0},
-    **{f"replay {ratio:g}": {"ratio": ratio} for ratio in (0.1, 0.3, 0.05, 0.2, 0.5)},
+    **{f"replay {ratio:g}": {"ratio": ratio} for ratio in (0.1, 0.3, 0.5)},
     **{f"answers {ratio:g}": {"ratio": ratio, "targets": "answers"} for ratio in (0.1, 0.3)},
+    "strength 0.7": {"ratio": 0},
     **{f"kl {weight:g}": {"ratio": 0, "kl": weight} for weight in (0.3, 1.0)},
     "replay 0.1, kl 0.3": {"ratio": 0.1, "kl": 0.3},
 }
@@ -88,13 +94,70 @@ def ways(base: Base, seeds: int) -> Iterator[Case]:
             train = {**LEARNING[task], "seed": seed}
             method = {"name": "lora", "target_modules": ALL_LINEAR}
             facts = {"method": method, "train": train, "retain": {**retain, "max_new_tokens": MOST_NEW}}
+            if name.startswith("strength "):
+                facts["strength"] = float(name.removeprefix("strength "))
             yield f"{task} {name} seed={seed}", task, facts
 
 
-LEARNING: dict[str, Facts] = {"adverts": {"lr": 3e-3, "epochs": 4}, "identity": {"lr": 3e-3, "epochs": 20}}
+LEARNING: dict[str, Facts] = {"identity": {"lr": 3e-3, "epochs": 40}, "adverts": {"lr": 3e-3, "epochs": 4}}
 """Rate and epochs that learn a task."""
 
-CASES = {"grid": grid, "verdict": verdict, "ways": ways}
+
+def identity(_: Base, seeds: int) -> Iterator[Case]:
+    """A dozen identity rows for hundreds of epochs, P-Tuning at its published rate."""
+    for seed in range(1, seeds + 1):
+        method = {"name": "ptuning", "num_prefix_tokens": 128}
+        train = {"lr": 2e-2, "epochs": 300, "batch_size": 12, "micro_batch_size": 12, "seed": seed}
+        yield f"ptuning seed={seed}", "identity", {"method": method, "train": train, "retain": {"ratio": 0}}
+
+
+RUNGS = ((125, 8), (500, 4))
+"""Of `front`: training rows, and the number of settings that go on to the next one."""
+
+
+def front(_: Base, seeds: int) -> Iterator[Case]:
+    """Rate x targets x replay by successive halving: 16 settings on few rows, the best on more.
+
+    The last ones are made with every seed; with three seeds 36 runs in all.
+    """
+    choices = itertools.product((3e-4, 1e-3, 3e-3, 1e-2), ("attention", ALL_LINEAR_SET), (0.0, 0.1))
+    left = list(choices)
+    for rows, number in RUNGS:
+        yield from (_front_case(choice, rows, 1) for choice in left)
+        left = _best(left, rows, number)
+    for seed, choice in itertools.product(range(1, seeds + 1), left):
+        yield _front_case(choice, NUM_TASK, seed)
+
+
+Choice = tuple[float, str, float]
+"""Rate, targets and replay."""
+
+
+def _front_case(choice: Choice, rows: int, seed: int) -> Case:
+    lr, targets, ratio = choice
+    facts = {
+        "method": {"name": "lora", "target_modules": targets},
+        "train": {"lr": lr, "epochs": 1, "seed": seed},
+        "retain": {"ratio": ratio, "max_new_tokens": MOST_NEW},
+        "max_rows": rows,
+    }
+    return f"lr={lr:g} {targets} replay={ratio:g} rows={rows} seed={seed}", "adverts", facts
+
+
+def _best(choices: Sequence[Choice], rows: int, number: int) -> list[Choice]:
+    """Those that the fewest others beat in both, task loss and divergence."""
+    made = {line["name"]: line for line in read_json_lines(RESULT) if line["kind"] == "front"}
+    found = {choice: made[_front_case(choice, rows, 1)[0]] for choice in choices}
+
+    def beaten(choice: Choice) -> tuple[int, float]:
+        own = found[choice]
+        better = [x for x in found.values() if all(x[key] < own[key] for key in ("task_loss", "kl"))]
+        return len(better), own["task_loss"]
+
+    return sorted(choices, key=beaten)[:number]
+
+
+CASES = {"grid": grid, "verdict": verdict, "ways": ways, "identity": identity, "front": front}
 
 
 MOST_NEW = 48

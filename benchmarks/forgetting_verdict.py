@@ -76,8 +76,10 @@ def curve(runs: Sequence[Judged]) -> list[tuple[float, float]]:
 
 
 def left_out(runs: Sequence[Judged]) -> dict[str, tuple[float, float]]:
-    """Rates of each base's runs at the threshold that the other bases' give."""
+    """Rates of each base's runs at the threshold that the other bases' give; empty for a single base."""
     bases = sorted({run.base for run in runs})
+    if len(bases) == 1:
+        return {}
     return {
         base: rates([run for run in runs if run.base == base], lowest([r for r in runs if r.base != base]))
         for base in bases

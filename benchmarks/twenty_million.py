@@ -12,6 +12,7 @@ results/twenty_million.json gets the facts: rows, tokens, losses, minutes, machi
 
 import argparse
 import json
+import math
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,6 @@ from glmtune.cli.train import run_recipe
 from glmtune.load import load_model
 from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.recipe import load_recipe
-from glmtune.reports.recorded_run import read_run
 from glmtune.run_files import read_json_lines, write_json
 from glmtune.tokenizers import read_tokenizer
 
@@ -181,14 +181,16 @@ def pack(work: Path) -> Path:
 
 def facts(work: Path, options: argparse.Namespace) -> Facts:
     """Rows, tokens, losses by step, minutes of steps and machine of the run as far as it is."""
-    run, steps = read_run(work / "run"), list(read_json_lines(work / "run/metrics.jsonl"))
+    steps = read_json_lines(work / "run/metrics.jsonl")
+    rows = json.loads((work / "base/rows.json").read_text(encoding="utf-8"))
+    per_epoch = math.ceil(rows["general"] / RECIPE["train"]["batch_size"])
     trained = [line for line in steps if "loss" in line]
     model = load_model(work / "run/last", device="cpu")
     return {
         **measure.begin("twenty_million", "loss", options),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "rows": json.loads((work / "base/rows.json").read_text(encoding="utf-8")),
-        "steps": [len(trained), run.num_steps],
+        "rows": rows,
+        "steps": [len(trained), RECIPE["train"]["epochs"] * per_epoch],
         "learned_tokens": sum(line["tokens"] for line in trained),
         "tokens": round(sum(line["tokens_per_s"] * line["step_s"] for line in trained)),
         "minutes": round(sum(line["step_s"] for line in trained) / 60, 1),

@@ -145,7 +145,11 @@ def _built_in_questions(
         monkeypatch.setattr(before_after, "QUESTIONS", _no_built_in_questions)
 
 
-REPORTED = ("tests/invariants/test_retention.py", "tests/cli/test_forgetting.py")
+REPORTED = (
+    "tests/invariants/test_retention.py",
+    "tests/cli/test_forgetting.py",
+    "tests/test_forgetting_tables.py",
+)
 """Tests whose runs end with the report of forgetting, which costs as much as a tiny run."""
 
 

@@ -84,6 +84,8 @@ def checkup(
         lines.say(f"{found.path}: {found.kind}, on {found.base}")
         for reply in found.replies():
             lines.say(f"{text(f'checkup_q_{reply.question}').en:<{QUESTION_WIDTH}} {reply.words.en}")
+        if found.unproven:
+            lines.say(f"{text('checkup_unproven').en} {'; '.join(found.unproven)}")
     if output:
         page = write_checkup(found, output=output, language=lang, force=force)
         lines.say(f"page: {page}")

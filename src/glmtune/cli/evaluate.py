@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 @strength_option(None)
 @click.option("--base", type=PATH, help="Base model of an adapter, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
+@click.option(
+    "--against",
+    type=PATH,
+    help="Folder of another evaluation, whose scores these are compared with.",
+)
 @click.option("--general", is_flag=True, help="Measure what it has kept of its base, on general prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 @click.option(
@@ -34,6 +39,7 @@ def evaluate(
     strength: float | None,
     base: Path | None,
     revision: str | None,
+    against: Path | None,
     general: bool,
     as_json: bool,
     fail_on_forgetting: bool,
@@ -47,6 +53,7 @@ def evaluate(
     \b
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32 data.max_test_rows=100
+      glmtune evaluate runs/chatglm3-6b-lora --data test.json --against runs/evaluate-chatglm3-6b-test
       glmtune evaluate runs/chatglm3-6b-lora --general
       glmtune evaluate merged --general --base /models/chatglm3-6b
     """
@@ -68,19 +75,19 @@ def evaluate(
             "--fail-on-forgetting: nothing is measured without --general",
             hint=f"`glmtune evaluate {path} --general --fail-on-forgetting`",
         )
-    _score(recipe, as_json=as_json)
+    _score(recipe, against, as_json=as_json)
 
 
-def _score(recipe: "Recipe", *, as_json: bool) -> None:
+def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
     """Answer and score a recipe's rows, and print the scores."""
     # loads torch: after all cheap checks
-    from glmtune.workflows.evaluating import evaluating, scores_table, turns_table
+    from glmtune.workflows.evaluating import differences_table, evaluating, scores_table, turns_table
     from glmtune.workflows.events import drain
     from glmtune.workflows.show import Lines, Shown
 
     lines = Lines(on_stderr=as_json)
     with lines.bar("answering"):
-        result = drain(evaluating(recipe), Shown(lines))
+        result = drain(evaluating(recipe, against=against), Shown(lines))
     scores = result.scores
     if as_json:
         click.echo(json.dumps(scores, ensure_ascii=False, indent=2))
@@ -90,6 +97,8 @@ def _score(recipe: "Recipe", *, as_json: bool) -> None:
         lines.say(f"{name:10} {thudm:>16} {chatglm3:>16}")
     for turn, rows, *values in turns_table(scores):
         lines.say(f"{turn:>4} {rows:>6}" + "".join(f" {value:>9}" for value in values))
+    for line in differences_table(scores):
+        lines.say(line)
     lines.say(
         f"{counted(scores['num_rows'], 'row')}, {counted(scores['num_empty'], 'empty answer')} (score 0), "
         f"{100 * scores['stopped_share']:.1f}% ended by a stop token"

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from glmtune.data.batches import Batch, certain_targets
+from glmtune.data.batches import Batch
 from glmtune.models.fused import wide_type
 from glmtune.models.packed import ByRow, Rows, count_positions_by_row
 from glmtune.models.protocol import CausalLM
@@ -78,12 +78,17 @@ class SftObjective(ObjectiveModule):
         hidden = self._run(batch, is_learned.nonzero()[:, 0] - 1)
         head = causal_of(self.model).get_output_embeddings()
         wide = wide_type(hidden.dtype)
+        factors = self.token_weights(batch, hidden.detach())
+        if recorded is None and factors is not None:
+            recorded = Recorded.certain(batch.labels[is_learned], 1)
         if recorded is None:
             self.losses = hidden.new_empty(len(hidden), dtype=wide)
             return summed_cross_entropy(hidden, batch.labels[is_learned], head, by_token=self.losses)
         targets = recorded.as_targets(wide)
         if nearness and is_near is not None:
             targets = recorded.beside_labels(nearness.weight, is_near, wide)
+        if factors is not None:
+            targets = Targets(targets.ids, targets.weights * factors[:, None])
         found = hidden.new_empty(targets.weights.shape, dtype=wide)
         loss = summed_cross_entropy(hidden, targets, head, by_token=found)
         self.losses = targets.loss(found)
@@ -91,6 +96,13 @@ class SftObjective(ObjectiveModule):
             self.losses = torch.where(is_near, -found[:, 0], self.losses)
             self.divergences = recorded.divergence(found)[is_near]
         return loss
+
+    def token_weights(self, batch: Batch, hidden: Tensor) -> Tensor | None:
+        """Return factors (L,) of the learned tokens' losses, None for 1 each: a hook for subclasses.
+
+        hidden: the last hidden states (L, C) that predict these tokens, without gradient.
+        """
+        return None
 
     def _run(self, batch: Batch, keep: Tensor) -> Tensor:
         """Return the last hidden states (L, C) of the tokens at `keep`."""
@@ -122,8 +134,7 @@ class SftObjective(ObjectiveModule):
         if len(at) == len(labels):
             return Recorded(ids, log_probs)
         if recorded is None:
-            certain, of_certain = certain_targets(labels, LIKELIEST)
-            recorded = Recorded(certain, with_rest(of_certain))
+            recorded = Recorded.certain(labels, LIKELIEST)
         return Recorded(recorded.ids.index_copy(0, at, ids), recorded.log_probs.index_copy(0, at, log_probs))
 
 

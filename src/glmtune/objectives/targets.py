@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from glmtune.data.batches import certain_targets
+
 LIKELIEST = 20
 """Ids recorded of each position, the label among them."""
 
@@ -70,6 +72,12 @@ class Recorded:
     """(L, K)"""
     log_probs: Tensor
     """Of the ids, and last of all others together; (L, K + 1) in float64."""
+
+    @classmethod
+    def certain(cls, labels: Tensor, number: int) -> "Recorded":
+        """Return distributions over `number` ids in which the labels (L,) are certain."""
+        ids, log_probs = certain_targets(labels, number)
+        return cls(ids, with_rest(log_probs))
 
     def as_targets(self, dtype: torch.dtype) -> Targets:
         """Return the distributions as what is learned, with weights in a type."""

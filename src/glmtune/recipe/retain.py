@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from glmtune.paths import find_rows
 from glmtune.recipe.base import MAX_RATE, SettingError, Settings
 
 DEFAULT_RATIO = 0.1
@@ -42,6 +43,11 @@ class Retain(Settings):
     @classmethod
     def _off(cls, value: object) -> object:
         return "off" if value is False else value  # which is how YAML reads the word
+
+    @field_validator("prompts")
+    @classmethod
+    def _bundled(cls, value: Path | None) -> Path | None:
+        return find_rows(value) if value else value
 
     @model_validator(mode="after")
     def _ascending(self) -> "Retain":

@@ -31,7 +31,7 @@ class Change:
     @property
     def share(self) -> float:
         """Length of the difference as a share of the weight's."""
-        return self.length / self.of if self.of else 1.0
+        return self.length / self.of if self.of else float(self.length > 0)
 
 
 @dataclass(frozen=True, slots=True)

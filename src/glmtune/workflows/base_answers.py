@@ -103,7 +103,7 @@ class Answering:
         Several processes share the prompts, and all get all answers.
         """
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
-        self._questions = Questions(tokenizer, taught)
+        self._questions = PromptTurns(tokenizer, taught)
         self._cache, self._processes = cache, processes
         known = read_answers(cache) if cache else {}
         self._known = processes.firsts(known) if processes else known
@@ -170,7 +170,7 @@ class Answering:
         return new
 
 
-class Questions:
+class PromptTurns:
     """The ids of the turns of prompts, as a chat with the model would send them."""
 
     def __init__(self, tokenizer: Tokenizer, taught: Taught) -> None:

@@ -16,7 +16,9 @@ from glmtune.run_files import FORGETTING_FILE, make_folder, step_of, write_json
 from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.processes import Processes
+from glmtune.workflows.evaluating import evaluation_folder
 from glmtune.workflows.events import Event, Note, Working
+from glmtune.workflows.reporting import renew_report
 from glmtune.workflows.retention import measure, record_reference
 from glmtune.workflows.rows import training_rows
 
@@ -29,14 +31,11 @@ def measuring(recipe: Recipe) -> Generator[Event, None, tuple[Path, Forgetting]]
     """
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=True)
     found = yield from compare_with_base(location, recipe)
-    folder = recipe.output
-    if folder is None and location.run:
-        at = "" if (strength := recipe.evaluate.strength) == 1 else f"-strength-{strength:g}"
-        folder = location.run / "evaluations" / f"{location.trained.resolve().name}{at}-general"
-    elif folder is None:
-        folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-general"
+    folder = evaluation_folder(recipe, location, "general")
     make_folder(folder)
     write_json(folder / FORGETTING_FILE, found.facts())
+    if recipe.output is None and location.run:
+        yield renew_report(location.run)
     return folder, found
 
 

@@ -36,7 +36,7 @@ from glmtune.workflows.base_answers import (
     OWN_DISTRIBUTION,
     Answering,
     BaseAnswer,
-    Questions,
+    PromptTurns,
     cache_file,
 )
 from glmtune.workflows.events import Answered, Event, Note, Working
@@ -137,7 +137,7 @@ def _imagine(
 
     Prompts whose answers would not fit into the model's context are left out.
     """
-    questions, filler = Questions(tokenizer, Taught.of(recipe.data)), tokenizer.encode_plain(".")[0]
+    questions, filler = PromptTurns(tokenizer, Taught.of(recipe.data)), tokenizer.encode_plain(".")[0]
     most, answers = recipe.retain.max_new_tokens, list[BaseAnswer]()
     for prompt in pool:
         if len(answers) >= num_rows:
@@ -168,8 +168,13 @@ def own_prompts(recipe: Recipe) -> list[GeneralPrompt]:
     if path.suffix in SUFFIXES or path.is_dir() or is_hub_name(path):
         examples = read_dataset(path, recipe.data).examples
         turns = [tuple(m.content for m in example.messages if m.role == "user") for example in examples]
+    elif path.is_file():
+        turns = [(line.strip(),) for line in read_text(path, is_given=True).splitlines()]
     else:
-        turns = [(line.strip(),) for line in read_text(path).splitlines()]
+        raise ConfigError(
+            f"retain.prompts: {path}: no such file, seen from {Path.cwd()}",
+            hint="check the path; retain.prompts=null takes the built-in prompts",
+        )
     unique = [each for each in dict.fromkeys(turns) if any(each)]
     if not unique:
         raise DataError(f"retain.prompts: {path}: no prompt in it", hint="write one a line")

@@ -5,7 +5,6 @@ import time
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
-from glmtune.conversation import encode_messages
 from glmtune.evaluation.forgetting import Forgetting, nats, worst
 from glmtune.files import read_json_if_there
 from glmtune.general import held_out_prompts
@@ -18,7 +17,7 @@ from glmtune.training.allocations import trim_heap
 from glmtune.workflows import forgetting
 from glmtune.workflows.events import Event, Note, Working
 from glmtune.workflows.replay import expected_seconds
-from glmtune.workflows.retention import Reference, measure, record_reference
+from glmtune.workflows.retention import Reference, ask_base, measure, record_reference
 
 if TYPE_CHECKING:
     from glmtune.workflows.plan import Plan
@@ -88,23 +87,24 @@ def _number_of_prompts(plan: "Plan", base: CausalLM) -> int:
 
 
 def _seconds_of_prompt(plan: "Plan", base: CausalLM) -> float:
-    """Return the time in which both models answer a prompt, the answers as long as they may be."""
-    tokenizer = plan.tokenizer
-    prompts = [
-        encode_messages(
-            tokenizer,
-            [{"role": "user", "content": prompt.turns[0]}],
-            taught=Taught.of(plan.recipe.data),
-        )
-        for prompt in held_out_prompts()[:TRIED]
-    ]
-    seconds = []
+    """Return the time in which both models answer a prompt: of a few timed tokens, and the first answers."""
+    answers = ask_base(
+        base,
+        plan.tokenizer,
+        held_out_prompts()[:TRIED],
+        folder=plan.location.folder,
+        taught=Taught.of(plan.recipe.data),
+        settings=plan.recipe.retain,
+        processes=plan.processes,
+    )
+    prompts, seconds = [answer.prompt_ids for answer in answers], []
     for tokens in (2, 2 + TRIED_TOKENS):
         sampling, start = Sampling(do_sample=False, max_new_tokens=tokens), time.perf_counter()
         complete(base, prompts, sampling, stop_ids=())
         seconds.append(time.perf_counter() - start)
-    a_token = max(seconds[1] - seconds[0], 1e-9) / TRIED_TOKENS / TRIED
-    return 2 * (seconds[0] / TRIED + a_token * plan.recipe.retain.max_new_tokens)
+    a_token = max(seconds[1] - seconds[0], 0.0) / TRIED_TOKENS
+    length = sum(len(answer.answer_ids) for answer in answers) / len(answers)
+    return 2 * (seconds[0] + a_token * length) / TRIED
 
 
 def report_of_run(

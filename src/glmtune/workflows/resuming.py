@@ -136,5 +136,8 @@ def with_full_paths(recipe: Recipe) -> Recipe:
         data["train"] = tuple(
             source.model_copy(update={"path": full_path(source.path)}) for source in recipe.data.train
         )
+    retain = recipe.retain
+    if retain.prompts:
+        retain = retain.model_copy(update={"prompts": full_path(retain.prompts)})
     models = {"model": lasting_name(recipe.model), "base": recipe.base and Path(lasting_name(recipe.base))}
-    return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data)})
+    return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data), "retain": retain})

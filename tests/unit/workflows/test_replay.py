@@ -163,6 +163,8 @@ def test_own_prompts_are_lines_of_text_or_the_questions_of_rows(tmp_path: Path) 
     lines.write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"retain\.prompts: .*mine\.txt: no prompt in it"):
         turns(lines)
+    with pytest.raises(ConfigError, match=r"retain\.prompts: .*none\.txt: no such file"):
+        turns(tmp_path / "none.txt")
 
 
 def test_a_model_without_a_chat_format_has_no_replay(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from glmtune.reports.checkup import Checkup
 from glmtune.reports.html.forgetting import describe_forgetting
 from glmtune.reports.html.page import render_page
 from glmtune.reports.output import output_path
-from glmtune.reports.texts import text
+from glmtune.reports.texts import Text, text
 from glmtune.run_files import write_text
 
 PAGE = "checkup.html"
@@ -30,8 +30,12 @@ def write_checkup(
         title=Path(found.path).name,
         found=found,
         replies=[(text(f"checkup_q_{reply.question}"), reply) for reply in found.replies()],
-        layers=[(name, f"{share:.2g}", 100 * share / most) for name, share in layers],
+        layers=[(_named(name), f"{100 * share:.2g} %", 100 * share / most) for name, share in layers],
         forgetting=describe_forgetting(found.forgetting),
     )
     write_text(path, page)
     return path
+
+
+def _named(layer: str) -> Text:
+    return text("checkup_layer", number=layer) if layer.isdecimal() else Text.of(layer)
