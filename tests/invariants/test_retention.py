@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import glmtune as glmtune_in_python
 from commands import glmtune
 from glmtune import load_model, load_tokenizer
 from glmtune.conversation import encode_messages
@@ -144,6 +145,9 @@ def test_the_command_afterwards_finds_what_the_run_found(model: Path, tmp_path: 
     assert facts["kl"]["mean"] == pytest.approx(at_end["kl"]["mean"], rel=1e-4)
     assert [each["tuned"] for each in facts["compared"]] == [each["tuned"] for each in at_end["compared"]]
     assert facts["verdict"] == found.verdict
+    from_python = glmtune_in_python.evaluate(again, general=True, quiet=True)
+    assert from_python.scores["compared"] == facts["compared"]
+    assert from_python.scores["task"]["rows"] == at_end["task"]["rows"]  # the run's rows, by its recipe
 
 
 def test_a_script_learns_from_the_exit_code_that_a_model_forgot(model: Path, tmp_path: Path) -> None:
