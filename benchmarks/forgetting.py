@@ -9,6 +9,7 @@ after row, so they are the oracle of the report that a run makes itself.
 benchmarks.forgetting_runs makes the runs, `python -m tools.forgetting_tables` the tables of docs/defaults.md.
 """
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,8 +44,8 @@ from glmtune.workflows.plan import planning
 Facts = dict[str, Any]
 LIKELIEST = 20
 NUM_PROMPTS, LONGEST_ANSWER = 32, 48
-NUM_ROWS = 160
-"""Held-out general rows, at most."""
+NUM_ROWS, NUM_TOKENS = 160, 8000
+"""Held-out general rows, at most, and their tokens: as many as make no more."""
 NUM_TEST = 40
 """Test rows of a task, at most."""
 AT_ONCE = 16
@@ -144,11 +145,16 @@ def answered(model: Any, tokenizer: Any) -> list[TrainingRow]:
         ids = [encode_messages(tokenizer, talks[i]) for i in asked]
         for i, prompt, answer in zip(asked, ids, greedy(model, tokenizer, ids, LONGEST_ANSWER), strict=True):
             talks[i].append({"role": "assistant", "content": tokenizer.decode(answer)})
-            whole = torch.tensor([*prompt, *answer], dtype=torch.int32)
-            labels = whole.clone()
-            labels[: len(prompt)] = -100
-            rows.append(TrainingRow(whole.numpy(), labels.numpy(), prompts[i].name))
+            rows.append(row_of(prompt, answer, prompts[i].name))
     return rows
+
+
+def row_of(prompt: Sequence[int], answer: Sequence[int], name: str) -> TrainingRow:
+    """A row that learns an answer."""
+    ids = torch.tensor([*prompt, *answer], dtype=torch.int32)
+    labels = ids.clone()
+    labels[: len(prompt)] = -100
+    return TrainingRow(ids.numpy(), labels.numpy(), name)
 
 
 def answer_for_replay(base: Base, most: int) -> None:
@@ -169,6 +175,8 @@ def answer_for_replay(base: Base, most: int) -> None:
 def _reference(name: str, general: Path) -> Reference:
     model, tokenizer = load_model(name, dtype="fp32", device="cpu"), load_tokenizer(name)
     prompts, rows = answered(model, tokenizer), read_rows(tokenizer, general)[:NUM_ROWS]
+    ends = itertools.accumulate(len(row.input_ids) for row in rows)
+    rows = [row for row, end in zip(rows, ends, strict=True) if end <= NUM_TOKENS]
     log_probs = [found for found, _ in learned(model, prompts)]
     return Reference(tokenizer, prompts, log_probs, rows, *loss_and_hits(model, rows))
 

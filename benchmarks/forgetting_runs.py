@@ -60,16 +60,20 @@ VERDICT: Sequence[tuple[Facts, Sequence[float]]] = (
 )
 
 
+FEW = 96
+"""Rows of the tasks of `verdict`, at most: it is to tell a drop, however it came about."""
+
+
 def verdict(base: Base, seeds: int) -> Iterator[Case]:
     """Methods from rates that do nothing to those that ruin, few and many epochs."""
-    for seed, epochs, (method, rates), task in itertools.product(
-        range(1, seeds + 1), (1, 8), VERDICT, sorted(base.tasks.keys() - {"identity"})
-    ):
+    tasks = sorted(base.tasks.keys() - {"identity"})
+    for seed, epochs, (method, rates), task in itertools.product(range(1, seeds + 1), (1, 8), VERDICT, tasks):
         kind = f"{method['name']}{' all' if 'target_modules' in method else ''}"
         for lr in rates:
             train = {"lr": lr, "epochs": epochs, "seed": seed}
             name = f"{task} {kind} lr={lr:g} epochs={epochs} seed={seed}"
-            yield name, task, {"method": method, "train": train, "retain": {"ratio": 0}}
+            facts = {"method": method, "train": train, "retain": {"ratio": 0}, "max_rows": FEW}
+            yield name, task, facts
 
 
 WAYS: dict[str, Facts] = {

@@ -132,7 +132,11 @@ def _no_built_in_questions(request: pytest.FixtureRequest, monkeypatch: pytest.M
         monkeypatch.setattr(before_after, "QUESTIONS", ())
 
 
-REPORTED = ("tests/invariants/test_retention.py", "tests/cli/test_forgetting.py")
+REPORTED = (
+    "tests/invariants/test_retention.py",
+    "tests/cli/test_forgetting.py",
+    "tests/test_forgetting_tables.py",
+)
 """Tests whose runs end with the report of forgetting, which costs as much as a tiny run."""
 
 

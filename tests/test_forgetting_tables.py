@@ -13,7 +13,13 @@ from benchmarks.measure import RESULTS
 from tools.forgetting_tables import PAGES, fill
 from tools.pages import DOCS
 
+import glmtune
 from glmtune.run_files import read_json_lines
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> forgetting.Base:
+    return BASES["glm-tiny"](tmp_path_factory.mktemp("rows"))
 
 
 def run(kl: float, drop: float, base: str = "b") -> Judged:
@@ -57,18 +63,18 @@ def test_a_divergence_is_the_sum_over_the_vocabulary_and_of_the_likeliest_no_mor
 
 
 @pytest.mark.parametrize("kind", ["grid", "verdict", "ways", "identity"])
-def test_each_run_has_a_name_of_its_own(kind: str, tmp_path: Path) -> None:
-    cases = list(CASES[kind](BASES["glm-tiny"](tmp_path), 2))
+def test_each_run_has_a_name_of_its_own(kind: str, base: forgetting.Base) -> None:
+    cases = list(CASES[kind](base, 2))
     assert len({name for name, _, _ in cases}) == len(cases) > 1
 
 
 def test_halving_makes_at_most_forty_runs_and_goes_on_with_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: forgetting.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = tmp_path / "runs.jsonl"
     monkeypatch.setattr("benchmarks.forgetting_runs.RESULT", result)
     made = []
-    for name, _, facts in CASES["front"](BASES["glm-tiny"](tmp_path), 3):
+    for name, _, facts in CASES["front"](base, 3):
         made.append(name)
         # the higher the rate, the better in both
         figures = {"task_loss": 1 / facts["train"]["lr"], "kl": 1 / facts["train"]["lr"]}
@@ -80,10 +86,34 @@ def test_halving_makes_at_most_forty_runs_and_goes_on_with_the_best(
 
 
 @pytest.mark.slow
-def test_a_base_does_not_diverge_from_itself(tmp_path: Path) -> None:
-    base = BASES["glm-tiny"](tmp_path)
+def test_a_base_does_not_diverge_from_itself(base: forgetting.Base, tmp_path: Path) -> None:
     figures = forgetting.run(
         base, "identity", {"train": {"lr": 0.0, "epochs": 1}, "retain": {"ratio": 0}}, tmp_path
     )
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
     assert figures["general_loss"][0] == pytest.approx(figures["general_loss"][1], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_report_of_a_run_is_what_is_read_row_by_row(tmp_path: Path) -> None:
+    settings = {"model": "glm-tiny", "dtype": "fp32", "device": "cpu", "output": str(tmp_path / "run")}
+    glmtune.train(
+        {
+            **settings,
+            "data": {"train": "examples/adverts.jsonl", "max_rows": 24},
+            "method": {"name": "lora", "target_modules": "all_linear"},
+            "train": {"lr": 3e-3, "steps": 6, "batch_size": 4, "precision": "fp32"},
+            "retain": {"ratio": 0, "report_prompts": 6, "max_new_tokens": 24},
+        },
+        quiet=True,
+    )
+    base, tuned = glmtune.load_model("glm-tiny", dtype="fp32"), glmtune.load_model(tmp_path / "run/last")
+    tokenizer = glmtune.load_tokenizer("glm-tiny")
+    found = json.loads((tmp_path / "run/forgetting.json").read_text(encoding="utf-8"))["compared"]
+    for answer in [one for one in found if one["turn"] == 1]:
+        prompt = glmtune.encode_messages(tokenizer, [{"role": "user", "content": answer["question"]}])
+        [ids] = forgetting.greedy(base, tokenizer, [prompt], 24)
+        row = forgetting.row_of(prompt, ids, answer["name"])
+        [(one, _)], [(two, _)] = (list(forgetting.learned(model, [row])) for model in (base, tuned))
+        kl = forgetting.divergence_of_likeliest(one, two).mean()
+        assert answer["kl"] == pytest.approx(float(kl), rel=1e-3, abs=1e-5)
