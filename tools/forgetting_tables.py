@@ -14,6 +14,7 @@ from benchmarks.measure import RESULTS
 from tools.memory_tables import read
 from tools.pages import DOCS, table, with_table, write_pages
 
+from glmtune.recipe.retain import Retain
 from glmtune.reports import canvas
 from glmtune.run_files import read_json_lines
 
@@ -28,28 +29,28 @@ WORDS = {
         "to": "to", "base": "base", "runs": "runs", "lost": "loss up by 5 % or more", "auroc": "AUROC",
         "false": "false, %", "true": "found, %", "by hits": "score down by 5 % or more",
         "auroc of hits": "AUROC", "left out": "the same, threshold of the other bases", "all": "all",
-        "threshold": "threshold, nats a token",
+        "threshold": "lowest threshold",
         "task": "task", "way": "protection", "kl": "KL per token", "part": "of that without",
         "loss": "task loss", "rouge": "task ROUGE-L", "rise": "general loss, % up",
         "steps": "steps", "time": "time", "none": "none", "seeds": "seeds",
         "adverts": "adverts", "identity": "identity, 12 rows", "facts": "facts",
         "rows": "rows", "learned": "learned tokens", "minutes": "minutes",
         "held out": "loss of held-out rows (step)",
-        "x": "KL(base || tuned) on general prompts, nats a token", "y": "rise of the general loss, %",
+        "x": "KL on general prompts, nats a token", "y": "rise of the general loss, %",
         "false rate": "runs without that rise, %", "true rate": "runs with that rise found, %",
     },
     "zh": {
         "to": "到", "base": "基座", "runs": "运行数", "lost": "损失上升 5 % 及以上的", "auroc": "AUROC",
         "false": "误判，%", "true": "找出，%",
         "by hits": "分数下降 5 % 及以上的", "auroc of hits": "AUROC", "left out": "同左，阈值取自其他基座",
-        "all": "全部", "threshold": "阈值，nat / token",
+        "all": "全部", "threshold": "最低的阈值",
         "task": "任务", "way": "保护办法", "kl": "每 token 的 KL", "part": "相当于无保护的",
         "loss": "任务损失", "rouge": "任务 ROUGE-L", "rise": "通用损失，上升 %",
         "steps": "步数", "time": "用时",
         "none": "无", "seeds": "种子数",
         "adverts": "广告", "identity": "身份，12 行", "facts": "事实",
         "rows": "行数", "learned": "学习的 token", "minutes": "分钟", "held out": "留出行的损失（步）",
-        "x": "通用提示上的 KL(基座 || 微调后)，nat / token", "y": "通用损失的上升，%",
+        "x": "通用提示上的 KL，nat / token", "y": "通用损失的上升，%",
         "false rate": "没有这样上升的运行，%", "true rate": "有这样上升且被找出的运行，%",
     },
 }  # fmt: skip
@@ -86,7 +87,14 @@ def verdict(language: str) -> str:
         apart = " / ".join(f"{100 * rate:.1f}" for rate in others.get(base or "", ()))
         by_hits = _lost([run.by_hits for run in part])
         rows.append([base or words["all"], str(len(part)), lost, area, false, true, apart, *by_hits])
-    return f"{table(rows)}\n\n{words['threshold']}: {lowest(runs):.3f}"
+    bounds = [(words["threshold"], lowest(runs))]
+    bounds += [(f"`retain.{name}`", getattr(Retain(), name)) for name in ("drifted", "forgot")]
+    shares = [[100 * rate for rate in rates(runs, bound)] for _, bound in bounds]
+    judgements = [
+        [name, f"{bound:.3g}", *(f"{share:.1f}" for share in found)]
+        for (name, bound), found in zip(bounds, shares, strict=True)
+    ]
+    return f"{table(rows)}\n\n{table([['', words['x'], words['false'], words['true']], *judgements])}"
 
 
 def _lost(runs: Sequence[Judged]) -> tuple[str, str]:
@@ -169,7 +177,7 @@ def draw(language: str) -> None:
     for base, colour in zip(BASES, COLOURS, strict=True):
         part = [run for run in runs if run.base == base]
         shown = drops.scatter(
-            [r.kl for r in part], [100 * r.drop for r in part], s=18, color=colour, alpha=0.7
+            [r.kl for r in part], [100 * r.rise for r in part], s=18, color=colour, alpha=0.7
         )
         shown.set_label(base)
     drops.set_xscale("log")
