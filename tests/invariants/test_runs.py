@@ -564,7 +564,7 @@ def test_a_fault_in_one_process_stops_all_by_its_name(faulty: tuple[Path, Path, 
     words = [
         f"model={broken}", f"output={tmp_path / 'run'}", f"data.train={rows}", "data.max_tokens=400",
         "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=4",
-        "samples.prompts=[]",
+        "samples.prompts=[]", "retain.ratio=0", "retain.report=off",
     ]  # fmt: skip
     done = run_ranks(2, "-m", "glmtune", "train", *words, encoding="utf-8")
     assert done.returncode != 0

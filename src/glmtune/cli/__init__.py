@@ -30,6 +30,7 @@ from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
 from glmtune.errors import GlmtuneError
+from glmtune.extras import put_off
 from glmtune.log import is_main_process, lines_on_stderr
 from glmtune.training.stopping import Interrupted
 
@@ -81,7 +82,8 @@ def main() -> None:
     settle_streams()
     warnings.simplefilter("ignore", FutureWarning)  # libraries telling other libraries' developers
     try:
-        with lines_on_stderr():
+        # PEFT imports it for layers that are never made here, and it torch's compiler: seconds, and 60 MB
+        with lines_on_stderr(), put_off("bitsandbytes"):
             glmtune(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)

@@ -5,7 +5,7 @@ under the name of a CPU, so that the code of a CPU is taken. Of what a pass does
 experts needs them: it is dealt out evenly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from glmtune.models.computing import HeldExperts, holds_experts
 from glmtune.models.frozen_linear import FrozenLinear
@@ -33,10 +34,10 @@ class ImaginedTensor(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "ImaginedTensor":
+    def __new__(cls: type["ImaginedTensor"], held: Tensor) -> "ImaginedTensor":
         """Wrap a tensor of the meta device."""
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
-        wrapper: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]  # torch has no stub of it
+        wrapper: Any = Tensor._make_wrapper_subclass
         imagined: ImaginedTensor = wrapper(cls, held.shape, dtype=held.dtype, device=CPU, **layout)
         imagined.held = held
         return imagined
@@ -49,9 +50,9 @@ class ImaginedTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # torch's way
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch types a function that this replaces
         cls,
-        func: Callable[..., Any],  # Any: torch's operators take and return anything
+        func: torch._ops.OpOverload,
         types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
@@ -62,29 +63,22 @@ class ImaginedTensor(Tensor):
             found = [named[name] if name in named else args[at] for at, name in written]
             return found[0] if len(found) == 1 else tuple(found)
         named = {name: META if name == "device" else _held(each) for name, each in named.items()}
-        return _imagined(func(*_held(args), **named))
+        return tree_map_only(Tensor, ImaginedTensor, func(*_held(args), **named))
 
 
 @cache
-def _written(operator: Any) -> tuple[tuple[int, str], ...]:
+def _written(operator: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
     """Return place and name of the arguments that an operator of torch writes into and returns."""
     assert torch.Tag.inplace_view not in operator.tags, f"{operator} changes a tensor's shape"
     arguments = enumerate(operator._schema.arguments)
     return tuple((at, each.name) for at, each in arguments if each.alias_info and each.alias_info.is_write)
 
 
-def _held(given: Any) -> Any:
+def _held(given: Any) -> Any:  # Any: what torch's operators take
     """Return arguments of an operator with the held tensors."""
     if isinstance(given, Tensor):
         return given.held if isinstance(given, ImaginedTensor) else given.to(META)
     return [_held(each) for each in given] if isinstance(given, (list, tuple)) else given
-
-
-def _imagined(result: Any) -> Any:
-    """Return results of an operator as imagined tensors."""
-    if isinstance(result, Tensor):
-        return ImaginedTensor(result)
-    return [_imagined(each) for each in result] if isinstance(result, (list, tuple)) else result
 
 
 def imagine(model: CausalLM) -> None:

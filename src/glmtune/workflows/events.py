@@ -103,7 +103,7 @@ class RunResult:
     metrics: dict[str, Any]
     """Training: steps, first_loss, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
     peak_memory_gib. `loss` is that of one step alone, `eval_loss` the mean over the validation rows. Empty
-    for an evaluation."""
+    for an evaluation. With the report of forgetting also `verdict`, and `general_kl` in nats a token."""
     scores: dict[str, Any]
     """Evaluation: the two score variants, num_rows, num_empty, stopped_share, compute (`exact` or `fast`),
     peak_memory_gib. Empty for a training run."""

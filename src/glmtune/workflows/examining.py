@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.extras import is_installed
 from glmtune.generate.compute import speed_up
 from glmtune.load import load_model, load_tokenizer
 from glmtune.locations import resolve
@@ -101,7 +101,8 @@ def test_itself(device: str) -> Iterator[Working | Finding]:
     if torch.backends.quantized.engine == "x86":
         yield from do("decode, W8A8", partial(_ask, "cpu", is_fast=True))
     for quant in QUANTS:
-        if quant not in EXTRAS or find_spec(EXTRAS[quant]):  # else the report says that it is not installed
+        # else the report says that it is not installed
+        if quant not in EXTRAS or is_installed(EXTRAS[quant]):
             yield from do(f"decode, {quant}", partial(_ask, device, quant=quant))
 
 

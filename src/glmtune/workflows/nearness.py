@@ -39,7 +39,7 @@ def cost_line(plan: "Plan") -> str:
         return ""
     start = f"retain.kl {plan.recipe.retain.kl:g}: KL(base || tuned) on the answers of the training rows"
     if is_switched_off(plan):
-        return f"{start}; each step runs the base too, about a third more time"
+        return f"{start}; each step runs the base too: about half as much time again"
     num_tokens = sum(int((row.labels != -100).sum()) for row in drawn_rows(plan))
     memory = in_words(num_tokens * TOKEN_BYTES)
     recorded = f"{LIKELIEST} likeliest are recorded before step 1: {num_tokens:,} tokens, {memory}"

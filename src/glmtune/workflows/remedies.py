@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from glmtune.errors import ConfigError, TrainingError, first_line
+from glmtune.extras import is_installed
 from glmtune.families import identify_family
 from glmtune.models.products import decoding_bytes
 from glmtune.models.protocol import CausalLM
@@ -100,7 +100,7 @@ def find_remedy(plan: "Plan", model: CausalLM, memory: Memory, base: Sequence[st
     if words is None:
         least = memory.leanest(LEAST_LENGTH) / SAFE_SHARE
         return f"take a smaller model, or a machine with {in_words(least)} free for training it"
-    is_missing = SMALL_MEANS in words and find_spec("bitsandbytes") is None
+    is_missing = SMALL_MEANS in words and not is_installed("bitsandbytes")
     extra = "; first `pip install 'glmtune[bitsandbytes]'`" if is_missing else ""
     return f"these settings would fit: {' '.join(words)}{extra}"
 

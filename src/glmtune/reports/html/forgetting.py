@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmtune.evaluation.forgetting import nats
-from glmtune.files import read_json_if_there
-from glmtune.reports.recorded_run import RecordedRun
 from glmtune.reports.texts import Text, text, text_or_name
-from glmtune.run_files import FORGETTING_FILE
 
 MOST_EXAMPLES = 3
 """Answers shown: those furthest from the base's."""
@@ -27,17 +24,6 @@ class Kept:
     """Of each category and language: its name, its divergence, and that in percent of the largest."""
     examples: list[tuple[str, str, str]]
     """A question, the base's answer and the tuned model's."""
-
-
-def read_forgetting(run: RecordedRun) -> dict[str, Any]:
-    """Return the report of a run's best checkpoint, else that of its end; empty without any."""
-    folders = (
-        [run.path / "evaluations" / f"{run.checkpoint.resolve().name}-general"] if run.checkpoint else []
-    )
-    for folder in (*folders, run.path):
-        if found := read_json_if_there(folder / FORGETTING_FILE, is_ours=True):
-            return found
-    return {}
 
 
 def describe_forgetting(facts: Mapping[str, Any]) -> Kept | None:

@@ -176,6 +176,12 @@ def _figures(runs: Sequence[RunFigures]) -> Iterator[tuple[Text, list[str | None
             for run in runs
         ],
     )
+    if any(run.verdict for run in runs):
+        kls = [run.general_kl for run in runs]
+        yield (
+            text("verdict"),
+            [None if kl is None else f"{run.verdict} ({kl:.3g})" for run, kl in zip(runs, kls, strict=True)],
+        )
     kinds = {scores.key: scores for run in runs for scores in run.scores}
     for key, example in kinds.items():
         of_runs = [next((each.values for each in run.scores if each.key == key), {}) for run in runs]

@@ -22,8 +22,8 @@ from glmtune.reports.html.charts import (
     run_series,
     smoothed,
 )
-from glmtune.reports.html.forgetting import Kept, describe_forgetting, read_forgetting
-from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_scores
+from glmtune.reports.html.forgetting import Kept, describe_forgetting
+from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_forgetting, read_scores
 from glmtune.reports.texts import Text, in_bytes, in_time, text, text_or_name
 from glmtune.run_files import DATA_FILE, MEMORY_FILE, RANKS_FILE, RECIPE_FILE, read_json_lines
 
