@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 @click.option(
     "--fail-on-forgetting", is_flag=True, help="With --general: exit code 3 if the verdict is `forgot`."
 )
+@click.option("--tasks", metavar="NAME,...", help="Run tasks of lm-eval instead, such as arc_easy.")
+@click.option("--include-path", type=PATH, help="With --tasks: a folder with tasks of your own.")
+@click.option("--num-fewshot", type=int, help="With --tasks: examples in front; else as the task has it.")
+@click.option("--limit", type=float, help="With --tasks: so many examples of each, below 1 a share.")
 def evaluate(
     path: Path,
     words: tuple[str, ...],
@@ -43,6 +47,8 @@ def evaluate(
     general: bool,
     as_json: bool,
     fail_on_forgetting: bool,
+    tasks: str | None,
+    **asking: Any,  # Any: options of lm-eval's tasks
 ) -> None:
     """Answer every row of FILE greedily and score the answers with ROUGE and BLEU-4.
 
@@ -56,6 +62,7 @@ def evaluate(
       glmtune evaluate runs/chatglm3-6b-lora --data test.json --against runs/evaluate-chatglm3-6b-test
       glmtune evaluate runs/chatglm3-6b-lora --general
       glmtune evaluate merged --general --base /models/chatglm3-6b
+      glmtune evaluate runs/chatglm3-6b-lora --tasks arc_easy,hellaswag --limit 100
     """
     from glmtune.workflows.early import recipe_for
 
@@ -70,12 +77,46 @@ def evaluate(
         if fail_on_forgetting:
             fail_on(verdict)
         return
+    if tasks:
+        _ask_tasks(recipe, [name.strip() for name in tasks.split(",")], asking, as_json=as_json)
+        return
     if fail_on_forgetting:
         raise ConfigError(
             "--fail-on-forgetting: nothing is measured without --general",
             hint=f"`glmtune evaluate {path} --general --fail-on-forgetting`",
         )
+    _require_tasks(asking)
     _score(recipe, against, as_json=as_json)
+
+
+def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as_json: bool) -> None:
+    """Run tasks of lm-eval, and print their scores."""
+    from glmtune.workflows.events import drain
+    from glmtune.workflows.show import Lines, Shown
+    from glmtune.workflows.tasks import asking_tasks
+
+    lines = Lines(on_stderr=as_json)
+    with lines.bar("answering"):
+        path, facts = drain(asking_tasks(recipe, tasks, **asking), Shown(lines))
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
+    for task, scores in facts["results"].items():
+        for key, value in scores.items():
+            name, _, kind = key.partition(",")
+            if kind and not name.endswith("_stderr"):
+                error = scores.get(f"{name}_stderr,{kind}")
+                around = f" ± {error:.4f}" if isinstance(error, float) else ""
+                lines.say(f"{task:24} {name:16} {value:.4f}{around}")
+    lines.say(f"scores: {path}")
+
+
+def _require_tasks(asking: dict[str, Any]) -> None:
+    """Raise `ConfigError` if an option of lm-eval's tasks is given without a task."""
+    if given := next((name for name, value in asking.items() if value is not None), ""):
+        option = f"--{given.replace('_', '-')}"
+        hint = f"`glmtune evaluate PATH --tasks NAME {option} ...`"
+        raise ConfigError(f"{option}: a part of --tasks", hint=hint)
 
 
 def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
